@@ -1,0 +1,73 @@
+"""The types that cross layers.
+
+Shape legend, used as suffixes everywhere: V views, B batch (rank-local), C classes, E experts or environments,
+D pooled features, d projection, h w feature-map size, H W image size, N samples of the training split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """The second half of a mixed sample: ``x = lam * x_i + (1 - lam) * x_partner``."""
+
+    labels_B: Tensor
+    """int64, label of the partner."""
+    lam_B: Tensor
+    """float32 in [0, 1], share of the sample's own image and label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a global batch."""
+
+    images_VBCHW: Tensor
+    """uint8 canvas with V = 1 as it leaves a reader, normalised float32 with V views after augmentation."""
+    labels_B: Tensor
+    """int64 in 0..C-1."""
+    index_B: Tensor
+    """int64 in 0..N-1: the sample's number inside its split (first index of its shard + row)."""
+    copy_B: Tensor
+    """int64: which repetition of the sample inside this epoch; part of the augmentation key."""
+    mix: Mix | None = None
+
+    def __len__(self) -> int:
+        return self.labels_B.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; asynchronous where the memory is pinned."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        mix = self.mix and Mix(move(self.mix.labels_B), move(self.mix.lam_B))
+        return Batch(move(self.images_VBCHW), move(self.labels_B), move(self.index_B), move(self.copy_B), mix)
+
+    def with_images(self, images_VBCHW: Tensor, mix: Mix | None = None) -> Batch:
+        return replace(self, images_VBCHW=images_VBCHW, mix=mix)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What a network computed for one batch; a field that nobody asked for is None."""
+
+    logits_BC: Tensor
+    """float32 without any prior added; [B, E, C] for a head with E experts."""
+    features_BD: Tensor
+    """Pooled features of view 1, not normalised."""
+    fmap_BDhw: Tensor | None = None
+    """Last feature map before pooling: of view 1, or, where a key encoder exists, of its view 2 (no gradient)."""
+    query_Bd: Tensor | None = None
+    """Unit-norm projection of view 1."""
+    key_Bd: Tensor | None = None
+    """Unit-norm projection of view 2 by the key encoder; no gradient."""
+
+    @property
+    def mean_logits_BC(self) -> Tensor:
+        """[B, C]: the mean over experts where there are any; what prediction and scores use."""
+        return self.logits_BC.mean(1) if self.logits_BC.dim() == 3 else self.logits_BC

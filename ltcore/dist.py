@@ -1,0 +1,79 @@
+"""Collectives that do nothing where there is one process.
+
+Convention for every loss in this project: the *mean over ranks* of what the ranks return is the loss of the global batch,
+because DistributedDataParallel averages gradients. A rank's local sum is therefore divided by the *global* count and
+multiplied by the world size, and ``gather_with_grad`` sums gradients over ranks in its backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    return td.is_available() and td.is_initialized() and td.get_world_size() > 1
+
+
+def rank() -> int:
+    return td.get_rank() if is_distributed() else 0
+
+
+def world() -> int:
+    return td.get_world_size() if is_distributed() else 1
+
+
+def all_reduce_sum_(tensor: Tensor) -> Tensor:
+    """In-place sum over ranks; returns the same tensor."""
+    if is_distributed():
+        td.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
+    """In-place copy from rank ``source``; returns the same tensor."""
+    if is_distributed():
+        td.broadcast(tensor, source)
+    return tensor
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """``value`` of rank ``source`` (plain JSON-like objects only)."""
+    if not is_distributed():
+        return value
+    box = [value]
+    td.broadcast_object_list(box, source)
+    return box[0]
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """[W*B, ...] of all ranks in rank order, without gradient. Every rank passes the same shape."""
+    if not is_distributed():
+        return tensor.detach()
+    parts = [torch.empty_like(tensor) for _ in range(world())]
+    td.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = all_reduce_sum_(grads[0].contiguous().clone())
+        return total.chunk(world())[rank()]
+
+
+def gather_with_grad(tensor: Tensor) -> Tensor:
+    """[W*B, ...] of all ranks in rank order; the backward pass sums the gradients of all ranks."""
+    return _GatherWithGrad.apply(tensor) if is_distributed() else tensor
+
+
+def barrier() -> None:
+    if is_distributed():
+        td.barrier()

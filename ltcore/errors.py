@@ -1,0 +1,68 @@
+"""Errors that say what is wrong, where, what was expected, and what to do next.
+
+Every message that a user can cause is one of these; the command line prints it as one sentence without a traceback
+unless ``--debug`` is given.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class LtcoreError(Exception):
+    """Base of all errors that are meant for the user. ``exit_code`` is what a pipeline exits with."""
+
+    exit_code = 1
+
+
+class ConfigError(LtcoreError):
+    """A key, a value or a combination of them is wrong."""
+
+    exit_code = 2
+
+
+class DataError(LtcoreError):
+    """Input data, a manifest or a shard is not what it should be."""
+
+
+class CheckpointError(LtcoreError):
+    """A checkpoint is unreadable, foreign, or belongs to another configuration."""
+
+
+class NumericError(LtcoreError):
+    """A loss or metric is not finite."""
+
+
+class CapacityError(LtcoreError):
+    """What was asked for can never be placed on the machines at hand."""
+
+    exit_code = 2
+
+
+class StallError(LtcoreError):
+    """Nothing happened for ``stall_s`` seconds."""
+
+    exit_code = 3
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """' Did you mean a, b?' with the closest allowed names, or '' where nothing is close."""
+    names = list(allowed)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if not close:  # a dotted key is often right but for its section
+        close = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:3]
+    return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def pick(table: Mapping[str, T], name: str, where: str) -> T:
+    """``table[name]``, or a ConfigError that names ``where``, the nearest names and all of them."""
+    try:
+        return table[name]
+    except KeyError:
+        raise ConfigError(
+            f"{where}={name!r} is unknown.{nearest(name, table)} Known: {', '.join(sorted(table))}."
+        ) from None

@@ -1,0 +1,168 @@
+"""Objective = base loss + named terms + the memories they declare.
+
+    L = mean_i( w_i * base_i ) + sum_t weight_t * term_t
+
+``w_i`` is the product of the sample weights of the terms that have any (IFL's environments). A term that is off is not
+built, so it changes neither a number nor a random state. Everything runs in float32 with autocast off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcore import dist
+from ltcore.batch import Batch, ModelOutput
+from ltcore.errors import ConfigError
+from ltcore.objective.memory.base import Memory
+from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
+from ltcore.objective.term import Base, FeatureDims, LossContext, Term
+from ltcore.stats import ClassStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is minimised."""
+
+    base: str = "cross_entropy"
+    """Name of the base loss (``python -m ltcore methods``)."""
+    base_options: BaseOptions = BaseOptions()
+    """Options of each base loss; only those of the chosen one have an effect."""
+    terms: Terms = Terms()
+    """The named terms; null is off."""
+    prior: str = "stream"
+    """Class prior for losses that use one: 'stream' (what the model sees, after re-weighting) or 'dataset'."""
+
+    def __post_init__(self) -> None:
+        if self.prior not in ("stream", "dataset"):
+            raise ValueError(f"prior must be 'stream' or 'dataset', got {self.prior!r}")
+        if self.base not in BASES:
+            raise ValueError(f"base must be one of {', '.join(sorted(BASES))}, got {self.base!r}")
+
+    def active_terms(self) -> dict[str, Any]:
+        """Name -> config of every term that can ever contribute."""
+        configs = {name: getattr(self.terms, name) for name in TERMS}
+        return {name: cfg for name, cfg in configs.items() if cfg is not None and not TERMS[name].build.is_off(cfg)}
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    loss: Tensor
+    """Scalar with gradient. The mean over ranks is the loss of the global batch."""
+    parts: dict[str, Tensor]
+    """Detached scalars: 'base' and one per term that contributed, unweighted."""
+
+
+class Objective(nn.Module):
+    """Base, terms and memories of one run. Parameters of losses (PaCo's centres) are parameters of this module."""
+
+    def __init__(self, cfg: ObjectiveConfig, stats: ClassStats, dims: FeatureDims, seed: int) -> None:
+        super().__init__()
+        self.cfg, self.stats = cfg, stats
+        self.base: Base = BASES[cfg.base].build(getattr(cfg.base_options, cfg.base), stats, dims)
+        self.terms = nn.ModuleDict(
+            {name: TERMS[name].build(term_cfg, stats, dims) for name, term_cfg in cfg.active_terms().items()}
+        )
+        self._memories: dict[Any, Memory] = {}
+        self._named: dict[str, dict[str, Memory]] = {}
+        for name, loss in [("base", self.base), *self.terms.items()]:
+            specs = loss.memories()
+            for spec in specs.values():
+                if spec.key not in self._memories:
+                    self._memories[spec.key] = spec.build(stats, dims, seed)
+            self._named[name] = {local: self._memories[spec.key] for local, spec in specs.items()}
+        self._log_prior_C = stats.log_prior_C(cfg.prior)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(self.base.needs, *(t.needs for t in self.terms.values()))
+
+    @property
+    def gathers(self) -> list[str]:
+        """Names of the losses that look across the global batch."""
+        return [n for n, loss in [(self.cfg.base, self.base), *self.terms.items()] if loss.gathers]
+
+    def check_mix(self) -> None:
+        if not self.base.label_mix:
+            raise ConfigError(f"augment.mixup_alpha > 0: objective.base={self.cfg.base!r} cannot use mixed labels.")
+        if len(self.terms) > 0:
+            raise ConfigError(
+                f"augment.mixup_alpha > 0 does not go with objective.terms.{next(iter(self.terms))}: mixed images have no "
+                "single class for the terms. Set augment.mixup_alpha=0 or the terms to null."
+            )
+
+    def context(self, name: str, progress: float, shared: dict[Any, Any]) -> LossContext:
+        return LossContext(self.stats, self._prior_now(), progress, self._named[name], shared)
+
+    def _prior_now(self) -> Tensor:
+        """[C] log prior; with 'stream', the class shares under the current sample weights of the terms."""
+        if self.cfg.prior == "dataset":
+            return self._log_prior_C
+        for name, term in self.terms.items():
+            share_C = term.class_shares(self._named[name])
+            if share_C is not None:
+                return share_C.to(self._log_prior_C.device).clamp_min(1e-12).log().float()
+        return self._log_prior_C
+
+    def forward(self, out: ModelOutput, batch: Batch, progress: float) -> ObjectiveOutput:
+        """``progress`` is the fraction of training done before this step."""
+        with torch.autocast(out.logits_BC.device.type, enabled=False):
+            shared: dict[Any, Any] = {}
+            base_B = self._base_per_sample(out, batch, self.context("base", progress, shared))
+            parts = {"base": _global_mean(base_B.detach())}
+            loss = base_B.mean()
+            live = {n: t for n, t in self.terms.items() if progress >= t.cfg.start}
+            for name, term in live.items():
+                weights_B = term.sample_weights(batch, self.context(name, progress, shared))
+                if weights_B is not None:
+                    base_B = base_B * weights_B
+                    loss = base_B.mean()
+            for name, term in live.items():
+                penalty = term(out, batch, self.context(name, progress, shared))
+                parts[name] = penalty.detach()
+                loss = loss + term.cfg.weight * penalty
+            return ObjectiveOutput(loss, parts)
+
+    def _base_per_sample(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
+        own_B = self.base(out, batch.labels_B, ctx)
+        if batch.mix is None:
+            return own_B
+        return batch.mix.lam_B * own_B + (1 - batch.mix.lam_B) * self.base(out, batch.mix.labels_B, ctx)
+
+    @torch.no_grad()
+    def observe(self, out: ModelOutput, batch: Batch, progress: float) -> None:
+        """After the optimiser step: every memory takes in the batch."""
+        for memory in self._memories.values():
+            memory.observe(out, batch)
+            if memory.merge_every_step:
+                memory.merge(progress)
+
+    @torch.no_grad()
+    def merge(self, progress: float) -> None:
+        """At the end of a virtual epoch, on every rank."""
+        for memory in self._memories.values():
+            if not memory.merge_every_step:
+                memory.merge(progress)
+
+    def memories(self) -> dict[str, Memory]:
+        """Name -> memory, in a stable order, for checkpoints and reports."""
+        names = [type(m).__name__ for m in self._memories.values()]
+        return {
+            f"{name}{names[:i].count(name) or ''}": m
+            for i, (name, m) in enumerate(zip(names, self._memories.values(), strict=True))
+        }
+
+    def to_device(self, device: torch.device) -> Objective:
+        """Parameters, memories and the prior."""
+        self.to(device)
+        self._log_prior_C = self._log_prior_C.to(device)
+        for memory in self._memories.values():
+            memory.to(device)
+        return self
+
+
+def _global_mean(value_B: Tensor) -> Tensor:
+    return dist.all_reduce_sum_(value_B.mean()) / dist.world()

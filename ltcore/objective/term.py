@@ -1,0 +1,121 @@
+"""The contract of the two kinds of loss: a base returns one number per sample, a term returns one penalty.
+
+Both are pure: they read published memories and write nothing, so calling one twice gives the same number. What is
+remembered across steps lives in a memory (``objective/memory``): a loss *declares* what it needs and never updates it.
+
+Values follow the convention of ``ltcore.dist``: the mean over ranks of what the ranks return is the loss of the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.memory.base import Memory, MemorySpec
+from ltcore.stats import ClassStats
+
+NEEDS = frozenset({"fmap", "query", "key"})
+"""What a loss may ask of the network: the feature map, the query projection, an EMA key encoder with a second view."""
+
+
+@dataclass(frozen=True)
+class FeatureDims:
+    """Sizes that losses and memories allocate by."""
+
+    features: int
+    """D, channels of the last feature map and length of the pooled feature."""
+    projection: int
+    """d, length of query and key."""
+    num_samples: int
+    """N, samples of the training split."""
+
+
+@dataclass
+class LossContext:
+    """What a loss may look at besides the current output. One object per forward."""
+
+    stats: ClassStats
+    log_prior_C: Tensor
+    """float32 log prior chosen by ``objective.prior``."""
+    progress: float
+    """Fraction of training done, in [0, 1]: images seen over images in total."""
+    memories: Mapping[str, Memory]
+    """The memories this loss declared, under the names it gave them."""
+    shared: dict[Any, Any] = field(default_factory=dict)
+    """Results that several losses of one forward use (the similarity matrix of PaCo and LPA)."""
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """``compute()``, at most once per forward for each ``key``."""
+        if key not in self.shared:
+            self.shared[key] = compute()
+        return self.shared[key]
+
+
+class Base(nn.Module):
+    """A classification loss. Subclasses declare a frozen ``Config`` dataclass and take ``(cfg, stats, dims)``."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    expert_head: ClassVar[bool] = False
+    """True: the loss expects logits [B, E, C]."""
+    label_mix: ClassVar[bool] = True
+    """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
+    gathers: ClassVar[bool] = False
+    """True: the loss looks across the global batch, so gradient accumulation would change its value."""
+
+    def memories(self) -> dict[str, MemorySpec]:
+        return {}
+
+    def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
+        """float32 [B], one loss per sample, never reduced."""
+        raise NotImplementedError  # abstract
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermConfig:
+    """Fields that every term has."""
+
+    weight: float = 1.0
+    """Factor of the penalty in the objective. 0 is not 'off' for a term that also re-weights samples; null is."""
+    start: float = 0.0
+    """Fraction of training before which the term contributes nothing. Range [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight must be a finite number >= 0, got {self.weight}")
+        if not 0 <= self.start < 1:
+            raise ValueError(f"start is a fraction of training in [0, 1), got {self.start}")
+
+
+class Term(nn.Module):
+    """One additive piece of the objective. Subclasses declare a frozen ``Config(TermConfig)``."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gathers: ClassVar[bool] = False
+
+    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    @staticmethod
+    def is_off(cfg: Any) -> bool:
+        """True where this configuration contributes nothing ever: the term is then not built at all."""
+        return bool(cfg.weight == 0)
+
+    def memories(self) -> dict[str, MemorySpec]:
+        return {}
+
+    def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
+        """float32 [B] with mean 1 over the training split, multiplied into the base loss; None: all ones."""
+        return None
+
+    def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
+        """[C] share of each class under ``sample_weights`` (sums to 1); None where the weights leave it alone."""
+        return None
+
+    def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
+        """float32 scalar penalty, before ``weight``."""
+        raise NotImplementedError  # abstract

@@ -1,0 +1,64 @@
+"""Class statistics of the training split: counts, priors and shot groups, indexed by the integer class id.
+
+They are built once, from the manifest, so no loss ever sorts class names (the published GLT code sorts them as strings,
+which permutes the prior of every data set with more than ten classes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHOT_GROUPS = ("many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """Counts of the training split. All tensors are [C]."""
+
+    counts_C: Tensor
+    """int64 images per class in the training split (or, while tuning, in what is left of it)."""
+    shot_groups: tuple[str, ...]
+    """Per class: 'many', 'medium' or 'few'."""
+    stream_counts_C: Tensor | None = None
+    """float64 expected images per class and epoch that the model really sees; None means ``counts_C``."""
+
+    def __post_init__(self) -> None:
+        if len(self.shot_groups) != len(self.counts_C):
+            raise ValueError(f"{len(self.shot_groups)} shot groups for {len(self.counts_C)} classes")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.counts_C)
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.counts_C.sum())
+
+    def log_prior_C(self, which: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[C] log prior of the ``dataset``, or of the ``stream`` (after resampling or re-weighting).
+
+        A class without a sample gets the prior of half a sample, so that its logit stays finite.
+        """
+        if which not in ("dataset", "stream"):
+            raise ValueError(f"prior must be 'dataset' or 'stream', got {which!r}")
+        counts = self.counts_C if which == "dataset" or self.stream_counts_C is None else self.stream_counts_C
+        counts = counts.double().clamp_min(0.5)
+        return (counts / counts.sum()).log().to(dtype)
+
+
+def shot_groups_by_count(counts_C: Tensor, many_above: int = 100, few_below: int = 20) -> tuple[str, ...]:
+    """OLTR's rule: many n > 100, few n < 20, medium between, both ends included. A group may be empty."""
+    return tuple("many" if n > many_above else "few" if n < few_below else "medium" for n in counts_C.tolist())
+
+
+def shot_groups_by_rank(counts_C: Tensor) -> tuple[str, ...]:
+    """Thirds of the class rank by descending count (ties by class id): for data sets where counts say little."""
+    num = len(counts_C)
+    order = sorted(range(num), key=lambda c: (-int(counts_C[c]), c))
+    groups = [""] * num
+    for rank, c in enumerate(order):
+        groups[c] = SHOT_GROUPS[rank * 3 // num]
+    return tuple(groups)
