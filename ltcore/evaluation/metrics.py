@@ -1,0 +1,84 @@
+"""Metrics of long-tailed recognition as functions of the confusion counts. All are fractions in [0, 1], in float64.
+
+Source: OLTR (many / medium / few), GLT ``utils/general_utils.py`` (macro precision and its F1).
+Differs: a group or class without test samples is None where the published code returns 0; GLT's F1 is 0 where it is NaN.
+Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ltcore.stats import SHOT_GROUPS
+
+
+def metrics(counts_ACC: Tensor, shot_groups: Sequence[str]) -> dict[str, float | None]:
+    """top1, macro_precision, glt_f1, many, medium, few and worst_class of one evaluation.
+
+    ``shot_groups`` names the group of each class. A group is the mean over those of its classes that have test samples
+    of their accuracy; None where there is no such class.
+    """
+    counts_CC = counts_ACC.sum(0)
+    accuracies = per_class(counts_CC)
+    tested = [a for a in accuracies if a is not None]
+    top1, precision = accuracy(counts_CC), macro_precision(counts_CC)
+    result = {"top1": top1, "macro_precision": precision, "glt_f1": glt_f1(top1, precision)}
+    for name in SHOT_GROUPS:
+        group = [a for a, g in zip(accuracies, shot_groups, strict=True) if g == name and a is not None]
+        result[name] = sum(group) / len(group) if group else None
+    return result | {"worst_class": min(tested, default=None)}
+
+
+def accuracy(counts_CC: Tensor) -> float | None:
+    """Share of correct predictions; None for an empty evaluation."""
+    total = int(counts_CC.sum())
+    return int(counts_CC.diagonal().sum()) / total if total else None
+
+
+def macro_precision(counts_CC: Tensor, predicted_C: Tensor | None = None) -> float | None:
+    """Mean over the classes *present in the labels* of hits / predictions; a class never predicted contributes 0.
+
+    ``predicted_C`` [C] replaces the number of predictions per class; the default counts those of ``counts_CC`` alone.
+    """
+    present_C = counts_CC.sum(1) > 0
+    if not bool(present_C.any()):
+        return None
+    predicted_C = counts_CC.sum(0) if predicted_C is None else predicted_C
+    share_C = counts_CC.diagonal().double() / predicted_C.clamp_min(1).double()
+    return float(share_C[present_C].mean())
+
+
+def glt_f1(top1: float | None, precision: float | None) -> float | None:
+    """Harmonic mean of accuracy and macro precision, 0 where both are 0. This is *not* the macro F1."""
+    if top1 is None or precision is None:
+        return None
+    return 2 * top1 * precision / (top1 + precision) if top1 + precision > 0 else 0.0
+
+
+def per_class(counts: Tensor) -> list[float | None]:
+    """Accuracy of each class, from [C, C] or [A, C, C] counts; None for a class without test samples."""
+    counts_CC = counts.sum(0) if counts.dim() == 3 else counts
+    hits, totals = counts_CC.diagonal().tolist(), counts_CC.sum(1).tolist()
+    return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+
+
+def per_attribute(
+    counts_ACC: Tensor, names: Sequence[str] | None = None, precision: str = "subset"
+) -> dict[str, float | None]:
+    """``attribute/<name>`` -> accuracy and ``attribute/<name>/macro_precision`` of the samples with that attribute.
+
+    ``precision='subset'`` counts predictions inside the attribute's samples (what GLT reports for attributes, 'premask');
+    'global' divides by the predictions over the whole test split (what GLT does for groups of classes). Samples of
+    unknown attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ...
+    """
+    if precision not in ("subset", "global"):
+        raise ValueError(f"precision must be 'subset' or 'global', got {precision!r}")
+    known_ACC = counts_ACC[:-1]
+    predicted_C = counts_ACC.sum((0, 1)) if precision == "global" else None
+    result: dict[str, float | None] = {}
+    for name, counts_CC in zip(names or [str(a) for a in range(len(known_ACC))], known_ACC, strict=True):
+        result[f"attribute/{name}"] = accuracy(counts_CC)
+        result[f"attribute/{name}/macro_precision"] = macro_precision(counts_CC, predicted_C)
+    return result

@@ -1,0 +1,90 @@
+"""The difference between two configurations that were trained with the same seeds.
+
+Seeds are paired: winner and baseline with one seed share initialisation, order of samples and augmentation, so the
+difference per seed varies less than each number. Its mean gets a two-sided Student t interval over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Tests = Mapping[str, Mapping[str, float | None]]
+"""``test`` of a ``run.json``: split -> metric -> value."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of (winner - baseline) over paired seeds; fractions, not points."""
+
+    difference: float
+    low: float | None
+    """Lower end of the interval; None with fewer than two seeds."""
+    high: float | None
+    distinguishable: bool
+    """True where there is an interval and it leaves out 0."""
+    num_seeds: int
+
+
+def paired_difference(winner: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> PairedDifference:
+    """Interval of the mean difference; element i of both sequences has the same seed. One pair at least."""
+    deltas = [w - b for w, b in zip(winner, baseline, strict=True)]
+    n = len(deltas)
+    mean = math.fsum(deltas) / n
+    if n < 2:
+        return PairedDifference(mean, None, None, False, n)
+    from scipy.stats import t  # a dependency of scikit-learn, slow to import
+
+    variance = math.fsum((d - mean) ** 2 for d in deltas) / (n - 1)
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance / n)
+    low, high = mean - half, mean + half
+    return PairedDifference(mean, low, high, not low <= 0 <= high, n)
+
+
+def points(value: float) -> str:
+    """A difference of fractions in signed percentage points: 0.0123 -> '+1.2'."""
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return text[1:] if float(f"{100 * value:.1f}") == 0 else text
+
+
+def sentence(result: PairedDifference) -> str:
+    """'not distinguishable from the baseline (...)', or 'better (worse) than the baseline by x points (...)'."""
+    if result.low is None or result.high is None:
+        return (
+            f"not distinguishable from the baseline (difference {points(result.difference)} points from one seed: "
+            "an interval needs two or more)"
+        )
+    interval = f"95% CI {points(result.low)}..{points(result.high)}, {result.num_seeds} seeds"
+    if not result.distinguishable:
+        return f"not distinguishable from the baseline (difference {points(result.difference)} points, {interval})"
+    side = "better" if result.difference > 0 else "worse"
+    return f"{side} than the baseline by {100 * abs(result.difference):.1f} points ({interval})"
+
+
+def compare(winner: Mapping[int, Tests], baseline: Mapping[int, Tests]) -> dict[str, dict[str, dict[str, Any]]]:
+    """``comparison`` of a ``sweep.json``: split -> metric -> values per seed, mean difference and interval.
+
+    Both arguments map a seed to the ``test`` results of its run. Only seeds that both have are compared, in ascending
+    order; a metric that is None anywhere (an empty shot group) is left out.
+    """
+    seeds = sorted(winner.keys() & baseline.keys())
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for split, metrics in winner[seeds[0]].items() if seeds else ():
+        for metric in metrics:
+            ours = [winner[s][split].get(metric) for s in seeds]
+            theirs = [baseline[s].get(split, {}).get(metric) for s in seeds]
+            pairs = [(w, b) for w, b in zip(ours, theirs, strict=True) if w is not None and b is not None]
+            if len(pairs) < len(seeds):
+                continue
+            delta = paired_difference([w for w, _ in pairs], [b for _, b in pairs])
+            result.setdefault(split, {})[metric] = {
+                "winner": [w for w, _ in pairs],
+                "baseline": [b for _, b in pairs],
+                "difference": delta.difference,
+                "low": delta.low,
+                "high": delta.high,
+                "distinguishable": delta.distinguishable,
+            }
+    return result
