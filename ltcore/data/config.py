@@ -1,0 +1,69 @@
+"""What can be chosen about the data: where it is, how it is made long-tailed, and how it reaches the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TIERS = ("auto", "cache", "threads", "stream")
+SUBSETS = ("keyed", "legacy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The ``data`` section of a run."""
+
+    uri: str = "digits-glt"
+    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source:
+    digits-glt, cifar10, cifar100."""
+    imbalance_factor: float | None = None
+    """Largest over smallest class of the training split, >= 1; the class sizes fall exponentially. None keeps the data
+    as they are. No effect on shards that are made already, nor on digits-glt, whose imbalance is its own."""
+    subset: str = "keyed"
+    """Which images the smaller classes keep: ``keyed`` takes those with the smallest keyed hash; ``legacy`` repeats the
+    published numpy selection (cifar10 and cifar100 only). No effect without ``imbalance_factor``."""
+    subset_seed: int = 0
+    """Seed of that selection and of the order inside the shards."""
+    val_per_class: int = 10
+    """Images per class for the validation split, >= 0: carved from training images that the long-tailed set does not
+    use where there are any. No effect where the data bring a validation split."""
+    canvas: int | None = None
+    """Side in pixels of the square to which every image is brought when it is decoded. None takes the manifest's."""
+    tier: str = "auto"
+    """How images reach the loop: ``cache`` (decoded once per node into a memory-mapped array), ``threads`` (read and
+    decoded by threads of the worker, every epoch anew), ``stream`` (the same in Ray Data tasks on any node), or
+    ``auto``: the cache if it fits, else threads. All give the same batches, bit for bit."""
+    lanes: int = 64
+    """The epoch plan is cut into gcd(lanes, batch size) lanes; the number of workers must divide it, and every such
+    number gives the same global batches."""
+    cache_bytes: int = 20 * 2**30
+    """Most bytes that decoded canvases, and, apart from them, raw shards of remote data, may take on a node's disk; the
+    least recently used go first."""
+    stream_window_steps: int = 8
+    """How many steps ahead of the loop images are read and decoded, >= 1. No effect on the cache."""
+    max_bad_samples: int = 0
+    """How many undecodable images a worker tolerates in the training split. 0 stops at the first. Otherwise each is
+    replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
+    tier takes the same one), and is listed in ``feed.bad_samples``. Never applies to other splits, where a number must
+    rest on every sample, nor to damaged shards."""
+
+    def __post_init__(self) -> None:
+        if not self.uri:
+            raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
+        if self.imbalance_factor is not None and not 1 <= self.imbalance_factor < float("inf"):
+            raise ValueError(f"imbalance_factor must be a number >= 1 or null, got {self.imbalance_factor}")
+        if self.subset not in SUBSETS:
+            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {self.subset!r}")
+        if self.val_per_class < 0:
+            raise ValueError(f"val_per_class must be >= 0, got {self.val_per_class}")
+        if self.canvas is not None and not 1 <= self.canvas <= 4096:
+            raise ValueError(f"canvas must be between 1 and 4096 pixels or null, got {self.canvas}")
+        if self.tier not in TIERS:
+            raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {self.tier!r}")
+        if self.lanes < 1:
+            raise ValueError(f"lanes must be >= 1, got {self.lanes}")
+        if self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be >= 0, got {self.cache_bytes}")
+        if self.stream_window_steps < 1:
+            raise ValueError(f"stream_window_steps must be >= 1, got {self.stream_window_steps}")
+        if self.max_bad_samples < 0:
+            raise ValueError(f"max_bad_samples must be >= 0, got {self.max_bad_samples}")

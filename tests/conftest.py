@@ -1,0 +1,59 @@
+"""Generated data that several test files share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltcore.data.shards import Sample, write_dataset
+
+TINY_COUNTS = {"train": (23, 12, 7, 4), "val": (3, 3, 3, 3), "test": (5, 4, 3, 2)}
+
+
+def png(rng: np.random.Generator, height: int = 16, width: int = 16) -> bytes:
+    """A PNG of noise."""
+    out = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def tiny_samples(split: str) -> Iterator[Sample]:
+    """Samples of the tiny data set: 4 classes, 2 attributes (every fifth sample has none), a few odd sizes."""
+    rng = np.random.default_rng(sorted(TINY_COUNTS).index(split))
+    for label, count in enumerate(TINY_COUNTS[split]):
+        for n in range(count):
+            side = (16, 16, 8, 32)[n % 4]
+            attribute = -1 if n % 5 == 4 else n % 2
+            yield Sample(f"{split}_{label}_{n}", png(rng, side, 16), "png", label, attribute)
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a data set with 46 training images of 4 classes in shards of about 10, made once; do not change it."""
+    uri = tmp_path_factory.mktemp("tiny") / "shards"
+    write_dataset(
+        str(uri),
+        name="tiny",
+        classes=["ant", "bee", "cat", "dog"],
+        attributes=["day", "night"],
+        splits={split: tiny_samples(split) for split in TINY_COUNTS},
+        canvas=16,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        seed=0,
+        shot_rule="rank",
+        provenance={"source": "tests"},
+        shard_size=10,
+    )
+    return str(uri)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("LTCORE_CACHE", str(tmp_path / "ltcore-cache"))
