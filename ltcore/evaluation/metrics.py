@@ -1,7 +1,8 @@
 """Metrics of long-tailed recognition as functions of the confusion counts. All are fractions in [0, 1], in float64.
 
 Source: OLTR (many / medium / few), GLT ``utils/general_utils.py`` (macro precision and its F1).
-Differs: a group or class without test samples is None where the published code returns 0; GLT's F1 is 0 where it is NaN.
+Differs: a group or class without test samples is None where the published code returns 0;
+GLT's F1 is 0 where it is NaN.
 Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction).
 """
 
@@ -69,7 +70,7 @@ def per_attribute(
 ) -> dict[str, float | None]:
     """``attribute/<name>`` -> accuracy and ``attribute/<name>/macro_precision`` of the samples with that attribute.
 
-    ``precision='subset'`` counts predictions inside the attribute's samples (what GLT reports for attributes, 'premask');
+    ``precision='subset'`` counts predictions inside the attribute's samples (GLT's 'premask', its rule for attributes);
     'global' divides by the predictions over the whole test split (what GLT does for groups of classes). Samples of
     unknown attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ...
     """

@@ -1,0 +1,33 @@
+"""TensorBoard event files through tensorboardX, which needs neither TensorFlow nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltcore.tracking.tracker import Scalars, scalars_of
+
+
+class TensorBoardSink:
+    """Scalars as curves, tables as Markdown text. A resumed run hides what was logged after ``resume_step``."""
+
+    def __init__(self, folder: Path, resume_step: int = 0) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+
+    def log(self, metrics: Scalars, step: int) -> None:
+        for key, value in scalars_of(metrics):
+            self._writer.add_scalar(key, value, step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        lines = [columns, ["---"] * len(columns), *rows]
+        self._writer.add_text(name, "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+    def html(self, name: str, path: Path) -> None:
+        del name, path  # TensorBoard shows no pages
+
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
+        del summary, status  # the curves end where the run ended
+        self._writer.close()
