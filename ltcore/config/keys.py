@@ -1,0 +1,227 @@
+"""Every configuration key with type, default and documentation, read from the source text of the dataclasses.
+
+Why from the text: ``--show``, ``keys`` and ``methods`` must answer at once, but the dataclasses live beside the code
+they configure, and importing that code imports torch (seconds). A generated table would be a second truth that goes
+stale with every new method. The documentation of a field exists in the text alone anyway, so this module parses the few
+files on which ``ltcore/config/schema.py`` rests, executes nothing, and needs some 50 ms. A test holds the result
+against the imported dataclasses, field by field.
+
+What it understands of a default is what a configuration needs: literals, arithmetic on them, named constants, and
+instances of other configuration dataclasses.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import functools
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+REQUIRED = "(required)"
+"""Default of a field that has none."""
+
+REGISTRY = "ltcore.objective.registry"
+_GENERATED = {"BaseOptions": "BASES", "Terms": "TERMS"}
+"""Sections that the registry makes from its tables: one field per row, typed by the ``Config`` of the row's class."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A key that holds a value."""
+
+    type: str
+    """As annotated: 'float', 'int | None', 'tuple[float, ...]'."""
+    default: Any
+    """Plain value, or ``REQUIRED``."""
+    doc: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A key that holds other keys."""
+
+    doc: str
+    fields: dict[str, Leaf | Section]
+    optional: bool = False
+    """True: null by default, and null switches it off."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One registry row, without what it builds."""
+
+    kind: str
+    """'base' or 'term'."""
+    name: str
+    says: str
+    paper: str
+
+
+@functools.cache
+def run_keys() -> Section:
+    """The tree of all keys of a run."""
+    module = _Module.read("ltcore.config.schema")
+    return module.section(module.names["RunConfig"])
+
+
+@functools.cache
+def sweep_keys() -> Section:
+    """The keys of a sweep file."""
+    module = _Module.read("ltcore.config.sweep_space")
+    return module.section(module.names["SweepConfig"])
+
+
+@functools.cache
+def methods() -> tuple[Method, ...]:
+    """All rows of the objective's registry: bases, then terms."""
+    module = _Module.read(REGISTRY)
+    return tuple(
+        Method(kind, name, says, paper)
+        for kind, table in (("base", "BASES"), ("term", "TERMS"))
+        for name, (_, says, paper) in module.rows(table).items()
+    )
+
+
+def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
+    """(dotted key, leaf) in the order of the source."""
+    for name, field in section.fields.items():
+        if isinstance(field, Section):
+            yield from leaves(field, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def find(pattern: str | None) -> list[tuple[str, Leaf]]:
+    """Leaves of runs and sweeps whose key contains ``pattern``, or matches it where it has a ``*``; all without one."""
+    table = [*leaves(run_keys()), *leaves(sweep_keys(), "sweep.")]
+    if not pattern:
+        return table
+    glob = pattern if any(c in pattern for c in "*?") else f"*{pattern}*"
+    return [(key, leaf) for key, leaf in table if fnmatch.fnmatchcase(key, glob)]
+
+
+_OPERATORS: dict[type[ast.operator], Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+
+
+class _Module:
+    """The top-level names of one source file of this package."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.file = PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
+        tree = ast.parse(self.file.read_text(encoding="utf-8"))
+        self.names: dict[str, ast.AST] = {}
+        self.imports: dict[str, tuple[str, str]] = {}
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ltcore"):
+                self.imports |= {a.asname or a.name: (node.module, a.name) for a in node.names}
+            elif isinstance(node, ast.ClassDef):
+                self.names[node.name] = node
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.names[node.targets[0].id] = node.value
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+                self.names[node.target.id] = node.value
+
+    @staticmethod
+    @functools.cache
+    def read(name: str) -> _Module:
+        return _Module(name)
+
+    def resolve(self, expr: ast.AST) -> tuple[_Module, ast.AST] | None:
+        """Where a name or ``Class.Inner`` is defined inside this package, and its definition."""
+        if isinstance(expr, ast.Name):
+            if expr.id in self.names:
+                return self, self.names[expr.id]
+            if expr.id in self.imports:
+                source, name = self.imports[expr.id]
+                return _Module.read(source).resolve(ast.Name(name))
+            if self.name == REGISTRY and expr.id in _GENERATED:
+                return self, expr
+        if isinstance(expr, ast.Attribute) and (outer := self.resolve(expr.value)):
+            module, node = outer
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, ast.ClassDef) and inner.name == expr.attr:
+                    return module, inner
+                if isinstance(inner, ast.Assign) and ast.unparse(inner.targets[0]) == expr.attr:  # Config = LpaConfig
+                    return module.resolve(inner.value)
+        return None
+
+    def rows(self, table: str) -> dict[str, tuple[ast.expr, str, str]]:
+        """Name -> (what it builds, says, paper) of a registry table."""
+        rows = self.names[table]
+        assert isinstance(rows, ast.Dict)
+        result = {}
+        for key, row in zip(rows.keys, rows.values, strict=True):
+            assert key is not None and isinstance(row, ast.Call)
+            build, says, paper = row.args
+            result[self.constant(key)] = (build, self.constant(says), self.constant(paper))
+        return result
+
+    def section(self, node: ast.AST, doc: str = "", optional: bool = False) -> Section:
+        """The fields of a configuration dataclass, inherited ones first."""
+        if isinstance(node, ast.Name):
+            return self._generated(node.id, doc)
+        assert isinstance(node, ast.ClassDef)
+        fields: dict[str, Leaf | Section] = {}
+        for base in node.bases:
+            if found := self.resolve(base):
+                fields |= found[0].section(found[1]).fields
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
+                assert isinstance(field.target, ast.Name)
+                text = _doc(after)
+                inherited = fields.get(field.target.id)
+                fields[field.target.id] = self._field(field, text or (inherited.doc if inherited else ""))
+        return Section(doc or (ast.get_docstring(node) or ""), fields, optional)
+
+    def _generated(self, name: str, doc: str) -> Section:
+        fields: dict[str, Leaf | Section] = {}
+        for row, (build, says, _) in self.rows(_GENERATED[name]).items():
+            found = self.resolve(ast.Attribute(build, "Config"))
+            assert found, f"{self.file}: {row!r} needs a class with a nested dataclass Config"
+            fields[row] = found[0].section(found[1], says, optional=name == "Terms")
+        return Section(doc, fields)
+
+    def _field(self, node: ast.AnnAssign, doc: str) -> Leaf | Section:
+        kind: ast.AST = node.annotation
+        optional = isinstance(kind, ast.BinOp) and ast.unparse(kind.right) == "None"
+        found = self.resolve(kind.left if isinstance(kind, ast.BinOp) and optional else kind)
+        if found and isinstance(found[1], ast.ClassDef | ast.Name):
+            return found[0].section(found[1], doc, optional)
+        return Leaf(ast.unparse(kind), REQUIRED if node.value is None else self.constant(node.value), doc)
+
+    def constant(self, expr: ast.AST) -> Any:
+        """The value of a default."""
+        if isinstance(expr, ast.Tuple | ast.List):
+            return tuple(self.constant(item) for item in expr.elts)
+        if isinstance(expr, ast.BinOp) and type(expr.op) in _OPERATORS:
+            return _OPERATORS[type(expr.op)](self.constant(expr.left), self.constant(expr.right))
+        if isinstance(expr, ast.Name) and (found := self.resolve(expr)):
+            return found[0].constant(found[1])
+        if isinstance(expr, ast.Call) and ast.unparse(expr.func) == "field":
+            factory = {k.arg: ast.unparse(k.value) for k in expr.keywords}.get("default_factory")
+            if factory in ("dict", "list", "tuple"):
+                return () if factory != "dict" else {}
+        try:
+            return ast.literal_eval(ast.unparse(expr))
+        except ValueError:
+            line = getattr(expr, "lineno", "?")
+            raise TypeError(f"{self.file}:{line}: default {ast.unparse(expr)} must be a constant") from None
+
+
+def _doc(node: ast.stmt | None) -> str:
+    """The text under a field, on one line."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return " ".join(node.value.value.split())
+    return ""

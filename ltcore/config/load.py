@@ -1,0 +1,132 @@
+"""From recipe, overrides or plain JSON to a validated ``RunConfig``, and back.
+
+    run = load_run("cifar100_lt_dro", {"objective.terms.dro.radius": "0.5", "train.epochs": 30})
+    from_dict(dump(run)) == run
+
+One dotted key (``objective.terms.dro.radius``) is the command line's override, the YAML path, the key of a search space
+and the column in W&B. Everything that is wrong raises ``ConfigError`` with the key, the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ltcore.config import tree as trees
+from ltcore.config.keys import run_keys
+from ltcore.config.schema import RunConfig
+from ltcore.config.sweep_file import read_sweep
+from ltcore.config.sweep_space import SweepConfig
+from ltcore.config.validate import plain, validate
+from ltcore.errors import ConfigError
+
+__all__ = [
+    "base_run",
+    "check_sweep",
+    "config_hash",
+    "dump",
+    "flat",
+    "from_dict",
+    "from_flat",
+    "load_run",
+    "load_sweep",
+    "override",
+    "to_yaml",
+]
+
+
+def load_run(recipe: str, overrides: Mapping[str, Any] = {}) -> RunConfig:
+    """A recipe (packaged name, path or URI of YAML) with dotted overrides, validated."""
+    return from_dict(trees.override(trees.read_recipe(recipe), overrides))
+
+
+def from_dict(tree: Mapping[str, Any]) -> RunConfig:
+    """A run out of a tree of plain values (what ``dump`` gives), validated."""
+    return validate(RunConfig, run_keys(), tree)
+
+
+def from_flat(keys: Mapping[str, Any]) -> RunConfig:
+    """A run out of dotted keys (what ``flat`` gives), validated."""
+    return from_dict(trees.override({}, keys))
+
+
+def override(run: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """``run`` with dotted keys set, validated again."""
+    return from_dict(trees.override(dump(run), overrides))
+
+
+def dump(run: RunConfig | SweepConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    tree: dict[str, Any] = plain(run)
+    if isinstance(run, SweepConfig):
+        tree["space"] = {key: str(spec) for key, spec in run.space.items()}
+    return tree
+
+
+def flat(run: RunConfig) -> dict[str, Any]:
+    """Dotted key -> scalar; lists as ``a,b``, a term that is off as one null."""
+    return dict(_flat(dump(run), ""))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", ",".join(map(str, value)) if isinstance(value, list) else value))
+    return pairs
+
+
+def to_yaml(run: RunConfig | SweepConfig) -> str:
+    """YAML text that reads back as the same configuration."""
+    return yaml.safe_dump(dump(run), sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_hash(run: RunConfig | SweepConfig) -> str:
+    """16 hex digits of everything that determines the result: all keys but ``name`` and ``tracking``."""
+    tree = {key: value for key, value in dump(run).items() if key not in ("name", "tracking")}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
+    """A sweep (packaged name, path or URI of YAML), checked against its recipe at both ends of every range.
+
+    Overrides that start with ``sweep.`` set keys of the sweep (``sweep.num_trials``, ``sweep.space.<key>=log:0.1,1``,
+    where null takes the key out of the space), all others set keys of every run.
+    """
+    config = read_sweep(sweep, overrides)
+    check_sweep(config, base_run(config))
+    return config
+
+
+def base_run(sweep: SweepConfig) -> RunConfig:
+    """The run that every trial starts from: recipe plus the sweep's overrides."""
+    return load_run(sweep.recipe, sweep.overrides)
+
+
+def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
+    """Refuses a space whose values the recipe does not take, and a grace period in which a term has not yet begun."""
+    latest = _latest_start(base)
+    for key, spec in sweep.space.items():
+        for value in spec.probes():
+            try:
+                run = override(base, {key: value})
+            except ConfigError as error:
+                raise ConfigError(f"sweep.space.{key}={spec} does not go with recipe {sweep.recipe}: {error}") from None
+            latest = max(latest, _latest_start(run))
+    start, name = latest
+    if sweep.search != "pbt" and sweep.grace_fraction < start:
+        raise ConfigError(
+            f"sweep.grace_fraction={sweep.grace_fraction} is shorter than objective.terms.{name}.start={start}: "
+            f"trials would be stopped before that term acts. Set sweep.grace_fraction={start} or more, or start the "
+            "term earlier."
+        )
+
+
+def _latest_start(run: RunConfig) -> tuple[float, str]:
+    return max(((cfg.start, name) for name, cfg in run.objective.active_terms().items()), default=(0.0, ""))

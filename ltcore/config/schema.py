@@ -1,0 +1,231 @@
+"""The whole configuration of a run: the owners' dataclasses put together, plus what belongs to no component.
+
+Frozen dataclasses; the text under a field is its documentation (``python -m ltcore keys``). A field's check lives
+beside it in ``__post_init__`` and starts its message with the field's name, so that an error can name the dotted key.
+``ltcore.config.load`` is the only way from text to a ``RunConfig``.
+
+Source of the defaults of ``OptimConfig`` and ``TrainConfig``: the CIFAR-LT recipe of LDAM-DRW (200 epochs, batch 128,
+SGD 0.1, warm-up over 5 epochs, x 0.01 at epochs 160 and 180, weight decay 2e-4 on everything).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ltcore.config.sweep_space import SELECTABLE, SweepConfig
+from ltcore.data.augment import AugmentConfig
+from ltcore.data.config import DataConfig
+from ltcore.models.net import ModelConfig
+from ltcore.objective.objective import ObjectiveConfig
+from ltcore.objective.registry import BASES, TERMS
+
+__all__ = ["SELECTABLE", "OptimConfig", "RunConfig", "SweepConfig", "TrackingConfig", "TrainConfig"]
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def _one_of(allowed: tuple[str, ...], **values: str) -> None:
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule. Times are fractions of training, so the epochs can be changed alone."""
+
+    optimizer: str = "sgd"
+    """'sgd' or 'adamw'."""
+    lr: float = 0.1
+    """Peak learning rate, for the global batch of ``train.batch_size``; it is never rescaled. Range > 0."""
+    momentum: float = 0.9
+    """Momentum of SGD, beta1 of AdamW. Range [0, 1)."""
+    nesterov: bool = False
+    """Nesterov's form of momentum. No effect with 'adamw'."""
+    weight_decay: float = 2e-4
+    """L2 penalty added to the gradient (SGD) or decoupled decay (AdamW), per step. Range >= 0."""
+    decay_norm_and_bias: bool = True
+    """Whether weight decay also applies to normalization parameters and biases, as in the published CIFAR-LT code."""
+    schedule: str = "multistep"
+    """After warm-up: 'multistep' (times ``gamma`` at each milestone), 'cosine' (to 0) or 'constant'. Set per epoch."""
+    warmup: float = 0.025
+    """Fraction of training with a rising rate: epoch e (from 0) of k = round(warmup * epochs) runs at lr * (e + 1) / k.
+    Range [0, 1)."""
+    milestones: tuple[float, ...] = (0.8, 0.9)
+    """Fractions of training, rising, each in (0, 1). No effect unless ``schedule`` is 'multistep'."""
+    gamma: float = 0.01
+    """Factor of the rate at each milestone. Range (0, 1]. No effect unless ``schedule`` is 'multistep'."""
+    clip_norm: float | None = None
+    """Largest L2 norm of the whole gradient; larger ones are scaled down. null: no clipping. Range > 0."""
+
+    def __post_init__(self) -> None:
+        _one_of(("sgd", "adamw"), optimizer=self.optimizer)
+        _one_of(("multistep", "cosine", "constant"), schedule=self.schedule)
+        _positive(lr=self.lr)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a fraction of training in [0, 1), got {self.warmup}")
+        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        if not rising or not all(0 < m < 1 for m in self.milestones):
+            raise ValueError(f"milestones must be rising fractions of training in (0, 1), got {self.milestones}")
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
+        if self.clip_norm is not None:
+            _positive(clip_norm=self.clip_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 200
+    """Passes over the training split. Range >= 1."""
+    batch_size: int = 128
+    """Images per optimizer step over all workers together. Range >= 1."""
+    accumulate: int = 1
+    """Backward passes per optimizer step, each over batch_size / accumulate images, to fit into memory. Must divide
+    ``batch_size``; refused for losses that look across the batch."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    precision: str = "auto"
+    """'fp32', 'bf16' (autocast; losses stay fp32) or 'auto': bf16 where the processor computes in it, else fp32."""
+    threads: int | None = None
+    """CPU threads of torch in each worker; results are bitwise repeatable for one number of threads. null: the CPUs
+    that the worker was given. Range >= 1."""
+    ema_decay: float = 0.0
+    """Decay per step of an averaged copy of the network that is evaluated in its place. Range [0, 1); 0 is off."""
+    eval_every: int = 1
+    """Epochs between evaluations on the validation split; the last epoch is always evaluated. Range >= 1."""
+    eval_batch_size: int = 512
+    """Images per evaluation batch on each worker; metrics do not depend on it. Range >= 1."""
+    checkpoint_every_s: float = 120.0
+    """Seconds between checkpoints; one is also written for the best epoch and at the end of the run. Range > 0."""
+    select: str = "val/top1"
+    """Validation metric whose highest value marks the best checkpoint."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            eval_every=self.eval_every,
+            eval_batch_size=self.eval_batch_size,
+            checkpoint_every_s=self.checkpoint_every_s,
+        )
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
+        if self.threads is not None:
+            _positive(threads=self.threads)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        _one_of(("auto", "fp32", "bf16"), precision=self.precision)
+        _one_of(SELECTABLE, select=self.select)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where a run is logged besides ``metrics.jsonl`` and ``run.json``, which are always written."""
+
+    wandb: bool = True
+    """Log to Weights & Biases."""
+    wandb_mode: str = "auto"
+    """'online', 'offline' (files that ``wandb sync`` uploads), 'disabled', or 'auto': online where an API key is found,
+    else offline. No effect with wandb=false."""
+    project: str = "ltcore"
+    """Name of the W&B project. No effect with wandb=false."""
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run directory."""
+
+    def __post_init__(self) -> None:
+        _one_of(("auto", "online", "offline", "disabled"), wandb_mode=self.wandb_mode)
+        if not self.project:
+            raise ValueError("project must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: everything that determines its result, and nothing about where it is computed."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    name: str
+    """Name of the run: directory and W&B run. Letters, digits, '.', '_' and '-'."""
+    seed: int = 0
+    """Seed of parameters, data order and augmentation. Range >= 0. The long-tailed subset has ``data.subset_seed``."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which images, and how they are read."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to training images on the device."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Backbone and head."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimized."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training loop."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where it is logged."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
+            raise ValueError(
+                f"name must consist of letters, digits, '.', '_' and '-' and start with a letter, a digit or '_', "
+                f"got {self.name!r}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        self._check_accumulation()
+        self._check_mixup()
+        self._check_experts()
+
+    def _check_accumulation(self) -> None:
+        if self.train.accumulate == 1:
+            return
+        base = self.objective.base
+        across = [f"objective.base={base}"] if BASES[base].build.gathers else []
+        across += [f"objective.terms.{name}" for name in self.objective.active_terms() if TERMS[name].build.gathers]
+        if across:
+            raise ValueError(
+                f"train.accumulate={self.train.accumulate} would change the value of {' and '.join(across)}, which "
+                "compares the samples of a whole batch with each other. Set train.accumulate=1 and, if memory is "
+                "short, a smaller train.batch_size or more workers"
+            )
+
+    def _check_mixup(self) -> None:
+        if self.augment.mixup_alpha == 0:
+            return
+        base = self.objective.base
+        if not BASES[base].build.label_mix:
+            raise ValueError(
+                f"augment.mixup_alpha={self.augment.mixup_alpha} does not go with objective.base={base}, which is not "
+                "a function of one label. Set augment.mixup_alpha=0 or choose another base"
+            )
+        terms = self.objective.active_terms()
+        if terms:
+            raise ValueError(
+                f"augment.mixup_alpha={self.augment.mixup_alpha} does not go with objective.terms.{next(iter(terms))}: "
+                "mixed images have no single class for a term. Set augment.mixup_alpha=0 or the terms to null"
+            )
+
+    def _check_experts(self) -> None:
+        wants_experts = BASES[self.objective.base].build.expert_head
+        if wants_experts and self.model.num_experts == 1:
+            raise ValueError(
+                f"model.num_experts=1 does not go with objective.base={self.objective.base}, which needs several "
+                "experts. Set model.num_experts=3"
+            )
+        if not wants_experts and self.model.num_experts > 1:
+            raise ValueError(
+                f"model.num_experts={self.model.num_experts} does not go with objective.base={self.objective.base}, "
+                "which takes one vector of logits. Set model.num_experts=1 or choose a base for experts"
+            )

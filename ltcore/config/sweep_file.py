@@ -1,0 +1,44 @@
+"""Sweep files: YAML plus overrides -> ``SweepConfig``. ``load.load_sweep`` also tries the values on the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ltcore.config.keys import sweep_keys
+from ltcore.config.sweep_space import SweepConfig, parse_space
+from ltcore.config.tree import Tree, lookup, read_file, unknown
+from ltcore.config.validate import validate
+from ltcore.errors import ConfigError
+
+_SWEEP, _SPACE = "sweep.", "sweep.space."
+
+
+def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
+    """A sweep (packaged name, path or URI of YAML) with overrides; see ``load.load_sweep`` for their form."""
+    tree, stem = read_file("sweep", sweep)
+    tree.setdefault("name", stem)
+    for key in ("space", "overrides"):
+        if not isinstance(tree.setdefault(key, {}), dict):
+            raise ConfigError(f"sweep.{key}={tree[key]!r} must map dotted keys to values.")
+    for key, value in overrides.items():
+        _set(tree, key, value)
+    for key in (*tree["space"], *tree["overrides"]):
+        lookup(key)
+    tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}
+    return validate(SweepConfig, sweep_keys(), tree, prefix=_SWEEP)
+
+
+def _set(tree: Tree, key: str, value: Any) -> None:
+    if key.startswith(_SPACE):
+        name = key.removeprefix(_SPACE)
+        if value in (None, "null"):
+            tree["space"].pop(name, None)
+        else:
+            tree["space"][name] = value
+    elif not key.startswith(_SWEEP):
+        tree["overrides"][key] = value
+    elif (name := key.removeprefix(_SWEEP)) in sweep_keys().fields:
+        tree[name] = value
+    else:
+        raise unknown(name, sweep_keys(), _SWEEP)

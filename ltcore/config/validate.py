@@ -1,0 +1,85 @@
+"""Typing of a tree by pydantic, and pydantic's errors as one sentence per key. Nothing else here imports pydantic."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ltcore.config.keys import REQUIRED, Leaf, Section
+from ltcore.config.tree import checked, expected
+from ltcore.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def validate(kind: type[T], section: Section, tree: Mapping[str, Any], prefix: str = "") -> T:
+    """An instance of the dataclass ``kind`` out of a tree, or a ConfigError that names every wrong key."""
+    try:
+        instance: T = _adapter(kind).validate_python(checked(tree, section))  # type: ignore[arg-type]  # a class is hashable
+        return instance
+    except ValidationError as error:
+        problems = [_sentence(problem, section, prefix) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _sentence(problem: Any, section: Section, prefix: str) -> str:
+    path = [part for part in problem["loc"] if isinstance(part, str)]
+    key = prefix + ".".join(path)
+    if problem["type"] == "missing":
+        return f"{key}: required key is missing (python -m ltcore keys {key})."
+    node: Leaf | Section | None = section
+    for name in path:
+        node = node.fields.get(name) if isinstance(node, Section) else None
+    if problem["type"] == "value_error":  # from a __post_init__: its message starts with the field's name
+        words = str(problem["ctx"]["error"])
+        return f"{key}.{words}." if path else f"{prefix}{words}."
+    kind = node.type if isinstance(node, Leaf) else "a section"
+    value = problem["input"]
+    shown = value if isinstance(value, str) else repr(value)
+    return f"{key}={shown}: expected {expected(kind)} (python -m ltcore keys {key})."
+
+
+@functools.cache
+def shape(name: str) -> type:
+    """Dataclasses with the fields, types and defaults of a run, made from its keys: without the owners' checks."""
+    from ltcore.config.keys import run_keys
+
+    return _shape(name, run_keys())
+
+
+def _shape(name: str, section: Section) -> type:
+    members: list[Any] = []
+    for key, value in section.fields.items():
+        if isinstance(value, Leaf):
+            kind = eval(value.type, {"__builtins__": {}}, _TYPES)  # our own annotations, over a closed set of types
+            members.append((key, kind) if value.default is REQUIRED else (key, kind, field(default=value.default)))
+            continue
+        inner = _shape(f"{name}_{key}", value)
+        if value.optional:
+            members.append((key, inner | None, field(default=None)))
+        else:
+            members.append((key, inner, field(default_factory=inner)))
+    made = make_dataclass(name, members, frozen=True, kw_only=True)
+    made.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
+    return made
+
+
+_TYPES = {kind.__name__: kind for kind in (int, float, bool, str, tuple, dict, list)}
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON values: dataclasses to dicts, tuples to lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, tuple | list) else value
