@@ -11,6 +11,7 @@ import hashlib
 import netrc
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ltcore.tracking.tracker import Scalars, Tracker, TrackerOptions, scalars_of
 
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 MAX_ID_CHARS = 64
+_STAGING = threading.Lock()
 
 
 def has_key(environ: Mapping[str, str]) -> bool:
@@ -128,26 +130,28 @@ class WandbSink:
         import wandb
 
         table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-        with self._staging():
+        with _staged_in(self._folder):
             self._run.log({name: table})
 
     def html(self, name: str, path: Path) -> None:
         import wandb
 
-        with self._staging():
+        with _staged_in(self._folder):
             self._run.log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         self._run.summary.update({**summary, "status": status})
         self._run.finish(exit_code=1 if status == "failed" else 0)
 
-    @contextmanager
-    def _staging(self) -> Iterator[None]:
-        """Tables are staged in a folder that only an environment variable can name; the default is outside the run."""
-        before = os.environ.get("WANDB_DATA_DIR")
-        os.environ["WANDB_DATA_DIR"] = before or str(self._folder)
+
+@contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """W&B stages tables in a folder that only WANDB_DATA_DIR can name, and by default outside the run's."""
+    with _STAGING:  # the variable belongs to the process, the folder to the run of one of its threads
+        theirs = os.environ.get("WANDB_DATA_DIR")
+        os.environ["WANDB_DATA_DIR"] = theirs or str(folder)
         try:
             yield
         finally:
-            if before is None:
-                os.environ.pop("WANDB_DATA_DIR", None)
+            if theirs is None:
+                del os.environ["WANDB_DATA_DIR"]

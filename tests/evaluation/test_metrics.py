@@ -1,0 +1,104 @@
+"""Metrics against closed-form values and against scikit-learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ltcore.evaluation.accumulate import Confusion
+from ltcore.evaluation.metrics import glt_f1, macro_precision, metrics, per_attribute, per_class
+
+GROUPS = ("many", "medium", "few")
+
+
+def counts_of(labels: str, predictions: str, attributes: str | None = None, num_attributes: int = 0) -> torch.Tensor:
+    """Counts of digit strings, so that a test reads like the definition."""
+    classes = 3
+    confusion = Confusion(classes, num_attributes)
+    logits_BC = torch.nn.functional.one_hot(torch.tensor([int(p) for p in predictions]), classes).float()
+    attributes_B = None if attributes is None else torch.tensor([int(a) if a != "-" else -1 for a in attributes])
+    confusion.update(logits_BC, torch.tensor([int(x) for x in labels]), attributes_B)
+    return confusion.counts_ACC
+
+
+def test_reference_values() -> None:
+    counts_ACC = counts_of("000111222", "001111021")
+    result = metrics(counts_ACC, GROUPS)
+    assert result["top1"] == pytest.approx(0.666667, abs=1e-6)
+    assert result["macro_precision"] == pytest.approx(0.755556, abs=1e-6)
+    assert result["glt_f1"] == pytest.approx(0.708333, abs=1e-6)
+    assert per_class(counts_ACC) == pytest.approx([2 / 3, 1.0, 1 / 3])
+    assert [result[g] for g in GROUPS] == pytest.approx([2 / 3, 1.0, 1 / 3])
+    assert result["worst_class"] == pytest.approx(1 / 3)
+
+
+def test_a_class_never_predicted_contributes_zero() -> None:
+    result = metrics(counts_of("000111222", "001111001"), GROUPS)
+    assert result["top1"] == pytest.approx(0.555556, abs=1e-6)
+    assert result["macro_precision"] == pytest.approx(0.366667, abs=1e-6)
+    assert result["worst_class"] == 0
+
+
+def test_only_classes_present_in_the_labels_count() -> None:
+    counts_ACC = counts_of("0011", "0121")  # class 2 is predicted and never true
+    assert macro_precision(counts_ACC.sum(0)) == pytest.approx((1.0 + 0.5) / 2)
+    assert per_class(counts_ACC) == [0.5, 0.5, None]
+    result = metrics(counts_ACC, GROUPS)
+    assert (result["many"], result["medium"], result["few"]) == (0.5, 0.5, None)
+
+
+def test_an_empty_group_is_none_and_not_zero() -> None:
+    assert metrics(counts_of("012", "012"), ("many", "many", "medium"))["few"] is None
+
+
+def test_everything_wrong_has_f1_zero() -> None:
+    assert metrics(counts_of("012", "120"), GROUPS)["glt_f1"] == 0.0
+    assert glt_f1(None, None) is None
+
+
+def test_an_empty_evaluation_has_no_numbers() -> None:
+    empty = Confusion(3, 2).counts_ACC
+    assert set(metrics(empty, GROUPS).values()) == {None}
+    assert set(per_attribute(empty).values()) == {None}
+
+
+def test_groups_must_name_every_class() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        metrics(counts_of("012", "012"), ("many", "few"))
+
+
+def test_attributes_by_subset_and_by_global_predictions() -> None:
+    #            attribute 0: 0->0 1->0    attribute 1: 0->0 1->1   unknown: 1->1
+    counts_ACC = counts_of("01011", "00011", "0011-", num_attributes=2)
+    subset = per_attribute(counts_ACC, ("ink", "paper"))
+    assert subset == pytest.approx(
+        {
+            "attribute/ink": 0.5,
+            "attribute/ink/macro_precision": (1 / 2 + 0) / 2,
+            "attribute/paper": 1.0,
+            "attribute/paper/macro_precision": 1.0,
+        }
+    )
+    whole = per_attribute(counts_ACC, ("ink", "paper"), precision="global")
+    assert whole["attribute/ink/macro_precision"] == pytest.approx((1 / 3 + 0 / 2) / 2)
+    assert whole["attribute/paper/macro_precision"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    with pytest.raises(ValueError, match="subset"):
+        per_attribute(counts_ACC, precision="premask")
+
+
+def test_against_scikit_learn_on_random_predictions() -> None:
+    from sklearn.metrics import balanced_accuracy_score, precision_score
+
+    gen = torch.Generator().manual_seed(0)
+    labels, predictions = (torch.randint(3, (200,), generator=gen) for _ in range(2))
+    counts_ACC = counts_of("".join(map(str, labels.tolist())), "".join(map(str, predictions.tolist())))
+    expected = precision_score(labels, predictions, average="macro", zero_division=0)
+    assert metrics(counts_ACC, GROUPS)["macro_precision"] == pytest.approx(expected, abs=1e-12)
+    recalls = [a for a in per_class(counts_ACC) if a is not None]
+    assert sum(recalls) / 3 == pytest.approx(balanced_accuracy_score(labels, predictions), abs=1e-12)
+
+
+def test_renaming_classes_changes_nothing() -> None:
+    base = metrics(counts_of("000111222", "001111021"), GROUPS)
+    renamed = metrics(counts_of("222000111", "220000210"), ("medium", "few", "many"))
+    assert renamed == pytest.approx(base)
