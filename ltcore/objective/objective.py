@@ -8,13 +8,12 @@ built, so it changes neither a number nor a random state. Everything runs in flo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.errors import ConfigError
 from ltcore.objective.memory.base import Memory
@@ -29,9 +28,10 @@ class ObjectiveConfig:
 
     base: str = "cross_entropy"
     """Name of the base loss (``python -m ltcore methods``)."""
-    base_options: BaseOptions = BaseOptions()
-    """Options of each base loss; only those of the chosen one have an effect."""
-    terms: Terms = Terms()
+    base_options: BaseOptions = field(default_factory=BaseOptions)
+    """Options of each base loss; those of a base that is not chosen have no effect and must be left at their
+    defaults."""
+    terms: Terms = field(default_factory=Terms)
     """The named terms; null is off."""
     prior: str = "stream"
     """Class prior for losses that use one: 'stream' (what the model sees, after re-weighting) or 'dataset'."""
@@ -41,6 +41,11 @@ class ObjectiveConfig:
             raise ValueError(f"prior must be 'stream' or 'dataset', got {self.prior!r}")
         if self.base not in BASES:
             raise ValueError(f"base must be one of {', '.join(sorted(BASES))}, got {self.base!r}")
+        for name, row in BASES.items():
+            if name != self.base and getattr(self.base_options, name) != row.build.Config():
+                raise ValueError(
+                    f"base_options.{name} has no effect with base={self.base!r}: remove it or set base={name!r}"
+                )
 
     def active_terms(self) -> dict[str, Any]:
         """Name -> config of every term that can ever contribute."""
@@ -53,7 +58,8 @@ class ObjectiveOutput:
     loss: Tensor
     """Scalar with gradient. The mean over ranks is the loss of the global batch."""
     parts: dict[str, Tensor]
-    """Detached scalars: 'base' and one per term that contributed, unweighted."""
+    """Detached scalars: 'base' and one per live term, before their weights. As for the loss, the mean over ranks is
+    global."""
 
 
 class Objective(nn.Module):
@@ -63,68 +69,71 @@ class Objective(nn.Module):
         super().__init__()
         self.cfg, self.stats = cfg, stats
         self.base: Base = BASES[cfg.base].build(getattr(cfg.base_options, cfg.base), stats, dims)
-        self.terms = nn.ModuleDict(
-            {name: TERMS[name].build(term_cfg, stats, dims) for name, term_cfg in cfg.active_terms().items()}
-        )
+        self._terms: dict[str, Term] = {
+            name: TERMS[name].build(term_cfg, stats, dims) for name, term_cfg in cfg.active_terms().items()
+        }
+        self.terms = nn.ModuleDict(self._terms)  # registers parameters; ``_terms`` is the same with its type
         self._memories: dict[Any, Memory] = {}
         self._named: dict[str, dict[str, Memory]] = {}
-        for name, loss in [("base", self.base), *self.terms.items()]:
+        for name, loss in [("base", self.base), *self._terms.items()]:
             specs = loss.memories()
             for spec in specs.values():
                 if spec.key not in self._memories:
                     self._memories[spec.key] = spec.build(stats, dims, seed)
             self._named[name] = {local: self._memories[spec.key] for local, spec in specs.items()}
-        self._log_prior_C = stats.log_prior_C(cfg.prior)
+        self._log_prior_C = stats.log_prior_C(cfg.prior, torch.float64)
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset().union(self.base.needs, *(t.needs for t in self.terms.values()))
+        return frozenset().union(self.base.needs, *(t.needs for t in self._terms.values()))
 
     @property
     def gathers(self) -> list[str]:
         """Names of the losses that look across the global batch."""
-        return [n for n, loss in [(self.cfg.base, self.base), *self.terms.items()] if loss.gathers]
+        return [n for n, loss in [(self.cfg.base, self.base), *self._terms.items()] if loss.gathers]
 
     def check_mix(self) -> None:
         if not self.base.label_mix:
             raise ConfigError(f"augment.mixup_alpha > 0: objective.base={self.cfg.base!r} cannot use mixed labels.")
-        if len(self.terms) > 0:
+        if self._terms:
             raise ConfigError(
-                f"augment.mixup_alpha > 0 does not go with objective.terms.{next(iter(self.terms))}: mixed images have no "
-                "single class for the terms. Set augment.mixup_alpha=0 or the terms to null."
+                f"augment.mixup_alpha > 0 does not go with objective.terms.{next(iter(self._terms))}: mixed images "
+                "have no single class for the terms. Set augment.mixup_alpha=0 or the terms to null."
             )
-
-    def context(self, name: str, progress: float, shared: dict[Any, Any]) -> LossContext:
-        return LossContext(self.stats, self._prior_now(), progress, self._named[name], shared)
-
-    def _prior_now(self) -> Tensor:
-        """[C] log prior; with 'stream', the class shares under the current sample weights of the terms."""
-        if self.cfg.prior == "dataset":
-            return self._log_prior_C
-        for name, term in self.terms.items():
-            share_C = term.class_shares(self._named[name])
-            if share_C is not None:
-                return share_C.to(self._log_prior_C.device).clamp_min(1e-12).log().float()
-        return self._log_prior_C
 
     def forward(self, out: ModelOutput, batch: Batch, progress: float) -> ObjectiveOutput:
         """``progress`` is the fraction of training done before this step."""
         with torch.autocast(out.logits_BC.device.type, enabled=False):
+            live = {name: term for name, term in self._terms.items() if progress >= term.cfg.start}
+            log_prior_C = self._log_prior_now(live).to(torch.promote_types(out.logits_BC.dtype, torch.float32))
             shared: dict[Any, Any] = {}
-            base_B = self._base_per_sample(out, batch, self.context("base", progress, shared))
-            parts = {"base": _global_mean(base_B.detach())}
-            loss = base_B.mean()
-            live = {n: t for n, t in self.terms.items() if progress >= t.cfg.start}
+
+            def context(name: str) -> LossContext:
+                return LossContext(self.stats, log_prior_C, progress, self._named[name], shared)
+
+            base_B = self._base_per_sample(out, batch, context("base"))
+            parts = {"base": base_B.detach().mean()}
             for name, term in live.items():
-                weights_B = term.sample_weights(batch, self.context(name, progress, shared))
+                weights_B = term.sample_weights(batch, context(name))
                 if weights_B is not None:
                     base_B = base_B * weights_B
-                    loss = base_B.mean()
+            loss = base_B.mean()
             for name, term in live.items():
-                penalty = term(out, batch, self.context(name, progress, shared))
+                penalty = term(out, batch, context(name))
                 parts[name] = penalty.detach()
                 loss = loss + term.cfg.weight * penalty
+            for parameter in (p for name, term in self._terms.items() if name not in live for p in term.parameters()):
+                loss = loss + 0.0 * parameter.sum()  # DDP waits for the gradient of every parameter
             return ObjectiveOutput(loss, parts)
+
+    def _log_prior_now(self, live: dict[str, Term]) -> Tensor:
+        """float64 [C]; with 'stream', the class shares under the sample weights that are in force."""
+        if self.cfg.prior == "stream":
+            for name, term in live.items():
+                share_C = term.class_shares(self._named[name])
+                if share_C is not None:
+                    return share_C.log()
+        return self._log_prior_C
 
     def _base_per_sample(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         own_B = self.base(out, batch.labels_B, ctx)
@@ -162,7 +171,3 @@ class Objective(nn.Module):
         for memory in self._memories.values():
             memory.to(device)
         return self
-
-
-def _global_mean(value_B: Tensor) -> Tensor:
-    return dist.all_reduce_sum_(value_B.mean()) / dist.world()

@@ -3,7 +3,8 @@
 Both are pure: they read published memories and write nothing, so calling one twice gives the same number. What is
 remembered across steps lives in a memory (``objective/memory``): a loss *declares* what it needs and never updates it.
 
-Values follow the convention of ``ltcore.dist``: the mean over ranks of what the ranks return is the loss of the global batch.
+Values follow the convention of ``ltcore.dist``: the mean over ranks of what the ranks return is the loss of the global
+batch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
@@ -40,7 +42,7 @@ class LossContext:
 
     stats: ClassStats
     log_prior_C: Tensor
-    """float32 log prior chosen by ``objective.prior``."""
+    """[C] log prior chosen by ``objective.prior``: float32, or float64 where the logits are."""
     progress: float
     """Fraction of training done, in [0, 1]: images seen over images in total."""
     memories: Mapping[str, Memory]
@@ -55,6 +57,11 @@ class LossContext:
         return self.shared[key]
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """float32 for half types, the tensor itself otherwise: losses are never computed below float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 class Base(nn.Module):
     """A classification loss. Subclasses declare a frozen ``Config`` dataclass and take ``(cfg, stats, dims)``."""
 
@@ -65,6 +72,10 @@ class Base(nn.Module):
     """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
     gathers: ClassVar[bool] = False
     """True: the loss looks across the global batch, so gradient accumulation would change its value."""
+
+    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:  # noqa: ARG002 - for subclasses
+        super().__init__()
+        self.cfg = cfg
 
     def memories(self) -> dict[str, MemorySpec]:
         return {}
@@ -96,7 +107,7 @@ class Term(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     gathers: ClassVar[bool] = False
 
-    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
+    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:  # noqa: ARG002 - for subclasses
         super().__init__()
         self.cfg = cfg
 
@@ -108,11 +119,11 @@ class Term(nn.Module):
     def memories(self) -> dict[str, MemorySpec]:
         return {}
 
-    def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
+    def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:  # noqa: ARG002
         """float32 [B] with mean 1 over the training split, multiplied into the base loss; None: all ones."""
         return None
 
-    def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
+    def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:  # noqa: ARG002
         """[C] share of each class under ``sample_weights`` (sums to 1); None where the weights leave it alone."""
         return None
 

@@ -1,0 +1,76 @@
+"""Class centroids: mean and spread of the pooled features of each class over one virtual epoch.
+
+Source: methods of DRO-LT (robust distance to the empirical class mean) and IFL (one center per class for all
+environments), which share this table.
+Differs: the authors of DRO-LT run two extra passes over the data per epoch, and those of IFL learn centers with an
+optimizer of their own whose rate is the share of the class in the batch. Here the training forward itself is summed up,
+and the means of the last virtual epoch are what the next one sees. A class that did not occur in it keeps what it had.
+Sums are float64, so the published values do not depend on the number of ranks beyond 1e-15.
+Cost: O(B D) per step; one all-reduce of C (D + 2) numbers per virtual epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltcore import dist
+from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.memory.base import Memory, MemorySpec
+from ltcore.objective.term import FeatureDims
+from ltcore.stats import ClassStats
+
+
+class ClassCentroids(Memory):
+    """Published ``mean_CD``, ``var_C`` and ``count_C``, all float64; count 0 marks a class that was never seen."""
+
+    @dataclass(frozen=True)
+    class Spec(MemorySpec):
+        """No options, so every loss that asks for centroids gets the same ones."""
+
+        def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ClassCentroids:  # noqa: ARG002
+            return ClassCentroids(stats.num_classes, dims.features)
+
+    def __init__(self, num_classes: int, num_features: int) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64)
+
+        self.mean_CD = zeros(num_classes, num_features)
+        self.var_C = zeros(num_classes)
+        """Unbiased total variance: squared distance to the centroid, summed over D; 0 for a class seen only once."""
+        self.count_C = zeros(num_classes)
+        """Observations behind the published mean; 0: never seen, the class has no centroid yet."""
+        self._sum_CD = zeros(num_classes, num_features)
+        self._sumsq_C = zeros(num_classes)
+        self._seen_C = zeros(num_classes)
+
+    def observe(self, out: ModelOutput, batch: Batch) -> None:
+        features_BD = out.features_BD.detach().double()
+        self._sum_CD.index_add_(0, batch.labels_B, features_BD)
+        self._sumsq_C.index_add_(0, batch.labels_B, features_BD.square().sum(1))
+        self._seen_C.index_add_(0, batch.labels_B, torch.ones_like(features_BD[:, 0]))
+
+    def merge(self, progress: float) -> None:  # noqa: ARG002 (these are published at every epoch)
+        for pending in self.pending().values():
+            dist.all_reduce_sum_(pending)
+        seen_C = self._seen_C > 0
+        mean_CD = self._sum_CD / self._seen_C.clamp_min(1)[:, None]
+        scatter_C = (self._sumsq_C - self._seen_C * mean_CD.square().sum(1)).clamp_min(0)
+        self.mean_CD.copy_(torch.where(seen_C[:, None], mean_CD, self.mean_CD))
+        self.var_C.copy_(torch.where(seen_C, scatter_C / (self._seen_C - 1).clamp_min(1), self.var_C))
+        self.count_C.copy_(torch.where(seen_C, self._seen_C, self.count_C))
+        for pending in self.pending().values():
+            pending.zero_()
+
+    def pooled_var(self) -> Tensor:
+        """Scalar: within-class total variance over all classes, sum of (n_c - 1) var_c over sum of (n_c - 1)."""
+        freedom_C = (self.count_C - 1).clamp_min(0)
+        return (self.var_C * freedom_C).sum() / freedom_C.sum().clamp_min(1)
+
+    def published(self) -> dict[str, Tensor]:
+        return {"mean_CD": self.mean_CD, "var_C": self.var_C, "count_C": self.count_C}
+
+    def pending(self) -> dict[str, Tensor]:
+        return {"sum_CD": self._sum_CD, "sumsq_C": self._sumsq_C, "seen_C": self._seen_C}

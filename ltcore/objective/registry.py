@@ -1,0 +1,79 @@
+"""Every base loss and every term, by name.
+
+A new method is one file plus one line here: the config sections (``objective.base_options.<name>``,
+``objective.terms.<name>``), the command-line and Tune keys, ``python -m ltcore methods`` and the contract tests follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any
+
+from ltcore.objective.bases.balanced_softmax import BalancedSoftmax
+from ltcore.objective.bases.cross_entropy import CrossEntropy
+from ltcore.objective.bases.logit_adjust import LogitAdjust
+from ltcore.objective.bases.paco import Paco
+from ltcore.objective.terms.dro import Dro
+from ltcore.objective.terms.ifl import Ifl
+from ltcore.objective.terms.lpa import Lpa
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: what builds it and what it is."""
+
+    build: Any
+    """The ``Base`` or ``Term`` class, with its options as the nested dataclass ``Config``."""
+    says: str
+    """What it does, in one line."""
+    paper: str
+    """Where it comes from."""
+
+
+BASES: dict[str, Row] = {
+    "cross_entropy": Row(CrossEntropy, "cross-entropy, optionally with label smoothing", "-"),
+    "balanced_softmax": Row(BalancedSoftmax, "cross-entropy of logits plus the log prior", "Ren et al., NeurIPS 2020"),
+    "logit_adjust": Row(LogitAdjust, "cross-entropy of logits plus tau times the log prior", "Menon et al., ICLR 2021"),
+    "paco": Row(Paco, "contrast against keys, a queue and one learnable center per class", "Cui et al., ICCV 2021"),
+}
+
+TERMS: dict[str, Row] = {
+    "lpa": Row(Lpa, "classes that share local parts as soft positives", "NeurIPS 2022, no public code"),
+    "dro": Row(Dro, "robust distance of features to their class centroid", "Samuel and Chechik, ICCV 2021"),
+    "ifl": Row(Ifl, "features invariant across environments found from scores", "Tang et al., ECCV 2022"),
+}
+
+if TYPE_CHECKING:  # what a type checker may know of the two classes generated below
+
+    class BaseOptions:
+        def __init__(self, **options: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+    class Terms:
+        def __init__(self, **terms: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+
+    def _generate(name: str, doc: str, fields: list[tuple[str, Any, Any]]) -> type:
+        made = make_dataclass(name, fields, frozen=True, kw_only=True)
+        made.__module__ = __name__  # make_dataclass leaves 'types'; pickle and pydantic look a class up by its module
+        made.__doc__ = doc
+        return made
+
+    BaseOptions = _generate(
+        "BaseOptions",
+        "Options of every base loss, under its name. Those of a base that is not chosen must be left alone.",
+        [
+            (name, row.build.Config, field(default_factory=row.build.Config, metadata={"doc": row.says}))
+            for name, row in BASES.items()
+        ],
+    )
+    Terms = _generate(
+        "Terms",
+        "One optional section per term; null is off.",
+        [
+            (name, row.build.Config | None, field(default=None, metadata={"doc": row.says}))
+            for name, row in TERMS.items()
+        ],
+    )

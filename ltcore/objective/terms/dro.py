@@ -1,0 +1,139 @@
+"""DRO-LT: for each class, a softmax over the SAMPLES of the batch by their distance to the class centroid, made robust
+to the centroid being wrong by up to a radius.
+
+Source: Samuel and Chechik, "Distributional robustness loss for long-tail learning", ICCV 2021. For class c with
+centroid mu_c and samples S_c, with d' = d + slack * eps_c for the samples of class c and d' = d = ||z - mu_c|| for the
+others,
+
+    L_c = mean_{i in S_c} [ d'_i / T + log sum_j exp(-d'_j / T) ],     L = mean over the classes present.
+
+``denominator='class'`` is that form, the one of the authors' code; ``'anchor'`` adds the slack to the anchor alone,
+which with slack 2 is the provable upper bound on the worst centroid within the radius (the class form is not:
+one-dimensional S_c = {-1, 1} and no other sample is a counterexample).
+Differs: log-sum-exp instead of a sum of exponentials that underflows; the softmax runs over the global batch, so the
+value does not depend on the number of ranks; centroids come from the training forward of the last virtual epoch; radii
+are indexed by the class they belong to. The authors learn the radii by descent, which has the wrong sign (dL/deps >= 0
+drives them to minus infinity), and pair them with samples in class-sorted order instead of batch order;
+``radius_mode='learned_compat'`` reproduces both, for parity only. The floor of L_c is log |S_c|, not 0, and L depends
+on the batch size: keep the global batch fixed when comparing.
+Shapes: features [B, D], centroids [C, D] -> scalar. G = global batch.
+Cost: one [B, G] distance matrix of 2 B G D flops, in float64 as a matrix product: exact near zero distance, never
+rounded to TF32, and nothing of size [B, G, D].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ltcore import dist
+from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.memory.base import MemorySpec
+from ltcore.objective.memory.centroids import ClassCentroids
+from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig
+from ltcore.stats import ClassStats
+
+RADIUS_MODES = ("sqrt_n", "se", "shared", "learned_compat")
+DENOMINATORS = ("class", "anchor")
+
+
+class Dro(Term):
+    """Robust distance to the published class centroids; 0 until there are any."""
+
+    gathers: ClassVar[bool] = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TermConfig):
+        weight: float = 0.5
+        """Factor of the penalty in the objective. 0 is off."""
+        start: float = 0.2
+        """Fraction of training before which the term contributes nothing. Range [0, 1)."""
+        radius: float = 1.0
+        """Size of the uncertainty about a centroid, >= 0; its unit depends on ``radius_mode``. 0: plain distances."""
+        radius_mode: str = "sqrt_n"
+        """eps_c by class: 'sqrt_n' radius * sigma / sqrt(n_c) with the pooled within-class deviation sigma; 'se' the
+        same with the deviation of the class itself; 'shared' radius, in feature units; 'learned_compat' the authors'
+        learned radii, starting at radius."""
+        temperature: float = 1.0
+        """T, in feature units like the distance. > 0."""
+        denominator: str = "class"
+        """Who gets the slack in the denominator: all samples of the class ('class') or the anchor alone ('anchor')."""
+        slack: int = 1
+        """Multiple of eps_c: 1 as in the authors' code, 2 as in the paper's bound."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.radius < float("inf"):
+                raise ValueError(f"radius must be a finite number >= 0, got {self.radius}")
+            if self.radius_mode not in RADIUS_MODES:
+                raise ValueError(f"radius_mode must be one of {', '.join(RADIUS_MODES)}, got {self.radius_mode!r}")
+            if not 0 < self.temperature < float("inf"):
+                raise ValueError(f"temperature must be a finite number > 0, got {self.temperature}")
+            if self.denominator not in DENOMINATORS:
+                raise ValueError(f"denominator must be one of {', '.join(DENOMINATORS)}, got {self.denominator!r}")
+            if self.slack not in (1, 2):
+                raise ValueError(f"slack must be 1 or 2, got {self.slack}")
+
+    def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
+        super().__init__(cfg, stats, dims)
+        self.counts_C: Tensor
+        self.register_buffer("counts_C", stats.counts_C.double().clamp_min(1), persistent=False)
+        if cfg.radius_mode == "learned_compat":
+            self.learned_eps_C = nn.Parameter(torch.full((stats.num_classes,), cfg.radius))
+
+    def memories(self) -> dict[str, MemorySpec]:
+        return {"centroids": ClassCentroids.Spec()}
+
+    def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
+        """Scalar, this rank's share of the mean over the classes of the global batch that have a centroid."""
+        centroids = cast(ClassCentroids, ctx.memories["centroids"])
+        features_GD = dist.gather_with_grad(out.features_BD).double()
+        labels_G = dist.gather(batch.labels_B)
+        own_B = dist.rank() * len(batch) + torch.arange(len(batch), device=labels_G.device)
+
+        distance_BG = _distances(centroids.mean_CD[batch.labels_B], features_GD)
+        slack_G = self.cfg.slack * self._radius(centroids)[self._radius_labels(labels_G)]
+        same_BG = batch.labels_B[:, None] == labels_G
+        anchor_BG = own_B[:, None] == torch.arange(len(labels_G), device=labels_G.device)
+        slackened_BG = same_BG if self.cfg.denominator == "class" else anchor_BG
+        scaled_BG = (distance_BG + slackened_BG * slack_G) / self.cfg.temperature
+        loss_B = scaled_BG[anchor_BG] + torch.logsumexp(-scaled_BG, dim=1)
+
+        # Each class weighs the same: 1 / |S_c| per sample, and the sum of these weights is the number of classes
+        # counted.
+        known_G = centroids.count_C[labels_G] > 0
+        share_G = known_G / (labels_G[:, None] == labels_G).sum(1)
+        share_B = share_G[own_B] * dist.world() / share_G.sum().clamp_min(1)
+        return (share_B * loss_B).sum().to(torch.promote_types(out.features_BD.dtype, torch.float32))
+
+    def _radius(self, centroids: ClassCentroids) -> Tensor:
+        """[C] eps per class, float64, in feature units."""
+        mode, radius = self.cfg.radius_mode, self.cfg.radius
+        if mode == "learned_compat":
+            return self.learned_eps_C.double()
+        if mode == "shared":
+            return torch.full_like(self.counts_C, radius)
+        pooled = centroids.pooled_var()
+        # Two observations are the least that say anything about the spread of a class.
+        var_C = torch.where(centroids.count_C > 1, centroids.var_C, pooled) if mode == "se" else pooled
+        return radius * (var_C / self.counts_C).sqrt()
+
+    def _radius_labels(self, labels_G: Tensor) -> Tensor:
+        """[G] the class whose radius each sample gets: its own, but for the compat mode."""
+        if self.cfg.radius_mode != "learned_compat":
+            return labels_G
+        # The authors' code lists the samples sorted by class and subtracts eps[labels in batch order] from that list.
+        place_G = torch.empty_like(labels_G)
+        place_G[labels_G.argsort(stable=True)] = torch.arange(len(labels_G), device=labels_G.device)
+        return labels_G[place_G]
+
+
+def _distances(centers_BD: Tensor, features_GD: Tensor) -> Tensor:
+    """[B, G] Euclidean distances in float64, differentiable at 0."""
+    squares_BG = (
+        centers_BD.square().sum(1)[:, None] + features_GD.square().sum(1) - 2 * centers_BD @ features_GD.T
+    ).clamp_min(0)
+    return (squares_BG + 1e-12).sqrt()
