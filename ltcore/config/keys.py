@@ -56,7 +56,7 @@ class Method:
     """One registry row, without what it builds."""
 
     kind: str
-    """'base' or 'term'."""
+    """'base', 'term' or 'model'."""
     name: str
     says: str
     paper: str
@@ -78,12 +78,12 @@ def sweep_keys() -> Section:
 
 @functools.cache
 def methods() -> tuple[Method, ...]:
-    """All rows of the objective's registry: bases, then terms."""
-    module = _Module.read(REGISTRY)
+    """All rows of the registries: base losses, terms, networks."""
+    tables = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("model", "ltcore.models.registry", "MODELS"))
     return tuple(
         Method(kind, name, says, paper)
-        for kind, table in (("base", "BASES"), ("term", "TERMS"))
-        for name, (_, says, paper) in module.rows(table).items()
+        for kind, module, table in tables
+        for name, (_, says, paper) in _Module.read(module).rows(table).items()
     )
 
 

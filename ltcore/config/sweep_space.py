@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
+from ltcore.config.tree import as_text
 from ltcore.errors import ConfigError, nearest
 
 Scalar: TypeAlias = bool | int | float | str | None
@@ -59,7 +60,7 @@ class SpaceSpec:
             raise ValueError(f"int needs whole numbers, got {list(self.values)}")
 
     def __str__(self) -> str:
-        return f"{self.kind}:{','.join(_scalar_text(v) for v in self.values)}"
+        return f"{self.kind}:{','.join(as_text(v) for v in self.values)}"
 
     def probes(self) -> tuple[Scalar, ...]:
         """Values to try before a sweep starts: both ends and one between of a range, or the whole list."""
@@ -123,12 +124,6 @@ def _is_number(value: Scalar) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _scalar_text(value: Scalar) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """A search over keys of one recipe, the retraining of its winner, and its limits."""
@@ -174,7 +169,10 @@ class SweepConfig:
             raise ValueError("space is empty: a sweep needs at least one key to vary")
         both = sorted(set(self.space) & set(self.overrides))
         if both:
-            raise ValueError(f"space and overrides both set {', '.join(both)}")
+            raise ValueError(
+                f"space and overrides both set {both[0]}; to fix it for all trials, take it out with "
+                f"sweep.space.{both[0]}=null"
+            )
         if self.search not in SEARCHES:
             raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
         if self.metric not in SELECTABLE:

@@ -166,7 +166,7 @@ def unknown(key: str, root: Section | None = None, prefix: str = "") -> ConfigEr
     every = [k for k, _ in leaves(root)]
     close = [k for k in beside if k in every][:3]
     hint = f" Did you mean {', '.join(prefix + k for k in close)}?" if close else nearest(key, every)
-    scope = prefix + ".".join(known)
+    scope = (prefix + ".".join(known)).rstrip(".")
     return ConfigError(f"{prefix}{key}: unknown key.{hint} (python -m ltcore keys{' ' + scope if scope else ''})")
 
 
@@ -205,6 +205,15 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
     if isinstance(value, bool) and "bool" not in leaf.type and "Any" not in leaf.type:
         raise ConfigError(f"{key}={str(value).lower()}: expected {expected(leaf.type)} (python -m ltcore keys {key}).")
     return value
+
+
+def as_text(value: Any) -> str:
+    """A value in the spelling of the command line: ``a,b``, ``null``, ``true``."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def expected(kind: str) -> str:

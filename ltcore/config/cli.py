@@ -1,0 +1,283 @@
+"""The command lines of the pipelines. Reading one imports neither torch nor Ray: ``--help`` and ``--show`` are instant.
+
+Grammar: words, flags and ``key=value`` overrides in any order. ``ray submit`` joins arguments without quoting, so no
+part of the grammar needs a blank, a bracket or a quote: lists are ``a,b,c``, ranges ``log:0.02,1``, off is ``null``.
+
+What a flag says about the run itself is folded into ``overrides`` (``--data`` is ``data.uri=``, ``--seed`` is
+``seed=``), so there is one way for a value to reach a run; the other fields say where and how it is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from ltcore.errors import LtcoreError
+
+ENGINES = ("auto", "inline", "trial", "train")
+PROTOCOLS = ("clt", "alt", "glt")
+DEMO_RECIPE = "digits_glt_lpa_dro_ifl"
+DEMO_SWEEP = "tune_lpa"
+
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceArgs:
+    """Where and how something is computed; nothing here changes what is computed."""
+
+    engine: str
+    """'auto', 'inline' (this process), 'trial' (a Tune trial) or 'train' (Ray Train workers)."""
+    workers: tuple[int, int] | None
+    """Fewest and most Ray Train workers; None: the engine chooses."""
+    cpus_per_worker: float | None
+    gpus_per_worker: float | None
+    storage: str | None
+    """Path or URI under which run directories go (``--storage``, else LTCORE_STORAGE); None: the default place."""
+    fresh: bool
+    """Do everything anew, whatever is stored."""
+    dry_run: bool
+    """Check the configuration and the capacity, start nothing."""
+    debug: bool
+    """Show tracebacks and library logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs(PlaceArgs):
+    """``train.py``"""
+
+    recipe: str
+    overrides: dict[str, str]
+    """Dotted keys of the run, those given as flags included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneArgs(PlaceArgs):
+    """``tune_lpa.py``"""
+
+    sweep: str
+    overrides: dict[str, str]
+    """For ``load_sweep``: dotted keys of every run, and ``sweep.`` keys, those given as flags included."""
+    max_hours: float | None
+    """Most hours that the sweep may take."""
+    max_gpus: float | None
+    """Most GPUs that trials may hold together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArgs:
+    """``evaluate.py``"""
+
+    checkpoint: str
+    """A checkpoint or run directory, or its URI."""
+    images: tuple[str, ...]
+    """Image files to predict; empty: evaluate."""
+    data: str | None
+    """URI of the data to evaluate on; None: what the checkpoint was trained on."""
+    splits: tuple[str, ...]
+    """Splits by name; empty: those of ``protocols``."""
+    protocols: tuple[str, ...]
+    """Any of 'clt', 'alt', 'glt'; empty, with empty ``splits``: every test split."""
+    output: str | None
+    """File for the metrics as JSON; None: metrics.json beside the checkpoint."""
+    debug: bool
+
+
+def read_train(doc: str | None, argv: Sequence[str] | None = None) -> TrainArgs:
+    """The command line of ``train.py``. ``--show`` prints the resolved configuration and exits."""
+    parser = _parser(doc)
+    help_words = f"recipe (default: {DEMO_RECIPE}) and overrides"
+    parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
+    parser.add_argument("--name", help="name of the run (default: the recipe's); a run that exists continues")
+    _add_run_flags(parser)
+    _add_place_flags(parser)
+    args = parser.parse_intermixed_args(argv)
+    recipe, overrides = split_words(parser, args.words)
+    _fold(parser, overrides, {"name": args.name, "seed": args.seed, "data.uri": args.data})
+    recipe = recipe or DEMO_RECIPE
+    if args.show:
+        from ltcore.config.show import show_run
+
+        _print_and_exit(lambda: show_run(recipe, overrides))
+    return TrainArgs(recipe=recipe, overrides=overrides, **_place(args))
+
+
+def read_tune(doc: str | None, argv: Sequence[str] | None = None) -> TuneArgs:
+    """The command line of ``tune_lpa.py``. ``--show`` prints sweep and resolved configuration and exits."""
+    parser = _parser(doc)
+    help_words = "recipe (default: the sweep's) and overrides"
+    parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
+    parser.add_argument("--sweep", default=DEMO_SWEEP, metavar="NAME|FILE", help="sweep file (default: %(default)s)")
+    parser.add_argument("--name", help="name of the sweep (default: the file's); one that exists continues")
+    parser.add_argument("--num-trials", type=_count, metavar="N", help="number of trials")
+    parser.add_argument("--search", choices=("random", "grid", "tpe", "pbt"), help="search algorithm")
+    parser.add_argument("--stall-s", type=_positive, metavar="S", help="seconds of silence after which it gives up")
+    parser.add_argument("--max-hours", type=_positive, metavar="H", help="most hours for the whole sweep")
+    parser.add_argument("--max-gpus", type=_positive, metavar="N", help="most GPUs for all trials together")
+    _add_run_flags(parser)
+    _add_place_flags(parser)
+    args = parser.parse_intermixed_args(argv)
+    recipe, overrides = split_words(parser, args.words)
+    folded = {"recipe": recipe, "name": args.name, "num_trials": args.num_trials, "search": args.search}
+    folded |= {"stall_s": args.stall_s}
+    _fold(parser, overrides, {"seed": args.seed, "data.uri": args.data, **{f"sweep.{k}": v for k, v in folded.items()}})
+    if args.show:
+        from ltcore.config.show import show_sweep
+
+        _print_and_exit(lambda: show_sweep(args.sweep, overrides))
+    return TuneArgs(
+        sweep=args.sweep, overrides=overrides, max_hours=args.max_hours, max_gpus=args.max_gpus, **_place(args)
+    )
+
+
+def read_evaluate(doc: str | None, argv: Sequence[str] | None = None) -> EvaluateArgs:
+    """The command line of ``evaluate.py``."""
+    parser = _parser(doc)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files to predict instead of evaluating")
+    parser.add_argument("--data", metavar="URI", help="data to evaluate on (default: LTCORE_DATA, else training's)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--split", action="append", default=[], metavar="NAME", help="split to evaluate; repeatable")
+    which.add_argument("--protocol", action="append", default=[], choices=PROTOCOLS, help="GLT protocol; repeatable")
+    parser.add_argument(
+        "--output", metavar="FILE", help="metrics as JSON (default: metrics.json beside the checkpoint)"
+    )
+    args = parser.parse_intermixed_args(argv)
+    if args.images and (args.split or args.protocol):
+        parser.error("--split and --protocol choose data to evaluate; leave them out when predicting images")
+    return EvaluateArgs(
+        checkpoint=args.checkpoint,
+        images=tuple(args.images),
+        data=args.data or os.environ.get("LTCORE_DATA"),
+        splits=tuple(args.split),
+        protocols=tuple(args.protocol),
+        output=args.output,
+        debug=args.debug,
+    )
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a pipeline and exits: errors are one sentence on stderr, with a traceback only under ``--debug``."""
+    try:
+        code = main() or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        if isinstance(error, LtcoreError):
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
+        else:
+            print(f"error: unexpected {type(error).__name__}: {error}; run again with --debug", file=sys.stderr)
+            code = 1
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+def _parser(doc: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and the logs of libraries")
+    return parser
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="URI", help="shards, image folder or zip, or source (default: LTCORE_DATA)")
+    parser.add_argument("--seed", type=_whole, metavar="N", help="seed of the run, or of the sweep and its runs")
+
+
+def _add_place_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="where runs are computed (default: auto)")
+    parser.add_argument("--workers", type=_range, metavar="N|MIN-MAX", help="Ray Train workers of a run")
+    parser.add_argument("--cpus-per-worker", type=_positive, metavar="N")
+    parser.add_argument("--gpus-per-worker", type=_not_negative, metavar="N")
+    parser.add_argument("--storage", metavar="URI", help="where run directories go (default: LTCORE_STORAGE)")
+    parser.add_argument("--fresh", action="store_true", help="start anew, whatever is stored under this name")
+    parser.add_argument("--show", action="store_true", help="print the resolved configuration and exit")
+    parser.add_argument("--dry-run", action="store_true", help="check configuration and capacity, start nothing")
+
+
+def _place(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "engine": args.engine,
+        "workers": args.workers,
+        "cpus_per_worker": args.cpus_per_worker,
+        "gpus_per_worker": args.gpus_per_worker,
+        "storage": args.storage or os.environ.get("LTCORE_STORAGE"),
+        "fresh": args.fresh,
+        "dry_run": args.dry_run,
+        "debug": args.debug,
+    }
+
+
+def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """(recipe or None, overrides) out of words in any order."""
+    recipes = [word for word in words if "=" not in word]
+    if len(recipes) > 1:
+        parser.error(f"one recipe expected, got {' and '.join(recipes)} (overrides are written key=value)")
+    overrides: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and overrides.setdefault(key, value) != value:
+            parser.error(f"{key} is given twice: {overrides[key]} and {value}")
+    return (recipes[0] if recipes else None), overrides
+
+
+def _fold(parser: argparse.ArgumentParser, overrides: dict[str, str], flags: dict[str, object]) -> None:
+    """Flags become overrides. LTCORE_DATA comes last: it replaces the recipe's data, nothing that was typed."""
+    for key, value in flags.items():
+        if value is not None and overrides.setdefault(key, str(value)) != str(value):
+            parser.error(f"{key} is given twice: {overrides[key]} and {value}")
+    if data := os.environ.get("LTCORE_DATA"):
+        overrides.setdefault("data.uri", data)
+
+
+def _print_and_exit(text: Callable[[], str]) -> NoReturn:
+    try:
+        print(text())
+    except LtcoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    raise SystemExit(0)
+
+
+def _whole(text: str) -> int:
+    return _number(text, int, 0, "a whole number >= 0")
+
+
+def _count(text: str) -> int:
+    return _number(text, int, 1, "a whole number >= 1")
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, float, 0.0, "a number >= 0")
+
+
+def _positive(text: str) -> float:
+    return _number(text, float, sys.float_info.min, "a number > 0")
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    pair = (_count(low), _count(high) if dash else _count(low))
+    if pair[0] > pair[1]:
+        raise argparse.ArgumentTypeError(f"expected N or MIN-MAX, got {text}")
+    return pair
+
+
+def _number(text: str, kind: type[N], least: float, words: str) -> N:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = kind(-1)
+    if not least <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected {words}, got {text}")
+    return value

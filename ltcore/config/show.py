@@ -1,0 +1,39 @@
+"""What ``--show`` and ``python -m ltcore show`` print: the resolved configuration, without importing torch.
+
+Names and types are checked as in a real run; the owners' checks of ranges and combinations live beside code that needs
+torch and happen when the run starts, or at once with ``--dry-run``. The text says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ltcore.config.keys import run_keys
+from ltcore.config.sweep_file import read_sweep
+from ltcore.config.tree import override, read_recipe
+from ltcore.config.validate import plain, shape, validate
+
+NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."
+
+
+def show_run(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
+    """YAML of a recipe with overrides and all defaults; reads back as a recipe."""
+    return f"{_run_yaml(recipe, overrides)}{NOTE}"
+
+
+def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
+    """YAML of a sweep, then of the run that its trials start from."""
+    config = read_sweep(sweep, overrides)
+    tree = plain(config) | {"space": {key: str(spec) for key, spec in config.space.items()}}
+    return f"{_yaml(tree)}--- # every trial starts from\n{_run_yaml(config.recipe, config.overrides)}{NOTE}"
+
+
+def _run_yaml(recipe: str, overrides: Mapping[str, Any]) -> str:
+    return _yaml(plain(validate(shape("Run"), run_keys(), override(read_recipe(recipe), overrides))))
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120)
