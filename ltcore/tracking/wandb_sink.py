@@ -12,6 +12,7 @@ import netrc
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ltcore.tracking.tracker import Scalars, Tracker, TrackerOptions, scalars_of
 
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 MAX_ID_CHARS = 64
+FLUSH_TIMEOUT_S = 5.0
 _STAGING = threading.Lock()
 
 
@@ -107,7 +109,7 @@ def open_wandb(
     except wandb.Error as error:
         if options.mode == "online":
             raise ConfigError(
-                f"tracking.mode='online': W&B refused the run ({error}). Set WANDB_API_KEY, or tracking.mode=offline."
+                f"tracking.wandb_mode='online': W&B refused the run ({error}). Set WANDB_API_KEY, or tracking.wandb_mode=offline."
             ) from error
         warnings.warn(f"W&B cannot be reached ({error}): run {run_id} is logged offline.", stacklevel=2)
         run = start("offline")
@@ -141,7 +143,26 @@ class WandbSink:
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         self._run.summary.update({**summary, "status": status})
+        path = Path(self._run.settings.sync_file)
+        before_bytes = path.stat().st_size
         self._run.finish(exit_code=1 if status == "failed" else 0)
+        _wait_for_growth(path, before_bytes)
+
+
+def _wait_for_growth(path: Path, before_bytes: int) -> None:
+    """Wait until W&B's process has written the end of the run to its file.
+
+    An offline ``finish`` returns earlier, and who ends this process next (Ray stops an actor together with its
+    children) would leave a file with nothing but its header.
+    """
+    deadline_s = time.monotonic() + FLUSH_TIMEOUT_S
+    seen_bytes = -1
+    while time.monotonic() < deadline_s:
+        now_bytes = path.stat().st_size
+        if before_bytes < now_bytes == seen_bytes:
+            return
+        seen_bytes = now_bytes
+        time.sleep(0.01)
 
 
 @contextmanager
