@@ -1,0 +1,169 @@
+"""The epoch plan: which rank reads which rows, in what order and how often. A pure function of its arguments.
+
+A row that is to be seen n times counts as n virtual rows. In plan order (shards permuted, then the rows of each shard,
+both keyed by seed and epoch) the virtual rows are cut into L equal lanes; a global batch takes B / L rows from each
+lane, and a rank owns L / W neighboring lanes. So the global batch (ranks one after another) does not depend on W, a
+rank reads about 1 / W of the shards, and step k is found by arithmetic.
+
+The T mod B virtual rows that fill no batch are dropped: a window that moves on by one epoch's length every epoch, so
+the rows used in ceil(T / used) epochs in a row cover everything.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ltcore.errors import ConfigError
+from ltcore.rng import hash64
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one step, of one rank or of all."""
+
+    index_B: Ints
+    """Position in the split."""
+    copy_B: Ints
+    """Which repetition of the sample inside the epoch, from 0."""
+
+    def __len__(self) -> int:
+        return len(self.index_B)
+
+
+def _offsets(counts: Ints) -> Ints:
+    """[n + 1] cumulative sums with a leading 0."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _generator(*words: int | str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(hash64(*words)))
+
+
+class EpochPlan:
+    """The plan of one epoch.
+
+    Args:
+        rows_per_shard: samples in each shard, in index order; a shard may be empty.
+        seed, epoch: key of the order.
+        batch_size: B, of all ranks together.
+        world: W, number of ranks; must divide L = gcd(lanes, batch_size).
+        copies_N: how often each sample is seen in this epoch, integers >= 0; None is once each.
+
+    Memory is O(shards) plus the shards under the lanes' cursors while batches are drawn. ConfigError where W does not
+    divide L or where the virtual rows do not fill one batch.
+    """
+
+    def __init__(
+        self,
+        rows_per_shard: Sequence[int],
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        world: int = 1,
+        lanes: int = 64,
+        copies_N: Ints | None = None,
+    ) -> None:
+        self.seed, self.epoch, self.batch_size, self.world = seed, epoch, batch_size, world
+        self.lanes = math.gcd(lanes, batch_size)
+        if self.lanes % world:
+            lanes = math.lcm(lanes, world)
+            raise ConfigError(
+                f"{world} workers cannot share the {self.lanes} lanes of a global batch of {batch_size} equally. "
+                f"Use data.lanes={lanes} and a batch size that is a multiple of {world}, or another number of workers."
+            )
+        self.copies_N = copies_N
+        self._first_row_S = _offsets(np.asarray(rows_per_shard, np.int64))
+        self._first_S = self._first_row_S if copies_N is None else _offsets(copies_N)[self._first_row_S]
+        total = int(self._first_S[-1])
+        self.num_batches = total // batch_size
+        if self.num_batches == 0:
+            raise ConfigError(
+                f"The training split has {total} rows in this epoch, fewer than one global batch of {batch_size}. "
+                "Lower the batch size or use more data."
+            )
+        self.num_rows = self.num_batches * batch_size
+        """Virtual rows that are used."""
+        self._dropped = self._dropped_ranges(total)
+        kept_S = np.diff(self._first_S)
+        for start, stop in self._dropped:
+            kept_S = kept_S - np.diff(np.clip(self._first_S, start, stop))
+        self._order_S = _generator(seed, epoch, "shards").permutation(len(kept_S))
+        self._position_S = _offsets(kept_S[self._order_S])
+        self._expanded: weakref.WeakValueDictionary[int, Ints] = weakref.WeakValueDictionary()
+
+    def _dropped_ranges(self, total: int) -> list[tuple[int, int]]:
+        """The virtual rows, counted in index order, that this epoch leaves out: used ones start at epoch * used."""
+        start = (self.epoch + 1) * self.num_rows % total
+        stop = start + total - self.num_rows
+        return [(start, stop)] if stop <= total else [(start, total), (0, stop - total)]
+
+    def rank_batches(self, rank: int, start_step: int = 0) -> Iterator[Rows]:
+        """The rows of ``rank``, B / W per step, from ``start_step`` on; skipped steps cost nothing."""
+        owned = self.lanes // self.world
+        per_lane = self.num_rows // self.lanes
+        take = self.batch_size // self.lanes
+        lanes = [
+            self._lane(lane * per_lane + start_step * take, (lane + 1) * per_lane, take)
+            for lane in range(rank * owned, (rank + 1) * owned)
+        ]
+        for _ in range(start_step, self.num_batches):
+            rows_2B = np.concatenate([next(lane) for lane in lanes], axis=1)
+            yield Rows(rows_2B[0], rows_2B[1])
+
+    def _lane(self, start: int, stop: int, take: int) -> Iterator[Ints]:
+        """The rows at the plan positions start..stop, ``take`` at a time, as [2, take] (index, copy)."""
+        place = int(np.searchsorted(self._position_S, start, side="right")) - 1
+        while start < stop:
+            parts, end = [], start + take
+            while start < end:
+                while self._position_S[place + 1] <= start:
+                    place += 1
+                rows_2n = self._expand(place)
+                first = int(self._position_S[place])
+                parts.append(rows_2n[:, start - first : end - first])
+                start += parts[-1].shape[1]
+            yield np.concatenate(parts, axis=1)
+
+    def _expand(self, place: int) -> Ints:
+        """[2, n] (index, copy) of the kept virtual rows of the shard at ``place`` of the order, permuted.
+
+        Lanes whose cursors are in the same shard share the array; it goes when the last of them moves on.
+        """
+        rows_2n = self._expanded.get(place)
+        if rows_2n is None:
+            shard = int(self._order_S[place])
+            first, last = self._first_row_S[shard : shard + 2]
+            index_n = np.arange(first, last)
+            if self.copies_N is None:
+                copy_n = np.zeros_like(index_n)
+            else:
+                copies_n = self.copies_N[first:last]
+                index_n = np.repeat(index_n, copies_n)
+                copy_n = np.arange(len(index_n)) - np.repeat(_offsets(copies_n)[:-1], copies_n)
+            virtual_n = self._first_S[shard] + np.arange(len(index_n))
+            kept_n = np.ones(len(index_n), bool)
+            for start, stop in self._dropped:
+                kept_n &= (virtual_n < start) | (virtual_n >= stop)
+            rows_2n = np.stack([index_n, copy_n])[:, kept_n]
+            rows_2n = rows_2n[:, _generator(self.seed, self.epoch, "rows", shard).permutation(rows_2n.shape[1])]
+            self._expanded[place] = rows_2n
+        return rows_2n
+
+
+def eval_rows(num_rows: int, rank: int, world: int, batch_size: int) -> Iterator[Ints]:
+    """The rank's contiguous share of 0..num_rows-1 in slices of at most ``batch_size`` rows.
+
+    Nothing is dropped or doubled, so ranks may differ by one row and by one batch: no collective may run per batch.
+    """
+    start, stop = (num_rows * r // world for r in (rank, rank + 1))
+    for first in range(start, stop, batch_size):
+        yield np.arange(first, min(first + batch_size, stop))
