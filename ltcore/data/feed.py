@@ -18,7 +18,6 @@ from ltcore.data.cache import CanvasCache, canvas_bytes, entry_path, open_canvas
 from ltcore.data.config import DataConfig
 from ltcore.data.plan import EpochPlan, Rows, eval_rows
 from ltcore.data.store import BadSamples, ShardStore, decode_rows
-from ltcore.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -35,16 +34,13 @@ class Feed(Protocol):
     """cache, threads or stream."""
     why: str
     """Why this tier, for people."""
-    num_batches: int
-    """Steps per epoch, the same on every rank."""
+    copies_N: Ints | None
+    """How often each training sample comes in the epochs that start from now on; None is once each. May be set."""
 
     @property
-    def copies_N(self) -> Ints | None:
-        """How often each training sample comes in the epochs that start from now on; None is once each. Can be set."""
+    def num_batches(self) -> int:
+        """Steps per epoch, the same on every rank."""
         ...
-
-    @copies_N.setter
-    def copies_N(self, copies_N: Ints | None) -> None: ...
 
     @property
     def bad_samples(self) -> dict[int, str]:
@@ -87,19 +83,13 @@ class PlanFeed:
         self.store = ShardStore(uri, cfg.cache_bytes)
         self.canvas = cfg.canvas or self.store.manifest.canvas
         self.why = why
-        self.copies_N = None
+        self.copies_N: Ints | None = None
+        self.plan(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
 
     @property
-    def copies_N(self) -> Ints | None:
-        return self._copies_N
-
-    @copies_N.setter
-    def copies_N(self, copies_N: Ints | None) -> None:
-        num_samples = self.store.manifest.split("train").num_samples
-        if copies_N is not None and (copies_N.shape != (num_samples,) or copies_N.min(initial=0) < 0):
-            raise ConfigError(f"copies_N must be {num_samples} integers >= 0, one per training sample.")
-        self._copies_N = copies_N
-        self.num_batches = self.plan(0).num_batches
+    def num_batches(self) -> int:
+        num_rows = self.store.manifest.split("train").num_samples if self.copies_N is None else int(self.copies_N.sum())
+        return num_rows // self.batch_size
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of one epoch for the present ``copies_N``."""

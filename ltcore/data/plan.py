@@ -58,7 +58,7 @@ class EpochPlan:
         copies_N: how often each sample is seen in this epoch, integers >= 0; None is once each.
 
     Memory is O(shards) plus the shards under the lanes' cursors while batches are drawn. ConfigError where W does not
-    divide L or where the virtual rows do not fill one batch.
+    divide L, where the virtual rows do not fill one batch, or for wrong copies.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class EpochPlan:
                 f"{world} workers cannot share the {self.lanes} lanes of a global batch of {batch_size} equally. "
                 f"Use data.lanes={lanes} and a batch size that is a multiple of {world}, or another number of workers."
             )
+        if copies_N is not None and (copies_N.shape != (sum(rows_per_shard),) or copies_N.min(initial=0) < 0):
+            raise ConfigError(f"copies_N must be {sum(rows_per_shard)} integers >= 0, one per training sample.")
         self.copies_N = copies_N
         self._first_row_S = _offsets(np.asarray(rows_per_shard, np.int64))
         self._first_S = self._first_row_S if copies_N is None else _offsets(copies_N)[self._first_row_S]
