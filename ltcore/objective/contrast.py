@@ -1,0 +1,79 @@
+"""Supervised contrast: the building block that PaCo and LPA share.
+
+Shapes: B anchors of this rank, A = 2WB + Q contrast elements, d projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltcore import dist
+from ltcore.batch import ModelOutput
+from ltcore.objective.memory.queue import Queue
+from ltcore.objective.term import LossContext, widened
+
+
+@dataclass(frozen=True)
+class ContrastSet:
+    """Queries of this rank against [queries; keys] of the global batch and the queue, built once per forward."""
+
+    labels_A: Tensor
+    """int64; -1 in unfilled queue slots."""
+    cosine_BA: Tensor
+    """float32 (float64 for float64 input); gradient flows to the queries on both sides, of all ranks."""
+    excluded_BA: Tensor
+    """bool: the anchor itself, and unfilled queue slots."""
+
+    @classmethod
+    def of(cls, out: ModelOutput, labels_B: Tensor, ctx: LossContext, queue: Queue | None) -> ContrastSet:
+        """The set of this forward: losses that use the same queue get the same object. A collective the first time."""
+        contrast: ContrastSet = ctx.once(("contrast", queue), lambda: cls._build(out, labels_B, queue))
+        return contrast
+
+    @classmethod
+    def _build(cls, out: ModelOutput, labels_B: Tensor, queue: Queue | None) -> ContrastSet:
+        assert out.query_Bd is not None and out.key_Bd is not None, "whoever contrasts needs 'query' and 'key'"
+        query_Bd, key_Bd = widened(out.query_Bd), widened(out.key_Bd)
+        gathered = dist.gather(labels_B)
+        contrast_Ad = [dist.gather_with_grad(query_Bd), dist.gather(key_Bd)]
+        labels_A = [gathered, gathered]
+        valid_A = [torch.ones_like(gathered, dtype=torch.bool)] * 2
+        if queue is not None:
+            contrast_Ad.append(queue.keys_Qd.to(query_Bd.dtype))
+            labels_A.append(queue.labels_Q)
+            valid_A.append(queue.valid_Q)
+        excluded_BA = (~torch.cat(valid_A)).repeat(len(labels_B), 1)
+        own = torch.arange(len(labels_B), device=labels_B.device)
+        excluded_BA[own, dist.rank() * len(labels_B) + own] = True
+        # queue.merge writes its tensors in place after the step; torch.cat copies, so the graph keeps this step's keys
+        return cls(torch.cat(labels_A), query_Bd @ torch.cat(contrast_Ad).T, excluded_BA)
+
+
+def supcon(cosine_BA: Tensor, weights_BA: Tensor, excluded_BA: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Loss [B] of each anchor and bool [B], whether it has a positive (its loss is 0 otherwise).
+
+        L_i = -(1 / sum_j M_ij) sum_j M_ij log softmax_{j not excluded}(cos_ij / T)
+
+    ``weights_BA`` is M >= 0 and counts only where not excluded. The logarithm is inside the sum ("out" form of Khosla
+    et al., Supervised Contrastive Learning, 2020, with their base temperature equal to T's, so that no factor remains).
+    """
+    # -inf before the maximum is taken: the self cosine (1/T = 20 at T = 0.05) would push all others into underflow
+    logits_BA = (cosine_BA / temperature).masked_fill(excluded_BA, float("-inf"))
+    log_prob_BA = logits_BA.log_softmax(1).masked_fill(excluded_BA, 0.0)
+    weights_BA = weights_BA.masked_fill(excluded_BA, 0.0)
+    total_B = weights_BA.sum(1)
+    valid_B = total_B > 0
+    loss_B = -(weights_BA * log_prob_BA).sum(1) / total_B.where(valid_B, 1.0)
+    return loss_B, valid_B
+
+
+def mean_over_valid(loss_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Mean over the valid anchors of all ranks, scaled so that the mean over ranks of what they return is that mean.
+
+    0 where no anchor of any rank is valid.
+    """
+    count = dist.all_reduce_sum_(valid_B.sum().to(loss_B.dtype))
+    return (loss_B * valid_B).sum() * dist.world() / count.clamp_min(1)
