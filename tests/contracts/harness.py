@@ -1,0 +1,149 @@
+"""A toy training run for any row of the registry: batches with every field a loss may ask for, and filled memories.
+
+Twelve classes, so that a class order sorted as text (0, 1, 10, 11, 2, ...) would show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltcore import dist
+from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.memory.base import Memory
+from ltcore.objective.objective import Objective, ObjectiveConfig
+from ltcore.objective.registry import BASES, TERMS, Terms
+from ltcore.objective.term import FeatureDims
+from ltcore.rng import generator
+from ltcore.stats import ClassStats, shot_groups_by_rank
+
+COUNTS = (12, 10, 9, 8, 7, 6, 5, 5, 4, 3, 2, 1)
+CLASSES, SAMPLES, FEATURES, PROJECTION, EXPERTS, SIDE = len(COUNTS), sum(COUNTS), 6, 5, 3, 2
+PROGRESS = 0.9
+"""Where losses are compared: after every start and milestone of the default configurations."""
+
+
+def stats(order_C: Tensor | None = None) -> ClassStats:
+    """Toy counts; ``order_C[c]`` is the new number of class c."""
+    counts_C = torch.tensor(COUNTS)
+    if order_C is not None:
+        counts_C = torch.zeros_like(counts_C).index_put((order_C,), counts_C)
+    return ClassStats(counts_C, shot_groups_by_rank(counts_C))
+
+
+def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: Any) -> Objective:
+    """Objective of one base and the given term configurations, on toy data."""
+    cfg = ObjectiveConfig(base=base, terms=Terms(**terms))
+    return Objective(cfg, stats(order_C), FeatureDims(FEATURES, PROJECTION, SAMPLES), seed=0).double()
+
+
+def term_config(name: str) -> Any:
+    """The default configuration of a term, live from the beginning."""
+    return replace(TERMS[name].build.Config(), start=0.0)
+
+
+def build_row(kind: str, name: str, order_C: Tensor | None = None) -> Objective:
+    """``kind``: 'base' or 'term'."""
+    return build(name, order_C) if kind == "base" else build("balanced_softmax", order_C, **{name: term_config(name)})
+
+
+ROWS = [("base", name) for name in BASES] + [("term", name) for name in TERMS]
+
+
+def batch_of(index_B: Tensor, order_C: Tensor | None = None) -> Batch:
+    """Samples are numbered by class; sample i has the same label whenever it comes."""
+    labels_B = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(COUNTS))[index_B]
+    labels_B = labels_B if order_C is None else order_C[labels_B]
+    return Batch(torch.zeros(1, len(index_B), 3, 1, 1), labels_B, index_B, torch.zeros_like(index_B))
+
+
+def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Tensor | None = None) -> ModelOutput:
+    """float64 output with gradient, a function of (sample, epoch) alone, with the fields that the objective needs."""
+    experts = (EXPERTS,) if objective.base.expert_head else ()
+
+    def draw(what: str, *shape: int) -> Tensor:
+        return torch.randn(SAMPLES, *shape, generator=generator(epoch, what), dtype=torch.float64)[index_B]
+
+    logits = 2 * draw("logits", *experts, CLASSES)
+    if order_C is not None:
+        logits = torch.zeros_like(logits).index_copy(-1, order_C, logits)
+    needs = objective.needs
+    unit = torch.nn.functional.normalize
+    return ModelOutput(
+        logits.requires_grad_(),
+        draw("features", FEATURES).requires_grad_(),
+        draw("fmap", FEATURES, SIDE, SIDE) if "fmap" in needs else None,
+        unit(draw("query", PROJECTION), dim=1).requires_grad_() if "query" in needs else None,
+        unit(draw("key", PROJECTION), dim=1) if "key" in needs else None,
+    )
+
+
+def my_rows(index_B: Tensor) -> Tensor:
+    """This rank's share of a global batch."""
+    return index_B.chunk(dist.world())[dist.rank()]
+
+
+def fill(objective: Objective, order_C: Tensor | None = None, merges: tuple[float, ...] = (0.5, 0.85)) -> Objective:
+    """One toy epoch before each merge, in batches of 12 over all ranks."""
+    for epoch, progress in enumerate(merges):
+        order = torch.randperm(SAMPLES, generator=generator(epoch, "order"))
+        for index_B in order.split(12):
+            mine = my_rows(index_B)
+            out = output_of(objective, mine, epoch, order_C)
+            objective.observe(out, batch_of(mine, order_C), progress)
+        objective.merge(progress)
+    return objective
+
+
+State = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Published and pending tensors of a memory."""
+
+
+def partly_filled(row: tuple[str, str]) -> Objective:
+    """Two merges and then half an epoch, so that something is published and something pending."""
+    objective = fill(build_row(*row))
+    for index_B in torch.arange(SAMPLES // 2).split(12):
+        mine = my_rows(index_B)
+        objective.observe(output_of(objective, mine, 5), batch_of(mine), 0.87)
+    return objective
+
+
+def copies(memory: Memory) -> State:
+    return (
+        {name: tensor.clone() for name, tensor in memory.published().items()},
+        {name: tensor.clone() for name, tensor in memory.pending().items()},
+    )
+
+
+@dataclass
+class Result:
+    loss: Tensor
+    grads: dict[str, Tensor]
+
+
+def evaluate(objective: Objective, out: ModelOutput, batch: Batch, progress: float = PROGRESS) -> Result:
+    """Loss and its gradients by the fields of the output and the parameters of the objective."""
+    inputs = {f.name: getattr(out, f.name) for f in fields(out)} | dict(objective.named_parameters())
+    wanted = {name: t for name, t in inputs.items() if t is not None and t.requires_grad}
+    loss = objective(out, batch, progress).loss
+    grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+    return Result(
+        loss.detach(),
+        {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(wanted.items(), grads, strict=True)},
+    )
+
+
+def run(objective: Objective, index_B: Tensor, order_C: Tensor | None = None) -> Result:
+    return evaluate(objective, output_of(objective, index_B, 7, order_C), batch_of(index_B, order_C))
+
+
+def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def ragged() -> Tensor:
+    """12 samples of several classes, some with one sample, some absent."""
+    return torch.tensor([0, 1, 2, 13, 14, 25, 33, 40, 55, 61, 70, 71])

@@ -1,0 +1,173 @@
+"""What base losses and terms promise alike, for each row of the registry (a term over balanced softmax)."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore.batch import ModelOutput
+from ltcore.objective.objective import Objective
+from ltcore.objective.registry import BASES, TERMS
+from tests.contracts import harness
+
+RAGGED = harness.ragged()
+
+
+@pytest.fixture(params=harness.ROWS, ids=lambda row: "-".join(row))
+def row(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture
+def objective(row: tuple[str, str]) -> Objective:
+    return harness.fill(harness.build_row(*row))
+
+
+def floating(out: ModelOutput, change: Any) -> ModelOutput:
+    """``change(name, tensor)`` applied to every field that there is, ready to be differentiated."""
+    fields = {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
+    return ModelOutput(
+        **{n: None if t is None else change(n, t.detach()).requires_grad_(t.requires_grad) for n, t in fields.items()}
+    )
+
+
+def assert_finite(result: harness.Result) -> None:
+    assert result.loss.isfinite()
+    assert all(grad.isfinite().all() for grad in result.grads.values())
+
+
+def test_permuting_the_batch_changes_nothing(objective: Objective) -> None:
+    order_B = torch.randperm(len(RAGGED), generator=torch.Generator().manual_seed(3))
+    plain, permuted = harness.run(objective, RAGGED), harness.run(objective, RAGGED[order_B])
+    harness.assert_close(permuted.loss, plain.loss)
+    parameters = dict(objective.named_parameters())
+    for name, grad in plain.grads.items():
+        harness.assert_close(permuted.grads[name], grad if name in parameters else grad[order_B])
+
+
+def test_renumbering_the_classes_changes_nothing(row: tuple[str, str], objective: Objective) -> None:
+    order_C = torch.randperm(harness.CLASSES, generator=torch.Generator().manual_seed(1))
+    renumbered = harness.fill(harness.build_row(*row, order_C), order_C)
+    plain, other = harness.run(objective, RAGGED), harness.run(renumbered, RAGGED, order_C)
+    harness.assert_close(other.loss, plain.loss)
+    harness.assert_close(other.grads["features_BD"], plain.grads["features_BD"])
+    harness.assert_close(other.grads["logits_BC"][..., order_C], plain.grads["logits_BC"])
+
+
+def test_twice_is_the_same_and_leaves_memories_alone(objective: Objective) -> None:
+    def state() -> dict[str, torch.Tensor]:
+        return {
+            f"{memory}/{name}": tensor.clone()
+            for memory, held in objective.memories().items()
+            for name, tensor in (held.published() | held.pending()).items()
+        }
+
+    before, first = state(), harness.run(objective, RAGGED)
+    second, after = harness.run(objective, RAGGED), state()
+    assert torch.equal(first.loss, second.loss)
+    assert all(torch.equal(grad, second.grads[name]) for name, grad in first.grads.items())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_extreme_logits(objective: Objective) -> None:
+    out = harness.output_of(objective, RAGGED)
+    extreme = floating(out, lambda n, t: t.sign() * 1e4 if n == "logits_BC" else t)
+    for dtype in (torch.float64, torch.float32):
+        inputs = floating(extreme, lambda n, t, dtype=dtype: t.to(dtype))
+        assert_finite(harness.evaluate(objective.to(dtype), inputs, harness.batch_of(RAGGED)))
+
+
+def test_zero_features(objective: Objective) -> None:
+    out = floating(harness.output_of(objective, RAGGED), lambda n, t: torch.zeros_like(t))
+    assert_finite(harness.evaluate(objective, out, harness.batch_of(RAGGED)))
+
+
+@pytest.mark.parametrize("index", [[5], [71], [0, 1, 2], [70, 71]], ids=["head", "tail", "one class", "two singletons"])
+def test_tiny_batches(objective: Objective, index: list[int]) -> None:
+    assert_finite(harness.run(objective, torch.tensor(index)))
+
+
+def test_before_anything_is_remembered(row: tuple[str, str]) -> None:
+    assert_finite(harness.run(harness.build_row(*row), RAGGED))
+
+
+def test_gradient_is_that_of_the_value(objective: Objective) -> None:
+    small = RAGGED[:5]
+    out, batch = harness.output_of(objective, small), harness.batch_of(small)
+    names = [f.name for f in dataclasses.fields(out) if getattr(getattr(out, f.name), "requires_grad", False)]
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        inputs = dataclasses.replace(out, **dict(zip(names, values, strict=True)))
+        return objective(inputs, batch, harness.PROGRESS).loss
+
+    assert torch.autograd.gradcheck(loss, tuple(getattr(out, name) for name in names), check_undefined_grad=False)
+
+
+def test_half_precision_input_gives_a_float32_loss(objective: Objective) -> None:
+    objective, batch = objective.float(), harness.batch_of(RAGGED)
+    half = floating(harness.output_of(objective, RAGGED), lambda n, t: t.bfloat16())
+    full = floating(half, lambda n, t: t.float())  # the same numbers: only the arithmetic may differ
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective(half, batch, harness.PROGRESS).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, objective(full, batch, harness.PROGRESS).loss, rtol=1e-2, atol=1e-2)
+
+
+def test_float32_agrees_with_float64(objective: Objective) -> None:
+    exact = harness.run(objective, RAGGED)
+    out = floating(harness.output_of(objective, RAGGED, 7), lambda n, t: t.float())
+    loss = objective.float()(out, harness.batch_of(RAGGED), harness.PROGRESS).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact.loss, rtol=1e-5, atol=1e-5)
+
+
+def test_restored_memories_give_the_same_loss(row: tuple[str, str], objective: Objective) -> None:
+    restored = harness.build_row(*row)
+    restored.load_state_dict(objective.state_dict())
+    for name, memory in restored.memories().items():
+        saved = objective.memories()[name]
+        copies = [{n: t.clone() for n, t in held.items()} for held in (saved.published(), saved.pending())]
+        memory.load(copies[0], [copies[1]])
+    assert torch.equal(harness.run(restored, RAGGED).loss, harness.run(objective, RAGGED).loss)
+    merges = (0.95,)  # and they go on alike
+    again = [harness.run(harness.fill(each, merges=merges), RAGGED).loss for each in (restored, objective)]
+    assert torch.equal(*again)
+
+
+def test_two_ranks_equal_one(row: tuple[str, str], objective: Objective, two_ranks: list[dict[str, Any]]) -> None:
+    one, ranks = harness.run(objective, RAGGED), [rank["runs"]["-".join(row)] for rank in two_ranks]
+    harness.assert_close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, one.loss)
+    parameters = dict(objective.named_parameters())
+    for name, grad in one.grads.items():  # DDP divides by the number of ranks
+        mine = [rank["grads"][name] / 2 for rank in ranks]
+        harness.assert_close(mine[0] + mine[1] if name in parameters else torch.cat(mine), grad)
+    for memory, held in objective.memories().items():
+        for name, tensor in held.published().items():
+            for rank in ranks:
+                harness.assert_close(rank["memories"][memory][name], tensor)
+
+
+def test_source_and_options_are_documented(row: tuple[str, str]) -> None:
+    build = ({"base": BASES, "term": TERMS}[row[0]][row[1]]).build
+    module = sys.modules[build.__module__]
+    assert "Source:" in (module.__doc__ or ""), f"{module.__name__}: name the paper and where this differs"
+    body = ast.parse(textwrap.dedent(inspect.getsource(build.Config))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for statement, following in zip(body.body, [*body.body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign):
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            assert documented, f"{build.__name__}.Config.{ast.unparse(statement.target)} has no docstring under it"
+
+
+def test_no_device_and_no_synchronization_in_the_source(row: tuple[str, str]) -> None:
+    build = ({"base": BASES, "term": TERMS}[row[0]][row[1]]).build
+    source = inspect.getsource(sys.modules[build.__module__])
+    assert ".cuda(" not in source
+    assert ".item(" not in source

@@ -1,0 +1,84 @@
+"""What every term promises, for each row of the registry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ltcore.objective.registry import TERMS, Terms
+from tests.contracts import harness
+
+RAGGED = harness.ragged()
+
+
+@pytest.fixture(params=TERMS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_before_its_start_the_base_is_bitwise_unchanged(name: str) -> None:
+    base = harness.build("balanced_softmax")
+    late = harness.fill(harness.build("balanced_softmax", **{name: replace(TERMS[name].build.Config(), start=0.5)}))
+    out, batch = harness.output_of(late, RAGGED), harness.batch_of(RAGGED)
+    plain, other = (harness.evaluate(each, out, batch, progress=0.49) for each in (base, late))
+    assert torch.equal(other.loss, plain.loss)
+    assert torch.equal(other.grads["logits_BC"], plain.grads["logits_BC"])
+
+
+def test_null_builds_nothing(name: str) -> None:
+    objective = harness.build("balanced_softmax", **{name: None})
+    assert not objective.terms
+    assert not objective.memories()
+    assert not objective.needs
+
+
+def test_a_term_that_is_off_is_not_built(name: str) -> None:
+    build = TERMS[name].build
+    silent = replace(harness.term_config(name), weight=0.0)
+    off = silent if build.is_off(silent) else replace(silent, num_envs=1)  # several environments re-weight without it
+    assert build.is_off(off)
+    assert not build.is_off(harness.term_config(name))
+    plain, other = harness.build("balanced_softmax"), harness.build("balanced_softmax", **{name: off})
+    assert list(other.state_dict()) == list(plain.state_dict())
+    assert torch.equal(harness.run(other, RAGGED).loss, harness.run(plain, RAGGED).loss)
+
+
+def test_its_part_enters_with_its_weight(name: str) -> None:
+    def parts(weight: float) -> tuple[float, float]:
+        cfg = replace(harness.term_config(name), weight=weight)
+        objective = harness.fill(harness.build("balanced_softmax", **{name: cfg}))
+        result = objective(harness.output_of(objective, RAGGED, 7), harness.batch_of(RAGGED), harness.PROGRESS)
+        return float(result.loss.detach()), float(result.parts[name])
+
+    (loss_1, part_1), (loss_3, part_3) = parts(1.0), parts(3.0)
+    assert part_1 == part_3 != 0
+    assert loss_3 - loss_1 == pytest.approx(2 * part_1, rel=1e-9)
+
+
+def test_all_terms_add_up(name: str) -> None:
+    """Gradients of the composition are the sum of those of its pieces (for terms that leave the base weights alone)."""
+    objective = harness.fill(harness.build("balanced_softmax", **{n: harness.term_config(n) for n in TERMS}))
+    out, batch = harness.output_of(objective, RAGGED, 7), harness.batch_of(RAGGED)
+    together = objective(out, batch, harness.PROGRESS)
+    alone = harness.fill(harness.build("balanced_softmax", **{name: harness.term_config(name)}))
+    harness.assert_close(alone(out, batch, harness.PROGRESS).parts[name], together.parts[name])
+    penalties = sum(objective.terms[n].cfg.weight * together.parts[n] for n in TERMS)
+    weighted_base = together.loss.detach() - penalties
+    reweighted = [n for n, term in objective._terms.items() if term.class_shares(objective._named[n]) is not None]
+    base_only = harness.fill(harness.build("balanced_softmax", **{n: harness.term_config(n) for n in reweighted}))
+    expected = base_only(out, batch, harness.PROGRESS)
+    expected_base = expected.loss.detach() - sum(base_only.terms[n].cfg.weight * expected.parts[n] for n in reweighted)
+    harness.assert_close(weighted_base, expected_base)
+
+
+def test_weight_and_start_are_checked(name: str) -> None:
+    for wrong in ({"weight": -1.0}, {"weight": float("nan")}, {"start": 1.0}, {"start": -0.1}):
+        (key,) = wrong
+        with pytest.raises(ValueError, match=f"^{key}"):
+            TERMS[name].build.Config(**wrong)
+
+
+def test_default_section_is_null() -> None:
+    assert all(getattr(Terms(), name) is None for name in TERMS)
