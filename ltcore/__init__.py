@@ -1,1 +1,19 @@
+"""Train and tune long-tailed image classifiers on Ray: LPA, DRO-LT and IFL, exact, composable, on streamed shards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltcore.training.predict import load as load
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # imports torch, which `import ltcore` alone does not need
+        from ltcore.training.predict import load
+
+        return load
+    raise AttributeError(f"module 'ltcore' has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""Joins the Ray cluster this machine belongs to, or starts a local one, quietly; and knows what the cluster offers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    # `uv run` would otherwise make Ray ship the working directory and rebuild the environment for every worker.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report blocks until the next poll: 2 s would be most of a short epoch
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the Train tab of the dashboard
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial closes its W&B run before its process is reused
+    "TUNE_GLOBAL_CHECKPOINT_S": "10",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "GLOG_minloglevel": "2",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What was found or started."""
+
+    local: bool
+    """True: started by this process, ends with it."""
+    cpus: float
+    """Logical CPUs. A local Ray over-commits small machines, so that data tasks always find one."""
+    real_cpus: int
+    gpus: float
+    nodes: int
+    address: str
+    dashboard: str
+
+    def describe(self) -> str:
+        where = "local Ray" if self.local else f"cluster {self.address} ({self.nodes} nodes)"
+        gpus = f", {self.gpus:g} GPUs" if self.gpus else ", no GPU"
+        return f"{where}: {self.real_cpus} CPUs{gpus}"
+
+
+def quiet() -> None:
+    """Environment and loggers for a silent Ray. Call before ray is imported."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    warnings.filterwarnings("ignore", module="ray")
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def connect(*, debug: bool = False) -> Cluster:
+    """Joins the running cluster (``RAY_ADDRESS``, or a node of one), else starts Ray here."""
+    quiet()
+    from ltcore.training.hardware import allocated_cpus
+
+    real = allocated_cpus()
+    if not os.environ.get("RAY_ADDRESS") and not Path("/tmp/ray/ray_current_cluster").exists():
+        # A token file of an earlier session would switch authentication on for this private instance.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    level = logging.INFO if debug else logging.ERROR
+    common: dict[str, Any] = {
+        "logging_level": level,
+        "log_to_driver": debug,
+        "runtime_env": {"env_vars": forwarded_environment()},
+    }
+    if ray.is_initialized():
+        return _describe(ray, local=False, real=real)
+    try:
+        ray.init(address="auto", **common)
+        local = False
+    except ConnectionError:
+        ray.init(
+            address="local",
+            num_cpus=max(4, real),
+            include_dashboard=False,
+            object_store_memory=512 * 2**20,
+            **common,
+        )
+        local = True
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(level)
+    return _describe(ray, local=local, real=real)
+
+
+def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
+    total = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    context = ray.get_runtime_context()
+    return Cluster(
+        local=local,
+        cpus=total.get("CPU", 0.0),
+        real_cpus=real if local else int(total.get("CPU", 0)),
+        gpus=total.get("GPU", 0.0),
+        nodes=len(alive),
+        address=context.gcs_address,
+        dashboard=ray._private.worker.get_dashboard_url() or "",
+    )
+
+
+def forwarded_environment() -> dict[str, str]:
+    """Variables that every worker needs: tracking and object-store credentials. Never written to a file or a log."""
+    prefixes = ("WANDB_", "AWS_", "LTCORE_")
+    passed = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
+    return passed | {key: os.environ[key] for key in QUIET if key in os.environ}
+
+
+def disconnect() -> None:
+    import ray
+
+    ray.shutdown()

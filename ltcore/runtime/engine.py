@@ -1,0 +1,123 @@
+"""Ray Train: one run on several workers. The run directory, not Ray's, is the checkpoint store, so a run may continue
+under another engine, number of workers or Ray version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ltcore.errors import LtcoreError
+from ltcore.runtime.execute import Job, execute
+from ltcore.training.record import read_json
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Workers of one run."""
+
+    workers: int = 1
+    max_workers: int = 0
+    """More than ``workers``: elastic, between the two. 0: exactly ``workers``."""
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+
+    @property
+    def most(self) -> int:
+        return max(self.workers, self.max_workers)
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> dict[str, Any]:
+    """Runs the job with a ``TorchTrainer`` and returns the record that rank 0 wrote."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+
+    from ltcore.data.storage import is_local, join, read_bytes
+
+    root = storage or job.run_uri
+    per_worker: dict[str, float] = {"CPU": scaling.cpus_per_worker}
+    if scaling.gpus_per_worker:
+        per_worker["GPU"] = scaling.gpus_per_worker
+    workers: Any = scaling.workers if scaling.max_workers <= scaling.workers else (scaling.workers, scaling.max_workers)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={**job.plain(), "cpus": scaling.cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo", timeout_s=600),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"train-{job.info['id']}",
+            storage_path=join(root, ".ray_train") if not is_local(root) else join(root, "ray_train"),
+            callbacks=callbacks,
+            failure_config=FailureConfig(max_failures=2, controller_failure_limit=3),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    if is_local(job.run_uri):
+        record = read_json(Path(job.run_uri) / "run.json")
+    else:
+        record = json.loads(read_bytes(join(job.run_uri, "run.json")))
+    if record is None:
+        raise LtcoreError(
+            f"{job.run_uri}/run.json is missing although the workers ended: is the storage shared by all nodes?"
+        )
+    return record
+
+
+def _cause(error: Any) -> Exception:
+    """The first worker's own exception where it is one of ours; it says more than the frame around it."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        inner = getattr(failure, "cause", failure)
+        if isinstance(inner, LtcoreError):
+            return inner
+    return LtcoreError(f"Ray Train failed: {error}")
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    import ray.train
+
+    from ltcore.runtime.cluster import quiet
+
+    quiet()
+    execute(Job(**config), _TrainContext(ray.train, Job(**config)))
+
+
+class _TrainContext:
+    """A Ray Train worker."""
+
+    engine = "train"
+
+    def __init__(self, train: Any, job: Job) -> None:
+        from ray.train.torch import get_device
+
+        from ltcore.runtime.pulse import Sender
+
+        context = train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world: int = context.get_world_size()
+        self.device = get_device()
+        self._train = train
+        self._sender = Sender(job.pulse if self.rank == 0 else "", job.shown_as)
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
+        # Metrics alone: they go on to Tune. The checkpoint already lies in the run directory, on the same storage.
+        del checkpoint
+        self._sender.epoch(metrics)
+        self._train.report({key: value for key, value in metrics.items() if value is not None})
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        self._sender.beat(epoch, images_seen, total_images)

@@ -1,0 +1,226 @@
+"""One run from a plain JSON job, in whatever process it was placed: opens data, tracker and directory, and calls ``fit``.
+
+Everything that crosses a process boundary is a ``Job``; the receiving side validates the configuration again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltcore.config.load import flat, from_dict, to_yaml
+from ltcore.config.schema import RunConfig
+from ltcore.data.feed import Feed, open_feed
+from ltcore.data.storage import cache_root
+from ltcore.tracking.tracker import Tracker, TrackerOptions, open_tracker
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.context import RunContext
+from ltcore.training.fit import StopRequested, fit
+from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
+from ltcore.training.mirror import Mirror
+from ltcore.training.record import RunInfo, RunRecord, read_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is. Plain JSON."""
+
+    config: dict[str, Any]
+    """Tree of a ``RunConfig``."""
+    data_uri: str
+    """Shards with a manifest, readable from every node."""
+    run_uri: str
+    """Directory of the run: a local path or a URI on shared storage."""
+    info: dict[str, Any]
+    """Fields of a ``RunInfo``."""
+    cpus: int = 0
+    """CPUs given to each worker; 0: all that the process may use."""
+    pulse: str = ""
+    """Name of the actor that takes signs of life; '' where nobody listens."""
+    shown_as: str = ""
+    """What the run is called on the driver's board."""
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def scratch_dir(run_uri: str) -> Path:
+    """Where a run whose directory is on an object store works on this node; the same for every attempt."""
+    return cache_root() / "runs" / hashlib.sha256(run_uri.encode()).hexdigest()[:16]
+
+
+def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
+    """Runs or continues the job. Returns the content of ``run.json`` (of rank 0).
+
+    A run that already finished is not repeated: its stored record comes back. Whatever ends the run early is written into
+    ``run.json`` (stopped or failed, with the reason) before it travels on.
+    """
+    cfg = from_dict(job.config)
+    torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
+    mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
+    info = RunInfo(**job.info)
+    if ctx.rank == 0:
+        mirror.local.mkdir(parents=True, exist_ok=True)
+    mirror.pull()
+    done = read_json(mirror.local / "run.json")
+    if done is not None and done["status"] == "finished":
+        return done
+    with _feed(cfg, job, ctx) as feed:
+        return _run(cfg, ctx, mirror, info, feed)
+
+
+def _run(cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: Feed) -> dict[str, Any]:
+    run_dir, lead = mirror.local, ctx.rank == 0
+    record = RunRecord(run_dir / "run.json" if lead else None, _first_fields(cfg, info, ctx, feed))
+    previous = ckpt.find(run_dir / "checkpoints")
+    if lead:
+        (run_dir / "config.yaml").write_text(to_yaml(cfg))
+    record.write()
+    tracker = open_tracker(
+        run_dir=run_dir,
+        run_id=info.id,
+        group=info.group,
+        name=cfg.name,
+        config_flat=flat(cfg),
+        options=TrackerOptions(
+            project=cfg.tracking.project,
+            mode=cfg.tracking.wandb_mode,
+            tensorboard=cfg.tracking.tensorboard,
+            wandb=cfg.tracking.wandb,
+        ),
+        rank=ctx.rank,
+        resume_step=previous.meta["step"] if previous else 0,
+        job_type=info.kind,
+    )
+    status = "failed"
+    try:
+        fields = fit(cfg, feed, _Mirrored(ctx, mirror), run_dir, tracker, info, record)
+        status = "finished"
+    except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
+        status = "stopped"
+        record.update(
+            status=status, reason=str(stop) if isinstance(stop, StopRequested) else "ended early by the scheduler"
+        )
+        raise
+    except BaseException as error:
+        record.update(status=status, reason=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        _log_per_class(tracker, record.fields)
+        tracker.finish(_summary(record.fields), status)
+        if lead:
+            mirror.close()
+    return fields
+
+
+def _log_per_class(tracker: Tracker, fields: dict[str, Any]) -> None:
+    for split, values in fields.get("per_class", {}).items():
+        data = fields["data"]
+        rows = list(zip(data["classes"], data["shot_groups"], values, strict=True))
+        tracker.table(f"{split}/per_class", ["class", "shot", "accuracy"], rows)
+
+
+class _Mirrored:
+    """The context, with the run directory pushed to its storage whenever an epoch is reported."""
+
+    def __init__(self, ctx: RunContext, mirror: Mirror) -> None:
+        self._ctx, self._mirror = ctx, mirror
+        self.engine, self.rank, self.world, self.device = ctx.engine, ctx.rank, ctx.world, ctx.device
+
+    def report(self, metrics: Any, checkpoint: Path | None) -> None:
+        if self.rank == 0:
+            self._mirror.push()
+        self._ctx.report(metrics, checkpoint)
+
+    def stop_requested(self) -> bool:
+        return self._ctx.stop_requested()
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        self._ctx.beat(epoch, images_seen, total_images)
+
+
+@contextlib.contextmanager
+def _feed(cfg: RunConfig, job: Job, ctx: RunContext) -> Iterator[Feed]:
+    options: dict[str, Any] = {
+        "batch_size": cfg.train.batch_size,
+        "seed": cfg.seed,
+        "rank": ctx.rank,
+        "world": ctx.world,
+    }
+    if cfg.data.tier == "stream":
+        from ltcore.runtime.stream import RayFeed
+
+        feed: Feed = RayFeed(cfg.data, job.data_uri, epochs=cfg.train.epochs, **options)
+    else:
+        feed = open_feed(cfg.data, job.data_uri, **options)
+    try:
+        yield feed
+    finally:
+        feed.close()
+
+
+def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, feed: Feed) -> dict[str, Any]:
+    manifest = feed.store.manifest
+    return {
+        "id": info.id,
+        "name": cfg.name,
+        "kind": info.kind,
+        "group": info.group,
+        "seed": cfg.seed,
+        "config": flat(cfg),
+        "epochs_planned": cfg.train.epochs,
+        "epochs_done": 0,
+        "images_seen": 0,
+        "last": {},
+        "best": {},
+        "data": {
+            "name": manifest.name,
+            "hash": manifest.hash,
+            "num_train": manifest.splits["train"].num_samples,
+            "classes": list(manifest.classes),
+            "shot_groups": list(manifest.shot_groups),
+            "tier": feed.tier,
+            "tier_reason": feed.why,
+        },
+        "hardware": describe_hardware(),
+        "precision": choose_precision(cfg.train.precision, ctx.device).why,
+        "threads": torch.get_num_threads(),
+        "world": ctx.world,
+        "device": str(ctx.device),
+        "engine": ctx.engine,
+        "pid": os.getpid(),
+        "versions": versions(),
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _summary(fields: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the W&B summary: best, last and test values, flat."""
+    flat_fields: dict[str, Any] = {}
+    for section in ("last", "best"):
+        flat_fields |= {f"{section}/{key}": value for key, value in fields.get(section, {}).items()}
+    for split, values in fields.get("test", {}).items():
+        flat_fields |= {f"{split}/{key}": value for key, value in values.items()}
+    return flat_fields
+
+
+def forget(run_uri: str) -> None:
+    """Removes a run directory and what this node keeps of it (``--fresh``)."""
+    from ltcore.data.storage import is_local, open_fs
+
+    filesystem, path = open_fs(run_uri)
+    if is_local(run_uri):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        shutil.rmtree(scratch_dir(run_uri), ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(path)

@@ -1,0 +1,44 @@
+"""Small JSON and text files of a sweep, wherever its storage is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from ltcore.data.storage import exists, is_local, join, open_fs, read_bytes, write_bytes_atomic
+
+REPORT_FILES = ("sweep.json", "run.json", "metrics.jsonl", "config.yaml")
+
+
+def load_json(uri: str) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    return json.loads(read_bytes(uri)) if exists(uri) else None
+
+
+def save_json(uri: str, value: Any) -> None:
+    if is_local(uri):
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(uri, json.dumps(value, indent=1).encode())
+
+
+def subdirectories(uri: str) -> list[str]:
+    """Names of the directories right below ``uri``, sorted."""
+    filesystem, path = open_fs(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
+def local_copy(uri: str, target: Path) -> Path:
+    """A local directory with the files that a report reads: ``uri`` itself, or a download of those alone."""
+    if is_local(uri):
+        return Path(uri)
+    filesystem, root = open_fs(uri)
+    for info in filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
+        if info.type == pafs.FileType.File and info.base_name in REPORT_FILES:
+            file = target / info.path[len(root) :].lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(read_bytes(join(uri, info.path[len(root) :].lstrip("/"))))
+    return target

@@ -1,0 +1,43 @@
+"""When are two sweeps the same sweep? Answered without Ray, before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ltcore.config.load import dump, flat
+from ltcore.config.schema import RunConfig, SweepConfig
+from ltcore.errors import ConfigError
+
+
+def identity(sweep: SweepConfig, base: RunConfig, seed: int, data: str) -> dict[str, Any]:
+    """Everything that the result of a sweep depends on, flat: two sweeps with equal identity are the same sweep."""
+    fields = {
+        f"sweep.{key}": value for key, value in dump(sweep).items() if key not in ("stall_s", "budget_s", "space")
+    }
+    fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
+    kept = {
+        key: value for key, value in flat(base).items() if not key.startswith(("tracking.", "data.uri", "data.tier"))
+    }
+    return json.loads(json.dumps({**fields, **kept, "seed": seed, "data": data}))
+
+
+def identity_hash(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Sentences about the keys in which two identities differ."""
+    keys = sorted(set(old) | set(new))
+    return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
+
+
+def refuse_other(existing: dict[str, Any], fields: dict[str, Any], uri: str) -> None:
+    """The same name with another configuration would mix two sweeps."""
+    changed = difference(existing["identity"], fields)
+    if changed:
+        raise ConfigError(
+            f"{uri} holds a sweep with another configuration ({'; '.join(changed[:6])}{'; ...' if len(changed) > 6 else ''}). "
+            "Give this one another --name, repeat the old values, or replace it with --fresh."
+        )

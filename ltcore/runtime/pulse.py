@@ -1,0 +1,97 @@
+"""Signs of life: workers tell one small actor how far they are; the driver shows it, and notices when all fall silent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+NAMESPACE = "ltcore"
+
+
+@ray.remote(num_cpus=0)
+class Pulse:
+    """Latest state of every run that was ever heard of. Holds a few numbers per run."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, dict[str, Any]] = {}
+
+    def beat(self, run: str, state: dict[str, Any]) -> None:
+        self._runs[run] = {**self._runs.get(run, {}), **state}
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        return self._runs
+
+
+class Sender:
+    """A worker's end. Sends at most every ``every_s`` seconds, except for finished epochs; never waits."""
+
+    def __init__(self, pulse: str, run: str, every_s: float = 2.0) -> None:
+        self._run, self._every_s, self._sent = run, every_s, 0.0
+        try:
+            self._actor: Any = ray.get_actor(pulse, namespace=NAMESPACE) if pulse else None
+        except ValueError:  # the driver that wanted to hear is gone
+            self._actor = None
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        if time.monotonic() - self._sent > self._every_s:
+            self._send({"epoch": epoch, "images_seen": images_seen, "total_images": total_images})
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        kept = ("epoch", "images_seen", "images_per_s", "val/top1", "data_wait_fraction", "time_s")
+        self._send({key: metrics[key] for key in kept if key in metrics})
+
+    def _send(self, state: dict[str, Any]) -> None:
+        if self._actor is not None:
+            self._actor.beat.remote(self._run, state)
+            self._sent = time.monotonic()
+
+
+class Watch(threading.Thread):
+    """The driver's end: polls the actor, passes snapshots on, and asks for a stop after silence or at a deadline."""
+
+    def __init__(
+        self,
+        actor: Any,
+        on_snapshot: Callable[[dict[str, dict[str, Any]]], None],
+        *,
+        stall_s: float,
+        deadline_s: float | None,
+    ) -> None:
+        super().__init__(daemon=True, name="ltcore-watch")
+        self._actor, self._on_snapshot = actor, on_snapshot
+        self._stall_s, self._deadline = stall_s, None if deadline_s is None else time.monotonic() + deadline_s
+        self._moved = time.monotonic()
+        self._ended = threading.Event()
+        self.stalled = threading.Event()
+        self.out_of_time = threading.Event()
+
+    @property
+    def stop_wanted(self) -> bool:
+        return self.stalled.is_set() or self.out_of_time.is_set()
+
+    def touch(self) -> None:
+        """Something happened that is not a sign of life of a run: a trial ended, a stage began."""
+        self._moved = time.monotonic()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        last: Any = None
+        while not self._ended.wait(1.0):
+            try:
+                now = ray.get(self._actor.snapshot.remote(), timeout=10)
+            except (ray.exceptions.RayError, TimeoutError):
+                now = last  # counts as silence
+            if now != last:
+                self.touch()
+                last = now
+                self._on_snapshot(now)
+            if time.monotonic() - self._moved > self._stall_s:
+                self.stalled.set()
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                self.out_of_time.set()

@@ -1,0 +1,53 @@
+"""One run on Ray, outside a sweep: capacity first, then a worker group or a task, watched from here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import ray
+
+from ltcore.config.schema import RunConfig
+from ltcore.errors import StallError
+from ltcore.runtime.board import Board
+from ltcore.runtime.capacity import concurrency, demand
+from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.engine import Scaling
+from ltcore.runtime.execute import Job
+from ltcore.runtime.pulse import NAMESPACE, Pulse, Watch
+from ltcore.runtime.results import result_of
+from ltcore.runtime.worker import run_job
+
+STALL_S = 300.0
+
+
+def run_single(job: Job, cfg: RunConfig, engine: str, scaling: Scaling, cluster: Cluster) -> dict[str, Any]:
+    """Runs the job on the cluster and returns its record."""
+    need = demand(scaling, engine, streams=cfg.data.tier == "stream")
+    concurrency(need, cluster, max_gpus=None)
+    board = Board()
+    board.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
+    name = f"pulse-{cfg.name}-{time.time_ns()}"
+    pulse = Pulse.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+    watch = Watch(pulse, board.update, stall_s=STALL_S, deadline_s=None)
+    watch.start()
+    job = dataclasses.replace(job, pulse=name, shown_as=cfg.name, cpus=scaling.cpus_per_worker)
+    inside = engine == "trial"
+    options = {
+        "num_cpus": scaling.cpus_per_worker if inside else 0,
+        "num_gpus": scaling.gpus_per_worker if inside else 0,
+    }
+    try:
+        with board.stage("train", expected=1):
+            ref = run_job.options(**options).remote(job.plain(), engine, scaling.plain())
+            while not ray.wait([ref], timeout=1.0)[0]:
+                if watch.stalled.is_set():
+                    ray.cancel(ref, force=True)
+                    raise StallError(
+                        f"Nothing happened for {STALL_S:g} s. The run needs {need.describe()}; the cluster has "
+                        f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs. It was canceled; the same command continues."
+                    )
+            return result_of(ref)
+    finally:
+        watch.end()

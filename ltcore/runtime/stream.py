@@ -1,0 +1,122 @@
+"""The stream tier on Ray Data: each worker runs its own pipeline over its share of the plan.
+
+One task reads and decodes the rows of a window of consecutive steps; tasks run on any CPU of the cluster, their results
+come back in plan order (``preserve_order``), and back-pressure bounds what is decoded but not yet used. One execution covers
+many epochs, because the first batch of an execution costs about 0.3 s.
+
+Not Train's ``datasets=``: its split drops rows (``equal=True``) and re-seeds after a restart, so neither exact resume nor an
+exact epoch is possible with it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+
+from ltcore.batch import Batch
+from ltcore.data.config import DataConfig
+from ltcore.data.feed import ThreadFeed
+from ltcore.data.plan import EpochPlan
+from ltcore.data.store import ShardStore, decode_rows
+
+ROWS_PER_EXECUTION = 200_000
+"""Rows after which a new execution starts (at an epoch border): long enough to forget its start, short enough to replan."""
+MAX_TASKS = 4096
+
+
+class RayFeed(ThreadFeed):
+    """Training batches through Ray Data; evaluation, which is short, through the threads of the worker itself."""
+
+    def __init__(
+        self, cfg: DataConfig, uri: str, *, epochs: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        super().__init__(cfg, uri, batch_size=batch_size, seed=seed, rank=rank, world=world)
+        self.tier, self.why = "stream", "Ray Data (asked for)"
+        self._epochs = epochs
+        self._rows: Iterator[dict[str, Any]] | None = None
+        self._at = (-1, -1)
+        """(epoch, step) that the running execution delivers next."""
+
+    def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The rank's batches of one epoch; continues the running execution where it stands there."""
+        for step in range(start_step, self.num_batches):
+            if self._rows is None or self._at != (epoch, step):
+                self._rows = self._execute(epoch, step)
+            row = next(self._rows, None)
+            if row is None:  # the execution ended at the previous epoch's border
+                self._rows = self._execute(epoch, step)
+                row = next(self._rows)
+            self._at = (epoch, step + 1) if step + 1 < self.num_batches else (epoch + 1, 0)
+            yield Batch(
+                torch.from_numpy(np.ascontiguousarray(row["image"]))[None],
+                torch.from_numpy(row["label"].copy()),
+                torch.from_numpy(row["index"].copy()),
+                torch.from_numpy(row["copy"].copy()),
+            )
+
+    def _execute(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
+        rows_per_epoch = self.num_batches * self.batch_size
+        last = min(self._epochs, epoch + max(1, ROWS_PER_EXECUTION // rows_per_epoch))
+        window = self.cfg.stream_window_steps
+        windows = [
+            {"epoch": e, "first": first, "last": min(first + window, self.num_batches)}
+            for e in range(epoch, last)
+            for first in range(step if e == epoch else 0, self.num_batches, window)
+        ]
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=max(1, self._task_cpus()))
+        with ray.data.DataContext.current(context):
+            dataset = ray.data.from_items(windows, override_num_blocks=min(len(windows), MAX_TASKS)).map_batches(
+                functools.partial(
+                    read_window, uri=self.uri, canvas=self.canvas, plan=self._plan_arguments(), rank=self.rank
+                ),
+                batch_size=1,
+                num_cpus=1,
+            )
+            return iter(
+                dataset.iter_batches(
+                    batch_size=self.batch_size // self.world, batch_format="numpy", prefetch_batches=2, drop_last=False
+                )
+            )
+
+    def _task_cpus(self) -> int:
+        """Data tasks of this worker at a time: its share of the CPUs that no worker reserved."""
+        free = ray.cluster_resources().get("CPU", 1.0) - self.world
+        return int(free // self.world)
+
+    def _plan_arguments(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch_size": self.batch_size, "world": self.world, "lanes": self.cfg.lanes}
+
+    def close(self) -> None:
+        self._rows = None
+        super().close()
+
+
+@functools.lru_cache(maxsize=2)
+def _store(uri: str) -> ShardStore:
+    return ShardStore(uri)
+
+
+def read_window(
+    batch: dict[str, np.ndarray], *, uri: str, canvas: int, plan: dict[str, Any], rank: int
+) -> dict[str, np.ndarray]:
+    """A data task: rows of one window of steps, decoded, in plan order."""
+    store = _store(uri)
+    epoch, first, last = (int(batch[name][0]) for name in ("epoch", "first", "last"))
+    rows_per_shard = [shard.count for shard in store.manifest.splits["train"].shards]
+    steps = EpochPlan(rows_per_shard, epoch=epoch, **plan).rank_batches(rank, first)
+    rows = [next(steps) for _ in range(last - first)]
+    index = np.concatenate([r.index_B for r in rows])
+    return {
+        "image": decode_rows(store, "train", index, canvas),
+        "label": store.labels("train")[index],
+        "index": index,
+        "copy": np.concatenate([r.copy_B for r in rows]),
+    }

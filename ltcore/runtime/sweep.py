@@ -1,0 +1,395 @@
+"""A sweep from start to report: search beside a baseline, choice on validation, paired retrains, one test, one report."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ltcore.config.load import dump, override
+from ltcore.config.schema import RunConfig, SweepConfig
+from ltcore.data.storage import is_local, join, open_fs, write_bytes_atomic
+from ltcore.errors import LtcoreError, StallError
+from ltcore.evaluation.paired import paired_difference
+from ltcore.runtime.board import Board
+from ltcore.runtime.capacity import Demand
+from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.engine import Scaling
+from ltcore.runtime.execute import Job
+from ltcore.runtime.files import load_json, local_copy, save_json, subdirectories
+from ltcore.runtime.identity import identity_hash
+from ltcore.runtime.pulse import NAMESPACE, Pulse, Watch
+from ltcore.runtime.results import result_of
+from ltcore.runtime.search import Listener, SearchPlan, run_search
+from ltcore.runtime.worker import run_job
+from ltcore.tracking.report import write_report
+from ltcore.tracking.tracker import TrackerOptions, open_tracker
+from ltcore.training.hardware import describe_hardware
+
+TERMS_OFF = {"objective.terms.lpa": None, "objective.terms.dro": None, "objective.terms.ifl": None}
+
+
+@dataclass(frozen=True)
+class SweepSetup:
+    """A sweep whose questions are answered: what, on which data, where, with what."""
+
+    sweep: SweepConfig
+    base: RunConfig
+    seed: int
+    data_uri: str
+    uri: str
+    """Directory of the sweep on the storage."""
+    cluster: Cluster
+    engine: str
+    scaling: Scaling
+    need: Demand
+    concurrent: int
+    images_per_epoch: int
+    max_hours: float | None
+    debug: bool
+
+
+class Sweep:
+    """One execution of a sweep; everything that must survive it is in ``sweep.json`` and the run directories."""
+
+    def __init__(self, setup: SweepSetup, fields: dict[str, Any], board: Board) -> None:
+        self.setup, self.board = setup, board
+        self.state_uri = join(setup.uri, "sweep.json")
+        self.fields: dict[str, Any] = load_json(self.state_uri) or {
+            "schema": 1,
+            "name": setup.sweep.name,
+            "created_at": _now(),
+            "recipe": setup.sweep.recipe,
+            "space": {key: str(spec) for key, spec in setup.sweep.space.items()},
+            "search": setup.sweep.search,
+            "metric": setup.sweep.metric,
+            "config_hash": identity_hash(fields),
+            "identity": fields,
+            "stages": {},
+        }
+        self.fields |= {
+            "status": "running",
+            "num_trials": setup.sweep.size,
+            "hardware": describe_hardware() | {"cluster": setup.cluster.describe()},
+            "engine": setup.engine,
+        }
+        name = f"pulse-{self.fields['config_hash'][:12]}-{time.time_ns()}"
+        self.pulse_name = name
+        self._pulse = Pulse.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+        deadline = None if setup.max_hours is None else setup.max_hours * 3600
+        self.watch = Watch(self._pulse, board.update, stall_s=setup.sweep.stall_s, deadline_s=deadline)
+
+    # ---- the whole
+
+    def run(self) -> dict[str, Any]:
+        self.save()
+        self.watch.start()
+        try:
+            self.search()
+            self.choose()
+            if self.setup.sweep.retrain_seeds and not self.watch.stop_wanted:
+                self.retrain()
+            self.fields["status"] = "stopped" if self.watch.out_of_time.is_set() else "finished"
+        except BaseException as error:
+            self.fields["status"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.fields["reason"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.watch.end()
+            self.fields["finished_at"] = _now()
+            self.fields["stages"] = {k: round(v, 1) for k, v in self.board.stages.items()}
+            self.save()
+        return self.fields
+
+    def save(self) -> None:
+        save_json(self.state_uri, self.fields)
+
+    # ---- search
+
+    def search(self) -> None:
+        setup = self.setup
+        with self.board.stage("search", expected=setup.sweep.size + 1):
+            baseline = self._submit("baseline", setup.seed, kind="baseline", test=False, where="trials/baseline")
+            plan = SearchPlan(
+                sweep=setup.sweep,
+                seed=setup.seed,
+                sweep_uri=setup.uri,
+                trial={
+                    "config": dump(setup.base),
+                    "data_uri": setup.data_uri,
+                    "sweep_uri": setup.uri,
+                    "id_prefix": self._id_prefix(),
+                    "group": setup.sweep.name,
+                    "scaling": setup.scaling.plain(),
+                    "engine": setup.engine,
+                    "metric": setup.sweep.metric,
+                    "hot": list(setup.sweep.hot) if setup.sweep.search == "pbt" else [],
+                    "pulse": self.pulse_name,
+                },
+                scaling=setup.scaling,
+                engine=setup.engine,
+                total_images=setup.base.train.epochs * setup.images_per_epoch,
+                concurrent=setup.concurrent,
+                driver_resource="" if setup.cluster.local else "trial_driver",
+                failures=0 if setup.cluster.local else 3,
+            )
+            run_search(plan, Listener(self._trial_ended, lambda: self.watch.stop_wanted), setup.debug)
+            self._raise_if_stalled()
+            self._wait({"baseline": baseline})
+        self._collect()
+
+    def _trial_ended(self, trial: str, params: dict[str, Any], result: dict[str, Any], error: Any) -> None:
+        self.watch.touch()
+        shown = ", ".join(f"{key.rsplit('.', 2)[-2]}.{key.rsplit('.', 1)[-1]}={value}" for key, value in params.items())
+        seen, whole = result.get("images_seen", 0), self.setup.base.train.epochs * self.setup.images_per_epoch
+        value = result.get(self.setup.sweep.metric)
+        text = "-" if value is None else f"{100 * value:.1f}%"
+        if error is not None:
+            how = f"[red]failed[/red] ({str(error).strip().splitlines()[-1][:160]})"
+        elif seen >= whole:
+            how = f"{text} at the end"
+        else:
+            how = f"{text}, stopped by ASHA after {100 * seen / whole:.0f}%"
+        self.board.ended(f"trial {trial}", f"trial {trial}: {shown}: {how}")
+
+    def _collect(self) -> None:
+        """Reads what every trial came to from its own directory, which also holds after a restart."""
+        trials = []
+        space = list(self.setup.sweep.space)
+        for trial in subdirectories(join(self.setup.uri, "trials")):
+            record = load_json(join(self.setup.uri, "trials", trial, "run.json"))
+            if record is None or record["kind"] != "trial":
+                continue
+            ended_early = record["status"] == "running" or record["status"] == "stopped"
+            if ended_early:
+                record |= {"status": "stopped", "reason": f"ended by the scheduler after epoch {record['epochs_done']}"}
+                save_json(join(self.setup.uri, "trials", trial, "run.json"), record)
+            metric = self.setup.sweep.metric
+            trials.append(
+                {
+                    "id": trial,
+                    "run_dir": f"trials/{trial}",
+                    "status": record["status"],
+                    "reason": record["reason"],
+                    "params": {key: record["config"].get(key) for key in space},
+                    "epochs_done": record["epochs_done"],
+                    "best": record["best"].get(metric),
+                    "last": record["last"].get(metric),
+                }
+            )
+        self.fields["trials"] = trials
+        self.save()
+
+    def choose(self) -> None:
+        """The winner: highest validation metric at the end of training, among the trials that reached it."""
+        finished = [t for t in self.fields["trials"] if t["status"] == "finished" and t["last"] is not None]
+        if not finished:
+            reasons = {t["reason"] for t in self.fields["trials"] if t["status"] == "failed"}
+            raise LtcoreError(
+                f"No trial of {self.setup.sweep.name} reached the end, so there is no winner. "
+                + (f"First reason: {sorted(reasons)[0]}" if reasons else "Give it more time (--max-hours).")
+            )
+        winner = max(finished, key=lambda t: (t["last"], t["id"]))
+        self.fields |= {"winner": winner["id"], "baseline": "baseline"}
+        shown = ", ".join(f"{key}={value}" for key, value in winner["params"].items())
+        self.board.say(f"winner on validation: trial {winner['id']} ({100 * winner['last']:.1f}%): {shown}")
+        self.save()
+
+    # ---- retrain and test
+
+    def retrain(self) -> None:
+        sweep, setup = self.setup.sweep, self.setup
+        winner = next(t for t in self.fields["trials"] if t["id"] == self.fields["winner"])
+        seeds = [setup.seed + 1 + k for k in range(sweep.retrain_seeds)]
+        through_train = (
+            seeds[0] if sweep.train_engine_retrain and setup.engine == "trial" and setup.cluster.local else None
+        )
+        entries = [
+            {"role": role, "seed": s, "run_dir": f"retrain/{role}-seed{s}"}
+            for s in seeds
+            for role in ("winner", "baseline")
+        ]
+        plain = [e for e in entries if not (e["role"] == "winner" and e["seed"] == through_train)]
+        with self.board.stage("retrain", expected=len(plain)):
+            refs = {
+                str(e["run_dir"]).rsplit("/", 1)[-1]: self._submit(
+                    str(e["role"]),
+                    int(str(e["seed"])),
+                    kind="retrain",
+                    test=True,
+                    where=str(e["run_dir"]),
+                    params=winner["params"],
+                )
+                for e in plain
+            }
+            self._wait(refs)
+        if through_train is not None:
+            with self.board.stage("retrain on Ray Train", expected=1):
+                where = f"retrain/winner-seed{through_train}"
+                ref = self._submit(
+                    "winner",
+                    through_train,
+                    kind="retrain",
+                    test=True,
+                    where=where,
+                    params=winner["params"],
+                    engine="train",
+                    scaling=Scaling(workers=2, cpus_per_worker=1),
+                    tier="stream",
+                )
+                self._wait({where.rsplit("/", 1)[-1]: ref})
+        self.fields["retrain"] = entries
+        self.fields["comparison"] = self._compare(entries)
+        self.save()
+
+    def _compare(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Paired over seeds, per test split and metric."""
+        records: dict[tuple[str, int], Any] = {
+            (e["role"], e["seed"]): load_json(join(self.setup.uri, e["run_dir"], "run.json")) for e in entries
+        }
+        seeds = sorted({e["seed"] for e in entries})
+        table: dict[str, Any] = {}
+        for split, metrics in records[("winner", seeds[0])]["test"].items():
+            for metric, value in metrics.items():
+                sides = {
+                    role: [records[(role, s)]["test"][split][metric] for s in seeds] for role in ("winner", "baseline")
+                }
+                if value is None or any(v is None for side in sides.values() for v in side):
+                    continue
+                paired = paired_difference(sides["winner"], sides["baseline"])
+                table.setdefault(split, {})[metric] = {
+                    **sides,
+                    "difference": paired.difference,
+                    "low": paired.low,
+                    "high": paired.high,
+                    "distinguishable": paired.distinguishable,
+                }
+        return table
+
+    # ---- single runs as Ray tasks
+
+    def _submit(
+        self,
+        role: str,
+        seed: int,
+        *,
+        kind: str,
+        test: bool,
+        where: str,
+        params: dict[str, Any] | None = None,
+        engine: str | None = None,
+        scaling: Scaling | None = None,
+        tier: str | None = None,
+    ) -> Any:
+        setup = self.setup
+        changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
+        changes |= TERMS_OFF if role == "baseline" else params or {}
+        if tier:
+            changes["data.tier"] = tier
+        cfg = override(setup.base, changes)
+        engine, scaling = engine or setup.engine, scaling or setup.scaling
+        job = Job(
+            config=dump(cfg),
+            data_uri=setup.data_uri,
+            run_uri=join(setup.uri, where),
+            info={
+                "id": f"{self._id_prefix()}-{where.replace('/', '-')}",
+                "kind": kind,
+                "group": setup.sweep.name,
+                "test": test,
+            },
+            cpus=scaling.cpus_per_worker,
+            pulse=self.pulse_name,
+            shown_as=where.rsplit("/", 1)[-1],
+        )
+        options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
+        if engine == "train":
+            options = {"num_cpus": 0, "num_gpus": 0}
+            if not setup.cluster.local:
+                options["resources"] = {"trial_driver": 0.01}
+        return run_job.options(**options).remote(job.plain(), engine, scaling.plain())
+
+    def _wait(self, refs: dict[str, Any]) -> None:
+        left = {ref: name for name, ref in refs.items()}
+        while left:
+            ready, _ = ray.wait(list(left), timeout=1.0)
+            for ref in ready:
+                name = left.pop(ref)
+                record = result_of(ref)
+                self.watch.touch()
+                values = [v["top1"] for v in record.get("test", {}).values()] or [
+                    record["last"].get(self.setup.sweep.metric)
+                ]
+                shown = ", ".join(f"{100 * v:.1f}%" for v in values if v is not None)
+                self.board.ended(name, f"{name}: {'test' if record.get('test') else 'validation'} top-1 {shown}")
+            if self.watch.stalled.is_set():
+                for ref in left:
+                    ray.cancel(ref, force=True)
+                self._raise_if_stalled()
+
+    def _raise_if_stalled(self) -> None:
+        if self.watch.stalled.is_set():
+            free = ray.available_resources()
+            raise StallError(
+                f"Nothing happened for {self.setup.sweep.stall_s:g} s. One run needs {self.setup.need.describe()}; of "
+                f"{self.setup.cluster.cpus:g} CPUs and {self.setup.cluster.gpus:g} GPUs, {free.get('CPU', 0):g} CPUs and "
+                f"{free.get('GPU', 0):g} GPUs are free now. Everything was canceled; the same command continues."
+            )
+
+    def _id_prefix(self) -> str:
+        return f"{self.setup.sweep.name}-{self.fields['config_hash'][:6]}"
+
+    # ---- report
+
+    def report(self) -> str:
+        """Writes report.html beside sweep.json, and the sweep's own W&B run. Returns where the report lies."""
+        with self.board.stage("report"), tempfile.TemporaryDirectory() as scratch:
+            folder = local_copy(self.setup.uri, Path(scratch))
+            path = write_report(folder)
+            uri = join(self.setup.uri, "report.html")
+            if not is_local(self.setup.uri):
+                write_bytes_atomic(uri, path.read_bytes())
+            self._log_sweep(Path(open_fs(self.setup.uri)[1]) if is_local(self.setup.uri) else Path(scratch), path)
+        self.fields["stages"] = {k: round(v, 1) for k, v in self.board.stages.items()}
+        self.save()
+        return uri
+
+    def _log_sweep(self, folder: Path, report: Path) -> None:
+        cfg = self.setup.base
+        tracker = open_tracker(
+            run_dir=folder / "sweep",
+            run_id=f"{self._id_prefix()}-sweep",
+            group=self.setup.sweep.name,
+            name=f"{self.setup.sweep.name}-sweep",
+            config_flat=self.fields["identity"],
+            options=TrackerOptions(
+                project=cfg.tracking.project, mode=cfg.tracking.wandb_mode, tensorboard=False, wandb=cfg.tracking.wandb
+            ),
+            job_type="sweep",
+        )
+        keys = list(self.setup.sweep.space)
+        ranked = sorted(self.fields["trials"], key=lambda t: -(t["last"] if t["last"] is not None else -1.0))
+        rows = [
+            [t["id"], t["status"], *(t["params"][k] for k in keys), t["last"], t["best"], t["epochs_done"]]
+            for t in ranked
+        ]
+        tracker.table("trials", ["trial", "status", *keys, "last", "best", "epochs"], rows)
+        tracker.html("report", report)
+        flat_summary = {
+            f"{split}/{metric}/{field}": value
+            for split, metrics in self.fields.get("comparison", {}).items()
+            for metric, values in metrics.items()
+            for field, value in values.items()
+            if field in ("difference", "low", "high")
+        }
+        tracker.finish({"winner": self.fields.get("winner", ""), **flat_summary}, str(self.fields["status"]))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,81 @@
+"""A short measurement before a sweep with a time budget: is this machine as fast as the recipe assumes?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ltcore.config.load import override
+from ltcore.config.schema import RunConfig, SweepConfig
+from ltcore.data.feed import open_feed
+from ltcore.runtime.engine import Scaling
+from ltcore.training.build import build
+from ltcore.training.context import LocalContext
+
+SHARE_OF_FULL = 0.6
+"""Images of an average trial under ASHA, as a fraction of a full training; with eta 3 and a quarter of grace."""
+LEAST_EPOCHS = 8
+
+
+def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1.5) -> float:
+    """Training speed of the composed objective in this process, all terms acting, after one epoch that fills memories."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    feed = open_feed(cfg.data, data_uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
+    try:
+        parts = build(cfg, feed, LocalContext())
+        objective = parts.step.objective
+        steps, started = 0, time.monotonic()
+        epoch = 0
+        while epoch < 2 or time.monotonic() - started < seconds:
+            if epoch == 1:
+                steps, started = 0, time.monotonic()
+            for raw in feed.train_batches(epoch):
+                batch = parts.augment(raw, epoch)
+                loss, _, out = parts.step(batch, 0.99)
+                parts.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                parts.optimizer.step()
+                objective.observe(out, batch, 0.99)
+                steps += 1
+            objective.merge(0.99)
+            epoch += 1
+        return steps * cfg.train.batch_size / (time.monotonic() - started)
+    finally:
+        feed.close()
+        torch.set_num_threads(before)
+
+
+def fitted_epochs(
+    sweep: SweepConfig,
+    base: RunConfig,
+    data_uri: str,
+    concurrent: int,
+    stored: dict[str, Any] | None,
+    scaling: Scaling,
+    say: Callable[[str], None],
+) -> RunConfig:
+    """``base``, with fewer epochs where the search would not fit into ``sweep.budget_s``. A continued sweep keeps its epochs."""
+    if stored is not None:
+        return override(base, {"train.epochs": stored["epochs"]})
+    if sweep.budget_s is None or scaling.gpus_per_worker:
+        return base
+    rate = images_per_s(base, data_uri, scaling.cpus_per_worker)
+    feed = open_feed(base.data, data_uri, batch_size=base.train.batch_size, seed=base.seed)
+    images = feed.num_batches * base.train.batch_size * base.train.epochs
+    feed.close()
+    runs = 1 + sweep.size * (SHARE_OF_FULL if sweep.grace_fraction < 1 else 1.0)
+    estimate_s = runs * images / rate / concurrent
+    if estimate_s <= sweep.budget_s:
+        say(f"warm-up: {rate:,.0f} images/s per trial, search in about {estimate_s:.0f} s")
+        return base
+    epochs = max(LEAST_EPOCHS, int(base.train.epochs * sweep.budget_s / estimate_s))
+    say(
+        f"[yellow]warm-up: {rate:,.0f} images/s per trial, so the search would take about {estimate_s:.0f} s instead of "
+        f"{sweep.budget_s:.0f} s; training is cut from {base.train.epochs} to {epochs} epochs.[/yellow] "
+        "For the full length: sweep.budget_s=null"
+    )
+    return override(base, {"train.epochs": epochs})

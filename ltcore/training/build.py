@@ -1,0 +1,77 @@
+"""RunConfig + data -> the parts of one run, on their device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ltcore import dist
+from ltcore.config.schema import RunConfig
+from ltcore.data.augment import Augment
+from ltcore.data.feed import Feed
+from ltcore.errors import ConfigError
+from ltcore.models.ema import EmaCopy
+from ltcore.models.net import LongTailNet
+from ltcore.objective.objective import Objective
+from ltcore.objective.term import FeatureDims
+from ltcore.training.context import RunContext
+from ltcore.training.hardware import Precision, choose_precision
+from ltcore.training.optim import build_optimizer
+from ltcore.training.step import TrainStep
+
+
+@dataclass
+class Parts:
+    """Everything that a step touches. ``step`` is the bare module, ``wrapped`` the one to call (DDP where there are ranks)."""
+
+    step: TrainStep
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    augment: Augment
+    average: EmaCopy | None
+    """Moving average of the weights, for evaluation."""
+    precision: Precision
+
+    @property
+    def eval_net(self) -> LongTailNet:
+        return self.average.net if self.average else self.step.net
+
+
+def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
+    """Builds on the CPU (so that initial values do not depend on the device), then moves."""
+    manifest = feed.store.manifest
+    stats = manifest.stats("train")
+    num_train = manifest.splits["train"].num_samples
+    net, objective = build_modules(cfg, len(manifest.classes), stats, num_train)
+    if cfg.augment.mixup_alpha > 0:
+        objective.check_mix()
+    if cfg.train.accumulate > 1 and objective.gathers:
+        raise ConfigError(
+            f"train.accumulate={cfg.train.accumulate}: {', '.join(objective.gathers)} compares samples across the whole "
+            "batch, and accumulation would split it, which changes the loss. Set train.accumulate=1."
+        )
+    needs_key = "key" in objective.needs
+    precision = choose_precision(cfg.train.precision, ctx.device)
+    layout = torch.channels_last if ctx.device.type == "cuda" or precision.autocast else torch.contiguous_format
+    net = net.to(device=ctx.device, memory_format=layout)  # type: ignore[call-overload]
+    key = EmaCopy(net, cfg.model.key_decay, buffers="own") if needs_key else None
+    average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None
+    step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
+    step.train()
+    wrapped: nn.Module = step
+    if dist.is_distributed():
+        ids = [ctx.device.index] if ctx.device.type == "cuda" else None
+        wrapped = nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
+    augment = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=2 if needs_key else 1)
+    return Parts(step, wrapped, build_optimizer(cfg.train.optim, step), augment, average, precision)
+
+
+def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: int) -> tuple[LongTailNet, Objective]:
+    """Network and objective. The objective needs the network's sizes, the network what the objective asks for."""
+    probe = LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed)
+    dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train)
+    objective = Objective(cfg.objective, stats, dims, cfg.seed)  # type: ignore[arg-type]
+    needs = objective.needs - {"key"}
+    return (LongTailNet(cfg.model, num_classes, needs, cfg.seed) if needs else probe), objective

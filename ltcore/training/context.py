@@ -1,0 +1,72 @@
+"""The seam between the loop and the place it runs in. The loop knows this protocol alone; Ray implements it elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+
+class RunContext(Protocol):
+    """Where a run executes. Every rank has one."""
+
+    engine: str
+    """'inline', 'trial' or 'train'."""
+    rank: int
+    world: int
+    device: torch.device
+
+    def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
+        """Hands the metrics of a finished epoch upwards. Called by every rank, equally often."""
+
+    def stop_requested(self) -> bool:
+        """True once the run should save a checkpoint at the next step boundary and end."""
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        """A sign of life from inside an epoch: cheap, never blocks, may be dropped."""
+
+
+class LocalContext(AbstractContextManager["LocalContext"]):
+    """This process, no Ray. As a context manager: one Ctrl-C or SIGTERM lets the loop save and end, two interrupt."""
+
+    engine = "inline"
+    rank = 0
+    world = 1
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._stop = False
+        self._previous: dict[int, Any] = {}
+
+    def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
+        pass
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        pass
+
+    def __enter__(self) -> LocalContext:
+        if threading.current_thread() is threading.main_thread():
+            for sig in (signal.SIGINT, signal.SIGTERM):
+                self._previous[sig] = signal.signal(sig, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sig, handler in self._previous.items():
+            signal.signal(sig, handler)
+
+    def _on_signal(self, sig: int, _: FrameType | None) -> None:
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+        print(
+            f"\n{signal.Signals(sig).name}: saving a checkpoint, then stopping. Once more to stop at once.", flush=True
+        )

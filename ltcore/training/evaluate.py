@@ -1,0 +1,75 @@
+"""Evaluation of one split: every row exactly once over all ranks, counted, in integers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltcore.batch import Batch
+from ltcore.data.feed import Feed
+from ltcore.errors import DataError
+from ltcore.evaluation.accumulate import Confusion
+from ltcore.evaluation.metrics import metrics, per_attribute, per_class
+from ltcore.models.net import LongTailNet
+
+
+@torch.no_grad()
+def confusion(
+    net: LongTailNet,
+    feed: Feed,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    normalize: Callable[[Batch], Batch],
+) -> Confusion:
+    """Counts [A, C, C] of the whole split, equal on every rank. Raises DataError if a row was lost or doubled."""
+    manifest = feed.store.manifest
+    counts = Confusion(len(manifest.classes), len(manifest.attributes), device)
+    attributes_N = torch.tensor(feed.store.attributes(split), device=device)  # a copy: the store's array is read-only
+    was_training = net.training
+    net.eval()
+    for raw in feed.eval_batches(split, batch_size):
+        batch = normalize(raw.to(device))
+        precision = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
+        with precision:
+            logits_BC = net(batch.images_VBCHW[0]).mean_logits_BC
+        counts.update(logits_BC, batch.labels_B, attributes_N[batch.index_B])
+    net.train(was_training)
+    counts.reduce()
+    expected = manifest.splits[split].num_samples
+    if counts.total != expected:
+        raise DataError(f"Evaluation of split {split!r} saw {counts.total} rows; the manifest has {expected}.")
+    return counts
+
+
+def split_metrics(counts: Confusion, feed: Feed) -> dict[str, Any]:
+    """Flat metrics of one split: those of ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist."""
+    manifest = feed.store.manifest
+    array = counts.counts_ACC
+    flat: dict[str, Any] = dict(metrics(array, manifest.shot_groups))
+    if manifest.attributes:
+        flat |= per_attribute(array, manifest.attributes)
+    return flat
+
+
+def class_accuracy(counts: Confusion) -> list[float | None]:
+    return per_class(counts.counts_ACC)
+
+
+def check_train_split(feed: Feed) -> None:
+    """Every class needs a training sample: a class without one has no centroid, no prior and no chance."""
+    manifest = feed.store.manifest
+    labels = feed.store.labels("train")
+    counts = np.bincount(labels, minlength=len(manifest.classes))
+    empty = [manifest.classes[c] for c in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of {len(counts)} classes have no training sample ({', '.join(empty[:5])}): every class needs one. "
+            "Remove the classes or add images."
+        )

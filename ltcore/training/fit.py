@@ -1,0 +1,302 @@
+"""The loop: batches -> step -> memories -> evaluation -> checkpoint -> report. It knows no Ray and no W&B."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ltcore import dist
+from ltcore.batch import Batch
+from ltcore.config.load import flat
+from ltcore.config.schema import RunConfig
+from ltcore.data.feed import Feed
+from ltcore.errors import NumericError
+from ltcore.models.norm import average_running_stats_
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.build import Parts, build
+from ltcore.training.context import RunContext
+from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
+from ltcore.training.optim import lr_factor, set_lr
+from ltcore.training.record import RunInfo, RunRecord
+from ltcore.training.state import load_state, state_dict
+from ltcore.training.step import micro_batches
+
+DECIDE_EVERY = 16
+"""Steps between the points at which ranks agree on 'checkpoint now?' and 'stop?', and losses are checked to be finite."""
+
+
+class Log(Protocol):
+    """What the loop needs of a tracker."""
+
+    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None: ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    images_seen: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the epoch with the best ``train.select``, with its ``epoch``."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of the loss parts over the steps of the unfinished epoch."""
+
+
+class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
+    """The context asked to stop; a checkpoint was saved."""
+
+
+def fit(
+    cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+) -> dict[str, Any]:
+    """Trains until ``train.epochs`` epochs are done, continuing from the newest checkpoint in ``run_dir``.
+
+    Every rank calls it with the same arguments; rank 0 alone writes. Returns the fields of ``run.json``.
+    Raises StopRequested after saving if the context asked to stop, NumericError if a loss is not finite.
+    """
+    check_train_split(feed)
+    return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
+
+
+class _Run:
+    def __init__(
+        self, cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+    ) -> None:
+        self.cfg, self.feed, self.ctx, self.log, self.info, self.record = cfg, feed, ctx, log, info, record
+        self.folder = run_dir / "checkpoints"
+        self.parts: Parts = build(cfg, feed, ctx)
+        self.at = Progress()
+        self.total_images = cfg.train.epochs * feed.num_batches * cfg.train.batch_size
+        self.saved_at = time.monotonic()
+        self.last_saved_step = -1
+
+    # ---- the run
+
+    def execute(self) -> dict[str, Any]:
+        self._resume()
+        metrics: dict[str, Any] = dict(self.record.fields.get("last", {}))
+        while self.at.epoch < self.cfg.train.epochs:
+            metrics = self._epoch()
+        fields = {"status": "finished", "last": metrics, "best": self.at.best, "seconds": self.at.seconds}
+        if self.info.test:
+            fields |= self._test()
+        self.record.update(**fields)
+        return self.record.fields
+
+    def _epoch(self) -> dict[str, Any]:
+        cfg, at = self.cfg, self.at
+        lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
+        set_lr(self.parts.optimizer, lr)
+        started, first_image = time.monotonic(), at.images_seen
+        sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in at.sums.items()}
+        watch = _Watch(self.folder)
+        waited = 0.0
+        for batch, wait_s in _timed(self.feed.train_batches(at.epoch, at.step_in_epoch)):
+            waited += wait_s
+            parts = self._step(batch)
+            watch.add(at.step, parts)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value.double()
+            if at.step % DECIDE_EVERY == 0:
+                self.ctx.beat(at.epoch, at.images_seen, self.total_images)
+                watch.check()
+                self._maybe_save_or_stop(sums)
+        watch.check()
+        steps = at.step_in_epoch
+        self.parts.step.objective.merge(self._progress())
+        average_running_stats_(self.parts.step.net)
+        train_s = time.monotonic() - started
+        at.epoch, at.step_in_epoch, at.sums = at.epoch + 1, 0, {}
+        metrics: dict[str, Any] = {
+            "epoch": at.epoch,
+            "step": at.step,
+            "images_seen": at.images_seen,
+            "progress": self._progress(),
+            "lr": lr,
+            **{f"train/{name}": float(value) / steps for name, value in sums.items()},
+            **self._validate(),
+            "images_per_s": (at.images_seen - first_image) / max(train_s, 1e-9),
+            "data_wait_fraction": waited / max(train_s, 1e-9),
+        }
+        at.seconds += time.monotonic() - started
+        metrics["time_s"] = at.seconds
+        self._finish_epoch(metrics)
+        return metrics
+
+    def _finish_epoch(self, metrics: dict[str, Any]) -> None:
+        cfg, at = self.cfg, self.at
+        if self._is_best(metrics):
+            at.best = dict(metrics)
+            self._save("best")
+        due = time.monotonic() - self.saved_at > cfg.train.checkpoint_every_s or at.epoch == cfg.train.epochs
+        if dist.broadcast_object(due):
+            self._save("last")
+        self.log.log(metrics, at.step)
+        self.record.update(
+            last=metrics, best=at.best, epochs_done=at.epoch, images_seen=at.images_seen, seconds=at.seconds
+        )
+        newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
+        self.ctx.report(metrics, newest)
+        if dist.broadcast_object(self.ctx.stop_requested()) and at.epoch < cfg.train.epochs:
+            if self.last_saved_step != at.step:
+                self._save("last")
+            raise StopRequested(f"stopped after epoch {at.epoch} of {cfg.train.epochs}")
+
+    def _step(self, raw: Batch) -> dict[str, Tensor]:
+        at, parts = self.at, self.parts
+        progress = self._progress()
+        batch = parts.augment(raw.to(self.ctx.device), at.epoch)
+        if parts.step.key is not None:
+            parts.step.key.update(parts.step.net)
+        parts.optimizer.zero_grad(set_to_none=True)
+        pieces = micro_batches(batch, self.cfg.train.accumulate)
+        total: dict[str, Tensor] = {}
+        outputs = []
+        for piece in pieces:
+            loss, values, out = parts.wrapped(piece, progress)
+            (loss / len(pieces)).backward()
+            outputs.append(out)
+            for name, value in {"loss": loss.detach(), **values}.items():
+                total[name] = total.get(name, 0.0) + value / len(pieces)
+        if self.cfg.train.optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(parts.step.parameters(), self.cfg.train.optim.clip_norm)
+        parts.optimizer.step()
+        for piece, out in zip(pieces, outputs, strict=True):
+            parts.step.objective.observe(out, piece, progress)
+        if parts.average:
+            parts.average.update(parts.step.net)
+        at.step += 1
+        at.step_in_epoch += 1
+        at.images_seen += self.cfg.train.batch_size
+        return total
+
+    # ---- evaluation
+
+    def _counts(self, split: str) -> Any:
+        return confusion(
+            self.parts.eval_net,
+            self.feed,
+            split,
+            batch_size=self.cfg.train.eval_batch_size,
+            device=self.ctx.device,
+            autocast=self.parts.precision.autocast,
+            normalize=self.parts.augment.evaluate,
+        )
+
+    def _validate(self) -> dict[str, Any]:
+        due = self.at.epoch % self.cfg.train.eval_every == 0 or self.at.epoch == self.cfg.train.epochs
+        if not due or "val" not in self.feed.store.manifest.splits:
+            return {}
+        values = split_metrics(self._counts("val"), self.feed)
+        return {f"val/{name}": value for name, value in values.items()}
+
+    def _test(self) -> dict[str, Any]:
+        """Every test split once, with the weights of the last epoch, and with those of the best epoch on validation."""
+        splits = [name for name in self.feed.store.manifest.splits if name.startswith("test")]
+        result: dict[str, Any] = {"test": {}, "test_best": {}, "per_class": {}}
+        for split in splits:
+            counts = self._counts(split)
+            result["test"][split] = split_metrics(counts, self.feed)
+            result["per_class"][split] = class_accuracy(counts)
+        best = ckpt.find(self.folder, "best") if self.ctx.rank == 0 else None
+        weights = dist.broadcast_object(best.model_state() if best else None)
+        if weights is not None:
+            self.parts.eval_net.load_state_dict(weights)
+            for split in splits:
+                result["test_best"][split] = split_metrics(self._counts(split), self.feed)
+        return result
+
+    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
+        key = self.cfg.train.select
+        value = metrics.get(key)
+        return value is not None and (not self.at.best or value > self.at.best[key])
+
+    # ---- state
+
+    def _progress(self) -> float:
+        return min(self.at.images_seen / self.total_images, 1.0)
+
+    def _maybe_save_or_stop(self, sums: dict[str, Tensor]) -> None:
+        due = time.monotonic() - self.saved_at > self.cfg.train.checkpoint_every_s
+        due, stop = dist.broadcast_object((due, self.ctx.stop_requested()))
+        if due or stop:
+            self.at.sums = {name: float(value) for name, value in sums.items()}
+            self._save("last")
+        if stop:
+            raise StopRequested(f"stopped in epoch {self.at.epoch + 1} of {self.cfg.train.epochs}, step {self.at.step}")
+
+    def _save(self, tag: str) -> None:
+        state = state_dict(self.parts, self.at) if tag == "last" else None  # a collective: memories of all ranks
+        if self.ctx.rank == 0:
+            manifest = self.feed.store.manifest
+            meta = {
+                "epoch": self.at.epoch,
+                "config": flat(self.cfg),
+                "classes": list(manifest.classes),
+                "shot_groups": list(manifest.shot_groups),
+                "mean": list(manifest.mean),
+                "std": list(manifest.std),
+                "canvas": manifest.canvas,
+                "data_hash": manifest.hash,
+                "metrics": self.at.best,
+            }
+            model = self.parts.eval_net.state_dict()
+            ckpt.save(self.folder, tag, step=self.at.step, model=model, state=state, meta=meta)
+        if tag == "last":
+            self.saved_at, self.last_saved_step = time.monotonic(), self.at.step
+        dist.barrier()
+
+    def _resume(self) -> None:
+        """Rank 0 finds and reads the checkpoint; the others get it from there, so no rank needs to see its disk."""
+        state = None
+        if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
+            ckpt.check_same_run(found, flat(self.cfg), self.feed.store.manifest.hash)
+            state = found.train_state()
+        state = dist.broadcast_object(state)
+        if state is not None:
+            self.at = load_state(self.parts, state, Progress)
+            self.last_saved_step = self.at.step
+
+
+class _Watch:
+    """Notices the first step whose loss is not finite, without waiting for the device at every step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: list[tuple[int, dict[str, Tensor]]] = []
+
+    def add(self, step: int, parts: dict[str, Tensor]) -> None:
+        self._seen.append((step, parts))
+
+    def check(self) -> None:
+        for step, parts in self._seen:
+            bad = [name for name, value in parts.items() if name != "loss" and not math.isfinite(value)]
+            if bad or not math.isfinite(parts["loss"]):
+                good = ckpt.find(self._folder)
+                where = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
+                raise NumericError(
+                    f"Step {step}: {' and '.join(bad) or 'the total loss'} is not finite ({float(parts[(bad or ['loss'])[0]])}); "
+                    f"{where}. Lower train.optim.lr, set train.optim.clip_norm, or train.precision=fp32."
+                )
+        self._seen.clear()
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that the loop waited for it."""
+    while True:
+        started = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.monotonic() - started

@@ -1,0 +1,71 @@
+"""What the run executes on: device, precision, threads, versions. Chosen once, printed, and stored with the run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ltcore
+
+
+@dataclass(frozen=True)
+class Precision:
+    autocast: torch.dtype | None
+    """Autocast type, or None for float32 throughout."""
+    why: str
+
+
+def choose_precision(wish: str, device: torch.device) -> Precision:
+    """``auto``: bf16 on CUDA, and on a CPU with native bf16 arithmetic; else fp32 (emulated bf16 is many times slower)."""
+    if wish == "fp32":
+        return Precision(None, "fp32 (asked for)")
+    if wish == "bf16":
+        return Precision(torch.bfloat16, "bf16 (asked for)")
+    if device.type == "cuda":
+        return Precision(torch.bfloat16, "bf16 (CUDA)")
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return Precision(torch.bfloat16, "bf16 (CPU with native bf16)")
+    return Precision(None, "fp32 (CPU without native bf16)")
+
+
+def allocated_cpus() -> int:
+    """CPUs this process may run on, as the scheduler sees it (not the machine's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_name(),
+        "cpus": allocated_cpus(),
+        "gpus": gpus,
+        "memory_bytes": memory,
+        "host": socket.gethostname(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__, "ltcore": ltcore.__version__}
+    for package in ("torchvision", "ray", "wandb"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

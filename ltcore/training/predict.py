@@ -1,0 +1,122 @@
+"""From a checkpoint to predictions and metrics, without the training code's state."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltcore.config.load import from_flat
+from ltcore.config.schema import RunConfig
+from ltcore.data.decode import decode_canvas
+from ltcore.data.feed import open_feed
+from ltcore.data.storage import is_local, open_fs
+from ltcore.errors import CheckpointError, ConfigError, DataError
+from ltcore.models.net import LongTailNet
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.evaluate import confusion, split_metrics
+
+PROTOCOLS = {"clt": "test_cbl", "alt": "test_gbl", "glt": "test_gbl"}
+"""Test split of each GLT protocol. ALT is GLT's test for a model trained on ``train_cbl`` (Tang et al., ECCV 2022)."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained classifier. Call it with images; it returns probabilities."""
+
+    net: LongTailNet
+    config: RunConfig
+    classes: tuple[str, ...]
+    canvas: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    path: Path
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """float32 [B, C] probabilities for uint8 RGB images [B, 3, canvas, canvas]."""
+        if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != (3, self.canvas, self.canvas):
+            raise DataError(
+                f"Expected uint8 images of shape [B, 3, {self.canvas}, {self.canvas}], got {images_BCHW.dtype} "
+                f"{list(images_BCHW.shape)}. Predictor.read(files) makes them."
+            )
+        return self.net(self._normalize(images_BCHW)).mean_logits_BC.softmax(1)
+
+    def _normalize(self, images_BCHW: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return (images_BCHW.float() / 255 - mean) / std
+
+    def read(self, files: Sequence[str | Path]) -> Tensor:
+        """uint8 [B, 3, canvas, canvas] out of image files."""
+        return torch.from_numpy(np.stack([decode_canvas(Path(f).read_bytes(), self.canvas, str(f)) for f in files]))
+
+    def predict(self, files: Sequence[str | Path]) -> list[tuple[str, float]]:
+        """(class name, probability) of the most probable class of each image file."""
+        values, classes = self(self.read(files)).max(1)
+        return [(self.classes[c], float(v)) for c, v in zip(classes.tolist(), values, strict=True)]
+
+
+def load(checkpoint: str | Path) -> Predictor:
+    """The classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI."""
+    path = _local(str(checkpoint))
+    found = ckpt.read(path)
+    meta = found.meta
+    config = from_flat(meta["config"])
+    net = LongTailNet(config.model, len(meta["classes"]), frozenset(), config.seed)
+    weights = found.model_state()
+    extra = [name for name in weights if name.startswith("projection.")]  # only training needs it
+    net.load_state_dict({name: value for name, value in weights.items() if name not in extra})
+    return Predictor(
+        net.eval(), config, tuple(meta["classes"]), meta["canvas"], tuple(meta["mean"]), tuple(meta["std"]), found.path
+    )
+
+
+def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
+    """Metrics of every asked split: ``{"checkpoint", "data", "splits": {split: {metric: value}}}``."""
+    feed = open_feed(predictor.config.data, data_uri, batch_size=1, seed=0)
+    try:
+        manifest = feed.store.manifest
+        if manifest.classes != predictor.classes:
+            raise CheckpointError(
+                f"{predictor.path} knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:3])}, ...), {data_uri} "
+                f"has {len(manifest.classes)} ({', '.join(manifest.classes[:3])}, ...): they must be the same, in the same order."
+            )
+        wanted = (
+            list(splits) or [PROTOCOLS[p] for p in protocols] or [s for s in manifest.splits if s.startswith("test")]
+        )
+        missing = [split for split in wanted if split not in manifest.splits]
+        if missing:
+            raise ConfigError(f"split {missing[0]!r} is not in {data_uri}, which has {', '.join(manifest.splits)}.")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        net = predictor.net.to(device)
+        from ltcore.data.augment import Augment
+
+        augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
+        result = {}
+        for split in dict.fromkeys(wanted):
+            counts = confusion(
+                net, feed, split, batch_size=512, device=device, autocast=None, normalize=augment.evaluate
+            )
+            result[split] = split_metrics(counts, feed)
+        return {"checkpoint": str(predictor.path), "data": data_uri, "data_hash": manifest.hash, "splits": result}
+    finally:
+        feed.close()
+
+
+def _local(uri: str) -> Path:
+    if is_local(uri):
+        path = Path(open_fs(uri)[1])
+        if not path.exists():
+            raise CheckpointError(f"{uri} does not exist: expected a checkpoint directory or a run directory.")
+        return path
+    from ltcore.training.mirror import Mirror
+
+    mirror = Mirror(uri, Path(tempfile.mkdtemp(prefix="ltcore-")))
+    mirror.pull()
+    return mirror.local

@@ -1,0 +1,58 @@
+"""``run.json``: what a run is, was asked to do, and came to. Rewritten whole and atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Who asked for a run, and what for."""
+
+    id: str
+    """Stable across restarts; also the W&B id."""
+    kind: str = "run"
+    """'run', 'trial', 'baseline' or 'retrain'."""
+    group: str = ""
+    """Sweep the run belongs to, or ''."""
+    test: bool = True
+    """Evaluate the test splits once, at the end. Trials of a sweep never do."""
+
+
+class RunRecord:
+    """The content of ``run.json`` and the file itself. Only rank 0 has one with a path."""
+
+    def __init__(self, path: Path | None, fields: dict[str, Any]) -> None:
+        self._path = path
+        self.fields: dict[str, Any] = {"schema": 1, "status": "running", "reason": "", **fields}
+
+    def update(self, **fields: Any) -> None:
+        self.fields.update(fields)
+        self.write()
+
+    def write(self) -> None:
+        if self._path is not None:
+            write_json(self._path, self.fields)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic: written aside, synced, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in ``path``, or None where there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,53 @@
+"""Everything that makes a resumed run equal to an undisturbed one, as plain tensors and numbers.
+
+There is no generator state in it: all randomness is keyed by (seed, epoch, index, copy), so the counters are the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor
+
+from ltcore import dist
+from ltcore.training.build import Parts
+
+if TYPE_CHECKING:
+    from ltcore.training.fit import Progress
+
+P = TypeVar("P", bound="Progress")
+
+
+def state_dict(parts: Parts, at: Progress) -> dict[str, Any]:
+    """Collective. The result is complete on every rank; rank 0 writes it."""
+    memories = parts.step.objective.memories()
+    return {
+        "step": parts.step.state_dict(),
+        "key": parts.step.key.net.state_dict() if parts.step.key else None,
+        "average": parts.average.net.state_dict() if parts.average else None,
+        "optimizer": parts.optimizer.state_dict(),
+        "memories": {
+            name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
+        },
+        "progress": asdict(at),
+    }
+
+
+def load_state(parts: Parts, state: dict[str, Any], progress: type[P]) -> P:
+    """Restores what ``state_dict`` saved, also by another number of ranks; returns where the run stood."""
+    parts.step.load_state_dict(state["step"])
+    if parts.step.key:
+        parts.step.key.net.load_state_dict(state["key"])
+    if parts.average:
+        parts.average.net.load_state_dict(state["average"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    for name, memory in parts.step.objective.memories().items():
+        saved = state["memories"][name]
+        memory.load(saved["published"], saved["pending"])
+    return progress(**state["progress"])
+
+
+def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    stacked = {name: dist.gather(tensor[None]) for name, tensor in sorted(pending.items())}
+    return [{name: tensor[r] for name, tensor in stacked.items()} for r in range(dist.world())]

@@ -1,0 +1,91 @@
+"""One training step's forward: network, key encoder and objective in the module that DistributedDataParallel wraps."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ltcore.batch import Batch, Mix, ModelOutput
+from ltcore.models.ema import EmaCopy
+from ltcore.models.net import LongTailNet
+from ltcore.objective.objective import Objective
+
+
+class TrainStep(nn.Module):
+    """``net`` on view 1, the EMA key encoder on view 2 where a loss needs keys, then the objective.
+
+    The key encoder is not a submodule: it has no gradient, and DDP would have to be told so.
+    """
+
+    def __init__(
+        self, net: LongTailNet, objective: Objective, key: EmaCopy | None, autocast: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.objective = objective
+        self._key = (key,)
+        self._autocast = autocast
+
+    @property
+    def key(self) -> EmaCopy | None:
+        return self._key[0]
+
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self._autocast)
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor], ModelOutput]:
+        """``batch`` is augmented, float32. Returns the loss with gradient, detached parts, and the detached output."""
+        device = batch.labels_B.device
+        with self._precision(device):
+            out: ModelOutput = self.net(batch.images_VBCHW[0])
+        if self.key is not None:
+            with torch.no_grad(), self._precision(device):
+                keyed: ModelOutput = self.key.net(batch.images_VBCHW[1])
+            out = replace(out, key_Bd=keyed.query_Bd, fmap_BDhw=keyed.fmap_BDhw)
+        result = self.objective(out, batch, progress)
+        loss = result.loss
+        if out.query_Bd is not None:
+            # Before its term starts the projection gets a zero gradient rather than none: DDP waits for every parameter.
+            loss = loss + 0.0 * out.query_Bd.sum()
+        return loss, result.parts, detached(out)
+
+
+def detached(out: ModelOutput) -> ModelOutput:
+    """The same values without their graph: what memories observe."""
+
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach()
+
+    return ModelOutput(
+        out.logits_BC.detach(), out.features_BD.detach(), cut(out.fmap_BDhw), cut(out.query_Bd), cut(out.key_Bd)
+    )
+
+
+def micro_batches(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in ``parts`` equal consecutive pieces, for gradient accumulation."""
+    if parts == 1:
+        return [batch]
+    size = len(batch) // parts
+    mixes = (
+        [None] * parts
+        if batch.mix is None
+        else [
+            Mix(batch.mix.labels_B[i * size : (i + 1) * size], batch.mix.lam_B[i * size : (i + 1) * size])
+            for i in range(parts)
+        ]
+    )
+    return [
+        Batch(
+            batch.images_VBCHW[:, i * size : (i + 1) * size],
+            batch.labels_B[i * size : (i + 1) * size],
+            batch.index_B[i * size : (i + 1) * size],
+            batch.copy_B[i * size : (i + 1) * size],
+            mixes[i],
+        )
+        for i in range(parts)
+    ]

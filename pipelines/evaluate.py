@@ -1,0 +1,27 @@
+"""Evaluate a checkpoint under the CLT, ALT and GLT protocols, or predict image files with it.
+
+python pipelines/evaluate.py ~/ltcore-runs/my-run                  every test split -> metrics.json
+python pipelines/evaluate.py ~/ltcore-runs/my-run --protocol glt
+python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and probability of each image
+"""
+
+from __future__ import annotations
+
+try:
+    from ltcore.config import cli
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
+        "`uv run`). On a cluster: install ltcore on every node (setup_commands in cluster.yaml)."
+    ) from None
+
+
+def main() -> None:
+    args = cli.read_evaluate(__doc__)
+    from ltcore.runtime import assess
+
+    assess.run(args)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

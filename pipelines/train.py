@@ -1,0 +1,30 @@
+"""Train one recipe, or continue it, on this machine or on the Ray cluster it belongs to.
+
+python pipelines/train.py                                    the demo recipe on embedded data
+python pipelines/train.py cifar100_lt_ce --data images.zip   a recipe on your images
+python pipelines/train.py cifar100_lt_dro objective.terms.dro.radius=0.5 --name dro-half
+python pipelines/train.py cifar100_lt_ce --workers 2         Ray Train with two workers
+"""
+
+from __future__ import annotations
+
+try:
+    from ltcore.config import cli
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
+        "`uv run`). On a cluster: install ltcore on every node (setup_commands in cluster.yaml)."
+    ) from None
+
+
+def main() -> None:
+    args = cli.read_train(__doc__)
+    from ltcore.runtime import console, launch
+
+    record = launch.train(args)
+    if record:
+        console.show_run(record, record["run_uri"])
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,30 @@
+"""Sweep LPA's alpha, DRO's epsilon and the number of IFL environments, then retrain and test the winner.
+
+    python pipelines/tune_lpa.py                       embedded data, 8 trials, a few minutes on a laptop
+    python pipelines/tune_lpa.py --num-trials 24 sweep.space.objective.terms.lpa.weight=log:0.01,2
+    python pipelines/tune_lpa.py cifar100_lt_lpa_dro_ifl --data images.zip --name my-sweep
+    ray submit cluster.yaml pipelines/tune_lpa.py      the same on an autoscaling GPU cluster
+
+The same command again shows a finished sweep and continues an interrupted one.
+"""
+
+from __future__ import annotations
+
+try:
+    from ltcore.config import cli
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
+        "`uv run`). On a cluster: install ltcore on every node (setup_commands in cluster.yaml)."
+    ) from None
+
+
+def main() -> None:
+    args = cli.read_tune(__doc__)
+    from ltcore.runtime import launch
+
+    launch.tune(args)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
