@@ -87,12 +87,9 @@ def to_yaml(run: RunConfig | SweepConfig) -> str:
     return yaml.safe_dump(dump(run), sort_keys=False, allow_unicode=True, width=120)
 
 
-def config_hash(run: RunConfig | SweepConfig) -> str:
-    """16 hex digits of what determines the result: all keys but ``name`` and ``tracking``; for a sweep all but ``name`` and
-    ``stall_s``, with its recipe and overrides as the run that they lead to."""
-    tree = {key: value for key, value in dump(run).items() if key not in ("name", "tracking", "stall_s")}
-    if isinstance(run, SweepConfig):
-        tree = tree | {"recipe": config_hash(base_run(run)), "overrides": {}}
+def config_hash(run: RunConfig) -> str:
+    """16 hex digits of what determines the result: all keys but ``name`` and ``tracking``."""
+    tree = {key: value for key, value in dump(run).items() if key not in ("name", "tracking")}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 

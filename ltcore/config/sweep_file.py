@@ -12,13 +12,14 @@ from ltcore.config.validate import validate
 from ltcore.errors import ConfigError
 
 _SWEEP, _SPACE = "sweep.", "sweep.space."
+_MAPPINGS = ("space", "overrides")
 
 
 def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     """A sweep (packaged name, path or URI of YAML) with overrides; see ``load.load_sweep`` for their form."""
     tree, stem = read_file("sweep", sweep)
     tree.setdefault("name", stem)
-    for key in ("space", "overrides"):
+    for key in _MAPPINGS:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"sweep.{key}={tree[key]!r} must map dotted keys to values.")
     for key, value in overrides.items():
@@ -38,7 +39,9 @@ def _set(tree: Tree, key: str, value: Any) -> None:
             tree["space"][name] = value
     elif not key.startswith(_SWEEP):
         tree["overrides"][key] = value
-    elif (name := key.removeprefix(_SWEEP)) in sweep_keys().fields:
+    elif (name := key.removeprefix(_SWEEP)) in _MAPPINGS:
+        raise ConfigError(f"{key}={value}: give single keys, sweep.space.<key>=log:0.1,1 or <key>=value.")
+    elif name in sweep_keys().fields:
         tree[name] = value
     else:
         raise unknown(name, sweep_keys(), _SWEEP)

@@ -1,0 +1,267 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import yaml
+
+from ltcore.config.load import config_hash, dump, flat, from_dict, from_flat, load_run, override, to_yaml
+from ltcore.config.tree import read_recipe
+from ltcore.errors import ConfigError
+from ltcore.objective.registry import BASES, TERMS
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return from_dict({"name": "plain"})
+
+
+@pytest.fixture(scope="module")
+def full():
+    return load_run(
+        "digits_glt_lpa_dro_ifl", {"train.threads": 3, "augment.view1": "none", "train.optim.milestones": "0.5"}
+    )
+
+
+def words(run, **overrides):
+    """The message of the ConfigError that the override causes."""
+    with pytest.raises(ConfigError) as caught:
+        override(run, {key.replace("__", "."): value for key, value in overrides.items()})
+    return str(caught.value)
+
+
+# ---- round trips
+
+
+def test_every_form_reads_back_as_the_same_run(full):
+    assert from_dict(dump(full)) == full
+    assert from_dict(json.loads(json.dumps(dump(full)))) == full
+    assert from_dict(yaml.safe_load(to_yaml(full))) == full
+    assert from_flat(flat(full)) == full
+    assert from_flat({key: None if v is None else str(v) for key, v in flat(full).items()}) == full
+
+
+def test_flat_holds_scalars_under_dotted_keys(plain, full):
+    values = flat(full)
+    assert values["train.optim.milestones"] == "0.5"
+    assert values["objective.terms.lpa.num_attributes"] == 16
+    assert flat(plain)["objective.terms.lpa"] is None
+    assert flat(plain)["train.optim.milestones"] == "0.8,0.9"
+    assert all(isinstance(v, str | int | float | bool | None) for v in values.values())
+
+
+def test_text_is_read_by_the_type_of_the_field(plain):
+    run = override(
+        plain,
+        {
+            "train.optim.lr": "1e-4",
+            "train.epochs": "12",
+            "train.optim.nesterov": "true",
+            "train.threads": "null",
+            "train.optim.clip_norm": "2",
+            "train.optim.milestones": "0.25,0.5,0.75",
+            "data.uri": "5",
+        },
+    )
+    optim = run.train.optim
+    assert (optim.lr, run.train.epochs, optim.nesterov, run.train.threads) == (1e-4, 12, True, None)
+    assert (optim.clip_norm, optim.milestones, run.data.uri) == (2.0, (0.25, 0.5, 0.75), "5")
+    assert isinstance(optim.clip_norm, float)
+
+
+def test_yaml_1e_4_is_a_number_where_the_field_says_so(tmp_path):
+    (tmp_path / "r.yaml").write_text("train: {optim: {lr: 1e-4}}\n")
+    assert yaml.safe_load("1e-4") == "1e-4"  # YAML 1.1 alone would take it for text
+    assert load_run(str(tmp_path / "r.yaml")).train.optim.lr == 1e-4
+
+
+# ---- terms
+
+
+def test_a_key_below_a_null_term_switches_it_on_with_its_defaults(plain):
+    run = override(plain, {"objective.terms.dro.radius": "0.5"})
+    assert run.objective.terms.dro == dataclasses.replace(TERMS["dro"].build.Config(), radius=0.5)
+    assert run.objective.terms.lpa is None
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_on_and_null_switch_a_term(plain, name):
+    key = f"objective.terms.{name}"
+    run = override(plain, {key: "on"})
+    assert getattr(run.objective.terms, name) == TERMS[name].build.Config()
+    assert override(run, {key: "null"}) == plain
+    assert override(run, {key: None}) == plain
+
+
+def test_the_last_override_wins(plain):
+    run = override(plain, {"objective.terms.dro.radius": "0.5", "objective.terms.dro": "null"})
+    assert run.objective.terms.dro is None
+    run = override(plain, {"objective.terms.dro": "null", "objective.terms.dro.radius": "0.5"})
+    assert run.objective.terms.dro.radius == 0.5
+
+
+# ---- messages
+
+
+def test_unknown_key_names_the_nearest_on_its_level(plain):
+    assert words(plain, objective__terms__dor__weight=1) == (
+        "objective.terms.dor.weight: unknown key. Did you mean objective.terms.dro.weight? "
+        "(python -m ltcore keys objective.terms)"
+    )
+    assert words(plain, lr=1) == "lr: unknown key. Did you mean train.optim.lr? (python -m ltcore keys)"
+    assert words(plain, train__epochs__x=1).startswith("train.epochs.x: unknown key.")
+    assert words(plain, zzzzzz=1) == "zzzzzz: unknown key. (python -m ltcore keys)"
+
+
+def test_unknown_key_in_a_file_is_named_to_its_leaf(tmp_path):
+    (tmp_path / "r.yaml").write_text("objective: {terms: {dor: {weight: 1}}}\n")
+    with pytest.raises(
+        ConfigError, match=r"^objective.terms.dor.weight: unknown key. Did you mean objective.terms.dro.weight"
+    ):
+        load_run(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "train.optim.lr",
+            "abc",
+            "train.optim.lr=abc: expected a finite number (python -m ltcore keys train.optim.lr).",
+        ),
+        ("train.optim.lr", math.nan, "train.optim.lr=nan: expected a finite number"),
+        ("objective.terms.dro.weight", "inf", "objective.terms.dro.weight=inf: expected a finite number"),
+        ("train.optim.milestones", [0.5, math.nan], "train.optim.milestones=nan: expected numbers such as 0.8,0.9"),
+        ("seed", True, "seed=true: expected a whole number"),
+        ("train.optim.lr", True, "train.optim.lr=true: expected a finite number"),
+        ("train.threads", False, "train.threads=false: expected a whole number or null"),
+        ("train.epochs", "1.5", "train.epochs=1.5: expected a whole number"),
+        ("train.epochs", "null", "train.epochs=null: expected a whole number"),
+        ("train.optim.nesterov", "maybe", "train.optim.nesterov=maybe: expected true or false"),
+        ("data.uri", 5, "data.uri=5: expected text"),
+        ("train.optim.lr", "-1", "train.optim.lr must be a finite number > 0, got -1.0."),
+        ("train.optim.milestones", "0.9,0.8", "train.optim.milestones must be rising fractions of training in (0, 1)"),
+        ("objective.terms.dro.radius", -1, "objective.terms.dro.radius must be a finite number >= 0, got -1.0."),
+        ("objective.base", "nope", "objective.base must be one of"),
+        ("train.select", "test/top1", "train.select must be one of val/top1"),
+        ("tracking.wandb_mode", "on", "tracking.wandb_mode must be one of auto, online, offline, disabled, got 'on'."),
+        ("name", "a b", "name must consist of letters, digits, '.', '_' and '-'"),
+        ("seed", -1, "seed must be >= 0, got -1."),
+        ("train", 3, "train=3: train is a section; give train.<key>=... (python -m ltcore keys train)."),
+        ("objective.terms.dro", 3, "objective.terms.dro=3: objective.terms.dro is a section; give null, on, or "),
+    ],
+)
+def test_wrong_values_are_named_with_what_was_expected(plain, key, value, message):
+    assert words(plain, **{key.replace(".", "__"): value}).startswith(message)
+
+
+def test_every_wrong_key_is_reported_at_once(plain):
+    text = words(plain, train__epochs="x", data__lanes="y")
+    assert "train.epochs=x" in text and "data.lanes=y" in text
+
+
+def test_missing_name_is_named():
+    with pytest.raises(ConfigError, match=r"^name: required key is missing"):
+        from_dict({})
+
+
+# ---- combinations
+
+
+def test_accumulation_is_refused_for_losses_that_compare_the_batch(plain):
+    assert override(plain, {"train.accumulate": 4}).train.accumulate == 4
+    text = words(plain, train__accumulate=2, objective__terms__dro="on")
+    assert text.startswith(
+        "train.accumulate=2 would change the value of objective.terms.dro, which compares the samples"
+    )
+    assert words(plain, train__accumulate=3).startswith("train.accumulate=3 must divide batch_size=128")
+
+
+def test_a_term_with_weight_zero_does_not_stand_in_the_way(plain):
+    run = override(plain, {"train.accumulate": 2, "objective.terms.dro.weight": 0, "augment.mixup_alpha": 1})
+    assert run.objective.active_terms() == {}
+
+
+def test_mixup_is_refused_with_terms_and_with_bases_of_more_than_a_label(plain):
+    assert words(plain, augment__mixup_alpha=1, objective__terms__ifl="on").startswith(
+        "augment.mixup_alpha=1.0 does not go with objective.terms.ifl"
+    )
+    for name, row in BASES.items():
+        if not row.build.label_mix and not row.build.expert_head:
+            assert f"objective.base={name}" in words(plain, augment__mixup_alpha=1, objective__base=name)
+
+
+def test_experts_and_base_must_agree(plain):
+    assert words(plain, model__num_experts=3).startswith(
+        "model.num_experts=3 does not go with objective.base=cross_entropy"
+    )
+
+
+# ---- files
+
+
+def test_children_inherit_and_replace(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "name: given\nseed: 4\nobjective: {terms: {dro: {radius: 2}, ifl: {num_envs: 3}}}\n"
+    )
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nobjective: {terms: {dro: {weight: 0.1}, ifl: null}}\n")
+    run = load_run(str(tmp_path / "b.yaml"))
+    assert (run.name, run.seed) == ("b", 4)
+    assert (run.objective.terms.dro.radius, run.objective.terms.dro.weight) == (2.0, 0.1)
+    assert run.objective.terms.ifl is None
+
+
+def test_a_file_of_ones_own_may_build_on_a_packaged_recipe(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: cifar100_lt_ce\ntrain: {epochs: 2}\n")
+    run = load_run(str(tmp_path / "mine.yaml"))
+    assert (run.name, run.train.epochs, run.data.imbalance_factor) == ("mine", 2, 100.0)
+
+
+def test_a_circle_of_bases_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match="base goes round in a circle"):
+        load_run(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", r"r.yaml:2: key 'seed' is given twice"),
+        ("train:\n  epochs: 1\n  epochs: 2\n", r"r.yaml:3: key 'epochs' is given twice"),
+        ("seed: [1\n", r"r.yaml:2: "),
+        ("- a\n", "expected a mapping of keys to values, found list"),
+        ("", "expected a mapping of keys to values, found NoneType"),
+        ("seed: !!python/object/apply:os.getpid []\n", "could not determine a constructor"),
+        ("base: [a, b]\n", "must be the name, path or URI of one recipe"),
+        ("train: null\n", "train=None: train is a section"),
+    ],
+)
+def test_broken_files_are_named_with_the_line(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_run(str(tmp_path / "r.yaml"))
+
+
+def test_unknown_recipes_name_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"recipe='cifar100_lt_cee' is unknown. Did you mean cifar100_lt_ce"):
+        load_run("cifar100_lt_cee")
+    with pytest.raises(ConfigError, match=r"recipe file .*gone.yaml does not exist. Packaged: "):
+        load_run(str(tmp_path / "gone.yaml"))
+
+
+def test_a_recipe_is_read_from_a_uri(tmp_path):
+    (tmp_path / "far.yaml").write_text("base: near.yaml\nseed: 3\n")
+    (tmp_path / "near.yaml").write_text("train: {epochs: 7}\n")
+    assert read_recipe(f"file://{tmp_path}/far.yaml") == {"name": "far", "seed": 3, "train": {"epochs": 7}}
+
+
+# ---- identity
+
+
+def test_the_hash_follows_what_determines_the_result(plain):
+    same = override(plain, {"name": "other", "tracking.wandb": False})
+    assert config_hash(same) == config_hash(plain)
+    assert config_hash(override(plain, {"seed": 1})) != config_hash(plain)
+    assert config_hash(override(plain, {"objective.terms.ifl": "on"})) != config_hash(plain)
+    assert len(config_hash(plain)) == 16

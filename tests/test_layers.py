@@ -1,0 +1,101 @@
+"""The direction of imports, read from the source, and what importing a layer pulls in.
+
+pipelines -> runtime -> training, tracking -> config -> {objective, models, data, evaluation} -> base modules
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ltcore"
+BASE = ("batch", "stats", "rng", "dist", "errors")
+LEVEL = {
+    **dict.fromkeys(BASE, 0),
+    **dict.fromkeys(("objective", "models", "data", "evaluation"), 1),
+    "config": 2,
+    **dict.fromkeys(("training", "tracking"), 3),
+    "runtime": 4,
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+LIGHT = set(sys.stdlib_module_names) | {"torch", "numpy", "ltcore"}
+
+
+def layer_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(node: ast.AST, *, inside_functions: bool = True) -> set[str]:
+    """Dotted names of imported modules; ``from a import b`` counts as a.b."""
+    found = set()
+    todo = list(ast.iter_child_nodes(node))
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo += ast.iter_child_nodes(node)
+    return found
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def test_every_file_belongs_to_a_layer():
+    assert {layer_of(f) for f in FILES} - {"__init__", "__main__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) in LEVEL], ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_downwards(file):
+    own = layer_of(file)
+    for name in imports(tree(file)):
+        top, _, rest = name.partition(".")
+        if top != "ltcore" or rest.split(".")[0] not in LEVEL:
+            continue
+        other = rest.split(".")[0]
+        assert other == own or LEVEL[other] < LEVEL[own] or {own, other} <= set(BASE), f"{own} imports {other}: {name}"
+
+
+def test_importing_the_package_alone_imports_no_torch():
+    code = "import sys, ltcore; print([m for m in ('torch', 'numpy', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("library", "layer"), [("ray", "runtime"), ("pydantic", "config"), ("wandb", "tracking")])
+def test_one_layer_alone_imports(library, layer):
+    users = {layer_of(f) for f in FILES if library in {name.split(".")[0] for name in imports(tree(f))}}
+    assert users <= {layer}
+
+
+@pytest.mark.parametrize("layer", ["objective", "models", "evaluation"])
+def test_mathematics_needs_torch_and_numpy_alone(layer):
+    for file in (f for f in FILES if layer_of(f) == layer):
+        names = {name.split(".")[0] for name in imports(tree(file), inside_functions=False)}
+        assert names <= LIGHT, f"{file.name} imports {names - LIGHT} at module level"
+
+
+def test_pipelines_import_nothing_but_ltcore():
+    allowed = set(sys.stdlib_module_names) | {"ltcore"}
+    for file in (ROOT / "pipelines").glob("*.py"):
+        assert {name.split(".")[0] for name in imports(tree(file))} <= allowed, file.name
+
+
+def test_importing_pulls_in_neither_ray_nor_wandb():
+    modules = ("ltcore.objective.objective", "ltcore.models.net", "ltcore.data.feed", "ltcore.training.fit")
+    code = f"""
+import importlib, sys
+for module in {modules}:
+    importlib.import_module(module)
+    print(module, [m for m in ("ray", "wandb", "matplotlib", "sklearn") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{module} []" for module in modules]

@@ -1,0 +1,60 @@
+"""Every packaged recipe and sweep loads, and its header keeps the promise of one."""
+
+import pytest
+
+from ltcore.config.load import base_run, load_run, load_sweep
+from ltcore.config.tree import header, packaged
+
+RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
+
+
+def test_what_the_package_brings():
+    cifar = ("ce", "balanced_softmax", "logit_adjust", "dro", "lpa", "ifl", "lpa_dro_ifl")
+    assert {"digits_glt_lpa_dro_ifl", *(f"cifar100_lt_{m}" for m in cifar)} <= set(RECIPES)
+    assert "tune_lpa" in SWEEPS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_loads(name):
+    run = load_run(name)
+    assert run.name == name
+
+
+@pytest.mark.parametrize(("name", "file"), [*RECIPES.items(), *SWEEPS.items()])
+def test_header_promises(name, file):
+    first, *lines = header(file)
+    assert first.startswith(f"{name}: ")
+    promises = {line.split()[0]: line for line in lines if line and not line.startswith(" ")}
+    pipeline = "train.py" if name in RECIPES else "tune_lpa.py"
+    assert f"python pipelines/{pipeline}" in promises["run"]
+    assert name not in RECIPES or name in promises["run"]
+    wanted = {"run", "expect", "cost", "hardware"} | ({"paper"} if name in RECIPES else set())
+    assert wanted <= set(promises)
+    assert all(len(promises[word]) > len(word) + 10 for word in wanted)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweep_loads_with_every_value_of_its_space(name):
+    sweep = load_sweep(name)
+    assert sweep.name == name
+    assert base_run(sweep).objective.active_terms()
+
+
+def test_the_published_cifar_schedule():
+    """LDAM-DRW's recipe: 200 epochs, batch 128, SGD 0.1, 5 epochs of warm-up, x 0.01 at 160 and 180, decay 2e-4."""
+    for name in RECIPES:
+        if name.startswith("cifar100_lt"):
+            run = load_run(name)
+            optim, epochs = run.train.optim, run.train.epochs
+            assert (epochs, run.train.batch_size, run.model.name) == (200, 128, "resnet32")
+            assert (optim.optimizer, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.1, 0.9, 2e-4)
+            assert (optim.warmup * epochs, [m * epochs for m in optim.milestones], optim.gamma) == (5, [160, 180], 0.01)
+            assert (run.data.uri, run.data.imbalance_factor, run.augment.view1) == ("cifar100", 100, "crop_flip")
+
+
+def test_the_demo_starts_every_term_by_a_fifth_of_training_and_mirrors_no_digit():
+    run = load_run("digits_glt_lpa_dro_ifl")
+    terms = run.objective.active_terms()
+    assert set(terms) == {"lpa", "dro", "ifl"}
+    assert all(term.start <= 0.2 for term in terms.values())
+    assert run.augment.view1 == "crop" and run.augment.view2 == "sim_noflip"
