@@ -105,7 +105,7 @@ def environment_weights(
         wrong = ~correct_N & seen_N
         if right.any() and wrong.any():  # otherwise there is one environment, and every sample is neutral
             for env, members in enumerate((right, wrong)):
-                relative_EN[env, seen_N] = (members[seen_N] * (seen_N.sum() / members.sum())).double()
+                relative_EN[env, seen_N] = members[seen_N] * (seen_N.sum().double() / members.sum())
     mean_E = class_totals(relative_EN, factor_EC, seen_N, label_N, counts_C).sum(1) / num_samples
     return relative_EN, factor_EC / mean_E[:, None]
 

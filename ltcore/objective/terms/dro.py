@@ -105,7 +105,7 @@ class Dro(Term):
         # Each class weighs the same: 1 / |S_c| per sample, and the sum of these weights is the number of classes
         # counted.
         known_G = centroids.count_C[labels_G] > 0
-        share_G = known_G / (labels_G[:, None] == labels_G).sum(1)
+        share_G = known_G.double() / (labels_G[:, None] == labels_G).sum(1)
         share_B = share_G[own_B] * dist.world() / share_G.sum().clamp_min(1)
         return (share_B * loss_B).sum().to(torch.promote_types(out.features_BD.dtype, torch.float32))
 

@@ -1,0 +1,108 @@
+"""The sum of base, terms and memories."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from ltcore.batch import Mix
+from ltcore.errors import ConfigError
+from ltcore.objective.objective import Objective, ObjectiveConfig
+from ltcore.objective.registry import Terms
+from ltcore.objective.terms.dro import Dro
+from ltcore.objective.terms.ifl import Ifl
+from ltcore.stats import ClassStats
+from tests.objective import toy
+
+STATS = toy.make_stats([6, 3, 1])
+LABELS = torch.tensor([0, 2, 1, 0])
+
+
+def make(base: str = "balanced_softmax", stats: ClassStats = STATS, **terms: object) -> Objective:
+    return Objective(ObjectiveConfig(base=base, terms=Terms(**terms)), stats, toy.make_dims(5, stats), seed=0)
+
+
+def outputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    gen = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(4, 3, generator=gen, dtype=torch.float64),
+        torch.randn(4, 5, generator=gen, dtype=torch.float64, requires_grad=True),
+    )
+
+
+def test_parts_and_weights_make_the_loss() -> None:
+    objective = make(dro=Dro.Config(weight=0.3, start=0.1), ifl=Ifl.Config(num_envs=1, weight=0.5, start=0.4))
+    logits, z = outputs()
+    out, batch = toy.make_output(logits, z), toy.make_batch(LABELS)
+    objective.observe(out, batch, 0.1)
+    objective.merge(0.2)
+    for progress, live in [(0.05, ()), (0.1, ("dro",)), (0.5, ("dro", "ifl"))]:
+        result = objective(out, batch, progress)
+        assert set(result.parts) == {"base", *live}
+        expected = result.parts["base"] + sum(objective.terms[n].cfg.weight * result.parts[n] for n in live)
+        torch.testing.assert_close(result.loss.detach(), expected)
+        assert not any(part.requires_grad for part in result.parts.values())
+
+
+def test_mixed_labels_mix_the_base_loss() -> None:
+    objective = make("cross_entropy")
+    logits, z = outputs()
+    mix = Mix(torch.tensor([1, 1, 0, 2]), torch.tensor([0.3, 1.0, 0.0, 0.5]))
+    batch = toy.make_batch(LABELS)
+    loss = objective(toy.make_output(logits, z), dataclasses.replace(batch, mix=mix), 0.0).loss
+    log_p = logits.log_softmax(1)
+    rows = torch.arange(4)
+    expected = -(mix.lam_B * log_p[rows, LABELS] + (1 - mix.lam_B) * log_p[rows, mix.labels_B]).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_mixed_images_are_refused_where_a_term_needs_one_class() -> None:
+    make("cross_entropy").check_mix()
+    with pytest.raises(ConfigError, match=r"augment\.mixup_alpha.*objective\.terms\.dro"):
+        make(dro=Dro.Config()).check_mix()
+
+
+def test_prior_of_a_resampled_stream() -> None:
+    stream = dataclasses.replace(STATS, stream_counts_C=torch.tensor([2.0, 2.0, 2.0]))
+    logits, z = outputs()
+    out, batch = toy.make_output(logits, z), toy.make_batch(LABELS)
+    plain = make("cross_entropy")(out, batch, 0.5).loss
+    torch.testing.assert_close(make(stats=stream)(out, batch, 0.5).loss, plain)  # a uniform prior is none
+    assert not torch.allclose(make()(out, batch, 0.5).loss, plain)
+
+
+def test_environments_on_a_resampled_stream_multiply_its_shares() -> None:
+    stream = dataclasses.replace(STATS, stream_counts_C=torch.tensor([2.0, 4.0, 2.0]))
+    objective = make(stats=stream, ifl=Ifl.Config(start=0.0))
+    objective.memories()["ScoreTable"].mean_weight_C.copy_(toy.f64([0.5, 1.0, 2.0]))  # type: ignore[attr-defined]
+    share_C = objective.terms["ifl"].class_shares(objective._named["ifl"])
+    torch.testing.assert_close(share_C, toy.f64([1, 4, 4]) / 9)
+
+
+def test_what_the_network_and_the_loop_must_know() -> None:
+    assert make(dro=Dro.Config(), ifl=Ifl.Config()).gathers == ["dro"]
+    assert make().needs == frozenset()
+    assert list(make(dro=Dro.Config(), ifl=Ifl.Config()).memories()) == ["ClassCentroids", "ScoreTable"]
+
+
+def test_parameters_of_a_term_get_a_gradient_before_it_starts() -> None:
+    """DistributedDataParallel waits for every parameter."""
+    objective = make(dro=Dro.Config(radius_mode="learned_compat", start=0.5))
+    logits, z = outputs()
+    objective(toy.make_output(logits, z), toy.make_batch(LABELS), 0.0).loss.backward()
+    (radii_C,) = objective.parameters()
+    assert radii_C.grad is not None
+    assert not radii_C.grad.any()
+
+
+def test_dtype_follows_the_logits() -> None:
+    logits, z = outputs()
+    objective, batch = make(dro=Dro.Config(start=0.0), ifl=Ifl.Config(start=0.0)), toy.make_batch(LABELS)
+    for dtype, expected in [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ]:
+        assert objective(toy.make_output(logits.to(dtype), z.to(dtype)), batch, 0.5).loss.dtype == expected
