@@ -1,0 +1,139 @@
+"""Long-tailed training sets with an exponential profile, and the validation split beside them.
+
+Source: the generator that LDAM-DRW, PaCo, DRO-LT, SADE and BoT share. The class of rank r of C keeps
+``int(n_max * (1 / IF) ** (r / (C - 1)))`` images. Differs: the published code knows only data sets whose classes are equally
+large and in whose order class id and rank agree; here rank is the order of descending size (ties by class id), which
+is the same thing there, and ``n_max`` is the largest number for which every class can fill its place exactly.
+
+There is no published validation split: every reference selects on the test set. Ours comes from the training images
+that the long tail leaves over, so neither the training nor the test set changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltcore.errors import DataError
+from ltcore.rng import hash64
+
+IntArray = NDArray[np.int64]
+
+VAL_AT_MOST = 5
+"""Validation images that must come out of the training split itself are at most 1/5 of a class."""
+
+
+@dataclass(frozen=True)
+class Carve:
+    """Positions, ascending, into the arrays given to :func:`carve`; ``val`` is empty where none was asked for."""
+
+    train_n: IntArray
+    val_m: IntArray
+    val_short: dict[int, int]
+    """class id -> validation images it got, for the classes that got fewer than was asked."""
+
+
+def profile(largest: int, num_classes: int, imbalance_factor: float) -> list[int]:
+    """Images per class rank, ``largest`` first: ``int(largest * (1 / IF) ** (r / (C - 1)))``, truncated as published."""
+    if imbalance_factor < 1:
+        raise ValueError(f"imbalance_factor={imbalance_factor} must be at least 1 (largest class / smallest class)")
+    mu = 1.0 / imbalance_factor
+    return [int(largest * mu ** (rank / max(num_classes - 1, 1))) for rank in range(num_classes)]
+
+
+def long_tail_counts(available_C: IntArray, imbalance_factor: float) -> IntArray:
+    """[C] images that each class keeps, by class id, so that the profile holds exactly.
+
+    Raises DataError where the smallest class would be left without an image.
+    """
+    rank_to_class = np.argsort(-available_C, kind="stable")
+    room_C = available_C[rank_to_class]
+    largest = int(room_C[0])
+    kept_C = np.array(profile(largest, len(room_C), imbalance_factor), np.int64)
+    while (kept_C > room_C).any():
+        largest -= 1
+        kept_C = np.array(profile(largest, len(room_C), imbalance_factor), np.int64)
+    if kept_C[-1] < 1:
+        raise DataError(
+            f"imbalance_factor={imbalance_factor:g} leaves the smallest of {len(room_C)} classes without a training "
+            f"image (the largest would have {largest}); use at most {largest}."
+        )
+    counts_C = np.empty_like(kept_C)
+    counts_C[rank_to_class] = kept_C
+    return counts_C
+
+
+def keyed_order(keys: Sequence[str], positions: IntArray, seed: int, purpose: str) -> IntArray:
+    """The positions by ascending hash of (seed, purpose, key): a shuffle that no listing order can change."""
+    return np.array(sorted(positions.tolist(), key=lambda p: (hash64(seed, purpose, keys[p]), keys[p])), np.int64)
+
+
+def select_keyed(keys: Sequence[str], labels_N: IntArray, counts_C: IntArray, seed: int) -> IntArray:
+    """Of every class the ``counts_C`` keys with the smallest hash; positions ascending."""
+    chosen = [
+        keyed_order(keys, np.flatnonzero(labels_N == c), seed, "longtail")[:count] for c, count in enumerate(counts_C)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def select_legacy(labels_N: IntArray, counts_C: IntArray, seed: int) -> IntArray:
+    """The published selection; ``labels_N`` must be in the data set's original order, positions ascending.
+
+    One legacy MT19937 stream (published seed: 0) shuffles the ascending positions of class 0, 1, ... in place and keeps
+    the first ``counts_C`` of each.
+    """
+    stream = np.random.RandomState(seed)
+    chosen = []
+    for c, count in enumerate(counts_C):
+        positions = np.flatnonzero(labels_N == c)
+        stream.shuffle(positions)
+        chosen.append(positions[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def carve(
+    keys: Sequence[str],
+    labels_N: IntArray,
+    num_classes: int,
+    *,
+    imbalance_factor: float | None,
+    subset: str = "keyed",
+    seed: int = 0,
+    val_per_class: int = 0,
+) -> Carve:
+    """Long-tailed training positions, and ``val_per_class`` validation positions per class.
+
+    With an ``imbalance_factor`` validation images come only from those the long tail leaves over: the largest class
+    has none left and gets fewer or none, and the training split keeps its published size. Without one (the data is used
+    as it is) they are taken out of training, at most a fifth of each class. ``val_short`` says which classes got fewer.
+
+    Args:
+        keys: [N] distinct keys; for ``subset="legacy"`` in the data set's original order.
+        labels_N: int64 class ids of the keys.
+        imbalance_factor: images of the largest class / images of the smallest one; None uses all images.
+        subset: "keyed" (smallest hash first) or "legacy" (published numpy selection); no effect without a factor.
+        val_per_class: 0 for none.
+    """
+    available_C = np.bincount(labels_N, minlength=num_classes).astype(np.int64)
+    if imbalance_factor is None:
+        train_n = np.arange(len(labels_N), dtype=np.int64)
+        spare_n, limit_C = train_n, np.minimum(val_per_class, available_C // VAL_AT_MOST)
+    else:
+        counts_C = long_tail_counts(available_C, imbalance_factor)
+        if subset == "legacy":
+            train_n = select_legacy(labels_N, counts_C, seed)
+        else:
+            train_n = select_keyed(keys, labels_N, counts_C, seed)
+        spare_n = np.setdiff1d(np.arange(len(labels_N), dtype=np.int64), train_n)
+        limit_C = np.minimum(val_per_class, available_C - counts_C)
+    val_m = np.concatenate(
+        [keyed_order(keys, spare_n[labels_N[spare_n] == c], seed, "val")[:limit] for c, limit in enumerate(limit_C)]
+    )
+    return Carve(
+        train_n=np.setdiff1d(train_n, val_m),
+        val_m=np.sort(val_m),
+        val_short={c: int(limit) for c, limit in enumerate(limit_C) if limit < val_per_class},
+    )
