@@ -1,0 +1,63 @@
+"""Self-contained HTML reports of sweeps and runs, rendered from what they wrote; and a sweep in words for the terminal.
+
+Every number in a page stands in an element with ``data-run``, ``data-metric`` and ``data-value`` (exact), so a page can
+be checked against the run files. A page needs no network, no script and no file beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltcore.errors import DataError
+from ltcore.tracking.page import duration, moment
+from ltcore.tracking.records import read_run, read_sweep, value_text
+from ltcore.tracking.runs_page import runs_page
+from ltcore.tracking.summary import percent, ranked_table, summary_lines
+from ltcore.tracking.sweep_page import sweep_page
+from ltcore.tracking.tracker import write_text_atomic
+
+__all__ = ["make_report", "ranked_table", "summary_lines", "write_report", "write_runs_report"]
+
+
+def write_report(sweep_dir: Path | str) -> Path:
+    """Write ``report.html`` into a local sweep directory, finished or not, and return its path."""
+    folder = Path(sweep_dir)
+    return _write("sweep.html.j2", sweep_page(read_sweep(folder)), folder / "report.html")
+
+
+def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write the report of one or more local run directories and return its path.
+
+    It goes to ``out``; by default into the run directory, or, for several, into the deepest directory they share.
+    """
+    folders = [Path(folder).absolute() for folder in run_dirs]
+    for folder in folders:
+        if not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists():
+            raise DataError(f"{folder} is no run directory: it has neither run.json nor metrics.jsonl.")
+    path = Path(out) if out else Path(os.path.commonpath(folders)) / "report.html"
+    return _write("runs.html.j2", runs_page([read_run(folder) for folder in folders]), path)
+
+
+def make_report(folders: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write the report of whatever is there: one sweep directory, or run directories."""
+    if len(folders) == 1 and (Path(folders[0]) / "sweep.json").exists():
+        return write_report(folders[0])
+    return write_runs_report(folders, out)
+
+
+def _write(template: str, context: Mapping[str, Any], path: Path) -> Path:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "value_text": value_text, "duration": duration, "moment": moment}
+    write_text_atomic(path, environment.get_template(template).render(context))
+    return path
