@@ -10,7 +10,10 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ltcore.objective.bases.balanced_softmax import BalancedSoftmax
+from ltcore.objective.bases.class_balanced import ClassBalanced
 from ltcore.objective.bases.cross_entropy import CrossEntropy
+from ltcore.objective.bases.focal import Focal
+from ltcore.objective.bases.ldam import Ldam
 from ltcore.objective.bases.logit_adjust import LogitAdjust
 from ltcore.objective.bases.paco import Paco
 from ltcore.objective.terms.dro import Dro
@@ -34,6 +37,9 @@ BASES: dict[str, Row] = {
     "cross_entropy": Row(CrossEntropy, "cross-entropy, optionally with label smoothing", "-"),
     "balanced_softmax": Row(BalancedSoftmax, "cross-entropy of logits plus the log prior", "Ren et al., NeurIPS 2020"),
     "logit_adjust": Row(LogitAdjust, "cross-entropy of logits plus tau times the log prior", "Menon et al., ICLR 2021"),
+    "class_balanced": Row(ClassBalanced, "cross-entropy or focal by effective number, or DRW", "Cui et al., CVPR 2019"),
+    "focal": Row(Focal, "cross-entropy that counts well predicted samples less", "Lin et al., ICCV 2017"),
+    "ldam": Row(Ldam, "margins by class frequency on a cosine head, then DRW", "Cao et al., NeurIPS 2019"),
     "paco": Row(Paco, "contrast against keys, a queue and one learnable center per class", "Cui et al., ICCV 2021"),
 }
 

@@ -73,9 +73,14 @@ class Base(nn.Module):
     gathers: ClassVar[bool] = False
     """True: the loss looks across the global batch, so gradient accumulation would change its value."""
 
-    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:  # noqa: ARG002 - for subclasses
+    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()
         self.cfg = cfg
+
+    @staticmethod
+    def cosine_scale(cfg: Any) -> float | None:  # noqa: ARG004
+        """Scale of the cosine head without which this configuration makes no sense; None: any head will do."""
+        return None
 
     def memories(self) -> dict[str, MemorySpec]:
         return {}
@@ -107,7 +112,7 @@ class Term(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     gathers: ClassVar[bool] = False
 
-    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:  # noqa: ARG002 - for subclasses
+    def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()
         self.cfg = cfg
 
@@ -119,11 +124,11 @@ class Term(nn.Module):
     def memories(self) -> dict[str, MemorySpec]:
         return {}
 
-    def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:  # noqa: ARG002
+    def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
         """float32 [B] with mean 1 over the training split, multiplied into the base loss; None: all ones."""
         return None
 
-    def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:  # noqa: ARG002
+    def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
         """[C] share of each class under ``sample_weights`` (sums to 1); None where the weights leave it alone."""
         return None
 

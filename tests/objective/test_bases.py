@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from ltcore.objective.bases.balanced_softmax import BalancedSoftmax
+from ltcore.objective.bases.class_balanced import ClassBalanced
 from ltcore.objective.bases.cross_entropy import CrossEntropy
+from ltcore.objective.bases.focal import Focal, focal
+from ltcore.objective.bases.ldam import Ldam
 from ltcore.objective.bases.logit_adjust import LogitAdjust, posthoc_logits
+from ltcore.objective.class_weights import effective_weights, weighted
 from ltcore.objective.term import Base
 from ltcore.stats import ClassStats
 from tests.objective import toy
@@ -21,10 +25,15 @@ LOGITS = toy.f64([[1, 0, -1]] * 3)
 
 
 def losses(
-    base: type[Base], logits_BC: Tensor, stats: ClassStats, labels: Tensor = LABELS, **options: object
+    base: type[Base],
+    logits_BC: Tensor,
+    stats: ClassStats,
+    labels: Tensor = LABELS,
+    progress: float = 0.9,
+    **options: object,
 ) -> Tensor:
     loss = base(base.Config(**options), stats, toy.make_dims(1, stats))  # type: ignore[attr-defined]
-    return loss(toy.make_output(logits_BC), labels, toy.make_context(stats))
+    return loss(toy.make_output(logits_BC), labels, toy.make_context(stats, progress))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +102,145 @@ def test_balanced_softmax_equals_the_authors() -> None:
     toy.assert_golden(logits.grad, "balanced_softmax/grad0")
 
 
-@pytest.mark.parametrize(("config", "wrong"), [(CrossEntropy.Config, "label_smoothing"), (LogitAdjust.Config, "tau")])
-def test_options_out_of_range(config: type, wrong: str) -> None:
-    for value in (-0.1, float("nan")):
+@pytest.mark.parametrize(("p", "expected"), [(0.5, 0.173287), (0.9, 0.001053605), (0.1, 1.865094)])
+def test_focal_closed_form(p: float, expected: float) -> None:
+    assert float(focal(toy.f64([p]).log(), 2.0)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_focal_without_exponent_is_cross_entropy(form: str) -> None:
+    ours = losses(Focal, LOGITS, toy.make_stats(COUNTS), gamma=0.0, form=form)
+    if form == "softmax":
+        expected = torch.nn.functional.cross_entropy(LOGITS, LABELS, reduction="none")
+    else:
+        target = torch.eye(3, dtype=torch.float64)
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(LOGITS, target, reduction="none").sum(1)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_sigmoid_focal_equals_a_loop() -> None:
+    ours = losses(Focal, LOGITS, toy.make_stats(COUNTS), gamma=1.5, form="sigmoid")
+    for i, row in enumerate(LOGITS.tolist()):
+        expected = 0.0
+        for c, s in enumerate(row):
+            p = 1 / (1 + math.exp(-s if c == LABELS[i] else s))
+            expected -= (1 - p) ** 1.5 * math.log(p)
+        assert float(ours[i]) == pytest.approx(expected)
+
+
+def test_focal_gradient_stays_finite_for_certain_samples() -> None:
+    logits = toy.f64([[1e4, 0.0, 0.0]]).requires_grad_()
+    losses(Focal, logits, toy.make_stats(COUNTS), torch.tensor([0]), gamma=0.5).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_focal_equals_the_authors() -> None:
+    """Their factor is a constant for the gradient."""
+    golden = toy.golden()
+    logits, stats = golden["logits"].clone().requires_grad_(), toy.make_stats(golden["class_counts"])
+    loss = losses(Focal, logits, stats, golden["labels"], gamma=2.0, detach=True).mean()
+    loss.backward()
+    toy.assert_golden(loss, "focal_gamma2/loss")
+    toy.assert_golden(logits.grad, "focal_gamma2/grad0")
+
+
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        (0.0, (1, 1, 1)),
+        (0.9, (0.674593, 0.678088, 1.647318)),
+        (0.99, (0.126130, 0.317223, 2.556647)),
+        (0.999, (0.034111, 0.275169, 2.690720)),
+        (0.9999, (0.027690, 0.270763, 2.701547)),
+        (1 - 1e-12, (0.027027, 0.270270, 2.702703)),
+    ],
+)
+def test_effective_number_closed_forms(beta: float, expected: tuple[float, ...]) -> None:
+    ours = effective_weights(torch.tensor([500, 50, 5]), beta)
+    torch.testing.assert_close(ours, toy.f64(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factor", "first", "last"), [(100, 0.044876, 4.378313), (50, 0.078889, 3.849388), (10, 0.258185, 2.524667)]
+)
+def test_effective_number_on_cifar100_lt(factor: int, first: float, last: float) -> None:
+    counts = torch.tensor([int(500 * factor ** (-c / 99)) for c in range(100)])
+    weights = effective_weights(counts, 0.9999)
+    assert [float(weights[0]), float(weights[-1])] == pytest.approx([first, last], abs=1e-6)
+
+
+def test_class_balanced_multiplies_and_focal_uses_the_plain_probability() -> None:
+    stats = toy.make_stats([500, 50, 5])
+    plain, weights = losses(CrossEntropy, LOGITS, stats), effective_weights(stats.counts_C, 0.9999)
+    torch.testing.assert_close(losses(ClassBalanced, LOGITS, stats), plain * weights)
+    torch.testing.assert_close(
+        losses(ClassBalanced, LOGITS, stats, focal_gamma=2.0), (1 - (-plain).exp()) ** 2 * plain * weights
+    )
+    assert 2 * float(focal(toy.f64([0.5]).log(), 1.0)) == pytest.approx(0.693147, abs=1e-6)  # not exp(-w CE): 1.039721
+
+
+def test_deferred_weights_begin_at_their_fraction_of_training() -> None:
+    stats = toy.make_stats([500, 50, 5])
+    plain = losses(CrossEntropy, LOGITS, stats)
+    assert torch.equal(losses(ClassBalanced, LOGITS, stats, progress=0.79, drw_start=0.8), plain)
+    assert not torch.equal(losses(ClassBalanced, LOGITS, stats, progress=0.8, drw_start=0.8), plain)
+
+
+def test_published_normalization_is_the_weighted_mean() -> None:
+    loss_B, weights_B = toy.f64([1, 2, 4]), toy.f64([0.5, 1, 3])
+    assert float(weighted(loss_B, weights_B, "batch_sum").mean()) == pytest.approx((0.5 + 2 + 12) / 4.5)
+    assert float(weighted(loss_B, weights_B, "batch").mean()) == pytest.approx((0.5 + 2 + 12) / 3)
+
+
+def test_ldam_closed_form() -> None:
+    stats = toy.make_stats([500, 50, 5])
+    loss = Ldam(Ldam.Config(), stats, toy.make_dims(1, stats))
+    torch.testing.assert_close(loss.margin_C, toy.f64([0.158114, 0.281171, 0.5]), rtol=0, atol=1e-6)
+    logits = 30 * toy.f64([[0.5, 0.2, 0.1]] * 3)
+    ours = losses(Ldam, logits, stats, progress=0.0)
+    torch.testing.assert_close(ours, toy.f64([0.014766583, 17.435126, 27.000123]), rtol=0, atol=1e-6)
+    without = losses(Ldam, logits, stats, progress=0.0, max_margin=0.0)
+    torch.testing.assert_close(without, losses(CrossEntropy, logits, stats))
+    assert Ldam.cosine_scale(Ldam.Config(scale=20.0)) == 20.0
+    assert CrossEntropy.cosine_scale(CrossEntropy.Config()) is None
+
+
+@pytest.mark.parametrize(("epoch", "progress"), [(0, 0.0), (85, 0.85)])
+def test_ldam_equals_the_authors(epoch: int, progress: float) -> None:
+    """To 1e-6: their margins and weights pass through float32. They divide by the sum of the weights in the batch."""
+    golden, name = toy.golden(), f"ldam_maxm0.5_s30_epoch{epoch}of100"
+    cosines = golden["cosine_logits"].clone().requires_grad_()
+    stats = toy.make_stats(golden["class_counts"])
+    loss = losses(Ldam, 30 * cosines, stats, golden["labels"], progress, weight_norm="batch_sum").mean()
+    loss.backward()
+    toy.assert_golden(loss, f"{name}/loss", 1e-6)
+    toy.assert_golden(cosines.grad, f"{name}/grad0", 1e-6)
+
+
+def test_only_the_published_normalization_looks_across_the_batch() -> None:
+    stats = toy.make_stats(COUNTS)
+    for base in (ClassBalanced, Ldam):
+        for norm, gathers in [("batch", False), ("batch_sum", True)]:
+            assert base(base.Config(weight_norm=norm), stats, toy.make_dims(1, stats)).gathers is gathers
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "values"),
+    [
+        (CrossEntropy.Config, "label_smoothing", (-0.1, 1.0, float("nan"))),
+        (LogitAdjust.Config, "tau", (-0.1, float("inf"))),
+        (Focal.Config, "gamma", (-1.0,)),
+        (Focal.Config, "form", ("binary",)),
+        (ClassBalanced.Config, "beta", (1.0, -0.1)),
+        (ClassBalanced.Config, "drw_start", (1.0,)),
+        (ClassBalanced.Config, "focal_gamma", (-1.0,)),
+        (ClassBalanced.Config, "weight_norm", ("sum",)),
+        (Ldam.Config, "max_margin", (-0.1, 2.5)),
+        (Ldam.Config, "scale", (0.0,)),
+        (Ldam.Config, "drw_start", (-0.1,)),
+    ],
+)
+def test_options_out_of_range(config: type, wrong: str, values: tuple[object, ...]) -> None:
+    for value in values:
         with pytest.raises(ValueError, match=f"^{wrong}"):
             config(**{wrong: value})

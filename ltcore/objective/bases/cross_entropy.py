@@ -28,7 +28,7 @@ class CrossEntropy(Base):
             if not 0 <= self.label_smoothing < 1:
                 raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
-    def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:  # noqa: ARG002 - needs no prior
+    def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """[B] loss per sample."""
         logits_BC = widened(out.mean_logits_BC)
         return F.cross_entropy(logits_BC, labels_B, reduction="none", label_smoothing=self.cfg.label_smoothing)

@@ -30,7 +30,7 @@ class ClassCentroids(Memory):
     class Spec(MemorySpec):
         """No options, so every loss that asks for centroids gets the same ones."""
 
-        def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ClassCentroids:  # noqa: ARG002
+        def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ClassCentroids:
             return ClassCentroids(stats.num_classes, dims.features)
 
     def __init__(self, num_classes: int, num_features: int) -> None:
@@ -52,7 +52,7 @@ class ClassCentroids(Memory):
         self._sumsq_C.index_add_(0, batch.labels_B, features_BD.square().sum(1))
         self._seen_C.index_add_(0, batch.labels_B, torch.ones_like(features_BD[:, 0]))
 
-    def merge(self, progress: float) -> None:  # noqa: ARG002 (these are published at every epoch)
+    def merge(self, progress: float) -> None:
         for pending in self.pending().values():
             dist.all_reduce_sum_(pending)
         seen_C = self._seen_C > 0

@@ -37,7 +37,7 @@ class ScoreTable(Memory):
         milestones: tuple[float, ...]
         """Fractions of training, rising. The weights are rebuilt at the first merge at or after each."""
 
-        def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ScoreTable:  # noqa: ARG002
+        def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ScoreTable:
             return ScoreTable(self, stats.counts_C, dims.num_samples)
 
     def __init__(self, spec: Spec, counts_C: Tensor, num_samples: int) -> None:

@@ -1,0 +1,46 @@
+"""Class weights by the effective number of samples, and how a weighted loss is normalized.
+
+Source: Cui et al., "Class-balanced loss based on effective number of samples", CVPR 2019; the deferred schedule (DRW)
+is that of Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss", NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ltcore import dist
+
+WEIGHT_NORMS = ("batch", "batch_sum")
+
+
+def effective_weights(counts_C: Tensor, beta: float) -> Tensor:
+    """float64 [C], summing to C: (1 - beta) / (1 - beta^n_c). beta = 0 is all ones, beta -> 1 the inverse counts."""
+    if beta == 0:
+        return torch.ones_like(counts_C, dtype=torch.float64)
+    # -expm1(n log beta) is 1 - beta^n without cancellation for beta near 1.
+    weights_C = -1 / torch.expm1(counts_C.double().clamp_min(1) * math.log(beta))
+    return weights_C * len(weights_C) / weights_C.sum()
+
+
+def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
+    """[B] losses times their weights; the mean over the global batch is the weighted loss.
+
+    ``norm='batch'`` divides by the number of samples. ``'batch_sum'`` divides by the sum of the weights in the global
+    batch, as ``torch.nn.CrossEntropyLoss(weight)`` and the authors' codes do: the step then depends on who is in the
+    batch.
+    """
+    weights_B = weights_B.to(loss_B.dtype)
+    if norm == "batch_sum":
+        weights_B = weights_B * len(weights_B) * dist.world() / dist.all_reduce_sum_(weights_B.sum())
+    return loss_B * weights_B
+
+
+def check_options(beta: float, weight_norm: str) -> None:
+    """Raises ValueError that starts with the name of the wrong option."""
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must be in [0, 1), got {beta}")
+    if weight_norm not in WEIGHT_NORMS:
+        raise ValueError(f"weight_norm must be one of {', '.join(WEIGHT_NORMS)}, got {weight_norm!r}")
