@@ -1,0 +1,261 @@
+"""Stages of an augmentation: keyed draws for a batch, handed to the operations that apply them.
+
+A stage takes uint8 images [B, 3, S, S] (from ``jitter`` on float32 in [0, 1]) and returns the same. It owns its draws:
+their purpose is the stage's name within its view, so taking a stage out never changes the numbers of another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ltcore import rng
+from ltcore.data import augment_ops as ops
+
+if TYPE_CHECKING:
+    from ltcore.data.augment import AugmentConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Uniform numbers for the samples of one batch in one view."""
+
+    seed: int
+    epoch: int
+    index_B: Tensor
+    copy_B: Tensor
+    view: str
+
+    def __call__(self, purpose: str, n: int) -> list[Tensor]:
+        """n columns, each float32 [B] in [0, 1)."""
+        key = f"augment/{self.view}/{purpose}"
+        return list(rng.uniform(self.seed, self.epoch, self.index_B, self.copy_B, key, n).unbind(1))
+
+
+Stage = Callable[[Tensor, Draw, "AugmentConfig"], Tensor]
+
+
+def _integer(uniform_B: Tensor, count: int | Tensor) -> Tensor:
+    """int64 [B], uniform over 0 .. count - 1."""
+    return (uniform_B * count).long()
+
+
+def _between(uniform_B: Tensor, low: float, high: float) -> Tensor:
+    return uniform_B * (high - low) + low
+
+
+def _on_rows(images: Tensor, rows: Tensor, apply: Callable[..., Tensor], *parameters_B: Tensor) -> None:
+    """Applies an operation in place to the samples that drew it; ``rows`` is a host index, so none costs nothing."""
+    if len(rows):
+        rows = rows.to(images.device, non_blocking=True)
+        picked = apply(images.index_select(0, rows), *(p.index_select(0, rows) for p in parameters_B))
+        images.index_copy_(0, rows, picked)
+
+
+# --- geometry
+
+
+def crop(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+    """Pads S/8 zeros on each side (4 for 32 px) and crops S x S at random."""
+    pad = images.shape[-1] // 8
+    down, right = (_integer(u, 2 * pad + 1) - pad for u in draw("crop", 2))
+    return ops.shift(images, down, right)
+
+
+def flip(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+    """Mirrors half of the images."""
+    (u,) = draw("flip", 1)
+    return ops.flip(images, u < 0.5)
+
+
+def rotate15(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
+    """Rotates by up to 15 degrees either way (RIDE, SADE)."""
+    (u,) = draw("rotate", 1)
+    none = torch.zeros_like(u)
+    degrees = _between(u, -15, 15)
+    source = ops.affine_map(images.shape[-1], degrees=degrees, shear_x=none, shear_y=none, right=none, down=none)
+    return ops.affine(images, source, cfg.fill)
+
+
+def resized_crop(min_area: float) -> Stage:
+    """Random box with ``min_area``..1 of the area and aspect 3/4..4/3, enlarged to S x S.
+
+    As torchvision's ``RandomResizedCrop``: the first of ten draws that fits, else the whole image.
+    """
+    attempts = 10
+
+    def stage(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+        size = images.shape[-1]
+        columns = draw("resized_crop", 2 * attempts + 2)
+        area = _between(torch.stack(columns[:attempts], 1).double(), min_area, 1) * size**2
+        aspect = _between(torch.stack(columns[attempts:-2], 1).double(), math.log(3 / 4), math.log(4 / 3)).exp()
+        width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+        fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+        first = fits.long().argmax(1, keepdim=True)
+        found = fits.any(1)
+        width_B = torch.where(found, width.gather(1, first)[:, 0], size)
+        height_B = torch.where(found, height.gather(1, first)[:, 0], size)
+        top_B, left_B = _integer(columns[-2], size - height_B + 1), _integer(columns[-1], size - width_B + 1)
+        return ops.resized_crop(images, top_B, left_B, height_B, width_B)
+
+    return stage
+
+
+def cutout(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
+    """Sets one square of ``cutout_fraction`` of the side to 0, before normalization."""
+    size = images.shape[-1]
+    row, col = (_integer(u, size) for u in draw("cutout", 2))
+    return ops.erase(images, row, col, round(cfg.cutout_fraction * size))
+
+
+# --- AutoAugment and RandAugment
+
+AFFINE_OPS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+COLOR_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": lambda images, m: ops.brightness(images, 1 + 0.9 * m),
+    "color": lambda images, m: ops.saturation(images, 1 + 0.9 * m),
+    "contrast": lambda images, m: ops.contrast(images, 1 + 0.9 * m),
+    "sharpness": lambda images, m: ops.sharpness(images, 1 + 0.9 * m),
+    "posterize": lambda images, m: ops.posterize(images, 8 - (4 * m.abs()).round()),
+    "solarize": lambda images, m: ops.solarize(images, 255 * (1 - m.abs())),
+    "autocontrast": lambda images, m: ops.autocontrast(images),  # noqa: ARG005
+    "equalize": lambda images, m: ops.equalize(images),  # noqa: ARG005
+    "invert": lambda images, m: ops.invert(images),  # noqa: ARG005
+}
+"""Operations by name; ``m`` in [-1, 1] is the signed share of the largest magnitude."""
+OPS = ("identity", *AFFINE_OPS, *COLOR_OPS)
+
+CIFAR10_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
+    (("invert", 0.1, 7), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.5, 8), ("equalize", 0.9, 2)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 5), ("equalize", 0.5, 1)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 7), ("autocontrast", 0.4, 8)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 3)),
+    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.2, 8), ("equalize", 0.6, 4)),
+    (("color", 0.9, 9), ("equalize", 0.6, 6)),
+    (("autocontrast", 0.8, 4), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("autocontrast", 0.9, 3)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.9, 2), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 8), ("invert", 0.1, 3)),
+    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 1)),
+)
+"""(operation, probability, magnitude 0..9): Cubuk et al. 2019, arXiv:1805.09501, table 7."""
+
+
+def apply_op(images: Tensor, op_B: Tensor, op_host_B: Tensor, m_B: Tensor, fill: int) -> None:
+    """In place, one operation per sample: ``OPS[op]`` at the signed magnitude ``m`` in [-1, 1].
+
+    ``op_host_B`` is ``op_B`` on the host, where the samples of each operation are looked up without waiting for the
+    device.
+    """
+
+    def move(picked: Tensor, op_b: Tensor, m_b: Tensor) -> Tensor:
+        def only(name: str, value_b: Tensor) -> Tensor:
+            return torch.where(op_b == OPS.index(name), value_b, 0.0)
+
+        size = picked.shape[-1]
+        pixels_b = (m_b * (150 / 331 * size)).trunc()
+        source = ops.affine_map(
+            size,
+            degrees=only("rotate", m_b * 30),
+            shear_x=only("shear_x", m_b * 0.3),
+            shear_y=only("shear_y", m_b * 0.3),
+            right=only("translate_x", pixels_b),
+            down=only("translate_y", pixels_b),
+        )
+        return ops.affine(picked, source, fill)
+
+    _on_rows(images, ((op_host_B >= 1) & (op_host_B <= len(AFFINE_OPS))).nonzero()[:, 0], move, op_B, m_B)
+    for name, apply in COLOR_OPS.items():
+        _on_rows(images, (op_host_B == OPS.index(name)).nonzero()[:, 0], apply, m_B)
+
+
+def autoaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
+    """One of the 25 sub-policies that AutoAugment found on CIFAR-10; signs are drawn where an operation has one."""
+    device = images.device
+    op_P2 = torch.tensor([[OPS.index(name) for name, _, _ in pair] for pair in CIFAR10_POLICY], device=device)
+    probability_P2 = torch.tensor([[p for _, p, _ in pair] for pair in CIFAR10_POLICY], device=device)
+    level_P2 = torch.tensor([[level / 9 for _, _, level in pair] for pair in CIFAR10_POLICY], device=device)
+    u = draw("autoaugment", 5)
+    policy_B = _integer(u[0], len(CIFAR10_POLICY))
+    applied_B2 = torch.stack(u[1:3], 1) < probability_P2[policy_B]
+    op_B2 = op_P2[policy_B] * applied_B2
+    m_B2 = level_P2[policy_B] * _sign(torch.stack(u[3:5], 1))
+    return _apply_rounds(images, op_B2, m_B2, cfg.fill)
+
+
+def randaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
+    """``randaugment_ops`` operations out of 14 in turn, each at the same magnitude (Cubuk et al. 2020,
+    arXiv:1909.13719)."""
+    n = cfg.randaugment_ops
+    u_B2n = torch.stack(draw("randaugment", 2 * n), 1)
+    op_Bn = _integer(u_B2n[:, :n], len(OPS) - 1)  # all but 'invert', the last
+    return _apply_rounds(images, op_Bn, _sign(u_B2n[:, n:]) * (cfg.randaugment_magnitude / 30), cfg.fill)
+
+
+def _sign(uniform: Tensor) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0)
+
+
+def _apply_rounds(images: Tensor, op_BR: Tensor, m_BR: Tensor, fill: int) -> Tensor:
+    images = images.clone()
+    host_BR = op_BR.cpu()
+    for r in range(op_BR.shape[1]):
+        apply_op(images, op_BR[:, r], host_BR[:, r], m_BR[:, r], fill)
+    return images
+
+
+# --- the second view of SimCLR, MoCo v2 and PaCo
+
+
+def jitter(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+    """With probability 0.8: brightness, contrast, saturation (0.6..1.4) and hue (-0.1..0.1 turns) in an order of its
+    own."""
+    images = ops.unit_range(images).clone()
+    u = draw("jitter", 9)
+    changes: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
+        (ops.brightness, _between(u[0], 0.6, 1.4)),
+        (ops.contrast, _between(u[1], 0.6, 1.4)),
+        (ops.saturation, _between(u[2], 0.6, 1.4)),
+        (ops.shift_hue, _between(u[3], -0.1, 0.1)),
+    ]
+    order_B4 = torch.stack(u[4:8], 1).argsort(dim=1, stable=True)
+    host_B4 = torch.where((u[8] < 0.8)[:, None], order_B4, -1).cpu()
+    for turn in range(4):
+        for i, (change, parameter_B) in enumerate(changes):
+            _on_rows(images, (host_B4[:, turn] == i).nonzero()[:, 0], change, parameter_B)
+    return images
+
+
+def gray(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+    """Gray with probability 0.2."""
+    (u,) = draw("gray", 1)
+    images = ops.unit_range(images)
+    return torch.where(ops.column(u < 0.2), ops.grayscale(images), images)
+
+
+def blur(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+    """Gaussian blur with sigma 0.1..2 pixels, with probability 0.5."""
+    u = draw("blur", 2)
+    images = ops.unit_range(images).clone()
+    rows = (u[1] < 0.5).cpu().nonzero()[:, 0]
+    _on_rows(images, rows, lambda picked, sigma_b: ops.blur(picked, sigma_b, radius=6), _between(u[0], 0.1, 2.0))
+    return images

@@ -1,0 +1,133 @@
+"""Convolutional trunks: images [B, 3, H, W] to one feature map per expert.
+
+A backbone is a shared ``trunk`` followed by ``branches``, one per expert. With one expert the single branch has full
+width and the whole is the ordinary network. With more, each expert owns the last stages at reduced width (RIDE, Wang
+et al. 2021, arXiv:2010.01809): stages 2 and 3 of a CIFAR ResNet, stages 3 and 4 of ResNet-50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ltcore.errors import ConfigError
+from ltcore.models.norm import NormFactory
+
+
+class Backbone(nn.Module):
+    """A shared trunk and one branch per expert."""
+
+    def __init__(
+        self, trunk: nn.Module, branches: list[nn.Module], expert_dim: int, conv_fan: str, min_px: int
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.branches = nn.ModuleList(branches)
+        self.expert_dim = expert_dim
+        """Channels of one expert's feature map."""
+        self.conv_fan = conv_fan
+        """'fan_in' or 'fan_out': which fan the published He initialization of this network uses."""
+        self.min_px = min_px
+        """Smallest height and width it accepts."""
+
+    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
+        """E feature maps [B, expert_dim, h, w]. Raises ConfigError for images under ``min_px``."""
+        height, width = images_BCHW.shape[-2:]
+        if min(height, width) < self.min_px:
+            raise ConfigError(
+                f"this network needs images of at least {self.min_px}x{self.min_px} px, got {height}x{width}: "
+                "set data.canvas higher or model.name=resnet32."
+            )
+        shared = self.trunk(images_BCHW)
+        return [branch(shared) for branch in self.branches]
+
+
+BuildBackbone = Callable[[NormFactory, int, float], Backbone]
+"""``build(norm, num_experts, expert_width)``; ``expert_width`` has an effect from two experts on."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a parameter-free shortcut: every second pixel, new channels filled with zeros (option
+    A)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: NormFactory) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = norm(channels)
+        self.stride = stride
+        self.pad = (channels - channels_in) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.stride != 1:
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        hidden = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(hidden)) + shortcut)
+
+
+def _stage(channels_in: int, channels: int, blocks: int, stride: int, norm: NormFactory) -> nn.Sequential:
+    first = BasicBlock(channels_in, channels, stride, norm)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1, norm) for _ in range(blocks - 1)))
+
+
+def _even(channels: float) -> int:
+    """Rounded down to an even number, so that option A can pad both sides alike."""
+    return int(channels) // 2 * 2
+
+
+def cifar_resnet(blocks: int) -> BuildBackbone:
+    """ResNet with 6 * blocks + 2 layers for small images: 16, 32, 64 channels at 1, 1/2, 1/4 of the resolution."""
+
+    def build(norm: NormFactory, num_experts: int, expert_width: float) -> Backbone:
+        width = expert_width if num_experts > 1 else 1.0
+        middle, last = max(16, _even(32 * width)), max(16, _even(64 * width))
+        trunk = nn.Sequential()
+        trunk.add_module("conv1", nn.Conv2d(3, 16, 3, 1, 1, bias=False))
+        trunk.add_module("bn1", norm(16))
+        trunk.add_module("relu", nn.ReLU())
+        trunk.add_module("layer1", _stage(16, 16, blocks, 1, norm))
+        branches: list[nn.Module] = []
+        for _ in range(num_experts):
+            branch = nn.Sequential()
+            branch.add_module("layer2", _stage(16, middle, blocks, 2, norm))
+            branch.add_module("layer3", _stage(middle, last, blocks, 2, norm))
+            branches.append(branch)
+        return Backbone(trunk, branches, last, conv_fan="fan_in", min_px=8)
+
+    return build
+
+
+def torchvision_resnet(*, groups: int, width_per_group: int) -> BuildBackbone:
+    """The 50-layer bottleneck network of torchvision (3, 4, 6, 3 blocks), without weights and without classifier."""
+
+    def build(norm: NormFactory, num_experts: int, expert_width: float) -> Backbone:
+        from torchvision.models.resnet import Bottleneck, ResNet
+
+        net = ResNet(Bottleneck, [3, 4, 6, 3], groups=groups, width_per_group=width_per_group, norm_layer=norm)
+        trunk = nn.Sequential()
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
+            trunk.add_module(name, getattr(net, name))
+        branches: list[nn.Module] = []
+        planes3, planes4 = 256, 512
+        if num_experts > 1:
+            planes3, planes4 = round(planes3 * expert_width), round(planes4 * expert_width)
+        for _ in range(num_experts):
+            net.inplanes = 128 * Bottleneck.expansion  # what layer2 hands over; _make_layer advances it
+            branch = nn.Sequential()
+            branch.add_module("layer3", net._make_layer(Bottleneck, planes3, 6, stride=2))
+            branch.add_module("layer4", net._make_layer(Bottleneck, planes4, 3, stride=2))
+            branches.append(branch)
+        return Backbone(trunk, branches, planes4 * Bottleneck.expansion, conv_fan="fan_out", min_px=64)
+
+    return build
+
+
+def pool(fmap_BDhw: Tensor) -> Tensor:
+    """[B, D] mean over positions, accumulated and returned in float32 where the map is of a half type."""
+    dtype = torch.float32 if fmap_BDhw.dtype in (torch.bfloat16, torch.float16) else fmap_BDhw.dtype
+    return fmap_BDhw.mean((2, 3), dtype=dtype)

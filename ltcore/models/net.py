@@ -1,0 +1,143 @@
+"""LongTailNet: backbone, pooling, one classifier per expert, and a projection where a loss asks for one.
+
+Every parameter is drawn from a generator keyed by the run's seed and its own full name. Building a projection, or
+anything else beside the classifier, therefore never changes another parameter's first value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ltcore import rng
+from ltcore.batch import ModelOutput
+from ltcore.models.backbones import pool
+from ltcore.models.heads import HEADS, CosineHead, Projection
+from ltcore.models.norm import norm1d, norm2d
+from ltcore.models.registry import MODELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "resnet32"
+    """Backbone (``python -m ltcore methods``)."""
+    head: str = "linear"
+    """Classifier: 'linear' (with bias) or 'cosine'."""
+    cosine_scale: float = 16.0
+    """Factor on the cosines, > 0. No effect with a linear head. LDAM and RIDE use 30."""
+    num_experts: int = 1
+    """Classifiers, >= 1. From 2 on each owns the last stages of the backbone, and logits are [B, E, C]."""
+    expert_width: float = 0.75
+    """Channels of an expert's own stages relative to the plain network, in (0, 1]. No effect with one expert."""
+    projection_dim: int = 32
+    """Length d of query and key vectors, >= 1. No effect unless a loss asks for a query."""
+    projection_hidden: int = 1
+    """Hidden layers of the projection, >= 0. No effect unless a loss asks for a query."""
+    key_decay: float = 0.999
+    """Decay per step of the EMA key encoder, in [0, 1]. No effect unless a loss asks for a key."""
+    ghost_batch: int | None = None
+    """Samples per batch-norm statistic in training, >= 2, a divisor of the batch size per rank; null: the whole batch
+    of the rank. Results equal for several world sizes need it set."""
+
+    def __post_init__(self) -> None:
+        if self.name not in MODELS:
+            raise ValueError(f"name must be one of {', '.join(sorted(MODELS))}, got {self.name!r}")
+        if self.head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(sorted(HEADS))}, got {self.head!r}")
+        if not 0 < self.cosine_scale < float("inf"):
+            raise ValueError(f"cosine_scale must be a finite number > 0, got {self.cosine_scale}")
+        if self.num_experts < 1:
+            raise ValueError(f"num_experts must be >= 1, got {self.num_experts}")
+        if not 0 < self.expert_width <= 1:
+            raise ValueError(f"expert_width must be in (0, 1], got {self.expert_width}")
+        if self.projection_dim < 1:
+            raise ValueError(f"projection_dim must be >= 1, got {self.projection_dim}")
+        if self.projection_hidden < 0:
+            raise ValueError(f"projection_hidden must be >= 0, got {self.projection_hidden}")
+        if not 0 <= self.key_decay <= 1:
+            raise ValueError(f"key_decay must be in [0, 1], got {self.key_decay}")
+        if self.ghost_batch is not None and self.ghost_batch < 2:
+            raise ValueError(f"ghost_batch must be >= 2 or null, got {self.ghost_batch}")
+
+
+class LongTailNet(nn.Module):
+    """Images to ``ModelOutput``; fills what ``needs`` names and nothing else.
+
+    Args:
+        cfg: the network.
+        num_classes: C.
+        needs: subset of {'fmap', 'query', 'key'}, what the losses ask for. 'query' builds the projection; 'key' changes
+            nothing here, as the key encoder is an ``EmaCopy`` of this module and its key is its own query.
+        seed: of the run; keys the initial value of every parameter.
+    """
+
+    def __init__(self, cfg: ModelConfig, num_classes: int, needs: frozenset[str], seed: int) -> None:
+        super().__init__()
+        self.needs = needs
+        self.feature_dim: int
+        """D: experts' features are concatenated."""
+        self.projection_dim = cfg.projection_dim
+        """d, whether or not a projection is built."""
+        with torch.random.fork_rng(devices=[]):  # torch's own initialization is overwritten and must leave no trace
+            self.backbone = MODELS[cfg.name].build(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
+            dim = self.backbone.expert_dim
+            self.feature_dim = dim * cfg.num_experts
+            build_head = HEADS[cfg.head].build
+            self.heads = nn.ModuleList(build_head(dim, num_classes, cfg.cosine_scale) for _ in range(cfg.num_experts))
+            self.projection: Projection | None = None
+            if "query" in needs:
+                norm = norm1d(cfg.ghost_batch)
+                self.projection = Projection(self.feature_dim, cfg.projection_dim, cfg.projection_hidden, norm)
+        init_parameters_(self, seed, conv_fan=self.backbone.conv_fan)
+
+    def forward(self, images_BCHW: Tensor) -> ModelOutput:
+        """Logits, features and query are float32 under autocast (float64 for float64 images): only convolutions run in
+        a half type, because a bfloat16 logit has an error of 2^-9 of its size.
+        """
+        fmaps = self.backbone(images_BCHW)
+        features = [pool(fmap_BDhw) for fmap_BDhw in fmaps]
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            logits = [head(features_BD) for head, features_BD in zip(self.heads, features, strict=True)]
+            features_BD = torch.cat(features, 1) if len(features) > 1 else features[0]
+            query_Bd = self.projection(features_BD) if self.projection is not None else None
+        return ModelOutput(
+            logits_BC=torch.stack(logits, 1) if len(logits) > 1 else logits[0],
+            features_BD=features_BD,
+            fmap_BDhw=(torch.cat(fmaps, 1) if len(fmaps) > 1 else fmaps[0]) if "fmap" in self.needs else None,
+            query_Bd=query_Bd,
+        )
+
+
+@torch.no_grad()
+def init_parameters_(net: nn.Module, seed: int, conv_fan: str) -> None:
+    """Sets every parameter from a generator keyed by (seed, 'init', its full name).
+
+    Weights are He normal, N(0, 2 / fan): ``conv_fan`` ('fan_in' or 'fan_out') for convolutions as each network's paper
+    code does it, the number of inputs for linear and cosine layers. Biases are 0, norm weights 1.
+    Raises TypeError for a kind of module it has no rule for, so that none keeps a value of torch's global generator.
+    """
+    for prefix, module in net.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            if local == "bias":
+                parameter.zero_()
+            elif isinstance(module, _BatchNorm):
+                parameter.fill_(1)
+            elif isinstance(module, nn.Conv2d | nn.Linear | CosineHead):
+                fan_in, fan_out = _fans(parameter)
+                fan = fan_out if isinstance(module, nn.Conv2d) and conv_fan == "fan_out" else fan_in
+                gen = rng.generator(seed, "init", f"{prefix}.{local}")
+                parameter.copy_(torch.randn(parameter.shape, generator=gen) * math.sqrt(2 / fan))
+            else:
+                raise TypeError(f"no initialization rule for {prefix}.{local} of {type(module).__name__}")
+
+
+def _fans(weight: Tensor) -> tuple[int, int]:
+    """(inputs, outputs) of one unit of a [out, in, ...] weight; grouped convolutions count one group, as torch does."""
+    receptive = math.prod(weight.shape[2:])
+    return weight.shape[1] * receptive, weight.shape[0] * receptive

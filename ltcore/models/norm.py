@@ -1,0 +1,99 @@
+"""Batch normalization over fixed groups, so that statistics do not depend on how a batch is spread over ranks.
+
+With ``group`` samples per statistic, one process with batch 128 and two ranks with 64 each normalize by the same
+numbers. The running statistics of one process equal the mean of those of the ranks, because their update is linear and
+the groups are equally large; ``average_running_stats_`` takes that mean.
+
+Source: ghost batch normalization, Hoffer et al. 2017, arXiv:1705.08741. Differs: the running update is the mean over
+groups of one linear step from the same starting point, not a chain of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ltcore import dist
+
+NormFactory = Callable[[int], nn.Module]
+"""``norm(num_channels)``, a normalization of [B, C, h, w]."""
+
+_MOMENTUM = 0.1  # torch's default, and that of every published code in this field
+
+
+class _GhostBatchNorm(_BatchNorm):
+    """Shared by the 1d and 2d forms: in training every ``group`` consecutive samples are normalized on their own."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, group: int) -> None:
+        super().__init__(num_features, momentum=_MOMENTUM)
+        self.group = group
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not self.training:
+            return super().forward(input)
+        if len(input) % self.group:
+            raise ValueError(
+                f"a batch of {len(input)} samples on this rank cannot be cut into groups of model.ghost_batch="
+                f"{self.group}: choose a divisor of the batch size per rank."
+            )
+        parts = input.split(self.group)
+        mean_GC = self.running_mean.repeat(len(parts), 1)
+        var_GC = self.running_var.repeat(len(parts), 1)
+        normed = [
+            F.batch_norm(part, mean_GC[g], var_GC[g], self.weight, self.bias, True, _MOMENTUM, self.eps)
+            for g, part in enumerate(parts)
+        ]
+        with torch.no_grad():
+            self.running_mean.copy_(mean_GC.mean(0))
+            self.running_var.copy_(var_GC.mean(0))
+            self.num_batches_tracked += 1
+        return torch.cat(normed)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, group={self.group}"
+
+
+class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
+    """[B, C, h, w], statistics per channel over ``group`` samples and all positions; B must be a multiple of ``group``.
+
+    In evaluation mode it is ``nn.BatchNorm2d``. Raises ValueError on a training batch that ``group`` does not divide.
+    """
+
+
+class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
+    """[B, C], statistics per channel over ``group`` samples; otherwise as ``GhostBatchNorm2d``."""
+
+
+def norm2d(group: int | None) -> NormFactory:
+    """Builds ``nn.BatchNorm2d`` for None, ``GhostBatchNorm2d`` for a group size."""
+    return nn.BatchNorm2d if group is None else partial(GhostBatchNorm2d, group=group)
+
+
+def norm1d(group: int | None) -> NormFactory:
+    """Builds ``nn.BatchNorm1d`` for None, ``GhostBatchNorm1d`` for a group size."""
+    return nn.BatchNorm1d if group is None else partial(GhostBatchNorm1d, group=group)
+
+
+@torch.no_grad()
+def average_running_stats_(net: nn.Module) -> None:
+    """Replaces the running mean and variance of every batch norm by their mean over ranks; one collective.
+
+    ``num_batches_tracked`` is left alone: it is equal on all ranks.
+    """
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    if not norms or not dist.is_distributed():
+        return
+    stats = [stat for norm in norms for stat in (norm.running_mean, norm.running_var) if stat is not None]
+    flat = dist.all_reduce_sum_(torch.cat([stat.flatten() for stat in stats])) / dist.world()
+    for stat, mean in zip(stats, flat.split([stat.numel() for stat in stats]), strict=True):
+        stat.copy_(mean)

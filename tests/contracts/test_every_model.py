@@ -1,0 +1,63 @@
+"""What every row of MODELS, with every head, must do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ltcore.models.heads import HEADS
+from ltcore.models.net import LongTailNet, ModelConfig
+from ltcore.models.registry import MODELS
+
+NEEDS = frozenset({"fmap", "query"})
+
+
+def build(name: str, **fields: object) -> tuple[LongTailNet, torch.Tensor]:
+    net = LongTailNet(ModelConfig(name=name, **fields), 12, NEEDS, seed=0)  # type: ignore[arg-type]
+    size = max(32, net.backbone.min_px)
+    return net, torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def check_step(net: LongTailNet, images: torch.Tensor) -> None:
+    """Finite, consistent, and with a gradient for every parameter."""
+    out = net(images)
+    assert out.logits_BC.shape == (4, 12) and out.features_BD.shape == (4, net.feature_dim)
+    assert out.fmap_BDhw is not None and out.fmap_BDhw.shape[:2] == (4, net.feature_dim)
+    assert out.query_Bd is not None
+    torch.testing.assert_close(out.fmap_BDhw.mean((2, 3)), out.features_BD)
+    weights = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    ((out.logits_BC * weights).sum() + out.query_Bd[:, 0].sum()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        # a linear bias before a batch norm has no effect on the loss: its gradient is rounding noise or zero
+        if name != "projection.layers.linear0.bias":
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name: str) -> None:
+    net, images = build(name, ghost_batch=2)
+    check_step(net, images)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(images)
+    assert out.logits_BC.dtype == torch.float32 and out.logits_BC.isfinite().all()
+
+    net.eval()
+    with torch.no_grad():
+        together = net(images).logits_BC
+        alone = torch.cat([net(image[None]).logits_BC for image in images[:2]])
+        torch.testing.assert_close(together[:2], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_experts", [1, 3])
+@pytest.mark.parametrize("head", HEADS)
+def test_head(head: str, num_experts: int) -> None:
+    net, images = build("resnet8", head=head, num_experts=num_experts)
+    out = net(images)
+    assert out.logits_BC.shape == ((4, 12) if num_experts == 1 else (4, 3, 12))
+    assert out.mean_logits_BC.shape == (4, 12)
+    out.logits_BC.square().sum().backward()
+    for parameter_name, parameter in net.named_parameters():
+        if not parameter_name.startswith("projection."):
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
