@@ -60,12 +60,19 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None
     step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
     step.train()
-    wrapped: nn.Module = step
-    if dist.is_distributed():
-        ids = [ctx.device.index] if ctx.device.type == "cuda" else None
-        wrapped = nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
     augment = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=2 if needs_key else 1)
-    return Parts(step, wrapped, build_optimizer(cfg.train.optim, step), augment, average, precision)
+    return Parts(step, parallel(step, ctx.device), build_optimizer(cfg.train.optim, step), augment, average, precision)
+
+
+def parallel(step: TrainStep, device: torch.device) -> nn.Module:
+    """``step`` itself, or wrapped so that gradients are averaged over ranks.
+
+    Buffers are not synchronized: running statistics are averaged exactly at the end of an epoch, and memories are none.
+    """
+    if not dist.is_distributed():
+        return step
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
 
 
 def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: int) -> tuple[LongTailNet, Objective]:

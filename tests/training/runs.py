@@ -1,0 +1,121 @@
+"""Small runs that the tests of the loop share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltcore import dist
+from ltcore.config.load import dump, override
+from ltcore.config.schema import RunConfig
+from ltcore.data.feed import open_feed
+from ltcore.models.norm import average_running_stats_
+from ltcore.runtime.execute import Job, execute
+from ltcore.training.build import Parts, build, parallel
+from ltcore.training.context import LocalContext, RunContext
+
+TERMS = {
+    "objective.terms.lpa.weight": 0.1,
+    "objective.terms.lpa.start": 0.0,
+    "objective.terms.lpa.num_attributes": 4,
+    "objective.terms.lpa.queue_size": 16,
+    "objective.terms.lpa.neighbors": 2,
+    "objective.terms.dro.weight": 0.5,
+    "objective.terms.dro.start": 0.0,
+    "objective.terms.ifl.num_envs": 2,
+    "objective.terms.ifl.start": 0.0,
+    "objective.terms.ifl.milestones": "0.2",
+}
+"""All three terms, acting as soon as their memories are published."""
+
+
+def tiny_run(**changes: Any) -> RunConfig:
+    """ResNet-8 on the 46 images of ``tiny_shards``, batch 8, no tracking; dots in keys are written as double underscores."""
+    base = override(
+        RunConfig(name="tiny"),
+        {
+            "model.name": "resnet8",
+            "train.epochs": 3,
+            "train.batch_size": 8,
+            "train.precision": "fp32",
+            "train.threads": 1,
+            "train.optim.lr": 0.05,
+            "tracking.wandb": False,
+            "tracking.tensorboard": False,
+            "augment.view1": "crop",
+            "augment.view2": "sim_noflip",
+        },
+    )
+    return override(base, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def run(cfg: RunConfig, uri: str, run_dir: Path, ctx: RunContext | None = None, **info: Any) -> dict[str, Any]:
+    """Executes the run in this process; returns the content of run.json."""
+    fields = {"id": cfg.name, "kind": "run", "group": "", "test": True, **info}
+    job = Job(config=dump(cfg), data_uri=uri, run_uri=str(run_dir), info=fields)
+    return execute(job, ctx or LocalContext(torch.device("cpu")))
+
+
+class Rank(LocalContext):
+    """This process as one rank of the initialized group."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rank, self.world = dist.rank(), dist.world()
+
+
+def double_steps(cfg_tree: dict[str, Any], uri: str, steps: int) -> dict[str, Any]:
+    """``steps`` training steps in float64 on however many ranks there are.
+
+    Returns the loss of the global batch per step, gradients of the last step, parameters, BN buffers, and published memories.
+    """
+    from ltcore.config.load import from_dict
+
+    cfg = from_dict(cfg_tree)
+    ctx = Rank()
+    feed = open_feed(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, rank=ctx.rank, world=ctx.world)
+    parts = _double(build(cfg, feed, ctx))
+    objective, losses, done, epoch = parts.step.objective, [], 0, 0
+    while done < steps:
+        for raw in feed.train_batches(epoch):
+            progress = done / steps
+            batch = parts.augment(raw, epoch)
+            batch = batch.with_images(batch.images_VBCHW.double())
+            if parts.step.key is not None:
+                parts.step.key.update(parts.step.net)
+            parts.optimizer.zero_grad()
+            loss, _, out = parts.wrapped(batch, progress)
+            loss.backward()
+            gradients = {name: p.grad.clone() for name, p in parts.step.named_parameters() if p.grad is not None}
+            parts.optimizer.step()
+            objective.observe(out, batch, progress)
+            losses.append(dist.all_reduce_sum_(loss.detach().clone()) / dist.world())
+            done += 1
+            if done == steps:
+                break
+        objective.merge(done / steps)
+        epoch += 1
+    average_running_stats_(parts.step.net)
+    feed.close()
+    published = {
+        f"{name}/{key}": value.clone()
+        for name, memory in objective.memories().items()
+        for key, value in memory.published().items()
+    }
+    return {
+        "losses": torch.stack(losses),
+        "gradients": gradients,
+        "state": {name: value.clone() for name, value in parts.step.net.state_dict().items()},
+        "memories": published,
+    }
+
+
+def _double(parts: Parts) -> Parts:
+    """float64 throughout; wrapped anew, because DDP laid out its gradient buckets for float32."""
+    parts.step.double()
+    if parts.step.key is not None:
+        parts.step.key.net.double()
+    parts.wrapped = parallel(parts.step, torch.device("cpu"))
+    return parts

@@ -1,0 +1,106 @@
+"""Checkpoints are complete or absent, versioned, and refuse what they do not belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore.errors import CheckpointError
+from ltcore.training import checkpoint as ckpt
+
+META: dict[str, Any] = {"config": {"seed": 0, "train.epochs": 3}, "data_hash": "a" * 64}
+
+
+def write(folder: Path, step: int, tag: str = "last") -> Path:
+    return ckpt.save(folder, tag, step=step, model={"w": torch.full((2,), float(step))}, state={"n": step}, meta=META)
+
+
+def test_the_newest_is_found_and_older_ones_go(tmp_path: Path) -> None:
+    for step in (1, 20, 3):
+        write(tmp_path, step)
+    found = ckpt.find(tmp_path)
+    assert found is not None
+    assert found.meta["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["last-00000003"]
+    assert torch.equal(found.model_state()["w"], torch.full((2,), 3.0))
+    assert found.train_state() == {"n": 3}
+
+
+def test_best_and_last_live_side_by_side(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    ckpt.save(tmp_path, "best", step=4, model={}, state=None, meta=META)
+    best = ckpt.find(tmp_path, "best")
+    assert best is not None
+    assert best.meta["step"] == 4
+    with pytest.raises(CheckpointError, match="inference weights alone"):
+        best.train_state()
+
+
+def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    torn = tmp_path / ".last-00000002.999"
+    torn.mkdir()
+    (torn / "model.pt").write_bytes(b"half")
+    (torn / "meta.json").write_text("{}")
+    found = ckpt.find(tmp_path)
+    assert found is not None
+    assert found.meta["step"] == 1
+    write(tmp_path, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["last-00000003"], "the leftover of a killed write is cleared"
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
+        write(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["last-00000001"]
+
+
+def test_a_foreign_version_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "schema": 99}))
+    with pytest.raises(CheckpointError, match="version 99"):
+        ckpt.read(path)
+
+
+def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    (path / "model.pt").write_bytes(b"PK\x03\x04garbage")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ckpt.read(path).model_state()
+
+
+def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.system, ("true",)
+
+    path = write(tmp_path, 1)
+    torch.save({"w": Evil()}, path / "model.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ckpt.read(path).model_state()
+
+
+def test_another_configuration_is_refused_with_the_key(tmp_path: Path) -> None:
+    found = ckpt.read(write(tmp_path, 1))
+    ckpt.check_same_run(found, {**META["config"], "tracking.wandb": False}, "a" * 64)
+    with pytest.raises(CheckpointError, match=r"train.epochs: 3 there, 5 now"):
+        ckpt.check_same_run(found, {**META["config"], "train.epochs": 5}, "a" * 64)
+    with pytest.raises(CheckpointError, match="data"):
+        ckpt.check_same_run(found, META["config"], "b" * 64)
+
+
+def test_a_place_without_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"expected meta\.json"):
+        ckpt.read(tmp_path)

@@ -1,0 +1,160 @@
+"""The loop: repeatable to the bit, resumable to the bit, honest about what it did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore.errors import ConfigError, NumericError
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.context import LocalContext
+from ltcore.training.fit import StopRequested
+from tests.training.runs import TERMS, run, tiny_run
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    found = ckpt.find(run_dir / "checkpoints")
+    assert found is not None
+    return found.model_state()
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    for name, value in weights(a).items():
+        assert torch.equal(value, weights(b)[name]), name
+    timeless = [
+        [{k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction"))} for line in (d / "metrics.jsonl").open()]
+        for d in (a, b)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+class StopAfter(LocalContext):
+    """Asks to stop after a number of questions."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__(torch.device("cpu"))
+        self._left = questions
+
+    def stop_requested(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_a_run_leaves_a_complete_record(tiny_shards: str, tmp_path: Path) -> None:
+    record = run(tiny_run(), tiny_shards, tmp_path / "run")
+    assert record == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["epochs_done"] == 3
+    assert record["images_seen"] == 3 * 5 * 8
+    assert set(record["test"]) == {"test"}
+    assert 0 <= record["test"]["test"]["top1"] <= 1
+    assert len(record["per_class"]["test"]) == 4
+    assert record["config"]["train.epochs"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["val/top1"] == record["last"]["val/top1"]
+    assert record["best"]["val/top1"] == max(line["val/top1"] for line in lines)
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_training_learns(tiny_shards: str, tmp_path: Path) -> None:
+    run(tiny_run(train__epochs=12, augment__view1="none"), tiny_shards, tmp_path / "run")
+    losses = [json.loads(line)["train/loss"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("terms", [{}, TERMS], ids=["base", "all-terms"])
+def test_twice_the_same_run_is_bitwise_the_same(tiny_shards: str, tmp_path: Path, terms: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        run(tiny_run(**terms), tiny_shards, tmp_path / name)
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("terms", [{}, TERMS], ids=["base", "all-terms"])
+@pytest.mark.parametrize("questions", [0, 1, 2, 4])
+def test_a_stopped_run_continues_as_if_nothing_had_happened(
+    tiny_shards: str, tmp_path: Path, terms: dict[str, Any], questions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltcore.training.fit.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
+    cfg = tiny_run(**terms)
+    run(cfg, tiny_shards, tmp_path / "whole")
+    with pytest.raises(StopRequested):
+        run(cfg, tiny_shards, tmp_path / "cut", StopAfter(questions))
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "stopped"
+    record = run(cfg, tiny_shards, tmp_path / "cut")
+    assert record["status"] == "finished"
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_run_is_not_repeated(tiny_shards: str, tmp_path: Path) -> None:
+    first = run(tiny_run(), tiny_shards, tmp_path / "run")
+    stamp = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
+    assert run(tiny_run(), tiny_shards, tmp_path / "run") == first
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_terms_that_are_off_leave_every_bit_of_the_base(tiny_shards: str, tmp_path: Path) -> None:
+    off = {
+        "objective.terms.lpa.weight": 0.0,
+        "objective.terms.dro.weight": 0.0,
+        "objective.terms.ifl.num_envs": 1,
+        "objective.terms.ifl.center_weight": 0.0,
+    }
+    run(tiny_run(), tiny_shards, tmp_path / "base")
+    run(tiny_run(**off), tiny_shards, tmp_path / "off")
+    for name, value in weights(tmp_path / "base").items():
+        assert torch.equal(value, weights(tmp_path / "off")[name]), name
+
+
+def test_terms_that_have_not_started_leave_every_bit_of_the_base(tiny_shards: str, tmp_path: Path) -> None:
+    late = {"objective.terms.lpa.start": 0.99, "objective.terms.lpa.freeze_fraction": 1.0, "objective.terms.dro.start": 0.99}
+    run(tiny_run(), tiny_shards, tmp_path / "base")
+    run(tiny_run(**late), tiny_shards, tmp_path / "late")
+    late_weights = weights(tmp_path / "late")
+    for name, value in weights(tmp_path / "base").items():
+        assert torch.equal(value, late_weights[name]), name
+
+
+def test_accumulation_equals_the_whole_batch_without_batch_statistics(tiny_shards: str, tmp_path: Path) -> None:
+    records = [
+        run(tiny_run(train__accumulate=k, model__ghost_batch=4, train__epochs=1), tiny_shards, tmp_path / str(k)) for k in (1, 2)
+    ]
+    assert records[0]["last"]["train/loss"] == pytest.approx(records[1]["last"]["train/loss"], rel=1e-5)
+
+
+def test_accumulation_is_refused_where_it_changes_the_loss() -> None:
+    with pytest.raises(ConfigError, match=r"accumulate.*dro"):
+        tiny_run(train__accumulate=2, objective__terms__dro__weight=1.0)
+
+
+def test_a_loss_that_is_not_finite_names_part_and_step(tiny_shards: str, tmp_path: Path) -> None:
+    with pytest.raises(NumericError, match=r"Step \d+: base.*not finite.*optim.lr"):
+        run(tiny_run(train__optim__lr=1e30), tiny_shards, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "not finite" in record["reason"]
+
+
+def test_the_averaged_weights_are_those_evaluated_and_saved(tiny_shards: str, tmp_path: Path) -> None:
+    run(tiny_run(train__ema_decay=0.9), tiny_shards, tmp_path / "ema")
+    run(tiny_run(), tiny_shards, tmp_path / "plain")
+    ema, plain = weights(tmp_path / "ema"), weights(tmp_path / "plain")
+    assert any(not torch.equal(ema[name], plain[name]) for name in plain)
+
+
+def test_the_model_of_a_checkpoint_predicts(tiny_shards: str, tmp_path: Path) -> None:
+    import ltcore
+
+    record = run(tiny_run(**TERMS), tiny_shards, tmp_path / "run")
+    predictor = ltcore.load(tmp_path / "run")
+    assert predictor.classes == ("ant", "bee", "cat", "dog")
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert predictor(images).sum(1).tolist() == pytest.approx([1.0] * 3)
+    from ltcore.training.predict import evaluate
+
+    again = evaluate(predictor, tiny_shards, [], [])
+    assert again["splits"]["test"]["top1"] == record["test_best"]["test"]["top1"]
