@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ltcore.data.shards import Sample, write_dataset
+
+torch.set_num_threads(1)  # results are bitwise repeatable for one number of threads, and tests share few cores
 
 TINY_COUNTS = {"train": (23, 12, 7, 4), "val": (3, 3, 3, 3), "test": (5, 4, 3, 2)}
 

@@ -11,8 +11,7 @@ import io
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ltcore.errors import DataError
 
@@ -37,8 +36,11 @@ def decode_canvas(data: bytes, canvas: int, where: str) -> npt.NDArray[np.uint8]
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on foreign bytes
-        problem = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise DataError(f"{where}: the image cannot be decoded ({problem[0]}). Remove or replace it.") from error
+        if isinstance(error, UnidentifiedImageError):  # whose text is the address of a buffer
+            problem = "unknown format"
+        else:
+            problem = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
     height, width = image_3HW.shape[1:]
     if (height, width) != (canvas, canvas):
         side = min(height, width)
@@ -57,9 +59,13 @@ def _decode(data: bytes, where: str) -> torch.Tensor:
     if not 0 < width * height <= MAX_PIXELS:
         raise DataError(f"{where}: the image has {width} x {height} pixels, expected 1 to {MAX_PIXELS}. Shrink it.")
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
+        from torchvision.io import ImageReadMode, decode_image  # seconds, which other formats need not wait for
+
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # PIL would clip 16 bits to 255 instead of scaling them
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if image.mode != "RGB":  # convert would copy
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from webdataset.writer import TarWriter
 
 from ltcore.data.manifest import Manifest, Shard, Split, write_manifest
 from ltcore.data.publish import published
@@ -220,6 +219,8 @@ def _write_shards(rows: Sequence[_Row], spool: BinaryIO, folder: Path, split: st
 
 def _write_tar(rows: Sequence[_Row], spool: BinaryIO, path: Path) -> pa.Table:
     """Writes the rows into a tar and returns its index."""
+    from webdataset.writer import TarWriter  # readers of shards do without
+
     index: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
     with path.open("wb") as stream, TarWriter(stream, encoder=False, compress=False, mtime=0, user="", group="") as tar:
         for row in rows:
