@@ -2,8 +2,8 @@
 
 Source: Lloyd (1982); greedy k-means++ (Arthur and Vassilvitskii 2007) as initial centers. ``spherical`` keeps centers
 at unit norm (Dhillon and Modha 2001) and expects unit points; then the nearest center is the one of the largest cosine.
-Shapes: R points, K centers, D dimensions. Cost: 2RKD per iteration, 2RKD(2 + ln K) for the start. Nothing of size R x
-K lives. Repeatable bit for bit on the CPU at a fixed number of threads; on CUDA sums are added in any order.
+Shapes: R points, K centers, D dimensions. Cost: 2RKD per iteration, 128KKD(2 + ln K) for the start. Nothing of size
+R x K lives. Repeatable bit for bit on the CPU at a fixed number of threads; on CUDA sums are added in any order.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 CHUNK = 8192
 """Points whose distances to all centers exist at a time."""
+START_POINTS = 64
+"""Points per center among which initial centers are looked for: enough to see every cluster that matters."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def spread(points_RD: Tensor, num_centers: int, gen: torch.Generator) -> Tensor:
     taken."""
     if not 1 <= num_centers <= len(points_RD):
         raise ValueError(f"num_centers must lie in 1..{len(points_RD)}, the number of points, got {num_centers}")
+    if len(points_RD) > START_POINTS * num_centers:
+        chosen_n = torch.randperm(len(points_RD), generator=gen)[: START_POINTS * num_centers]
+        points_RD = points_RD[chosen_n.to(points_RD.device)]
     draws = torch.rand(num_centers, 2 + int(math.log(num_centers)), generator=gen, dtype=torch.float64)
     draws = draws.to(points_RD.device)
     norm_R = points_RD.square().sum(1)

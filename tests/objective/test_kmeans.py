@@ -85,7 +85,7 @@ def test_as_many_centers_as_points_and_equal_points() -> None:
 
 
 def test_start_spreads_over_separate_blobs() -> None:
-    points = blobs(100, 4, 10, noise=0.01)
+    points = blobs(100 * module.START_POINTS, 4, 10, noise=0.01)  # more than are looked at
     for seed in range(5):
         start = spread(points, 10, generator(seed, "test"))
         nearest = (start[:, None] - points[:10]).norm(dim=2).argmin(1)

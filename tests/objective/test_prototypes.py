@@ -14,7 +14,7 @@ from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.attributes import class_neighbors, describe_classes
 from ltcore.objective.memory import reservoir as reservoir_module
-from ltcore.objective.memory.prototypes import Prototypes, PrototypesSpec, attribute_scores, local_vectors
+from ltcore.objective.memory.prototypes import Prototypes, PrototypesSpec, attribute_scores
 from ltcore.objective.memory.reservoir import KeyedReservoir, join
 from ltcore.stats import ClassStats
 from tests.ddp import run_ranks
@@ -110,24 +110,41 @@ def test_joined_reservoirs_are_the_reservoir_of_all() -> None:
 # --- scores, descriptions, neighbors
 
 
+def scores(
+    vectors: Tensor, prototypes: Tensor, score: str = "hard", temperature: float = 0.1, metric: str = "cosine"
+) -> Tensor:
+    return attribute_scores(vectors, prototypes, metric=metric, score=score, score_temperature=temperature)
+
+
 def test_histogram_counts_locations() -> None:
-    prototypes = torch.eye(3)
     vectors = torch.tensor([[[2.0, 0, 0], [1.0, 0.1, 0], [0, 3.0, 1], [0, 0.1, 1.0]]])
-    live = torch.ones(1, 4, dtype=torch.bool)
-    assert attribute_scores(vectors, live, prototypes, "hard", 0.1).tolist() == [[2, 1, 1]]
-    live[0, 1] = False
-    assert attribute_scores(vectors, live, prototypes, "hard", 0.1).tolist() == [[1, 1, 1]]
+    assert scores(vectors, torch.eye(3)).tolist() == [[2, 1, 1]]
+    assert scores(1e-3 * vectors, torch.eye(3)).tolist() == [[2, 1, 1]]
+    vectors[0, 1] = 0  # points nowhere
+    assert scores(vectors, torch.eye(3)).tolist() == [[1, 1, 1]]
 
 
-def test_soft_score_is_the_mean_softmax_and_tends_to_the_histogram() -> None:
-    vectors, live = local_vectors(torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)), "cosine")
-    prototypes = normalize(torch.rand(4, 3, generator=torch.Generator().manual_seed(1)), dim=1)
-    soft = attribute_scores(vectors, live, prototypes, "soft", 0.3).double()
-    expected = (vectors @ prototypes.T / 0.3).softmax(2).mean(1).double()
+def test_euclidean_histogram_counts_by_distance() -> None:
+    vectors = 3 * torch.rand(2, 9, 3, generator=torch.Generator().manual_seed(0))
+    prototypes = 3 * torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
+    nearest = torch.cdist(vectors, prototypes).argmin(2)
+    expected = [torch.bincount(row, minlength=4).tolist() for row in nearest]
+    assert scores(vectors, prototypes, metric="euclid").tolist() == expected
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclid"])
+def test_soft_score_is_the_mean_softmax_and_tends_to_the_histogram(metric: str) -> None:
+    vectors = torch.rand(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    prototypes = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
+    points = vectors
+    if metric == "cosine":
+        points, prototypes = normalize(vectors, dim=2), normalize(prototypes, dim=1)
+    soft = scores(vectors, prototypes, "soft", 0.3, metric).double()
+    expected = (-torch.cdist(points, prototypes).square() / (2 * 0.3)).softmax(2).mean(1).double()
     torch.testing.assert_close(soft / soft.sum(1, keepdim=True), expected, atol=1e-5, rtol=0)
-    sharp = attribute_scores(vectors, live, prototypes, "soft", 1e-5).double()
-    hard = attribute_scores(vectors, live, prototypes, "hard", 0.3).double()
-    torch.testing.assert_close(sharp / sharp.sum(1, keepdim=True), hard / 4, atol=1e-5, rtol=0)
+    sharp = scores(vectors, prototypes, "soft", 1e-6, metric).double()
+    hard = scores(vectors, prototypes, "hard", 0.3, metric).double()
+    torch.testing.assert_close(sharp / sharp.sum(1, keepdim=True), hard / 6, atol=1e-5, rtol=0)
 
 
 SHARES = torch.tensor([[6, 3, 1], [5, 2, 3], [1, 2, 7]])
@@ -380,22 +397,23 @@ def test_resume_with_fewer_ranks_joins_what_each_had_seen() -> None:
     assert_same(fresh.pending(), whole.pending())
 
 
-def _rank_windows(score: str) -> dict[str, Tensor]:
-    made = memory(replace(SPEC, score=score))
-    for step, progress in enumerate((0.05, 0.1, 0.2, 0.3)):
-        fmap, labels, index = window(step)
-        for rows_n in torch.arange(14).split(4):
-            mine = rows_n[dist.rank() :: dist.world()]
-            observe(made, fmap[mine], labels[mine], index[mine])
-        made.merge(progress)
-    return made.published()
+def _rank_windows() -> dict[str, dict[str, Tensor]]:
+    published = {}
+    for score in ("hard", "soft"):
+        made = memory(replace(SPEC, score=score))
+        for step, progress in enumerate((0.05, 0.1, 0.2, 0.3)):
+            fmap, labels, index = window(step)
+            for rows_n in torch.arange(14).split(4):
+                mine = rows_n[dist.rank() :: dist.world()]
+                observe(made, fmap[mine], labels[mine], index[mine])
+            made.merge(progress)
+        published[score] = made.published()
+    return published
 
 
-@pytest.mark.parametrize("score", ["hard", "soft"])
-def test_two_ranks_publish_what_one_does(score: str) -> None:
-    alone = _rank_windows(score)
-    ranks = run_ranks(_rank_windows, 2, score)
-    assert_same(ranks[0], ranks[1])
-    assert torch.equal(ranks[0]["mass"], alone["mass"]) and torch.equal(ranks[0]["neighbors"], alone["neighbors"])
-    torch.testing.assert_close(ranks[0]["prototypes"], alone["prototypes"])
-    torch.testing.assert_close(ranks[0]["weights"], alone["weights"])
+def test_two_ranks_publish_what_one_does() -> None:
+    alone, ranks = _rank_windows(), run_ranks(_rank_windows, 2)
+    for score in ("hard", "soft"):
+        assert_same(ranks[0][score], ranks[1][score])
+        for name, tensor in alone[score].items():
+            torch.testing.assert_close(ranks[0][score][name], tensor, msg=f"{score} {name}")

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
@@ -96,11 +95,11 @@ class Prototypes(Memory):
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
         assert out.fmap_BDhw is not None, "whoever declares prototypes needs 'fmap'"
-        vectors_BPD, live_BP = local_vectors(out.fmap_BDhw, self.spec.metric)
+        vectors_BPD = widened(out.fmap_BDhw).flatten(2).transpose(1, 2)
         if math.isfinite(self.next_refresh):
-            self._sample(vectors_BPD, live_BP, batch)
+            self._sample(vectors_BPD, batch)
         if self.num_clusters:
-            self._count_into(self._window_CK, vectors_BPD, live_BP, batch.labels_B)
+            self._count_into(self._window_CK, vectors_BPD, batch.labels_B)
 
     def merge(self, progress: float) -> None:
         if self._due(progress):
@@ -157,8 +156,7 @@ class Prototypes(Memory):
             fit = kmeans(points_RD, used, gen, iterations=self.spec.iterations, spherical=spherical)
             self.prototypes_KD[:used] = fit.centers_KD
             for vectors_nD, labels_n in zip(points_RD.split(CHUNK), labels_R.split(CHUNK), strict=True):
-                live_n1 = torch.ones_like(labels_n, dtype=torch.bool)[:, None]
-                self._count_into(self.mass_CK, vectors_nD[:, None], live_n1, labels_n)
+                self._count_into(self.mass_CK, vectors_nD[:, None], labels_n)
         dist.broadcast_(self.prototypes_KD)
         dist.broadcast_(self.mass_CK)
         self.next_refresh = self._point_after(progress)
@@ -185,38 +183,53 @@ class Prototypes(Memory):
             self.neighbors_Ck.copy_(neighbors_Ck)
             self.weights_Ck.copy_(weights_Ck)
 
-    def _sample(self, vectors_BPD: Tensor, live_BP: Tensor, batch: Batch) -> None:
-        locations_1P = torch.arange(live_BP.shape[1], device=live_BP.device)[None]
+    def _sample(self, vectors_BPD: Tensor, batch: Batch) -> None:
+        size_BP = lengths(vectors_BPD, self.spec.metric)
+        locations_1P = torch.arange(size_BP.shape[1], device=size_BP.device)[None]
         base = hash64(self.seed, "reservoir")
         keys_BP = hash_tensor(base, batch.index_B[:, None], batch.copy_B[:, None], locations_1P) & ((1 << 63) - 1)
-        keys_BP = keys_BP.clamp_min(1) * live_BP
+        keys_BP = keys_BP.clamp_min(1) * (size_BP > _MIN_NORM)  # 0 is what the reservoir ignores
         keys_BL, locations_BL = keys_BP.topk(min(self.spec.locations_per_image, keys_BP.shape[1]), dim=1)
-        vectors_BLD = vectors_BPD.take_along_dim(locations_BL[:, :, None], 1)
+        size_BL1 = size_BP.gather(1, locations_BL)[:, :, None].clamp_min(_MIN_NORM)
+        vectors_BLD = vectors_BPD.take_along_dim(locations_BL[:, :, None], 1) / size_BL1
         labels_n = batch.labels_B.repeat_interleave(keys_BL.shape[1])
         groups_n = labels_n if self.spec.reservoir == "class" else torch.zeros_like(labels_n)
         self._reservoir.add(keys_BL.flatten(), groups_n, labels_n, vectors_BLD.flatten(0, 1))
 
-    def _count_into(self, mass_CK: Tensor, vectors_BPD: Tensor, live_BP: Tensor, labels_B: Tensor) -> None:
-        used_KD = self.prototypes_KD[: self.num_clusters]
-        scores_BK = attribute_scores(vectors_BPD, live_BP, used_KD, self.spec.score, self.spec.score_temperature)
+    def _count_into(self, mass_CK: Tensor, vectors_BPD: Tensor, labels_B: Tensor) -> None:
+        scores_BK = attribute_scores(
+            vectors_BPD,
+            self.prototypes_KD[: self.num_clusters].to(vectors_BPD.dtype),
+            metric=self.spec.metric,
+            score=self.spec.score,
+            score_temperature=self.spec.score_temperature,
+        )
         mass_CK[:, : self.num_clusters].index_add_(0, labels_B, scores_BK)
 
 
-def local_vectors(fmap_BDhw: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """([B, P, D] vectors, bool [B, P]): of unit norm with 'cosine', where a vector without direction is not live."""
-    vectors_BPD = widened(fmap_BDhw).flatten(2).transpose(1, 2)
+def lengths(vectors_BPD: Tensor, metric: str) -> Tensor:
+    """[B, P] norms to divide by: 1 with 'euclid'. A vector shorter than 1e-6 has no direction and is left out."""
     if metric == "euclid":
-        return vectors_BPD, torch.ones_like(vectors_BPD[..., 0], dtype=torch.bool)
-    return F.normalize(vectors_BPD, dim=2, eps=_MIN_NORM), vectors_BPD.norm(dim=2) > _MIN_NORM
+        return torch.ones_like(vectors_BPD[..., 0])
+    return vectors_BPD.square().sum(2).sqrt()
 
 
 def attribute_scores(
-    vectors_BPD: Tensor, live_BP: Tensor, prototypes_KD: Tensor, score: str, score_temperature: float
+    vectors_BPD: Tensor, prototypes_KD: Tensor, *, metric: str, score: str, score_temperature: float
 ) -> Tensor:
-    """int64 [B, K], r_i up to its sum: 'hard' counts locations by nearest prototype, 'soft' adds their softmax."""
-    affinity_BPK = affinity(vectors_BPD, prototypes_KD.to(vectors_BPD.dtype))
+    """int64 [B, K], r_i up to its sum: 'hard' counts locations by nearest prototype, 'soft' adds their softmax.
+
+    Vectors are not normalized: unit prototypes rank by the dot product whatever the length of the vector.
+    """
+    size_BP = lengths(vectors_BPD, metric)
+    live_BP = size_BP > _MIN_NORM
+    if metric == "euclid":
+        affinity_BPK = affinity(vectors_BPD, prototypes_KD)
+    else:
+        affinity_BPK = vectors_BPD @ prototypes_KD.T
     if score == "soft":
-        soft_BK = ((affinity_BPK / score_temperature).softmax(2) * live_BP[..., None]).mean(1)
+        logits_BPK = affinity_BPK / (size_BP.clamp_min(_MIN_NORM) * score_temperature)[..., None]
+        soft_BK = (logits_BPK.softmax(2) * live_BP[..., None]).mean(1)
         return (soft_BK * _SOFT_UNIT).round().long()
     counts_BK = live_BP.new_zeros(len(live_BP), len(prototypes_KD), dtype=torch.int64)
-    return counts_BK.scatter_add_(1, affinity_BPK.argmax(2), live_BP.long())
+    return counts_BK.scatter_add_(1, affinity_BPK.max(2).indices, live_BP.long())
