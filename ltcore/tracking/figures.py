@@ -1,60 +1,17 @@
-"""The report's figures as SVG text: deterministic, readable on light and dark pages, text kept as text.
-
-Drawn with matplotlib's object interface (no pyplot, no global state); sizes are in CSS pixels. Colors are the blue and
-the vermilion of Okabe and Ito's palette, which people with any color vision tell apart; marks differ in shape as well.
-In the SVG they become CSS variables of the page. Accuracies come in as fractions and are drawn in percent.
-"""
+"""The figures of the reports. Accuracies come in as fractions and are drawn in percent."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from ltcore.tracking.svg import BASELINE, COLORS, FAINT, INK, PAGE, WINNER, new_figure, percent_axis, style, to_svg
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-INK, GRID, FAINT, PAGE = "#101112", "#d0d1d2", "#a0a1a2", "#fefdfc"
-WINNER, BASELINE = "#0072b2", "#d55e00"
-_VARIABLES = {
-    INK: "currentColor",
-    GRID: "var(--grid)",
-    FAINT: "var(--faint)",
-    PAGE: "var(--page)",
-    WINNER: "var(--winner)",
-    BASELINE: "var(--baseline)",
-}
-COLORS = {"winner": WINNER, "baseline": BASELINE}
-RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""For reports of several runs; more of them are drawn faint."""
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ltcore",
-    "font.size": 12,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-}
-PX_PER_INCH = 72  # matplotlib's SVG unit is the point: one inch of figure is 72 of them
 
 
 @dataclass(frozen=True)
@@ -100,48 +57,6 @@ class Difference:
     distinguishable: bool
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever a user's matplotlibrc says, the same numbers give the same page
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def _figure(width_px: float, height_px: float, columns: int = 1, **axes: Any) -> tuple[Any, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width_px / PX_PER_INCH, height_px / PX_PER_INCH), layout="constrained", facecolor="none")
-    panels = figure.subplots(1, columns, squeeze=False, **axes)[0]
-    for panel in panels:
-        panel.set_facecolor("none")
-    return figure, list(panels)
-
-
-def _svg(figure: Any, name: str) -> str:
-    """The figure as an ``<svg>`` element; ids get ``name`` as a prefix, because several figures share a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 style="max-width: \2px"', svg, count=1)
-    svg = re.sub(r"font: ([^;\"]*?)(\d+)px [^;\"]*", r"font-size: \2px", svg)  # the page's own typeface
-    for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, variable)
-    return svg
-
-
-def _percent_axis(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-
-
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
     """The heights, moved apart as little as needed so that labels at them do not overlap."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
@@ -156,8 +71,8 @@ def curves(lines: Sequence[Curve], ylabel: str, name: str, width_px: float = 100
     from matplotlib.ticker import MaxNLocator
 
     height_px = 340.0
-    with _style():
-        figure, (axes,) = _figure(width_px, height_px)
+    with style():
+        figure, (axes,) = new_figure(width_px, height_px)
         named = []
         for line in sorted(lines, key=lambda c: ("stopped", "finished").index(c.role) if c.role in _BACK else 2):
             values = [100 * v for v in line.values]
@@ -180,8 +95,8 @@ def curves(lines: Sequence[Curve], ylabel: str, name: str, width_px: float = 100
         axes.set_xlabel("epoch")
         axes.set_title(ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _percent_axis(axes.yaxis)
-        return _svg(figure, name)
+        percent_axis(axes.yaxis)
+        return to_svg(figure, name)
 
 
 _BACK = ("stopped", "finished")
@@ -195,8 +110,8 @@ def response(
     ``span`` is the range that was searched; None for a list of values, which are drawn at equal distances.
     """
     labels = [] if span else sorted({str(d.x) for d in dots})
-    with _style():
-        figure, (axes,) = _figure(320, 230)
+    with style():
+        figure, (axes,) = new_figure(320, 230)
         for role, marker, color, filled in (
             ("stopped", "o", FAINT, False),
             ("finished", "o", FAINT, True),
@@ -214,8 +129,8 @@ def response(
         else:
             _range_axis(axes, span)
         axes.set_ylim(100 * limits[0], 100 * limits[1])
-        _percent_axis(axes.yaxis)
-        return _svg(figure, name)
+        percent_axis(axes.yaxis)
+        return to_svg(figure, name)
 
 
 def _range_axis(axes: Axes, span: Span) -> None:
@@ -238,8 +153,8 @@ def _range_axis(axes: Axes, span: Span) -> None:
 def group_bars(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], name: str) -> str:
     """Accuracy of shot groups: panel title -> group -> role ('winner', 'baseline') -> one value per seed."""
     highest = max(max(values) for groups in panels.values() for roles in groups.values() for values in roles.values())
-    with _style():
-        figure, all_axes = _figure(500 if len(panels) == 1 else 1000, 300, len(panels), sharey=True)
+    with style():
+        figure, all_axes = new_figure(500 if len(panels) == 1 else 1000, 300, len(panels), sharey=True)
         for axes, (title, groups) in zip(all_axes, panels.items(), strict=True):
             for at, roles in enumerate(groups.values()):
                 for side, (role, values) in zip((-0.2, 0.2), roles.items(), strict=True):
@@ -259,16 +174,16 @@ def group_bars(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
             axes.tick_params(axis="x", length=0)
             axes.set_title(title)
             axes.set_ylim(0, 112 * highest or 1)
-            _percent_axis(axes.yaxis)
-        return _svg(figure, name)
+            percent_axis(axes.yaxis)
+        return to_svg(figure, name)
 
 
 def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
     """Winner - baseline with its interval, one row per metric, the same rows in each panel: panel title -> metrics."""
     labels = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
-    with _style():
+    with style():
         width_px = 500 if len(panels) == 1 else 1000
-        figure, all_axes = _figure(width_px, 70 + 24 * len(labels), len(panels), sharex=True, sharey=True)
+        figure, all_axes = new_figure(width_px, 70 + 24 * len(labels), len(panels), sharex=True, sharey=True)
         for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
             axes.axvline(0, color=BASELINE, lw=1.6, ls="--", zorder=1)
             for line in lines:
@@ -284,7 +199,7 @@ def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
             axes.set_title(title)
             axes.set_xlabel("points against the baseline")
             axes.spines["left"].set_visible(False)
-        return _svg(figure, name)
+        return to_svg(figure, name)
 
 
 MAX_NAMED_CLASSES = 60
@@ -299,8 +214,8 @@ def per_class(
     """
     order = sorted(range(len(classes)), key=lambda c: (_GROUP_ORDER.get(groups[c], 3), c))
     few = len(classes) <= MAX_NAMED_CLASSES
-    with _style():
-        figure, (axes,) = _figure(1000, 290)
+    with style():
+        figure, (axes,) = new_figure(1000, 290)
         for role, values in reversed(list(means.items())):
             at = [x for x, c in enumerate(order) if values[c] is not None]
             heights = [100 * v for v in (values[c] for c in order) if v is not None]
@@ -320,8 +235,8 @@ def per_class(
             axes.set_xticks([])
             axes.set_xlabel(f"{len(classes)} classes")
         axes.set_xlim(-0.6, len(order) - 0.4)
-        _percent_axis(axes.yaxis)
-        return _svg(figure, name)
+        percent_axis(axes.yaxis)
+        return to_svg(figure, name)
 
 
 _GROUP_ORDER = {"many": 0, "medium": 1, "few": 2}

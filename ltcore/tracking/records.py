@@ -149,7 +149,7 @@ def metric_name(metric: str) -> str:
     """'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation top-1'."""
     if metric.startswith("val/"):
         return f"validation {metric_name(metric.removeprefix('val/'))}"
-    return METRICS.get(metric, metric.replace("/", " "))
+    return " ".join(METRICS.get(word, word) for word in metric.split("/"))
 
 
 def difference_of(cell: Mapping[str, Any]) -> PairedDifference:

@@ -22,10 +22,10 @@ from ltcore.tracking.tracker import write_text_atomic
 __all__ = ["make_report", "ranked_table", "summary_lines", "write_report", "write_runs_report"]
 
 
-def write_report(sweep_dir: Path | str) -> Path:
-    """Write ``report.html`` into a local sweep directory, finished or not, and return its path."""
+def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
+    """Write the report of a local sweep directory, finished or not, to ``out`` or its ``report.html``; return the path."""
     folder = Path(sweep_dir)
-    return _write("sweep.html.j2", sweep_page(read_sweep(folder)), folder / "report.html")
+    return _write("sweep.html.j2", sweep_page(read_sweep(folder)), Path(out) if out else folder / "report.html")
 
 
 def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Path:
@@ -44,7 +44,7 @@ def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = N
 def make_report(folders: Sequence[Path | str], out: Path | str | None = None) -> Path:
     """Write the report of whatever is there: one sweep directory, or run directories."""
     if len(folders) == 1 and (Path(folders[0]) / "sweep.json").exists():
-        return write_report(folders[0])
+        return write_report(folders[0], out)
     return write_runs_report(folders, out)
 
 

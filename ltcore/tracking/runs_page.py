@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltcore.tracking import figures
-from ltcore.tracking.page import config_rows, duration, machine, stored_curves, table_of_tests
+from ltcore.tracking.page import IDENTITY, config_rows, duration, machine, stored_curves, table_of_tests
 from ltcore.tracking.records import StoredRun, protocol, value_text
 from ltcore.tracking.summary import percent
+from ltcore.tracking.svg import RUN_COLORS
 
 
 def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
     """The context of ``runs.html.j2``."""
     names = _names(runs)
-    configs = [run.info.get("config") or {} for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    differing = [key for key in keys if len({value_text(c.get(key)) for c in configs}) > 1 and key != "name"]
     return {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
         "headline": _headline(runs),
-        "runs": [_row(name, run, differing) for name, run in zip(names, runs, strict=True)],
-        "differing": differing,
+        "runs": [_row(name, run) for name, run in zip(names, runs, strict=True)],
+        "differing": _differing([run.info.get("config") or {} for run in runs]),
         "tests": table_of_tests(dict(zip(names, runs, strict=True))),
         "figures": _curves(names, runs),
         "config": config_rows(runs[0], None),
@@ -38,6 +36,16 @@ def _names(runs: Sequence[StoredRun]) -> list[str]:
     return names
 
 
+def _differing(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The keys whose values are not the same in all runs."""
+    rows = []
+    for key in dict.fromkeys(key for config in configs for key in config):
+        values = [value_text(config.get(key)) for config in configs]
+        if len(set(values)) > 1 and key not in IDENTITY:
+            rows.append({"key": key, "texts": values})
+    return rows
+
+
 def _headline(runs: Sequence[StoredRun]) -> str:
     if len(runs) > 1:
         states = [run.info.get("status", "without run.json") for run in runs]
@@ -50,7 +58,7 @@ def _headline(runs: Sequence[StoredRun]) -> str:
     )
 
 
-def _row(name: str, run: StoredRun, differing: Sequence[str]) -> dict[str, Any]:
+def _row(name: str, run: StoredRun) -> dict[str, Any]:
     info = run.info
     return {
         "name": name,
@@ -63,7 +71,6 @@ def _row(name: str, run: StoredRun, differing: Sequence[str]) -> dict[str, Any]:
         "best": (info.get("best") or {}).get("val/top1"),
         "time": duration(info.get("seconds")),
         "data": (info.get("data") or {}).get("name", "—"),
-        "values": [value_text((info.get("config") or {}).get(key)) for key in differing],
     }
 
 
@@ -72,8 +79,8 @@ CURVES = {"val/top1": "validation top-1", "val/macro_precision": "validation mac
 
 def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, str]:
     """One figure per metric; a handful of runs in color, more of them without names."""
-    few = len(runs) <= len(figures.RUN_COLORS)
-    roles = figures.RUN_COLORS if few else ["finished"] * len(runs)
+    few = len(runs) <= len(RUN_COLORS)
+    roles = RUN_COLORS if few else ["finished"] * len(runs)
     found = {}
     for metric, title in CURVES.items():
         lines = stored_curves([(n, role, run) for n, role, run in zip(names, roles, runs, strict=False)], metric)

@@ -16,6 +16,7 @@ from ltcore.tracking.records import (
     parse_range,
     primary,
     protocol,
+    range_text,
     short_names,
     value_text,
 )
@@ -145,9 +146,8 @@ def next_steps(sweep: Sweep) -> list[str]:
     for key, value in params.items():
         end = _near_end(sweep["space"][key], value)
         if end is not None:
-            steps.append(
-                f"{key}={value_text(value)} lies at the {end} end of its range ({sweep['space'][key]}): widen it."
-            )
+            within = range_text(sweep["space"][key])
+            steps.append(f"{key}={value_text(value)} lies at the {end} end of what was searched ({within}): widen it.")
     found = primary(sweep)
     if found is not None:
         delta = difference_of(sweep["comparison"][found[0]][found[1]])

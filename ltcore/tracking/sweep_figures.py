@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ltcore.stats import SHOT_GROUPS
 from ltcore.tracking import figures
 from ltcore.tracking.figures import Curve, Difference, Dot, Span
 from ltcore.tracking.page import stored_curves
@@ -64,7 +63,7 @@ def _role(info: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
 
 
 def _bars(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Sequence[float]]]:
-    groups = {"top1": "all", **{g: g for g in SHOT_GROUPS}}
+    groups = {"top1": "all", "many": "many", "medium": "medium", "few": "few"}
     return {
         label: {role: cells[metric][role] for role in ("winner", "baseline")}
         for metric, label in groups.items()

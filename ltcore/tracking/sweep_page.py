@@ -44,8 +44,8 @@ def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
     """The context of ``sweep.html.j2``."""
     info = sweep.info
     winner = trial_of(info, info.get("winner"))
-    one = next((run for run in sweep.runs() if run.info), None)
-    data = (one.info.get("data") or {}) if one else {}
+    runs = [*(r.run for r in sweep.retrains), *sweep.runs()]
+    data: dict[str, Any] = next((run.info["data"] for run in runs if "data" in run.info), {})
     return {
         "title": info.get("name", sweep.path.name),
         "sweep": info,
@@ -198,11 +198,11 @@ def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tupl
     folder, name = sweep.path, str(sweep.info.get("name"))
     commands = []
     if winner is not None:
-        recipe = shlex.quote(str(sweep.trials[winner["id"]].path / "config.yaml"))
+        config = shlex.quote(str(sweep.trials[winner["id"]].path / "config.yaml"))
         commands.append(
             (
                 "train the winner's configuration again",
-                f"python pipelines/train.py {recipe} --name {name}-winner --seed 10",
+                f"python pipelines/train.py {config} --name {name}-winner --seed 10",
             )
         )
         params = " ".join(f"{k}={_word(v)}" for k, v in winner["params"].items() if v is not None)
@@ -211,8 +211,11 @@ def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tupl
         if tested is not None:
             model = shlex.quote(str(tested.run.path))
             commands.append(("classify images with it", f"python pipelines/evaluate.py {model} IMAGE ..."))
+    recipe = shlex.quote(str(sweep.info.get("recipe", "")))
     more = 2 * int(sweep.info.get("num_trials") or len(searched(sweep.info)))
-    commands.append(("search further", f"python pipelines/tune_lpa.py --num-trials {more} --name {name}-{more}"))
+    commands.append(
+        ("search further", f"python pipelines/tune_lpa.py {recipe} --num-trials {more} --name {name}-{more}")
+    )
     if any(folder.glob("*/*/wandb/offline-run-*")):
         commands.append(("send the runs to W&B", f"wandb sync {shlex.quote(str(folder))}/*/*/wandb/offline-run-*"))
     commands.append(("render this page again", f"python pipelines/report.py {shlex.quote(str(folder))}"))

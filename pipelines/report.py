@@ -1,0 +1,39 @@
+"""Render a sweep, or runs side by side, as one self-contained HTML page.
+
+    python pipelines/report.py ~/ltcore-runs/tune_lpa                      a sweep, finished or not
+    python pipelines/report.py ~/ltcore-runs/ce ~/ltcore-runs/bs           runs, compared
+    python pipelines/report.py ~/ltcore-runs/ce --output ce.html
+
+Prints the path of the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+try:
+    from ltcore.config import cli
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
+        "`uv run`). On a cluster: install ltcore on every node (setup_commands in cluster.yaml)."
+    ) from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("directories", nargs="+", metavar="DIR", type=Path, help="a sweep directory or run directories")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="where the page goes (default: into the directory)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args()
+
+    from ltcore.tracking.report import make_report
+
+    print(make_report(args.directories, args.output))
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,183 @@
+"""A sweep directory as the runtime leaves it, with numbers that are functions of keys."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ltcore.evaluation.paired import compare
+from ltcore.rng import hash64
+
+SPACE = {
+    "objective.terms.lpa.weight": "log:0.02,1.0",
+    "objective.terms.dro.radius": "log:0.05,2.0",
+    "objective.terms.ifl.num_envs": "int:1,4",
+}
+CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+GROUPS = ["many"] * 4 + ["medium"] * 3 + ["few"] * 3
+EPOCHS = 20
+METRIC = "val/top1"
+
+
+def keyed(*words: int | str) -> float:
+    """A number in [0, 1)."""
+    return hash64("fake", *words) / 2**64
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def params_of(trial: int) -> dict[str, Any]:
+    return {
+        "objective.terms.lpa.weight": float(f"{0.02 * 50 ** keyed(trial, 'lpa'):.6g}"),
+        "objective.terms.dro.radius": float(f"{0.05 * 40 ** keyed(trial, 'dro'):.6g}"),
+        "objective.terms.ifl.num_envs": 1 + int(4 * keyed(trial, "ifl")),
+    }
+
+
+def write_run(
+    folder: Path,
+    *,
+    kind: str,
+    quality: float,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    status: str = "finished",
+    params: dict[str, Any] | None = None,
+    tested: bool = False,
+) -> dict[str, Any]:
+    """Writes run.json and metrics.jsonl; returns run.json's content."""
+    rows = []
+    for epoch in range(1, epochs + 1):
+        noise = 0.03 * (keyed(str(folder.name), seed, epoch) - 0.5)
+        top1 = quality * (1 - math.exp(-epoch / 5)) + noise
+        metrics = {"epoch": epoch, "step": 3 * epoch, "images_seen": 384 * epoch, "train/loss": 2 / epoch}
+        rows.append(
+            {**metrics, METRIC: top1, "val/macro_precision": top1 - 0.02, "val/few": None, "time_s": 0.4 * epoch}
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    info: dict[str, Any] = {
+        "schema": 1,
+        "id": f"demo-{folder.name}",
+        "name": folder.name,
+        "kind": kind,
+        "group": "demo",
+        "seed": seed,
+        "status": status,
+        "reason": f"ended by the scheduler after epoch {epochs}" if status == "stopped" else None,
+        "config": {"name": folder.name, "seed": seed, "objective.base": "balanced_softmax", "train.epochs": EPOCHS}
+        | {"model.name": "resnet8", "objective.terms.ifl": None, "augment.mean": "0.5,0.5,0.5"}
+        | (params or {"objective.terms.lpa": None, "objective.terms.dro": None}),
+        "epochs_planned": EPOCHS,
+        "epochs_done": epochs,
+        "images_seen": 384 * epochs,
+        "last": rows[-1] if rows else {},
+        "best": max(rows, key=lambda row: row[METRIC]) if rows else {},
+        "data": {
+            "name": "digits-glt",
+            "hash": "5eed" * 16,
+            "num_train": 370,
+            "classes": CLASSES,
+            "shot_groups": GROUPS,
+        },
+        "hardware": {"cpu": "A CPU <fast> @ 2 GHz", "cpus": 2, "gpus": [], "memory_bytes": 8 * 2**30, "host": "box"},
+        "precision": "bf16 (AVX512-BF16)",
+        "threads": 1,
+        "world": 1,
+        "engine": "trial",
+        "versions": {"python": "3.11.7", "torch": "2.11.0", "ray": "2.60.0", "ltcore": "0.1.0"},
+        "started_at": "2026-01-02T03:04:05+00:00",
+        "seconds": 0.4 * epochs,
+    }
+    if tested:
+        info["test"] = {split: _test(folder.name, split, quality) for split in ("test_cbl", "test_gbl")}
+        info["per_class"] = {
+            split: [
+                None
+                if c == 9 and split == "test_cbl"
+                else max(0.0, quality - 0.03 * c + 0.1 * keyed(folder.name, split, c))
+                for c in range(10)
+            ]
+            for split in info["test"]
+        }
+    write_json(folder / "run.json", info)
+    return info
+
+
+def _test(name: str, split: str, quality: float) -> dict[str, float | None]:
+    base = quality - (0.08 if split == "test_gbl" else 0.0) + 0.02 * (keyed(name, split) - 0.5)
+    shifts = {"top1": 0, "macro_precision": 0.01, "glt_f1": 0.005, "many": 0.12, "medium": 0.01, "few": -0.14}
+    values: dict[str, float | None] = {
+        metric: base + shift + 0.02 * (keyed(name, split, metric) - 0.5) for metric, shift in shifts.items()
+    }
+    values["worst_class"] = None if split == "test_cbl" else base - 0.3
+    for attribute in ("red", "green", "blue"):
+        values[f"attribute/{attribute}"] = base + 0.05 * (keyed(name, split, attribute) - 0.5)
+        values[f"attribute/{attribute}/macro_precision"] = base + 0.01
+    return values
+
+
+def make_sweep(folder: Path, *, num_trials: int = 8, seeds: int = 3, gain: float = 0.06) -> dict[str, Any]:
+    """A finished sweep: every third trial stopped early, the last one failed. Returns sweep.json's content."""
+    trials = []
+    for number in range(num_trials):
+        name, params = f"t{number:02d}", params_of(number)
+        stopped, failed = number % 3 == 1, number == num_trials - 1 and num_trials > 2
+        epochs = 0 if failed else 5 + number if stopped else EPOCHS
+        status = "failed" if failed else "stopped" if stopped else "finished"
+        quality = 0.62 + 0.2 * keyed(number, "quality")
+        info = write_run(
+            folder / "trials" / name, kind="trial", quality=quality, epochs=epochs, status=status, params=params
+        )
+        trials.append(
+            {
+                "id": name,
+                "run_dir": f"trials/{name}",
+                "status": status,
+                "reason": "NumericError: train/loss is nan at step 12: <lower> the rate" if failed else info["reason"],
+                "params": params,
+                "epochs_done": epochs,
+                "best": info["best"].get(METRIC),
+                "last": info["last"].get(METRIC),
+            }
+        )
+    write_run(folder / "trials" / "baseline", kind="baseline", quality=0.7)
+    finished = [t for t in trials if t["status"] == "finished"]
+    winner = max(finished, key=lambda t: (t["last"], t["id"]))
+    retrain, tests = [], {"winner": {}, "baseline": {}}
+    for seed in range(1, seeds + 1):
+        for role in tests:
+            where = f"retrain/{role}-seed{seed}"
+            quality = 0.72 + 0.02 * keyed("seed", seed) + (gain if role == "winner" else 0)
+            params = winner["params"] if role == "winner" else None
+            info = write_run(folder / where, kind="retrain", quality=quality, seed=seed, params=params, tested=True)
+            tests[role][seed] = info["test"]
+            retrain.append({"role": role, "seed": seed, "run_dir": where})
+    sweep = {
+        "schema": 1,
+        "name": "demo",
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "finished_at": "2026-01-02T03:07:45+00:00",
+        "status": "finished",
+        "recipe": "digits_glt_demo",
+        "space": SPACE,
+        "search": "random",
+        "num_trials": num_trials,
+        "metric": METRIC,
+        "config_hash": "0123456789abcdef",
+        "trials": trials,
+        "winner": winner["id"],
+        "baseline": "baseline",
+        "retrain": retrain,
+        "comparison": compare(tests["winner"], tests["baseline"]),
+        "stages": {"data": 4.0, "warm-up": 6.5, "search": 88.2, "retrain": 41.0, "retrain on Ray Train": 38.9},
+        "hardware": {"cpu": "A CPU <fast> @ 2 GHz", "cpus": 2, "gpus": [], "memory_bytes": 8 * 2**30, "host": "box"},
+        "node_hours": 0.061,
+    }
+    write_json(folder / "sweep.json", sweep)
+    return sweep

@@ -1,0 +1,123 @@
+"""A sweep in words and as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.evaluation.paired import paired_difference
+from ltcore.tracking.records import metric_name, primary, range_text, short_names, value_text
+from ltcore.tracking.summary import count_text, mean_sd, next_steps, ranked_table, summary_lines, verdict
+from tests.tracking.fake_sweep import make_sweep
+
+
+def sweep_of(*trials: tuple[str, str, float | None], **fields: Any) -> dict[str, Any]:
+    entries = [
+        {"id": i, "status": status, "params": {"a.x": n}, "last": value, "epochs_done": 2}
+        for n, (i, status, value) in enumerate(trials)
+    ]
+    return {"metric": "val/top1", "space": {"a.x": "uniform:0,10"}, "trials": entries, **fields}
+
+
+def cell(winner: list[float], baseline: list[float]) -> dict[str, Any]:
+    delta = paired_difference(winner, baseline)
+    ends = {"low": delta.low, "high": delta.high, "distinguishable": delta.distinguishable}
+    return {"winner": winner, "baseline": baseline, "difference": delta.difference, **ends}
+
+
+def test_ranking() -> None:
+    sweep = sweep_of(
+        ("a", "stopped", 0.9),
+        ("b", "finished", 0.5),
+        ("c", "failed", None),
+        ("d", "finished", 0.7),
+        ("e", "finished", 0.7),
+        winner="e",
+    )
+    rows = ranked_table(sweep)
+    assert [(row["rank"], row["trial"]) for row in rows] == [(1, "e"), (2, "d"), (3, "b"), (None, "a"), (None, "c")]
+    assert rows[0] == {"rank": 1, "trial": "e", "a.x": 4, "val/top1": 0.7, "epochs": 2, "status": "finished"}
+    assert ranked_table({"trials": []}) == []
+
+
+def test_the_baseline_is_no_trial_of_the_search() -> None:
+    sweep = sweep_of(("a", "finished", 0.5), ("baseline", "finished", 0.9), winner="a", baseline="baseline")
+    assert [row["trial"] for row in ranked_table(sweep)] == ["a"]
+    assert count_text(sweep) == "1 trial: 1 finished"
+
+
+def test_summary_of_a_whole_sweep(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    lines = summary_lines(sweep)
+    assert lines[0] == verdict(sweep).text
+    assert lines[0].startswith("In GLT top-1 the winner is better than the baseline by ")
+    assert lines[1].startswith(f"Winner {sweep['winner']}: lpa.weight=")
+    assert lines[2].startswith("GLT (test_gbl) top-1: winner ")
+    assert lines[3].startswith("CLT (test_cbl) top-1: winner ")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "text"),
+    [
+        (sweep_of(), "No trial has reached the end yet (0 trials)."),
+        (sweep_of(("a", "running", 0.2)), "No trial has reached the end yet (1 trial: 1 running)."),
+        (sweep_of(("a", "finished", 0.2)), "The search is not over: 1 trial: 1 finished."),
+        (
+            sweep_of(("a", "finished", 0.2), winner="a"),
+            "Trial a won on validation; it was not compared with the baseline.",
+        ),
+    ],
+)
+def test_nothing_to_compare(sweep: dict[str, Any], text: str) -> None:
+    assert (verdict(sweep).text, verdict(sweep).kind) == (text, "open")
+
+
+def test_worse_is_said() -> None:
+    comparison = {"test": {"top1": cell([0.4, 0.41], [0.6, 0.61])}}
+    found = verdict(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
+    assert found.kind == "worse"
+    assert "worse than the baseline by 20.0 points" in found.text
+
+
+def test_the_verdict_is_about_the_selection_metric_on_the_glt_test() -> None:
+    cells = {"top1": cell([0.5, 0.6], [0.5, 0.5]), "macro_precision": cell([0.5, 0.6], [0.5, 0.5])}
+    comparison = {"test": cells, "test_cbl": cells, "test_gbl": cells}
+    assert primary({"metric": "val/macro_precision", "comparison": comparison}) == ("test_gbl", "macro_precision")
+    assert primary({"metric": "val/few", "comparison": comparison}) == ("test_gbl", "top1")
+    assert primary({"metric": "val/top1"}) is None
+
+
+def test_next_steps() -> None:
+    base = sweep_of(("a", "finished", 0.2), winner="a")  # a.x=0 is the lower end of 0..10
+    assert next_steps(base) == ["a.x=0 lies at the lower end of what was searched (0 to 10): widen it."]
+    base["space"] = {"a.x": "int:0,4"}  # the end of a list of whole numbers is not 'near' anything
+    assert next_steps(base) == []
+    # deltas -0.01, 0.03: half width 12.706 * 0.02 = 0.254, mean 0.01: 2 * 25.4^2 seeds
+    step = next_steps(base | {"comparison": {"test": {"top1": cell([0.5, 0.53], [0.51, 0.5])}}})
+    assert len(step) == 1
+    assert "±25.4 points wide with 2 seeds" in step[0]
+    assert "more than 100" in step[0]
+    alone = next_steps(base | {"comparison": {"test": {"top1": cell([0.5], [0.1])}}})
+    assert alone == ["Retrain with at least three paired seeds: one tells nothing about the spread."]
+
+
+def test_words() -> None:
+    keys = ["objective.terms.lpa.weight", "objective.terms.dro.weight", "train.optim.lr", "seed"]
+    assert list(short_names(keys).values()) == ["lpa.weight", "dro.weight", "optim.lr", "seed"]
+    assert list(short_names(["a.t.w", "b.t.w"]).values()) == ["a.t.w", "b.t.w"]
+    assert [value_text(v) for v in (None, True, 0.1 + 0.2, 3, "x", [1, None])] == [
+        "off",
+        "yes",
+        "0.3",
+        "3",
+        "x",
+        "1, off",
+    ]
+    assert range_text("log:0.02,1.0") == "0.02 to 1, logarithmic"
+    assert range_text("choice:a,b") == "a, b"
+    assert metric_name("val/top1") == "validation top-1"
+    assert metric_name("attribute/red/macro_precision") == "attribute red macro precision"
+    assert mean_sd([0.5]) == "50.0%"
+    assert mean_sd([0.5, 0.6]) == "55.0 ± 7.1%"
