@@ -176,6 +176,12 @@ def test_far_and_identical_points_stay_exact() -> None:
     )
 
 
+def test_a_sample_on_its_centroid_has_a_finite_gradient() -> None:
+    z = LINE["mean"].clone().requires_grad_()
+    dro(z, torch.tensor([0, 1]), LINE["mean"], radius=0.5).backward()
+    assert z.grad.isfinite().all()
+
+
 def test_nothing_before_the_first_centroids() -> None:
     z = LINE["z"].clone().requires_grad_()
     loss = dro(z, LINE["y"], LINE["mean"], ClassCentroids(2, 1), radius=1.0)

@@ -81,6 +81,17 @@ def test_a_class_without_center_is_not_pulled() -> None:
     assert penalty(replace(PULL, center="triplet"), X, Y, logits, centroids=known) == 0  # own or rival center missing
 
 
+@pytest.mark.parametrize("center", ["l2", "cosine", "triplet"])
+@pytest.mark.parametrize("place", [0.0, 1.0], ids=["zero features", "on the center"])
+def test_gradients_stay_finite_at_kinks(center: str, place: float) -> None:
+    centers = toy.f64([[1, 1], [0, 0]])
+    x = torch.full((2, 2), place, dtype=torch.float64, requires_grad=True)
+    logits = torch.zeros(2, 2, dtype=torch.float64)
+    cfg = replace(PULL, center=center)
+    penalty(cfg, x, torch.tensor([0, 1]), logits, centroids=toy.make_centroids(centers)).backward()
+    assert x.grad.isfinite().all()
+
+
 def test_the_pull_grows_at_milestones() -> None:
     cfg = replace(PULL, center_weight=2.0, center_growth=5.0, milestones=(0.4, 0.8))
     values = [float(penalty(cfg, X, Y, progress=p)) for p in (0.39, 0.4, 0.79, 0.8)]
