@@ -70,16 +70,10 @@ else:
     BaseOptions = _generate(
         "BaseOptions",
         "Options of every base loss, under its name. Those of a base that is not chosen must be left alone.",
-        [
-            (name, row.build.Config, field(default_factory=row.build.Config, metadata={"doc": row.says}))
-            for name, row in BASES.items()
-        ],
+        [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in BASES.items()],
     )
     Terms = _generate(
         "Terms",
         "One optional section per term; null is off.",
-        [
-            (name, row.build.Config | None, field(default=None, metadata={"doc": row.says}))
-            for name, row in TERMS.items()
-        ],
+        [(name, row.build.Config | None, field(default=None)) for name, row in TERMS.items()],
     )

@@ -18,8 +18,6 @@ def test_one_field_per_row() -> None:
     assert [field.name for field in dataclasses.fields(BaseOptions)] == list(BASES)
     assert [field.name for field in dataclasses.fields(Terms)] == list(TERMS)
     assert all(getattr(BaseOptions(), name) == row.build.Config() for name, row in BASES.items())
-    for field in (*dataclasses.fields(BaseOptions), *dataclasses.fields(Terms)):
-        assert field.metadata["doc"] == (BASES | TERMS)[field.name].says
 
 
 def test_rows_say_what_they_are() -> None:
