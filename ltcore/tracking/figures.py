@@ -94,6 +94,7 @@ def curves(lines: Sequence[Curve], ylabel: str, name: str, width_px: float = 100
             )
         axes.set_xlabel("epoch")
         axes.set_title(ylabel)
+        axes.set_xlim(0, 1.02 * max(line.epochs[-1] for line in lines))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         percent_axis(axes.yaxis)
         return to_svg(figure, name)
@@ -103,13 +104,14 @@ _BACK = ("stopped", "finished")
 
 
 def response(
-    dots: Sequence[Dot], baseline: float | None, span: Span | None, name: str, limits: tuple[float, float]
+    dots: Sequence[Dot], baseline: float | None, searched: Span | Sequence[str], name: str, limits: tuple[float, float]
 ) -> str:
     """Validation metric against one swept key: a scatter, with the baseline as a line; ``limits`` as fractions.
 
-    ``span`` is the range that was searched; None for a list of values, which are drawn at equal distances.
+    ``searched`` is a range, or a list of values, which are drawn at equal distances.
     """
-    labels = [] if span else sorted({str(d.x) for d in dots})
+    span = searched if isinstance(searched, Span) else None
+    labels = [] if isinstance(searched, Span) else list(dict.fromkeys([*searched, *(str(d.x) for d in dots)]))
     with style():
         figure, (axes,) = new_figure(320, 230)
         for role, marker, color, filled in (

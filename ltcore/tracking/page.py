@@ -51,14 +51,23 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
 
 
 def config_rows(run: StoredRun | None, other: StoredRun | None) -> list[dict[str, Any]]:
-    """The configuration of ``run``, key by key; where ``other`` differs, its value as well."""
+    """The configuration of ``run``, key by key, and that of ``other``: 'off' where a whole section is off there."""
     mine = (run.info.get("config") or {}) if run else {}
     theirs = (other.info.get("config") or {}) if other else mine
     rows = []
-    for key in dict.fromkeys([*mine, *theirs]):
-        ours, others = (value_text(c[key]) if key in c else "—" for c in (mine, theirs))
+    for key in mine:
+        ours, others = value_text(mine[key]), _text_in(theirs, key)
         rows.append({"key": key, "value": ours, "other": others, "differs": ours != others and key not in IDENTITY})
     return rows
+
+
+def _text_in(config: Mapping[str, Any], key: str) -> str:
+    """The value of a key; a section that is off is one key without a value."""
+    words = key.split(".")
+    for take in range(len(words), 0, -1):
+        if (prefix := ".".join(words[:take])) in config:
+            return value_text(config[prefix])
+    return "—"
 
 
 IDENTITY = ("name", "seed")

@@ -203,10 +203,23 @@ def parse_range(spec: str) -> tuple[str, float, float] | None:
     return kind, low, high
 
 
+def listed_values(spec: str) -> list[str]:
+    """The values of 'choice:1,null' or 'grid:...' as ``value_text`` writes them."""
+    spelled = {"null": "off", "true": "yes", "false": "no"}
+    return [spelled.get(word, _number_text(word)) for word in spec.partition(":")[2].split(",")]
+
+
+def _number_text(word: str) -> str:
+    try:
+        return value_text(float(word))
+    except ValueError:
+        return word  # a name
+
+
 def range_text(spec: str) -> str:
-    """'log:0.02,1.0' -> '0.02 to 1, logarithmic'; 'choice:a,b' -> 'a, b'."""
+    """'log:0.02,1.0' -> '0.02 to 1, logarithmic'; 'choice:a,null' -> 'a, off'."""
     found = parse_range(spec)
     if found is None:
-        return spec.partition(":")[2].replace(",", ", ")
+        return ", ".join(listed_values(spec))
     kind, low, high = found
     return f"{low:g} to {high:g}" + {"log": ", logarithmic", "int": ", whole numbers", "uniform": ""}[kind]

@@ -14,6 +14,7 @@ from ltcore.tracking.records import (
     StoredRun,
     StoredSweep,
     difference_of,
+    listed_values,
     metric_name,
     ordered_splits,
     parse_range,
@@ -94,7 +95,9 @@ def responses(sweep: StoredSweep) -> list[dict[str, str]]:
         found = parse_range(str(spec))
         values = [(t["params"].get(key), value, _role(info, t)) for t, value in scored]
         dots = [Dot(x if found else value_text(x), value, role) for x, value, role in values]
-        svg = figures.response(dots, baseline, Span(*found) if found else None, f"response{at}", limits)
+        svg = figures.response(
+            dots, baseline, Span(*found) if found else listed_values(str(spec)), f"response{at}", limits
+        )
         result.append({"key": key, "short": names[key], "range": range_text(str(spec)), "svg": svg})
     return result
 

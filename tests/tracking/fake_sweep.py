@@ -71,8 +71,8 @@ def write_run(
         "status": status,
         "reason": f"ended by the scheduler after epoch {epochs}" if status == "stopped" else None,
         "config": {"name": folder.name, "seed": seed, "objective.base": "balanced_softmax", "train.epochs": EPOCHS}
-        | {"model.name": "resnet8", "objective.terms.ifl": None, "augment.mean": "0.5,0.5,0.5"}
-        | (params or {"objective.terms.lpa": None, "objective.terms.dro": None}),
+        | {"model.name": "resnet8", "augment.mean": "0.5,0.5,0.5"}
+        | (params or {f"objective.terms.{term}": None for term in ("lpa", "dro", "ifl")}),
         "epochs_planned": EPOCHS,
         "epochs_done": epochs,
         "images_seen": 384 * epochs,

@@ -40,6 +40,8 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
+        if tag in ("td", "th"):
+            self.words += " "
 
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] != "style":

@@ -110,6 +110,15 @@ def test_it_stands_alone(page: Page) -> None:
     assert {link[1:] for link in page.links} <= set(page.ids)
 
 
+def test_what_differs_from_the_baseline(page: Page) -> None:
+    table = page.words.partition("Where winner and baseline differ")[2].partition("Whole configuration")[0].split()
+    assert table[3:] == [
+        *("objective.terms.lpa.weight", "0.0471392", "off"),
+        *("objective.terms.dro.radius", "0.200836", "off"),
+        *("objective.terms.ifl.num_envs", "2", "off"),
+    ]
+
+
 def test_text_from_files_is_escaped(page: Page) -> None:
     assert "<fast>" not in page.html
     assert "<lower>" not in page.html

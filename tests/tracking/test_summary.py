@@ -116,7 +116,7 @@ def test_words() -> None:
         "1, off",
     ]
     assert range_text("log:0.02,1.0") == "0.02 to 1, logarithmic"
-    assert range_text("choice:a,b") == "a, b"
+    assert range_text("choice:a,1.0,null") == "a, 1, off"
     assert metric_name("val/top1") == "validation top-1"
     assert metric_name("attribute/red/macro_precision") == "attribute red macro precision"
     assert mean_sd([0.5]) == "50.0%"
