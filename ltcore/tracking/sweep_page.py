@@ -216,8 +216,10 @@ def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tupl
     commands.append(
         ("search further", f"python pipelines/tune_lpa.py {recipe} --num-trials {more} --name {name}-{more}")
     )
-    if any(folder.glob("*/*/wandb/offline-run-*")):
-        commands.append(("send the runs to W&B", f"wandb sync {shlex.quote(str(folder))}/*/*/wandb/offline-run-*"))
+    offline = [p for p in ("*/wandb/offline-run-*", "*/*/wandb/offline-run-*") if any(folder.glob(p))]
+    if offline:
+        paths = " ".join(f"{shlex.quote(str(folder))}/{pattern}" for pattern in offline)
+        commands.append(("send the runs to W&B", f"wandb sync {paths}"))
     commands.append(("render this page again", f"python pipelines/report.py {shlex.quote(str(folder))}"))
     return commands
 

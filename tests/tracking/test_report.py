@@ -112,7 +112,7 @@ def test_it_stands_alone(page: Page) -> None:
 
 def test_what_differs_from_the_baseline(page: Page) -> None:
     table = page.words.partition("Where winner and baseline differ")[2].partition("Whole configuration")[0].split()
-    assert table[3:] == [
+    assert table[5:] == [
         *("objective.terms.lpa.weight", "0.0471392", "off"),
         *("objective.terms.dro.radius", "0.200836", "off"),
         *("objective.terms.ifl.num_envs", "2", "off"),
