@@ -22,6 +22,8 @@ class Board:
         self._stage = ""
         self._stage_began = self._began = time.monotonic()
         self._runs: dict[str, dict[str, Any]] = {}
+        self._before: set[str] = set()
+        """Runs of earlier stages, which the workers' actor still remembers."""
         self._ended: dict[str, str] = {}
         self._expected = 0
         self._live: Live | None = None
@@ -31,6 +33,7 @@ class Board:
     def stage(self, name: str, expected: int = 0) -> Iterator[None]:
         """Times a stage and shows it; ``expected`` is the number of runs that will be heard of in it."""
         self._stage, self._stage_began, self._expected = name, time.monotonic(), expected
+        self._before |= set(self._runs)
         self._runs, self._ended = {}, {}
         self.say(f"[bold]{name}[/bold]")
         live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
@@ -47,17 +50,14 @@ class Board:
 
     def say(self, text: str) -> None:
         elapsed = time.monotonic() - self._began
-        self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {text}")
+        self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {text}", soft_wrap=not self.console.is_terminal)
 
     def update(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Takes the latest state of all runs; prints a line now and then where there is no terminal."""
-        self._runs = {run: state for run, state in snapshot.items() if run in self._wanted(snapshot)}
+        self._runs = {run: state for run, state in snapshot.items() if run not in self._before}
         if self._live is None and time.monotonic() - self._last_line > 10 and self._expected:
             self._last_line = time.monotonic()
             self.say(self._headline())
-
-    def _wanted(self, snapshot: dict[str, dict[str, Any]]) -> set[str]:
-        return {run for run, state in snapshot.items() if state.get("stage", self._stage) == self._stage}
 
     def ended(self, run: str, text: str) -> None:
         self._ended[run] = text

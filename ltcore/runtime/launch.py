@@ -153,6 +153,11 @@ def _tune_on(
     need = demand(scaling, engine, streams=base.data.tier == "stream")
     concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
     board.say(f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time")
+    if cluster.local:
+        from ltcore.runtime.worker import preload
+
+        for _ in range(concurrent + 1):
+            preload.remote()  # imports take seconds, and the driver has work meanwhile
     with board.stage("data"):
         data_uri = _prepare(base, args.fresh, root=None if is_local(root) else join(root, "datasets"), say=board.say)
     manifest = read_manifest(data_uri)

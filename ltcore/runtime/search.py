@@ -35,12 +35,12 @@ _listening: list[Listener] = []
 class _Callback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         for listener in _listening:
-            listener.on_end(trial.trial_id.rsplit("_", 1)[-1], dict(trial.evaluated_params), trial.last_result, None)
+            listener.on_end(trial.trial_id.rsplit("_", 1)[-1], dict(trial.config), trial.last_result, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         for listener in _listening:
             error = trial.get_pickled_error() or trial.get_error()
-            listener.on_end(trial.trial_id.rsplit("_", 1)[-1], dict(trial.evaluated_params), trial.last_result, error)
+            listener.on_end(trial.trial_id.rsplit("_", 1)[-1], dict(trial.config), trial.last_result, error)
 
 
 class _Stopper(tune.Stopper):

@@ -11,6 +11,7 @@ exact epoch is possible with it.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
 from ltcore.data.feed import ThreadFeed
 from ltcore.data.plan import EpochPlan
-from ltcore.data.store import ShardStore, decode_rows
+from ltcore.data.store import BadSamples, ShardStore, decode_rows
 
 ROWS_PER_EXECUTION = 200_000
 """Rows after which a new execution starts (at an epoch border): long enough to forget its start, short enough to replan."""
@@ -74,9 +75,7 @@ class RayFeed(ThreadFeed):
         context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=max(1, self._task_cpus()))
         with ray.data.DataContext.current(context):
             dataset = ray.data.from_items(windows, override_num_blocks=min(len(windows), MAX_TASKS)).map_batches(
-                functools.partial(
-                    read_window, uri=self.uri, canvas=self.canvas, plan=self._plan_arguments(), rank=self.rank
-                ),
+                functools.partial(read_window, job=self._task()),
                 batch_size=1,
                 num_cpus=1,
             )
@@ -91,8 +90,22 @@ class RayFeed(ThreadFeed):
         free = ray.cluster_resources().get("CPU", 1.0) - self.world
         return int(free // self.world)
 
-    def _plan_arguments(self) -> dict[str, Any]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "world": self.world, "lanes": self.cfg.lanes}
+    def _task(self) -> dict[str, Any]:
+        """What a data task needs to know; small but for ``copies_N``."""
+        return {
+            "uri": self.uri,
+            "canvas": self.canvas,
+            "rank": self.rank,
+            "cache_bytes": self.cfg.cache_bytes,
+            "max_bad_samples": self.cfg.max_bad_samples,
+            "plan": {
+                "seed": self.seed,
+                "batch_size": self.batch_size,
+                "world": self.world,
+                "lanes": self.cfg.lanes,
+                "copies_N": self.copies_N,
+            },
+        }
 
     def close(self) -> None:
         self._rows = None
@@ -100,22 +113,21 @@ class RayFeed(ThreadFeed):
 
 
 @functools.lru_cache(maxsize=2)
-def _store(uri: str) -> ShardStore:
-    return ShardStore(uri)
+def _store(uri: str, cache_bytes: int) -> ShardStore:
+    return ShardStore(uri, cache_bytes=cache_bytes)
 
 
-def read_window(
-    batch: dict[str, np.ndarray], *, uri: str, canvas: int, plan: dict[str, Any], rank: int
-) -> dict[str, np.ndarray]:
+def read_window(batch: dict[str, np.ndarray], *, job: dict[str, Any]) -> dict[str, np.ndarray]:
     """A data task: rows of one window of steps, decoded, in plan order."""
-    store = _store(uri)
+    store = _store(job["uri"], job["cache_bytes"])
     epoch, first, last = (int(batch[name][0]) for name in ("epoch", "first", "last"))
-    rows_per_shard = [shard.count for shard in store.manifest.splits["train"].shards]
-    steps = EpochPlan(rows_per_shard, epoch=epoch, **plan).rank_batches(rank, first)
-    rows = [next(steps) for _ in range(last - first)]
+    plan = EpochPlan(store.manifest.split("train").rows_per_shard, epoch=epoch, **job["plan"])
+    rows = list(itertools.islice(plan.rank_batches(job["rank"], first), last - first))
     index = np.concatenate([r.index_B for r in rows])
+    # A task's count of bad images is its own: the limit then holds per window of steps, not per epoch.
+    bad = BadSamples(job["max_bad_samples"]) if job["max_bad_samples"] else None
     return {
-        "image": decode_rows(store, "train", index, canvas),
+        "image": decode_rows(store, "train", index, job["canvas"], bad),
         "label": store.labels("train")[index],
         "index": index,
         "copy": np.concatenate([r.copy_B for r in rows]),

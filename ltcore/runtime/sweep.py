@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import tempfile
 import time
@@ -12,11 +13,12 @@ from typing import Any
 
 import ray
 
-from ltcore.config.load import dump, override
+from ltcore.config.load import dump, from_dict, override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.storage import is_local, join, open_fs, write_bytes_atomic
 from ltcore.errors import LtcoreError, StallError
 from ltcore.evaluation.paired import paired_difference
+from ltcore.objective.registry import TERMS
 from ltcore.runtime.board import Board
 from ltcore.runtime.capacity import Demand
 from ltcore.runtime.cluster import Cluster
@@ -32,7 +34,9 @@ from ltcore.tracking.report import write_report
 from ltcore.tracking.tracker import TrackerOptions, open_tracker
 from ltcore.training.hardware import describe_hardware
 
-TERMS_OFF = {"objective.terms.lpa": None, "objective.terms.dro": None, "objective.terms.ifl": None}
+TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
+DRIVER_RESOURCE = "trial_driver"
+"""Custom resource of the head node: drivers of trials stay where no spot instance can take them away."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class Sweep:
     def search(self) -> None:
         setup = self.setup
         with self.board.stage("search", expected=setup.sweep.size + 1):
-            baseline = self._submit("baseline", setup.seed, kind="baseline", test=False, where="trials/baseline")
+            job = self._job("baseline", setup.seed, "baseline", "trials/baseline", {})
+            baseline = {self._submit(job, setup.engine, setup.scaling): "baseline"}
             plan = SearchPlan(
                 sweep=setup.sweep,
                 seed=setup.seed,
@@ -136,12 +141,13 @@ class Sweep:
                 engine=setup.engine,
                 total_images=setup.base.train.epochs * setup.images_per_epoch,
                 concurrent=setup.concurrent,
-                driver_resource="" if setup.cluster.local else "trial_driver",
+                driver_resource="" if setup.cluster.local else DRIVER_RESOURCE,
                 failures=0 if setup.cluster.local else 3,
             )
             run_search(plan, Listener(self._trial_ended, lambda: self.watch.stop_wanted), setup.debug)
             self._raise_if_stalled()
-            self._wait({"baseline": baseline})
+            while baseline:
+                self._wait_any(baseline)
         self._collect()
 
     def _trial_ended(self, trial: str, params: dict[str, Any], result: dict[str, Any], error: Any) -> None:
@@ -210,40 +216,24 @@ class Sweep:
         through_train = (
             seeds[0] if sweep.train_engine_retrain and setup.engine == "trial" and setup.cluster.local else None
         )
-        entries = [
-            {"role": role, "seed": s, "run_dir": f"retrain/{role}-seed{s}"}
-            for s in seeds
+        entries: list[dict[str, Any]] = [
+            {"role": role, "seed": seed, "run_dir": f"retrain/{role}-seed{seed}"}
+            for seed in seeds
             for role in ("winner", "baseline")
         ]
-        plain = [e for e in entries if not (e["role"] == "winner" and e["seed"] == through_train)]
-        with self.board.stage("retrain", expected=len(plain)):
-            refs = {
-                str(e["run_dir"]).rsplit("/", 1)[-1]: self._submit(
-                    str(e["role"]),
-                    int(str(e["seed"])),
-                    kind="retrain",
-                    test=True,
-                    where=str(e["run_dir"]),
-                    params=winner["params"],
-                )
-                for e in plain
-            }
-            self._wait(refs)
-        if through_train is not None:
+        jobs = {
+            Path(e["run_dir"]).name: self._job(e["role"], e["seed"], "retrain", e["run_dir"], winner["params"])
+            for e in entries
+        }
+        streamed = jobs.pop(f"winner-seed{through_train}", None)
+        with self.board.stage("retrain", expected=len(jobs)):
+            self._run_all(jobs, setup.engine, setup.scaling)
+        if streamed is not None:
             with self.board.stage("retrain on Ray Train", expected=1):
-                where = f"retrain/winner-seed{through_train}"
-                ref = self._submit(
-                    "winner",
-                    through_train,
-                    kind="retrain",
-                    test=True,
-                    where=where,
-                    params=winner["params"],
-                    engine="train",
-                    scaling=Scaling(workers=2, cpus_per_worker=1),
-                    tier="stream",
+                job = dataclasses.replace(
+                    streamed, config=dump(override(from_dict(streamed.config), {"data.tier": "stream"}))
                 )
-                self._wait({where.rsplit("/", 1)[-1]: ref})
+                self._run_all({job.shown_as: job}, "train", Scaling(workers=2, cpus_per_worker=1))
         self.fields["retrain"] = entries
         self.fields["comparison"] = self._compare(entries)
         self.save()
@@ -274,64 +264,58 @@ class Sweep:
 
     # ---- single runs as Ray tasks
 
-    def _submit(
-        self,
-        role: str,
-        seed: int,
-        *,
-        kind: str,
-        test: bool,
-        where: str,
-        params: dict[str, Any] | None = None,
-        engine: str | None = None,
-        scaling: Scaling | None = None,
-        tier: str | None = None,
-    ) -> Any:
-        setup = self.setup
+    def _job(self, role: str, seed: int, kind: str, where: str, params: dict[str, Any]) -> Job:
         changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
-        changes |= TERMS_OFF if role == "baseline" else params or {}
-        if tier:
-            changes["data.tier"] = tier
-        cfg = override(setup.base, changes)
-        engine, scaling = engine or setup.engine, scaling or setup.scaling
-        job = Job(
-            config=dump(cfg),
-            data_uri=setup.data_uri,
-            run_uri=join(setup.uri, where),
+        changes |= TERMS_OFF if role == "baseline" else params
+        return Job(
+            config=dump(override(self.setup.base, changes)),
+            data_uri=self.setup.data_uri,
+            run_uri=join(self.setup.uri, where),
             info={
                 "id": f"{self._id_prefix()}-{where.replace('/', '-')}",
                 "kind": kind,
-                "group": setup.sweep.name,
-                "test": test,
+                "group": self.setup.sweep.name,
+                "test": kind == "retrain",
             },
-            cpus=scaling.cpus_per_worker,
+            cpus=self.setup.scaling.cpus_per_worker,
             pulse=self.pulse_name,
-            shown_as=where.rsplit("/", 1)[-1],
+            shown_as=Path(where).name,
         )
+
+    def _submit(self, job: Job, engine: str, scaling: Scaling) -> Any:
         options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
-        if engine == "train":
+        if engine == "train":  # the task only drives; its workers reserve what they need
             options = {"num_cpus": 0, "num_gpus": 0}
-            if not setup.cluster.local:
-                options["resources"] = {"trial_driver": 0.01}
+            if not self.setup.cluster.local:
+                options["resources"] = {DRIVER_RESOURCE: 0.01}
         return run_job.options(**options).remote(job.plain(), engine, scaling.plain())
 
-    def _wait(self, refs: dict[str, Any]) -> None:
-        left = {ref: name for name, ref in refs.items()}
-        while left:
-            ready, _ = ray.wait(list(left), timeout=1.0)
-            for ref in ready:
-                name = left.pop(ref)
-                record = result_of(ref)
-                self.watch.touch()
-                values = [v["top1"] for v in record.get("test", {}).values()] or [
-                    record["last"].get(self.setup.sweep.metric)
-                ]
-                shown = ", ".join(f"{100 * v:.1f}%" for v in values if v is not None)
-                self.board.ended(name, f"{name}: {'test' if record.get('test') else 'validation'} top-1 {shown}")
-            if self.watch.stalled.is_set():
-                for ref in left:
-                    ray.cancel(ref, force=True)
-                self._raise_if_stalled()
+    def _run_all(self, jobs: dict[str, Job], engine: str, scaling: Scaling) -> None:
+        """As many at a time as there are real resources for: a local Ray counts more CPUs than there are."""
+        waiting = list(jobs.items())
+        running: dict[Any, str] = {}
+        while waiting or running:
+            while waiting and len(running) < self.setup.concurrent:
+                name, job = waiting.pop(0)
+                running[self._submit(job, engine, scaling)] = name
+            self._wait_any(running)
+
+    def _wait_any(self, running: dict[Any, str]) -> None:
+        """Takes finished runs out of ``running``; cancels everything where nothing moves any more."""
+        ready, _ = ray.wait(list(running), timeout=1.0)
+        for ref in ready:
+            name = running.pop(ref)
+            record = result_of(ref)
+            self.watch.touch()
+            tested = record.get("test", {})
+            values = [v["top1"] for v in tested.values()] or [record["last"].get(self.setup.sweep.metric)]
+            shown = ", ".join(f"{100 * v:.1f}%" for v in values if v is not None)
+            where = f"test top-1 on {' and '.join(tested)}" if tested else "validation top-1"
+            self.board.ended(name, f"{name}: {where} {shown}")
+        if self.watch.stalled.is_set():
+            for ref in running:
+                ray.cancel(ref, force=True)
+            self._raise_if_stalled()
 
     def _raise_if_stalled(self) -> None:
         if self.watch.stalled.is_set():

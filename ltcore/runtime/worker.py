@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import ray.tune
 import torch
 
 from ltcore.config.load import dump, from_dict, override
@@ -53,14 +51,18 @@ class TrialContext(TaskContext):
         super().report(metrics, checkpoint)
         if metrics.get(self._metric) is None:
             return  # an epoch without validation tells the scheduler nothing
-        handed = ray.tune.Checkpoint.from_directory(str(checkpoint)) if self._keep and checkpoint else None
-        ray.tune.report(dict(metrics), checkpoint=handed)
+        from ray import tune
+
+        handed = tune.Checkpoint.from_directory(str(checkpoint)) if self._keep and checkpoint else None
+        tune.report(dict(metrics), checkpoint=handed)
 
 
 def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     """Tune's function trainable. ``config`` holds the swept dotted keys alone, ``plan`` all that trials share."""
     quiet()
-    trial = ray.tune.get_context().get_trial_id().rsplit("_", 1)[-1]
+    from ray import tune
+
+    trial = tune.get_context().get_trial_id().rsplit("_", 1)[-1]
     scaling = Scaling(**plan["scaling"])
     job = Job(
         config=dump(override(from_dict(plan["config"]), {**config, "name": f"trial-{trial}"})),
@@ -83,7 +85,9 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
 
 def _adopt_checkpoint(run_dir: Path) -> None:
     """Population-based training: Tune hands over the checkpoint of a better trial, which replaces this trial's own."""
-    handed = ray.tune.get_checkpoint()
+    from ray import tune
+
+    handed = tune.get_checkpoint()
     if handed is None:
         return
     folder = run_dir / "checkpoints"
@@ -91,6 +95,15 @@ def _adopt_checkpoint(run_dir: Path) -> None:
     with handed.as_directory() as source:
         step = int(json.loads((Path(source) / "meta.json").read_text())["step"])
         shutil.copytree(source, folder / f"last-{step:08d}")
+
+
+@ray.remote
+def preload() -> None:
+    """Imports what every run needs, so that this worker process, which Ray keeps, starts its first run at once."""
+    import ray.tune
+    import wandb
+
+    del wandb
 
 
 @ray.remote(max_retries=2)

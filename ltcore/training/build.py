@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +55,7 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
         )
     needs_key = "key" in objective.needs
     precision = choose_precision(cfg.train.precision, ctx.device)
-    layout = torch.channels_last if ctx.device.type == "cuda" or precision.autocast else torch.contiguous_format
-    net = net.to(device=ctx.device, memory_format=layout)  # type: ignore[call-overload]
+    net = net.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = EmaCopy(net, cfg.model.key_decay, buffers="own") if needs_key else None
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None
     step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
@@ -72,7 +72,9 @@ def parallel(step: TrainStep, device: torch.device) -> nn.Module:
     if not dist.is_distributed():
         return step
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the flag's successor exists only in newer versions of torch
+        return nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
 
 
 def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: int) -> tuple[LongTailNet, Objective]:

@@ -113,7 +113,7 @@ class _Run:
                 watch.check()
                 self._maybe_save_or_stop(sums)
         watch.check()
-        steps = at.step_in_epoch
+        means = _global_means(sums, at.step_in_epoch)
         self.parts.step.objective.merge(self._progress())
         average_running_stats_(self.parts.step.net)
         train_s = time.monotonic() - started
@@ -124,7 +124,7 @@ class _Run:
             "images_seen": at.images_seen,
             "progress": self._progress(),
             "lr": lr,
-            **{f"train/{name}": float(value) / steps for name, value in sums.items()},
+            **{f"train/{name}": value for name, value in means.items()},
             **self._validate(),
             "images_per_s": (at.images_seen - first_image) / max(train_s, 1e-9),
             "data_wait_fraction": waited / max(train_s, 1e-9),
@@ -209,6 +209,8 @@ class _Run:
             counts = self._counts(split)
             result["test"][split] = split_metrics(counts, self.feed)
             result["per_class"][split] = class_accuracy(counts)
+        if self.info.kind != "run":
+            return result  # in a sweep the test splits are read once; what was best on validation decides nothing there
         best = ckpt.find(self.folder, "best") if self.ctx.rank == 0 else None
         weights = dist.broadcast_object(best.model_state() if best else None)
         if weights is not None:
@@ -290,6 +292,13 @@ class _Watch:
                     f"{where}. Lower train.optim.lr, set train.optim.clip_norm, or train.precision=fp32."
                 )
         self._seen.clear()
+
+
+def _global_means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+    """Mean over steps and ranks; a rank's loss parts are its share of the global batch's."""
+    names = sorted(sums)
+    stacked = dist.all_reduce_sum_(torch.stack([sums[name].cpu() for name in names])) / (dist.world() * steps)
+    return dict(zip(names, stacked.tolist(), strict=True))
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

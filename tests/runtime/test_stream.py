@@ -1,0 +1,76 @@
+"""The Ray stream gives the batches of the other tiers, bit for bit, from any step on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore.batch import Batch
+from ltcore.data.config import DataConfig
+from ltcore.data.feed import open_feed
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    from ltcore.runtime.cluster import connect, disconnect
+
+    connect()
+    yield
+    disconnect()
+
+
+def stream(uri: str, **options: Any) -> Any:
+    from ltcore.runtime.stream import RayFeed
+
+    return RayFeed(DataConfig(uri=uri, tier="stream", stream_window_steps=3), uri, epochs=3, **options)
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    assert torch.equal(a.images_VBCHW, b.images_VBCHW)
+    assert torch.equal(a.labels_B, b.labels_B)
+    assert torch.equal(a.index_B, b.index_B)
+    assert torch.equal(a.copy_B, b.copy_B)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, rank: int) -> None:
+    options: dict[str, Any] = {"batch_size": 8, "seed": 3, "rank": rank, "world": 2}
+    feeds = [stream(color_shards, **options)]
+    feeds += [open_feed(DataConfig(uri=color_shards, tier=t), color_shards, **options) for t in ("cache", "threads")]
+    assert {feed.tier for feed in feeds} == {"stream", "cache", "threads"}
+    for epoch in range(3):
+        batches = [list(feed.train_batches(epoch)) for feed in feeds]
+        assert [len(b) for b in batches] == [8, 8, 8]
+        for streamed, cached, threaded in zip(*batches, strict=True):
+            assert_same(streamed, cached)
+            assert_same(streamed, threaded)
+            assert len(streamed) == 4
+    for feed in feeds:
+        feed.close()
+
+
+def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(local_ray: None, color_shards: str) -> None:
+    options: dict[str, Any] = {"batch_size": 8, "seed": 3}
+    reference = open_feed(DataConfig(uri=color_shards, tier="cache"), color_shards, **options)
+    feed = stream(color_shards, **options)
+    for epoch, start in ((1, 5), (2, 0)):
+        expected = list(reference.train_batches(epoch, start))
+        got = list(feed.train_batches(epoch, start))
+        assert len(got) == len(expected) == 8 - start
+        for a, b in zip(got, expected, strict=True):
+            assert_same(a, b)
+
+
+def test_evaluation_sees_every_row_once(local_ray: None, color_shards: str) -> None:
+    seen = [
+        int(index)
+        for rank in (0, 1)
+        for batch in stream(color_shards, batch_size=8, seed=0, rank=rank, world=2).eval_batches("val", 5)
+        for index in batch.index_B
+    ]
+    assert sorted(seen) == list(range(24))
