@@ -78,7 +78,7 @@ class Base(nn.Module):
         self.cfg = cfg
 
     @staticmethod
-    def cosine_scale(cfg: Any) -> float | None:  # noqa: ARG004
+    def cosine_scale(cfg: Any) -> float | None:
         """Scale of the cosine head without which this configuration makes no sense; None: any head will do."""
         return None
 

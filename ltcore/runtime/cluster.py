@@ -13,7 +13,6 @@ QUIET = {
     # `uv run` would otherwise make Ray ship the working directory and rebuild the environment for every worker.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report blocks until the next poll: 2 s would be most of a short epoch
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the Train tab of the dashboard
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -24,6 +23,13 @@ QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "GLOG_minloglevel": "2",
 }
+
+LOCAL = {
+    # Ray Train starts an actor for each of these, one after the other; nobody can see or use them on one machine.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
 
 
 @dataclass(frozen=True)
@@ -48,20 +54,26 @@ class Cluster:
 
 def quiet() -> None:
     """Environment and loggers for a silent Ray. Call before ray is imported."""
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
+    _set(QUIET)
     warnings.filterwarnings("ignore", module="ray")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _set(variables: dict[str, str]) -> None:
+    for key, value in variables.items():
+        os.environ.setdefault(key, value)
+
+
 def connect(*, debug: bool = False) -> Cluster:
     """Joins the running cluster (``RAY_ADDRESS``, or a node of one), else starts Ray here."""
     quiet()
+    joining = bool(os.environ.get("RAY_ADDRESS")) or Path("/tmp/ray/ray_current_cluster").exists()
+    _set(REMOTE if joining else LOCAL)
     from ltcore.training.hardware import allocated_cpus
 
     real = allocated_cpus()
-    if not os.environ.get("RAY_ADDRESS") and not Path("/tmp/ray/ray_current_cluster").exists():
+    if not joining:
         # A token file of an earlier session would switch authentication on for this private instance.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
@@ -70,12 +82,12 @@ def connect(*, debug: bool = False) -> Cluster:
     common: dict[str, Any] = {
         "logging_level": level,
         "log_to_driver": debug,
-        "runtime_env": {"env_vars": forwarded_environment()},
     }
     if ray.is_initialized():
         return _describe(ray, local=False, real=real)
     try:
-        ray.init(address="auto", **common)
+        # Only a cluster needs this: processes of a local Ray inherit the environment, and start faster without.
+        ray.init(address="auto", runtime_env={"env_vars": forwarded_environment()}, **common)
         local = False
     except ConnectionError:
         ray.init(
@@ -110,7 +122,7 @@ def forwarded_environment() -> dict[str, str]:
     """Variables that every worker needs: tracking and object-store credentials. Never written to a file or a log."""
     prefixes = ("WANDB_", "AWS_", "LTCORE_")
     passed = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
-    return passed | {key: os.environ[key] for key in QUIET if key in os.environ}
+    return passed | {key: os.environ[key] for key in (*QUIET, *REMOTE) if key in os.environ}
 
 
 def disconnect() -> None:

@@ -213,9 +213,6 @@ class Sweep:
         sweep, setup = self.setup.sweep, self.setup
         winner = next(t for t in self.fields["trials"] if t["id"] == self.fields["winner"])
         seeds = [setup.seed + 1 + k for k in range(sweep.retrain_seeds)]
-        through_train = (
-            seeds[0] if sweep.train_engine_retrain and setup.engine == "trial" and setup.cluster.local else None
-        )
         entries: list[dict[str, Any]] = [
             {"role": role, "seed": seed, "run_dir": f"retrain/{role}-seed{seed}"}
             for seed in seeds
@@ -225,15 +222,12 @@ class Sweep:
             Path(e["run_dir"]).name: self._job(e["role"], e["seed"], "retrain", e["run_dir"], winner["params"])
             for e in entries
         }
-        streamed = jobs.pop(f"winner-seed{through_train}", None)
         with self.board.stage("retrain", expected=len(jobs)):
-            self._run_all(jobs, setup.engine, setup.scaling)
-        if streamed is not None:
-            with self.board.stage("retrain on Ray Train", expected=1):
-                job = dataclasses.replace(
-                    streamed, config=dump(override(from_dict(streamed.config), {"data.tier": "stream"}))
-                )
-                self._run_all({job.shown_as: job}, "train", Scaling(workers=2, cpus_per_worker=1))
+            first = f"winner-seed{seeds[0]}"
+            if sweep.train_engine_retrain and setup.engine == "trial" and setup.cluster.local:
+                self._run_all(jobs, streamed=first)
+            else:
+                self._run_all(jobs)
         self.fields["retrain"] = entries
         self.fields["comparison"] = self._compare(entries)
         self.save()
@@ -290,14 +284,23 @@ class Sweep:
                 options["resources"] = {DRIVER_RESOURCE: 0.01}
         return run_job.options(**options).remote(job.plain(), engine, scaling.plain())
 
-    def _run_all(self, jobs: dict[str, Job], engine: str, scaling: Scaling) -> None:
-        """As many at a time as there are real resources for: a local Ray counts more CPUs than there are."""
+    def _run_all(self, jobs: dict[str, Job], streamed: str = "") -> None:
+        """As many at a time as there are real resources for: a local Ray counts more CPUs than there are.
+
+        The job named ``streamed`` goes first, through Ray Data's stream tier and Ray Train with two workers: they take long
+        to start, and the other runs use that time.
+        """
         waiting = list(jobs.items())
         running: dict[Any, str] = {}
+        if streamed:
+            config = dump(override(from_dict(jobs[streamed].config), {"data.tier": "stream"}))
+            job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
+            running[self._submit(job, "train", Scaling(workers=2))] = streamed
+            waiting = [(name, job) for name, job in waiting if name != streamed]
         while waiting or running:
-            while waiting and len(running) < self.setup.concurrent:
+            while waiting and len(running) < max(self.setup.concurrent, 2 if streamed else 1):
                 name, job = waiting.pop(0)
-                running[self._submit(job, engine, scaling)] = name
+                running[self._submit(job, self.setup.engine, self.setup.scaling)] = name
             self._wait_any(running)
 
     def _wait_any(self, running: dict[Any, str]) -> None:

@@ -100,7 +100,6 @@ def _adopt_checkpoint(run_dir: Path) -> None:
 @ray.remote
 def preload() -> None:
     """Imports what every run needs, so that this worker process, which Ray keeps, starts its first run at once."""
-    import ray.tune
     import wandb
 
     del wandb

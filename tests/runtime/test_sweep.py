@@ -35,7 +35,16 @@ RUN = {
 
 def arguments(uri: str, storage: Path, *flags: str, **changes: str) -> list[str]:
     words = {**SPACE, **RUN, **{k.replace("__", "."): v for k, v in changes.items()}}
-    return [*(f"{k}={v}" for k, v in words.items()), "--data", uri, "--storage", str(storage), "--name", "small", *flags]
+    return [
+        *(f"{k}={v}" for k, v in words.items()),
+        "--data",
+        uri,
+        "--storage",
+        str(storage),
+        "--name",
+        "small",
+        *flags,
+    ]
 
 
 def tune(uri: str, storage: Path, *flags: str, **changes: str) -> dict[str, Any]:

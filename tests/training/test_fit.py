@@ -26,7 +26,10 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     for name, value in weights(a).items():
         assert torch.equal(value, weights(b)[name]), name
     timeless = [
-        [{k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction"))} for line in (d / "metrics.jsonl").open()]
+        [
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction"))}
+            for line in (d / "metrics.jsonl").open()
+        ]
         for d in (a, b)
     ]
     assert timeless[0] == timeless[1]
@@ -111,7 +114,11 @@ def test_terms_that_are_off_leave_every_bit_of_the_base(tiny_shards: str, tmp_pa
 
 
 def test_terms_that_have_not_started_leave_every_bit_of_the_base(tiny_shards: str, tmp_path: Path) -> None:
-    late = {"objective.terms.lpa.start": 0.99, "objective.terms.lpa.freeze_fraction": 1.0, "objective.terms.dro.start": 0.99}
+    late = {
+        "objective.terms.lpa.start": 0.99,
+        "objective.terms.lpa.freeze_fraction": 1.0,
+        "objective.terms.dro.start": 0.99,
+    }
     run(tiny_run(), tiny_shards, tmp_path / "base")
     run(tiny_run(**late), tiny_shards, tmp_path / "late")
     late_weights = weights(tmp_path / "late")
@@ -121,7 +128,8 @@ def test_terms_that_have_not_started_leave_every_bit_of_the_base(tiny_shards: st
 
 def test_accumulation_equals_the_whole_batch_without_batch_statistics(tiny_shards: str, tmp_path: Path) -> None:
     records = [
-        run(tiny_run(train__accumulate=k, model__ghost_batch=4, train__epochs=1), tiny_shards, tmp_path / str(k)) for k in (1, 2)
+        run(tiny_run(train__accumulate=k, model__ghost_batch=4, train__epochs=1), tiny_shards, tmp_path / str(k))
+        for k in (1, 2)
     ]
     assert records[0]["last"]["train/loss"] == pytest.approx(records[1]["last"]["train/loss"], rel=1e-5)
 

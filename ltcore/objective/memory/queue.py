@@ -45,7 +45,7 @@ class Queue(Memory):
         self._incoming: tuple[Tensor, Tensor] | None = None
 
     @property
-    def valid_Q(self) -> Tensor:  # noqa: N802 - shape suffix
+    def valid_Q(self) -> Tensor:
         """bool [Q]."""
         return torch.arange(len(self.labels_Q), device=self.labels_Q.device) < self.count
 
