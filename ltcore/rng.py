@@ -10,20 +10,14 @@ drawn in, the worker, the device, the number of ranks or the engine.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from ltcore.hashing import hash64 as hash64
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # splitmix64's increment and multipliers, as signed int64
 _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MUL2 = 0x94D049BB133111EB - (1 << 64)
-
-
-def hash64(*words: int | str) -> int:
-    """Unsigned 64-bit hash of the words: stable across processes, machines and Python versions."""
-    text = "\x1f".join(f"{type(w).__name__[0]}{w}" for w in words)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def generator(seed: int, *purpose: int | str) -> torch.Generator:

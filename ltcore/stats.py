@@ -1,4 +1,4 @@
-"""Class statistics of the training split: counts, priors and shot groups, indexed by the integer class id.
+"""Class statistics of the training split: counts and priors, indexed by the integer class id.
 
 They are built once, from the manifest, so no loss ever sorts class names (the published GLT code sorts them as strings,
 which permutes the prior of every data set with more than ten classes).
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-SHOT_GROUPS = ("many", "medium", "few")
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,3 @@ class ClassStats:
         counts = self.counts_C if which == "dataset" or self.stream_counts_C is None else self.stream_counts_C
         counts = counts.double().clamp_min(0.5)
         return (counts / counts.sum()).log().to(dtype)
-
-
-def shot_groups_by_count(counts_C: Tensor, many_above: int = 100, few_below: int = 20) -> tuple[str, ...]:
-    """OLTR's rule: many n > 100, few n < 20, medium between, both ends included. A group may be empty."""
-    return tuple("many" if n > many_above else "few" if n < few_below else "medium" for n in counts_C.tolist())
-
-
-def shot_groups_by_rank(counts_C: Tensor) -> tuple[str, ...]:
-    """Thirds of the class rank by descending count (ties by class id): for data sets where counts say little."""
-    num = len(counts_C)
-    order = sorted(range(num), key=lambda c: (-int(counts_C[c]), c))
-    groups = [""] * num
-    for rank, c in enumerate(order):
-        groups[c] = SHOT_GROUPS[rank * 3 // num]
-    return tuple(groups)

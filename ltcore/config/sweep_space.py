@@ -216,7 +216,7 @@ class SweepConfig:
 
 def sample_space(space: Mapping[str, SpaceSpec], trial: int, *, num_trials: int, seed: int) -> dict[str, Scalar]:
     """Dotted key -> value of trial number ``trial`` (from 0). Trials beyond ``num_trials`` start another hypercube."""
-    from ltcore.rng import hash64  # imports torch, which reading a sweep file does not need
+    from ltcore.hashing import hash64
 
     block, row = divmod(trial, num_trials)
     values = {}

@@ -24,7 +24,7 @@ from ltcore.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from ltcore.data.shards import EXTENSIONS, INDEX_SCHEMA, safe_key
 from ltcore.data.walk import Damage, TarSample, walk
 from ltcore.errors import DataError
-from ltcore.stats import SHOT_GROUPS
+from ltcore.shots import SHOT_GROUPS
 
 THREADS = 8
 KINDS = ("train", "val", "test", "other")

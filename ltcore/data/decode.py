@@ -10,7 +10,6 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ltcore.errors import DataError
@@ -45,27 +44,34 @@ def decode_canvas(data: bytes, canvas: int, where: str) -> npt.NDArray[np.uint8]
     if (height, width) != (canvas, canvas):
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        square_3SS = image_3HW[:, top : top + side, left : left + side]
-        image_3HW = torch.nn.functional.interpolate(
-            square_3SS[None], size=(canvas, canvas), mode="bilinear", antialias=True, align_corners=False
-        )[0]
-    return np.ascontiguousarray(image_3HW.numpy())
+        image_3HW = _resize(image_3HW[:, top : top + side, left : left + side], canvas)
+    return np.ascontiguousarray(image_3HW)
 
 
-def _decode(data: bytes, where: str) -> torch.Tensor:
+def _resize(square_3SS: npt.NDArray[np.uint8], canvas: int) -> npt.NDArray[np.uint8]:
+    import torch  # seconds, which images of the right size need not wait for
+
+    resized = torch.nn.functional.interpolate(
+        torch.tensor(square_3SS)[None], size=(canvas, canvas), mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized[0].numpy()
+
+
+def _decode(data: bytes, where: str) -> npt.NDArray[np.uint8]:
     """uint8 [3, H, W] at the image's own size."""
     image: Image.Image = Image.open(io.BytesIO(data))
     width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:
         raise DataError(f"{where}: the image has {width} x {height} pixels, expected 1 to {MAX_PIXELS}. Shrink it.")
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
-        from torchvision.io import ImageReadMode, decode_image  # seconds, which other formats need not wait for
+        import torch  # seconds, which other formats need not wait for
+        from torchvision.io import ImageReadMode, decode_image
 
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+        return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True).numpy()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # PIL would clip 16 bits to 255 instead of scaling them
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
     if image.mode != "RGB":  # convert would copy
         image = image.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return np.asarray(image).transpose(2, 0, 1)

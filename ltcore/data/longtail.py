@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcore.errors import DataError
-from ltcore.rng import hash64
+from ltcore.hashing import hash64
 
 IntArray = NDArray[np.int64]
 

@@ -10,13 +10,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ltcore.data import storage
 from ltcore.errors import DataError, nearest
-from ltcore.stats import SHOT_GROUPS, ClassStats
+from ltcore.shots import SHOT_GROUPS
+
+if TYPE_CHECKING:
+    from ltcore.stats import ClassStats
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -100,6 +101,10 @@ class Manifest:
     def stats(self, split: str = "train") -> ClassStats:
         """Counts of the split and the shot groups of the training split."""
         self.split(split)
+        import torch  # reading a manifest alone does not wait for it
+
+        from ltcore.stats import ClassStats
+
         return ClassStats(torch.tensor(self.class_counts[split], dtype=torch.int64), self.shot_groups)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ltcore.errors import ConfigError
-from ltcore.rng import hash64
+from ltcore.hashing import hash64
 
 Ints = npt.NDArray[np.int64]
 

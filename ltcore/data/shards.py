@@ -16,13 +16,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from ltcore.data.manifest import Manifest, Shard, Split, write_manifest
 from ltcore.data.publish import published
 from ltcore.errors import ConfigError, DataError, pick
-from ltcore.rng import hash64
-from ltcore.stats import shot_groups_by_count, shot_groups_by_rank
+from ltcore.hashing import hash64
+from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
 
 EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif")
 SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank}
@@ -116,7 +115,7 @@ def write_dataset(
                 attributes=attributes,
                 splits=written,
                 class_counts={split: tuple(row.tolist()) for split, row in counts.items()},
-                shot_groups=group_classes(torch.from_numpy(counts["train"])),
+                shot_groups=group_classes(counts["train"].tolist()),
                 shot_rule=shot_rule,
                 canvas=canvas,
                 mean=mean,

@@ -28,7 +28,7 @@ from ltcore.data.manifest import Manifest, Shard, read_manifest
 from ltcore.data.shard_cache import fetch
 from ltcore.data.shards import TAR_BLOCK
 from ltcore.errors import DataError
-from ltcore.rng import hash64
+from ltcore.hashing import hash64
 
 Ints = npt.NDArray[np.int64]
 MAX_OPEN_SHARDS = 256

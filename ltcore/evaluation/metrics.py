@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ltcore.stats import SHOT_GROUPS
+from ltcore.shots import SHOT_GROUPS
 
 
 def metrics(counts_ACC: Tensor, shot_groups: Sequence[str]) -> dict[str, float | None]:

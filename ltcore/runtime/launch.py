@@ -156,8 +156,7 @@ def _tune_on(
     if cluster.local:
         from ltcore.runtime.worker import preload
 
-        for _ in range(concurrent + 1):
-            preload.remote()  # imports take seconds, and the driver has work meanwhile
+        preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
     with board.stage("data"):
         data_uri = _prepare(base, args.fresh, root=None if is_local(root) else join(root, "datasets"), say=board.say)
     manifest = read_manifest(data_uri)

@@ -11,7 +11,6 @@ exact epoch is possible with it.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +21,7 @@ import torch
 from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
 from ltcore.data.feed import ThreadFeed
-from ltcore.data.plan import EpochPlan
-from ltcore.data.store import BadSamples, ShardStore, decode_rows
+from ltcore.runtime.read_task import read_window
 
 ROWS_PER_EXECUTION = 200_000
 """Rows after which a new execution starts (at an epoch border): long enough to forget its start, short enough to replan."""
@@ -110,25 +108,3 @@ class RayFeed(ThreadFeed):
     def close(self) -> None:
         self._rows = None
         super().close()
-
-
-@functools.lru_cache(maxsize=2)
-def _store(uri: str, cache_bytes: int) -> ShardStore:
-    return ShardStore(uri, cache_bytes=cache_bytes)
-
-
-def read_window(batch: dict[str, np.ndarray], *, job: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A data task: rows of one window of steps, decoded, in plan order."""
-    store = _store(job["uri"], job["cache_bytes"])
-    epoch, first, last = (int(batch[name][0]) for name in ("epoch", "first", "last"))
-    plan = EpochPlan(store.manifest.split("train").rows_per_shard, epoch=epoch, **job["plan"])
-    rows = list(itertools.islice(plan.rank_batches(job["rank"], first), last - first))
-    index = np.concatenate([r.index_B for r in rows])
-    # A task's count of bad images is its own: the limit then holds per window of steps, not per epoch.
-    bad = BadSamples(job["max_bad_samples"]) if job["max_bad_samples"] else None
-    return {
-        "image": decode_rows(store, "train", index, job["canvas"], bad),
-        "label": store.labels("train")[index],
-        "index": index,
-        "copy": np.concatenate([r.copy_B for r in rows]),
-    }

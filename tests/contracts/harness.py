@@ -18,7 +18,8 @@ from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, Terms
 from ltcore.objective.term import FeatureDims
 from ltcore.rng import generator
-from ltcore.stats import ClassStats, shot_groups_by_rank
+from ltcore.shots import shot_groups_by_rank
+from ltcore.stats import ClassStats
 
 COUNTS = (12, 10, 9, 8, 7, 6, 5, 5, 4, 3, 2, 1)
 CLASSES, SAMPLES, FEATURES, PROJECTION, EXPERTS, SIDE = len(COUNTS), sum(COUNTS), 6, 5, 3, 2
@@ -31,7 +32,7 @@ def stats(order_C: Tensor | None = None) -> ClassStats:
     counts_C = torch.tensor(COUNTS)
     if order_C is not None:
         counts_C = torch.zeros_like(counts_C).index_put((order_C,), counts_C)
-    return ClassStats(counts_C, shot_groups_by_rank(counts_C))
+    return ClassStats(counts_C, shot_groups_by_rank(counts_C.tolist()))
 
 
 def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: Any) -> Objective:

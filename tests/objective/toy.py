@@ -14,7 +14,8 @@ from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.objective.term import FeatureDims, LossContext
-from ltcore.stats import ClassStats, shot_groups_by_count
+from ltcore.shots import shot_groups_by_count
+from ltcore.stats import ClassStats
 
 
 @cache
@@ -36,7 +37,7 @@ def f64(values: Sequence[object]) -> Tensor:
 
 def make_stats(counts: Sequence[int] | Tensor) -> ClassStats:
     counts_C = torch.as_tensor(counts)
-    return ClassStats(counts_C, shot_groups_by_count(counts_C))
+    return ClassStats(counts_C, shot_groups_by_count(counts_C.tolist()))
 
 
 def make_output(logits_BC: Tensor | None = None, features_BD: Tensor | None = None) -> ModelOutput:
