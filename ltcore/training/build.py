@@ -19,7 +19,6 @@ from ltcore.objective.objective import Objective
 from ltcore.objective.term import FeatureDims
 from ltcore.training.context import RunContext
 from ltcore.training.hardware import Precision, choose_precision
-from ltcore.training.optim import build_optimizer
 from ltcore.training.step import TrainStep
 
 
@@ -29,7 +28,6 @@ class Parts:
 
     step: TrainStep
     wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
     augment: Augment
     average: EmaCopy | None
     """Moving average of the weights, for evaluation."""
@@ -61,7 +59,7 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
     step.train()
     augment = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=2 if needs_key else 1)
-    return Parts(step, parallel(step, ctx.device), build_optimizer(cfg.train.optim, step), augment, average, precision)
+    return Parts(step, parallel(step, ctx.device), augment, average, precision)
 
 
 def parallel(step: TrainStep, device: torch.device) -> nn.Module:

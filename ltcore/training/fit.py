@@ -23,7 +23,7 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts, build
 from ltcore.training.context import RunContext
 from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
-from ltcore.training.optim import lr_factor, set_lr
+from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.record import RunInfo, RunRecord
 from ltcore.training.state import load_state, state_dict
 from ltcore.training.step import micro_batches
@@ -76,6 +76,7 @@ class _Run:
         self.cfg, self.feed, self.ctx, self.log, self.info, self.record = cfg, feed, ctx, log, info, record
         self.folder = run_dir / "checkpoints"
         self.parts: Parts = build(cfg, feed, ctx)
+        self.optimizer = build_optimizer(cfg.train.optim, self.parts.step)
         self.at = Progress()
         self.total_images = cfg.train.epochs * feed.num_batches * cfg.train.batch_size
         self.saved_at = time.monotonic()
@@ -97,7 +98,7 @@ class _Run:
     def _epoch(self) -> dict[str, Any]:
         cfg, at = self.cfg, self.at
         lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
-        set_lr(self.parts.optimizer, lr)
+        set_lr(self.optimizer, lr)
         started, first_image = time.monotonic(), at.images_seen
         sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in at.sums.items()}
         watch = _Watch(self.folder)
@@ -159,7 +160,7 @@ class _Run:
         batch = parts.augment(raw.to(self.ctx.device), at.epoch)
         if parts.step.key is not None:
             parts.step.key.update(parts.step.net)
-        parts.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         pieces = micro_batches(batch, self.cfg.train.accumulate)
         total: dict[str, Tensor] = {}
         outputs = []
@@ -171,7 +172,7 @@ class _Run:
                 total[name] = total.get(name, 0.0) + value / len(pieces)
         if self.cfg.train.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(parts.step.parameters(), self.cfg.train.optim.clip_norm)
-        parts.optimizer.step()
+        self.optimizer.step()
         for piece, out in zip(pieces, outputs, strict=True):
             parts.step.objective.observe(out, piece, progress)
         if parts.average:
@@ -239,7 +240,9 @@ class _Run:
             raise StopRequested(f"stopped in epoch {self.at.epoch + 1} of {self.cfg.train.epochs}, step {self.at.step}")
 
     def _save(self, tag: str) -> None:
-        state = state_dict(self.parts, self.at) if tag == "last" else None  # a collective: memories of all ranks
+        state = (
+            state_dict(self.parts, self.optimizer, self.at) if tag == "last" else None
+        )  # a collective: memories of all ranks
         if self.ctx.rank == 0:
             manifest = self.feed.store.manifest
             meta = {
@@ -267,7 +270,7 @@ class _Run:
             state = found.train_state()
         state = dist.broadcast_object(state)
         if state is not None:
-            self.at = load_state(self.parts, state, Progress)
+            self.at = load_state(self.parts, self.optimizer, state, Progress)
             self.last_saved_step = self.at.step
 
 

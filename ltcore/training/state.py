@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ltcore import dist
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound="Progress")
 
 
-def state_dict(parts: Parts, at: Progress) -> dict[str, Any]:
+def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> dict[str, Any]:
     """Collective. The result is complete on every rank; rank 0 writes it."""
     memories = parts.step.objective.memories()
     return {
         "step": parts.step.state_dict(),
         "key": parts.step.key.net.state_dict() if parts.step.key else None,
         "average": parts.average.net.state_dict() if parts.average else None,
-        "optimizer": parts.optimizer.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "memories": {
             name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
         },
@@ -34,14 +35,14 @@ def state_dict(parts: Parts, at: Progress) -> dict[str, Any]:
     }
 
 
-def load_state(parts: Parts, state: dict[str, Any], progress: type[P]) -> P:
+def load_state(parts: Parts, optimizer: torch.optim.Optimizer, state: dict[str, Any], progress: type[P]) -> P:
     """Restores what ``state_dict`` saved, also by another number of ranks; returns where the run stood."""
     parts.step.load_state_dict(state["step"])
     if parts.step.key:
         parts.step.key.net.load_state_dict(state["key"])
     if parts.average:
         parts.average.net.load_state_dict(state["average"])
-    parts.optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(state["optimizer"])
     for name, memory in parts.step.objective.memories().items():
         saved = state["memories"][name]
         memory.load(saved["published"], saved["pending"])

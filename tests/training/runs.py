@@ -15,6 +15,7 @@ from ltcore.models.norm import average_running_stats_
 from ltcore.runtime.execute import Job, execute
 from ltcore.training.build import Parts, build, parallel
 from ltcore.training.context import LocalContext, RunContext
+from ltcore.training.optim import build_optimizer
 
 TERMS = {
     "objective.terms.lpa.weight": 0.1,
@@ -77,6 +78,7 @@ def double_steps(cfg_tree: dict[str, Any], uri: str, steps: int) -> dict[str, An
     ctx = Rank()
     feed = open_feed(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, rank=ctx.rank, world=ctx.world)
     parts = _double(build(cfg, feed, ctx))
+    optimizer = build_optimizer(cfg.train.optim, parts.step)
     objective, losses, done, epoch = parts.step.objective, [], 0, 0
     while done < steps:
         for raw in feed.train_batches(epoch):
@@ -85,11 +87,11 @@ def double_steps(cfg_tree: dict[str, Any], uri: str, steps: int) -> dict[str, An
             batch = batch.with_images(batch.images_VBCHW.double())
             if parts.step.key is not None:
                 parts.step.key.update(parts.step.net)
-            parts.optimizer.zero_grad()
+            optimizer.zero_grad()
             loss, _, out = parts.wrapped(batch, progress)
             loss.backward()
             gradients = {name: p.grad.clone() for name, p in parts.step.named_parameters() if p.grad is not None}
-            parts.optimizer.step()
+            optimizer.step()
             objective.observe(out, batch, progress)
             losses.append(dist.all_reduce_sum_(loss.detach().clone()) / dist.world())
             done += 1
