@@ -8,6 +8,7 @@ built, so it changes neither a number nor a random state. Everything runs in flo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, pick
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
 from ltcore.objective.term import Base, FeatureDims, LossContext, Term
+from ltcore.shots import shot_groups_by_count
 from ltcore.stats import ClassStats
 
 
@@ -171,3 +173,29 @@ class Objective(nn.Module):
         for memory in self._memories.values():
             memory.to(device)
         return self
+
+
+def make_objective(
+    base: str,
+    terms: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    class_counts: Sequence[int],
+    features: int,
+    projection: int = 32,
+    seed: int = 0,
+    **base_options: Any,
+) -> Objective:
+    """An objective for a training loop of your own, without configuration files.
+
+    ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of the base.
+    ``class_counts`` [C] counts the training images of each class, ``features`` is D. Call it with the output and the batch,
+    then ``observe`` after each optimizer step and ``merge`` after each epoch. Raises ConfigError for an unknown name and
+    TypeError for an unknown field.
+    """
+    counts_C = torch.tensor(list(class_counts), dtype=torch.int64)
+    chosen = pick(BASES, base, "base")
+    options = BaseOptions(**{base: chosen.build.Config(**base_options)})
+    configs = {name: pick(TERMS, name, "terms").build.Config(**fields) for name, fields in (terms or {}).items()}
+    stats = ClassStats(counts_C, shot_groups_by_count(counts_C.tolist()))
+    dims = FeatureDims(features, projection, stats.num_samples)
+    return Objective(ObjectiveConfig(base=base, base_options=options, terms=Terms(**configs)), stats, dims, seed)
