@@ -45,7 +45,9 @@ def test_every_worker_that_reads_or_writes_may() -> None:
 
 
 def test_every_ray_start_says_its_authentication_mode() -> None:
-    starts = [c for key in ("head_start_ray_commands", "worker_start_ray_commands") for c in config()[key] if "ray start" in c]
+    starts = [
+        c for key in ("head_start_ray_commands", "worker_start_ray_commands") for c in config()[key] if "ray start" in c
+    ]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=" in command for command in starts)
 

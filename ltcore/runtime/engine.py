@@ -74,6 +74,11 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
     return record
 
 
+def has_validation(metrics: Mapping[str, Any]) -> bool:
+    """Whether an epoch was validated: only then does it tell a scheduler anything, and schedulers refuse what does not."""
+    return any(key.startswith("val/") for key in metrics)
+
+
 def _cause(error: Any) -> Exception:
     """The first worker's own exception where it is one of ours; it says more than the frame around it."""
     for failure in getattr(error, "worker_failures", {}).values():
@@ -114,6 +119,8 @@ class _TrainContext:
         # Metrics alone: they go on to Tune. The checkpoint already lies in the run directory, on the same storage.
         del checkpoint
         self._sender.epoch(metrics)
+        if not has_validation(metrics):
+            return
         self._train.report({key: value for key, value in metrics.items() if value is not None})
 
     def stop_requested(self) -> bool:

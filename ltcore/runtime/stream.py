@@ -14,7 +14,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import ray.data
 import torch
 
@@ -52,10 +51,10 @@ class RayFeed(ThreadFeed):
                 row = next(self._rows)
             self._at = (epoch, step + 1) if step + 1 < self.num_batches else (epoch + 1, 0)
             yield Batch(
-                torch.from_numpy(np.ascontiguousarray(row["image"]))[None],
-                torch.from_numpy(row["label"].copy()),
-                torch.from_numpy(row["index"].copy()),
-                torch.from_numpy(row["copy"].copy()),
+                torch.tensor(row["image"])[None],  # a copy: the object store's pages are read-only and shared
+                torch.tensor(row["label"]),
+                torch.tensor(row["index"]),
+                torch.tensor(row["copy"]),
             )
 
     def _execute(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:

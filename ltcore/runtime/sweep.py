@@ -133,7 +133,6 @@ class Sweep:
                     "group": setup.sweep.name,
                     "scaling": setup.scaling.plain(),
                     "engine": setup.engine,
-                    "metric": setup.sweep.metric,
                     "hot": list(setup.sweep.hot) if setup.sweep.search == "pbt" else [],
                     "pulse": self.pulse_name,
                 },

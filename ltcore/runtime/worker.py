@@ -14,7 +14,7 @@ import torch
 from ltcore.config.load import dump, from_dict, override
 from ltcore.data.storage import join
 from ltcore.runtime.cluster import quiet
-from ltcore.runtime.engine import Scaling, fit_with_train
+from ltcore.runtime.engine import Scaling, fit_with_train, has_validation
 from ltcore.runtime.execute import Job, execute
 from ltcore.runtime.pulse import Sender
 
@@ -43,14 +43,14 @@ class TaskContext:
 class TrialContext(TaskContext):
     """A Tune trial in its own process. ``report`` blocks until Tune decides, and raises SystemExit where it says stop."""
 
-    def __init__(self, job: Job, metric: str, keep_checkpoints: bool) -> None:
+    def __init__(self, job: Job, keep_checkpoints: bool) -> None:
         super().__init__(job)
-        self._metric, self._keep = metric, keep_checkpoints
+        self._keep = keep_checkpoints
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         super().report(metrics, checkpoint)
-        if metrics.get(self._metric) is None:
-            return  # an epoch without validation tells the scheduler nothing
+        if not has_validation(metrics):
+            return
         from ray import tune
 
         handed = tune.Checkpoint.from_directory(str(checkpoint)) if self._keep and checkpoint else None
@@ -80,7 +80,7 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         return
     if plan["hot"]:
         _adopt_checkpoint(Path(job.run_uri))
-    execute(job, TrialContext(job, plan["metric"], keep_checkpoints=bool(plan["hot"])))
+    execute(job, TrialContext(job, keep_checkpoints=bool(plan["hot"])))
 
 
 def _adopt_checkpoint(run_dir: Path) -> None:
@@ -99,10 +99,7 @@ def _adopt_checkpoint(run_dir: Path) -> None:
 
 @ray.remote
 def preload() -> None:
-    """Imports what every run needs, so that this worker process, which Ray keeps, starts its first run at once."""
-    import wandb
-
-    del wandb
+    """Does nothing; unpickling it imported this module, so the process, which Ray keeps, starts its first run at once."""
 
 
 @ray.remote(max_retries=2)
