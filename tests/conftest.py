@@ -35,12 +35,10 @@ def tiny_samples(split: str) -> Iterator[Sample]:
             yield Sample(f"{split}_{label}_{n}", png(rng, side, 16), "png", label, attribute)
 
 
-@pytest.fixture(scope="session")
-def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a data set with 46 training images of 4 classes in shards of about 10, made once; do not change it."""
-    uri = tmp_path_factory.mktemp("tiny") / "shards"
+def make_tiny(uri: str) -> None:
+    """Writes the tiny data set: 46 training images of 4 classes in shards of about 10."""
     write_dataset(
-        str(uri),
+        uri,
         name="tiny",
         classes=["ant", "bee", "cat", "dog"],
         attributes=["day", "night"],
@@ -53,6 +51,13 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
         provenance={"source": "tests"},
         shard_size=10,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of the tiny data set, made once; do not change it."""
+    uri = tmp_path_factory.mktemp("tiny") / "shards"
+    make_tiny(str(uri))
     return str(uri)
 
 

@@ -13,7 +13,7 @@ from ltcore.config import cli
 from ltcore.errors import ConfigError
 from ltcore.runtime import launch
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 SPACE = {
     "sweep.space.objective.terms.lpa.weight": "null",
