@@ -20,6 +20,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial closes its W&B run before its process is reused
     "TUNE_GLOBAL_CHECKPOINT_S": "10",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own lets fit() return as if the search had ended
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "GLOG_minloglevel": "2",
 }

@@ -187,7 +187,6 @@ def _tune_on(
     run = Sweep(setup, fields, board)
     run.fields["epochs"] = base.train.epochs
     result = run.run()
-    run.report()
     show_result(result, uri, age=False)
     return result
 

@@ -15,7 +15,7 @@ import ray
 
 from ltcore.config.load import dump, from_dict, override
 from ltcore.config.schema import RunConfig, SweepConfig
-from ltcore.data.storage import is_local, join, open_fs, write_bytes_atomic
+from ltcore.data.storage import is_local, join, write_bytes_atomic
 from ltcore.errors import LtcoreError, StallError
 from ltcore.evaluation.paired import paired_difference
 from ltcore.objective.registry import TERMS
@@ -79,6 +79,7 @@ class Sweep:
         }
         self.fields |= {
             "status": "running",
+            "reason": "",
             "num_trials": setup.sweep.size,
             "hardware": describe_hardware() | {"cluster": setup.cluster.describe()},
             "engine": setup.engine,
@@ -100,6 +101,7 @@ class Sweep:
             if self.setup.sweep.retrain_seeds and not self.watch.stop_wanted:
                 self.retrain()
             self.fields["status"] = "stopped" if self.watch.out_of_time.is_set() else "finished"
+            self.report()
         except BaseException as error:
             self.fields["status"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             self.fields["reason"] = f"{type(error).__name__}: {error}"
@@ -333,18 +335,15 @@ class Sweep:
 
     # ---- report
 
-    def report(self) -> str:
-        """Writes report.html beside sweep.json, and the sweep's own W&B run. Returns where the report lies."""
+    def report(self) -> None:
+        """Writes report.html beside sweep.json, and the sweep's own W&B run."""
+        self.save()
         with self.board.stage("report"), tempfile.TemporaryDirectory() as scratch:
             folder = local_copy(self.setup.uri, Path(scratch))
             path = write_report(folder)
-            uri = join(self.setup.uri, "report.html")
             if not is_local(self.setup.uri):
-                write_bytes_atomic(uri, path.read_bytes())
-            self._log_sweep(Path(open_fs(self.setup.uri)[1]) if is_local(self.setup.uri) else Path(scratch), path)
-        self.fields["stages"] = {k: round(v, 1) for k, v in self.board.stages.items()}
-        self.save()
-        return uri
+                write_bytes_atomic(join(self.setup.uri, "report.html"), path.read_bytes())
+            self._log_sweep(folder, path)
 
     def _log_sweep(self, folder: Path, report: Path) -> None:
         cfg = self.setup.base
