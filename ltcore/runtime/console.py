@@ -21,6 +21,7 @@ class EpochLines:
     def __init__(self, ctx: RunContext, epochs: int) -> None:
         self._ctx, self._epochs = ctx, epochs
         self.engine, self.rank, self.world, self.device = ctx.engine, ctx.rank, ctx.world, ctx.device
+        self.checkpoint_every_epoch = ctx.checkpoint_every_epoch
         self._began: tuple[float, int] | None = None
         self._printed = 0.0
 

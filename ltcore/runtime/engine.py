@@ -102,6 +102,7 @@ class _TrainContext:
     """A Ray Train worker."""
 
     engine = "train"
+    checkpoint_every_epoch = False
 
     def __init__(self, train: Any, job: Job) -> None:
         from ray.train.torch import get_device

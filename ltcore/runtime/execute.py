@@ -67,7 +67,7 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     cfg = from_dict(job.config)
     torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
     mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
-    info = RunInfo(**job.info)
+    info = RunInfo(**{**job.info, "hot": tuple(job.info.get("hot", ()))})
     if ctx.rank == 0:
         mirror.local.mkdir(parents=True, exist_ok=True)
     mirror.pull()
@@ -135,6 +135,7 @@ class _Mirrored:
     def __init__(self, ctx: RunContext, mirror: Mirror) -> None:
         self._ctx, self._mirror = ctx, mirror
         self.engine, self.rank, self.world, self.device = ctx.engine, ctx.rank, ctx.world, ctx.device
+        self.checkpoint_every_epoch = ctx.checkpoint_every_epoch
 
     def report(self, metrics: Any, checkpoint: Path | None) -> None:
         if self.rank == 0:

@@ -19,6 +19,7 @@ from ltcore.runtime.engine import Scaling
 from ltcore.runtime.execute import Job, execute, forget
 from ltcore.runtime.files import load_json
 from ltcore.training.context import LocalContext
+from ltcore.training.fit import StopRequested
 
 DEFAULT_STORAGE = Path.home() / "ltcore-runs"
 
@@ -83,8 +84,11 @@ def train(args: TrainArgs) -> dict[str, Any]:
     if args.engine in ("auto", "inline") and args.workers is None and cfg.data.tier != "stream":
         from ltcore.runtime.console import EpochLines
 
-        with LocalContext() as ctx:
-            return execute(job, EpochLines(ctx, cfg.train.epochs)) | {"run_uri": run_uri}
+        try:
+            with LocalContext() as ctx:
+                return execute(job, EpochLines(ctx, cfg.train.epochs)) | {"run_uri": run_uri}
+        except StopRequested as stop:
+            raise KeyboardInterrupt(str(stop)) from None
     return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
 
 

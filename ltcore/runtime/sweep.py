@@ -98,7 +98,9 @@ class Sweep:
         try:
             self.search()
             self.choose()
-            if self.setup.sweep.retrain_seeds and not self.watch.stop_wanted:
+            if self.setup.sweep.search == "pbt":
+                self._tell_schedule()
+            elif self.setup.sweep.retrain_seeds and not self.watch.stop_wanted:
                 self.retrain()
             self.fields["status"] = "stopped" if self.watch.out_of_time.is_set() else "finished"
             self.report()
@@ -188,6 +190,7 @@ class Sweep:
                     "epochs_done": record["epochs_done"],
                     "best": record["best"].get(metric),
                     "last": record["last"].get(metric),
+                    **({"schedule": record["schedule"]} if "schedule" in record else {}),
                 }
             )
         self.fields["trials"] = trials
@@ -207,6 +210,14 @@ class Sweep:
         shown = ", ".join(f"{key}={value}" for key, value in winner["params"].items())
         self.board.say(f"winner on validation: trial {winner['id']} ({100 * winner['last']:.1f}%): {shown}")
         self.save()
+
+    def _tell_schedule(self) -> None:
+        """Population-based training ends with a course of values, which a retrain with one value would not repeat."""
+        winner = next(t for t in self.fields["trials"] if t["id"] == self.fields["winner"])
+        self.board.say("the winner is a schedule, not one setting, so it is not retrained; it held")
+        for part in winner["schedule"]:
+            shown = ", ".join(f"{key}={value}" for key, value in part.items() if key != "images_seen")
+            self.board.say(f"  from image {part['images_seen']:,} on: {shown}")
 
     # ---- retrain and test
 

@@ -25,6 +25,7 @@ class TaskContext:
     engine = "trial"
     rank = 0
     world = 1
+    checkpoint_every_epoch = False
 
     def __init__(self, job: Job) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +46,7 @@ class TrialContext(TaskContext):
 
     def __init__(self, job: Job, keep_checkpoints: bool) -> None:
         super().__init__(job)
-        self._keep = keep_checkpoints
+        self.checkpoint_every_epoch = keep_checkpoints
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         super().report(metrics, checkpoint)
@@ -53,7 +54,7 @@ class TrialContext(TaskContext):
             return
         from ray import tune
 
-        handed = tune.Checkpoint.from_directory(str(checkpoint)) if self._keep and checkpoint else None
+        handed = tune.Checkpoint.from_directory(str(checkpoint)) if self.checkpoint_every_epoch and checkpoint else None
         tune.report(dict(metrics), checkpoint=handed)
 
 
@@ -68,7 +69,13 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         config=dump(override(from_dict(plan["config"]), {**config, "name": f"trial-{trial}"})),
         data_uri=plan["data_uri"],
         run_uri=join(plan["sweep_uri"], "trials", trial),
-        info={"id": f"{plan['id_prefix']}-{trial}", "kind": "trial", "group": plan["group"], "test": False},
+        info={
+            "id": f"{plan['id_prefix']}-{trial}",
+            "kind": "trial",
+            "group": plan["group"],
+            "test": False,
+            "hot": plan["hot"],
+        },
         cpus=scaling.cpus_per_worker,
         pulse=plan["pulse"],
         shown_as=f"trial {trial}",

@@ -122,8 +122,11 @@ def _read_tensors(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: str) -> None:
-    """Refuses to continue a run with another configuration or on other data; names the first differences."""
+def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, hot: tuple[str, ...] = ()) -> None:
+    """Refuses to continue a run with another configuration or on other data; names the first differences.
+
+    ``hot`` keys may differ, and what does not change the training (FREE_TO_CHANGE).
+    """
     if checkpoint.meta["data_hash"] != data_hash:
         raise CheckpointError(
             f"{checkpoint.path} was trained on data {checkpoint.meta['data_hash'][:12]}, now data.uri leads to {data_hash[:12]}. "
@@ -132,7 +135,7 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: st
     differences = [
         f"{key}: {checkpoint.meta['config'].get(key)!r} there, {config.get(key)!r} now"
         for key in sorted(set(config) | set(checkpoint.meta["config"]))
-        if not key.startswith(FREE_TO_CHANGE) and checkpoint.meta["config"].get(key) != config.get(key)
+        if not key.startswith((*FREE_TO_CHANGE, *hot)) and checkpoint.meta["config"].get(key) != config.get(key)
     ]
     if differences:
         raise CheckpointError(

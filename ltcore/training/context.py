@@ -21,6 +21,8 @@ class RunContext(Protocol):
     rank: int
     world: int
     device: torch.device
+    checkpoint_every_epoch: bool
+    """Whether whoever takes the reports wants a checkpoint with each (population-based training hands them around)."""
 
     def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
         """Hands the metrics of a finished epoch upwards. Called by every rank, equally often."""
@@ -38,6 +40,7 @@ class LocalContext(AbstractContextManager["LocalContext"]):
     engine = "inline"
     rank = 0
     world = 1
+    checkpoint_every_epoch = False
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -51,6 +51,8 @@ class Progress:
     """Metrics of the epoch with the best ``train.select``, with its ``epoch``."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the loss parts over the steps of the unfinished epoch."""
+    schedule: list[dict[str, Any]] = field(default_factory=list)
+    """Values of the hot keys, each with the ``images_seen`` from which they held."""
 
 
 class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
@@ -86,6 +88,7 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         self._resume()
+        self._note_schedule()
         metrics: dict[str, Any] = dict(self.record.fields.get("last", {}))
         while self.at.epoch < self.cfg.train.epochs:
             metrics = self._epoch()
@@ -94,6 +97,17 @@ class _Run:
             fields |= self._test()
         self.record.update(**fields)
         return self.record.fields
+
+    def _note_schedule(self) -> None:
+        """Adds the hot keys' present values to the schedule where they differ from the last."""
+        if not self.info.hot:
+            return
+        keys = flat(self.cfg)
+        now = {key: keys[key] for key in self.info.hot}
+        last = self.at.schedule[-1] if self.at.schedule else {}
+        if any(last.get(key) != value for key, value in now.items()):
+            self.at.schedule.append({"images_seen": self.at.images_seen, **now})
+        self.record.update(schedule=self.at.schedule)
 
     def _epoch(self) -> dict[str, Any]:
         cfg, at = self.cfg, self.at
@@ -140,7 +154,8 @@ class _Run:
         if self._is_best(metrics):
             at.best = dict(metrics)
             self._save("best")
-        due = time.monotonic() - self.saved_at > cfg.train.checkpoint_every_s or at.epoch == cfg.train.epochs
+        late = time.monotonic() - self.saved_at > cfg.train.checkpoint_every_s
+        due = late or at.epoch == cfg.train.epochs or self.ctx.checkpoint_every_epoch
         if dist.broadcast_object(due):
             self._save("last")
         self.log.log(metrics, at.step)
@@ -266,7 +281,7 @@ class _Run:
         """Rank 0 finds and reads the checkpoint; the others get it from there, so no rank needs to see its disk."""
         state = None
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
-            ckpt.check_same_run(found, flat(self.cfg), self.feed.store.manifest.hash)
+            ckpt.check_same_run(found, flat(self.cfg), self.feed.store.manifest.hash, self.info.hot)
             state = found.train_state()
         state = dist.broadcast_object(state)
         if state is not None:

@@ -21,6 +21,8 @@ class RunInfo:
     """Sweep the run belongs to, or ''."""
     test: bool = True
     """Evaluate the test splits once, at the end. Trials of a sweep never do."""
+    hot: tuple[str, ...] = ()
+    """Dotted keys that may change from one start to the next (population-based training); their course is recorded."""
 
 
 class RunRecord:
