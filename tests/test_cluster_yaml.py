@@ -30,7 +30,7 @@ def test_it_installs_the_ray_of_this_checkout() -> None:
 
 
 def test_the_head_holds_the_drivers_and_gpus_come_and_go() -> None:
-    from ltcore.runtime.sweep import DRIVER_RESOURCE
+    from ltcore.runtime.cluster import DRIVER_RESOURCE
 
     types = config()["available_node_types"]
     assert types[config()["head_node_type"]]["resources"][DRIVER_RESOURCE] >= 100

@@ -30,6 +30,8 @@ LOCAL = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+DRIVER_RESOURCE = "trial_driver"
+"""Custom resource of the head node in cluster.yaml: drivers stay where no spot notice can take them away."""
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
 
 
@@ -46,6 +48,8 @@ class Cluster:
     nodes: int
     address: str
     dashboard: str
+    holds_drivers: bool = False
+    """A node offers DRIVER_RESOURCE: drivers of trials go there."""
 
     def describe(self) -> str:
         where = "local Ray" if self.local else f"cluster {self.address} ({self.nodes} nodes)"
@@ -116,6 +120,7 @@ def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
         nodes=len(alive),
         address=context.gcs_address,
         dashboard=ray._private.worker.get_dashboard_url() or "",
+        holds_drivers=total.get(DRIVER_RESOURCE, 0) > 0,
     )
 
 

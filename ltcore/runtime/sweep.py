@@ -21,7 +21,7 @@ from ltcore.evaluation.paired import paired_difference
 from ltcore.objective.registry import TERMS
 from ltcore.runtime.board import Board
 from ltcore.runtime.capacity import Demand
-from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
 from ltcore.runtime.engine import Scaling
 from ltcore.runtime.execute import Job
 from ltcore.runtime.files import load_json, local_copy, save_json, subdirectories
@@ -35,8 +35,6 @@ from ltcore.tracking.tracker import TrackerOptions, open_tracker
 from ltcore.training.hardware import describe_hardware
 
 TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
-DRIVER_RESOURCE = "trial_driver"
-"""Custom resource of the head node: drivers of trials stay where no spot instance can take them away."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class Sweep:
                 engine=setup.engine,
                 total_images=setup.base.train.epochs * setup.images_per_epoch,
                 concurrent=setup.concurrent,
-                driver_resource="" if setup.cluster.local else DRIVER_RESOURCE,
+                driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
                 failures=0 if setup.cluster.local else 3,
             )
             run_search(plan, Listener(self._trial_ended, lambda: self.watch.stop_wanted), setup.debug)
@@ -292,7 +290,7 @@ class Sweep:
         options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
         if engine == "train":  # the task only drives; its workers reserve what they need
             options = {"num_cpus": 0, "num_gpus": 0}
-            if not self.setup.cluster.local:
+            if self.setup.cluster.holds_drivers:
                 options["resources"] = {DRIVER_RESOURCE: 0.01}
         return run_job.options(**options).remote(job.plain(), engine, scaling.plain())
 

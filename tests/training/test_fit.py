@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ltcore.errors import ConfigError, NumericError
+from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext
 from ltcore.training.fit import StopRequested
@@ -166,3 +166,21 @@ def test_the_model_of_a_checkpoint_predicts(tiny_shards: str, tmp_path: Path) ->
 
     again = evaluate(predictor, tiny_shards, [], [])
     assert again["splits"]["test"]["top1"] == record["test_best"]["test"]["top1"]
+
+
+def test_hot_keys_may_change_between_starts_and_their_course_is_recorded(tiny_shards: str, tmp_path: Path) -> None:
+    hot = ("train.optim.lr",)
+    with pytest.raises(StopRequested):
+        run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(0), hot=hot)
+    record = run(tiny_run(train__optim__lr=0.01), tiny_shards, tmp_path / "run", hot=hot)
+    assert record["schedule"] == [
+        {"images_seen": 0, "train.optim.lr": 0.05},
+        {"images_seen": 40, "train.optim.lr": 0.01},
+    ]
+
+
+def test_other_keys_may_not(tiny_shards: str, tmp_path: Path) -> None:
+    with pytest.raises(StopRequested):
+        run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(0))
+    with pytest.raises(CheckpointError, match=r"train.optim.lr: 0.05 there, 0.01 now"):
+        run(tiny_run(train__optim__lr=0.01), tiny_shards, tmp_path / "run")

@@ -1,0 +1,58 @@
+"""Where a run goes and on which engine: decided and refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ltcore.config.cli import read_tune
+from ltcore.errors import ConfigError
+from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.launch import check_storage, choose_engine, choose_scaling, storage_root
+
+LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
+WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="", dashboard="")
+POOL = Cluster(local=False, cpus=64, real_cpus=64, gpus=8, nodes=9, address="10.0.0.1:6379", dashboard="")
+
+
+def test_a_path_of_one_machine_is_refused_on_a_cluster_and_the_variable_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"9 nodes: set LTCORE_STORAGE .* s3://bucket/runs"):
+        check_storage("/home/me/runs", POOL)
+    check_storage("s3://bucket/runs", POOL)
+    check_storage("/home/me/runs", LAPTOP)
+
+
+def test_storage_is_absolute_because_workers_change_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage_root("runs") == str(tmp_path / "runs")
+    assert storage_root("s3://bucket/runs/") == "s3://bucket/runs"
+    assert Path(storage_root(None)).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("flags", "cluster", "engine"),
+    [
+        ([], LAPTOP, "trial"),
+        ([], WORKSTATION, "trial"),
+        (["--workers", "2"], LAPTOP, "train"),
+        ([], POOL, "train"),
+        (["--engine", "trial"], POOL, "trial"),
+    ],
+)
+def test_auto_stays_in_process_on_one_machine_and_takes_ray_train_elsewhere(
+    flags: list[str], cluster: Cluster, engine: str
+) -> None:
+    assert choose_engine(read_tune("test", flags), cluster) == engine
+
+
+def test_on_a_cluster_every_trial_gets_a_gpu_worker() -> None:
+    scaling = choose_scaling(read_tune("test", []), POOL, "train")
+    assert (scaling.workers, scaling.gpus_per_worker) == (1, 1.0)
+    assert choose_scaling(read_tune("test", ["--workers", "2-4"]), POOL, "train").most == 4
+    assert choose_scaling(read_tune("test", []), LAPTOP, "trial").gpus_per_worker == 0
+
+
+def test_several_workers_need_the_train_engine() -> None:
+    with pytest.raises(ConfigError, match=r"--workers 2-2 needs --engine train"):
+        choose_scaling(read_tune("test", ["--workers", "2", "--engine", "trial"]), LAPTOP, "trial")
