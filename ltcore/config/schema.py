@@ -187,6 +187,7 @@ class RunConfig:
         self._check_accumulation()
         self._check_mixup()
         self._check_experts()
+        self._check_head()
 
     def _check_accumulation(self) -> None:
         if self.train.accumulate == 1:
@@ -228,4 +229,14 @@ class RunConfig:
             raise ValueError(
                 f"model.num_experts={self.model.num_experts} does not go with objective.base={self.objective.base}, "
                 "which takes one vector of logits. Set model.num_experts=1 or choose a base for experts"
+            )
+
+    def _check_head(self) -> None:
+        base = self.objective.base
+        scale = BASES[base].build.cosine_scale(getattr(self.objective.base_options, base))
+        if scale is not None and (self.model.head != "cosine" or self.model.cosine_scale != scale):
+            raise ValueError(
+                f"model.head={self.model.head} with model.cosine_scale={self.model.cosine_scale:g} does not go with "
+                f"objective.base={base}, whose margins are made for cosines times {scale:g}. Set model.head=cosine and "
+                f"model.cosine_scale={scale:g}"
             )

@@ -265,3 +265,9 @@ def test_the_hash_follows_what_determines_the_result(plain):
     assert config_hash(override(plain, {"seed": 1})) != config_hash(plain)
     assert config_hash(override(plain, {"objective.terms.ifl": "on"})) != config_hash(plain)
     assert len(config_hash(plain)) == 16
+
+
+def test_a_loss_with_margins_on_cosines_needs_the_cosine_head() -> None:
+    with pytest.raises(ConfigError, match=r"model.head=linear.*ldam.*Set model.head=cosine and model.cosine_scale=30"):
+        load_run("cifar100_lt_ce", {"objective.base": "ldam"})
+    assert load_run("cifar100_lt_ce", {"objective.base": "ldam", "model.head": "cosine", "model.cosine_scale": 30})
