@@ -17,7 +17,7 @@ from ltcore.config.load import dump, from_dict, override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.storage import is_local, join, write_bytes_atomic
 from ltcore.errors import LtcoreError, StallError
-from ltcore.evaluation.paired import paired_difference
+from ltcore.evaluation.paired import compare
 from ltcore.objective.registry import TERMS
 from ltcore.runtime.board import Board
 from ltcore.runtime.capacity import Demand
@@ -244,27 +244,12 @@ class Sweep:
 
     def _compare(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Paired over seeds, per test split and metric."""
-        records: dict[tuple[str, int], Any] = {
-            (e["role"], e["seed"]): load_json(join(self.setup.uri, e["run_dir"], "run.json")) for e in entries
-        }
-        seeds = sorted({e["seed"] for e in entries})
-        table: dict[str, Any] = {}
-        for split, metrics in records[("winner", seeds[0])]["test"].items():
-            for metric, value in metrics.items():
-                sides = {
-                    role: [records[(role, s)]["test"][split][metric] for s in seeds] for role in ("winner", "baseline")
-                }
-                if value is None or any(v is None for side in sides.values() for v in side):
-                    continue
-                paired = paired_difference(sides["winner"], sides["baseline"])
-                table.setdefault(split, {})[metric] = {
-                    **sides,
-                    "difference": paired.difference,
-                    "low": paired.low,
-                    "high": paired.high,
-                    "distinguishable": paired.distinguishable,
-                }
-        return table
+        tests: dict[str, dict[int, Any]] = {"winner": {}, "baseline": {}}
+        for entry in entries:
+            record = load_json(join(self.setup.uri, entry["run_dir"], "run.json"))
+            assert record is not None, "a finished run has written its record"
+            tests[entry["role"]][entry["seed"]] = record["test"]
+        return compare(tests["winner"], tests["baseline"])
 
     # ---- single runs as Ray tasks
 
