@@ -21,9 +21,9 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     args = cli.read_tune(__doc__)
-    from ltcore.runtime import launch
+    from ltcore.runtime import launch_sweep
 
-    launch.tune(args)
+    launch_sweep.tune(args)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ltcore.config.load import base_run, load_run, load_sweep
+from ltcore.config.load import base_run, dump, load_run, load_sweep
+from ltcore.config.show import run_tree
 from ltcore.config.tree import header, packaged
 
 RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
@@ -18,6 +19,7 @@ def test_what_the_package_brings():
 def test_recipe_loads(name):
     run = load_run(name)
     assert run.name == name
+    assert run_tree(name) == dump(run), "what is shown, and compared with stored sweeps, is what runs"
 
 
 @pytest.mark.parametrize(("name", "file"), [*RECIPES.items(), *SWEEPS.items()])

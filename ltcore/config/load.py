@@ -19,7 +19,7 @@ import yaml
 from ltcore.config import tree as trees
 from ltcore.config.keys import run_keys
 from ltcore.config.schema import RunConfig
-from ltcore.config.sweep_file import read_sweep
+from ltcore.config.sweep_file import read_sweep, sweep_tree
 from ltcore.config.sweep_space import SweepConfig
 from ltcore.config.validate import plain, validate
 from ltcore.errors import ConfigError
@@ -61,25 +61,13 @@ def override(run: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
 
 def dump(run: RunConfig | SweepConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    tree: dict[str, Any] = plain(run)
-    if isinstance(run, SweepConfig):
-        tree["space"] = {key: str(spec) for key, spec in run.space.items()}
+    tree: dict[str, Any] = sweep_tree(run) if isinstance(run, SweepConfig) else plain(run)
     return tree
 
 
 def flat(run: RunConfig) -> dict[str, Any]:
     """Dotted key -> scalar; lists as ``a,b``, a term that is off as one null."""
-    return dict(_flat(dump(run), ""))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((f"{prefix}{name}", ",".join(map(str, value)) if isinstance(value, list) else value))
-    return pairs
+    return trees.flatten(dump(run))
 
 
 def to_yaml(run: RunConfig | SweepConfig) -> str:

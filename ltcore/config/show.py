@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from ltcore.config.keys import run_keys
-from ltcore.config.sweep_file import read_sweep
-from ltcore.config.tree import override, read_recipe
+from ltcore.config.sweep_file import read_sweep, sweep_tree
+from ltcore.config.tree import Tree, override, read_recipe
 from ltcore.config.validate import plain, shape, validate
 
 NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."
@@ -27,12 +27,18 @@ def show_run(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
 def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
     """YAML of a sweep, then of the run that its trials start from."""
     config = read_sweep(sweep, overrides)
-    tree = plain(config) | {"space": {key: str(spec) for key, spec in config.space.items()}}
-    return f"{_yaml(tree)}--- # every trial starts from\n{_run_yaml(config.recipe, config.overrides)}{NOTE}"
+    return (
+        f"{_yaml(sweep_tree(config))}--- # every trial starts from\n{_run_yaml(config.recipe, config.overrides)}{NOTE}"
+    )
+
+
+def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:
+    """What ``dump(load_run(recipe, overrides))`` gives, without the owners' checks and without torch."""
+    return plain(validate(shape("Run"), run_keys(), override(read_recipe(recipe), overrides)))
 
 
 def _run_yaml(recipe: str, overrides: Mapping[str, Any]) -> str:
-    return _yaml(plain(validate(shape("Run"), run_keys(), override(read_recipe(recipe), overrides))))
+    return _yaml(run_tree(recipe, overrides))
 
 
 def _yaml(tree: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ltcore.config.keys import sweep_keys
 from ltcore.config.sweep_space import SweepConfig, parse_space
 from ltcore.config.tree import Tree, lookup, read_file, unknown
-from ltcore.config.validate import validate
+from ltcore.config.validate import plain, validate
 from ltcore.errors import ConfigError
 
 _SWEEP, _SPACE = "sweep.", "sweep.space."
@@ -28,6 +28,11 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
         lookup(key)
     tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}
     return validate(SweepConfig, sweep_keys(), tree, prefix=_SWEEP)
+
+
+def sweep_tree(config: SweepConfig) -> Tree:
+    """The sweep as plain JSON values, its space as people write it."""
+    return plain(config) | {"space": {key: str(spec) for key, spec in config.space.items()}}
 
 
 def _set(tree: Tree, key: str, value: Any) -> None:

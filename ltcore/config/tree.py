@@ -229,3 +229,18 @@ def expected(kind: str) -> str:
         inner = kind.removeprefix("tuple[").split(",")[0]
         return {"float": "numbers such as 0.8,0.9", "int": "whole numbers such as 1,2"}.get(inner, "words such as a,b")
     return " or ".join(words.get(part.strip(), part.strip()) for part in kind.split("|"))
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> scalar; lists as ``a,b``."""
+    return dict(_pairs(tree, ""))
+
+
+def _pairs(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            pairs += _pairs(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", ",".join(map(str, value)) if isinstance(value, list) else value))
+    return pairs

@@ -15,6 +15,9 @@ class DataConfig:
     uri: str = "digits-glt"
     """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source:
     digits-glt, cifar10, cifar100."""
+    train_split: str = "train"
+    """Name of the split that is trained on. ``train_cbl`` of a GLT data set, whose classes are balanced, gives the ALT
+    protocol; shot groups stay those of ``train``."""
     imbalance_factor: float | None = None
     """Largest over smallest class of the training split, >= 1; the class sizes fall exponentially. None keeps the data
     as they are. No effect on shards that are made already, nor on digits-glt, whose imbalance is its own."""
@@ -49,6 +52,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.uri:
             raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
+        if not self.train_split or self.train_split.startswith("test"):
+            raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")
         if self.imbalance_factor is not None and not 1 <= self.imbalance_factor < float("inf"):
             raise ValueError(f"imbalance_factor must be a number >= 1 or null, got {self.imbalance_factor}")
         if self.subset not in SUBSETS:

@@ -88,13 +88,17 @@ class PlanFeed:
 
     @property
     def num_batches(self) -> int:
-        num_rows = self.store.manifest.split("train").num_samples if self.copies_N is None else int(self.copies_N.sum())
+        num_rows = (
+            self.store.manifest.split(self.cfg.train_split).num_samples
+            if self.copies_N is None
+            else int(self.copies_N.sum())
+        )
         return num_rows // self.batch_size
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of one epoch for the present ``copies_N``."""
         return EpochPlan(
-            self.store.manifest.split("train").rows_per_shard,
+            self.store.manifest.split(self.cfg.train_split).rows_per_shard,
             seed=self.seed,
             epoch=epoch,
             batch_size=self.batch_size,
@@ -105,7 +109,7 @@ class PlanFeed:
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         rows = self.plan(epoch).rank_batches(self.rank, start_step)
-        return self._batches("train", rows)
+        return self._batches(self.cfg.train_split, rows)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         num_rows = self.store.manifest.split(split).num_samples
@@ -125,7 +129,7 @@ class PlanFeed:
 
 
 class CacheFeed(PlanFeed):
-    """Gathers batches from the node's canvas cache. A split is decoded when it is first used; ``train`` at once."""
+    """Gathers batches from the node's canvas cache. A split is decoded when it is first used; the training split at once."""
 
     tier = "cache"
 
@@ -133,11 +137,11 @@ class CacheFeed(PlanFeed):
         super().__init__(cfg, uri, **options)
         self._progress = progress
         self._open: dict[str, CanvasCache] = {}
-        self._canvases("train")
+        self._canvases(self.cfg.train_split)
 
     @property
     def bad_samples(self) -> dict[int, str]:
-        return dict(self._canvases("train").bad)
+        return dict(self._canvases(self.cfg.train_split).bad)
 
     def close(self) -> None:
         for opened in self._open.values():
@@ -151,7 +155,7 @@ class CacheFeed(PlanFeed):
                 split,
                 self.canvas,
                 cache_bytes=self.cfg.cache_bytes,
-                max_bad_samples=self.cfg.max_bad_samples,
+                max_bad_samples=self.cfg.max_bad_samples if split == self.cfg.train_split else 0,
                 progress=self._progress,
             )
         return self._open[split]
@@ -179,8 +183,10 @@ class ThreadFeed(PlanFeed):
         """Threads belong to an iterator and end with it; there is nothing else to give up."""
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
+        bad = self._bad if split == self.cfg.train_split else None
+
         def load(step: Rows) -> Batch:
-            canvases = decode_rows(self.store, split, step.index_B, self.canvas, self._bad)
+            canvases = decode_rows(self.store, split, step.index_B, self.canvas, bad)
             return self._batch(split, step, canvases)
 
         threads = min(MAX_THREADS, max(2, torch.get_num_threads()))  # the CPUs that the run gave to this process

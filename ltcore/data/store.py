@@ -219,7 +219,7 @@ def decode_rows(
 ) -> npt.NDArray[np.uint8]:
     """[n, 3, canvas, canvas] uint8 of the samples, in the order asked for.
 
-    An undecodable image is a DataError; with ``bad`` given and in the training split it is noted there and another image
+    An undecodable image is a DataError; with ``bad`` given, for training, it is noted there and another image
     of its class takes its place: the first decodable one in an order keyed by its index, so that all take the same.
     """
     canvases = np.empty((len(index_n), 3, canvas, canvas), np.uint8)
@@ -228,20 +228,20 @@ def decode_rows(
         try:
             canvases[position] = decode_canvas(data, canvas, store.where(split, index))
         except DataError as error:
-            if bad is None or split != "train":
+            if bad is None:
                 raise
             bad.add(index, str(error))
-            canvases[position] = _substitute(store, index, canvas)
+            canvases[position] = _substitute(store, split, index, canvas)
     return canvases
 
 
-def _substitute(store: ShardStore, index: int, canvas: int) -> npt.NDArray[np.uint8]:
-    labels_N = store.labels("train")
+def _substitute(store: ShardStore, split: str, index: int, canvas: int) -> npt.NDArray[np.uint8]:
+    labels_N = store.labels(split)
     same_class = np.flatnonzero(labels_N == labels_N[index])
     for other in sorted(same_class.tolist(), key=lambda other: hash64("substitute", index, other)):
-        where = store.where("train", other)
+        where = store.where(split, other)
         try:
-            return decode_canvas(store.read_rows("train", np.array([other]))[0], canvas, where)
+            return decode_canvas(store.read_rows(split, np.array([other]))[0], canvas, where)
         except DataError:  # bad as well; it is noted when its own turn comes
             continue
-    raise DataError(f"{store.where('train', index)}: no image of class {labels_N[index]} can be decoded.")
+    raise DataError(f"{store.where(split, index)}: no image of class {labels_N[index]} can be decoded.")

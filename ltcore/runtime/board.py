@@ -64,7 +64,7 @@ class Board:
         self.say(text)
 
     def _headline(self) -> str:
-        running = [state for run, state in self._runs.items() if run not in self._ended]
+        running = [state for run, state in self._runs.items() if run not in self._ended and not _at_end(state)]
         rate = sum(state.get("images_per_s", 0.0) for state in running)
         values = [state["val/top1"] for state in self._runs.values() if state.get("val/top1") is not None]
         best = f", best val top-1 so far {100 * max(values):.1f}%" if values else ""
@@ -91,7 +91,7 @@ class Board:
         for name in ("run", "epoch", "seen", "val top-1", "images/s"):
             table.add_column(name, justify="left" if name == "run" else "right")
         for run, state in self._runs.items():
-            if run not in self._ended:
+            if run not in self._ended and not _at_end(state):
                 share = state.get("images_seen", 0) / max(state.get("total_images", 0), 1)
                 value = state.get("val/top1")
                 table.add_row(
@@ -102,3 +102,8 @@ class Board:
                     f"{state.get('images_per_s', 0):,.0f}",
                 )
         return Group(Text(self._headline()), table)
+
+
+def _at_end(state: dict[str, Any]) -> bool:
+    """It has seen all its images; what is left is a matter of seconds, and of the driver taking notice."""
+    return 0 < state.get("total_images", 0) <= state.get("images_seen", 0)

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ltcore.errors import CapacityError
 from ltcore.runtime.cluster import Cluster
-from ltcore.runtime.engine import Scaling
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Workers of one run."""
+
+    workers: int = 1
+    max_workers: int = 0
+    """More than ``workers``: elastic, between the two. 0: exactly ``workers``."""
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+
+    @property
+    def most(self) -> int:
+        return max(self.workers, self.max_workers)
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)

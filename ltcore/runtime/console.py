@@ -6,13 +6,15 @@ import datetime
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ltcore.data.storage import join
-from ltcore.training.context import RunContext
+
+if TYPE_CHECKING:
+    from ltcore.training.context import RunContext
 
 
 class EpochLines:

@@ -5,31 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ltcore.errors import LtcoreError
+from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.execute import Job, execute
 from ltcore.training.record import read_json
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Workers of one run."""
-
-    workers: int = 1
-    max_workers: int = 0
-    """More than ``workers``: elastic, between the two. 0: exactly ``workers``."""
-    cpus_per_worker: int = 1
-    gpus_per_worker: float = 0.0
-
-    @property
-    def most(self) -> int:
-        return max(self.workers, self.max_workers)
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, feed: Feed) ->
         "data": {
             "name": manifest.name,
             "hash": manifest.hash,
-            "num_train": manifest.splits["train"].num_samples,
+            "num_train": manifest.split(cfg.data.train_split).num_samples,
             "classes": list(manifest.classes),
             "shot_groups": list(manifest.shot_groups),
             "tier": feed.tier,

@@ -6,21 +6,22 @@ import hashlib
 import json
 from typing import Any
 
-from ltcore.config.load import dump, flat
-from ltcore.config.schema import RunConfig, SweepConfig
+from ltcore.config.show import run_tree
+from ltcore.config.sweep_file import sweep_tree
+from ltcore.config.sweep_space import SweepConfig
+from ltcore.config.tree import flatten
 from ltcore.errors import ConfigError
 
 
-def identity(sweep: SweepConfig, base: RunConfig, seed: int, data: str) -> dict[str, Any]:
+def identity(sweep: SweepConfig) -> dict[str, Any]:
     """Everything that the result of a sweep depends on, flat: two sweeps with equal identity are the same sweep."""
+    base = flatten(run_tree(sweep.recipe, sweep.overrides))
     fields = {
-        f"sweep.{key}": value for key, value in dump(sweep).items() if key not in ("stall_s", "budget_s", "space")
+        f"sweep.{key}": value for key, value in sweep_tree(sweep).items() if key not in ("stall_s", "budget_s", "space")
     }
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
-    kept = {
-        key: value for key, value in flat(base).items() if not key.startswith(("tracking.", "data.uri", "data.tier"))
-    }
-    return json.loads(json.dumps({**fields, **kept, "seed": seed, "data": data}))
+    kept = {key: value for key, value in base.items() if not key.startswith(("tracking.", "data.uri", "data.tier"))}
+    return json.loads(json.dumps({**fields, **kept, "data": base["data.uri"]}))
 
 
 def identity_hash(fields: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ltcore.config.sweep_space import SpaceSpec, SweepConfig, trial_params
 from ltcore.data.storage import join, open_fs
 from ltcore.errors import ConfigError
-from ltcore.runtime.engine import Scaling
+from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.worker import tune_trial
 
 TUNE_DIR = "tune"

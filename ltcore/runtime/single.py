@@ -11,9 +11,8 @@ import ray
 from ltcore.config.schema import RunConfig
 from ltcore.errors import StallError
 from ltcore.runtime.board import Board
-from ltcore.runtime.capacity import concurrency, demand
+from ltcore.runtime.capacity import Scaling, concurrency, demand
 from ltcore.runtime.cluster import Cluster
-from ltcore.runtime.engine import Scaling
 from ltcore.runtime.execute import Job
 from ltcore.runtime.pulse import NAMESPACE, Pulse, Watch
 from ltcore.runtime.results import result_of

@@ -91,6 +91,7 @@ class RayFeed(ThreadFeed):
         """What a data task needs to know; small but for ``copies_N``."""
         return {
             "uri": self.uri,
+            "split": self.cfg.train_split,
             "canvas": self.canvas,
             "rank": self.rank,
             "cache_bytes": self.cfg.cache_bytes,

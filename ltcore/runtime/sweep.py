@@ -20,9 +20,8 @@ from ltcore.errors import LtcoreError, StallError
 from ltcore.evaluation.paired import compare
 from ltcore.objective.registry import TERMS
 from ltcore.runtime.board import Board
-from ltcore.runtime.capacity import Demand
+from ltcore.runtime.capacity import Demand, Scaling
 from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
-from ltcore.runtime.engine import Scaling
 from ltcore.runtime.execute import Job
 from ltcore.runtime.files import load_json, local_copy, save_json, subdirectories
 from ltcore.runtime.identity import identity_hash

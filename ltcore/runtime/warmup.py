@@ -11,7 +11,7 @@ import torch
 from ltcore.config.load import override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.feed import open_feed
-from ltcore.runtime.engine import Scaling
+from ltcore.runtime.capacity import Scaling
 from ltcore.training.build import build
 from ltcore.training.context import LocalContext
 

@@ -13,8 +13,9 @@ import torch
 
 from ltcore.config.load import dump, from_dict, override
 from ltcore.data.storage import join
+from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import quiet
-from ltcore.runtime.engine import Scaling, fit_with_train, has_validation
+from ltcore.runtime.engine import fit_with_train, has_validation
 from ltcore.runtime.execute import Job, execute
 from ltcore.runtime.pulse import Sender
 

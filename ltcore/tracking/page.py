@@ -46,7 +46,14 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
             if split in test
         ]
         columns = [{"key": f"{split}/{m}", "name": metric_name(m)} for m in metrics]
-        tables.append({"split": split, "name": protocol(split), "columns": columns, "rows": rows})
+        tables.append(
+            {
+                "split": split,
+                "name": protocol(split, next(iter(runs.values())).info)[0],
+                "columns": columns,
+                "rows": rows,
+            }
+        )
     return tables
 
 

@@ -141,8 +141,15 @@ METRICS = {
 }
 
 
-def protocol(split: str) -> str:
-    return PROTOCOLS.get(split, (split, ""))[0]
+ALT = ("ALT", "trained with classes balanced, tested with classes and attributes balanced")
+
+
+def protocol(split: str, info: Mapping[str, Any]) -> tuple[str, str]:
+    """(name, meaning) of a test for what ``run.json`` or ``sweep.json`` says of the training: its split decides."""
+    trained_on = (info.get("identity") or info.get("config") or {}).get("data.train_split", "train")
+    if trained_on == "train_cbl":
+        return ALT if split == "test_gbl" else (split, "trained with classes balanced")
+    return PROTOCOLS.get(split, (split, ""))
 
 
 def metric_name(metric: str) -> str:

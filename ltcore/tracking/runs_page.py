@@ -52,7 +52,7 @@ def _headline(runs: Sequence[StoredRun]) -> str:
         return f"{len(runs)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) + "."
     info = runs[0].info
     done, planned = info.get("epochs_done", 0), info.get("epochs_planned", "?")
-    tests = [f"{protocol(split)} top-1 {percent(m.get('top1'))}" for split, m in runs[0].tests().items()]
+    tests = [f"{protocol(split, info)[0]} top-1 {percent(m.get('top1'))}" for split, m in runs[0].tests().items()]
     return f"{str(info.get('status', 'unknown')).capitalize()} after {done} of {planned} epochs" + (
         f": {', '.join(tests)}." if tests else "."
     )

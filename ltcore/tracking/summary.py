@@ -54,7 +54,7 @@ def verdict(sweep: Sweep) -> Verdict:
     split, metric = found
     delta = difference_of(sweep["comparison"][split][metric])
     kind = "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
-    return Verdict(f"In {protocol(split)} {metric_name(metric)} the winner is {sentence(delta)}.", kind)
+    return Verdict(f"In {protocol(split, sweep)[0]} {metric_name(metric)} the winner is {sentence(delta)}.", kind)
 
 
 def count_text(sweep: Sweep) -> str:
@@ -115,7 +115,7 @@ def summary_lines(sweep: Sweep) -> list[str]:
         cell = sweep["comparison"][split].get("top1")
         if cell is not None:
             lines.append(
-                f"{protocol(split)} ({split}) top-1: winner {mean_sd(cell['winner'])}, "
+                f"{protocol(split, sweep)[0]} ({split}) top-1: winner {mean_sd(cell['winner'])}, "
                 f"baseline {mean_sd(cell['baseline'])}."
             )
     return lines + next_steps(sweep)

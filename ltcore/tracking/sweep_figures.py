@@ -34,9 +34,9 @@ def sweep_figures(sweep: StoredSweep, data: Mapping[str, Any]) -> dict[str, str]
         found["curves"] = figures.curves(lines, metric_name(info["metric"]), "curves")
     comparison = {s: info["comparison"][s] for s in ordered_splits(info.get("comparison") or {})}
     if comparison:
-        found["bars"] = figures.group_bars({_title(s): _bars(cells) for s, cells in comparison.items()}, "bars")
+        found["bars"] = figures.group_bars({_title(s, info): _bars(cells) for s, cells in comparison.items()}, "bars")
         found["differences"] = figures.differences(
-            {_title(s): _differences(cells) for s, cells in comparison.items()}, "differences"
+            {_title(s, info): _differences(cells) for s, cells in comparison.items()}, "differences"
         )
     means = class_means(sweep)
     if means:
@@ -45,8 +45,9 @@ def sweep_figures(sweep: StoredSweep, data: Mapping[str, Any]) -> dict[str, str]
     return found
 
 
-def _title(split: str) -> str:
-    return split if split == protocol(split) else f"{protocol(split)} ({split})"
+def _title(split: str, info: Mapping[str, Any]) -> str:
+    name, _ = protocol(split, info)
+    return split if split == name else f"{name} ({split})"
 
 
 def _curves(sweep: StoredSweep) -> list[Curve]:

@@ -12,7 +12,6 @@ from ltcore.evaluation.paired import points
 from ltcore.tracking.page import config_rows, duration, machine, table_of_tests
 from ltcore.tracking.records import (
     METRICS,
-    PROTOCOLS,
     Retrain,
     StoredSweep,
     difference_of,
@@ -82,7 +81,9 @@ def _tiles(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[s
     if found is not None:
         cell = info["comparison"][found[0]][found[1]]
         remark = f"baseline {mean_sd(cell['baseline'])}, {len(cell['winner'])} seeds"
-        tiles.append((f"{protocol(found[0])} {metric_name(found[1])} of the winner", mean_sd(cell["winner"]), remark))
+        tiles.append(
+            (f"{protocol(found[0], info)[0]} {metric_name(found[1])} of the winner", mean_sd(cell["winner"]), remark)
+        )
     if winner is not None:
         baseline = validation(sweep.baseline, info["metric"])
         tiles.append(
@@ -127,7 +128,7 @@ def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
                 row["interval"] = None if delta.low is None or delta.high is None else _interval(delta.low, delta.high)
                 row["kind"] = "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
             rows.append(row)
-        name, meaning = PROTOCOLS.get(split, (split, ""))
+        name, meaning = protocol(split, sweep.info)
         tables.append({"split": split, "name": name, "meaning": meaning, "rows": rows})
     return tables
 

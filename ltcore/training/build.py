@@ -41,8 +41,8 @@ class Parts:
 def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     """Builds on the CPU (so that initial values do not depend on the device), then moves."""
     manifest = feed.store.manifest
-    stats = manifest.stats("train")
-    num_train = manifest.splits["train"].num_samples
+    stats = manifest.stats(cfg.data.train_split)
+    num_train = manifest.split(cfg.data.train_split).num_samples
     net, objective = build_modules(cfg, len(manifest.classes), stats, num_train)
     if cfg.augment.mixup_alpha > 0:
         objective.check_mix()

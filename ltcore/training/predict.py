@@ -23,7 +23,7 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import confusion, split_metrics
 
 PROTOCOLS = {"clt": "test_cbl", "alt": "test_gbl", "glt": "test_gbl"}
-"""Test split of each GLT protocol. ALT is GLT's test for a model trained on ``train_cbl`` (Tang et al., ECCV 2022)."""
+"""Test split of each GLT protocol (Tang et al., ECCV 2022): ALT for models trained on ``train_cbl``, else CLT and GLT."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
                 f"has {len(manifest.classes)} ({', '.join(manifest.classes[:3])}, ...): they must be the same, in the same order."
             )
         wanted = (
-            list(splits) or [PROTOCOLS[p] for p in protocols] or [s for s in manifest.splits if s.startswith("test")]
+            list(splits)
+            or [_test_of(p, predictor.config.data.train_split) for p in protocols]
+            or [s for s in manifest.splits if s.startswith("test")]
         )
         missing = [split for split in wanted if split not in manifest.splits]
         if missing:
@@ -107,6 +109,16 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
         return {"checkpoint": str(predictor.path), "data": data_uri, "data_hash": manifest.hash, "splits": result}
     finally:
         feed.close()
+
+
+def _test_of(protocol: str, train_split: str) -> str:
+    if (protocol == "alt") != (train_split == "train_cbl"):
+        fits = "alt" if train_split == "train_cbl" else "clt, glt"
+        raise ConfigError(
+            f"--protocol {protocol} does not go with a model trained on split {train_split!r} (use {fits}): ALT is for "
+            "models trained with data.train_split=train_cbl, CLT and GLT for those trained on the long-tailed classes."
+        )
+    return PROTOCOLS[protocol]
 
 
 def _local(uri: str) -> Path:

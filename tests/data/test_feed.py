@@ -252,3 +252,21 @@ def test_a_class_without_a_single_good_image(spoiled: Callable[..., str]) -> Non
 def test_configuration_errors_start_with_the_field(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words}"):
         DataConfig(**change)
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_another_split_can_be_trained_on(tier: str, tiny_shards: str) -> None:
+    feed = open_tier(tiny_shards, tier, train_split="val")
+    seen = torch.cat([batch.index_B for batch in feed.train_batches(0)])
+    assert (feed.num_batches, len(seen.unique()), int(seen.max())) == (1, 8, 11)
+    label_of = dict(enumerate(feed.store.labels("val").tolist()))
+    for batch in feed.train_batches(1):
+        assert batch.labels_B.tolist() == [label_of[i] for i in batch.index_B.tolist()]
+    feed.close()
+
+
+def test_a_test_split_is_not_trained_on_and_a_missing_one_is_named(tiny_shards: str) -> None:
+    with pytest.raises(ValueError, match="train_split must name a split that is not a test"):
+        DataConfig(train_split="test")
+    with pytest.raises(DataError, match=r"no split 'train_cbl'.*It has: train, val, test"):
+        open_tier(tiny_shards, "threads", train_split="train_cbl")

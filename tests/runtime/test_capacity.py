@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ltcore.errors import CapacityError
-from ltcore.runtime.capacity import concurrency, demand
+from ltcore.runtime.capacity import Scaling, concurrency, demand
 from ltcore.runtime.cluster import Cluster
-from ltcore.runtime.engine import Scaling
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
 POOL = Cluster(local=False, cpus=40, real_cpus=40, gpus=8, nodes=5, address="", dashboard="")

@@ -9,7 +9,7 @@ import pytest
 from ltcore.config.cli import read_tune
 from ltcore.errors import ConfigError
 from ltcore.runtime.cluster import Cluster
-from ltcore.runtime.launch import check_storage, choose_engine, choose_scaling, storage_root
+from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
 WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="", dashboard="")

@@ -11,7 +11,7 @@ import pytest
 
 from ltcore.config import cli
 from ltcore.errors import ConfigError
-from ltcore.runtime import launch
+from ltcore.runtime import launch_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -48,7 +48,7 @@ def arguments(uri: str, storage: Path, *flags: str, **changes: str) -> list[str]
 
 
 def tune(uri: str, storage: Path, *flags: str, **changes: str) -> dict[str, Any]:
-    return launch.tune(cli.read_tune("test", arguments(uri, storage, *flags, **changes)))
+    return launch_sweep.tune(cli.read_tune("test", arguments(uri, storage, *flags, **changes)))
 
 
 def runs(storage: Path, place: str) -> dict[str, dict[str, Any]]:

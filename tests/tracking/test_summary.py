@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ltcore.evaluation.paired import paired_difference
-from ltcore.tracking.records import metric_name, primary, range_text, short_names, value_text
+from ltcore.tracking.records import metric_name, primary, protocol, range_text, short_names, value_text
 from ltcore.tracking.summary import count_text, mean_sd, next_steps, ranked_table, summary_lines, verdict
 from tests.tracking.fake_sweep import make_sweep
 
@@ -121,3 +121,10 @@ def test_words() -> None:
     assert metric_name("attribute/red/macro_precision") == "attribute red macro precision"
     assert mean_sd([0.5]) == "50.0%"
     assert mean_sd([0.5, 0.6]) == "55.0 ± 7.1%"
+
+
+def test_a_test_is_named_after_what_was_trained_on() -> None:
+    long_tailed, balanced = {"config": {"data.train_split": "train"}}, {"identity": {"data.train_split": "train_cbl"}}
+    assert [protocol("test_gbl", info)[0] for info in (long_tailed, balanced, {})] == ["GLT", "ALT", "GLT"]
+    assert protocol("test_cbl", long_tailed)[0] == "CLT"
+    assert protocol("test_cbl", balanced)[0] == "test_cbl"

@@ -166,6 +166,10 @@ def test_the_model_of_a_checkpoint_predicts(tiny_shards: str, tmp_path: Path) ->
 
     again = evaluate(predictor, tiny_shards, [], [])
     assert again["splits"]["test"]["top1"] == record["test_best"]["test"]["top1"]
+    with pytest.raises(
+        ConfigError, match=r"--protocol alt does not go with a model trained on split 'train' \(use clt, glt\)"
+    ):
+        evaluate(predictor, tiny_shards, [], ["alt"])
 
 
 def test_hot_keys_may_change_between_starts_and_their_course_is_recorded(tiny_shards: str, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""``tune_lpa.py``: shows, continues or runs a sweep. What is stored is answered before Ray or torch are imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ltcore.config.cli import TuneArgs
+from ltcore.config.sweep_file import read_sweep
+from ltcore.data.storage import is_local, join
+from ltcore.errors import ConfigError
+from ltcore.runtime.files import load_json
+from ltcore.runtime.identity import identity, refuse_other
+from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
+
+if TYPE_CHECKING:
+    from ltcore.config.schema import RunConfig, SweepConfig
+    from ltcore.runtime.board import Board
+    from ltcore.runtime.cluster import Cluster
+
+
+def tune(args: TuneArgs) -> dict[str, Any]:
+    """``tune_lpa.py``: runs, continues or shows a sweep. Returns the content of its ``sweep.json``."""
+    from ltcore.runtime.console import show_result
+
+    named = read_sweep(args.sweep, args.overrides)
+    root = storage_root(args.storage)
+    uri = join(root, named.name)
+    stored = None if args.fresh else load_json(join(uri, "sweep.json"))
+    if stored is not None:
+        refuse_other(stored, identity(named), uri)
+        if stored["status"] == "finished" and not args.dry_run:
+            show_result(stored, uri, age=True)
+            return stored
+    from ltcore.config.load import base_run, load_sweep
+    from ltcore.runtime.board import Board
+    from ltcore.runtime.cluster import connect, disconnect
+
+    board = Board()
+    sweep = load_sweep(args.sweep, args.overrides)
+    board.say(f"ltcore sweep [bold]{sweep.name}[/bold] of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}")
+    with board.stage("start Ray"):
+        cluster = connect(debug=args.debug)
+        board.say(cluster.describe())
+    try:
+        return _tune_on(args, sweep, base_run(sweep), root, uri, cluster, board)
+    finally:
+        disconnect()
+
+
+def _tune_on(
+    args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, board: Board
+) -> dict[str, Any]:
+    from ltcore.data.manifest import read_manifest
+    from ltcore.runtime.capacity import concurrency, demand
+    from ltcore.runtime.console import show_result
+    from ltcore.runtime.execute import forget
+    from ltcore.runtime.launch import dry_run_text, prepare_data
+    from ltcore.runtime.sweep import Sweep, SweepSetup
+    from ltcore.runtime.warmup import fitted_epochs
+
+    check_storage(root, cluster)
+    engine = choose_engine(args, cluster)
+    if engine == "inline":
+        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
+    scaling = choose_scaling(args, cluster, engine)
+    need = demand(scaling, engine, streams=base.data.tier == "stream")
+    concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
+    board.say(f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time")
+    if cluster.local:
+        from ltcore.runtime.worker import preload
+
+        preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
+    with board.stage("data"):
+        data_uri = prepare_data(
+            base, args.fresh, root=None if is_local(root) else join(root, "datasets"), say=board.say
+        )
+    manifest = read_manifest(data_uri)
+    if args.fresh and not args.dry_run:
+        forget(uri)
+    stored = load_json(join(uri, "sweep.json"))
+    fields = identity(sweep)
+    with board.stage("warm-up"):
+        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, board.say)
+    if args.dry_run:
+        board.say(dry_run_text(base, data_uri))
+        return {}
+    setup = SweepSetup(
+        sweep=sweep,
+        base=base,
+        seed=base.seed,
+        data_uri=data_uri,
+        uri=uri,
+        cluster=cluster,
+        engine=engine,
+        scaling=scaling,
+        need=need,
+        concurrent=concurrent,
+        images_per_epoch=manifest.split(base.data.train_split).num_samples
+        // base.train.batch_size
+        * base.train.batch_size,
+        max_hours=args.max_hours,
+        debug=args.debug,
+    )
+    run = Sweep(setup, fields, board)
+    run.fields["epochs"] = base.train.epochs
+    result = run.run()
+    show_result(result, uri, age=False)
+    return result
