@@ -4,6 +4,7 @@ python -m ltcore methods            losses, terms and networks, with their paper
 python -m ltcore recipes            packaged recipes and sweeps
 python -m ltcore keys [PATTERN]     configuration keys: type, default, meaning
 python -m ltcore show RECIPE [k=v]  a recipe with all defaults, resolved
+python -m ltcore doctor             is every node fit to run? versions, GPUs, disk, storage, data, authentication
 python -m ltcore check              linter, type checker and tests of a source checkout
 """
 
@@ -31,6 +32,10 @@ def main() -> int:
     find.add_argument("pattern", nargs="?", help="part of a key, or a pattern with *")
     show = commands.add_parser("show", help="a resolved recipe")
     show.add_argument("words", nargs="+", metavar="RECIPE key=value")
+    doctor = commands.add_parser("doctor", help="is every node fit to run?")
+    doctor.add_argument("--storage", metavar="URI", help="where results go (default: LTCORE_STORAGE)")
+    doctor.add_argument("--data", metavar="URI", help="shards that must be reachable (default: LTCORE_DATA)")
+    doctor.add_argument("--max-gpus", type=float, metavar="N", help="as for a sweep")
     commands.add_parser("check", help="linter, type checker, tests")
     args = parser.parse_args()
     if args.command == "show":
@@ -42,6 +47,10 @@ def main() -> int:
         print(show_run(recipe, overrides))
     elif args.command == "keys":
         print_keys(args.pattern)
+    elif args.command == "doctor":
+        from ltcore.runtime.examination import examination
+
+        return examination(args.storage, args.data, args.max_gpus)
     elif args.command == "check":
         return check()
     else:

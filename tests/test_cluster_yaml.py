@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 import yaml
 
@@ -18,15 +20,59 @@ def config() -> dict[str, Any]:
     return yaml.safe_load(TEXT)
 
 
-def test_it_passes_rays_own_validation() -> None:
+def on_gcp() -> dict[str, Any]:
+    """The file with what its comments say of GCP put in the place of AWS."""
+    changed = config()
+    changed["provider"] = {
+        "type": "gcp",
+        "region": "us-west1",
+        "availability_zone": "us-west1-a",
+        "project_id": "project",
+    }
+    disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": {"diskSizeGb": 200}}
+    account = [
+        {
+            "email": "ltcore@project.iam.gserviceaccount.com",
+            "scopes": ["https://www.googleapis.com/auth/cloud-platform"],
+        }
+    ]
+    machines = {"head": "n2-standard-4", "gpu": "g2-standard-8", "cpu": "c2-standard-16"}
+    for name, node in changed["available_node_types"].items():
+        node["node_config"] = {"machineType": machines[name], "disks": [disk], "serviceAccounts": account}
+        if name != "head":
+            node["node_config"]["scheduling"] = [{"preemptible": True}]
+    return changed
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_it_passes_rays_own_validation(cloud: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(copy.deepcopy(config())))
+    chosen = config() if cloud == "aws" else on_gcp()
+    assert chosen["provider"]["type"] == cloud
+    validate_config(prepare_config(copy.deepcopy(chosen)))
 
 
-def test_it_installs_the_ray_of_this_checkout() -> None:
-    (wanted,) = re.findall(r"ray\[default,train,tune,data\]==([\d.]+)", TEXT)
-    assert wanted == ray.__version__
+@pytest.mark.parametrize("machine", ["n2-standard-4", "g2-standard-8", "c2-standard-16", "us-west1-a", "preemptible"])
+def test_what_changes_for_gcp_stands_in_it(machine: str) -> None:
+    assert machine in TEXT
+
+
+def test_a_misspelled_key_would_be_noticed() -> None:
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(prepare_config({**config(), "setup_comands": []}))
+
+
+def test_it_installs_what_this_checkout_runs_on() -> None:
+    """uv sync takes the versions of pyproject.toml: Ray refuses to resume what another version of it wrote."""
+    (command,) = (c for c in config()["setup_commands"] if "uv sync" in c)
+    assert "--all-extras" in command and "--no-dev" in command
+    constraints = tomllib.loads((FILE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
+    assert f"ray=={ray.__version__}" in constraints["constraint-dependencies"]
+    assert {"ltcore", "pyproject.toml", "README.md"} == set(config()["file_mounts"].values())
 
 
 def test_the_head_holds_the_drivers_and_gpus_come_and_go() -> None:
@@ -49,7 +95,14 @@ def test_every_ray_start_says_its_authentication_mode() -> None:
         c for key in ("head_start_ray_commands", "worker_start_ray_commands") for c in config()[key] if "ray start" in c
     ]
     assert len(starts) == 2
-    assert all("RAY_AUTH_MODE=" in command for command in starts)
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    assert "export RAY_AUTH_MODE=token" in config()["setup_commands"][0], "and every shell in which drivers start"
+
+
+def test_the_token_is_made_on_the_head_and_readable_by_its_owner_alone() -> None:
+    (command,) = config()["head_setup_commands"]
+    assert "get-auth-token --generate" in command and "chmod 600" in command
+    assert config()["cluster_synced_files"] == ["~/.ray/auth_token"]
 
 
 def test_there_is_no_secret_in_it() -> None:

@@ -37,6 +37,8 @@ class PlaceArgs:
     """Fewest and most Ray Train workers; None: the engine chooses."""
     cpus_per_worker: float | None
     gpus_per_worker: float | None
+    max_gpus: float | None
+    """Most GPUs that runs may hold together; on a cluster that grows by itself also how far it may."""
     storage: str | None
     """Path or URI under which run directories go (``--storage``, else LTCORE_STORAGE); None: the default place."""
     fresh: bool
@@ -65,8 +67,6 @@ class TuneArgs(PlaceArgs):
     """For ``load_sweep``: dotted keys of every run, and ``sweep.`` keys, those given as flags included."""
     max_hours: float | None
     """Most hours that the sweep may take."""
-    max_gpus: float | None
-    """Most GPUs that trials may hold together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,6 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None) -> TuneArgs:
     parser.add_argument("--search", choices=("random", "grid", "tpe", "pbt"), help="search algorithm")
     parser.add_argument("--stall-s", type=_positive, metavar="S", help="seconds of silence after which it gives up")
     parser.add_argument("--max-hours", type=_positive, metavar="H", help="most hours for the whole sweep")
-    parser.add_argument("--max-gpus", type=_positive, metavar="N", help="most GPUs for all trials together")
     _add_run_flags(parser)
     _add_place_flags(parser)
     args = parser.parse_intermixed_args(argv)
@@ -130,9 +129,7 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None) -> TuneArgs:
         from ltcore.config.show import show_sweep
 
         _print_and_exit(lambda: show_sweep(args.sweep, overrides))
-    return TuneArgs(
-        sweep=args.sweep, overrides=overrides, max_hours=args.max_hours, max_gpus=args.max_gpus, **_place(args)
-    )
+    return TuneArgs(sweep=args.sweep, overrides=overrides, max_hours=args.max_hours, **_place(args))
 
 
 def read_evaluate(doc: str | None, argv: Sequence[str] | None = None) -> EvaluateArgs:
@@ -202,6 +199,7 @@ def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_range, metavar="N|MIN-MAX", help="Ray Train workers of a run")
     parser.add_argument("--cpus-per-worker", type=_positive, metavar="N")
     parser.add_argument("--gpus-per-worker", type=_not_negative, metavar="N")
+    parser.add_argument("--max-gpus", type=_not_negative, metavar="N", help="most GPUs that all runs may hold together")
     parser.add_argument("--storage", metavar="URI", help="where run directories go (default: LTCORE_STORAGE)")
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever is stored under this name")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and exit")
@@ -214,6 +212,7 @@ def _place(args: argparse.Namespace) -> dict[str, Any]:
         "workers": args.workers,
         "cpus_per_worker": args.cpus_per_worker,
         "gpus_per_worker": args.gpus_per_worker,
+        "max_gpus": args.max_gpus,
         "storage": args.storage or os.environ.get("LTCORE_STORAGE"),
         "fresh": args.fresh,
         "dry_run": args.dry_run,

@@ -68,7 +68,33 @@ def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
 def exists(uri: str) -> bool:
     """Whether there is a file or folder of that name."""
     filesystem, path = open_fs(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    try:
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    except OSError as error:
+        raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
+
+
+def list_files(uri: str) -> list[str]:
+    """Names, relative to ``uri``, of all files below it; [] where there is nothing."""
+    filesystem, root = open_fs(uri)
+    root = root.rstrip("/")
+    try:
+        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise DataError(f"{uri} cannot be listed: {error}. Check the name and the credentials.") from error
+    return sorted(info.path[len(root) + 1 :] for info in found if info.type == pafs.FileType.File)
+
+
+def remove_folder(uri: str, first: str) -> None:
+    """Removes a folder in an object store with all that is in it; the file ``first`` goes before the others."""
+    filesystem, path = open_fs(uri)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{first}")
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(path)
+    except OSError as error:
+        raise DataError(f"{uri} cannot be removed: {error}. Check permissions.") from error
 
 
 def read_bytes(uri: str) -> bytes:

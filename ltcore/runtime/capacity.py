@@ -53,16 +53,40 @@ def demand(scaling: Scaling, engine: str, streams: bool) -> Demand:
 
 
 def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> int:
-    """How many such runs fit at a time, at least one. Raises CapacityError where not even one does."""
-    gpus = cluster.gpus if max_gpus is None else max_gpus
-    if need.cpus + need.data_cpus > cluster.cpus or need.gpus > gpus:
+    """How many such runs fit at a time, at least one. Raises CapacityError where not even one does.
+
+    Counted with the most that the cluster may become: what the autoscaler allows, else ``max_gpus`` for its GPUs, else the
+    nodes of now. ``max_gpus`` never lets trials hold more than it says.
+    """
+    cpus, gpus = offer(cluster, max_gpus)
+    if need.cpus + need.data_cpus > cpus or need.gpus > gpus:
         raise CapacityError(
-            f"One run needs {need.describe()}; {'this machine' if cluster.local else 'the cluster'} offers "
-            f"{cluster.cpus:g} CPUs and {gpus:g} GPUs, so it could never start. Lower --workers, --cpus-per-worker or "
+            f"One run needs {need.describe()}; {'this machine' if cluster.local else 'the cluster'} offers at most "
+            f"{cpus:g} CPUs and {gpus:g} GPUs, so it could never start. Lower --workers, --cpus-per-worker or "
             "--gpus-per-worker, or use a larger machine."
         )
-    real_cpus = cluster.real_cpus if cluster.local else cluster.cpus
-    fits = [math.floor((real_cpus - (0 if cluster.local else need.data_cpus)) / need.cpus)]
+    real_cpus = cluster.real_cpus if cluster.local else cpus
+    fits = [(real_cpus - (0 if cluster.local else need.data_cpus)) / need.cpus]
     if need.gpus:
-        fits.append(math.floor(gpus / need.gpus))
-    return max(1, min(fits))
+        fits.append(gpus / need.gpus)
+    return max(1, math.floor(min(fits)))
+
+
+def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:
+    """(CPUs, GPUs) to count with. Nodes to come that only ``max_gpus`` knows of bring as many CPUs as a run asks for."""
+    if max_gpus is None:
+        return cluster.most_cpus, cluster.most_gpus
+    if cluster.local or cluster.limits:
+        return cluster.most_cpus, min(max_gpus, cluster.most_gpus)
+    return (math.inf if max_gpus > cluster.gpus else cluster.cpus), max_gpus
+
+
+def basis(cluster: Cluster, max_gpus: float | None) -> str:
+    """What ``concurrency`` counted with, in words; '' on one machine, where there is nothing to guess."""
+    if cluster.local:
+        return ""
+    if cluster.limits:
+        return "by the autoscaler's maximum"
+    if max_gpus is not None:
+        return "by --max-gpus"
+    return "by the nodes of now, because no autoscaler's maximum is known here: --max-gpus N says what may come"

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ltcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ltcore.runtime.autoscaler import Limits
 
 QUIET = {
     # `uv run` would otherwise make Ray ship the working directory and rebuild the environment for every worker.
@@ -32,6 +38,8 @@ LOCAL = {
 }
 DRIVER_RESOURCE = "trial_driver"
 """Custom resource of the head node in cluster.yaml: drivers stay where no spot notice can take them away."""
+FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_")
+SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
 
 
@@ -50,11 +58,22 @@ class Cluster:
     dashboard: str
     holds_drivers: bool = False
     """A node offers DRIVER_RESOURCE: drivers of trials go there."""
+    limits: Limits | None = None
+    """What the autoscaler may let it grow to; None: nothing is known beyond the nodes of now."""
+
+    @property
+    def most_cpus(self) -> float:
+        return max(self.cpus, self.limits.cpus if self.limits else 0.0)
+
+    @property
+    def most_gpus(self) -> float:
+        return max(self.gpus, self.limits.gpus if self.limits else 0.0)
 
     def describe(self) -> str:
-        where = "local Ray" if self.local else f"cluster {self.address} ({self.nodes} nodes)"
+        where = "local Ray" if self.local else f"cluster {self.address} ({self.nodes} node{'s' * (self.nodes > 1)})"
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ", no GPU"
-        return f"{where}: {self.real_cpus} CPUs{gpus}"
+        grows = f"; the autoscaler allows {self.most_cpus:g} CPUs and {self.most_gpus:g} GPUs" if self.limits else ""
+        return f"{where}: {self.real_cpus} CPUs{gpus}{grows}"
 
 
 def quiet() -> None:
@@ -73,7 +92,7 @@ def _set(variables: dict[str, str]) -> None:
 def connect(*, debug: bool = False) -> Cluster:
     """Joins the running cluster (``RAY_ADDRESS``, or a node of one), else starts Ray here."""
     quiet()
-    joining = bool(os.environ.get("RAY_ADDRESS")) or Path("/tmp/ray/ray_current_cluster").exists()
+    joining = bool(os.environ.get("RAY_ADDRESS")) or current_cluster_file().exists()
     _set(REMOTE if joining else LOCAL)
     from ltcore.training.hardware import allocated_cpus
 
@@ -94,7 +113,12 @@ def connect(*, debug: bool = False) -> Cluster:
         # Only a cluster needs this: processes of a local Ray inherit the environment, and start faster without.
         ray.init(address="auto", runtime_env={"env_vars": forwarded_environment()}, **common)
         local = False
-    except ConnectionError:
+    except ConnectionError as error:
+        if joining and on_cluster_node():
+            raise ConfigError(
+                f"This machine belongs to a cluster, but its Ray does not answer ({str(error).splitlines()[0]}). A sweep "
+                "is not started beside it: `ray up` the cluster again, or unset RAY_ADDRESS."
+            ) from None
         ray.init(
             address="local",
             num_cpus=max(4, real),
@@ -108,10 +132,24 @@ def connect(*, debug: bool = False) -> Cluster:
     return _describe(ray, local=local, real=real)
 
 
+def current_cluster_file() -> Path:
+    """Where `ray start` notes the address of this machine's cluster."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+
+
+def on_cluster_node() -> bool:
+    """Whether someone meant this process to run on a cluster: then it must not quietly start a Ray of its own."""
+    from ltcore.runtime.autoscaler import BOOTSTRAP
+
+    return bool(os.environ.get("RAY_ADDRESS")) or BOOTSTRAP.expanduser().exists()
+
+
 def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
     total = ray.cluster_resources()
     alive = [node for node in ray.nodes() if node["Alive"]]
     context = ray.get_runtime_context()
+    from ltcore.runtime.autoscaler import read_limits
+
     return Cluster(
         local=local,
         cpus=total.get("CPU", 0.0),
@@ -121,14 +159,25 @@ def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
         address=context.gcs_address,
         dashboard=ray._private.worker.get_dashboard_url() or "",
         holds_drivers=total.get(DRIVER_RESOURCE, 0) > 0,
+        limits=None if local else read_limits(),
     )
 
 
 def forwarded_environment() -> dict[str, str]:
-    """Variables that every worker needs: tracking and object-store credentials. Never written to a file or a log."""
-    prefixes = ("WANDB_", "AWS_", "LTCORE_")
-    passed = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
+    """Variables that every worker gets through Ray's runtime environment, which Ray also logs: none is a secret."""
+    passed = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED) and not SECRET.search(key)}
     return passed | {key: os.environ[key] for key in (*QUIET, *REMOTE) if key in os.environ}
+
+
+def secret_environment() -> dict[str, str]:
+    """What workers need to log to W&B (``pulse.adopt_secrets``): variables, or a key that ``wandb login`` left here.
+
+    Not the credentials of object stores: every node needs those for itself, also for what Ray does there.
+    """
+    from ltcore.tracking.wandb_sink import find_key
+
+    named = {key: value for key, value in os.environ.items() if key.startswith("WANDB_") and SECRET.search(key)}
+    return named | find_key(os.environ)
 
 
 def disconnect() -> None:

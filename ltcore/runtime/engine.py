@@ -4,6 +4,7 @@ under another engine, number of workers or Ray version."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
-    from ltcore.data.storage import is_local, join, read_bytes
+    from ltcore.data.storage import is_local, join, open_fs, read_bytes
 
     root = storage or job.run_uri
+    filesystem, place = open_fs(join(root, "ray_train" if is_local(root) else ".ray_train"))
     per_worker: dict[str, float] = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         per_worker["GPU"] = scaling.gpus_per_worker
@@ -30,15 +32,17 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={**job.plain(), "cpus": scaling.cpus_per_worker},
-        torch_config=TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo", timeout_s=600),
+        # LTCORE_DIST_BACKEND=gloo: for GPUs that exist in name only, or to see whether NCCL is what hangs.
+        torch_config=TorchConfig(backend=os.environ.get("LTCORE_DIST_BACKEND"), timeout_s=600),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=per_worker
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{job.info['id']}",
-            storage_path=join(root, ".ray_train") if not is_local(root) else join(root, "ray_train"),
+            storage_path=place,
+            storage_filesystem=filesystem,
             callbacks=callbacks,
-            failure_config=FailureConfig(max_failures=2, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=3, controller_failure_limit=3),
         ),
     )
     try:
@@ -49,6 +53,8 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
         record = read_json(Path(job.run_uri) / "run.json")
     else:
         record = json.loads(read_bytes(join(job.run_uri, "run.json")))
+    if record is not None and record["status"] == "failed":
+        raise LtcoreError(record["reason"])
     if record is None:
         raise LtcoreError(
             f"{job.run_uri}/run.json is missing although the workers ended: is the storage shared by all nodes?"
@@ -75,9 +81,18 @@ def train_worker(config: dict[str, Any]) -> None:
     import ray.train
 
     from ltcore.runtime.cluster import quiet
+    from ltcore.runtime.pulse import adopt_secrets
 
     quiet()
-    execute(Job(**config), _TrainContext(ray.train, Job(**config)))
+    adopt_secrets(config["pulse"])
+    context = _TrainContext(ray.train, Job(**config))
+    try:
+        execute(Job(**config), context)
+    except LtcoreError:
+        # Ray Train would start the workers again, only to meet the same error. Alone, the worker has said it in run.json; in
+        # a group the others wait for this one, and only the error ends them.
+        if context.world > 1:
+            raise
 
 
 class _TrainContext:
@@ -89,6 +104,7 @@ class _TrainContext:
     def __init__(self, train: Any, job: Job) -> None:
         from ray.train.torch import get_device
 
+        from ltcore.runtime.observe import Observer
         from ltcore.runtime.pulse import Sender
 
         context = train.get_context()
@@ -97,11 +113,13 @@ class _TrainContext:
         self.device = get_device()
         self._train = train
         self._sender = Sender(job.pulse if self.rank == 0 else "", job.shown_as)
+        self._observer = Observer(job.info["group"] or job.info["id"], job.shown_as, self.rank)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         # Metrics alone: they go on to Tune. The checkpoint already lies in the run directory, on the same storage.
         del checkpoint
         self._sender.epoch(metrics)
+        self._observer.epoch(metrics)
         if not has_validation(metrics):
             return
         self._train.report({key: value for key, value in metrics.items() if value is not None})

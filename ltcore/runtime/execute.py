@@ -11,16 +11,18 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ltcore import dist
 from ltcore.config.load import flat, from_dict, to_yaml
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed, open_feed
 from ltcore.data.storage import cache_root
+from ltcore.runtime.version import check_same_code, code_version
 from ltcore.tracking.tracker import Tracker, TrackerOptions, open_tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import RunContext
@@ -46,6 +48,8 @@ class Job:
     """CPUs given to each worker; 0: all that the process may use."""
     pulse: str = ""
     """Name of the actor that takes signs of life; '' where nobody listens."""
+    code: str = field(default_factory=code_version)
+    """Code of the driver; a node with other code refuses the job."""
     shown_as: str = ""
     """What the run is called on the driver's board."""
 
@@ -64,14 +68,17 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     A run that already finished is not repeated: its stored record comes back. Whatever ends the run early is written into
     ``run.json`` (stopped or failed, with the reason) before it travels on.
     """
+    check_same_code(job.code)
     cfg = from_dict(job.config)
     torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
     mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
     info = RunInfo(**{**job.info, "hot": tuple(job.info.get("hot", ()))})
-    if ctx.rank == 0:
+    done = None
+    if ctx.rank == 0:  # it alone knows the run directory; what it finds is true for all
         mirror.local.mkdir(parents=True, exist_ok=True)
-    mirror.pull()
-    done = read_json(mirror.local / "run.json")
+        mirror.pull()
+        done = read_json(mirror.local / "run.json")
+    done = dist.broadcast_object(done)
     if done is not None and done["status"] == "finished":
         return done
     with _feed(cfg, job, ctx) as feed:
@@ -85,6 +92,8 @@ def _run(cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: F
     if lead:
         (run_dir / "config.yaml").write_text(to_yaml(cfg))
     record.write()
+    if lead:
+        mirror.push()  # from now on this start of the run is known, also to a node that goes on with it
     tracker = open_tracker(
         run_dir=run_dir,
         run_id=info.id,

@@ -34,8 +34,18 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 
 
+_SIZE = "sweep.num_trials"
+
+
+def grows(existing: dict[str, Any], fields: dict[str, Any]) -> bool:
+    """Whether the new sweep is a stored random search with more trials, which then are added to it."""
+    return fields["sweep.search"] == "random" and fields[_SIZE] > existing["identity"][_SIZE]
+
+
 def refuse_other(existing: dict[str, Any], fields: dict[str, Any], uri: str) -> None:
     """The same name with another configuration would mix two sweeps."""
+    if grows(existing, fields):
+        fields = {**fields, _SIZE: existing["identity"][_SIZE]}
     changed = difference(existing["identity"], fields)
     if changed:
         raise ConfigError(

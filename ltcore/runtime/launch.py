@@ -10,9 +10,9 @@ from ltcore.config.load import dump, load_run
 from ltcore.config.schema import RunConfig
 from ltcore.data.manifest import read_manifest
 from ltcore.data.prepare import prepare
-from ltcore.data.storage import join
+from ltcore.data.storage import is_local, join
 from ltcore.errors import CapacityError, ConfigError
-from ltcore.runtime.cluster import connect, disconnect
+from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.execute import Job, execute, forget
 from ltcore.runtime.place import check_storage, choose_scaling, storage_root
 from ltcore.training.context import LocalContext
@@ -29,7 +29,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
     run_uri = join(root, cfg.name)
     if args.fresh and not args.dry_run:
         forget(run_uri)
-    data_uri = prepare_data(cfg, args.fresh, root=None)
+    data_uri = prepare_data(cfg, args.fresh, root=None if is_local(root) else join(root, "datasets"))
     if args.dry_run:
         print(dry_run_text(cfg, data_uri))
         return {}
@@ -40,7 +40,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
         info={"id": cfg.name, "kind": "run", "group": "", "test": True},
     )
     _say(f"{cfg.name}: {cfg.train.epochs} epochs on {read_manifest(data_uri).name}; results in {run_uri}")
-    if args.engine in ("auto", "inline") and args.workers is None and cfg.data.tier != "stream":
+    if not wants_ray(args, cfg):
         from ltcore.runtime.console import EpochLines
 
         try:
@@ -49,6 +49,13 @@ def train(args: TrainArgs) -> dict[str, Any]:
         except StopRequested as stop:
             raise KeyboardInterrupt(str(stop)) from None
     return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
+
+
+def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
+    """Whether a single run goes through Ray: for several workers, for the stream tier, and where a cluster is at hand."""
+    if args.engine != "auto":
+        return args.engine != "inline" or args.workers is not None
+    return args.workers is not None or cfg.data.tier == "stream" or on_cluster_node()
 
 
 def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[
             raise ConfigError(
                 "--engine inline is one process without Ray: leave --workers away, or use --engine train."
             )
-        return run_single(job, cfg, engine, choose_scaling(args, cluster, engine), cluster)
+        return run_single(job, cfg, engine, choose_scaling(args, cluster, engine), cluster, args.max_gpus)
     finally:
         disconnect()
 

@@ -9,7 +9,7 @@ from ltcore.config.sweep_file import read_sweep
 from ltcore.data.storage import is_local, join
 from ltcore.errors import ConfigError
 from ltcore.runtime.files import load_json
-from ltcore.runtime.identity import identity, refuse_other
+from ltcore.runtime.identity import grows, identity, refuse_other
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     stored = None if args.fresh else load_json(join(uri, "sweep.json"))
     if stored is not None:
         refuse_other(stored, identity(named), uri)
-        if stored["status"] == "finished" and not args.dry_run:
+        if stored["status"] == "finished" and not args.dry_run and not grows(stored, identity(named)):
             show_result(stored, uri, age=True)
             return stored
     from ltcore.config.load import base_run, load_sweep
@@ -51,8 +51,9 @@ def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, board: Board
 ) -> dict[str, Any]:
     from ltcore.data.manifest import read_manifest
-    from ltcore.runtime.capacity import concurrency, demand
+    from ltcore.runtime.capacity import basis, concurrency, demand
     from ltcore.runtime.console import show_result
+    from ltcore.runtime.doctor_nodes import check_nodes
     from ltcore.runtime.execute import forget
     from ltcore.runtime.launch import dry_run_text, prepare_data
     from ltcore.runtime.sweep import Sweep, SweepSetup
@@ -65,7 +66,12 @@ def _tune_on(
     scaling = choose_scaling(args, cluster, engine)
     need = demand(scaling, engine, streams=base.data.tier == "stream")
     concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
-    board.say(f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time")
+    counted = basis(cluster, args.max_gpus)
+    board.say(
+        f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time"
+        + (f", {counted}" if counted else "")
+    )
+    check_nodes(cluster, root, "", need, args.max_gpus, board.console)
     if cluster.local:
         from ltcore.runtime.worker import preload
 
@@ -80,7 +86,7 @@ def _tune_on(
     stored = load_json(join(uri, "sweep.json"))
     fields = identity(sweep)
     with board.stage("warm-up"):
-        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, board.say)
+        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, board.say)
     if args.dry_run:
         board.say(dry_run_text(base, data_uri))
         return {}

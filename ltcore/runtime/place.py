@@ -21,19 +21,20 @@ def storage_root(storage: str | None) -> str:
 
 
 def check_storage(root: str, cluster: Cluster) -> None:
-    if cluster.nodes > 1 and is_local(root):
+    if (cluster.nodes > 1 or cluster.limits) and is_local(root):
+        size = f"has {cluster.nodes} nodes" if cluster.nodes > 1 else "adds nodes as they are needed"
         raise ConfigError(
-            f"Storage {root} is a path of one machine, but the cluster has {cluster.nodes} nodes: set LTCORE_STORAGE (or "
+            f"Storage {root} is a path of one machine, but the cluster {size}: set LTCORE_STORAGE (or "
             "--storage) to a place that all nodes reach, such as s3://bucket/runs."
         )
 
 
 def choose_engine(place: PlaceArgs, cluster: Cluster) -> str:
-    """``auto``: in-process trials on one machine with at most one GPU and one worker; Ray Train otherwise."""
+    """``auto``: in-process trials on one machine with at most one GPU and one worker; Ray Train otherwise, and on a cluster."""
     if place.engine != "auto":
         return place.engine
     several = place.workers is not None and place.workers[1] > 1
-    return "train" if several or cluster.gpus > 1 or (not cluster.local and cluster.nodes > 1) else "trial"
+    return "train" if several or cluster.gpus > 1 or not cluster.local else "trial"
 
 
 def choose_scaling(place: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
@@ -42,6 +43,9 @@ def choose_scaling(place: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
         raise ConfigError(f"--workers {low}-{high} needs --engine train: a trial of --engine trial is one process.")
     gpus = place.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if cluster.gpus or (not cluster.local and engine == "train") else 0.0
-    cpus = place.cpus_per_worker if place.cpus_per_worker is not None else 1
+        gpus = 1.0 if cluster.most_gpus or (not cluster.local and (place.max_gpus or 0) > 0) else 0.0
+    cpus = place.cpus_per_worker
+    if cpus is None:
+        # Half of the CPUs beside a GPU; the other half is for data tasks, which find none where workers reserved all.
+        cpus = gpus * cluster.limits.cpus_per_gpu // 2 if cluster.limits else 1
     return Scaling(workers=low, max_workers=high, cpus_per_worker=max(1, math.ceil(cpus)), gpus_per_worker=gpus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,21 +10,46 @@ from typing import Any
 
 import ray
 
+from ltcore.runtime.cluster import secret_environment
+
 NAMESPACE = "ltcore"
 
 
 @ray.remote(num_cpus=0)
 class Pulse:
-    """Latest state of every run that was ever heard of. Holds a few numbers per run."""
+    """Latest state of every run that was ever heard of, a few numbers each; and what only memory may hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: dict[str, str]) -> None:
         self._runs: dict[str, dict[str, Any]] = {}
+        self._secrets = secrets
 
     def beat(self, run: str, state: dict[str, Any]) -> None:
         self._runs[run] = {**self._runs.get(run, {}), **state}
 
+    def secrets(self) -> dict[str, str]:
+        return self._secrets
+
     def snapshot(self) -> dict[str, dict[str, Any]]:
         return self._runs
+
+
+def start_pulse(name: str) -> Any:
+    """The actor of one driver, with the W&B key that its workers may need."""
+    return Pulse.options(name=name, namespace=NAMESPACE).remote(secret_environment())  # type: ignore[attr-defined]
+
+
+def adopt_secrets(pulse: str) -> None:
+    """Takes the driver's W&B key into this process's environment. It travels through memory alone: variables of a
+    runtime environment would end up in Ray's logs on every node."""
+    if not pulse:
+        return
+    try:
+        actor = ray.get_actor(pulse, namespace=NAMESPACE)
+        found: Any = ray.get(actor.secrets.remote(), timeout=60)
+    except (ValueError, ray.exceptions.RayError):  # the driver is gone, and this run with it
+        return
+    for key, value in found.items():
+        os.environ.setdefault(key, value)
 
 
 class Sender:

@@ -16,7 +16,7 @@ from ltcore.config.sweep_space import SpaceSpec, SweepConfig, trial_params
 from ltcore.data.storage import join, open_fs
 from ltcore.errors import ConfigError
 from ltcore.runtime.capacity import Scaling
-from ltcore.runtime.worker import tune_trial
+from ltcore.runtime.worker import TRIAL, trial_name, tune_trial
 
 TUNE_DIR = "tune"
 
@@ -35,12 +35,17 @@ _listening: list[Listener] = []
 class _Callback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         for listener in _listening:
-            listener.on_end(trial.trial_id.rsplit("_", 1)[-1], dict(trial.config), trial.last_result, None)
+            listener.on_end(*_named(trial), trial.last_result, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         for listener in _listening:
             error = trial.get_pickled_error() or trial.get_error()
-            listener.on_end(trial.trial_id.rsplit("_", 1)[-1], dict(trial.config), trial.last_result, error)
+            listener.on_end(*_named(trial), trial.last_result, error)
+
+
+def _named(trial: Any) -> tuple[str, dict[str, Any]]:
+    params = dict(trial.config)
+    return trial_name(trial.trial_id, params), params
 
 
 class _Stopper(tune.Stopper):
@@ -64,6 +69,10 @@ class SearchPlan:
     engine: str
     total_images: int
     concurrent: int
+    points: Sequence[tuple[str, dict[str, Any]]] = ()
+    """(name, parameters) of the trials to run, where they are known beforehand: random and grid search."""
+    folder: str = TUNE_DIR
+    """Tune's directory in the sweep's; a search that goes on after an earlier one ended has one of its own."""
     driver_resource: str = ""
     """Custom resource that holds trial drivers on a stable node; '' takes a hundredth of a CPU anywhere."""
     failures: int = 0
@@ -108,8 +117,11 @@ def searcher(plan: SearchPlan) -> Any:
     """Values known beforehand (random, grid, the start of pbt) are handed to Tune as points; tpe asks Optuna."""
     if plan.sweep.search == "tpe":
         return ConcurrencyLimiter(_optuna(plan), max_concurrent=plan.concurrent)
-    points: Sequence[dict[str, Any]] = trial_params(plan.sweep, plan.seed)
-    return BasicVariantGenerator(points_to_evaluate=[dict(p) for p in points], max_concurrent=plan.concurrent)
+    if plan.sweep.search == "pbt":
+        points = [dict(p) for p in trial_params(plan.sweep, plan.seed)]
+    else:
+        points = [{TRIAL: name, **params} for name, params in plan.points]
+    return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=plan.concurrent)
 
 
 def _optuna(plan: SearchPlan) -> Searcher:
@@ -136,7 +148,10 @@ def run_search(plan: SearchPlan, listener: Listener, debug: bool) -> None:
     else:
         resources = {"CPU": plan.scaling.cpus_per_worker, "GPU": plan.scaling.gpus_per_worker}
     trainable = tune.with_resources(tune.with_parameters(tune_trial, plan=plan.trial), resources)
-    path = join(plan.sweep_uri, TUNE_DIR)
+    path = join(plan.sweep_uri, plan.folder)
+    space = {key: domain(spec) for key, spec in plan.sweep.space.items()}
+    if plan.points:
+        space[TRIAL] = tune.choice([name for name, _ in plan.points])  # every value comes from points_to_evaluate
     filesystem, storage = open_fs(plan.sweep_uri)
     _listening[:] = [listener]
     for name in ("ray.tune", "ray.train"):
@@ -153,12 +168,15 @@ def run_search(plan: SearchPlan, listener: Listener, debug: bool) -> None:
         else:
             tuner = tune.Tuner(
                 trainable,
-                param_space={key: domain(spec) for key, spec in plan.sweep.space.items()},
+                param_space=space,
                 tune_config=tune.TuneConfig(
-                    num_samples=plan.sweep.size, search_alg=searcher(plan), scheduler=scheduler(plan), reuse_actors=True
+                    num_samples=len(plan.points) or plan.sweep.size,
+                    search_alg=searcher(plan),
+                    scheduler=scheduler(plan),
+                    reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    name=TUNE_DIR,
+                    name=plan.folder,
                     storage_path=storage,
                     storage_filesystem=filesystem,
                     callbacks=[_Callback()],

@@ -11,32 +11,36 @@ import ray
 from ltcore.config.schema import RunConfig
 from ltcore.errors import StallError
 from ltcore.runtime.board import Board
-from ltcore.runtime.capacity import Scaling, concurrency, demand
-from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.capacity import Scaling, demand
+from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
+from ltcore.runtime.doctor_nodes import check_nodes
 from ltcore.runtime.execute import Job
-from ltcore.runtime.pulse import NAMESPACE, Pulse, Watch
+from ltcore.runtime.pulse import Watch, start_pulse
 from ltcore.runtime.results import result_of
 from ltcore.runtime.worker import run_job
 
 STALL_S = 300.0
 
 
-def run_single(job: Job, cfg: RunConfig, engine: str, scaling: Scaling, cluster: Cluster) -> dict[str, Any]:
+def run_single(
+    job: Job, cfg: RunConfig, engine: str, scaling: Scaling, cluster: Cluster, max_gpus: float | None
+) -> dict[str, Any]:
     """Runs the job on the cluster and returns its record."""
     need = demand(scaling, engine, streams=cfg.data.tier == "stream")
-    concurrency(need, cluster, max_gpus=None)
     board = Board()
+    check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, board.console)
     board.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
     name = f"pulse-{cfg.name}-{time.time_ns()}"
-    pulse = Pulse.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
-    watch = Watch(pulse, board.update, stall_s=STALL_S, deadline_s=None)
+    watch = Watch(start_pulse(name), board.update, stall_s=STALL_S, deadline_s=None)
     watch.start()
     job = dataclasses.replace(job, pulse=name, shown_as=cfg.name, cpus=scaling.cpus_per_worker)
     inside = engine == "trial"
-    options = {
+    options: dict[str, Any] = {
         "num_cpus": scaling.cpus_per_worker if inside else 0,
         "num_gpus": scaling.gpus_per_worker if inside else 0,
     }
+    if cluster.holds_drivers and not inside:
+        options["resources"] = {DRIVER_RESOURCE: 0.01}
     try:
         with board.stage("train", expected=1):
             ref = run_job.options(**options).remote(job.plain(), engine, scaling.plain())

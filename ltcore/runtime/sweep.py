@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import ray
 
+from ltcore.config import tree as trees
 from ltcore.config.load import dump, from_dict, override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.storage import is_local, join, write_bytes_atomic
@@ -22,16 +24,21 @@ from ltcore.objective.registry import TERMS
 from ltcore.runtime.board import Board
 from ltcore.runtime.capacity import Demand, Scaling
 from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
-from ltcore.runtime.execute import Job
-from ltcore.runtime.files import load_json, local_copy, save_json, subdirectories
+from ltcore.runtime.execute import Job, forget
+from ltcore.runtime.files import load_json, local_copy, save_json
 from ltcore.runtime.identity import identity_hash
-from ltcore.runtime.pulse import NAMESPACE, Pulse, Watch
+from ltcore.runtime.meter import NodeMeter
+from ltcore.runtime.pulse import Watch, start_pulse
 from ltcore.runtime.results import result_of
-from ltcore.runtime.search import Listener, SearchPlan, run_search
+from ltcore.runtime.search import TUNE_DIR, Listener, SearchPlan, run_search
+from ltcore.runtime.trials import collect, known_trials, settled
+from ltcore.runtime.version import code_version
 from ltcore.runtime.worker import run_job
+from ltcore.tracking.records import short_names
 from ltcore.tracking.report import write_report
 from ltcore.tracking.tracker import TrackerOptions, open_tracker
 from ltcore.training.hardware import describe_hardware
+from ltcore.training.mirror import Mirror
 
 TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
 
@@ -73,6 +80,8 @@ class Sweep:
             "config_hash": identity_hash(fields),
             "identity": fields,
             "stages": {},
+            "searches": [],
+            "sizes": [],
         }
         self.fields |= {
             "status": "running",
@@ -81,9 +90,15 @@ class Sweep:
             "hardware": describe_hardware() | {"cluster": setup.cluster.describe()},
             "engine": setup.engine,
         }
+        if setup.sweep.size not in self.fields["sizes"]:  # new, or trials are added to a finished sweep
+            self.fields["sizes"].append(setup.sweep.size)
+            self.fields["identity"] = fields
+        self.meter = NodeMeter(self.fields.get("node_hours", {}))
+        self._cut: set[str] = set()
+        """Trials that the time limit ended."""
         name = f"pulse-{self.fields['config_hash'][:12]}-{time.time_ns()}"
         self.pulse_name = name
-        self._pulse = Pulse.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+        self._pulse = start_pulse(name)
         deadline = None if setup.max_hours is None else setup.max_hours * 3600
         self.watch = Watch(self._pulse, board.update, stall_s=setup.sweep.stall_s, deadline_s=deadline)
 
@@ -92,13 +107,16 @@ class Sweep:
     def run(self) -> dict[str, Any]:
         self.save()
         self.watch.start()
+        self.meter.start()
         try:
-            self.search()
-            self.choose()
-            if self.setup.sweep.search == "pbt":
-                self._tell_schedule()
-            elif self.setup.sweep.retrain_seeds and not self.watch.stop_wanted:
-                self.retrain()
+            with contextlib.suppress(_TimeIsUp):
+                self.search()
+            if self.choose() and not self.watch.out_of_time.is_set():
+                if self.setup.sweep.search == "pbt":
+                    self._tell_schedule()
+                elif self.setup.sweep.retrain_seeds:
+                    with contextlib.suppress(_TimeIsUp):
+                        self.retrain()
             self.fields["status"] = "stopped" if self.watch.out_of_time.is_set() else "finished"
             self.report()
         except BaseException as error:
@@ -107,12 +125,15 @@ class Sweep:
             raise
         finally:
             self.watch.end()
+            self.meter.end()
             self.fields["finished_at"] = _now()
             self.fields["stages"] = {k: round(v, 1) for k, v in self.board.stages.items()}
             self.save()
         return self.fields
 
     def save(self) -> None:
+        self.fields["node_hours"] = self.meter.hours()
+        self.fields["most_nodes"] = max(self.fields.get("most_nodes", 0), self.meter.most_nodes)
         save_json(self.state_uri, self.fields)
 
     # ---- search
@@ -122,80 +143,96 @@ class Sweep:
         with self.board.stage("search", expected=setup.sweep.size + 1):
             job = self._job("baseline", setup.seed, "baseline", "trials/baseline", {})
             baseline = {self._submit(job, setup.engine, setup.scaling): "baseline"}
-            plan = SearchPlan(
-                sweep=setup.sweep,
-                seed=setup.seed,
-                sweep_uri=setup.uri,
-                trial={
-                    "config": dump(setup.base),
-                    "data_uri": setup.data_uri,
-                    "sweep_uri": setup.uri,
-                    "id_prefix": self._id_prefix(),
-                    "group": setup.sweep.name,
-                    "scaling": setup.scaling.plain(),
-                    "engine": setup.engine,
-                    "hot": list(setup.sweep.hot) if setup.sweep.search == "pbt" else [],
-                    "pulse": self.pulse_name,
-                },
-                scaling=setup.scaling,
-                engine=setup.engine,
-                total_images=setup.base.train.epochs * setup.images_per_epoch,
-                concurrent=setup.concurrent,
-                driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
-                failures=0 if setup.cluster.local else 3,
-            )
-            run_search(plan, Listener(self._trial_ended, lambda: self.watch.stop_wanted), setup.debug)
-            self._raise_if_stalled()
+            following = self._next_search()
+            if following is not None:
+                self._search(following)
             while baseline:
                 self._wait_any(baseline)
         self._collect()
 
+    def _next_search(self) -> dict[str, Any] | None:
+        """The search that a dead driver left, which Tune continues; else one over the trials that are not settled."""
+        setup, searches = self.setup, self.fields["searches"]
+        if searches and searches[-1]["status"] == "running":
+            return searches[-1]
+        known = setup.sweep.search in ("random", "grid")
+        left = [name for name in self._points() if not settled(setup.uri, name)] if known else []
+        if searches and not left:
+            return None
+        folder = TUNE_DIR if not searches else f"{TUNE_DIR}-{len(searches) + 1}"
+        searches.append({"folder": folder, "trials": left, "status": "running"})
+        self.save()
+        return searches[-1]
+
+    def _points(self) -> dict[str, dict[str, Any]]:
+        return known_trials(self.setup.sweep, self.setup.seed, self.fields["sizes"])
+
+    def _search(self, following: dict[str, Any]) -> None:
+        setup = self.setup
+        points = self._points() if following["trials"] else {}
+        plan = SearchPlan(
+            sweep=setup.sweep,
+            seed=setup.seed,
+            sweep_uri=setup.uri,
+            trial={
+                "config": dump(setup.base),
+                "data_uri": setup.data_uri,
+                "sweep_uri": setup.uri,
+                "id_prefix": self._id_prefix(),
+                "group": setup.sweep.name,
+                "scaling": setup.scaling.plain(),
+                "engine": setup.engine,
+                "hot": list(setup.sweep.hot) if setup.sweep.search == "pbt" else [],
+                "pulse": self.pulse_name,
+                "code": code_version(),
+            },
+            scaling=setup.scaling,
+            engine=setup.engine,
+            total_images=setup.base.train.epochs * setup.images_per_epoch,
+            concurrent=setup.concurrent,
+            points=[(name, points[name]) for name in following["trials"]],
+            folder=following["folder"],
+            driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
+            failures=0 if setup.cluster.local else 3,
+        )
+        run_search(plan, Listener(self._trial_ended, lambda: self.watch.stop_wanted), setup.debug)
+        self._raise_if_stalled()
+        following["status"] = "cut" if self.watch.out_of_time.is_set() else "ended"
+        self.save()
+
     def _trial_ended(self, trial: str, params: dict[str, Any], result: dict[str, Any], error: Any) -> None:
         self.watch.touch()
-        shown = ", ".join(f"{key.rsplit('.', 2)[-2]}.{key.rsplit('.', 1)[-1]}={value}" for key, value in params.items())
+        names = short_names(params)
+        shown = ", ".join(f"{names[key]}={_shown(value)}" for key, value in params.items())
         seen, whole = result.get("images_seen", 0), self.setup.base.train.epochs * self.setup.images_per_epoch
         value = result.get(self.setup.sweep.metric)
         text = "-" if value is None else f"{100 * value:.1f}%"
-        if error is not None:
-            how = f"[red]failed[/red] ({str(error).strip().splitlines()[-1][:160]})"
+        record = load_json(join(self.setup.uri, "trials", trial, "run.json")) or {}
+        if error is not None or record.get("status") == "failed":
+            reason = str(record.get("reason") or error).strip().splitlines()[-1]
+            how = f"[red]failed[/red] ({reason[:200]})"
         elif seen >= whole:
             how = f"{text} at the end"
+        elif self.watch.out_of_time.is_set():
+            self._cut.add(trial)
+            how = f"{text}, cut by --max-hours after {100 * seen / whole:.0f}%"
         else:
             how = f"{text}, stopped by ASHA after {100 * seen / whole:.0f}%"
         self.board.ended(f"trial {trial}", f"trial {trial}: {shown}: {how}")
 
     def _collect(self) -> None:
         """Reads what every trial came to from its own directory, which also holds after a restart."""
-        trials = []
-        space = list(self.setup.sweep.space)
-        for trial in subdirectories(join(self.setup.uri, "trials")):
-            record = load_json(join(self.setup.uri, "trials", trial, "run.json"))
-            if record is None or record["kind"] != "trial":
-                continue
-            ended_early = record["status"] == "running" or record["status"] == "stopped"
-            if ended_early:
-                record |= {"status": "stopped", "reason": f"ended by the scheduler after epoch {record['epochs_done']}"}
-                save_json(join(self.setup.uri, "trials", trial, "run.json"), record)
-            metric = self.setup.sweep.metric
-            trials.append(
-                {
-                    "id": trial,
-                    "run_dir": f"trials/{trial}",
-                    "status": record["status"],
-                    "reason": record["reason"],
-                    "params": {key: record["config"].get(key) for key in space},
-                    "epochs_done": record["epochs_done"],
-                    "best": record["best"].get(metric),
-                    "last": record["last"].get(metric),
-                    **({"schedule": record["schedule"]} if "schedule" in record else {}),
-                }
-            )
-        self.fields["trials"] = trials
+        out_of_time = self.watch.out_of_time.is_set()
+        self.fields["trials"] = collect(self.setup.uri, self.setup.sweep, self._cut, out_of_time)
         self.save()
 
-    def choose(self) -> None:
-        """The winner: highest validation metric at the end of training, among the trials that reached it."""
+    def choose(self) -> bool:
+        """The winner: highest validation metric at the end of training, among the trials that reached it; False for none
+        because time ran out before."""
         finished = [t for t in self.fields["trials"] if t["status"] == "finished" and t["last"] is not None]
+        if not finished and self.watch.out_of_time.is_set():
+            self.board.say("time is up before a trial reached the end; the same command continues")
+            return False
         if not finished:
             reasons = {t["reason"] for t in self.fields["trials"] if t["status"] == "failed"}
             raise LtcoreError(
@@ -204,9 +241,10 @@ class Sweep:
             )
         winner = max(finished, key=lambda t: (t["last"], t["id"]))
         self.fields |= {"winner": winner["id"], "baseline": "baseline"}
-        shown = ", ".join(f"{key}={value}" for key, value in winner["params"].items())
+        shown = ", ".join(f"{key}={_shown(value)}" for key, value in winner["params"].items())
         self.board.say(f"winner on validation: trial {winner['id']} ({100 * winner['last']:.1f}%): {shown}")
         self.save()
+        return True
 
     def _tell_schedule(self) -> None:
         """Population-based training ends with a course of values, which a retrain with one value would not repeat."""
@@ -231,6 +269,8 @@ class Sweep:
             Path(e["run_dir"]).name: self._job(e["role"], e["seed"], "retrain", e["run_dir"], winner["params"])
             for e in entries
         }
+        for job in jobs.values():
+            _forget_other(job)
         with self.board.stage("retrain", expected=len(jobs)):
             first = f"winner-seed{seeds[0]}"
             if sweep.train_engine_retrain and setup.engine == "trial" and setup.cluster.local:
@@ -309,10 +349,12 @@ class Sweep:
             shown = ", ".join(f"{100 * v:.1f}%" for v in values if v is not None)
             where = f"test top-1 on {' and '.join(tested)}" if tested else "validation top-1"
             self.board.ended(name, f"{name}: {where} {shown}")
-        if self.watch.stalled.is_set():
+        if self.watch.stop_wanted:
             for ref in running:
                 ray.cancel(ref, force=True)
             self._raise_if_stalled()
+            if running:
+                raise _TimeIsUp
 
     def _raise_if_stalled(self) -> None:
         if self.watch.stalled.is_set():
@@ -337,6 +379,7 @@ class Sweep:
             if not is_local(self.setup.uri):
                 write_bytes_atomic(join(self.setup.uri, "report.html"), path.read_bytes())
             self._log_sweep(folder, path)
+            Mirror(join(self.setup.uri, "sweep"), folder / "sweep").close()
 
     def _log_sweep(self, folder: Path, report: Path) -> None:
         cfg = self.setup.base
@@ -367,6 +410,22 @@ class Sweep:
             if field in ("difference", "low", "high")
         }
         tracker.finish({"winner": self.fields.get("winner", ""), **flat_summary}, str(self.fields["status"]))
+
+
+def _forget_other(job: Job) -> None:
+    """Trials that were added may have made another winner: a retrain of the one before makes room."""
+    record = load_json(join(job.run_uri, "run.json"))
+    wanted = {k: v for k, v in trees.flatten(job.config).items() if k.startswith(("objective.", "train.", "seed"))}
+    if record is not None and any(record["config"].get(key) != value for key, value in wanted.items()):
+        forget(job.run_uri)
+
+
+class _TimeIsUp(Exception):  # noqa: N818  (no error)
+    """--max-hours have passed, and runs that were still going were ended."""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _now() -> str:

@@ -57,12 +57,16 @@ def fitted_epochs(
     concurrent: int,
     stored: dict[str, Any] | None,
     scaling: Scaling,
+    local: bool,
     say: Callable[[str], None],
 ) -> RunConfig:
-    """``base``, with fewer epochs where the search would not fit into ``sweep.budget_s``. A continued sweep keeps its epochs."""
+    """``base``, with fewer epochs where the search would not fit into ``sweep.budget_s``. A continued sweep keeps its epochs.
+
+    On a cluster nothing is cut: this process does not run where trials will.
+    """
     if stored is not None:
         return override(base, {"train.epochs": stored["epochs"]})
-    if sweep.budget_s is None or scaling.gpus_per_worker:
+    if sweep.budget_s is None or not local:
         return base
     rate = images_per_s(base, data_uri, scaling.cpus_per_worker)
     feed = open_feed(base.data, data_uri, batch_size=base.train.batch_size, seed=base.seed)

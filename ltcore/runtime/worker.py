@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,22 @@ import torch
 
 from ltcore.config.load import dump, from_dict, override
 from ltcore.data.storage import join
+from ltcore.errors import LtcoreError
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.engine import fit_with_train, has_validation
-from ltcore.runtime.execute import Job, execute
-from ltcore.runtime.pulse import Sender
+from ltcore.runtime.execute import Job, execute, scratch_dir
+from ltcore.runtime.observe import Observer
+from ltcore.runtime.pulse import Sender, adopt_secrets
+from ltcore.training.mirror import Mirror
+
+TRIAL = "trial"
+"""Key of a trial's name beside its parameters, where trials are known beforehand: names then outlive Tune's own."""
+
+
+def trial_name(tune_id: str, params: dict[str, Any]) -> str:
+    """Name of a trial, taken out of ``params`` where it stands there, else made from Tune's id."""
+    return str(params.pop(TRIAL, tune_id.rsplit("_", 1)[-1]))
 
 
 class TaskContext:
@@ -31,9 +43,11 @@ class TaskContext:
     def __init__(self, job: Job) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._sender = Sender(job.pulse, job.shown_as)
+        self._observer = Observer(job.info["group"] or job.info["id"], job.shown_as, self.rank)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         self._sender.epoch(metrics)
+        self._observer.epoch(metrics)
 
     def stop_requested(self) -> bool:
         return False
@@ -62,12 +76,14 @@ class TrialContext(TaskContext):
 def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     """Tune's function trainable. ``config`` holds the swept dotted keys alone, ``plan`` all that trials share."""
     quiet()
+    adopt_secrets(plan["pulse"])
     from ray import tune
 
-    trial = tune.get_context().get_trial_id().rsplit("_", 1)[-1]
+    params = dict(config)
+    trial = trial_name(tune.get_context().get_trial_id(), params)
     scaling = Scaling(**plan["scaling"])
     job = Job(
-        config=dump(override(from_dict(plan["config"]), {**config, "name": f"trial-{trial}"})),
+        config=dump(override(from_dict(plan["config"]), {**params, "name": f"trial-{trial}"})),
         data_uri=plan["data_uri"],
         run_uri=join(plan["sweep_uri"], "trials", trial),
         info={
@@ -79,30 +95,46 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         },
         cpus=scaling.cpus_per_worker,
         pulse=plan["pulse"],
+        code=plan["code"],
         shown_as=f"trial {trial}",
     )
     if plan["engine"] == "train":
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        fit_with_train(job, scaling, storage=plan["sweep_uri"], callbacks=[TuneReportCallback()])
+        with _told_by_record():
+            fit_with_train(job, scaling, storage=plan["sweep_uri"], callbacks=[TuneReportCallback()])
         return
     if plan["hot"]:
-        _adopt_checkpoint(Path(job.run_uri))
-    execute(job, TrialContext(job, keep_checkpoints=bool(plan["hot"])))
+        _adopt_checkpoint(job.run_uri)
+    with _told_by_record():
+        execute(job, TrialContext(job, keep_checkpoints=bool(plan["hot"])))
 
 
-def _adopt_checkpoint(run_dir: Path) -> None:
+@contextlib.contextmanager
+def _told_by_record() -> Iterator[None]:
+    """An error that is one of ours would only repeat itself, so Tune is not told to try again: it stands in run.json."""
+    try:
+        yield
+    except LtcoreError:
+        return
+
+
+def _adopt_checkpoint(run_uri: str) -> None:
     """Population-based training: Tune hands over the checkpoint of a better trial, which replaces this trial's own."""
     from ray import tune
 
     handed = tune.get_checkpoint()
     if handed is None:
         return
-    folder = run_dir / "checkpoints"
+    mirror = Mirror(run_uri, scratch_dir(run_uri))
+    mirror.local.mkdir(parents=True, exist_ok=True)
+    mirror.pull()
+    folder = mirror.local / "checkpoints"
     shutil.rmtree(folder, ignore_errors=True)
     with handed.as_directory() as source:
         step = int(json.loads((Path(source) / "meta.json").read_text())["step"])
         shutil.copytree(source, folder / f"last-{step:08d}")
+    mirror.close()
 
 
 @ray.remote
@@ -114,6 +146,7 @@ def preload() -> None:
 def run_job(job: dict[str, Any], engine: str, scaling: dict[str, Any]) -> dict[str, Any]:
     """One job as a Ray task: in this process, or as the driver of a Ray Train run."""
     quiet()
+    adopt_secrets(job["pulse"])
     if engine == "train":
         return fit_with_train(Job(**job), Scaling(**scaling), storage=None, callbacks=[])
     return execute(Job(**job), TaskContext(Job(**job)))

@@ -94,7 +94,8 @@ def _tiles(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[s
     seconds = sum((info.get("stages") or {}).values())
     if seconds:
         hours = info.get("node_hours")
-        tiles.append(("took", duration(seconds), f"{hours:.2g} node-hours" if hours is not None else "all stages"))
+        spent = ", ".join(f"{value:.2g} {kind}" for kind, value in hours.items()) if hours else ""
+        tiles.append(("took", duration(seconds), f"node-hours: {spent}" if spent else "all stages"))
     return tiles
 
 

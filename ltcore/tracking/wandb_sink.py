@@ -29,26 +29,31 @@ FLUSH_TIMEOUT_S = 5.0
 _STAGING = threading.Lock()
 
 
-def has_key(environ: Mapping[str, str]) -> bool:
-    """Whether a W&B key is at hand: in the environment, or in the netrc file for W&B's host. Reads, never prints it."""
-    if any(environ.get(name) for name in KEY_VARIABLES):
-        return True
+def find_key(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that carry a W&B key: those of the environment, or one made from the netrc entry of W&B's host.
+
+    {} where there is no key. For handing on in memory, never for printing or writing.
+    """
+    found = {name: environ[name] for name in KEY_VARIABLES if environ.get(name)}
+    if found:
+        return found
     path = Path(environ.get("NETRC", "~/.netrc")).expanduser()
     host = urlsplit(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     if not path.is_file() or host is None:
-        return False
+        return {}
     try:
-        return netrc.netrc(path).authenticators(host) is not None
+        entry = netrc.netrc(path).authenticators(host)
+        return {"WANDB_API_KEY": entry[2]} if entry and entry[2] else {}
     except netrc.NetrcParseError as error:
         warnings.warn(f"{path} is not a netrc file ({error.msg}): no W&B key is read from it.", stacklevel=2)
-        return False
+        return {}
 
 
 def resolve_mode(mode: str, environ: Mapping[str, str]) -> str:
     """'online', 'offline' or 'disabled': an explicit mode, else WANDB_MODE, else by whether there is a key."""
     if mode != "auto":
         return mode
-    return environ.get("WANDB_MODE") or ("online" if has_key(environ) else "offline")
+    return environ.get("WANDB_MODE") or ("online" if find_key(environ) else "offline")
 
 
 def wandb_id(run_id: str) -> str:

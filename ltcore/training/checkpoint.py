@@ -54,8 +54,8 @@ def save(
         (aside / "meta.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **meta}, indent=1))
         for file in aside.iterdir():
             _sync(file)
-        if final.exists():  # the same step again, after a resume
-            shutil.rmtree(final)
+        if final.exists():  # the same step again, after a resume; moved away in one piece, and removed below
+            final.rename(folder / f".{final.name}.old.{os.getpid()}")
         aside.rename(final)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)

@@ -23,6 +23,7 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts, build
 from ltcore.training.context import RunContext
 from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
+from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.record import RunInfo, RunRecord
 from ltcore.training.state import load_state, state_dict
@@ -49,6 +50,8 @@ class Progress:
     seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
     """Metrics of the epoch with the best ``train.select``, with its ``epoch``."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the last whole epoch."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the loss parts over the steps of the unfinished epoch."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
@@ -83,13 +86,15 @@ class _Run:
         self.total_images = cfg.train.epochs * feed.num_batches * cfg.train.batch_size
         self.saved_at = time.monotonic()
         self.last_saved_step = -1
+        self.saving_s = 0.0
+        """Seconds that checkpoints took since the last epoch was reported."""
 
     # ---- the run
 
     def execute(self) -> dict[str, Any]:
         self._resume()
         self._note_schedule()
-        metrics: dict[str, Any] = dict(self.record.fields.get("last", {}))
+        metrics = dict(self.at.last)
         while self.at.epoch < self.cfg.train.epochs:
             metrics = self._epoch()
         fields = {"status": "finished", "last": metrics, "best": self.at.best, "seconds": self.at.seconds}
@@ -143,7 +148,10 @@ class _Run:
             **self._validate(),
             "images_per_s": (at.images_seen - first_image) / max(train_s, 1e-9),
             "data_wait_fraction": waited / max(train_s, 1e-9),
+            "checkpoint_s": self.saving_s,
+            "memory_bytes": most_memory_bytes(self.ctx.device),
         }
+        self.saving_s = 0.0
         at.seconds += time.monotonic() - started
         metrics["time_s"] = at.seconds
         self._finish_epoch(metrics)
@@ -151,6 +159,10 @@ class _Run:
 
     def _finish_epoch(self, metrics: dict[str, Any]) -> None:
         cfg, at = self.cfg, self.at
+        at.last = dict(metrics)
+        self.log.log(
+            metrics, at.step
+        )  # before the checkpoint: a resumed run drops rows that are ahead of it, not the other way
         if self._is_best(metrics):
             at.best = dict(metrics)
             self._save("best")
@@ -158,7 +170,6 @@ class _Run:
         due = late or at.epoch == cfg.train.epochs or self.ctx.checkpoint_every_epoch
         if dist.broadcast_object(due):
             self._save("last")
-        self.log.log(metrics, at.step)
         self.record.update(
             last=metrics, best=at.best, epochs_done=at.epoch, images_seen=at.images_seen, seconds=at.seconds
         )
@@ -255,6 +266,7 @@ class _Run:
             raise StopRequested(f"stopped in epoch {self.at.epoch + 1} of {self.cfg.train.epochs}, step {self.at.step}")
 
     def _save(self, tag: str) -> None:
+        began = time.monotonic()
         state = (
             state_dict(self.parts, self.optimizer, self.at) if tag == "last" else None
         )  # a collective: memories of all ranks
@@ -276,6 +288,7 @@ class _Run:
         if tag == "last":
             self.saved_at, self.last_saved_step = time.monotonic(), self.at.step
         dist.barrier()
+        self.saving_s += time.monotonic() - began
 
     def _resume(self) -> None:
         """Rank 0 finds and reads the checkpoint; the others get it from there, so no rank needs to see its disk."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ def choose_precision(wish: str, device: torch.device) -> Precision:
 def allocated_cpus() -> int:
     """CPUs this process may run on, as the scheduler sees it (not the machine's)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def most_memory_bytes(device: torch.device) -> int:
+    """Most memory that this process has held so far: on its GPU, or resident where it has none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_gpus_bound_the_number_of_trials() -> None:
 def test_the_impossible_is_refused_with_the_numbers() -> None:
     need = demand(Scaling(workers=8, cpus_per_worker=2), "train", streams=True)
     with pytest.raises(
-        CapacityError, match=r"16 CPUs \+ 1 for data tasks; this machine offers 4 CPUs and 0 GPUs.*--workers"
+        CapacityError, match=r"16 CPUs \+ 1 for data tasks; this machine offers at most 4 CPUs and 0 GPUs.*--workers"
     ):
         concurrency(need, LAPTOP, max_gpus=None)
 

@@ -177,7 +177,7 @@ def make_sweep(folder: Path, *, num_trials: int = 8, seeds: int = 3, gain: float
         "comparison": compare(tests["winner"], tests["baseline"]),
         "stages": {"data": 4.0, "warm-up": 6.5, "search": 88.2, "retrain": 41.0, "retrain on Ray Train": 38.9},
         "hardware": {"cpu": "A CPU <fast> @ 2 GHz", "cpus": 2, "gpus": [], "memory_bytes": 8 * 2**30, "host": "box"},
-        "node_hours": 0.061,
+        "node_hours": {"head": 0.061, "gpu": 0.25},
     }
     write_json(folder / "sweep.json", sweep)
     return sweep

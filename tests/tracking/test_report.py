@@ -94,7 +94,7 @@ def test_it_says_the_verdict_first_and_what_was_done(page: Page) -> None:
         "8 trials",
         "5 finished, 2 stopped early, 1 failed",
         "bf16 (AVX512-BF16)",
-        "0.061 node-hours",
+        "node-hours: 0.061 head, 0.25 gpu",
         "python pipelines/train.py",
     ):
         assert text in page.words, text

@@ -14,7 +14,7 @@ import wandb
 
 from ltcore.errors import ConfigError
 from ltcore.tracking.tracker import TrackerOptions, open_tracker, read_jsonl
-from ltcore.tracking.wandb_sink import has_key, resolve_mode, wandb_id
+from ltcore.tracking.wandb_sink import find_key, resolve_mode, wandb_id
 from tests.tracking.wandb_file import read_offline_run
 
 CONFIG = {"objective.terms.lpa.weight": 0.5, "optim.epochs": 3, "model.name": "resnet8", "data.canvas": None}
@@ -168,11 +168,11 @@ def test_mode_follows_option_then_variable_then_key(tmp_path: Path) -> None:
     assert resolve_mode("auto", empty | {"WANDB_API_KEY": SECRET, "WANDB_MODE": "offline"}) == "offline"
     assert resolve_mode("offline", empty | {"WANDB_API_KEY": SECRET, "WANDB_MODE": "online"}) == "offline"
     netrc.write_text(f"machine wandb.example.org\n  login user\n  password {SECRET}\n")
-    assert not has_key(empty)
-    assert has_key(empty | {"WANDB_BASE_URL": "https://wandb.example.org:8080"})
+    assert not find_key(empty)
+    assert find_key(empty | {"WANDB_BASE_URL": "https://wandb.example.org:8080"})
     netrc.write_text("machine")
     with pytest.warns(UserWarning, match="is not a netrc file"):
-        assert not has_key(empty)
+        assert not find_key(empty)
 
 
 def test_ids() -> None:

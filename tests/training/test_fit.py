@@ -27,7 +27,7 @@ def assert_equal_runs(a: Path, b: Path) -> None:
         assert torch.equal(value, weights(b)[name]), name
     timeless = [
         [
-            {k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction"))}
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction", "_bytes"))}
             for line in (d / "metrics.jsonl").open()
         ]
         for d in (a, b)

@@ -1,0 +1,62 @@
+"""What the cluster may grow to: read from the configuration that ``ray up`` leaves on the head node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ltcore.errors import ConfigError
+
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most that all nodes together may have, the head included."""
+
+    cpus: float
+    gpus: float
+    cpus_per_gpu: float
+    """Of the GPU node with the fewest CPUs beside each GPU; 0 where there is none."""
+
+
+def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
+    """The autoscaler's maximum, or None where there is no such file or its node types do not say what they have."""
+    path = file.expanduser()
+    if not path.is_file():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return limits_of(config)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is not a cluster configuration ({type(error).__name__}: {' '.join(str(error).split())}). Run `ray up` again, or remove "
+            "the file and give --max-gpus."
+        ) from error
+
+
+def limits_of(config: Mapping[str, Any]) -> Limits | None:
+    """The largest cluster of a configuration: GPU nodes first, up to the maximum of each type and of all together."""
+    types = config["available_node_types"]
+    head = config["head_node_type"]
+    left = int(config.get("max_workers", 0))
+    workers = [node for name, node in types.items() if name != head or node.get("max_workers")]
+    if not all(node.get("resources") for node in workers):
+        return None
+    first = types[head].get("resources") or {}
+    cpus, gpus = float(first.get("CPU", 0)), float(first.get("GPU", 0))
+    beside = [float(n["resources"].get("CPU", 0)) / n["resources"]["GPU"] for n in types.values() if _gpus(n)]
+    for node in sorted(workers, key=_gpus, reverse=True):
+        count = min(left, int(node.get("max_workers", left)))
+        left -= count
+        cpus += count * float(node["resources"].get("CPU", 0))
+        gpus += count * _gpus(node)
+    return Limits(cpus, gpus, min(beside, default=0.0))
+
+
+def _gpus(node: Mapping[str, Any]) -> float:
+    return float((node.get("resources") or {}).get("GPU", 0))

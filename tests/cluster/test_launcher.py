@@ -1,0 +1,138 @@
+"""`ray up cluster.yaml`, `ray submit cluster.yaml pipelines/tune_lpa.py`, `ray down`: the shipped file on machines of our own.
+
+Everything is the file's own but what a cloud provides: addresses instead of an instance type, the store's endpoint and keys
+instead of an instance profile, packages from this machine's cache instead of the network.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.nodes import Lab, lab, uv_binary
+from tests.cluster.store import BUCKET, STORE, everything, object_store, read
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+KEY = "0123456789abcdef" * 2 + "01234567"
+"""A W&B key that is known on the head alone."""
+
+
+def bashrc() -> str:
+    """What a cloud's machine brings: rights on the bucket; and where this machine keeps packages."""
+    cache = subprocess.run([uv_binary(), "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
+    python = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
+    offline = {"UV_OFFLINE": "1", "UV_CACHE_DIR": cache, "UV_PYTHON": str(python), "RAY_USAGE_STATS_ENABLED": "0"}
+    return "".join(f"export {key}={value}\n" for key, value in {**STORE, **offline}.items())
+
+
+@pytest.fixture
+def store(machines: Lab) -> Iterator[Any]:
+    with object_store() as client:
+        yield client
+
+
+@pytest.fixture
+def machines() -> Iterator[Lab]:
+    with lab(["head", "worker"], bashrc()) as made:
+        for node in made.nodes:
+            (node.home / "ltcore-uv" / "bin").mkdir(parents=True)
+            (node.home / "ltcore-uv" / "bin" / "uv").symlink_to(uv_binary())
+        with (made.nodes[0].home / ".bashrc").open("a") as file:
+            file.write(f"export WANDB_API_KEY={KEY} WANDB_MODE=offline\n")
+        yield made
+
+
+def adapt(made: Lab) -> None:
+    """Rewrites the checkout's cluster.yaml for machines that are there already."""
+    file = made.checkout / "cluster.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8").replace("YOUR-BUCKET", BUCKET))
+    for key in ("available_node_types", "head_node_type"):
+        del config[key]
+    head, *workers = made.nodes
+    config["provider"] = {"type": "local", "head_ip": head.ip, "worker_ips": [node.ip for node in workers]}
+    config["auth"] = {"ssh_user": "root", "ssh_private_key": str(made.key)}
+    config["max_workers"] = len(workers)
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def up(made: Lab) -> str:
+    """`ray up`, then the doctor until both nodes are there; returns the doctor's table."""
+    made.laptop("ray", "up", "-y", "cluster.yaml", timeout=600)
+    for _ in range(30):
+        said = made.laptop("ray", "exec", "cluster.yaml", "python -m ltcore doctor", timeout=120)
+        if "2 nodes passed" in said:
+            return said
+        time.sleep(4)
+    raise AssertionError(f"the worker has not joined: {said}")
+
+
+def code_on_nodes(doctor: str) -> str:
+    return next(word for line in doctor.splitlines() if "ltcore " in line for word in line.split() if "+" in word)
+
+
+def check_sweep(client: Any, trials: int) -> None:
+    """A finished sweep on the storage, computed by Ray Train on both machines."""
+    stored = everything(client)
+    sweep = read(client, "ltcore/tune_lpa/sweep.json")
+    assert (sweep["status"], sweep["engine"], len(sweep["trials"])) == ("finished", "train", trials)
+    assert sweep["most_nodes"] == 2
+    assert sweep["node_hours"]["head"] > 0 and sweep["node_hours"]["cpu"] > 0
+    assert "ltcore/tune_lpa/report.html" in stored
+    assert any(key.startswith("ltcore/datasets/digits-glt") for key in stored)
+    runs = {key: json.loads(data) for key, data in stored.items() if key.endswith("/run.json")}
+    assert {run["engine"] for run in runs.values()} == {"train"}
+    assert {run["hardware"]["host"] for run in runs.values()} == {"ltc-head", "ltc-worker"}
+    for key in runs:
+        place = key.removesuffix("run.json") + "wandb/offline-run-"
+        assert len([name for name in stored if name.startswith(place) and name.endswith(".wandb")]) == 1, key
+
+
+def check_secrets(made: Lab, client: Any) -> None:
+    """One token for both machines, readable by its owner alone; it and the W&B key are written nowhere else."""
+    head, worker = (node.home / ".ray" / "auth_token" for node in made.nodes)
+    assert head.read_text() == worker.read_text()
+    assert {file.stat().st_mode & 0o777 for file in (head, worker)} == {0o600}
+    for secret in (head.read_bytes().strip(), KEY.encode()):
+        assert not [key for key, data in everything(client).items() if secret in data]
+        logs = [file for node in made.nodes for file in made.tmp(node).rglob("*") if file.is_file()]
+        assert logs
+        assert not [file for file in logs if secret in file.read_bytes()]
+
+
+def test_the_users_command_without_arguments(machines: Lab, store: Any) -> None:
+    adapt(machines)
+    before = up(machines)
+    said = machines.laptop("ray", "submit", "cluster.yaml", "pipelines/tune_lpa.py", timeout=1200)
+    print(said)
+    check_sweep(store, trials=8)
+    check_secrets(machines, store)
+    assert not (machines.laptop_home / ".ray" / "auth_token").exists()
+    again = machines.laptop("ray", "submit", "cluster.yaml", "pipelines/tune_lpa.py", timeout=120)
+    assert "this is its stored result" in again
+    edited = machines.checkout / "ltcore" / "shots.py"
+    edited.write_text(edited.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
+    assert code_on_nodes(up(machines)) != code_on_nodes(before), "`ray up` again brings the new code to every node"
+    machines.laptop("ray", "down", "-y", "cluster.yaml", timeout=120)
+
+
+def test_with_other_tokens_lying_about(machines: Lab, store: Any) -> None:
+    """Left to itself Ray would switch authentication on where a token lies, with whatever token that is."""
+    adapt(machines)
+    for number, home in enumerate([machines.laptop_home, *(node.home for node in machines.nodes)]):
+        (home / ".ray").mkdir()
+        (home / ".ray" / "auth_token").write_text(f"{number:032x}")
+    up(machines)
+    few = ("--num-trials", "2", "sweep.retrain_seeds=1")
+    print(machines.laptop("ray", "submit", "cluster.yaml", "pipelines/tune_lpa.py", *few, timeout=900))
+    check_sweep(store, trials=2)
+    check_secrets(machines, store)
+    machines.laptop("ray", "down", "-y", "cluster.yaml", timeout=120)

@@ -1,0 +1,87 @@
+"""What makes a node unfit, what is said about it, and that nothing is left behind or given away."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.errors import ConfigError, DataError
+from ltcore.runtime import doctor
+
+RESOURCES = {"CPU": 8.0, "GPU": 1.0, "memory": 32.0 * 2**30}
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> dict[str, Any]:
+    """A node that is fit."""
+    marker = doctor.leave_marker(str(tmp_path))
+    found = doctor.examine(str(tmp_path), str(tmp_path), marker, shared=True)
+    doctor.remove_markers(str(tmp_path), [marker])
+    return {**found, "gpus": 1, "shm_bytes": 2**33, "disk_bytes": 2**36, "cache_bytes": 2**36, "files": 65536}
+
+
+def test_a_fit_node_is_green_and_nothing_is_left_on_the_storage(report: dict[str, Any], tmp_path: Path) -> None:
+    found = doctor.checks(report, "10.0.0.2", report, RESOURCES)
+    assert doctor.verdict(found)[0] == doctor.GREEN
+    assert not list(tmp_path.iterdir())
+    doctor.refuse_red(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "fix"),
+    [
+        ({"code": "0.1.0+00000000"}, "ltcore", "`ray up` again"),
+        ({"versions": {"ray": "2.59.0", "torch": "2.11.0", "python": "3.12.1"}}, "ray", "on the node that drives"),
+        ({"auth": "token 0123abcd"}, "authentication", "set RAY_AUTH_MODE on every node"),
+        ({"shm_bytes": 64 * 2**20}, "/dev/shm", "--shm-size"),
+        ({"disk_bytes": 2**20}, "disk", "larger volume"),
+        ({"cache_bytes": 2**20}, "cache disk", "LTCORE_CACHE"),
+        ({"storage": "s3://b/x cannot be written: ACCESS_DENIED"}, "storage", "instance profile"),
+        ({"data": "s3://b/shards does not exist"}, "data", "LTCORE_DATA"),
+    ],
+)
+def test_what_is_red_is_named_with_what_to_do(
+    report: dict[str, Any], change: dict[str, Any], what: str, fix: str
+) -> None:
+    found = doctor.checks({**copy.deepcopy(report), **change}, "10.0.0.2", report, RESOURCES)
+    red = [c for c in found if c.state == doctor.RED]
+    assert what in {c.what for c in red}
+    assert all(c.fix for c in red)
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.2: ") as caught:
+        doctor.refuse_red(found)
+    assert fix in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"files": 1024}, {"gpus": 0}])
+def test_what_may_still_work_is_a_warning(report: dict[str, Any], change: dict[str, Any]) -> None:
+    found = doctor.checks({**report, **change}, "10.0.0.2", report, RESOURCES)
+    assert doctor.verdict(found)[0] == doctor.YELLOW
+    doctor.refuse_red(found)
+
+
+def test_a_storage_of_its_own_is_seen(tmp_path: Path) -> None:
+    """Two machines with the same path and different disks: the driver's marker is not there."""
+    said = doctor.examine(str(tmp_path), "", "marker-of-the-driver", shared=True)["storage"]
+    assert "another place here than on the node that drives" in said
+
+
+def test_a_storage_that_cannot_be_written_is_said_at_once() -> None:
+    with pytest.raises(DataError, match="cannot be written"):
+        doctor.leave_marker("/proc/nowhere")
+
+
+def test_a_token_is_compared_but_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    file.write_text("a-secret-token\n")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    first = doctor.examine(str(tmp_path), "", "x", shared=False)["auth"]
+    assert first.startswith("token ") and "secret" not in first
+    file.write_text("another")
+    assert doctor.examine(str(tmp_path), "", "x", shared=False)["auth"] != first
+    file.unlink()
+    assert "there is no token" in doctor.examine(str(tmp_path), "", "x", shared=False)["auth"]
