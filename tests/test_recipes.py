@@ -10,7 +10,7 @@ RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
 
 
 def test_what_the_package_brings():
-    cifar = ("ce", "balanced_softmax", "logit_adjust", "dro", "lpa", "ifl", "lpa_dro_ifl")
+    cifar = ("ce", "balanced_softmax", "logit_adjust", "ride", "sade", "dro", "lpa", "ifl", "lpa_dro_ifl")
     assert {"digits_glt_lpa_dro_ifl", *(f"cifar100_lt_{m}" for m in cifar)} <= set(RECIPES)
     assert "tune_lpa" in SWEEPS
 

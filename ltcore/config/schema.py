@@ -230,6 +230,12 @@ class RunConfig:
                 f"model.num_experts={self.model.num_experts} does not go with objective.base={self.objective.base}, "
                 "which takes one vector of logits. Set model.num_experts=1 or choose a base for experts"
             )
+        exactly = BASES[self.objective.base].num_experts
+        if exactly is not None and self.model.num_experts != exactly:
+            raise ValueError(
+                f"model.num_experts={self.model.num_experts} does not go with objective.base={self.objective.base}, "
+                f"which has one loss for each of {exactly} experts. Set model.num_experts={exactly}"
+            )
 
     def _check_head(self) -> None:
         base = self.objective.base

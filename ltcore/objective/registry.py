@@ -16,6 +16,8 @@ from ltcore.objective.bases.focal import Focal
 from ltcore.objective.bases.ldam import Ldam
 from ltcore.objective.bases.logit_adjust import LogitAdjust
 from ltcore.objective.bases.paco import Paco
+from ltcore.objective.bases.ride import Ride
+from ltcore.objective.bases.sade import Sade
 from ltcore.objective.terms.dro import Dro
 from ltcore.objective.terms.ifl import Ifl
 from ltcore.objective.terms.lpa import Lpa
@@ -31,6 +33,8 @@ class Row:
     """What it does, in one line."""
     paper: str
     """Where it comes from."""
+    num_experts: int | None = None
+    """The one number of experts that a base with an expert head is defined for; None: any from 2 on."""
 
 
 BASES: dict[str, Row] = {
@@ -41,6 +45,8 @@ BASES: dict[str, Row] = {
     "focal": Row(Focal, "cross-entropy that counts well predicted samples less", "Lin et al., ICCV 2017"),
     "ldam": Row(Ldam, "margins by class frequency on a cosine head, then DRW", "Cao et al., NeurIPS 2019"),
     "paco": Row(Paco, "contrast against keys, a queue and one learnable center per class", "Cui et al., ICCV 2021"),
+    "ride": Row(Ride, "LDAM for each of several experts, pushed off their mean", "Wang et al., ICLR 2021"),
+    "sade": Row(Sade, "three experts, each made for another prior", "Zhang et al., NeurIPS 2022", num_experts=3),
 }
 
 TERMS: dict[str, Row] = {

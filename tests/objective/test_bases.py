@@ -93,15 +93,6 @@ def test_posthoc_scores() -> None:
     assert scores.argmax() == 1
 
 
-def test_balanced_softmax_equals_the_authors() -> None:
-    golden = toy.golden()
-    logits = golden["logits"].clone().requires_grad_()
-    loss = losses(BalancedSoftmax, logits, toy.make_stats(golden["class_counts"]), golden["labels"]).mean()
-    loss.backward()
-    toy.assert_golden(loss, "balanced_softmax/loss")
-    toy.assert_golden(logits.grad, "balanced_softmax/grad0")
-
-
 @pytest.mark.parametrize(("p", "expected"), [(0.5, 0.173287), (0.9, 0.001053605), (0.1, 1.865094)])
 def test_focal_closed_form(p: float, expected: float) -> None:
     assert float(focal(toy.f64([p]).log(), 2.0)) == pytest.approx(expected, abs=1e-6)
@@ -132,16 +123,6 @@ def test_focal_gradient_stays_finite_for_certain_samples() -> None:
     logits = toy.f64([[1e4, 0.0, 0.0]]).requires_grad_()
     losses(Focal, logits, toy.make_stats(COUNTS), torch.tensor([0]), gamma=0.5).sum().backward()
     assert logits.grad.isfinite().all()
-
-
-def test_focal_equals_the_authors() -> None:
-    """Their factor is a constant for the gradient."""
-    golden = toy.golden()
-    logits, stats = golden["logits"].clone().requires_grad_(), toy.make_stats(golden["class_counts"])
-    loss = losses(Focal, logits, stats, golden["labels"], gamma=2.0, detach=True).mean()
-    loss.backward()
-    toy.assert_golden(loss, "focal_gamma2/loss")
-    toy.assert_golden(logits.grad, "focal_gamma2/grad0")
 
 
 @pytest.mark.parametrize(
@@ -203,18 +184,6 @@ def test_ldam_closed_form() -> None:
     torch.testing.assert_close(without, losses(CrossEntropy, logits, stats))
     assert Ldam.cosine_scale(Ldam.Config(scale=20.0)) == 20.0
     assert CrossEntropy.cosine_scale(CrossEntropy.Config()) is None
-
-
-@pytest.mark.parametrize(("epoch", "progress"), [(0, 0.0), (85, 0.85)])
-def test_ldam_equals_the_authors(epoch: int, progress: float) -> None:
-    """To 1e-6: their margins and weights pass through float32. They divide by the sum of the weights in the batch."""
-    golden, name = toy.golden(), f"ldam_maxm0.5_s30_epoch{epoch}of100"
-    cosines = golden["cosine_logits"].clone().requires_grad_()
-    stats = toy.make_stats(golden["class_counts"])
-    loss = losses(Ldam, 30 * cosines, stats, golden["labels"], progress, weight_norm="batch_sum").mean()
-    loss.backward()
-    toy.assert_golden(loss, f"{name}/loss", 1e-6)
-    toy.assert_golden(cosines.grad, f"{name}/grad0", 1e-6)
 
 
 def test_only_the_published_normalization_looks_across_the_batch() -> None:
