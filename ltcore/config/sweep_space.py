@@ -159,6 +159,9 @@ class SweepConfig:
     budget_s: float | None = None
     """Seconds for the search. Where a warm-up shows that the trials would take longer, their epochs are cut, and it is
     said. null: never cut. Range > 0."""
+    share_start: bool = True
+    """Train the epochs before the first term acts once for all trials that differ in their terms alone, and let each
+    go on from there: the results are the same, bit for bit. No effect on short starts, nor with search=tpe or pbt."""
     stall_s: float = 300.0
     """Seconds without any progress after which the sweep is canceled with the capacity it waits for. Range > 0."""
 

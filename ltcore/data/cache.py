@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ltcore.data.decode import DECODE_VERSION
 from ltcore.data.store import BadSamples, ShardStore, decode_rows
 from ltcore.errors import DataError
 
+_LOG = logging.getLogger("ltcore.data")
 _ROWS = 256
 _ARRAY, _META = "canvases.u8", "meta.json"
 
@@ -78,6 +80,14 @@ def open_canvases(
     try:
         with storage.locked(path.with_name(f"{path.name}.lock")):
             opened = _open(path, shape)
+            if opened is not None and opened.bad:  # those who fill an entry are told as they go
+                _LOG.warning(
+                    "%s: %d images of %s cannot be decoded and are replaced by others of their class; the first: %s",
+                    store.uri,
+                    len(opened.bad),
+                    split,
+                    opened.bad[min(opened.bad)],
+                )
             if opened is None:
                 aside = path.with_name(f"{path.name}.partial")
                 try:

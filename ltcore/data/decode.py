@@ -7,6 +7,7 @@ because torchvision 0.29 ends the whole process with a segmentation fault on a P
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ MAX_PIXELS = 64 * 2**20
 """Larger images are refused from their header, before anything is decoded."""
 DECODE_VERSION = 1
 """Part of the key of cached canvases: raise it with every change of the pixels that this file makes."""
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
 
 
 def decode_canvas(data: bytes, canvas: int, where: str) -> npt.NDArray[np.uint8]:

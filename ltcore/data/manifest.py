@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -121,15 +122,15 @@ def read_manifest(uri: str) -> Manifest:
     try:
         raw = json.loads(data)
         version = raw["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where} is no manifest ({error!r}). Make the data set again.") from error
     if version != VERSION:
         raise DataError(f"{where}: version {version}, expected {VERSION}. Make the data set again with this ltcore.")
     try:
         manifest = _parse(raw)
+        problem = _mistyped(manifest) or _contradiction(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where} is damaged ({error!r}). Make the data set again.") from error
-    problem = _contradiction(manifest)
     if problem:
         raise DataError(f"{where}: {problem}. Make the data set again.")
     return manifest
@@ -140,6 +141,26 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     splits = {name: Split(tuple(Shard(**shard) for shard in split["shards"])) for name, split in raw["splits"].items()}
     counts = {name: tuple(int(n) for n in row) for name, row in raw["class_counts"].items()}
     return Manifest(**{**raw, **tuples, "splits": splits, "class_counts": counts})
+
+
+def _mistyped(manifest: Manifest) -> str:
+    """What in the manifest is not the kind of value that it should be, or ''."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    numbers = [manifest.canvas, *(n for shard in shards for n in (shard.count, shard.first_index, shard.bytes))]
+    texts = [manifest.name, *manifest.classes, *manifest.attributes]
+    texts += [text for s in shards for text in (s.path, s.sha256, s.index_path, s.index_sha256)]
+    wrong: list[Any] = [value for value in numbers if type(value) is not int or value < 0]
+    wrong += [text for text in texts if not isinstance(text, str)]
+    if wrong or manifest.canvas < 1:
+        return f"found {(wrong or [manifest.canvas])[0]!r} where a name or a count should be"
+    if len(set(manifest.classes)) != len(manifest.classes):
+        return "two classes have the same name"
+    for name, values in (("mean", manifest.mean), ("std", manifest.std)):
+        if len(values) != 3 or not all(math.isfinite(value) for value in values):
+            return f"{name} is {list(values)}, expected three numbers"
+    if min(manifest.std) <= 0:
+        return f"std is {list(manifest.std)}, expected three numbers above 0"
+    return "" if isinstance(manifest.provenance, dict) else "provenance is no JSON object"
 
 
 def _contradiction(manifest: Manifest) -> str:

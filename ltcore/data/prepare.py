@@ -43,11 +43,17 @@ def prepare(cfg: DataConfig, *, fresh: bool = False, progress: Progress | None =
     place = f"{origin.name}-{origin.digest[:12]}"
     cache = storage.cache_root() / "datasets"
     uri = storage.join(root or str(cache), place)
-    with storage.locked(cache / f"{place}.lock"):
-        if fresh or not storage.exists(storage.join(uri, MANIFEST)):
-            if progress:
-                progress(f"making {origin.name}, once; it is kept in {uri}")
-            _write(origin, cfg, uri, shard_size=1000, progress=progress)
+    try:
+        with storage.locked(cache / f"{place}.lock"):
+            if fresh or not storage.exists(storage.join(uri, MANIFEST)):
+                if progress:
+                    progress(f"making {origin.name}, once; it is kept in {uri}")
+                _write(origin, cfg, uri, shard_size=1000, progress=progress)
+    except OSError as error:
+        raise DataError(
+            f"{cache} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another "
+            "place."
+        ) from error
     return uri
 
 

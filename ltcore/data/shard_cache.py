@@ -13,6 +13,11 @@ from ltcore.errors import DataError
 _CHUNK_BYTES = 8 * 2**20
 
 
+def cached_path(shard: Shard) -> Path:
+    """Where a shard of remote data is on this node, or would be."""
+    return storage.cache_root() / "shards" / f"{shard.sha256}.tar"
+
+
 def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
     """A readable file descriptor of the shard at the remote ``uri``.
 
@@ -20,8 +25,8 @@ def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
     when ``cache_bytes`` would be exceeded; a descriptor that is open stays readable. DataError where the download
     differs from the manifest, is larger than ``cache_bytes``, or cannot be stored.
     """
-    folder = storage.cache_root() / "shards"
-    path = folder / f"{shard.sha256}.tar"
+    path = cached_path(shard)
+    folder = path.parent
     try:
         with storage.locked(folder / f"{shard.sha256[:2]}.lock"):  # few locks, so that few files lie about
             if path.is_file() and path.stat().st_size == shard.bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import threading
 import weakref
@@ -25,8 +26,8 @@ import pyarrow.parquet as pq
 from ltcore.data import storage
 from ltcore.data.decode import decode_canvas
 from ltcore.data.manifest import Manifest, Shard, read_manifest
-from ltcore.data.shard_cache import fetch
-from ltcore.data.shards import TAR_BLOCK
+from ltcore.data.shard_cache import cached_path, fetch
+from ltcore.data.shards import INDEX_SCHEMA, TAR_BLOCK
 from ltcore.errors import DataError
 from ltcore.hashing import hash64
 
@@ -34,6 +35,7 @@ Ints = npt.NDArray[np.int64]
 MAX_OPEN_SHARDS = 256
 _IO_THREADS = 8
 _RESTORE = "The shard is damaged: restore it or make the data set again."
+_LOG = logging.getLogger("ltcore.data")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class _Tags:
 class _OpenShard:
     """An open tar and the columns of its index; the file is closed when the last reader lets go of it."""
 
-    def __init__(self, descriptor: int, where: str, index: pa.Table) -> None:
-        self.where = where
+    def __init__(self, descriptor: int, where: str, index: pa.Table, remedy: str) -> None:
+        self.where, self._remedy = where, remedy
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self.keys: list[str] = index["key"].to_pylist()
@@ -64,7 +66,9 @@ class _OpenShard:
         try:
             block = os.pread(self._descriptor, TAR_BLOCK + size, self._offsets[row] - TAR_BLOCK)
         except OSError as error:
-            raise DataError(f"{self.where}: sample {key!r} cannot be read ({error.strerror}).") from error
+            raise DataError(
+                f"{self.where}: sample {key!r} cannot be read ({error.strerror}). Check the disk, or restore the shard."
+            ) from error
         if len(block) != TAR_BLOCK + size:
             problem = f"the file ends after {max(0, len(block) - TAR_BLOCK)} of {size} bytes"
         elif (name := block[:100].split(b"\0")[0]) != (expected := f"{key}.{self._exts[row]}".encode()):
@@ -73,7 +77,7 @@ class _OpenShard:
             problem = f"found crc32 {crc:08x}, expected {self._crcs[row]:08x}"
         else:
             return data
-        raise DataError(f"{self.where}: sample {key!r}: {problem}. {_RESTORE}")
+        raise DataError(f"{self.where}: sample {key!r}: {problem}. {self._remedy}")
 
 
 class ShardStore:
@@ -143,6 +147,8 @@ class ShardStore:
             for name in ("label", "attribute")
         )
         labels_N, attributes_N = columns
+        self._check_range(split, "label", labels_N, range(len(self.manifest.classes)))
+        self._check_range(split, "attribute", attributes_N, range(-1, len(self.manifest.attributes)))
         counts = np.bincount(labels_N, minlength=len(self.manifest.classes))
         if tuple(counts.tolist()) != self.manifest.class_counts[split]:
             raise DataError(
@@ -151,6 +157,14 @@ class ShardStore:
             )
         labels_N.flags.writeable = attributes_N.flags.writeable = False
         return _Tags(labels_N, attributes_N, np.array([shard.first_index for shard in shards], np.int64))
+
+    def _check_range(self, split: str, column: str, values_N: Ints, allowed: range) -> None:
+        wrong = np.flatnonzero((values_N < allowed.start) | (values_N >= allowed.stop))
+        if len(wrong):
+            raise DataError(
+                f"{self.uri}: sample {self.keys(split)[wrong[0]]!r} of {split} has {column} {values_N[wrong[0]]}, expected "
+                f"{allowed.start}..{allowed.stop - 1}. Make the data set again."
+            )
 
     def _index(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         where = storage.join(self.uri, shard.index_path)
@@ -161,7 +175,17 @@ class ShardStore:
                 f"{where}: sha256 {found[:12]}..., expected {shard.index_sha256[:12]}... by the manifest. "
                 "The index is damaged or of another data set: restore it or make the data set again."
             )
-        return pq.read_table(io.BytesIO(data), columns=columns)
+        try:
+            table = pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA, columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise DataError(f"{where} is no index of a shard ({text}). Make the data set again.") from error
+        if len(table) != shard.count or any(column.null_count for column in table.columns):
+            raise DataError(
+                f"{where}: {len(table)} samples, some of which may lack columns; expected {shard.count} whole ones by the "
+                "manifest. Make the data set again."
+            )
+        return table
 
     def _shard(self, shard: Shard) -> _OpenShard:
         """The open shard; kept among the most recently used."""
@@ -176,7 +200,10 @@ class ShardStore:
                 opened = self._open.get(shard.path)
             if opened is None:
                 where = storage.join(self.uri, shard.path)
-                opened = _OpenShard(self._open_tar(shard, where), where, self._index(shard))
+                index, remedy = self._index(shard), _RESTORE  # first: where it is damaged, no file stays open
+                if not storage.is_local(where):  # it was whole when it was fetched
+                    remedy = f"This node's copy, {cached_path(shard)}, is damaged: remove it and run again."
+                opened = _OpenShard(self._open_tar(shard, where), where, index, remedy)
                 with self._lock:
                     self._open[shard.path] = opened
                     while len(self._open) > MAX_OPEN_SHARDS:
@@ -206,12 +233,16 @@ class BadSamples:
         self._lock = threading.Lock()
 
     def add(self, index: int, message: str) -> None:
-        """Notes a bad image; DataError when it is one too many."""
+        """Notes a bad image, and says so once; DataError when it is one too many."""
         with self._lock:
+            known = index in self.messages
             self.messages[index] = message
             if len(self.messages) > self.limit:
                 number = f" It is number {len(self.messages)}; data.max_bad_samples={self.limit}." if self.limit else ""
                 raise DataError(message + number)
+            if not known:
+                count = f"{len(self.messages)} of at most {self.limit} (data.max_bad_samples)"
+                _LOG.warning("%s Another image of its class takes its place: %s.", message, count)
 
 
 def decode_rows(

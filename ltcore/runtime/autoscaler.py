@@ -33,8 +33,9 @@ def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         return limits_of(config)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(
-            f"{path} is not a cluster configuration ({type(error).__name__}: {' '.join(str(error).split())}). Run `ray up` again, or remove "
+            f"{path} is not a cluster configuration ({said}). Run `ray up` again, or remove "
             "the file and give --max-gpus."
         ) from error
 

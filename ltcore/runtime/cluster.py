@@ -19,6 +19,8 @@ QUIET = {
     # `uv run` would otherwise make Ray ship the working directory and rebuild the environment for every worker.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report blocks until the next poll: 2 s would be most of a short epoch
+    # A node may have to be booted and set up first; what never comes is noticed by our own watch, which says why.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -26,6 +28,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial closes its W&B run before its process is reused
     "TUNE_GLOBAL_CHECKPOINT_S": "10",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed at once reports nothing, and must not end the sweep
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own lets fit() return as if the search had ended
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "GLOG_minloglevel": "2",
@@ -161,6 +164,19 @@ def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
         holds_drivers=total.get(DRIVER_RESOURCE, 0) > 0,
         limits=None if local else read_limits(),
     )
+
+
+def nodes_are_coming(cluster: Cluster) -> bool:
+    """Whether the autoscaler is starting nodes now; False where there is none to ask."""
+    if cluster.local:
+        return False
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    try:
+        status = get_cluster_status(cluster.address, timeout=5)
+    except Exception:  # no autoscaler, or one that does not answer: then silence is silence
+        return False
+    return bool(status.pending_launches or status.pending_nodes)
 
 
 def forwarded_environment() -> dict[str, str]:

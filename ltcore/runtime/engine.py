@@ -9,10 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ltcore.errors import LtcoreError
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.execute import Job, execute
 from ltcore.training.record import read_json
+
+BACKEND = "LTCORE_DIST_BACKEND"
+"""Variable that names the collectives' backend instead of Ray's choice (nccl with GPUs, else gloo): gloo on nodes whose GPUs
+exist in name only, or to see whether NCCL is what hangs."""
 
 
 def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> dict[str, Any]:
@@ -32,8 +38,7 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={**job.plain(), "cpus": scaling.cpus_per_worker},
-        # LTCORE_DIST_BACKEND=gloo: for GPUs that exist in name only, or to see whether NCCL is what hangs.
-        torch_config=TorchConfig(backend=os.environ.get("LTCORE_DIST_BACKEND"), timeout_s=600),
+        torch_config=TorchConfig(backend=os.environ.get(BACKEND), timeout_s=600),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=per_worker
         ),
@@ -110,7 +115,9 @@ class _TrainContext:
         context = train.get_context()
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()
-        self.device = get_device()
+        # Asked for gloo, a worker makes do with the CPU; otherwise a GPU that was reserved and is not there is an error.
+        in_name_only = os.environ.get(BACKEND) == "gloo" and not torch.cuda.is_available()
+        self.device = torch.device("cpu") if in_name_only else get_device()
         self._train = train
         self._sender = Sender(job.pulse if self.rank == 0 else "", job.shown_as)
         self._observer = Observer(job.info["group"] or job.info["id"], job.shown_as, self.rank)

@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,11 +23,13 @@ from ltcore.config.load import flat, from_dict, to_yaml
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed, open_feed
 from ltcore.data.storage import cache_root
+from ltcore.errors import DataError
 from ltcore.runtime.version import check_same_code, code_version
 from ltcore.tracking.tracker import Tracker, TrackerOptions, open_tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import RunContext
 from ltcore.training.fit import StopRequested, fit
+from ltcore.training.fork import fork
 from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
 from ltcore.training.mirror import Mirror
 from ltcore.training.record import RunInfo, RunRecord, read_json
@@ -48,6 +51,10 @@ class Job:
     """CPUs given to each worker; 0: all that the process may use."""
     pulse: str = ""
     """Name of the actor that takes signs of life; '' where nobody listens."""
+    stop_after_epochs: int = 0
+    """Epochs after which the run stops with a checkpoint; 0: at its end."""
+    fork_of: str = ""
+    """Directory of a run whose newest checkpoint this one starts from; '' starts from the beginning."""
     code: str = field(default_factory=code_version)
     """Code of the driver; a node with other code refuses the job."""
     shown_as: str = ""
@@ -75,20 +82,23 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     info = RunInfo(**{**job.info, "hot": tuple(job.info.get("hot", ()))})
     done = None
     if ctx.rank == 0:  # it alone knows the run directory; what it finds is true for all
-        mirror.local.mkdir(parents=True, exist_ok=True)
+        make_folder(mirror.local)
         mirror.pull()
         done = read_json(mirror.local / "run.json")
     done = dist.broadcast_object(done)
     if done is not None and done["status"] == "finished":
         return done
     with _feed(cfg, job, ctx) as feed:
-        return _run(cfg, ctx, mirror, info, feed)
+        return _run(job, cfg, ctx, mirror, info, feed)
 
 
-def _run(cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: Feed) -> dict[str, Any]:
+def _run(job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: Feed) -> dict[str, Any]:
     run_dir, lead = mirror.local, ctx.rank == 0
     record = RunRecord(run_dir / "run.json" if lead else None, _first_fields(cfg, info, ctx, feed))
     previous = ckpt.find(run_dir / "checkpoints")
+    earlier: list[dict[str, Any]] = []
+    if lead and previous is None and job.fork_of:
+        earlier = _fork(job.fork_of, run_dir, flat(cfg))
     if lead:
         (run_dir / "config.yaml").write_text(to_yaml(cfg))
     record.write()
@@ -112,6 +122,8 @@ def _run(cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: F
     )
     status = "failed"
     try:
+        for row in earlier:
+            tracker.log({key: value for key, value in row.items() if key != "step"}, row["step"])
         fields = fit(cfg, feed, _Mirrored(ctx, mirror), run_dir, tracker, info, record)
         status = "finished"
     except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
@@ -129,6 +141,13 @@ def _run(cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: F
         if lead:
             mirror.close()
     return fields
+
+
+def _fork(source_uri: str, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Mirror(source_uri, Path(scratch))
+        source.pull()
+        return fork(source.local, run_dir, config)
 
 
 def _log_per_class(tracker: Tracker, fields: dict[str, Any]) -> None:
@@ -221,6 +240,15 @@ def _summary(fields: dict[str, Any]) -> dict[str, Any]:
     for split, values in fields.get("test", {}).items():
         flat_fields |= {f"{split}/{key}": value for key, value in values.items()}
     return flat_fields
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be made: {error.strerror}. Choose another place with --storage or LTCORE_STORAGE."
+        ) from error
 
 
 def forget(run_uri: str) -> None:

@@ -12,12 +12,17 @@ from ltcore.config.sweep_space import SweepConfig
 from ltcore.config.tree import flatten
 from ltcore.errors import ConfigError
 
+_HOW = ("stall_s", "budget_s", "share_start")
+"""Keys that say how a sweep is computed, not what it comes to."""
+
 
 def identity(sweep: SweepConfig) -> dict[str, Any]:
     """Everything that the result of a sweep depends on, flat: two sweeps with equal identity are the same sweep."""
     base = flatten(run_tree(sweep.recipe, sweep.overrides))
     fields = {
-        f"sweep.{key}": value for key, value in sweep_tree(sweep).items() if key not in ("stall_s", "budget_s", "space")
+        f"sweep.{key}": value
+        for key, value in sweep_tree(sweep).items()
+        if key not in ("stall_s", "budget_s", "share_start", "space")
     }
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     kept = {key: value for key, value in base.items() if not key.startswith(("tracking.", "data.uri", "data.tier"))}

@@ -56,7 +56,8 @@ def _tune_on(
     from ltcore.runtime.doctor_nodes import check_nodes
     from ltcore.runtime.execute import forget
     from ltcore.runtime.launch import dry_run_text, prepare_data
-    from ltcore.runtime.sweep import Sweep, SweepSetup
+    from ltcore.runtime.sweep import Sweep
+    from ltcore.runtime.sweep_runs import SweepSetup
     from ltcore.runtime.warmup import fitted_epochs
 
     check_storage(root, cluster)

@@ -13,6 +13,8 @@ import ray
 from ltcore.runtime.cluster import secret_environment
 
 NAMESPACE = "ltcore"
+NODE_WAIT_S = 1800.0
+"""Longest wait for nodes that the autoscaler says it is starting."""
 
 
 @ray.remote(num_cpus=0)
@@ -68,7 +70,8 @@ class Sender:
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         kept = ("epoch", "images_seen", "images_per_s", "val/top1", "data_wait_fraction", "time_s")
-        self._send({key: metrics[key] for key in kept if key in metrics})
+        total = round(metrics["images_seen"] / metrics["progress"])
+        self._send({"total_images": total, **{key: metrics[key] for key in kept if key in metrics}})
 
     def _send(self, state: dict[str, Any]) -> None:
         if self._actor is not None:
@@ -86,11 +89,14 @@ class Watch(threading.Thread):
         *,
         stall_s: float,
         deadline_s: float | None,
+        nodes_are_coming: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(daemon=True, name="ltcore-watch")
         self._actor, self._on_snapshot = actor, on_snapshot
         self._stall_s, self._deadline = stall_s, None if deadline_s is None else time.monotonic() + deadline_s
-        self._moved = time.monotonic()
+        self._moved = self._heard = time.monotonic()
+        """When the last excuse for silence was seen, and when a run was last heard of."""
+        self._nodes_are_coming = nodes_are_coming
         self._ended = threading.Event()
         self.stalled = threading.Event()
         self.out_of_time = threading.Event()
@@ -101,7 +107,7 @@ class Watch(threading.Thread):
 
     def touch(self) -> None:
         """Something happened that is not a sign of life of a run: a trial ended, a stage began."""
-        self._moved = time.monotonic()
+        self._moved = self._heard = time.monotonic()
 
     def end(self) -> None:
         self._ended.set()
@@ -117,7 +123,14 @@ class Watch(threading.Thread):
                 self.touch()
                 last = now
                 self._on_snapshot(now)
-            if time.monotonic() - self._moved > self._stall_s:
+            silent_s = time.monotonic() - self._moved
+            if (
+                silent_s > self._stall_s / 2
+                and time.monotonic() - self._heard < NODE_WAIT_S
+                and self._nodes_are_coming()
+            ):
+                self._moved = time.monotonic()  # machines boot and are set up for minutes, which is no stall
+            elif silent_s > self._stall_s:
                 self.stalled.set()
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self.out_of_time.set()

@@ -173,7 +173,8 @@ def run_search(plan: SearchPlan, listener: Listener, debug: bool) -> None:
                     num_samples=len(plan.points) or plan.sweep.size,
                     search_alg=searcher(plan),
                     scheduler=scheduler(plan),
-                    reuse_actors=True,
+                    # A driver of Ray Train cannot be interrupted: ended with its process, its workers go at once.
+                    reuse_actors=plan.engine != "train",
                 ),
                 run_config=tune.RunConfig(
                     name=plan.folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,7 +13,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.errors import StallError
 from ltcore.runtime.board import Board
 from ltcore.runtime.capacity import Scaling, demand
-from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
+from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster, nodes_are_coming
 from ltcore.runtime.doctor_nodes import check_nodes
 from ltcore.runtime.execute import Job
 from ltcore.runtime.pulse import Watch, start_pulse
@@ -31,7 +32,13 @@ def run_single(
     check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, board.console)
     board.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
     name = f"pulse-{cfg.name}-{time.time_ns()}"
-    watch = Watch(start_pulse(name), board.update, stall_s=STALL_S, deadline_s=None)
+    watch = Watch(
+        start_pulse(name),
+        board.update,
+        stall_s=STALL_S,
+        deadline_s=None,
+        nodes_are_coming=partial(nodes_are_coming, cluster),
+    )
     watch.start()
     job = dataclasses.replace(job, pulse=name, shown_as=cfg.name, cpus=scaling.cpus_per_worker)
     inside = engine == "trial"

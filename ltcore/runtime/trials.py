@@ -40,10 +40,26 @@ def settled(sweep_uri: str, name: str) -> bool:
     return record["status"] in ("finished", "failed") or str(record["reason"]).startswith(BY_SCHEDULER)
 
 
-def collect(sweep_uri: str, sweep: SweepConfig, cut: Collection[str], out_of_time: bool) -> list[dict[str, Any]]:
+def failed_entry(name: str, params: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """A trial that never came to write a record: its workers could not be started, or died at once."""
+    nothing = {"epochs_done": 0, "best": None, "last": None}
+    return {
+        "id": name,
+        "run_dir": f"trials/{name}",
+        "status": "failed",
+        "reason": reason,
+        "params": dict(params),
+        **nothing,
+    }
+
+
+def collect(
+    sweep_uri: str, sweep: SweepConfig, cut: Collection[str], out_of_time: bool, unborn: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """What every trial came to; says in the ``run.json`` of those that did not reach the end who ended them.
 
     Args:
+        unborn: entries of trials that failed before they wrote a record.
         cut: trials that the time limit ended; where ``out_of_time``, also those that nobody has heard the end of.
     """
     found = []
@@ -59,7 +75,8 @@ def collect(sweep_uri: str, sweep: SweepConfig, cut: Collection[str], out_of_tim
             record |= {"status": "stopped", "reason": f"{words} after epoch {record['epochs_done']}"}
             save_json(where, record)
         found.append(_entry(name, record, sweep))
-    return found
+    known = {entry["id"] for entry in found}
+    return sorted([*found, *(entry for name, entry in unborn.items() if name not in known)], key=lambda e: e["id"])
 
 
 def _entry(name: str, record: Mapping[str, Any], sweep: SweepConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +20,10 @@ from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.engine import fit_with_train, has_validation
 from ltcore.runtime.execute import Job, execute, scratch_dir
+from ltcore.runtime.files import load_json
 from ltcore.runtime.observe import Observer
 from ltcore.runtime.pulse import Sender, adopt_secrets
+from ltcore.training.fit import StopRequested
 from ltcore.training.mirror import Mirror
 
 TRIAL = "trial"
@@ -44,13 +47,15 @@ class TaskContext:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._sender = Sender(job.pulse, job.shown_as)
         self._observer = Observer(job.info["group"] or job.info["id"], job.shown_as, self.rank)
+        self._stop_after, self._epoch = job.stop_after_epochs, 0
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         self._sender.epoch(metrics)
         self._observer.epoch(metrics)
+        self._epoch = metrics["epoch"]
 
     def stop_requested(self) -> bool:
-        return False
+        return 0 < self._stop_after <= self._epoch
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         self._sender.beat(epoch, images_seen, total_images)
@@ -97,26 +102,31 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         pulse=plan["pulse"],
         code=plan["code"],
         shown_as=f"trial {trial}",
+        fork_of=plan["fork_of"] if trial in plan["forked"] else "",
     )
     if plan["engine"] == "train":
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        with _told_by_record():
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "1"  # Tune waits this long for a driver that does not hear it
+
+        with _told_by_record(job.run_uri):
             fit_with_train(job, scaling, storage=plan["sweep_uri"], callbacks=[TuneReportCallback()])
         return
     if plan["hot"]:
         _adopt_checkpoint(job.run_uri)
-    with _told_by_record():
+    with _told_by_record(job.run_uri):
         execute(job, TrialContext(job, keep_checkpoints=bool(plan["hot"])))
 
 
 @contextlib.contextmanager
-def _told_by_record() -> Iterator[None]:
-    """An error that is one of ours would only repeat itself, so Tune is not told to try again: it stands in run.json."""
+def _told_by_record(run_uri: str) -> Iterator[None]:
+    """An error that stands in the run's record would only repeat itself, so Tune is not told to try again."""
     try:
         yield
     except LtcoreError:
-        return
+        record = load_json(join(run_uri, "run.json"))
+        if record is None or record["status"] != "failed":
+            raise
 
 
 def _adopt_checkpoint(run_uri: str) -> None:
@@ -149,4 +159,9 @@ def run_job(job: dict[str, Any], engine: str, scaling: dict[str, Any]) -> dict[s
     adopt_secrets(job["pulse"])
     if engine == "train":
         return fit_with_train(Job(**job), Scaling(**scaling), storage=None, callbacks=[])
-    return execute(Job(**job), TaskContext(Job(**job)))
+    try:
+        return execute(Job(**job), TaskContext(Job(**job)))
+    except StopRequested:
+        if not job["stop_after_epochs"]:
+            raise
+        return {}  # as told; what it came to lies in its directory

@@ -167,6 +167,12 @@ def _selection(info: Mapping[str, Any]) -> list[str]:
         f"Trials are ranked by {metric_name(info['metric'])} {when}, on the validation split alone and only among the "
         f"{finished} of {len(trials)} that reached the end; a trial stopped early is no candidate, however well it did."
     ]
+    start = info.get("shared_start")
+    if start:
+        lines.append(
+            f"{start['trials']} trials share their first {start['epochs']} epochs, before any term acts: these were trained "
+            f"once, which saved {duration(start['saved_s'])} of training."
+        )
     seeds = len({r["seed"] for r in info.get("retrain") or ()})
     if seeds:
         lines.append(

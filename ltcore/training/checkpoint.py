@@ -5,7 +5,7 @@
 
 ``model.pt`` holds inference weights alone; what only training needs (optimizer, memories, key encoder) is in ``state.pt``.
 A checkpoint is written beside its final place, synced and renamed, so a reader never sees half of one; older ones go only
-after the new one is in place. Everything is read with ``weights_only=True``.
+after the new one is in place. Everything is read with ``weights_only=True``, and only where its bytes are those written.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ltcore.errors import CheckpointError
+from ltcore.errors import CheckpointError, NumericError
 
 SCHEMA = 1
 
@@ -42,26 +43,32 @@ class Checkpoint:
 def save(
     folder: Path, tag: str, *, step: int, model: dict[str, Any], state: dict[str, Any] | None, meta: dict[str, Any]
 ) -> Path:
-    """Writes ``folder/<tag>-<step>`` atomically, then removes older checkpoints of the same tag. Call on rank 0 alone."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes ``folder/<tag>-<step>`` atomically, then removes older checkpoints of the same tag. Call on rank 0 alone.
+
+    CheckpointError where it cannot be written, NumericError where the weights are not finite; what is there stays then.
+    """
     final = folder / f"{tag}-{step:08d}"
     aside = folder / f".{final.name}.{os.getpid()}"
+    _check_finite(folder, step, model)
     try:
+        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        torch.save(model, aside / "model.pt")
+        _write_tensors(aside / "model.pt", model)
         if state is not None:
-            torch.save(state, aside / "state.pt")
+            _write_tensors(aside / "state.pt", state)
         (aside / "meta.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **meta}, indent=1))
         for file in aside.iterdir():
             _sync(file)
         if final.exists():  # the same step again, after a resume; moved away in one piece, and removed below
             final.rename(folder / f".{final.name}.old.{os.getpid()}")
         aside.rename(final)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer ends with a RuntimeError on top of the disk's error
         shutil.rmtree(aside, ignore_errors=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
         raise CheckpointError(
-            f"Checkpoint {final} could not be written: {error.strerror or error}. Free space or choose another --storage; "
-            "the last complete checkpoint is untouched and the same command continues from it."
+            f"Checkpoint {final} could not be written: {reason}. Free space, correct the permissions, or choose another "
+            "--storage; the last complete checkpoint is untouched and the same command continues from it."
         ) from error
     _sync(folder)
     for old in folder.glob(f"{tag}-*"):
@@ -70,6 +77,23 @@ def save(
     for stale in folder.glob(".*"):
         shutil.rmtree(stale, ignore_errors=True)
     return final
+
+
+def _check_finite(folder: Path, step: int, model: dict[str, Any]) -> None:
+    """The loss of a step is that of the weights before it: it says nothing about those that the step leaves behind."""
+    for name, value in model.items():
+        if isinstance(value, torch.Tensor) and not bool(torch.isfinite(value).all()):
+            good = find(folder)
+            where = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
+            raise NumericError(
+                f"Step {step} left weights that are not finite ({name}), so no checkpoint is written; {where}. Lower "
+                "train.optim.lr, set train.optim.clip_norm, or train.precision=fp32."
+            )
+
+
+def _write_tensors(file: Path, value: dict[str, Any]) -> None:
+    with file.open("wb") as stream:  # of a path, torch's writer would hide why it failed
+        torch.save(value, stream)
 
 
 def _sync(path: Path) -> None:
@@ -97,10 +121,12 @@ def read(path: Path) -> Checkpoint:
         return inner
     try:
         meta = json.loads((path / "meta.json").read_text())
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}/meta.json is not JSON ({error}). Delete this checkpoint; an older one is used."
+            f"{path}/meta.json cannot be read as JSON ({error}). Delete this checkpoint and run again."
         ) from None
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}/meta.json holds no JSON object. Delete this checkpoint and run again.")
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{path} has checkpoint version {meta.get('schema')!r}; this ltcore reads version {SCHEMA}. "
@@ -115,11 +141,14 @@ def _read_tensors(file: Path) -> dict[str, Any]:
             f"{file} is missing: this checkpoint holds inference weights alone and cannot be resumed from."
         )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({type(error).__name__}: {error}). Delete its directory and run again."
-        ) from error
+        with zipfile.ZipFile(file) as parts:  # torch itself compares no checksum and would load changed weights
+            damaged = parts.testzip()
+        if damaged is None:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # both raise anything on foreign bytes
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(f"{file} cannot be read ({problem}). Delete its directory and run again.") from error
+    raise CheckpointError(f"{file} cannot be read ({damaged} in it is damaged). Delete its directory and run again.")
 
 
 def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, hot: tuple[str, ...] = ()) -> None:
@@ -127,6 +156,11 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: st
 
     ``hot`` keys may differ, and what does not change the training (FREE_TO_CHANGE).
     """
+    if not isinstance(checkpoint.meta.get("config"), dict) or not isinstance(checkpoint.meta.get("data_hash"), str):
+        raise CheckpointError(
+            f"{checkpoint.path}/meta.json does not say which configuration and data it belongs to. Delete this checkpoint "
+            "and run again, or use --fresh."
+        )
     if checkpoint.meta["data_hash"] != data_hash:
         raise CheckpointError(
             f"{checkpoint.path} was trained on data {checkpoint.meta['data_hash'][:12]}, now data.uri leads to {data_hash[:12]}. "

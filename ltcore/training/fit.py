@@ -171,7 +171,12 @@ class _Run:
         if dist.broadcast_object(due):
             self._save("last")
         self.record.update(
-            last=metrics, best=at.best, epochs_done=at.epoch, images_seen=at.images_seen, seconds=at.seconds
+            bad_samples=len(self.feed.bad_samples),
+            last=metrics,
+            best=at.best,
+            epochs_done=at.epoch,
+            images_seen=at.images_seen,
+            seconds=at.seconds,
         )
         newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
         self.ctx.report(metrics, newest)

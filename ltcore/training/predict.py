@@ -54,7 +54,7 @@ class Predictor:
 
     def read(self, files: Sequence[str | Path]) -> Tensor:
         """uint8 [B, 3, canvas, canvas] out of image files."""
-        return torch.from_numpy(np.stack([decode_canvas(Path(f).read_bytes(), self.canvas, str(f)) for f in files]))
+        return torch.from_numpy(np.stack([decode_canvas(_image(f), self.canvas, str(f)) for f in files]))
 
     def predict(self, files: Sequence[str | Path]) -> list[tuple[str, float]]:
         """(class name, probability) of the most probable class of each image file."""
@@ -67,6 +67,9 @@ def load(checkpoint: str | Path) -> Predictor:
     path = _local(str(checkpoint))
     found = ckpt.read(path)
     meta = found.meta
+    missing = sorted({"config", "classes", "canvas", "mean", "std"} - meta.keys())
+    if missing:
+        raise CheckpointError(f"{found.path}/meta.json has no {missing[0]!r}. It is damaged: use another checkpoint.")
     config = from_flat(meta["config"])
     net = LongTailNet(config.model, len(meta["classes"]), frozenset(), config.seed)
     weights = found.model_state()
@@ -109,6 +112,13 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
         return {"checkpoint": str(predictor.path), "data": data_uri, "data_hash": manifest.hash, "splits": result}
     finally:
         feed.close()
+
+
+def _image(file: str | Path) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. Give the path of an image file.") from error
 
 
 def _test_of(protocol: str, train_split: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ltcore.data.storage import write_bytes_atomic
+from ltcore.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,15 @@ class RunRecord:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic: written aside, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    """Whole or not at all. DataError where the place cannot be written."""
+    write_bytes_atomic(str(path), json.dumps(value, indent=1).encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in ``path``, or None where there is no such file."""
+    """The JSON object in ``path``, or None where there is no such file. DataError where it is damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}). Remove its directory, or start again with --fresh.") from error

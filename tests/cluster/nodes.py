@@ -48,6 +48,7 @@ class Node:
     name: str
     ip: str
     home: Path
+    """Its home as this process sees it."""
     sshd: subprocess.Popen[bytes] | None = None
 
 
@@ -61,6 +62,11 @@ class Lab:
     @property
     def key(self) -> Path:
         return self.folder / "key"
+
+    @property
+    def home(self) -> Path:
+        """Path of the home on every node, the same on all, as on the machines of one image; each sees its own there."""
+        return self.folder / "home"
 
     @property
     def laptop_home(self) -> Path:
@@ -123,6 +129,7 @@ def lab(names: Sequence[str], bashrc: str) -> Iterator[Lab]:
     made = Lab(folder)
     try:
         made.laptop_home.mkdir()
+        made.home.mkdir()
         root = Path(__file__).parents[2]
         for name in ("ltcore", "pipelines"):
             shutil.copytree(root / name, made.checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -161,7 +168,7 @@ def _node(made: Lab, name: str, ip: str, bashrc: str) -> Node:
     passwd = made.folder / f"{name}-passwd"
     lines = Path("/etc/passwd").read_text().splitlines()
     passwd.write_text(
-        "\n".join(f"root:x:0:0:root:{home}:/bin/bash" if s.startswith("root:") else s for s in lines) + "\n"
+        "\n".join(f"root:x:0:0:root:{made.home}:/bin/bash" if s.startswith("root:") else s for s in lines) + "\n"
     )
     config = made.folder / f"{name}-sshd"
     config.write_text(
@@ -183,12 +190,11 @@ def _node(made: Lab, name: str, ip: str, bashrc: str) -> Node:
     # Everything that sshd starts stays in these namespaces; `ray stop` on one node must not see another's processes.
     script = (
         f"hostname {name} && mount --bind {tmp} /tmp && mount -t tmpfs -o size=2g none /dev/shm"
-        f" && mount --bind {passwd} /etc/passwd && exec /usr/sbin/sshd -D -e -f {config}"
+        f" && mount --bind {home} {made.home} && mount --bind {passwd} /etc/passwd && exec /usr/sbin/sshd -D -e -f {config}"
     )
     log = (made.folder / f"{name}.log").open("wb")
-    sshd = subprocess.Popen(
-        ["ip", "netns", "exec", name, "unshare", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", script], stdout=log, stderr=log
-    )
+    inside = ["ip", "netns", "exec", name, "unshare", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", script]
+    sshd = subprocess.Popen(inside, stdout=log, stderr=log)
     return Node(name, ip, home, sshd)
 
 
@@ -197,7 +203,7 @@ def _wait_for_ssh(made: Lab, node: Node) -> None:
         done = subprocess.run(
             ["ssh", *SSH, "-i", str(made.key), f"root@{node.ip}", "echo $HOME"], capture_output=True, text=True
         )
-        if done.stdout.strip() == str(node.home):
+        if done.stdout.strip() == str(made.home):
             return
         time.sleep(0.2)
     raise AssertionError(f"{node.name}: no ssh: {done.stderr} {(made.folder / f'{node.name}.log').read_text()}")

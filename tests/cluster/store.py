@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,8 @@ def object_store() -> Iterator[Any]:
     server = ThreadedMotoServer(ip_address=LAPTOP, port=PORT, verbose=False)
     server.start()
     try:
+        reset = urllib.request.Request(f"{STORE['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset, timeout=10).close()  # what an earlier store held lives on in this process
         client = boto3.client(
             "s3",
             endpoint_url=STORE["AWS_ENDPOINT_URL"],

@@ -7,6 +7,7 @@ instead of an instance profile, packages from this machine's cache instead of th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -83,6 +84,7 @@ def check_sweep(client: Any, trials: int) -> None:
     """A finished sweep on the storage, computed by Ray Train on both machines."""
     stored = everything(client)
     sweep = read(client, "ltcore/tune_lpa/sweep.json")
+    assert not [data for key, data in stored.items() if key.endswith("error.txt")]
     assert (sweep["status"], sweep["engine"], len(sweep["trials"])) == ("finished", "train", trials)
     assert sweep["most_nodes"] == 2
     assert sweep["node_hours"]["head"] > 0 and sweep["node_hours"]["cpu"] > 0
@@ -118,6 +120,9 @@ def test_the_users_command_without_arguments(machines: Lab, store: Any) -> None:
     assert not (machines.laptop_home / ".ray" / "auth_token").exists()
     again = machines.laptop("ray", "submit", "cluster.yaml", "pipelines/tune_lpa.py", timeout=120)
     assert "this is its stored result" in again
+    job = "ray job submit --address http://127.0.0.1:8265 -- python ~/tune_lpa.py"
+    said = machines.laptop("ray", "exec", "cluster.yaml", job, timeout=180)
+    assert "this is its stored result" in said and "succeeded" in said
     edited = machines.checkout / "ltcore" / "shots.py"
     edited.write_text(edited.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
     assert code_on_nodes(up(machines)) != code_on_nodes(before), "`ray up` again brings the new code to every node"
@@ -128,8 +133,10 @@ def test_with_other_tokens_lying_about(machines: Lab, store: Any) -> None:
     """Left to itself Ray would switch authentication on where a token lies, with whatever token that is."""
     adapt(machines)
     for number, home in enumerate([machines.laptop_home, *(node.home for node in machines.nodes)]):
-        (home / ".ray").mkdir()
-        (home / ".ray" / "auth_token").write_text(f"{number:032x}")
+        token = home / ".ray" / "auth_token"
+        token.parent.mkdir()
+        token.write_text(f"{number:032x}")
+        os.utime(token, (number, number))  # of other days: rsync takes files of one second and one size to be the same
     up(machines)
     few = ("--num-trials", "2", "sweep.retrain_seeds=1")
     print(machines.laptop("ray", "submit", "cluster.yaml", "pipelines/tune_lpa.py", *few, timeout=900))

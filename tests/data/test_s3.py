@@ -251,7 +251,7 @@ def test_credentials_that_end_between_opening_and_reading(remote: str, bucket: B
         text = refused(lambda: everything(store))
     finally:
         bucket.server.check_keys(False)
-    assert f"{remote}/{store.manifest.split('train').shards[0].path}" in text
+    assert f"{remote}/{store.manifest.split('train').shards[0].index_path}" in text
 
 
 def test_a_store_that_is_not_there_or_never_answers_is_one_sentence(

@@ -133,6 +133,15 @@ def test_every_number_of_the_report_is_that_of_a_run_file(finished: tuple[Path, 
     assert {run for run, _, _ in single} >= set(records) - {"baseline"}
 
 
+def test_the_report_tells_where_the_time_went(finished: tuple[Path, dict[str, Any]]) -> None:
+    storage, result = finished
+    text = (storage / "small" / "report.html").read_text()
+    assert {"start Ray", "data", "search", "retrain"} <= set(result["stages"])
+    assert result["stages"]["search"] > 1
+    assert "Time per stage" in text and "retrain" in text
+    assert "took" in text
+
+
 def test_one_wandb_run_per_trial_also_with_two_workers(finished: tuple[Path, dict[str, Any]]) -> None:
     storage, result = finished
     for run_dir in [*(t["run_dir"] for t in result["trials"]), "retrain/winner-seed1", "sweep"]:

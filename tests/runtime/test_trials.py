@@ -46,10 +46,10 @@ def test_who_ended_a_trial_is_written_down_once(tmp_path: Path) -> None:
     record(tmp_path, "pruned", "stopped", "ended early by the scheduler")
     record(tmp_path, "cut", "stopped", "ended early by the scheduler")
     record(tmp_path, "unheard", "running")
-    found = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, {"cut"}, out_of_time=True)}
+    found = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, {"cut"}, True, {})}
     assert found["pruned"].startswith(BY_SCHEDULER)
     assert found["cut"].startswith(BY_TIME) and found["unheard"].startswith(BY_TIME)
-    again = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, set(), out_of_time=False)}
+    again = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, set(), False, {})}
     assert again == found
 
 

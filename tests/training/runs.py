@@ -67,8 +67,8 @@ class Rank(LocalContext):
         self.rank, self.world = dist.rank(), dist.world()
 
 
-def double_steps(cfg_tree: dict[str, Any], uri: str, steps: int) -> dict[str, Any]:
-    """``steps`` training steps in float64 on however many ranks there are.
+def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """``steps`` training steps in one precision on however many ranks there are.
 
     Returns the loss of the global batch per step, gradients of the last step, parameters, BN buffers, and published memories.
     """
@@ -77,14 +77,14 @@ def double_steps(cfg_tree: dict[str, Any], uri: str, steps: int) -> dict[str, An
     cfg = from_dict(cfg_tree)
     ctx = Rank()
     feed = open_feed(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, rank=ctx.rank, world=ctx.world)
-    parts = _double(build(cfg, feed, ctx))
+    parts = _as(dtype, build(cfg, feed, ctx))
     optimizer = build_optimizer(cfg.train.optim, parts.step)
     objective, losses, done, epoch = parts.step.objective, [], 0, 0
     while done < steps:
         for raw in feed.train_batches(epoch):
             progress = done / steps
             batch = parts.augment(raw, epoch)
-            batch = batch.with_images(batch.images_VBCHW.double())
+            batch = batch.with_images(batch.images_VBCHW.to(dtype))
             if parts.step.key is not None:
                 parts.step.key.update(parts.step.net)
             optimizer.zero_grad()
@@ -114,10 +114,10 @@ def double_steps(cfg_tree: dict[str, Any], uri: str, steps: int) -> dict[str, An
     }
 
 
-def _double(parts: Parts) -> Parts:
-    """float64 throughout; wrapped anew, because DDP laid out its gradient buckets for float32."""
-    parts.step.double()
+def _as(dtype: torch.dtype, parts: Parts) -> Parts:
+    """One precision throughout; wrapped anew, because DDP laid out its gradient buckets for float32."""
+    parts.step.to(dtype)
     if parts.step.key is not None:
-        parts.step.key.net.double()
+        parts.step.key.net.to(dtype)
     parts.wrapped = parallel(parts.step, torch.device("cpu"))
     return parts

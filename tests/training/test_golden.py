@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ltcore.config.load import dump
-from tests.training.runs import TERMS, double_steps, tiny_run
+from tests.training.runs import TERMS, plain_steps, tiny_run
 
 FILE = Path(__file__).parents[1] / "golden" / "traces.json"
 STEPS = 12
@@ -28,7 +28,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def trace(uri: str, name: str) -> list[float]:
-    return double_steps(dump(tiny_run(**RUNS[name])), uri, STEPS)["losses"].tolist()
+    return plain_steps(dump(tiny_run(**RUNS[name])), uri, STEPS)["losses"].tolist()
 
 
 @pytest.mark.parametrize("name", list(RUNS))

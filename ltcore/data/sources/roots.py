@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from ltcore.data.decode import MAX_PIXELS
 from ltcore.errors import DataError
+
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of one file, that is, of the largest image uncompressed: more in a zip is a bomb rather than a picture."""
 
 
 class Root(Protocol):
@@ -48,10 +53,21 @@ class _Directory:
             for name in names
         )
         self.files = tuple(sorted(name for name in found if not _hidden(name)))
-        stats = ((name, (root / name).stat()) for name in self.files)
-        self.fingerprint = _digest(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}" for name, stat in stats)
+        self._sizes: dict[str, int] = {}
+        self.fingerprint = _digest(self._describe(name) for name in self.files)
+
+    def _describe(self, name: str) -> str:
+        try:
+            found = (self._root / name).stat()
+        except OSError as error:
+            raise DataError(f"{self.where}: {name} cannot be read ({error.strerror}). Restore or remove it.") from error
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            raise DataError(f"{self.where}: {name} is no plain file. Remove it.")
+        self._sizes[name] = found.st_size
+        return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
+        _check_size(self.where, path, self._sizes[path])
         try:
             return (self._root / path).read_bytes()
         except OSError as error:
@@ -76,10 +92,16 @@ class _Zip:
         self.fingerprint = _digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
+        _check_size(self.where, path, self._zip.getinfo(path).file_size)
         try:
             return self._zip.read(path)
         except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{self.where}: {path} cannot be read ({error}). Copy or download it again.") from error
+
+
+def _check_size(where: str, path: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise DataError(f"{where}: {path} has {size} bytes, expected at most {MAX_BYTES}. Remove or shrink it.")
 
 
 def _hidden(name: str) -> bool:

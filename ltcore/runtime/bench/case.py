@@ -1,0 +1,257 @@
+"""One size at which losses are measured: outputs of a network by hand, filled memories, and both forms of every loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ltcore.batch import Batch, ModelOutput
+from ltcore.data.longtail import profile
+from ltcore.objective.class_weights import effective_weights
+from ltcore.objective.memory.centroids import ClassCentroids
+from ltcore.objective.memory.prototypes import Prototypes
+from ltcore.objective.memory.queue import Queue
+from ltcore.objective.memory.scores import ScoreTable
+from ltcore.objective.objective import Objective, make_objective
+from ltcore.runtime.bench import literal
+
+PROGRESS = 0.5
+"""Every term acts, and LPA still collects vectors for its next clustering."""
+RESERVOIR_ROWS = 65_536
+"""Most vectors that LPA keeps here: at 8142 classes and 2048 features its default of 128 per class would be 8.5 GB."""
+NAMES = (
+    *("cross_entropy", "balanced_softmax", "logit_adjust", "class_balanced", "focal", "ldam", "paco"),
+    *("lpa", "dro", "ifl"),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    batch: int
+    classes: int
+    features: int
+    largest: int
+    """Images of the largest class; the sizes fall exponentially."""
+    imbalance: float
+    map_px: int
+    """Side of the last feature map."""
+    projection: int
+    queue: int
+    bank: int
+    """Rows of the feature bank that the authors' DRO-LT reduces."""
+
+    def __str__(self) -> str:
+        return f"({self.batch}, {self.classes}, {self.features})"
+
+
+SIZES = (
+    Size(128, 100, 64, 500, 100, 8, 32, 1024, 50_000),  # CIFAR-100-LT
+    Size(256, 1000, 2048, 1280, 256, 7, 128, 8192, 50_000),  # as ImageNet-LT
+    Size(256, 8142, 2048, 1000, 500, 7, 128, 8192, 50_000),  # as iNaturalist 2018
+)
+QUICK_SIZES = (Size(16, 10, 8, 60, 6, 4, 8, 32, 200),)
+
+
+class Case:
+    """Random outputs and a bank of features; seeded."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        gen = torch.Generator().manual_seed(0)
+        self.counts_C = torch.tensor(profile(size.largest, size.classes, size.imbalance))
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=gen)
+
+        self.bank_ND = normal(size.bank, size.features).relu_()
+        self.bank_labels_N = torch.multinomial(self.counts_C.double(), size.bank, replacement=True, generator=gen)
+        self.rows_B = torch.randint(size.bank, (size.batch,), generator=gen)
+        labels_B = self.bank_labels_N[self.rows_B]
+        self.index_B = torch.randint(int(self.counts_C.sum()), (size.batch,), generator=gen)
+        self.batch = Batch(torch.empty(1, size.batch, 3, 1, 1), labels_B, self.index_B, torch.zeros_like(labels_B))
+        self.out = ModelOutput(
+            normal(size.batch, size.classes).requires_grad_(),
+            normal(size.batch, size.features).relu_().requires_grad_(),
+            normal(size.batch, size.features, size.map_px, size.map_px).relu_(),
+            F.normalize(normal(size.batch, size.projection), dim=1).requires_grad_(),
+            F.normalize(normal(size.batch, size.projection), dim=1),
+        )
+
+    def objective(self, name: str) -> Objective:
+        """The loss alone, or the term on top of cross-entropy, with memories as they are in the middle of training."""
+        size = self.size
+        options: dict[str, dict[str, Any]] = {
+            "paco": {"queue_size": size.queue},
+            "lpa": {
+                "start": 0.0,
+                "queue_size": size.queue,
+                "reservoir_per_class": max(1, min(128, RESERVOIR_ROWS // size.classes)),
+            },
+            "dro": {"start": 0.0},
+            "ifl": {"start": 0.1, "milestones": (0.2,)},
+        }
+        chosen = options.get(name, {})
+        is_term = name in ("lpa", "dro", "ifl")
+        objective = make_objective(
+            "cross_entropy" if is_term else name,
+            {name: chosen} if is_term else None,
+            class_counts=self.counts_C.tolist(),
+            features=size.features,
+            projection=size.projection,
+            **({} if is_term else chosen),
+        )
+        self._fill(objective)
+        return objective
+
+    def _fill(self, objective: Objective) -> None:
+        """Centroids of the bank, full queues, prototypes of the batch, environments of the batch's scores."""
+        memories = objective.memories().values()
+        with torch.no_grad():
+            for memory in memories:
+                if isinstance(memory, ClassCentroids):
+                    self._observe_bank(memory)
+                elif isinstance(memory, Queue):
+                    while int(memory.count) < len(memory.labels_Q):
+                        memory.observe(self.out, self.batch)
+                        memory.merge(0.0)
+                else:
+                    memory.observe(self.out, self.batch)
+        objective.merge(PROGRESS)
+
+    def _observe_bank(self, centroids: ClassCentroids) -> None:
+        for features, labels in zip(self.bank_ND.split(4096), self.bank_labels_N.split(4096), strict=True):
+            out = ModelOutput(features[:, :1], features)
+            centroids.observe(out, Batch(torch.empty(1, len(labels), 3, 1, 1), labels, labels, labels))
+
+    def ours(self, objective: Objective) -> Callable[[], Tensor]:
+        """Everything that the loss costs in a step but the network: forward, backward and memories."""
+
+        def call() -> Tensor:
+            loss = objective(self.out, self.batch, PROGRESS).loss
+            loss.backward()
+            objective.observe(self.out, self.batch, PROGRESS)
+            return loss.detach()
+
+        return call
+
+    def literally(self, name: str, objective: Objective) -> Callable[[], Tensor]:
+        """The same loss with gradient as its paper writes it, reading the memories of ``objective``."""
+        form = self._form(name, objective)
+
+        def call() -> Tensor:
+            loss = form()
+            loss.backward()
+            return loss.detach()
+
+        return call
+
+    def _form(self, name: str, objective: Objective) -> Callable[[], Tensor]:
+        logits, labels, counts = self.out.logits_BC, self.batch.labels_B, self.counts_C
+        cfg = getattr(objective.cfg.base_options, name, None)
+        forms: dict[str, Callable[[], Tensor]] = {
+            "cross_entropy": lambda: literal.cross_entropy(logits, labels),
+            "balanced_softmax": lambda: literal.balanced_softmax(logits, labels, counts),
+            "logit_adjust": lambda: literal.logit_adjust(logits, labels, counts, cast(Any, cfg).tau),
+            "class_balanced": lambda: literal.class_balanced(logits, labels, counts, cast(Any, cfg).beta),
+            "focal": lambda: literal.focal(logits, labels, cast(Any, cfg).gamma),
+        }
+        if name in forms:
+            return forms[name]
+        return {"ldam": self._ldam, "paco": self._paco, "lpa": self._lpa, "dro": self._dro, "ifl": self._ifl}[name](
+            objective
+        )
+
+    def _ldam(self, objective: Objective) -> Callable[[], Tensor]:
+        cfg = objective.cfg.base_options.ldam
+        weights_C = effective_weights(self.counts_C, cfg.beta).float() if cfg.drw_start <= PROGRESS else None
+        return lambda: literal.ldam(
+            self.out.logits_BC, self.batch.labels_B, self.counts_C, cfg.max_margin, cfg.scale, weights_C
+        )
+
+    def _elements(self, objective: Objective) -> tuple[Callable[[], Tensor], Tensor]:
+        """Queries, keys and queue, joined at every call, and their labels."""
+        queue = next(m for m in objective.memories().values() if isinstance(m, Queue))
+        labels_B, out = self.batch.labels_B, self.out
+        assert out.query_Bd is not None and out.key_Bd is not None
+        joined = [out.query_Bd, out.key_Bd, queue.keys_Qd]
+        return lambda: torch.cat(joined), torch.cat([labels_B, labels_B, queue.labels_Q])
+
+    def _paco(self, objective: Objective) -> Callable[[], Tensor]:
+        cfg = objective.cfg.base_options.paco
+        elements, labels_A = self._elements(objective)
+        return lambda: literal.paco(
+            self.out.logits_BC,
+            elements(),
+            labels_A,
+            self.batch.labels_B,
+            self.counts_C,
+            alpha=cfg.sample_weight,
+            beta=cfg.center_weight,
+            temperature=cfg.temperature,
+        )
+
+    def _lpa(self, objective: Objective) -> Callable[[], Tensor]:
+        cfg = objective.cfg.terms.lpa
+        elements, labels_A = self._elements(objective)
+        prototypes = next(m for m in objective.memories().values() if isinstance(m, Prototypes))
+        similarity_CC = torch.zeros(self.size.classes, self.size.classes)
+        similarity_CC.scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)
+        fmap_BDhw = cast(Tensor, self.out.fmap_BDhw)
+        mass_CK = torch.zeros(self.size.classes, prototypes.num_clusters, dtype=torch.int64)
+
+        def form() -> Tensor:
+            base = literal.cross_entropy(self.out.logits_BC, self.batch.labels_B)
+            vectors_BPD = fmap_BDhw.flatten(2).transpose(1, 2)
+            scores_BK = literal.lpa_scores(vectors_BPD, prototypes.prototypes_KD[: prototypes.num_clusters])
+            mass_CK.index_add_(0, self.batch.labels_B, scores_BK)
+            penalty = literal.lpa(
+                elements(),
+                labels_A,
+                self.batch.labels_B,
+                similarity_CC,
+                neighbor_mass=cfg.neighbor_mass,
+                temperature=cfg.temperature,
+            )
+            return base + cfg.weight * penalty
+
+        return form
+
+    def dro_by_bank(self, objective: Objective) -> Callable[[], Tensor]:
+        """The authors' form: centroids out of the whole bank at every step."""
+        form = self._dro(objective, by_bank=True)
+
+        def call() -> Tensor:
+            loss = form()
+            loss.backward()
+            return loss.detach()
+
+        return call
+
+    def _dro(self, objective: Objective, by_bank: bool = False) -> Callable[[], Tensor]:
+        cfg = objective.cfg.terms.dro
+        centroids = next(m for m in objective.memories().values() if isinstance(m, ClassCentroids))
+        eps_C = (cfg.radius * (centroids.pooled_var() / self.counts_C.double().clamp_min(1)).sqrt()).float()
+        mean_CD, labels_B = centroids.mean_CD.float(), self.batch.labels_B
+
+        def form() -> Tensor:
+            base = literal.cross_entropy(self.out.logits_BC, labels_B)
+            centers_CD = literal.bank_means(self.bank_ND, self.bank_labels_N, self.size.classes) if by_bank else mean_CD
+            return base + cfg.weight * literal.dro(self.out.features_BD, labels_B, centers_CD, eps_C, cfg.temperature)
+
+        return form
+
+    def _ifl(self, objective: Objective) -> Callable[[], Tensor]:
+        cfg = objective.cfg.terms.ifl
+        memories = objective.memories().values()
+        centroids = next(m for m in memories if isinstance(m, ClassCentroids))
+        scores = next(m for m in memories if isinstance(m, ScoreTable))
+        grown = cfg.weight * cfg.center_weight * cfg.center_growth ** len(cfg.milestones)
+        mean_CD, weights_EB = centroids.mean_CD.float(), scores.weights(self.batch)
+        return lambda: literal.ifl(
+            self.out.logits_BC, self.out.features_BD, self.batch.labels_B, weights_EB, mean_CD, grown
+        )

@@ -1,0 +1,29 @@
+"""The largest tensor that a piece of code makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Largest(TorchDispatchMode):
+    """Sees every operation below autograd, those of a backward pass on the CPU included."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+def largest_tensor(call: Callable[[], object]) -> int:
+    """Most numbers in one tensor among the results of all operations of ``call``, views included."""
+    with _Largest() as seen:
+        call()
+    return seen.numbers

@@ -1,0 +1,164 @@
+"""Measurements of several sides in turns, and what they say beside what was wanted. Nothing here knows what is measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+NO_AIM = "no aim"
+MET = "met"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One round of one side."""
+
+    side: str
+    round: int
+    value: float
+    """In the unit of its section."""
+    seconds: float | None = None
+    """How long it took; None for what is no time and no rate."""
+    amount: float | None = None
+    """What was done in that time: images, calls."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is wanted of a rung."""
+
+    sign: str
+    """'>=', '<=' or '<'."""
+    bound: float
+    on: str = "ratio"
+    """'ratio' to the peer, or 'median' of the rung itself."""
+
+    def __str__(self) -> str:
+        return f"{self.on if self.on != 'ratio' else ''} {self.sign} {self.bound:g}".strip()
+
+    def verdict(self, measured: float) -> str:
+        """'met', or by how much of the bound it was missed."""
+        if self.sign == ">=":
+            missed = 1 - measured / self.bound
+            met = measured >= self.bound
+        else:
+            missed = measured / self.bound - 1
+            met = measured <= self.bound if self.sign == "<=" else measured < self.bound
+        return MET if met else f"missed by {100 * missed:.1f}%"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A side against its peer, both measured in the same run."""
+
+    name: str
+    peer: str
+    aim: Aim | None = None
+
+
+@dataclass
+class Section:
+    """Rungs that share a unit. The ratio is always that of the medians, rung over peer."""
+
+    title: str
+    unit: str
+    measurements: list[Measurement] = field(default_factory=list)
+    rungs: list[Rung] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def values(self, side: str) -> list[float]:
+        return [m.value for m in self.measurements if m.side == side]
+
+    def median(self, side: str) -> float:
+        return statistics.median(self.values(side))
+
+    def ratio(self, rung: Rung) -> float:
+        return self.median(rung.name) / self.median(rung.peer)
+
+    def verdict(self, rung: Rung) -> str:
+        if rung.aim is None:
+            return NO_AIM
+        return rung.aim.verdict(self.ratio(rung) if rung.aim.on == "ratio" else self.median(rung.name))
+
+    def plain(self) -> dict[str, Any]:
+        """The section as plain JSON."""
+        return {
+            "title": self.title,
+            "unit": self.unit,
+            "notes": list(self.notes),
+            "rungs": [
+                {
+                    "name": rung.name,
+                    "measured": _spread(self.values(rung.name)),
+                    "peer": rung.peer,
+                    "peer_measured": _spread(self.values(rung.peer)),
+                    "ratio": self.ratio(rung),
+                    "wanted": str(rung.aim or ""),
+                    "verdict": self.verdict(rung),
+                }
+                for rung in self.rungs
+            ],
+            "measurements": [asdict(measurement) for measurement in self.measurements],
+        }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def rate(side: str, turn: int, seconds: float, amount: float) -> Measurement:
+    """``amount`` per second."""
+    return Measurement(side, turn, amount / seconds, seconds, amount)
+
+
+def duration(side: str, turn: int, seconds: float, amount: float) -> Measurement:
+    """Seconds for one of ``amount``."""
+    return Measurement(side, turn, seconds / amount, seconds, amount)
+
+
+def milliseconds(side: str, turn: int, seconds: float, amount: float) -> Measurement:
+    """Milliseconds for one of ``amount``."""
+    return Measurement(side, turn, 1000 * seconds / amount, seconds, amount)
+
+
+Work = Callable[[], float]
+"""Does one round's work and returns how much that was."""
+
+
+def interleave(
+    sides: Mapping[str, Work],
+    rounds: int,
+    make: Callable[[str, int, float, float], Measurement] = rate,
+) -> list[Measurement]:
+    """A B A B ...: each side once unmeasured, then ``rounds`` times in turns, so that drift of the machine hits all."""
+    for work in sides.values():
+        work()
+    measured = []
+    for turn in range(rounds):
+        for side, work in sides.items():
+            began = time.perf_counter()
+            amount = work()
+            measured.append(make(side, turn, time.perf_counter() - began, amount))
+    return measured
+
+
+def repeated(call: Callable[[], object], least_s: float) -> Work:
+    """A round of as many calls as take about ``least_s`` seconds; a single call would be shorter than the clock's noise."""
+    calls = 0
+
+    def work() -> float:
+        nonlocal calls
+        if not calls:  # the unmeasured round finds the number
+            call()
+            began = time.perf_counter()
+            call()
+            calls = max(1, round(least_s / max(time.perf_counter() - began, 1e-9)))
+            return 2
+        for _ in range(calls):
+            call()
+        return calls
+
+    return work

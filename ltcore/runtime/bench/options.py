@@ -1,0 +1,27 @@
+"""What was asked of a benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BENCHES = ("ladder", "sweep", "memory", "large", "losses")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line of ``bench.py``."""
+
+    what: str = "ladder"
+    """One of ``BENCHES``, or 'all'."""
+    data: str | None = None
+    """Images to measure with; None: generated ones."""
+    rounds: int = 5
+    """Measured rounds of every side."""
+    quick: bool = False
+    """Small sizes and one round: shows that everything runs, says nothing about speed."""
+    output: str = "bench.json"
+    """File for all measurements."""
+
+    @property
+    def turns(self) -> int:
+        return 1 if self.quick else self.rounds

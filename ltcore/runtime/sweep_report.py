@@ -1,0 +1,56 @@
+"""The end of a sweep: ``report.html`` beside ``sweep.json``, and the sweep's own W&B run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ltcore.data.storage import is_local, join, write_bytes_atomic
+from ltcore.runtime.board import Board
+from ltcore.runtime.files import local_copy
+from ltcore.runtime.sweep_runs import SweepSetup
+from ltcore.tracking.report import write_report
+from ltcore.tracking.tracker import TrackerOptions, open_tracker
+from ltcore.training.mirror import Mirror
+
+
+def report(setup: SweepSetup, fields: dict[str, Any], board: Board, id_prefix: str) -> None:
+    """Writes report.html beside sweep.json, and the sweep's own W&B run."""
+    with board.stage("report"), tempfile.TemporaryDirectory() as scratch:
+        folder = local_copy(setup.uri, Path(scratch))
+        path = write_report(folder)
+        if not is_local(setup.uri):
+            write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes())
+        _log_sweep(setup, fields, id_prefix, folder, path)
+        Mirror(join(setup.uri, "sweep"), folder / "sweep").close()
+
+
+def _log_sweep(setup: SweepSetup, fields: dict[str, Any], id_prefix: str, folder: Path, report: Path) -> None:
+    cfg = setup.base
+    tracker = open_tracker(
+        run_dir=folder / "sweep",
+        run_id=f"{id_prefix}-sweep",
+        group=setup.sweep.name,
+        name=f"{setup.sweep.name}-sweep",
+        config_flat=fields["identity"],
+        options=TrackerOptions(
+            project=cfg.tracking.project, mode=cfg.tracking.wandb_mode, tensorboard=False, wandb=cfg.tracking.wandb
+        ),
+        job_type="sweep",
+    )
+    keys = list(setup.sweep.space)
+    ranked = sorted(fields["trials"], key=lambda t: -(t["last"] if t["last"] is not None else -1.0))
+    rows = [
+        [t["id"], t["status"], *(t["params"][k] for k in keys), t["last"], t["best"], t["epochs_done"]] for t in ranked
+    ]
+    tracker.table("trials", ["trial", "status", *keys, "last", "best", "epochs"], rows)
+    tracker.html("report", report)
+    flat_summary = {
+        f"{split}/{metric}/{field}": value
+        for split, metrics in fields.get("comparison", {}).items()
+        for metric, values in metrics.items()
+        for field, value in values.items()
+        if field in ("difference", "low", "high")
+    }
+    tracker.finish({"winner": fields.get("winner", ""), **flat_summary}, str(fields["status"]))

@@ -1,0 +1,30 @@
+"""A run that begins where another one stood: the checkpoint becomes its own, the logged epochs go before its first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ltcore.errors import CheckpointError
+from ltcore.training import checkpoint as ckpt
+
+
+def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Copies the newest checkpoint of the run in ``source`` into ``run_dir``, with ``config`` (flat) as its configuration.
+
+    Right only where both configurations give the same run up to that point, which the caller answers for. Returns the
+    rows of ``metrics.jsonl`` up to the checkpoint. Raises CheckpointError where there is no checkpoint.
+    """
+    found = ckpt.find(source / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{source} has no checkpoint to start from. Remove it, or set sweep.share_start=false.")
+    folder = run_dir / "checkpoints"
+    aside = folder / f".fork-{found.path.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(found.path, aside)
+    (aside / "meta.json").write_text(json.dumps({**found.meta, "config": config}, indent=1))
+    aside.rename(folder / found.path.name)
+    rows = [json.loads(line) for line in (source / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["step"] <= found.meta["step"]]
