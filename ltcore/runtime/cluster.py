@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +94,15 @@ def _set(variables: dict[str, str]) -> None:
 
 
 def connect(*, debug: bool = False) -> Cluster:
-    """Joins the running cluster (``RAY_ADDRESS``, or a node of one), else starts Ray here."""
+    """Joins the running cluster (``RAY_ADDRESS``, or the one that `ray start` made this machine a node of), else starts
+    Ray here: never the private Ray of another program, which ends with that program."""
     quiet()
-    joining = bool(os.environ.get("RAY_ADDRESS")) or current_cluster_file().exists()
-    _set(REMOTE if joining else LOCAL)
+    address = _cluster_address()
+    _set(REMOTE if address else LOCAL)
     from ltcore.training.hardware import allocated_cpus
 
     real = allocated_cpus()
-    if not joining:
+    if not address:
         # A token file of an earlier session would switch authentication on for this private instance.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
@@ -112,16 +114,10 @@ def connect(*, debug: bool = False) -> Cluster:
     }
     if ray.is_initialized():
         return _describe(ray, local=False, real=real)
-    try:
+    if address:
         # Only a cluster needs this: processes of a local Ray inherit the environment, and start faster without.
-        ray.init(address="auto", runtime_env={"env_vars": forwarded_environment()}, **common)
-        local = False
-    except ConnectionError as error:
-        if joining and on_cluster_node():
-            raise ConfigError(
-                f"This machine belongs to a cluster, but its Ray does not answer ({str(error).splitlines()[0]}). A sweep "
-                "is not started beside it: `ray up` the cluster again, or unset RAY_ADDRESS."
-            ) from None
+        ray.init(address=address, runtime_env={"env_vars": forwarded_environment()}, **common)
+    else:
         ray.init(
             address="local",
             num_cpus=max(4, real),
@@ -129,10 +125,33 @@ def connect(*, debug: bool = False) -> Cluster:
             object_store_memory=512 * 2**20,
             **common,
         )
-        local = True
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
-    return _describe(ray, local=local, real=real)
+    return _describe(ray, local=not address, real=real)
+
+
+def _cluster_address() -> str:
+    """Where the cluster answers; '' for none. ConfigError where there should be one and it is silent."""
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    noted = current_cluster_file()
+    address = given if given != "auto" else noted.read_text().strip() if noted.exists() else ""
+    if not address or "://" in address or _answers(address):
+        return address
+    if on_cluster_node():
+        raise ConfigError(
+            f"This machine belongs to a cluster, but its Ray does not answer at {address}. A sweep is not started beside "
+            "it: `ray up` the cluster again, or unset RAY_ADDRESS."
+        )
+    return ""  # a note that an ended `ray start` left behind
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def current_cluster_file() -> Path:

@@ -5,6 +5,7 @@ Ray's own autoscaler, with nodes that are processes of one machine and GPUs that
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_nodes_come_for_the_trials_and_go(machine: Lab) -> None:
             record = read(store, f"ltcore/tune_lpa/{trial['run_dir']}/run.json")
             assert record["engine"] == "train"
         report = store.get_object(Bucket=BUCKET, Key="ltcore/tune_lpa/report.html")["Body"].read().decode()
-        assert f"{sweep['node_hours']['gpu']:.2g} gpu" in report
+        (told,) = re.findall(r"node-hours: ([\d.]+) head, ([\d.]+) gpu", report)
+        assert [float(hours) for hours in told] == pytest.approx([*sweep["node_hours"].values()], rel=0.1)
         left = 0
         for _ in range(30):
             left = alive(machine)
