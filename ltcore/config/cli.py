@@ -10,8 +10,10 @@ What a flag says about the run itself is folded into ``overrides`` (``--data`` i
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,8 +179,21 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         else:
             print(f"error: unexpected {type(error).__name__}: {error}; run again with --debug", file=sys.stderr)
             code = 1
-    sys.stdout.flush()
+    if sys._getframe(1).f_globals.get("__name__") == "__main__":
+        _leave(code)
     raise SystemExit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process as the interpreter does, but for the destructors of C++ libraries: after an error their threads may
+    still run, and the process would now and then abort (exit code -6) with all its work done."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parser(doc: str | None) -> argparse.ArgumentParser:

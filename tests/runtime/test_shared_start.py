@@ -19,7 +19,12 @@ from tests.training.runs import TERMS, tiny_run
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 STATS = ClassStats(torch.tensor([23, 12, 7, 4]), ("many", "medium", "few", "few"))
-LATE = {"objective.terms.lpa.start": 0.5, "objective.terms.dro.start": 0.5, "objective.terms.ifl.start": 0.75}
+LATE = {
+    "objective.terms.lpa.start": 0.5,
+    "objective.terms.dro.start": 0.5,
+    "objective.terms.ifl.start": 0.75,
+    "objective.terms.ifl.milestones": "0.9",
+}
 SEARCHED = {
     "sweep__space__train__optim__lr": "null",
     "sweep__space__objective__terms__lpa__weight": "grid:0.05,0.5",
@@ -38,7 +43,7 @@ def test_what_is_shared_ends_before_the_first_term_of_any_trial_acts() -> None:
     base = override(tiny_run(train__epochs=10), {**TERMS, **LATE})
     trials = [
         override(base, {"objective.terms.lpa.weight": 0.7}),
-        override(base, {"objective.terms.dro.radius": 3.0, "objective.terms.ifl.num_envs": 4}),
+        override(base, {"objective.terms.dro.radius": 3.0, "objective.terms.ifl.center_weight": 4.0}),
         override(base, {"objective.terms.dro.start": 0.31}),
     ]
     assert prefix.start_epochs(base, trials, STATS) == (3, [True, True, True])
@@ -50,6 +55,7 @@ def test_what_is_shared_ends_before_the_first_term_of_any_trial_acts() -> None:
         {"train.optim.lr": 0.01},
         {"model.ghost_batch": 4},
         {"objective.terms.lpa.num_attributes": 8},
+        {"objective.terms.ifl.num_envs": 4},
         {"objective.terms.dro": None},
         {"objective.base": "cross_entropy"},
     ],

@@ -22,7 +22,9 @@ Results = dict[tuple[str, torch.dtype], dict[str, Any]]
 
 
 def all_cases(uri: str) -> Results:
-    trees = {name: dump(tiny_run(model__ghost_batch=4, train__optim__lr=LR, **terms)) for name, terms in OBJECTIVES.items()}
+    trees = {
+        name: dump(tiny_run(model__ghost_batch=4, train__optim__lr=LR, **terms)) for name, terms in OBJECTIVES.items()
+    }
     return {(name, dtype): plain_steps(trees[name], uri, STEPS[dtype], dtype) for name, dtype in CASES}
 
 
