@@ -72,7 +72,7 @@ def _tune_on(
         f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time"
         + (f", {counted}" if counted else "")
     )
-    check_nodes(cluster, root, "", need, args.max_gpus, board.console)
+    check_nodes(cluster, root, base.data.uri if "://" in base.data.uri else "", need, args.max_gpus, board.console)
     if cluster.local:
         from ltcore.runtime.worker import preload
 
