@@ -14,6 +14,7 @@ import torch
 from ltcore.errors import LtcoreError
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.execute import Job, execute
+from ltcore.runtime.files import stands_in_record
 from ltcore.training.record import read_json
 
 BACKEND = "LTCORE_DIST_BACKEND"
@@ -96,7 +97,7 @@ def train_worker(config: dict[str, Any]) -> None:
     except LtcoreError:
         # Ray Train would start the workers again, only to meet the same error. Alone, the worker has said it in run.json; in
         # a group the others wait for this one, and only the error ends them.
-        if context.world > 1:
+        if context.world > 1 or not stands_in_record(config["run_uri"]):
             raise
 
 

@@ -20,7 +20,7 @@ from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.engine import fit_with_train, has_validation
 from ltcore.runtime.execute import Job, execute, scratch_dir
-from ltcore.runtime.files import load_json
+from ltcore.runtime.files import stands_in_record
 from ltcore.runtime.observe import Observer
 from ltcore.runtime.pulse import Sender, adopt_secrets
 from ltcore.training.fit import StopRequested
@@ -124,8 +124,7 @@ def _told_by_record(run_uri: str) -> Iterator[None]:
     try:
         yield
     except LtcoreError:
-        record = load_json(join(run_uri, "run.json"))
-        if record is None or record["status"] != "failed":
+        if not stands_in_record(run_uri):
             raise
 
 
