@@ -106,7 +106,10 @@ def connect(*, debug: bool = False) -> Cluster:
         # A token file of an earlier session would switch authentication on for this private instance.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
+    from ray._private import ray_constants
 
+    # Ray reads this variable when it is first imported, which may have been before this call.
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False)
     level = logging.INFO if debug else logging.ERROR
     common: dict[str, Any] = {
         "logging_level": level,
