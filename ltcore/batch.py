@@ -20,6 +20,12 @@ class Mix:
     """int64, label of the partner."""
     lam_B: Tensor
     """float32 in [0, 1], share of the sample's own image and label."""
+    index_B: Tensor
+    """int64, number of the partner inside its split; the sample's own where it has no partner."""
+
+    def to(self, device: torch.device | str) -> Mix:
+        """The same on another device; asynchronous where the memory is pinned."""
+        return Mix(*(tensor.to(device, non_blocking=True) for tensor in (self.labels_B, self.lam_B, self.index_B)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        mix = self.mix and Mix(move(self.mix.labels_B), move(self.mix.lam_B))
+        mix = self.mix and self.mix.to(device)
         return Batch(move(self.images_VBCHW), move(self.labels_B), move(self.index_B), move(self.copy_B), mix)
 
     def with_images(self, images_VBCHW: Tensor, mix: Mix | None = None) -> Batch:

@@ -192,14 +192,17 @@ class RunConfig:
     def _check_accumulation(self) -> None:
         if self.train.accumulate == 1:
             return
-        base = self.objective.base
-        across = [f"objective.base={base}"] if BASES[base].build.gathers else []
-        across += [f"objective.terms.{name}" for name in self.objective.active_terms() if TERMS[name].build.gathers]
+        base, terms = self.objective.base, self.objective.active_terms()
+        options = getattr(self.objective.base_options, base)
+        across = [f"objective.base={base}"] if BASES[base].build.gathers(options) else []
+        across += [f"objective.terms.{name}" for name, cfg in terms.items() if TERMS[name].build.gathers(cfg)]
         if across:
+            summed = getattr(options, "weight_norm", None) == "batch_sum"
+            also = f", or objective.base_options.{base}.weight_norm=batch" if summed else ""
             raise ValueError(
                 f"train.accumulate={self.train.accumulate} would change the value of {' and '.join(across)}, which "
-                "compares the samples of a whole batch with each other. Set train.accumulate=1 and, if memory is "
-                "short, a smaller train.batch_size or more workers"
+                "compares the samples of a whole batch with each other, or divides by a sum over them. Set "
+                f"train.accumulate=1 and, if memory is short, a smaller train.batch_size or more workers{also}"
             )
 
     def _check_mixup(self) -> None:
@@ -211,12 +214,12 @@ class RunConfig:
                 f"augment.mixup_alpha={self.augment.mixup_alpha} does not go with objective.base={base}, which is not "
                 "a function of one label. Set augment.mixup_alpha=0 or choose another base"
             )
-        terms = self.objective.active_terms()
-        if terms:
-            raise ValueError(
-                f"augment.mixup_alpha={self.augment.mixup_alpha} does not go with objective.terms.{next(iter(terms))}: "
-                "mixed images have no single class for a term. Set augment.mixup_alpha=0 or the terms to null"
-            )
+        for name, cfg in self.objective.active_terms().items():
+            if reason := TERMS[name].build.mix_refusal(cfg):
+                raise ValueError(
+                    f"augment.mixup_alpha={self.augment.mixup_alpha} does not go with objective.terms.{name}: {reason}. "
+                    f"Set augment.mixup_alpha=0 or objective.terms.{name}=null"
+                )
 
     def _check_experts(self) -> None:
         wants_experts = BASES[self.objective.base].build.expert_head

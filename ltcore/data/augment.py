@@ -152,7 +152,7 @@ def _mixup(batch: Batch, alpha: float, seed: int, epoch: int) -> Batch:
     lam = lam_B[:, None, None, None]
     images = batch.images_VBCHW
     mixed = images * lam + images[:, partner_B] * (1 - lam)
-    return batch.with_images(mixed, Mix(batch.labels_B[partner_B], lam_B))
+    return batch.with_images(mixed, Mix(batch.labels_B[partner_B], lam_B, batch.index_B[partner_B]))
 
 
 def mix_share(index_B: Tensor, copy_B: Tensor, partner_B: Tensor, alpha: float, seed: int, epoch: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
-from ltcore.errors import ConfigError, pick
+from ltcore.errors import pick
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
 from ltcore.objective.term import Base, FeatureDims, LossContext, Term
@@ -88,20 +88,6 @@ class Objective(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(self.base.needs, *(t.needs for t in self._terms.values()))
-
-    @property
-    def gathers(self) -> list[str]:
-        """Names of the losses that look across the global batch."""
-        return [n for n, loss in [(self.cfg.base, self.base), *self._terms.items()] if loss.gathers]
-
-    def check_mix(self) -> None:
-        if not self.base.label_mix:
-            raise ConfigError(f"augment.mixup_alpha > 0: objective.base={self.cfg.base!r} cannot use mixed labels.")
-        if self._terms:
-            raise ConfigError(
-                f"augment.mixup_alpha > 0 does not go with objective.terms.{next(iter(self._terms))}: mixed images "
-                "have no single class for the terms. Set augment.mixup_alpha=0 or the terms to null."
-            )
 
     def forward(self, out: ModelOutput, batch: Batch, progress: float) -> ObjectiveOutput:
         """``progress`` is the fraction of training done before this step."""

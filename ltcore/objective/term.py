@@ -70,8 +70,6 @@ class Base(nn.Module):
     """True: the loss expects logits [B, E, C]."""
     label_mix: ClassVar[bool] = True
     """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
-    gathers: ClassVar[bool] = False
-    """True: the loss looks across the global batch, so gradient accumulation would change its value."""
 
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()
@@ -81,6 +79,11 @@ class Base(nn.Module):
     def cosine_scale(cfg: Any) -> float | None:
         """Scale of the cosine head without which this configuration makes no sense; None: any head will do."""
         return None
+
+    @staticmethod
+    def gathers(cfg: Any) -> bool:
+        """True where the loss looks across the global batch, so that gradient accumulation would change its value."""
+        return False
 
     def memories(self) -> dict[str, MemorySpec]:
         return {}
@@ -110,7 +113,6 @@ class Term(nn.Module):
     """One additive piece of the objective. Subclasses declare a frozen ``Config(TermConfig)``."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    gathers: ClassVar[bool] = False
 
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()
@@ -121,11 +123,23 @@ class Term(nn.Module):
         """True where this configuration contributes nothing ever: the term is then not built at all."""
         return bool(cfg.weight == 0)
 
+    @staticmethod
+    def gathers(cfg: Any) -> bool:
+        """As for a base."""
+        return False
+
+    @staticmethod
+    def mix_refusal(cfg: Any) -> str:
+        """Why this configuration makes no sense with images mixed of two; '' where it does."""
+        return "a mixed image has no single class for it"
+
     def memories(self) -> dict[str, MemorySpec]:
         return {}
 
     def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
-        """float32 [B] with mean 1 over the training split, multiplied into the base loss; None: all ones."""
+        """float32 [B], multiplied into the base loss; None: all ones. The mean over the training split (of mixed images,
+        over all pairs of its samples) is 1.
+        """
         return None
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:

@@ -12,7 +12,6 @@ from ltcore import dist
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment import Augment
 from ltcore.data.feed import Feed
-from ltcore.errors import ConfigError
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet
 from ltcore.objective.objective import Objective
@@ -44,13 +43,6 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     stats = manifest.stats(cfg.data.train_split)
     num_train = manifest.split(cfg.data.train_split).num_samples
     net, objective = build_modules(cfg, len(manifest.classes), stats, num_train)
-    if cfg.augment.mixup_alpha > 0:
-        objective.check_mix()
-    if cfg.train.accumulate > 1 and objective.gathers:
-        raise ConfigError(
-            f"train.accumulate={cfg.train.accumulate}: {', '.join(objective.gathers)} compares samples across the whole "
-            "batch, and accumulation would split it, which changes the loss. Set train.accumulate=1."
-        )
     needs_key = "key" in objective.needs
     precision = choose_precision(cfg.train.precision, ctx.device)
     net = net.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

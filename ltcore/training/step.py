@@ -75,7 +75,11 @@ def micro_batches(batch: Batch, parts: int) -> list[Batch]:
         [None] * parts
         if batch.mix is None
         else [
-            Mix(batch.mix.labels_B[i * size : (i + 1) * size], batch.mix.lam_B[i * size : (i + 1) * size])
+            Mix(
+                batch.mix.labels_B[i * size : (i + 1) * size],
+                batch.mix.lam_B[i * size : (i + 1) * size],
+                batch.mix.index_B[i * size : (i + 1) * size],
+            )
             for i in range(parts)
         ]
     )

@@ -175,6 +175,26 @@ def test_accumulation_is_refused_for_losses_that_compare_the_batch(plain):
         "train.accumulate=2 would change the value of objective.terms.dro, which compares the samples"
     )
     assert words(plain, train__accumulate=3).startswith("train.accumulate=3 must divide batch_size=128")
+    irm = words(plain, train__accumulate=2, objective__terms__ifl__irm_weight=0.1)
+    assert irm.startswith("train.accumulate=2 would change the value of objective.terms.ifl, which")
+    assert override(plain, {"train.accumulate": 2, "objective.terms.ifl": "on"}).train.accumulate == 2
+
+
+@pytest.mark.parametrize("base", ["class_balanced", "ldam", "ride"])
+def test_accumulation_is_refused_where_a_sum_over_the_batch_divides_the_loss(plain, base):
+    keys = {"train.accumulate": 2, "objective.base": base}
+    if base != "class_balanced":
+        keys |= {"model.head": "cosine", "model.cosine_scale": 30}
+    if base == "ride":
+        keys["model.num_experts"] = 3
+    assert override(plain, keys).train.accumulate == 2
+    text = words(
+        plain,
+        **{k.replace(".", "__"): v for k, v in keys.items()},
+        **{f"objective__base_options__{base}__weight_norm": "batch_sum"},
+    )
+    assert text.startswith(f"train.accumulate=2 would change the value of objective.base={base}, which")
+    assert text.endswith(f"or more workers, or objective.base_options.{base}.weight_norm=batch.")
 
 
 def test_a_term_with_weight_zero_does_not_stand_in_the_way(plain):
@@ -182,10 +202,13 @@ def test_a_term_with_weight_zero_does_not_stand_in_the_way(plain):
     assert run.objective.active_terms() == {}
 
 
-def test_mixup_is_refused_with_terms_and_with_bases_of_more_than_a_label(plain):
-    assert words(plain, augment__mixup_alpha=1, objective__terms__ifl="on").startswith(
-        "augment.mixup_alpha=1.0 does not go with objective.terms.ifl"
-    )
+def test_mixup_is_refused_with_terms_and_bases_that_need_one_class(plain):
+    for term in ("lpa", "dro"):
+        assert words(plain, augment__mixup_alpha=1, **{f"objective__terms__{term}": "on"}).startswith(
+            f"augment.mixup_alpha=1.0 does not go with objective.terms.{term}: a mixed image has no single class"
+        )
+    assert override(plain, {"augment.mixup_alpha": 1, "objective.terms.ifl": "on"}).augment.mixup_alpha == 1
+    assert "irm_weight > 0" in words(plain, augment__mixup_alpha=1, objective__terms__ifl__irm_weight=0.1)
     for name, row in BASES.items():
         if not row.build.label_mix and not row.build.expert_head:
             assert f"objective.base={name}" in words(plain, augment__mixup_alpha=1, objective__base=name)

@@ -26,14 +26,16 @@ def _one_thread() -> Iterator[None]:
 
 
 def on_a_rank(saved: dict[str, harness.State]) -> dict[str, Any]:
-    """Per row: loss, gradients and published memories after a filled toy run; memories in the middle of an epoch; and the
-    memories that continue from those one rank saved."""
-    found: dict[str, Any] = {"runs": {}, "partly": {}}
+    """Per row: loss, gradients and published memories after a filled toy run; the same of mixed images where the row takes
+    them; memories in the middle of an epoch; and the memories that continue from those one rank saved."""
+    found: dict[str, Any] = {"runs": {}, "mixed": {}, "partly": {}}
     for row in harness.ROWS:
         objective = harness.fill(harness.build_row(*row))
         result = harness.run(objective, harness.my_rows(harness.ragged()))
         memories = {name: memory.published() for name, memory in objective.memories().items()}
         found["runs"]["-".join(row)] = {"loss": result.loss, "grads": result.grads, "memories": memories}
+        if harness.takes_mixtures(row):
+            found["mixed"]["-".join(row)] = vars(harness.run_mixed(objective, harness.my_rows(harness.ragged())))
         partly = harness.partly_filled(row).memories()
         found["partly"]["-".join(row)] = {name: list(harness.copies(memory)) for name, memory in partly.items()}
     restored = harness.build_row(*RESTORED)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltcore import dist
-from ltcore.batch import Batch, ModelOutput
+from ltcore.batch import Batch, Mix, ModelOutput
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, Terms
@@ -59,6 +59,20 @@ def batch_of(index_B: Tensor, order_C: Tensor | None = None) -> Batch:
     labels_B = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(COUNTS))[index_B]
     labels_B = labels_B if order_C is None else order_C[labels_B]
     return Batch(torch.zeros(1, len(index_B), 3, 1, 1), labels_B, index_B, torch.zeros_like(index_B))
+
+
+def takes_mixtures(row: tuple[str, str]) -> bool:
+    """Whether the row, as ``build_row`` configures it, allows mixup."""
+    kind, name = row
+    return BASES[name].build.label_mix if kind == "base" else not TERMS[name].build.mix_refusal(term_config(name))
+
+
+def mixed(batch: Batch) -> Batch:
+    """Rows 2k and 2k + 1 mixed with each other; their shares are a function of the two samples."""
+    partner_B = torch.arange(len(batch)) ^ 1
+    index_B = batch.index_B[partner_B]
+    lam_B = (batch.index_B + index_B) % 7 / 7.0
+    return replace(batch, mix=Mix(batch.labels_B[partner_B], lam_B, index_B))
 
 
 def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Tensor | None = None) -> ModelOutput:
@@ -139,6 +153,11 @@ def evaluate(objective: Objective, out: ModelOutput, batch: Batch, progress: flo
 
 def run(objective: Objective, index_B: Tensor, order_C: Tensor | None = None) -> Result:
     return evaluate(objective, output_of(objective, index_B, 7, order_C), batch_of(index_B, order_C))
+
+
+def run_mixed(objective: Objective, index_B: Tensor) -> Result:
+    """As ``run``, but the images are mixed with their neighbors."""
+    return evaluate(objective, output_of(objective, index_B, 7), mixed(batch_of(index_B)))
 
 
 def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:

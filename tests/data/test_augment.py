@@ -234,6 +234,7 @@ def test_mixup_pairs_neighbors_and_leaves_an_odd_last_row() -> None:
     lam, labels = out.mix.lam_B, out.mix.labels_B
     for i, partner in enumerate([1, 0, 3, 2, 5, 4, 6]):
         assert labels[i] == batch.labels_B[partner]
+        assert out.mix.index_B[i] == batch.index_B[partner]
         assert lam[i] == lam[partner]
         torch.testing.assert_close(out.images_VBCHW[0, i], lam[i] * plain[i] + (1 - lam[i]) * plain[partner])
     assert lam[6] == 1 and torch.equal(out.images_VBCHW[0, 6], plain[6])

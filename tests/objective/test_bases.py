@@ -187,10 +187,9 @@ def test_ldam_closed_form() -> None:
 
 
 def test_only_the_published_normalization_looks_across_the_batch() -> None:
-    stats = toy.make_stats(COUNTS)
     for base in (ClassBalanced, Ldam):
         for norm, gathers in [("batch", False), ("batch_sum", True)]:
-            assert base(base.Config(weight_norm=norm), stats, toy.make_dims(1, stats)).gathers is gathers
+            assert base.gathers(base.Config(weight_norm=norm)) is gathers
 
 
 @pytest.mark.parametrize(

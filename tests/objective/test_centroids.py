@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from ltcore.batch import Mix
 from ltcore.objective.memory.centroids import ClassCentroids
 from tests.ddp import run_ranks
 from tests.objective import toy
@@ -55,6 +58,18 @@ def test_only_the_last_window_counts() -> None:
     fresh = observed(features(2), LABELS, ClassCentroids(4, 5))
     fresh.merge(0.1)
     assert all(torch.equal(tensor, fresh.published()[name]) for name, tensor in memory.published().items())
+
+
+def test_a_mixed_image_counts_for_both_classes_by_its_shares() -> None:
+    z, labels = features(0)[:4], torch.tensor([0, 2, 3, 2])
+    lam = torch.tensor([0.25, 0.25, 0.5, 0.5])
+    mix = Mix(labels[[1, 0, 3, 2]], lam, torch.tensor([1, 0, 3, 2]))
+    memory = ClassCentroids(4, 5)
+    memory.observe(toy.make_output(features_BD=z), replace(toy.make_batch(labels), mix=mix))
+    memory.merge(0.1)
+    assert memory.count_C.tolist() == [1, 0, 2, 1]  # an image in all for every one that came in
+    torch.testing.assert_close(memory.mean_CD[0], 0.25 * z[0] + 0.75 * z[1])
+    torch.testing.assert_close(memory.mean_CD[2], (0.75 * z[0] + 0.25 * z[1] + 0.5 * z[2] + 0.5 * z[3]) / 2)
 
 
 def test_half_precision_features_are_summed_exactly() -> None:

@@ -45,9 +45,13 @@ class ClassBalanced(Base):
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
-        self.gathers = cfg.weight_norm == "batch_sum"  # type: ignore[misc]
         self.weights_C: Tensor
         self.register_buffer("weights_C", effective_weights(stats.counts_C, cfg.beta), persistent=False)
+
+    @staticmethod
+    def gathers(cfg: Config) -> bool:
+        """The sum of the weights is that of the batch."""
+        return cfg.weight_norm == "batch_sum"
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """[B] loss per sample."""

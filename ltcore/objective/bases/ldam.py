@@ -53,12 +53,16 @@ class Ldam(Base):
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
-        self.gathers = cfg.weight_norm == "batch_sum"  # type: ignore[misc]
         counts_C = stats.counts_C.double().clamp_min(1)
         self.margin_C: Tensor
         self.weights_C: Tensor
         self.register_buffer("margin_C", cfg.max_margin * (counts_C.min() / counts_C) ** 0.25, persistent=False)
         self.register_buffer("weights_C", effective_weights(stats.counts_C, cfg.beta), persistent=False)
+
+    @staticmethod
+    def gathers(cfg: Config) -> bool:
+        """The sum of the weights is that of the batch."""
+        return cfg.weight_norm == "batch_sum"
 
     @staticmethod
     def cosine_scale(cfg: Config) -> float:

@@ -33,7 +33,6 @@ class Paco(Base):
 
     needs = frozenset({"query", "key"})
     label_mix = False
-    gathers = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -69,6 +68,11 @@ class Paco(Base):
                 )
 
     cfg: Config
+
+    @staticmethod
+    def gathers(cfg: Config) -> bool:
+        """The contrast set is the global batch."""
+        return True
 
     def memories(self) -> dict[str, MemorySpec]:
         return {"queue": QueueSpec(self.cfg.queue_size)} if self.cfg.queue_size else {}

@@ -11,7 +11,8 @@ of it. The LDAM part is ``ltcore.objective.bases.ldam``, with what is said there
 Differs: ``diversity_weight`` is positive and subtracted (theirs is added, at -0.2). The mean is not detached, which
 changes nothing: among all targets it has the smallest sum of divergences, so no gradient passes through it. pi is the
 prior chosen by ``objective.prior``, and the temperatures begin at a fraction of training. The weighted loss is divided
-by the number of samples; ``weight_norm='batch_sum'`` is the published normalization.
+by the number of samples; ``weight_norm='batch_sum'`` is the published normalization. Mixed images (GLT's code has RIDE
+with mixup) mix the LDAM part; the divergence knows no label.
 Shapes: logits [B, E, C] -> loss [B]. Predictions use the mean over experts.
 Cost: O(B E C).
 """
@@ -32,8 +33,6 @@ class Ride(Ldam):
     """LDAM for each expert, less their divergence from the ensemble; for two or more experts with cosine heads."""
 
     expert_head = True
-    # The divergence belongs to the image and margins to one class: the source defines neither for a mixture.
-    label_mix = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Ldam.Config):

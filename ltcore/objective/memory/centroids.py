@@ -5,6 +5,7 @@ environments), which share this table.
 Differs: the authors of DRO-LT run two extra passes over the data per epoch, and those of IFL learn centers with an
 optimizer of their own whose rate is the share of the class in the batch. Here the training forward itself is summed up,
 and the means of the last virtual epoch are what the next one sees. A class that did not occur in it keeps what it had.
+The features of a mixed image count for both of its classes, by their shares, as in the gradient of GLT's mixup centers.
 Sums are float64, so the published values do not depend on the number of ranks beyond 1e-15.
 Cost: O(B D) per step; one all-reduce of C (D + 2) numbers per virtual epoch.
 """
@@ -48,9 +49,18 @@ class ClassCentroids(Memory):
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
         features_BD = out.features_BD.detach().double()
-        self._sum_CD.index_add_(0, batch.labels_B, features_BD)
-        self._sumsq_C.index_add_(0, batch.labels_B, features_BD.square().sum(1))
-        self._seen_C.index_add_(0, batch.labels_B, torch.ones_like(features_BD[:, 0]))
+        whole_B = torch.ones_like(features_BD[:, 0])
+        if batch.mix is None:
+            self._add(features_BD, batch.labels_B, whole_B)
+        else:
+            lam_B = batch.mix.lam_B.double()
+            self._add(features_BD, batch.labels_B, lam_B)
+            self._add(features_BD, batch.mix.labels_B, whole_B - lam_B)
+
+    def _add(self, features_BD: Tensor, labels_B: Tensor, share_B: Tensor) -> None:
+        self._sum_CD.index_add_(0, labels_B, features_BD * share_B[:, None])
+        self._sumsq_C.index_add_(0, labels_B, features_BD.square().sum(1) * share_B)
+        self._seen_C.index_add_(0, labels_B, share_B)
 
     def merge(self, progress: float) -> None:
         for pending in self.pending().values():

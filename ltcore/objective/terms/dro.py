@@ -24,7 +24,7 @@ rounded to TF32, and nothing of size [B, G, D].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,6 @@ DENOMINATORS = ("class", "anchor")
 
 class Dro(Term):
     """Robust distance to the published class centroids; 0 until there are any."""
-
-    gathers: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TermConfig):
@@ -83,6 +81,11 @@ class Dro(Term):
         self.register_buffer("counts_C", stats.counts_C.double().clamp_min(1), persistent=False)
         if cfg.radius_mode == "learned_compat":
             self.learned_eps_C = nn.Parameter(torch.full((stats.num_classes,), cfg.radius))
+
+    @staticmethod
+    def gathers(cfg: Config) -> bool:
+        """The softmax of a class runs over the global batch."""
+        return True
 
     def memories(self) -> dict[str, MemorySpec]:
         return {"centroids": ClassCentroids.Spec()}

@@ -8,6 +8,16 @@ others favor samples that are badly predicted within their class (rare attribute
     L = sum_i q_i N [ base_i + weight * center_weight * center_i ],   q_i N = mean over e of the weight of i in
     environment e
 
+An image mixed of i and j with shares lam and 1 - lam (mixup) has the weight q_i N q_j N, as the authors mix any two
+images of the environments' joint batch, and is pulled to both centers:
+
+    q_i N q_j N [ base_ij + weight * center_weight * (lam d(z_ij, c_i) + (1 - lam) d(z_ij, c_j)) ],
+    base_ij = lam base(s_ij, y_i) + (1 - lam) base(s_ij, y_j)
+
+That keeps the target of a mixed image at lam : 1 - lam, where a weight for each label would tilt it to rare classes. A
+product of weights varies more than one weight does, so gradients are noisier: ``train.optim.clip_norm`` helps. The score
+of i is then that of its own class in the mixed image, as in the authors' code, and noisy as well.
+
 Differs: the environments are loss weights instead of E loaders that sample with replacement. The expected gradient is
 the same (batch statistics of BN are not), one epoch sees each image once whatever E is, so runs with different E have
 equal budgets, and the prior of the re-weighted stream is known (``class_shares``), which the authors' balanced softmax
@@ -24,7 +34,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -109,11 +119,21 @@ class Ifl(Term):
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
-        # Only the IRM penalty, a square of a batch mean, looks across samples.
-        self.gathers = cfg.irm_weight > 0  # type: ignore[misc]
         self.stream_C: Tensor
         stream_C = stats.counts_C if stats.stream_counts_C is None else stats.stream_counts_C
         self.register_buffer("stream_C", stream_C.double().clamp_min(0.5), persistent=False)
+
+    @staticmethod
+    def gathers(cfg: Config) -> bool:
+        """The IRM penalty alone, a square of a batch mean, looks across samples."""
+        return cfg.irm_weight > 0
+
+    @staticmethod
+    def mix_refusal(cfg: Config) -> str:
+        """The center loss is defined for mixed images, IRM is not."""
+        if cfg.irm_weight == 0:
+            return ""
+        return "an image mixed of two environments has a place in neither's risk, which irm_weight > 0 differentiates"
 
     @staticmethod
     def is_off(cfg: Config) -> bool:
@@ -131,8 +151,16 @@ class Ifl(Term):
         return specs
 
     def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
-        """[B], mean 1 over the training split: q_i N. None with one environment."""
-        return None if self.cfg.num_envs == 1 else _scores(ctx.memories).weights(batch).mean(0)
+        """[B], mean 1 over the training split: q_i N, times q_j N for an image mixed with j. None with one environment."""
+        if self.cfg.num_envs == 1:
+            return None
+        scores = _scores(ctx.memories)
+        weight_B = scores.weights(batch).mean(0)
+        if batch.mix is None:
+            return weight_B
+        partners = replace(batch, labels_B=batch.mix.labels_B, index_B=batch.mix.index_B)
+        alone_B = batch.mix.index_B == batch.index_B  # the odd one of a batch has no partner
+        return weight_B * torch.where(alone_B, 1.0, scores.weights(partners).mean(0))
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
         """[C] share of each class in the re-weighted stream: 1/2 pi + 1/2 uniform for two 'intra' environments."""
@@ -148,25 +176,29 @@ class Ifl(Term):
         if cfg.center_weight > 0:
             passed = sum(ctx.progress >= milestone for milestone in cfg.milestones)
             weight_B = self.sample_weights(batch, ctx)
-            pull_B = self._pull(out, batch, cast(ClassCentroids, ctx.memories["centroids"]))
+            centroids = cast(ClassCentroids, ctx.memories["centroids"])
+            pull_B = self._pull(out, batch.labels_B, centroids)
+            if batch.mix is not None:
+                lam_B = batch.mix.lam_B
+                pull_B = lam_B * pull_B + (1 - lam_B) * self._pull(out, batch.mix.labels_B, centroids)
             pull = (pull_B if weight_B is None else pull_B * weight_B).mean()
             penalty = penalty + cfg.center_weight * cfg.center_growth**passed * pull
         if cfg.irm_weight > 0:
             penalty = penalty + cfg.irm_weight * self._irm(out, batch, ctx)
         return penalty
 
-    def _pull(self, out: ModelOutput, batch: Batch, centroids: ClassCentroids) -> Tensor:
-        """[B] distance to the own center; 0 where the class has no center yet."""
+    def _pull(self, out: ModelOutput, labels_B: Tensor, centroids: ClassCentroids) -> Tensor:
+        """[B] distance to the center of the label; 0 where the class has no center yet."""
         features_BD = widened(out.features_BD)
         center_CD = centroids.mean_CD.to(features_BD.dtype)
         known_C = centroids.count_C > 0
-        own_BD, known_B = center_CD[batch.labels_B], known_C[batch.labels_B]
+        own_BD, known_B = center_CD[labels_B], known_C[labels_B]
         if self.cfg.center == "l2":
             pull_B = (features_BD - own_BD).square().mean(1)
         elif self.cfg.center == "cosine":
             pull_B = 1 - F.cosine_similarity(features_BD, own_BD, dim=1, eps=1e-6)
         else:
-            own_class = F.one_hot(batch.labels_B, len(center_CD)).bool()
+            own_class = F.one_hot(labels_B, len(center_CD)).bool()
             rival_B = out.mean_logits_BC.detach().masked_fill(own_class, -torch.inf).argmax(1)
             near_B, far_B = (_distance(features_BD, center_BD) for center_BD in (own_BD, center_CD[rival_B]))
             pull_B, known_B = (near_B - far_B + _MARGIN).relu(), known_B & known_C[rival_B]

@@ -36,7 +36,6 @@ class Lpa(Term):
     """Contributes from the first clustering on: the first merge (end of a virtual epoch) at or after ``start``."""
 
     needs = frozenset({"fmap", "query", "key"})
-    gathers = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TermConfig):
@@ -120,6 +119,11 @@ class Lpa(Term):
                     raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
     cfg: Config
+
+    @staticmethod
+    def gathers(cfg: Config) -> bool:
+        """The contrast set is the global batch."""
+        return True
 
     def memories(self) -> dict[str, MemorySpec]:
         specs: dict[str, MemorySpec] = {
