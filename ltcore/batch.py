@@ -6,6 +6,7 @@ D pooled features, d projection, h w feature-map size, H W image size, N samples
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +73,8 @@ class ModelOutput:
     """Unit-norm projection of view 1."""
     key_Bd: Tensor | None = None
     """Unit-norm projection of view 2 by the key encoder; no gradient."""
+    stage_features_BD: Mapping[str, Tensor] | None = None
+    """Pooled features of view 1 after earlier stages of the network, by their names ('stage1', ...); not normalised."""
 
     @property
     def mean_logits_BC(self) -> Tensor:

@@ -18,6 +18,7 @@ from ltcore.config.sweep_space import SELECTABLE, SweepConfig
 from ltcore.data.augment import AugmentConfig
 from ltcore.data.config import DataConfig
 from ltcore.models.net import ModelConfig
+from ltcore.models.registry import MODELS
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
 
@@ -188,6 +189,7 @@ class RunConfig:
         self._check_mixup()
         self._check_experts()
         self._check_head()
+        self._check_layers()
 
     def _check_accumulation(self) -> None:
         if self.train.accumulate == 1:
@@ -249,3 +251,13 @@ class RunConfig:
                 f"objective.base={base}, whose margins are made for cosines times {scale:g}. Set model.head=cosine and "
                 f"model.cosine_scale={scale:g}"
             )
+
+    def _check_layers(self) -> None:
+        known = ("final", *MODELS[self.model.name].stages)
+        for name, cfg in self.objective.active_terms().items():
+            unknown = [layer for layer in getattr(cfg, "layers", None) or () if layer not in known]
+            if unknown:
+                raise ValueError(
+                    f"objective.terms.{name}.layers={','.join(cfg.layers)} does not go with model.name={self.model.name}, "
+                    f"which has no layer {unknown[0]!r}. Choose among {', '.join(known)}"
+                )

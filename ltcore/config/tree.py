@@ -196,7 +196,7 @@ def _first_leaf(key: str, value: Any) -> str:
 
 
 def _readable(key: str, leaf: Leaf, value: Any) -> Any:
-    if isinstance(value, str) and "None" in leaf.type and value.lower() in ("null", "none"):
+    if "None" in leaf.type and (value is None or str(value).lower() in ("null", "none")):
         return None
     if leaf.type.startswith("tuple"):
         if isinstance(value, str):
@@ -227,7 +227,8 @@ def expected(kind: str) -> str:
     }
     if kind.startswith("tuple"):
         inner = kind.removeprefix("tuple[").split(",")[0]
-        return {"float": "numbers such as 0.8,0.9", "int": "whole numbers such as 1,2"}.get(inner, "words such as a,b")
+        these = {"float": "numbers such as 0.8,0.9", "int": "whole numbers such as 1,2"}.get(inner, "words such as a,b")
+        return f"{these} or null" if "None" in kind else these
     return " or ".join(words.get(part.strip(), part.strip()) for part in kind.split("|"))
 
 

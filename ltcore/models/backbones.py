@@ -21,13 +21,22 @@ class Backbone(nn.Module):
     """A shared trunk and one branch per expert."""
 
     def __init__(
-        self, trunk: nn.Module, branches: list[nn.Module], expert_dim: int, conv_fan: str, min_px: int
+        self,
+        trunk: nn.Sequential,
+        branches: list[nn.Sequential],
+        expert_dim: int,
+        stage_dims: dict[str, int],
+        conv_fan: str,
+        min_px: int,
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.branches = nn.ModuleList(branches)
         self.expert_dim = expert_dim
         """Channels of one expert's feature map."""
+        self.stage_dims = stage_dims
+        """Channels after each stage but the last, by its name: module ``layer<k>`` is 'stage<k>'. A stage that every
+        expert has counts the channels of all."""
         self.conv_fan = conv_fan
         """'fan_in' or 'fan_out': which fan the published He initialization of this network uses."""
         self.min_px = min_px
@@ -35,14 +44,30 @@ class Backbone(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
         """E feature maps [B, expert_dim, h, w]. Raises ConfigError for images under ``min_px``."""
+        return self.with_stages(images_BCHW, frozenset())[0]
+
+    def with_stages(self, images_BCHW: Tensor, stages: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The feature maps, and the pooled features [B, stage_dims[name]] after each of the named stages."""
         height, width = images_BCHW.shape[-2:]
         if min(height, width) < self.min_px:
             raise ConfigError(
                 f"this network needs images of at least {self.min_px}x{self.min_px} px, got {height}x{width}: "
                 "set data.canvas higher or model.name=resnet32."
             )
-        shared = self.trunk(images_BCHW)
-        return [branch(shared) for branch in self.branches]
+        pooled: dict[str, list[Tensor]] = {name: [] for name in self.stage_dims if name in stages}
+        shared = _through(self.trunk, images_BCHW, pooled)
+        fmaps = [_through(branch, shared, pooled) for branch in self.branches]
+        return fmaps, {name: torch.cat(parts, 1) for name, parts in pooled.items()}
+
+
+def _through(part: nn.Module, x: Tensor, pooled: dict[str, list[Tensor]]) -> Tensor:
+    """Output of a chain of modules; adds the pooled output of every stage that ``pooled`` names."""
+    for name, module in part.named_children():
+        x = module(x)
+        stage = name.replace("layer", "stage")
+        if stage in pooled:
+            pooled[stage].append(pool(x))
+    return x
 
 
 BuildBackbone = Callable[[NormFactory, int, float], Backbone]
@@ -91,13 +116,14 @@ def cifar_resnet(blocks: int) -> BuildBackbone:
         trunk.add_module("bn1", norm(16))
         trunk.add_module("relu", nn.ReLU())
         trunk.add_module("layer1", _stage(16, 16, blocks, 1, norm))
-        branches: list[nn.Module] = []
+        branches: list[nn.Sequential] = []
         for _ in range(num_experts):
             branch = nn.Sequential()
             branch.add_module("layer2", _stage(16, middle, blocks, 2, norm))
             branch.add_module("layer3", _stage(middle, last, blocks, 2, norm))
             branches.append(branch)
-        return Backbone(trunk, branches, last, conv_fan="fan_in", min_px=8)
+        stage_dims = {"stage1": 16, "stage2": middle * num_experts}
+        return Backbone(trunk, branches, last, stage_dims, conv_fan="fan_in", min_px=8)
 
     return build
 
@@ -112,7 +138,7 @@ def torchvision_resnet(*, groups: int, width_per_group: int) -> BuildBackbone:
         trunk = nn.Sequential()
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
             trunk.add_module(name, getattr(net, name))
-        branches: list[nn.Module] = []
+        branches: list[nn.Sequential] = []
         planes3, planes4 = 256, 512
         if num_experts > 1:
             planes3, planes4 = round(planes3 * expert_width), round(planes4 * expert_width)
@@ -122,7 +148,13 @@ def torchvision_resnet(*, groups: int, width_per_group: int) -> BuildBackbone:
             branch.add_module("layer3", net._make_layer(Bottleneck, planes3, 6, stride=2))
             branch.add_module("layer4", net._make_layer(Bottleneck, planes4, 3, stride=2))
             branches.append(branch)
-        return Backbone(trunk, branches, planes4 * Bottleneck.expansion, conv_fan="fan_out", min_px=64)
+        stage_dims = {
+            "stage1": 64 * Bottleneck.expansion,
+            "stage2": 128 * Bottleneck.expansion,
+            "stage3": planes3 * Bottleneck.expansion * num_experts,
+        }
+        dim = planes4 * Bottleneck.expansion
+        return Backbone(trunk, branches, dim, stage_dims, conv_fan="fan_out", min_px=64)
 
     return build
 

@@ -72,8 +72,9 @@ class LongTailNet(nn.Module):
     Args:
         cfg: the network.
         num_classes: C.
-        needs: subset of {'fmap', 'query', 'key'}, what the losses ask for. 'query' builds the projection; 'key' changes
-            nothing here, as the key encoder is an ``EmaCopy`` of this module and its key is its own query.
+        needs: what the losses ask for, out of 'fmap', 'query', 'key' and the names of ``stage_dims``. 'query' builds the
+            projection; 'key' changes nothing here, as the key encoder is an ``EmaCopy`` of this module and its key is
+            its own query.
         seed: of the run; keys the initial value of every parameter.
     """
 
@@ -88,6 +89,7 @@ class LongTailNet(nn.Module):
             self.backbone = MODELS[cfg.name].build(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
             dim = self.backbone.expert_dim
             self.feature_dim = dim * cfg.num_experts
+            self.stage_dims = self.backbone.stage_dims
             build_head = HEADS[cfg.head].build
             self.heads = nn.ModuleList(build_head(dim, num_classes, cfg.cosine_scale) for _ in range(cfg.num_experts))
             self.projection: Projection | None = None
@@ -100,7 +102,7 @@ class LongTailNet(nn.Module):
         """Logits, features and query are float32 under autocast (float64 for float64 images): only convolutions run in
         a half type, because a bfloat16 logit has an error of 2^-9 of its size.
         """
-        fmaps = self.backbone(images_BCHW)
+        fmaps, stage_features = self.backbone.with_stages(images_BCHW, self.needs)
         features = [pool(fmap_BDhw) for fmap_BDhw in fmaps]
         with torch.autocast(images_BCHW.device.type, enabled=False):
             logits = [head(features_BD) for head, features_BD in zip(self.heads, features, strict=True)]
@@ -111,6 +113,7 @@ class LongTailNet(nn.Module):
             features_BD=features_BD,
             fmap_BDhw=(torch.cat(fmaps, 1) if len(fmaps) > 1 else fmaps[0]) if "fmap" in self.needs else None,
             query_Bd=query_Bd,
+            stage_features_BD=stage_features or None,
         )
 
 

@@ -14,24 +14,40 @@ class Row:
     build: BuildBackbone
     says: str
     paper: str
+    stages: tuple[str, ...]
+    """Names of the stages before the last, whose pooled features a loss may ask for."""
 
 
+_CIFAR_STAGES = ("stage1", "stage2")
+_50_STAGES = ("stage1", "stage2", "stage3")
 _CIFAR_PAPER = "He et al. 2016, arXiv:1512.03385, section 4.2 (option A shortcuts)"
 
 # A dict literal: the linter (F601) refuses a repeated name.
 MODELS: dict[str, Row] = {
-    "resnet8": Row(cifar_resnet(1), "CIFAR ResNet, 8 layers, 64 features: for demonstrations and tests", _CIFAR_PAPER),
-    "resnet20": Row(cifar_resnet(3), "CIFAR ResNet, 20 layers, 64 features", _CIFAR_PAPER),
-    "resnet32": Row(cifar_resnet(5), "CIFAR ResNet, 32 layers, 64 features: the long-tail standard", _CIFAR_PAPER),
-    "resnet56": Row(cifar_resnet(9), "CIFAR ResNet, 56 layers, 64 features", _CIFAR_PAPER),
+    "resnet8": Row(
+        cifar_resnet(1),
+        "CIFAR ResNet, 8 layers, 64 features: for demonstrations and tests",
+        _CIFAR_PAPER,
+        stages=_CIFAR_STAGES,
+    ),
+    "resnet20": Row(cifar_resnet(3), "CIFAR ResNet, 20 layers, 64 features", _CIFAR_PAPER, stages=_CIFAR_STAGES),
+    "resnet32": Row(
+        cifar_resnet(5),
+        "CIFAR ResNet, 32 layers, 64 features: the long-tail standard",
+        _CIFAR_PAPER,
+        stages=_CIFAR_STAGES,
+    ),
+    "resnet56": Row(cifar_resnet(9), "CIFAR ResNet, 56 layers, 64 features", _CIFAR_PAPER, stages=_CIFAR_STAGES),
     "resnet50": Row(
         torchvision_resnet(groups=1, width_per_group=64),
         "ResNet-50, 2048 features, images of 64 px or more",
         "He et al. 2016, arXiv:1512.03385; stride in the 3x3 convolution as in torchvision",
+        stages=_50_STAGES,
     ),
     "resnext50_32x4d": Row(
         torchvision_resnet(groups=32, width_per_group=4),
         "ResNeXt-50 (32x4d), 2048 features, images of 64 px or more",
         "Xie et al. 2017, arXiv:1611.05431",
+        stages=_50_STAGES,
     ),
 }

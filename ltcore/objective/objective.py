@@ -168,13 +168,15 @@ def make_objective(
     class_counts: Sequence[int],
     features: int,
     projection: int = 32,
+    stages: Mapping[str, int] | None = None,
     seed: int = 0,
     **base_options: Any,
 ) -> Objective:
     """An objective for a training loop of your own, without configuration files.
 
     ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of the base.
-    ``class_counts`` [C] counts the training images of each class, ``features`` is D. Call it with the output and the batch,
+    ``class_counts`` [C] counts the training images of each class, ``features`` is D, ``stages`` the same for earlier
+    stages whose features the output brings. Call it with the output and the batch,
     then ``observe`` after each optimizer step and ``merge`` after each epoch. Raises ConfigError for an unknown name and
     TypeError for an unknown field.
     """
@@ -183,5 +185,5 @@ def make_objective(
     options = BaseOptions(**{base: chosen.build.Config(**base_options)})
     configs = {name: pick(TERMS, name, "terms").build.Config(**fields) for name, fields in (terms or {}).items()}
     stats = ClassStats(counts_C, shot_groups_by_count(counts_C.tolist()))
-    dims = FeatureDims(features, projection, stats.num_samples)
+    dims = FeatureDims(features, projection, stats.num_samples, stages or {})
     return Objective(ObjectiveConfig(base=base, base_options=options, terms=Terms(**configs)), stats, dims, seed)

@@ -21,7 +21,9 @@ from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
 
 NEEDS = frozenset({"fmap", "query", "key"})
-"""What a loss may ask of the network: the feature map, the query projection, an EMA key encoder with a second view."""
+"""What a loss may ask of the network: the feature map, the query projection, an EMA key encoder with a second view.
+Besides these, the name of an earlier stage ('stage1', ...) asks for its pooled features.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class FeatureDims:
     """d, length of query and key."""
     num_samples: int
     """N, samples of the training split."""
+    stages: Mapping[str, int] = field(default_factory=dict)
+    """Length of the pooled features of each earlier stage, by its name."""
 
 
 @dataclass
@@ -112,7 +116,7 @@ class TermConfig:
 class Term(nn.Module):
     """One additive piece of the objective. Subclasses declare a frozen ``Config(TermConfig)``."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
 
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()

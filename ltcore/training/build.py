@@ -70,7 +70,7 @@ def parallel(step: TrainStep, device: torch.device) -> nn.Module:
 def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: int) -> tuple[LongTailNet, Objective]:
     """Network and objective. The objective needs the network's sizes, the network what the objective asks for."""
     probe = LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed)
-    dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train)
+    dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims)
     objective = Objective(cfg.objective, stats, dims, cfg.seed)  # type: ignore[arg-type]
     needs = objective.needs - {"key"}
     return (LongTailNet(cfg.model, num_classes, needs, cfg.seed) if needs else probe), objective

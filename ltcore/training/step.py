@@ -61,8 +61,14 @@ def detached(out: ModelOutput) -> ModelOutput:
     def cut(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.detach()
 
+    stages = out.stage_features_BD
     return ModelOutput(
-        out.logits_BC.detach(), out.features_BD.detach(), cut(out.fmap_BDhw), cut(out.query_Bd), cut(out.key_Bd)
+        out.logits_BC.detach(),
+        out.features_BD.detach(),
+        cut(out.fmap_BDhw),
+        cut(out.query_Bd),
+        cut(out.key_Bd),
+        None if stages is None else {name: features_BD.detach() for name, features_BD in stages.items()},
     )
 
 

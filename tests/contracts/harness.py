@@ -23,6 +23,8 @@ from ltcore.stats import ClassStats
 
 COUNTS = (12, 10, 9, 8, 7, 6, 5, 5, 4, 3, 2, 1)
 CLASSES, SAMPLES, FEATURES, PROJECTION, EXPERTS, SIDE = len(COUNTS), sum(COUNTS), 6, 5, 3, 2
+STAGES = {"stage1": 3, "stage2": 4}
+DIMS = FeatureDims(FEATURES, PROJECTION, SAMPLES, STAGES)
 PROGRESS = 0.9
 """Where losses are compared: after every start and milestone of the default configurations."""
 
@@ -38,20 +40,36 @@ def stats(order_C: Tensor | None = None) -> ClassStats:
 def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: Any) -> Objective:
     """Objective of one base and the given term configurations, on toy data."""
     cfg = ObjectiveConfig(base=base, terms=Terms(**terms))
-    return Objective(cfg, stats(order_C), FeatureDims(FEATURES, PROJECTION, SAMPLES), seed=0).double()
+    return Objective(cfg, stats(order_C), DIMS, seed=0).double()
 
 
-def term_config(name: str) -> Any:
-    """The default configuration of a term, live from the beginning."""
-    return replace(TERMS[name].build.Config(), start=0.0)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"dro+layers": ("dro", {"layers": ("stage2", "final", "stage1")})}
+"""Rows with options under which a term takes other fields of the output, and declares other memories."""
+TERM_ROWS = [*TERMS, *VARIANTS]
+ROWS = [("base", name) for name in BASES] + [("term", name) for name in TERM_ROWS]
+
+
+def term_key(row: str) -> str:
+    """The name under which a row's term stands in the registry and in the objective."""
+    return VARIANTS[row][0] if row in VARIANTS else row
+
+
+def term_config(row: str, **changes: Any) -> Any:
+    """The configuration of a row's term, live from the beginning, otherwise with its defaults."""
+    options = VARIANTS[row][1] if row in VARIANTS else {}
+    return replace(TERMS[term_key(row)].build.Config(), **({"start": 0.0} | options | changes))
+
+
+def method(kind: str, name: str) -> Any:
+    """The class of a row."""
+    return BASES[name].build if kind == "base" else TERMS[term_key(name)].build
 
 
 def build_row(kind: str, name: str, order_C: Tensor | None = None) -> Objective:
     """``kind``: 'base' or 'term'."""
-    return build(name, order_C) if kind == "base" else build("balanced_softmax", order_C, **{name: term_config(name)})
-
-
-ROWS = [("base", name) for name in BASES] + [("term", name) for name in TERMS]
+    if kind == "base":
+        return build(name, order_C)
+    return build("balanced_softmax", order_C, **{term_key(name): term_config(name)})
 
 
 def batch_of(index_B: Tensor, order_C: Tensor | None = None) -> Batch:
@@ -64,7 +82,7 @@ def batch_of(index_B: Tensor, order_C: Tensor | None = None) -> Batch:
 def takes_mixtures(row: tuple[str, str]) -> bool:
     """Whether the row, as ``build_row`` configures it, allows mixup."""
     kind, name = row
-    return BASES[name].build.label_mix if kind == "base" else not TERMS[name].build.mix_refusal(term_config(name))
+    return method(*row).label_mix if kind == "base" else not method(*row).mix_refusal(term_config(name))
 
 
 def mixed(batch: Batch) -> Batch:
@@ -93,7 +111,21 @@ def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Te
         draw("fmap", FEATURES, SIDE, SIDE) if "fmap" in needs else None,
         unit(draw("query", PROJECTION), dim=1).requires_grad_() if "query" in needs else None,
         unit(draw("key", PROJECTION), dim=1) if "key" in needs else None,
+        {name: draw(name, dim).requires_grad_() for name, dim in STAGES.items() if name in needs} or None,
     )
+
+
+def tensors(out: ModelOutput) -> dict[str, Tensor]:
+    """Every tensor of the output, by the name of its field or stage."""
+    whole = {f.name: getattr(out, f.name) for f in fields(out) if f.name != "stage_features_BD"}
+    return {name: t for name, t in (whole | dict(out.stage_features_BD or {})).items() if t is not None}
+
+
+def with_tensors(out: ModelOutput, changed: dict[str, Tensor]) -> ModelOutput:
+    """The output with some of ``tensors`` replaced."""
+    stages = {name: changed.get(name, t) for name, t in (out.stage_features_BD or {}).items()}
+    whole = {name: t for name, t in changed.items() if name not in stages}
+    return replace(out, **whole, stage_features_BD=stages or None)
 
 
 def my_rows(index_B: Tensor) -> Tensor:
@@ -141,8 +173,8 @@ class Result:
 
 def evaluate(objective: Objective, out: ModelOutput, batch: Batch, progress: float = PROGRESS) -> Result:
     """Loss and its gradients by the fields of the output and the parameters of the objective."""
-    inputs = {f.name: getattr(out, f.name) for f in fields(out)} | dict(objective.named_parameters())
-    wanted = {name: t for name, t in inputs.items() if t is not None and t.requires_grad}
+    inputs = tensors(out) | dict(objective.named_parameters())
+    wanted = {name: t for name, t in inputs.items() if t.requires_grad}
     loss = objective(out, batch, progress).loss
     grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
     return Result(

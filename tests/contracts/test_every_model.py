@@ -10,6 +10,7 @@ from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.registry import MODELS
 
 NEEDS = frozenset({"fmap", "query"})
+STAGES = frozenset({"stage1", "stage2", "stage3"})
 
 
 def build(name: str, **fields: object) -> tuple[LongTailNet, torch.Tensor]:
@@ -61,3 +62,25 @@ def test_head(head: str, num_experts: int) -> None:
     for parameter_name, parameter in net.named_parameters():
         if not parameter_name.startswith("projection."):
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
+
+
+@pytest.mark.parametrize("num_experts", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_stages(name: str, num_experts: int) -> None:
+    """Their pooled features: named as in the table, of the sizes told, and asking changes no other output."""
+    net, images = build(name, num_experts=num_experts)
+    assert tuple(net.stage_dims) == MODELS[name].stages
+    plain = net.eval()(images)
+    assert plain.stage_features_BD is None
+    net.needs = NEEDS | STAGES
+    out = net(images)
+    assert torch.equal(out.logits_BC, plain.logits_BC) and torch.equal(out.features_BD, plain.features_BD)
+    assert out.stage_features_BD is not None and tuple(out.stage_features_BD) == MODELS[name].stages
+    for stage, features_BD in out.stage_features_BD.items():
+        assert features_BD.shape == (4, net.stage_dims[stage])
+        number = stage.removeprefix("stage")
+        trunk = dict(net.backbone.trunk.named_children())
+        if f"layer{number}" in trunk:  # a stage of the trunk, or one that every expert has for itself
+            assert net.stage_dims[stage] == list(trunk[f"layer{number}"].parameters())[-1].numel()
+        else:
+            assert net.stage_dims[stage] % num_experts == 0

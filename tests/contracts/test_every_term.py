@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -13,71 +11,77 @@ from tests.contracts import harness
 RAGGED = harness.ragged()
 
 
-@pytest.fixture(params=TERMS)
+@pytest.fixture(params=harness.TERM_ROWS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_before_its_start_the_base_is_bitwise_unchanged(name: str) -> None:
+@pytest.fixture
+def key(name: str) -> str:
+    """The term's name in the objective."""
+    return harness.term_key(name)
+
+
+def test_before_its_start_the_base_is_bitwise_unchanged(name: str, key: str) -> None:
     base = harness.build("balanced_softmax")
-    late = harness.fill(harness.build("balanced_softmax", **{name: replace(TERMS[name].build.Config(), start=0.5)}))
+    late = harness.fill(harness.build("balanced_softmax", **{key: harness.term_config(name, start=0.5)}))
     out, batch = harness.output_of(late, RAGGED), harness.batch_of(RAGGED)
     plain, other = (harness.evaluate(each, out, batch, progress=0.49) for each in (base, late))
     assert torch.equal(other.loss, plain.loss)
     assert torch.equal(other.grads["logits_BC"], plain.grads["logits_BC"])
 
 
-def test_null_builds_nothing(name: str) -> None:
-    objective = harness.build("balanced_softmax", **{name: None})
+def test_null_builds_nothing(key: str) -> None:
+    objective = harness.build("balanced_softmax", **{key: None})
     assert not objective.terms
     assert not objective.memories()
     assert not objective.needs
 
 
-def test_a_term_that_is_off_is_not_built(name: str) -> None:
-    build = TERMS[name].build
-    silent = replace(harness.term_config(name), weight=0.0)
-    off = silent if build.is_off(silent) else replace(silent, num_envs=1)  # several environments re-weight without it
-    assert build.is_off(off)
+def test_a_term_that_is_off_is_not_built(name: str, key: str) -> None:
+    build = TERMS[key].build
+    silent = harness.term_config(name, weight=0.0)
+    off = silent if build.is_off(silent) else harness.term_config(name, weight=0.0, num_envs=1)
+    assert build.is_off(off)  # several environments re-weight without a penalty
     assert not build.is_off(harness.term_config(name))
-    plain, other = harness.build("balanced_softmax"), harness.build("balanced_softmax", **{name: off})
+    plain, other = harness.build("balanced_softmax"), harness.build("balanced_softmax", **{key: off})
     assert list(other.state_dict()) == list(plain.state_dict())
     assert torch.equal(harness.run(other, RAGGED).loss, harness.run(plain, RAGGED).loss)
 
 
-def test_its_part_enters_with_its_weight(name: str) -> None:
+def test_its_part_enters_with_its_weight(name: str, key: str) -> None:
     def parts(weight: float) -> tuple[float, float]:
-        cfg = replace(harness.term_config(name), weight=weight)
-        objective = harness.fill(harness.build("balanced_softmax", **{name: cfg}))
+        objective = harness.fill(harness.build("balanced_softmax", **{key: harness.term_config(name, weight=weight)}))
         result = objective(harness.output_of(objective, RAGGED, 7), harness.batch_of(RAGGED), harness.PROGRESS)
-        return float(result.loss.detach()), float(result.parts[name])
+        return float(result.loss.detach()), float(result.parts[key])
 
     (loss_1, part_1), (loss_3, part_3) = parts(1.0), parts(3.0)
     assert part_1 == part_3 != 0
     assert loss_3 - loss_1 == pytest.approx(2 * part_1, rel=1e-9)
 
 
-def test_all_terms_add_up(name: str) -> None:
+def test_all_terms_add_up(name: str, key: str) -> None:
     """Gradients of the composition are the sum of those of its pieces (for terms that leave the base weights alone)."""
-    objective = harness.fill(harness.build("balanced_softmax", **{n: harness.term_config(n) for n in TERMS}))
+    configs = {n: harness.term_config(name if n == key else n) for n in TERMS}
+    objective = harness.fill(harness.build("balanced_softmax", **configs))
     out, batch = harness.output_of(objective, RAGGED, 7), harness.batch_of(RAGGED)
     together = objective(out, batch, harness.PROGRESS)
-    alone = harness.fill(harness.build("balanced_softmax", **{name: harness.term_config(name)}))
-    harness.assert_close(alone(out, batch, harness.PROGRESS).parts[name], together.parts[name])
+    alone = harness.fill(harness.build("balanced_softmax", **{key: configs[key]}))
+    harness.assert_close(alone(out, batch, harness.PROGRESS).parts[key], together.parts[key])
     penalties = sum(objective.terms[n].cfg.weight * together.parts[n] for n in TERMS)
     weighted_base = together.loss.detach() - penalties
     reweighted = [n for n, term in objective._terms.items() if term.class_shares(objective._named[n]) is not None]
-    base_only = harness.fill(harness.build("balanced_softmax", **{n: harness.term_config(n) for n in reweighted}))
+    base_only = harness.fill(harness.build("balanced_softmax", **{n: configs[n] for n in reweighted}))
     expected = base_only(out, batch, harness.PROGRESS)
     expected_base = expected.loss.detach() - sum(base_only.terms[n].cfg.weight * expected.parts[n] for n in reweighted)
     harness.assert_close(weighted_base, expected_base)
 
 
-def test_weight_and_start_are_checked(name: str) -> None:
+def test_weight_and_start_are_checked(key: str) -> None:
     for wrong in ({"weight": -1.0}, {"weight": float("nan")}, {"start": 1.0}, {"start": -0.1}):
-        (key,) = wrong
-        with pytest.raises(ValueError, match=f"^{key}"):
-            TERMS[name].build.Config(**wrong)
+        (field,) = wrong
+        with pytest.raises(ValueError, match=f"^{field}"):
+            TERMS[key].build.Config(**wrong)
 
 
 def test_default_section_is_null() -> None:

@@ -1,4 +1,4 @@
-"""Class centroids: mean and spread of the pooled features of each class over one virtual epoch.
+"""Class centroids: mean and spread of the pooled features of each class over one virtual epoch, at one layer.
 
 Source: methods of DRO-LT (robust distance to the empirical class mean) and IFL (one center per class for all
 environments), which share this table.
@@ -19,9 +19,18 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
+from ltcore.errors import pick
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.objective.term import FeatureDims
 from ltcore.stats import ClassStats
+
+
+def features_at(out: ModelOutput, stage: str | None) -> Tensor:
+    """[B, D] pooled features after an earlier stage; None: the final ones."""
+    if stage is None:
+        return out.features_BD
+    assert out.stage_features_BD is not None, f"whoever reads features of {stage} needs it"
+    return out.stage_features_BD[stage]
 
 
 class ClassCentroids(Memory):
@@ -29,15 +38,21 @@ class ClassCentroids(Memory):
 
     @dataclass(frozen=True)
     class Spec(MemorySpec):
-        """No options, so every loss that asks for centroids gets the same ones."""
+        """Every loss that asks for the centroids of a layer gets the same ones."""
+
+        stage: str | None = None
+        """Name of an earlier stage of the network; None: the final features."""
 
         def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ClassCentroids:
-            return ClassCentroids(stats.num_classes, dims.features)
+            """Raises ConfigError where the network has no such stage."""
+            num_features = dims.features if self.stage is None else pick(dims.stages, self.stage, "layers")
+            return ClassCentroids(stats.num_classes, num_features, self.stage)
 
-    def __init__(self, num_classes: int, num_features: int) -> None:
+    def __init__(self, num_classes: int, num_features: int, stage: str | None = None) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64)
 
+        self.stage = stage
         self.mean_CD = zeros(num_classes, num_features)
         self.var_C = zeros(num_classes)
         """Unbiased total variance: squared distance to the centroid, summed over D; 0 for a class seen only once."""
@@ -48,7 +63,7 @@ class ClassCentroids(Memory):
         self._seen_C = zeros(num_classes)
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        features_BD = out.features_BD.detach().double()
+        features_BD = features_at(out, self.stage).detach().double()
         whole_B = torch.ones_like(features_BD[:, 0])
         if batch.mix is None:
             self._add(features_BD, batch.labels_B, whole_B)

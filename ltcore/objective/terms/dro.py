@@ -7,6 +7,9 @@ others,
 
     L_c = mean_{i in S_c} [ d'_i / T + log sum_j exp(-d'_j / T) ],     L = mean over the classes present.
 
+The paper says that the loss may act at several layers of the network; with ``layers``, L is the mean over them, each with
+centroids, radii and distances of its own (pooled features of a stage), so that ``weight`` keeps its meaning.
+
 ``denominator='class'`` is that form, the one of the authors' code; ``'anchor'`` adds the slack to the anchor alone,
 which with slack 2 is the provable upper bound on the worst centroid within the radius (the class form is not:
 one-dimensional S_c = {-1, 1} and no other sample is a counterexample).
@@ -17,7 +20,7 @@ drives them to minus infinity), and pair them with samples in class-sorted order
 ``radius_mode='learned_compat'`` reproduces both, for parity only. The floor of L_c is log |S_c|, not 0, and L depends
 on the batch size: keep the global batch fixed when comparing.
 Shapes: features [B, D], centroids [C, D] -> scalar. G = global batch.
-Cost: one [B, G] distance matrix of 2 B G D flops, in float64 as a matrix product: exact near zero distance, never
+Cost: per layer one [B, G] distance matrix of 2 B G D flops, in float64 as a matrix product: exact near zero distance, never
 rounded to TF32, and nothing of size [B, G, D].
 """
 
@@ -32,12 +35,13 @@ from torch import Tensor, nn
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.memory.base import MemorySpec
-from ltcore.objective.memory.centroids import ClassCentroids
+from ltcore.objective.memory.centroids import ClassCentroids, features_at
 from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig
 from ltcore.stats import ClassStats
 
 RADIUS_MODES = ("sqrt_n", "se", "shared", "learned_compat")
 DENOMINATORS = ("class", "anchor")
+FINAL = "final"
 
 
 class Dro(Term):
@@ -61,6 +65,10 @@ class Dro(Term):
         """Who gets the slack in the denominator: all samples of the class ('class') or the anchor alone ('anchor')."""
         slack: int = 1
         """Multiple of eps_c: 1 as in the authors' code, 2 as in the paper's bound."""
+        layers: tuple[str, ...] | None = None
+        """Where the loss acts: 'final', the features that are classified, and earlier stages of the network ('stage1',
+        'stage2'; of ResNet-50 also 'stage3') by their pooled features. The penalty is the mean over them; ``radius`` and
+        ``temperature`` hold for all. null: the final features alone, as in the authors' code."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -74,9 +82,18 @@ class Dro(Term):
                 raise ValueError(f"denominator must be one of {', '.join(DENOMINATORS)}, got {self.denominator!r}")
             if self.slack not in (1, 2):
                 raise ValueError(f"slack must be 1 or 2, got {self.slack}")
+            if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
+                raise ValueError(f"layers must be null or one or more different names, got {list(self.layers)}")
+            if self.layers is not None and self.radius_mode == "learned_compat":
+                raise ValueError(
+                    f"layers must be null with radius_mode='learned_compat', which reproduces a code with final features "
+                    f"alone, got {list(self.layers)}"
+                )
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
+        self._stages = [None if layer == FINAL else layer for layer in cfg.layers or (FINAL,)]
+        self.needs = frozenset(stage for stage in self._stages if stage is not None)
         self.counts_C: Tensor
         self.register_buffer("counts_C", stats.counts_C.double().clamp_min(1), persistent=False)
         if cfg.radius_mode == "learned_compat":
@@ -88,13 +105,20 @@ class Dro(Term):
         return True
 
     def memories(self) -> dict[str, MemorySpec]:
-        return {"centroids": ClassCentroids.Spec()}
+        return {_memory(stage): ClassCentroids.Spec(stage) for stage in self._stages}
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """Scalar, this rank's share of the mean over the classes of the global batch that have a centroid."""
-        centroids = cast(ClassCentroids, ctx.memories["centroids"])
-        features_GD = dist.gather_with_grad(out.features_BD).double()
+        """Scalar, this rank's share of the mean over layers and over the classes of the global batch that have a
+        centroid."""
         labels_G = dist.gather(batch.labels_B)
+        losses = [
+            self._at_layer(features_at(out, stage), batch, labels_G, cast(ClassCentroids, ctx.memories[_memory(stage)]))
+            for stage in self._stages
+        ]
+        return torch.stack(losses).mean()
+
+    def _at_layer(self, features_BD: Tensor, batch: Batch, labels_G: Tensor, centroids: ClassCentroids) -> Tensor:
+        features_GD = dist.gather_with_grad(features_BD).double()
         own_B = dist.rank() * len(batch) + torch.arange(len(batch), device=labels_G.device)
 
         distance_BG = _distances(centroids.mean_CD[batch.labels_B], features_GD)
@@ -110,7 +134,7 @@ class Dro(Term):
         known_G = centroids.count_C[labels_G] > 0
         share_G = known_G.double() / (labels_G[:, None] == labels_G).sum(1)
         share_B = share_G[own_B] * dist.world() / share_G.sum().clamp_min(1)
-        return (share_B * loss_B).sum().to(torch.promote_types(out.features_BD.dtype, torch.float32))
+        return (share_B * loss_B).sum().to(torch.promote_types(features_BD.dtype, torch.float32))
 
     def _radius(self, centroids: ClassCentroids) -> Tensor:
         """[C] eps per class, float64, in feature units."""
@@ -132,6 +156,10 @@ class Dro(Term):
         place_G = torch.empty_like(labels_G)
         place_G[labels_G.argsort(stable=True)] = torch.arange(len(labels_G), device=labels_G.device)
         return labels_G[place_G]
+
+
+def _memory(stage: str | None) -> str:
+    return "centroids" if stage is None else f"{stage}_centroids"
 
 
 def _distances(centers_BD: Tensor, features_GD: Tensor) -> Tensor:
