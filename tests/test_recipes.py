@@ -42,16 +42,40 @@ def test_sweep_loads_with_every_value_of_its_space(name):
     assert base_run(sweep).objective.active_terms()
 
 
-def test_the_published_cifar_schedule():
+LDAM_SCHEDULE = ("ce", "balanced_softmax", "logit_adjust", "ldam_drw", "ride", "sade", "dro", "lpa", "ifl", "lpa_dro_ifl")
+
+
+@pytest.mark.parametrize("method", LDAM_SCHEDULE)
+def test_the_published_cifar_schedule(method):
     """LDAM-DRW's recipe: 200 epochs, batch 128, SGD 0.1, 5 epochs of warm-up, x 0.01 at 160 and 180, decay 2e-4."""
-    for name in RECIPES:
-        if name.startswith("cifar100_lt"):
-            run = load_run(name)
-            optim, epochs = run.train.optim, run.train.epochs
-            assert (epochs, run.train.batch_size, run.model.name) == (200, 128, "resnet32")
-            assert (optim.optimizer, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.1, 0.9, 2e-4)
-            assert (optim.warmup * epochs, [m * epochs for m in optim.milestones], optim.gamma) == (5, [160, 180], 0.01)
-            assert (run.data.uri, run.data.imbalance_factor, run.augment.view1) == ("cifar100", 100, "crop_flip")
+    run = load_run(f"cifar100_lt_{method}")
+    optim, epochs = run.train.optim, run.train.epochs
+    assert (epochs, run.train.batch_size, run.model.name) == (200, 128, "resnet32")
+    assert (optim.optimizer, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.1, 0.9, 2e-4)
+    assert (optim.warmup * epochs, [m * epochs for m in optim.milestones], optim.gamma) == (5, [160, 180], 0.01)
+    assert (run.data.uri, run.data.imbalance_factor, run.augment.view1) == ("cifar100", 100, "crop_flip")
+
+
+@pytest.mark.parametrize("method", ["paco", "paco_lpa"])
+def test_the_schedule_of_paco(method):
+    """400 epochs, SGD 0.05, 10 epochs of warm-up, x 0.1 at 320 and again at 360, decay 5e-4, two views."""
+    run = load_run(f"cifar100_lt_{method}")
+    optim, epochs = run.train.optim, run.train.epochs
+    assert (epochs, run.train.batch_size, optim.lr, optim.weight_decay) == (400, 128, 0.05, 5e-4)
+    assert (optim.warmup * epochs, [m * epochs for m in optim.milestones], optim.gamma) == (10, [320, 360], 0.1)
+    assert (run.augment.view1, run.augment.view2) == ("autoaugment_cutout", "sim")
+
+
+def test_the_authors_stages_of_dro_lt():
+    """Stage 1 by that schedule; stage 2 as in their code: rate 0.005, decay 1e-4, 4 million images, a frozen classifier."""
+    first, second = load_run("cifar100_lt_dro_ce"), load_run("cifar100_lt_dro_features")
+    assert (first.train, first.objective) == (load_run("cifar100_lt_ce").train, load_run("cifar100_lt_ce").objective)
+    assert first.augment == second.augment and first.augment.view1 == "autoaugment_cutout"
+    optim, dro = second.train.optim, second.objective.terms.dro
+    assert (optim.lr, optim.momentum, optim.weight_decay, optim.schedule) == (0.005, 0.9, 1e-4, "constant")
+    assert abs(second.train.epochs * 10_847 / 4e6 - 1) < 0.01
+    assert (dro.weight, dro.temperature, dro.slack, dro.denominator) == (1.0, 1.0, 1, "class")
+    assert second.train.freeze == "classifier" and second.train.init_from.endswith(f"/{first.name}")
 
 
 def test_the_demo_starts_every_term_by_a_fifth_of_training_and_mirrors_no_digit():

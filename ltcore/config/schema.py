@@ -97,6 +97,12 @@ class TrainConfig:
     accumulate: int = 1
     """Backward passes per optimizer step, each over batch_size / accumulate images, to fit into memory. Must divide
     ``batch_size``; refused for losses that look across the batch."""
+    init_from: str | None = None
+    """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
+    checkpoint in it, as an absolute path or URI. Network and classes must be the same. null: drawn by ``seed``."""
+    freeze: str | None = None
+    """'classifier' keeps the classifier as ``init_from`` gave it and trains the features under it, as DRO-LT's second
+    stage does. null: everything is trained."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and schedule."""
     precision: str = "auto"
@@ -126,6 +132,14 @@ class TrainConfig:
         )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
+        if self.init_from is not None and not (self.init_from.startswith(("/", "~")) or "://" in self.init_from):
+            raise ValueError(
+                f"init_from must be an absolute path or a URI, because workers change directory, got {self.init_from!r}"
+            )
+        if self.freeze not in (None, "classifier"):
+            raise ValueError(f"freeze must be classifier or null, got {self.freeze!r}")
+        if self.freeze and self.init_from is None:
+            raise ValueError("freeze=classifier needs init_from: a random classifier would never learn anything")
         if self.threads is not None:
             _positive(threads=self.threads)
         if not 0 <= self.ema_decay < 1:
@@ -190,6 +204,7 @@ class RunConfig:
         self._check_experts()
         self._check_head()
         self._check_layers()
+        self._check_frozen()
 
     def _check_accumulation(self) -> None:
         if self.train.accumulate == 1:
@@ -261,3 +276,11 @@ class RunConfig:
                     f"objective.terms.{name}.layers={','.join(cfg.layers)} does not go with model.name={self.model.name}, "
                     f"which has no layer {unknown[0]!r}. Choose among {', '.join(known)}"
                 )
+
+    def _check_frozen(self) -> None:
+        base = self.objective.base
+        if self.train.freeze and BASES[base].build.learns_centers:
+            raise ValueError(
+                f"train.freeze={self.train.freeze} does not go with objective.base={base}, which contrasts images with the "
+                "rows of the classifier as its learnable centers. Set train.freeze=null"
+            )

@@ -74,6 +74,8 @@ class Base(nn.Module):
     """True: the loss expects logits [B, E, C]."""
     label_mix: ClassVar[bool] = True
     """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
+    learns_centers: ClassVar[bool] = False
+    """True: the classifier's rows are centers that the loss itself must move."""
 
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()

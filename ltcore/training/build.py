@@ -45,6 +45,7 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     net, objective = build_modules(cfg, len(manifest.classes), stats, num_train)
     needs_key = "key" in objective.needs
     precision = choose_precision(cfg.train.precision, ctx.device)
+    net.heads.requires_grad_(cfg.train.freeze != "classifier")
     net = net.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = EmaCopy(net, cfg.model.key_decay, buffers="own") if needs_key else None
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None

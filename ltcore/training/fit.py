@@ -24,6 +24,7 @@ from ltcore.training.build import Parts, build
 from ltcore.training.context import RunContext
 from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
 from ltcore.training.hardware import most_memory_bytes
+from ltcore.training.initial import start_from
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.record import RunInfo, RunRecord
 from ltcore.training.state import load_state, state_dict
@@ -56,6 +57,8 @@ class Progress:
     """Sums of the loss parts over the steps of the unfinished epoch."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """Values of the hot keys, each with the ``images_seen`` from which they held."""
+    started_from: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint whose weights the run started with, where ``train.init_from`` names one."""
 
 
 class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
@@ -305,6 +308,10 @@ class _Run:
         if state is not None:
             self.at = load_state(self.parts, self.optimizer, state, Progress)
             self.last_saved_step = self.at.step
+        elif self.cfg.train.init_from is not None:
+            self.at.started_from = start_from(self.cfg, self.parts, self.feed.store.manifest.classes)
+        if self.at.started_from:
+            self.record.update(started_from=self.at.started_from)
 
 
 class _Watch:

@@ -64,7 +64,7 @@ class Predictor:
 
 def load(checkpoint: str | Path) -> Predictor:
     """The classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI."""
-    path = _local(str(checkpoint))
+    path = local_copy(str(checkpoint))
     found = ckpt.read(path)
     meta = found.meta
     missing = sorted({"config", "classes", "canvas", "mean", "std"} - meta.keys())
@@ -131,7 +131,8 @@ def _test_of(protocol: str, train_split: str) -> str:
     return PROTOCOLS[protocol]
 
 
-def _local(uri: str) -> Path:
+def local_copy(uri: str) -> Path:
+    """A checkpoint or run directory as a path: itself, or a copy of what an object store has."""
     if is_local(uri):
         path = Path(open_fs(uri)[1])
         if not path.exists():

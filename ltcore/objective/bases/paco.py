@@ -33,6 +33,7 @@ class Paco(Base):
 
     needs = frozenset({"query", "key"})
     label_mix = False
+    learns_centers = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
