@@ -34,7 +34,8 @@ class Batch:
     """One rank's share of a global batch."""
 
     images_VBCHW: Tensor
-    """uint8 canvas with V = 1 as it leaves a reader, normalised float32 with V views after augmentation."""
+    """uint8 canvas with V = 1, or with V views where the reader cropped, as it leaves a reader; normalised float32 with V
+    views after augmentation."""
     labels_B: Tensor
     """int64 in 0..C-1."""
     index_B: Tensor
@@ -42,6 +43,9 @@ class Batch:
     copy_B: Tensor
     """int64: which repetition of the sample inside this epoch; part of the augmentation key."""
     mix: Mix | None = None
+    boxes_VB4: Tensor | None = None
+    """int64 (top, left, height, width) in pixels of the original image, of which each view is a crop; None where the
+    canvas is what the original shows and crops are left to the augmentation."""
 
     def __len__(self) -> int:
         return self.labels_B.shape[0]
@@ -53,7 +57,8 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         mix = self.mix and self.mix.to(device)
-        return Batch(move(self.images_VBCHW), move(self.labels_B), move(self.index_B), move(self.copy_B), mix)
+        boxes = None if self.boxes_VB4 is None else move(self.boxes_VB4)
+        return Batch(move(self.images_VBCHW), move(self.labels_B), move(self.index_B), move(self.copy_B), mix, boxes)
 
     def with_images(self, images_VBCHW: Tensor, mix: Mix | None = None) -> Batch:
         return replace(self, images_VBCHW=images_VBCHW, mix=mix)

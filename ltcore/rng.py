@@ -13,11 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ltcore.hashing import GOLDEN, MUL1, MUL2
 from ltcore.hashing import hash64 as hash64
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # splitmix64's increment and multipliers, as signed int64
-_MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MUL2 = 0x94D049BB133111EB - (1 << 64)
+_GOLDEN, _MUL1, _MUL2 = (word - (1 << 64) for word in (GOLDEN, MUL1, MUL2))  # as signed int64
 
 
 def generator(seed: int, *purpose: int | str) -> torch.Generator:

@@ -18,14 +18,21 @@ from ltcore.batch import Batch, Mix
 from ltcore.data import augment_ops as ops
 from ltcore.data import augment_stages as stages
 from ltcore.data.augment_stages import Draw, Stage
+from ltcore.data.boxes import Crop
+
+CROP_FROM = ("auto", "canvas", "original")
+LARGE_PX = 64
+"""Canvases up to here hold images whole, as they were made: CIFAR, digits, thumbnails."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A named sequence of stages."""
+    """A random resized crop, where there is one, and a sequence of stages."""
 
     stages: tuple[Stage, ...]
     says: str
+    min_area: float | None = None
+    """Least share of the area that the crop keeps; None: no such crop. It comes first, so that the reader can do it."""
 
 
 # A dict literal: the linter (F601) refuses a repeated name.
@@ -42,16 +49,16 @@ AUGMENTS: dict[str, Stack] = {
         "crop, flip, AutoAugment's CIFAR-10 policy, Cutout (PaCo, DRO-LT)",
     ),
     "randaugment": Stack((stages.crop, stages.flip, stages.randaugment), "crop, flip, RandAugment"),
-    "rrc_flip": Stack(
-        (stages.resized_crop(0.08), stages.flip), "random resized crop (area 0.08..1) and flip: ImageNet"
-    ),
+    "rrc_flip": Stack((stages.flip,), "random resized crop (area 0.08..1) and flip: ImageNet", min_area=0.08),
     "sim": Stack(
-        (stages.resized_crop(0.2), stages.flip, stages.jitter, stages.gray, stages.blur),
+        (stages.flip, stages.jitter, stages.gray, stages.blur),
         "random resized crop (area 0.2..1), flip, color jitter, gray, blur: the second view of PaCo",
+        min_area=0.2,
     ),
     "sim_noflip": Stack(
-        (stages.resized_crop(0.5), stages.jitter, stages.gray, stages.blur),
+        (stages.jitter, stages.gray, stages.blur),
         "sim without flip, area 0.5..1: for digits and other images whose orientation matters",
+        min_area=0.5,
     ),
 }
 
@@ -73,6 +80,10 @@ class AugmentConfig:
     'randaugment'."""
     cutout_fraction: float = 0.5
     """Side of the erased square as a fraction of the canvas, in (0, 1]: 16 px of 32. No effect without cutout."""
+    crop_from: str = "auto"
+    """What random resized crops are cut out of: ``canvas`` (the centered square that every image is brought to, on the
+    device), ``original`` (the whole image at its own size, by the reader, which then delivers one canvas per view), or
+    ``auto``: original where the canvas is larger than 64 px. No effect on stacks without such a crop."""
     fill: int = 0
     """Gray level 0..255 of what rotations, shears and translations bring in from outside. Crops always bring in 0. No
     effect in stacks without these operations."""
@@ -81,6 +92,8 @@ class AugmentConfig:
         for field in ("view1", "view2"):
             if getattr(self, field) not in AUGMENTS:
                 raise ValueError(f"{field} must be one of {', '.join(sorted(AUGMENTS))}, got {getattr(self, field)!r}")
+        if self.crop_from not in CROP_FROM:
+            raise ValueError(f"crop_from must be one of {', '.join(CROP_FROM)}, got {self.crop_from!r}")
         if not 0 <= self.mixup_alpha < float("inf"):
             raise ValueError(f"mixup_alpha must be a finite number >= 0, got {self.mixup_alpha}")
         if self.randaugment_ops < 1:
@@ -91,6 +104,20 @@ class AugmentConfig:
             raise ValueError(f"cutout_fraction must be in (0, 1], got {self.cutout_fraction}")
         if not 0 <= self.fill <= 255:
             raise ValueError(f"fill must be in 0..255, got {self.fill}")
+
+
+def stacks(cfg: AugmentConfig, num_views: int) -> dict[str, Stack]:
+    """View -> its stack, for the first ``num_views`` views."""
+    return dict(list({"view1": AUGMENTS[cfg.view1], "view2": AUGMENTS[cfg.view2]}.items())[:num_views])
+
+
+def reader_crops(cfg: AugmentConfig, num_views: int, canvas: int) -> tuple[Crop, ...]:
+    """What a reader cuts out of the originals, view by view; () where it delivers canvases and they are cropped here."""
+    used = stacks(cfg, num_views)
+    original = cfg.crop_from == "original" or (cfg.crop_from == "auto" and canvas > LARGE_PX)
+    if not original or all(stack.min_area is None for stack in used.values()):
+        return ()
+    return tuple(Crop(view, stack.min_area) for view, stack in used.items())
 
 
 class Augment:
@@ -108,20 +135,25 @@ class Augment:
     ) -> None:
         self._cfg = cfg
         self._seed = seed
-        self._stacks = {"view1": AUGMENTS[cfg.view1], "view2": AUGMENTS[cfg.view2]}
-        self._views = list(self._stacks)[:num_views]
+        self._stacks = stacks(cfg, num_views)
         self._scale = torch.tensor(std, dtype=torch.float64).reciprocal().float()[:, None, None]
         self._shift = (-torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)).float()[
             :, None, None
         ]
 
     def __call__(self, batch: Batch, epoch: int) -> Batch:
-        """uint8 [1, B, 3, S, S] -> float32 [V, B, 3, S, S] on the same device; sets ``mix`` where mixup is on."""
+        """uint8 [1, B, 3, S, S] -> float32 [V, B, 3, S, S] on the same device; sets ``mix`` where mixup is on.
+
+        A batch that the reader cropped (``boxes_VB4``) brings all V views, and is not cropped again.
+        """
         views = []
-        for view in self._views:
-            images = batch.images_VBCHW[0]
+        cropped = batch.boxes_VB4 is not None
+        for number, (view, stack) in enumerate(self._stacks.items()):
+            images = batch.images_VBCHW[number if cropped else 0]
             draw = Draw(self._seed, epoch, batch.index_B, batch.copy_B, view)
-            for stage in self._stacks[view].stages:
+            if stack.min_area is not None and not cropped:
+                images = stages.resized_crop(images, draw, stack.min_area)
+            for stage in stack.stages:
                 images = stage(images, draw, self._cfg)
             views.append(self._normalize(images))
         images_VBCHW = torch.stack(views)

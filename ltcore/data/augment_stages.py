@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ltcore import rng
 from ltcore.data import augment_ops as ops
+from ltcore.data.boxes import ASPECTS, ATTEMPTS, PURPOSE
 
 if TYPE_CHECKING:
     from ltcore.data.augment import AugmentConfig
@@ -82,28 +83,24 @@ def rotate15(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     return ops.affine(images, source, cfg.fill)
 
 
-def resized_crop(min_area: float) -> Stage:
+def resized_crop(images: Tensor, draw: Draw, min_area: float) -> Tensor:
     """Random box with ``min_area``..1 of the area and aspect 3/4..4/3, enlarged to S x S.
 
-    As torchvision's ``RandomResizedCrop``: the first of ten draws that fits, else the whole image.
+    As torchvision's ``RandomResizedCrop``: the first of ten draws that fits, else the whole image. For images that are not
+    square: ``ltcore.data.boxes``.
     """
-    attempts = 10
-
-    def stage(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
-        size = images.shape[-1]
-        columns = draw("resized_crop", 2 * attempts + 2)
-        area = _between(torch.stack(columns[:attempts], 1).double(), min_area, 1) * size**2
-        aspect = _between(torch.stack(columns[attempts:-2], 1).double(), math.log(3 / 4), math.log(4 / 3)).exp()
-        width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-        fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
-        first = fits.long().argmax(1, keepdim=True)
-        found = fits.any(1)
-        width_B = torch.where(found, width.gather(1, first)[:, 0], size)
-        height_B = torch.where(found, height.gather(1, first)[:, 0], size)
-        top_B, left_B = _integer(columns[-2], size - height_B + 1), _integer(columns[-1], size - width_B + 1)
-        return ops.resized_crop(images, top_B, left_B, height_B, width_B)
-
-    return stage
+    size = images.shape[-1]
+    columns = draw(PURPOSE, 2 * ATTEMPTS + 2)
+    area = _between(torch.stack(columns[:ATTEMPTS], 1).double(), min_area, 1) * size**2
+    aspect = _between(torch.stack(columns[ATTEMPTS:-2], 1).double(), *map(math.log, ASPECTS)).exp()
+    width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.long().argmax(1, keepdim=True)
+    found = fits.any(1)
+    width_B = torch.where(found, width.gather(1, first)[:, 0], size)
+    height_B = torch.where(found, height.gather(1, first)[:, 0], size)
+    top_B, left_B = _integer(columns[-2], size - height_B + 1), _integer(columns[-1], size - width_B + 1)
+    return ops.resized_crop(images, top_B, left_B, height_B, width_B)
 
 
 def cutout(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:

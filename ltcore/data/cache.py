@@ -2,7 +2,8 @@
 
 An entry is a folder ``canvases/<manifest hash>-<split>-<canvas>/`` with the raw uint8 array and ``meta.json``. It is filled
 aside under a lock, so that of several processes one does the work, and renamed when it is complete: a killed fill leaves
-a ``.partial`` folder that is never read and that the next fill removes.
+a ``.partial`` folder that is never read and that the next fill removes. ``ltcore.data.image_cache`` keeps whole images in
+entries beside these, under the same cap.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +30,9 @@ from ltcore.errors import DataError
 
 _LOG = logging.getLogger("ltcore.data")
 _ROWS = 256
-_ARRAY, _META = "canvases.u8", "meta.json"
+ARRAY, _META = "canvases.u8", "meta.json"
+
+Progress = Callable[[int, int], None]
 
 
 def canvas_bytes(num_samples: int, canvas: int) -> int:
@@ -64,7 +68,7 @@ def open_canvases(
     *,
     cache_bytes: int,
     max_bad_samples: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CanvasCache:
     """The decoded split; fills the entry first if this node has none, which other processes wait for.
 
@@ -75,33 +79,102 @@ def open_canvases(
 
     DataError where the entry does not fit the cap or the disk, cannot be written, or has too many bad samples.
     """
-    path = entry_path(store, split, canvas)
     shape = (store.manifest.split(split).num_samples, 3, canvas, canvas)
+    size = int(np.prod(shape))
+
+    def fill(filling: Filling) -> None:
+        filling.claim(size)
+        _fill(filling, store, split, shape, progress)
+
+    path = entry_path(store, split, canvas)
+    file, bad = open_entry(
+        path,
+        store,
+        split,
+        lambda: (path / ARRAY).stat().st_size == size,
+        fill,
+        cache_bytes=cache_bytes,
+        max_bad_samples=max_bad_samples,
+    )
+    if not size:  # an empty file cannot be mapped
+        return CanvasCache(np.zeros(shape, np.uint8), {}, file)
+    return CanvasCache(np.memmap(path / ARRAY, np.uint8, "r", shape=shape).view(np.ndarray), bad, file)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """An entry that is being filled: the folder aside, the bad samples met so far, and room in its array."""
+
+    folder: Path
+    bad: BadSamples
+    cache_bytes: int
+
+    def claim(self, size: int) -> None:
+        """Makes room under the cap and takes the disk space, so that a full disk shows before the work."""
+        with storage.locked(self.folder.with_name("evict.lock")):
+            own = self.folder / ARRAY
+            arrays = [array for array in self.folder.parent.glob(f"*/{ARRAY}") if array != own]
+            arrays.sort(key=lambda array: array.parent.stat().st_mtime)
+            total = sum(array.stat().st_size for array in arrays)
+            for array in arrays:
+                if total + size <= self.cache_bytes:
+                    break
+                freed = array.stat().st_size
+                if _evict(array):
+                    total -= freed
+            if total + size > self.cache_bytes:
+                raise DataError(
+                    f"The decoded images need {size} bytes, {total} are in use, and data.cache_bytes={self.cache_bytes}. "
+                    "Raise it or use data.tier=threads."
+                )
+            with own.open("ab") as stream:
+                if size:
+                    os.posix_fallocate(stream.fileno(), 0, size)
+
+
+def open_entry(
+    path: Path,
+    store: ShardStore,
+    split: str,
+    whole: Callable[[], bool],
+    fill: Callable[[Filling], None],
+    *,
+    cache_bytes: int,
+    max_bad_samples: int,
+) -> tuple[BinaryIO, dict[int, str]]:
+    """The entry at ``path``, filled first if need be: its array, open and marked as in use, and its bad samples.
+
+    Args:
+        whole: whether its files have the sizes that they must have; OSError where one is missing.
+        fill: writes all files but ``meta.json`` into the folder aside.
+    """
     try:
         with storage.locked(path.with_name(f"{path.name}.lock")):
-            opened = _open(path, shape)
-            if opened is not None and opened.bad:  # those who fill an entry are told as they go
+            opened = _open(path, whole)
+            if opened is not None and opened[1]:  # those who fill an entry are told as they go
                 _LOG.warning(
                     "%s: %d images of %s cannot be decoded and are replaced by others of their class; the first: %s",
                     store.uri,
-                    len(opened.bad),
+                    len(opened[1]),
                     split,
-                    opened.bad[min(opened.bad)],
+                    opened[1][min(opened[1])],
                 )
             if opened is None:
                 aside = path.with_name(f"{path.name}.partial")
+                with storage.locked(path.with_name("evict.lock")):
+                    for stale in (aside, path):  # of a killed fill, or damaged
+                        shutil.rmtree(stale, ignore_errors=True)
+                    aside.mkdir(parents=True)
+                filling = Filling(aside, BadSamples(max_bad_samples), cache_bytes)
                 try:
-                    _reserve(path, aside, int(np.prod(shape)), cache_bytes)
-                    bad = BadSamples(max_bad_samples)
-                    _fill(aside / _ARRAY, store, split, shape, bad, progress)
-                    storage.write_bytes_atomic(
-                        str(aside / _META), json.dumps({"bad": bad.messages}, sort_keys=True).encode()
-                    )
+                    fill(filling)
+                    meta = json.dumps({"bad": filling.bad.messages}, sort_keys=True)
+                    storage.write_bytes_atomic(str(aside / _META), meta.encode())
                     aside.rename(path)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
                 storage.sync_folder(path.parent)
-                opened = _open(path, shape)
+                opened = _open(path, whole)
     except OSError as error:
         raise DataError(
             f"{path.parent}: the canvas cache cannot be written: {error}. Free space, set LTCORE_CACHE to another disk, "
@@ -109,55 +182,28 @@ def open_canvases(
         ) from error
     if opened is None:
         raise DataError(f"{path}: the canvas cache vanished while it was opened. Remove the folder and start again.")
-    if len(opened.bad) > max_bad_samples:
-        opened.close()
+    file, bad = opened
+    if len(bad) > max_bad_samples:
+        file.close()
         raise DataError(
-            f"{opened.bad[min(opened.bad)]} {len(opened.bad)} training images are undecodable; "
-            f"data.max_bad_samples={max_bad_samples}."
+            f"{bad[min(bad)]} {len(bad)} training images are undecodable; data.max_bad_samples={max_bad_samples}."
         )
     return opened
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> CanvasCache | None:
+def _open(path: Path, whole: Callable[[], bool]) -> tuple[BinaryIO, dict[int, str]] | None:
     """The complete entry, or None. The shared lock on the array tells evictors that it is in use."""
     with storage.locked(path.with_name("evict.lock")):
-        array = path / _ARRAY
-        if not array.is_file() or array.stat().st_size != int(np.prod(shape)):
-            return None
         try:
+            if not whole():
+                return None
             bad = {int(index): message for index, message in json.loads((path / _META).read_bytes())["bad"].items()}
-        except (OSError, ValueError, KeyError):  # someone's damage: filled again
+        except (OSError, ValueError, KeyError):  # not there, or someone's damage: filled again
             return None
         os.utime(path)
-        stream = array.open("rb")
+        stream = (path / ARRAY).open("rb")
         fcntl.flock(stream, fcntl.LOCK_SH)
-    if shape[0] == 0:  # an empty file cannot be mapped
-        return CanvasCache(np.zeros(shape, np.uint8), {}, stream)
-    return CanvasCache(np.memmap(array, np.uint8, "r", shape=shape).view(np.ndarray), bad, stream)
-
-
-def _reserve(path: Path, aside: Path, size: int, cache_bytes: int) -> None:
-    """Makes room under the cap and takes the disk space, so that a full disk shows before the work."""
-    with storage.locked(path.with_name("evict.lock")):
-        for stale in (aside, path):  # of a killed fill, or damaged
-            shutil.rmtree(stale, ignore_errors=True)
-        arrays = sorted(path.parent.glob(f"*/{_ARRAY}"), key=lambda array: array.parent.stat().st_mtime)
-        total = sum(array.stat().st_size for array in arrays)
-        for array in arrays:
-            if total + size <= cache_bytes:
-                break
-            freed = array.stat().st_size
-            if _evict(array):
-                total -= freed
-        if total + size > cache_bytes:
-            raise DataError(
-                f"The decoded canvases need {size} bytes, {total} are in use, and data.cache_bytes={cache_bytes}. "
-                "Raise it or use data.tier=threads."
-            )
-        aside.mkdir(parents=True)
-        with (aside / _ARRAY).open("wb") as stream:
-            if size:
-                os.posix_fallocate(stream.fileno(), 0, size)
+    return stream, bad
 
 
 def _evict(array: Path) -> bool:
@@ -173,36 +219,37 @@ def _evict(array: Path) -> bool:
         return True
 
 
-def _fill(
-    array: Path,
-    store: ShardStore,
-    split: str,
-    shape: tuple[int, ...],
-    bad: BadSamples,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+def _fill(filling: Filling, store: ShardStore, split: str, shape: tuple[int, ...], progress: Progress | None) -> None:
     """Decodes all rows into the file; plain writes, because a full disk under a memory map is a signal, not an error."""
     num_rows, canvas = shape[0], shape[-1]
-    row_bytes = canvas_bytes(1, canvas)
-    with array.open("r+b", buffering=0) as stream:
-        descriptor = stream.fileno()
+    with (filling.folder / ARRAY).open("r+b", buffering=0) as stream:
 
         def fill(first: int) -> int:
             index_n = np.arange(first, min(first + _ROWS, num_rows))
-            view = decode_rows(store, split, index_n, canvas, bad).data.cast("B")
-            offset = first * row_bytes
-            while view:
-                written = os.pwrite(descriptor, view, offset)
-                view, offset = view[written:], offset + written
+            canvases = decode_rows(store, split, index_n, canvas, filling.bad)
+            write_at(stream, first * canvas_bytes(1, canvas), canvases)
             return len(index_n)
 
-        done = 0
-        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="ltcore-canvases")
-        try:
-            for count in pool.map(fill, range(0, num_rows, _ROWS)):
-                done += count
-                if progress is not None:
-                    progress(done, num_rows)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        os.fsync(descriptor)
+        in_threads(fill, range(0, num_rows, _ROWS), num_rows, progress)
+        os.fsync(stream.fileno())
+
+
+def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progress: Progress | None) -> None:
+    """``fill(first row)`` for every piece, on all CPUs; each gives the number of its rows."""
+    done = 0
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="ltcore-canvases")
+    try:
+        for count in pool.map(fill, firsts):
+            done += count
+            if progress is not None:
+                progress(done, num_rows)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_at(stream: FileIO, offset: int, array: npt.NDArray[np.uint8]) -> None:
+    """The whole array at a place in the file."""
+    view = array.data.cast("B")
+    while view:
+        written = os.pwrite(stream.fileno(), view, offset)
+        view, offset = view[written:], offset + written

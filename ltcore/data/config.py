@@ -30,11 +30,17 @@ class DataConfig:
     """Images per class for the validation split, >= 0: carved from training images that the long-tailed set does not
     use where there are any. No effect where the data bring a validation split."""
     canvas: int | None = None
-    """Side in pixels of the square to which every image is brought when it is decoded. None takes the manifest's."""
+    """Side in pixels of the square to which every image, or each of its crops, is brought when it is decoded. None takes
+    the manifest's."""
     tier: str = "auto"
     """How images reach the loop: ``cache`` (decoded once per node into a memory-mapped array), ``threads`` (read and
     decoded by threads of the worker, every epoch anew), ``stream`` (the same in Ray Data tasks on any node), or
-    ``auto``: the cache if it fits, else threads. All give the same batches, bit for bit."""
+    ``auto``: the cache if it fits, else threads. All give the same batches, bit for bit. Where random resized crops are
+    cut out of large originals (``augment.crop_from``) their boxes are the same in all tiers, but the cache cuts them out
+    of smaller copies, so ``auto`` takes threads."""
+    cache_px: int | None = None
+    """Short side in pixels, >= 1, to which the cache shrinks such originals; null: the canvas. Larger keeps small crops
+    sharper and takes more disk. No effect unless ``tier`` is cache and crops are cut out of originals."""
     lanes: int = 64
     """The epoch plan is cut into gcd(lanes, batch size) lanes; the number of workers must divide it, and every such
     number gives the same global batches."""
@@ -42,7 +48,7 @@ class DataConfig:
     """Most bytes that decoded canvases, and, apart from them, raw shards of remote data, may take on a node's disk; the
     least recently used go first."""
     stream_window_steps: int = 8
-    """How many steps ahead of the loop images are read and decoded, >= 1. No effect on the cache."""
+    """How many steps ahead of the loop images are read, decoded and cropped, >= 1. No effect on canvases in the cache."""
     max_bad_samples: int = 0
     """How many undecodable images a worker tolerates in the training split. 0 stops at the first. Otherwise each is
     replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
@@ -64,6 +70,8 @@ class DataConfig:
             raise ValueError(f"canvas must be between 1 and 4096 pixels or null, got {self.canvas}")
         if self.tier not in TIERS:
             raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {self.tier!r}")
+        if self.cache_px is not None and not 1 <= self.cache_px <= 4096:
+            raise ValueError(f"cache_px must be between 1 and 4096 pixels or null, got {self.cache_px}")
         if self.lanes < 1:
             raise ValueError(f"lanes must be >= 1, got {self.lanes}")
         if self.cache_bytes < 0:

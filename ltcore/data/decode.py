@@ -1,4 +1,4 @@
-"""Encoded image -> uint8 canvas.
+"""Encoded image -> uint8 canvas, or any part of the image brought to a canvas.
 
 JPEGs go through torchvision, which is about a third faster than PIL; everything else goes through PIL, PNG included,
 because torchvision 0.29 ends the whole process with a segmentation fault on a PNG with a damaged IDAT chunk.
@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ltcore.data.boxes import Box, Size, centered_square
 from ltcore.errors import DataError
 
+Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 64 * 2**20
 """Larger images are refused from their header, before anything is decoded."""
 DECODE_VERSION = 1
@@ -22,18 +24,25 @@ DECODE_VERSION = 1
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
 
 
-def decode_canvas(data: bytes, canvas: int, where: str) -> npt.NDArray[np.uint8]:
-    """[3, canvas, canvas] RGB of an encoded image.
+def decode_canvas(data: bytes, canvas: int, where: str) -> Pixels:
+    """[3, canvas, canvas] RGB of an encoded image: its largest centered square (short side to canvas, center crop).
+
+    ``where`` names the sample in the DataError that empty, undecodable or too large images raise.
+    """
+    image_3HW = decode_image(data, where)
+    return resample(image_3HW, centered_square(size_of(image_3HW)), (canvas, canvas))
+
+
+def decode_image(data: bytes, where: str) -> Pixels:
+    """[3, H, W] RGB of an encoded image at its own size.
 
     EXIF orientation is applied, grey, palette, CMYK and 16-bit images become 8-bit RGB, of an animation the first frame
-    is taken, transparency is ignored. An image of the canvas' size is taken as it is; otherwise the largest centered square
-    is resized bilinearly with antialiasing (short side to canvas, center crop). ``where`` names the sample in the
-    DataError that empty, undecodable or too large images raise.
+    is taken, transparency is ignored. DataError as for :func:`decode_canvas`.
     """
     if not data:
         raise DataError(f"{where}: the image has 0 bytes. Remove the sample or restore its file.")
     try:
-        image_3HW = _decode(data, where)
+        return _decode(data, where)
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on foreign bytes
@@ -42,25 +51,28 @@ def decode_canvas(data: bytes, canvas: int, where: str) -> npt.NDArray[np.uint8]
         else:
             problem = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
-    height, width = image_3HW.shape[1:]
-    if (height, width) != (canvas, canvas):
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        image_3HW = _resize(image_3HW[:, top : top + side, left : left + side], canvas)
-    return np.ascontiguousarray(image_3HW)
 
 
-def _resize(square_3SS: npt.NDArray[np.uint8], canvas: int) -> npt.NDArray[np.uint8]:
+def size_of(image_3HW: Pixels) -> Size:
+    """(height, width)."""
+    return image_3HW.shape[1], image_3HW.shape[2]
+
+
+def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
+    """[3, *size]: the box, bilinearly and with antialiasing, never reading outside it; as it is where it has that size."""
+    top, left, height, width = box
+    part_3hw = image_3HW[:, top : top + height, left : left + width]
+    if (height, width) == size:
+        return np.ascontiguousarray(part_3hw)
     import torch  # seconds, which images of the right size need not wait for
 
     resized = torch.nn.functional.interpolate(
-        torch.tensor(square_3SS)[None], size=(canvas, canvas), mode="bilinear", antialias=True, align_corners=False
+        torch.tensor(part_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
     )
-    return resized[0].numpy()
+    return np.ascontiguousarray(resized[0].numpy())
 
 
-def _decode(data: bytes, where: str) -> npt.NDArray[np.uint8]:
-    """uint8 [3, H, W] at the image's own size."""
+def _decode(data: bytes, where: str) -> Pixels:
     image: Image.Image = Image.open(io.BytesIO(data))
     width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:

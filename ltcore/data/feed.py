@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +12,17 @@ import torch
 
 from ltcore.batch import Batch
 from ltcore.data import storage
+from ltcore.data.augment import AugmentConfig, reader_crops
+from ltcore.data.boxes import Draws
 from ltcore.data.cache import CanvasCache, canvas_bytes, entry_path, open_canvases
 from ltcore.data.config import DataConfig
+from ltcore.data.crops import Cropped, decode_crops
+from ltcore.data.image_cache import ImageCache, open_images
 from ltcore.data.plan import EpochPlan, Rows, eval_rows
+from ltcore.data.prefetch import prefetch
 from ltcore.data.store import BadSamples, ShardStore, decode_rows
 
 Ints = npt.NDArray[np.int64]
-T = TypeVar("T")
-R = TypeVar("R")
 Progress = Callable[[int, int], None]
 MAX_THREADS = 16
 
@@ -48,7 +49,10 @@ class Feed(Protocol):
         ...
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The rank's share of the epoch's batches from ``start_step`` on: uint8 images [1, B / W, 3, S, S] on the CPU."""
+        """The rank's share of the epoch's batches from ``start_step`` on: uint8 images [V, B / W, 3, S, S] on the CPU.
+
+        V is 1, or the number of views where the reader cuts them out of large originals (``AugmentConfig.crop_from``).
+        """
         ...
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
@@ -78,10 +82,13 @@ class PlanFeed:
         rank: int = 0,
         world: int = 1,
         why: str = "asked for",
+        augment: AugmentConfig | None = None,
+        num_views: int = 1,
     ) -> None:
         self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
         self.store = ShardStore(uri, cfg.cache_bytes)
         self.canvas = cfg.canvas or self.store.manifest.canvas
+        self.crops = reader_crops(augment, num_views, self.canvas) if augment else ()
         self.why = why
         self.copies_N: Ints | None = None
         self.plan(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
@@ -109,6 +116,8 @@ class PlanFeed:
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         rows = self.plan(epoch).rank_batches(self.rank, start_step)
+        if self.crops:
+            return self._cropped_batches(rows, epoch)
         return self._batches(self.cfg.train_split, rows)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
@@ -117,19 +126,42 @@ class PlanFeed:
         return self._batches(split, (Rows(index, np.zeros_like(index)) for index in slices))
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
+        """Batches of canvases."""
         raise NotImplementedError
 
-    def _batch(self, split: str, rows: Rows, canvases_B3SS: npt.NDArray[np.uint8]) -> Batch:
+    def _cropped_batches(self, rows: Iterable[Rows], epoch: int) -> Iterator[Batch]:
+        """Training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
+
+        def load(step: Rows) -> Batch:
+            cropped = self._crop(step.index_B, Draws(self.crops, self.seed, epoch, step))
+            return self._batch(self.cfg.train_split, step, cropped.canvases_VB3SS, cropped.boxes_VB4)
+
+        return self._ahead(load, rows)
+
+    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
+        raise NotImplementedError
+
+    def _ahead(self, load: Callable[[Rows], Batch], rows: Iterable[Rows]) -> Iterator[Batch]:
+        threads = min(MAX_THREADS, max(2, torch.get_num_threads()))  # the CPUs that the run gave to this process
+        return prefetch(load, rows, ahead=self.cfg.stream_window_steps, threads=threads)
+
+    def _batch(
+        self, split: str, rows: Rows, canvases_VB3SS: npt.NDArray[np.uint8], boxes_VB4: Ints | None = None
+    ) -> Batch:
         return Batch(
-            images_VBCHW=torch.from_numpy(canvases_B3SS)[None],
+            images_VBCHW=torch.from_numpy(canvases_VB3SS),
             labels_B=torch.from_numpy(self.store.labels(split)[rows.index_B]),
             index_B=torch.from_numpy(rows.index_B),
             copy_B=torch.from_numpy(rows.copy_B),
+            boxes_VB4=None if boxes_VB4 is None else torch.from_numpy(boxes_VB4),
         )
 
 
 class CacheFeed(PlanFeed):
-    """Gathers batches from the node's canvas cache. A split is decoded when it is first used; the training split at once."""
+    """Gathers batches from the node's canvas cache, crops of large images from its whole images.
+
+    A split is decoded when it is first used; the training split at once.
+    """
 
     tier = "cache"
 
@@ -137,33 +169,44 @@ class CacheFeed(PlanFeed):
         super().__init__(cfg, uri, **options)
         self._progress = progress
         self._open: dict[str, CanvasCache] = {}
-        self._canvases(self.cfg.train_split)
+        self._whole: ImageCache | None = None
+        if self.crops:
+            limits = self._limits(cfg.train_split)
+            self._whole = open_images(self.store, cfg.train_split, cfg.cache_px or self.canvas, **limits)
+        else:
+            self._canvases(cfg.train_split)
 
     @property
     def bad_samples(self) -> dict[int, str]:
-        return dict(self._canvases(self.cfg.train_split).bad)
+        return dict((self._whole or self._canvases(self.cfg.train_split)).bad)
 
     def close(self) -> None:
         for opened in self._open.values():
             opened.close()
         self._open.clear()
+        if self._whole is not None:
+            self._whole.close()
+
+    def _limits(self, split: str) -> dict[str, Any]:
+        return {
+            "cache_bytes": self.cfg.cache_bytes,
+            "max_bad_samples": self.cfg.max_bad_samples if split == self.cfg.train_split else 0,
+            "progress": self._progress,
+        }
 
     def _canvases(self, split: str) -> CanvasCache:
         if split not in self._open:
-            self._open[split] = open_canvases(
-                self.store,
-                split,
-                self.canvas,
-                cache_bytes=self.cfg.cache_bytes,
-                max_bad_samples=self.cfg.max_bad_samples if split == self.cfg.train_split else 0,
-                progress=self._progress,
-            )
+            self._open[split] = open_canvases(self.store, split, self.canvas, **self._limits(split))
         return self._open[split]
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
         canvases_N3SS = self._canvases(split).canvases_N3SS
         for step in rows:
-            yield self._batch(split, step, np.take(canvases_N3SS, step.index_B, axis=0))
+            yield self._batch(split, step, np.take(canvases_N3SS, step.index_B, axis=0)[None])
+
+    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
+        assert self._whole is not None, "opened where there is something to crop"
+        return self._whole.crops(index_B, self.canvas, draws)
 
 
 class ThreadFeed(PlanFeed):
@@ -186,29 +229,12 @@ class ThreadFeed(PlanFeed):
         bad = self._bad if split == self.cfg.train_split else None
 
         def load(step: Rows) -> Batch:
-            canvases = decode_rows(self.store, split, step.index_B, self.canvas, bad)
-            return self._batch(split, step, canvases)
+            return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.canvas, bad)[None])
 
-        threads = min(MAX_THREADS, max(2, torch.get_num_threads()))  # the CPUs that the run gave to this process
-        return prefetch(load, rows, ahead=self.cfg.stream_window_steps, threads=threads)
+        return self._ahead(load, rows)
 
-
-def prefetch(load: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int) -> Iterator[R]:
-    """``load(item)`` for each item, in order, computed by threads at most ``ahead`` items before they are asked for.
-
-    An exception comes out at the place of its item. Closing the iterator early, or dropping it, ends the threads.
-    """
-    pool = ThreadPoolExecutor(min(threads, ahead), thread_name_prefix="ltcore-feed")
-    pending: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(load, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
+        return decode_crops(self.store, self.cfg.train_split, index_B, self.canvas, draws, self._bad)
 
 
 def open_feed(
@@ -220,33 +246,41 @@ def open_feed(
     rank: int = 0,
     world: int = 1,
     progress: Progress | None = None,
+    augment: AugmentConfig | None = None,
+    num_views: int = 1,
 ) -> Feed:
     """The feed of one rank over the shards at ``uri``.
 
     Args:
         batch_size: of all ranks together.
-        seed: key of the epoch order.
+        seed: key of the epoch order, and of the crops.
         progress: called with (rows done, rows) while this process fills the canvas cache.
+        augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
+        num_views: how many views of each image the loss looks at.
 
-    ``tier=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads.
+    ``tier=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops of
+    large originals it takes threads, so that the room on a disk never decides about pixels.
     ``tier=stream`` gives threads here as well: the same reader and the same batches without Ray.
     """
     tier, why = cfg.tier, "asked for"
     if tier == "auto":
-        fits, why = _cache_fits(cfg, uri)
+        fits, why = _cache_fits(cfg, uri, augment, num_views)
         tier = "cache" if fits else "threads"
     elif tier == "stream":
         why = "stream asked for, read by threads where there is no Ray"
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
+    options |= {"augment": augment, "num_views": num_views}
     if tier == "cache":
         return CacheFeed(cfg, uri, progress=progress, **options)
     return ThreadFeed(cfg, uri, **options)
 
 
-def _cache_fits(cfg: DataConfig, uri: str) -> tuple[bool, str]:
+def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
     """Whether the decoded data set fits this node's cache, and the arithmetic in words."""
     store = ShardStore(uri)
     canvas = cfg.canvas or store.manifest.canvas
+    if augment and reader_crops(augment, num_views, canvas):
+        return False, "crops are cut out of the originals; data.tier=cache would cut them out of smaller copies"
     sizes = {name: canvas_bytes(split.num_samples, canvas) for name, split in store.manifest.splits.items()}
     missing = sum(size for name, size in sizes.items() if not entry_path(store, name, canvas).is_dir())
     root = storage.cache_root()

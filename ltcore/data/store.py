@@ -15,8 +15,10 @@ import threading
 import weakref
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,7 @@ from ltcore.errors import DataError
 from ltcore.hashing import hash64
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 MAX_OPEN_SHARDS = 256
 _IO_THREADS = 8
 _RESTORE = "The shard is damaged: restore it or make the data set again."
@@ -248,31 +251,40 @@ class BadSamples:
 def decode_rows(
     store: ShardStore, split: str, index_n: Ints, canvas: int, bad: BadSamples | None = None
 ) -> npt.NDArray[np.uint8]:
-    """[n, 3, canvas, canvas] uint8 of the samples, in the order asked for.
+    """[n, 3, canvas, canvas] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
+    canvases = np.empty((len(index_n), 3, canvas, canvas), np.uint8)
+    decoded = decode_each(store, split, index_n, lambda data, where: decode_canvas(data, canvas, where), bad)
+    for position, canvas_3SS in enumerate(decoded):
+        canvases[position] = canvas_3SS
+    return canvases
+
+
+def decode_each(
+    store: ShardStore, split: str, index_n: Ints, decode: Callable[[bytes, str], T], bad: BadSamples | None = None
+) -> Iterator[T]:
+    """``decode(encoded image, name for messages)`` of each sample, in the order asked for.
 
     An undecodable image is a DataError; with ``bad`` given, for training, it is noted there and another image
     of its class takes its place: the first decodable one in an order keyed by its index, so that all take the same.
     """
-    canvases = np.empty((len(index_n), 3, canvas, canvas), np.uint8)
-    for position, data in enumerate(store.read_rows(split, index_n)):
-        index = int(index_n[position])
+    for index, data in zip(index_n.tolist(), store.read_rows(split, index_n), strict=True):
         try:
-            canvases[position] = decode_canvas(data, canvas, store.where(split, index))
+            decoded = decode(data, store.where(split, index))
         except DataError as error:
             if bad is None:
                 raise
             bad.add(index, str(error))
-            canvases[position] = _substitute(store, split, index, canvas)
-    return canvases
+            decoded = _substitute(store, split, index, decode)
+        yield decoded
 
 
-def _substitute(store: ShardStore, split: str, index: int, canvas: int) -> npt.NDArray[np.uint8]:
+def _substitute(store: ShardStore, split: str, index: int, decode: Callable[[bytes, str], T]) -> T:
     labels_N = store.labels(split)
     same_class = np.flatnonzero(labels_N == labels_N[index])
     for other in sorted(same_class.tolist(), key=lambda other: hash64("substitute", index, other)):
         where = store.where(split, other)
         try:
-            return decode_canvas(store.read_rows(split, np.array([other]))[0], canvas, where)
+            return decode(store.read_rows(split, np.array([other]))[0], where)
         except DataError:  # bad as well; it is noted when its own turn comes
             continue
     raise DataError(f"{store.where(split, index)}: no image of class {labels_N[index]} can be decoded.")

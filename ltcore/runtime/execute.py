@@ -27,6 +27,7 @@ from ltcore.errors import DataError
 from ltcore.runtime.version import check_same_code, code_version
 from ltcore.tracking.tracker import Tracker, TrackerOptions, open_tracker
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.build import num_views
 from ltcore.training.context import RunContext
 from ltcore.training.fit import StopRequested, fit
 from ltcore.training.fork import fork
@@ -184,6 +185,8 @@ def _feed(cfg: RunConfig, job: Job, ctx: RunContext) -> Iterator[Feed]:
         "seed": cfg.seed,
         "rank": ctx.rank,
         "world": ctx.world,
+        "augment": cfg.augment,
+        "num_views": num_views(cfg),
     }
     if cfg.data.tier == "stream":
         from ltcore.runtime.stream import RayFeed

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ltcore.data.plan import EpochPlan
+from ltcore.data.boxes import Crop, Draws
+from ltcore.data.crops import decode_crops
+from ltcore.data.plan import EpochPlan, Rows
 from ltcore.data.store import BadSamples, ShardStore, decode_rows
 
 
@@ -23,12 +25,13 @@ def read_window(batch: dict[str, np.ndarray], *, job: dict[str, Any]) -> dict[st
     epoch, first, last = (int(batch[name][0]) for name in ("epoch", "first", "last"))
     plan = EpochPlan(store.manifest.split(job["split"]).rows_per_shard, epoch=epoch, **job["plan"])
     rows = list(itertools.islice(plan.rank_batches(job["rank"], first), last - first))
-    index = np.concatenate([r.index_B for r in rows])
+    index, copy = (np.concatenate([getattr(r, name) for r in rows]) for name in ("index_B", "copy_B"))
     # A task's count of bad images is its own: the limit then holds per window of steps, not per epoch.
     bad = BadSamples(job["max_bad_samples"]) if job["max_bad_samples"] else None
-    return {
-        "image": decode_rows(store, job["split"], index, job["canvas"], bad),
-        "label": store.labels(job["split"])[index],
-        "index": index,
-        "copy": np.concatenate([r.copy_B for r in rows]),
-    }
+    columns = {"label": store.labels(job["split"])[index], "index": index, "copy": copy}
+    if not job["crops"]:
+        return columns | {"image": decode_rows(store, job["split"], index, job["canvas"], bad)}
+    draws = Draws([Crop(*crop) for crop in job["crops"]], job["plan"]["seed"], epoch, Rows(index, copy))
+    cropped = decode_crops(store, job["split"], index, job["canvas"], draws, bad)
+    # rows come first in Ray Data, views in a batch
+    return columns | {"image": cropped.canvases_VB3SS.swapaxes(0, 1), "boxes": cropped.boxes_VB4.swapaxes(0, 1)}

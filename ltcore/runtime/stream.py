@@ -30,10 +30,8 @@ MAX_TASKS = 4096
 class RayFeed(ThreadFeed):
     """Training batches through Ray Data; evaluation, which is short, through the threads of the worker itself."""
 
-    def __init__(
-        self, cfg: DataConfig, uri: str, *, epochs: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
-        super().__init__(cfg, uri, batch_size=batch_size, seed=seed, rank=rank, world=world)
+    def __init__(self, cfg: DataConfig, uri: str, *, epochs: int, **options: Any) -> None:
+        super().__init__(cfg, uri, **options)
         self.tier, self.why = "stream", "Ray Data (asked for)"
         self._epochs = epochs
         self._rows: Iterator[dict[str, Any]] | None = None
@@ -50,12 +48,13 @@ class RayFeed(ThreadFeed):
                 self._rows = self._execute(epoch, step)
                 row = next(self._rows)
             self._at = (epoch, step + 1) if step + 1 < self.num_batches else (epoch + 1, 0)
-            yield Batch(
-                torch.tensor(row["image"])[None],  # a copy: the object store's pages are read-only and shared
-                torch.tensor(row["label"]),
-                torch.tensor(row["index"]),
-                torch.tensor(row["copy"]),
-            )
+            # copies: the object store's pages are read-only and shared
+            label_B, index_B, copy_B = (torch.tensor(row[name]) for name in ("label", "index", "copy"))
+            if self.crops:
+                images, boxes_VB4 = (torch.tensor(row[name].swapaxes(0, 1)) for name in ("image", "boxes"))
+                yield Batch(images, label_B, index_B, copy_B, boxes_VB4=boxes_VB4)
+            else:
+                yield Batch(torch.tensor(row["image"])[None], label_B, index_B, copy_B)
 
     def _execute(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
         rows_per_epoch = self.num_batches * self.batch_size
@@ -93,6 +92,7 @@ class RayFeed(ThreadFeed):
             "uri": self.uri,
             "split": self.cfg.train_split,
             "canvas": self.canvas,
+            "crops": [(crop.view, crop.min_area) for crop in self.crops],
             "rank": self.rank,
             "cache_bytes": self.cfg.cache_bytes,
             "max_bad_samples": self.cfg.max_bad_samples,

@@ -11,8 +11,9 @@ import torch
 from ltcore.config.load import override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.feed import open_feed
+from ltcore.data.manifest import read_manifest
 from ltcore.runtime.capacity import Scaling
-from ltcore.training.build import build
+from ltcore.training.build import build, num_views
 from ltcore.training.context import LocalContext
 
 SHARE_OF_FULL = 0.6
@@ -27,7 +28,8 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    feed = open_feed(cfg.data, data_uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
+    options: dict[str, Any] = {"augment": cfg.augment, "num_views": num_views(cfg)}
+    feed = open_feed(cfg.data, data_uri, batch_size=cfg.train.batch_size, seed=cfg.seed, **options)
     try:
         parts = build(cfg, feed, LocalContext())
         objective = parts.step.objective
@@ -69,9 +71,8 @@ def fitted_epochs(
     if sweep.budget_s is None or not local:
         return base
     rate = images_per_s(base, data_uri, scaling.cpus_per_worker)
-    feed = open_feed(base.data, data_uri, batch_size=base.train.batch_size, seed=base.seed)
-    images = feed.num_batches * base.train.batch_size * base.train.epochs
-    feed.close()
+    num_train = read_manifest(data_uri).split(base.data.train_split).num_samples
+    images = num_train // base.train.batch_size * base.train.batch_size * base.train.epochs
     runs = 1 + sweep.size * (SHARE_OF_FULL if sweep.grace_fraction < 1 else 1.0)
     estimate_s = runs * images / rate / concurrent
     if estimate_s <= sweep.budget_s:

@@ -15,6 +15,7 @@ from ltcore.data.feed import Feed
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet
 from ltcore.objective.objective import Objective
+from ltcore.objective.registry import BASES, TERMS
 from ltcore.objective.term import FeatureDims
 from ltcore.training.context import RunContext
 from ltcore.training.hardware import Precision, choose_precision
@@ -43,16 +44,22 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     stats = manifest.stats(cfg.data.train_split)
     num_train = manifest.split(cfg.data.train_split).num_samples
     net, objective = build_modules(cfg, len(manifest.classes), stats, num_train)
-    needs_key = "key" in objective.needs
+    views = num_views(cfg)
     precision = choose_precision(cfg.train.precision, ctx.device)
     net.heads.requires_grad_(cfg.train.freeze != "classifier")
     net = net.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    key = EmaCopy(net, cfg.model.key_decay, buffers="own") if needs_key else None
+    key = EmaCopy(net, cfg.model.key_decay, buffers="own") if views == 2 else None
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None
     step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
     step.train()
-    augment = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=2 if needs_key else 1)
+    augment = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=views)
     return Parts(step, parallel(step, ctx.device), augment, average, precision)
+
+
+def num_views(cfg: RunConfig) -> int:
+    """2 where a loss compares keys of a second view of each image, else 1."""
+    needs = [BASES[cfg.objective.base].build.needs, *(TERMS[name].build.needs for name in cfg.objective.active_terms())]
+    return 2 if "key" in frozenset().union(*needs) else 1
 
 
 def parallel(step: TrainStep, device: torch.device) -> nn.Module:

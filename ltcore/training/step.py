@@ -96,6 +96,7 @@ def micro_batches(batch: Batch, parts: int) -> list[Batch]:
             batch.index_B[i * size : (i + 1) * size],
             batch.copy_B[i * size : (i + 1) * size],
             mixes[i],
+            None if batch.boxes_VB4 is None else batch.boxes_VB4[:, i * size : (i + 1) * size],
         )
         for i in range(parts)
     ]

@@ -101,7 +101,7 @@ def test_resized_crop_boxes_keep_area_and_aspect() -> None:
     count, size = 2000, 64
     row = torch.arange(size, dtype=torch.uint8)[:, None].expand(size, size) * 3
     images = torch.stack([row, row.T, row.T]).expand(count, 3, size, size)
-    out = resized_crop(0.2)(images, draw_for(count), AugmentConfig()).float() / 3
+    out = resized_crop(images, draw_for(count), 0.2).float() / 3
     height, width = out[:, 0, -1, 0] - out[:, 0, 0, 0] + 1, out[:, 1, 0, -1] - out[:, 1, 0, 0] + 1
     area, aspect = height * width / size**2, width / height
     assert area.min() > 0.18 and area.max() <= 1.0 and area.min() < 0.25 and area.max() > 0.9

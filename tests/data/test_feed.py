@@ -13,7 +13,8 @@ import torch
 from ltcore.batch import Batch
 from ltcore.data import feed as feed_module
 from ltcore.data.config import DataConfig
-from ltcore.data.feed import CacheFeed, Feed, ThreadFeed, open_feed, prefetch
+from ltcore.data.feed import CacheFeed, Feed, ThreadFeed, open_feed
+from ltcore.data.prefetch import prefetch
 from ltcore.data.shards import Sample, write_dataset
 from ltcore.data.store import decode_rows
 from ltcore.errors import ConfigError, DataError

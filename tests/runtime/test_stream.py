@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ltcore.batch import Batch
+from ltcore.data.augment import AugmentConfig
 from ltcore.data.config import DataConfig
 from ltcore.data.feed import open_feed
 
@@ -52,6 +53,20 @@ def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, r
             assert len(streamed) == 4
     for feed in feeds:
         feed.close()
+
+
+def test_crops_of_large_originals_are_those_of_the_other_tiers(local_ray: None, color_shards: str) -> None:
+    augment = AugmentConfig(view1="rrc_flip", view2="sim", crop_from="original")
+    options: dict[str, Any] = {"batch_size": 8, "seed": 3, "augment": augment, "num_views": 2}
+    feed = stream(color_shards, **options)
+    others = [open_feed(DataConfig(tier=tier, cache_px=4096), color_shards, **options) for tier in ("cache", "threads")]
+    for epoch, start in ((0, 0), (1, 5)):
+        batches = [list(f.train_batches(epoch, start)) for f in (feed, *others)]
+        for streamed, *rest in zip(*batches, strict=True):
+            assert streamed.images_VBCHW.shape[:2] == (2, 8)
+            for other in rest:
+                assert_same(streamed, other)
+                assert torch.equal(streamed.boxes_VB4, other.boxes_VB4)
 
 
 def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(local_ray: None, color_shards: str) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from ltcore.batch import Batch
 from ltcore.config.load import dump, from_flat
 from ltcore.config.schema import RunConfig
-from ltcore.data.feed import CacheFeed, PlanFeed, ThreadFeed, prefetch
+from ltcore.data.feed import CacheFeed, PlanFeed, ThreadFeed
+from ltcore.data.prefetch import prefetch
 from ltcore.models.net import LongTailNet
 from ltcore.runtime.bench import images
 from ltcore.runtime.bench.full_loop import full_loop
