@@ -91,7 +91,15 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     if steps == 0:
         raise CapacityError(f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images.")
     images = steps * cfg.train.batch_size * cfg.train.epochs
+    ifl = cfg.objective.active_terms().get("ifl")
+    budget = ""
+    if ifl is not None:
+        budget = (
+            f" Environments (objective.terms.ifl.num_envs={ifl.num_envs}) weight these images and repeat none: runs with "
+            "1 to 4 of them see equally many."
+        )
     return (
         f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
-        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all. Nothing was started (--dry-run)."
+        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget} "
+        "Nothing was started (--dry-run)."
     )
