@@ -5,6 +5,7 @@ Ray's own autoscaler, with nodes that are processes of one machine and GPUs that
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -65,6 +66,13 @@ COUNT = (
     "python -c \"import ray; ray.init(logging_level='ERROR'); print('alive', sum(n['Alive'] for n in ray.nodes()))\""
 )
 
+TRAIN_TAB = (
+    "python -c \"import pathlib, urllib.request as u; token = (pathlib.Path.home() / '.ray/auth_token').read_text().strip(); "
+    "print(u.urlopen(u.Request('http://127.0.0.1:8265/api/train/v2/runs/v1', headers={'Authorization': 'Bearer ' + token}))"
+    '.read().decode())"'
+)
+"""What the Train tab of Ray's dashboard shows."""
+
 
 def bashrc() -> str:
     variables = {
@@ -80,6 +88,7 @@ def bashrc() -> str:
 
 @pytest.fixture
 def machine() -> Iterator[Lab]:
+    assert not ROOT.is_relative_to("/tmp"), "a node has its own /tmp, and would not find a checkout that lies there"
     with lab(["head"], bashrc()) as made:
         (made.nodes[0].home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(CONFIG))
         yield made
@@ -107,6 +116,10 @@ def test_nodes_come_for_the_trials_and_go(machine: Lab) -> None:
         for trial in sweep["trials"]:
             record = read(store, f"ltcore/tune_lpa/{trial['run_dir']}/run.json")
             assert record["engine"] == "train"
+        tab = json.loads(machine.on(head, TRAIN_TAB, timeout=60).partition("{")[2].join(("{", "")))["train_runs"]
+        shown = {run["name"].rpartition("-")[2]: run["status"] for run in tab}
+        finished = [trial["id"] for trial in sweep["trials"] if trial["status"] == "finished"]
+        assert [shown.get(trial) for trial in finished] == ["FINISHED"] * len(finished), "the Train tab has every trial"
         report = store.get_object(Bucket=BUCKET, Key="ltcore/tune_lpa/report.html")["Body"].read().decode()
         (told,) = re.findall(r"node-hours: ([\d.]+) head, ([\d.]+) gpu", report)
         assert [float(hours) for hours in told] == pytest.approx([*sweep["node_hours"].values()], rel=0.1)
