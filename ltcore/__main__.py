@@ -1,6 +1,7 @@
 """``python -m ltcore``: the package describes itself.
 
 python -m ltcore methods            losses, terms and networks, with their papers
+python -m ltcore composition        what goes with what, and why not
 python -m ltcore recipes            packaged recipes and sweeps
 python -m ltcore keys [PATTERN]     configuration keys: type, default, meaning
 python -m ltcore show RECIPE [k=v]  a recipe with all defaults, resolved
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("methods", help="losses, terms and networks")
+    commands.add_parser("composition", help="what goes with what, and why not")
     commands.add_parser("recipes", help="packaged recipes and sweeps")
     find = commands.add_parser("keys", help="configuration keys")
     find.add_argument("pattern", nargs="?", help="part of a key, or a pattern with *")
@@ -47,6 +49,10 @@ def main() -> int:
         print(show_run(recipe, overrides))
     elif args.command == "keys":
         print_keys(args.pattern)
+    elif args.command == "composition":
+        from ltcore.config.composition import markdown  # imports torch, to build the configurations
+
+        print(markdown())
     elif args.command == "doctor":
         from ltcore.runtime.examination import examination
 

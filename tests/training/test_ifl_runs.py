@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ldam-cosine": {"objective.base": "ldam", "objective.terms.ifl.center": "cosine"} | COSINE,
     "ride-mixup": {"objective.base": "ride", "model.num_experts": 3, "augment.mixup_alpha": 1.0} | COSINE,
     "sade-triplet": {"objective.base": "sade", "model.num_experts": 3, "objective.terms.ifl.center": "triplet"},
+    "sade-mixup": {"objective.base": "sade", "model.num_experts": 3, "augment.mixup_alpha": 1.0},
 }
 
 

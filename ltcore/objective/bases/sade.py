@@ -9,7 +9,8 @@ NeurIPS 2022: the skill-diverse experts; called TADE in its first version.
 Differs: no weights of experts are learned from test images, predictions use the mean of their logits. Classes with
 equal counts share the values of their places in rho evenly; the published code orders them by class number, which makes
 the loss depend on how classes are numbered (``ties='order'``). The prior is that of the stream the model sees
-(``objective.prior``), and nothing is added inside logarithms.
+(``objective.prior``), and nothing is added inside logarithms. Mixed images, which the source does not have, mix the loss
+of every expert.
 Shapes: logits [B, 3, C] -> loss [B].
 Cost: O(B C) for each expert, and one sort of C numbers.
 """
@@ -35,8 +36,6 @@ class Sade(Base):
     """Cross-entropy, balanced softmax and inverse softmax, one for each expert."""
 
     expert_head = True
-    # Each expert assumes a distribution of single labels; the source defines none for mixtures of two.
-    label_mix = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -1,0 +1,102 @@
+"""What goes with what, found by building the configurations: base losses and terms against everything they may meet.
+
+``python -m ltcore composition`` prints the table; a reason is the message that the combination is refused with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ltcore.config.load import override
+from ltcore.config.schema import RunConfig
+from ltcore.errors import ConfigError
+from ltcore.objective.registry import BASES, TERMS
+
+Keys = Mapping[str, Any]
+
+UNDER_TERMS = {"experts": "sade"}
+"""The base over which terms are asked what they go with, by the column; elsewhere balanced softmax."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One combination."""
+
+    row: str
+    """Base or term."""
+    column: str
+    """What it is combined with."""
+    reason: str
+    """Why it is refused, without the advice; '' where it goes."""
+
+
+def columns() -> dict[str, Keys]:
+    """Name -> keys of everything that a row may be combined with."""
+    terms: dict[str, Keys] = {name: {f"objective.terms.{name}": "on"} for name in TERMS}
+    return {
+        **terms,
+        " + ".join(terms): {key: value for keys in terms.values() for key, value in keys.items()},
+        "mixup": {"augment.mixup_alpha": 1.0},
+        "mixup + ifl": {"augment.mixup_alpha": 1.0, **terms["ifl"]},
+        "accumulation": {"train.accumulate": 2},
+        "experts": {"model.num_experts": 3},
+        "frozen classifier": {"train.init_from": "/run", "train.freeze": "classifier"},
+    }
+
+
+def pairs() -> list[Pair]:
+    """Every base, then every term, with every column but itself; with default options."""
+    plain = RunConfig(name="plain")
+    return [
+        Pair(row, column, _reason(plain, {**_row(row, column), **others}))
+        for row in (*BASES, *TERMS)
+        for column, others in columns().items()
+        if row != column
+    ]
+
+
+def markdown() -> str:
+    """A table of 'yes' and the numbers of reasons, and the reasons."""
+    found = {(pair.row, pair.column): _general(pair) for pair in pairs()}
+    numbers = {reason: number for number, reason in enumerate(dict.fromkeys(filter(None, found.values())), 1)}
+    header = ["", *columns()]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in (*BASES, *TERMS):
+        cells = []
+        for column in columns():
+            reason = found.get((row, column))
+            cells.append("·" if reason is None else f"no ({numbers[reason]})" if reason else "yes")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {reason}." for reason, number in numbers.items())])
+
+
+def _row(name: str, column: str) -> Keys:
+    if name in BASES:
+        return _base(name)
+    return {**_base(UNDER_TERMS.get(column, "balanced_softmax")), f"objective.terms.{name}": "on"}
+
+
+def _base(name: str) -> dict[str, Any]:
+    """The base with the head that it asks for."""
+    row = BASES[name]
+    keys: dict[str, Any] = {"objective.base": name}
+    if row.build.expert_head:
+        keys |= {"model.num_experts": row.num_experts or 3}
+    scale = row.build.cosine_scale(row.build.Config())
+    return keys | ({"model.head": "cosine", "model.cosine_scale": scale} if scale is not None else {})
+
+
+def _reason(plain: RunConfig, keys: Keys) -> str:
+    try:
+        override(plain, keys)
+    except ConfigError as error:
+        return str(error).partition(". ")[0]
+    return ""
+
+
+def _general(pair: Pair) -> str:
+    """The reason in words that hold for every row it is given for."""
+    of_base = pair.reason.replace(f"objective.base={pair.row}", "this base")
+    return of_base.replace(f"objective.terms.{pair.row}", "this term")
