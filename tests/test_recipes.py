@@ -42,7 +42,18 @@ def test_sweep_loads_with_every_value_of_its_space(name):
     assert base_run(sweep).objective.active_terms()
 
 
-LDAM_SCHEDULE = ("ce", "balanced_softmax", "logit_adjust", "ldam_drw", "ride", "sade", "dro", "lpa", "ifl", "lpa_dro_ifl")
+LDAM_SCHEDULE = (
+    "ce",
+    "balanced_softmax",
+    "logit_adjust",
+    "ldam_drw",
+    "ride",
+    "sade",
+    "dro",
+    "lpa",
+    "ifl",
+    "lpa_dro_ifl",
+)
 
 
 @pytest.mark.parametrize("method", LDAM_SCHEDULE)

@@ -53,8 +53,8 @@ class _Tags:
 class _OpenShard:
     """An open tar and the columns of its index; the file is closed when the last reader lets go of it."""
 
-    def __init__(self, descriptor: int, where: str, index: pa.Table, remedy: str) -> None:
-        self.where, self._remedy = where, remedy
+    def __init__(self, descriptor: int, where: str, index: pa.Table, remedy: str, cached_bytes: int) -> None:
+        self.where, self._remedy, self.cached_bytes = where, remedy, cached_bytes
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self.keys: list[str] = index["key"].to_pylist()
@@ -204,14 +204,20 @@ class ShardStore:
             if opened is None:
                 where = storage.join(self.uri, shard.path)
                 index, remedy = self._index(shard), _RESTORE  # first: where it is damaged, no file stays open
+                cached_bytes = 0
                 if not storage.is_local(where):  # it was whole when it was fetched
+                    cached_bytes = shard.bytes
                     remedy = f"This node's copy, {cached_path(shard)}, is damaged: remove it and run again."
-                opened = _OpenShard(self._open_tar(shard, where), where, index, remedy)
+                opened = _OpenShard(self._open_tar(shard, where), where, index, remedy, cached_bytes)
                 with self._lock:
                     self._open[shard.path] = opened
-                    while len(self._open) > MAX_OPEN_SHARDS:
+                    while len(self._open) > MAX_OPEN_SHARDS or self._held_bytes() > self.cache_bytes:
                         self._open.popitem(last=False)
             return opened
+
+    def _held_bytes(self) -> int:
+        """Disk space that open files keep even where their names were evicted."""
+        return sum(opened.cached_bytes for opened in self._open.values())
 
     def _open_tar(self, shard: Shard, where: str) -> int:
         if not storage.is_local(where):

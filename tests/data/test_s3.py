@@ -152,7 +152,9 @@ def test_the_cache_of_raw_shards_keeps_its_cap(remote: str, bucket: Bucket, tiny
     shards = read_manifest(tiny_shards).split("train").shards
     cap = 2 * max(shard.bytes for shard in shards)
     for opened in (1, 2):
-        assert everything(ShardStore(remote, cache_bytes=cap)) == expected
+        store = ShardStore(remote, cache_bytes=cap)
+        assert everything(store) == expected
+        assert len(store._open) == 2, "an open file takes its space also after it was evicted"
         assert len(cached()) == 2
         assert sum(path.stat().st_size for path in cached()) <= cap
         assert bucket.reads(".tar") == opened * len(shards)  # in order, so that what comes first was always evicted
