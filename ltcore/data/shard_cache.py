@@ -72,9 +72,9 @@ def _open(path: Path, size: int) -> int | None:
 @contextlib.contextmanager
 def _reserved(aside: Path, size: int, cache_bytes: int) -> Iterator[BinaryIO]:
     """The locked file ``aside`` with its disk space taken; on the way out it is removed if it still has that name."""
-    while (target := _reserve(aside, size, cache_bytes)) is None:
-        time.sleep(_WAIT_S)
     try:
+        while (target := _reserve(aside, size, cache_bytes)) is None:
+            time.sleep(_WAIT_S)
         with target:
             os.posix_fallocate(target.fileno(), 0, size)
             yield target
