@@ -74,10 +74,15 @@ class AugmentConfig:
     mixup_alpha: float = 0.0
     """Mixes neighbors of a batch with a share drawn from Beta(alpha, alpha); 0 is off. Published: 1."""
     randaugment_ops: int = 2
-    """Operations per image, >= 1. No effect without the stack 'randaugment'."""
+    """Operations per image, >= 1. No effect on stacks without RandAugment."""
     randaugment_magnitude: float = 9.0
     """Strength of each operation, 0..30 (10 on the scale 0..10 of other codes is 30 here). No effect without
-    'randaugment'."""
+    RandAugment."""
+    randaugment_std: float = 0.0
+    """Standard deviation, >= 0, of a normal draw around that strength, for each operation; cut to 0..30. No effect
+    without RandAugment."""
+    randaugment_probability: float = 1.0
+    """Probability with which each operation is applied, in (0, 1]. No effect without RandAugment."""
     cutout_fraction: float = 0.5
     """Side of the erased square as a fraction of the canvas, in (0, 1]: 16 px of 32. No effect without cutout."""
     crop_from: str = "auto"
@@ -100,6 +105,10 @@ class AugmentConfig:
             raise ValueError(f"randaugment_ops must be >= 1, got {self.randaugment_ops}")
         if not 0 <= self.randaugment_magnitude <= 30:
             raise ValueError(f"randaugment_magnitude must be in [0, 30], got {self.randaugment_magnitude}")
+        if not 0 <= self.randaugment_std < float("inf"):
+            raise ValueError(f"randaugment_std must be a finite number >= 0, got {self.randaugment_std}")
+        if not 0 < self.randaugment_probability <= 1:
+            raise ValueError(f"randaugment_probability must be in (0, 1], got {self.randaugment_probability}")
         if not 0 < self.cutout_fraction <= 1:
             raise ValueError(f"cutout_fraction must be in (0, 1], got {self.cutout_fraction}")
         if not 0 <= self.fill <= 255:

@@ -1,7 +1,8 @@
 """Stages of an augmentation: keyed draws for a batch, handed to the operations that apply them.
 
-A stage takes uint8 images [B, 3, S, S] (from ``jitter`` on float32 in [0, 1]) and returns the same. It owns its draws:
-their purpose is the stage's name within its view, so taking a stage out never changes the numbers of another.
+A stage takes uint8 images [B, 3, S, S] (from ``jitter`` on float32 in [0, 1], until ``eight_bits``) and returns the same.
+It owns its draws: their purpose is the stage's name within its view, so taking a stage out never changes the numbers of
+another.
 """
 
 from __future__ import annotations
@@ -201,11 +202,24 @@ def autoaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
 
 def randaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     """``randaugment_ops`` operations out of 14 in turn, each at the same magnitude (Cubuk et al. 2020,
-    arXiv:1909.13719)."""
+    arXiv:1909.13719).
+
+    The variant of timm, which PaCo uses, is a case of it: its 'm10-n2-mstd0.5' is magnitude 30 with
+    ``randaugment_std`` 1.5 and ``randaugment_probability`` 0.5. (Its list has the additive solarize operation and invert
+    as well.)
+    """
     n = cfg.randaugment_ops
     u_B2n = torch.stack(draw("randaugment", 2 * n), 1)
     op_Bn = _integer(u_B2n[:, :n], len(OPS) - 1)  # all but 'invert', the last
-    return _apply_rounds(images, op_Bn, _sign(u_B2n[:, n:]) * (cfg.randaugment_magnitude / 30), cfg.fill)
+    m_Bn = torch.full_like(u_B2n[:, :n], cfg.randaugment_magnitude)
+    if cfg.randaugment_std:
+        u_B2n_noise = torch.stack(draw("randaugment_std", 2 * n), 1).double()
+        radius_Bn, turn_Bn = (-2 * (1 - u_B2n_noise[:, :n]).log()).sqrt(), u_B2n_noise[:, n:]
+        normal_Bn = radius_Bn * (2 * torch.pi * turn_Bn).cos()  # Box and Muller
+        m_Bn = (m_Bn + cfg.randaugment_std * normal_Bn).clamp(0, 30).float()
+    if cfg.randaugment_probability < 1:
+        op_Bn = op_Bn * (torch.stack(draw("randaugment_probability", n), 1) < cfg.randaugment_probability)
+    return _apply_rounds(images, op_Bn, _sign(u_B2n[:, n:]) * (m_Bn / 30), cfg.fill)
 
 
 def _sign(uniform: Tensor) -> Tensor:
@@ -223,23 +237,39 @@ def _apply_rounds(images: Tensor, op_BR: Tensor, m_BR: Tensor, fill: int) -> Ten
 # --- the second view of SimCLR, MoCo v2 and PaCo
 
 
-def jitter(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
-    """With probability 0.8: brightness, contrast, saturation (0.6..1.4) and hue (-0.1..0.1 turns) in an order of its
+def color_jitter(*, hue: float, probability: float) -> Stage:
+    """Brightness, contrast and saturation (0.6..1.4), and hue (+-``hue`` turns) where it is not 0, in an order of its
     own."""
-    images = ops.unit_range(images).clone()
-    u = draw("jitter", 9)
-    changes: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
-        (ops.brightness, _between(u[0], 0.6, 1.4)),
-        (ops.contrast, _between(u[1], 0.6, 1.4)),
-        (ops.saturation, _between(u[2], 0.6, 1.4)),
-        (ops.shift_hue, _between(u[3], -0.1, 0.1)),
-    ]
-    order_B4 = torch.stack(u[4:8], 1).argsort(dim=1, stable=True)
-    host_B4 = torch.where((u[8] < 0.8)[:, None], order_B4, -1).cpu()
-    for turn in range(4):
-        for i, (change, parameter_B) in enumerate(changes):
-            _on_rows(images, (host_B4[:, turn] == i).nonzero()[:, 0], change, parameter_B)
-    return images
+
+    def stage(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+        images = ops.unit_range(images).clone()
+        u = draw("jitter", 9)
+        changes: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
+            (ops.brightness, _between(u[0], 0.6, 1.4)),
+            (ops.contrast, _between(u[1], 0.6, 1.4)),
+            (ops.saturation, _between(u[2], 0.6, 1.4)),
+        ]
+        if hue:
+            changes.append((ops.shift_hue, _between(u[3], -hue, hue)))
+        order_B4 = torch.stack(u[4:8], 1).argsort(dim=1, stable=True)
+        host_B4 = torch.where((u[8] < probability)[:, None], order_B4, -1).cpu()
+        for turn in range(4):
+            for i, (change, parameter_B) in enumerate(changes):
+                _on_rows(images, (host_B4[:, turn] == i).nonzero()[:, 0], change, parameter_B)
+        return images
+
+    return stage
+
+
+jitter = color_jitter(hue=0.1, probability=0.8)
+"""Of SimCLR and MoCo v2."""
+jitter_no_hue = color_jitter(hue=0.0, probability=1.0)
+"""Of the codes for ImageNet-LT: always, and the hue stays."""
+
+
+def eight_bits(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
+    """Back to uint8, for operations that need it."""
+    return (images * 255).round().to(torch.uint8)
 
 
 def gray(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001

@@ -128,13 +128,13 @@ def cifar_resnet(blocks: int) -> BuildBackbone:
     return build
 
 
-def torchvision_resnet(*, groups: int, width_per_group: int) -> BuildBackbone:
-    """The 50-layer bottleneck network of torchvision (3, 4, 6, 3 blocks), without weights and without classifier."""
+def torchvision_resnet(blocks: tuple[int, int, int, int], groups: int = 1, width_per_group: int = 64) -> BuildBackbone:
+    """The bottleneck network of torchvision with so many blocks in each stage, without weights and without classifier."""
 
     def build(norm: NormFactory, num_experts: int, expert_width: float) -> Backbone:
         from torchvision.models.resnet import Bottleneck, ResNet
 
-        net = ResNet(Bottleneck, [3, 4, 6, 3], groups=groups, width_per_group=width_per_group, norm_layer=norm)
+        net = ResNet(Bottleneck, list(blocks), groups=groups, width_per_group=width_per_group, norm_layer=norm)
         trunk = nn.Sequential()
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
             trunk.add_module(name, getattr(net, name))
@@ -145,8 +145,8 @@ def torchvision_resnet(*, groups: int, width_per_group: int) -> BuildBackbone:
         for _ in range(num_experts):
             net.inplanes = 128 * Bottleneck.expansion  # what layer2 hands over; _make_layer advances it
             branch = nn.Sequential()
-            branch.add_module("layer3", net._make_layer(Bottleneck, planes3, 6, stride=2))
-            branch.add_module("layer4", net._make_layer(Bottleneck, planes4, 3, stride=2))
+            branch.add_module("layer3", net._make_layer(Bottleneck, planes3, blocks[2], stride=2))
+            branch.add_module("layer4", net._make_layer(Bottleneck, planes4, blocks[3], stride=2))
             branches.append(branch)
         stage_dims = {
             "stage1": 64 * Bottleneck.expansion,

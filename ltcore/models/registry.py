@@ -22,6 +22,8 @@ _CIFAR_STAGES = ("stage1", "stage2")
 _50_STAGES = ("stage1", "stage2", "stage3")
 _CIFAR_PAPER = "He et al. 2016, arXiv:1512.03385, section 4.2 (option A shortcuts)"
 
+_RESNET_PAPER = "He et al. 2016, arXiv:1512.03385; stride in the 3x3 convolution as in torchvision"
+
 # A dict literal: the linter (F601) refuses a repeated name.
 MODELS: dict[str, Row] = {
     "resnet8": Row(
@@ -39,13 +41,19 @@ MODELS: dict[str, Row] = {
     ),
     "resnet56": Row(cifar_resnet(9), "CIFAR ResNet, 56 layers, 64 features", _CIFAR_PAPER, stages=_CIFAR_STAGES),
     "resnet50": Row(
-        torchvision_resnet(groups=1, width_per_group=64),
+        torchvision_resnet((3, 4, 6, 3)),
         "ResNet-50, 2048 features, images of 64 px or more",
-        "He et al. 2016, arXiv:1512.03385; stride in the 3x3 convolution as in torchvision",
+        _RESNET_PAPER,
+        stages=_50_STAGES,
+    ),
+    "resnet152": Row(
+        torchvision_resnet((3, 8, 36, 3)),
+        "ResNet-152, 2048 features, images of 64 px or more: the standard on Places-LT",
+        _RESNET_PAPER,
         stages=_50_STAGES,
     ),
     "resnext50_32x4d": Row(
-        torchvision_resnet(groups=32, width_per_group=4),
+        torchvision_resnet((3, 4, 6, 3), groups=32, width_per_group=4),
         "ResNeXt-50 (32x4d), 2048 features, images of 64 px or more",
         "Xie et al. 2017, arXiv:1611.05431",
         stages=_50_STAGES,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,17 @@ from torchvision.transforms.v2 import functional as tv
 from ltcore import rng
 from ltcore.batch import Batch
 from ltcore.data.augment import AUGMENTS, Augment, AugmentConfig
-from ltcore.data.augment_stages import CIFAR10_POLICY, OPS, Draw, autoaugment, jitter, randaugment, resized_crop
+from ltcore.data.augment_stages import (
+    CIFAR10_POLICY,
+    OPS,
+    Draw,
+    autoaugment,
+    eight_bits,
+    jitter,
+    jitter_no_hue,
+    randaugment,
+    resized_crop,
+)
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -198,6 +209,59 @@ def test_randaugment_against_torchvision(magnitude: float) -> None:
     )
 
 
+def test_randaugment_with_noise_and_probability() -> None:
+    """As by hand from the same draws; 0.5 of the operations stay out, and magnitudes lie around the middle."""
+    count = 200
+    images, draw = smooth_images(count), draw_for(count)
+    options: dict[str, Any] = {"randaugment_ops": 1, "randaugment_magnitude": 15.0}
+    mine = randaugment(images, draw, AugmentConfig(**options, randaugment_std=3.0, randaugment_probability=0.5))
+
+    def uniforms(purpose: str, n: int) -> Tensor:
+        return rng.uniform(3, 2, draw.index_B, draw.copy_B, f"augment/view1/{purpose}", n)
+
+    u, noise, applied = (uniforms(p, n).tolist() for p, n in _RANDAUGMENT_DRAWS)
+    magnitudes = []
+    for b in range(count):
+        name = OPS[int(u[b][0] * 14)]
+        normal = (-2 * math.log(1 - noise[b][0])) ** 0.5 * math.cos(2 * math.pi * noise[b][1])
+        magnitudes.append(min(max(15 + 3 * normal, 0), 30))
+        if applied[b][0] >= 0.5:
+            assert torch.equal(mine[b], images[b])
+        else:
+            assert_nearly_equal(
+                mine[b], reference_op(images[b], name, magnitudes[-1] / 30 * (-1 if u[b][1] < 0.5 else 1)), name
+            )
+    assert 0.4 < sum(a[0] < 0.5 for a in applied) / count < 0.6
+    assert stats.kstest(magnitudes, stats.norm(15, 3).cdf).pvalue > 1e-3
+
+
+_RANDAUGMENT_DRAWS = (("randaugment", 2), ("randaugment_std", 2), ("randaugment_probability", 1))
+
+
+def test_jitter_without_hue_always_acts_and_in_every_order() -> None:
+    count = 60
+    images, draw = smooth_images(count), draw_for(count)
+    mine = jitter_no_hue(images, draw, AugmentConfig())
+    u = rng.uniform(3, 2, draw.index_B, draw.copy_B, "augment/view1/jitter", 9).tolist()
+    changes = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation]
+    orders = set()
+    for b in range(count):
+        expected = images[b].float() / 255
+        order = [i for i in sorted(range(4), key=lambda i: u[b][4 + i]) if i < 3]
+        orders.add(tuple(order))
+        for i in order:
+            expected = changes[i](expected, u[b][i] * 0.8 + 0.6)
+        torch.testing.assert_close(mine[b], expected, rtol=0, atol=1e-3)
+    assert len(orders) == 6
+
+
+def test_eight_bits_rounds_to_the_nearest_level() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    for shift in (-0.4, 0.0, 0.4):
+        shifted = ((levels.float() + shift) / 255).clamp(0, 1)
+        assert torch.equal(eight_bits(shifted, draw_for(2), AugmentConfig()), levels)
+
+
 def test_jitter_against_torchvision() -> None:
     count = 60
     images, draw = smooth_images(count), draw_for(count)
@@ -278,6 +342,8 @@ def test_mixup_shares_follow_the_beta_distribution(alpha: float) -> None:
         ("mixup_alpha", float("nan")),
         ("randaugment_ops", 0),
         ("randaugment_magnitude", 31.0),
+        ("randaugment_std", -1.0),
+        ("randaugment_probability", 0.0),
         ("cutout_fraction", 0.0),
         ("fill", 256),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from ltcore.errors import ConfigError
@@ -39,11 +40,10 @@ def test_depth(name: str, convolutions: int) -> None:
     assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == convolutions
 
 
-def test_resnext50_is_torchvisions() -> None:
-    from torchvision.models import resnext50_32x4d
-
-    net = LongTailNet(ModelConfig(name="resnext50_32x4d"), 10, frozenset(), seed=0).eval()
-    reference = resnext50_32x4d(num_classes=10).eval()
+@pytest.mark.parametrize("name", ["resnet50", "resnet152", "resnext50_32x4d"])
+def test_large_networks_are_torchvisions(name: str) -> None:
+    net = LongTailNet(ModelConfig(name=name), 10, frozenset(), seed=0).eval()
+    reference = getattr(torchvision.models, name)(num_classes=10).eval()
     # the same function once it holds the same tensors, which lie in the same order
     theirs = reference.state_dict()
     mine = dict(zip(theirs, net.state_dict().values(), strict=True))
