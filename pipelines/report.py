@@ -3,8 +3,9 @@
     python pipelines/report.py ~/ltcore-runs/tune_lpa                      a sweep, finished or not
     python pipelines/report.py ~/ltcore-runs/ce ~/ltcore-runs/bs           runs, compared
     python pipelines/report.py ~/ltcore-runs/ce --output ce.html
+    python pipelines/report.py ~/ltcore-runs/* --markdown                  finished runs as a table, seeds together
 
-Prints the path of the page.
+Prints the path of the page, or the table.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ def main() -> None:
     )
     parser.add_argument("directories", nargs="+", metavar="DIR", type=Path, help="a sweep directory or run directories")
     parser.add_argument("--output", metavar="FILE", type=Path, help="where the page goes (default: into the directory)")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table of results instead of a page")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args()
 
-    from ltcore.tracking.report import make_report
+    from ltcore.tracking.report import make_report, make_table
 
-    print(make_report(args.directories, args.output))
+    if args.markdown and args.output:
+        parser.error("--markdown prints a table: redirect it into a file instead of --output")
+    print(make_table(args.directories) if args.markdown else make_report(args.directories, args.output))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ltcore.tracking.summary import percent, ranked_table, summary_lines
 from ltcore.tracking.sweep_page import sweep_page
 from ltcore.tracking.tracker import write_text_atomic
 
-__all__ = ["make_report", "ranked_table", "summary_lines", "write_report", "write_runs_report"]
+__all__ = ["make_report", "make_table", "ranked_table", "summary_lines", "write_report", "write_runs_report"]
 
 
 def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
@@ -46,6 +46,13 @@ def make_report(folders: Sequence[Path | str], out: Path | str | None = None) ->
     if len(folders) == 1 and (Path(folders[0]) / "sweep.json").exists():
         return write_report(folders[0], out)
     return write_runs_report(folders, out)
+
+
+def make_table(folders: Sequence[Path | str]) -> str:
+    """Runs as a Markdown table (``ltcore.tracking.results_table``)."""
+    from ltcore.tracking.results_table import results_table  # reads every recipe: only where it is wanted
+
+    return results_table([read_run(Path(folder)) for folder in folders])
 
 
 def _write(template: str, context: Mapping[str, Any], path: Path) -> Path:

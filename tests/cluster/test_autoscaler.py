@@ -116,8 +116,8 @@ def test_nodes_come_for_the_trials_and_go(machine: Lab) -> None:
         for trial in sweep["trials"]:
             record = read(store, f"ltcore/tune_lpa/{trial['run_dir']}/run.json")
             assert record["engine"] == "train"
-        told = machine.on(head, TRAIN_TAB, timeout=60)
-        tab = json.loads(next(line for line in told.splitlines() if line.startswith("{")))["train_runs"]
+        page = machine.on(head, TRAIN_TAB, timeout=60)
+        tab = json.loads(next(line for line in page.splitlines() if line.startswith("{")))["train_runs"]
         shown = {run["name"].rpartition("-")[2]: run["status"] for run in tab}
         finished = [trial["id"] for trial in sweep["trials"] if trial["status"] == "finished"]
         assert [shown.get(trial) for trial in finished] == ["FINISHED"] * len(finished), "the Train tab has every trial"

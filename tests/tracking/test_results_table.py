@@ -1,0 +1,88 @@
+"""Run directories as a Markdown table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.config.load import flat, load_run
+from ltcore.errors import DataError
+from ltcore.tracking.records import read_run
+from ltcore.tracking.results_table import COLUMNS, results_table
+from tests.tracking.fake_sweep import write_json
+
+RECIPE = "cifar100_lt_balanced_softmax"
+HERE = {"data.uri": "/images.zip", "train.threads": "1", "tracking.wandb": "false"}
+
+
+def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
+    overrides = {key.replace("__", "."): value for key, value in changes.items() if key not in ("status", "hash")}
+    cfg = load_run(RECIPE, {**HERE, "name": folder.name, "train.epochs": "30", **overrides})
+    metrics = {"top1": top1, "many": top1 + 0.2, "medium": top1, "few": None}
+    info = {
+        "status": changes.get("status", "finished"),
+        "seed": cfg.seed,
+        "config": flat(cfg),
+        "epochs_done": cfg.train.epochs,
+        "seconds": 3600 + 120 * cfg.seed,
+        "data": {"name": "images", "hash": changes.get("hash", "a")},
+        "test": {"test": metrics},
+        "test_best": {"test": {**metrics, "top1": best}},
+    }
+    write_json(folder / "run.json", info)
+    return folder
+
+
+def cells(*folders: Path) -> list[dict[str, str]]:
+    lines = results_table([read_run(folder) for folder in folders]).splitlines()
+    assert lines[1] == "| --- " * len(COLUMNS) + "|"
+    return [dict(zip(COLUMNS, line.strip("| ").split(" | "), strict=True)) for line in lines[2:]]
+
+
+def test_seeds_share_a_line_with_mean_and_standard_deviation(tmp_path: Path) -> None:
+    one = write(tmp_path / "a", 0.30, 0.31, seed="1")
+    two = write(tmp_path / "b", 0.32, 0.33, seed="2")
+    (row,) = cells(one, two)
+    assert row == {
+        "method": RECIPE,
+        "data": "images",
+        "epochs": "30",
+        "seeds": "1, 2",
+        "last": "31.00 ± 1.41",
+        "best on val": "32.00 ± 1.41",
+        "many / medium / few": "51.0 / 31.0 / —",
+        "published": "43.0",
+        "time each": "1 h 3 min",
+        "command": f"`train.py {RECIPE} train.epochs=30`",
+    }
+
+
+def test_other_values_and_other_data_have_lines_of_their_own(tmp_path: Path) -> None:
+    folders = [
+        write(tmp_path / "a", 0.30, 0.31),
+        write(tmp_path / "b", 0.25, 0.31, train__optim__lr="0.05", objective__terms__dro__radius="0.5"),
+        write(tmp_path / "c", 0.20, 0.31, hash="b"),
+    ]
+    rows = cells(*folders)
+    assert [row["last"] for row in rows] == ["30.00", "25.00", "20.00"]
+    assert "train.optim.lr=0.05" in rows[1]["command"] and "objective.terms.dro.radius=0.5" in rows[1]["command"]
+    assert load_run(RECIPE, dict(word.split("=") for word in rows[1]["command"].strip("`").split()[2:]))
+
+
+@pytest.mark.parametrize("recipe", ["cifar100_lt_ce", "cifar100_lt_paco_lpa", "cifar100_lt_dro"])
+def test_the_command_is_that_of_the_closest_recipe(tmp_path: Path, recipe: str) -> None:
+    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": "x", "hash": "x"}}
+    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
+    config = flat(load_run(recipe, {"train.epochs": "7"}))
+    write_json(tmp_path / "run.json", {**info, "config": config, "test": tests})
+    (row,) = cells(tmp_path)
+    assert (row["method"], row["best on val"]) == (recipe, "—")
+    assert row["command"] == f"`train.py {recipe} train.epochs=7`"
+
+
+def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", 0.3, 0.3, status="stopped")
+    with pytest.raises(DataError, match=r"/a is stopped, not finished and tested"):
+        results_table([read_run(folder)])
