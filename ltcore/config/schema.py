@@ -99,7 +99,8 @@ class TrainConfig:
     ``batch_size``; refused for losses that look across the batch."""
     init_from: str | None = None
     """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
-    checkpoint in it, as an absolute path or URI. Network and classes must be the same. null: drawn by ``seed``."""
+    checkpoint in it, as an absolute path or URI. Network and classes must be the same. Or a file (.pth) of torchvision's
+    weights of the same backbone, ImageNet's for example; the classifier is then drawn by ``seed``. null: everything is."""
     freeze: str | None = None
     """'classifier' keeps the classifier as ``init_from`` gave it and trains the features under it, as DRO-LT's second
     stage does. null: everything is trained."""
@@ -138,8 +139,10 @@ class TrainConfig:
             )
         if self.freeze not in (None, "classifier"):
             raise ValueError(f"freeze must be classifier or null, got {self.freeze!r}")
-        if self.freeze and self.init_from is None:
-            raise ValueError("freeze=classifier needs init_from: a random classifier would never learn anything")
+        if self.freeze and (self.init_from is None or self.init_from.endswith((".pth", ".pt"))):
+            raise ValueError(
+                "freeze=classifier needs init_from with a run or checkpoint: a random classifier would never learn anything"
+            )
         if self.threads is not None:
             _positive(threads=self.threads)
         if not 0 <= self.ema_decay < 1:

@@ -58,7 +58,7 @@ class Progress:
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """Values of the hot keys, each with the ``images_seen`` from which they held."""
     started_from: dict[str, Any] = field(default_factory=dict)
-    """The checkpoint whose weights the run started with, where ``train.init_from`` names one."""
+    """The checkpoint or file whose weights the run started with, where ``train.init_from`` names one."""
 
 
 class StopRequested(Exception):  # noqa: N818  (a wish, not an error)

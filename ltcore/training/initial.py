@@ -1,19 +1,25 @@
-"""The weights that a run starts from, where these are another run's (``train.init_from``)."""
+"""The weights that a run starts from, where these are another run's, or of a pretrained backbone (``train.init_from``)."""
 
 from __future__ import annotations
 
+import io
+import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ltcore import dist
 from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
+from ltcore.data.storage import read_bytes
 from ltcore.errors import CheckpointError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts
 from ltcore.training.predict import local_copy
 
+WEIGHT_FILES = (".pth", ".pt")
+_EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+)\.")
 _SAME = ("model.name", "model.head", "model.cosine_scale", "model.num_experts", "model.expert_width")
 """What makes a network with the same tensors compute the same function."""
 
@@ -22,13 +28,17 @@ def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[s
     """Loads the weights of ``train.init_from`` into the network and its moving averages. A collective: rank 0 reads.
 
     Returns the checkpoint's place, epoch and step, for the run's record. Raises CheckpointError where it is of another
-    network or of other classes. A projection starts by the run's seed unless the checkpoint has one of the same sizes.
+    network or of other classes. A projection starts by the run's seed unless the checkpoint has one of the same sizes; of
+    a file of torchvision's weights the backbone alone is taken.
     """
     uri = cfg.train.init_from
     assert uri is not None
-    found = dist.broadcast_object(_read(uri, flat(cfg), classes) if dist.rank() == 0 else None)
-    weights, origin = found
     net = parts.step.net
+    found = None
+    if dist.rank() == 0:
+        is_file = uri.endswith(WEIGHT_FILES)
+        found = _read_backbone(uri, net.state_dict()) if is_file else _read(uri, flat(cfg), classes)
+    weights, origin = dist.broadcast_object(found)
     own, theirs = _projection(net.state_dict()), _projection(weights)
     fits = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}
     rest = {name: value for name, value in weights.items() if name not in theirs}
@@ -37,6 +47,30 @@ def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[s
         if copy is not None:
             copy.net.load_state_dict(net.state_dict())
     return origin
+
+
+def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """``own`` with the backbone's tensors out of a state dict with torchvision's names; every expert takes the same."""
+    data = read_bytes(uri)
+    try:
+        theirs = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # it raises anything on foreign bytes
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(f"train.init_from={uri} is no file of tensors ({problem}). Use another file.") from error
+    names = {name: _EXPERT.sub("", name) for name in own if name.startswith("backbone.")}
+    known = theirs if isinstance(theirs, dict) else {}
+    wrong = [
+        f"{name}: {tuple(getattr(known.get(name), 'shape', ())) or 'nothing'} there, {tuple(own[mine].shape)} expected"
+        for mine, name in names.items()
+        if not name.endswith(".num_batches_tracked") and getattr(known.get(name), "shape", None) != own[mine].shape
+    ]
+    wrong += [f"{name}: not part of it" for name in known.keys() - set(names.values()) if not name.startswith("fc.")]
+    if wrong:
+        raise CheckpointError(
+            f"train.init_from={uri} does not hold torchvision's weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
+            f"{len(wrong)} in all). Use the file of the network that model.name names, with model.num_experts=1."
+        )
+    return own | {mine: known[name] for mine, name in names.items() if name in known}, {"weights": uri}
 
 
 def _projection(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from ltcore.config.load import load_run, override
 from ltcore.config.schema import RunConfig
 from ltcore.data.manifest import read_manifest, write_manifest
-from ltcore.errors import CheckpointError, ConfigError
+from ltcore.errors import CheckpointError, ConfigError, DataError
+from ltcore.models.ema import EmaCopy
+from ltcore.stats import ClassStats
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.build import Parts, build_modules
 from ltcore.training.fit import StopRequested
+from ltcore.training.initial import start_from
+from ltcore.training.step import TrainStep
 from tests.training.runs import TERMS, run, tiny_run
 from tests.training.test_fit import StopAfter, assert_equal_runs, weights
 
@@ -144,3 +150,67 @@ def test_the_authors_stages_of_dro_lt(tiny_shards: str, tmp_path: Path) -> None:
     record = run(two, tiny_shards, tmp_path / "two")
     assert record["last"]["train/dro"] > 0
     assert record["started_from"]["checkpoint"].startswith(str(tmp_path / "one"))
+
+
+def backbone_file(path: Path, name: str = "resnet50", drop: str = "", **extra: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Random weights of torchvision's network, with its classifier, as its files hold them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = getattr(torchvision.models, name)().state_dict()
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            tensor.add_(0.01)  # running statistics are 0 and 1 in a new network
+    torch.save({key: value for key, value in (state | extra).items() if key != drop}, path)
+    return state
+
+
+def large(**changes: object) -> Parts:
+    cfg = override(tiny_run(model__name="resnet50", train__epochs=1), changes)
+    net, objective = build_modules(cfg, 4, ClassStats(torch.tensor([4, 3, 2, 1]), ("many",) * 4), 10)
+    step = TrainStep(net, objective, EmaCopy(net, 0.5, buffers="own"), None)
+    return Parts(step, step, None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_of_torchvisions_weights_gives_the_backbone_and_no_classifier(tmp_path: Path, old: bool) -> None:
+    """Also a file from before batch norm counted its batches."""
+    state = backbone_file(tmp_path / "r50.pth", drop="bn1.num_batches_tracked" if old else "")
+    parts = large()
+    before = {name: value.clone() for name, value in parts.step.net.state_dict().items()}
+    cfg = override(tiny_run(model__name="resnet50"), {"train.init_from": str(tmp_path / "r50.pth")})
+    assert start_from(cfg, parts, ("a", "b", "c", "d")) == {"weights": str(tmp_path / "r50.pth")}
+    assert parts.step.key is not None
+    for net in (parts.step.net, parts.step.key.net):
+        found = net.state_dict()
+        assert torch.equal(found["backbone.trunk.layer2.3.conv2.weight"], state["layer2.3.conv2.weight"])
+        assert torch.equal(found["backbone.branches.0.layer4.2.bn3.running_var"], state["layer4.2.bn3.running_var"])
+        assert torch.equal(found["heads.0.weight"], before["heads.0.weight"])
+        changed = [name for name, value in found.items() if not torch.equal(value, before[name])]
+        assert len(changed) == sum(v.is_floating_point() for k, v in state.items() if not k.startswith("fc."))
+
+
+def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
+    parts, file = large(), tmp_path / "file.pth"
+    cfg = override(tiny_run(model__name="resnet50"), {"train.init_from": str(file)})
+
+    def refusal() -> str:
+        with pytest.raises((CheckpointError, DataError)) as found:
+            start_from(cfg, parts, ("a", "b", "c", "d"))
+        assert "\n" not in str(found.value)
+        return str(found.value)
+
+    assert f"{file} does not exist" in refusal()
+    backbone_file(file, "resnet18")
+    assert "layer1.0.bn3.bias: nothing there, (256,) expected" in refusal()
+    backbone_file(file, **{"conv1.weight": torch.zeros(2)})
+    assert "(conv1.weight: (2,) there, (64, 3, 7, 7) expected; 1 in all)" in refusal()
+    backbone_file(file, drop="layer4.2.bn3.bias")
+    assert "(layer4.2.bn3.bias: nothing there, (2048,) expected; 1 in all)" in refusal()
+    backbone_file(file, **{"layer5.weight": torch.zeros(2)})
+    assert "(layer5.weight: not part of it; 1 in all)" in refusal()
+    torch.save([1, 2], file)
+    assert "does not hold torchvision's weights of this backbone" in refusal()
+    file.write_bytes(b"no tensors")
+    assert f"{file} is no file of tensors" in refusal()
+    with pytest.raises(ConfigError, match="freeze=classifier needs init_from with a run or checkpoint"):
+        override(cfg, {"train.freeze": "classifier"})
