@@ -68,7 +68,7 @@ def _row(recipe: str, overrides: str, runs: Sequence[StoredRun]) -> list[str]:
     last = [_balanced(run.tests()) for run in runs]
     best = [_balanced(run.info["test_best"]) for run in runs if run.info.get("test_best")]
     promised = PUBLISHED.search(" ".join(header(packaged("recipe")[recipe])))
-    groups = [[m.get(group) for m in last] for group in ("many", "medium", "few")]
+    groups = [[m[group] for m in last if m.get(group) is not None] for group in ("many", "medium", "few")]
     return [
         recipe,
         runs[0].info["data"]["name"],
@@ -76,7 +76,7 @@ def _row(recipe: str, overrides: str, runs: Sequence[StoredRun]) -> list[str]:
         ", ".join(str(run.info["seed"]) for run in runs),
         _spread([m["top1"] for m in last]),
         _spread([m["top1"] for m in best]) if best else "—",
-        " / ".join("—" if None in values else f"{100 * fmean(values):.1f}" for values in groups),
+        " / ".join(f"{100 * fmean(values):.1f}" if values else "—" for values in groups),
         promised[1] if promised else "—",
         duration(fmean(run.info["seconds"] for run in runs)),
         f"`train.py {' '.join(filter(None, [recipe, overrides]))}`",
