@@ -7,6 +7,7 @@ import torch
 
 from ltcore.evaluation.accumulate import Confusion
 from ltcore.evaluation.metrics import glt_f1, macro_precision, metrics, per_attribute, per_class
+from ltcore.shots import shot_groups_by_count
 
 GROUPS = ("many", "medium", "few")
 
@@ -30,6 +31,19 @@ def test_reference_values() -> None:
     assert per_class(counts_ACC) == pytest.approx([2 / 3, 1.0, 1 / 3])
     assert [result[g] for g in GROUPS] == pytest.approx([2 / 3, 1.0, 1 / 3])
     assert result["worst_class"] == pytest.approx(1 / 3)
+
+
+def test_f1_of_glt_is_not_the_macro_f1() -> None:
+    counts_CC = counts_of("000111222", "001111021").sum(0)
+    one_class_CCC = counts_CC * torch.eye(3, dtype=torch.int64)[:, :, None]
+    precisions = [macro_precision(rows_CC, counts_CC.sum(0)) for rows_CC in one_class_CCC]
+    assert precisions == pytest.approx([0.666667, 0.6, 1.0], abs=1e-6)
+    pairs = list(zip(precisions, per_class(counts_CC), strict=True))
+    assert sum(2 * p * r / (p + r) for p, r in pairs) / 3 == pytest.approx(0.638889, abs=1e-6)  # glt_f1: 0.708333
+
+
+def test_twenty_and_a_hundred_training_images_are_medium() -> None:
+    assert shot_groups_by_count([101, 100, 20, 19]) == ("many", "medium", "medium", "few")
 
 
 def test_a_class_never_predicted_contributes_zero() -> None:

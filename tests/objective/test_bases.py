@@ -59,6 +59,36 @@ def test_zero_logits_cost_the_log_prior() -> None:
     torch.testing.assert_close(plain, toy.f64([math.log(3)] * 3))
 
 
+def test_gradient_is_the_predicted_distribution_less_the_label_and_shifts_cancel() -> None:
+    label = torch.tensor([0])
+    for base, p in [(CrossEntropy, LOGITS[0].softmax(0)), (BalancedSoftmax, toy.f64([0.889330, 0.093476, 0.017194]))]:
+        logits = LOGITS[:1].clone().requires_grad_()
+        loss = losses(base, logits, toy.make_stats(COUNTS), label).sum()
+        (grad,) = torch.autograd.grad(loss, logits)
+        torch.testing.assert_close(grad[0], p - toy.f64([1, 0, 0]), rtol=0, atol=1e-6)
+        assert float(grad.sum()) == pytest.approx(0, abs=1e-12)
+        torch.testing.assert_close(losses(base, logits + 100, toy.make_stats(COUNTS), label).sum(), loss)
+
+
+def test_log_prior_of_cifar100_lt() -> None:
+    log_prior = toy.make_stats([int(500 * 100 ** (-c / 99)) for c in range(100)]).log_prior_C("dataset", torch.float64)
+    assert [float(log_prior[0]), float(log_prior[-1])] == pytest.approx([-3.077036, -7.682206], abs=1e-6)
+
+
+def test_posthoc_adjustment_of_cross_entropy_is_balanced_softmax_at_the_optimum() -> None:
+    """Where p(y | x) is known, cross-entropy is minimal at log p, balanced softmax at log p - log pi."""
+    stats, gen = toy.make_stats(COUNTS), torch.Generator().manual_seed(0)
+    joint_XC = torch.rand(4, 3, generator=gen, dtype=torch.float64) * toy.f64(COUNTS)
+    joint_XC = joint_XC / joint_XC.sum(0) * toy.f64(COUNTS) / sum(COUNTS)  # four images; the class marginal is pi
+    plain = (joint_XC / joint_XC.sum(1, keepdim=True)).log()
+    adjusted = posthoc_logits(plain, stats.log_prior_C("dataset", torch.float64))
+    for base, optimum in [(CrossEntropy, plain), (BalancedSoftmax, adjusted)]:
+        logits = optimum.clone().requires_grad_()
+        each = [losses(base, logits, stats, torch.full((4,), c)) for c in range(3)]
+        (grad,) = torch.autograd.grad((joint_XC * torch.stack(each, 1)).sum(), logits)
+        torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-12)
+
+
 def test_label_smoothing_mixes_with_the_mean_over_classes() -> None:
     log_p = LOGITS.log_softmax(1)
     expected = -0.9 * log_p.diagonal() - 0.1 * log_p.mean(1)
@@ -184,6 +214,21 @@ def test_ldam_closed_form() -> None:
     torch.testing.assert_close(without, losses(CrossEntropy, logits, stats))
     assert Ldam.cosine_scale(Ldam.Config(scale=20.0)) == 20.0
     assert CrossEntropy.cosine_scale(CrossEntropy.Config()) is None
+
+
+@pytest.mark.parametrize(("factor", "first"), [(10, 0.281171), (50, 0.188030), (100, 0.158114)])
+def test_margins_on_cifar100_lt(factor: int, first: float) -> None:
+    stats = toy.make_stats([int(500 * factor ** (-c / 99)) for c in range(100)])
+    margin_C = Ldam(Ldam.Config(), stats, toy.make_dims(1, stats)).margin_C
+    assert [float(margin_C[0]), float(margin_C[-1])] == pytest.approx([first, 0.5], abs=1e-6)
+    assert (margin_C.diff() >= 0).all(), "rarer classes have larger margins"
+
+
+def test_equal_counts_give_one_margin_for_all() -> None:
+    logits = 30 * toy.f64([[0.5, 0.2, 0.1]] * 3)
+    shifted = logits - 30 * 0.5 * torch.eye(3, dtype=torch.float64)
+    expected = torch.nn.functional.cross_entropy(shifted, LABELS, reduction="none")
+    torch.testing.assert_close(losses(Ldam, logits, toy.make_stats([4, 4, 4])), expected)
 
 
 def test_only_the_published_normalization_looks_across_the_batch() -> None:

@@ -92,6 +92,23 @@ def test_invariants() -> None:
     torch.testing.assert_close(loss_of(units, 3.7 * weights, 0.2)[0], loss_B)
 
 
+@pytest.mark.parametrize("num_positive", [1, 3, 5])
+def test_the_floor_is_the_log_of_the_number_of_positives(num_positive: int) -> None:
+    """Reached where positives are tied and negatives far: classes with more samples have a higher floor."""
+    cosine = torch.where(torch.arange(8) < num_positive, 1.0, -1.0)[None]
+    loss_B, _ = supcon(cosine, (cosine > 0).float(), torch.zeros(1, 8, dtype=torch.bool), 0.05)
+    assert loss_B.item() == pytest.approx(math.log(num_positive), abs=1e-6)
+
+
+def test_the_logarithm_inside_the_sum_bounds_the_one_outside() -> None:
+    gen = torch.Generator().manual_seed(4)
+    cosine = torch.rand(6, 9, generator=gen, dtype=torch.float64) * 2 - 1
+    positive = (torch.rand(6, 9, generator=gen) < 0.5).double()
+    loss_B, valid_B = supcon(cosine, positive, torch.zeros(6, 9, dtype=torch.bool), 0.3)
+    inside_B = -((cosine / 0.3).softmax(1) * positive).sum(1).div(positive.sum(1)).log()
+    assert valid_B.all() and (inside_B < loss_B).all()
+
+
 def test_duplicating_the_contrast_adds_log_two() -> None:
     gen = torch.Generator().manual_seed(2)
     cosine = torch.rand(4, 6, generator=gen, dtype=torch.float64)

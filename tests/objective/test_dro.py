@@ -147,6 +147,29 @@ def test_bounds_the_worst_centroid_in_the_anchor_form_only() -> None:
         )
 
 
+def test_the_anchor_form_bounds_the_worst_centroid_of_every_sample() -> None:
+    """Each sample as a class of its own; the worst centroid within the radius by trying them."""
+    own = toy.f64([[0], [0], [4]])  # two classes that share a centroid
+
+    def each(mean_CD: Tensor, **options: object) -> Tensor:
+        one_known = (toy.make_centroids(mean_CD, counts=row) for row in torch.eye(3).tolist())
+        labels = torch.tensor([0, 1, 2])
+        return torch.stack([dro(LINE["z"], labels, mean_CD, memory, **options) for memory in one_known])
+
+    worst = torch.stack([each(own + shift) for shift in torch.linspace(-0.5, 0.5, 11, dtype=torch.float64)]).amax(0)
+    torch.testing.assert_close(worst, toy.f64([0.349012, 1.349012, 0.407606]), rtol=0, atol=1e-6)
+    bound = each(own, radius=0.5, slack=2, denominator="anchor")
+    torch.testing.assert_close(bound, toy.f64([0.758624, 2.169846, 0.407606]), rtol=0, atol=1e-6)
+    assert (bound >= worst - 1e-9).all()
+    torch.testing.assert_close(each(own, radius=0.5, slack=2), bound)  # alone in its class, both forms are one
+
+
+def test_rises_and_is_convex_in_the_radius() -> None:
+    for denominator in ("class", "anchor"):
+        values = torch.stack([on_the_line(radius=r / 4, denominator=denominator) for r in range(12)])
+        assert (values.diff() > 0).all() and (values.diff().diff() > -1e-12).all()
+
+
 def test_invariances() -> None:
     gen = torch.Generator().manual_seed(1)
     z, mean = (torch.randn(7, 4, generator=gen, dtype=torch.float64) for _ in range(2))

@@ -60,6 +60,20 @@ def test_an_outlier_takes_all_only_in_the_published_form() -> None:
     assert float(one_class(two_valued, scaling="quantile")[-2:].sum()) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize(("tail_ratio", "share"), [(4.0, 0.5), (16.0, 0.8)])
+def test_of_two_values_the_bad_fifth_weighs_its_ratio_over_the_ratio_and_four(tail_ratio: float, share: float) -> None:
+    weights = one_class(toy.f64([0.99] * 80 + [0.2] * 20), tail_ratio, "quantile")
+    assert float(weights[-20:].sum()) == pytest.approx(share, abs=1e-3)
+
+
+def test_evenly_spread_scores_fall_short_of_the_aimed_share() -> None:
+    """The exponent fits the ratio of the means before it is applied: r = 2.25, x = 1.7095, and .4537 instead of .5."""
+    weights = one_class(torch.linspace(1, 0, 100_000, dtype=torch.float64))
+    assert float(weights[-20_000:].sum()) == pytest.approx(0.4537, abs=1e-4)
+    tail, head = weights[-20_000:].mean(), weights[:-20_000].mean()
+    assert float(tail / head) == pytest.approx(3.322, abs=1e-3)
+
+
 @pytest.mark.parametrize("scaling", ["published", "quantile"])
 @pytest.mark.parametrize("tail_ratio", [2.0, 4.0])
 def test_equals_a_naive_loop_for_any_order_and_empty_classes(scaling: str, tail_ratio: float) -> None:

@@ -108,6 +108,12 @@ def test_reversed_prior_closed_form() -> None:
     torch.testing.assert_close(adjusted, toy.f64([4.248495, 1.609438, -1.589235]), rtol=0, atol=1e-6)
 
 
+def test_with_tau_one_the_third_expert_is_adjusted_by_the_ratio_of_the_two_priors() -> None:
+    prior = toy.f64([0.7, 0.2, 0.1])
+    third = losses(Sade, torch.zeros_like(EQUAL), tau=1.0) - math.log(3) + prior.log()  # less those of the first two
+    torch.testing.assert_close(third, -(prior / prior.flip(0)).log().log_softmax(0))
+
+
 def test_sade_closed_form() -> None:
     """The third expert is what cross-entropy and balanced softmax leave of the sum."""
     first, second = losses(BASES["cross_entropy"].build, LOGITS), losses(BalancedSoftmax, LOGITS)

@@ -75,6 +75,37 @@ def test_closed_form_value_at_temperature_one() -> None:
     assert paco(temperature=1.0)(out, LABELS, ctx).mean().item() == pytest.approx(1.771795, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("num_positive", "center", "each", "floor"),
+    [
+        (1, 0.952381, 0.047619, 0.191444),
+        (5, 0.8, 0.04, 0.822290),
+        (20, 0.5, 0.025, 2.191013),
+        (100, 0.166667, 0.008333, 4.288203),
+    ],
+)
+def test_the_minimum_divides_between_center_and_positives(
+    num_positive: int, center: float, each: float, floor: float
+) -> None:
+    """beta / (beta + alpha K) for the own center and alpha / (beta + alpha K) for each of K positives, nothing for others.
+
+    A batch of one: its key and K - 1 queue entries are the positives, all with cosine 0.
+    """
+    query, key = torch.tensor([[1.0, 0.0]], dtype=F64), torch.tensor([[0.0, 1.0]], dtype=F64)
+    others = num_positive - 1
+    queue = full_queue(key.repeat(others, 1), torch.zeros(others, dtype=torch.int64)) if others else None
+    logits = torch.tensor([[math.log(1 / 0.05), -1e4]], dtype=F64, requires_grad=True)
+    out = ModelOutput(logits, query, query_Bd=query.requires_grad_(), key_Bd=key)
+    loss = paco(sample_weight=0.05, temperature=0.2)(out, torch.tensor([0]), context(torch.ones(2, dtype=F64), queue))
+    assert loss.item() == pytest.approx(floor, abs=1e-6)
+    share = logits.detach()[0].exp() / (logits.detach()[0].exp().sum() + num_positive)
+    assert share[0].item() == pytest.approx(center, abs=1e-6) and share[0].item() * 0.05 == pytest.approx(
+        each, abs=1e-6
+    )
+    for grad in torch.autograd.grad(loss.sum(), (logits, query)):
+        torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-12)
+
+
 def test_without_contrast_it_is_balanced_softmax() -> None:
     out, ctx = small()
     loss_B = paco(sample_weight=0, neg_weight=0)(out, LABELS, ctx)
@@ -142,7 +173,16 @@ def test_order_of_the_queue_does_not_matter_and_gradient_stays_on_queries_and_lo
     loss_B.sum().backward()
     assert out.query_Bd.grad is not None and out.logits_BC.grad is not None
     present = torch.bincount(labels, minlength=3) > 0
-    assert (out.logits_BC.grad.sum(0)[~present] > 0).all()  # an absent class is only pushed
+    assert (
+        out.logits_BC.grad.sum(0)[~present] > 0
+    ).all()  # an absent class is only pushed, by its share of the softmax
+    contrast = ContrastSet.of(out, labels, ctx, queue)
+    centers, samples = (
+        out.logits_BC + ctx.log_prior_C,
+        (contrast.cosine_BA / 0.2).masked_fill(contrast.excluded_BA, -1e9),
+    )
+    share = torch.cat([centers, samples], 1).softmax(1)[:, :3].detach()
+    torch.testing.assert_close(out.logits_BC.grad[:, ~present], share[:, ~present])
     order = torch.tensor([3, 0, 4, 1, 2])
     shuffled = full_queue(queue.keys_Qd[order], queue.labels_Q[order])
     torch.testing.assert_close(base(out, labels, context(ctx.log_prior_C.exp(), shuffled)), loss_B)
