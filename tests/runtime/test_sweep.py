@@ -27,6 +27,7 @@ SPACE = {
 RUN = {
     "train.epochs": "8",
     "train.batch_size": "8",
+    "train.threads": "1",  # two would wait for each other whenever another test has one of the cores
     "train.optim.warmup": "0",
     "train.checkpoint_every_s": "1",
     "model.ghost_batch": "4",
