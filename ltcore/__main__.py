@@ -1,6 +1,6 @@
 """``python -m ltcore``: the package describes itself.
 
-python -m ltcore methods            losses, terms and networks, with their papers
+python -m ltcore methods            losses, terms, stage 2 and networks, with papers
 python -m ltcore composition        what goes with what, and why not
 python -m ltcore recipes            packaged recipes and sweeps
 python -m ltcore keys [PATTERN]     configuration keys: type, default, meaning
@@ -27,7 +27,7 @@ def main() -> int:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("methods", help="losses, terms and networks")
+    commands.add_parser("methods", help="losses, terms, stage 2 and networks")
     commands.add_parser("composition", help="what goes with what, and why not")
     commands.add_parser("recipes", help="packaged recipes and sweeps")
     find = commands.add_parser("keys", help="configuration keys")
@@ -68,6 +68,7 @@ def print_methods() -> None:
     titles = {
         "base": "Base losses (objective.base)",
         "term": "Terms (objective.terms.<name>)",
+        "stage2": "Stage 2, on the frozen features of a run (stage2.method)",
         "model": "Networks (model.name)",
     }
     for kind, title in titles.items():

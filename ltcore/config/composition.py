@@ -16,7 +16,7 @@ from ltcore.objective.registry import BASES, TERMS
 
 Keys = Mapping[str, Any]
 
-UNDER_TERMS = {"experts": "sade"}
+UNDER_TERMS = {"experts": "sade", "stage 2": "cross_entropy"}
 """The base over which terms are asked what they go with, by the column; elsewhere balanced softmax."""
 
 
@@ -43,6 +43,7 @@ def columns() -> dict[str, Keys]:
         "accumulation": {"train.accumulate": 2},
         "experts": {"model.num_experts": 3},
         "frozen classifier": {"train.init_from": "/run", "train.freeze": "classifier"},
+        "stage 2": {"stage2": "on"},
     }
 
 

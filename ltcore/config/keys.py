@@ -26,8 +26,25 @@ REQUIRED = "(required)"
 """Default of a field that has none."""
 
 REGISTRY = "ltcore.objective.registry"
-_GENERATED = {"BaseOptions": "BASES", "Terms": "TERMS"}
+_GENERATED = {"BaseOptions": "BASES", "Terms": "TERMS", "Stage2Options": "STAGE2"}
 """Sections that the registry makes from its tables: one field per row, typed by the ``Config`` of the row's class."""
+
+STAGE2_OWN = (
+    "name",
+    "seed",
+    "tracking.",
+    "stage2.",
+    "data.uri",
+    "data.tier",
+    "data.cache_bytes",
+    "data.max_bad_samples",
+    "data.stream_window_steps",
+    "train.precision",
+    "train.threads",
+    "train.eval_batch_size",
+    "train.select",
+)
+"""Keys that belong to a run of stage 2 itself; all others are those of its stage 1. A dot at the end stands for a section."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ class Method:
     """One registry row, without what it builds."""
 
     kind: str
-    """'base', 'term' or 'model'."""
+    """'base', 'term', 'stage2' or 'model'."""
     name: str
     says: str
     paper: str
@@ -78,8 +95,9 @@ def sweep_keys() -> Section:
 
 @functools.cache
 def methods() -> tuple[Method, ...]:
-    """All rows of the registries: base losses, terms, networks."""
-    tables = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("model", "ltcore.models.registry", "MODELS"))
+    """All rows of the registries: base losses, terms, methods of stage 2, networks."""
+    own = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("stage2", REGISTRY, "STAGE2"))
+    tables = (*own, ("model", "ltcore.models.registry", "MODELS"))
     return tuple(
         Method(kind, name, says, paper)
         for kind, module, table in tables
@@ -103,6 +121,11 @@ def find(pattern: str | None) -> list[tuple[str, Leaf]]:
         return table
     glob = pattern if any(c in pattern for c in "*?") else f"*{pattern}*"
     return [(key, leaf) for key, leaf in table if fnmatch.fnmatchcase(key, glob)]
+
+
+def comes_from_stage1(key: str) -> bool:
+    """Whether a run of stage 2 has this key from the run that it starts from."""
+    return not any(key == own or (own.endswith(".") and key.startswith(own)) for own in STAGE2_OWN)
 
 
 _OPERATORS: dict[type[ast.operator], Any] = {

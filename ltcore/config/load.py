@@ -21,7 +21,7 @@ from ltcore.config.keys import run_keys
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep_file import read_sweep, sweep_tree
 from ltcore.config.sweep_space import SweepConfig
-from ltcore.config.validate import plain, validate
+from ltcore.config.validate import plain_run, validate
 from ltcore.errors import ConfigError
 
 __all__ = [
@@ -61,7 +61,7 @@ def override(run: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
 
 def dump(run: RunConfig | SweepConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    tree: dict[str, Any] = sweep_tree(run) if isinstance(run, SweepConfig) else plain(run)
+    tree: dict[str, Any] = sweep_tree(run) if isinstance(run, SweepConfig) else plain_run(run)
     return tree
 
 
@@ -99,6 +99,10 @@ def base_run(sweep: SweepConfig) -> RunConfig:
 
 def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
     """Refuses a space whose values the recipe does not take, and a grace period in which a term has not yet begun."""
+    if base.stage2 is not None or any(key.startswith("stage2.") for key in sweep.space):
+        raise ConfigError(
+            "stage2: a sweep trains stage 1. Take stage2 out of it, and run stage 2 by train.py on the run of your choice."
+        )
     latest = _latest_start(base)
     for key, spec in sweep.space.items():
         for value in spec.probes():

@@ -21,6 +21,7 @@ from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
+from ltcore.objective.stage2.config import Stage2Config
 
 __all__ = ["SELECTABLE", "OptimConfig", "RunConfig", "SweepConfig", "TrackingConfig", "TrainConfig"]
 
@@ -193,6 +194,8 @@ class RunConfig:
     """The training loop."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where it is logged."""
+    stage2: Stage2Config | None = None
+    """Decoupled training: this run replaces the classifier of another one. null: it is an ordinary run."""
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
@@ -208,6 +211,12 @@ class RunConfig:
         self._check_head()
         self._check_layers()
         self._check_frozen()
+        self._check_stage2()
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs this run itself trains."""
+        return self.train.epochs if self.stage2 is None else self.stage2.rounds
 
     def _check_accumulation(self) -> None:
         if self.train.accumulate == 1:
@@ -261,6 +270,8 @@ class RunConfig:
             )
 
     def _check_head(self) -> None:
+        if self.stage2 is not None:
+            return  # the head is no longer that of the base, which has done its work
         base = self.objective.base
         scale = BASES[base].build.cosine_scale(getattr(self.objective.base_options, base))
         if scale is not None and (self.model.head != "cosine" or self.model.cosine_scale != scale):
@@ -287,3 +298,7 @@ class RunConfig:
                 f"train.freeze={self.train.freeze} does not go with objective.base={base}, which contrasts images with the "
                 "rows of the classifier as its learnable centers. Set train.freeze=null"
             )
+
+    def _check_stage2(self) -> None:
+        if self.stage2 is not None and (reason := self.stage2.refusal(self.objective, self.model.head)):
+            raise ValueError(reason)

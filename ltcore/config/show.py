@@ -14,14 +14,18 @@ import yaml
 from ltcore.config.keys import run_keys
 from ltcore.config.sweep_file import read_sweep, sweep_tree
 from ltcore.config.tree import Tree, override, read_recipe
-from ltcore.config.validate import plain, shape, validate
+from ltcore.config.validate import plain_run, shape, validate
 
 NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."
+STAGE2_NOTE = (
+    "# Stage 2: what is left at its default in data, augment, model, objective and train comes from stage2.from_run."
+)
 
 
 def show_run(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
     """YAML of a recipe with overrides and all defaults; reads back as a recipe."""
-    return f"{_run_yaml(recipe, overrides)}{NOTE}"
+    tree = run_tree(recipe, overrides)
+    return "\n".join([f"{_yaml(tree)}{NOTE}", *([STAGE2_NOTE] if "stage2" in tree else [])])
 
 
 def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
@@ -34,7 +38,7 @@ def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
 
 def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:
     """What ``dump(load_run(recipe, overrides))`` gives, without the owners' checks and without torch."""
-    return plain(validate(shape("Run"), run_keys(), override(read_recipe(recipe), overrides)))
+    return plain_run(validate(shape("Run"), run_keys(), override(read_recipe(recipe), overrides)))
 
 
 def _run_yaml(recipe: str, overrides: Mapping[str, Any]) -> str:

@@ -83,3 +83,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def plain_run(run: Any) -> dict[str, Any]:
+    """A run as JSON values; without ``stage2`` where there is none, so that an ordinary run is written, hashed and compared
+    as it was before there was a stage 2."""
+    tree: dict[str, Any] = plain(run)
+    if tree["stage2"] is None:
+        del tree["stage2"]
+    return tree

@@ -1,7 +1,8 @@
-"""Every base loss and every term, by name.
+"""Every base loss, every term and every method of stage 2, by name.
 
 A new method is one file plus one line here: the config sections (``objective.base_options.<name>``,
-``objective.terms.<name>``), the command-line and Tune keys, ``python -m ltcore methods`` and the contract tests follow.
+``objective.terms.<name>``, ``stage2.options.<name>``), the command-line and Tune keys, ``python -m ltcore methods`` and the
+contract tests follow.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from ltcore.objective.bases.logit_adjust import LogitAdjust
 from ltcore.objective.bases.paco import Paco
 from ltcore.objective.bases.ride import Ride
 from ltcore.objective.bases.sade import Sade
+from ltcore.objective.stage2.crt import Crt
+from ltcore.objective.stage2.dro import DroClassifier
+from ltcore.objective.stage2.lws import Lws
+from ltcore.objective.stage2.ncm import Ncm
+from ltcore.objective.stage2.tau_norm import TauNorm
+from ltcore.objective.stage2.weight_balance import WeightBalance
 from ltcore.objective.terms.dro import Dro
 from ltcore.objective.terms.ifl import Ifl
 from ltcore.objective.terms.lpa import Lpa
@@ -28,7 +35,7 @@ class Row:
     """One method: what builds it and what it is."""
 
     build: Any
-    """The ``Base`` or ``Term`` class, with its options as the nested dataclass ``Config``."""
+    """The ``Base``, ``Term`` or ``HeadMethod`` class, with its options as the nested dataclass ``Config``."""
     says: str
     """What it does, in one line."""
     paper: str
@@ -55,7 +62,16 @@ TERMS: dict[str, Row] = {
     "ifl": Row(Ifl, "features invariant across environments found from scores", "Tang et al., ECCV 2022"),
 }
 
-if TYPE_CHECKING:  # what a type checker may know of the two classes generated below
+STAGE2: dict[str, Row] = {
+    "tau_norm": Row(TauNorm, "class weights divided by a power of their length", "Kang et al., ICLR 2020"),
+    "crt": Row(Crt, "a new classifier on a class-balanced stream", "Kang et al., ICLR 2020"),
+    "lws": Row(Lws, "one learned factor per class on a class-balanced stream", "Kang et al., ICLR 2020"),
+    "ncm": Row(Ncm, "the nearest class mean, by cosine or distance", "Kang et al., ICLR 2020"),
+    "dro": Row(DroClassifier, "DRO-LT's own: stage 1's classifier, re-balanced", "Samuel and Chechik, ICCV 2021"),
+    "weight_balance": Row(WeightBalance, "class-balanced loss, decay and MaxNorm", "Alshammari et al., CVPR 2022"),
+}
+
+if TYPE_CHECKING:  # what a type checker may know of the classes generated below
 
     class BaseOptions:
         def __init__(self, **options: Any) -> None: ...
@@ -63,6 +79,10 @@ if TYPE_CHECKING:  # what a type checker may know of the two classes generated b
 
     class Terms:
         def __init__(self, **terms: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+    class Stage2Options:
+        def __init__(self, **options: Any) -> None: ...
         def __getattr__(self, name: str) -> Any: ...
 
 else:
@@ -82,4 +102,9 @@ else:
         "Terms",
         "One optional section per term; null is off.",
         [(name, row.build.Config | None, field(default=None)) for name, row in TERMS.items()],
+    )
+    Stage2Options = _generate(
+        "Stage2Options",
+        "Options of every method of stage 2, under its name. Those of a method that is not chosen must be left alone.",
+        [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in STAGE2.items()],
     )

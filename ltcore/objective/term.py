@@ -91,6 +91,12 @@ class Base(nn.Module):
         """True where the loss looks across the global batch, so that gradient accumulation would change its value."""
         return False
 
+    @staticmethod
+    def balances(cfg: Any) -> str:
+        """How this configuration makes up for the class frequencies already, as the end of 'which ...'; '' where it does
+        not, and stage 2 may."""
+        return ""
+
     def memories(self) -> dict[str, MemorySpec]:
         return {}
 

@@ -48,6 +48,9 @@ def test_what_is_refused_and_why() -> None:
     assert {pair.row for pair in PAIRS if pair.column == "accumulation" and pair.reason} == {"paco", "lpa", "dro"}
     assert {pair.row for pair in PAIRS if pair.column == "experts" and not pair.reason} == {"ride", "sade", *TERMS}
     assert {pair.row for pair in PAIRS if pair.column == "frozen classifier" and pair.reason} == {"paco"}
+    plain = {"cross_entropy", "focal", *TERMS}
+    assert {pair.row for pair in PAIRS if pair.column == "stage 2" and not pair.reason} == plain
+    assert "balanced twice" in reasons("balanced_softmax")["stage 2"]
     assert reasons("paco")["mixup"].endswith("objective.base=paco, which is not a function of one label")
     for pair in PAIRS:
         if pair.reason:

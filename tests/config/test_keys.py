@@ -11,7 +11,7 @@ from ltcore.config import keys
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep_space import SweepConfig
 from ltcore.models.registry import MODELS
-from ltcore.objective.registry import BASES, TERMS
+from ltcore.objective.registry import BASES, STAGE2, TERMS
 
 
 def live_leaves(kind, prefix=""):
@@ -50,7 +50,7 @@ def test_a_default_instance_has_the_defaults_of_the_table():
         value = run
         for name in key.split("."):
             value = None if value is None else getattr(value, name)
-        assert key.startswith(("name", "objective.terms.")) or value == leaf.default, key
+        assert key.startswith(("name", "objective.terms.", "stage2.")) or value == leaf.default, key
 
 
 @pytest.mark.parametrize("table", [keys.run_keys, keys.sweep_keys])
@@ -59,13 +59,18 @@ def test_every_key_is_documented(table):
     assert not bare, f"write a docstring under {', '.join(bare)}"
 
 
-def test_sections_are_documented_and_terms_alone_are_optional():
+def test_sections_are_documented_and_terms_and_stage_2_alone_are_optional():
     root = keys.run_keys()
     terms = root.fields["objective"].fields["terms"]
     assert list(terms.fields) == list(TERMS)
     for name, section in terms.fields.items():
         assert section.optional and section.doc == TERMS[name].says
-    assert all(not s.optional and s.doc for s in root.fields.values() if isinstance(s, keys.Section))
+    sections = {name: s for name, s in root.fields.items() if isinstance(s, keys.Section)}
+    assert [name for name, s in sections.items() if s.optional] == ["stage2"]
+    assert all(s.doc for s in sections.values())
+    methods = root.fields["stage2"].fields["options"]
+    assert list(methods.fields) == list(STAGE2)
+    assert all(not s.optional and s.doc == STAGE2[name].says for name, s in methods.fields.items())
 
 
 def test_inherited_fields_come_first_and_keep_the_docs_they_do_not_replace():
@@ -76,8 +81,17 @@ def test_inherited_fields_come_first_and_keep_the_docs_they_do_not_replace():
 
 def test_methods_are_the_registries():
     rows = {(m.kind, m.name): (m.says, m.paper) for m in keys.methods()}
-    tables = {"base": BASES, "term": TERMS, "model": MODELS}
+    tables = {"base": BASES, "term": TERMS, "stage2": STAGE2, "model": MODELS}
     assert rows == {(k, n): (row.says, row.paper) for k, table in tables.items() for n, row in table.items()}
+
+
+def test_the_own_keys_of_stage_2_exist():
+    known = [key for key, _ in keys.leaves(keys.run_keys())]
+    assert all(
+        any(key == own or (key.startswith(own) and own.endswith(".")) for key in known) for own in keys.STAGE2_OWN
+    )
+    assert keys.comes_from_stage1("train.epochs") and not keys.comes_from_stage1("stage2.options.crt.lr")
+    assert not keys.comes_from_stage1("name") and keys.comes_from_stage1("data.uri_of_nothing")
 
 
 def test_find_takes_parts_and_patterns():

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import math
 
@@ -108,7 +109,10 @@ def test_unknown_key_names_the_nearest_on_its_level(plain):
         "objective.terms.dor.weight: unknown key. Did you mean objective.terms.dro.weight? "
         "(python -m ltcore keys objective.terms)"
     )
-    assert words(plain, lr=1) == "lr: unknown key. Did you mean train.optim.lr? (python -m ltcore keys)"
+    assert words(plain, lr=1) == (
+        "lr: unknown key. Did you mean train.optim.lr, stage2.options.crt.lr, stage2.options.lws.lr? "
+        "(python -m ltcore keys)"
+    )
     assert words(plain, train__epochs__x=1).startswith("train.epochs.x: unknown key.")
     assert words(plain, zzzzzz=1) == "zzzzzz: unknown key. (python -m ltcore keys)"
 
@@ -217,6 +221,34 @@ def test_mixup_is_refused_with_terms_and_bases_that_need_one_class(plain):
 def test_experts_and_base_must_agree(plain):
     assert words(plain, model__num_experts=3).startswith(
         "model.num_experts=3 does not go with objective.base=cross_entropy"
+    )
+
+
+# ---- stage 2
+
+
+def test_a_run_without_stage_2_is_written_and_hashed_as_before_there_was_one(plain):
+    assert plain.stage2 is None and plain.epochs == plain.train.epochs
+    assert "stage2" not in dump(plain) and "stage2" not in to_yaml(plain)
+    assert not any(key.startswith("stage2") for key in flat(plain))
+    assert override(override(plain, {"stage2.options.crt.epochs": 3}), {"stage2": "null"}) == plain
+    tree = {key: value for key, value in dump(plain).items() if key not in ("name", "tracking")}
+    assert config_hash(plain) == hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_a_run_with_stage_2_reads_back_and_is_another_run(plain):
+    run = override(plain, {"stage2.method": "tau_norm", "stage2.options.tau_norm.tau": "0.5,1"})
+    assert run.stage2.options.tau_norm.tau == (0.5, 1.0) and run.epochs == 2
+    assert from_dict(json.loads(json.dumps(dump(run)))) == run == from_flat(flat(run))
+    assert config_hash(run) != config_hash(plain)
+    assert override(plain, {"stage2": "on"}).stage2.method == "crt"
+
+
+def test_wrong_keys_of_stage_2_are_named(plain):
+    assert words(plain, stage2__method="cRT").startswith("stage2.method must be one of crt, dro, lws")
+    assert words(plain, stage2__options__crt__lr=0).startswith("stage2.options.crt.lr must be a finite number > 0")
+    assert words(plain, stage2__method="ncm", stage2__options__crt__lr=1) == (
+        "stage2.options.crt has no effect with method='ncm': remove it or set method='crt'."
     )
 
 

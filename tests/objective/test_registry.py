@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from ltcore.objective.objective import ObjectiveConfig
-from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
+from ltcore.objective.registry import BASES, STAGE2, TERMS, BaseOptions, Stage2Options, Terms
 
 ADAPTER = TypeAdapter(ObjectiveConfig)
 
@@ -17,11 +17,13 @@ ADAPTER = TypeAdapter(ObjectiveConfig)
 def test_one_field_per_row() -> None:
     assert [field.name for field in dataclasses.fields(BaseOptions)] == list(BASES)
     assert [field.name for field in dataclasses.fields(Terms)] == list(TERMS)
-    assert all(getattr(BaseOptions(), name) == row.build.Config() for name, row in BASES.items())
+    assert [field.name for field in dataclasses.fields(Stage2Options)] == list(STAGE2)
+    for options, table in ((BaseOptions(), BASES), (Stage2Options(), STAGE2)):
+        assert all(getattr(options, name) == row.build.Config() for name, row in table.items())
 
 
 def test_rows_say_what_they_are() -> None:
-    for row in (*BASES.values(), *TERMS.values()):
+    for row in (*BASES.values(), *TERMS.values(), *STAGE2.values()):
         assert row.says
         assert row.paper
 

@@ -25,6 +25,10 @@ class BalancedSoftmax(Base):
     class Config:
         """No options: ``logit_adjust`` is the form with a strength."""
 
+    @staticmethod
+    def balances(cfg: Config) -> str:
+        return "adds the log class prior to the logits"
+
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """[B] loss per sample."""
         return F.cross_entropy(widened(out.mean_logits_BC) + ctx.log_prior_C, labels_B, reduction="none")

@@ -43,6 +43,10 @@ class ClassBalanced(Base):
             if not 0 <= self.focal_gamma < float("inf"):
                 raise ValueError(f"focal_gamma must be a finite number >= 0, got {self.focal_gamma}")
 
+    @staticmethod
+    def balances(cfg: Config) -> str:
+        return "weighs every class by its effective number" if cfg.beta else ""
+
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
         self.weights_C: Tensor

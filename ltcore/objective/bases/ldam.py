@@ -69,6 +69,10 @@ class Ldam(Base):
         """Scale of the cosine head that the margins are meant for."""
         return cfg.scale
 
+    @staticmethod
+    def balances(cfg: Config) -> str:
+        return f"weighs every class by its effective number from drw_start={cfg.drw_start:g} on" if cfg.beta else ""
+
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """[B] loss per sample."""
         logits_BC = widened(out.mean_logits_BC)

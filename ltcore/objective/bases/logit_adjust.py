@@ -29,6 +29,10 @@ class LogitAdjust(Base):
             if not 0 <= self.tau < float("inf"):
                 raise ValueError(f"tau must be a finite number >= 0, got {self.tau}")
 
+    @staticmethod
+    def balances(cfg: Config) -> str:
+        return "adds a multiple of the log class prior to the logits" if cfg.tau else ""
+
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """[B] loss per sample."""
         adjusted_BC = widened(out.mean_logits_BC) + self.cfg.tau * ctx.log_prior_C

@@ -75,6 +75,10 @@ class Paco(Base):
         """The contrast set is the global batch."""
         return True
 
+    @staticmethod
+    def balances(cfg: Config) -> str:
+        return "adds the log class prior to the logits of its centers"
+
     def memories(self) -> dict[str, MemorySpec]:
         return {"queue": QueueSpec(self.cfg.queue_size)} if self.cfg.queue_size else {}
 

@@ -52,6 +52,10 @@ class Sade(Base):
             if self.ties not in TIES:
                 raise ValueError(f"ties must be one of {', '.join(TIES)}, got {self.ties!r}")
 
+    @staticmethod
+    def balances(cfg: Config) -> str:
+        return "adds log class priors to the logits of its experts"
+
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """[B] loss per sample, summed over experts. Raises ValueError unless there are three."""
         logits_BEC, prior_C = widened(out.logits_BC), ctx.log_prior_C

@@ -1,0 +1,68 @@
+"""The ``stage2`` section of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ltcore.objective.objective import ObjectiveConfig
+from ltcore.objective.registry import BASES, STAGE2, Row, Stage2Options
+
+FEATURE_DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config:
+    """A new classifier on the frozen features of a finished run."""
+
+    from_run: str = ""
+    """Run or checkpoint directory of stage 1, path or URI; of a run its best checkpoint, as ``evaluate.py`` takes it.
+    What the run was (data, augment, model, objective, train) is taken from there and need not be repeated."""
+    method: str = "crt"
+    """What is done to the classifier (``python -m ltcore methods``)."""
+    options: Stage2Options = field(default_factory=Stage2Options)
+    """Options of each method; those of a method that is not chosen have no effect and must be left at their defaults."""
+    feature_dtype: str = "float32"
+    """How the features of all training images are kept in memory: 'float32' (4 N D bytes, 0.9 GB for ImageNet-LT with
+    2048 features) or 'float16' (half of it, rounded to 11 bits)."""
+
+    def __post_init__(self) -> None:
+        if self.method not in STAGE2:
+            raise ValueError(f"method must be one of {', '.join(sorted(STAGE2))}, got {self.method!r}")
+        if self.feature_dtype not in FEATURE_DTYPES:
+            raise ValueError(f"feature_dtype must be one of {', '.join(FEATURE_DTYPES)}, got {self.feature_dtype!r}")
+        for name, row in STAGE2.items():
+            if name != self.method and getattr(self.options, name) != row.build.Config():
+                raise ValueError(
+                    f"options.{name} has no effect with method={self.method!r}: remove it or set method={name!r}"
+                )
+
+    @property
+    def row(self) -> Row:
+        """The chosen method."""
+        return STAGE2[self.method]
+
+    @property
+    def chosen(self) -> Any:
+        """Its options."""
+        return getattr(self.options, self.method)
+
+    @property
+    def rounds(self) -> int:
+        """Epochs, or candidates."""
+        return int(self.row.build.rounds(self.chosen))
+
+    def refusal(self, objective: ObjectiveConfig, head: str) -> str:
+        """Why stage 2 makes no sense after this stage 1; '' where it does. ``head`` is the kind of its classifier."""
+        base = objective.base
+        balances = BASES[base].build.balances(getattr(objective.base_options, base))
+        if balances:
+            return (
+                f"stage2 does not go with objective.base={base}, which {balances}: the classes would be balanced twice, and "
+                "that costs accuracy (ImageNet-LT: balanced softmax 51.2, with cRT on top 50.6; Zhang et al., TPAMI 2023). "
+                "Use that run as it is, or start from one with objective.base=cross_entropy"
+            )
+        why = self.row.build.linear_only
+        if why and head != "linear":
+            return f"stage2.method={self.method} does not go with model.head={head}, {why}. Choose stage2.method=crt, dro or ncm"
+        return ""

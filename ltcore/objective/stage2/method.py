@@ -1,0 +1,188 @@
+"""The contract of stage 2: classifiers on features that no longer change (decoupled training).
+
+Stage 1 trains the whole network on the natural stream; stage 2 freezes the backbone, with its batch-norm statistics, and
+balances the classifiers alone. A method changes the classifiers it is given in place, in rounds that the loop in
+``ltcore.training.stage2`` counts as epochs and validates: ``Solved`` methods compute them, ``Trained`` ones descend.
+
+Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020.
+Differs: features are those of the un-augmented training images, computed once; the published codes augment in stage 2 too.
+Cost: memory N D values for the features; a step is three products of [B, D] and [D, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ltcore.objective.stage2.sampler import class_aware_rows
+from ltcore.stats import ClassStats
+
+SCHEDULES = ("cosine", "constant")
+CHUNK = 4096
+"""Rows of features that are looked at together where all are needed."""
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The pooled features of one split, row i being sample i; no gradient."""
+
+    features_ND: Tensor
+    """float32 or float16; the features of E experts side by side, as ``ModelOutput.features_BD`` has them."""
+    labels_N: Tensor
+    """int64."""
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(float32 features, labels) of ``CHUNK`` consecutive rows at a time."""
+        for features_BD, labels_B in zip(self.features_ND.split(CHUNK), self.labels_N.split(CHUNK), strict=True):
+            yield features_BD.float(), labels_B
+
+
+def expert_logits(heads: nn.ModuleList, features_BD: Tensor) -> Tensor:
+    """[B, E, C] logits of every head on its own share of the features."""
+    shares = features_BD.chunk(len(heads), 1)
+    return torch.stack([head(share_BD) for head, share_BD in zip(heads, shares, strict=True)], 1)
+
+
+def expert_cross_entropy(logits_BEC: Tensor, labels_B: Tensor) -> Tensor:
+    """[B] cross-entropy summed over experts, each a classifier of its own."""
+    labels_BE = labels_B[:, None].expand(-1, logits_BEC.shape[1])
+    return F.cross_entropy(logits_BEC.transpose(1, 2), labels_BE, reduction="none").sum(1)
+
+
+class HeadMethod(nn.Module):
+    """One way to balance classifiers. Subclasses declare a frozen ``Config``.
+
+    Args:
+        cfg: its options.
+        heads: one classifier per expert, [B, D] -> [B, C], with the weights of stage 1, changed in place; new ones where
+            ``result_head`` asks for another kind. A linear one has ``weight`` [C, D] and ``bias`` [C], a cosine one ``weight``.
+        stats: counts of the training split.
+        seed: of the run, for everything that is drawn.
+    """
+
+    linear_only: ClassVar[str] = ""
+    """Why the method makes no sense on a cosine head; '' where it does."""
+    chooses: ClassVar[bool] = False
+    """True: the rounds are candidates, and the one that is best on validation is the result. False: the last one is."""
+
+    def __init__(self, cfg: Any, heads: nn.ModuleList, stats: ClassStats, seed: int) -> None:
+        super().__init__()
+        self.cfg, self.heads, self.stats, self.seed = cfg, heads, stats, seed
+
+    @property
+    def classifiers(self) -> list[Any]:
+        """The heads, one per expert."""
+        return list(self.heads)
+
+    @staticmethod
+    def result_head(cfg: Any) -> str | None:
+        """Kind of classifier that comes out ('linear', 'cosine'); None: that of stage 1."""
+        return None
+
+    @staticmethod
+    def rounds(cfg: Any) -> int:
+        """How many times the classifiers are changed and validated."""
+        raise NotImplementedError  # abstract
+
+
+class Solved(HeadMethod):
+    """Classifiers that are computed."""
+
+    def solve_(self, index: int, data: FeatureSet) -> dict[str, float]:
+        """Sets the heads of round ``index``; returns what to log of it."""
+        raise NotImplementedError  # abstract
+
+
+@dataclass(frozen=True, kw_only=True)
+class SgdConfig:
+    """Options of every method that descends: SGD with momentum on the cached features, no warm-up."""
+
+    epochs: int = 10
+    """Passes over the method's stream. Range >= 1."""
+    batch_size: int = 128
+    """Features per step. Range >= 1."""
+    lr: float = 0.1
+    """Learning rate at the beginning. Range > 0."""
+    momentum: float = 0.9
+    """Momentum of SGD. Range [0, 1)."""
+    weight_decay: float = 5e-4
+    """L2 penalty added to the gradient of all that is trained. Range >= 0."""
+    schedule: str = "cosine"
+    """'cosine' (to 0, set per epoch) or 'constant'."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+
+
+class Trained(HeadMethod):
+    """Classifiers that descend on a loss; what requires a gradient is trained."""
+
+    cfg: SgdConfig
+
+    @staticmethod
+    def rounds(cfg: SgdConfig) -> int:
+        return cfg.epochs
+
+    def rows(self, epoch: int, labels_N: Tensor) -> Tensor:
+        """int64 [L] rows of the features in the order of this epoch; pure. ``labels_N`` lies on the CPU."""
+        raise NotImplementedError  # abstract
+
+    def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Scalar loss of a batch, with gradient."""
+        raise NotImplementedError  # abstract
+
+    def project_(self) -> None:
+        """After each optimizer step: back into the feasible set, where there is one."""
+
+    def export_(self) -> None:
+        """After each epoch: what was learned into the heads, where it lies elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAwareConfig(SgdConfig):
+    """Options of methods that see every class equally often."""
+
+    per_class: int = 4
+    """Samples drawn in a row from a class before the next one. Range >= 1; GLT and DRO-LT: 4."""
+    max_passes: float | None = None
+    """Longest epoch, as a multiple of the number of training images; GLT: 4. null: largest class times number of classes,
+    as published (CIFAR-100-LT at imbalance 100: 50,000 draws, 4.6 times its images). Range > 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_class < 1:
+            raise ValueError(f"per_class must be >= 1, got {self.per_class}")
+        if self.max_passes is not None and not 0 < self.max_passes < float("inf"):
+            raise ValueError(f"max_passes must be a finite number > 0 or null, got {self.max_passes}")
+
+
+class ClassAware(Trained):
+    """Cross-entropy on a stream in which every class is equally frequent, so that a uniform prior needs no correction."""
+
+    cfg: ClassAwareConfig
+
+    def rows(self, epoch: int, labels_N: Tensor) -> Tensor:
+        cfg = self.cfg
+        return class_aware_rows(
+            labels_N, seed=self.seed, epoch=epoch, per_class=cfg.per_class, max_passes=cfg.max_passes
+        )
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        """[B, E, C]."""
+        return expert_logits(self.heads, features_BD)
+
+    def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        return expert_cross_entropy(self.logits(features_BD), labels_B).mean()
