@@ -1,4 +1,5 @@
-"""One run from a plain JSON job, in whatever process it was placed: opens data, tracker and directory, and calls ``fit``.
+"""One run from a plain JSON job, in whatever process it was placed: opens data, tracker and directory, and calls ``fit``
+(or ``fit_stage2``).
 
 Everything that crosses a process boundary is a ``Job``; the receiving side validates the configuration again.
 """
@@ -34,6 +35,8 @@ from ltcore.training.fork import fork
 from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
 from ltcore.training.mirror import Mirror
 from ltcore.training.record import RunInfo, RunRecord, read_json
+from ltcore.training.stage1 import resolved
+from ltcore.training.stage2 import fit_stage2
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     ``run.json`` (stopped or failed, with the reason) before it travels on.
     """
     check_same_code(job.code)
-    cfg = from_dict(job.config)
+    cfg = resolved(from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
     mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
     info = RunInfo(**{**job.info, "hot": tuple(job.info.get("hot", ()))})
@@ -88,6 +91,8 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
         done = read_json(mirror.local / "run.json")
     done = dist.broadcast_object(done)
     if done is not None and done["status"] == "finished":
+        if cfg.stage2 is not None:
+            ckpt.refuse_differences(job.run_uri, done["config"], flat(cfg))
         return done
     with _feed(cfg, job, ctx) as feed:
         return _run(job, cfg, ctx, mirror, info, feed)
@@ -96,7 +101,7 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
 def _run(job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: Feed) -> dict[str, Any]:
     run_dir, lead = mirror.local, ctx.rank == 0
     record = RunRecord(run_dir / "run.json" if lead else None, _first_fields(cfg, info, ctx, feed))
-    previous = ckpt.find(run_dir / "checkpoints")
+    previous = ckpt.find(run_dir / "checkpoints") if cfg.stage2 is None else None  # stage 2 begins at its beginning
     earlier: list[dict[str, Any]] = []
     if lead and previous is None and job.fork_of:
         earlier = _fork(job.fork_of, run_dir, flat(cfg))
@@ -125,7 +130,8 @@ def _run(job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInf
     try:
         for row in earlier:
             tracker.log({key: value for key, value in row.items() if key != "step"}, row["step"])
-        fields = fit(cfg, feed, _Mirrored(ctx, mirror), run_dir, tracker, info, record)
+        loop = fit if cfg.stage2 is None else fit_stage2
+        fields = loop(cfg, feed, _Mirrored(ctx, mirror), run_dir, tracker, info, record)
         status = "finished"
     except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
         status = "stopped"
@@ -209,7 +215,7 @@ def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, feed: Feed) ->
         "group": info.group,
         "seed": cfg.seed,
         "config": flat(cfg),
-        "epochs_planned": cfg.train.epochs,
+        "epochs_planned": cfg.epochs,
         "epochs_done": 0,
         "images_seen": 0,
         "last": {},

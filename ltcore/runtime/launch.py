@@ -17,6 +17,8 @@ from ltcore.runtime.execute import Job, execute, forget
 from ltcore.runtime.place import check_storage, choose_scaling, storage_root
 from ltcore.training.context import LocalContext
 from ltcore.training.fit import StopRequested
+from ltcore.training.stage1 import resolved
+from ltcore.training.stage2 import refuse_workers
 
 
 def train(args: TrainArgs) -> dict[str, Any]:
@@ -24,9 +26,12 @@ def train(args: TrainArgs) -> dict[str, Any]:
 
     Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``.
     """
-    cfg = load_run(args.recipe, args.overrides)
+    cfg = resolved(load_run(args.recipe, args.overrides))
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
+    if cfg.stage2 is not None:
+        refuse_workers(args.workers[1] if args.workers else 1)
+        _keep_stage1(cfg.stage2.from_run, run_uri)
     if args.fresh and not args.dry_run:
         forget(run_uri)
     data_uri = prepare_data(cfg, args.fresh, root=None if is_local(root) else join(root, "datasets"))
@@ -39,16 +44,31 @@ def train(args: TrainArgs) -> dict[str, Any]:
         run_uri=run_uri,
         info={"id": cfg.name, "kind": "run", "group": "", "test": True},
     )
-    _say(f"{cfg.name}: {cfg.train.epochs} epochs on {read_manifest(data_uri).name}; results in {run_uri}")
+    _say(f"{cfg.name}: {_what(cfg)} on {read_manifest(data_uri).name}; results in {run_uri}")
     if not wants_ray(args, cfg):
         from ltcore.runtime.console import EpochLines
 
         try:
             with LocalContext() as ctx:
-                return execute(job, EpochLines(ctx, cfg.train.epochs)) | {"run_uri": run_uri}
+                return execute(job, EpochLines(ctx, cfg.epochs)) | {"run_uri": run_uri}
         except StopRequested as stop:
             raise KeyboardInterrupt(str(stop)) from None
     return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
+
+
+def _keep_stage1(from_run: str, run_uri: str) -> None:
+    """Before anything is removed or written: stage 2 may have the name of no run that it starts from."""
+    if f"{from_run.rstrip('/')}/".startswith(f"{run_uri}/"):
+        raise ConfigError(
+            f"--name {run_uri.rpartition('/')[2]} is the run that stage 2 starts from ({from_run}). Give this one another "
+            "--name."
+        )
+
+
+def _what(cfg: RunConfig) -> str:
+    if cfg.stage2 is None:
+        return f"{cfg.train.epochs} epochs"
+    return f"stage 2 ({cfg.stage2.method}) of {cfg.stage2.from_run}"
 
 
 def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
@@ -90,6 +110,11 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     steps = num_train // cfg.train.batch_size
     if steps == 0:
         raise CapacityError(f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images.")
+    if cfg.stage2 is not None:
+        return (
+            f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
+            "computed once. Nothing was started (--dry-run)."
+        )
     images = steps * cfg.train.batch_size * cfg.train.epochs
     ifl = cfg.objective.active_terms().get("ifl")
     budget = ""

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ltcore.data.manifest import Manifest
 from ltcore.errors import CheckpointError, NumericError
 
 SCHEMA = 1
@@ -77,6 +78,21 @@ def save(
     for stale in folder.glob(".*"):
         shutil.rmtree(stale, ignore_errors=True)
     return final
+
+
+def description(config: dict[str, Any], manifest: Manifest, *, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What stands in ``meta.json`` beside schema and step: the flat configuration, and what prediction needs of the data."""
+    return {
+        "epoch": epoch,
+        "config": config,
+        "classes": list(manifest.classes),
+        "shot_groups": list(manifest.shot_groups),
+        "mean": list(manifest.mean),
+        "std": list(manifest.std),
+        "canvas": manifest.canvas,
+        "data_hash": manifest.hash,
+        "metrics": metrics,
+    }
 
 
 def _check_finite(folder: Path, step: int, model: dict[str, Any]) -> None:
@@ -166,14 +182,19 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: st
             f"{checkpoint.path} was trained on data {checkpoint.meta['data_hash'][:12]}, now data.uri leads to {data_hash[:12]}. "
             "Give the same data, another --name, or --fresh."
         )
+    refuse_differences(checkpoint.path, checkpoint.meta["config"], config, hot)
+
+
+def refuse_differences(where: Path | str, old: dict[str, Any], new: dict[str, Any], hot: tuple[str, ...] = ()) -> None:
+    """CheckpointError that names the first keys in which two flat configurations differ, if any matter."""
     differences = [
-        f"{key}: {checkpoint.meta['config'].get(key)!r} there, {config.get(key)!r} now"
-        for key in sorted(set(config) | set(checkpoint.meta["config"]))
-        if not key.startswith((*FREE_TO_CHANGE, *hot)) and checkpoint.meta["config"].get(key) != config.get(key)
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(set(new) | set(old))
+        if not key.startswith((*FREE_TO_CHANGE, *hot)) and old.get(key) != new.get(key)
     ]
     if differences:
         raise CheckpointError(
-            f"{checkpoint.path} belongs to another configuration ({'; '.join(differences[:5])}"
+            f"{where} belongs to another configuration ({'; '.join(differences[:5])}"
             f"{'; ...' if len(differences) > 5 else ''}). Use another --name, the old values, or --fresh."
         )
 

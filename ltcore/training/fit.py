@@ -279,18 +279,7 @@ class _Run:
             state_dict(self.parts, self.optimizer, self.at) if tag == "last" else None
         )  # a collective: memories of all ranks
         if self.ctx.rank == 0:
-            manifest = self.feed.store.manifest
-            meta = {
-                "epoch": self.at.epoch,
-                "config": flat(self.cfg),
-                "classes": list(manifest.classes),
-                "shot_groups": list(manifest.shot_groups),
-                "mean": list(manifest.mean),
-                "std": list(manifest.std),
-                "canvas": manifest.canvas,
-                "data_hash": manifest.hash,
-                "metrics": self.at.best,
-            }
+            meta = ckpt.description(flat(self.cfg), self.feed.store.manifest, epoch=self.at.epoch, metrics=self.at.best)
             model = self.parts.eval_net.state_dict()
             ckpt.save(self.folder, tag, step=self.at.step, model=model, state=state, meta=meta)
         if tag == "last":

@@ -52,6 +52,13 @@ def tiny_run(**changes: Any) -> RunConfig:
     return override(base, {key.replace("__", "."): value for key, value in changes.items()})
 
 
+def stage2_run(from_run: Path | str, method: str, **changes: Any) -> RunConfig:
+    """Only what belongs to stage 2 is said; the rest comes from the run. No tracking, one thread; keys as for ``tiny_run``."""
+    own = {"tracking.wandb": False, "tracking.tensorboard": False, "train.threads": 1, "train.precision": "fp32"}
+    own |= {"stage2.from_run": str(from_run), "stage2.method": method}
+    return override(RunConfig(name=method), own | {key.replace("__", "."): value for key, value in changes.items()})
+
+
 def run(cfg: RunConfig, uri: str, run_dir: Path, ctx: RunContext | None = None, **info: Any) -> dict[str, Any]:
     """Executes the run in this process; returns the content of run.json."""
     fields = {"id": cfg.name, "kind": "run", "group": "", "test": True, **info}
