@@ -2,9 +2,11 @@
 
 import pytest
 
-from ltcore.config.load import base_run, dump, load_run, load_sweep
+from ltcore.config.load import base_run, dump, load_run, load_sweep, override
+from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
 from ltcore.config.tree import header, packaged
+from ltcore.objective.registry import STAGE2
 
 RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
 
@@ -87,6 +89,17 @@ def test_the_authors_stages_of_dro_lt():
     assert abs(second.train.epochs * 10_847 / 4e6 - 1) < 0.01
     assert (dro.weight, dro.temperature, dro.slack, dro.denominator) == (1.0, 1.0, 1, "class")
     assert second.train.freeze == "classifier" and second.train.init_from.endswith(f"/{first.name}")
+
+
+def test_every_method_of_stage_2_has_a_recipe_that_says_nothing_of_stage_1():
+    runs = {name: load_run(name) for name in RECIPES}
+    second = {name: run for name, run in runs.items() if run.stage2 is not None}
+    assert {run.stage2.method for run in second.values()} == set(STAGE2)
+    for name, run in second.items():
+        assert override(RunConfig(name=name), {"stage2": dump(run)["stage2"]}) == run
+        folder, _, first = run.stage2.from_run.rpartition("/")
+        assert folder == "~/ltcore-runs" and runs[first].objective.base == "cross_entropy"
+        assert first in " ".join(header(RECIPES[name]))
 
 
 def test_the_demo_starts_every_term_by_a_fifth_of_training_and_mirrors_no_digit():

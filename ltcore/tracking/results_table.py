@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from ltcore.config.keys import comes_from_stage1
 from ltcore.config.show import run_tree
 from ltcore.config.tree import as_text, flatten, header, packaged
 from ltcore.errors import DataError
@@ -25,7 +26,7 @@ COLUMNS = (
     "time each",
     "command",
 )
-ELSEWHERE = (*IDENTITY, "data.uri", "train.threads", "tracking.")
+ELSEWHERE = (*IDENTITY, "data.uri", "train.threads", "tracking.", "stage2.from_run")
 """Keys, and beginnings of keys, that say where a run was computed or logged and do not tell methods apart."""
 PUBLISHED = re.compile(r"top-1 ([\d.]+) published")
 
@@ -36,11 +37,12 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     Accuracies are top-1 in percent on the class-balanced test split (``test_cbl``, else ``test``): mean and, from two
     seeds on, standard deviation (n - 1). 'last' has the weights of the last epoch, 'best on val' those of the best
     epoch on validation; shot groups are of 'last'. 'published' is what the recipe's header promises for its own number
-    of epochs. The command is the packaged recipe that differs in the fewest keys, with these as overrides. Raises
+    of epochs. The command is the packaged recipe that differs in the fewest keys, with these as overrides; of stage 2
+    with the name of its first run of stage 1, and runs share a line whose stage 1 differs in nothing but the seed. Raises
     DataError for a run that is not finished or was not tested.
     """
     recipes = {name: flatten(run_tree(name)) for name in packaged("recipe")}
-    lines: dict[tuple[str, str, str], list[StoredRun]] = {}
+    lines: dict[tuple[str, str, str, str], list[StoredRun]] = {}
     for run in runs:
         if run.info.get("status") != "finished" or not run.tests():
             raise DataError(
@@ -48,19 +50,23 @@ def results_table(runs: Sequence[StoredRun]) -> str:
                 "results. Let the same command continue it, or leave it away."
             )
         recipe, overrides = _command(run.info["config"], recipes)
-        lines.setdefault((recipe, overrides, run.info["data"]["hash"]), []).append(run)
-    rows = [_row(recipe, overrides, group) for (recipe, overrides, _), group in lines.items()]
+        stage1 = {k: v for k, v in run.info["config"].items() if "stage1" in run.info and comes_from_stage1(k)}
+        lines.setdefault((recipe, overrides, run.info["data"]["hash"], str(sorted(stage1.items()))), []).append(run)
+    rows = [_row(recipe, overrides, group) for (recipe, overrides, *_), group in lines.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in [COLUMNS, ["---"] * len(COLUMNS), *rows])
 
 
 def _command(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """(recipe, overrides) of the packaged recipe closest to a stored configuration."""
+    second = "stage2.method" in config
+    told = {k: v for k, v in config.items() if not k.startswith(ELSEWHERE) and not (second and comes_from_stage1(k))}
 
     def overrides(recipe: str) -> dict[str, Any]:
         base = recipes[recipe]
-        return {k: v for k, v in config.items() if (k not in base or base[k] != v) and not k.startswith(ELSEWHERE)}
+        return {k: v for k, v in told.items() if k not in base or base[k] != v}
 
-    closest = min(recipes, key=lambda recipe: len(overrides(recipe)))
+    alike = [name for name, keys in recipes.items() if ("stage2.method" in keys) == second]
+    closest = min(alike, key=lambda recipe: len(overrides(recipe)))
     return closest, " ".join(f"{key}={as_text(value)}" for key, value in overrides(closest).items())
 
 
@@ -68,6 +74,7 @@ def _row(recipe: str, overrides: str, runs: Sequence[StoredRun]) -> list[str]:
     last = [_balanced(run.tests()) for run in runs]
     best = [_balanced(run.info["test_best"]) for run in runs if run.info.get("test_best")]
     promised = PUBLISHED.search(" ".join(header(packaged("recipe")[recipe])))
+    stage1 = f"stage2.from_run={runs[0].info['stage1']['name']}" if "stage1" in runs[0].info else ""
     groups = [[m[group] for m in last if m.get(group) is not None] for group in ("many", "medium", "few")]
     return [
         recipe,
@@ -79,7 +86,7 @@ def _row(recipe: str, overrides: str, runs: Sequence[StoredRun]) -> list[str]:
         " / ".join(f"{100 * fmean(values):.1f}" if values else "—" for values in groups),
         promised[1] if promised else "—",
         duration(fmean(run.info["seconds"] for run in runs)),
-        f"`train.py {' '.join(filter(None, [recipe, overrides]))}`",
+        f"`train.py {' '.join(filter(None, [recipe, stage1, overrides]))}`",
     ]
 
 

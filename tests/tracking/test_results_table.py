@@ -86,3 +86,20 @@ def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 0.3, 0.3, status="stopped")
     with pytest.raises(DataError, match=r"/a is stopped, not finished and tested"):
         results_table([read_run(folder)])
+
+
+def test_runs_of_stage_2_are_told_apart_by_their_stage_1_and_ordinary_ones_get_no_recipe_of_it(tmp_path: Path) -> None:
+    crt = {"stage2__method": "crt", "objective__base": "cross_entropy", "data__imbalance_factor": "50"}
+    folders = []
+    for name, seed, epochs in (("ce-1", "1", "30"), ("ce-2", "2", "30"), ("long", "1", "60")):
+        options = {"stage2__from_run": f"/{name}", "stage2__options__crt__epochs": "5", "train__epochs": epochs}
+        folder = write(tmp_path / f"crt-{name}", 0.4, 0.4, seed=seed, **crt, **options)
+        info = read_run(folder).info
+        write_json(folder / "run.json", {**info, "stage1": {"name": name}})
+        folders.append(folder)
+    ordinary = write(tmp_path / "plain", 0.3, 0.3, objective__base="cross_entropy", data__imbalance_factor="null")
+    two, long, plain = cells(*folders, ordinary)
+    assert (two["method"], two["seeds"]) == ("cifar100_lt_crt", "1, 2")
+    assert two["command"] == "`train.py cifar100_lt_crt stage2.from_run=ce-1 stage2.options.crt.epochs=5`"
+    assert long["command"] == "`train.py cifar100_lt_crt stage2.from_run=long stage2.options.crt.epochs=5`"
+    assert "stage2" not in plain["command"]
