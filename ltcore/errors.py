@@ -53,8 +53,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """' Did you mean a, b?' with the closest allowed names, or '' where nothing is close."""
     names = list(allowed)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if not close:  # a dotted key is often right but for its section
-        close = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:3]
+    if not close:  # a dotted key is often right but for its section; the outer ones come to mind first
+        same = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+        close = [n for n in same if n.count(".") == min(n.count(".") for n in same)][:3]
     return f" Did you mean {', '.join(close)}?" if close else ""
 
 
