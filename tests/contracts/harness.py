@@ -5,6 +5,7 @@ Twelve classes, so that a class order sorted as text (0, 1, 10, 11, 2, ...) woul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -133,13 +134,24 @@ def my_rows(index_B: Tensor) -> Tensor:
     return index_B.chunk(dist.world())[dist.rank()]
 
 
-def fill(objective: Objective, order_C: Tensor | None = None, merges: tuple[float, ...] = (0.5, 0.85)) -> Objective:
-    """One toy epoch before each merge, in batches of 12 over all ranks."""
+def fill(
+    objective: Objective,
+    order_C: Tensor | None = None,
+    merges: tuple[float, ...] = (0.5, 0.85),
+    *,
+    samples: int = SAMPLES,
+    change: Callable[[str, Tensor], Tensor] = lambda _name, tensor: tensor,
+) -> Objective:
+    """One toy epoch over the first ``samples`` samples before each merge, in batches of 12 over all ranks.
+
+    ``change(name, tensor)`` is what the memories see of a tensor of the output.
+    """
     for epoch, progress in enumerate(merges):
-        order = torch.randperm(SAMPLES, generator=generator(epoch, "order"))
+        order = torch.randperm(samples, generator=generator(epoch, "order"))
         for index_B in order.split(12):
             mine = my_rows(index_B)
             out = output_of(objective, mine, epoch, order_C)
+            out = with_tensors(out, {name: change(name, tensor.detach()) for name, tensor in tensors(out).items()})
             objective.observe(out, batch_of(mine, order_C), progress)
         objective.merge(progress)
     return objective

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,6 +42,15 @@ def test_permuting_the_batch_permutes_the_losses(objective: Objective) -> None:
     order_B = torch.randperm(12, generator=torch.Generator().manual_seed(3))
     loss_B = per_sample(objective, harness.ragged())
     harness.assert_close(per_sample(objective, harness.ragged()[order_B]), loss_B[order_B])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_class_without_training_images(base: str) -> None:
+    counts_C = torch.tensor([*harness.COUNTS[:-1], 0])
+    stats = replace(harness.stats(), counts_C=counts_C)
+    objective = harness.fill(Objective(ObjectiveConfig(base=base), stats, harness.DIMS, seed=0).double(), samples=71)
+    result = harness.run(objective, harness.ragged()[:-1])
+    assert result.loss.isfinite() and all(grad.isfinite().all() for grad in result.grads.values())
 
 
 def test_options_of_a_base_that_is_not_chosen_are_refused() -> None:

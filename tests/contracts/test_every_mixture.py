@@ -48,6 +48,13 @@ def test_the_base_loss_of_a_whole_image_is_the_plain_one(objective: Objective) -
     harness.assert_close(*parts)
 
 
+def test_extreme_logits(objective: Objective) -> None:
+    out, batch = harness.output_of(objective, RAGGED, 7), harness.mixed(harness.batch_of(RAGGED))
+    extreme = replace(out, logits_BC=(out.logits_BC.detach().sign() * 1e4).requires_grad_())
+    result = harness.evaluate(objective, extreme, batch)
+    assert result.loss.isfinite() and all(grad.isfinite().all() for grad in result.grads.values())
+
+
 def test_permuting_pairs_changes_nothing(objective: Objective) -> None:
     order_B = torch.tensor([3, 2, 10, 11, 0, 1, 4, 5, 9, 8, 7, 6])
     plain, permuted = harness.run_mixed(objective, RAGGED), harness.run_mixed(objective, RAGGED[order_B])

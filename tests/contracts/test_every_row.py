@@ -96,6 +96,24 @@ def test_before_anything_is_remembered(row: tuple[str, str]) -> None:
     assert_finite(harness.run(harness.build_row(*row), RAGGED))
 
 
+def test_classes_that_never_came(row: tuple[str, str]) -> None:
+    """Memories that know two classes of twelve, and a batch with others, or of others alone."""
+    objective = harness.fill(harness.build_row(*row), samples=20)
+    assert_finite(harness.run(objective, RAGGED))
+    assert_finite(harness.run(objective, RAGGED[-4:]))
+
+
+@pytest.mark.parametrize("what", ["zeros", "extreme logits"])
+def test_extremes_that_are_remembered(row: tuple[str, str], what: str) -> None:
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if what == "zeros":
+            return torch.zeros_like(tensor)
+        return tensor.sign() * 1e4 if name == "logits_BC" else tensor
+
+    objective = harness.fill(harness.build_row(*row), change=change)
+    assert_finite(harness.run(objective, RAGGED))
+
+
 def test_gradient_is_that_of_the_value(objective: Objective) -> None:
     small = RAGGED[:5]
     out, batch = harness.output_of(objective, small), harness.batch_of(small)
