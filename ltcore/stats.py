@@ -1,12 +1,12 @@
 """Class statistics of the training split: counts and priors, indexed by the integer class id.
 
 They are built once, from the manifest, so no loss ever sorts class names (the published GLT code sorts them as strings,
-which permutes the prior of every data set with more than ten classes).
+which permutes the prior of every data set with more than ten classes; ``ClassStats.in_text_order`` is that).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ class ClassStats:
     @property
     def num_samples(self) -> int:
         return int(self.counts_C.sum())
+
+    def in_text_order(self) -> ClassStats:
+        """Counts as GLT's code hands them to a loss: class c gets those of the c-th class number in the order of text.
+
+        With twelve classes that is 0, 1, 10, 11, 2, ..., 9; up to ten classes nothing moves. Shot groups stay, and the
+        stream is the data set's, which is all that code knows.
+        """
+        order_C = torch.tensor(sorted(range(self.num_classes), key=str), device=self.counts_C.device)
+        return replace(self, counts_C=self.counts_C[order_C], stream_counts_C=None)
 
     def log_prior_C(self, which: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """[C] log prior of the ``dataset``, or of the ``stream`` (after resampling or re-weighting).

@@ -23,6 +23,9 @@ from ltcore.objective.term import Base, FeatureDims, LossContext, Term
 from ltcore.shots import shot_groups_by_count
 from ltcore.stats import ClassStats
 
+LEXICOGRAPHIC = "lexicographic_compat"
+PRIORS = ("stream", "dataset", LEXICOGRAPHIC)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -36,13 +39,21 @@ class ObjectiveConfig:
     terms: Terms = field(default_factory=Terms)
     """The named terms; null is off."""
     prior: str = "stream"
-    """Class prior for losses that use one: 'stream' (what the model sees, after re-weighting) or 'dataset'."""
+    """Class prior for losses that use one: 'stream' (what the model sees, after re-weighting) or 'dataset'.
+    'lexicographic_compat' repeats a mistake of GLT's published code, to compare with its numbers and for nothing else:
+    among more than ten classes the base takes each other's counts for prior, margins and weights. Terms do not."""
 
     def __post_init__(self) -> None:
-        if self.prior not in ("stream", "dataset"):
-            raise ValueError(f"prior must be 'stream' or 'dataset', got {self.prior!r}")
+        if self.prior not in PRIORS:
+            raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {self.prior!r}")
         if self.base not in BASES:
             raise ValueError(f"base must be one of {', '.join(sorted(BASES))}, got {self.base!r}")
+        if self.prior == LEXICOGRAPHIC and not BASES[self.base].build.text_order_in_glt:
+            known = ", ".join(name for name, row in BASES.items() if row.build.text_order_in_glt)
+            raise ValueError(
+                f"prior must be 'stream' or 'dataset' with base={self.base!r}, got {self.prior!r}: the code that it "
+                f"repeats has that mistake in {known} alone"
+            )
         for name, row in BASES.items():
             if name != self.base and getattr(self.base_options, name) != row.build.Config():
                 raise ValueError(
@@ -70,7 +81,8 @@ class Objective(nn.Module):
     def __init__(self, cfg: ObjectiveConfig, stats: ClassStats, dims: FeatureDims, seed: int) -> None:
         super().__init__()
         self.cfg, self.stats = cfg, stats
-        self.base: Base = BASES[cfg.base].build(getattr(cfg.base_options, cfg.base), stats, dims)
+        base_stats = stats.in_text_order() if cfg.prior == LEXICOGRAPHIC else stats
+        self.base: Base = BASES[cfg.base].build(getattr(cfg.base_options, cfg.base), base_stats, dims)
         self._terms: dict[str, Term] = {
             name: TERMS[name].build(term_cfg, stats, dims) for name, term_cfg in cfg.active_terms().items()
         }
@@ -83,7 +95,7 @@ class Objective(nn.Module):
                 if spec.key not in self._memories:
                     self._memories[spec.key] = spec.build(stats, dims, seed)
             self._named[name] = {local: self._memories[spec.key] for local, spec in specs.items()}
-        self._log_prior_C = stats.log_prior_C(cfg.prior, torch.float64)
+        self._log_prior_C = base_stats.log_prior_C("stream" if cfg.prior == "stream" else "dataset", torch.float64)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -76,6 +76,8 @@ class Base(nn.Module):
     """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
     learns_centers: ClassVar[bool] = False
     """True: the classifier's rows are centers that the loss itself must move."""
+    text_order_in_glt: ClassVar[bool] = False
+    """True: GLT's code has this loss, with class counts in the order of text (``objective.prior``)."""
 
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()

@@ -21,6 +21,8 @@ from ltcore.objective.term import Base, LossContext, widened
 class BalancedSoftmax(Base):
     """Softmax cross-entropy under the class prior. A uniform prior makes it plain cross-entropy."""
 
+    text_order_in_glt = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """No options: ``logit_adjust`` is the form with a strength."""

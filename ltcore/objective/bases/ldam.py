@@ -29,6 +29,8 @@ from ltcore.stats import ClassStats
 class Ldam(Base):
     """Margins by class frequency, then re-weighting; for a cosine head."""
 
+    text_order_in_glt = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         max_margin: float = 0.5

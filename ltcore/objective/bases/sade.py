@@ -36,6 +36,7 @@ class Sade(Base):
     """Cross-entropy, balanced softmax and inverse softmax, one for each expert."""
 
     expert_head = True
+    text_order_in_glt = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
