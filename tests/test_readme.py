@@ -41,4 +41,4 @@ def test_every_script_it_names_exists() -> None:
 
 
 def test_it_is_one_page() -> None:
-    assert len(README.splitlines()) < 150
+    assert len(README.splitlines()) < 180, "one page to scroll; what is longer belongs into docstrings and --help"

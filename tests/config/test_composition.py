@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,20 @@ def test_the_markdown_says_the_same(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr("sys.argv", ["ltcore", "composition"])
     assert main.main() == 0
     assert capsys.readouterr().out.strip() == composition.markdown().strip()
+
+
+def test_the_readme_says_the_same() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    header, _, *lines = re.findall(r"^\|.*\|$", readme.split("## Methods\n")[1].split("\n## ")[0], flags=re.MULTILINE)
+
+    def names(cell: str) -> list[str]:
+        return cell.strip().split(", ")
+
+    columns = [names(cell) for cell in header.strip("|").split("|")][1:]
+    said = {}
+    for line in lines:
+        rows, *cells = line.strip("|").split("|")
+        for row in names(rows):
+            for group, cell in zip(columns, cells, strict=True):
+                said |= {(row, column): cell.strip() == "yes" for column in group if column != row}
+    assert said == {(pair.row, pair.column): not pair.reason for pair in PAIRS if " + " not in pair.column}
