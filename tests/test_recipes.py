@@ -1,12 +1,23 @@
-"""Every packaged recipe and sweep loads, and its header keeps the promise of one."""
+"""Every packaged recipe and sweep loads, its header keeps the promise of one, and every recipe trains."""
 
+import io
+
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from ltcore.config.load import base_run, dump, load_run, load_sweep, override
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
 from ltcore.config.tree import header, packaged
+from ltcore.data.feed import open_feed
+from ltcore.data.shards import Sample, write_dataset
 from ltcore.objective.registry import STAGE2
+from ltcore.runtime.launch import dry_run_text
+from ltcore.training.build import build, num_views
+from ltcore.training.context import LocalContext
+from ltcore.training.optim import build_optimizer
 
 RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
 
@@ -42,6 +53,81 @@ def test_sweep_loads_with_every_value_of_its_space(name):
     sweep = load_sweep(name)
     assert sweep.name == name
     assert base_run(sweep).objective.active_terms()
+
+
+CLASSES = 4
+SMALL_PX, LARGE_PX = 32, 64
+"""The least that CIFAR networks and torchvision's take."""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Generated JPEGs of 70 x 100 px, as in no recipe's canvas."""
+
+    def samples():
+        rng = np.random.default_rng(0)
+        for n in range(4 * CLASSES):
+            out = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (70, 100, 3), np.uint8)).save(out, "JPEG")
+            yield Sample(f"k{n}", out.getvalue(), "jpg", n % CLASSES)
+
+    uri = str(tmp_path_factory.mktemp("photographs") / "shards")
+    write_dataset(
+        uri,
+        name="photographs",
+        classes=[f"class{c}" for c in range(CLASSES)],
+        attributes=[],
+        splits={"train": samples(), "val": samples()},
+        canvas=SMALL_PX,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        seed=0,
+        shot_rule="rank",
+        provenance={},
+    )
+    return uri
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if load_run(name).stage2 is None])
+def test_recipe_trains(name, photographs):
+    """Two steps of its own network and objective; between them memories are merged, so that every term acts."""
+    overrides = {"train.batch_size": 4, "train.init_from": None, "train.freeze": None, "train.precision": "fp32"}
+    large = load_run(name).data.canvas is not None
+    overrides["data.canvas"] = LARGE_PX if large else SMALL_PX
+    if load_run(name).model.ghost_batch is not None:
+        overrides["model.ghost_batch"] = 2
+    run = load_run(name, overrides)
+    views = num_views(run)
+    feed = open_feed(
+        run.data, photographs, batch_size=run.train.batch_size, seed=0, augment=run.augment, num_views=views
+    )
+    parts = build(run, feed, LocalContext(torch.device("cpu")))
+    optimizer, objective = build_optimizer(run.train.optim, parts.step), parts.step.objective
+    before = parts.step.net.heads[0].weight.clone()
+    batches = feed.train_batches(0)
+    for progress in (0.0, 0.9):
+        raw = next(batches)
+        assert (raw.boxes_VB4 is not None) == large, "large images are cropped by the reader"
+        batch = parts.augment(raw, 0)
+        assert batch.images_VBCHW.shape == (views, 4, 3, *[overrides["data.canvas"]] * 2)
+        loss, values, out = parts.step(batch, progress)
+        assert loss.isfinite()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.observe(out, batch, progress)
+        objective.merge(0.9)
+    assert set(values) == {"base", *run.objective.active_terms()}
+    assert not torch.equal(before, parts.step.net.heads[0].weight)
+    feed.close()
+
+
+@pytest.mark.parametrize("name", ["imagenet_lt_paco_lpa", "places_lt_dro", "cifar100_lt_ce"])
+def test_a_dry_run_tells_capacity_and_cost(name, photographs):
+    run = load_run(name, {"train.batch_size": 4, "data.canvas": LARGE_PX})
+    text = dry_run_text(run, photographs)
+    assert f"4 steps per epoch of 4, {run.train.epochs} epochs, {16 * run.train.epochs:,} images in all" in text
+    assert f"{run.model.name} at 64 px" in text and "FLOP" in text and "Each worker holds" in text
 
 
 LDAM_SCHEDULE = (
@@ -100,6 +186,47 @@ def test_every_method_of_stage_2_has_a_recipe_that_says_nothing_of_stage_1():
         folder, _, first = run.stage2.from_run.rpartition("/")
         assert folder == "~/ltcore-runs" and runs[first].objective.base == "cross_entropy"
         assert first in " ".join(header(RECIPES[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "temperature", "decay", "views"),
+    [
+        ("imagenet_lt_paco", "resnet50", 0.2, 5e-4, ("rrc_rand", "rrc_sim")),
+        ("imagenet_lt_paco_x50", "resnext50_32x4d", 0.07, 5e-4, ("rrc_rand_stack", "rrc_sim")),
+        ("inat18_paco", "resnet50", 0.2, 1e-4, ("rrc_rand", "rrc_sim")),
+        ("places_lt_paco", "resnet152", 0.2, 5e-4, ("rrc_sim", "rrc_sim")),
+    ],
+)
+def test_the_large_settings_of_paco(name, network, temperature, decay, views):
+    """Batch 128 in groups of 32, SGD 0.02 by cosine, a queue of 8,192 vectors of length 128, sample weight 0.05."""
+    run = load_run(name)
+    optim, paco = run.train.optim, run.objective.base_options.paco
+    assert (run.model.name, run.model.ghost_batch, run.model.projection_dim) == (network, 32, 128)
+    assert (paco.sample_weight, paco.temperature, paco.queue_size) == (0.05, temperature, 8192)
+    assert (optim.lr, optim.momentum, optim.weight_decay, optim.schedule) == (0.02, 0.9, decay, "cosine")
+    epochs, warmup = (30, 5) if name.startswith("places") else (400, 10)
+    assert (run.train.epochs, round(optim.warmup * epochs), run.train.batch_size) == (epochs, warmup, 128)
+    assert (run.augment.view1, run.augment.view2, run.augment.crop_from, run.data.canvas) == (*views, "original", 224)
+    assert (run.augment.randaugment_ops, run.augment.randaugment_magnitude) == (2, 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "parent", "num_attributes", "num_classes"),
+    [
+        ("imagenet_lt_paco_lpa", "imagenet_lt_paco_x50", 512, 1000),
+        ("inat18_paco_lpa", "inat18_paco", 1024, 8142),
+        ("places_lt_paco_lpa", "places_lt_paco", 256, 365),
+    ],
+)
+def test_the_large_settings_of_lpa(name, parent, num_attributes, num_classes):
+    """PaCo and the term, which shares PaCo's queue and temperature and keeps at most 0.6 GiB of vectors to cluster."""
+    run, base = load_run(name), load_run(parent)
+    lpa, paco = run.objective.terms.lpa, run.objective.base_options.paco
+    assert (run.train, run.augment, run.model) == (base.train, base.augment, base.model)
+    assert paco == base.objective.base_options.paco
+    assert (lpa.temperature, lpa.queue_size) == (paco.temperature, paco.queue_size)
+    assert (lpa.weight, lpa.num_attributes) == (0.1, num_attributes)
+    assert 0.3 < num_classes * lpa.reservoir_per_class * 2048 * 4 / 2**30 < 0.6
 
 
 def test_the_demo_starts_every_term_by_a_fifth_of_training_and_mirrors_no_digit():

@@ -50,6 +50,26 @@ AUGMENTS: dict[str, Stack] = {
     ),
     "randaugment": Stack((stages.crop, stages.flip, stages.randaugment), "crop, flip, RandAugment"),
     "rrc_flip": Stack((stages.flip,), "random resized crop (area 0.08..1) and flip: ImageNet", min_area=0.08),
+    "rrc_flip_jitter": Stack(
+        (stages.flip, stages.jitter_no_hue),
+        "random resized crop, flip, color jitter: the plain augmentation of codes for ImageNet-LT",
+        min_area=0.08,
+    ),
+    "rrc_rand": Stack(
+        (stages.flip, stages.jitter_no_hue, stages.eight_bits, stages.randaugment),
+        "random resized crop, flip, color jitter, RandAugment: PaCo's first view on ImageNet-LT ('randcls')",
+        min_area=0.08,
+    ),
+    "rrc_rand_stack": Stack(
+        (stages.flip, stages.jitter_no_hue, stages.gray, stages.blur, stages.eight_bits, stages.randaugment),
+        "the same with gray and blur before RandAugment ('randclsstack')",
+        min_area=0.08,
+    ),
+    "rrc_sim": Stack(
+        (stages.flip, stages.jitter_no_hue, stages.gray, stages.blur),
+        "random resized crop (area 0.08..1), flip, color jitter, gray, blur: PaCo's second view on ImageNet-LT",
+        min_area=0.08,
+    ),
     "sim": Stack(
         (stages.flip, stages.jitter, stages.gray, stages.blur),
         "random resized crop (area 0.2..1), flip, color jitter, gray, blur: the second view of PaCo",

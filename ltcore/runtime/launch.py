@@ -16,6 +16,7 @@ from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.execute import Job, execute, forget
 from ltcore.runtime.place import check_storage, choose_scaling, storage_root
 from ltcore.training.context import LocalContext
+from ltcore.training.cost import cost
 from ltcore.training.fit import StopRequested
 from ltcore.training.stage1 import resolved
 from ltcore.training.stage2 import refuse_workers
@@ -104,7 +105,7 @@ def _say(text: str) -> None:
 
 
 def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
-    """What a run would cost, without starting it."""
+    """What a run would need and cost, without starting it."""
     manifest = read_manifest(data_uri)
     num_train = manifest.split(cfg.data.train_split).num_samples
     steps = num_train // cfg.train.batch_size
@@ -125,6 +126,7 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
         )
     return (
         f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
-        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget} "
-        "Nothing was started (--dry-run)."
+        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget}\n"
+        + "".join(f"{line}\n" for line in cost(cfg, manifest, images))
+        + "Nothing was started (--dry-run)."
     )
