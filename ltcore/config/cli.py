@@ -85,8 +85,10 @@ class EvaluateArgs:
     """Splits by name; empty: those of ``protocols``."""
     protocols: tuple[str, ...]
     """Any of 'clt', 'alt', 'glt'; empty, with empty ``splits``: every test split."""
+    posthoc_tau: float
+    """Strength of post-hoc logit adjustment; 0 is none."""
     output: str | None
-    """File for the metrics as JSON; None: metrics.json beside the checkpoint."""
+    """File for the metrics as JSON; None: metrics.json beside the checkpoint, metrics_posthoc.json of an adjusted one."""
     debug: bool
 
 
@@ -144,7 +146,16 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None) -> Evaluat
     which.add_argument("--split", action="append", default=[], metavar="NAME", help="split to evaluate; repeatable")
     which.add_argument("--protocol", action="append", default=[], choices=PROTOCOLS, help="GLT protocol; repeatable")
     parser.add_argument(
-        "--output", metavar="FILE", help="metrics as JSON (default: metrics.json beside the checkpoint)"
+        "--posthoc-tau",
+        type=_not_negative,
+        default=0.0,
+        metavar="TAU",
+        help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="metrics as JSON (default: beside the checkpoint, metrics.json, or metrics_posthoc.json with --posthoc-tau)",
     )
     args = parser.parse_intermixed_args(argv)
     if args.images and (args.split or args.protocol):
@@ -155,6 +166,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None) -> Evaluat
         data=args.data or os.environ.get("LTCORE_DATA"),
         splits=tuple(args.split),
         protocols=tuple(args.protocol),
+        posthoc_tau=args.posthoc_tau,
         output=args.output,
         debug=args.debug,
     )

@@ -104,7 +104,7 @@ class Objective(nn.Module):
     def forward(self, out: ModelOutput, batch: Batch, progress: float) -> ObjectiveOutput:
         """``progress`` is the fraction of training done before this step."""
         with torch.autocast(out.logits_BC.device.type, enabled=False):
-            live = {name: term for name, term in self._terms.items() if progress >= term.cfg.start}
+            live = self._live(progress)
             log_prior_C = self._log_prior_now(live).to(torch.promote_types(out.logits_BC.dtype, torch.float32))
             shared: dict[Any, Any] = {}
 
@@ -126,14 +126,23 @@ class Objective(nn.Module):
                 loss = loss + 0.0 * parameter.sum()  # DDP waits for the gradient of every parameter
             return ObjectiveOutput(loss, parts)
 
+    def stream_shares_C(self, progress: float) -> Tensor:
+        """float64 [C] class shares of what the model sees, under the sample weights in force at ``progress``; sum 1."""
+        weighted_C = self._weighted_shares(self._live(progress))
+        return self.stats.log_prior_C("stream", torch.float64).exp() if weighted_C is None else weighted_C
+
+    def _live(self, progress: float) -> dict[str, Term]:
+        return {name: term for name, term in self._terms.items() if progress >= term.cfg.start}
+
+    def _weighted_shares(self, live: dict[str, Term]) -> Tensor | None:
+        """float64 [C]; None where no term weights samples."""
+        shares = (term.class_shares(self._named[name]) for name, term in live.items())
+        return next((share_C for share_C in shares if share_C is not None), None)
+
     def _log_prior_now(self, live: dict[str, Term]) -> Tensor:
         """float64 [C]; with 'stream', the class shares under the sample weights that are in force."""
-        if self.cfg.prior == "stream":
-            for name, term in live.items():
-                share_C = term.class_shares(self._named[name])
-                if share_C is not None:
-                    return share_C.log()
-        return self._log_prior_C
+        share_C = self._weighted_shares(live) if self.cfg.prior == "stream" else None
+        return self._log_prior_C if share_C is None else share_C.log()
 
     def _base_per_sample(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         own_B = self.base(out, batch.labels_B, ctx)

@@ -96,7 +96,7 @@ class Base(nn.Module):
     @staticmethod
     def balances(cfg: Any) -> str:
         """How this configuration makes up for the class frequencies already, as the end of 'which ...'; '' where it does
-        not, and stage 2 may."""
+        not, and stage 2 or post-hoc logit adjustment may."""
         return ""
 
     def memories(self) -> dict[str, MemorySpec]:

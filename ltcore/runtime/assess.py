@@ -17,7 +17,7 @@ from ltcore.training.record import write_json
 
 
 def run(args: EvaluateArgs) -> None:
-    predictor = predict.load(args.checkpoint)
+    predictor = predict.load(args.checkpoint, args.posthoc_tau)
     if args.images:
         for file, (name, probability) in zip(args.images, predictor.predict(args.images), strict=True):
             print(f"{file}\t{name}\t{probability:.4f}")
@@ -29,7 +29,8 @@ def run(args: EvaluateArgs) -> None:
         data = dataclasses.replace(data, uri=args.data)
     result = predict.evaluate(predictor, prepare(data), args.splits, args.protocols)
     _print(result)
-    output = Path(args.output) if args.output else predictor.path / "metrics.json"
+    name = "metrics_posthoc.json" if args.posthoc_tau else "metrics.json"
+    output = Path(args.output) if args.output else predictor.path / name
     write_json(output, result)
     print(f"Metrics: {output}")
 

@@ -32,7 +32,8 @@ class Checkpoint:
 
     path: Path
     meta: dict[str, Any]
-    """schema, step, epoch, config (tree), classes, mean, std, canvas, metrics, data_hash."""
+    """schema, step, epoch, config (flat), classes, shot_groups, mean, std, canvas, metrics, data_hash; and class_prior, but
+    for stage 2."""
 
     def model_state(self) -> dict[str, torch.Tensor]:
         return _read_tensors(self.path / "model.pt")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ltcore.batch import Batch
 from ltcore.data.feed import Feed
@@ -27,8 +28,12 @@ def confusion(
     device: torch.device,
     autocast: torch.dtype | None,
     normalize: Callable[[Batch], Batch],
+    adjust: Callable[[Tensor], Tensor] | None = None,
 ) -> Confusion:
-    """Counts [A, C, C] of the whole split, equal on every rank. Raises DataError if a row was lost or doubled."""
+    """Counts [A, C, C] of the whole split, equal on every rank. Raises DataError if a row was lost or doubled.
+
+    The prediction is the largest logit [B, C] (the mean over experts), after ``adjust`` where there is one.
+    """
     manifest = feed.store.manifest
     counts = Confusion(len(manifest.classes), len(manifest.attributes), device)
     attributes_N = torch.tensor(feed.store.attributes(split), device=device)  # a copy: the store's array is read-only
@@ -39,7 +44,7 @@ def confusion(
         precision = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
         with precision:
             logits_BC = net(batch.images_VBCHW[0]).mean_logits_BC
-        counts.update(logits_BC, batch.labels_B, attributes_N[batch.index_B])
+        counts.update(adjust(logits_BC) if adjust else logits_BC, batch.labels_B, attributes_N[batch.index_B])
     net.train(was_training)
     counts.reduce()
     expected = manifest.splits[split].num_samples

@@ -91,6 +91,8 @@ class _Run:
         self.last_saved_step = -1
         self.saving_s = 0.0
         """Seconds that checkpoints took since the last epoch was reported."""
+        self.class_prior: list[float] = []
+        """Class shares of the epoch that was trained last, under its sample weights."""
 
     # ---- the run
 
@@ -121,6 +123,7 @@ class _Run:
         cfg, at = self.cfg, self.at
         lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
         set_lr(self.optimizer, lr)
+        self.class_prior = self.parts.step.objective.stream_shares_C(self._progress()).tolist()
         started, first_image = time.monotonic(), at.images_seen
         sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in at.sums.items()}
         watch = _Watch(self.folder)
@@ -280,6 +283,7 @@ class _Run:
         )  # a collective: memories of all ranks
         if self.ctx.rank == 0:
             meta = ckpt.description(flat(self.cfg), self.feed.store.manifest, epoch=self.at.epoch, metrics=self.at.best)
+            meta["class_prior"] = self.class_prior
             model = self.parts.eval_net.state_dict()
             ckpt.save(self.folder, tag, step=self.at.step, model=model, state=state, meta=meta)
         if tag == "last":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ltcore.data.feed import open_feed
 from ltcore.data.storage import is_local, open_fs
 from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.models.net import LongTailNet
+from ltcore.objective.bases.logit_adjust import posthoc_logits
+from ltcore.objective.registry import BASES
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import confusion, split_metrics
 
@@ -37,16 +40,26 @@ class Predictor:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     path: Path
+    posthoc_tau: float = 0.0
+    """Strength of post-hoc logit adjustment; 0 is none."""
+    log_prior_C: Tensor | None = None
+    """[C] log class shares that the classifier was trained on; only where it is adjusted."""
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """float32 [B, C] probabilities for uint8 RGB images [B, 3, canvas, canvas]."""
+        """float32 [B, C] probabilities for uint8 RGB images [B, 3, canvas, canvas]. Raises DataError for other shapes."""
         if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != (3, self.canvas, self.canvas):
             raise DataError(
                 f"Expected uint8 images of shape [B, 3, {self.canvas}, {self.canvas}], got {images_BCHW.dtype} "
                 f"{list(images_BCHW.shape)}. Predictor.read(files) makes them."
             )
-        return self.net(self._normalize(images_BCHW)).mean_logits_BC.softmax(1)
+        return self.adjusted(self.net(self._normalize(images_BCHW)).mean_logits_BC).softmax(1)
+
+    def adjusted(self, logits_BC: Tensor) -> Tensor:
+        """[B, C] logits to predict with: less ``posthoc_tau`` times the log prior where the classifier is adjusted."""
+        if self.log_prior_C is None:
+            return logits_BC
+        return posthoc_logits(logits_BC, self.log_prior_C.to(logits_BC.device), self.posthoc_tau)
 
     def _normalize(self, images_BCHW: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
@@ -62,8 +75,13 @@ class Predictor:
         return [(self.classes[c], float(v)) for c, v in zip(classes.tolist(), values, strict=True)]
 
 
-def load(checkpoint: str | Path) -> Predictor:
-    """The classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI."""
+def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
+    """The classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI.
+
+    ``posthoc_tau`` > 0 predicts with logits less that multiple of the log prior it was trained under (post-hoc logit
+    adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum). Raises CheckpointError where there is none or it is
+    damaged, ConfigError where the run balanced its classes in training.
+    """
     path = local_copy(str(checkpoint))
     found = ckpt.read(path)
     meta = found.meta
@@ -75,13 +93,44 @@ def load(checkpoint: str | Path) -> Predictor:
     weights = found.model_state()
     extra = [name for name in weights if name.startswith("projection.")]  # only training needs it
     net.load_state_dict({name: value for name, value in weights.items() if name not in extra})
-    return Predictor(
+    predictor = Predictor(
         net.eval(), config, tuple(meta["classes"]), meta["canvas"], tuple(meta["mean"]), tuple(meta["std"]), found.path
     )
+    if not posthoc_tau:
+        return predictor
+    return replace(predictor, posthoc_tau=posthoc_tau, log_prior_C=_posthoc_prior(found, config, posthoc_tau))
+
+
+def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Tensor:
+    """float32 [C] log prior of the stream that the checkpoint was trained on."""
+    if not 0 < tau < math.inf:
+        raise ConfigError(f"posthoc_tau must be a finite number >= 0, got {tau:g}.")
+    base = config.objective.base
+    balances = BASES[base].build.balances(getattr(config.objective.base_options, base))
+    if config.stage2 is not None:
+        balances, key = "balances the classifier", f"stage2.method={config.stage2.method}"
+    else:
+        key = f"objective.base={base}"
+    if balances:
+        raise ConfigError(
+            f"posthoc_tau={tau:g} does not go with {key} of {found.path}, which {balances}: the classes would be balanced "
+            "twice, and that costs accuracy (ImageNet-LT: balanced softmax 51.2, adjusted on top 46.6; Zhang et al., TPAMI "
+            "2023). Predict with it as it is, or adjust a run with objective.base=cross_entropy."
+        )
+    if "class_prior" not in found.meta:
+        raise CheckpointError(
+            f"{found.path}/meta.json does not say under which class prior it was trained (it is of an earlier version). Train "
+            "the run anew to adjust it."
+        )
+    return torch.tensor(found.meta["class_prior"], dtype=torch.float64).log().float()
 
 
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
-    """Metrics of every asked split: ``{"checkpoint", "data", "splits": {split: {metric: value}}}``."""
+    """Metrics of every asked split: ``{"checkpoint", "data", "data_hash", "posthoc_tau", "splits": {split: {metric:
+    value}}}``.
+
+    Raises ConfigError for a split that is not there or a protocol that does not fit, CheckpointError for other classes.
+    """
     feed = open_feed(predictor.config.data, data_uri, batch_size=1, seed=0)
     try:
         manifest = feed.store.manifest
@@ -106,10 +155,23 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
         result = {}
         for split in dict.fromkeys(wanted):
             counts = confusion(
-                net, feed, split, batch_size=512, device=device, autocast=None, normalize=augment.evaluate
+                net,
+                feed,
+                split,
+                batch_size=512,
+                device=device,
+                autocast=None,
+                normalize=augment.evaluate,
+                adjust=predictor.adjusted,
             )
             result[split] = split_metrics(counts, feed)
-        return {"checkpoint": str(predictor.path), "data": data_uri, "data_hash": manifest.hash, "splits": result}
+        return {
+            "checkpoint": str(predictor.path),
+            "data": data_uri,
+            "data_hash": manifest.hash,
+            "posthoc_tau": predictor.posthoc_tau,
+            "splits": result,
+        }
     finally:
         feed.close()
 

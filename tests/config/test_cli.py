@@ -97,6 +97,8 @@ def test_evaluate_reads_a_checkpoint_or_images(capsys):
     )
     assert cli.read_evaluate("doc", ["runs/x", "a.png", "b.png"]).images == ("a.png", "b.png")
     assert cli.read_evaluate("doc", ["runs/x", "--protocol", "clt"]).protocols == ("clt",)
+    taus = [cli.read_evaluate("doc", ["runs/x", *more]).posthoc_tau for more in ([], ["--posthoc-tau", "1.5"])]
+    assert taus == [0.0, 1.5]
     for argv in (["x", "a.png", "--split", "test"], ["x", "--split", "a", "--protocol", "clt"], []):
         with pytest.raises(SystemExit):
             cli.read_evaluate("doc", argv)

@@ -40,5 +40,8 @@ class LogitAdjust(Base):
 
 
 def posthoc_logits(logits_BC: Tensor, log_prior_C: Tensor, tau: float = 1.0) -> Tensor:
-    """[B, C] scores to predict with from a model that was trained by plain cross-entropy."""
+    """[B, C] scores to predict with from a model that was trained by plain cross-entropy; ``evaluate.py --posthoc-tau``.
+
+    ``log_prior_C`` is that of the stream it was trained on; tau = 1 is the optimum for a balanced test.
+    """
     return logits_BC - tau * log_prior_C
