@@ -61,6 +61,7 @@ class Batch:
         return Batch(move(self.images_VBCHW), move(self.labels_B), move(self.index_B), move(self.copy_B), mix, boxes)
 
     def with_images(self, images_VBCHW: Tensor, mix: Mix | None = None) -> Batch:
+        """The same samples after augmentation: float32 [V, B, 3, H, W], mixed where ``mix`` says with what."""
         return replace(self, images_VBCHW=images_VBCHW, mix=mix)
 
 

@@ -15,14 +15,17 @@ from torch import Tensor
 
 
 def is_distributed() -> bool:
+    """True where a process group has more than one rank."""
     return td.is_available() and td.is_initialized() and td.get_world_size() > 1
 
 
 def rank() -> int:
+    """Number of this process in 0..W-1; 0 where there is one."""
     return td.get_rank() if is_distributed() else 0
 
 
 def world() -> int:
+    """W, the number of ranks; 1 where there is one process."""
     return td.get_world_size() if is_distributed() else 1
 
 
@@ -75,5 +78,6 @@ def gather_with_grad(tensor: Tensor) -> Tensor:
 
 
 def barrier() -> None:
+    """Waits for all ranks."""
     if is_distributed():
         td.barrier()

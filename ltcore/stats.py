@@ -29,10 +29,12 @@ class ClassStats:
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return len(self.counts_C)
 
     @property
     def num_samples(self) -> int:
+        """N, images of the training split."""
         return int(self.counts_C.sum())
 
     def in_text_order(self) -> ClassStats:
@@ -47,7 +49,8 @@ class ClassStats:
     def log_prior_C(self, which: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """[C] log prior of the ``dataset``, or of the ``stream`` (after resampling or re-weighting).
 
-        A class without a sample gets the prior of half a sample, so that its logit stays finite.
+        A class without a sample gets the prior of half a sample, so that its logit stays finite. Raises ValueError for
+        another ``which``.
         """
         if which not in ("dataset", "stream"):
             raise ValueError(f"prior must be 'dataset' or 'stream', got {which!r}")

@@ -72,7 +72,8 @@ def per_attribute(
 
     ``precision='subset'`` counts predictions inside the attribute's samples (GLT's 'premask', its rule for attributes);
     'global' divides by the predictions over the whole test split (what GLT does for groups of classes). Samples of
-    unknown attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ...
+    unknown attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ... Raises ValueError
+    for another ``precision``.
     """
     if precision not in ("subset", "global"):
         raise ValueError(f"precision must be 'subset' or 'global', got {precision!r}")

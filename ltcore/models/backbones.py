@@ -47,7 +47,10 @@ class Backbone(nn.Module):
         return self.with_stages(images_BCHW, frozenset())[0]
 
     def with_stages(self, images_BCHW: Tensor, stages: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The feature maps, and the pooled features [B, stage_dims[name]] after each of the named stages."""
+        """The feature maps, and the pooled features [B, stage_dims[name]] after each of the named stages.
+
+        Raises ConfigError for images under ``min_px``.
+        """
         height, width = images_BCHW.shape[-2:]
         if min(height, width) < self.min_px:
             raise ConfigError(
@@ -88,6 +91,7 @@ class BasicBlock(nn.Module):
         self.pad = (channels - channels_in) // 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, channels_in, h, w] -> [B, channels, h / stride, w / stride], both rounded up."""
         shortcut = x
         if self.stride != 1:
             shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))

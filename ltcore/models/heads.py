@@ -35,6 +35,7 @@ class CosineHead(nn.Module):
         self.scale = scale
 
     def forward(self, features_BD: Tensor) -> Tensor:
+        """[B, C] scaled cosines."""
         return self.scale * F.linear(unit(features_BD), unit(self.weight))
 
 
@@ -69,4 +70,5 @@ class Projection(nn.Module):
         self.layers = nn.Sequential(layers)
 
     def forward(self, features_BD: Tensor) -> Tensor:
+        """[B, d], unit rows."""
         return unit(self.layers(features_BD))

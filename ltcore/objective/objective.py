@@ -68,6 +68,8 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
+    """What a step descends on, and what it logs."""
+
     loss: Tensor
     """Scalar with gradient. The mean over ranks is the loss of the global batch."""
     parts: dict[str, Tensor]
@@ -99,6 +101,7 @@ class Objective(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
+        """What base and terms ask of the network, together: see ``ltcore.objective.term.NEEDS``."""
         return frozenset().union(self.base.needs, *(t.needs for t in self._terms.values()))
 
     def forward(self, out: ModelOutput, batch: Batch, progress: float) -> ObjectiveOutput:

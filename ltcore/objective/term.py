@@ -100,6 +100,7 @@ class Base(nn.Module):
         return ""
 
     def memories(self) -> dict[str, MemorySpec]:
+        """Name, as this loss will find it in the context -> what it remembers across steps."""
         return {}
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
@@ -148,6 +149,7 @@ class Term(nn.Module):
         return "a mixed image has no single class for it"
 
     def memories(self) -> dict[str, MemorySpec]:
+        """As for a base."""
         return {}
 
     def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:

@@ -35,6 +35,7 @@ class Parts:
 
     @property
     def eval_net(self) -> LongTailNet:
+        """What is evaluated and saved: the averaged network where there is one."""
         return self.average.net if self.average else self.step.net
 
 

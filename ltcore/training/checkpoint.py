@@ -36,9 +36,11 @@ class Checkpoint:
     for stage 2."""
 
     def model_state(self) -> dict[str, torch.Tensor]:
+        """Weights and buffers of the network, on the CPU. CheckpointError where they are damaged."""
         return _read_tensors(self.path / "model.pt")
 
     def train_state(self) -> dict[str, Any]:
+        """What ``training.state.load_state`` takes. CheckpointError where it is damaged, or not part of this checkpoint."""
         return _read_tensors(self.path / "state.pt")
 
 
@@ -128,7 +130,10 @@ def find(folder: Path, tag: str = "last") -> Checkpoint | None:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``: its directory, or a run directory (then its best, else its last one)."""
+    """The checkpoint at ``path``: its directory, or a run directory (then its best, else its last one).
+
+    CheckpointError where there is none, or where its record is damaged or of another version.
+    """
     if not (path / "meta.json").exists():
         inner = find(path / "checkpoints", "best") or find(path / "checkpoints", "last")
         if inner is None:
@@ -171,7 +176,7 @@ def _read_tensors(file: Path) -> dict[str, Any]:
 def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, hot: tuple[str, ...] = ()) -> None:
     """Refuses to continue a run with another configuration or on other data; names the first differences.
 
-    ``hot`` keys may differ, and what does not change the training (FREE_TO_CHANGE).
+    ``hot`` keys may differ, and what does not change the training (FREE_TO_CHANGE). Raises CheckpointError.
     """
     if not isinstance(checkpoint.meta.get("config"), dict) or not isinstance(checkpoint.meta.get("data_hash"), str):
         raise CheckpointError(

@@ -64,11 +64,12 @@ def split_metrics(counts: Confusion, feed: Feed) -> dict[str, Any]:
 
 
 def class_accuracy(counts: Confusion) -> list[float | None]:
+    """[C] accuracy of each class in [0, 1]; None where the split has no sample of it."""
     return per_class(counts.counts_ACC)
 
 
 def check_train_split(feed: Feed) -> None:
-    """Every class needs a training sample: a class without one has no centroid, no prior and no chance."""
+    """Every class needs a training sample: a class without one has no centroid, no prior and no chance. Raises DataError."""
     manifest = feed.store.manifest
     labels = feed.store.labels("train")
     counts = np.bincount(labels, minlength=len(manifest.classes))

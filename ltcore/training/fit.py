@@ -37,7 +37,8 @@ DECIDE_EVERY = 16
 class Log(Protocol):
     """What the loop needs of a tracker."""
 
-    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None: ...
+    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None:
+        """Takes the metrics of an epoch that ended with optimizer step ``step``."""
 
 
 @dataclass

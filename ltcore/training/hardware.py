@@ -18,9 +18,12 @@ import ltcore
 
 @dataclass(frozen=True)
 class Precision:
+    """What convolutions are computed in; losses are float32 always."""
+
     autocast: torch.dtype | None
     """Autocast type, or None for float32 throughout."""
     why: str
+    """For the log: the type, and who chose it."""
 
 
 def choose_precision(wish: str, device: torch.device) -> Precision:
@@ -49,6 +52,7 @@ def most_memory_bytes(device: torch.device) -> int:
 
 
 def describe_hardware() -> dict[str, Any]:
+    """Name of the processor, CPUs this process may use, GPUs, bytes of memory of the machine, host."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -70,6 +74,7 @@ def _cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
+    """Package -> version, or 'not installed', of what decides the numbers or the format of a run."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "ltcore": ltcore.__version__}
     for package in ("torchvision", "ray", "wandb"):
         try:

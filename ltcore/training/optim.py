@@ -45,5 +45,6 @@ def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimize
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The same rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

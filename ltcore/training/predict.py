@@ -194,7 +194,8 @@ def _test_of(protocol: str, train_split: str) -> str:
 
 
 def local_copy(uri: str) -> Path:
-    """A checkpoint or run directory as a path: itself, or a copy of what an object store has."""
+    """A checkpoint or run directory as a path: itself, or a copy of what an object store has. CheckpointError where it
+    does not exist."""
     if is_local(uri):
         path = Path(open_fs(uri)[1])
         if not path.exists():

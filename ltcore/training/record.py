@@ -35,10 +35,12 @@ class RunRecord:
         self.fields: dict[str, Any] = {"schema": 1, "status": "running", "reason": "", **fields}
 
     def update(self, **fields: Any) -> None:
+        """Sets fields and writes the file."""
         self.fields.update(fields)
         self.write()
 
     def write(self) -> None:
+        """The whole file; nothing on a rank without one. DataError where the place cannot be written."""
         if self._path is not None:
             write_json(self._path, self.fields)
 

@@ -31,6 +31,7 @@ class TrainStep(nn.Module):
 
     @property
     def key(self) -> EmaCopy | None:
+        """The key encoder; None where no loss needs keys."""
         return self._key[0]
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:

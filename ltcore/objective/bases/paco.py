@@ -80,9 +80,11 @@ class Paco(Base):
         return "adds the log class prior to the logits of its centers"
 
     def memories(self) -> dict[str, MemorySpec]:
+        """The queue of keys, unless its size is 0."""
         return {"queue": QueueSpec(self.cfg.queue_size)} if self.cfg.queue_size else {}
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
+        """[B] loss per sample. A collective: the contrast set is the global batch and the queue."""
         cfg = self.cfg
         contrast = ContrastSet.of(out, labels_B, ctx, cast("Queue | None", ctx.memories.get("queue")))
         logits_BC = widened(out.mean_logits_BC)

@@ -28,10 +28,12 @@ class MemorySpec(ABC):
     """How to build a memory. Two losses that declare an equal spec share one memory."""
 
     @abstractmethod
-    def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Memory: ...
+    def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Memory:
+        """The memory, empty, on the CPU. ``seed`` is the run's, for memories that draw anything."""
 
     @property
     def key(self) -> Hashable:
+        """What equal specs have in common."""
         return (type(self).__name__, self)
 
 

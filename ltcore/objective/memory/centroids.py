@@ -63,6 +63,7 @@ class ClassCentroids(Memory):
         self._seen_C = zeros(num_classes)
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
+        """Adds the features [B, D], each to its class, or to both by their shares where it is mixed."""
         features_BD = features_at(out, self.stage).detach().double()
         whole_B = torch.ones_like(features_BD[:, 0])
         if batch.mix is None:
@@ -78,6 +79,7 @@ class ClassCentroids(Memory):
         self._seen_C.index_add_(0, labels_B, share_B)
 
     def merge(self, progress: float) -> None:
+        """Publishes mean, variance and count of the window's classes. A collective."""
         for pending in self.pending().values():
             dist.all_reduce_sum_(pending)
         seen_C = self._seen_C > 0

@@ -27,6 +27,7 @@ class QueueSpec(MemorySpec):
     size: int
 
     def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Queue:
+        """Empty, for keys as long as the projection."""
         return Queue(self.size, dims.projection)
 
 
@@ -50,10 +51,12 @@ class Queue(Memory):
         return torch.arange(len(self.labels_Q), device=self.labels_Q.device) < self.count
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
+        """Holds the step's keys [B, d] until ``merge``."""
         assert out.key_Bd is not None, "whoever declares a queue needs 'key'"
         self._incoming = (out.key_Bd.detach().to(self.keys_Qd.dtype), batch.labels_B)
 
     def merge(self, progress: float) -> None:
+        """Writes the keys of all ranks over the oldest ones. A collective."""
         if self._incoming is None:
             return
         keys_nd, labels_n = (dist.gather(tensor) for tensor in self._incoming)

@@ -38,6 +38,7 @@ class ScoreTable(Memory):
         """Fractions of training, rising. The weights are rebuilt at the first merge at or after each."""
 
         def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ScoreTable:
+            """Weights of 1 for all N samples, until the first milestone."""
             return ScoreTable(self, stats.counts_C, dims.num_samples)
 
     def __init__(self, spec: Spec, counts_C: Tensor, num_samples: int) -> None:
@@ -57,6 +58,7 @@ class ScoreTable(Memory):
         self._label_N = torch.zeros(num_samples, dtype=torch.int64)  # summed too, so that ranks merge by addition alone
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
+        """Adds softmax(s)_y of each sample, and whether it was predicted rightly; s is the mean over experts."""
         logits_BC = out.mean_logits_BC.detach().double()
         score_B = logits_BC.softmax(1).gather(1, batch.labels_B[:, None])[:, 0]
         right_B = logits_BC.argmax(1) == batch.labels_B
@@ -66,6 +68,7 @@ class ScoreTable(Memory):
         self._label_N.index_add_(0, batch.index_B, batch.labels_B)
 
     def merge(self, progress: float) -> None:
+        """Publishes new weights where a milestone was passed since the last merge; a collective then."""
         passed = sum(progress >= milestone for milestone in self.spec.milestones)
         if passed > int(self.passed):
             self._rebuild()

@@ -105,6 +105,7 @@ class Dro(Term):
         return True
 
     def memories(self) -> dict[str, MemorySpec]:
+        """The centroids of each layer; those of the final features are IFL's as well."""
         return {_memory(stage): ClassCentroids.Spec(stage) for stage in self._stages}
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:

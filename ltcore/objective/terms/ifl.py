@@ -141,6 +141,7 @@ class Ifl(Term):
         return cfg.num_envs == 1 and (cfg.weight == 0 or (cfg.center_weight == 0 and cfg.irm_weight == 0))
 
     def memories(self) -> dict[str, MemorySpec]:
+        """Centroids where there is a pull, scores where there is more than one environment."""
         cfg = self.cfg
         specs: dict[str, MemorySpec] = {}
         if cfg.center_weight > 0:

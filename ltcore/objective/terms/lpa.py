@@ -126,6 +126,7 @@ class Lpa(Term):
         return True
 
     def memories(self) -> dict[str, MemorySpec]:
+        """Prototypes with the class descriptions, and the queue of keys, which is PaCo's where the sizes agree."""
         specs: dict[str, MemorySpec] = {
             "prototypes": PrototypesSpec(**{f.name: getattr(self.cfg, f.name) for f in fields(PrototypesSpec)})
         }
@@ -134,6 +135,8 @@ class Lpa(Term):
         return specs
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
+        """Scalar, this rank's share of the mean over the anchors that have a positive; 0 before the first clustering. A
+        collective."""
         assert out.query_Bd is not None
         prototypes = cast(Prototypes, ctx.memories["prototypes"])
         if not prototypes.num_clusters:  # no class has a description yet
