@@ -96,10 +96,11 @@ class Prototypes(Memory):
     def observe(self, out: ModelOutput, batch: Batch) -> None:
         assert out.fmap_BDhw is not None, "whoever declares prototypes needs 'fmap'"
         vectors_BPD = widened(out.fmap_BDhw).flatten(2).transpose(1, 2)
+        size_BP = lengths(vectors_BPD, self.spec.metric)
         if math.isfinite(self.next_refresh):
-            self._sample(vectors_BPD, batch)
+            self._sample(vectors_BPD, size_BP, batch)
         if self.num_clusters:
-            self._count_into(self._window_CK, vectors_BPD, batch.labels_B)
+            self._count_into(self._window_CK, vectors_BPD, size_BP, batch.labels_B)
 
     def merge(self, progress: float) -> None:
         if self._due(progress):
@@ -156,7 +157,8 @@ class Prototypes(Memory):
             fit = kmeans(points_RD, used, gen, iterations=self.spec.iterations, spherical=spherical)
             self.prototypes_KD[:used] = fit.centers_KD
             for vectors_nD, labels_n in zip(points_RD.split(CHUNK), labels_R.split(CHUNK), strict=True):
-                self._count_into(self.mass_CK, vectors_nD[:, None], labels_n)
+                size_n1 = lengths(vectors_nD[:, None], self.spec.metric)
+                self._count_into(self.mass_CK, vectors_nD[:, None], size_n1, labels_n)
         dist.broadcast_(self.prototypes_KD)
         dist.broadcast_(self.mass_CK)
         self.next_refresh = self._point_after(progress)
@@ -183,22 +185,23 @@ class Prototypes(Memory):
             self.neighbors_Ck.copy_(neighbors_Ck)
             self.weights_Ck.copy_(weights_Ck)
 
-    def _sample(self, vectors_BPD: Tensor, batch: Batch) -> None:
-        size_BP = lengths(vectors_BPD, self.spec.metric)
+    def _sample(self, vectors_BPD: Tensor, size_BP: Tensor, batch: Batch) -> None:
         locations_1P = torch.arange(size_BP.shape[1], device=size_BP.device)[None]
         base = hash64(self.seed, "reservoir")
         keys_BP = hash_tensor(base, batch.index_B[:, None], batch.copy_B[:, None], locations_1P) & ((1 << 63) - 1)
         keys_BP = keys_BP.clamp_min(1) * (size_BP > _MIN_NORM)  # 0 is what the reservoir ignores
         keys_BL, locations_BL = keys_BP.topk(min(self.spec.locations_per_image, keys_BP.shape[1]), dim=1)
         size_BL1 = size_BP.gather(1, locations_BL)[:, :, None].clamp_min(_MIN_NORM)
-        vectors_BLD = vectors_BPD.take_along_dim(locations_BL[:, :, None], 1) / size_BL1
+        image_B1 = torch.arange(len(locations_BL), device=locations_BL.device)[:, None]
+        vectors_BLD = vectors_BPD[image_B1, locations_BL] / size_BL1
         labels_n = batch.labels_B.repeat_interleave(keys_BL.shape[1])
         groups_n = labels_n if self.spec.reservoir == "class" else torch.zeros_like(labels_n)
         self._reservoir.add(keys_BL.flatten(), groups_n, labels_n, vectors_BLD.flatten(0, 1))
 
-    def _count_into(self, mass_CK: Tensor, vectors_BPD: Tensor, labels_B: Tensor) -> None:
+    def _count_into(self, mass_CK: Tensor, vectors_BPD: Tensor, size_BP: Tensor, labels_B: Tensor) -> None:
         scores_BK = attribute_scores(
             vectors_BPD,
+            size_BP,
             self.prototypes_KD[: self.num_clusters].to(vectors_BPD.dtype),
             metric=self.spec.metric,
             score=self.spec.score,
@@ -211,17 +214,23 @@ def lengths(vectors_BPD: Tensor, metric: str) -> Tensor:
     """[B, P] norms to divide by: 1 with 'euclid'. A vector shorter than 1e-6 has no direction and is left out."""
     if metric == "euclid":
         return torch.ones_like(vectors_BPD[..., 0])
-    return vectors_BPD.square().sum(2).sqrt()
+    return torch.linalg.vector_norm(vectors_BPD, dim=2)
 
 
 def attribute_scores(
-    vectors_BPD: Tensor, prototypes_KD: Tensor, *, metric: str, score: str, score_temperature: float
+    vectors_BPD: Tensor,
+    size_BP: Tensor,
+    prototypes_KD: Tensor,
+    *,
+    metric: str,
+    score: str,
+    score_temperature: float,
 ) -> Tensor:
     """int64 [B, K], r_i up to its sum: 'hard' counts locations by nearest prototype, 'soft' adds their softmax.
 
-    Vectors are not normalized: unit prototypes rank by the dot product whatever the length of the vector.
+    ``size_BP`` are the vectors' :func:`lengths`. Vectors are not normalized: unit prototypes rank by the dot product
+    whatever the length of the vector.
     """
-    size_BP = lengths(vectors_BPD, metric)
     live_BP = size_BP > _MIN_NORM
     if metric == "euclid":
         affinity_BPK = affinity(vectors_BPD, prototypes_KD)

@@ -2,8 +2,10 @@
 
 A key is a hash of what the row is (sample, copy, location), so what is kept depends on neither order, batch size nor
 ranks: the sample of a union is the sample of the samples. Keys are positive; 0 marks an empty slot.
-Shapes: G groups, S slots per group, D dimensions, n rows added. Cost: O(n) per step, and once per ``LOOSE_ROWS`` rows
-a sort of G*S + LOOSE_ROWS keys.
+Shapes: G groups, S slots per group, M = G*S, D dimensions, n rows added. Memory: G*S*(4D + 24) bytes (vectors float32; keys,
+labels and places int64), allocated once and changed in place, and up to ``LOOSE_ROWS`` rows that wait. Cost: once per
+``LOOSE_ROWS`` rows a look at all keys and a sort of those of the groups that change. Of the vectors only those that enter
+are written; they are put in order when the state is asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from torch import Tensor
 from ltcore import dist
 
 LOOSE_ROWS = 8192
-"""Rows that may wait before they are sorted in."""
+"""Rows that may wait before they are taken in."""
+ORDER_ROWS = 8192
+"""Vectors that are copied at a time when they are put in order; at least those of one group."""
 
 
 class KeyedReservoir:
@@ -22,29 +26,34 @@ class KeyedReservoir:
 
     def __init__(self, groups: int, slots: int, dim: int) -> None:
         self.groups, self.slots = groups, slots
-        self._state = {
-            "reservoir_keys": torch.zeros(groups, slots, dtype=torch.int64),
-            "reservoir_labels": torch.zeros(groups, slots, dtype=torch.int64),
-            "reservoir_vectors": torch.zeros(groups, slots, dim),
-        }
+        self._keys_GS = torch.zeros(groups, slots, dtype=torch.int64)
+        self._labels_GS = torch.zeros(groups, slots, dtype=torch.int64)
+        self._places_GS = torch.arange(groups * slots).view(groups, slots)
+        """Row of ``_vectors_MD`` that holds the vector of a slot; a group keeps its rows."""
+        self._vectors_MD = torch.zeros(groups * slots, dim)
         self._loose: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, keys_n: Tensor, groups_n: Tensor, labels_n: Tensor, vectors_nD: Tensor) -> None:
         """Takes in rows; a row with key 0 is ignored."""
-        vectors_nD = vectors_nD.to(self._state["reservoir_vectors"].dtype)
         self._loose.append((groups_n, keys_n, labels_n, vectors_nD))
         if sum(len(keys) for _, keys, _, _ in self._loose) >= LOOSE_ROWS:
-            self._sort_in()
+            self._take_in()
 
     def state(self) -> dict[str, Tensor]:
         """keys [G, S], labels [G, S], vectors [G, S, D]; the tensors themselves."""
-        self._sort_in()
-        return self._state
+        self._take_in()
+        self._order()
+        return {
+            "reservoir_keys": self._keys_GS,
+            "reservoir_labels": self._labels_GS,
+            "reservoir_vectors": self._vectors_MD.view(self.groups, self.slots, -1),
+        }
 
     def clear(self) -> None:
         self._loose = []
-        for tensor in self._state.values():
+        for tensor in (self._keys_GS, self._labels_GS, self._vectors_MD):
             tensor.zero_()
+        torch.arange(len(self._vectors_MD), out=self._places_GS.view(-1))
 
     def gather(self) -> tuple[Tensor, Tensor]:
         """(vectors [R, D], labels [R]) of the sample over all ranks, by descending key. A collective.
@@ -52,36 +61,69 @@ class KeyedReservoir:
         Keys travel first; then every rank puts its surviving vectors into their slots and the slots are summed, so no
         rank ever holds the vectors of all ranks.
         """
-        mine = self.state()
-        source_GS, keys_GS = _survivors(dist.gather(mine["reservoir_keys"][None]))
-        slot_GS, own_GS = source_GS % self.slots, source_GS // self.slots == dist.rank()
-        labels_GS = dist.all_reduce_sum_(mine["reservoir_labels"].gather(1, slot_GS) * own_GS)
-        vectors_GSD = mine["reservoir_vectors"].take_along_dim(slot_GS[:, :, None], 1) * own_GS[:, :, None]
+        self._take_in()
+        keys_GS, labels_GS, places_GS = self._keys_GS, self._labels_GS, self._places_GS
+        vectors_MD = self._vectors_MD
+        if dist.world() > 1:
+            source_GS, keys_GS = _survivors(dist.gather(keys_GS[None]))
+            slot_GS, own_GS = source_GS % self.slots, source_GS // self.slots == dist.rank()
+            labels_GS = dist.all_reduce_sum_(labels_GS.gather(1, slot_GS) * own_GS)
+            vectors_MD = vectors_MD[places_GS.gather(1, slot_GS).flatten()].mul_(own_GS.flatten()[:, None])
+            dist.all_reduce_sum_(vectors_MD)
+            places_GS = torch.arange(len(vectors_MD), device=vectors_MD.device)
         order_R = keys_GS.flatten().argsort(descending=True)[: int((keys_GS > 0).sum())]
-        return dist.all_reduce_sum_(vectors_GSD).flatten(0, 1)[order_R], labels_GS.flatten()[order_R]
+        return vectors_MD[places_GS.flatten()[order_R]], labels_GS.flatten()[order_R]
 
     def to(self, device: torch.device) -> None:
-        self._state = {name: tensor.to(device) for name, tensor in self.state().items()}
+        self._take_in()
+        for name in ("_keys_GS", "_labels_GS", "_places_GS", "_vectors_MD"):
+            setattr(self, name, getattr(self, name).to(device))
 
-    def _sort_in(self) -> None:
+    def _take_in(self) -> None:
+        """Sorts the loose rows in; one that stays is written where the vector lay that it drives out."""
         if not self._loose:
             return
-        state, loose = self._state, [torch.cat(column) for column in zip(*self._loose, strict=True)]
-        device = state["reservoir_keys"].device
-        group_ids = torch.arange(self.groups, device=device)
-        groups_n = torch.cat([group_ids.repeat_interleave(self.slots), loose[0]])
-        keys_n = torch.cat([state["reservoir_keys"].flatten(), loose[1]])
-        order_n = keys_n.argsort(descending=True, stable=True)
-        order_n = order_n[groups_n[order_n].argsort(stable=True)]
+        groups_n, keys_n, labels_n = (torch.cat(column) for column in list(zip(*self._loose, strict=True))[:3])
+        pieces, self._loose = [vectors_nD for *_, vectors_nD in self._loose], []
+        better_m = (keys_n > self._keys_GS.amin(1)[groups_n]).nonzero()[:, 0]
+        changed_T, own_m = groups_n[better_m].unique(return_inverse=True)
+        num_old = len(changed_T) * self.slots
+        # of the groups that change: the old slots, then the new rows
+        keys_k = torch.cat([self._keys_GS[changed_T].flatten(), keys_n[better_m]])
+        labels_k = torch.cat([self._labels_GS[changed_T].flatten(), labels_n[better_m]])
+        groups_T = torch.arange(len(changed_T), device=keys_k.device)
+        group_k = torch.cat([groups_T.repeat_interleave(self.slots), own_m])
+        order_k = keys_k.argsort(descending=True, stable=True)
+        order_k = order_k[group_k[order_k].argsort(stable=True)]
         # every group brings its own slots, filled or not, so each has at least S rows to take
-        first_G = torch.searchsorted(groups_n[order_n], group_ids)
-        source_GS = order_n[first_G[:, None] + torch.arange(self.slots, device=device)]
-        self._state = {
-            "reservoir_keys": keys_n[source_GS],
-            "reservoir_labels": torch.cat([state["reservoir_labels"].flatten(), loose[2]])[source_GS],
-            "reservoir_vectors": torch.cat([state["reservoir_vectors"].flatten(0, 1), loose[3]])[source_GS],
-        }
-        self._loose = []
+        first_T = torch.searchsorted(group_k[order_k], groups_T)
+        source_TS = order_k[first_T[:, None] + torch.arange(self.slots, device=keys_k.device)]
+        new_TS = source_TS >= num_old
+        rows_e = better_m[source_TS[new_TS] - num_old]
+        # as many leave a group as enter it, so in the order of groups both lists belong together
+        gone_k = torch.ones(num_old, dtype=torch.bool, device=keys_k.device)
+        gone_k[source_TS[~new_TS]] = False
+        old_places_k = self._places_GS[changed_T].flatten()
+        places_e = old_places_k[gone_k]
+        places_TS = torch.empty_like(source_TS)
+        places_TS[~new_TS], places_TS[new_TS] = old_places_k[source_TS[~new_TS]], places_e
+        self._keys_GS[changed_T], self._labels_GS[changed_T] = keys_k[source_TS], labels_k[source_TS]
+        self._places_GS[changed_T] = places_TS
+        first = 0
+        for vectors_nD in pieces:
+            here_e = ((rows_e >= first) & (rows_e < first + len(vectors_nD))).nonzero()[:, 0]
+            entering_eD = vectors_nD[rows_e[here_e] - first].to(self._vectors_MD.dtype)
+            self._vectors_MD.index_copy_(0, places_e[here_e], entering_eD)
+            first += len(vectors_nD)
+
+    def _order(self) -> None:
+        """Moves every vector to the row of its slot, in place, some groups at a time."""
+        ordered_M = torch.arange(len(self._vectors_MD), device=self._places_GS.device)
+        rows = max(1, ORDER_ROWS // self.slots) * self.slots
+        for places_m, own_m in zip(self._places_GS.flatten().split(rows), ordered_M.split(rows), strict=True):
+            if not torch.equal(places_m, own_m):
+                self._vectors_MD[own_m[0] : own_m[-1] + 1] = self._vectors_MD[places_m]
+        self._places_GS = ordered_M.view(self.groups, self.slots)
 
 
 def join(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
