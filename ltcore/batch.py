@@ -81,6 +81,14 @@ class ModelOutput:
     """Unit-norm projection of view 2 by the key encoder; no gradient."""
     stage_features_BD: Mapping[str, Tensor] | None = None
     """Pooled features of view 1 after earlier stages of the network, by their names ('stage1', ...); not normalised."""
+    stage_fmaps_BDhw: Mapping[str, Tensor] | None = None
+    """Feature maps after earlier stages, by their names; of the same view as ``fmap_BDhw``."""
+    own_query_Bd: Tensor | None = None
+    """Unit-norm projection of view 1 by a second projection, which a term has for itself."""
+    own_key_Bd: Tensor | None = None
+    """The same of view 2 by the key encoder; no gradient."""
+    key_features_BD: Tensor | None = None
+    """Pooled features of view 2 by the key encoder, not normalised; no gradient."""
 
     @property
     def mean_logits_BC(self) -> Tensor:

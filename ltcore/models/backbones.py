@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         return self.with_stages(images_BCHW, frozenset())[0]
 
     def with_stages(self, images_BCHW: Tensor, stages: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The feature maps, and the pooled features [B, stage_dims[name]] after each of the named stages.
+        """The feature maps, and the map [B, stage_dims[name], h, w] after each of the named stages.
 
         Raises ConfigError for images under ``min_px``.
         """
@@ -57,19 +57,19 @@ class Backbone(nn.Module):
                 f"this network needs images of at least {self.min_px}x{self.min_px} px, got {height}x{width}: "
                 "set data.canvas higher or model.name=resnet32."
             )
-        pooled: dict[str, list[Tensor]] = {name: [] for name in self.stage_dims if name in stages}
-        shared = _through(self.trunk, images_BCHW, pooled)
-        fmaps = [_through(branch, shared, pooled) for branch in self.branches]
-        return fmaps, {name: torch.cat(parts, 1) for name, parts in pooled.items()}
+        kept: dict[str, list[Tensor]] = {name: [] for name in self.stage_dims if name in stages}
+        shared = _through(self.trunk, images_BCHW, kept)
+        fmaps = [_through(branch, shared, kept) for branch in self.branches]
+        return fmaps, {name: torch.cat(parts, 1) for name, parts in kept.items()}
 
 
-def _through(part: nn.Module, x: Tensor, pooled: dict[str, list[Tensor]]) -> Tensor:
-    """Output of a chain of modules; adds the pooled output of every stage that ``pooled`` names."""
+def _through(part: nn.Module, x: Tensor, kept: dict[str, list[Tensor]]) -> Tensor:
+    """Output of a chain of modules; adds the output of every stage that ``kept`` names."""
     for name, module in part.named_children():
         x = module(x)
         stage = name.replace("layer", "stage")
-        if stage in pooled:
-            pooled[stage].append(pool(x))
+        if stage in kept:
+            kept[stage].append(x)
     return x
 
 

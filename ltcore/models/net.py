@@ -20,6 +20,11 @@ from ltcore.models.heads import HEADS, CosineHead, Projection
 from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS
 
+MAP = "fmap/"
+"""Before the name of a stage: its feature map is asked for, not its pooled features."""
+PROJECTIONS = ("projection.", "own_projection.")
+"""How the names of parameters begin that only training needs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -72,9 +77,9 @@ class LongTailNet(nn.Module):
     Args:
         cfg: the network.
         num_classes: C.
-        needs: what the losses ask for, out of 'fmap', 'query', 'key' and the names of ``stage_dims``. 'query' builds the
-            projection; 'key' changes nothing here, as the key encoder is an ``EmaCopy`` of this module and its key is
-            its own query.
+        needs: what the losses ask for, out of 'fmap', 'query', 'own_query', 'key', the names of ``stage_dims`` (pooled
+            features) and these after 'fmap/' (maps). 'query' and 'own_query' build a projection each; 'key' changes nothing
+            here, as the key encoder is an ``EmaCopy`` of this module and its key is its own query.
         seed: of the run; keys the initial value of every parameter.
     """
 
@@ -92,28 +97,33 @@ class LongTailNet(nn.Module):
             self.stage_dims = self.backbone.stage_dims
             build_head = HEADS[cfg.head].build
             self.heads = nn.ModuleList(build_head(dim, num_classes, cfg.cosine_scale) for _ in range(cfg.num_experts))
-            self.projection: Projection | None = None
-            if "query" in needs:
-                norm = norm1d(cfg.ghost_batch)
-                self.projection = Projection(self.feature_dim, cfg.projection_dim, cfg.projection_hidden, norm)
+            self.projection = self._projection(cfg) if "query" in needs else None
+            self.own_projection = self._projection(cfg) if "own_query" in needs else None
         init_parameters_(self, seed, conv_fan=self.backbone.conv_fan)
+
+    def _projection(self, cfg: ModelConfig) -> Projection:
+        return Projection(self.feature_dim, cfg.projection_dim, cfg.projection_hidden, norm1d(cfg.ghost_batch))
 
     def forward(self, images_BCHW: Tensor) -> ModelOutput:
         """Logits, features and query are float32 under autocast (float64 for float64 images): only convolutions run in
         a half type, because a bfloat16 logit has an error of 2^-9 of its size.
         """
-        fmaps, stage_features = self.backbone.with_stages(images_BCHW, self.needs)
+        asked = frozenset(need.removeprefix(MAP) for need in self.needs)
+        fmaps, stage_fmaps = self.backbone.with_stages(images_BCHW, asked)
         features = [pool(fmap_BDhw) for fmap_BDhw in fmaps]
         with torch.autocast(images_BCHW.device.type, enabled=False):
             logits = [head(features_BD) for head, features_BD in zip(self.heads, features, strict=True)]
             features_BD = torch.cat(features, 1) if len(features) > 1 else features[0]
             query_Bd = self.projection(features_BD) if self.projection is not None else None
+            own_query_Bd = self.own_projection(features_BD) if self.own_projection is not None else None
         return ModelOutput(
             logits_BC=torch.stack(logits, 1) if len(logits) > 1 else logits[0],
             features_BD=features_BD,
             fmap_BDhw=(torch.cat(fmaps, 1) if len(fmaps) > 1 else fmaps[0]) if "fmap" in self.needs else None,
             query_Bd=query_Bd,
-            stage_features_BD=stage_features or None,
+            own_query_Bd=own_query_Bd,
+            stage_features_BD={n: pool(fmap) for n, fmap in stage_fmaps.items() if n in self.needs} or None,
+            stage_fmaps_BDhw={n: fmap for n, fmap in stage_fmaps.items() if MAP + n in self.needs} or None,
         )
 
 

@@ -20,9 +20,10 @@ from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
 
-NEEDS = frozenset({"fmap", "query", "key"})
-"""What a loss may ask of the network: the feature map, the query projection, an EMA key encoder with a second view.
-Besides these, the name of an earlier stage ('stage1', ...) asks for its pooled features.
+NEEDS = frozenset({"fmap", "query", "own_query", "key"})
+"""What a loss may ask of the network: the feature map, the query projection, a second projection for itself, an EMA key
+encoder with a second view. Besides these, the name of an earlier stage ('stage1', ...) asks for its pooled features, and
+'fmap/' before it ('fmap/stage1') for its map.
 """
 
 

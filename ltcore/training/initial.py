@@ -14,6 +14,7 @@ from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.storage import read_bytes
 from ltcore.errors import CheckpointError
+from ltcore.models.net import PROJECTIONS
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts
 from ltcore.training.predict import local_copy
@@ -74,7 +75,7 @@ def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor],
 
 
 def _projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if name.startswith("projection.")}
+    return {name: value for name, value in state.items() if name.startswith(PROJECTIONS)}
 
 
 def _read(uri: str, config: dict[str, Any], classes: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,7 +19,7 @@ from ltcore.data.decode import decode_canvas
 from ltcore.data.feed import open_feed
 from ltcore.data.storage import is_local, open_fs
 from ltcore.errors import CheckpointError, ConfigError, DataError
-from ltcore.models.net import LongTailNet
+from ltcore.models.net import PROJECTIONS, LongTailNet
 from ltcore.objective.bases.logit_adjust import posthoc_logits
 from ltcore.objective.registry import BASES
 from ltcore.training import checkpoint as ckpt
@@ -91,8 +91,7 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
     config = from_flat(meta["config"])
     net = LongTailNet(config.model, len(meta["classes"]), frozenset(), config.seed)
     weights = found.model_state()
-    extra = [name for name in weights if name.startswith("projection.")]  # only training needs it
-    net.load_state_dict({name: value for name, value in weights.items() if name not in extra})
+    net.load_state_dict({name: value for name, value in weights.items() if not name.startswith(PROJECTIONS)})
     predictor = Predictor(
         net.eval(), config, tuple(meta["classes"]), meta["canvas"], tuple(meta["mean"]), tuple(meta["std"]), found.path
     )

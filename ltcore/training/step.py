@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,30 +49,32 @@ class TrainStep(nn.Module):
         if self.key is not None:
             with torch.no_grad(), self._precision(device):
                 keyed: ModelOutput = self.key.net(batch.images_VBCHW[1])
-            out = replace(out, key_Bd=keyed.query_Bd, fmap_BDhw=keyed.fmap_BDhw)
+            out = replace(
+                out,
+                key_Bd=keyed.query_Bd,
+                own_key_Bd=keyed.own_query_Bd,
+                key_features_BD=keyed.features_BD,
+                fmap_BDhw=keyed.fmap_BDhw,
+                stage_fmaps_BDhw=keyed.stage_fmaps_BDhw,
+            )
         result = self.objective(out, batch, progress)
         loss = result.loss
-        if out.query_Bd is not None:
-            # Before its term starts the projection gets a zero gradient rather than none: DDP waits for every parameter.
-            loss = loss + 0.0 * out.query_Bd.sum()
+        for query_Bd in (out.query_Bd, out.own_query_Bd):
+            if query_Bd is not None:
+                # Before its term starts a projection gets a zero gradient rather than none: DDP waits for every parameter.
+                loss = loss + 0.0 * query_Bd.sum()
         return loss, result.parts, detached(out)
 
 
 def detached(out: ModelOutput) -> ModelOutput:
     """The same values without their graph: what memories observe."""
 
-    def cut(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach()
+    def cut(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: cut(tensor) for name, tensor in value.items()}
+        return None if value is None else value.detach()
 
-    stages = out.stage_features_BD
-    return ModelOutput(
-        out.logits_BC.detach(),
-        out.features_BD.detach(),
-        cut(out.fmap_BDhw),
-        cut(out.query_Bd),
-        cut(out.key_Bd),
-        None if stages is None else {name: features_BD.detach() for name, features_BD in stages.items()},
-    )
+    return ModelOutput(**{field.name: cut(getattr(out, field.name)) for field in fields(out)})
 
 
 def micro_batches(batch: Batch, parts: int) -> list[Batch]:

@@ -29,8 +29,26 @@ def test_only_what_is_needed_is_built_and_returned() -> None:
     assert build({"key"}).projection is None
 
 
+def test_a_second_projection_is_another_one_and_maps_of_stages_are_what_is_pooled() -> None:
+    net = build({"query", "own_query", "stage1", "fmap/stage1", "fmap/stage2"}, projection_dim=5)
+    out = net(IMAGES)
+    assert out.query_Bd is not None and out.own_query_Bd is not None
+    assert out.own_query_Bd.shape == out.query_Bd.shape and not torch.equal(out.own_query_Bd, out.query_Bd)
+    torch.testing.assert_close(out.own_query_Bd.norm(dim=1), torch.ones(6))
+    assert out.stage_fmaps_BDhw is not None and out.stage_features_BD is not None
+    assert {name: tuple(fmap.shape[1:]) for name, fmap in out.stage_fmaps_BDhw.items()} == {
+        "stage1": (16, 16, 16),
+        "stage2": (32, 8, 8),
+    }
+    assert list(out.stage_features_BD) == ["stage1"]
+    torch.testing.assert_close(out.stage_fmaps_BDhw["stage1"].mean((2, 3)), out.stage_features_BD["stage1"])
+    assert (
+        build({"stage1"})(IMAGES).stage_fmaps_BDhw is None and build({"fmap/stage1"})(IMAGES).stage_features_BD is None
+    )
+
+
 def test_a_projection_changes_no_other_initial_value_and_no_output() -> None:
-    plain, projecting = build(), build({"query", "fmap"})
+    plain, projecting = build(), build({"query", "own_query", "fmap", "fmap/stage2"})
     mine = dict(projecting.named_parameters())
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, mine[name]), name
