@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ltcore.data.shards import Sample, write_dataset
+from ltcore.runtime import cluster
 
 COLORS = ((220, 40, 40), (40, 200, 60), (50, 70, 220))
 COUNTS = {"train": (40, 16, 8), "val": (8, 8, 8), "test_cbl": (6, 6, 6), "test_gbl": (6, 6, 6)}
@@ -28,6 +29,17 @@ def _samples(split: str) -> Iterator[Sample]:
             out = io.BytesIO()
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "PNG")
             yield Sample(f"{split}_{label}_{n}", out.getvalue(), "png", label, n % 2)
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """One local Ray for all sweeps of a module, whose processes need not be started again for each of them."""
+    made = cluster.connect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "connect", lambda debug=False: made)
+        patch.setattr(cluster, "disconnect", lambda: None)
+        yield
+    cluster.disconnect()
 
 
 @pytest.fixture(scope="session")

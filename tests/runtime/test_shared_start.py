@@ -16,7 +16,7 @@ from ltcore.training import checkpoint
 from tests.runtime.test_sweep import runs, tune
 from tests.training.runs import TERMS, tiny_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("one_ray")]
 
 STATS = ClassStats(torch.tensor([23, 12, 7, 4]), ("many", "medium", "few", "few"))
 LATE = {

@@ -16,7 +16,7 @@ from tests.runtime.test_sweep import arguments, runs, tune
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("one_ray")]
 
 QUICK = {"sweep__retrain_seeds": "0", "tracking__wandb": "false", "tracking__tensorboard": "false"}
 RANDOM = {"sweep__search": "random", "sweep__space__train__optim__lr": "log:0.01,0.1", "sweep__grace_fraction": "1"}
