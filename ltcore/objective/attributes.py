@@ -1,6 +1,6 @@
 """From attribute counts to neighbor classes.
 
-Shapes: C classes, K attributes, k neighbors. Cost: 2CCK, in rows of ``ROWS`` classes, so that no [C, C] exists.
+Shapes: C classes, K attributes, k neighbors, n classes or images. Cost: 2nCK, in rows of ``ROWS``, so that no [C, C] exists.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 CENTERINGS = ("centered", "raw", "pmi")
+SIMILARITIES = ("cosine", "jaccard")
 
 ROWS = 1024
 _SAME = 1e-8
@@ -17,45 +18,78 @@ _SAME = 1e-8
 _LOG_FLOOR = 1e-12
 
 
-def describe_classes(mass_CK: Tensor, images_C: Tensor, *, shrink: float, centering: str) -> Tensor:
-    """float64 unit vectors [C, K] that are compared, or zero where a class is unseen or no different from the mean.
-
-    a = mass / row sum; abar = mean of a over the classes seen; a~ = (n a + m0 abar) / (n + m0), with n images and
-    m0 = ``shrink``; then a~ - abar ('centered'), a~ ('raw') or log(a~ / abar) ('pmi').
-    """
+def mean_class(mass_CK: Tensor) -> Tensor:
+    """float64 [K], abar: the mean of the classes seen, each by its shares."""
     total_C1 = mass_CK.sum(1, keepdim=True).double()
-    seen_C1 = total_C1 > 0
-    share_CK = mass_CK / total_C1.clamp_min(1)
-    mean_K = share_CK.sum(0) / seen_C1.sum().clamp_min(1)
-    images_C1 = images_C[:, None].double().clamp_min(1)
-    shrunk_CK = (images_C1 * share_CK + shrink * mean_K) / (images_C1 + shrink)
+    return (mass_CK / total_C1.clamp_min(1)).sum(0) / (total_C1 > 0).sum().clamp_min(1)
+
+
+def describe(mass_nK: Tensor, images_n: Tensor, mean_K: Tensor, *, shrink: float, centering: str) -> Tensor:
+    """float64 unit vectors [n, K] that are compared, or zero where a row is empty or no different from the mean.
+
+    a = mass / row sum; a~ = (images a + m0 abar) / (images + m0), with m0 = ``shrink``; then a~ - abar ('centered'), a~
+    ('raw') or log(a~ / abar) ('pmi'). A row is a class, or an image alone.
+    """
+    total_n1 = mass_nK.sum(1, keepdim=True).double()
+    share_nK = mass_nK / total_n1.clamp_min(1)
+    images_n1 = images_n[:, None].double().clamp_min(1)
+    shrunk_nK = (images_n1 * share_nK + shrink * mean_K) / (images_n1 + shrink)
     if centering == "pmi":
-        vectors_CK = shrunk_CK.clamp_min(_LOG_FLOOR).log() - mean_K.clamp_min(_LOG_FLOOR).log()
+        vectors_nK = shrunk_nK.clamp_min(_LOG_FLOOR).log() - mean_K.clamp_min(_LOG_FLOOR).log()
     else:
-        vectors_CK = shrunk_CK - mean_K if centering == "centered" else shrunk_CK
-    norm_C1 = vectors_CK.norm(dim=1, keepdim=True)
-    return F.normalize(vectors_CK, dim=1) * (seen_C1 & (norm_C1 > _SAME))
+        vectors_nK = shrunk_nK - mean_K if centering == "centered" else shrunk_nK
+    norm_n1 = vectors_nK.norm(dim=1, keepdim=True)
+    return F.normalize(vectors_nK, dim=1) * ((total_n1 > 0) & (norm_n1 > _SAME))
+
+
+def describe_classes(mass_CK: Tensor, images_C: Tensor, *, shrink: float, centering: str) -> Tensor:
+    """float64 [C, K], ``describe`` of every class against the mean of all."""
+    return describe(mass_CK, images_C, mean_class(mass_CK), shrink=shrink, centering=centering)
 
 
 def class_neighbors(
-    mass_CK: Tensor, images_C: Tensor, *, neighbors: int, threshold: float, shrink: float, centering: str
+    mass_CK: Tensor,
+    images_C: Tensor,
+    *,
+    neighbors: int,
+    threshold: float,
+    shrink: float,
+    centering: str,
+    similarity: str = "cosine",
 ) -> tuple[Tensor, Tensor]:
-    """(int64 ids, float64 weights), both [C, min(neighbors, C - 1)]: the classes of largest cosine A above
-    ``threshold``.
-
-    weight = relu((A - t) / (1 - t)). Where there are fewer, and for an unseen or average class, the rest is padded
-    with the class's own id at weight 0.
-    """
+    """(int64 ids, float64 weights), both [C, min(neighbors, C - 1)]: what ``nearest_classes`` finds for every class."""
     vectors_CK = describe_classes(mass_CK, images_C, shrink=shrink, centering=centering)
+    own_C = torch.arange(len(vectors_CK), device=mass_CK.device)
+    return nearest_classes(
+        vectors_CK, own_C, vectors_CK, neighbors=neighbors, threshold=threshold, similarity=similarity
+    )
+
+
+def nearest_classes(
+    vectors_nK: Tensor, own_n: Tensor, vectors_CK: Tensor, *, neighbors: int, threshold: float, similarity: str
+) -> tuple[Tensor, Tensor]:
+    """(int64 ids, float64 weights), both [n, min(neighbors, C - 1)]: for each description the classes of largest
+    similarity A above ``threshold``, its own class ``own_n`` left out.
+
+    A is the cosine, or the Jaccard index of the attributes that a description has above 0: shared ones over those of either.
+    weight = relu((A - t) / (1 - t)). Where there are fewer, and for an empty or average description, the rest is padded with
+    the own class at weight 0.
+    """
     described_C = vectors_CK.any(1)
-    own_C1 = torch.arange(len(vectors_CK), device=mass_CK.device)[:, None]
+    class_C = torch.arange(len(vectors_CK), device=vectors_CK.device)
     ids, weights = [], []
-    for rows_n1 in own_C1.split(ROWS):
-        rows_n = rows_n1.squeeze(1)
-        cosine_nC = vectors_CK[rows_n] @ vectors_CK.T
-        cosine_nC = cosine_nC.masked_fill(~(described_C & described_C[rows_n1]) | (rows_n1 == own_C1.T), -torch.inf)
-        cosine_nk, ids_nk = cosine_nC.topk(min(neighbors, len(vectors_CK) - 1), dim=1)
-        weight_nk = ((cosine_nk - threshold) / (1 - threshold)).clamp(0, 1)
-        ids.append(torch.where(weight_nk > 0, ids_nk, rows_n1))
-        weights.append(weight_nk)
+    for vectors_rK, own_r in zip(vectors_nK.split(ROWS), own_n.split(ROWS), strict=True):
+        similar_rC = _jaccard(vectors_rK, vectors_CK) if similarity == "jaccard" else vectors_rK @ vectors_CK.T
+        known_rC = described_C & vectors_rK.any(1)[:, None] & (own_r[:, None] != class_C)
+        similar_rk, ids_rk = similar_rC.masked_fill(~known_rC, -torch.inf).topk(min(neighbors, len(class_C) - 1), dim=1)
+        weight_rk = ((similar_rk - threshold) / (1 - threshold)).clamp(0, 1)
+        ids.append(torch.where(weight_rk > 0, ids_rk, own_r[:, None]))
+        weights.append(weight_rk)
     return torch.cat(ids), torch.cat(weights)
+
+
+def _jaccard(vectors_rK: Tensor, vectors_CK: Tensor) -> Tensor:
+    """[r, C]; 0 where neither has an attribute."""
+    has_rK, has_CK = (vectors_rK > 0).double(), (vectors_CK > 0).double()
+    shared_rC = has_rK @ has_CK.T
+    return shared_rC / (has_rK.sum(1)[:, None] + has_CK.sum(1) - shared_rC).clamp_min(1)

@@ -12,13 +12,18 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import ModelOutput
+from ltcore.objective.embedding import QUERY, key_of, query_of
 from ltcore.objective.memory.queue import Queue
-from ltcore.objective.term import LossContext, widened
+from ltcore.objective.term import LossContext
+
+SPARED = "spared"
+"""Under this name in ``LossContext.shared`` a term may leave a function of the labels [A] of a contrast set: bool [B, A], which
+elements are no negatives of an anchor for a base that contrasts."""
 
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Queries of this rank against [queries; keys] of the global batch and the queue, built once per forward."""
+    """Queries of this rank against [queries; keys] of the global batch and the queue, built once per forward and space."""
 
     labels_A: Tensor
     """int64; -1 in unfilled queue slots."""
@@ -28,15 +33,17 @@ class ContrastSet:
     """bool: the anchor itself, and unfilled queue slots."""
 
     @classmethod
-    def of(cls, out: ModelOutput, labels_B: Tensor, ctx: LossContext, queue: Queue | None) -> ContrastSet:
-        """The set of this forward: losses that use the same queue get the same object. A collective the first time."""
-        contrast: ContrastSet = ctx.once(("contrast", queue), lambda: cls._build(out, labels_B, queue))
+    def of(
+        cls, out: ModelOutput, labels_B: Tensor, ctx: LossContext, queue: Queue | None, space: str = QUERY
+    ) -> ContrastSet:
+        """The set of this forward: losses with the same queue and space get the same object. A collective the first time."""
+        key = ("contrast", queue, space)
+        contrast: ContrastSet = ctx.once(key, lambda: cls._build(out, labels_B, queue, space))
         return contrast
 
     @classmethod
-    def _build(cls, out: ModelOutput, labels_B: Tensor, queue: Queue | None) -> ContrastSet:
-        assert out.query_Bd is not None and out.key_Bd is not None, "whoever contrasts needs 'query' and 'key'"
-        query_Bd, key_Bd = widened(out.query_Bd), widened(out.key_Bd)
+    def _build(cls, out: ModelOutput, labels_B: Tensor, queue: Queue | None, space: str) -> ContrastSet:
+        query_Bd, key_Bd = query_of(out, space), key_of(out, space)
         gathered = dist.gather(labels_B)
         contrast_Ad = [dist.gather_with_grad(query_Bd), dist.gather(key_Bd)]
         labels_A = [gathered, gathered]

@@ -60,6 +60,13 @@ class ObjectiveConfig:
                     f"base_options.{name} has no effect with base={self.base!r}: remove it or set base={name!r}"
                 )
 
+        for name, cfg in self.active_terms().items():
+            if getattr(cfg, "spare_neighbors", False) and not BASES[self.base].build.contrasts:
+                raise ValueError(
+                    f"terms.{name}.spare_neighbors has no effect with base={self.base!r}, which has no negatives: remove it "
+                    f"or set base='paco'"
+                )
+
     def active_terms(self) -> dict[str, Any]:
         """Name -> config of every term that can ever contribute."""
         configs = {name: getattr(self.terms, name) for name in TERMS}
@@ -114,6 +121,8 @@ class Objective(nn.Module):
             def context(name: str) -> LossContext:
                 return LossContext(self.stats, log_prior_C, progress, self._named[name], shared)
 
+            for name, term in live.items():
+                term.before_base(out, batch, context(name))
             base_B = self._base_per_sample(out, batch, context("base"))
             parts = {"base": base_B.detach().mean()}
             for name, term in live.items():

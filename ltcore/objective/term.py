@@ -75,6 +75,8 @@ class Base(nn.Module):
     """True: the loss expects logits [B, E, C]."""
     label_mix: ClassVar[bool] = True
     """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
+    contrasts: ClassVar[bool] = False
+    """True: the other samples are its negatives, and it leaves out those that a term spares."""
     learns_centers: ClassVar[bool] = False
     """True: the classifier's rows are centers that the loss itself must move."""
     text_order_in_glt: ClassVar[bool] = False
@@ -158,6 +160,9 @@ class Term(nn.Module):
         over all pairs of its samples) is 1.
         """
         return None
+
+    def before_base(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> None:
+        """Leaves in ``ctx.shared`` what the base should know before it is computed; nothing in most terms."""
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
         """[C] share of each class under ``sample_weights`` (sums to 1); None where the weights leave it alone."""

@@ -44,7 +44,11 @@ def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: A
     return Objective(cfg, stats(order_C), DIMS, seed=0).double()
 
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"dro+layers": ("dro", {"layers": ("stage2", "final", "stage1")})}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dro+layers": ("dro", {"layers": ("stage2", "final", "stage1")}),
+    "lpa+own": ("lpa", {"embedding": "own", "positives": "sample"}),
+    "lpa+pooled": ("lpa", {"embedding": "pooled"}),
+}
 """Rows with options under which a term takes other fields of the output, and declares other memories."""
 TERM_ROWS = [*TERMS, *VARIANTS]
 ROWS = [("base", name) for name in BASES] + [("term", name) for name in TERM_ROWS]
@@ -105,14 +109,20 @@ def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Te
     if order_C is not None:
         logits = torch.zeros_like(logits).index_copy(-1, order_C, logits)
     needs = objective.needs
-    unit = torch.nn.functional.normalize
+
+    def unit(what: str) -> Tensor:
+        return torch.nn.functional.normalize(draw(what, PROJECTION), dim=1)
+
     return ModelOutput(
-        logits.requires_grad_(),
-        draw("features", FEATURES).requires_grad_(),
-        draw("fmap", FEATURES, SIDE, SIDE) if "fmap" in needs else None,
-        unit(draw("query", PROJECTION), dim=1).requires_grad_() if "query" in needs else None,
-        unit(draw("key", PROJECTION), dim=1) if "key" in needs else None,
-        {name: draw(name, dim).requires_grad_() for name, dim in STAGES.items() if name in needs} or None,
+        logits_BC=logits.requires_grad_(),
+        features_BD=draw("features", FEATURES).requires_grad_(),
+        fmap_BDhw=draw("fmap", FEATURES, SIDE, SIDE) if "fmap" in needs else None,
+        query_Bd=unit("query").requires_grad_() if "query" in needs else None,
+        key_Bd=unit("key") if {"query", "key"} <= needs else None,
+        stage_features_BD={n: draw(n, dim).requires_grad_() for n, dim in STAGES.items() if n in needs} or None,
+        own_query_Bd=unit("own query").requires_grad_() if "own_query" in needs else None,
+        own_key_Bd=unit("own key") if "own_query" in needs else None,
+        key_features_BD=draw("key features", FEATURES) if "key" in needs else None,
     )
 
 

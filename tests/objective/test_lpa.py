@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from ltcore.objective.contrast import ContrastSet, mean_over_valid, supcon
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.memory.prototypes import Prototypes
 from ltcore.objective.memory.queue import Queue
+from ltcore.objective.objective import ObjectiveConfig
+from ltcore.objective.registry import Terms
 from ltcore.objective.term import FeatureDims, LossContext
-from ltcore.objective.terms.lpa import Lpa, positive_weights
+from ltcore.objective.terms.lpa import Lpa, of_neighbors, positive_weights
 from ltcore.stats import ClassStats
 from tests.ddp import run_ranks
 
@@ -84,7 +87,9 @@ def test_positive_weights_match_a_naive_loop(rho: float) -> None:
     excluded[torch.arange(5), torch.arange(5)] = True
     excluded[:, 7] = True  # unfilled
     excluded[4, 1] = True
-    found = positive_weights(contrast_of(labels_B, labels_A, excluded), labels_B, neighbors, similarity, rho)
+    by_class = torch.zeros(4, 4, dtype=F64).scatter_(1, neighbors, similarity)
+    near = of_neighbors(labels_A, by_class[labels_B])
+    found = positive_weights(contrast_of(labels_B, labels_A, excluded), labels_B, near, rho)
     for i, y in enumerate(labels_B.tolist()):
         kept = [j for j in range(10) if not excluded[i, j]]
         table = {int(c): float(w) for c, w in zip(neighbors[y], similarity[y], strict=True) if c != y}
@@ -134,7 +139,8 @@ def test_pulls_neighbor_classes() -> None:
     assert isinstance(prototypes, Prototypes) and isinstance(queue, Queue)
     assert (prototypes.weights_Ck > 0).any()
     contrast = ContrastSet.of(out, batch.labels_B, context(memories), queue)
-    weights = positive_weights(contrast, batch.labels_B, prototypes.neighbors_Ck, prototypes.weights_Ck, 0.4)
+    by_class = torch.zeros(4, 4).scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)
+    weights = positive_weights(contrast, batch.labels_B, of_neighbors(contrast.labels_A, by_class[batch.labels_B]), 0.4)
     expected = mean_over_valid(*supcon(contrast.cosine_BA, weights, contrast.excluded_BA, 0.2))
     loss = term(out, batch, context(memories))
     torch.testing.assert_close(loss, expected)
@@ -225,7 +231,112 @@ def test_shares_queue_and_similarities_with_paco() -> None:
     ctx = context(memories)
     paco(out, batch.labels_B, ctx)
     term(out, batch, ctx)
-    assert len(ctx.shared) == 1
+    assert sum(isinstance(value, ContrastSet) for value in ctx.shared.values()) == 1
+
+
+# --- other readings
+
+
+def filled(**options: Any) -> tuple[Lpa, dict[str, Memory], ModelOutput, Batch]:
+    """A term with everything published, and a batch with all that it may ask for."""
+    term, memories = made(neighbors=3, threshold=-0.99, temperature=0.2, **options)
+    out, batch = case(0)
+    gen = torch.Generator().manual_seed(5)
+    own_query, own_key = (normalize(torch.randn(16, 4, generator=gen), dim=1) for _ in range(2))
+    features, key_features = torch.randn(16, 5, generator=gen), torch.randn(16, 5, generator=gen)
+    out = replace(
+        out,
+        features_BD=features.requires_grad_(),
+        key_features_BD=key_features,
+        own_query_Bd=own_query.requires_grad_(),
+        own_key_Bd=own_key,
+    )
+    feed(memories, out, batch, progress=0.1)
+    return term, memories, out, batch
+
+
+@pytest.mark.parametrize(
+    ("embedding", "needs", "length"), [("query", {"query"}, 4), ("own", {"own_query"}, 4), ("pooled", set(), 5)]
+)
+def test_what_is_contrasted(embedding: str, needs: set[str], length: int) -> None:
+    """The loss is that of the same vectors given as the shared projection, and no other field is looked at."""
+    term, memories, out, batch = filled(embedding=embedding)
+    assert term.needs == needs | {"fmap", "key"}
+    queue = memories["queue"]
+    assert isinstance(queue, Queue) and queue.keys_Qd.shape == (7, length)
+    loss = term(out, batch, context(memories))
+    given = {"query": out.query_Bd, "own": out.own_query_Bd, "pooled": out.features_BD}
+    grads = torch.autograd.grad(loss, list(given.values()), allow_unused=True)
+    assert [name for name, grad in zip(given, grads, strict=True) if grad is not None] == [embedding]
+    keys = {"query": out.key_Bd, "own": out.own_key_Bd, "pooled": out.key_features_BD}
+    query, key = (normalize(each[embedding], dim=1) for each in (given, keys))
+    torch.testing.assert_close(queue.keys_Qd, key[-7:].roll(int(queue.pointer), 0))
+    shared, _ = made(neighbors=3, threshold=-0.99, temperature=0.2)
+    expected = shared(replace(out, query_Bd=query, key_Bd=key), batch, context(memories))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_an_embedding_of_its_own_shares_nothing_with_paco() -> None:
+    paco = Paco(Paco.Config(queue_size=7), STATS, DIMS)
+    for embedding in ("own", "pooled"):
+        assert made(embedding=embedding)[0].memories()["queue"].key != paco.memories()["queue"].key
+
+
+def test_neighbors_of_an_image_are_those_of_a_class_that_looks_like_it() -> None:
+    """Where every image of a class shows what the class does, both readings agree; one that does not goes elsewhere."""
+    term, memories, out, batch = filled(positives="sample", shrink=0.0)
+    by_class, _ = made(neighbors=3, threshold=-0.99, temperature=0.2, shrink=0.0)
+    prototypes = memories["prototypes"]
+    assert isinstance(prototypes, Prototypes) and out.fmap_BDhw is not None
+    first = out.fmap_BDhw[batch.labels_B]  # images 0 to 3 have classes 0 to 3: each class looks like its first image
+    alike = replace(out, fmap_BDhw=first)
+    feed(memories, alike, batch, progress=0.12)
+    ctx = context(memories)
+    torch.testing.assert_close(term(alike, batch, ctx), by_class(alike, batch, context(memories)))
+    swapped = replace(out, fmap_BDhw=out.fmap_BDhw[3 - batch.labels_B])
+    by_image_BC = term._neighbor_classes(swapped, batch, context(memories))
+    assert (by_image_BC[torch.arange(16), batch.labels_B] == 0).all(), "never its own class, whatever it looks like"
+    others = torch.tensor([3, 2, 1, 0])[batch.labels_B]
+    assert (by_image_BC.argmax(1) == others).all(), "first of all the class that it looks like"
+    assert not torch.isclose(term(swapped, batch, context(memories)), by_class(swapped, batch, context(memories)))
+
+
+def test_an_image_without_any_direction_has_no_neighbors() -> None:
+    term, memories, out, batch = filled(positives="sample")
+    blank = replace(out, fmap_BDhw=torch.zeros_like(out.fmap_BDhw))  # type: ignore[arg-type]
+    assert not term._neighbor_classes(blank, batch, context(memories)).any()
+    torch.testing.assert_close(term(blank, batch, context(memories)), plain_supcon(out, batch, memories, 0.2))
+
+
+def test_spared_neighbors_are_no_negatives_of_paco() -> None:
+    """PaCo's loss is that of a contrast set in which they are excluded; its positives and centers stay."""
+    term, memories, out, batch = filled(spare_neighbors=True)
+    out = replace(out, logits_BC=torch.randn(16, 4, generator=torch.Generator().manual_seed(6)))
+    paco = Paco(Paco.Config(queue_size=7, temperature=0.2), STATS, DIMS)
+    ctx = context(memories)
+    plain = paco(out, batch.labels_B, ctx)
+    term.before_base(out, batch, ctx)
+    spared = paco(out, batch.labels_B, ctx)
+    queue = memories["queue"]
+    assert isinstance(queue, Queue)
+    contrast = ContrastSet.of(out, batch.labels_B, ctx, queue)
+    near_BA = of_neighbors(contrast.labels_A, term._neighbor_classes(out, batch, ctx)) > 0
+    assert near_BA.any() and not (near_BA & (batch.labels_B[:, None] == contrast.labels_A)).any()
+    without = context(memories)
+    without.shared[("contrast", queue, "query")] = replace(contrast, excluded_BA=contrast.excluded_BA | near_BA)
+    torch.testing.assert_close(spared, paco(out, batch.labels_B, without))
+    assert (spared < plain).all()
+    kept, _, _, _ = filled()
+    untouched = context(memories)
+    kept.before_base(out, batch, untouched)
+    assert not untouched.shared
+
+
+def test_sparing_needs_a_base_with_negatives() -> None:
+    lpa = Lpa.Config(spare_neighbors=True)
+    ObjectiveConfig(base="paco", terms=Terms(lpa=lpa))
+    with pytest.raises(ValueError, match=r"^terms\.lpa\.spare_neighbors has no effect with base='balanced_softmax'"):
+        ObjectiveConfig(base="balanced_softmax", terms=Terms(lpa=lpa))
 
 
 def test_works_without_queue_and_in_half_precision() -> None:
@@ -254,6 +365,8 @@ def test_works_without_queue_and_in_half_precision() -> None:
         ({"start": 0.6}, "freeze_fraction"),
         ({"centering": "mean"}, "centering"),
         ({"score": "max"}, "score"),
+        ({"positives": "image"}, "positives"),
+        ({"embedding": "key"}, "embedding"),
         ({"refresh_fraction": float("nan")}, "refresh_fraction"),
         ({"weight": -1.0}, "weight"),
     ],
@@ -263,12 +376,17 @@ def test_config_errors_name_the_field(options: dict[str, Any], start: str) -> No
         Lpa.Config(**options)
 
 
-def _train(steps: int) -> dict[str, Tensor]:
-    """SGD on a linear encoder in float64: last loss, parameters after ``steps`` steps, everything published."""
+def _train(steps: int, under_paco: bool) -> dict[str, Tensor]:
+    """SGD on a linear encoder in float64: last loss, parameters after ``steps`` steps, everything published.
+
+    ``under_paco``: with neighbors by image, which PaCo spares.
+    """
     torch.set_default_dtype(F64)
     gen = torch.Generator().manual_seed(7)
     encoder = torch.randn(5, 4, generator=gen, requires_grad=True)
-    term, memories = made(temperature=0.2, reservoir_per_class=5, refresh_fraction=0.3)
+    options = {"positives": "sample", "spare_neighbors": True} if under_paco else {}
+    term, memories = made(temperature=0.2, reservoir_per_class=5, refresh_fraction=0.3, **options)
+    paco = Paco(Paco.Config(queue_size=7, temperature=0.2), STATS, DIMS)
     loss = torch.zeros(())
     for step in range(steps):
         out, batch = case(step, dtype=F64)
@@ -279,7 +397,9 @@ def _train(steps: int) -> dict[str, Tensor]:
         key = normalize(fmap.amax((2, 3)) @ encoder, dim=1).detach()
         local = ModelOutput(torch.zeros(len(labels), 4), torch.zeros(len(labels), 5), fmap, query, key)
         local_batch = Batch(batch.images_VBCHW, labels, index, torch.zeros_like(index))
-        loss = term(local, local_batch, context(memories))
+        ctx = context(memories)
+        term.before_base(local, local_batch, ctx)
+        loss = term(local, local_batch, ctx) + (paco(local, labels, ctx).mean() if under_paco else 0)
         (grad,) = torch.autograd.grad(loss, [encoder])
         with torch.no_grad():
             encoder -= 0.1 * dist.all_reduce_sum_(grad) / dist.world()
@@ -290,10 +410,11 @@ def _train(steps: int) -> dict[str, Tensor]:
     return {"loss": average, "encoder": encoder.detach(), **published}
 
 
-def test_two_ranks_equal_one() -> None:
-    alone = _train(10)
+@pytest.mark.parametrize("under_paco", [False, True])
+def test_two_ranks_equal_one(under_paco: bool) -> None:
+    alone = _train(10, under_paco)
     assert alone["loss"] > 0 and (alone["prototypes/weights"] > 0).any()
-    for rank in run_ranks(_train, 2, 10):
+    for rank in run_ranks(_train, 2, 10, under_paco):
         assert rank.keys() == alone.keys()
         for name, value in alone.items():
             torch.testing.assert_close(rank[name], value, rtol=1e-10, atol=1e-12, msg=name)

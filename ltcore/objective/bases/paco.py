@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
-from ltcore.objective.contrast import ContrastSet
+from ltcore.objective.contrast import SPARED, ContrastSet
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.queue import Queue, QueueSpec
 from ltcore.objective.term import Base, LossContext, widened
@@ -33,6 +33,7 @@ class Paco(Base):
 
     needs = frozenset({"query", "key"})
     label_mix = False
+    contrasts = True
     learns_centers = True
 
     @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,9 @@ class Paco(Base):
         centers_BC = (logits_BC + ctx.log_prior_C.to(logits_BC.dtype)) / cfg.center_temperature
         samples_BA = contrast.cosine_BA / cfg.temperature
         log_gamma = math.log(cfg.neg_weight) if cfg.neg_weight else -math.inf
-        in_sum_BA = (samples_BA + log_gamma).masked_fill(contrast.excluded_BA, -math.inf)
+        spared = ctx.shared.get(SPARED)
+        outside_BA = contrast.excluded_BA if spared is None else contrast.excluded_BA | spared(contrast.labels_A)
+        in_sum_BA = (samples_BA + log_gamma).masked_fill(outside_BA, -math.inf)
         log_sum_B = torch.cat([centers_BC, in_sum_BA], 1).logsumexp(1)
 
         positive_BA = (labels_B[:, None] == contrast.labels_A) & ~contrast.excluded_BA

@@ -1,9 +1,9 @@
-"""Queue of key projections: the last ``size`` keys of the global batch stream, in rank order, equal on every rank.
+"""Queue of keys: the last ``size`` keys of the global batch stream, in rank order, equal on every rank.
 
 Source: MoCo's queue as PaCo uses it. Differs: unfilled slots are masked by a count instead of being random vectors
 with random labels (which act as positives for the first steps), and writes are modular, so no batch size has to divide
 the length.
-Shapes: Q slots, d projection. Cost: one gather of [B, d] per step.
+Shapes: Q slots, d projection (or D pooled features). Cost: one gather of [B, d] per step.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.embedding import QUERY, key_of, length
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.objective.term import FeatureDims
 from ltcore.stats import ClassStats
@@ -22,13 +23,15 @@ from ltcore.stats import ClassStats
 
 @dataclass(frozen=True)
 class QueueSpec(MemorySpec):
-    """A queue of ``size`` keys. Losses that ask for the same size share one."""
+    """A queue of ``size`` keys. Losses that ask for the same size and space share one."""
 
     size: int
+    space: str = QUERY
+    """Which unit vectors of view 2 are kept, see ``ltcore.objective.embedding``."""
 
     def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Queue:
-        """Empty, for keys as long as the projection."""
-        return Queue(self.size, dims.projection)
+        """Empty, for keys as long as the vectors of the space."""
+        return Queue(self.size, length(dims, self.space), self.space)
 
 
 class Queue(Memory):
@@ -36,7 +39,8 @@ class Queue(Memory):
 
     merge_every_step = True
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, space: str = QUERY) -> None:
+        self.space = space
         self.keys_Qd = torch.zeros(size, dim)
         self.labels_Q = torch.full((size,), -1, dtype=torch.int64)
         self.count = torch.zeros((), dtype=torch.int64)
@@ -52,8 +56,7 @@ class Queue(Memory):
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
         """Holds the step's keys [B, d] until ``merge``."""
-        assert out.key_Bd is not None, "whoever declares a queue needs 'key'"
-        self._incoming = (out.key_Bd.detach().to(self.keys_Qd.dtype), batch.labels_B)
+        self._incoming = (key_of(out, self.space).detach().to(self.keys_Qd.dtype), batch.labels_B)
 
     def merge(self, progress: float) -> None:
         """Writes the keys of all ranks over the oldest ones. A collective."""

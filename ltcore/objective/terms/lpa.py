@@ -9,9 +9,11 @@ description.
 
 Source: Local Pseudo-Attributes for Long-Tailed Recognition (2022), L_PaCo + alpha L_SupCon(z, a(y)). The paper leaves
 layer, clustering, scores and positives open; what is here is our definition: spherical k-means on a class-balanced
-reservoir, histograms per class, cosine of centered and shrunk histograms, k nearest classes.
+reservoir, histograms per class, cosine of centered and shrunk histograms, k nearest classes. Every other reading that we know
+of is an option.
 Shapes: anchors q [B, d]; contrast set [queries; keys; queue] of the global batch, [2WB + Q, d].
-Cost: 2B(2WB + Q)d for the loss (shared with PaCo), 2PKD per image to assign P locations to K prototypes.
+Cost: 2B(2WB + Q)d for the loss (shared with PaCo), 2PKD per image to assign P locations to K prototypes; with
+``positives='sample'`` both once more in the loss, and O(CK) to describe the classes.
 """
 
 from __future__ import annotations
@@ -24,12 +26,24 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.attributes import CENTERINGS
-from ltcore.objective.contrast import ContrastSet, mean_over_valid, supcon
+from ltcore.objective.attributes import CENTERINGS, describe, mean_class, nearest_classes
+from ltcore.objective.contrast import SPARED, ContrastSet, mean_over_valid, supcon
+from ltcore.objective.embedding import EMBEDDINGS, NEEDS, query_of
 from ltcore.objective.memory.base import MemorySpec
-from ltcore.objective.memory.prototypes import METRICS, RESERVOIRS, SCORES, Prototypes, PrototypesSpec
+from ltcore.objective.memory.prototypes import (
+    METRICS,
+    RESERVOIRS,
+    SCORES,
+    Prototypes,
+    PrototypesSpec,
+    attribute_scores,
+    lengths,
+)
 from ltcore.objective.memory.queue import Queue, QueueSpec
-from ltcore.objective.term import LossContext, Term, TermConfig
+from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig, widened
+from ltcore.stats import ClassStats
+
+POSITIVES = ("class", "sample")
 
 
 class Lpa(Term):
@@ -68,6 +82,14 @@ class Lpa(Term):
         """Temperature of the soft score; no effect with score='hard'. > 0."""
         metric: str = "cosine"
         """'cosine' clusters directions, 'euclid' the raw vectors, whose norm then counts."""
+        positives: str = "class"
+        """Whose description finds an anchor's neighbor classes: 'class', that of its class, or 'sample', that of its own image
+        (its second view)."""
+        spare_neighbors: bool = False
+        """Whether base=paco leaves out neighbor classes from its negatives, which this term pulls and it would push."""
+        embedding: str = "query"
+        """What is contrasted: 'query', the projection that PaCo uses as well; 'own', a second projection of the same form;
+        'pooled', the features that are classified, at unit length."""
         reservoir: str = "class"
         """Which vectors are clustered: 'class' keeps as many per class, 'instance' as they come, so that head classes
         own most prototypes."""
@@ -113,6 +135,8 @@ class Lpa(Term):
                 ("centering", CENTERINGS),
                 ("score", SCORES),
                 ("metric", METRICS),
+                ("positives", POSITIVES),
+                ("embedding", EMBEDDINGS),
                 ("reservoir", RESERVOIRS),
             ]:
                 if getattr(self, name) not in allowed:
@@ -120,50 +144,108 @@ class Lpa(Term):
 
     cfg: Config
 
+    def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
+        super().__init__(cfg, stats, dims)
+        self.needs = frozenset({"fmap", "key"}) | NEEDS[cfg.embedding]
+        self.counts_C: Tensor
+        self.register_buffer("counts_C", stats.counts_C.clone(), persistent=False)
+
     @staticmethod
     def gathers(cfg: Config) -> bool:
         """The contrast set is the global batch."""
         return True
 
     def memories(self) -> dict[str, MemorySpec]:
-        """Prototypes with the class descriptions, and the queue of keys, which is PaCo's where the sizes agree."""
+        """Prototypes with the class descriptions, and the queue of keys, which is PaCo's where size and embedding agree."""
         specs: dict[str, MemorySpec] = {
             "prototypes": PrototypesSpec(**{f.name: getattr(self.cfg, f.name) for f in fields(PrototypesSpec)})
         }
         if self.cfg.queue_size:
-            specs["queue"] = QueueSpec(self.cfg.queue_size)
+            specs["queue"] = QueueSpec(self.cfg.queue_size, self.cfg.embedding)
         return specs
+
+    def before_base(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> None:
+        """Says which elements of a contrast set are of neighbor classes, where the base is to spare them."""
+        if self.cfg.spare_neighbors and cast(Prototypes, ctx.memories["prototypes"]).num_clusters:
+            by_class_BC = self._neighbor_classes(out, batch, ctx)
+            ctx.shared[SPARED] = lambda labels_A: of_neighbors(labels_A, by_class_BC) > 0
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         """Scalar, this rank's share of the mean over the anchors that have a positive; 0 before the first clustering. A
         collective."""
-        assert out.query_Bd is not None
-        prototypes = cast(Prototypes, ctx.memories["prototypes"])
-        if not prototypes.num_clusters:  # no class has a description yet
-            return out.query_Bd.sum() * 0.0
-        contrast = ContrastSet.of(out, batch.labels_B, ctx, cast("Queue | None", ctx.memories.get("queue")))
-        weights_BA = positive_weights(
-            contrast, batch.labels_B, prototypes.neighbors_Ck, prototypes.weights_Ck, self.cfg.neighbor_mass
-        )
-        loss_B, valid_B = supcon(contrast.cosine_BA, weights_BA, contrast.excluded_BA, self.cfg.temperature)
+        cfg = self.cfg
+        if not cast(Prototypes, ctx.memories["prototypes"]).num_clusters:  # no class has a description yet
+            return query_of(out, cfg.embedding).sum() * 0.0
+        queue = cast("Queue | None", ctx.memories.get("queue"))
+        contrast = ContrastSet.of(out, batch.labels_B, ctx, queue, cfg.embedding)
+        near_BA = of_neighbors(contrast.labels_A, self._neighbor_classes(out, batch, ctx))
+        weights_BA = positive_weights(contrast, batch.labels_B, near_BA, cfg.neighbor_mass)
+        loss_B, valid_B = supcon(contrast.cosine_BA, weights_BA, contrast.excluded_BA, cfg.temperature)
         return mean_over_valid(loss_B, valid_B)
 
+    def _neighbor_classes(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
+        """float32 [B, C] similarity above the threshold of each anchor to its neighbor classes, 0 to others. Once per forward."""
 
-def positive_weights(
-    contrast: ContrastSet, labels_B: Tensor, neighbors_Ck: Tensor, weights_Ck: Tensor, neighbor_mass: float
-) -> Tensor:
+        def compute() -> Tensor:
+            prototypes = cast(Prototypes, ctx.memories["prototypes"])
+            if self.cfg.positives == "class":
+                ids_Bk, similar_Bk = prototypes.neighbors_Ck[batch.labels_B], prototypes.weights_Ck[batch.labels_B]
+            else:
+                ids_Bk, similar_Bk = self._of_images(out, batch.labels_B, prototypes)
+            by_class_BC = similar_Bk.new_zeros(len(batch), len(self.counts_C), dtype=torch.float32)
+            return by_class_BC.scatter_(1, ids_Bk, similar_Bk.float())
+
+        by_class_BC: Tensor = ctx.once("neighbor classes", compute)
+        return by_class_BC
+
+    @torch.no_grad()
+    def _of_images(self, out: ModelOutput, labels_B: Tensor, prototypes: Prototypes) -> tuple[Tensor, Tensor]:
+        """As ``nearest_classes``, for the image of each anchor."""
+        cfg, mass_CK = self.cfg, prototypes.mass_CK[:, : prototypes.num_clusters]
+        mean_K = mean_class(mass_CK)
+        vectors_CK, vectors_BK = (
+            describe(mass, images, mean_K, shrink=cfg.shrink, centering=cfg.centering)
+            for mass, images in [(mass_CK, self.counts_C), (self._scores(out, prototypes), torch.ones_like(labels_B))]
+        )
+        return nearest_classes(
+            vectors_BK,
+            labels_B,
+            vectors_CK,
+            neighbors=cfg.neighbors,
+            threshold=cfg.threshold,
+            similarity="cosine",
+        )
+
+    def _scores(self, out: ModelOutput, prototypes: Prototypes) -> Tensor:
+        """int64 [B, K]: what the memory counts of each image."""
+        assert out.fmap_BDhw is not None
+        vectors_BPD = widened(out.fmap_BDhw).flatten(2).transpose(1, 2)
+        return attribute_scores(
+            vectors_BPD,
+            lengths(vectors_BPD, self.cfg.metric),
+            prototypes.prototypes_KD[: prototypes.num_clusters].to(vectors_BPD.dtype),
+            metric=self.cfg.metric,
+            score=self.cfg.score,
+            score_temperature=self.cfg.score_temperature,
+        )
+
+
+def of_neighbors(labels_A: Tensor, by_class_BC: Tensor) -> Tensor:
+    """[B, A] the column of each element's class; of no meaning for unfilled queue slots, which have label -1."""
+    return by_class_BC[:, labels_A.clamp_min(0)]
+
+
+def positive_weights(contrast: ContrastSet, labels_B: Tensor, near_BA: Tensor, neighbor_mass: float) -> Tensor:
     """[B, A] weights M, each row summing to 1 where it has a positive.
 
     Elements of the anchor's class share 1 - ``neighbor_mass`` equally, those of neighbor classes share
-    ``neighbor_mass`` by class similarity; where either set is empty the other takes all (but without neighbor mass
-    there are no neighbors). ``neighbors_Ck`` holds class ids, padded with the class's own id at weight 0.
+    ``neighbor_mass`` by their similarities ``near_BA`` >= 0; where either set is empty the other takes all (but without
+    neighbor mass there are no neighbors).
     """
     allowed_BA = ~contrast.excluded_BA
     dtype = contrast.cosine_BA.dtype
     same_BA = ((labels_B[:, None] == contrast.labels_A) & allowed_BA).to(dtype)
-    by_class_BC = torch.zeros(len(labels_B), len(neighbors_Ck), dtype=dtype, device=labels_B.device)
-    by_class_BC.scatter_(1, neighbors_Ck[labels_B], weights_Ck[labels_B].to(dtype))
-    near_BA = by_class_BC[:, contrast.labels_A.clamp_min(0)] * allowed_BA  # unfilled queue slots have label -1
+    near_BA = near_BA.to(dtype) * allowed_BA
     num_same_B1, sum_near_B1 = same_BA.sum(1, keepdim=True), near_BA.sum(1, keepdim=True)
     near_mass_B1 = torch.full_like(num_same_B1, neighbor_mass)
     near_mass_B1 = near_mass_B1.masked_fill(num_same_B1 == 0, float(neighbor_mass > 0)).masked_fill(sum_near_B1 == 0, 0)
