@@ -103,6 +103,7 @@ def test_recipe_trains(name, photographs):
     )
     parts = build(run, feed, LocalContext(torch.device("cpu")))
     optimizer, objective = build_optimizer(run.train.optim, parts.step), parts.step.objective
+    assert ("key" in objective.needs) == (views == 2), "the reader is told before there is an objective"
     before = parts.step.net.heads[0].weight.clone()
     batches = feed.train_batches(0)
     for progress in (0.0, 0.9):
