@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, Mix, ModelOutput
+from ltcore.models.net import MAP
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, Terms
@@ -46,8 +47,18 @@ def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: A
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dro+layers": ("dro", {"layers": ("stage2", "final", "stage1")}),
-    "lpa+own": ("lpa", {"embedding": "own", "positives": "sample"}),
-    "lpa+pooled": ("lpa", {"embedding": "pooled"}),
+    "lpa+own": (
+        "lpa",
+        {
+            "embedding": "own",
+            "positives": "sample",
+            "layers": ("stage2", "final"),
+            "scales": (1, 2),
+            "score": "presence",
+        },
+    ),
+    "lpa+pooled": ("lpa", {"embedding": "pooled", "layers": ("stage1",), "online_rate": 0.5, "similarity": "jaccard"}),
+    "lpa+whitened": ("lpa", {"metric": "whitened", "score": "soft"}),
 }
 """Rows with options under which a term takes other fields of the output, and declares other memories."""
 TERM_ROWS = [*TERMS, *VARIANTS]
@@ -120,6 +131,8 @@ def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Te
         query_Bd=unit("query").requires_grad_() if "query" in needs else None,
         key_Bd=unit("key") if {"query", "key"} <= needs else None,
         stage_features_BD={n: draw(n, dim).requires_grad_() for n, dim in STAGES.items() if n in needs} or None,
+        stage_fmaps_BDhw={n: draw(MAP + n, dim, 2 * SIDE, 2 * SIDE) for n, dim in STAGES.items() if MAP + n in needs}
+        or None,
         own_query_Bd=unit("own query").requires_grad_() if "own_query" in needs else None,
         own_key_Bd=unit("own key") if "own_query" in needs else None,
         key_features_BD=draw("key features", FEATURES) if "key" in needs else None,
@@ -128,15 +141,17 @@ def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Te
 
 def tensors(out: ModelOutput) -> dict[str, Tensor]:
     """Every tensor of the output, by the name of its field or stage."""
-    whole = {f.name: getattr(out, f.name) for f in fields(out) if f.name != "stage_features_BD"}
-    return {name: t for name, t in (whole | dict(out.stage_features_BD or {})).items() if t is not None}
+    whole = {f.name: getattr(out, f.name) for f in fields(out) if not f.name.startswith("stage_")}
+    maps = {MAP + name: fmap for name, fmap in (out.stage_fmaps_BDhw or {}).items()}
+    return {name: t for name, t in (whole | dict(out.stage_features_BD or {}) | maps).items() if t is not None}
 
 
 def with_tensors(out: ModelOutput, changed: dict[str, Tensor]) -> ModelOutput:
     """The output with some of ``tensors`` replaced."""
     stages = {name: changed.get(name, t) for name, t in (out.stage_features_BD or {}).items()}
-    whole = {name: t for name, t in changed.items() if name not in stages}
-    return replace(out, **whole, stage_features_BD=stages or None)
+    maps = {name: changed.get(MAP + name, t) for name, t in (out.stage_fmaps_BDhw or {}).items()}
+    whole = {name: t for name, t in changed.items() if name not in stages and not name.startswith(MAP)}
+    return replace(out, **whole, stage_features_BD=stages or None, stage_fmaps_BDhw=maps or None)
 
 
 def my_rows(index_B: Tensor) -> Tensor:

@@ -210,14 +210,25 @@ def test_relabeling_classes_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"score": "soft"}, {"centering": "pmi"}, {"centering": "raw"}, {"metric": "euclid"}]
+    "options",
+    [
+        {"score": "soft"},
+        {"score": "presence"},
+        {"centering": "pmi"},
+        {"centering": "raw"},
+        {"metric": "euclid"},
+        {"metric": "whitened"},
+        {"similarity": "jaccard"},
+        {"scales": (1, 2)},
+    ],
 )
 def test_every_option_changes_the_loss(options: dict[str, str]) -> None:
     out, batch = case(0)
     losses = []
     for chosen in ({}, options):
         term, memories = made(neighbors=3, threshold=-0.99, **chosen)  # several neighbors, so similarities matter
-        feed(memories, out, batch, progress=0.1)
+        for progress in (0.1, 0.12):  # a clustering, then a window of counts
+            feed(memories, out, batch, progress)
         losses.append(term(out, batch, context(memories)).item())
     assert losses[0] != losses[1]
 
@@ -367,6 +378,13 @@ def test_works_without_queue_and_in_half_precision() -> None:
         ({"score": "max"}, "score"),
         ({"positives": "image"}, "positives"),
         ({"embedding": "key"}, "embedding"),
+        ({"similarity": "dice"}, "similarity"),
+        ({"layers": ()}, "layers"),
+        ({"layers": ("final", "final")}, "layers"),
+        ({"scales": ()}, "scales"),
+        ({"scales": (0,)}, "scales"),
+        ({"online_rate": 1.5}, "online_rate"),
+        ({"online_rate": 0.5, "metric": "whitened"}, "online_rate"),
         ({"refresh_fraction": float("nan")}, "refresh_fraction"),
         ({"weight": -1.0}, "weight"),
     ],
@@ -374,6 +392,12 @@ def test_works_without_queue_and_in_half_precision() -> None:
 def test_config_errors_name_the_field(options: dict[str, Any], start: str) -> None:
     with pytest.raises(ValueError, match=f"^{start} "):
         Lpa.Config(**options)
+
+
+def test_layers_are_asked_of_the_network() -> None:
+    assert made(layers=("final",))[0].needs == {"fmap", "key", "query"}
+    term = Lpa(Lpa.Config(layers=("stage1", "stage2")), STATS, replace(DIMS, stages={"stage1": 3, "stage2": 4}))
+    assert term.needs == {"fmap/stage1", "fmap/stage2", "key", "query"}
 
 
 def _train(steps: int, under_paco: bool) -> dict[str, Tensor]:
@@ -384,7 +408,9 @@ def _train(steps: int, under_paco: bool) -> dict[str, Tensor]:
     torch.set_default_dtype(F64)
     gen = torch.Generator().manual_seed(7)
     encoder = torch.randn(5, 4, generator=gen, requires_grad=True)
-    options = {"positives": "sample", "spare_neighbors": True} if under_paco else {}
+    options: dict[str, Any] = {}
+    if under_paco:
+        options = {"positives": "sample", "spare_neighbors": True, "online_rate": 0.5, "score": "presence"}
     term, memories = made(temperature=0.2, reservoir_per_class=5, refresh_fraction=0.3, **options)
     paco = Paco(Paco.Config(queue_size=7, temperature=0.2), STATS, DIMS)
     loss = torch.zeros(())

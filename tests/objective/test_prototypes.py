@@ -13,18 +13,22 @@ from torch.nn.functional import normalize
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.attributes import class_neighbors, describe_classes
+from ltcore.objective.codebook import affinities, attribute_scores, lengths
 from ltcore.objective.memory import reservoir as reservoir_module
-from ltcore.objective.memory.prototypes import Prototypes, PrototypesSpec, attribute_scores, lengths
+from ltcore.objective.memory.prototypes import Prototypes, PrototypesSpec
 from ltcore.objective.memory.reservoir import KeyedReservoir, join
 from ltcore.stats import ClassStats
 from tests.ddp import run_ranks
 
 SPEC = PrototypesSpec(
+    layers=None,
+    scales=(1,),
     num_attributes=4,
     neighbors=2,
     threshold=0.0,
     shrink=1.0,
     centering="centered",
+    similarity="cosine",
     score="hard",
     score_temperature=0.1,
     metric="cosine",
@@ -34,6 +38,7 @@ SPEC = PrototypesSpec(
     start=0.1,
     refresh_fraction=0.2,
     freeze_fraction=0.6,
+    online_rate=0.0,
     iterations=10,
 )
 CLASSES, DIM = 3, 5
@@ -160,9 +165,8 @@ def test_joined_reservoirs_are_the_reservoir_of_all() -> None:
 def scores(
     vectors: Tensor, prototypes: Tensor, score: str = "hard", temperature: float = 0.1, metric: str = "cosine"
 ) -> Tensor:
-    return attribute_scores(
-        vectors, lengths(vectors, metric), prototypes, metric=metric, score=score, score_temperature=temperature
-    )
+    affinity = affinities(vectors, prototypes, metric)
+    return attribute_scores(affinity, lengths(vectors, metric), score=score, score_temperature=temperature)
 
 
 def test_histogram_counts_locations() -> None:

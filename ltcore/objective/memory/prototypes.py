@@ -10,6 +10,8 @@ and, once prototypes exist, counts for each class how often its locations fall t
 and both sample and counts start anew. They have to: the features of an earlier window come from another network. The
 keys ignore the epoch, so the same locations of the same samples are kept in every window.
 
+Between clusterings prototypes stay, or move to the means of what was nearest to them (``online_rate``).
+
 Clusterings are due at ``start``, then every ``refresh_fraction`` of training up to ``freeze_fraction``, each at the
 first merge at or after its point; the first is made up for even where that merge lies beyond the freeze.
 Source: methods of LPA, see ``terms/lpa.py``.
@@ -23,25 +25,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.attributes import class_neighbors
-from ltcore.objective.kmeans import CHUNK, affinity, kmeans
+from ltcore.objective.codebook import MIN_NORM, affinities, attribute_scores, lengths, unwhitened, whitening
+from ltcore.objective.kmeans import CHUNK, kmeans
+from ltcore.objective.local_features import FINAL, channels_of, local_vectors
 from ltcore.objective.memory import reservoir
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.objective.memory.reservoir import KeyedReservoir
-from ltcore.objective.term import FeatureDims, widened
+from ltcore.objective.term import FeatureDims
 from ltcore.rng import generator, hash64, hash_tensor
 from ltcore.stats import ClassStats
 
-SCORES = ("hard", "soft")
-METRICS = ("cosine", "euclid")
 RESERVOIRS = ("class", "instance")
 
-_SOFT_UNIT = 1 << 20
-"""Soft scores are counted in integer steps of 1/_SOFT_UNIT, so that their sums do not depend on the order of adding."""
-_MIN_NORM = 1e-6
 _SLACK = 1e-9
 """Progress is a ratio of counts; schedule points are decimal fractions."""
 
@@ -50,11 +50,14 @@ _SLACK = 1e-9
 class PrototypesSpec(MemorySpec):
     """The fields of ``Lpa.Config`` that the memory is made by, under the same names."""
 
+    layers: tuple[str, ...] | None
+    scales: tuple[int, ...]
     num_attributes: int
     neighbors: int
     threshold: float
     shrink: float
     centering: str
+    similarity: str
     score: str
     score_temperature: float
     metric: str
@@ -64,10 +67,17 @@ class PrototypesSpec(MemorySpec):
     start: float
     refresh_fraction: float
     freeze_fraction: float
+    online_rate: float
     iterations: int
 
     def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Prototypes:
-        return Prototypes(self, stats, dims.features, seed)
+        """Empty. Raises ConfigError where the network has no such layer."""
+        return Prototypes(self, stats, channels_of(self.from_layers, dims), seed)
+
+    @property
+    def from_layers(self) -> tuple[str, ...]:
+        """``layers``, or the final one."""
+        return self.layers or (FINAL,)
 
 
 class Prototypes(Memory):
@@ -78,7 +88,9 @@ class Prototypes(Memory):
         self.spec, self.seed = spec, seed
         self._images_C = stats.counts_C.clone()
         self.prototypes_KD = torch.zeros(spec.num_attributes, dim)
-        """The first ``num_clusters`` rows are in use; unit norm with metric 'cosine'."""
+        """The first ``num_clusters`` rows are in use; unit norm with metric 'cosine', directions with 'whitened'."""
+        self.offsets_K = torch.zeros(spec.num_attributes)
+        """Added to the products with the directions; of metric 'whitened' alone."""
         self.mass_CK = torch.zeros(num_classes, spec.num_attributes, dtype=torch.int64)
         """How often locations of a class fell to a prototype; a row is a(y) up to its sum. 0: class not seen yet."""
         self.neighbors_Ck = torch.arange(num_classes)[:, None].repeat(1, min(spec.neighbors, num_classes - 1))
@@ -89,33 +101,50 @@ class Prototypes(Memory):
         """(num_clusters, progress at which the next clustering is due), as saved; mirrored on the host below."""
         self.num_clusters, self.next_refresh = 0, spec.start
         self._window_CK = torch.zeros_like(self.mass_CK)
+        self._sum_KD = torch.zeros(spec.num_attributes, dim if spec.online_rate else 0, dtype=torch.float64)
+        """Of the vectors nearest to each prototype in this window, where prototypes move."""
+        self._seen_K = torch.zeros(spec.num_attributes, dtype=torch.int64)
         by_class = spec.reservoir == "class"
         groups, slots = (num_classes, 1) if by_class else (1, num_classes)
         self._reservoir = KeyedReservoir(groups, slots * spec.reservoir_per_class, dim)
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        assert out.fmap_BDhw is not None, "whoever declares prototypes needs 'fmap'"
-        vectors_BPD = widened(out.fmap_BDhw).flatten(2).transpose(1, 2)
-        size_BP = lengths(vectors_BPD, self.spec.metric)
+        """Samples the batch's local vectors [B, P, D] while a clustering is to come, and counts them once there was one."""
+        vectors_BPD, size_BP = self._vectors(out)
         if math.isfinite(self.next_refresh):
             self._sample(vectors_BPD, size_BP, batch)
         if self.num_clusters:
-            self._count_into(self._window_CK, vectors_BPD, size_BP, batch.labels_B)
+            affinity_BPK = self._affinities(vectors_BPD)
+            self._count_into(self._window_CK, affinity_BPK, size_BP, batch.labels_B)
+            if self.spec.online_rate:
+                self._add_to_nearest(affinity_BPK, vectors_BPD, size_BP)
+
+    def scores(self, out: ModelOutput) -> Tensor:
+        """int64 [B, num_clusters]: what is counted of each image."""
+        vectors_BPD, size_BP = self._vectors(out)
+        return self._scores(self._affinities(vectors_BPD), size_BP)
 
     def merge(self, progress: float) -> None:
+        """Clusters where that is due, else publishes what the window counted. A collective."""
         if self._due(progress):
             self._refresh(progress)
         elif self.num_clusters:
             window_CK = dist.all_reduce_sum_(self._window_CK)
             self.mass_CK = torch.where(window_CK.sum(1, keepdim=True) > 0, window_CK, self.mass_CK)
+            if self.spec.online_rate and progress <= self.spec.freeze_fraction + _SLACK:
+                self._move()
         if self.num_clusters and progress > self.spec.freeze_fraction + _SLACK:
             self.next_refresh = math.inf
         self._publish()
-        self._window_CK.zero_()
+        for window in (self._window_CK, self._sum_KD, self._seen_K):
+            window.zero_()
         self._reservoir.clear()
 
     def published(self) -> dict[str, Tensor]:
+        """Prototypes, what each class counted of them, its neighbors, and where the schedule stands."""
+        offsets = {"offsets": self.offsets_K} if self.spec.metric == "whitened" else {}
         return {
+            **offsets,
             "prototypes": self.prototypes_KD,
             "mass": self.mass_CK,
             "neighbors": self.neighbors_Ck,
@@ -124,18 +153,26 @@ class Prototypes(Memory):
         }
 
     def pending(self) -> dict[str, Tensor]:
-        return {"window": self._window_CK, **self._reservoir.state()}
+        """The window's counts, its sums by prototype where these move, and the reservoir."""
+        return {**self._sums(), **self._reservoir.state()}
+
+    def _sums(self) -> dict[str, Tensor]:
+        moving = {"sum": self._sum_KD, "seen": self._seen_K} if self.spec.online_rate else {}
+        return {"window": self._window_CK, **moving}
 
     def load(self, published: dict[str, Tensor], pending_of_ranks: list[dict[str, Tensor]]) -> None:
+        """As every memory; the schedule is mirrored on the host again."""
         super().load(published, pending_of_ranks)
         num_clusters, self.next_refresh = self._schedule.tolist()
         self.num_clusters = int(num_clusters)
 
     def join_pending(self, pending_of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        window_CK = torch.stack([pending["window"] for pending in pending_of_ranks]).sum(0)
-        return {"window": window_CK, **reservoir.join(pending_of_ranks)}
+        """Sums of the counts; of the reservoirs the one that saw everything."""
+        sums = {name: torch.stack([pending[name] for pending in pending_of_ranks]).sum(0) for name in self._sums()}
+        return {**sums, **reservoir.join(pending_of_ranks)}
 
     def to(self, device: torch.device) -> None:
+        """Moves the reservoir as well."""
         super().to(device)
         self._reservoir.to(device)
 
@@ -153,15 +190,34 @@ class Prototypes(Memory):
         self.num_clusters = used
         if dist.rank() == 0:
             gen = generator(self.seed, "prototypes")
-            spherical = self.spec.metric == "cosine"
-            fit = kmeans(points_RD, used, gen, iterations=self.spec.iterations, spherical=spherical)
-            self.prototypes_KD[:used] = fit.centers_KD
+            self._cluster(points_RD, used, gen)
             for vectors_nD, labels_n in zip(points_RD.split(CHUNK), labels_R.split(CHUNK), strict=True):
                 size_n1 = lengths(vectors_nD[:, None], self.spec.metric)
-                self._count_into(self.mass_CK, vectors_nD[:, None], size_n1, labels_n)
-        dist.broadcast_(self.prototypes_KD)
-        dist.broadcast_(self.mass_CK)
+                self._count_into(self.mass_CK, self._affinities(vectors_nD[:, None]), size_n1, labels_n)
+        for found in (self.prototypes_KD, self.offsets_K, self.mass_CK):
+            dist.broadcast_(found)
         self.next_refresh = self._point_after(progress)
+
+    def _cluster(self, points_RD: Tensor, used: int, gen: torch.Generator) -> None:
+        metric, iterations = self.spec.metric, self.spec.iterations
+        if metric != "whitened":
+            fit = kmeans(points_RD, used, gen, iterations=iterations, spherical=metric == "cosine")
+            self.prototypes_KD[:used] = fit.centers_KD
+            return
+        mean_D, matrix_DD = whitening(points_RD)
+        white_RD = ((points_RD.double() - mean_D) @ matrix_DD).to(points_RD.dtype)
+        fit = kmeans(white_RD, used, gen, iterations=iterations, spherical=False)
+        self.prototypes_KD[:used], self.offsets_K[:used] = unwhitened(fit.centers_KD, mean_D, matrix_DD)
+
+    def _move(self) -> None:
+        """Each prototype towards the mean of the window's vectors that were nearest to it."""
+        sum_KD, seen_K = dist.all_reduce_sum_(self._sum_KD), dist.all_reduce_sum_(self._seen_K)
+        mean_KD = sum_KD / seen_K.clamp_min(1)[:, None]
+        moved_KD = torch.lerp(self.prototypes_KD.double(), mean_KD, self.spec.online_rate)
+        if self.spec.metric == "cosine":
+            moved_KD = F.normalize(moved_KD, dim=1)
+        moved_KD = moved_KD.to(self.prototypes_KD.dtype)
+        self.prototypes_KD.copy_(torch.where(seen_K[:, None] > 0, moved_KD, self.prototypes_KD))
 
     def _point_after(self, progress: float) -> float:
         spec = self.spec
@@ -181,6 +237,7 @@ class Prototypes(Memory):
                 threshold=spec.threshold,
                 shrink=spec.shrink,
                 centering=spec.centering,
+                similarity=spec.similarity,
             )
             self.neighbors_Ck.copy_(neighbors_Ck)
             self.weights_Ck.copy_(weights_Ck)
@@ -189,56 +246,34 @@ class Prototypes(Memory):
         locations_1P = torch.arange(size_BP.shape[1], device=size_BP.device)[None]
         base = hash64(self.seed, "reservoir")
         keys_BP = hash_tensor(base, batch.index_B[:, None], batch.copy_B[:, None], locations_1P) & ((1 << 63) - 1)
-        keys_BP = keys_BP.clamp_min(1) * (size_BP > _MIN_NORM)  # 0 is what the reservoir ignores
+        keys_BP = keys_BP.clamp_min(1) * (size_BP > MIN_NORM)  # 0 is what the reservoir ignores
         keys_BL, locations_BL = keys_BP.topk(min(self.spec.locations_per_image, keys_BP.shape[1]), dim=1)
-        size_BL1 = size_BP.gather(1, locations_BL)[:, :, None].clamp_min(_MIN_NORM)
+        size_BL1 = size_BP.gather(1, locations_BL)[:, :, None].clamp_min(MIN_NORM)
         image_B1 = torch.arange(len(locations_BL), device=locations_BL.device)[:, None]
         vectors_BLD = vectors_BPD[image_B1, locations_BL] / size_BL1
         labels_n = batch.labels_B.repeat_interleave(keys_BL.shape[1])
         groups_n = labels_n if self.spec.reservoir == "class" else torch.zeros_like(labels_n)
         self._reservoir.add(keys_BL.flatten(), groups_n, labels_n, vectors_BLD.flatten(0, 1))
 
-    def _count_into(self, mass_CK: Tensor, vectors_BPD: Tensor, size_BP: Tensor, labels_B: Tensor) -> None:
-        scores_BK = attribute_scores(
-            vectors_BPD,
-            size_BP,
-            self.prototypes_KD[: self.num_clusters].to(vectors_BPD.dtype),
-            metric=self.spec.metric,
-            score=self.spec.score,
-            score_temperature=self.spec.score_temperature,
-        )
-        mass_CK[:, : self.num_clusters].index_add_(0, labels_B, scores_BK)
+    def _vectors(self, out: ModelOutput) -> tuple[Tensor, Tensor]:
+        """Local vectors [B, P, D] and their lengths [B, P]."""
+        vectors_BPD = local_vectors(out, self.spec.from_layers, self.spec.scales)
+        return vectors_BPD, lengths(vectors_BPD, self.spec.metric)
 
+    def _affinities(self, vectors_BPD: Tensor) -> Tensor:
+        used, dtype = self.num_clusters, vectors_BPD.dtype
+        offsets_K = self.offsets_K[:used].to(dtype) if self.spec.metric == "whitened" else None
+        return affinities(vectors_BPD, self.prototypes_KD[:used].to(dtype), self.spec.metric, offsets_K)
 
-def lengths(vectors_BPD: Tensor, metric: str) -> Tensor:
-    """[B, P] norms to divide by: 1 with 'euclid'. A vector shorter than 1e-6 has no direction and is left out."""
-    if metric == "euclid":
-        return torch.ones_like(vectors_BPD[..., 0])
-    return torch.linalg.vector_norm(vectors_BPD, dim=2)
+    def _scores(self, affinity_BPK: Tensor, size_BP: Tensor) -> Tensor:
+        spec = self.spec
+        return attribute_scores(affinity_BPK, size_BP, score=spec.score, score_temperature=spec.score_temperature)
 
+    def _count_into(self, mass_CK: Tensor, affinity_BPK: Tensor, size_BP: Tensor, labels_B: Tensor) -> None:
+        mass_CK[:, : self.num_clusters].index_add_(0, labels_B, self._scores(affinity_BPK, size_BP))
 
-def attribute_scores(
-    vectors_BPD: Tensor,
-    size_BP: Tensor,
-    prototypes_KD: Tensor,
-    *,
-    metric: str,
-    score: str,
-    score_temperature: float,
-) -> Tensor:
-    """int64 [B, K], r_i up to its sum: 'hard' counts locations by nearest prototype, 'soft' adds their softmax.
-
-    ``size_BP`` are the vectors' :func:`lengths`. Vectors are not normalized: unit prototypes rank by the dot product
-    whatever the length of the vector.
-    """
-    live_BP = size_BP > _MIN_NORM
-    if metric == "euclid":
-        affinity_BPK = affinity(vectors_BPD, prototypes_KD)
-    else:
-        affinity_BPK = vectors_BPD @ prototypes_KD.T
-    if score == "soft":
-        logits_BPK = affinity_BPK / (size_BP.clamp_min(_MIN_NORM) * score_temperature)[..., None]
-        soft_BK = (logits_BPK.softmax(2) * live_BP[..., None]).mean(1)
-        return (soft_BK * _SOFT_UNIT).round().long()
-    counts_BK = live_BP.new_zeros(len(live_BP), len(prototypes_KD), dtype=torch.int64)
-    return counts_BK.scatter_add_(1, affinity_BPK.max(2).indices, live_BP.long())
+    def _add_to_nearest(self, affinity_BPK: Tensor, vectors_BPD: Tensor, size_BP: Tensor) -> None:
+        live_BP = size_BP > MIN_NORM
+        nearest_n = affinity_BPK.argmax(2)[live_BP]
+        self._sum_KD.index_add_(0, nearest_n, (vectors_BPD[live_BP] / size_BP[live_BP][:, None]).double())
+        self._seen_K.index_add_(0, nearest_n, torch.ones_like(nearest_n))

@@ -26,21 +26,15 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.attributes import CENTERINGS, describe, mean_class, nearest_classes
+from ltcore.objective.attributes import CENTERINGS, SIMILARITIES, describe, mean_class, nearest_classes
+from ltcore.objective.codebook import METRICS, SCORES
 from ltcore.objective.contrast import SPARED, ContrastSet, mean_over_valid, supcon
 from ltcore.objective.embedding import EMBEDDINGS, NEEDS, query_of
+from ltcore.objective.local_features import FINAL, needs_of
 from ltcore.objective.memory.base import MemorySpec
-from ltcore.objective.memory.prototypes import (
-    METRICS,
-    RESERVOIRS,
-    SCORES,
-    Prototypes,
-    PrototypesSpec,
-    attribute_scores,
-    lengths,
-)
+from ltcore.objective.memory.prototypes import RESERVOIRS, Prototypes, PrototypesSpec
 from ltcore.objective.memory.queue import Queue, QueueSpec
-from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig, widened
+from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig
 from ltcore.stats import ClassStats
 
 POSITIVES = ("class", "sample")
@@ -58,6 +52,13 @@ class Lpa(Term):
         cross-entropy; useful range 0.02 to 1."""
         start: float = 0.1
         """Fraction of training of the first clustering; before it the term contributes nothing. Range [0, 1)."""
+        layers: tuple[str, ...] | None = None
+        """Whose feature maps are clustered: 'final', the last one before pooling, and earlier stages ('stage1', 'stage2'; of
+        ResNet-50 also 'stage3'). Several are put side by side, each at unit length, on the coarsest grid. null: the final
+        one alone."""
+        scales: tuple[int, ...] = (1,)
+        """Sides of the windows, in locations of the map, whose mean vectors are clustered; 1 is every location. '1,2' adds all
+        blocks of 2 x 2."""
         num_attributes: int = 128
         """Prototypes of k-means, >= 2; about C/2 to C. Fewer are made where the reservoir holds fewer vectors."""
         neighbors: int = 5
@@ -76,12 +77,17 @@ class Lpa(Term):
         0."""
         centering: str = "centered"
         """What is compared: 'centered' (minus the mean class), 'raw', or 'pmi' (log ratio to the mean class)."""
+        similarity: str = "cosine"
+        """How descriptions are compared: 'cosine', or 'jaccard': the attributes that both have over those that either has,
+        which are the ones above 0 in ``centering`` (above the mean class, with 'centered' and 'pmi')."""
         score: str = "hard"
-        """'hard' counts the nearest prototype of each location, 'soft' a softmax over prototypes."""
+        """'hard' counts the nearest prototype of each location, 'soft' a softmax over prototypes, 'presence' 1 for each
+        prototype that is nearest somewhere in the image."""
         score_temperature: float = 0.1
-        """Temperature of the soft score; no effect with score='hard'. > 0."""
+        """Temperature of the soft score, in units of the metric; no effect with the other scores. > 0."""
         metric: str = "cosine"
-        """'cosine' clusters directions, 'euclid' the raw vectors, whose norm then counts."""
+        """'cosine' clusters directions, 'euclid' the raw vectors, whose norm then counts, 'whitened' the raw vectors along
+        their principal axes, scaled to equal variance."""
         positives: str = "class"
         """Whose description finds an anchor's neighbor classes: 'class', that of its class, or 'sample', that of its own image
         (its second view)."""
@@ -101,6 +107,9 @@ class Lpa(Term):
         """Fraction of training between clusterings; 0 clusters once. Rounded up to whole virtual epochs."""
         freeze_fraction: float = 0.6
         """Fraction of training after which prototypes stay; class descriptions go on being counted. In (start, 1]."""
+        online_rate: float = 0.0
+        """How far each prototype moves, at the end of every virtual epoch without a clustering up to ``freeze_fraction``,
+        towards the mean of the vectors that were nearest to it. Range [0, 1]; 0: prototypes stay between clusterings."""
         iterations: int = 20
         """Most iterations of one k-means, >= 1."""
 
@@ -131,10 +140,22 @@ class Lpa(Term):
                     f"freeze_fraction must lie in (start, 1] = ({self.start}, 1], got {self.freeze_fraction}: "
                     "there would be no clustering to freeze"
                 )
+            if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
+                raise ValueError(f"layers must be null or one or more different names, got {list(self.layers)}")
+            if not self.scales or len(set(self.scales)) < len(self.scales) or min(self.scales) < 1:
+                raise ValueError(f"scales must be one or more different whole numbers >= 1, got {list(self.scales)}")
+            if not 0 <= self.online_rate <= 1:
+                raise ValueError(f"online_rate is a share in [0, 1], got {self.online_rate}")
+            if self.online_rate and self.metric == "whitened":
+                raise ValueError(
+                    f"online_rate must be 0 with metric='whitened', whose axes are those of one clustering, got "
+                    f"{self.online_rate}"
+                )
             for name, allowed in [
                 ("centering", CENTERINGS),
                 ("score", SCORES),
                 ("metric", METRICS),
+                ("similarity", SIMILARITIES),
                 ("positives", POSITIVES),
                 ("embedding", EMBEDDINGS),
                 ("reservoir", RESERVOIRS),
@@ -146,7 +167,7 @@ class Lpa(Term):
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
-        self.needs = frozenset({"fmap", "key"}) | NEEDS[cfg.embedding]
+        self.needs = frozenset({"key"}) | needs_of(cfg.layers or (FINAL,)) | NEEDS[cfg.embedding]
         self.counts_C: Tensor
         self.register_buffer("counts_C", stats.counts_C.clone(), persistent=False)
 
@@ -205,7 +226,7 @@ class Lpa(Term):
         mean_K = mean_class(mass_CK)
         vectors_CK, vectors_BK = (
             describe(mass, images, mean_K, shrink=cfg.shrink, centering=cfg.centering)
-            for mass, images in [(mass_CK, self.counts_C), (self._scores(out, prototypes), torch.ones_like(labels_B))]
+            for mass, images in [(mass_CK, self.counts_C), (prototypes.scores(out), torch.ones_like(labels_B))]
         )
         return nearest_classes(
             vectors_BK,
@@ -213,20 +234,7 @@ class Lpa(Term):
             vectors_CK,
             neighbors=cfg.neighbors,
             threshold=cfg.threshold,
-            similarity="cosine",
-        )
-
-    def _scores(self, out: ModelOutput, prototypes: Prototypes) -> Tensor:
-        """int64 [B, K]: what the memory counts of each image."""
-        assert out.fmap_BDhw is not None
-        vectors_BPD = widened(out.fmap_BDhw).flatten(2).transpose(1, 2)
-        return attribute_scores(
-            vectors_BPD,
-            lengths(vectors_BPD, self.cfg.metric),
-            prototypes.prototypes_KD[: prototypes.num_clusters].to(vectors_BPD.dtype),
-            metric=self.cfg.metric,
-            score=self.cfg.score,
-            score_temperature=self.cfg.score_temperature,
+            similarity=cfg.similarity,
         )
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet, ModelConfig
+from ltcore.objective.codebook import affinities, attribute_scores, lengths
 from ltcore.objective.kmeans import kmeans
-from ltcore.objective.memory.prototypes import attribute_scores, lengths
 from ltcore.runtime.bench.case import NAMES, PROGRESS, QUICK_SIZES, SIZES, Case, Size
 from ltcore.runtime.bench.largest import largest_tensor
 from ltcore.runtime.bench.machine import on_cpus
@@ -104,7 +104,8 @@ def forwards(size: Size, options: Options) -> Section:
 
     def assignment() -> None:
         size_BP = lengths(vectors_BPD, "cosine")
-        attribute_scores(vectors_BPD, size_BP, prototypes_KD, metric="cosine", score="hard", score_temperature=1.0)
+        affinity_BPK = affinities(vectors_BPD, prototypes_KD, "cosine")
+        attribute_scores(affinity_BPK, size_BP, score="hard", score_temperature=1.0)
 
     section = Section(f"forwards at B = {size.batch}", "ms")
     sides = {
