@@ -50,6 +50,7 @@ class KeyedReservoir:
         }
 
     def clear(self) -> None:
+        """Keeps nothing."""
         self._loose = []
         for tensor in (self._keys_GS, self._labels_GS, self._vectors_MD):
             tensor.zero_()
@@ -75,6 +76,7 @@ class KeyedReservoir:
         return vectors_MD[places_GS.flatten()[order_R]], labels_GS.flatten()[order_R]
 
     def to(self, device: torch.device) -> None:
+        """Moves all state."""
         self._take_in()
         for name in ("_keys_GS", "_labels_GS", "_places_GS", "_vectors_MD"):
             setattr(self, name, getattr(self, name).to(device))
