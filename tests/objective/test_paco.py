@@ -167,11 +167,12 @@ def test_without_centers_it_is_supervised_contrast() -> None:
 def test_order_of_the_queue_does_not_matter_and_gradient_stays_on_queries_and_logits() -> None:
     out, labels, ctx = random_case(2)
     queue = ctx.memories["queue"]
-    assert isinstance(queue, Queue) and out.query_Bd is not None
+    assert isinstance(queue, Queue) and out.query_Bd is not None and out.key_Bd is not None
+    out.key_Bd.requires_grad_()
     base = paco(temperature=0.2)
     loss_B = base(out, labels, ctx)
     loss_B.sum().backward()
-    assert out.query_Bd.grad is not None and out.logits_BC.grad is not None
+    assert out.query_Bd.grad is not None and out.logits_BC.grad is not None and out.key_Bd.grad is None
     present = torch.bincount(labels, minlength=3) > 0
     assert (
         out.logits_BC.grad.sum(0)[~present] > 0
