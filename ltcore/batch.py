@@ -74,11 +74,11 @@ class ModelOutput:
     features_BD: Tensor
     """Pooled features of view 1, not normalised."""
     fmap_BDhw: Tensor | None = None
-    """Last feature map before pooling: of view 1, or, where a key encoder exists, of its view 2 (no gradient)."""
+    """Last feature map before pooling: of view 1, or, where a key encoder exists, of its view (no gradient)."""
     query_Bd: Tensor | None = None
     """Unit-norm projection of view 1."""
     key_Bd: Tensor | None = None
-    """Unit-norm projection of view 2 by the key encoder; no gradient."""
+    """Unit-norm projection of the last view by the key encoder; no gradient."""
     stage_features_BD: Mapping[str, Tensor] | None = None
     """Pooled features of view 1 after earlier stages of the network, by their names ('stage1', ...); not normalised."""
     stage_fmaps_BDhw: Mapping[str, Tensor] | None = None
@@ -86,9 +86,9 @@ class ModelOutput:
     own_query_Bd: Tensor | None = None
     """Unit-norm projection of view 1 by a second projection, which a term has for itself."""
     own_key_Bd: Tensor | None = None
-    """The same of view 2 by the key encoder; no gradient."""
+    """The same of the last view by the key encoder; no gradient."""
     key_features_BD: Tensor | None = None
-    """Pooled features of view 2 by the key encoder, not normalised; no gradient."""
+    """Pooled features of the last view by the key encoder, not normalised; no gradient."""
 
     @property
     def mean_logits_BC(self) -> Tensor:

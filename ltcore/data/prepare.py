@@ -131,7 +131,13 @@ def _digest(cfg: DataConfig, identity: str) -> str:
 def _write(origin: _Origin, cfg: DataConfig, uri: str, *, shard_size: int, progress: Progress | None) -> Manifest:
     if progress:
         progress(f"{origin.name}: choosing images")
-    source = origin.build()
+    return write_source(origin.build(), uri, seed=cfg.subset_seed, shard_size=shard_size, progress=progress)
+
+
+def write_source(
+    source: Source, uri: str, *, seed: int, shard_size: int = 1000, progress: Progress | None = None
+) -> Manifest:
+    """Writes a data set at ``uri``, replacing an earlier one there; the other arguments are those of :func:`make`."""
     splits = {
         split: _reported(rows, f"{source.name}/{split}", progress) if progress else rows
         for split, rows in source.splits.items()
@@ -145,7 +151,7 @@ def _write(origin: _Origin, cfg: DataConfig, uri: str, *, shard_size: int, progr
         canvas=source.canvas,
         mean=source.mean,
         std=source.std,
-        seed=cfg.subset_seed,
+        seed=seed,
         shot_rule=source.shot_rule,
         provenance=source.provenance,
         shard_size=shard_size,

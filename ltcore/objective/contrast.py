@@ -1,6 +1,6 @@
 """Supervised contrast: the building block that PaCo and LPA share.
 
-Shapes: B anchors of this rank, A = 2WB + Q contrast elements, d projection.
+Shapes: B anchors of this rank, A = 2WB + Q contrast elements (WB + Q without keys), d projection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ elements are no negatives of an anchor for a base that contrasts."""
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Queries of this rank against [queries; keys] of the global batch and the queue, built once per forward and space."""
+    """Queries of this rank against [queries; keys] of the global batch and the queue, built once per forward for all who ask
+    alike."""
 
     labels_A: Tensor
     """int64; -1 in unfilled queue slots."""
@@ -34,20 +35,29 @@ class ContrastSet:
 
     @classmethod
     def of(
-        cls, out: ModelOutput, labels_B: Tensor, ctx: LossContext, queue: Queue | None, space: str = QUERY
+        cls,
+        out: ModelOutput,
+        labels_B: Tensor,
+        ctx: LossContext,
+        queue: Queue | None,
+        space: str = QUERY,
+        *,
+        keys: bool = True,
     ) -> ContrastSet:
-        """The set of this forward: losses with the same queue and space get the same object. A collective the first time."""
-        key = ("contrast", queue, space)
-        contrast: ContrastSet = ctx.once(key, lambda: cls._build(out, labels_B, queue, space))
+        """The set of this forward, with or without its ``keys``: losses that ask alike get the same object. A collective the
+        first time."""
+        key = ("contrast", queue, space, keys)
+        contrast: ContrastSet = ctx.once(key, lambda: cls._build(out, labels_B, queue, space, keys))
         return contrast
 
     @classmethod
-    def _build(cls, out: ModelOutput, labels_B: Tensor, queue: Queue | None, space: str) -> ContrastSet:
-        query_Bd, key_Bd = query_of(out, space), key_of(out, space)
-        gathered = dist.gather(labels_B)
-        contrast_Ad = [dist.gather_with_grad(query_Bd), dist.gather(key_Bd)]
-        labels_A = [gathered, gathered]
-        valid_A = [torch.ones_like(gathered, dtype=torch.bool)] * 2
+    def _build(cls, out: ModelOutput, labels_B: Tensor, queue: Queue | None, space: str, keys: bool) -> ContrastSet:
+        query_Bd, gathered = query_of(out, space), dist.gather(labels_B)
+        contrast_Ad = [dist.gather_with_grad(query_Bd)]
+        if keys:
+            contrast_Ad.append(dist.gather(key_of(out, space)))
+        labels_A = [gathered] * len(contrast_Ad)
+        valid_A = [torch.ones_like(gathered, dtype=torch.bool)] * len(contrast_Ad)
         if queue is not None:
             contrast_Ad.append(queue.keys_Qd.to(query_Bd.dtype))
             labels_A.append(queue.labels_Q)

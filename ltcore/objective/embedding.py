@@ -28,7 +28,7 @@ def query_of(out: ModelOutput, space: str) -> Tensor:
 
 
 def key_of(out: ModelOutput, space: str) -> Tensor:
-    """The same of view 2 by the key encoder, without gradient."""
+    """The same of the last view by the key encoder, without gradient."""
     key_Bd = {QUERY: out.key_Bd, OWN: out.own_key_Bd, POOLED: out.key_features_BD}[space]
     assert key_Bd is not None, "whoever contrasts needs 'key'"
     return _unit(widened(key_Bd)) if space == POOLED else widened(key_Bd)

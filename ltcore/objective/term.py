@@ -22,8 +22,8 @@ from ltcore.stats import ClassStats
 
 NEEDS = frozenset({"fmap", "query", "own_query", "key"})
 """What a loss may ask of the network: the feature map, the query projection, a second projection for itself, an EMA key
-encoder with a second view. Besides these, the name of an earlier stage ('stage1', ...) asks for its pooled features, and
-'fmap/' before it ('fmap/stage1') for its map.
+encoder (of the second view, where there is one). Besides these, the name of an earlier stage ('stage1', ...) asks for its
+pooled features, and 'fmap/' before it ('fmap/stage1') for its map.
 """
 
 
@@ -92,6 +92,11 @@ class Base(nn.Module):
         return None
 
     @staticmethod
+    def views(cfg: Any) -> int:
+        """Views of each image that it looks at, 1 or 2; the key encoder sees the last one."""
+        return 1
+
+    @staticmethod
     def gathers(cfg: Any) -> bool:
         """True where the loss looks across the global batch, so that gradient accumulation would change its value."""
         return False
@@ -135,6 +140,11 @@ class Term(nn.Module):
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()
         self.cfg = cfg
+
+    @staticmethod
+    def views(cfg: Any) -> int:
+        """As for a base."""
+        return 1
 
     @staticmethod
     def is_off(cfg: Any) -> bool:

@@ -45,6 +45,9 @@ class EpochLines:
             )
         self._ctx.report(metrics, checkpoint)
 
+    def saved(self) -> None:
+        self._ctx.saved()
+
     def stop_requested(self) -> bool:
         return self._ctx.stop_requested()
 

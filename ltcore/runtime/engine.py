@@ -132,6 +132,9 @@ class _TrainContext:
             return
         self._train.report({key: value for key, value in metrics.items() if value is not None})
 
+    def saved(self) -> None:
+        """Nobody above takes checkpoints inside an epoch."""
+
     def stop_requested(self) -> bool:
         return False
 

@@ -165,7 +165,7 @@ def _log_per_class(tracker: Tracker, fields: dict[str, Any]) -> None:
 
 
 class _Mirrored:
-    """The context, with the run directory pushed to its storage whenever an epoch is reported."""
+    """The context, with the run directory pushed to its storage whenever an epoch is reported or a checkpoint saved."""
 
     def __init__(self, ctx: RunContext, mirror: Mirror) -> None:
         self._ctx, self._mirror = ctx, mirror
@@ -176,6 +176,11 @@ class _Mirrored:
         if self.rank == 0:
             self._mirror.push()
         self._ctx.report(metrics, checkpoint)
+
+    def saved(self) -> None:
+        if self.rank == 0:
+            self._mirror.push(wait=False)
+        self._ctx.saved()
 
     def stop_requested(self) -> bool:
         return self._ctx.stop_requested()

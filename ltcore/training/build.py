@@ -49,7 +49,7 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     precision = choose_precision(cfg.train.precision, ctx.device)
     net.heads.requires_grad_(cfg.train.freeze != "classifier")
     net = net.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    key = EmaCopy(net, cfg.model.key_decay, buffers="own") if views == 2 else None
+    key = EmaCopy(net, cfg.model.key_decay, buffers="own") if "key" in objective.needs else None
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None
     step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
     step.train()
@@ -58,9 +58,10 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
 
 
 def num_views(cfg: RunConfig) -> int:
-    """2 where a loss compares keys of a second view of each image, else 1."""
-    needs = [BASES[cfg.objective.base].build.needs, *(TERMS[name].build.needs for name in cfg.objective.active_terms())]
-    return 2 if "key" in frozenset().union(*needs) else 1
+    """Of each image in training: 2 where a loss looks at a second one, else 1."""
+    base, terms = cfg.objective.base, cfg.objective.active_terms()
+    base_views = BASES[base].build.views(getattr(cfg.objective.base_options, base))
+    return max(base_views, *(TERMS[name].build.views(getattr(cfg.objective.terms, name)) for name in terms), 1)
 
 
 def parallel(step: TrainStep, device: torch.device) -> nn.Module:

@@ -27,6 +27,9 @@ class RunContext(Protocol):
     def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
         """Hands the metrics of a finished epoch upwards. Called by every rank, equally often."""
 
+    def saved(self) -> None:
+        """A checkpoint inside an epoch is whole on this node's disk. Called by every rank; never waits for a slow storage."""
+
     def stop_requested(self) -> bool:
         """True once the run should save a checkpoint at the next step boundary and end."""
 
@@ -49,6 +52,9 @@ class LocalContext(AbstractContextManager["LocalContext"]):
 
     def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
         """Nobody is above this process: what was logged is all there is."""
+
+    def saved(self) -> None:
+        """This disk is all there is."""
 
     def stop_requested(self) -> bool:
         """True after the first signal."""

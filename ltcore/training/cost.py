@@ -22,7 +22,7 @@ COPIES = {"sgd": 3, "adamw": 4}
 def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     """Lines for a person about a run that sees ``images`` training images.
 
-    A training step counts three forwards (the backward is two), one more for each view that a key encoder sees;
+    A training step counts three forwards (the backward is two), one more where there is a key encoder;
     evaluation and losses are left out.
     """
     split = manifest.split(cfg.data.train_split)
@@ -30,15 +30,17 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     views = num_views(cfg)
     net, objective = build_modules(cfg, len(manifest.classes), manifest.stats(cfg.data.train_split), split.num_samples)
     forward = forward_flops(net, canvas)
-    total = images * forward * (2 + views)
+    has_key = "key" in objective.needs
+    forwards = 3 + has_key
+    total = images * forward * forwards
     parameters = sum(p.numel() for p in net.parameters())
-    copies = COPIES[cfg.train.optim.optimizer] + (views > 1) + (cfg.train.ema_decay > 0)
+    copies = COPIES[cfg.train.optim.optimizer] + has_key + (cfg.train.ema_decay > 0)
     memories = sum(memory_bytes(memory) for memory in objective.memories().values())
     cropped = ", cut out of the originals as they are read" if reader_crops(cfg.augment, views, canvas) else ""
     shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, canvas)
     return [
         f"{cfg.model.name} at {canvas} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
-        f"{2 + views} forwards per image with its training make {total:.2g} FLOP, {_hours(total)} at 100 TFLOP/s.",
+        f"{forwards} forwards per image with its training make {total:.2g} FLOP, {_hours(total)} at 100 TFLOP/s.",
         f"Each worker holds {_gib(4 * parameters * copies)} of weights, gradients and optimizer and {_gib(memories)} of "
         f"memories of the objective, besides activations for {cfg.train.batch_size} images over all workers.",
         f"The training shards are {_gib(shards)}, read once per epoch; decoded to canvases {_gib(decoded)} "

@@ -274,6 +274,7 @@ class _Run:
         if due or stop:
             self.at.sums = {name: float(value) for name, value in sums.items()}
             self._save("last")
+            self.ctx.saved()
         if stop:
             raise StopRequested(f"stopped in epoch {self.at.epoch + 1} of {self.cfg.train.epochs}, step {self.at.step}")
 

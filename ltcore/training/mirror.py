@@ -70,14 +70,17 @@ class Mirror:
                 write_bytes_atomic(str(target), stored if name == _RECORD else read_bytes(join(self.uri, name)))
                 self._sent[name] = _stamp(target.stat())
 
-    def push(self) -> None:
+    def push(self, *, wait: bool = True) -> None:
         """Starts copying what changed. Raises what the previous copy raised: a full bucket must not stay unnoticed.
 
+        While that is still under way, waits for it, or without ``wait`` leaves the change to the next push.
         To be called by the thread that saves checkpoints: what is there now is what will be copied of them.
         """
         if self._pool is None:
             return
         if self._last is not None:
+            if not wait and not self._last.done():
+                return
             self._last.result()
         self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
 

@@ -17,7 +17,7 @@ from ltcore.objective.objective import Objective
 
 
 class TrainStep(nn.Module):
-    """``net`` on view 1, the EMA key encoder on view 2 where a loss needs keys, then the objective.
+    """``net`` on view 1, the EMA key encoder on the last view where a loss needs keys, then the objective.
 
     The key encoder is not a submodule: it has no gradient, and DDP would have to be told so.
     """
@@ -48,7 +48,7 @@ class TrainStep(nn.Module):
             out: ModelOutput = self.net(batch.images_VBCHW[0])
         if self.key is not None:
             with torch.no_grad(), self._precision(device):
-                keyed: ModelOutput = self.key.net(batch.images_VBCHW[1])
+                keyed: ModelOutput = self.key.net(batch.images_VBCHW[-1])
             out = replace(
                 out,
                 key_Bd=keyed.query_Bd,

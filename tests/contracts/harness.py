@@ -58,6 +58,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "lpa+pooled": ("lpa", {"embedding": "pooled", "layers": ("stage1",), "online_rate": 0.5, "similarity": "jaccard"}),
+    "lpa+one-view": ("lpa", {"views": 1}),
     "lpa+whitened": ("lpa", {"metric": "whitened", "score": "soft"}),
 }
 """Rows with options under which a term takes other fields of the output, and declares other memories."""

@@ -319,6 +319,24 @@ def test_an_image_without_any_direction_has_no_neighbors() -> None:
     torch.testing.assert_close(term(blank, batch, context(memories)), plain_supcon(out, batch, memories, 0.2))
 
 
+def test_one_view_contrasts_with_queries_and_earlier_keys_alone() -> None:
+    term, memories, out, batch = filled(views=1)
+    two_views, _, _, _ = filled()
+    queue, prototypes = memories["queue"], memories["prototypes"]
+    assert isinstance(queue, Queue) and isinstance(prototypes, Prototypes) and out.query_Bd is not None
+    labels_A = torch.cat([batch.labels_B, queue.labels_Q])
+    excluded_BA = torch.cat([torch.eye(16, dtype=torch.bool), torch.zeros(16, 7, dtype=torch.bool)], 1)
+    by_class = torch.zeros(4, 4).scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)[batch.labels_B]
+    contrast = ContrastSet(labels_A, out.query_Bd @ torch.cat([out.query_Bd, queue.keys_Qd]).T, excluded_BA)
+    weights = positive_weights(contrast, batch.labels_B, of_neighbors(labels_A, by_class), 0.3)
+    loss = term(out, batch, context(memories))
+    torch.testing.assert_close(loss, mean_over_valid(*supcon(contrast.cosine_BA, weights, excluded_BA, 0.2)))
+    other_keys = replace(out, key_Bd=out.own_key_Bd)
+    assert torch.equal(term(other_keys, batch, context(memories)), loss)
+    assert not torch.isclose(two_views(out, batch, context(memories)), loss)
+    assert not torch.isclose(two_views(out, batch, context(memories)), two_views(other_keys, batch, context(memories)))
+
+
 def test_spared_neighbors_are_no_negatives_of_paco() -> None:
     """PaCo's loss is that of a contrast set in which they are excluded; its positives and centers stay."""
     term, memories, out, batch = filled(spare_neighbors=True)
@@ -334,7 +352,7 @@ def test_spared_neighbors_are_no_negatives_of_paco() -> None:
     near_BA = of_neighbors(contrast.labels_A, term._neighbor_classes(out, batch, ctx)) > 0
     assert near_BA.any() and not (near_BA & (batch.labels_B[:, None] == contrast.labels_A)).any()
     without = context(memories)
-    without.shared[("contrast", queue, "query")] = replace(contrast, excluded_BA=contrast.excluded_BA | near_BA)
+    without.shared[("contrast", queue, "query", True)] = replace(contrast, excluded_BA=contrast.excluded_BA | near_BA)
     torch.testing.assert_close(spared, paco(out, batch.labels_B, without))
     assert (spared < plain).all()
     kept, _, _, _ = filled()

@@ -210,18 +210,19 @@ def test_the_load_is_warned_about() -> None:
     assert "load average 0.75" in machine.warning(0.75)
 
 
-def test_large_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["{letter}/", ""], ids=["classes", "flat"])
+def test_large_images(folder: str, tmp_path: Path) -> None:
     path, output = tmp_path / "jpegs.zip", tmp_path / "bench.json"
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(24):
             out = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(out, "JPEG")
-            archive.writestr(f"{'ab'[number % 2]}/{number}.jpg", out.getvalue())
+            archive.writestr(f"{folder.format(letter='ab'[number % 2])}{number}.jpg", out.getvalue())
     document = bench(Options(what="large", data=str(path), quick=True, output=str(output)))
     check_document(document, output)
     amounts = {m["side"]: m["amount"] for m in document["sections"][0]["measurements"]}
-    assert amounts == {"threads tier": 16, "decode limit": 16}
+    assert amounts == {"threads tier": 24, "decode limit": 16}
 
 
 def test_large_images_must_be_given_and_be_jpegs() -> None:

@@ -34,6 +34,16 @@ def test_training_counts_three_forwards_and_a_key_encoder_one_more(tiny_shards: 
     assert f"{3 * 4 * 470_004 / 2**20:.1f} MiB of weights, gradients and optimizer" in plain[1]
     keyed = cost(override(cfg, {"objective.base": "paco"}), manifest, 10**9)
     assert "0.5 million parameters" in keyed[0] and "; 4 forwards per image" in keyed[0]
+    assert keyed[2].endswith(". 2 views of each image.")
+
+
+def test_one_view_may_have_a_key_encoder(tiny_shards: str) -> None:
+    plain, keyed = (
+        cost(override(tiny_run(), terms), read_manifest(tiny_shards), 100)
+        for terms in ({}, {**TERMS, "objective.terms.lpa.views": 1})
+    )
+    assert "; 3 forwards per image" in plain[0] and "; 4 forwards per image" in keyed[0]
+    assert plain[2].endswith(". 1 view of each image.") and keyed[2] == plain[2]
 
 
 def test_memory_and_bytes(tiny_shards: str) -> None:

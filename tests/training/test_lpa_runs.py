@@ -27,6 +27,7 @@ READINGS: dict[str, dict[str, Any]] = {
     "own-embedding": {"embedding": "own", "positives": "sample", "similarity": "jaccard"},
     "pooled-whitened": {"embedding": "pooled", "metric": "whitened", "score": "presence"},
     "spared-by-paco": {"spare_neighbors": True},
+    "one-view": {"views": 1},
 }
 BASES: dict[str, dict[str, Any]] = {
     "spared-by-paco": {"objective.base": "paco", "objective.base_options.paco.queue_size": 16},

@@ -24,6 +24,7 @@ from ltcore.data import storage
 from ltcore.errors import CheckpointError, DataError
 from ltcore.runtime.execute import scratch_dir
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.context import LocalContext
 from ltcore.training.fit import StopRequested
 from ltcore.training.mirror import Mirror
 from tests.training.runs import TERMS, run, tiny_run
@@ -122,6 +123,39 @@ def test_a_stopped_run_continues_to_the_same_bits(
     assert record["status"] == record_of(bucket, "cut")["status"] == "finished"
     assert_equal_runs(tmp_path / "whole", bucket.download("cut", tmp_path / "copy"))
     assert_best_and_last_alone(bucket, "cut")
+
+
+def test_a_checkpoint_inside_an_epoch_is_in_the_store_before_the_epoch_ends(
+    bucket: Bucket,
+    tiny_shards: str,
+    tmp_path: Path,
+    another_node: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ltcore.training.fit.DECIDE_EVERY", 1)
+    found: list[str] = []
+
+    class StopOnceStored(LocalContext):
+        """Stops after the third step, once a checkpoint of the first two has arrived."""
+
+        asked = 0
+
+        def stop_requested(self) -> bool:
+            self.asked += 1
+            deadline_s = time.monotonic() + 60
+            while self.asked == 3 and not found and time.monotonic() < deadline_s:
+                found.extend(name for name in checkpoints(bucket.names("cut/")) if name.startswith("last"))
+            return self.asked == 3
+
+    cfg = tiny_run(**TERMS, train__checkpoint_every_s=0.001)
+    run(cfg, tiny_shards, tmp_path / "whole")
+    another_node("one")
+    with pytest.raises(StopRequested, match="stopped in epoch 1"):
+        run(cfg, tiny_shards, f"{bucket.uri}/cut", StopOnceStored(torch.device("cpu")))
+    assert found in (["last-00000001"], ["last-00000002"])
+    another_node("two")
+    run(cfg, tiny_shards, f"{bucket.uri}/cut")
+    assert_equal_runs(tmp_path / "whole", bucket.download("cut", tmp_path / "copy"))
 
 
 def test_a_node_that_comes_back_takes_over_what_another_one_did(

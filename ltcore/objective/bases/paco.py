@@ -72,6 +72,11 @@ class Paco(Base):
     cfg: Config
 
     @staticmethod
+    def views(cfg: Config) -> int:
+        """Queries of the first, keys of the second."""
+        return 2
+
+    @staticmethod
     def gathers(cfg: Config) -> bool:
         """The contrast set is the global batch."""
         return True

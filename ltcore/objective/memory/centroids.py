@@ -65,18 +65,18 @@ class ClassCentroids(Memory):
     def observe(self, out: ModelOutput, batch: Batch) -> None:
         """Adds the features [B, D], each to its class, or to both by their shares where it is mixed."""
         features_BD = features_at(out, self.stage).detach().double()
-        whole_B = torch.ones_like(features_BD[:, 0])
+        square_B = features_BD.square().sum(1)
         if batch.mix is None:
-            self._add(features_BD, batch.labels_B, whole_B)
+            self._add(features_BD, square_B, torch.ones_like(square_B), batch.labels_B)
         else:
             lam_B = batch.mix.lam_B.double()
-            self._add(features_BD, batch.labels_B, lam_B)
-            self._add(features_BD, batch.mix.labels_B, whole_B - lam_B)
+            for share_B, labels_B in [(lam_B, batch.labels_B), (1 - lam_B, batch.mix.labels_B)]:
+                self._add(features_BD * share_B[:, None], square_B * share_B, share_B, labels_B)
 
-    def _add(self, features_BD: Tensor, labels_B: Tensor, share_B: Tensor) -> None:
-        self._sum_CD.index_add_(0, labels_B, features_BD * share_B[:, None])
-        self._sumsq_C.index_add_(0, labels_B, features_BD.square().sum(1) * share_B)
-        self._seen_C.index_add_(0, labels_B, share_B)
+    def _add(self, sum_BD: Tensor, sumsq_B: Tensor, seen_B: Tensor, labels_B: Tensor) -> None:
+        self._sum_CD.index_add_(0, labels_B, sum_BD)
+        self._sumsq_C.index_add_(0, labels_B, sumsq_B)
+        self._seen_C.index_add_(0, labels_B, seen_B)
 
     def merge(self, progress: float) -> None:
         """Publishes mean, variance and count of the window's classes. A collective."""

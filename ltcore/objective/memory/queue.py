@@ -27,7 +27,7 @@ class QueueSpec(MemorySpec):
 
     size: int
     space: str = QUERY
-    """Which unit vectors of view 2 are kept, see ``ltcore.objective.embedding``."""
+    """Which unit vectors of the last view are kept, see ``ltcore.objective.embedding``."""
 
     def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Queue:
         """Empty, for keys as long as the vectors of the space."""

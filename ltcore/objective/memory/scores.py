@@ -19,7 +19,7 @@ from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.environments import class_totals, environment_weights
 from ltcore.objective.memory.base import Memory, MemorySpec
-from ltcore.objective.term import FeatureDims
+from ltcore.objective.term import FeatureDims, widened
 from ltcore.stats import ClassStats
 
 
@@ -59,8 +59,8 @@ class ScoreTable(Memory):
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
         """Adds softmax(s)_y of each sample, and whether it was predicted rightly; s is the mean over experts."""
-        logits_BC = out.mean_logits_BC.detach().double()
-        score_B = logits_BC.softmax(1).gather(1, batch.labels_B[:, None])[:, 0]
+        logits_BC = widened(out.mean_logits_BC.detach())
+        score_B = logits_BC.softmax(1).gather(1, batch.labels_B[:, None])[:, 0].double()
         right_B = logits_BC.argmax(1) == batch.labels_B
         self._score_N.index_add_(0, batch.index_B, score_B)
         self._times_N.index_add_(0, batch.index_B, torch.ones_like(batch.index_B, dtype=torch.int32))

@@ -120,22 +120,22 @@ class Dro(Term):
 
     def _at_layer(self, features_BD: Tensor, batch: Batch, labels_G: Tensor, centroids: ClassCentroids) -> Tensor:
         features_GD = dist.gather_with_grad(features_BD).double()
-        own_B = dist.rank() * len(batch) + torch.arange(len(batch), device=labels_G.device)
+        own_B1 = (dist.rank() * len(batch) + torch.arange(len(batch), device=labels_G.device))[:, None]
 
         distance_BG = _distances(centroids.mean_CD[batch.labels_B], features_GD)
         slack_G = self.cfg.slack * self._radius(centroids)[self._radius_labels(labels_G)]
-        same_BG = batch.labels_B[:, None] == labels_G
-        anchor_BG = own_B[:, None] == torch.arange(len(labels_G), device=labels_G.device)
-        slackened_BG = same_BG if self.cfg.denominator == "class" else anchor_BG
-        scaled_BG = (distance_BG + slackened_BG * slack_G) / self.cfg.temperature
-        loss_B = scaled_BG[anchor_BG] + torch.logsumexp(-scaled_BG, dim=1)
+        if self.cfg.denominator == "class":
+            slackened_BG = batch.labels_B[:, None] == labels_G
+        else:
+            slackened_BG = own_B1 == torch.arange(len(labels_G), device=labels_G.device)
+        scaled_BG = torch.where(slackened_BG, distance_BG + slack_G, distance_BG) / self.cfg.temperature
+        loss_B = scaled_BG.gather(1, own_B1)[:, 0] + torch.logsumexp(-scaled_BG, dim=1)
 
-        # Each class weighs the same: 1 / |S_c| per sample, and the sum of these weights is the number of classes
-        # counted.
-        known_G = centroids.count_C[labels_G] > 0
-        share_G = known_G.double() / (labels_G[:, None] == labels_G).sum(1)
-        share_B = share_G[own_B] * dist.world() / share_G.sum().clamp_min(1)
-        return (share_B * loss_B).sum().to(torch.promote_types(features_BD.dtype, torch.float32))
+        # Each class weighs the same: 1 / |S_c| per sample, over the number of classes counted.
+        size_C = torch.zeros_like(centroids.count_C).index_add_(0, labels_G, torch.ones_like(features_GD[:, 0]))
+        counted_C = ((size_C > 0) & (centroids.count_C > 0)).double()
+        share_C = counted_C / size_C.clamp_min(1) * (dist.world() / counted_C.sum().clamp_min(1))
+        return (share_C[batch.labels_B] * loss_B).sum().to(torch.promote_types(features_BD.dtype, torch.float32))
 
     def _radius(self, centroids: ClassCentroids) -> Tensor:
         """[C] eps per class, float64, in feature units."""

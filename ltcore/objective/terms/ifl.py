@@ -191,17 +191,17 @@ class Ifl(Term):
     def _pull(self, out: ModelOutput, labels_B: Tensor, centroids: ClassCentroids) -> Tensor:
         """[B] distance to the center of the label; 0 where the class has no center yet."""
         features_BD = widened(out.features_BD)
-        center_CD = centroids.mean_CD.to(features_BD.dtype)
         known_C = centroids.count_C > 0
-        own_BD, known_B = center_CD[labels_B], known_C[labels_B]
+        own_BD, known_B = centroids.mean_CD[labels_B].to(features_BD.dtype), known_C[labels_B]
         if self.cfg.center == "l2":
             pull_B = (features_BD - own_BD).square().mean(1)
         elif self.cfg.center == "cosine":
             pull_B = 1 - F.cosine_similarity(features_BD, own_BD, dim=1, eps=1e-6)
         else:
-            own_class = F.one_hot(labels_B, len(center_CD)).bool()
+            own_class = F.one_hot(labels_B, len(known_C)).bool()
             rival_B = out.mean_logits_BC.detach().masked_fill(own_class, -torch.inf).argmax(1)
-            near_B, far_B = (_distance(features_BD, center_BD) for center_BD in (own_BD, center_CD[rival_B]))
+            rival_BD = centroids.mean_CD[rival_B].to(features_BD.dtype)
+            near_B, far_B = (_distance(features_BD, center_BD) for center_BD in (own_BD, rival_BD))
             pull_B, known_B = (near_B - far_B + _MARGIN).relu(), known_B & known_C[rival_B]
         return pull_B * known_B
 

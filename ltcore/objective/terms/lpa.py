@@ -11,7 +11,8 @@ Source: Local Pseudo-Attributes for Long-Tailed Recognition (2022), L_PaCo + alp
 layer, clustering, scores and positives open; what is here is our definition: spherical k-means on a class-balanced
 reservoir, histograms per class, cosine of centered and shrunk histograms, k nearest classes. Every other reading that we know
 of is an option.
-Shapes: anchors q [B, d]; contrast set [queries; keys; queue] of the global batch, [2WB + Q, d].
+Shapes: anchors q [B, d]; contrast set [queries; keys; queue] of the global batch, [2WB + Q, d], with
+``views=1`` [queries; queue], [WB + Q, d].
 Cost: 2B(2WB + Q)d for the loss (shared with PaCo), 2PKD per image to assign P locations to K prototypes; with
 ``positives='sample'`` both once more in the loss, and O(CK) to describe the classes.
 """
@@ -72,6 +73,9 @@ class Lpa(Term):
         """Divides cosines. > 0."""
         queue_size: int = 1024
         """Keys of earlier steps in the contrast set; 0 is none. Shared with PaCo where the sizes agree."""
+        views: int = 2
+        """Views of each image. With 2 the keys of this step are in the contrast set, as in PaCo; with 1 a base without keys
+        spares the second view: the set is the queries and the queue, whose keys are of earlier images then."""
         shrink: float = 10.0
         """Images' worth of the mean class mixed into each class description (m0), against noise in small classes. >=
         0."""
@@ -140,6 +144,8 @@ class Lpa(Term):
                     f"freeze_fraction must lie in (start, 1] = ({self.start}, 1], got {self.freeze_fraction}: "
                     "there would be no clustering to freeze"
                 )
+            if self.views not in (1, 2):
+                raise ValueError(f"views must be 1 or 2, got {self.views}")
             if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
                 raise ValueError(f"layers must be null or one or more different names, got {list(self.layers)}")
             if not self.scales or len(set(self.scales)) < len(self.scales) or min(self.scales) < 1:
@@ -164,6 +170,11 @@ class Lpa(Term):
                     raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
     cfg: Config
+
+    @staticmethod
+    def views(cfg: Config) -> int:
+        """As configured."""
+        return cfg.views
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
@@ -198,7 +209,7 @@ class Lpa(Term):
         if not cast(Prototypes, ctx.memories["prototypes"]).num_clusters:  # no class has a description yet
             return query_of(out, cfg.embedding).sum() * 0.0
         queue = cast("Queue | None", ctx.memories.get("queue"))
-        contrast = ContrastSet.of(out, batch.labels_B, ctx, queue, cfg.embedding)
+        contrast = ContrastSet.of(out, batch.labels_B, ctx, queue, cfg.embedding, keys=cfg.views == 2)
         near_BA = of_neighbors(contrast.labels_A, self._neighbor_classes(out, batch, ctx))
         weights_BA = positive_weights(contrast, batch.labels_B, near_BA, cfg.neighbor_mass)
         loss_B, valid_B = supcon(contrast.cosine_BA, weights_BA, contrast.excluded_BA, cfg.temperature)

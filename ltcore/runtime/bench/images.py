@@ -15,8 +15,11 @@ from ltcore.data import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.longtail import profile
 from ltcore.data.manifest import MANIFEST, Manifest, Shard, Split, read_manifest, write_manifest
-from ltcore.data.prepare import prepare
+from ltcore.data.prepare import prepare, write_source
 from ltcore.data.shards import Sample, write_dataset
+from ltcore.data.sources.image_folder import image_folder
+from ltcore.data.sources.layouts import Entry, Layout
+from ltcore.data.sources.roots import open_root
 from ltcore.errors import ConfigError
 
 SIDE_PX = 32
@@ -33,6 +36,19 @@ def shards(data: str | None, *, quick: bool) -> str:
     if not storage.is_local(uri):
         raise ConfigError(f"--data {data}: the peers read local files; copy the shards to a disk of this machine.")
     return str(storage.local_path(uri).absolute())
+
+
+def unsorted(data: str) -> str:
+    """URI of local shards with every image below a folder or in a zip, in whatever order of folders, as one class."""
+    if storage.exists(storage.join(data, MANIFEST)):
+        return shards(data, quick=False)
+    root = open_root(str(storage.local_path(data).absolute()))
+    layout = Layout(("image",), {"train": [Entry(path, 0) for path in root.files], "test": []})
+    folder = storage.cache_root() / "datasets" / f"bench-{root.fingerprint[:12]}-v{CONSTRUCTION}"
+    with storage.locked(folder.with_suffix(".lock")):
+        if not storage.exists(storage.join(str(folder), MANIFEST)):
+            write_source(image_folder(root, layout, DataConfig(uri=data, val_per_class=0)), str(folder), seed=0)
+    return str(folder)
 
 
 def generated(counts_C: Sequence[int]) -> str:

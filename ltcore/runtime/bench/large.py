@@ -31,7 +31,7 @@ def large(options: Options) -> list[Section]:
     if options.data is None:
         raise ConfigError("large measures real JPEGs: name a zip or folder of them with --data.")
     with on_cpus(allocated_cpus()) as cpus:
-        uri = images.shards(options.data, quick=options.quick)
+        uri = images.unsorted(options.data)
         canvas, rows, size = (32, 16, 8) if options.quick else (CANVAS_PX, ROWS, BATCH)
         num_images = read_manifest(uri).split("train").num_samples
         cfg = DataConfig(uri=uri, canvas=canvas, tier="threads")

@@ -1,0 +1,63 @@
+"""A data set of one shard, small enough to try something at each of its bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ltcore.data.manifest import Manifest, Shard, read_manifest
+from ltcore.data.shards import Sample, write_dataset
+from ltcore.data.store import ShardStore
+from ltcore.errors import DataError
+
+COUNT = 3
+GIB = 2**30
+
+
+def tiny_png(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def write_small(uri: Path | str, first_seed: int = 0, images: list[bytes] | None = None) -> Manifest:
+    """One shard of three images (or those given) of as many classes, each with an attribute: 10 KiB."""
+    images = images or [tiny_png(first_seed + n) for n in range(COUNT)]
+    return write_dataset(
+        str(uri),
+        name="small",
+        classes=[f"c{n}" for n in range(len(images))],
+        attributes=["x"],
+        splits={"train": [Sample(f"k{n}", image, "png", n, 0) for n, image in enumerate(images)]},
+        canvas=4,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        seed=0,
+        shot_rule="rank",
+        provenance={},
+    )
+
+
+def only_shard(uri: Path | str) -> Shard:
+    (shard,) = read_manifest(str(uri)).split("train").shards
+    return shard
+
+
+def everything(store: ShardStore) -> list[bytes]:
+    return store.read_rows("train", np.arange(len(store.labels("train"))))
+
+
+def delivered(act: Callable[[], Any], expected: Any) -> bool:
+    """Whether ``act`` gave all that was expected; otherwise it must have refused in one line."""
+    try:
+        found = act()
+    except DataError as error:
+        assert "\n" not in str(error)
+        return False
+    assert found == expected
+    return True
