@@ -66,8 +66,9 @@ def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
         return np.ascontiguousarray(part_3hw)
     import torch  # seconds, which images of the right size need not wait for
 
+    own_3hw = part_3hw if part_3hw.flags.writeable else part_3hw.copy()  # PIL's are not, which torch warns of
     resized = torch.nn.functional.interpolate(
-        torch.tensor(part_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
+        torch.from_numpy(own_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
     )
     return np.ascontiguousarray(resized[0].numpy())
 

@@ -13,7 +13,7 @@ from ltcore.config.load import override
 from ltcore.runtime import prefix
 from ltcore.stats import ClassStats
 from ltcore.training import checkpoint
-from tests.runtime.test_sweep import runs, tune
+from tests.runtime.sweeps import runs, tune
 from tests.training.runs import TERMS, tiny_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("one_ray")]

@@ -1,60 +1,17 @@
-"""Real sweeps, small: a stop by ASHA per engine, paired retrains, report, W&B, second run, refusal, interruption."""
+"""A real sweep, small: a stop by ASHA, paired retrains, report, W&B, second run, refusal of another configuration."""
 
 from __future__ import annotations
 
 import html.parser
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ltcore.config import cli
 from ltcore.errors import ConfigError
-from ltcore.runtime import launch_sweep
+from tests.runtime.sweeps import runs, tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-
-SPACE = {
-    "sweep.space.objective.terms.lpa.weight": "null",
-    "sweep.space.objective.terms.dro.radius": "null",
-    "sweep.space.objective.terms.ifl.num_envs": "null",
-    "sweep.space.train.optim.lr": "grid:0.05,1e-9",  # the good one first: ASHA compares with what it has seen
-    "sweep.search": "grid",
-    "sweep.reduction_factor": "2",
-    "sweep.budget_s": "null",
-}
-RUN = {
-    "train.epochs": "8",
-    "train.batch_size": "8",
-    "train.threads": "1",  # two would wait for each other whenever another test has one of the cores
-    "train.optim.warmup": "0",
-    "train.checkpoint_every_s": "1",
-    "model.ghost_batch": "4",
-}
-
-
-def arguments(uri: str, storage: Path, *flags: str, **changes: str) -> list[str]:
-    words = {**SPACE, **RUN, **{k.replace("__", "."): v for k, v in changes.items()}}
-    return [
-        *(f"{k}={v}" for k, v in words.items()),
-        "--data",
-        uri,
-        "--storage",
-        str(storage),
-        "--name",
-        "small",
-        *flags,
-    ]
-
-
-def tune(uri: str, storage: Path, *flags: str, **changes: str) -> dict[str, Any]:
-    return launch_sweep.tune(cli.read_tune("test", arguments(uri, storage, *flags, **changes)))
-
-
-def runs(storage: Path, place: str) -> dict[str, dict[str, Any]]:
-    found = sorted((storage / "small" / place).glob("*/run.json"))
-    return {path.parent.name: json.loads(path.read_text()) for path in found}
 
 
 class Numbers(html.parser.HTMLParser):
@@ -165,22 +122,3 @@ def test_another_configuration_under_the_same_name_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"train.epochs: 8 there, 9 now.*--name"):
         tune(color_shards, finished[0], sweep__retrain_seeds="2", train__epochs="9")
-
-
-def test_the_train_engine_sweeps_with_two_workers_a_trial(color_shards: str, tmp_path: Path) -> None:
-    result = tune(
-        color_shards,
-        tmp_path,
-        *("--engine", "train", "--workers", "2"),
-        sweep__retrain_seeds="0",
-        train__epochs="6",
-        tracking__wandb_mode="offline",
-    )
-    trials = {t["params"]["train.optim.lr"]: t for t in result["trials"]}
-    assert trials[0.05]["status"] == "finished"
-    assert trials[1e-9]["status"] == "stopped"
-    records = runs(tmp_path, "trials")
-    assert all(record["world"] == 2 and record["engine"] == "train" for record in records.values())
-    for trial in trials.values():
-        offline = list((tmp_path / "small" / trial["run_dir"] / "wandb").glob("offline-run-*"))
-        assert len(offline) == 1

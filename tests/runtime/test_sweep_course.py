@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.test_sweep import arguments, runs, tune
+from tests.runtime.sweeps import arguments, runs, tune
 
 ROOT = Path(__file__).parents[2]
 

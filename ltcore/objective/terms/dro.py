@@ -31,12 +31,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.centroids import ClassCentroids, features_at
-from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig
+from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig, widened
 from ltcore.stats import ClassStats
 
 RADIUS_MODES = ("sqrt_n", "se", "shared", "learned_compat")
@@ -116,38 +117,39 @@ class Dro(Term):
             self._at_layer(features_at(out, stage), batch, labels_G, cast(ClassCentroids, ctx.memories[_memory(stage)]))
             for stage in self._stages
         ]
-        return torch.stack(losses).mean()
+        return sum(losses[1:], losses[0]) / len(losses)
 
     def _at_layer(self, features_BD: Tensor, batch: Batch, labels_G: Tensor, centroids: ClassCentroids) -> Tensor:
         features_GD = dist.gather_with_grad(features_BD).double()
-        own_B1 = (dist.rank() * len(batch) + torch.arange(len(batch), device=labels_G.device))[:, None]
+        first = dist.rank() * len(batch)
+        own_B = torch.arange(first, first + len(batch), device=labels_G.device)
 
-        distance_BG = _distances(centroids.mean_CD[batch.labels_B], features_GD)
-        slack_G = self.cfg.slack * self._radius(centroids)[self._radius_labels(labels_G)]
+        distance_BG = _distances(centroids.mean_CD[batch.labels_B], features_GD, widened(features_BD).dtype)
+        slack_G = self._slack(centroids)[self._radius_labels(labels_G)].to(distance_BG.dtype)
         if self.cfg.denominator == "class":
             slackened_BG = batch.labels_B[:, None] == labels_G
         else:
-            slackened_BG = own_B1 == torch.arange(len(labels_G), device=labels_G.device)
-        scaled_BG = torch.where(slackened_BG, distance_BG + slack_G, distance_BG) / self.cfg.temperature
-        loss_B = scaled_BG.gather(1, own_B1)[:, 0] + torch.logsumexp(-scaled_BG, dim=1)
+            slackened_BG = own_B[:, None] == torch.arange(len(labels_G), device=labels_G.device)
+        nearness_BG = (distance_BG + slackened_BG * slack_G) * (-1 / self.cfg.temperature)
+        loss_B = F.cross_entropy(nearness_BG, own_B, reduction="none")
 
         # Each class weighs the same: 1 / |S_c| per sample, over the number of classes counted.
         size_C = torch.zeros_like(centroids.count_C).index_add_(0, labels_G, torch.ones_like(features_GD[:, 0]))
         counted_C = ((size_C > 0) & (centroids.count_C > 0)).double()
         share_C = counted_C / size_C.clamp_min(1) * (dist.world() / counted_C.sum().clamp_min(1))
-        return (share_C[batch.labels_B] * loss_B).sum().to(torch.promote_types(features_BD.dtype, torch.float32))
+        return (share_C[batch.labels_B].to(loss_B.dtype) * loss_B).sum()
 
-    def _radius(self, centroids: ClassCentroids) -> Tensor:
-        """[C] eps per class, float64, in feature units."""
-        mode, radius = self.cfg.radius_mode, self.cfg.radius
+    def _slack(self, centroids: ClassCentroids) -> Tensor:
+        """[C] slack * eps per class, float64, in feature units."""
+        mode, factor = self.cfg.radius_mode, self.cfg.slack * self.cfg.radius
         if mode == "learned_compat":
-            return self.learned_eps_C.double()
+            return self.cfg.slack * self.learned_eps_C.double()
         if mode == "shared":
-            return torch.full_like(self.counts_C, radius)
+            return torch.full_like(self.counts_C, factor)
         pooled = centroids.pooled_var()
         # Two observations are the least that say anything about the spread of a class.
         var_C = torch.where(centroids.count_C > 1, centroids.var_C, pooled) if mode == "se" else pooled
-        return radius * (var_C / self.counts_C).sqrt()
+        return factor * (var_C / self.counts_C).sqrt()
 
     def _radius_labels(self, labels_G: Tensor) -> Tensor:
         """[G] the class whose radius each sample gets: its own, but for the compat mode."""
@@ -163,9 +165,8 @@ def _memory(stage: str | None) -> str:
     return "centroids" if stage is None else f"{stage}_centroids"
 
 
-def _distances(centers_BD: Tensor, features_GD: Tensor) -> Tensor:
-    """[B, G] Euclidean distances in float64, differentiable at 0."""
-    squares_BG = (
-        centers_BD.square().sum(1)[:, None] + features_GD.square().sum(1) - 2 * centers_BD @ features_GD.T
-    ).clamp_min(0)
-    return (squares_BG + 1e-12).sqrt()
+def _distances(centers_BD: Tensor, features_GD: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, G] Euclidean distances, differentiable at 0; ``dtype`` from their squares on, whose differences are float64."""
+    norms_BG = centers_BD.square().sum(1)[:, None] + features_GD.square().sum(1)
+    squares_BG = torch.addmm(norms_BG, centers_BD, features_GD.T, alpha=-2).to(dtype)
+    return (squares_BG.relu() + 1e-12).sqrt()  # below 0 by rounding alone
