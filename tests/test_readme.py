@@ -40,5 +40,7 @@ def test_every_script_it_names_exists() -> None:
         assert (ROOT / "pipelines" / script).exists(), script
 
 
-def test_it_is_one_page() -> None:
-    assert len(README.splitlines()) < 180, "one page to scroll; what is longer belongs into docstrings and --help"
+def test_it_is_two_pages_long() -> None:
+    assert len(README.splitlines()) < 210, (
+        "two pages with their tables; what is longer belongs into docstrings and --help"
+    )

@@ -352,6 +352,30 @@ def test_a_store_that_fails_is_not_left_unnoticed(
         bucket.server.check_keys(False)
 
 
+def test_a_checkpoint_inside_an_epoch_does_not_wait_for_an_earlier_copy(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, may_end, copy = threading.Event(), threading.Event(), Mirror._copy
+
+    def slowly(*arguments: Any) -> None:
+        started.set()
+        assert may_end.wait(60)
+        copy(*arguments)
+
+    monkeypatch.setattr(Mirror, "_copy", slowly)
+    mirror = Mirror(f"{bucket.uri}/run", tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.parent.mkdir()
+    mirror.push()
+    assert started.wait(60)
+    file.write_text("new\n")
+    mirror.push(wait=False)
+    assert not may_end.is_set() and bucket.names("run/") == []
+    may_end.set()
+    mirror.close()
+    assert bucket.get("run/metrics.jsonl") == b"new\n"
+
+
 def test_what_a_disturbed_copy_left_out_follows_at_the_end(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,9 @@ class Case:
         self.out = ModelOutput(
             normal(size.batch, size.classes).requires_grad_(),
             normal(size.batch, size.features).relu_().requires_grad_(),
-            normal(size.batch, size.features, size.map_px, size.map_px).relu_(),
+            normal(size.batch, size.features, size.map_px, size.map_px)
+            .relu_()
+            .contiguous(memory_format=torch.channels_last),
             F.normalize(normal(size.batch, size.projection), dim=1).requires_grad_(),
             F.normalize(normal(size.batch, size.projection), dim=1),
         )
