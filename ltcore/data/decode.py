@@ -66,7 +66,8 @@ def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
         return np.ascontiguousarray(part_3hw)
     import torch  # seconds, which images of the right size need not wait for
 
-    own_3hw = part_3hw if part_3hw.flags.writeable else part_3hw.copy()  # PIL's are not, which torch warns of
+    # PIL's are read-only, which torch warns of. In their order: torch 2.15 fails on planes that end as a single pixel.
+    own_3hw = part_3hw if part_3hw.flags.writeable else part_3hw.copy("K")
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(own_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from typing import Any
@@ -61,6 +62,18 @@ def test_resize_is_a_centered_antialiased_square(height: int, width: int) -> Non
     canvas = decode_canvas(encode(pixels, "PNG"), 16, "x")
     assert canvas.shape == (3, 16, 16)
     assert np.abs(canvas.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("fmt", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK")]
+)
+def test_every_small_size_goes_to_every_small_canvas(fmt: str, mode: str) -> None:
+    """torch's kernel for 8 bits fails on some layouts of an image that becomes a single pixel."""
+    rng = np.random.default_rng(0)
+    for height, width, canvas in itertools.product(range(1, 6), range(1, 6), range(1, 5)):
+        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        pixels = decode_canvas(encode(noise.convert(mode), fmt), canvas, "noise")
+        assert pixels.shape == (3, canvas, canvas) and pixels.flags.c_contiguous
 
 
 def test_grey_and_palette_and_transparency() -> None:
