@@ -233,23 +233,26 @@ class ShardStore:
 
 
 class BadSamples:
-    """Undecodable training images of this process: noted, and an error once there are more than ``limit``."""
+    """Undecodable training images of this process: noted, and an error once there are more than ``limit``.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    ``tell``: whether to say so once of each; a task of another process leaves that to who asked.
+    """
+
+    def __init__(self, limit: int, *, tell: bool = True) -> None:
+        self.limit, self._tell = limit, tell
         self.messages: dict[int, str] = {}
         """Index in the training split -> what is wrong."""
         self._lock = threading.Lock()
 
     def add(self, index: int, message: str) -> None:
-        """Notes a bad image, and says so once; DataError when it is one too many."""
+        """Notes a bad image; DataError when it is one too many."""
         with self._lock:
             known = index in self.messages
             self.messages[index] = message
             if len(self.messages) > self.limit:
                 number = f" It is number {len(self.messages)}; data.max_bad_samples={self.limit}." if self.limit else ""
                 raise DataError(message + number)
-            if not known:
+            if self._tell and not known:
                 count = f"{len(self.messages)} of at most {self.limit} (data.max_bad_samples)"
                 _LOG.warning("%s Another image of its class takes its place: %s.", message, count)
 

@@ -20,18 +20,22 @@ def _store(uri: str, cache_bytes: int) -> ShardStore:
 
 
 def read_window(batch: dict[str, np.ndarray], *, job: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A data task: rows of one window of steps, decoded, in plan order."""
+    """A data task: rows of one window of steps, decoded, in plan order; with what is wrong with those that were replaced,
+    where that is allowed: the worker that gets them counts them."""
     store = _store(job["uri"], job["cache_bytes"])
     epoch, first, last = (int(batch[name][0]) for name in ("epoch", "first", "last"))
     plan = EpochPlan(store.manifest.split(job["split"]).rows_per_shard, epoch=epoch, **job["plan"])
     rows = list(itertools.islice(plan.rank_batches(job["rank"], first), last - first))
     index, copy = (np.concatenate([getattr(r, name) for r in rows]) for name in ("index_B", "copy_B"))
-    # A task's count of bad images is its own: the limit then holds per window of steps, not per epoch.
-    bad = BadSamples(job["max_bad_samples"]) if job["max_bad_samples"] else None
+    bad = BadSamples(job["max_bad_samples"], tell=False) if job["max_bad_samples"] else None
     columns = {"label": store.labels(job["split"])[index], "index": index, "copy": copy}
-    if not job["crops"]:
-        return columns | {"image": decode_rows(store, job["split"], index, job["canvas"], bad)}
-    draws = Draws([Crop(*crop) for crop in job["crops"]], job["plan"]["seed"], epoch, Rows(index, copy))
-    cropped = decode_crops(store, job["split"], index, job["canvas"], draws, bad)
-    # rows come first in Ray Data, views in a batch
-    return columns | {"image": cropped.canvases_VB3SS.swapaxes(0, 1), "boxes": cropped.boxes_VB4.swapaxes(0, 1)}
+    if job["crops"]:
+        draws = Draws([Crop(*crop) for crop in job["crops"]], job["plan"]["seed"], epoch, Rows(index, copy))
+        cropped = decode_crops(store, job["split"], index, job["canvas"], draws, bad)
+        # rows come first in Ray Data, views in a batch
+        columns |= {"image": cropped.canvases_VB3SS.swapaxes(0, 1), "boxes": cropped.boxes_VB4.swapaxes(0, 1)}
+    else:
+        columns["image"] = decode_rows(store, job["split"], index, job["canvas"], bad)
+    if bad is not None:
+        columns["bad"] = np.array([bad.messages.get(number, "") for number in index.tolist()])
+    return columns

@@ -48,6 +48,10 @@ class RayFeed(ThreadFeed):
                 self._rows = self._execute(epoch, step)
                 row = next(self._rows)
             self._at = (epoch, step + 1) if step + 1 < self.num_batches else (epoch + 1, 0)
+            if self.cfg.max_bad_samples:
+                for index, message in zip(row["index"].tolist(), row["bad"].tolist(), strict=True):
+                    if message:
+                        self._bad.add(index, message)
             # copies: the object store's pages are read-only and shared
             label_B, index_B, copy_B = (torch.tensor(row[name]) for name in ("label", "index", "copy"))
             if self.crops:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,28 @@ def write_small(uri: Path | str, first_seed: int = 0, images: list[bytes] | None
         classes=[f"c{n}" for n in range(len(images))],
         attributes=["x"],
         splits={"train": [Sample(f"k{n}", image, "png", n, 0) for n, image in enumerate(images)]},
+        canvas=4,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        seed=0,
+        shot_rule="rank",
+        provenance={},
+    )
+
+
+def write_spoiled(uri: Path | str) -> None:
+    """Two classes of ten images, of which two of the first are none."""
+
+    def samples() -> Iterator[Sample]:
+        for n in range(20):
+            yield Sample(f"k{n}", b"no image" if n in (0, 2) else tiny_png(n), "png", n % 2)
+
+    write_dataset(
+        str(uri),
+        name="spoiled",
+        classes=["a", "b"],
+        attributes=[],
+        splits={"train": samples()},
         canvas=4,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,

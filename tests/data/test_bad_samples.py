@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,32 +10,13 @@ import pytest
 
 from ltcore.data.config import DataConfig
 from ltcore.data.feed import open_feed
-from ltcore.data.shards import Sample, write_dataset
 from ltcore.errors import DataError
-from tests.data.small import only_shard, tiny_png
+from tests.data.small import only_shard, write_spoiled
 
 
 @pytest.fixture
 def spoiled(tmp_path: Path) -> str:
-    """Two classes of ten images, of which two of the first are none."""
-
-    def samples() -> Iterator[Sample]:
-        for n in range(20):
-            yield Sample(f"k{n}", b"no image" if n in (0, 2) else tiny_png(n), "png", n % 2)
-
-    write_dataset(
-        str(tmp_path / "spoiled"),
-        name="spoiled",
-        classes=["a", "b"],
-        attributes=[],
-        splits={"train": samples()},
-        canvas=4,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        seed=0,
-        shot_rule="rank",
-        provenance={},
-    )
+    write_spoiled(tmp_path / "spoiled")
     return str(tmp_path / "spoiled")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from ltcore.batch import Batch
 from ltcore.data.augment import AugmentConfig
 from ltcore.data.config import DataConfig
 from ltcore.data.feed import open_feed
+from ltcore.errors import DataError
+from tests.data.small import write_spoiled
 
 pytestmark = pytest.mark.ray
 
@@ -67,6 +70,33 @@ def test_crops_of_large_originals_are_those_of_the_other_tiers(local_ray: None, 
             for other in rest:
                 assert_same(streamed, other)
                 assert torch.equal(streamed.boxes_VB4, other.boxes_VB4)
+
+
+@pytest.mark.parametrize("crop_from", ["canvas", "original"])
+def test_bad_samples_are_counted_over_the_whole_run(
+    local_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, crop_from: str
+) -> None:
+    """By whoever gets them: each task of a stream sees a window of steps alone."""
+    from ltcore.runtime.stream import RayFeed
+
+    uri = str(tmp_path / "spoiled")
+    write_spoiled(uri)
+    augment = AugmentConfig(view1="rrc_flip", crop_from=crop_from)
+
+    def feed(tier: str, limit: int) -> Any:
+        cfg = DataConfig(uri=uri, tier=tier, max_bad_samples=limit, stream_window_steps=1)
+        options: dict[str, Any] = {"batch_size": 4, "seed": 0, "augment": augment}
+        return RayFeed(cfg, uri, epochs=2, **options) if tier == "stream" else open_feed(cfg, uri, **options)
+
+    streamed, threaded = feed("stream", 2), feed("threads", 2)
+    for epoch in range(2):
+        for a, b in zip(streamed.train_batches(epoch), threaded.train_batches(epoch), strict=True):
+            assert_same(a, b)
+    assert streamed.bad_samples == threaded.bad_samples and len(streamed.bad_samples) == 2
+    told = [record.getMessage() for record in caplog.records if "max_bad_samples" in record.getMessage()]
+    assert len(told) == 4 and len(set(told)) == 2  # both feeds, each once
+    with pytest.raises(DataError, match=r"'k[02]'.* It is number 2; data.max_bad_samples=1"):
+        list(feed("stream", 1).train_batches(0))
 
 
 def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(local_ray: None, color_shards: str) -> None:
