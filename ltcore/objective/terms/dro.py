@@ -20,8 +20,8 @@ drives them to minus infinity), and pair them with samples in class-sorted order
 ``radius_mode='learned_compat'`` reproduces both, for parity only. The floor of L_c is log |S_c|, not 0, and L depends
 on the batch size: keep the global batch fixed when comparing.
 Shapes: features [B, D], centroids [C, D] -> scalar. G = global batch.
-Cost: per layer one [B, G] distance matrix of 2 B G D flops, in float64 as a matrix product: exact near zero distance, never
-rounded to TF32, and nothing of size [B, G, D].
+Cost: per layer one [B, G] matrix of squared distances, 2 B G D flops, in float64 as a matrix product: exact near zero distance,
+never rounded to TF32, and nothing of size [B, G, D]; from their roots on in the features' type, float32 at least.
 """
 
 from __future__ import annotations
