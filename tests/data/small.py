@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +28,22 @@ def tiny_png(seed: int) -> bytes:
 def write_small(uri: Path | str, first_seed: int = 0, images: list[bytes] | None = None) -> Manifest:
     """One shard of three images (or those given) of as many classes, each with an attribute: 10 KiB."""
     images = images or [tiny_png(first_seed + n) for n in range(COUNT)]
+    return _write(uri, "small", len(images), [Sample(f"k{n}", image, "png", n, 0) for n, image in enumerate(images)])
+
+
+def write_spoiled(uri: Path | str) -> Manifest:
+    """Two classes of ten images, of which two of the first are none."""
+    images = [b"no image" if n in (0, 2) else tiny_png(n) for n in range(20)]
+    return _write(uri, "spoiled", 2, [Sample(f"k{n}", image, "png", n % 2) for n, image in enumerate(images)])
+
+
+def _write(uri: Path | str, name: str, num_classes: int, samples: list[Sample]) -> Manifest:
     return write_dataset(
         str(uri),
-        name="small",
-        classes=[f"c{n}" for n in range(len(images))],
+        name=name,
+        classes=[f"c{n}" for n in range(num_classes)],
         attributes=["x"],
-        splits={"train": [Sample(f"k{n}", image, "png", n, 0) for n, image in enumerate(images)]},
-        canvas=4,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        seed=0,
-        shot_rule="rank",
-        provenance={},
-    )
-
-
-def write_spoiled(uri: Path | str) -> None:
-    """Two classes of ten images, of which two of the first are none."""
-
-    def samples() -> Iterator[Sample]:
-        for n in range(20):
-            yield Sample(f"k{n}", b"no image" if n in (0, 2) else tiny_png(n), "png", n % 2)
-
-    write_dataset(
-        str(uri),
-        name="spoiled",
-        classes=["a", "b"],
-        attributes=[],
-        splits={"train": samples()},
+        splits={"train": samples},
         canvas=4,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
