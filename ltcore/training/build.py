@@ -60,8 +60,8 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
 def num_views(cfg: RunConfig) -> int:
     """Of each image in training: 2 where a loss looks at a second one, else 1."""
     base, terms = cfg.objective.base, cfg.objective.active_terms()
-    base_views = BASES[base].build.views(getattr(cfg.objective.base_options, base))
-    return max(base_views, *(TERMS[name].build.views(getattr(cfg.objective.terms, name)) for name in terms), 1)
+    views = [BASES[base].build.views(getattr(cfg.objective.base_options, base))]
+    return max(views + [TERMS[name].build.views(term) for name, term in terms.items()])
 
 
 def parallel(step: TrainStep, device: torch.device) -> nn.Module:

@@ -40,7 +40,7 @@ def shards(data: str | None, *, quick: bool) -> str:
 
 def unsorted(data: str) -> str:
     """URI of local shards with every image below a folder or in a zip, in whatever order of folders, as one class."""
-    if storage.exists(storage.join(data, MANIFEST)):
+    if not storage.is_local(data) or storage.exists(storage.join(data, MANIFEST)):
         return shards(data, quick=False)
     root = open_root(str(storage.local_path(data).absolute()))
     layout = Layout(("image",), {"train": [Entry(path, 0) for path in root.files], "test": []})

@@ -37,7 +37,7 @@ LEAST_S = 0.1
 LARGE_STEP = "training step, ResNet-50"
 LARGE_MAP_PX = 7
 PART = 8
-"""Images of a step of ResNet-50; a whole batch takes 20 s of two cores."""
+"""Images of a step of ResNet-50; a whole batch takes most of a minute on two cores."""
 PROTOTYPES = 128
 WITH_MEMORY = ("paco", "lpa", "dro", "ifl")
 SAME_INERTIA = 1.01
