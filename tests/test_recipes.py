@@ -15,6 +15,7 @@ from ltcore.data.feed import open_feed
 from ltcore.data.shards import Sample, write_dataset
 from ltcore.objective.registry import STAGE2
 from ltcore.runtime.launch import dry_run_text
+from ltcore.tracking.results_table import PUBLISHED
 from ltcore.training.build import build, num_views
 from ltcore.training.context import LocalContext
 from ltcore.training.optim import build_optimizer
@@ -46,6 +47,16 @@ def test_header_promises(name, file):
     wanted = {"run", "expect", "cost", "hardware"} | ({"paper"} if name in RECIPES else set())
     assert wanted <= set(promises)
     assert all(len(promises[word]) > len(word) + 10 for word in wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar100_lt_")])
+def test_published_values_say_for_which_imbalance(name):
+    text = " ".join(header(RECIPES[name]))
+    found = PUBLISHED.search(text)
+    assert found is not None or "no published number" in text
+    if found is not None:
+        assert found[1].startswith("100"), "the factor of the recipe comes first"
+        assert len(found[1].split(" / ")) == len(found[2].split(" / "))
 
 
 @pytest.mark.parametrize("name", SWEEPS)

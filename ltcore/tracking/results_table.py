@@ -28,7 +28,8 @@ COLUMNS = (
 )
 ELSEWHERE = (*IDENTITY, "data.uri", "train.threads", "tracking.", "stage2.from_run")
 """Keys, and beginnings of keys, that say where a run was computed or logged and do not tell methods apart."""
-PUBLISHED = re.compile(r"top-1 ([\d.]+) published")
+PUBLISHED = re.compile(r"top-1 (?:at imbalance ([\d /]+): )?([\d. /]+) published")
+"""In a recipe's header: 'top-1 57.0 published', or 'top-1 at imbalance 100 / 50: 43.0 / 46.6 published'."""
 
 
 def results_table(runs: Sequence[StoredRun]) -> str:
@@ -37,7 +38,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     Accuracies are top-1 in percent on the class-balanced test split (``test_cbl``, else ``test``): mean and, from two
     seeds on, standard deviation (n - 1). 'last' has the weights of the last epoch, 'best on val' those of the best
     epoch on validation; shot groups are of 'last'. 'published' is what the recipe's header promises for its own number
-    of epochs. The command is the packaged recipe that differs in the fewest keys, with these as overrides; of stage 2
+    of epochs and this imbalance factor. The command is the packaged recipe that differs in the fewest keys, with these as overrides; of stage 2
     with the name of its first run of stage 1, and runs share a line whose stage 1 differs in nothing but the seed. Raises
     DataError for a run that is not finished or was not tested.
     """
@@ -73,7 +74,6 @@ def _command(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]
 def _row(recipe: str, overrides: str, runs: Sequence[StoredRun]) -> list[str]:
     last = [_balanced(run.tests()) for run in runs]
     best = [_balanced(run.info["test_best"]) for run in runs if run.info.get("test_best")]
-    promised = PUBLISHED.search(" ".join(header(packaged("recipe")[recipe])))
     stage1 = f"stage2.from_run={runs[0].info['stage1']['name']}" if "stage1" in runs[0].info else ""
     groups = [[m[group] for m in last if m.get(group) is not None] for group in ("many", "medium", "few")]
     return [
@@ -84,10 +84,21 @@ def _row(recipe: str, overrides: str, runs: Sequence[StoredRun]) -> list[str]:
         _spread([m["top1"] for m in last]),
         _spread([m["top1"] for m in best]) if best else "—",
         " / ".join(f"{100 * fmean(values):.1f}" if values else "—" for values in groups),
-        promised[1] if promised else "—",
+        _published(recipe, runs[0].info["config"].get("data.imbalance_factor")),
         duration(fmean(run.info["seconds"] for run in runs)),
         f"`train.py {' '.join(filter(None, [recipe, stage1, overrides]))}`",
     ]
+
+
+def _published(recipe: str, imbalance_factor: float | None) -> str:
+    promised = PUBLISHED.search(" ".join(header(packaged("recipe")[recipe])))
+    if promised is None:
+        return "—"
+    factors, values = promised[1], promised[2].split(" / ")
+    if factors is None:
+        return values[0]
+    by_factor = dict(zip(map(float, factors.split(" / ")), values, strict=True))
+    return "—" if imbalance_factor is None else by_factor.get(imbalance_factor, "—")
 
 
 def _balanced(tests: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -82,6 +82,33 @@ def test_the_command_is_that_of_the_closest_recipe(tmp_path: Path, recipe: str) 
     assert row["command"] == f"`train.py {recipe} train.epochs=7`"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "imbalance_factor", "published"),
+    [
+        ("cifar100_lt_ce", "100", "38.3"),
+        ("cifar100_lt_ce", "50", "43.9"),
+        ("cifar100_lt_ce", "10", "55.7"),
+        ("cifar100_lt_ce", "20", "—"),
+        ("cifar100_lt_balanced_softmax", "50", "46.6"),
+        ("cifar100_lt_balanced_softmax", "10", "—"),
+        ("cifar100_lt_logit_adjust", "100", "43.9"),
+        ("cifar100_lt_dro", "100", "—"),
+        ("cifar100_lt_paco_lpa", "10", "65.1"),
+        ("imagenet_lt_paco", "null", "57.0"),
+        ("imagenet_lt_dro", "null", "—"),
+    ],
+)
+def test_the_published_value_is_that_of_the_imbalance_factor(
+    tmp_path: Path, recipe: str, imbalance_factor: str, published: str
+) -> None:
+    config = flat(load_run(recipe, {"data.imbalance_factor": imbalance_factor}))
+    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": "x", "hash": "x"}}
+    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
+    write_json(tmp_path / "run.json", {**info, "config": config, "test": tests})
+    (row,) = cells(tmp_path)
+    assert (row["method"], row["published"]) == (recipe, published)
+
+
 def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 0.3, 0.3, status="stopped")
     with pytest.raises(DataError, match=r"/a is stopped, not finished and tested"):
