@@ -1,6 +1,7 @@
 """Every packaged recipe and sweep loads, its header keeps the promise of one, and every recipe trains."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,8 +148,6 @@ LDAM_SCHEDULE = (
     "balanced_softmax",
     "logit_adjust",
     "ldam_drw",
-    "ride",
-    "sade",
     "dro",
     "lpa",
     "ifl",
@@ -165,6 +164,16 @@ def test_the_published_cifar_schedule(method):
     assert (optim.optimizer, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.1, 0.9, 2e-4)
     assert (optim.warmup * epochs, [m * epochs for m in optim.milestones], optim.gamma) == (5, [160, 180], 0.01)
     assert (run.data.uri, run.data.imbalance_factor, run.augment.view1) == ("cifar100", 100, "crop_flip")
+
+
+@pytest.mark.parametrize(("method", "gamma"), [("ride", 0.01), ("sade", 0.1)])
+def test_the_schedule_of_experts(method, gamma):
+    """SADE's and RIDE's: as LDAM-DRW's, but Nesterov's momentum, decay 5e-4, rotations, and for SADE x 0.1."""
+    run, plain = load_run(f"cifar100_lt_{method}"), load_run("cifar100_lt_ce")
+    assert run.train.optim == replace(plain.train.optim, nesterov=True, weight_decay=5e-4, gamma=gamma)
+    assert replace(run.train, optim=plain.train.optim) == plain.train
+    assert run.augment.view1 == "crop_flip_rotate15"
+    assert (run.model.num_experts, run.model.head, run.model.cosine_scale) == (3, "cosine", 30)
 
 
 @pytest.mark.parametrize("method", ["paco", "paco_lpa"])

@@ -16,7 +16,7 @@ import ast
 import fnmatch
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ REQUIRED = "(required)"
 REGISTRY = "ltcore.objective.registry"
 _GENERATED = {"BaseOptions": "BASES", "Terms": "TERMS", "Stage2Options": "STAGE2"}
 """Sections that the registry makes from its tables: one field per row, typed by the ``Config`` of the row's class."""
+
+OPTIONS = ("objective.base_options.", "stage2.options.")
+"""Beginnings of keys that say something about one row of a registry."""
 
 STAGE2_OWN = (
     "name",
@@ -121,6 +124,16 @@ def find(pattern: str | None) -> list[tuple[str, Leaf]]:
         return table
     glob = pattern if any(c in pattern for c in "*?") else f"*{pattern}*"
     return [(key, leaf) for key, leaf in table if fnmatch.fnmatchcase(key, glob)]
+
+
+def effective(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys of a run without the options of losses and methods of stage 2 that are not chosen: these have no effect,
+    and their defaults may be others in another version."""
+    chosen = {
+        f"objective.base_options.{keys.get('objective.base')}.",
+        f"stage2.options.{keys.get('stage2.method')}.",
+    }
+    return {k: v for k, v in keys.items() if not k.startswith(OPTIONS) or k.startswith(tuple(chosen))}
 
 
 def comes_from_stage1(key: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ltcore.config import tree as trees
-from ltcore.config.keys import run_keys
+from ltcore.config.keys import effective, run_keys
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep_file import read_sweep, sweep_tree
 from ltcore.config.sweep_space import SweepConfig
@@ -50,8 +50,8 @@ def from_dict(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def from_flat(keys: Mapping[str, Any]) -> RunConfig:
-    """A run out of dotted keys (what ``flat`` gives), validated."""
-    return from_dict(trees.override({}, keys))
+    """A run out of all its dotted keys (what ``flat`` gives, also in another version), validated."""
+    return from_dict(trees.override({}, effective(keys)))
 
 
 def override(run: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
@@ -66,8 +66,8 @@ def dump(run: RunConfig | SweepConfig) -> dict[str, Any]:
 
 
 def flat(run: RunConfig) -> dict[str, Any]:
-    """Dotted key -> scalar; lists as ``a,b``, a term that is off as one null."""
-    return trees.flatten(dump(run))
+    """Dotted key -> scalar, of all keys that have an effect; lists as ``a,b``, a term that is off as one null."""
+    return effective(trees.flatten(dump(run)))
 
 
 def to_yaml(run: RunConfig | SweepConfig) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltcore import dist
+from ltcore.stats import ClassStats
 
 WEIGHT_NORMS = ("batch", "batch_sum")
 
@@ -23,6 +24,26 @@ def effective_weights(counts_C: Tensor, beta: float) -> Tensor:
     # -expm1(n log beta) is 1 - beta^n without cancellation for beta near 1.
     weights_C = -1 / torch.expm1(counts_C.double().clamp_min(1) * math.log(beta))
     return weights_C * len(weights_C) / weights_C.sum()
+
+
+class EffectiveWeights(nn.Module):
+    """``effective_weights`` for the stream that the model sees.
+
+    Where sample weights change the class shares from pi to s (IFL's environments), w_c pi_c / s_c: each class then has the
+    part in the loss that it has without them, instead of being balanced twice. With ``objective.prior: dataset`` w_c stays,
+    as in GLT's code.
+    """
+
+    def __init__(self, stats: ClassStats, beta: float) -> None:
+        super().__init__()
+        self.weights_C: Tensor
+        self.log_share_C: Tensor
+        self.register_buffer("weights_C", effective_weights(stats.counts_C, beta), persistent=False)
+        self.register_buffer("log_share_C", stats.log_prior_C("dataset", torch.float64), persistent=False)
+
+    def forward(self, log_prior_C: Tensor) -> Tensor:
+        """[C] weights where ``log_prior_C`` [C] is the log share of each class, in its type."""
+        return self.weights_C.to(log_prior_C.dtype) * (self.log_share_C.to(log_prior_C.dtype) - log_prior_C).exp()
 
 
 def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:

@@ -5,10 +5,10 @@ Source: Tang et al., "Invariant feature learning for generalized long-tailed cla
 (``train_center_dual.py``, ``train_center_triple.py``). Environment 1 is the data as they are. In environment e a sample
 has weight v^x: v = 1 - score after scaling to [0, 1], and the exponent x is chosen so that the badly predicted 20%
 weigh about t_e times what the other 80% weigh per sample, t_e = tail_ratio^((e-1)/(E-1)): {1, 4} for two environments,
-{1, 2, 4} for three.
+{1, 2, 4} for three. The two environments of 'correctness' are the samples predicted right and those predicted wrong.
 Differs: weights are relative (mean 1 in their group) and multiply the loss instead of driving a sampler with
 replacement, which has the same expectation; a sample without a score is neutral instead of never drawn; scores are
-scaled by their 2% and 98% quantiles and x may fall to 0.1, because min-max scaling with x >= 1 gives nearly all weight
+scaled by their 2% and 98% quantiles and x may fall to 0.05, because min-max scaling with x >= 1 gives nearly all weight
 to a single outlier, such as a mislabelled sample (``scaling='published'`` is that).
 """
 
@@ -29,11 +29,12 @@ _MIN_GROUP = 5
 def tail_weights(score_n: Tensor, group_n: Tensor, num_groups: int, tail_ratio: float, scaling: str) -> Tensor:
     """float64 [n], mean 1 in each group, larger for lower scores.
 
-    ``score_n``: probability of the own class, in [0, 1]; ``group_n``: int64 group of each sample (its class).
+    ``score_n``: probability of the own class, in [0, 1]; ``group_n``: int64 group of each sample (its class). A
+    ``tail_ratio`` of 1 asks nothing of the scores: all weights are 1.
     """
-    if len(score_n) == 0:
-        return score_n.double()
-    quantile, low_exponent = (0.02, 0.1) if scaling == "quantile" else (0.0, 1.0)
+    if len(score_n) == 0 or tail_ratio == 1:
+        return torch.ones_like(score_n, dtype=torch.float64)
+    quantile, low_exponent = (0.02, 0.05) if scaling == "quantile" else (0.0, 1.0)
     by_score = score_n.double().argsort(stable=True)
     order = by_score[group_n[by_score].argsort(stable=True)]  # by group, then by rising score: worst first
     score, group = score_n.double()[order], group_n[order]

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ltcore.config.keys import effective
 from ltcore.data.manifest import Manifest
 from ltcore.errors import CheckpointError, NumericError
 
@@ -193,6 +194,7 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: st
 
 def refuse_differences(where: Path | str, old: dict[str, Any], new: dict[str, Any], hot: tuple[str, ...] = ()) -> None:
     """CheckpointError that names the first keys in which two flat configurations differ, if any matter."""
+    old, new = effective(old), effective(new)
     differences = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(set(new) | set(old))

@@ -10,6 +10,7 @@ from ltcore.config.load import config_hash, dump, flat, from_dict, from_flat, lo
 from ltcore.config.tree import read_recipe
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, TERMS
+from ltcore.training.checkpoint import refuse_differences
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,17 @@ def test_every_form_reads_back_as_the_same_run(full):
     assert from_dict(yaml.safe_load(to_yaml(full))) == full
     assert from_flat(flat(full)) == full
     assert from_flat({key: None if v is None else str(v) for key, v in flat(full).items()}) == full
+
+
+def test_options_of_what_is_not_chosen_are_not_stored_and_not_read():
+    run = load_run("cifar100_lt_paco")
+    values = flat(run)
+    options = {key for key in values if key.startswith("objective.base_options.")}
+    assert "objective.base_options.paco.sample_weight" in options
+    assert all(key.startswith("objective.base_options.paco.") for key in options)
+    of_another_version = {"objective.base_options.gone.option": 1, "objective.base_options.focal.gamma": 9.0}
+    assert from_flat(values | of_another_version) == run
+    refuse_differences("a run", values | of_another_version, values)
 
 
 def test_flat_holds_scalars_under_dotted_keys(plain, full):

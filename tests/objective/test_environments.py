@@ -60,7 +60,7 @@ def test_an_outlier_takes_all_only_in_the_published_form() -> None:
     assert float(one_class(two_valued, scaling="quantile")[-2:].sum()) == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize(("tail_ratio", "share"), [(4.0, 0.5), (16.0, 0.8)])
+@pytest.mark.parametrize(("tail_ratio", "share"), [(1.0, 0.2), (2.0, 1 / 3), (4.0, 0.5), (16.0, 0.8)])
 def test_of_two_values_the_bad_fifth_weighs_its_ratio_over_the_ratio_and_four(tail_ratio: float, share: float) -> None:
     weights = one_class(toy.f64([0.99] * 80 + [0.2] * 20), tail_ratio, "quantile")
     assert float(weights[-20:].sum()) == pytest.approx(share, abs=1e-3)

@@ -178,7 +178,7 @@ def test_prior_follows_the_environments_unless_told_otherwise() -> None:
         ({"num_envs": 0}, "num_envs"),
         ({"env_type": "random"}, "env_type"),
         ({"env_type": "correctness", "num_envs": 3}, "num_envs"),
-        ({"tail_ratio": 1.0}, "tail_ratio"),
+        ({"tail_ratio": 0.9}, "tail_ratio"),
         ({"env_scaling": "minmax"}, "env_scaling"),
         ({"center": "l1"}, "center"),
         ({"center_weight": -1.0}, "center_weight"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ltcore.objective.class_weights import EffectiveWeights, effective_weights
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.objective.memory.scores import ScoreTable
 from ltcore.objective.objective import Objective
@@ -68,9 +69,25 @@ def test_every_expert_and_its_features_learn_and_scores_are_those_of_the_ensembl
     harness.assert_close(table.pending()["score_N"][INDEX], expected_B.detach())
 
 
-@pytest.mark.parametrize("base", ["balanced_softmax", "logit_adjust", "sade", "ride", "paco"])
+@pytest.mark.parametrize("base", ["class_balanced", "ldam", "ride"])
+def test_class_weights_give_every_class_the_part_that_it_has_without_environments(base: str) -> None:
+    objective = trained(base)
+    everything = harness.batch_of(torch.arange(harness.SAMPLES))
+    table, _ = parts_of(objective)
+    log_share_C = objective.stream_shares_C(harness.PROGRESS).log()
+    class_weights = objective.base.class_weights
+    assert isinstance(class_weights, EffectiveWeights)
+    weight_N = table.weights(everything).mean(0).double() * class_weights(log_share_C)[everything.labels_B]
+    part_C = torch.zeros(harness.CLASSES, dtype=torch.float64).index_add_(0, everything.labels_B, weight_N)
+    expected_C = effective_weights(objective.stats.counts_C, 0.9999) * objective.stats.counts_C
+    harness.assert_close(part_C, expected_C, 1e-6)  # environment weights are float32
+    log_prior_C = objective.stats.log_prior_C("dataset")
+    assert torch.equal(class_weights.weights_C.float(), class_weights(log_prior_C)), "bit for bit without environments"
+
+
+@pytest.mark.parametrize("base", ["balanced_softmax", "logit_adjust", "class_balanced", "ldam", "sade", "ride", "paco"])
 def test_the_prior_of_the_data_set_is_another_loss(base: str) -> None:
-    """What balances classes by weights must not be balanced again by the prior; for RIDE, from its weights on."""
+    """What balances classes by weights must not be balanced again by the prior; for LDAM and RIDE, from their weights on."""
     objective = trained(base)
     out, batch = harness.output_of(objective, INDEX, 7), harness.batch_of(INDEX)
     stream = objective(out, batch, harness.PROGRESS).parts["base"]

@@ -67,6 +67,7 @@ def test_other_values_and_other_data_have_lines_of_their_own(tmp_path: Path) -> 
     ]
     rows = cells(*folders)
     assert [row["last"] for row in rows] == ["30.00", "25.00", "20.00"]
+    assert [row["published"] for row in rows] == ["43.0", "—", "43.0"], "that of another method is none"
     assert "train.optim.lr=0.05" in rows[1]["command"] and "objective.terms.dro.radius=0.5" in rows[1]["command"]
     assert load_run(RECIPE, dict(word.split("=") for word in rows[1]["command"].strip("`").split()[2:]))
 
@@ -130,3 +131,28 @@ def test_runs_of_stage_2_are_told_apart_by_their_stage_1_and_ordinary_ones_get_n
     assert two["command"] == "`train.py cifar100_lt_crt stage2.from_run=ce-1 stage2.options.crt.epochs=5`"
     assert long["command"] == "`train.py cifar100_lt_crt stage2.from_run=long stage2.options.crt.epochs=5`"
     assert "stage2" not in plain["command"]
+
+
+@pytest.mark.parametrize(
+    ("stage1", "published"),
+    [({}, "40.3"), ({"train__optim__weight_decay": "5e-3"}, "—"), ({"objective__terms__dro__radius": "0.5"}, "—")],
+)
+def test_the_published_value_of_stage_2_is_for_one_stage_1(
+    tmp_path: Path, stage1: dict[str, str], published: str
+) -> None:
+    crt = {"stage2__method": "crt", "stage2__from_run": "/one", "objective__base": "cross_entropy"}
+    folder = write(tmp_path / "crt", 0.4, 0.4, seed="1", **crt, **stage1)
+    info = read_run(folder).info
+    write_json(folder / "run.json", {**info, "stage1": {"name": "one"}})
+    (row,) = cells(folder)
+    assert (row["method"], row["published"]) == ("cifar100_lt_crt", published)
+
+
+def test_options_of_a_loss_that_is_not_chosen_say_nothing(tmp_path: Path) -> None:
+    """As another version stored them, with other defaults."""
+    folder = write(tmp_path / "a", 0.3, 0.3)
+    info = read_run(folder).info
+    other = {"objective.base_options.paco.sample_weight": 0.7, "objective.base_options.gone.option": 1}
+    write_json(folder / "run.json", {**info, "config": info["config"] | other})
+    (row,) = cells(folder)
+    assert (row["published"], row["command"]) == ("43.0", f"`train.py {RECIPE} train.epochs=30`")

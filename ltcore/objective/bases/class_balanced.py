@@ -3,7 +3,8 @@
 Source: Cui et al., "Class-balanced loss based on effective number of samples", CVPR 2019; deferred re-weighting (DRW),
 which starts late in training, Cao et al., NeurIPS 2019.
 Differs: the weighted loss is divided by the number of samples, so a step does not depend on who else is in the batch;
-``weight_norm='batch_sum'`` is the published normalization. The focal factor uses the unweighted probability.
+``weight_norm='batch_sum'`` is the published normalization. Under IFL's environments the weights are those of the
+re-weighted stream (``EffectiveWeights``). The focal factor uses the unweighted probability.
 Shapes: logits [B, C] -> loss [B].
 Cost: O(B C).
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ltcore.batch import ModelOutput
 from ltcore.objective.bases.focal import focal
-from ltcore.objective.class_weights import check_options, effective_weights, weighted
+from ltcore.objective.class_weights import EffectiveWeights, check_options, weighted
 from ltcore.objective.term import Base, FeatureDims, LossContext, widened
 from ltcore.stats import ClassStats
 
@@ -49,8 +50,7 @@ class ClassBalanced(Base):
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
-        self.weights_C: Tensor
-        self.register_buffer("weights_C", effective_weights(stats.counts_C, cfg.beta), persistent=False)
+        self.class_weights = EffectiveWeights(stats, cfg.beta)
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
@@ -63,4 +63,4 @@ class ClassBalanced(Base):
         loss_B = focal(log_p_B, self.cfg.focal_gamma)
         if ctx.progress < self.cfg.drw_start:
             return loss_B
-        return weighted(loss_B, self.weights_C[labels_B], self.cfg.weight_norm)
+        return weighted(loss_B, self.class_weights(ctx.log_prior_C)[labels_B], self.cfg.weight_norm)

@@ -8,7 +8,7 @@ to 13.
 Differs: the logits that come in are scale * u already (a cosine head of that scale, see ``cosine_scale``), so that
 prediction and scores see the same logits; the margin is scaled here, once. Re-weighting starts at a fraction of
 training. The weighted loss is divided by the number of samples; ``weight_norm='batch_sum'`` is the published
-normalization.
+normalization. Under IFL's environments the weights are those of the re-weighted stream (``EffectiveWeights``).
 Shapes: logits [B, C] -> loss [B].
 Cost: O(B C).
 """
@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
-from ltcore.objective.class_weights import check_options, effective_weights, weighted
+from ltcore.objective.class_weights import EffectiveWeights, check_options, weighted
 from ltcore.objective.term import Base, FeatureDims, LossContext, widened
 from ltcore.stats import ClassStats
 
@@ -57,9 +57,8 @@ class Ldam(Base):
         super().__init__(cfg, stats, dims)
         counts_C = stats.counts_C.double().clamp_min(1)
         self.margin_C: Tensor
-        self.weights_C: Tensor
         self.register_buffer("margin_C", cfg.max_margin * (counts_C.min() / counts_C) ** 0.25, persistent=False)
-        self.register_buffer("weights_C", effective_weights(stats.counts_C, cfg.beta), persistent=False)
+        self.class_weights = EffectiveWeights(stats, cfg.beta)
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
@@ -83,4 +82,4 @@ class Ldam(Base):
         loss_B = F.cross_entropy(logits_BC - own_BC * margin_C, labels_B, reduction="none")
         if ctx.progress < self.cfg.drw_start:
             return loss_B
-        return weighted(loss_B, self.weights_C[labels_B], self.cfg.weight_norm)
+        return weighted(loss_B, self.class_weights(ctx.log_prior_C)[labels_B], self.cfg.weight_norm)

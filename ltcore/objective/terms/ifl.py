@@ -2,7 +2,7 @@
 
 Source: Tang et al., "Invariant feature learning for generalized long-tailed classification", ECCV 2022. The base loss
 and a center loss with ONE center per class are averaged over E environments: environment 1 is the data as they are, the
-others favor samples that are badly predicted within their class (rare attributes), see
+others favor samples that are badly predicted within their class (rare attributes); other ways to find them are in
 ``ltcore.objective.environments``.
 
     L = sum_i q_i N [ base_i + weight * center_weight * center_i ],   q_i N = mean over e of the weight of i in
@@ -76,9 +76,10 @@ class Ifl(Term):
         environments), 'uniform' all alike (control). No effect with one environment."""
         tail_ratio: float = 4.0
         """Aimed weight of the badly predicted 20% over the rest in the last environment; those between lie on a
-        geometric ladder. > 1. No effect for 'correctness' and 'uniform'."""
+        geometric ladder. >= 1. No effect for 'correctness' and 'uniform'. 1 looks at no score: with 'intra' the second
+        environment is balanced by class and nothing else, the control for what the scores contribute."""
         env_scaling: str = "quantile"
-        """'quantile': scores between their 2% and 98% quantiles, exponent in [0.1, 10]; 'published': minimum to maximum
+        """'quantile': scores between their 2% and 98% quantiles, exponent in [0.05, 10]; 'published': minimum to maximum
         and exponent in [1, 10], where one outlier can take all the weight. No effect for 'correctness' and
         'uniform'."""
         center: str = "l2"
@@ -105,8 +106,8 @@ class Ifl(Term):
                 raise ValueError(f"env_type must be one of {', '.join(ENV_TYPES)}, got {self.env_type!r}")
             if self.env_type == "correctness" and self.num_envs > 2:
                 raise ValueError(f"num_envs must be 1 or 2 with env_type='correctness', got {self.num_envs}")
-            if not 1 < self.tail_ratio < float("inf"):
-                raise ValueError(f"tail_ratio must be a finite number > 1, got {self.tail_ratio}")
+            if not 1 <= self.tail_ratio < float("inf"):
+                raise ValueError(f"tail_ratio must be a finite number >= 1, got {self.tail_ratio}")
             if self.env_scaling not in SCALINGS:
                 raise ValueError(f"env_scaling must be one of {', '.join(SCALINGS)}, got {self.env_scaling!r}")
             if self.center not in CENTERS:
