@@ -61,6 +61,21 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def collect(tensor: Tensor) -> list[Tensor]:
+    """The tensors of all ranks in rank order, in the host memory of rank 0; on other ranks nothing. Every rank passes the
+    same shape and holds one more tensor of it on its device, however many ranks there are.
+    """
+    if not is_distributed():
+        return [tensor.detach()]
+    parts = []
+    for source in range(world()):
+        held = tensor.detach().contiguous() if rank() == source else torch.empty_like(tensor)
+        td.broadcast(held, source)
+        if rank() == 0:
+            parts.append(held.cpu())
+    return parts
+
+
 class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

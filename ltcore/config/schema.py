@@ -206,6 +206,7 @@ class RunConfig:
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
         self._check_accumulation()
+        self._check_ghost_batch()
         self._check_mixup()
         self._check_experts()
         self._check_head()
@@ -232,6 +233,14 @@ class RunConfig:
                 f"train.accumulate={self.train.accumulate} would change the value of {' and '.join(across)}, which "
                 "compares the samples of a whole batch with each other, or divides by a sum over them. Set "
                 f"train.accumulate=1 and, if memory is short, a smaller train.batch_size or more workers{also}"
+            )
+
+    def _check_ghost_batch(self) -> None:
+        at_once, group = self.train.batch_size // self.train.accumulate, self.model.ghost_batch
+        if group is not None and at_once % group:
+            raise ValueError(
+                f"model.ghost_batch={group} must divide the {at_once} images of a pass (train.batch_size / "
+                "train.accumulate), and with several workers those of each"
             )
 
     def _check_mixup(self) -> None:

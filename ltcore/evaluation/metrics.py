@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ltcore.shots import SHOT_GROUPS
 
 
 def metrics(counts_ACC: Tensor, shot_groups: Sequence[str]) -> dict[str, float | None]:
-    """top1, macro_precision, glt_f1, many, medium, few and worst_class of one evaluation.
+    """top1, macro_precision, glt_f1, worst_class, and many, medium, few each with its macro_precision.
 
-    ``shot_groups`` names the group of each class. A group is the mean over those of its classes that have test samples
-    of their accuracy; None where there is no such class.
+    ``shot_groups`` names the group of each class. A group is the mean over those of its classes that have test samples of
+    their accuracy, and of their precision, where predictions for them count that any test sample got (GLT's rule for
+    groups of classes); None where there is no such class.
     """
     counts_CC = counts_ACC.sum(0)
     accuracies = per_class(counts_CC)
@@ -29,6 +31,8 @@ def metrics(counts_ACC: Tensor, shot_groups: Sequence[str]) -> dict[str, float |
     for name in SHOT_GROUPS:
         group = [a for a, g in zip(accuracies, shot_groups, strict=True) if g == name and a is not None]
         result[name] = sum(group) / len(group) if group else None
+        in_group_C = torch.tensor([g == name for g in shot_groups], device=counts_CC.device)
+        result[f"{name}/macro_precision"] = macro_precision(counts_CC * in_group_C[:, None], counts_CC.sum(0))
     return result | {"worst_class": min(tested, default=None)}
 
 
@@ -65,22 +69,15 @@ def per_class(counts: Tensor) -> list[float | None]:
     return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
 
 
-def per_attribute(
-    counts_ACC: Tensor, names: Sequence[str] | None = None, precision: str = "subset"
-) -> dict[str, float | None]:
+def per_attribute(counts_ACC: Tensor, names: Sequence[str] | None = None) -> dict[str, float | None]:
     """``attribute/<name>`` -> accuracy and ``attribute/<name>/macro_precision`` of the samples with that attribute.
 
-    ``precision='subset'`` counts predictions inside the attribute's samples (GLT's 'premask', its rule for attributes);
-    'global' divides by the predictions over the whole test split (what GLT does for groups of classes). Samples of
-    unknown attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ... Raises ValueError
-    for another ``precision``.
+    Precision counts predictions inside the attribute's samples, GLT's rule for attributes ('premask'). Samples of unknown
+    attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ...
     """
-    if precision not in ("subset", "global"):
-        raise ValueError(f"precision must be 'subset' or 'global', got {precision!r}")
     known_ACC = counts_ACC[:-1]
-    predicted_C = counts_ACC.sum((0, 1)) if precision == "global" else None
     result: dict[str, float | None] = {}
     for name, counts_CC in zip(names or [str(a) for a in range(len(known_ACC))], known_ACC, strict=True):
         result[f"attribute/{name}"] = accuracy(counts_CC)
-        result[f"attribute/{name}/macro_precision"] = macro_precision(counts_CC, predicted_C)
+        result[f"attribute/{name}/macro_precision"] = macro_precision(counts_CC)
     return result

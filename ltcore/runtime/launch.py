@@ -8,7 +8,7 @@ from typing import Any
 from ltcore.config.cli import TrainArgs
 from ltcore.config.load import dump, load_run
 from ltcore.config.schema import RunConfig
-from ltcore.data.manifest import read_manifest
+from ltcore.data.manifest import Manifest, read_manifest
 from ltcore.data.prepare import prepare
 from ltcore.data.storage import is_local, join
 from ltcore.errors import CapacityError, ConfigError
@@ -45,7 +45,9 @@ def train(args: TrainArgs) -> dict[str, Any]:
         run_uri=run_uri,
         info={"id": cfg.name, "kind": "run", "group": "", "test": True},
     )
-    _say(f"{cfg.name}: {_what(cfg)} on {read_manifest(data_uri).name}; results in {run_uri}")
+    manifest = read_manifest(data_uri)
+    budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
+    _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
     if not wants_ray(args, cfg):
         from ltcore.runtime.console import EpochLines
 
@@ -70,6 +72,12 @@ def _what(cfg: RunConfig) -> str:
     if cfg.stage2 is None:
         return f"{cfg.train.epochs} epochs"
     return f"stage 2 ({cfg.stage2.method}) of {cfg.stage2.from_run}"
+
+
+def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
+    """How many training images the run sees, each as often as it comes."""
+    steps = manifest.split(cfg.data.train_split).num_samples // cfg.train.batch_size
+    return steps * cfg.train.batch_size * cfg.train.epochs
 
 
 def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
@@ -116,7 +124,7 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
             f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
             "computed once. Nothing was started (--dry-run)."
         )
-    images = steps * cfg.train.batch_size * cfg.train.epochs
+    images = _num_images(cfg, manifest)
     ifl = cfg.objective.active_terms().get("ifl")
     budget = ""
     if ifl is not None:

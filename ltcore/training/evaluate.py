@@ -68,10 +68,10 @@ def class_accuracy(counts: Confusion) -> list[float | None]:
     return per_class(counts.counts_ACC)
 
 
-def check_train_split(feed: Feed) -> None:
+def check_train_split(feed: Feed, split: str) -> None:
     """Every class needs a training sample: a class without one has no centroid, no prior and no chance. Raises DataError."""
     manifest = feed.store.manifest
-    labels = feed.store.labels("train")
+    labels = feed.store.labels(split)
     counts = np.bincount(labels, minlength=len(manifest.classes))
     empty = [manifest.classes[c] for c in np.flatnonzero(counts == 0)]
     if empty:

@@ -74,7 +74,7 @@ def fit(
     Every rank calls it with the same arguments; rank 0 alone writes. Returns the fields of ``run.json``.
     Raises StopRequested after saving if the context asked to stop, NumericError if a loss is not finite.
     """
-    check_train_split(feed)
+    check_train_split(feed, cfg.data.train_split)
     return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
 
 

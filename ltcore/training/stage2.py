@@ -55,7 +55,7 @@ def fit_stage2(
     not finite, CheckpointError if stage 1 was trained on other data or ``run_dir`` holds another run.
     """
     refuse_workers(ctx.world)
-    check_train_split(feed)
+    check_train_split(feed, cfg.data.train_split)
     previous = ckpt.find(run_dir / "checkpoints")
     if previous is not None:
         ckpt.check_same_run(previous, flat(cfg), feed.store.manifest.hash)

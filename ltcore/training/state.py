@@ -21,7 +21,7 @@ P = TypeVar("P", bound="Progress")
 
 
 def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> dict[str, Any]:
-    """Collective. The result is complete on every rank; rank 0 writes it."""
+    """Collective. Complete on rank 0, which writes it; what memories have pending is empty on the others."""
     memories = parts.step.objective.memories()
     return {
         "step": parts.step.state_dict(),
@@ -50,5 +50,7 @@ def load_state(parts: Parts, optimizer: torch.optim.Optimizer, state: dict[str, 
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    stacked = {name: dist.gather(tensor[None]) for name, tensor in sorted(pending.items())}
-    return [{name: tensor[r] for name, tensor in stacked.items()} for r in range(dist.world())]
+    collected = {name: dist.collect(tensor) for name, tensor in sorted(pending.items())}
+    return (
+        [{name: parts[r] for name, parts in collected.items()} for r in range(dist.world())] if dist.rank() == 0 else []
+    )

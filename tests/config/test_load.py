@@ -188,6 +188,11 @@ def test_accumulation_is_refused_for_losses_that_compare_the_batch(plain):
         "train.accumulate=2 would change the value of objective.terms.dro, which compares the samples"
     )
     assert words(plain, train__accumulate=3).startswith("train.accumulate=3 must divide batch_size=128")
+    assert words(plain, model__ghost_batch=48).startswith("model.ghost_batch=48 must divide the 128 images of a pass")
+    assert override(plain, {"model.ghost_batch": 32, "train.accumulate": 4}).model.ghost_batch == 32
+    assert words(plain, model__ghost_batch=64, train__accumulate=4).startswith(
+        "model.ghost_batch=64 must divide the 32"
+    )
     irm = words(plain, train__accumulate=2, objective__terms__ifl__irm_weight=0.1)
     assert irm.startswith("train.accumulate=2 would change the value of objective.terms.ifl, which")
     assert override(plain, {"train.accumulate": 2, "objective.terms.ifl": "on"}).train.accumulate == 2

@@ -22,7 +22,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "logit_adjust": {"objective.base": "logit_adjust"},
     "class_balanced": {"objective.base": "class_balanced"},
     "focal": {"objective.base": "focal"},
-    "paco": {"objective.base": "paco", "objective.base_options.paco.queue_size": 16},
+    "paco": {
+        "objective.base": "paco",
+        "objective.base_options.paco.queue_size": 16,
+        "objective.base_options.paco.sample_weight": 0.05,
+    },
     "all_terms": TERMS,
 }
 

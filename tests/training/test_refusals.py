@@ -100,6 +100,7 @@ def refusal(done: SimpleNamespace, code: int = 1) -> str:
 def trains(done: SimpleNamespace) -> None:
     assert done.code == 0, done.err
     assert "error:" not in done.err
+    assert re.search(r" epochs \([1-9][\d,]* images\) on ", done.err), "the budget is said before it starts"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@
     w    = beta at the own center, alpha at elements of the own class, 0 elsewhere
 
 Source: Cui et al., Parametric Contrastive Learning, ICCV 2021, and its code.
-Differs from the code: unfilled queue slots are masked instead of random; the own similarity is -inf before the maximum
-is taken, so nothing underflows; no 1e-12 and 1e-9 are added inside logarithms. The contrast set has the queries and keys
-of all ranks, where theirs has those of one (32 images on each of 4 GPUs) and shares the queue alone: more positives per
-image, and the same value on any number of ranks. Keys are not shuffled between ranks before batch norm, so query and key
-of an image share their batch statistics with the same neighbors. Differs from the paper, as the code
-does: the sum is divided by its weights (``normalize_by_weight``).
+Differs from the code: unfilled queue slots are masked instead of random; the own similarity is -inf before the
+maximum is taken, so nothing underflows; no 1e-12 and 1e-9 are added inside logarithms. The contrast set has the
+queries and keys of all ranks, where theirs has those of one (32 images on each of 4 GPUs) and shares the queue alone:
+more positives per image, and the same value on any number of ranks. Keys are not shuffled between ranks before batch
+norm, so query and key of an image share their batch statistics with the same neighbors. Differs from the paper, as
+the code does: the sum is divided by its weights (``normalize_by_weight``).
 Shapes: logits [B, C], queries and keys [B, d], contrast set A = 2WB + Q. Cost: 2BAd + 2BCD.
 """
 

@@ -8,10 +8,11 @@ Until ``drw_start`` all w_i are 1 and all T_c are ``temperature``.
 Source: Wang et al., "Long-tailed recognition by routing diverse distribution-aware experts", ICLR 2021: individual loss
 and diversity loss of stage 1, in the form of the authors' code as SADE and GLT ship it; the router of stage 2 is not part
 of it. The LDAM part is ``ltcore.objective.bases.ldam``, with what is said there of scale, margins and weights.
-Differs: ``diversity_weight`` is positive and subtracted (theirs is added, at -0.2). The mean is not detached, which
-changes nothing: among all targets it has the smallest sum of divergences, so no gradient passes through it. pi is the
-prior chosen by ``objective.prior``, and the temperatures begin at a fraction of training. The weighted loss is divided
-by the number of samples; ``weight_norm='batch_sum'`` is the published normalization. Mixed images (GLT's code has RIDE
+Differs: ``diversity_weight`` is positive and subtracted (theirs is added, at -0.2); at 0 experts stay independent,
+where the authors' code gives all of them the loss of the mean logits. The mean is not detached, which changes
+nothing: among all targets it has the smallest sum of divergences, so no gradient passes through it. pi is the prior
+chosen by ``objective.prior``, and the temperatures begin at a fraction of training. The weighted loss is divided by
+the number of samples; ``weight_norm='batch_sum'`` is the published normalization. Mixed images (GLT's code has RIDE
 with mixup) mix the LDAM part; the divergence knows no label.
 Shapes: logits [B, E, C] -> loss [B]. Predictions use the mean over experts.
 Cost: O(B E C).

@@ -7,10 +7,10 @@ pi is the class prior and rho the same with its values in reverse order: the rar
 Source: Zhang et al., "Self-supervised aggregation of diverse experts for test-agnostic long-tailed recognition",
 NeurIPS 2022: the skill-diverse experts; called TADE in its first version.
 Differs: no weights of experts are learned from test images, predictions use the mean of their logits. Classes with
-equal counts share the values of their places in rho evenly; the published code orders them by class number, which makes
-the loss depend on how classes are numbered (``ties='order'``). The prior is that of the stream the model sees
-(``objective.prior``), and nothing is added inside logarithms. Mixed images, which the source does not have, mix the loss
-of every expert.
+equal counts share the values of their places in rho evenly; the published code orders them in a way that no
+definition fixes (an unstable sort), ``ties='order'`` by class number: the loss then depends on how classes are
+numbered. The prior is that of the stream the model sees (``objective.prior``), and nothing is added inside
+logarithms. Mixed images, which the source does not have, mix the loss of every expert.
 Shapes: logits [B, 3, C] -> loss [B].
 Cost: O(B C) for each expert, and one sort of C numbers.
 """
@@ -45,7 +45,7 @@ class Sade(Base):
         CIFAR and ImageNet-LT, 1 for iNaturalist and Places-LT."""
         ties: str = "mean"
         """What classes with equal counts get of the reversed prior: 'mean' each the mean of their places, or 'order' the
-        places by class number, as in the authors' code."""
+        places by class number, as a sort like that of the authors' code gives them."""
 
         def __post_init__(self) -> None:
             if not 0 <= self.tau < float("inf"):

@@ -3,11 +3,13 @@
 Source: methods of DRO-LT (robust distance to the empirical class mean) and IFL (one center per class for all
 environments), which share this table.
 Differs: the authors of DRO-LT run two extra passes over the data per epoch, and those of IFL learn centers with an
-optimizer of their own whose rate is the share of the class in the batch. Here the training forward itself is summed up,
-and the means of the last virtual epoch are what the next one sees. A class that did not occur in it keeps what it had.
-The features of a mixed image count for both of its classes, by their shares, as in the gradient of GLT's mixup centers.
+optimizer of their own whose rate is the share of the class in the batch. Here the training forward itself is summed
+up, and the means of the last virtual epoch are what the next one sees; they follow the network to the end of
+training. They are of the network that is trained, also where there is a key encoder, and of the first view. A class
+that did not occur in it keeps what it had. The features of a mixed image count for both of its classes, by their
+shares, as in the gradient of GLT's mixup centers.
 Sums are float64, so the published values do not depend on the number of ranks beyond 1e-15.
-Cost: O(B D) per step; one all-reduce of C (D + 2) numbers per virtual epoch.
+Cost: O(B D) per step; three all-reduces of C (D + 2) numbers together per virtual epoch.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Source: Tang et al., "Invariant feature learning for generalized long-tailed cla
 score is the softmax probability of its own class (raw logits, no prior), taken from the training forward.
 Differs: the mean over the observations of the epoch instead of the last one; scores are kept by the sample's index, one
 number each, instead of the logits of the whole epoch. Environments: see ``ltcore.objective.environments``.
-Cost: O(B) per step; E x N float32 for the weights and 28 N bytes of sums; four all-reduces of N numbers at each
+Cost: O(B) per step; E x N float32 for the weights and 24 N bytes of sums; four all-reduces of N numbers at each
 milestone, none at other epochs.
 """
 

@@ -2,8 +2,9 @@
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020; defaults of GLT
 (10 epochs, learning rate 0.1 with cosine decay, 4 samples per class).
-Differs: see ``ltcore.objective.stage2.method``. Also for cosine heads, and for several experts, each of which is re-trained
-by itself (stage 2 of RIDE in GLT).
+Differs: momentum is 0.9, which GLT sets and never reads; GLT ends an epoch after 4 N images (here ``max_passes``).
+See ``ltcore.objective.stage2.method``. Also for cosine heads, and for several experts, each of which is re-trained by
+itself (stage 2 of RIDE in GLT).
 """
 
 from __future__ import annotations

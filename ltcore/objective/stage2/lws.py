@@ -1,7 +1,7 @@
 """LWS, learnable weight scaling: logits f_c (w_c z + b_c), where only one factor f_c per class is learned, from 1 on.
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020, section 4.3; the
-form with the bias inside and the schedule are GLT's.
+form with the bias inside is that of their code, the schedule is GLT's (whose LWS has no bias).
 Differs: see ``ltcore.objective.stage2.method``. The result is a linear head with rows f_c w_c and f_c b_c.
 """
 

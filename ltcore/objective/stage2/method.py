@@ -5,7 +5,9 @@ balances the classifiers alone. A method changes the classifiers it is given in 
 ``ltcore.training.stage2`` counts as epochs and validates: ``Solved`` methods compute them, ``Trained`` ones descend.
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020.
-Differs: features are those of the un-augmented training images, computed once; the published codes augment in stage 2 too.
+Differs: features are those of the un-augmented training images, computed once; the published codes augment in stage 2
+too, and some of them (GLT, BoT) leave batch norm in training mode, so that its statistics move to the balanced
+stream.
 Cost: memory N D values for the features; a step is three products of [B, D] and [D, C].
 """
 

@@ -3,11 +3,13 @@ and a ball around zero (MaxNorm) keep the weights of frequent classes short.
 
     after each step   w_c <- w_c min(1, r / |w_c|),   r = min_c |w_c| + max_norm (max_c |w_c| - min_c |w_c|) of stage 1
 
-Source: Alshammari et al., "Long-tailed recognition via weight balancing", CVPR 2022; radius and schedule are those of the
-authors' code. Stage 1 wants a tuned weight decay as well (recipe ``cifar100_lt_ce_decay``).
+Source: Alshammari et al., "Long-tailed recognition via weight balancing", CVPR 2022; radius, rate, batch size and number of
+epochs are those of the authors' code. Stage 1 wants a tuned weight decay as well (recipe ``cifar100_lt_ce_decay``).
 Differs: the loss is the weighted cross-entropy of the paper. The authors' code takes the binary cross-entropy of the softmax
 probabilities and averages it over classes too; their decay of 0.1 belongs to that, and drives all weights to 0 here. The
-default was chosen on validation images of CIFAR-100-LT, where 5e-4 to 5e-3 came to the same.
+default was chosen on validation images of CIFAR-100-LT, where 5e-4 to 5e-3 came to the same. Their code shortens weights
+once per epoch, lowers the rate before the first epoch instead of after it, lets batch norm follow the images, and keeps the
+epoch that is best on test images.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class Dro(Term):
     @dataclass(frozen=True, kw_only=True)
     class Config(TermConfig):
         weight: float = 0.5
-        """Factor of the penalty in the objective. 0 is off."""
+        """Factor of the penalty in the objective. 0 is off. The authors' code adds it with 1; the paper's (1 - lambda) L_DRO +
+        lambda L_CE at lambda = 0.5 is 1 as well, at half the learning rate. 0.5 is ours, for one stage without a freeze."""
         start: float = 0.2
         """Fraction of training before which the term contributes nothing. Range [0, 1)."""
         radius: float = 1.0

@@ -14,7 +14,7 @@ of is an option.
 Shapes: anchors q [B, d]; contrast set [queries; keys; queue] of the global batch, [2WB + Q, d], with
 ``views=1`` [queries; queue], [WB + Q, d].
 Cost: 2B(2WB + Q)d for the loss (shared with PaCo), 2PKD per image to assign P locations to K prototypes; with
-``positives='sample'`` both once more in the loss, and O(CK) to describe the classes.
+``positives='sample'`` the assignment once more in the loss, O(CK) to describe the classes and 2BCK to find the nearest.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Lpa(Term):
         locations_per_image: int = 8
         """Vectors that one image may give to the reservoir, >= 1."""
         refresh_fraction: float = 0.05
-        """Fraction of training between clusterings; 0 clusters once. Rounded up to whole virtual epochs."""
+        """Fraction of training between clusterings; 0 clusters once. Rounded up to whole virtual epochs: up to 20
+        epochs that is after every one, and descriptions then come from the sampled vectors alone, never from all."""
         freeze_fraction: float = 0.6
         """Fraction of training after which prototypes stay; class descriptions go on being counted. In (start, 1]."""
         online_rate: float = 0.0
