@@ -17,7 +17,7 @@ from ltcore.batch import Batch, Mix, ModelOutput
 from ltcore.models.net import MAP
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.objective import Objective, ObjectiveConfig
-from ltcore.objective.registry import BASES, TERMS, Terms
+from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
 from ltcore.objective.term import FeatureDims
 from ltcore.rng import generator
 from ltcore.shots import shot_groups_by_rank
@@ -39,13 +39,19 @@ def stats(order_C: Tensor | None = None) -> ClassStats:
     return ClassStats(counts_C, shot_groups_by_rank(counts_C.tolist()))
 
 
-def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: Any) -> Objective:
-    """Objective of one base and the given term configurations, on toy data."""
-    cfg = ObjectiveConfig(base=base, terms=Terms(**terms))
-    return Objective(cfg, stats(order_C), DIMS, seed=0).double()
-
-
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cross_entropy+smoothing": ("cross_entropy", {"label_smoothing": 0.1}),
+    "class_balanced+focal": ("class_balanced", {"focal_gamma": 2.0, "weight_norm": "batch_sum"}),
+    "focal+sigmoid": ("focal", {"form": "sigmoid"}),
+    "focal+detach": ("focal", {"detach": True}),
+    "ldam+batch_sum": ("ldam", {"weight_norm": "batch_sum"}),
+    "paco+paper": ("paco", {"normalize_by_weight": False}),
+    "paco+no-queue": ("paco", {"queue_size": 0}),
+    "paco+no-contrast": ("paco", {"sample_weight": 0.0, "neg_weight": 0.0}),
+    "sade+order": ("sade", {"ties": "order"}),
+    "dro+anchor": ("dro", {"denominator": "anchor", "slack": 2, "radius_mode": "se"}),
+    "dro+shared": ("dro", {"radius_mode": "shared"}),
+    "dro+learned": ("dro", {"radius_mode": "learned_compat"}),
     "dro+layers": ("dro", {"layers": ("stage2", "final", "stage1")}),
     "lpa+own": (
         "lpa",
@@ -60,33 +66,57 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lpa+pooled": ("lpa", {"embedding": "pooled", "layers": ("stage1",), "online_rate": 0.5, "similarity": "jaccard"}),
     "lpa+one-view": ("lpa", {"views": 1}),
     "lpa+whitened": ("lpa", {"metric": "whitened", "score": "soft"}),
+    "ifl+irm": ("ifl", {"irm_weight": 0.1, "num_envs": 3, "center": "cosine"}),
+    "ifl+triplet": ("ifl", {"center": "triplet", "env_type": "inter_intra", "num_envs": 4}),
 }
-"""Rows with options under which a term takes other fields of the output, and declares other memories."""
-TERM_ROWS = [*TERMS, *VARIANTS]
-ROWS = [("base", name) for name in BASES] + [("term", name) for name in TERM_ROWS]
+"""Rows with options under which a loss takes another branch, other fields of the output, or other memories."""
 
 
-def term_key(row: str) -> str:
-    """The name under which a row's term stands in the registry and in the objective."""
+def key_of(row: str) -> str:
+    """The name of a row's loss in the registry; of a term, also in the objective."""
     return VARIANTS[row][0] if row in VARIANTS else row
 
 
-def term_config(row: str, **changes: Any) -> Any:
-    """The configuration of a row's term, live from the beginning, otherwise with its defaults."""
-    options = VARIANTS[row][1] if row in VARIANTS else {}
-    return replace(TERMS[term_key(row)].build.Config(), **({"start": 0.0} | options | changes))
+BASE_ROWS = [*BASES, *(row for row in VARIANTS if key_of(row) in BASES)]
+TERM_ROWS = [*TERMS, *(row for row in VARIANTS if key_of(row) in TERMS)]
+ROWS = [("base", name) for name in BASE_ROWS] + [("term", name) for name in TERM_ROWS]
 
 
 def method(kind: str, name: str) -> Any:
     """The class of a row."""
-    return BASES[name].build if kind == "base" else TERMS[term_key(name)].build
+    return (BASES if kind == "base" else TERMS)[key_of(name)].build
+
+
+def options(row: str) -> dict[str, Any]:
+    """What a row changes of the defaults."""
+    return VARIANTS[row][1] if row in VARIANTS else {}
+
+
+def term_config(row: str, **changes: Any) -> Any:
+    """The configuration of a row's term, live from the beginning, otherwise with its defaults."""
+    return replace(method("term", row).Config(), **({"start": 0.0} | options(row) | changes))
+
+
+def objective_config(base: str, **terms: Any) -> ObjectiveConfig:
+    """The configuration of a row's base, and of the given terms."""
+    base_options = BaseOptions(**{key_of(base): method("base", base).Config(**options(base))})
+    return ObjectiveConfig(base=key_of(base), base_options=base_options, terms=Terms(**terms))
+
+
+def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: Any) -> Objective:
+    """Objective of one base and the given term configurations, on toy data."""
+    objective = Objective(objective_config(base, **terms), stats(order_C), DIMS, seed=0).double()
+    for name, parameter in objective.named_parameters():  # [C, ...], where all classes begin alike
+        drawn = 0.3 * torch.randn(parameter.shape, generator=generator(0, name))
+        parameter.data += drawn if order_C is None else torch.zeros_like(drawn).index_copy(0, order_C, drawn)
+    return objective
 
 
 def build_row(kind: str, name: str, order_C: Tensor | None = None) -> Objective:
     """``kind``: 'base' or 'term'."""
     if kind == "base":
         return build(name, order_C)
-    return build("balanced_softmax", order_C, **{term_key(name): term_config(name)})
+    return build("balanced_softmax", order_C, **{key_of(name): term_config(name)})
 
 
 def batch_of(index_B: Tensor, order_C: Tensor | None = None) -> Batch:
@@ -235,5 +265,5 @@ def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
 
 
 def ragged() -> Tensor:
-    """12 samples of several classes, some with one sample, some absent."""
-    return torch.tensor([0, 1, 2, 13, 14, 25, 33, 40, 55, 61, 70, 71])
+    """12 samples of several classes, in no order; some with one sample, some absent."""
+    return torch.tensor([14, 0, 13, 1, 40, 25, 33, 2, 55, 61, 70, 71])

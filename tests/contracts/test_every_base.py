@@ -13,7 +13,7 @@ from ltcore.objective.term import LossContext
 from tests.contracts import harness
 
 
-@pytest.fixture(params=BASES)
+@pytest.fixture(params=harness.BASE_ROWS)
 def objective(request: pytest.FixtureRequest) -> Objective:
     return harness.fill(harness.build(request.param))
 
@@ -44,11 +44,12 @@ def test_permuting_the_batch_permutes_the_losses(objective: Objective) -> None:
     harness.assert_close(per_sample(objective, harness.ragged()[order_B]), loss_B[order_B])
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", harness.BASE_ROWS)
 def test_a_class_without_training_images(base: str) -> None:
     counts_C = torch.tensor([*harness.COUNTS[:-1], 0])
     stats = replace(harness.stats(), counts_C=counts_C)
-    objective = harness.fill(Objective(ObjectiveConfig(base=base), stats, harness.DIMS, seed=0).double(), samples=71)
+    objective = Objective(harness.objective_config(base), stats, harness.DIMS, seed=0).double()
+    harness.fill(objective, samples=71)
     result = harness.run(objective, harness.ragged()[:-1])
     assert result.loss.isfinite() and all(grad.isfinite().all() for grad in result.grads.values())
 

@@ -40,11 +40,13 @@ def test_which_half_is_the_first_changes_nothing(objective: Objective) -> None:
         harness.assert_close(other.grads[name], grad, 1e-6)
 
 
-def test_the_base_loss_of_a_whole_image_is_the_plain_one(objective: Objective) -> None:
+@pytest.mark.parametrize("lam", [1.0, 0.0], ids=["own", "partner"])
+def test_the_base_loss_of_a_whole_image_is_the_plain_one(objective: Objective, lam: float) -> None:
     out, batch = harness.output_of(objective, RAGGED, 7), harness.mixed(harness.batch_of(RAGGED))
     assert batch.mix is not None
-    whole = replace(batch, mix=replace(batch.mix, lam_B=torch.ones(len(RAGGED))))
-    parts = [objective(out, each, harness.PROGRESS).parts["base"] for each in (whole, harness.batch_of(RAGGED))]
+    whole = replace(batch, mix=replace(batch.mix, lam_B=torch.full((len(RAGGED),), lam)))
+    plain = replace(batch if lam else swapped(batch), mix=None)
+    parts = [objective(out, each, harness.PROGRESS).parts["base"] for each in (whole, plain)]
     harness.assert_close(*parts)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.gradcheck import GradcheckError
 
 from ltcore.batch import ModelOutput
 from ltcore.objective.objective import Objective
@@ -21,6 +22,14 @@ RAGGED = harness.ragged()
 @pytest.fixture(params=harness.ROWS, ids=lambda row: "-".join(row))
 def row(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
+
+
+def every_row(excused: dict[str, str]) -> pytest.MarkDecorator:
+    """All rows. Those that are excused, by name, must fail, for the reason that is given."""
+    failures = (AssertionError, GradcheckError)
+    marks = {name: pytest.mark.xfail(strict=True, raises=failures, reason=why) for name, why in excused.items()}
+    params = [pytest.param(row, marks=marks.get(row[1], ()), id="-".join(row)) for row in harness.ROWS]
+    return pytest.mark.parametrize("row", params, indirect=True)
 
 
 @pytest.fixture
@@ -39,6 +48,7 @@ def assert_finite(result: harness.Result) -> None:
     assert all(grad.isfinite().all() for grad in result.grads.values())
 
 
+@every_row({"dro+learned": "the code that it reproduces pairs radii with samples by their place in the batch"})
 def test_permuting_the_batch_changes_nothing(objective: Objective) -> None:
     order_B = torch.randperm(len(RAGGED), generator=torch.Generator().manual_seed(3))
     plain, permuted = harness.run(objective, RAGGED), harness.run(objective, RAGGED[order_B])
@@ -48,6 +58,12 @@ def test_permuting_the_batch_changes_nothing(objective: Objective) -> None:
         harness.assert_close(permuted.grads[name], grad if name in parameters else grad[order_B])
 
 
+@every_row(
+    {
+        "dro+learned": "the code that it reproduces pairs radii with samples sorted by class number",
+        "sade+order": "the code that it reproduces puts classes with equal counts in the order of their numbers",
+    }
+)
 def test_renumbering_the_classes_changes_nothing(row: tuple[str, str], objective: Objective) -> None:
     order_C = torch.randperm(harness.CLASSES, generator=torch.Generator().manual_seed(1))
     renumbered = harness.fill(harness.build_row(*row, order_C), order_C)
@@ -114,16 +130,18 @@ def test_extremes_that_are_remembered(row: tuple[str, str], what: str) -> None:
     assert_finite(harness.run(objective, RAGGED))
 
 
+@every_row({"focal+detach": "its factor is a constant for the gradient, but not for the value"})
 def test_gradient_is_that_of_the_value(objective: Objective) -> None:
     small = RAGGED[:5]
     out, batch = harness.output_of(objective, small), harness.batch_of(small)
     inputs = {name: tensor for name, tensor in harness.tensors(out).items() if tensor.requires_grad}
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
-        changed = harness.with_tensors(out, dict(zip(inputs, values, strict=True)))
+        changed = harness.with_tensors(out, dict(zip(inputs, values, strict=False)))
         return objective(changed, batch, harness.PROGRESS).loss
 
-    assert torch.autograd.gradcheck(loss, tuple(inputs.values()), check_undefined_grad=False)
+    checked = (*inputs.values(), *objective.parameters())
+    assert torch.autograd.gradcheck(loss, checked, check_undefined_grad=False)
 
 
 def test_half_precision_input_gives_a_float32_loss(objective: Objective) -> None:

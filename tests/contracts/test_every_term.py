@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +22,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def key(name: str) -> str:
     """The term's name in the objective."""
-    return harness.term_key(name)
+    return harness.key_of(name)
 
 
 def test_before_its_start_the_base_is_bitwise_unchanged(name: str, key: str) -> None:
@@ -61,20 +64,22 @@ def test_its_part_enters_with_its_weight(name: str, key: str) -> None:
 
 
 def test_all_terms_add_up(name: str, key: str) -> None:
-    """Gradients of the composition are the sum of those of its pieces (for terms that leave the base weights alone)."""
+    """Loss and gradients are those of the re-weighted base plus those of each penalty, by itself, times its weight."""
     configs = {n: harness.term_config(name if n == key else n) for n in TERMS}
-    objective = harness.fill(harness.build("balanced_softmax", **configs))
-    out, batch = harness.output_of(objective, RAGGED, 7), harness.batch_of(RAGGED)
-    together = objective(out, batch, harness.PROGRESS)
-    alone = harness.fill(harness.build("balanced_softmax", **{key: configs[key]}))
-    harness.assert_close(alone(out, batch, harness.PROGRESS).parts[key], together.parts[key])
-    penalties = sum(objective.terms[n].cfg.weight * together.parts[n] for n in TERMS)
-    weighted_base = together.loss.detach() - penalties
-    reweighted = [n for n, term in objective._terms.items() if term.class_shares(objective._named[n]) is not None]
-    base_only = harness.fill(harness.build("balanced_softmax", **{n: configs[n] for n in reweighted}))
-    expected = base_only(out, batch, harness.PROGRESS)
-    expected_base = expected.loss.detach() - sum(base_only.terms[n].cfg.weight * expected.parts[n] for n in reweighted)
-    harness.assert_close(weighted_base, expected_base)
+    silent = {n: replace(cfg, weight=0.0) for n, cfg in configs.items()}  # they re-weight the base and do nothing else
+    together = harness.fill(harness.build("balanced_softmax", **configs))
+    out, batch = harness.output_of(together, RAGGED, 7), harness.batch_of(RAGGED)
+
+    def result(**terms: Any) -> harness.Result:
+        return harness.evaluate(harness.fill(harness.build("balanced_softmax", **terms)), out, batch)
+
+    composed, base = harness.evaluate(together, out, batch), result(**silent)
+    pieces = [(result(**{n: configs[n]}), result(**{n: silent[n]})) for n in TERMS]
+    harness.assert_close(composed.loss, base.loss + sum(live.loss - off.loss for live, off in pieces))
+    for field, grad in composed.grads.items():
+        assert grad.any(), field
+        parts = [live.grads[field] - off.grads.get(field, 0) for live, off in pieces if field in live.grads]
+        harness.assert_close(grad, base.grads.get(field, 0) + sum(parts))
 
 
 def test_weight_and_start_are_checked(key: str) -> None:
