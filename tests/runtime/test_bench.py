@@ -18,6 +18,7 @@ from PIL import Image
 
 from ltcore.data.store import ShardStore
 from ltcore.errors import ConfigError, LtcoreError
+from ltcore.objective.objective import Objective
 from ltcore.runtime.bench import images, machine, memory, sweep
 from ltcore.runtime.bench.case import NAMES, QUICK_SIZES, Case
 from ltcore.runtime.bench.largest import largest_tensor
@@ -127,7 +128,9 @@ def test_losses(tmp_path: Path) -> None:
     arithmetic, forwards, held, timed, quality = document["sections"]
     pairs = {(rung["name"], rung["peer"]) for rung in arithmetic["rungs"]}
     assert pairs == {(name, f"{name}, literal") for name in NAMES} | {(name, "training step") for name in NAMES} | {
-        ("dro", "dro, bank of 200")
+        ("dro", "dro, bank of 200"),
+        ("lpa, loss alone", "training step"),
+        ("lpa, attributes", "forward"),
     }
     assert all(m["value"] == 1000 * m["seconds"] / m["amount"] for m in arithmetic["measurements"])
     assert {rung["peer"] for rung in forwards["rungs"]} == {"forward"}
@@ -140,16 +143,35 @@ def test_a_literal_form_is_the_same_loss(name: str) -> None:
     case = Case(QUICK_SIZES[0])
     objective = case.objective(name)
     literal = case.literally(name, objective)()
-    gradients = {key: getattr(case.out, key).grad for key in ("logits_BC", "features_BD", "query_Bd")}
+    out = case.out_for(objective)
+    gradients = {key: getattr(out, key).grad for key in ("logits_BC", "features_BD", "query_Bd")}
     for key in gradients:
-        getattr(case.out, key).grad = None
+        getattr(out, key).grad = None
     torch.testing.assert_close(literal.float(), case.ours(objective)(), rtol=1e-4, atol=1e-5)
     for key, expected in gradients.items():
-        found = getattr(case.out, key).grad
+        found = getattr(out, key).grad
         if expected is None or found is None:
             assert expected is found
         else:
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_lpa_without_its_attributes_is_the_same_loss_and_together_they_are_the_whole() -> None:
+    case = Case(QUICK_SIZES[0])
+    whole, loss, attributes = (case.objective("lpa") for _ in range(3))
+    torch.testing.assert_close(case.ours(loss, attributes=False)(), case.ours(whole)(), rtol=0, atol=0)
+    case.attributes(attributes)()
+
+    def changed(objective: Objective, kind: str) -> bool:
+        fresh = case.objective("lpa").memories()[kind]
+        pairs = [
+            (fresh.pending() | fresh.published(), m.pending() | m.published()) for m in [objective.memories()[memory]]
+        ]
+        return any(not torch.equal(old[name], new[name]) for old, new in pairs for name in old)
+
+    for kind, of_loss in [("Prototypes", False), ("Queue", True)]:
+        assert changed(whole, kind)
+        assert (changed(loss, kind), changed(attributes, kind)) == (of_loss, not of_loss)
 
 
 def test_the_form_that_reduces_the_bank_is_the_same_loss() -> None:

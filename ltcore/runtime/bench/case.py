@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -25,9 +26,10 @@ PROGRESS = 0.5
 RESERVOIR_ROWS = 65_536
 """Most vectors that LPA keeps here: at 8142 classes and 2048 features its default of 128 per class would be 8.5 GB."""
 NAMES = (
-    *("cross_entropy", "balanced_softmax", "logit_adjust", "class_balanced", "focal", "ldam", "paco"),
+    *("cross_entropy", "balanced_softmax", "logit_adjust", "class_balanced", "focal", "ldam", "paco", "ride", "sade"),
     *("lpa", "dro", "ifl"),
 )
+NUM_EXPERTS = 3
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,19 @@ class Size:
     queue: int
     bank: int
     """Rows of the feature bank that the authors' DRO-LT reduces."""
+    prototypes: int
+    """Of LPA, as in the recipe for such data."""
 
     def __str__(self) -> str:
         return f"({self.batch}, {self.classes}, {self.features})"
 
 
 SIZES = (
-    Size(128, 100, 64, 500, 100, 8, 32, 1024, 50_000),  # CIFAR-100-LT
-    Size(256, 1000, 2048, 1280, 256, 7, 128, 8192, 50_000),  # as ImageNet-LT
-    Size(256, 8142, 2048, 1000, 500, 7, 128, 8192, 50_000),  # as iNaturalist 2018
+    Size(128, 100, 64, 500, 100, 8, 32, 1024, 50_000, 128),  # CIFAR-100-LT
+    Size(256, 1000, 2048, 1280, 256, 7, 128, 8192, 50_000, 512),  # as ImageNet-LT
+    Size(256, 8142, 2048, 1000, 500, 7, 128, 8192, 50_000, 1024),  # as iNaturalist 2018
 )
-QUICK_SIZES = (Size(16, 10, 8, 60, 6, 4, 8, 32, 200),)
+QUICK_SIZES = (Size(16, 10, 8, 60, 6, 4, 8, 32, 200, 8),)
 
 
 class Case:
@@ -83,6 +87,9 @@ class Case:
             F.normalize(normal(size.batch, size.projection), dim=1).requires_grad_(),
             F.normalize(normal(size.batch, size.projection), dim=1),
         )
+        expert_logits = normal(size.batch, NUM_EXPERTS, size.classes).requires_grad_()
+        self.expert_out = replace(self.out, logits_BC=expert_logits)
+        self._copies = itertools.count()
 
     def objective(self, name: str) -> Objective:
         """The loss alone, or the term on top of cross-entropy, with memories as they are in the middle of training."""
@@ -91,6 +98,7 @@ class Case:
             "paco": {"queue_size": size.queue},
             "lpa": {
                 "start": 0.0,
+                "num_attributes": size.prototypes,
                 "queue_size": size.queue,
                 "reservoir_per_class": max(1, min(128, RESERVOIR_ROWS // size.classes)),
             },
@@ -130,16 +138,42 @@ class Case:
             out = ModelOutput(features[:, :1], features)
             centroids.observe(out, Batch(torch.empty(1, len(labels), 3, 1, 1), labels, labels, labels))
 
-    def ours(self, objective: Objective) -> Callable[[], Tensor]:
-        """Everything that the loss costs in a step but the network: forward, backward and memories."""
+    def out_for(self, objective: Objective) -> ModelOutput:
+        """The output that it takes: of one head or of several experts."""
+        return self.expert_out if objective.base.expert_head else self.out
+
+    def ours(self, objective: Objective, attributes: bool = True) -> Callable[[], Tensor]:
+        """Everything that the loss costs in a step but the network: forward, backward and memories. Without
+        ``attributes``, all but LPA's assignment of locations to prototypes, their counts and its reservoir."""
+        out = self.out_for(objective)
+        memories = [m for m in objective.memories().values() if attributes or not isinstance(m, Prototypes)]
 
         def call() -> Tensor:
-            loss = objective(self.out, self.batch, PROGRESS).loss
+            loss = objective(out, self.batch, PROGRESS).loss
             loss.backward()
-            objective.observe(self.out, self.batch, PROGRESS)
+            with torch.no_grad():
+                batch = self._fresh_batch()
+                for memory in memories:
+                    memory.observe(out, batch)
+                    if memory.merge_every_step:
+                        memory.merge(PROGRESS)
             return loss.detach()
 
         return call
+
+    def attributes(self, objective: Objective) -> Callable[[], None]:
+        """LPA's assignment of locations to prototypes, their counts and its reservoir."""
+        prototypes = next(m for m in objective.memories().values() if isinstance(m, Prototypes))
+
+        @torch.no_grad()
+        def call() -> None:
+            prototypes.observe(self.out, self._fresh_batch())
+
+        return call
+
+    def _fresh_batch(self) -> Batch:
+        """The batch with copies of its images that no reservoir has met."""
+        return replace(self.batch, copy_B=torch.full_like(self.batch.labels_B, next(self._copies)))
 
     def literally(self, name: str, objective: Objective) -> Callable[[], Tensor]:
         """The same loss with gradient as its paper writes it, reading the memories of ``objective``."""
@@ -161,18 +195,37 @@ class Case:
             "logit_adjust": lambda: literal.logit_adjust(logits, labels, counts, cast(Any, cfg).tau),
             "class_balanced": lambda: literal.class_balanced(logits, labels, counts, cast(Any, cfg).beta),
             "focal": lambda: literal.focal(logits, labels, cast(Any, cfg).gamma),
+            "sade": lambda: literal.sade(self.expert_out.logits_BC, labels, counts, cast(Any, cfg).tau),
         }
         if name in forms:
             return forms[name]
-        return {"ldam": self._ldam, "paco": self._paco, "lpa": self._lpa, "dro": self._dro, "ifl": self._ifl}[name](
-            objective
-        )
+        return {
+            "ldam": self._ldam,
+            "ride": self._ride,
+            "paco": self._paco,
+            "lpa": self._lpa,
+            "dro": self._dro,
+            "ifl": self._ifl,
+        }[name](objective)
 
     def _ldam(self, objective: Objective) -> Callable[[], Tensor]:
         cfg = objective.cfg.base_options.ldam
         weights_C = effective_weights(self.counts_C, cfg.beta).float() if cfg.drw_start <= PROGRESS else None
         return lambda: literal.ldam(
             self.out.logits_BC, self.batch.labels_B, self.counts_C, cfg.max_margin, cfg.scale, weights_C
+        )
+
+    def _ride(self, objective: Objective) -> Callable[[], Tensor]:
+        cfg = objective.cfg.base_options.ride
+        assert cfg.drw_start > PROGRESS, "neither weights nor temperatures by class yet"
+        return lambda: literal.ride(
+            self.expert_out.logits_BC,
+            self.batch.labels_B,
+            self.counts_C,
+            cfg.max_margin,
+            cfg.scale,
+            cfg.diversity_weight,
+            cfg.temperature,
         )
 
     def _elements(self, objective: Objective) -> tuple[Callable[[], Tensor], Tensor]:

@@ -67,6 +67,36 @@ def ldam(
     return (loss_B if weights_C is None else loss_B * weights_C[labels_B]).mean()
 
 
+def ride(
+    logits_BEC: Tensor,
+    labels_B: Tensor,
+    counts_C: Tensor,
+    max_margin: float,
+    scale: float,
+    diversity_weight: float,
+    temperature: float,
+) -> Tensor:
+    """Wang et al.'s code before its weights set in: LDAM for each expert, less its divergence from the mean."""
+    total = logits_BEC.new_zeros(())
+    mean_BC = F.softmax(logits_BEC.mean(1) / temperature, dim=1)
+    for e in range(logits_BEC.shape[1]):
+        total = total + ldam(logits_BEC[:, e], labels_B, counts_C, max_margin, scale, None)
+        log_p_BC = F.log_softmax(logits_BEC[:, e] / temperature, dim=1)
+        total = total - diversity_weight * temperature**2 * F.kl_div(log_p_BC, mean_BC, reduction="batchmean")
+    return total
+
+
+def sade(logits_BEC: Tensor, labels_B: Tensor, counts_C: Tensor, tau: float) -> Tensor:
+    """Zhang et al.'s code, with the mean of the places of classes that are equally frequent."""
+    prior_C = counts_C / counts_C.sum()
+    rising_C = prior_C.sort().values
+    same_CC = (prior_C[:, None] == prior_C).float()
+    place_CC = (prior_C.sort(descending=True).values == prior_C[:, None]).float()
+    inverse_C = (place_CC @ rising_C) / same_CC.sum(1)
+    shifts = (torch.zeros_like(prior_C), prior_C.log(), prior_C.log() - tau * inverse_C.log())
+    return torch.stack([F.cross_entropy(logits_BEC[:, e] + shift, labels_B) for e, shift in enumerate(shifts)]).sum()
+
+
 def paco(
     logits_BC: Tensor,
     elements_Ad: Tensor,
