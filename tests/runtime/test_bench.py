@@ -163,11 +163,9 @@ def test_lpa_without_its_attributes_is_the_same_loss_and_together_they_are_the_w
     case.attributes(attributes)()
 
     def changed(objective: Objective, kind: str) -> bool:
-        fresh = case.objective("lpa").memories()[kind]
-        pairs = [
-            (fresh.pending() | fresh.published(), m.pending() | m.published()) for m in [objective.memories()[memory]]
-        ]
-        return any(not torch.equal(old[name], new[name]) for old, new in pairs for name in old)
+        old, new = (each.memories()[kind] for each in (case.objective("lpa"), objective))
+        before, after = (m.pending() | m.published() for m in (old, new))
+        return any(not torch.equal(before[name], after[name]) for name in before)
 
     for kind, of_loss in [("Prototypes", False), ("Queue", True)]:
         assert changed(whole, kind)
