@@ -199,6 +199,7 @@ def make_objective(
     terms: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     class_counts: Sequence[int],
+    stream_counts: Sequence[float] | None = None,
     features: int,
     projection: int = 32,
     stages: Mapping[str, int] | None = None,
@@ -207,16 +208,18 @@ def make_objective(
 ) -> Objective:
     """An objective for a training loop of your own, without configuration files.
 
-    ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of the base.
-    ``class_counts`` [C] counts the training images of each class, ``features`` is D, ``stages`` the same for earlier
-    stages whose features the output brings. Call it with the output and the batch,
-    then ``observe`` after each optimizer step and ``merge`` after each epoch. Raises ConfigError for an unknown name and
-    TypeError for an unknown field.
+    ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of
+    the base. ``class_counts`` [C] counts the training images of each class; ``stream_counts`` [C] are the images of
+    each class that an epoch is expected to show where a sampler of yours repeats or leaves out some. ``features`` is
+    D, ``stages`` the same for earlier stages whose features the output brings. Call it with the output and the batch,
+    then ``observe`` after each optimizer step and ``merge`` after each epoch. Raises ConfigError for an unknown name
+    and TypeError for an unknown field.
     """
     counts_C = torch.tensor(list(class_counts), dtype=torch.int64)
     chosen = pick(BASES, base, "base")
     options = BaseOptions(**{base: chosen.build.Config(**base_options)})
     configs = {name: pick(TERMS, name, "terms").build.Config(**fields) for name, fields in (terms or {}).items()}
-    stats = ClassStats(counts_C, shot_groups_by_count(counts_C.tolist()))
+    stream_C = None if stream_counts is None else torch.tensor(list(stream_counts), dtype=torch.float64)
+    stats = ClassStats(counts_C, shot_groups_by_count(counts_C.tolist()), stream_C)
     dims = FeatureDims(features, projection, stats.num_samples, stages or {})
     return Objective(ObjectiveConfig(base=base, base_options=options, terms=Terms(**configs)), stats, dims, seed)

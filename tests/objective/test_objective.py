@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from ltcore.batch import Mix
-from ltcore.objective.objective import Objective, ObjectiveConfig
+from ltcore.objective.objective import Objective, ObjectiveConfig, make_objective
 from ltcore.objective.registry import Terms
 from ltcore.objective.terms.dro import Dro
 from ltcore.objective.terms.ifl import Ifl
@@ -63,6 +63,22 @@ def test_prior_of_a_resampled_stream() -> None:
     plain = make("cross_entropy")(out, batch, 0.5).loss
     torch.testing.assert_close(make(stats=stream)(out, batch, 0.5).loss, plain)  # a uniform prior is none
     assert not torch.allclose(make()(out, batch, 0.5).loss, plain)
+
+
+def test_a_loop_with_a_sampler_of_its_own() -> None:
+    """Class-balanced draws: no prior is left to add, and weights by class must not balance them again."""
+    logits, z = outputs()
+    out, batch = toy.make_output(logits, z), toy.make_batch(LABELS)
+
+    def loss(base: str, stream_counts: list[float] | None, **options: float) -> torch.Tensor:
+        objective = make_objective(base, class_counts=[6, 2, 1], stream_counts=stream_counts, features=5, **options)
+        return objective(out, batch, 0.0).loss
+
+    plain, even = loss("cross_entropy", None), [2.0, 2.0, 2.0]
+    torch.testing.assert_close(loss("balanced_softmax", even), plain)
+    inverse_counts = loss("class_balanced", even, beta=1 - 1e-9)
+    torch.testing.assert_close(inverse_counts, plain / (1 / 6 + 1 / 2 + 1), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(loss("class_balanced", None, beta=1 - 1e-9), plain / (1 / 6 + 1 / 2 + 1))
 
 
 def test_environments_on_a_resampled_stream_multiply_its_shares() -> None:
