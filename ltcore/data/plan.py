@@ -23,6 +23,7 @@ from ltcore.errors import ConfigError
 from ltcore.hashing import hash64
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,19 @@ def _offsets(counts: Ints) -> Ints:
 
 def _generator(*words: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(hash64(*words)))
+
+
+def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
+    """How often each of N samples comes in an epoch that shows them in proportion to weights >= 0, N images in all.
+
+    Systematic sampling: with v the weights scaled to mean 1 and one keyed number u in [0, 1), sample i comes
+    floor(v_0 + ... + v_i + u) - floor(v_0 + ... + v_(i-1) + u) times. That is v_i in expectation, never further from it than
+    one, and N in sum, where rounding each sample with a number of its own would change the length of the epoch.
+    """
+    reached_N = np.cumsum(weights_N, dtype=np.float64)
+    reached_N *= len(weights_N) / reached_N[-1]
+    reached_N[-1] = len(weights_N)
+    return np.diff(np.floor(reached_N + _generator(seed, epoch, "copies").random()), prepend=0.0).astype(np.int64)
 
 
 class EpochPlan:

@@ -143,6 +143,11 @@ class Objective(nn.Module):
         weighted_C = self._weighted_shares(self._live(progress))
         return self.stats.log_prior_C("stream", torch.float64).exp() if weighted_C is None else weighted_C
 
+    def draws_N(self, progress: float, labels_N: Tensor) -> Tensor | None:
+        """[N] how often each training sample should come in the epoch that starts at ``progress``, mean 1; None: once each."""
+        draws = (term.draws(self._named[name], labels_N) for name, term in self._live(progress).items())
+        return next((draws_N for draws_N in draws if draws_N is not None), None)
+
     def _live(self, progress: float) -> dict[str, Term]:
         return {name: term for name, term in self._terms.items() if progress >= term.cfg.start}
 

@@ -171,6 +171,11 @@ class Term(nn.Module):
         """
         return None
 
+    def draws(self, memories: Mapping[str, Memory], labels_N: Tensor) -> Tensor | None:
+        """[N] how often each training sample should come in the next epoch, mean 1; None: once. ``labels_N`` are their
+        classes. For terms that show samples more or less often instead of weighing them."""
+        return None
+
     def before_base(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> None:
         """Leaves in ``ctx.shared`` what the base should know before it is computed; nothing in most terms."""
 

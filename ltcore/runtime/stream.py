@@ -19,7 +19,7 @@ import torch
 
 from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
-from ltcore.data.feed import ThreadFeed
+from ltcore.data.feed import Ints, ThreadFeed
 from ltcore.runtime.read_task import read_window
 
 ROWS_PER_EXECUTION = 200_000
@@ -37,11 +37,13 @@ class RayFeed(ThreadFeed):
         self._rows: Iterator[dict[str, Any]] | None = None
         self._at = (-1, -1)
         """(epoch, step) that the running execution delivers next."""
+        self._copies: Ints | None = None
+        """Of the running execution."""
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The rank's batches of one epoch; continues the running execution where it stands there."""
         for step in range(start_step, self.num_batches):
-            if self._rows is None or self._at != (epoch, step):
+            if self._rows is None or self._at != (epoch, step) or self._copies is not self.copies_N:
                 self._rows = self._execute(epoch, step)
             row = next(self._rows, None)
             if row is None:  # the execution ended at the previous epoch's border
@@ -61,8 +63,13 @@ class RayFeed(ThreadFeed):
                 yield Batch(torch.tensor(row["image"])[None], label_B, index_B, copy_B)
 
     def _execute(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
+        self._rows = None  # ends an execution that others replace, before the next takes its CPUs
+        self._copies = self.copies_N
         rows_per_epoch = self.num_batches * self.batch_size
-        last = min(self._epochs, epoch + max(1, ROWS_PER_EXECUTION // rows_per_epoch))
+        several = (
+            max(1, ROWS_PER_EXECUTION // rows_per_epoch) if self.copies_N is None else 1
+        )  # the next has other copies
+        last = min(self._epochs, epoch + several)
         window = self.cfg.stream_window_steps
         windows = [
             {"epoch": e, "first": first, "last": min(first + window, self.num_batches)}

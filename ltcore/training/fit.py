@@ -17,6 +17,7 @@ from ltcore.batch import Batch
 from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed
+from ltcore.data.plan import Ints, drawn_copies
 from ltcore.errors import NumericError
 from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
@@ -125,6 +126,7 @@ class _Run:
         lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
         set_lr(self.optimizer, lr)
         self.class_prior = self.parts.step.objective.stream_shares_C(self._progress()).tolist()
+        self.feed.copies_N = self._copies()
         started, first_image = time.monotonic(), at.images_seen
         sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in at.sums.items()}
         watch = _Watch(self.folder)
@@ -163,6 +165,16 @@ class _Run:
         metrics["time_s"] = at.seconds
         self._finish_epoch(metrics)
         return metrics
+
+    def _copies(self) -> Ints | None:
+        """How often each training sample comes in this epoch, the same on all ranks; None: once."""
+        labels_N = torch.tensor(self.feed.store.labels(self.cfg.data.train_split), device=self.ctx.device)
+        progress = self.at.epoch / self.cfg.train.epochs  # of its start, also where a resumed run is further on
+        draws_N = self.parts.step.objective.draws_N(progress, labels_N)
+        if draws_N is None:
+            return None
+        copies_N = torch.from_numpy(drawn_copies(draws_N.double().cpu().numpy(), self.cfg.seed, self.at.epoch))
+        return dist.broadcast_(copies_N.to(self.ctx.device)).cpu().numpy()
 
     def _finish_epoch(self, metrics: dict[str, Any]) -> None:
         cfg, at = self.cfg, self.at

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ltcore.data.plan import EpochPlan, Rows, eval_rows
+from ltcore.data.plan import EpochPlan, Rows, drawn_copies, eval_rows
 from ltcore.errors import ConfigError
 
 SHARDS = st.lists(st.one_of(st.integers(0, 40), st.sampled_from([0, 1])), min_size=1, max_size=12)
@@ -174,6 +174,23 @@ def test_the_advice_for_an_indivisible_number_of_workers_works() -> None:
     with pytest.raises(ConfigError, match=r"data\.lanes=192 and a batch size that is a multiple of 3"):
         EpochPlan([1000], seed=0, epoch=0, batch_size=64, world=3)
     assert EpochPlan([1000], seed=0, epoch=0, batch_size=66, world=3, lanes=192).num_batches == 15
+
+
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=40).filter(any), st.integers(0, 9))
+def test_drawn_copies_are_next_to_the_weights_and_fill_the_epoch(weights: list[float], epoch: int) -> None:
+    copies_N = drawn_copies(np.array(weights), seed=1, epoch=epoch)
+    mean_one_N = np.array(weights) * (len(weights) / sum(weights))
+    assert copies_N.sum() == len(weights)
+    assert (np.abs(copies_N - mean_one_N) < 1 + 1e-9).all()
+    np.testing.assert_array_equal(copies_N, drawn_copies(np.array(weights), seed=1, epoch=epoch))
+
+
+def test_drawn_copies_are_the_weights_in_expectation() -> None:
+    weights_N = np.array([0.0, 0.25, 1.7, 3.0, 0.3, 0.75])
+    epochs = 4000
+    mean_N = np.mean([drawn_copies(weights_N, seed=0, epoch=epoch) for epoch in range(epochs)], axis=0)
+    np.testing.assert_allclose(mean_N, weights_N, atol=4 * 0.5 / epochs**0.5)  # four deviations at most
+    assert mean_N[0] == 0 and mean_N[3] == 3, "whole numbers are exact"
 
 
 @pytest.mark.parametrize("copies_N", [np.ones(4, np.int64), np.array([1, 1, -1, 5, 1])])

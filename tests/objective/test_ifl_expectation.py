@@ -49,10 +49,12 @@ class Linear:
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, (self.w, self.v))])
 
 
-def objective_of(kind: str, num_envs: int, base: str = "balanced_softmax") -> tuple[Objective, Tensor]:
+def objective_of(
+    kind: str, num_envs: int, base: str = "balanced_softmax", env_mode: str = "weight"
+) -> tuple[Objective, Tensor]:
     """The objective with its environments built, and their weights [E, N]; tables are kept in float64."""
     stats = toy.make_stats(COUNTS)
-    ifl = Ifl.Config(env_type=kind, num_envs=num_envs, start=0.0, center_weight=0.7)
+    ifl = Ifl.Config(env_type=kind, num_envs=num_envs, env_mode=env_mode, start=0.0, center_weight=0.7)
     objective = Objective(
         ObjectiveConfig(base=base, terms=Terms(ifl=ifl)), stats, toy.make_dims(DIM, stats), seed=0
     ).double()
@@ -126,6 +128,17 @@ def test_the_gradient_is_the_expected_gradient_of_drawing_from_the_environments(
     model, (objective, weights_EN) = Linear(), objective_of(kind, num_envs)
     sampling = from_environments(model, objective, weights_EN)
     torch.testing.assert_close(from_the_stream(model, objective), sampling, **EXACT)
+
+
+@pytest.mark.parametrize(("kind", "num_envs"), ENVIRONMENTS)
+def test_showing_samples_more_or_less_often_has_the_gradient_of_weighing_them(kind: str, num_envs: int) -> None:
+    model, (objective, weights_EN) = Linear(), objective_of(kind, num_envs)
+    repeating, _ = objective_of(kind, num_envs, env_mode="repeat")
+    times_N = repeating.draws_N(PROGRESS, LABELS)
+    assert times_N is not None and objective.draws_N(PROGRESS, LABELS) is None
+    torch.testing.assert_close(times_N, weights_EN.mean(0), **EXACT)
+    shown = sum(n * model.gradient(weighted(repeating, model, torch.tensor([i]))) for i, n in enumerate(times_N / SIZE))
+    torch.testing.assert_close(shown, from_the_stream(model, objective), **EXACT)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from ltcore.batch import Batch
 from ltcore.data.augment import AugmentConfig
 from ltcore.data.config import DataConfig
 from ltcore.data.feed import open_feed
+from ltcore.data.plan import drawn_copies
 from ltcore.errors import DataError
 from tests.data.small import write_spoiled
 
@@ -48,6 +50,11 @@ def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, r
     feeds += [open_feed(DataConfig(uri=color_shards, tier=t), color_shards, **options) for t in ("cache", "threads")]
     assert {feed.tier for feed in feeds} == {"stream", "cache", "threads"}
     for epoch in range(3):
+        if epoch:  # the second and third epoch repeat some samples, each others
+            copies_N = drawn_copies(np.arange(feeds[0].store.manifest.split("train").num_samples) % 5, 0, epoch)
+            assert copies_N.max() > 1
+            for feed in feeds:
+                feed.copies_N = copies_N
         batches = [list(feed.train_batches(epoch)) for feed in feeds]
         assert [len(b) for b in batches] == [8, 8, 8]
         for streamed, cached, threaded in zip(*batches, strict=True):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ltcore import dist
+from ltcore.batch import Batch
+from ltcore.data.feed import PlanFeed
+from ltcore.data.plan import drawn_copies
 from ltcore.runtime.launch import dry_run_text
-from tests.training.runs import run, tiny_run
+from ltcore.training import fit
+from ltcore.training.fit import StopRequested
+from tests.ddp import run_ranks
+from tests.training.runs import Rank, run, tiny_run
+from tests.training.test_fit import StopAfter, assert_equal_runs
 
 IFL = {"objective.terms.ifl.start": 0.0, "objective.terms.ifl.milestones": "0.5"}
 COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}
@@ -20,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ldam-cosine": {"objective.base": "ldam", "objective.terms.ifl.center": "cosine"} | COSINE,
     "ride-mixup": {"objective.base": "ride", "model.num_experts": 3, "augment.mixup_alpha": 1.0} | COSINE,
     "sade-triplet": {"objective.base": "sade", "model.num_experts": 3, "objective.terms.ifl.center": "triplet"},
+    "cross_entropy-repeat-mixup": {"objective.terms.ifl.env_mode": "repeat", "augment.mixup_alpha": 1.0},
     "sade-mixup": {"objective.base": "sade", "model.num_experts": 3, "augment.mixup_alpha": 1.0},
 }
 
@@ -45,3 +56,65 @@ def test_every_number_of_environments_sees_the_same_images(tiny_shards: str, tmp
         said.add(text.replace(f"num_envs={num_envs}", ""))
     assert len(said) == 1
     assert "nvironment" not in dry_run_text(tiny_run(), tiny_shards)
+
+
+REPEAT = {"train__epochs": 4, **IFL, "objective.terms.ifl.env_mode": "repeat", "model.ghost_batch": 4}
+
+
+def test_repeated_samples_fill_epochs_of_the_same_length(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def note(*arguments: Any) -> Any:
+        drawn.append(drawn_copies(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(fit, "drawn_copies", note)
+    record = run(tiny_run(**REPEAT), tiny_shards, tmp_path / "run")
+    assert record["images_seen"] == 4 * 40
+    assert [copies_N.sum() for copies_N in drawn] == [46] * 4
+    assert (drawn[0] == 1).all(), "nothing was scored yet"
+    assert all(copies_N.max() > 1 and copies_N.min() == 0 for copies_N in drawn[1:])
+    assert "repeat some and leave out others" in dry_run_text(tiny_run(**REPEAT), tiny_shards)
+
+
+def test_a_stopped_run_draws_the_same_copies_again(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "DECIDE_EVERY", 3)
+    cfg = tiny_run(**REPEAT)
+    run(cfg, tiny_shards, tmp_path / "whole")
+    with pytest.raises(StopRequested, match="epoch 2 of 4"):
+        run(cfg, tiny_shards, tmp_path / "cut", StopAfter(2))
+    run(cfg, tiny_shards, tmp_path / "cut")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def rows_of_epochs(uri: str, folder: str) -> dict[str, list[torch.Tensor]]:
+    """What this rank trained on, and what it would have drawn by itself: the second rank, something else."""
+    drawn, rows = [], []
+
+    def other(weights_N: Any, seed: int, epoch: int) -> Any:
+        drawn.append(drawn_copies(weights_N if dist.rank() == 0 else weights_N[::-1], seed, epoch))
+        return drawn[-1].copy()
+
+    fit.drawn_copies = other  # type: ignore[attr-defined]
+    train_batches = PlanFeed.train_batches
+
+    def noted(feed: PlanFeed, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        batches = list(train_batches(feed, epoch, start_step))
+        rows.append(torch.cat([batch.index_B for batch in batches]))
+        return iter(batches)
+
+    PlanFeed.train_batches = noted  # type: ignore[method-assign]
+    run(tiny_run(**REPEAT), uri, Path(folder), Rank())
+    return {"drawn": [torch.from_numpy(copies_N) for copies_N in drawn], "rows": rows}
+
+
+def test_all_ranks_follow_the_draws_of_the_first(tiny_shards: str, tmp_path: Path) -> None:
+    first, second = run_ranks(rows_of_epochs, 2, tiny_shards, str(tmp_path / "run"))
+    assert not torch.equal(first["drawn"][-1], second["drawn"][-1])
+    for copies_N, *rows in zip(first["drawn"], first["rows"], second["rows"], strict=True):
+        times_N = torch.cat(rows).bincount(minlength=46)
+        assert times_N.sum() == 40 and (times_N <= copies_N).all(), "all but the six that fill no batch"

@@ -101,6 +101,10 @@ class ScoreTable(Memory):
         """[E, B] float32 weight of each sample in each environment, mean 1 over the training split."""
         return self.relative_EN[:, batch.index_B] * self.factor_EC[:, batch.labels_B]
 
+    def mean_weights(self, labels_N: Tensor) -> Tensor:
+        """[N] float32 mean over environments of the weight of each sample of the split; ``labels_N`` are their classes."""
+        return (self.relative_EN * self.factor_EC[:, labels_N]).mean(0)
+
     def published(self) -> dict[str, Tensor]:
         return {
             "relative_EN": self.relative_EN,

@@ -19,12 +19,13 @@ product of weights varies more than one weight does, so gradients are noisier: `
 of i is then that of its own class in the mixed image, as in the authors' code, and noisy as well.
 
 Differs: the environments are loss weights instead of E loaders that sample with replacement. The expected gradient is
-the same (batch statistics of BN are not), one epoch sees each image once whatever E is, so runs with different E have
-equal budgets, and the prior of the re-weighted stream is known (``class_shares``), which the authors' balanced softmax
+the same (batch statistics of BN are not, but with ``env_mode='repeat'``: keyed repetition,
+``ltcore.data.plan.drawn_copies``), one epoch sees as many images whatever E is, so runs with different E have equal
+budgets, and the prior of the re-weighted stream is known (``class_shares``), which the authors' balanced softmax
 ignores. Centers are the class means of the last virtual epoch, not parameters that stay random until the pull begins.
-The l2 pull is the mean over D, so its weight does not depend on the width of the network: the authors' .001 and .005 on
-the sum over D = 2048 are 2.048 and 10.24 here. IRMv1 is the scalar penalty per environment; the authors' ``irm_dual``
-is a vector, an absolute value, and pooled.
+The l2 pull is the mean over D, so its weight does not depend on the width of the network: the authors' .001 and .005
+on the sum over D = 2048 are 2.048 and 10.24 here. IRMv1 is the scalar penalty per environment; the authors'
+``irm_dual`` is a vector, an absolute value, and pooled.
 Off: one environment, and center and IRM weight 0.
 Shapes: features [B, D], logits [B, C] -> sample weights [B] and a scalar penalty.
 Cost: 3 B D for the center loss; scores are taken from logits that exist anyway.
@@ -50,6 +51,7 @@ from ltcore.objective.memory.scores import ScoreTable
 from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig, widened
 from ltcore.stats import ClassStats
 
+ENV_MODES = ("weight", "repeat")
 CENTERS = ("l2", "cosine", "triplet")
 _MARGIN = 1.0  # of the triplet form, as in the authors' code
 
@@ -78,6 +80,10 @@ class Ifl(Term):
         """Aimed weight of the badly predicted 20% over the rest in the last environment; those between lie on a
         geometric ladder. >= 1. No effect for 'correctness' and 'uniform'. 1 looks at no score: with 'intra' the second
         environment is balanced by class and nothing else, the control for what the scores contribute."""
+        env_mode: str = "weight"
+        """How samples get their weights: 'weight' multiplies their losses, 'repeat' shows them so much more often or not at
+        all, as many images per epoch as without: then batch statistics are those of the environments, and memories
+        too. No effect with one environment."""
         env_scaling: str = "quantile"
         """'quantile': scores between their 2% and 98% quantiles, exponent in [0.05, 10]; 'published': minimum to maximum
         and exponent in [1, 10], where one outlier can take all the weight. No effect for 'correctness' and
@@ -108,6 +114,13 @@ class Ifl(Term):
                 raise ValueError(f"num_envs must be 1 or 2 with env_type='correctness', got {self.num_envs}")
             if not 1 <= self.tail_ratio < float("inf"):
                 raise ValueError(f"tail_ratio must be a finite number >= 1, got {self.tail_ratio}")
+            if self.env_mode not in ENV_MODES:
+                raise ValueError(f"env_mode must be one of {', '.join(ENV_MODES)}, got {self.env_mode!r}")
+            if self.env_mode == "repeat" and self.irm_weight > 0:
+                raise ValueError(
+                    f"irm_weight must be 0 with env_mode='repeat', got {self.irm_weight}: it needs the risk of each "
+                    "environment, and a repeated image does not say in which it was drawn. Set env_mode='weight'"
+                )
             if self.env_scaling not in SCALINGS:
                 raise ValueError(f"env_scaling must be one of {', '.join(SCALINGS)}, got {self.env_scaling!r}")
             if self.center not in CENTERS:
@@ -153,8 +166,9 @@ class Ifl(Term):
         return specs
 
     def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
-        """[B], mean 1 over the training split: q_i N, times q_j N for an image mixed with j. None with one environment."""
-        if self.cfg.num_envs == 1:
+        """[B], mean 1 over the training split: q_i N, times q_j N for an image mixed with j. None with one environment, and
+        where samples come so often instead."""
+        if self.cfg.num_envs == 1 or self.cfg.env_mode == "repeat":
             return None
         scores = _scores(ctx.memories)
         weight_B = scores.weights(batch).mean(0)
@@ -163,6 +177,12 @@ class Ifl(Term):
         partners = replace(batch, labels_B=batch.mix.labels_B, index_B=batch.mix.index_B)
         alone_B = batch.mix.index_B == batch.index_B  # the odd one of a batch has no partner
         return weight_B * torch.where(alone_B, 1.0, scores.weights(partners).mean(0))
+
+    def draws(self, memories: Mapping[str, Memory], labels_N: Tensor) -> Tensor | None:
+        """[N] q_i N, mean 1: how often each sample should come in an epoch; None where it comes once."""
+        if self.cfg.num_envs == 1 or self.cfg.env_mode == "weight":
+            return None
+        return _scores(memories).mean_weights(labels_N)
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
         """[C] share of each class in the re-weighted stream: 1/2 pi + 1/2 uniform for two 'intra' environments."""
