@@ -62,8 +62,8 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def collect(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all ranks in rank order, in the host memory of rank 0; on other ranks nothing. Every rank passes the
-    same shape and holds one more tensor of it on its device, however many ranks there are.
+    """The tensors of all ranks in rank order, in the host memory of rank 0 (of one process, the tensor itself); on other
+    ranks nothing. Every rank passes the same shape and holds one more tensor of it on its device, however many ranks there are.
     """
     if not is_distributed():
         return [tensor.detach()]

@@ -29,13 +29,14 @@ def effective_weights(counts_C: Tensor, beta: float) -> Tensor:
 class EffectiveWeights(nn.Module):
     """``effective_weights`` for the stream that the model sees.
 
-    Where sample weights change the class shares from pi to s (IFL's environments), w_c pi_c / s_c: each class then has the
-    part in the loss that it has without them, instead of being balanced twice. With ``objective.prior: dataset`` w_c stays,
-    as in GLT's code.
+    Where IFL's environments change the class shares from pi to s, w_c pi_c / s_c: each class then has the part in the loss
+    that it has without them, instead of being balanced twice. With ``objective.prior: dataset`` w_c stays, as in GLT's
+    code; with ``beta`` 0 there is nothing to correct, and all stay 1.
     """
 
     def __init__(self, stats: ClassStats, beta: float) -> None:
         super().__init__()
+        self.beta = beta
         self.weights_C: Tensor
         self.log_share_C: Tensor
         self.register_buffer("weights_C", effective_weights(stats.counts_C, beta), persistent=False)
@@ -43,6 +44,8 @@ class EffectiveWeights(nn.Module):
 
     def forward(self, log_prior_C: Tensor) -> Tensor:
         """[C] weights where ``log_prior_C`` [C] is the log share of each class, in its type."""
+        if self.beta == 0:
+            return self.weights_C.to(log_prior_C.dtype)
         return self.weights_C.to(log_prior_C.dtype) * (self.log_share_C.to(log_prior_C.dtype) - log_prior_C).exp()
 
 
@@ -51,7 +54,7 @@ def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
 
     ``norm='batch'`` divides by the number of samples. ``'batch_sum'`` divides by the sum of the weights in the global
     batch, as ``torch.nn.CrossEntropyLoss(weight)`` and the authors' codes do: the step then depends on who is in the
-    batch.
+    batch. Weights that IFL multiplies afterwards are not in that sum.
     """
     weights_B = weights_B.to(loss_B.dtype)
     if norm == "batch_sum":

@@ -139,7 +139,7 @@ class Objective(nn.Module):
             return ObjectiveOutput(loss, parts)
 
     def stream_shares_C(self, progress: float) -> Tensor:
-        """float64 [C] class shares of what the model sees, under the sample weights in force at ``progress``; sum 1."""
+        """float64 [C] class shares of what the model sees, under the weights or draws in force at ``progress``; sum 1."""
         weighted_C = self._weighted_shares(self._live(progress))
         return self.stats.log_prior_C("stream", torch.float64).exp() if weighted_C is None else weighted_C
 
@@ -217,13 +217,16 @@ def make_objective(
     the base. ``class_counts`` [C] counts the training images of each class; ``stream_counts`` [C] are the images of
     each class that an epoch is expected to show where a sampler of yours repeats or leaves out some. ``features`` is
     D, ``stages`` the same for earlier stages whose features the output brings. Call it with the output and the batch,
-    then ``observe`` after each optimizer step and ``merge`` after each epoch. Raises ConfigError for an unknown name
-    and TypeError for an unknown field.
+    then ``observe`` after each optimizer step and ``merge`` after each epoch. With IFL's
+    ``env_mode='repeat'``, show each sample ``draws_N`` times in the next epoch on average. Raises ConfigError for an
+    unknown name, ValueError for counts of another number of classes and TypeError for an unknown field.
     """
     counts_C = torch.tensor(list(class_counts), dtype=torch.int64)
     chosen = pick(BASES, base, "base")
     options = BaseOptions(**{base: chosen.build.Config(**base_options)})
     configs = {name: pick(TERMS, name, "terms").build.Config(**fields) for name, fields in (terms or {}).items()}
+    if stream_counts is not None and len(stream_counts) != len(class_counts):
+        raise ValueError(f"stream_counts has {len(stream_counts)} classes, class_counts {len(class_counts)}")
     stream_C = None if stream_counts is None else torch.tensor(list(stream_counts), dtype=torch.float64)
     stats = ClassStats(counts_C, shot_groups_by_count(counts_C.tolist()), stream_C)
     dims = FeatureDims(features, projection, stats.num_samples, stages or {})

@@ -180,7 +180,7 @@ class Term(nn.Module):
         """Leaves in ``ctx.shared`` what the base should know before it is computed; nothing in most terms."""
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
-        """[C] share of each class under ``sample_weights`` (sums to 1); None where the weights leave it alone."""
+        """[C] share of each class under ``sample_weights`` or ``draws`` (sums to 1); None where they leave it alone."""
         return None
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:

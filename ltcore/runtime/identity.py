@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from ltcore.config.keys import effective
 from ltcore.config.show import run_tree
 from ltcore.config.sweep_file import sweep_tree
 from ltcore.config.sweep_space import SweepConfig
@@ -26,7 +27,7 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
     }
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     kept = {key: value for key, value in base.items() if not key.startswith(("tracking.", "data.uri", "data.tier"))}
-    return json.loads(json.dumps({**fields, **kept, "data": base["data.uri"]}))
+    return json.loads(json.dumps(effective({**fields, **kept, "data": base["data.uri"]})))
 
 
 def identity_hash(fields: dict[str, Any]) -> str:
@@ -51,7 +52,7 @@ def refuse_other(existing: dict[str, Any], fields: dict[str, Any], uri: str) -> 
     """The same name with another configuration would mix two sweeps."""
     if grows(existing, fields):
         fields = {**fields, _SIZE: existing["identity"][_SIZE]}
-    changed = difference(existing["identity"], fields)
+    changed = difference(effective(existing["identity"]), fields)
     if changed:
         raise ConfigError(
             f"{uri} holds a sweep with another configuration ({'; '.join(changed[:6])}{'; ...' if len(changed) > 6 else ''}). "

@@ -128,7 +128,8 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     ifl = cfg.objective.active_terms().get("ifl")
     budget = ""
     if ifl is not None:
-        how = "weight these images and repeat none" if ifl.env_mode == "weight" else "repeat some and leave out others"
+        repeats = ifl.env_mode == "repeat" and ifl.num_envs > 1
+        how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"
         budget = f" Environments (objective.terms.ifl.num_envs={ifl.num_envs}) {how}: runs with 1 to 4 of them see equally many."
     return (
         f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "

@@ -2,7 +2,7 @@
 
 One task reads and decodes the rows of a window of consecutive steps; tasks run on any CPU of the cluster, their results
 come back in plan order (``preserve_order``), and back-pressure bounds what is decoded but not yet used. One execution covers
-many epochs, because the first batch of an execution costs about 0.3 s.
+many epochs, because the first batch of an execution costs about 0.3 s; but one epoch where its rows are drawn anew in each.
 
 Not Train's ``datasets=``: its split drops rows (``equal=True``) and re-seeds after a restart, so neither exact resume nor an
 exact epoch is possible with it.
@@ -66,9 +66,8 @@ class RayFeed(ThreadFeed):
         self._rows = None  # ends an execution that others replace, before the next takes its CPUs
         self._copies = self.copies_N
         rows_per_epoch = self.num_batches * self.batch_size
-        several = (
-            max(1, ROWS_PER_EXECUTION // rows_per_epoch) if self.copies_N is None else 1
-        )  # the next has other copies
+        # with copies, the next epoch has others
+        several = 1 if self.copies_N is not None else max(1, ROWS_PER_EXECUTION // rows_per_epoch)
         last = min(self._epochs, epoch + several)
         window = self.cfg.stream_window_steps
         windows = [

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from ltcore.config import tree as trees
+from ltcore.config.keys import effective
 from ltcore.config.load import dump, from_dict, override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.storage import join
@@ -135,6 +136,7 @@ class Runs:
 def forget_other(job: Job) -> None:
     """Trials that were added may have made another winner: a retrain of the one before makes room."""
     record = load_json(join(job.run_uri, "run.json"))
-    wanted = {k: v for k, v in trees.flatten(job.config).items() if k.startswith(("objective.", "train.", "seed"))}
-    if record is not None and any(record["config"].get(key) != value for key, value in wanted.items()):
+    wanted = effective(trees.flatten(job.config))
+    keys = [key for key in wanted if key.startswith(("objective.", "train.", "seed"))]
+    if record is not None and any(record["config"].get(key) != wanted[key] for key in keys):
         forget(job.run_uri)

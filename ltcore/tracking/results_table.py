@@ -41,7 +41,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     Accuracies are top-1 in percent on the class-balanced test split (``test_cbl``, else ``test``): mean and, from two
     seeds on, standard deviation (n - 1). 'last' has the weights of the last epoch, 'best on val' those of the best
     epoch on validation; shot groups are of 'last'. 'published' is what the recipe's header promises for its own number
-    of epochs and augmentation, and for this imbalance factor; nothing where loss, network, options of stage 2 or the
+    of epochs and augmentation, and for this imbalance factor; nothing where loss, network, optimizer, options of stage 2 or the
     method of stage 1 are not the recipe's. The command is the packaged recipe that differs in the fewest keys, with these
     as overrides; of stage 2 with the name of its first run of stage 1, and runs share a line whose stage 1 differs in
     nothing but the seed. Raises DataError for a run that is not finished or was not tested.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ltcore.config.keys import effective
 from ltcore.tracking import figures
 from ltcore.tracking.page import IDENTITY, config_rows, duration, machine, stored_curves, table_of_tests
 from ltcore.tracking.records import StoredRun, protocol, value_text
@@ -19,7 +20,7 @@ def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
         "headline": _headline(runs),
         "runs": [_row(name, run) for name, run in zip(names, runs, strict=True)],
-        "differing": _differing([run.info.get("config") or {} for run in runs]),
+        "differing": _differing([effective(run.info.get("config") or {}) for run in runs]),
         "tests": table_of_tests(dict(zip(names, runs, strict=True))),
         "figures": _curves(names, runs),
         "config": config_rows(runs[0], None),

@@ -94,7 +94,7 @@ class _Run:
         self.saving_s = 0.0
         """Seconds that checkpoints took since the last epoch was reported."""
         self.class_prior: list[float] = []
-        """Class shares of the epoch that was trained last, under its sample weights."""
+        """Class shares of the epoch that was trained last, under its sample weights or draws."""
 
     # ---- the run
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.keys import comes_from_stage1
-from ltcore.config.load import flat, from_flat
+from ltcore.config.load import dump, flat, from_flat
 from ltcore.config.schema import RunConfig
+from ltcore.config.tree import flatten
 from ltcore.data.storage import is_local, join, list_files, local_path, open_fs, read_bytes, write_bytes_atomic
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.training import checkpoint as ckpt
@@ -86,7 +87,7 @@ def resolved(cfg: RunConfig) -> RunConfig:
 
 def _take_over(cfg: RunConfig, first: RunConfig) -> RunConfig:
     assert cfg.stage2 is not None
-    mine, defaults = flat(cfg), flat(RunConfig(name=cfg.name))
+    mine, defaults = flat(cfg), flatten(dump(RunConfig(name=cfg.name)))
     own = {key: value for key, value in mine.items() if not comes_from_stage1(key)}
     if mine["data.uri"] == defaults["data.uri"]:
         del own["data.uri"]

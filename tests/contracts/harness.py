@@ -66,6 +66,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lpa+pooled": ("lpa", {"embedding": "pooled", "layers": ("stage1",), "online_rate": 0.5, "similarity": "jaccard"}),
     "lpa+one-view": ("lpa", {"views": 1}),
     "lpa+whitened": ("lpa", {"metric": "whitened", "score": "soft"}),
+    "ifl+repeat": ("ifl", {"env_mode": "repeat"}),
     "ifl+irm": ("ifl", {"irm_weight": 0.1, "num_envs": 3, "center": "cosine"}),
     "ifl+triplet": ("ifl", {"center": "triplet", "env_type": "inter_intra", "num_envs": 4}),
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ltcore.objective.bases.class_balanced import ClassBalanced
 from ltcore.objective.class_weights import EffectiveWeights, effective_weights
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.objective.memory.scores import ScoreTable
-from ltcore.objective.objective import Objective
-from ltcore.objective.registry import BASES
+from ltcore.objective.objective import Objective, ObjectiveConfig
+from ltcore.objective.registry import BASES, BaseOptions, Terms
 from ltcore.objective.term import LossContext
 from tests.contracts import harness
 
@@ -83,6 +84,17 @@ def test_class_weights_give_every_class_the_part_that_it_has_without_environment
     harness.assert_close(part_C, expected_C, 1e-6)  # environment weights are float32
     log_prior_C = objective.stats.log_prior_C("dataset")
     assert torch.equal(class_weights.weights_C.float(), class_weights(log_prior_C)), "bit for bit without environments"
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_beta_of_zero_is_no_weighting(num_envs: int) -> None:
+    ifl = harness.term_config("ifl", num_envs=num_envs)
+    out, batch = harness.output_of(harness.build(), INDEX, 7), harness.batch_of(INDEX)
+    options = BaseOptions(class_balanced=ClassBalanced.Config(beta=0.0))
+    cfg = ObjectiveConfig(base="class_balanced", base_options=options, terms=Terms(ifl=ifl))
+    unweighted = harness.fill(Objective(cfg, harness.stats(), harness.DIMS, seed=0).double())
+    plain = harness.fill(harness.build("cross_entropy", ifl=ifl))
+    harness.assert_close(*(harness.evaluate(each, out, batch).loss for each in (unweighted, plain)))
 
 
 @pytest.mark.parametrize("base", ["balanced_softmax", "logit_adjust", "class_balanced", "ldam", "sade", "ride", "paco"])

@@ -62,6 +62,18 @@ def test_rebuilt_only_where_a_milestone_is_passed_and_from_that_epoch_alone() ->
         torch.testing.assert_close(table.weights(everything).double(), expected.double(), rtol=1e-6, atol=1e-6)
 
 
+def test_a_sample_that_was_not_shown_again_keeps_its_score() -> None:
+    table = ScoreTable(SPEC, COUNTS, 10)
+    observe(table, torch.arange(9), 0)
+    table.merge(0.4)
+    again = torch.tensor([0, 3, 8])
+    observe(table, again, 1)
+    table.merge(0.8)
+    scores = probability(0).index_copy(0, again, probability(1)[again])
+    everything, expected = toy.make_batch(LABELS), expected_weights(scores, torch.arange(10) < 9)
+    torch.testing.assert_close(table.weights(everything).double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_two_milestones_in_one_epoch_build_once() -> None:
     table = ScoreTable(SPEC, COUNTS, 10)
     observe(table, torch.arange(10), 0)

@@ -110,7 +110,11 @@ def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(local_ray: None, color_
     options: dict[str, Any] = {"batch_size": 8, "seed": 3}
     reference = open_feed(DataConfig(uri=color_shards, tier="cache"), color_shards, **options)
     feed = stream(color_shards, **options)
-    for epoch, start in ((1, 5), (2, 0)):
+    for epoch, start in ((1, 5), (2, 0), (2, 3)):
+        if start == 3:  # resumed where samples are repeated
+            feed.copies_N = reference.copies_N = drawn_copies(
+                np.arange(len(reference.store.labels("train"))) % 3, 0, epoch
+            )
         expected = list(reference.train_batches(epoch, start))
         got = list(feed.train_batches(epoch, start))
         assert len(got) == len(expected) == 8 - start

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ltcore.config.load import load_sweep
+from ltcore.config.load import dump, flat, load_run, load_sweep, override
+from ltcore.config.tree import flatten
 from ltcore.errors import ConfigError
+from ltcore.runtime.execute import Job
 from ltcore.runtime.identity import grows, identity, refuse_other
+from ltcore.runtime.sweep_runs import forget_other
 from ltcore.runtime.trials import BY_SCHEDULER, BY_TIME, collect, known_trials, settled
 
 SWEEP = load_sweep("tune_lpa")
@@ -61,6 +65,23 @@ def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:
     fewer = identity(load_sweep("tune_lpa", {"sweep.num_trials": "4"}))
     with pytest.raises(ConfigError, match=r"sweep.num_trials: 8 there, 4 now"):
         refuse_other(stored, fewer, "somewhere")
+    of_another_version = {**stored["identity"], "objective.base_options.paco.sample_weight": 0.7}
+    refuse_other({"identity": of_another_version}, identity(SWEEP), "somewhere")
     other = identity(load_sweep("tune_lpa", {"sweep.num_trials": "12", "train.batch_size": "32"}))
     with pytest.raises(ConfigError, match=r"train.batch_size: 64 there, 32 now"):
         refuse_other(stored, other, "somewhere")
+
+
+@pytest.mark.parametrize("keep_all", [False, True], ids=["as now", "as another version stored it"])
+def test_a_retrain_stays_unless_another_trial_won(tmp_path: Path, keep_all: bool) -> None:
+    winner = load_run("digits_glt_lpa_dro_ifl", {"seed": "3"})
+    job = Job(config=dump(winner), data_uri="data", run_uri=str(tmp_path / "retrain"), info={})
+    other = replace(job, config=dump(override(winner, {"objective.terms.dro.radius": 0.3})))
+    stored = flatten(dump(winner)) if keep_all else flat(winner)
+    path = tmp_path / "retrain" / "run.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"config": stored}))
+    forget_other(job)
+    assert path.exists()
+    forget_other(other)
+    assert not path.exists()

@@ -76,7 +76,7 @@ def test_repeated_samples_fill_epochs_of_the_same_length(
     assert [copies_N.sum() for copies_N in drawn] == [46] * 4
     assert (drawn[0] == 1).all(), "nothing was scored yet"
     assert all(copies_N.max() > 1 and copies_N.min() == 0 for copies_N in drawn[1:])
-    assert "repeat some and leave out others" in dry_run_text(tiny_run(**REPEAT), tiny_shards)
+    assert "repeat some of these images and leave out others" in dry_run_text(tiny_run(**REPEAT), tiny_shards)
 
 
 def test_a_stopped_run_draws_the_same_copies_again(

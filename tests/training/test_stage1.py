@@ -19,7 +19,7 @@ from ltcore.runtime.execute import forget
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext
 from ltcore.training.fit import StopRequested
-from ltcore.training.stage1 import resolved
+from ltcore.training.stage1 import _take_over, resolved
 from tests.conftest import make_tiny
 from tests.training.runs import run, stage2_run, tiny_run
 from tests.training.test_fit import StopAfter
@@ -49,6 +49,15 @@ def test_everything_but_its_own_keys_comes_from_stage_1(stage1: Path) -> None:
     assert (cfg.train.epochs, cfg.epochs, cfg.model.name) == (4, 10, "resnet8")
     assert resolved(cfg) == cfg
     assert resolved(tiny_run()) == tiny_run(), "an ordinary run stays what it is"
+
+
+def test_options_of_the_loss_that_are_left_away_come_from_stage_1() -> None:
+    focal = {"objective.base": "focal"}
+    first = override(tiny_run(), {**focal, "objective.base_options.focal.gamma": 1.5})
+    taken = _take_over(stage2_run("/nowhere", "crt", **focal), first)
+    assert taken.objective == first.objective
+    with pytest.raises(ConfigError, match=r"focal.gamma=3.0 contradicts .* where it is 1.5"):
+        _take_over(stage2_run("/nowhere", "crt", **focal, **{"objective.base_options.focal.gamma": 3.0}), first)
 
 
 def test_paths_become_absolute_and_data_may_be_given(

@@ -3,9 +3,11 @@
 Source: Tang et al., "Invariant feature learning for generalized long-tailed classification", ECCV 2022: a sample's
 score is the softmax probability of its own class (raw logits, no prior), taken from the training forward.
 Differs: the mean over the observations of the epoch instead of the last one; scores are kept by the sample's index, one
-number each, instead of the logits of the whole epoch. Environments: see ``ltcore.objective.environments``.
-Cost: O(B) per step; E x N float32 for the weights and 24 N bytes of sums; four all-reduces of N numbers at each
-milestone, none at other epochs.
+number each, instead of the logits of the whole epoch. A sample that the epoch did not show (``env_mode='repeat'`` leaves
+some out, the well predicted ones above all) keeps the score that it had at the milestone before. Environments: see
+``ltcore.objective.environments``.
+Cost: O(B) per step; E x N float32 for the weights, 17 N bytes of scores and 24 N of sums; four all-reduces of N numbers
+at each milestone, none at other epochs.
 """
 
 from __future__ import annotations
@@ -52,6 +54,10 @@ class ScoreTable(Memory):
         """float64: mean over environments and over the samples of a class; 1 for a class without any."""
         self.passed = torch.zeros((), dtype=torch.int64)
         """Number of milestones whose weights are published."""
+        self.score_N = torch.zeros(num_samples, dtype=torch.float64)
+        self.right_N = torch.zeros(num_samples, dtype=torch.bool)
+        self.label_N = torch.full((num_samples,), -1)
+        """int64. These three are what the present weights were built of; label -1: never scored."""
         self._score_N = torch.zeros(num_samples, dtype=torch.float64)
         self._times_N = torch.zeros(num_samples, dtype=torch.int32)
         self._right_N = torch.zeros(num_samples, dtype=torch.int32)
@@ -79,11 +85,14 @@ class ScoreTable(Memory):
     def _rebuild(self) -> None:
         for pending in self.pending().values():
             dist.all_reduce_sum_(pending)
-        seen_N, times_N = self._times_N > 0, self._times_N.clamp_min(1)
-        label_N = self._label_N // times_N
+        shown_N, times_N = self._times_N > 0, self._times_N.clamp_min(1)
+        self.score_N.copy_(torch.where(shown_N, self._score_N / times_N, self.score_N))
+        self.right_N.copy_(torch.where(shown_N, self._right_N > 0, self.right_N))
+        self.label_N.copy_(torch.where(shown_N, self._label_N // times_N, self.label_N))
+        seen_N, label_N = self.label_N >= 0, self.label_N
         relative_EN, factor_EC = environment_weights(
-            self._score_N / times_N,
-            self._right_N > 0,
+            self.score_N,
+            self.right_N,
             seen_N,
             label_N,
             self._counts_C,
@@ -111,6 +120,9 @@ class ScoreTable(Memory):
             "factor_EC": self.factor_EC,
             "mean_weight_C": self.mean_weight_C,
             "passed": self.passed,
+            "score_N": self.score_N,
+            "right_N": self.right_N,
+            "label_N": self.label_N,
         }
 
     def pending(self) -> dict[str, Tensor]:

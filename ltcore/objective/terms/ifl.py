@@ -116,7 +116,7 @@ class Ifl(Term):
                 raise ValueError(f"tail_ratio must be a finite number >= 1, got {self.tail_ratio}")
             if self.env_mode not in ENV_MODES:
                 raise ValueError(f"env_mode must be one of {', '.join(ENV_MODES)}, got {self.env_mode!r}")
-            if self.env_mode == "repeat" and self.irm_weight > 0:
+            if self.env_mode == "repeat" and self.num_envs > 1 and self.irm_weight > 0:
                 raise ValueError(
                     f"irm_weight must be 0 with env_mode='repeat', got {self.irm_weight}: it needs the risk of each "
                     "environment, and a repeated image does not say in which it was drawn. Set env_mode='weight'"
