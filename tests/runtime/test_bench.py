@@ -21,6 +21,7 @@ from ltcore.errors import ConfigError, LtcoreError
 from ltcore.objective.objective import Objective
 from ltcore.runtime.bench import images, machine, memory, sweep
 from ltcore.runtime.bench.case import NAMES, QUICK_SIZES, Case
+from ltcore.runtime.bench.forms import dro_by_bank, literally
 from ltcore.runtime.bench.largest import largest_tensor
 from ltcore.runtime.bench.measure import Aim, Measurement, Rung, Section, duration, interleave, repeated
 from ltcore.runtime.bench.options import Options
@@ -142,7 +143,7 @@ def test_losses(tmp_path: Path) -> None:
 def test_a_literal_form_is_the_same_loss(name: str) -> None:
     case = Case(QUICK_SIZES[0])
     objective = case.objective(name)
-    literal = case.literally(name, objective)()
+    literal = literally(case, name, objective)()
     out = case.out_for(objective)
     gradients = {key: getattr(out, key).grad for key in ("logits_BC", "features_BD", "query_Bd")}
     for key in gradients:
@@ -175,7 +176,7 @@ def test_lpa_without_its_attributes_is_the_same_loss_and_together_they_are_the_w
 def test_the_form_that_reduces_the_bank_is_the_same_loss() -> None:
     case = Case(QUICK_SIZES[0])
     objective = case.objective("dro")
-    torch.testing.assert_close(case.dro_by_bank(objective)(), case.ours(objective)(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dro_by_bank(case, objective)(), case.ours(objective)(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_largest_tensor_is_seen_forward_and_backward() -> None:

@@ -1,11 +1,11 @@
-"""One size at which losses are measured: outputs of a network by hand, filled memories, and both forms of every loss."""
+"""One size at which losses are measured: outputs of a network by hand, filled memories, and our form of every loss."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from ltcore.batch import Batch, ModelOutput
 from ltcore.data.longtail import profile
-from ltcore.objective.class_weights import effective_weights
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.objective.memory.prototypes import Prototypes
 from ltcore.objective.memory.queue import Queue
-from ltcore.objective.memory.scores import ScoreTable
 from ltcore.objective.objective import Objective, make_objective
-from ltcore.runtime.bench import literal
 
 PROGRESS = 0.5
 """Every term acts, and LPA still collects vectors for its next clustering."""
@@ -174,139 +171,3 @@ class Case:
     def _fresh_batch(self) -> Batch:
         """The batch with copies of its images that no reservoir has met."""
         return replace(self.batch, copy_B=torch.full_like(self.batch.labels_B, next(self._copies)))
-
-    def literally(self, name: str, objective: Objective) -> Callable[[], Tensor]:
-        """The same loss with gradient as its paper writes it, reading the memories of ``objective``."""
-        form = self._form(name, objective)
-
-        def call() -> Tensor:
-            loss = form()
-            loss.backward()
-            return loss.detach()
-
-        return call
-
-    def _form(self, name: str, objective: Objective) -> Callable[[], Tensor]:
-        logits, labels, counts = self.out.logits_BC, self.batch.labels_B, self.counts_C
-        cfg = getattr(objective.cfg.base_options, name, None)
-        forms: dict[str, Callable[[], Tensor]] = {
-            "cross_entropy": lambda: literal.cross_entropy(logits, labels),
-            "balanced_softmax": lambda: literal.balanced_softmax(logits, labels, counts),
-            "logit_adjust": lambda: literal.logit_adjust(logits, labels, counts, cast(Any, cfg).tau),
-            "class_balanced": lambda: literal.class_balanced(logits, labels, counts, cast(Any, cfg).beta),
-            "focal": lambda: literal.focal(logits, labels, cast(Any, cfg).gamma),
-            "sade": lambda: literal.sade(self.expert_out.logits_BC, labels, counts, cast(Any, cfg).tau),
-        }
-        if name in forms:
-            return forms[name]
-        return {
-            "ldam": self._ldam,
-            "ride": self._ride,
-            "paco": self._paco,
-            "lpa": self._lpa,
-            "dro": self._dro,
-            "ifl": self._ifl,
-        }[name](objective)
-
-    def _ldam(self, objective: Objective) -> Callable[[], Tensor]:
-        cfg = objective.cfg.base_options.ldam
-        weights_C = effective_weights(self.counts_C, cfg.beta).float() if cfg.drw_start <= PROGRESS else None
-        return lambda: literal.ldam(
-            self.out.logits_BC, self.batch.labels_B, self.counts_C, cfg.max_margin, cfg.scale, weights_C
-        )
-
-    def _ride(self, objective: Objective) -> Callable[[], Tensor]:
-        cfg = objective.cfg.base_options.ride
-        assert cfg.drw_start > PROGRESS, "neither weights nor temperatures by class yet"
-        return lambda: literal.ride(
-            self.expert_out.logits_BC,
-            self.batch.labels_B,
-            self.counts_C,
-            cfg.max_margin,
-            cfg.scale,
-            cfg.diversity_weight,
-            cfg.temperature,
-        )
-
-    def _elements(self, objective: Objective) -> tuple[Callable[[], Tensor], Tensor]:
-        """Queries, keys and queue, joined at every call, and their labels."""
-        queue = next(m for m in objective.memories().values() if isinstance(m, Queue))
-        labels_B, out = self.batch.labels_B, self.out
-        assert out.query_Bd is not None and out.key_Bd is not None
-        joined = [out.query_Bd, out.key_Bd, queue.keys_Qd]
-        return lambda: torch.cat(joined), torch.cat([labels_B, labels_B, queue.labels_Q])
-
-    def _paco(self, objective: Objective) -> Callable[[], Tensor]:
-        cfg = objective.cfg.base_options.paco
-        elements, labels_A = self._elements(objective)
-        return lambda: literal.paco(
-            self.out.logits_BC,
-            elements(),
-            labels_A,
-            self.batch.labels_B,
-            self.counts_C,
-            alpha=cfg.sample_weight,
-            beta=cfg.center_weight,
-            temperature=cfg.temperature,
-        )
-
-    def _lpa(self, objective: Objective) -> Callable[[], Tensor]:
-        cfg = objective.cfg.terms.lpa
-        elements, labels_A = self._elements(objective)
-        prototypes = next(m for m in objective.memories().values() if isinstance(m, Prototypes))
-        similarity_CC = torch.zeros(self.size.classes, self.size.classes)
-        similarity_CC.scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)
-        fmap_BDhw = cast(Tensor, self.out.fmap_BDhw)
-        mass_CK = torch.zeros(self.size.classes, prototypes.num_clusters, dtype=torch.int64)
-
-        def form() -> Tensor:
-            base = literal.cross_entropy(self.out.logits_BC, self.batch.labels_B)
-            vectors_BPD = fmap_BDhw.flatten(2).transpose(1, 2)
-            scores_BK = literal.lpa_scores(vectors_BPD, prototypes.prototypes_KD[: prototypes.num_clusters])
-            mass_CK.index_add_(0, self.batch.labels_B, scores_BK)
-            penalty = literal.lpa(
-                elements(),
-                labels_A,
-                self.batch.labels_B,
-                similarity_CC,
-                neighbor_mass=cfg.neighbor_mass,
-                temperature=cfg.temperature,
-            )
-            return base + cfg.weight * penalty
-
-        return form
-
-    def dro_by_bank(self, objective: Objective) -> Callable[[], Tensor]:
-        """The authors' form: centroids out of the whole bank at every step."""
-        form = self._dro(objective, by_bank=True)
-
-        def call() -> Tensor:
-            loss = form()
-            loss.backward()
-            return loss.detach()
-
-        return call
-
-    def _dro(self, objective: Objective, by_bank: bool = False) -> Callable[[], Tensor]:
-        cfg = objective.cfg.terms.dro
-        centroids = next(m for m in objective.memories().values() if isinstance(m, ClassCentroids))
-        eps_C = (cfg.radius * (centroids.pooled_var() / self.counts_C.double().clamp_min(1)).sqrt()).float()
-        mean_CD, labels_B = centroids.mean_CD.float(), self.batch.labels_B
-
-        def form() -> Tensor:
-            base = literal.cross_entropy(self.out.logits_BC, labels_B)
-            centers_CD = literal.bank_means(self.bank_ND, self.bank_labels_N, self.size.classes) if by_bank else mean_CD
-            return base + cfg.weight * literal.dro(self.out.features_BD, labels_B, centers_CD, eps_C, cfg.temperature)
-
-        return form
-
-    def _ifl(self, objective: Objective) -> Callable[[], Tensor]:
-        cfg = objective.cfg.terms.ifl
-        memories = objective.memories().values()
-        centroids = next(m for m in memories if isinstance(m, ClassCentroids))
-        scores = next(m for m in memories if isinstance(m, ScoreTable))
-        grown = cfg.weight * cfg.center_weight * cfg.center_growth ** len(cfg.milestones)
-        mean_CD, weights_EB = centroids.mean_CD.float(), scores.weights(self.batch)
-        return lambda: literal.ifl(
-            self.out.logits_BC, self.out.features_BD, self.batch.labels_B, weights_EB, mean_CD, grown
-        )

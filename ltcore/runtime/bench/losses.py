@@ -15,6 +15,7 @@ from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.objective.kmeans import kmeans
 from ltcore.runtime.bench.case import NAMES, PROGRESS, QUICK_SIZES, SIZES, Case, Size
+from ltcore.runtime.bench.forms import dro_by_bank, literally
 from ltcore.runtime.bench.largest import largest_tensor
 from ltcore.runtime.bench.machine import on_cpus
 from ltcore.runtime.bench.measure import (
@@ -112,7 +113,7 @@ def arithmetic(size: Size, options: Options) -> Section:
     for name in NAMES:
         objective = case.objective(name)
         sides[name] = repeated(case.ours(objective), least_s)
-        sides[f"{name}, literal"] = repeated(case.literally(name, objective), least_s)
+        sides[f"{name}, literal"] = repeated(literally(case, name, objective), least_s)
         section.rungs.append(Rung(name, f"{name}, literal"))
         if name == "lpa":
             sides[LPA_LOSS] = repeated(case.ours(objective, attributes=False), least_s)
@@ -128,7 +129,7 @@ def arithmetic(size: Size, options: Options) -> Section:
             section.rungs.append(Rung(name, LARGE_STEP))
         if name == "dro":
             bank = f"dro, bank of {size.bank:,}"
-            sides[bank] = repeated(case.dro_by_bank(objective), 0.0)
+            sides[bank] = repeated(dro_by_bank(case, objective), 0.0)
             section.rungs.append(Rung(name, bank, Aim("<=", 1 / 20)))
     section.measurements += interleave(sides, options.turns, milliseconds)
     section.notes.append(
