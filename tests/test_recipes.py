@@ -137,7 +137,7 @@ def test_recipe_trains(name, photographs):
 
 @pytest.mark.parametrize("name", ["imagenet_lt_paco_lpa", "places_lt_dro", "cifar100_lt_ce"])
 def test_a_dry_run_tells_capacity_and_cost(name, photographs):
-    run = load_run(name, {"train.batch_size": 4, "data.canvas": LARGE_PX})
+    run = load_run(name, {"train.batch_size": 4, "data.canvas": LARGE_PX, "model.ghost_batch": None})
     text = dry_run_text(run, photographs)
     assert f"4 steps per epoch of 4, {run.train.epochs} epochs, {16 * run.train.epochs:,} images in all" in text
     assert f"{run.model.name} at 64 px" in text and "FLOP" in text and "Each worker holds" in text

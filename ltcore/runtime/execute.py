@@ -123,7 +123,8 @@ def _run(job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInf
             wandb=cfg.tracking.wandb,
         ),
         rank=ctx.rank,
-        resume_step=previous.meta["step"] if previous else 0,
+        # the end of its last whole epoch: one that ended just before it was saved is logged again
+        resume_step=previous.meta["epoch"] * feed.num_batches if previous else 0,
         job_type=info.kind,
     )
     status = "failed"

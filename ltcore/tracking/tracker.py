@@ -97,8 +97,7 @@ class FanOut:
 class JsonlTracker:
     """``metrics.jsonl``: one JSON object per ``log`` call; ``tables/<name>.json``: one file per table.
 
-    A resumed run first drops what was logged after its checkpoint (``step > resume_step``), so no epoch stands there
-    twice; with ``resume_step`` 0 it starts over.
+    A resumed run first drops what was logged after ``resume_step``, so no epoch stands there twice; with 0 it starts over.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
@@ -165,7 +164,7 @@ def open_tracker(
 
     ``run_id`` names the run for good: a resumed run passes the same one and continues the same W&B run, so it must be
     unique in the W&B project. ``group`` is the sweep, ``job_type`` the kind of run (run, trial, baseline, retrain,
-    sweep), ``config_flat`` the configuration by dotted key, ``resume_step`` the step of the checkpoint it starts from.
+    sweep), ``config_flat`` the configuration by dotted key, ``resume_step`` the step of the last row that stays.
     """
     if rank != 0:
         return NullTracker()

@@ -27,4 +27,4 @@ def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> list[dict[str, 
     (aside / "meta.json").write_text(json.dumps({**found.meta, "config": config}, indent=1))
     aside.rename(folder / found.path.name)
     rows = [json.loads(line) for line in (source / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["step"] <= found.meta["step"]]
+    return [row for row in rows if row["epoch"] <= found.meta["epoch"]]

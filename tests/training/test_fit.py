@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ltcore.errors import CheckpointError, ConfigError, NumericError
+from ltcore.tracking.tracker import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext
 from ltcore.training.fit import StopRequested
@@ -90,6 +91,27 @@ def test_a_stopped_run_continues_as_if_nothing_had_happened(
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "stopped"
     record = run(cfg, tiny_shards, tmp_path / "cut")
     assert record["status"] == "finished"
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_an_epoch_that_was_logged_but_not_saved_is_logged_once(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, with a checkpoint of the epoch's last step: the epoch ends again after it."""
+    monkeypatch.setattr("ltcore.training.fit.DECIDE_EVERY", 1)
+    cfg = tiny_run(train__checkpoint_every_s=0.0001)
+    run(cfg, tiny_shards, tmp_path / "whole")
+    log = JsonlTracker.log
+
+    def killed(tracker: JsonlTracker, metrics: Any, step: int) -> None:
+        log(tracker, metrics, step)
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(JsonlTracker, "log", killed)
+        run(cfg, tiny_shards, tmp_path / "cut")
+    run(cfg, tiny_shards, tmp_path / "cut")
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -54,9 +54,9 @@ class ScoreTable(Memory):
         """float64: mean over environments and over the samples of a class; 1 for a class without any."""
         self.passed = torch.zeros((), dtype=torch.int64)
         """Number of milestones whose weights are published."""
-        self.score_N = torch.zeros(num_samples, dtype=torch.float64)
-        self.right_N = torch.zeros(num_samples, dtype=torch.bool)
-        self.label_N = torch.full((num_samples,), -1)
+        self.last_score_N = torch.zeros(num_samples, dtype=torch.float64)
+        self.last_right_N = torch.zeros(num_samples, dtype=torch.bool)
+        self.last_label_N = torch.full((num_samples,), -1)
         """int64. These three are what the present weights were built of; label -1: never scored."""
         self._score_N = torch.zeros(num_samples, dtype=torch.float64)
         self._times_N = torch.zeros(num_samples, dtype=torch.int32)
@@ -86,13 +86,13 @@ class ScoreTable(Memory):
         for pending in self.pending().values():
             dist.all_reduce_sum_(pending)
         shown_N, times_N = self._times_N > 0, self._times_N.clamp_min(1)
-        self.score_N.copy_(torch.where(shown_N, self._score_N / times_N, self.score_N))
-        self.right_N.copy_(torch.where(shown_N, self._right_N > 0, self.right_N))
-        self.label_N.copy_(torch.where(shown_N, self._label_N // times_N, self.label_N))
-        seen_N, label_N = self.label_N >= 0, self.label_N
+        self.last_score_N.copy_(torch.where(shown_N, self._score_N / times_N, self.last_score_N))
+        self.last_right_N.copy_(torch.where(shown_N, self._right_N > 0, self.last_right_N))
+        self.last_label_N.copy_(torch.where(shown_N, self._label_N // times_N, self.last_label_N))
+        seen_N, label_N = self.last_label_N >= 0, self.last_label_N
         relative_EN, factor_EC = environment_weights(
-            self.score_N,
-            self.right_N,
+            self.last_score_N,
+            self.last_right_N,
             seen_N,
             label_N,
             self._counts_C,
@@ -120,9 +120,9 @@ class ScoreTable(Memory):
             "factor_EC": self.factor_EC,
             "mean_weight_C": self.mean_weight_C,
             "passed": self.passed,
-            "score_N": self.score_N,
-            "right_N": self.right_N,
-            "label_N": self.label_N,
+            "last_score_N": self.last_score_N,
+            "last_right_N": self.last_right_N,
+            "last_label_N": self.last_label_N,
         }
 
     def pending(self) -> dict[str, Tensor]:
