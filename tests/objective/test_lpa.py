@@ -454,11 +454,21 @@ def _train(steps: int, under_paco: bool) -> dict[str, Tensor]:
     return {"loss": average, "encoder": encoder.detach(), **published}
 
 
+def _alone_and_under_paco(steps: int) -> list[dict[str, Tensor]]:
+    return [_train(steps, under_paco) for under_paco in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> list[list[dict[str, Tensor]]]:
+    return run_ranks(_alone_and_under_paco, 2, 10)
+
+
 @pytest.mark.parametrize("under_paco", [False, True])
-def test_two_ranks_equal_one(under_paco: bool) -> None:
+def test_two_ranks_equal_one(under_paco: bool, two_ranks: list[list[dict[str, Tensor]]]) -> None:
     alone = _train(10, under_paco)
     assert alone["loss"] > 0 and (alone["prototypes/weights"] > 0).any()
-    for rank in run_ranks(_train, 2, 10, under_paco):
+    for results in two_ranks:
+        rank = results[under_paco]
         assert rank.keys() == alone.keys()
         for name, value in alone.items():
             torch.testing.assert_close(rank[name], value, rtol=1e-10, atol=1e-12, msg=name)
