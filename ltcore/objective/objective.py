@@ -80,8 +80,8 @@ class ObjectiveOutput:
     loss: Tensor
     """Scalar with gradient. The mean over ranks is the loss of the global batch."""
     parts: dict[str, Tensor]
-    """Detached scalars: 'base' and one per live term, before their weights. As for the loss, the mean over ranks is
-    global."""
+    """Detached scalars: 'base' and one per live term, before their weights, and what a term logs besides, as
+    '<term>_<name>'. As for the loss, the mean over ranks is global."""
 
 
 class Objective(nn.Module):
@@ -131,8 +131,9 @@ class Objective(nn.Module):
                     base_B = base_B * weights_B
             loss = base_B.mean()
             for name, term in live.items():
-                penalty = term(out, batch, context(name))
-                parts[name] = penalty.detach()
+                ctx = context(name)
+                penalty = term(out, batch, ctx)
+                parts |= {name: penalty.detach()} | {f"{name}_{what}": value for what, value in ctx.logged.items()}
                 loss = loss + term.cfg.weight * penalty
             for parameter in (p for name, term in self._terms.items() if name not in live for p in term.parameters()):
                 loss = loss + 0.0 * parameter.sum()  # DDP waits for the gradient of every parameter

@@ -54,6 +54,8 @@ class LossContext:
     """The memories this loss declared, under the names it gave them."""
     shared: dict[Any, Any] = field(default_factory=dict)
     """Results that several losses of one forward use (the similarity matrix of PaCo and LPA)."""
+    logged: dict[str, Tensor] = field(default_factory=dict)
+    """Detached scalars to log beside the loss, by a name of its own for each. As for the loss, the mean over ranks is global."""
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """``compute()``, at most once per forward for each ``key``."""

@@ -33,7 +33,7 @@ def on_a_rank(saved: dict[str, harness.State]) -> dict[str, Any]:
         objective = harness.fill(harness.build_row(*row))
         result = harness.run(objective, harness.my_rows(harness.ragged()))
         memories = {name: memory.published() for name, memory in objective.memories().items()}
-        found["runs"]["-".join(row)] = {"loss": result.loss, "grads": result.grads, "memories": memories}
+        found["runs"]["-".join(row)] = vars(result) | {"memories": memories}
         if harness.takes_mixtures(row):
             found["mixed"]["-".join(row)] = vars(harness.run_mixed(objective, harness.my_rows(harness.ragged())))
         partly = harness.partly_filled(row).memories()

@@ -238,17 +238,19 @@ def copies(memory: Memory) -> State:
 class Result:
     loss: Tensor
     grads: dict[str, Tensor]
+    parts: dict[str, Tensor]
 
 
 def evaluate(objective: Objective, out: ModelOutput, batch: Batch, progress: float = PROGRESS) -> Result:
     """Loss and its gradients by the fields of the output and the parameters of the objective."""
     inputs = tensors(out) | dict(objective.named_parameters())
     wanted = {name: t for name, t in inputs.items() if t.requires_grad}
-    loss = objective(out, batch, progress).loss
-    grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+    found = objective(out, batch, progress)
+    grads = torch.autograd.grad(found.loss, list(wanted.values()), allow_unused=True)
     return Result(
-        loss.detach(),
+        found.loss.detach(),
         {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(wanted.items(), grads, strict=True)},
+        found.parts,
     )
 
 

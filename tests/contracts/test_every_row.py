@@ -44,7 +44,7 @@ def floating(out: ModelOutput, change: Any) -> ModelOutput:
 
 
 def assert_finite(result: harness.Result) -> None:
-    assert result.loss.isfinite()
+    assert all(value.isfinite() for value in (result.loss, *result.parts.values()))
     assert all(grad.isfinite().all() for grad in result.grads.values())
 
 
@@ -53,6 +53,7 @@ def test_permuting_the_batch_changes_nothing(objective: Objective) -> None:
     order_B = torch.randperm(len(RAGGED), generator=torch.Generator().manual_seed(3))
     plain, permuted = harness.run(objective, RAGGED), harness.run(objective, RAGGED[order_B])
     harness.assert_close(permuted.loss, plain.loss)
+    torch.testing.assert_close(permuted.parts, plain.parts, rtol=1e-9, atol=1e-9)
     parameters = dict(objective.named_parameters())
     for name, grad in plain.grads.items():
         harness.assert_close(permuted.grads[name], grad if name in parameters else grad[order_B])
@@ -69,6 +70,7 @@ def test_renumbering_the_classes_changes_nothing(row: tuple[str, str], objective
     renumbered = harness.fill(harness.build_row(*row, order_C), order_C)
     plain, other = harness.run(objective, RAGGED), harness.run(renumbered, RAGGED, order_C)
     harness.assert_close(other.loss, plain.loss)
+    torch.testing.assert_close(other.parts, plain.parts, rtol=1e-9, atol=1e-9)
     for name, tensor in harness.tensors(harness.output_of(objective, RAGGED)).items():
         if tensor.requires_grad and name != "logits_BC":
             harness.assert_close(other.grads[name], plain.grads[name])
@@ -85,7 +87,7 @@ def test_twice_is_the_same_and_leaves_memories_alone(objective: Objective) -> No
 
     before, first = state(), harness.run(objective, RAGGED)
     second, after = harness.run(objective, RAGGED), state()
-    assert torch.equal(first.loss, second.loss)
+    assert torch.equal(first.loss, second.loss) and first.parts == second.parts
     assert all(torch.equal(grad, second.grads[name]) for name, grad in first.grads.items())
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -178,6 +180,8 @@ def test_restored_memories_give_the_same_loss(row: tuple[str, str], objective: O
 def test_two_ranks_equal_one(row: tuple[str, str], objective: Objective, two_ranks: list[dict[str, Any]]) -> None:
     one, ranks = harness.run(objective, RAGGED), [rank["runs"]["-".join(row)] for rank in two_ranks]
     harness.assert_close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, one.loss)
+    means = {name: (ranks[0]["parts"][name] + ranks[1]["parts"][name]) / 2 for name in one.parts}
+    torch.testing.assert_close(means, one.parts, rtol=1e-9, atol=1e-9)
     parameters = dict(objective.named_parameters())
     for name, grad in one.grads.items():  # DDP divides by the number of ranks
         mine = [rank["grads"][name] / 2 for rank in ranks]

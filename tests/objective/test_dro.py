@@ -31,6 +31,15 @@ def dro(
     return term(toy.make_output(features_BD=z_BD), toy.make_batch(labels), ctx)
 
 
+def excess(**options: object) -> float:
+    """What the penalty on the line logs beside itself."""
+    stats = toy.make_stats([9, 9])
+    ctx = toy.make_context(stats, centroids=toy.make_centroids(LINE["mean"], **options))
+    term = Dro(Dro.Config(radius_mode="shared", radius=0.5), stats, toy.make_dims(1, stats)).double()
+    term(toy.make_output(features_BD=LINE["z"]), toy.make_batch(LINE["y"]), ctx)
+    return float(ctx.logged["excess"])
+
+
 def on_the_line(**options: object) -> Tensor:
     return dro(LINE["z"], LINE["y"], LINE["mean"], **options)
 
@@ -76,6 +85,13 @@ def naive(
 def test_closed_forms(options: dict[str, object], expected: tuple[float, float]) -> None:
     assert class_losses(**options) == pytest.approx(expected, abs=1e-6)
     assert float(on_the_line(**options)) == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_logs_by_how_much_it_exceeds_its_floor() -> None:
+    """The floor of a class is log |S_c|, that of the penalty the mean over the classes that count."""
+    assert excess() == pytest.approx((0.871539 - math.log(2) + 0.266368 - math.log(1)) / 2, abs=1e-6)
+    assert excess(counts=[1, 0]) == pytest.approx(0.871539 - math.log(2), abs=1e-6)
+    assert excess(counts=[0, 0]) == 0
 
 
 def test_a_very_negative_learned_radius_leaves_the_loss_within_the_class() -> None:

@@ -199,7 +199,7 @@ def test_terms_add_their_parts(base: str) -> None:
     objective = with_terms(base)
     out, batch = harness.output_of(objective, harness.ragged(), 7), harness.batch_of(harness.ragged())
     result = objective(out, batch, harness.PROGRESS)
-    assert set(result.parts) == {"base", *TERMS}
+    assert {"base", *TERMS} <= set(result.parts)
     assert all(part != 0 and part.isfinite() for part in result.parts.values())
 
 

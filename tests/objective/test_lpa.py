@@ -20,7 +20,7 @@ from ltcore.objective.memory.queue import Queue
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import Terms
 from ltcore.objective.term import FeatureDims, LossContext
-from ltcore.objective.terms.lpa import Lpa, of_neighbors, positive_weights
+from ltcore.objective.terms.lpa import Lpa, of_neighbors, positive_shares, positive_weights
 from ltcore.stats import ClassStats
 from tests.ddp import run_ranks
 
@@ -89,7 +89,7 @@ def test_positive_weights_match_a_naive_loop(rho: float) -> None:
     excluded[4, 1] = True
     by_class = torch.zeros(4, 4, dtype=F64).scatter_(1, neighbors, similarity)
     near = of_neighbors(labels_A, by_class[labels_B])
-    found = positive_weights(contrast_of(labels_B, labels_A, excluded), labels_B, near, rho)
+    found = positive_weights(*positive_shares(contrast_of(labels_B, labels_A, excluded), labels_B, near), rho)
     for i, y in enumerate(labels_B.tolist()):
         kept = [j for j in range(10) if not excluded[i, j]]
         table = {int(c): float(w) for c, w in zip(neighbors[y], similarity[y], strict=True) if c != y}
@@ -140,11 +140,37 @@ def test_pulls_neighbor_classes() -> None:
     assert (prototypes.weights_Ck > 0).any()
     contrast = ContrastSet.of(out, batch.labels_B, context(memories), queue)
     by_class = torch.zeros(4, 4).scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)
-    weights = positive_weights(contrast, batch.labels_B, of_neighbors(contrast.labels_A, by_class[batch.labels_B]), 0.4)
+    near_BA = of_neighbors(contrast.labels_A, by_class[batch.labels_B])
+    weights = positive_weights(*positive_shares(contrast, batch.labels_B, near_BA), 0.4)
     expected = mean_over_valid(*supcon(contrast.cosine_BA, weights, contrast.excluded_BA, 0.2))
     loss = term(out, batch, context(memories))
     torch.testing.assert_close(loss, expected)
     assert not torch.isclose(loss, plain_supcon(out, batch, memories, 0.2))
+
+
+def test_logs_the_cosines_of_its_positives() -> None:
+    """Means over the anchors that have such a positive; of neighbor classes, by their similarities."""
+    term, memories = made(neighbor_mass=0.4)
+    out, batch = case(0)
+    feed(memories, out, batch, progress=0.1)
+    prototypes, queue = memories["prototypes"], memories["queue"]
+    assert isinstance(prototypes, Prototypes) and isinstance(queue, Queue)
+    ctx = context(memories)
+    term(out, batch, ctx)
+    contrast = ContrastSet.of(out, batch.labels_B, ctx, queue)
+    cosine_BA = contrast.cosine_BA.detach()
+    similar = torch.zeros(4, 4).scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)
+    same, near = [], []
+    for i, y in enumerate(batch.labels_B.tolist()):
+        kept = [(j, int(c)) for j, c in enumerate(contrast.labels_A) if not contrast.excluded_BA[i, j]]
+        mine = [float(cosine_BA[i, j]) for j, c in kept if c == y]
+        others = {j: float(similar[y, c]) for j, c in kept if c != y and similar[y, c] > 0}
+        same += [sum(mine) / len(mine)] if mine else []
+        if others:
+            near.append(sum(w * float(cosine_BA[i, j]) for j, w in others.items()) / sum(others.values()))
+    assert near and same
+    found = [float(ctx.logged[f"{kind}_cosine"]) for kind in ("class", "neighbor")]
+    assert found == pytest.approx([sum(same) / len(same), sum(near) / len(near)], abs=1e-6)
 
 
 def test_is_plain_contrast_without_neighbor_mass_or_when_classes_are_alike() -> None:
@@ -328,7 +354,7 @@ def test_one_view_contrasts_with_queries_and_earlier_keys_alone() -> None:
     excluded_BA = torch.cat([torch.eye(16, dtype=torch.bool), torch.zeros(16, 7, dtype=torch.bool)], 1)
     by_class = torch.zeros(4, 4).scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)[batch.labels_B]
     contrast = ContrastSet(labels_A, out.query_Bd @ torch.cat([out.query_Bd, queue.keys_Qd]).T, excluded_BA)
-    weights = positive_weights(contrast, batch.labels_B, of_neighbors(labels_A, by_class), 0.3)
+    weights = positive_weights(*positive_shares(contrast, batch.labels_B, of_neighbors(labels_A, by_class)), 0.3)
     loss = term(out, batch, context(memories))
     torch.testing.assert_close(loss, mean_over_valid(*supcon(contrast.cosine_BA, weights, excluded_BA, 0.2)))
     other_keys = replace(out, key_Bd=out.own_key_Bd)

@@ -27,7 +27,7 @@ never rounded to TF32, and nothing of size [B, G, D]; from their roots on in the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,33 +112,40 @@ class Dro(Term):
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         """Scalar, this rank's share of the mean over layers and over the classes of the global batch that have a
-        centroid."""
+        centroid. Logs 'excess', by how much it lies above its floor, the mean of log |S_c| over those classes."""
         labels_G = dist.gather(batch.labels_B)
-        losses = [
+        found = [
             self._at_layer(features_at(out, stage), batch, labels_G, cast(ClassCentroids, ctx.memories[_memory(stage)]))
             for stage in self._stages
         ]
-        return sum(losses[1:], losses[0]) / len(losses)
+        losses, floors = zip(*found, strict=True)
+        loss = sum(losses[1:], losses[0]) / len(losses)
+        ctx.logged["excess"] = loss.detach() - sum(floors[1:], floors[0]) / len(floors)
+        return loss
 
-    def _at_layer(self, features_BD: Tensor, batch: Batch, labels_G: Tensor, centroids: ClassCentroids) -> Tensor:
-        features_GD = dist.gather_with_grad(features_BD).double()
+    def _at_layer(
+        self, features_BD: Tensor, batch: Batch, labels_G: Tensor, centroids: ClassCentroids
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and floor, scalars."""
+        features_GD = dist.gather_with_grad(features_BD)
         first = dist.rank() * len(batch)
         own_B = torch.arange(first, first + len(batch), device=labels_G.device)
 
-        distance_BG = _distances(centroids.mean_CD[batch.labels_B], features_GD, widened(features_BD).dtype)
-        slack_G = self._slack(centroids)[self._radius_labels(labels_G)].to(distance_BG.dtype)
-        if self.cfg.denominator == "class":
-            slackened_BG = batch.labels_B[:, None] == labels_G
-        else:
+        same_BG = batch.labels_B[:, None] == labels_G
+        slackened_BG = same_BG
+        if self.cfg.denominator == "anchor":
             slackened_BG = own_B[:, None] == torch.arange(len(labels_G), device=labels_G.device)
+        distance_BG = _Distances.apply(centroids.mean_CD[batch.labels_B], features_GD, widened(features_BD).dtype)
+        slack_G = self._slack(centroids)[self._radius_labels(labels_G)].to(distance_BG.dtype)
         nearness_BG = (distance_BG + slackened_BG * slack_G) * (-1 / self.cfg.temperature)
         loss_B = F.cross_entropy(nearness_BG, own_B, reduction="none")
 
         # Each class weighs the same: 1 / |S_c| per sample, over the number of classes counted.
-        size_C = torch.zeros_like(centroids.count_C).index_add_(0, labels_G, torch.ones_like(features_GD[:, 0]))
-        counted_C = ((size_C > 0) & (centroids.count_C > 0)).double()
-        share_C = counted_C / size_C.clamp_min(1) * (dist.world() / counted_C.sum().clamp_min(1))
-        return (share_C[batch.labels_B].to(loss_B.dtype) * loss_B).sum()
+        known_C = (centroids.count_C > 0).to(loss_B.dtype)
+        num_counted = torch.zeros_like(known_C).index_copy_(0, labels_G, known_C[labels_G]).sum()
+        size_B = same_BG.sum(1)
+        share_B = known_C[batch.labels_B] / size_B * (dist.world() / num_counted.clamp_min(1))
+        return (share_B * loss_B).sum(), (share_B * size_B.log()).sum()
 
     def _slack(self, centroids: ClassCentroids) -> Tensor:
         """[C] slack * eps per class, float64, in feature units."""
@@ -166,8 +173,23 @@ def _memory(stage: str | None) -> str:
     return "centroids" if stage is None else f"{stage}_centroids"
 
 
-def _distances(centers_BD: Tensor, features_GD: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, G] Euclidean distances, differentiable at 0; ``dtype`` from their squares on, whose differences are float64."""
-    norms_BG = centers_BD.square().sum(1)[:, None] + features_GD.square().sum(1)
-    squares_BG = torch.addmm(norms_BG, centers_BD, features_GD.T, alpha=-2).to(dtype)
-    return (squares_BG.relu() + 1e-12).sqrt()  # below 0 by rounding alone
+class _Distances(torch.autograd.Function):
+    """[B, G] Euclidean distances of features to fixed centers, ``dtype`` from their squares on, whose differences are float64;
+    differentiable at 0. Written out because it keeps one matrix for its gradient, (z - mu) / d, where autograd keeps five.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, centers_BD: Tensor, features_GD: Tensor, dtype: torch.dtype) -> Tensor:
+        wide_GD = features_GD.double()
+        norms_BG = centers_BD.square().sum(1)[:, None] + wide_GD.square().sum(1)
+        squares_BG = torch.addmm(norms_BG, centers_BD, wide_GD.T, alpha=-2).to(dtype)
+        distance_BG = squares_BG.relu_().add_(1e-12).sqrt_()  # below 0 by rounding alone
+        ctx.save_for_backward(centers_BD, features_GD, distance_BG)
+        return distance_BG
+
+    @staticmethod
+    def backward(ctx: Any, grad_BG: Tensor) -> tuple[None, Tensor, None]:
+        centers_BD, features_GD, distance_BG = ctx.saved_tensors
+        weight_BG = (grad_BG / distance_BG).double()
+        grad_GD = torch.addmm(features_GD * weight_BG.sum(0)[:, None], weight_BG.T, centers_BD, alpha=-1)
+        return None, grad_GD.to(features_GD.dtype), None

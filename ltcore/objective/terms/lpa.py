@@ -205,15 +205,20 @@ class Lpa(Term):
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         """Scalar, this rank's share of the mean over the anchors that have a positive; 0 before the first clustering. A
-        collective."""
+        collective. Logs 'class_cosine' and 'neighbor_cosine', of an anchor and its positives of its class and of the
+        neighbor classes: where the second comes near the first, classes that share parts are no longer told apart."""
         cfg = self.cfg
         if not cast(Prototypes, ctx.memories["prototypes"]).num_clusters:  # no class has a description yet
             return query_of(out, cfg.embedding).sum() * 0.0
         queue = cast("Queue | None", ctx.memories.get("queue"))
         contrast = ContrastSet.of(out, batch.labels_B, ctx, queue, cfg.embedding, keys=cfg.views == 2)
         near_BA = of_neighbors(contrast.labels_A, self._neighbor_classes(out, batch, ctx))
-        weights_BA = positive_weights(contrast, batch.labels_B, near_BA, cfg.neighbor_mass)
+        same_BA, near_BA = positive_shares(contrast, batch.labels_B, near_BA)
+        weights_BA = positive_weights(same_BA, near_BA, cfg.neighbor_mass)
         loss_B, valid_B = supcon(contrast.cosine_BA, weights_BA, contrast.excluded_BA, cfg.temperature)
+        for kind, share_BA in [("class", same_BA), ("neighbor", near_BA)]:
+            cosine_B = (share_BA * contrast.cosine_BA.detach()).sum(1)
+            ctx.logged[f"{kind}_cosine"] = mean_over_valid(cosine_B, share_BA.any(1))
         return mean_over_valid(loss_B, valid_B)
 
     def _neighbor_classes(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
@@ -255,20 +260,23 @@ def of_neighbors(labels_A: Tensor, by_class_BC: Tensor) -> Tensor:
     return by_class_BC[:, labels_A.clamp_min(0)]
 
 
-def positive_weights(contrast: ContrastSet, labels_B: Tensor, near_BA: Tensor, neighbor_mass: float) -> Tensor:
+def positive_shares(contrast: ContrastSet, labels_B: Tensor, near_BA: Tensor) -> tuple[Tensor, Tensor]:
+    """Twice [B, A]: shares of the elements of the anchor's class, all alike, and of those of neighbor classes, by their
+    similarities ``near_BA`` >= 0. Each row sums to 1, or to 0 where there are none."""
+    allowed_BA, dtype = ~contrast.excluded_BA, contrast.cosine_BA.dtype
+    same_BA = (labels_B[:, None] == contrast.labels_A) & allowed_BA
+    near_BA = near_BA.to(dtype) * allowed_BA
+    sum_near_B1 = near_BA.sum(1, keepdim=True)
+    same_share_BA = same_BA / same_BA.sum(1, keepdim=True, dtype=dtype).clamp_min(1)
+    return same_share_BA, near_BA / sum_near_B1.masked_fill(sum_near_B1 == 0, 1)
+
+
+def positive_weights(same_share_BA: Tensor, near_share_BA: Tensor, neighbor_mass: float) -> Tensor:
     """[B, A] weights M, each row summing to 1 where it has a positive.
 
-    Elements of the anchor's class share 1 - ``neighbor_mass`` equally, those of neighbor classes share
-    ``neighbor_mass`` by their similarities ``near_BA`` >= 0; where either set is empty the other takes all (but without
-    neighbor mass there are no neighbors).
+    Neighbor classes get ``neighbor_mass``; where either set is empty the other takes all (but without neighbor mass
+    there are no neighbors).
     """
-    allowed_BA = ~contrast.excluded_BA
-    dtype = contrast.cosine_BA.dtype
-    same_BA = ((labels_B[:, None] == contrast.labels_A) & allowed_BA).to(dtype)
-    near_BA = near_BA.to(dtype) * allowed_BA
-    num_same_B1, sum_near_B1 = same_BA.sum(1, keepdim=True), near_BA.sum(1, keepdim=True)
-    near_mass_B1 = torch.full_like(num_same_B1, neighbor_mass)
-    near_mass_B1 = near_mass_B1.masked_fill(num_same_B1 == 0, float(neighbor_mass > 0)).masked_fill(sum_near_B1 == 0, 0)
-    same_share_BA = same_BA / num_same_B1.clamp_min(1)
-    near_share_BA = near_BA / sum_near_B1.masked_fill(sum_near_B1 == 0, 1)
-    return same_share_BA * (1 - near_mass_B1) + near_share_BA * near_mass_B1
+    has_same_B1, has_near_B1 = (share_BA.any(1, keepdim=True) for share_BA in (same_share_BA, near_share_BA))
+    mass_B1 = torch.where(has_same_B1, neighbor_mass, float(neighbor_mass > 0)).masked_fill(~has_near_B1, 0)
+    return same_share_BA.lerp(near_share_BA, mass_B1.to(same_share_BA.dtype))
