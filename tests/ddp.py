@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 import torch.distributed as td
-import torch.multiprocessing as mp
 
 
-def _entry(rank: int, world: int, fn: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
+def _join(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+
+
+def _call(fn: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     try:
-        torch.save(fn(*args), f"{folder}/{rank}.pt")
-    finally:
-        td.destroy_process_group()
+        result = io.BytesIO()
+        torch.save(fn(*args), result)
+        return result.getvalue()
+    except BaseException:
+        td.destroy_process_group()  # the other ranks must not wait for this one
+        raise
+
+
+@functools.cache
+def _ranks(world: int) -> tuple[list[ProcessPoolExecutor], tempfile.TemporaryDirectory[str]]:
+    """One process per rank, in one process group, and the folder where they meet. Starting them costs seconds, so all tests of
+    a process share them."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    folder, spawn = tempfile.TemporaryDirectory(), get_context("spawn")
+    return [
+        ProcessPoolExecutor(1, mp_context=spawn, initializer=_join, initargs=(rank, world, folder.name))
+        for rank in range(world)
+    ], folder
 
 
 def run_ranks(fn: Callable[..., Any], world: int, *args: Any) -> list[Any]:
     """``[fn(*args) of rank 0, ...]``; results are tensors and plain containers. A failing rank fails the call."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_entry, args=(world, fn, folder, args), nprocs=world, join=True)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    ranks, _ = _ranks(world)
+    calls = [rank.submit(_call, fn, args) for rank in ranks]
+    failed = [call for call in wait(calls, return_when=FIRST_EXCEPTION).done if call.exception()]
+    if failed:
+        for rank in ranks:
+            rank.shutdown()
+        _ranks.cache_clear()
+    return [torch.load(io.BytesIO(call.result()), weights_only=True) for call in [*failed, *calls]]
