@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +16,6 @@ from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed
 from ltcore.data.plan import Ints, drawn_copies
-from ltcore.errors import NumericError
 from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts, build
@@ -27,9 +24,11 @@ from ltcore.training.evaluate import check_train_split, class_accuracy, confusio
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.initial import start_from
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
+from ltcore.training.progress import Progress
 from ltcore.training.record import RunInfo, RunRecord
 from ltcore.training.state import load_state, state_dict
 from ltcore.training.step import micro_batches
+from ltcore.training.watch import Watch, global_means, timed
 
 DECIDE_EVERY = 16
 """Steps between the points at which ranks agree on 'checkpoint now?' and 'stop?', and losses are checked to be finite."""
@@ -40,27 +39,6 @@ class Log(Protocol):
 
     def log(self, metrics: Mapping[str, float | int | None], step: int) -> None:
         """Takes the metrics of an epoch that ended with optimizer step ``step``."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    images_seen: int = 0
-    seconds: float = 0.0
-    best: dict[str, Any] = field(default_factory=dict)
-    """Metrics of the epoch with the best ``train.select``, with its ``epoch``."""
-    last: dict[str, Any] = field(default_factory=dict)
-    """Metrics of the last whole epoch."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Sums of the loss parts over the steps of the unfinished epoch."""
-    schedule: list[dict[str, Any]] = field(default_factory=list)
-    """Values of the hot keys, each with the ``images_seen`` from which they held."""
-    started_from: dict[str, Any] = field(default_factory=dict)
-    """The checkpoint or file whose weights the run started with, where ``train.init_from`` names one."""
 
 
 class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
@@ -129,9 +107,9 @@ class _Run:
         self.feed.copies_N = self._copies()
         started, first_image = time.monotonic(), at.images_seen
         sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in at.sums.items()}
-        watch = _Watch(self.folder)
+        watch = Watch(self.folder)
         waited = 0.0
-        for batch, wait_s in _timed(self.feed.train_batches(at.epoch, at.step_in_epoch)):
+        for batch, wait_s in timed(self.feed.train_batches(at.epoch, at.step_in_epoch)):
             waited += wait_s
             parts = self._step(batch)
             watch.add(at.step, parts)
@@ -142,7 +120,7 @@ class _Run:
                 watch.check()
                 self._maybe_save_or_stop(sums)
         watch.check()
-        means = _global_means(sums, at.step_in_epoch)
+        means = global_means(sums, at.step_in_epoch)
         self.parts.step.objective.merge(self._progress())
         average_running_stats_(self.parts.step.net)
         train_s = time.monotonic() - started
@@ -313,49 +291,9 @@ class _Run:
             state = found.train_state()
         state = dist.broadcast_object(state)
         if state is not None:
-            self.at = load_state(self.parts, self.optimizer, state, Progress)
+            self.at = load_state(self.parts, self.optimizer, state)
             self.last_saved_step = self.at.step
         elif self.cfg.train.init_from is not None:
             self.at.started_from = start_from(self.cfg, self.parts, self.feed.store.manifest.classes)
         if self.at.started_from:
             self.record.update(started_from=self.at.started_from)
-
-
-class _Watch:
-    """Notices the first step whose loss is not finite, without waiting for the device at every step."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._seen: list[tuple[int, dict[str, Tensor]]] = []
-
-    def add(self, step: int, parts: dict[str, Tensor]) -> None:
-        self._seen.append((step, parts))
-
-    def check(self) -> None:
-        for step, parts in self._seen:
-            bad = [name for name, value in parts.items() if name != "loss" and not math.isfinite(value)]
-            if bad or not math.isfinite(parts["loss"]):
-                good = ckpt.find(self._folder)
-                where = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
-                raise NumericError(
-                    f"Step {step}: {' and '.join(bad) or 'the total loss'} is not finite ({float(parts[(bad or ['loss'])[0]])}); "
-                    f"{where}. Lower train.optim.lr, set train.optim.clip_norm, or train.precision=fp32."
-                )
-        self._seen.clear()
-
-
-def _global_means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-    """Mean over steps and ranks; a rank's loss parts are its share of the global batch's."""
-    names = sorted(sums)
-    stacked = dist.all_reduce_sum_(torch.stack([sums[name].cpu() for name in names])) / (dist.world() * steps)
-    return dict(zip(names, stacked.tolist(), strict=True))
-
-
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that the loop waited for it."""
-    while True:
-        started = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.monotonic() - started

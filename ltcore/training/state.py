@@ -6,18 +6,14 @@ There is no generator state in it: all randomness is keyed by (seed, epoch, inde
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltcore import dist
 from ltcore.training.build import Parts
-
-if TYPE_CHECKING:
-    from ltcore.training.fit import Progress
-
-P = TypeVar("P", bound="Progress")
+from ltcore.training.progress import Progress
 
 
 def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> dict[str, Any]:
@@ -35,7 +31,7 @@ def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> 
     }
 
 
-def load_state(parts: Parts, optimizer: torch.optim.Optimizer, state: dict[str, Any], progress: type[P]) -> P:
+def load_state(parts: Parts, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Progress:
     """Restores what ``state_dict`` saved, also by another number of ranks; returns where the run stood."""
     parts.step.load_state_dict(state["step"])
     if parts.step.key:
@@ -46,7 +42,7 @@ def load_state(parts: Parts, optimizer: torch.optim.Optimizer, state: dict[str, 
     for name, memory in parts.step.objective.memories().items():
         saved = state["memories"][name]
         memory.load(saved["published"], saved["pending"])
-    return progress(**state["progress"])
+    return Progress(**state["progress"])
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -72,3 +72,13 @@ def make_centroids(mean_CD: Tensor, counts: Sequence[int] | None = None, var: Se
     centroids.count_C.copy_(f64([10] * len(mean_CD) if counts is None else counts))
     centroids.var_C.copy_(f64([1.0] * len(mean_CD) if var is None else var))
     return centroids
+
+
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name

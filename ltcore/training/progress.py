@@ -1,0 +1,27 @@
+"""Where a run stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Saved with every checkpoint."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    images_seen: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the epoch with the best ``train.select``, with its ``epoch``."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the last whole epoch."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of the loss parts over the steps of the unfinished epoch."""
+    schedule: list[dict[str, Any]] = field(default_factory=list)
+    """Values of the hot keys, each with the ``images_seen`` from which they held."""
+    started_from: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint or file whose weights the run started with, where ``train.init_from`` names one."""
