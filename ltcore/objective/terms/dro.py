@@ -140,11 +140,10 @@ class Dro(Term):
         nearness_BG = (distance_BG + slackened_BG * slack_G) * (-1 / self.cfg.temperature)
         loss_B = F.cross_entropy(nearness_BG, own_B, reduction="none")
 
-        # Each class weighs the same: 1 / |S_c| per sample, over the number of classes counted.
-        known_C = (centroids.count_C > 0).to(loss_B.dtype)
-        num_counted = torch.zeros_like(known_C).index_copy_(0, labels_G, known_C[labels_G]).sum()
+        # Each class weighs the same: 1 / |S_c| per sample, which sums to the number of classes counted.
         size_B = same_BG.sum(1)
-        share_B = known_C[batch.labels_B] / size_B * (dist.world() / num_counted.clamp_min(1))
+        share_B = (centroids.count_C > 0)[batch.labels_B] / size_B.to(loss_B.dtype)
+        share_B *= dist.world() / dist.all_reduce_sum_(share_B.sum()).clamp_min(1)
         return (share_B * loss_B).sum(), (share_B * size_B.log()).sum()
 
     def _slack(self, centroids: ClassCentroids) -> Tensor:
