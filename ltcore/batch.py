@@ -51,10 +51,11 @@ class Batch:
         return self.labels_B.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; asynchronous where the memory is pinned."""
+        """The same batch on another device; to a GPU by way of pinned memory, so that nobody waits for what it still computes."""
+        pin = torch.device(device).type == "cuda"
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            return (tensor.pin_memory() if pin and not tensor.is_cuda else tensor).to(device, non_blocking=True)
 
         mix = self.mix and self.mix.to(device)
         boxes = None if self.boxes_VB4 is None else move(self.boxes_VB4)

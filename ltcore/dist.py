@@ -76,6 +76,19 @@ def collect(tensor: Tensor) -> list[Tensor]:
     return parts
 
 
+def hand_out(parts: list[Tensor], like: Tensor) -> Tensor:
+    """The inverse of ``collect``: rank r gets ``parts[r]`` of rank 0 (other ranks pass nothing) on the device of ``like``, which
+    has its shape and type. Every rank holds one more tensor of it, however many ranks there are."""
+    if not is_distributed():
+        return parts[0]
+    mine = like
+    for target in range(world()):
+        held = parts[target].to(like.device).contiguous() if rank() == 0 else torch.empty_like(like)
+        td.broadcast(held, 0)
+        mine = held if target == rank() else mine
+    return mine
+
+
 class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -84,16 +84,28 @@ def norm1d(group: int | None) -> NormFactory:
     return nn.BatchNorm1d if group is None else partial(GhostBatchNorm1d, group=group)
 
 
+def running_stats(net: nn.Module) -> list[Tensor]:
+    """Running mean and variance of every batch norm, in a fixed order: the tensors themselves. ``num_batches_tracked`` is not
+    among them, being equal on all ranks."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    return [stat for norm in norms for stat in (norm.running_mean, norm.running_var) if stat is not None]
+
+
+def flatten(stats: list[Tensor]) -> Tensor:
+    """One vector of all."""
+    return torch.cat([stat.flatten() for stat in stats])
+
+
+@torch.no_grad()
+def assign_(stats: list[Tensor], flat: Tensor) -> None:
+    """The inverse of ``flatten``, in place."""
+    for stat, values in zip(stats, flat.split([stat.numel() for stat in stats]), strict=True):
+        stat.copy_(values.view_as(stat))
+
+
 @torch.no_grad()
 def average_running_stats_(net: nn.Module) -> None:
-    """Replaces the running mean and variance of every batch norm by their mean over ranks; one collective.
-
-    ``num_batches_tracked`` is left alone: it is equal on all ranks.
-    """
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    if not norms or not dist.is_distributed():
-        return
-    stats = [stat for norm in norms for stat in (norm.running_mean, norm.running_var) if stat is not None]
-    flat = dist.all_reduce_sum_(torch.cat([stat.flatten() for stat in stats])) / dist.world()
-    for stat, mean in zip(stats, flat.split([stat.numel() for stat in stats]), strict=True):
-        stat.copy_(mean)
+    """Replaces the running mean and variance of every batch norm by their mean over ranks; one collective."""
+    stats = running_stats(net)
+    if stats and dist.is_distributed():
+        assign_(stats, dist.all_reduce_sum_(flatten(stats)) / dist.world())

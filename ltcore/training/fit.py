@@ -16,6 +16,7 @@ from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed
 from ltcore.data.plan import Ints, drawn_copies
+from ltcore.errors import ConfigError
 from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts, build
@@ -26,9 +27,9 @@ from ltcore.training.initial import start_from
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.progress import Progress
 from ltcore.training.record import RunInfo, RunRecord
-from ltcore.training.state import load_state, state_dict
+from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
-from ltcore.training.watch import Watch, global_means, timed
+from ltcore.training.watch import Tally, Watch, timed
 
 DECIDE_EVERY = 16
 """Steps between the points at which ranks agree on 'checkpoint now?' and 'stop?', and losses are checked to be finite."""
@@ -54,6 +55,12 @@ def fit(
     Raises StopRequested after saving if the context asked to stop, NumericError if a loss is not finite.
     """
     check_train_split(feed, cfg.data.train_split)
+    share = cfg.train.batch_size // ctx.world
+    if share % cfg.train.accumulate:
+        raise ConfigError(
+            f"train.accumulate={cfg.train.accumulate} does not divide the {share} images that each of {ctx.world} workers takes "
+            f"of train.batch_size={cfg.train.batch_size}. Choose a divisor of {share}, or another number of workers."
+        )
     return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
 
 
@@ -67,7 +74,7 @@ class _Run:
         self.optimizer = build_optimizer(cfg.train.optim, self.parts.step)
         self.at = Progress()
         self.total_images = cfg.train.epochs * feed.num_batches * cfg.train.batch_size
-        self.saved_at = time.monotonic()
+        self.saved_at = self.counted_at = time.monotonic()
         self.last_saved_step = -1
         self.saving_s = 0.0
         """Seconds that checkpoints took since the last epoch was reported."""
@@ -106,25 +113,26 @@ class _Run:
         self.class_prior = self.parts.step.objective.stream_shares_C(self._progress()).tolist()
         self.feed.copies_N = self._copies()
         started, first_image = time.monotonic(), at.images_seen
-        sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in at.sums.items()}
+        self.counted_at = started
+        tally = Tally(at.sums, at.counts, self.ctx.device)
         watch = Watch(self.folder)
         waited = 0.0
         for batch, wait_s in timed(self.feed.train_batches(at.epoch, at.step_in_epoch)):
             waited += wait_s
             parts = self._step(batch)
             watch.add(at.step, parts)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value.double()
+            tally.add(parts)
             if at.step % DECIDE_EVERY == 0:
                 self.ctx.beat(at.epoch, at.images_seen, self.total_images)
                 watch.check()
-                self._maybe_save_or_stop(sums)
+                self._maybe_save_or_stop(tally)
         watch.check()
-        means = global_means(sums, at.step_in_epoch)
+        means = tally.means()
         self.parts.step.objective.merge(self._progress())
-        average_running_stats_(self.parts.step.net)
+        for net in (self.parts.step.net, *([self.parts.average.net] if self.parts.average else [])):
+            average_running_stats_(net)
         train_s = time.monotonic() - started
-        at.epoch, at.step_in_epoch, at.sums = at.epoch + 1, 0, {}
+        at.epoch, at.step_in_epoch, at.sums, at.counts = at.epoch + 1, 0, {}, {}
         metrics: dict[str, Any] = {
             "epoch": at.epoch,
             "step": at.step,
@@ -139,7 +147,7 @@ class _Run:
             "memory_bytes": most_memory_bytes(self.ctx.device),
         }
         self.saving_s = 0.0
-        at.seconds += time.monotonic() - started
+        self._count_time()
         metrics["time_s"] = at.seconds
         self._finish_epoch(metrics)
         return metrics
@@ -258,11 +266,16 @@ class _Run:
     def _progress(self) -> float:
         return min(self.at.images_seen / self.total_images, 1.0)
 
-    def _maybe_save_or_stop(self, sums: dict[str, Tensor]) -> None:
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.at.seconds, self.counted_at = self.at.seconds + now - self.counted_at, now
+
+    def _maybe_save_or_stop(self, tally: Tally) -> None:
         due = time.monotonic() - self.saved_at > self.cfg.train.checkpoint_every_s
         due, stop = dist.broadcast_object((due, self.ctx.stop_requested()))
         if due or stop:
-            self.at.sums = {name: float(value) for name, value in sums.items()}
+            self.at.sums, self.at.counts = tally.over_ranks()
+            self._count_time()
             self._save("last")
             self.ctx.saved()
         if stop:
@@ -285,13 +298,18 @@ class _Run:
 
     def _resume(self) -> None:
         """Rank 0 finds and reads the checkpoint; the others get it from there, so no rank needs to see its disk."""
-        state = None
+        state, pending = None, {}
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
             ckpt.check_same_run(found, flat(self.cfg), self.feed.store.manifest.hash, self.info.hot)
             state = found.train_state()
+            best = ckpt.find(self.folder, "best")
+            if best is not None and best.meta["step"] > state["progress"]["step"]:
+                # Of steps that are repeated now, on a GPU perhaps with other last digits; its weights are those that are there.
+                state["progress"]["best"] = best.meta["metrics"]
+            pending = take_pending(state)
         state = dist.broadcast_object(state)
         if state is not None:
-            self.at = load_state(self.parts, self.optimizer, state)
+            self.at = load_state(self.parts, self.optimizer, state, pending)
             self.last_saved_step = self.at.step
         elif self.cfg.train.init_from is not None:
             self.at.started_from = start_from(self.cfg, self.parts, self.feed.store.manifest.classes)

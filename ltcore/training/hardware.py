@@ -27,13 +27,15 @@ class Precision:
 
 
 def choose_precision(wish: str, device: torch.device) -> Precision:
-    """``auto``: bf16 on CUDA, and on a CPU with native bf16 arithmetic; else fp32 (emulated bf16 is many times slower)."""
+    """``auto``: bf16 on a GPU or CPU with native bf16 arithmetic; else fp32 (emulated bf16 is many times slower)."""
     if wish == "fp32":
         return Precision(None, "fp32 (asked for)")
     if wish == "bf16":
         return Precision(torch.bfloat16, "bf16 (asked for)")
     if device.type == "cuda":
-        return Precision(torch.bfloat16, "bf16 (CUDA)")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, "bf16 (CUDA)")
+        return Precision(None, "fp32 (GPU without native bf16)")
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return Precision(torch.bfloat16, "bf16 (CPU with native bf16)")
     return Precision(None, "fp32 (CPU without native bf16)")

@@ -71,7 +71,8 @@ def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor],
             f"train.init_from={uri} does not hold torchvision's weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
             f"{len(wrong)} in all). Use the file of the network that model.name names, with model.num_experts=1."
         )
-    return own | {mine: known[name] for mine, name in names.items() if name in known}, {"weights": uri}
+    mine = {name: value.cpu() for name, value in own.items()}  # they go to all ranks, each with a device of its own
+    return mine | {name: known[theirs] for name, theirs in names.items() if theirs in known}, {"weights": uri}
 
 
 def _projection(state: dict[str, Tensor]) -> dict[str, Tensor]:

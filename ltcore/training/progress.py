@@ -20,7 +20,9 @@ class Progress:
     last: dict[str, Any] = field(default_factory=dict)
     """Metrics of the last whole epoch."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums of the loss parts over the steps of the unfinished epoch."""
+    """Sums of the loss parts over the steps of the unfinished epoch, each the mean over ranks."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """In how many of these steps each part was there."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """Values of the hot keys, each with the ``images_seen`` from which they held."""
     started_from: dict[str, Any] = field(default_factory=dict)

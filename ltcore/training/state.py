@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from ltcore import dist
+from ltcore.errors import CheckpointError
+from ltcore.models.norm import assign_, flatten, running_stats
+from ltcore.objective.memory.base import Memory
 from ltcore.training.build import Parts
 from ltcore.training.progress import Progress
 
@@ -24,6 +27,7 @@ def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> 
         "key": parts.step.key.net.state_dict() if parts.step.key else None,
         "average": parts.average.net.state_dict() if parts.average else None,
         "optimizer": optimizer.state_dict(),
+        "running_stats": dist.collect(flatten(_running_stats(parts))),
         "memories": {
             name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
         },
@@ -31,18 +35,58 @@ def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> 
     }
 
 
-def load_state(parts: Parts, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Progress:
-    """Restores what ``state_dict`` saved, also by another number of ranks; returns where the run stood."""
+def load_state(
+    parts: Parts,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    pending: dict[str, list[dict[str, Tensor]]],
+) -> Progress:
+    """Restores what ``state_dict`` saved, also by another number of ranks; returns where the run stood. A collective:
+    ``state`` is the same on all ranks, and rank 0 brings what ``take_pending`` took out of it.
+
+    Raises CheckpointError for the state of another version of this package.
+    """
+    if "running_stats" not in state:
+        raise CheckpointError(
+            "The checkpoint to continue from was written by another version of ltcore. Use that version, or start again with "
+            "--fresh; evaluate.py and stage 2 take it as it is."
+        )
     parts.step.load_state_dict(state["step"])
     if parts.step.key:
         parts.step.key.net.load_state_dict(state["key"])
     if parts.average:
         parts.average.net.load_state_dict(state["average"])
+    # What the optimizer was built with holds: a population-based search changes weight decay and the like between two parts.
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    of_ranks = state["running_stats"]
+    mine = of_ranks[dist.rank()] if len(of_ranks) == dist.world() else torch.stack(of_ranks).mean(0)
+    assign_(_running_stats(parts), mine)
     for name, memory in parts.step.objective.memories().items():
-        saved = state["memories"][name]
-        memory.load(saved["published"], saved["pending"])
+        memory.load(state["memories"][name]["published"], _own(pending.get(name, []), memory, len(of_ranks)))
     return Progress(**state["progress"])
+
+
+def take_pending(state: dict[str, Any]) -> dict[str, list[dict[str, Tensor]]]:
+    """Memory -> what its ranks had pending, taken out of ``state``: it is large, and no rank needs that of the others."""
+    return {name: memory.pop("pending") for name, memory in state["memories"].items()}
+
+
+def _own(of_ranks: list[dict[str, Tensor]], memory: Memory, saved_world: int) -> list[dict[str, Tensor]]:
+    """What ``Memory.load`` takes on this rank. A collective; ``of_ranks`` is complete on rank 0."""
+    if saved_world != dist.world():
+        return of_ranks
+    mine = {
+        name: dist.hand_out([p[name] for p in of_ranks], tensor) for name, tensor in sorted(memory.pending().items())
+    }
+    return [mine] * saved_world
+
+
+def _running_stats(parts: Parts) -> list[Tensor]:
+    """Of the trained network and of its average: the same on all ranks only at the end of an epoch."""
+    return running_stats(parts.step.net) + (running_stats(parts.average.net) if parts.average else [])
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:

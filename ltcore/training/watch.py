@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -29,6 +29,9 @@ class Watch:
 
     def check(self) -> None:
         """Raises NumericError for the first step since the last check with a number that is not finite."""
+        values = [value.float() for _, parts in self._seen for value in parts.values()]
+        if values and torch.stack(values).isfinite().all():  # one wait for the device instead of one per number
+            self._seen.clear()
         for step, parts in self._seen:
             bad = [name for name, value in parts.items() if name != "loss" and not math.isfinite(value)]
             if bad or not math.isfinite(parts["loss"]):
@@ -41,11 +44,35 @@ class Watch:
         self._seen.clear()
 
 
-def global_means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-    """Mean over steps and ranks; a rank's loss parts are its share of the global batch's."""
-    names = sorted(sums)
-    stacked = dist.all_reduce_sum_(torch.stack([sums[name].cpu() for name in names])) / (dist.world() * steps)
-    return dict(zip(names, stacked.tolist(), strict=True))
+class Tally:
+    """Means of the loss parts over the steps of an epoch; of a term that begins in it, over the steps from then on.
+
+    Args:
+        sums, counts: of an epoch that was interrupted, as ``over_ranks`` gave them.
+        device: where the parts are, and collectives take place.
+    """
+
+    def __init__(self, sums: Mapping[str, float], counts: Mapping[str, int], device: torch.device) -> None:
+        self._sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in sums.items()}
+        self._counts = dict(counts)
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        """Takes the loss and its parts at a step."""
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def over_ranks(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Sums over the steps, each the mean over ranks, because a rank's loss parts are its share of the global batch's; and
+        the numbers of steps. A collective."""
+        names = sorted(self._sums)
+        sums = dist.all_reduce_sum_(torch.stack([self._sums[name] for name in names])) / dist.world()
+        return dict(zip(names, sums.tolist(), strict=True)), dict(self._counts)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each part over steps and ranks. A collective."""
+        sums, counts = self.over_ranks()
+        return {name: value / counts[name] for name, value in sums.items()}
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

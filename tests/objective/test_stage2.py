@@ -302,7 +302,7 @@ def test_options_of_a_method_that_is_not_chosen_are_refused() -> None:
     options = Stage2Options(lws=STAGE2["lws"].build.Config(epochs=3))
     assert Stage2Config(method="lws", options=options).rounds == 3
     with pytest.raises(
-        ValueError, match=r"^options.lws has no effect with method='crt': remove it or set method='lws'"
+        ValueError, match=r"^options.lws has no effect with method='crt': remove it or set stage2.method=lws"
     ):
         Stage2Config(method="crt", options=options)
     with pytest.raises(

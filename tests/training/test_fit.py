@@ -210,3 +210,39 @@ def test_other_keys_may_not(tiny_shards: str, tmp_path: Path) -> None:
         run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(0))
     with pytest.raises(CheckpointError, match=r"train.optim.lr: 0.05 there, 0.01 now"):
         run(tiny_run(train__optim__lr=0.01), tiny_shards, tmp_path / "run")
+
+
+def test_options_of_the_optimizer_that_changed_between_two_parts_hold(tiny_shards: str, tmp_path: Path) -> None:
+    """As population-based training changes them: a second part without decay ends elsewhere than one with it."""
+    hot = ("train.optim.weight_decay", "train.optim.momentum")
+    for name, decay in [("same", 0.3), ("changed", 0.0)]:
+        with pytest.raises(StopRequested):
+            run(tiny_run(train__optim__weight_decay=0.3), tiny_shards, tmp_path / name, StopAfter(1), hot=hot)
+        run(tiny_run(train__optim__weight_decay=decay), tiny_shards, tmp_path / name, hot=hot)
+    same, changed = (weights(tmp_path / name)["heads.0.weight"].norm() for name in ("same", "changed"))
+    assert changed > 1.05 * same
+
+
+def test_the_best_epoch_of_a_lost_part_is_the_one_whose_weights_are_there(tiny_shards: str, tmp_path: Path) -> None:
+    """The best checkpoint is written at once, the last one now and then: after a crash it may be ahead."""
+    cfg = tiny_run(train__epochs=2)
+    with pytest.raises(StopRequested):
+        run(cfg, tiny_shards, tmp_path / "run", StopAfter(0))
+    folder = tmp_path / "run" / "checkpoints"
+    found = ckpt.find(folder)
+    assert found is not None
+    ahead = found.meta | {"metrics": found.meta["metrics"] | {"val/top1": 2.0, "epoch": 2}, "step": 10}
+    ckpt.save(folder, "best", step=10, model=found.model_state(), state=None, meta=ahead)
+    assert run(cfg, tiny_shards, tmp_path / "run")["best"]["val/top1"] == 2.0
+
+
+def test_the_state_of_another_version_is_refused_with_words(tiny_shards: str, tmp_path: Path) -> None:
+    with pytest.raises(StopRequested):
+        run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(0))
+    found = ckpt.find(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    state = found.train_state()
+    del state["running_stats"]
+    torch.save(state, found.path / "state.pt")
+    with pytest.raises(CheckpointError, match="written by another version of ltcore"):
+        run(tiny_run(), tiny_shards, tmp_path / "run")

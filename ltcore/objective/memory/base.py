@@ -62,15 +62,17 @@ class Memory(ABC):
         """Restores a checkpoint, also one that another number of ranks wrote.
 
         Pending values are sums: with equal world size each rank takes its own back (bitwise resume), otherwise rank 0 takes
-        the total. A memory whose pending values are not sums overrides ``join_pending``.
+        the total, and the others need not know what it consists of. A memory whose pending values are not sums overrides
+        ``join_pending``.
         """
         for name, tensor in self.published().items():
             tensor.copy_(published[name])
         if len(pending_of_ranks) == dist.world():
             mine = pending_of_ranks[dist.rank()]
+        elif dist.rank() == 0:
+            mine = self.join_pending(pending_of_ranks)
         else:
-            joined = self.join_pending(pending_of_ranks)
-            mine = joined if dist.rank() == 0 else {name: torch.zeros_like(t) for name, t in joined.items()}
+            mine = {name: torch.zeros_like(tensor) for name, tensor in self.pending().items()}
         for name, tensor in self.pending().items():
             tensor.copy_(mine[name])
 
