@@ -11,6 +11,7 @@ Prints the path of the page, or the table.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 try:
@@ -36,7 +37,12 @@ def main() -> None:
 
     if args.markdown and args.output:
         parser.error("--markdown prints a table: redirect it into a file instead of --output")
-    print(make_table(args.directories) if args.markdown else make_report(args.directories, args.output))
+    if args.markdown:
+        table, left_out = make_table(args.directories)
+        print(table)
+        print(*(f"left out {reason}" for reason in left_out), sep="\n", end="\n" if left_out else "", file=sys.stderr)
+    else:
+        print(make_report(args.directories, args.output))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_recipe_trains(name, photographs):
         optimizer.step()
         objective.observe(out, batch, progress)
         objective.merge(0.9)
-    assert set(values) == {"base", *run.objective.active_terms()}
+    assert {"base", *run.objective.active_terms()} <= set(values) and all(v.isfinite() for v in values.values())
     assert not torch.equal(before, parts.step.net.heads[0].weight)
     feed.close()
 

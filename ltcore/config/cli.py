@@ -160,6 +160,8 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None) -> Evaluat
     args = parser.parse_intermixed_args(argv)
     if args.images and (args.split or args.protocol):
         parser.error("--split and --protocol choose data to evaluate; leave them out when predicting images")
+    if args.images and (args.data or args.output):
+        parser.error("--data and --output are of an evaluation; predictions of images go to the standard output")
     return EvaluateArgs(
         checkpoint=args.checkpoint,
         images=tuple(args.images),
@@ -224,13 +226,19 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="where runs are computed (default: auto)")
     parser.add_argument("--workers", type=_range, metavar="N|MIN-MAX", help="Ray Train workers of a run")
-    parser.add_argument("--cpus-per-worker", type=_positive, metavar="N")
-    parser.add_argument("--gpus-per-worker", type=_not_negative, metavar="N")
+    parser.add_argument("--cpus-per-worker", type=_positive, metavar="N", help="CPUs that each worker takes of Ray")
+    parser.add_argument(
+        "--gpus-per-worker", type=_not_negative, metavar="N", help="GPUs of each worker, or a part of one"
+    )
     parser.add_argument("--max-gpus", type=_not_negative, metavar="N", help="most GPUs that all runs may hold together")
     parser.add_argument("--storage", metavar="URI", help="where run directories go (default: LTCORE_STORAGE)")
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever is stored under this name")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--dry-run", action="store_true", help="check configuration and capacity, start nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the configuration, prepare the data, say what it would cost; train nothing",
+    )
 
 
 def _place(args: argparse.Namespace) -> dict[str, Any]:

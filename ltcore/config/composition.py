@@ -20,6 +20,9 @@ UNDER_TERMS = {"experts": "sade", "stage 2": "cross_entropy"}
 """The base over which terms are asked what they go with, by the column; elsewhere balanced softmax."""
 
 
+NOTE = "With default options: weight_norm=batch_sum, as in the recipes of LDAM-DRW and RIDE, takes no accumulation."
+
+
 @dataclass(frozen=True)
 class Pair:
     """One combination."""
@@ -70,7 +73,7 @@ def markdown() -> str:
             reason = found.get((row, column))
             cells.append("·" if reason is None else f"no ({numbers[reason]})" if reason else "yes")
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"{number}. {reason}." for reason, number in numbers.items())])
+    return "\n".join([*lines, "", *(f"{number}. {reason}." for reason, number in numbers.items()), "", NOTE])
 
 
 def _row(name: str, column: str) -> Keys:

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from ltcore.config import tree as trees
-from ltcore.config.keys import effective, run_keys
+from ltcore.config.keys import effective, leaves, run_keys
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep_file import read_sweep, sweep_tree
 from ltcore.config.sweep_space import SweepConfig
 from ltcore.config.validate import plain_run, validate
 from ltcore.errors import ConfigError
+
+GRACE_FRACTION = 0.25
+"""``sweep.grace_fraction`` where it is null and no term begins later."""
 
 __all__ = [
     "base_run",
@@ -103,16 +106,9 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
         raise ConfigError(
             "stage2: a sweep trains stage 1. Take stage2 out of it, and run stage 2 by train.py on the run of your choice."
         )
-    latest = _latest_start(base)
-    for key, spec in sweep.space.items():
-        for value in spec.probes():
-            try:
-                run = override(base, {key: value})
-            except ConfigError as error:
-                raise ConfigError(f"sweep.space.{key}={spec} does not go with recipe {sweep.recipe}: {error}") from None
-            latest = max(latest, _latest_start(run))
-    start, name = latest
-    if sweep.search != "pbt" and sweep.grace_fraction < start:
+    _check_hot(sweep, base)
+    start, name = _latest_start(sweep, base)
+    if sweep.search != "pbt" and sweep.grace_fraction is not None and sweep.grace_fraction < start:
         raise ConfigError(
             f"sweep.grace_fraction={sweep.grace_fraction} is shorter than objective.terms.{name}.start={start}: "
             f"trials would be stopped before that term acts. Set sweep.grace_fraction={start} or more, or start the "
@@ -120,5 +116,39 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
         )
 
 
-def _latest_start(run: RunConfig) -> tuple[float, str]:
-    return max(((cfg.start, name) for name, cfg in run.objective.active_terms().items()), default=(0.0, ""))
+def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
+    """Population-based training changes keys between two parts of one run: they may not change what a checkpoint holds."""
+    types = {key: leaf.type for key, leaf in leaves(run_keys())}
+    for key in sweep.hot:
+        runs = [override(base, {key: value}) for value in sweep.space[key].probes()]
+        if types[key] != "float" or not key.startswith(("objective.", "train.optim.")):
+            why = "only numbers of losses and optimizer may change while training"
+        elif len({tuple(run.objective.active_terms()) for run in runs}) > 1:
+            why = f"one of the values of {sweep.space[key]} switches its term off"
+        else:
+            continue
+        raise ConfigError(f"sweep.hot holds {key}: {why}. Leave it to sweep.space alone, or correct its values.")
+
+
+def grace_fraction(sweep: SweepConfig, base: RunConfig) -> float:
+    """``sweep.grace_fraction``, found where it is null."""
+    if sweep.grace_fraction is not None:
+        return sweep.grace_fraction
+    return max(GRACE_FRACTION, _latest_start(sweep, base)[0])
+
+
+def _latest_start(sweep: SweepConfig, base: RunConfig) -> tuple[float, str]:
+    """Start and name of the term that begins last in any trial. Raises ConfigError for values that the recipe does not take."""
+    latest = (0.0, "")
+    for run in (base, *_probed(sweep, base)):
+        latest = max([latest, *((cfg.start, name) for name, cfg in run.objective.active_terms().items())])
+    return latest
+
+
+def _probed(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
+    for key, spec in sweep.space.items():
+        for value in spec.probes():
+            try:
+                yield override(base, {key: value})
+            except ConfigError as error:
+                raise ConfigError(f"sweep.space.{key}={spec} does not go with recipe {sweep.recipe}: {error}") from None

@@ -92,7 +92,8 @@ class TrainConfig:
     """The training loop."""
 
     epochs: int = 200
-    """Passes over the training split. Range >= 1."""
+    """Passes over the training split, each in whole batches: the remainder, other images every time, is left out. Range >=
+    1."""
     batch_size: int = 128
     """Images per optimizer step over all workers together. Range >= 1."""
     accumulate: int = 1
@@ -159,8 +160,8 @@ class TrackingConfig:
     wandb: bool = True
     """Log to Weights & Biases."""
     wandb_mode: str = "auto"
-    """'online', 'offline' (files that ``wandb sync`` uploads), 'disabled', or 'auto': online where an API key is found,
-    else offline. No effect with wandb=false."""
+    """'online', 'offline' (files that ``wandb sync`` uploads), 'disabled', or 'auto': WANDB_MODE where it is set,
+    else online where an API key is found, else offline. No effect with wandb=false."""
     project: str = "ltcore"
     """Name of the W&B project. No effect with wandb=false."""
     tensorboard: bool = True

@@ -18,7 +18,8 @@ from ltcore.config.validate import plain_run, shape, validate
 
 NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."
 STAGE2_NOTE = (
-    "# Stage 2: what is left at its default in data, augment, model, objective and train comes from stage2.from_run."
+    "# Stage 2: what is left at its default in data, augment, model, objective and train comes from stage2.from_run, but for "
+    "what\n# concerns this run alone (python -m ltcore keys stage2.from_run)."
 )
 
 

@@ -22,8 +22,11 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     for key in _MAPPINGS:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"sweep.{key}={tree[key]!r} must map dotted keys to values.")
+    own_recipe = tree.get("recipe")
     for key, value in overrides.items():
         _set(tree, key, value)
+    if tree.get("recipe") != own_recipe and "sweep.budget_s" not in overrides:
+        tree.pop("budget_s", None)
     for key in (*tree["space"], *tree["overrides"]):
         lookup(key)
     tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}

@@ -145,20 +145,24 @@ class SweepConfig:
     """Trials. Range >= 1. No effect with search=grid, whose size is the product of the lists."""
     metric: str = "val/top1"
     """Validation metric that ranks trials; the highest wins."""
-    grace_fraction: float = 0.25
+    grace_fraction: float | None = None
     """Fraction of a full training that every trial gets before ASHA may stop it. Range (0, 1]; 1 never stops one. Not
-    less than the start of the latest term, or terms would be judged before they act. No effect with search=pbt."""
+    less than the start of the latest term, or terms would be judged before they act; null: 0.25, or that start where it
+    is later. No effect with search=pbt."""
     reduction_factor: int = 3
     """ASHA keeps 1 / reduction_factor of the trials at each rung. Range >= 2. No effect with search=pbt."""
     hot: tuple[str, ...] = ()
     """Keys of ``space`` that population-based training may change. Needed by search=pbt, else without effect."""
     retrain_seeds: int = 3
-    """Paired seeds with which winner and baseline are trained again and tested. Range >= 0; 0 ends with the ranking."""
+    """Paired seeds with which winner and baseline are trained again and tested. Range >= 0; 0 ends with the ranking, as
+    search=pbt always does."""
     train_engine_retrain: bool = True
-    """Send one retrain of the winner through Ray Train, two workers and the stream tier. No effect without retrains."""
+    """Send one retrain of the winner through Ray Train, two workers and the stream tier. No effect without retrains,
+    on a cluster, and where trials are Ray Train runs already."""
     budget_s: float | None = None
-    """Seconds for the search. Where a warm-up shows that the trials would take longer, their epochs are cut, and it is
-    said. null: never cut. Range > 0."""
+    """Seconds for the search. Where a warm-up shows that the trials would take longer, their epochs are cut, to 8 at
+    least, and it is said. null: never cut. Range > 0. What a sweep file says holds for its own recipe: with another one it
+    is null unless it is given too. No effect on a cluster."""
     share_start: bool = True
     """Train the epochs before the first term acts once for all trials that differ in their terms alone, and let each
     go on from there: the results are the same, bit for bit. No effect on short starts, nor with search=tpe or pbt."""
@@ -180,7 +184,7 @@ class SweepConfig:
             raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
         if self.metric not in SELECTABLE:
             raise ValueError(f"metric must be one of {', '.join(SELECTABLE)}, got {self.metric!r}")
-        if not 0 < self.grace_fraction <= 1:
+        if self.grace_fraction is not None and not 0 < self.grace_fraction <= 1:
             raise ValueError(f"grace_fraction must be in (0, 1], got {self.grace_fraction}")
         for name, least in (("num_trials", 1), ("reduction_factor", 2), ("retrain_seeds", 0)):
             if getattr(self, name) < least:

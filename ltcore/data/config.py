@@ -27,8 +27,9 @@ class DataConfig:
     subset_seed: int = 0
     """Seed of that selection and of the order inside the shards."""
     val_per_class: int = 10
-    """Images per class for the validation split, >= 0: carved from training images that the long-tailed set does not
-    use where there are any. No effect where the data bring a validation split."""
+    """Images per class for the validation split, >= 0. With ``imbalance_factor`` they are taken from the images that the
+    long-tailed set leaves out, so a class that it keeps whole has none; without, at most a fifth of each class is carved
+    out of it. Of digits-glt: digits, each drawn in all colors. No effect where the data bring a validation split."""
     canvas: int | None = None
     """Side in pixels of the square to which every image, or each of its crops, is brought when it is decoded. None takes
     the manifest's."""
@@ -52,7 +53,7 @@ class DataConfig:
     max_bad_samples: int = 0
     """How many undecodable images a worker tolerates in the training split. 0 stops at the first. Otherwise each is
     replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
-    tier takes the same one), and is listed in ``feed.bad_samples``. Never applies to other splits, where a number must
+    tier takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
     rest on every sample, nor to damaged shards."""
 
     def __post_init__(self) -> None:

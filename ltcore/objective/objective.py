@@ -57,14 +57,14 @@ class ObjectiveConfig:
         for name, row in BASES.items():
             if name != self.base and getattr(self.base_options, name) != row.build.Config():
                 raise ValueError(
-                    f"base_options.{name} has no effect with base={self.base!r}: remove it or set base={name!r}"
+                    f"base_options.{name} has no effect with base={self.base!r}: remove it or set objective.base={name}"
                 )
 
         for name, cfg in self.active_terms().items():
             if getattr(cfg, "spare_neighbors", False) and not BASES[self.base].build.contrasts:
                 raise ValueError(
                     f"terms.{name}.spare_neighbors has no effect with base={self.base!r}, which has no negatives: remove it "
-                    f"or set base='paco'"
+                    f"or set objective.base=paco"
                 )
 
     def active_terms(self) -> dict[str, Any]:

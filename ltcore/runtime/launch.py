@@ -35,7 +35,9 @@ def train(args: TrainArgs) -> dict[str, Any]:
         _keep_stage1(cfg.stage2.from_run, run_uri)
     if args.fresh and not args.dry_run:
         forget(run_uri)
-    data_uri = prepare_data(cfg, args.fresh, root=None if is_local(root) else join(root, "datasets"))
+    data_uri = prepare_data(
+        cfg, args.fresh and not args.dry_run, root=None if is_local(root) else join(root, "datasets")
+    )
     if args.dry_run:
         print(dry_run_text(cfg, data_uri))
         return {}
@@ -81,10 +83,12 @@ def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
 
 
 def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
-    """Whether a single run goes through Ray: for several workers, for the stream tier, and where a cluster is at hand."""
+    """Whether a single run goes through Ray: for workers and what they take, for the stream tier, and where a cluster is at
+    hand."""
+    asked = (args.workers, args.cpus_per_worker, args.gpus_per_worker, args.max_gpus) != (None,) * 4
     if args.engine != "auto":
-        return args.engine != "inline" or args.workers is not None
-    return args.workers is not None or cfg.data.tier == "stream" or on_cluster_node()
+        return args.engine != "inline" or asked
+    return asked or cfg.data.tier == "stream" or on_cluster_node()
 
 
 def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[str, Any]:
@@ -96,7 +100,8 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[
         engine = "train" if args.engine == "auto" else args.engine
         if engine == "inline":
             raise ConfigError(
-                "--engine inline is one process without Ray: leave --workers away, or use --engine train."
+                "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
+                "--max-gpus away, or use --engine train."
             )
         return run_single(job, cfg, engine, choose_scaling(args, cluster, engine), cluster, args.max_gpus)
     finally:

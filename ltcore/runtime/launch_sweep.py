@@ -79,18 +79,21 @@ def _tune_on(
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
     with board.stage("data"):
         data_uri = prepare_data(
-            base, args.fresh, root=None if is_local(root) else join(root, "datasets"), say=board.say
+            base,
+            args.fresh and not args.dry_run,
+            root=None if is_local(root) else join(root, "datasets"),
+            say=board.say,
         )
     manifest = read_manifest(data_uri)
-    if args.fresh and not args.dry_run:
+    if args.dry_run:
+        board.say(dry_run_text(base, data_uri))
+        return {}
+    if args.fresh:
         forget(uri)
     stored = load_json(join(uri, "sweep.json"))
     fields = identity(sweep)
     with board.stage("warm-up"):
         base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, board.say)
-    if args.dry_run:
-        board.say(dry_run_text(base, data_uri))
-        return {}
     setup = SweepSetup(
         sweep=sweep,
         base=base,

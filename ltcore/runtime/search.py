@@ -68,6 +68,8 @@ class SearchPlan:
     scaling: Scaling
     engine: str
     total_images: int
+    grace_fraction: float
+    """Fraction of ``total_images`` before which no trial is stopped."""
     concurrent: int
     points: Sequence[tuple[str, dict[str, Any]]] = ()
     """(name, parameters) of the trials to run, where they are known beforehand: random and grid search."""
@@ -101,14 +103,14 @@ def scheduler(plan: SearchPlan) -> TrialScheduler:
             hyperparam_mutations={key: domain(sweep.space[key]) for key in sweep.hot},
             synch=False,
         )
-    if sweep.grace_fraction >= 1:
+    if plan.grace_fraction >= 1:
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr="images_seen",
         metric=sweep.metric,
         mode="max",
         max_t=plan.total_images + 1,  # at max_t ASHA stops a trial, also one that is about to finish by itself
-        grace_period=max(1, int(sweep.grace_fraction * plan.total_images)),
+        grace_period=max(1, int(plan.grace_fraction * plan.total_images)),
         reduction_factor=sweep.reduction_factor,
     )
 

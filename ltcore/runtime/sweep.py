@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ltcore.config.load import dump, override
+from ltcore.config.load import dump, grace_fraction, override
 from ltcore.data.manifest import read_manifest
 from ltcore.data.storage import join
 from ltcore.errors import LtcoreError
@@ -202,6 +202,7 @@ class Sweep:
             scaling=setup.scaling,
             engine=setup.engine,
             total_images=setup.base.train.epochs * setup.images_per_epoch,
+            grace_fraction=grace_fraction(setup.sweep, setup.base),
             concurrent=setup.concurrent,
             points=[(name, points[name]) for name in following["trials"]],
             folder=following["folder"],

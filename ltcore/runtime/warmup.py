@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ltcore.config.load import override
+from ltcore.config.load import grace_fraction, override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.feed import open_feed
 from ltcore.data.manifest import read_manifest
@@ -16,8 +16,8 @@ from ltcore.runtime.capacity import Scaling
 from ltcore.training.build import build, num_views
 from ltcore.training.context import LocalContext
 
-SHARE_OF_FULL = 0.6
-"""Images of an average trial under ASHA, as a fraction of a full training; with eta 3 and a quarter of grace."""
+SHARE_AFTER_GRACE = 0.47
+"""Images of an average trial under ASHA after its grace period, as a fraction of what is left then; with eta 3."""
 LEAST_EPOCHS = 8
 
 
@@ -73,12 +73,13 @@ def fitted_epochs(
     rate = images_per_s(base, data_uri, scaling.cpus_per_worker)
     num_train = read_manifest(data_uri).split(base.data.train_split).num_samples
     images = num_train // base.train.batch_size * base.train.batch_size * base.train.epochs
-    runs = 1 + sweep.size * (SHARE_OF_FULL if sweep.grace_fraction < 1 else 1.0)
+    grace = grace_fraction(sweep, base)
+    runs = 1 + sweep.size * (grace + (1 - grace) * SHARE_AFTER_GRACE)
     estimate_s = runs * images / rate / concurrent
     if estimate_s <= sweep.budget_s:
         say(f"warm-up: {rate:,.0f} images/s per trial, search in about {estimate_s:.0f} s")
         return base
-    epochs = max(LEAST_EPOCHS, int(base.train.epochs * sweep.budget_s / estimate_s))
+    epochs = min(base.train.epochs, max(LEAST_EPOCHS, int(base.train.epochs * sweep.budget_s / estimate_s)))
     say(
         f"[yellow]warm-up: {rate:,.0f} images/s per trial, so the search would take about {estimate_s:.0f} s instead of "
         f"{sweep.budget_s:.0f} s; training is cut from {base.train.epochs} to {epochs} epochs.[/yellow] "

@@ -48,11 +48,18 @@ def make_report(folders: Sequence[Path | str], out: Path | str | None = None) ->
     return write_runs_report(folders, out)
 
 
-def make_table(folders: Sequence[Path | str]) -> str:
-    """Runs as a Markdown table (``ltcore.tracking.results_table``)."""
-    from ltcore.tracking.results_table import results_table  # reads every recipe: only where it is wanted
+def make_table(folders: Sequence[Path | str]) -> tuple[str, list[str]]:
+    """Finished runs as a Markdown table (``ltcore.tracking.results_table``), and which folders are not in it, and why.
 
-    return results_table([read_run(Path(folder)) for folder in folders])
+    Raises DataError where none is.
+    """
+    from ltcore.tracking.results_table import missing, results_table  # reads every recipe: only where it is wanted
+
+    runs = [read_run(Path(folder)) for folder in folders]
+    left_out = [f"{run.path}: {missing(run)}" for run in runs if missing(run)]
+    if len(left_out) == len(runs):
+        raise DataError(f"No finished run among these: {'; '.join(left_out[:5])}. Give directories of finished runs.")
+    return results_table([run for run in runs if not missing(run)]), left_out
 
 
 def _write(template: str, context: Mapping[str, Any], path: Path) -> Path:

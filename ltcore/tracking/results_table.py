@@ -49,11 +49,8 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     recipes = {name: flatten(run_tree(name)) for name in packaged("recipe")}
     lines: dict[tuple[str, str, str, str, str], list[StoredRun]] = {}
     for run in runs:
-        if run.info.get("status") != "finished" or not run.tests():
-            raise DataError(
-                f"{run.path} is {run.info.get('status', 'without run.json')}, not finished and tested: a table holds "
-                "results. Let the same command continue it, or leave it away."
-            )
+        if missing(run):
+            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it away.")
         config = effective(run.info["config"])
         stage1 = {k: v for k, v in config.items() if "stage1" in run.info and comes_from_stage1(k)}
         recipe, overrides = _closest({k: v for k, v in config.items() if k not in stage1}, recipes)
@@ -63,6 +60,19 @@ def results_table(runs: Sequence[StoredRun]) -> str:
         lines.setdefault((recipe, command, published, run.info["data"]["hash"], stage1_text), []).append(run)
     rows = [_row(recipe, command, published, group) for (recipe, command, published, *_), group in lines.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in [COLUMNS, ["---"] * len(COLUMNS), *rows])
+
+
+def missing(run: StoredRun) -> str:
+    """What a folder lacks for a line in the table; '' for a finished run."""
+    if not run.info:
+        return (
+            "a sweep, whose report.html has its results"
+            if (run.path / "sweep.json").exists()
+            else "no run: without run.json"
+        )
+    if run.info.get("status") != "finished":
+        return f"{run.info.get('status')}, not finished"
+    return "" if run.tests() else "not tested: a trial of a sweep"
 
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:

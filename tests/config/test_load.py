@@ -262,7 +262,7 @@ def test_wrong_keys_of_stage_2_are_named(plain):
     assert words(plain, stage2__method="cRT").startswith("stage2.method must be one of crt, dro, lws")
     assert words(plain, stage2__options__crt__lr=0).startswith("stage2.options.crt.lr must be a finite number > 0")
     assert words(plain, stage2__method="ncm", stage2__options__crt__lr=1) == (
-        "stage2.options.crt has no effect with method='ncm': remove it or set method='crt'."
+        "stage2.options.crt has no effect with method='ncm': remove it or set stage2.method=crt."
     )
 
 

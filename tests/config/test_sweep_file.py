@@ -1,6 +1,8 @@
 import pytest
 
-from ltcore.config.load import base_run, check_sweep, dump, load_sweep
+from ltcore.config.load import base_run, check_sweep, dump, grace_fraction, load_sweep
+from ltcore.config.sweep_file import read_sweep
+from ltcore.config.tree import packaged
 from ltcore.errors import ConfigError
 
 
@@ -56,8 +58,29 @@ def test_a_grace_period_before_the_last_term_begins_is_refused_with_both_numbers
     assert words(sweep__grace_fraction="0.1").startswith(
         "sweep.grace_fraction=0.1 is shorter than objective.terms.ifl.start=0.2: trials would be stopped before that term"
     )
-    text = words(sweep__space__objective__terms__dro__start="choice:0.1,0.4")
+    text = words(sweep__grace_fraction="0.25", sweep__space__objective__terms__dro__start="choice:0.1,0.4")
     assert "sweep.grace_fraction=0.25 is shorter than objective.terms.dro.start=0.4" in text
+
+
+def test_the_grace_period_waits_for_the_last_term_by_itself():
+    for overrides, expected in [({}, 0.25), ({"sweep.space.objective.terms.dro.start": "choice:0.1,0.4"}, 0.4)]:
+        sweep = load_sweep("tune_lpa", overrides)
+        assert sweep.grace_fraction is None and grace_fraction(sweep, base_run(sweep)) == expected
+    assert grace_fraction(load_sweep("tune_lpa", {"sweep.grace_fraction": "0.7"}), base_run(sweep)) == 0.7
+
+
+@pytest.mark.parametrize("recipe", packaged("recipe"))
+def test_every_recipe_of_a_first_stage_takes_the_main_sweep(recipe):
+    """Without further words, and at its own length: the time budget is the digits'."""
+    overrides = {"sweep.recipe": recipe, "sweep.name": "mine"}
+    if base_run(read_sweep("tune_lpa", overrides)).stage2 is not None:
+        with pytest.raises(ConfigError, match="a sweep trains stage 1"):
+            load_sweep("tune_lpa", overrides)
+        return
+    sweep = load_sweep("tune_lpa", overrides)
+    assert grace_fraction(sweep, base_run(sweep)) < 1
+    assert (sweep.budget_s is None) == (recipe != "digits_glt_lpa_dro_ifl")
+    assert load_sweep("tune_lpa", overrides | {"sweep.budget_s": "60"}).budget_s == 60
 
 
 def test_pbt_has_no_grace_period():
@@ -65,6 +88,19 @@ def test_pbt_has_no_grace_period():
     sweep = load_sweep("tune_lpa", hot)
     assert sweep.hot == ("objective.terms.lpa.weight",)
     check_sweep(sweep, base_run(sweep))
+
+
+@pytest.mark.parametrize(
+    ("key", "spec", "why"),
+    [
+        ("objective.terms.ifl.num_envs", "choice:2,3", "only numbers of losses and optimizer"),
+        ("train.ema_decay", "uniform:0,0.9", "only numbers of losses and optimizer"),
+        ("objective.terms.lpa.weight", "uniform:0,1", "one of the values of uniform:0,1 switches its term off"),
+    ],
+)
+def test_what_population_based_training_may_not_change(key, spec, why):
+    with pytest.raises(ConfigError, match=f"^sweep.hot holds {key}: {why}"):
+        load_sweep("tune_lpa", {"sweep.search": "pbt", "sweep.hot": key, f"sweep.space.{key}": spec})
 
 
 def test_wrong_keys_are_named():

@@ -10,6 +10,7 @@ import pytest
 from ltcore.config.load import flat, load_run
 from ltcore.errors import DataError
 from ltcore.tracking.records import read_run
+from ltcore.tracking.report import make_table
 from ltcore.tracking.results_table import COLUMNS, results_table
 from tests.tracking.fake_sweep import write_json
 
@@ -18,7 +19,9 @@ HERE = {"data.uri": "/images.zip", "train.threads": "1", "tracking.wandb": "fals
 
 
 def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
-    overrides = {key.replace("__", "."): value for key, value in changes.items() if key not in ("status", "hash")}
+    overrides = {
+        key.replace("__", "."): value for key, value in changes.items() if key not in ("status", "hash", "tested")
+    }
     cfg = load_run(RECIPE, {**HERE, "name": folder.name, "train.epochs": "30", **overrides})
     metrics = {"top1": top1, "many": top1 + 0.2, "medium": top1, "few": None}
     info = {
@@ -28,7 +31,7 @@ def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
         "epochs_done": cfg.train.epochs,
         "seconds": 3600 + 120 * cfg.seed,
         "data": {"name": "images", "hash": changes.get("hash", "a")},
-        "test": {"test": metrics},
+        "test": {"test": metrics} if changes.get("tested", True) else {},
         "test_best": {"test": {**metrics, "top1": best}},
     }
     write_json(folder / "run.json", info)
@@ -112,8 +115,27 @@ def test_the_published_value_is_that_of_the_imbalance_factor(
 
 def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 0.3, 0.3, status="stopped")
-    with pytest.raises(DataError, match=r"/a is stopped, not finished and tested"):
+    with pytest.raises(DataError, match=r"/a: stopped, not finished"):
         results_table([read_run(folder)])
+    with pytest.raises(DataError, match=r"^No finished run among these: .*/a: stopped, not finished"):
+        make_table([folder])
+
+
+def test_the_table_leaves_out_what_is_no_finished_run_and_says_so(tmp_path: Path) -> None:
+    """As where a shell puts in everything that lies there."""
+    finished, stopped = write(tmp_path / "a", 0.3, 0.3), write(tmp_path / "b", 0.3, 0.3, status="stopped")
+    untested = write(tmp_path / "c", 0.3, 0.3, tested=False)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    (tmp_path / "report.html").write_text("")
+    table, left_out = make_table([finished, stopped, untested, tmp_path / "sweep", tmp_path / "report.html"])
+    assert table == results_table([read_run(finished)])
+    assert left_out == [
+        f"{stopped}: stopped, not finished",
+        f"{untested}: not tested: a trial of a sweep",
+        f"{tmp_path}/sweep: a sweep, whose report.html has its results",
+        f"{tmp_path}/report.html: no run: without run.json",
+    ]
 
 
 def test_runs_of_stage_2_are_told_apart_by_their_stage_1_and_ordinary_ones_get_no_recipe_of_it(tmp_path: Path) -> None:

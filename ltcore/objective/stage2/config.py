@@ -17,7 +17,9 @@ class Stage2Config:
 
     from_run: str = ""
     """Run or checkpoint directory of stage 1, path or URI; of a run its best checkpoint, as ``evaluate.py`` takes it.
-    What the run was (data, augment, model, objective, train) is taken from there and need not be repeated."""
+    What the run was (data, augment, model, objective, train) is taken from there and need not be repeated. Of this run
+    itself are data.tier, cache_bytes, max_bad_samples and stream_window_steps, and train.precision, threads,
+    eval_batch_size and select."""
     method: str = "crt"
     """What is done to the classifier (``python -m ltcore methods``)."""
     options: Stage2Options = field(default_factory=Stage2Options)
@@ -34,7 +36,7 @@ class Stage2Config:
         for name, row in STAGE2.items():
             if name != self.method and getattr(self.options, name) != row.build.Config():
                 raise ValueError(
-                    f"options.{name} has no effect with method={self.method!r}: remove it or set method={name!r}"
+                    f"options.{name} has no effect with method={self.method!r}: remove it or set stage2.method={name}"
                 )
 
     @property

@@ -5,8 +5,8 @@ and a center loss with ONE center per class are averaged over E environments: en
 others favor samples that are badly predicted within their class (rare attributes); other ways to find them are in
 ``ltcore.objective.environments``.
 
-    L = sum_i q_i N [ base_i + weight * center_weight * center_i ],   q_i N = mean over e of the weight of i in
-    environment e
+    L = mean_i q_i N [ base_i + weight * center_weight * center_i ],   q_i N = mean over e of the weight of i in
+    environment e, whose mean over the training split is 1
 
 An image mixed of i and j with shares lam and 1 - lam (mixup) has the weight q_i N q_j N, as the authors mix any two
 images of the environments' joint batch, and is pulled to both centers:

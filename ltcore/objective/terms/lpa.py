@@ -109,7 +109,8 @@ class Lpa(Term):
         """Vectors that one image may give to the reservoir, >= 1."""
         refresh_fraction: float = 0.05
         """Fraction of training between clusterings; 0 clusters once. Rounded up to whole virtual epochs: up to 20
-        epochs that is after every one, and descriptions then come from the sampled vectors alone, never from all."""
+        epochs that is after every one, and until ``freeze_fraction`` descriptions then come from the sampled vectors
+        alone, never from all."""
         freeze_fraction: float = 0.6
         """Fraction of training after which prototypes stay; class descriptions go on being counted. In (start, 1]."""
         online_rate: float = 0.0

@@ -104,7 +104,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
 
     scaling = Scaling(cpus_per_worker=1)
     plan = SearchPlan(
-        sweep=SweepConfig(name="bench", recipe="", space={KEY: SpaceSpec("uniform", (0.01, 1.0))}, grace_fraction=1.0),
+        sweep=SweepConfig(name="bench", recipe="", space={KEY: SpaceSpec("uniform", (0.01, 1.0))}),
         seed=0,
         sweep_uri=folder,
         trial={
@@ -124,6 +124,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
         scaling=scaling,
         engine="trial",
         total_images=1,
+        grace_fraction=1.0,
         concurrent=1,
         points=values(trials),
     )
