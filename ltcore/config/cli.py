@@ -46,7 +46,7 @@ class PlaceArgs:
     fresh: bool
     """Do everything anew, whatever is stored."""
     dry_run: bool
-    """Check the configuration and the capacity, start nothing."""
+    """Prepare the data, check everything, say the cost, train nothing."""
     debug: bool
     """Show tracebacks and library logs."""
 

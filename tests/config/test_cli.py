@@ -103,6 +103,10 @@ def test_evaluate_reads_a_checkpoint_or_images(capsys):
         with pytest.raises(SystemExit):
             cli.read_evaluate("doc", argv)
     assert "leave them out when predicting images" in capsys.readouterr().err
+    for flag in ("--data", "--output"):
+        with pytest.raises(SystemExit):
+            cli.read_evaluate("doc", ["x", "a.png", flag, "y"])
+        assert "--data and --output are of an evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ltcore.config.cli import read_tune
+from ltcore.config.cli import read_train, read_tune
+from ltcore.config.load import load_run
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster
 from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.launch import wants_ray
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
@@ -46,6 +48,24 @@ def test_auto_stays_in_process_on_one_machine_and_takes_ray_train_elsewhere(
     flags: list[str], cluster: Cluster, engine: str
 ) -> None:
     assert choose_engine(read_tune("test", flags), cluster) == engine
+
+
+@pytest.mark.parametrize(
+    ("flags", "through_ray"),
+    [
+        ([], False),
+        (["--engine", "inline"], False),
+        (["--engine", "trial"], True),
+        (["--workers", "1"], True),
+        (["--gpus-per-worker", "0"], True),
+        (["--cpus-per-worker", "2"], True),
+        (["--max-gpus", "1"], True),
+    ],
+)
+def test_a_single_run_goes_through_ray_where_something_is_asked_of_its_workers(
+    flags: list[str], through_ray: bool
+) -> None:
+    assert wants_ray(read_train("test", flags), load_run("cifar100_lt_ce")) == through_ray
 
 
 def test_on_a_cluster_every_trial_gets_a_gpu_worker() -> None:
