@@ -14,7 +14,7 @@ GOLDEN, MUL1, MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 def hash64(*words: int | str) -> int:
     """Unsigned 64-bit hash of the words: stable across processes, machines and Python versions."""
     text = "\x1f".join(f"{type(w).__name__[0]}{w}" for w in words)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 def uniform(

@@ -8,6 +8,7 @@ entries beside these, under the same cap.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -33,6 +34,10 @@ _ROWS = 256
 ARRAY, _META = "canvases.u8", "meta.json"
 
 Progress = Callable[[int, int], None]
+
+
+class NoRoomError(DataError):
+    """The cap or the disk leaves no room for an entry; what does not need the cache goes on without it."""
 
 
 def canvas_bytes(num_samples: int, canvas: int) -> int:
@@ -77,7 +82,8 @@ def open_canvases(
         max_bad_samples: how many undecodable training images are tolerated, see ``decode_rows``.
         progress: called with (rows done, rows) while the entry is filled, from the calling thread.
 
-    DataError where the entry does not fit the cap or the disk, cannot be written, or has too many bad samples.
+    NoRoomError where the entry does not fit the cap or the disk, DataError where it cannot be written or has too many bad
+    samples.
     """
     shape = (store.manifest.split(split).num_samples, 3, canvas, canvas)
     size = int(np.prod(shape))
@@ -123,7 +129,7 @@ class Filling:
                 if _evict(array):
                     total -= freed
             if total + size > self.cache_bytes:
-                raise DataError(
+                raise NoRoomError(
                     f"The decoded images need {size} bytes, {total} are in use, and data.cache_bytes={self.cache_bytes}. "
                     "Raise it or use data.tier=threads."
                 )
@@ -170,13 +176,16 @@ def open_entry(
                     fill(filling)
                     meta = json.dumps({"bad": filling.bad.messages}, sort_keys=True)
                     storage.write_bytes_atomic(str(aside / _META), meta.encode())
-                    aside.rename(path)
+                    with storage.locked(path.with_name("evict.lock")):  # others count the bytes of all entries under it
+                        aside.rename(path)
                 finally:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    with storage.locked(path.with_name("evict.lock")):
+                        shutil.rmtree(aside, ignore_errors=True)
                 storage.sync_folder(path.parent)
                 opened = _open(path, whole)
     except OSError as error:
-        raise DataError(
+        kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
+        raise kind(
             f"{path.parent}: the canvas cache cannot be written: {error}. Free space, set LTCORE_CACHE to another disk, "
             "or use data.tier=threads."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from ltcore.batch import Batch
 from ltcore.data import storage
 from ltcore.data.augment import AugmentConfig, reader_crops
 from ltcore.data.boxes import Draws
-from ltcore.data.cache import CanvasCache, canvas_bytes, entry_path, open_canvases
+from ltcore.data.cache import CanvasCache, NoRoomError, canvas_bytes, entry_path, open_canvases
 from ltcore.data.config import DataConfig
 from ltcore.data.crops import Cropped, decode_crops
 from ltcore.data.image_cache import ImageCache, open_images
@@ -25,6 +26,7 @@ from ltcore.data.store import BadSamples, ShardStore, decode_rows
 Ints = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 MAX_THREADS = 16
+_LOG = logging.getLogger("ltcore.data")
 
 
 class Feed(Protocol):
@@ -141,6 +143,14 @@ class PlanFeed:
     def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
         raise NotImplementedError
 
+    def _decoded(self, split: str, rows: Iterable[Rows], bad: BadSamples | None) -> Iterator[Batch]:
+        """Batches that threads decode ahead of the loop."""
+
+        def load(step: Rows) -> Batch:
+            return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.canvas, bad)[None])
+
+        return self._ahead(load, rows)
+
     def _ahead(self, load: Callable[[Rows], Batch], rows: Iterable[Rows]) -> Iterator[Batch]:
         threads = min(MAX_THREADS, max(2, torch.get_num_threads()))  # the CPUs that the run gave to this process
         return prefetch(load, rows, ahead=self.cfg.stream_window_steps, threads=threads)
@@ -160,7 +170,8 @@ class PlanFeed:
 class CacheFeed(PlanFeed):
     """Gathers batches from the node's canvas cache, crops of large images from its whole images.
 
-    A split is decoded when it is first used; the training split at once.
+    A split is decoded when it is first used; the training split at once. Where there is no room for another one, threads
+    decode it each time.
     """
 
     tier = "cache"
@@ -200,7 +211,14 @@ class CacheFeed(PlanFeed):
         return self._open[split]
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
-        canvases_N3SS = self._canvases(split).canvases_N3SS
+        try:
+            canvases_N3SS = self._canvases(split).canvases_N3SS
+        except NoRoomError as error:
+            if split == self.cfg.train_split:
+                raise
+            _LOG.warning("split %s is decoded by threads: %s", split, error)
+            yield from self._decoded(split, rows, None)
+            return
         for step in rows:
             yield self._batch(split, step, np.take(canvases_N3SS, step.index_B, axis=0)[None])
 
@@ -226,12 +244,7 @@ class ThreadFeed(PlanFeed):
         """Threads belong to an iterator and end with it; there is nothing else to give up."""
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
-        bad = self._bad if split == self.cfg.train_split else None
-
-        def load(step: Rows) -> Batch:
-            return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.canvas, bad)[None])
-
-        return self._ahead(load, rows)
+        return self._decoded(split, rows, self._bad if split == self.cfg.train_split else None)
 
     def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
         return decode_crops(self.store, self.cfg.train_split, index_B, self.canvas, draws, self._bad)
@@ -271,7 +284,12 @@ def open_feed(
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
     options |= {"augment": augment, "num_views": num_views}
     if tier == "cache":
-        return CacheFeed(cfg, uri, progress=progress, **options)
+        try:
+            return CacheFeed(cfg, uri, progress=progress, **options)
+        except NoRoomError as error:  # of other data, or of a process that was faster
+            if cfg.tier == "cache":
+                raise
+            options["why"] = f"the cache has no room now: {error}"
     return ThreadFeed(cfg, uri, **options)
 
 

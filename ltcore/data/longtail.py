@@ -11,6 +11,7 @@ that the long tail leaves over, so neither the training nor the test set changes
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,11 +52,17 @@ def long_tail_counts(available_C: IntArray, imbalance_factor: float) -> IntArray
     """
     rank_to_class = np.argsort(-available_C, kind="stable")
     room_C = available_C[rank_to_class]
-    largest = int(room_C[0])
-    kept_C = np.array(profile(largest, len(room_C), imbalance_factor), np.int64)
-    while (kept_C > room_C).any():
-        largest -= 1
-        kept_C = np.array(profile(largest, len(room_C), imbalance_factor), np.int64)
+
+    def kept(largest: int) -> IntArray:
+        return np.array(profile(largest, len(room_C), imbalance_factor), np.int64)
+
+    def too_many(largest: int) -> bool:
+        return bool((kept(largest) > room_C).any())
+
+    largest = (
+        bisect.bisect_left(range(int(room_C[0]) + 1), True, key=too_many) - 1
+    )  # the most for which no class lacks any
+    kept_C = kept(largest)
     if kept_C[-1] < 1:
         raise DataError(
             f"imbalance_factor={imbalance_factor:g} leaves the smallest of {len(room_C)} classes without a training "
@@ -120,7 +127,8 @@ def carve(
     available_C = np.bincount(labels_N, minlength=num_classes).astype(np.int64)
     if imbalance_factor is None:
         train_n = np.arange(len(labels_N), dtype=np.int64)
-        spare_n, limit_C = train_n, np.minimum(val_per_class, available_C // VAL_AT_MOST)
+        spare_n, spare_C = train_n, available_C
+        limit_C = np.minimum(val_per_class, available_C // VAL_AT_MOST)
     else:
         counts_C = long_tail_counts(available_C, imbalance_factor)
         if subset == "legacy":
@@ -128,10 +136,11 @@ def carve(
         else:
             train_n = select_keyed(keys, labels_N, counts_C, seed)
         spare_n = np.setdiff1d(np.arange(len(labels_N), dtype=np.int64), train_n)
-        limit_C = np.minimum(val_per_class, available_C - counts_C)
-    val_m = np.concatenate(
-        [keyed_order(keys, spare_n[labels_N[spare_n] == c], seed, "val")[:limit] for c, limit in enumerate(limit_C)]
-    )
+        spare_C = available_C - counts_C
+        limit_C = np.minimum(val_per_class, spare_C)
+    by_class = np.split(spare_n[np.argsort(labels_N[spare_n], kind="stable")], np.cumsum(spare_C)[:-1])
+    val = [keyed_order(keys, by_class[c], seed, "val")[: limit_C[c]] for c in np.flatnonzero(limit_C)]
+    val_m = np.concatenate([np.empty(0, np.int64), *val])
     return Carve(
         train_n=np.setdiff1d(train_n, val_m),
         val_m=np.sort(val_m),

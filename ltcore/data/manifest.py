@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ltcore.stats import ClassStats
 
 MANIFEST = "manifest.json"
+SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = 1
 
 
@@ -160,6 +163,12 @@ def _mistyped(manifest: Manifest) -> str:
             return f"{name} is {list(values)}, expected three numbers"
     if min(manifest.std) <= 0:
         return f"std is {list(manifest.std)}, expected three numbers above 0"
+    for name in manifest.splits:  # both are parts of file names in the caches
+        if not SPLIT_NAME.fullmatch(name):
+            return f"a split is named {name!r}, expected letters, digits, _ and -"
+    for text in (text for shard in shards for text in (shard.sha256, shard.index_sha256)):
+        if not _SHA256.fullmatch(text):
+            return f"found {text!r} where a sha256 should be"
     return "" if isinstance(manifest.provenance, dict) else "provenance is no JSON object"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltcore.data.manifest import Manifest, Shard, Split, write_manifest
+from ltcore.data.manifest import SPLIT_NAME, Manifest, Shard, Split, write_manifest
 from ltcore.data.publish import published
 from ltcore.errors import ConfigError, DataError, pick
 from ltcore.hashing import hash64
@@ -39,7 +39,6 @@ INDEX_SCHEMA = pa.schema(
 TAR_BLOCK = 512
 MAX_KEY = 90  # with the extension it must fit the 100 bytes that a plain tar header has for a name
 _KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
-_SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ def _check_arguments(
     if "train" not in splits:
         raise ConfigError(f"splits has {', '.join(splits) or 'nothing'}, expected at least 'train'.")
     for split in splits:
-        if not _SPLIT.fullmatch(split):
+        if not SPLIT_NAME.fullmatch(split):
             raise ConfigError(f"split {split!r}: use only letters, digits, _ and -.")
     if not classes or len(set(classes)) != len(classes):
         raise ConfigError(

@@ -278,13 +278,23 @@ def decode_each(
     """
     for index, data in zip(index_n.tolist(), store.read_rows(split, index_n), strict=True):
         try:
-            decoded = decode(data, store.where(split, index))
-        except DataError as error:
-            if bad is None:
-                raise
-            bad.add(index, str(error))
-            decoded = _substitute(store, split, index, decode)
+            decoded = decode(data, "")
+        except DataError:
+            decoded = _named(store, split, index, data, decode, bad)
         yield decoded
+
+
+def _named(
+    store: ShardStore, split: str, index: int, data: bytes, decode: Callable[[bytes, str], T], bad: BadSamples | None
+) -> T:
+    """Once more, for the message: a name is found in the shard, which would have to be opened for every image."""
+    try:
+        return decode(data, store.where(split, index))
+    except DataError as error:
+        if bad is None:
+            raise
+        bad.add(index, str(error))
+        return _substitute(store, split, index, decode)
 
 
 def _substitute(store: ShardStore, split: str, index: int, decode: Callable[[bytes, str], T]) -> T:

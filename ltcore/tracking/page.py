@@ -34,26 +34,19 @@ def stored_curves(runs: Iterable[tuple[str, str, StoredRun]], metric: str) -> li
 
 
 def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
-    """One table per test split: a row per run, a column per metric, exact values."""
+    """One table per test split, and per protocol where it is one of several: a row per run, a column per metric, exact values."""
     tests = {name: run.tests() for name, run in runs.items()}
     tables = []
     for split in ordered_splits({split for test in tests.values() for split in test}):
         found = dict.fromkeys(metric for test in tests.values() for metric in test.get(split, {}))
         metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
-        rows = [
-            {"name": name, "run": runs[name], "values": [test[split].get(m) for m in metrics]}
-            for name, test in tests.items()
-            if split in test
-        ]
         columns = [{"key": f"{split}/{m}", "name": metric_name(m)} for m in metrics]
-        tables.append(
-            {
-                "split": split,
-                "name": protocol(split, next(iter(runs.values())).info)[0],
-                "columns": columns,
-                "rows": rows,
-            }
-        )
+        protocols: dict[str, list[dict[str, Any]]] = {}  # the same images test GLT or ALT, by what was trained on
+        for name, test in tests.items():
+            if split in test:
+                row = {"name": name, "run": runs[name], "values": [test[split].get(m) for m in metrics]}
+                protocols.setdefault(protocol(split, runs[name].info)[0], []).append(row)
+        tables += [{"split": split, "name": name, "columns": columns, "rows": rows} for name, rows in protocols.items()]
     return tables
 
 

@@ -35,6 +35,9 @@ PUBLISHED = re.compile(r"top-1 (?:at imbalance ([\d /]+): )?([\d. /]+) published
 """In a recipe's header: 'top-1 57.0 published', or 'top-1 at imbalance 100 / 50: 43.0 / 46.6 published'."""
 
 
+_MADE = re.compile(r"-if([\d.]+)-")
+
+
 def results_table(runs: Sequence[StoredRun]) -> str:
     """A Markdown table of finished runs; those of the same data that differ in nothing but the seed share a line.
 
@@ -54,7 +57,9 @@ def results_table(runs: Sequence[StoredRun]) -> str:
         config = effective(run.info["config"])
         stage1 = {k: v for k, v in config.items() if "stage1" in run.info and comes_from_stage1(k)}
         recipe, overrides = _closest({k: v for k, v in config.items() if k not in stage1}, recipes)
-        published = _published(recipe, [*overrides, *_changed_below(recipe, stage1, recipes)], config)
+        published = _published(
+            recipe, [*overrides, *_changed_below(recipe, stage1, recipes)], config, run.info["data"]["name"]
+        )
         command = " ".join(f"{key}={as_text(value)}" for key, value in overrides.items())
         stage1_text = str(sorted(stage1.items()))
         lines.setdefault((recipe, command, published, run.info["data"]["hash"], stage1_text), []).append(run)
@@ -115,7 +120,8 @@ def _row(recipe: str, overrides: str, published: str, runs: Sequence[StoredRun])
     ]
 
 
-def _published(recipe: str, changed: Sequence[str], config: Mapping[str, Any]) -> str:
+def _published(recipe: str, changed: Sequence[str], config: Mapping[str, Any], data: str) -> str:
+    """``data`` is the name of the data set; of a long-tailed one it ends with '-if<factor>-<subset>'."""
     promised = PUBLISHED.search(" ".join(header(packaged("recipe")[recipe])))
     if promised is None or any(key.startswith(METHOD) for key in changed):
         return "—"
@@ -123,7 +129,8 @@ def _published(recipe: str, changed: Sequence[str], config: Mapping[str, Any]) -
     if factors is None:
         return values[0]
     by_factor = dict(zip(map(float, factors.split(" / ")), values, strict=True))
-    return by_factor.get(config["data.imbalance_factor"] or 1.0, "—")
+    made = _MADE.search(data)  # shards that were made already are what they are, whatever the configuration says
+    return by_factor.get(float(made[1]) if made else config["data.imbalance_factor"] or 1.0, "—")
 
 
 def _balanced(tests: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

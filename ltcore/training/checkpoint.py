@@ -93,7 +93,7 @@ def description(config: dict[str, Any], manifest: Manifest, *, epoch: int, metri
         "shot_groups": list(manifest.shot_groups),
         "mean": list(manifest.mean),
         "std": list(manifest.std),
-        "canvas": manifest.canvas,
+        "canvas": config.get("data.canvas") or manifest.canvas,
         "data_hash": manifest.hash,
         "metrics": metrics,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,11 +53,14 @@ def confusion(
     return counts
 
 
-def split_metrics(counts: Confusion, feed: Feed) -> dict[str, Any]:
-    """Flat metrics of one split: those of ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist."""
+def split_metrics(counts: Confusion, feed: Feed, shot_groups: Sequence[str] | None = None) -> dict[str, Any]:
+    """Flat metrics of one split: those of ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist.
+
+    ``shot_groups`` [C] are those of the data that the classifier was trained on, where these are others.
+    """
     manifest = feed.store.manifest
     array = counts.counts_ACC
-    flat: dict[str, Any] = dict(metrics(array, manifest.shot_groups))
+    flat: dict[str, Any] = dict(metrics(array, shot_groups or manifest.shot_groups))
     if manifest.attributes:
         flat |= per_attribute(array, manifest.attributes)
     return flat

@@ -39,6 +39,8 @@ class Predictor:
     canvas: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    shot_groups: tuple[str, ...]
+    """[C] many, medium or few, by the images that it was trained on."""
     path: Path
     posthoc_tau: float = 0.0
     """Strength of post-hoc logit adjustment; 0 is none."""
@@ -85,7 +87,7 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
     path = local_copy(str(checkpoint))
     found = ckpt.read(path)
     meta = found.meta
-    missing = sorted({"config", "classes", "canvas", "mean", "std"} - meta.keys())
+    missing = sorted({"config", "classes", "shot_groups", "canvas", "mean", "std"} - meta.keys())
     if missing:
         raise CheckpointError(f"{found.path}/meta.json has no {missing[0]!r}. It is damaged: use another checkpoint.")
     config = from_flat(meta["config"])
@@ -93,7 +95,14 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
     weights = found.model_state()
     net.load_state_dict({name: value for name, value in weights.items() if not name.startswith(PROJECTIONS)})
     predictor = Predictor(
-        net.eval(), config, tuple(meta["classes"]), meta["canvas"], tuple(meta["mean"]), tuple(meta["std"]), found.path
+        net=net.eval(),
+        config=config,
+        classes=tuple(meta["classes"]),
+        canvas=config.data.canvas or meta["canvas"],
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        shot_groups=tuple(meta["shot_groups"]),
+        path=found.path,
     )
     if not posthoc_tau:
         return predictor
@@ -126,11 +135,13 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
 
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
     """Metrics of every asked split: ``{"checkpoint", "data", "data_hash", "posthoc_tau", "splits": {split: {metric:
-    value}}}``.
+    value}}}``. Size of the images and shot groups are those of training, also on other data.
 
     Raises ConfigError for a split that is not there or a protocol that does not fit, CheckpointError for other classes.
     """
-    feed = open_feed(predictor.config.data, data_uri, batch_size=1, seed=0)
+    # Threads, not the cache: it would decode the training split first.
+    data = replace(predictor.config.data, canvas=predictor.canvas, tier="threads")
+    feed = open_feed(data, data_uri, batch_size=1, seed=0)
     try:
         manifest = feed.store.manifest
         if manifest.classes != predictor.classes:
@@ -163,7 +174,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
                 normalize=augment.evaluate,
                 adjust=predictor.adjusted,
             )
-            result[split] = split_metrics(counts, feed)
+            result[split] = split_metrics(counts, feed, predictor.shot_groups)
         return {
             "checkpoint": str(predictor.path),
             "data": data_uri,

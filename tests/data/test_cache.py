@@ -58,6 +58,18 @@ def test_is_filled_once_by_all_who_open_it(store: ShardStore, monkeypatch: pytes
     assert len(calls) == 2
 
 
+def test_entries_that_are_filled_at_the_same_time_do_not_disturb_each_other(store: ShardStore) -> None:
+    """Each counts the bytes of all while others come and go."""
+
+    def fill(canvas: int) -> bool:
+        with_one = open_canvases(store, "test", canvas, cache_bytes=GIB)
+        with_one.close()
+        return bool((with_one.canvases_N3SS == decode_rows(store, "test", np.arange(14), canvas)).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(fill, range(4, 84)))
+
+
 def test_a_killed_fill_is_never_taken_for_whole(store: ShardStore) -> None:
     path = entry_path(store, "train", 16)
     partial = path.with_name(f"{path.name}.partial")

@@ -12,6 +12,7 @@ import torch
 
 from ltcore.batch import Batch
 from ltcore.data import feed as feed_module
+from ltcore.data.cache import NoRoomError
 from ltcore.data.config import DataConfig
 from ltcore.data.feed import CacheFeed, Feed, ThreadFeed, open_feed
 from ltcore.data.prefetch import prefetch
@@ -134,6 +135,26 @@ def test_tier_is_chosen_by_size_and_explained(tiny_shards: str, monkeypatch: pyt
     chosen = open_tier(tiny_shards, "stream")
     assert chosen.tier == "threads"
     assert "stream" in chosen.why
+
+
+def test_without_room_in_the_cache_threads_read_what_does_not_fit(
+    tiny_shards: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other canvases hold the room: a run whose tier was not asked for goes on, evaluation in any case."""
+    other = open_tier(tiny_shards, "cache", canvas=15)
+    held = 46 * 3 * 15**2
+    chosen = open_tier(tiny_shards, "auto", cache_bytes=held + (46 + 6) * 3 * 16**2)
+    assert chosen.tier == "cache", "there is room for the training split"
+    whole = open_tier(tiny_shards, "threads").eval_batches("val", 5)
+    assert all(same(*pair) for pair in zip(chosen.eval_batches("val", 5), whole, strict=True))
+    assert "split val is decoded by threads: The decoded images need" in caplog.text
+    chosen.close()
+    late = open_tier(tiny_shards, "auto", canvas=14, cache_bytes=50_000)
+    assert late.tier == "threads" and late.why.startswith("the cache has no room now: The decoded images need")
+    with pytest.raises(NoRoomError):
+        open_tier(tiny_shards, "cache", canvas=14, cache_bytes=50_000)
+    other.close()
+    assert open_tier(tiny_shards, "auto", canvas=14, cache_bytes=50_000).tier == "cache"
 
 
 def test_what_cannot_work_is_refused_at_once(tiny_shards: str) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import zipfile
 from collections import Counter
 
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from ltcore.data.config import DataConfig
+from ltcore.data.manifest import read_manifest
+from ltcore.data.prepare import prepare
 from ltcore.data.shards import safe_key
 from ltcore.data.sources.image_folder import image_folder
 from ltcore.data.sources.layouts import read_folders, read_lists
@@ -244,3 +247,12 @@ def test_the_fingerprint_follows_content_and_names(tmp_path):
     assert as_zip(dict(reversed(files.items())), tmp_path / "2.zip").fingerprint == first
     assert as_zip(files | {"a/1.png": image(3)}, tmp_path / "3.zip").fingerprint != first
     assert as_zip({"a/2.png": image(1), "b/1.png": image(2)}, tmp_path / "4.zip").fingerprint != first
+
+
+def test_a_file_name_that_is_no_utf8_is_a_name_like_any_other(tmp_path):
+    folder = tmp_path / "data"
+    for name in (os.fsdecode(b"train/cat/caf\xe9.png"), "train/cat/a.png", "train/dog/b.png", "train/dog/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image(len(name)))
+    uri = prepare(DataConfig(uri=str(folder), val_per_class=0))
+    assert read_manifest(uri).split("train").num_samples == 4

@@ -1,6 +1,7 @@
 """The exponential profile, the two selections and the validation split, against published numbers and naive loops."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -57,6 +58,24 @@ def test_unequal_classes_are_ranked_by_size_and_the_profile_fits_exactly():
     largest = int(counts.max())  # one more would not fit
     assert largest == 100 or (np.array(profile(largest + 1, 4, 10)) > available[[1, 2, 0, 3]]).any()
     assert long_tail_counts(np.array([20, 5, 1]), 2).tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_class_is_the_largest_that_fits(seed):
+    rng = np.random.default_rng(seed)
+    available = rng.integers(20, 400, rng.integers(1, 30))
+    factor = float(rng.uniform(1, 12))
+    room = np.sort(available)[::-1]
+    largest = next(n for n in range(room[0], 0, -1) if (np.array(profile(n, len(room), factor)) <= room).all())
+    np.testing.assert_array_equal(
+        np.sort(long_tail_counts(available, factor))[::-1], profile(largest, len(room), factor)
+    )
+
+
+def test_many_classes_and_images_take_no_longer_than_sorting_them():
+    started = time.monotonic()
+    long_tail_counts(np.linspace(100_000, 100, 10_000).astype(np.int64), 100.0)
+    assert time.monotonic() - started < 5, "one profile of 10,000 classes takes milliseconds"
 
 
 def test_a_factor_that_empties_the_smallest_class_is_refused_with_the_largest_that_works():

@@ -97,6 +97,15 @@ def _absolute(raw: dict[str, Any]) -> None:
     raw["splits"]["train"]["shards"][0]["index_path"] = "/etc/passwd"
 
 
+def _split_leaves(raw: dict[str, Any]) -> None:
+    for section in ("splits", "class_counts"):
+        raw[section]["test/../../victim"] = raw[section].pop("test")
+
+
+def _hash_leaves(raw: dict[str, Any]) -> None:
+    raw["splits"]["train"]["shards"][1]["sha256"] = "../../x"
+
+
 def _version(raw: dict[str, Any]) -> None:
     raw["version"] = 99
 
@@ -118,6 +127,8 @@ def _no_shards(raw: dict[str, Any]) -> None:
         (_gap, "expected first_index 9"),
         (_leaves, "leaves the data set"),
         (_absolute, "leaves the data set"),
+        (_split_leaves, r"a split is named 'test/\.\./\.\./victim', expected letters"),
+        (_hash_leaves, r"found '\.\./\.\./x' where a sha256 should be"),
         (_version, "version 99, expected 1"),
         (_extra_field, "is damaged"),
         (_no_shards, "is damaged"),

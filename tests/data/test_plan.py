@@ -176,7 +176,7 @@ def test_the_advice_for_an_indivisible_number_of_workers_works() -> None:
     assert EpochPlan([1000], seed=0, epoch=0, batch_size=66, world=3, lanes=192).num_batches == 15
 
 
-@given(st.lists(st.floats(0, 9), min_size=1, max_size=40).filter(any), st.integers(0, 9))
+@given(st.lists(st.just(0.0) | st.floats(1e-3, 9), min_size=1, max_size=40).filter(any), st.integers(0, 9))
 def test_drawn_copies_are_next_to_the_weights_and_fill_the_epoch(weights: list[float], epoch: int) -> None:
     copies_N = drawn_copies(np.array(weights), seed=1, epoch=epoch)
     mean_one_N = np.array(weights) * (len(weights) / sum(weights))

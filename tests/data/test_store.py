@@ -31,6 +31,14 @@ def remote(copy: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{copy.name}"
 
 
+def test_no_shard_is_opened_for_names_that_nobody_reads(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def where(store: ShardStore, split: str, index: int) -> str:
+        raise AssertionError("every image is good")
+
+    monkeypatch.setattr(ShardStore, "where", where)
+    assert store_module.decode_rows(ShardStore(tiny_shards), "train", np.arange(46), 16).shape == (46, 3, 16, 16)
+
+
 def everything(store: ShardStore, split: str = "train") -> list[bytes]:
     return store.read_rows(split, np.arange(len(store.labels(split))))
 

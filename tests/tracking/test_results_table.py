@@ -113,6 +113,18 @@ def test_the_published_value_is_that_of_the_imbalance_factor(
     assert (row["method"], row["published"]) == (recipe, published)
 
 
+@pytest.mark.parametrize(("data", "published"), [("cifar100-if10-keyed", "55.7"), ("cifar100-if100-keyed", "38.3")])
+def test_the_published_value_is_that_of_shards_that_were_made_already(
+    tmp_path: Path, data: str, published: str
+) -> None:
+    """They have their own imbalance, and the key of the recipe has no effect on them."""
+    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": data, "hash": "x"}}
+    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
+    write_json(tmp_path / "run.json", {**info, "config": flat(load_run("cifar100_lt_ce")), "test": tests})
+    (row,) = cells(tmp_path)
+    assert row["published"] == published
+
+
 def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 0.3, 0.3, status="stopped")
     with pytest.raises(DataError, match=r"/a: stopped, not finished"):

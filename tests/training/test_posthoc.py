@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,15 @@ def test_stage_2_and_old_checkpoints_and_wrong_strengths_are_refused(
     with pytest.raises(CheckpointError, match="does not say under which class prior"):
         ltcore.load(trained, posthoc_tau=1.0)
     meta.write_text(text)
+
+
+def test_other_data_are_seen_at_the_size_and_in_the_groups_of_training(tiny_shards: str, tmp_path: Path) -> None:
+    run(tiny_run(data__canvas=8, train__epochs=1), tiny_shards, tmp_path / "run")
+    predictor = ltcore.load(tmp_path / "run")
+    assert predictor.canvas == 8 and predictor.config.data.canvas == 8
+    other = Path(shutil.copytree(tiny_shards, tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["shot_groups"] = ["few"] * 4
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    here, there = (evaluate(predictor, uri, ["test"], [])["splits"]["test"] for uri in (tiny_shards, str(other)))
+    assert here == there and here["many"] is not None
