@@ -7,16 +7,35 @@ multiplied by the world size, and ``gather_with_grad`` sums gradients over ranks
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as td
 from torch import Tensor
 
+_expected = 1
+
+
+@contextlib.contextmanager
+def expecting(world: int) -> Iterator[None]:
+    """Inside, a process group of ``world`` ranks has to be there. Ray ends the group of workers that it is about to replace while
+    their training goes on: each would otherwise believe to be alone from one collective to the next."""
+    global _expected
+    _expected = world
+    try:
+        yield
+    finally:
+        _expected = 1
+
 
 def is_distributed() -> bool:
-    """True where a process group has more than one rank."""
-    return td.is_available() and td.is_initialized() and td.get_world_size() > 1
+    """True where a process group has more than one rank. RuntimeError where it should (``expecting``), and has ended."""
+    found = td.is_available() and td.is_initialized() and td.get_world_size() > 1
+    if not found and _expected > 1:
+        raise RuntimeError(f"The process group of {_expected} ranks has ended, and this rank with it.")
+    return found
 
 
 def rank() -> int:

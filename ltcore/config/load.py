@@ -22,6 +22,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.config.sweep_file import read_sweep, sweep_tree
 from ltcore.config.sweep_space import SweepConfig
 from ltcore.config.validate import plain_run, validate
+from ltcore.data.plan import EpochPlan
 from ltcore.errors import ConfigError
 
 GRACE_FRACTION = 0.25
@@ -82,6 +83,19 @@ def config_hash(run: RunConfig) -> str:
     """16 hex digits of what determines the result: all keys but ``name`` and ``tracking``."""
     tree = {key: value for key, value in dump(run).items() if key not in ("name", "tracking")}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_world(run: RunConfig, world: int) -> None:
+    """ConfigError where ``world`` workers cannot share the batches of a run."""
+    train, group = run.train, run.model.ghost_batch or 1
+    EpochPlan([train.batch_size], seed=0, epoch=0, batch_size=train.batch_size, world=world, lanes=run.data.lanes)
+    share = train.batch_size // world
+    if share % (train.accumulate * group):
+        product = f"train.accumulate={train.accumulate}" + (f" times model.ghost_batch={group}" if group > 1 else "")
+        raise ConfigError(
+            f"{product} does not divide the {share} images that each of {world} workers takes of "
+            f"train.batch_size={train.batch_size}. Choose a divisor of {share}, or another number of workers."
+        )
 
 
 def load_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:

@@ -158,14 +158,15 @@ class SweepConfig:
     search=pbt always does."""
     train_engine_retrain: bool = True
     """Send one retrain of the winner through Ray Train, two workers and the stream tier. No effect without retrains,
-    on a cluster, and where trials are Ray Train runs already."""
+    on a cluster or beside a GPU, and where trials are Ray Train runs already."""
     budget_s: float | None = None
     """Seconds for the search. Where a warm-up shows that the trials would take longer, their epochs are cut, to 8 at
     least, and it is said. null: never cut. Range > 0. What a sweep file says holds for its own recipe: with another one it
     is null unless it is given too. No effect on a cluster."""
     share_start: bool = True
     """Train the epochs before the first term acts once for all trials that differ in their terms alone, and let each
-    go on from there: the results are the same, bit for bit. No effect on short starts, nor with search=tpe or pbt."""
+    go on from there: the results are the same, bit for bit. No effect on short starts, with several workers per trial, nor
+    with search=tpe or pbt."""
     stall_s: float = 300.0
     """Seconds without any progress after which the sweep is canceled with the capacity it waits for. Range > 0."""
 

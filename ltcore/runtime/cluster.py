@@ -20,8 +20,9 @@ QUIET = {
     # `uv run` would otherwise make Ray ship the working directory and rebuild the environment for every worker.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report blocks until the next poll: 2 s would be most of a short epoch
-    # A node may have to be booted and set up first; what never comes is noticed by our own watch, which says why.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
+    # A run may wait for days until others end or nodes come, which is no failure; where nothing happens at all, our own watch
+    # notices and says why.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

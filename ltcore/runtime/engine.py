@@ -15,11 +15,11 @@ from ltcore.errors import LtcoreError
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.execute import Job, execute
 from ltcore.runtime.files import stands_in_record
+from ltcore.runtime.place import BACKEND
 from ltcore.training.record import read_json
 
-BACKEND = "LTCORE_DIST_BACKEND"
-"""Variable that names the collectives' backend instead of Ray's choice (nccl with GPUs, else gloo): gloo on nodes whose GPUs
-exist in name only, or to see whether NCCL is what hangs."""
+SPOT_FAILURES = 10
+"""How often a run may lose workers on a cluster, whose nodes come and go; each time it goes on from its last checkpoint."""
 
 
 def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> dict[str, Any]:
@@ -48,7 +48,9 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
             storage_path=place,
             storage_filesystem=filesystem,
             callbacks=callbacks,
-            failure_config=FailureConfig(max_failures=3, controller_failure_limit=3),
+            failure_config=FailureConfig(
+                max_failures=3 if is_local(job.run_uri) else SPOT_FAILURES, controller_failure_limit=3
+            ),
         ),
     )
     try:

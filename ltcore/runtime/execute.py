@@ -24,7 +24,7 @@ from ltcore.config.load import flat, from_dict, to_yaml
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed, open_feed
 from ltcore.data.storage import cache_root
-from ltcore.errors import DataError
+from ltcore.errors import CapacityError, DataError
 from ltcore.runtime.version import check_same_code, code_version
 from ltcore.tracking.tracker import Tracker, TrackerOptions, open_tracker
 from ltcore.training import checkpoint as ckpt
@@ -80,6 +80,11 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     ``run.json`` (stopped or failed, with the reason) before it travels on.
     """
     check_same_code(job.code)
+    with dist.expecting(ctx.world):
+        return _execute(job, ctx)
+
+
+def _execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     cfg = resolved(from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
     mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
@@ -140,6 +145,13 @@ def _run(job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInf
             status=status, reason=str(stop) if isinstance(stop, StopRequested) else "ended early by the scheduler"
         )
         raise
+    except torch.OutOfMemoryError as error:
+        problem = CapacityError(
+            f"The memory of {ctx.device} is full ({error}). Lower train.batch_size, raise train.accumulate, or take more "
+            "--workers, under another --name."
+        )
+        record.update(status=status, reason=str(problem))
+        raise problem from error
     except BaseException as error:
         record.update(status=status, reason=f"{type(error).__name__}: {error}")
         raise

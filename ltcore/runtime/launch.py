@@ -14,7 +14,7 @@ from ltcore.data.storage import is_local, join
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.execute import Job, execute, forget
-from ltcore.runtime.place import check_storage, choose_scaling, storage_root
+from ltcore.runtime.place import check_storage, check_workers, choose_scaling, storage_root
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import cost
 from ltcore.training.fit import StopRequested
@@ -103,7 +103,9 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[
                 "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
                 "--max-gpus away, or use --engine train."
             )
-        return run_single(job, cfg, engine, choose_scaling(args, cluster, engine), cluster, args.max_gpus)
+        scaling = choose_scaling(args, cluster, engine)
+        check_workers(cfg, scaling)
+        return run_single(job, cfg, engine, scaling, cluster, args.max_gpus)
     finally:
         disconnect()
 

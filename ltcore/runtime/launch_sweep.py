@@ -10,7 +10,7 @@ from ltcore.data.storage import is_local, join
 from ltcore.errors import ConfigError
 from ltcore.runtime.files import load_json
 from ltcore.runtime.identity import grows, identity, refuse_other
-from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
+from ltcore.runtime.place import check_storage, check_workers, choose_engine, choose_scaling, storage_root
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig, SweepConfig
@@ -61,10 +61,11 @@ def _tune_on(
     from ltcore.runtime.warmup import fitted_epochs
 
     check_storage(root, cluster)
-    engine = choose_engine(args, cluster)
+    engine = choose_engine(args, cluster, sweep.search)
     if engine == "inline":
         raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
     scaling = choose_scaling(args, cluster, engine)
+    check_workers(base, scaling)
     need = demand(scaling, engine, streams=base.data.tier == "stream")
     concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
     counted = basis(cluster, args.max_gpus)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ltcore.config.cli import PlaceArgs
 from ltcore.data.storage import is_local
@@ -11,6 +13,12 @@ from ltcore.errors import ConfigError
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import Cluster
 
+if TYPE_CHECKING:
+    from ltcore.config.schema import RunConfig
+
+BACKEND = "LTCORE_DIST_BACKEND"
+"""Variable that names the collectives' backend instead of Ray's choice (nccl with GPUs, else gloo): gloo on nodes whose GPUs
+exist in name only, or to see whether NCCL is what hangs."""
 DEFAULT_STORAGE = Path.home() / "ltcore-runs"
 
 
@@ -18,6 +26,18 @@ def storage_root(storage: str | None) -> str:
     """``--storage``, else LTCORE_STORAGE, else a folder in the home directory; absolute, because workers change directory."""
     root = storage or str(DEFAULT_STORAGE)
     return str(Path(root).expanduser().resolve()) if is_local(root) and "://" not in root else root.rstrip("/")
+
+
+def check_workers(cfg: RunConfig, scaling: Scaling) -> None:
+    """Every number of workers that Ray may start has to share the batches. ConfigError where one cannot."""
+    from ltcore.config.load import check_world
+
+    for world in range(scaling.workers, scaling.most + 1):
+        try:
+            check_world(cfg, world)
+        except ConfigError as error:
+            several = f"--workers {scaling.workers}-{scaling.most}: Ray may start any number of these. "
+            raise ConfigError(f"{several if scaling.most > scaling.workers else ''}{error}") from None
 
 
 def check_storage(root: str, cluster: Cluster) -> None:
@@ -29,8 +49,16 @@ def check_storage(root: str, cluster: Cluster) -> None:
         )
 
 
-def choose_engine(place: PlaceArgs, cluster: Cluster) -> str:
-    """``auto``: in-process trials on one machine with at most one GPU and one worker; Ray Train otherwise, and on a cluster."""
+def choose_engine(place: PlaceArgs, cluster: Cluster, search: str = "random") -> str:
+    """``auto``: in-process trials on one machine with at most one GPU and one worker, and for ``search=pbt``; Ray Train
+    otherwise, and on a cluster."""
+    if search == "pbt":
+        if place.engine not in ("auto", "trial") or (place.workers or (1, 1))[1] > 1:
+            raise ConfigError(
+                "sweep.search=pbt needs --engine trial and one worker per trial: trials go on from each other's checkpoints, "
+                "which runs of Ray Train keep to themselves."
+            )
+        return "trial"
     if place.engine != "auto":
         return place.engine
     several = place.workers is not None and place.workers[1] > 1
@@ -44,6 +72,10 @@ def choose_scaling(place: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
     gpus = place.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if cluster.most_gpus or (not cluster.local and (place.max_gpus or 0) > 0) else 0.0
+    if 0 < gpus < 1 and high > 1 and os.environ.get(BACKEND) != "gloo":
+        raise ConfigError(
+            f"--gpus-per-worker {gpus:g} would put workers of one run on the same GPU, which NCCL refuses: give each a whole one."
+        )
     cpus = place.cpus_per_worker
     if cpus is None:
         # Half of the CPUs beside a GPU; the other half is for data tasks, which find none where workers reserved all.

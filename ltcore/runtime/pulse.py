@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ltcore.runtime.cluster import secret_environment
 
@@ -36,8 +37,11 @@ class Pulse:
 
 
 def start_pulse(name: str) -> Any:
-    """The actor of one driver, with the W&B key that its workers may need."""
-    return Pulse.options(name=name, namespace=NAMESPACE).remote(secret_environment())  # type: ignore[attr-defined]
+    """The actor of one driver, with the W&B key that its workers may need, on the driver's node: Ray would put an actor
+    without demands on any, also on one that is taken away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = Pulse.options(name=name, namespace=NAMESPACE, scheduling_strategy=here)  # type: ignore[attr-defined]
+    return options.remote(secret_environment())
 
 
 def adopt_secrets(pulse: str) -> None:

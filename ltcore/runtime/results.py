@@ -17,3 +17,7 @@ def result_of(ref: Any) -> dict[str, Any]:
         if isinstance(error.cause, LtcoreError):
             raise error.cause from None
         raise LtcoreError(f"A run failed: {error.cause!r}") from error
+    except ray.exceptions.RayError as error:
+        raise LtcoreError(
+            f"A run was lost with its process or node ({type(error).__name__}), several times. The same command continues it."
+        ) from error

@@ -155,7 +155,7 @@ class Sweep:
         """Trains the epochs that the trials have in common, once; they start from its checkpoint."""
         setup = self.setup
         points = {name: self._points()[name] for name in following["trials"]}
-        if not setup.sweep.share_start or following["forked"] or len(points) < 2:
+        if not setup.sweep.share_start or following["forked"] or len(points) < 2 or setup.scaling.most > 1:
             return
         configs = [override(setup.base, params) for params in points.values()]
         epochs, shares = start_epochs(
@@ -289,7 +289,12 @@ class Sweep:
             forget_other(job)
         with self.board.stage("retrain", expected=len(jobs)):
             first = f"winner-seed{seeds[0]}"
-            if sweep.train_engine_retrain and setup.engine == "trial" and setup.cluster.local:
+            if (
+                sweep.train_engine_retrain
+                and setup.engine == "trial"
+                and setup.cluster.local
+                and not setup.cluster.gpus
+            ):
                 self.runs.run_all(jobs, streamed=first)
             else:
                 self.runs.run_all(jobs)

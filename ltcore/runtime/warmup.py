@@ -30,23 +30,30 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
     torch.set_num_threads(threads)
     options: dict[str, Any] = {"augment": cfg.augment, "num_views": num_views(cfg)}
     feed = open_feed(cfg.data, data_uri, batch_size=cfg.train.batch_size, seed=cfg.seed, **options)
+    device = (ctx := LocalContext()).device
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.monotonic()
+
     try:
-        parts = build(cfg, feed, LocalContext())
+        parts = build(cfg, feed, ctx)
         objective = parts.step.objective
-        steps, started = 0, time.monotonic()
+        steps, started = 0, now()
         epoch = 0
-        while epoch < 2 or time.monotonic() - started < seconds:
+        while epoch < 2 or now() - started < seconds:
             if epoch == 1:
-                steps, started = 0, time.monotonic()
+                steps, started = 0, now()
             for raw in feed.train_batches(epoch):
-                batch = parts.augment(raw, epoch)
+                batch = parts.augment(raw.to(device), epoch)
                 loss, _, out = parts.step(batch, 0.99)
                 loss.backward()
                 objective.observe(out, batch, 0.99)
                 steps += 1
             objective.merge(0.99)
             epoch += 1
-        return steps * cfg.train.batch_size / (time.monotonic() - started)
+        return steps * cfg.train.batch_size / (now() - started)
     finally:
         feed.close()
         torch.set_num_threads(before)

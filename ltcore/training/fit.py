@@ -12,11 +12,10 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch
-from ltcore.config.load import flat
+from ltcore.config.load import check_world, flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed
 from ltcore.data.plan import Ints, drawn_copies
-from ltcore.errors import ConfigError
 from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts, build
@@ -55,12 +54,7 @@ def fit(
     Raises StopRequested after saving if the context asked to stop, NumericError if a loss is not finite.
     """
     check_train_split(feed, cfg.data.train_split)
-    share = cfg.train.batch_size // ctx.world
-    if share % cfg.train.accumulate:
-        raise ConfigError(
-            f"train.accumulate={cfg.train.accumulate} does not divide the {share} images that each of {ctx.world} workers takes "
-            f"of train.batch_size={cfg.train.batch_size}. Choose a divisor of {share}, or another number of workers."
-        )
+    check_world(cfg, ctx.world)
     return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from ltcore.batch import Batch
 from ltcore.config.cli import read_train, read_tune
 from ltcore.config.load import load_run
 from ltcore.errors import ConfigError
-from ltcore.runtime import cluster
+from ltcore.runtime import cluster, warmup
+from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.launch import wants_ray
-from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
+from ltcore.runtime.place import check_storage, check_workers, choose_engine, choose_scaling, storage_root
+from ltcore.training.context import LocalContext
+from tests.training.runs import tiny_run
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
 WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="", dashboard="")
@@ -73,6 +79,54 @@ def test_on_a_cluster_every_trial_gets_a_gpu_worker() -> None:
     assert (scaling.workers, scaling.gpus_per_worker) == (1, 1.0)
     assert choose_scaling(read_tune("test", ["--workers", "2-4"]), POOL, "train").most == 4
     assert choose_scaling(read_tune("test", []), LAPTOP, "trial").gpus_per_worker == 0
+
+
+def test_population_based_training_hands_checkpoints_over_in_process() -> None:
+    assert choose_engine(read_tune("test", []), POOL, "pbt") == "trial"
+    for flags in (["--engine", "train"], ["--workers", "2"]):
+        with pytest.raises(ConfigError, match=r"sweep.search=pbt needs --engine trial and one worker per trial"):
+            choose_engine(read_tune("test", flags), POOL, "pbt")
+
+
+def test_workers_of_one_run_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = read_tune("test", ["--workers", "2", "--gpus-per-worker", "0.5"])
+    with pytest.raises(ConfigError, match=r"--gpus-per-worker 0.5 would put workers of one run on the same GPU"):
+        choose_scaling(flags, POOL, "train")
+    monkeypatch.setenv("LTCORE_DIST_BACKEND", "gloo")
+    assert choose_scaling(flags, POOL, "train").gpus_per_worker == 0.5
+
+
+def test_a_range_of_workers_holds_only_numbers_that_can_share_a_batch() -> None:
+    cfg = load_run("cifar100_lt_ce")  # 128 images, 64 lanes
+    check_workers(cfg, Scaling(workers=4))
+    check_workers(cfg, Scaling(workers=1, max_workers=2))
+    with pytest.raises(ConfigError, match=r"^--workers 2-4: Ray may start any number of these. 3 workers cannot share"):
+        check_workers(cfg, Scaling(workers=2, max_workers=4))
+    with pytest.raises(ConfigError, match=r"^train.accumulate=32 does not divide the 16 images that each of 8 workers"):
+        check_workers(load_run("cifar100_lt_ce", {"train.accumulate": 32}), Scaling(workers=8))
+    shared = load_run("cifar100_lt_ce", {"train.batch_size": 96, "data.lanes": 96})
+    check_workers(shared, Scaling(workers=2, max_workers=4))
+
+
+def test_the_warm_up_before_a_sweep_computes_where_trials_will(
+    tiny_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(LocalContext):
+        def __init__(self) -> None:
+            super().__init__(torch.device("meta"))
+
+    class ReachedError(Exception):
+        pass
+
+    def augment(batch: Batch, epoch: int) -> Batch:
+        assert batch.images_VBCHW.device.type == batch.labels_B.device.type == "meta"
+        raise ReachedError
+
+    parts = SimpleNamespace(step=SimpleNamespace(objective=None), augment=augment)
+    monkeypatch.setattr(warmup, "LocalContext", Elsewhere)
+    monkeypatch.setattr(warmup, "build", lambda cfg, feed, ctx: parts)
+    with pytest.raises(ReachedError):
+        warmup.images_per_s(tiny_run(), tiny_shards, threads=1)
 
 
 def test_several_workers_need_the_train_engine() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ltcore import dist
 from ltcore.config.keys import comes_from_stage1
 from ltcore.config.load import check_sweep, flat, load_run, load_sweep, override
 from ltcore.config.schema import RunConfig
@@ -202,7 +203,8 @@ def test_other_data(stage1: Path, tmp_path: Path) -> None:
         run(stage2_run(stage1, "ncm"), str(tmp_path / "data"), tmp_path / "run")
 
 
-def test_several_workers(stage1: Path, tiny_shards: str, tmp_path: Path) -> None:
+def test_several_workers(stage1: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_distributed", lambda: False)  # nor are there two
     ctx = LocalContext()
     ctx.world = 2
     with pytest.raises(ConfigError, match=r"Stage 2 was given 2 workers.*Leave --workers away"):

@@ -39,3 +39,12 @@ def test_ranks_meet_on_the_device_of_the_run(saved: dict[str, float], monkeypatc
     tally = Tally(saved, dict.fromkeys(saved, 1), torch.device("meta"))
     tally.add({"loss": torch.zeros((), device="meta")})
     assert tally.over_ranks() == ({"loss": 1.0}, {"loss": 1 + len(saved)})
+
+
+def test_ranks_whose_group_has_ended_do_not_go_on_alone() -> None:
+    """Ray ends it in another thread while it replaces workers."""
+    with dist.expecting(2):
+        for question in (dist.world, dist.rank, lambda: dist.all_reduce_sum_(torch.ones(1))):
+            with pytest.raises(RuntimeError, match="The process group of 2 ranks has ended"):
+                question()
+    assert dist.world() == 1
