@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -100,12 +101,18 @@ def _execute(job: Job, ctx: RunContext) -> dict[str, Any]:
             ckpt.refuse_differences(job.run_uri, done["config"], flat(cfg))
         return done
     with _feed(cfg, job, ctx) as feed:
-        return _run(job, cfg, ctx, mirror, info, feed)
+        tracked_as = done["tracked_as"] if done and "tracked_as" in done else f"{info.id}-{secrets.token_hex(3)}"
+        return _run(job, cfg, ctx, mirror, info, feed, tracked_as)
 
 
-def _run(job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: Feed) -> dict[str, Any]:
+def _run(
+    job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: Feed, tracked_as: str
+) -> dict[str, Any]:
+    """``tracked_as`` is the id in W&B: drawn when the run begins, so that neither --fresh nor another storage continues a run
+    there that is not this one."""
     run_dir, lead = mirror.local, ctx.rank == 0
-    record = RunRecord(run_dir / "run.json" if lead else None, _first_fields(cfg, info, ctx, feed))
+    fields = _first_fields(cfg, info, ctx, feed) | {"tracked_as": tracked_as}
+    record = RunRecord(run_dir / "run.json" if lead else None, fields)
     previous = ckpt.find(run_dir / "checkpoints") if cfg.stage2 is None else None  # stage 2 begins at its beginning
     earlier: list[dict[str, Any]] = []
     if lead and previous is None and job.fork_of:
@@ -117,7 +124,7 @@ def _run(job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInf
         mirror.push()  # from now on this start of the run is known, also to a node that goes on with it
     tracker = open_tracker(
         run_dir=run_dir,
-        run_id=info.id,
+        run_id=tracked_as,
         group=info.group,
         name=cfg.name,
         config_flat=flat(cfg),

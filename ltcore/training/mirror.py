@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -29,7 +31,10 @@ from ltcore.data.storage import (
     write_bytes_atomic,
 )
 
+_LOG = logging.getLogger("ltcore.training")
 _LOCK, _RECORD = ".lock", "run.json"
+PATIENCE_S = 600.0
+"""How long copies may fail, one after the other, before the run ends for it."""
 
 Stamp = tuple[int, int]
 
@@ -45,6 +50,7 @@ class Mirror:
         """What lies on the storage -> stamp of the local file it was; None: not known, so it is sent again."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ltcore-mirror") if self.remote else None
         self._last: Future[None] | None = None
+        self._succeeded_at: float | None = None
 
     def pull(self) -> None:
         """Makes the local directory what the storage has.
@@ -71,7 +77,8 @@ class Mirror:
                 self._sent[name] = _stamp(target.stat())
 
     def push(self, *, wait: bool = True) -> None:
-        """Starts copying what changed. Raises what the previous copy raised: a full bucket must not stay unnoticed.
+        """Starts copying what changed, and what the previous copy failed to. Raises what that raised where no copy has yet
+        succeeded, or none for ten minutes: a full bucket must not stay unnoticed, a passing disturbance should.
 
         While that is still under way, waits for it, or without ``wait`` leaves the change to the next push.
         To be called by the thread that saves checkpoints: what is there now is what will be copied of them.
@@ -81,8 +88,17 @@ class Mirror:
         if self._last is not None:
             if not wait and not self._last.done():
                 return
-            self._last.result()
+            self._judge(self._last)
         self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
+
+    def _judge(self, copied: Future[None]) -> None:
+        error = copied.exception()
+        if error is None:
+            self._succeeded_at = time.monotonic()
+        elif self._succeeded_at is None or time.monotonic() - self._succeeded_at > PATIENCE_S:
+            raise error
+        else:
+            _LOG.warning("a copy of the run to its storage failed, the next one takes it along: %s", error)
 
     def close(self) -> None:
         """Copies what is left, also what an earlier copy failed to, and waits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,18 @@ def test_hot_keys_may_change_between_starts_and_their_course_is_recorded(tiny_sh
         {"images_seen": 0, "train.optim.lr": 0.05},
         {"images_seen": 40, "train.optim.lr": 0.01},
     ]
+
+
+def test_a_resumed_run_is_the_same_for_trackers_and_one_that_starts_anew_is_not(
+    tiny_shards: str, tmp_path: Path
+) -> None:
+    ids = []
+    for questions in (0, 99):
+        with contextlib.suppress(StopRequested):
+            run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(questions))
+        ids.append(json.loads((tmp_path / "run" / "run.json").read_text())["tracked_as"])
+    assert ids[0] == ids[1] and ids[0].startswith("tiny-")
+    assert run(tiny_run(), tiny_shards, tmp_path / "other")["tracked_as"] != ids[0]
 
 
 def test_other_keys_may_not(tiny_shards: str, tmp_path: Path) -> None:

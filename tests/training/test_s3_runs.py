@@ -376,6 +376,30 @@ def test_a_checkpoint_inside_an_epoch_does_not_wait_for_an_earlier_copy(
     assert bucket.get("run/metrics.jsonl") == b"new\n"
 
 
+def test_a_store_that_fails_for_a_while_does_not_end_the_run(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror(f"{bucket.uri}/run", tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.parent.mkdir()
+    for number in range(3):  # the second copy fails
+        file.write_text(f"{number}\n")
+        bucket.server.check_keys(number == 1)
+        mirror.push()
+        assert mirror._last is not None
+        mirror._last.exception()
+    assert "the next one takes it along" in caplog.text and bucket.get("run/metrics.jsonl") == b"2\n"
+    monkeypatch.setattr("ltcore.training.mirror.PATIENCE_S", 0.0)
+    bucket.server.check_keys(True)
+    file.write_text("3\n")
+    mirror.push()
+    with pytest.raises(DataError, match=f"{bucket.uri}/run/metrics.jsonl cannot be written"):
+        mirror.push()
+    bucket.server.check_keys(False)
+    mirror.close()
+    assert bucket.get("run/metrics.jsonl") == b"3\n"
+
+
 def test_what_a_disturbed_copy_left_out_follows_at_the_end(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
