@@ -228,7 +228,8 @@ def test_the_large_settings_of_paco(name, network, temperature, decay, views):
     epochs, warmup = (30, 5) if name.startswith("places") else (400, 10)
     assert (run.train.epochs, round(optim.warmup * epochs), run.train.batch_size) == (epochs, warmup, 128)
     assert (run.augment.view1, run.augment.view2, run.augment.crop_from, run.data.canvas) == (*views, "original", 224)
-    assert (run.augment.randaugment_ops, run.augment.randaugment_magnitude) == (2, 30)
+    randaugment = (run.augment.randaugment_variant, run.augment.randaugment_ops, run.augment.randaugment_magnitude)
+    assert randaugment == ("timm", 2, 30)
 
 
 @pytest.mark.parametrize(

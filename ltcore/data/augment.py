@@ -98,6 +98,9 @@ class AugmentConfig:
     randaugment_magnitude: float = 9.0
     """Strength of each operation, 0..30 (10 on the scale 0..10 of other codes is 30 here). No effect without
     RandAugment."""
+    randaugment_variant: str = "paper"
+    """Whose operations: 'paper' (14, contrast and the like both ways) or 'timm' (15, with inversion and added solarization;
+    contrast and the like from 0.1 to 1.9 of the image's own). No effect without RandAugment."""
     randaugment_std: float = 0.0
     """Standard deviation, >= 0, of a normal draw around that strength, for each operation; cut to 0..30. No effect
     without RandAugment."""
@@ -123,6 +126,8 @@ class AugmentConfig:
             raise ValueError(f"mixup_alpha must be a finite number >= 0, got {self.mixup_alpha}")
         if self.randaugment_ops < 1:
             raise ValueError(f"randaugment_ops must be >= 1, got {self.randaugment_ops}")
+        if self.randaugment_variant not in ("paper", "timm"):
+            raise ValueError(f"randaugment_variant must be paper or timm, got {self.randaugment_variant!r}")
         if not 0 <= self.randaugment_magnitude <= 30:
             raise ValueError(f"randaugment_magnitude must be in [0, 30], got {self.randaugment_magnitude}")
         if not 0 <= self.randaugment_std < float("inf"):

@@ -171,6 +171,12 @@ def solarize(images: Tensor, threshold_B: Tensor) -> Tensor:
     return torch.where(images >= column(threshold_B), 255 - images, images)
 
 
+def solarize_add(images: Tensor, add_B: Tensor) -> Tensor:
+    """Adds ``add`` to values below 128, at most to 255."""
+    brighter = (images.to(torch.int16) + column(add_B.to(torch.int16))).clamp(max=255).to(torch.uint8)
+    return torch.where(images < 128, brighter, images)
+
+
 def invert(images: Tensor) -> Tensor:
     return 255 - images
 

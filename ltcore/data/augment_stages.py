@@ -124,9 +124,21 @@ COLOR_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "autocontrast": lambda images, m: ops.autocontrast(images),  # noqa: ARG005
     "equalize": lambda images, m: ops.equalize(images),  # noqa: ARG005
     "invert": lambda images, m: ops.invert(images),  # noqa: ARG005
+    "timm_brightness": lambda images, m: ops.brightness(images, 0.1 + 1.8 * m.abs()),
+    "timm_color": lambda images, m: ops.saturation(images, 0.1 + 1.8 * m.abs()),
+    "timm_contrast": lambda images, m: ops.contrast(images, 0.1 + 1.8 * m.abs()),
+    "timm_sharpness": lambda images, m: ops.sharpness(images, 0.1 + 1.8 * m.abs()),
+    "timm_posterize": lambda images, m: ops.posterize(images, (4 * m.abs()).floor()),
+    "timm_solarize": lambda images, m: ops.solarize(images, (256 * m.abs()).floor()),
+    "timm_solarize_add": lambda images, m: ops.solarize_add(images, (110 * m.abs()).floor()),
 }
-"""Operations by name; ``m`` in [-1, 1] is the signed share of the largest magnitude."""
+"""Operations by name; ``m`` in [-1, 1] is the signed share of the largest magnitude. timm's know no sign, and three of them
+change an image less the larger it is."""
 OPS = ("identity", *AFFINE_OPS, *COLOR_OPS)
+NUM_PAPER_OPS = OPS.index("invert")
+"""RandAugment's own list: the first of ``OPS``."""
+NUM_TIMM_OPS = len(AFFINE_OPS) + len(OPS) - OPS.index("autocontrast")
+"""timm's list: the five affine operations, and all from 'autocontrast' on."""
 
 CIFAR10_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
     (("invert", 0.1, 7), ("contrast", 0.2, 6)),
@@ -202,15 +214,20 @@ def autoaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
 
 def randaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     """``randaugment_ops`` operations out of 14 in turn, each at the same magnitude (Cubuk et al. 2020,
-    arXiv:1909.13719).
+    arXiv:1909.13719); with ``randaugment_variant='timm'`` out of the 15 of timm, which PaCo uses at 224 px.
 
-    The variant of timm, which PaCo uses, is a case of it: its 'm10-n2-mstd0.5' is magnitude 30 with
-    ``randaugment_std`` 1.5 and ``randaugment_probability`` 0.5. (Its list has the additive solarize operation and invert
-    as well.)
+    timm's 'm10-n2-mstd0.5' is magnitude 30 with ``randaugment_std`` 1.5 and ``randaugment_probability`` 0.5. Differs from it:
+    pixels move to the nearest place (timm draws between bilinear and bicubic), and a translation reaches 150/331 of the side
+    instead of 0.45.
     """
     n = cfg.randaugment_ops
     u_B2n = torch.stack(draw("randaugment", 2 * n), 1)
-    op_Bn = _integer(u_B2n[:, :n], len(OPS) - 1)  # all but 'invert', the last
+    if cfg.randaugment_variant == "timm":
+        choice_Bn = _integer(u_B2n[:, :n], NUM_TIMM_OPS)
+        first_other = OPS.index("autocontrast") - len(AFFINE_OPS)
+        op_Bn = torch.where(choice_Bn < len(AFFINE_OPS), choice_Bn + 1, choice_Bn + first_other)
+    else:
+        op_Bn = _integer(u_B2n[:, :n], NUM_PAPER_OPS)
     m_Bn = torch.full_like(u_B2n[:, :n], cfg.randaugment_magnitude)
     if cfg.randaugment_std:
         u_B2n_noise = torch.stack(draw("randaugment_std", 2 * n), 1).double()

@@ -189,7 +189,8 @@ def test_autoaugment_against_torchvision() -> None:
                 expected = reference_op(expected, name, level / 9 * (-1 if u[b][3 + k] < 0.5 else 1))
                 seen.add(name)
         assert_nearly_equal(mine[b], expected, pair)
-    assert seen == set(OPS) - {"identity", "shear_x"}  # which no sub-policy contains
+    paper = {name for name in OPS if not name.startswith("timm_")}
+    assert seen == paper - {"identity", "shear_x"}  # which no sub-policy contains
 
 
 @pytest.mark.parametrize("magnitude", [9.0, 30.0])
@@ -207,6 +208,43 @@ def test_randaugment_against_torchvision(magnitude: float) -> None:
     assert not torch.equal(
         randaugment(images, draw, AugmentConfig(fill=128)), randaugment(images, draw, AugmentConfig())
     )
+
+
+TIMM_OPS = (
+    *("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "autocontrast", "equalize", "invert"),
+    *("brightness", "color", "contrast", "sharpness", "posterize", "solarize", "solarize_add"),
+)
+
+
+def timm_op(image: Tensor, name: str, m: float) -> Tensor:
+    """One operation of timm's list at the signed share ``m`` of the largest magnitude."""
+    level = abs(m)
+    table: dict[str, Any] = {
+        "brightness": lambda: tv.adjust_brightness(image, 0.1 + 1.8 * level),
+        "color": lambda: tv.adjust_saturation(image, 0.1 + 1.8 * level),
+        "contrast": lambda: tv.adjust_contrast(image, 0.1 + 1.8 * level),
+        "sharpness": lambda: tv.adjust_sharpness(image, 0.1 + 1.8 * level),
+        "posterize": lambda: tv.posterize(image, int(4 * level)),
+        "solarize": lambda: torch.where(image.int() < int(256 * level), image, 255 - image),
+        "solarize_add": lambda: torch.where(image < 128, (image.int() + int(110 * level)).clamp(max=255), image).byte(),
+    }
+    return table[name]() if name in table else reference_op(image, name, m)
+
+
+@pytest.mark.parametrize("magnitude", [12.0, 30.0])
+def test_timms_randaugment_has_its_own_list(magnitude: float) -> None:
+    count = 150
+    images, draw = smooth_images(count), draw_for(count)
+    cfg = AugmentConfig(randaugment_variant="timm", randaugment_ops=1, randaugment_magnitude=magnitude)
+    mine = randaugment(images, draw, cfg)
+    u = rng.uniform(3, 2, draw.index_B, draw.copy_B, "augment/view1/randaugment", 2).tolist()
+    names = [TIMM_OPS[int(u[b][0] * 15)] for b in range(count)]
+    assert set(names) == set(TIMM_OPS)
+    for b, name in enumerate(names):
+        expected = timm_op(images[b], name, magnitude / 30 * (-1 if u[b][1] < 0.5 else 1))
+        assert_nearly_equal(mine[b], expected, name)
+    if magnitude == 30:  # the largest: nothing is solarized, and contrast and the like grow
+        assert all(torch.equal(mine[b], images[b]) for b, name in enumerate(names) if name == "solarize")
 
 
 def test_randaugment_with_noise_and_probability() -> None:
@@ -342,6 +380,7 @@ def test_mixup_shares_follow_the_beta_distribution(alpha: float) -> None:
         ("mixup_alpha", float("nan")),
         ("randaugment_ops", 0),
         ("randaugment_magnitude", 31.0),
+        ("randaugment_variant", "torchvision"),
         ("randaugment_std", -1.0),
         ("randaugment_probability", 0.0),
         ("cutout_fraction", 0.0),
