@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor`` there; to a GPU by way of pinned memory, so that the host does not wait for what the GPU still computes."""
+    pin = torch.device(device).type == "cuda" and not tensor.is_cuda
+    return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Mix:
     """The second half of a mixed sample: ``x = lam * x_i + (1 - lam) * x_partner``."""
@@ -25,8 +31,8 @@ class Mix:
     """int64, number of the partner inside its split; the sample's own where it has no partner."""
 
     def to(self, device: torch.device | str) -> Mix:
-        """The same on another device; asynchronous where the memory is pinned."""
-        return Mix(*(tensor.to(device, non_blocking=True) for tensor in (self.labels_B, self.lam_B, self.index_B)))
+        """The same on another device."""
+        return Mix(*(to_device(tensor, device) for tensor in (self.labels_B, self.lam_B, self.index_B)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +57,15 @@ class Batch:
         return self.labels_B.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; to a GPU by way of pinned memory, so that nobody waits for what it still computes."""
-        pin = torch.device(device).type == "cuda"
-
-        def move(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if pin and not tensor.is_cuda else tensor).to(device, non_blocking=True)
-
-        mix = self.mix and self.mix.to(device)
-        boxes = None if self.boxes_VB4 is None else move(self.boxes_VB4)
-        return Batch(move(self.images_VBCHW), move(self.labels_B), move(self.index_B), move(self.copy_B), mix, boxes)
+        """The same batch on another device."""
+        return Batch(
+            to_device(self.images_VBCHW, device),
+            to_device(self.labels_B, device),
+            to_device(self.index_B, device),
+            to_device(self.copy_B, device),
+            self.mix and self.mix.to(device),
+            None if self.boxes_VB4 is None else to_device(self.boxes_VB4, device),
+        )
 
     def with_images(self, images_VBCHW: Tensor, mix: Mix | None = None) -> Batch:
         """The same samples after augmentation: float32 [V, B, 3, H, W], mixed where ``mix`` says with what."""

@@ -175,16 +175,20 @@ class Augment:
             :, None, None
         ]
 
-    def __call__(self, batch: Batch, epoch: int) -> Batch:
+    def __call__(self, batch: Batch, epoch: int, host: Batch | None = None) -> Batch:
         """uint8 [1, B, 3, S, S] -> float32 [V, B, 3, S, S] on the same device; sets ``mix`` where mixup is on.
 
+        Draws are made on the host, by what ``host``, the same batch there, knows of its samples; without it a batch on a GPU
+        has to be asked, which waits for all that the GPU still computes.
         A batch that the reader cropped (``boxes_VB4``) brings all V views, and is not cropped again.
         """
         views = []
+        known = host or batch
+        index_B, copy_B = known.index_B.cpu(), known.copy_B.cpu()
         cropped = batch.boxes_VB4 is not None
         for number, (view, stack) in enumerate(self._stacks.items()):
             images = batch.images_VBCHW[number if cropped else 0]
-            draw = Draw(self._seed, epoch, batch.index_B, batch.copy_B, view)
+            draw = Draw(self._seed, epoch, index_B, copy_B, view, images.device)
             if stack.min_area is not None and not cropped:
                 images = stages.resized_crop(images, draw, stack.min_area)
             for stage in stack.stages:

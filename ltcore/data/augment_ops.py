@@ -225,7 +225,7 @@ def shift_hue(images: Tensor, turns_B: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
-    start = torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None]
+    start = (5 - 2 * torch.arange(3, device=images.device, dtype=images.dtype))[None, :, None, None]
     k = start + sixths + column(turns_B * 6)
     k = k - (k / 6).floor() * 6
     return value - spread * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ltcore import rng
+from ltcore import hashing
+from ltcore.batch import to_device
 from ltcore.data import augment_ops as ops
 from ltcore.data.boxes import ASPECTS, ATTEMPTS, PURPOSE
 
@@ -25,18 +26,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Uniform numbers for the samples of one batch in one view."""
+    """Uniform numbers for the samples of one batch in one view, drawn on the host."""
 
     seed: int
     epoch: int
     index_B: Tensor
     copy_B: Tensor
     view: str
+    device: torch.device | str = "cpu"
+    """Where the images are."""
 
     def __call__(self, purpose: str, n: int) -> list[Tensor]:
-        """n columns, each float32 [B] in [0, 1)."""
+        """n columns, each float32 [B] in [0, 1), beside the images."""
+        return list(to_device(self._draw(purpose, n), self.device).unbind(1))
+
+    def host(self, purpose: str, n: int) -> list[Tensor]:
+        """The same on the host: for choices among operations, whose samples are looked up there."""
+        return list(self._draw(purpose, n).unbind(1))
+
+    def _draw(self, purpose: str, n: int) -> Tensor:
         key = f"augment/{self.view}/{purpose}"
-        return list(rng.uniform(self.seed, self.epoch, self.index_B, self.copy_B, key, n).unbind(1))
+        return torch.from_numpy(
+            hashing.uniform(self.seed, self.epoch, self.index_B.numpy(), self.copy_B.numpy(), key, n)
+        )
 
 
 Stage = Callable[[Tensor, Draw, "AugmentConfig"], Tensor]
@@ -54,7 +66,7 @@ def _between(uniform_B: Tensor, low: float, high: float) -> Tensor:
 def _on_rows(images: Tensor, rows: Tensor, apply: Callable[..., Tensor], *parameters_B: Tensor) -> None:
     """Applies an operation in place to the samples that drew it; ``rows`` is a host index, so none costs nothing."""
     if len(rows):
-        rows = rows.to(images.device, non_blocking=True)
+        rows = to_device(rows, images.device)
         picked = apply(images.index_select(0, rows), *(p.index_select(0, rows) for p in parameters_B))
         images.index_copy_(0, rows, picked)
 
@@ -168,6 +180,9 @@ CIFAR10_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...
     (("translate_y", 0.7, 9), ("autocontrast", 0.9, 1)),
 )
 """(operation, probability, magnitude 0..9): Cubuk et al. 2019, arXiv:1805.09501, table 7."""
+_POLICY_OP_P2 = torch.tensor([[OPS.index(name) for name, _, _ in pair] for pair in CIFAR10_POLICY])
+_POLICY_PROBABILITY_P2 = torch.tensor([[p for _, p, _ in pair] for pair in CIFAR10_POLICY])
+_POLICY_LEVEL_P2 = torch.tensor([[level / 9 for _, _, level in pair] for pair in CIFAR10_POLICY])
 
 
 def apply_op(images: Tensor, op_B: Tensor, op_host_B: Tensor, m_B: Tensor, fill: int) -> None:
@@ -200,15 +215,11 @@ def apply_op(images: Tensor, op_B: Tensor, op_host_B: Tensor, m_B: Tensor, fill:
 
 def autoaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     """One of the 25 sub-policies that AutoAugment found on CIFAR-10; signs are drawn where an operation has one."""
-    device = images.device
-    op_P2 = torch.tensor([[OPS.index(name) for name, _, _ in pair] for pair in CIFAR10_POLICY], device=device)
-    probability_P2 = torch.tensor([[p for _, p, _ in pair] for pair in CIFAR10_POLICY], device=device)
-    level_P2 = torch.tensor([[level / 9 for _, _, level in pair] for pair in CIFAR10_POLICY], device=device)
-    u = draw("autoaugment", 5)
+    u = draw.host("autoaugment", 5)
     policy_B = _integer(u[0], len(CIFAR10_POLICY))
-    applied_B2 = torch.stack(u[1:3], 1) < probability_P2[policy_B]
-    op_B2 = op_P2[policy_B] * applied_B2
-    m_B2 = level_P2[policy_B] * _sign(torch.stack(u[3:5], 1))
+    applied_B2 = torch.stack(u[1:3], 1) < _POLICY_PROBABILITY_P2[policy_B]
+    op_B2 = _POLICY_OP_P2[policy_B] * applied_B2
+    m_B2 = _POLICY_LEVEL_P2[policy_B] * _sign(torch.stack(u[3:5], 1))
     return _apply_rounds(images, op_B2, m_B2, cfg.fill)
 
 
@@ -221,7 +232,7 @@ def randaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     instead of 0.45.
     """
     n = cfg.randaugment_ops
-    u_B2n = torch.stack(draw("randaugment", 2 * n), 1)
+    u_B2n = torch.stack(draw.host("randaugment", 2 * n), 1)
     if cfg.randaugment_variant == "timm":
         choice_Bn = _integer(u_B2n[:, :n], NUM_TIMM_OPS)
         first_other = OPS.index("autocontrast") - len(AFFINE_OPS)
@@ -230,12 +241,12 @@ def randaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
         op_Bn = _integer(u_B2n[:, :n], NUM_PAPER_OPS)
     m_Bn = torch.full_like(u_B2n[:, :n], cfg.randaugment_magnitude)
     if cfg.randaugment_std:
-        u_B2n_noise = torch.stack(draw("randaugment_std", 2 * n), 1).double()
+        u_B2n_noise = torch.stack(draw.host("randaugment_std", 2 * n), 1).double()
         radius_Bn, turn_Bn = (-2 * (1 - u_B2n_noise[:, :n]).log()).sqrt(), u_B2n_noise[:, n:]
         normal_Bn = radius_Bn * (2 * torch.pi * turn_Bn).cos()  # Box and Muller
         m_Bn = (m_Bn + cfg.randaugment_std * normal_Bn).clamp(0, 30).float()
     if cfg.randaugment_probability < 1:
-        op_Bn = op_Bn * (torch.stack(draw("randaugment_probability", n), 1) < cfg.randaugment_probability)
+        op_Bn = op_Bn * (torch.stack(draw.host("randaugment_probability", n), 1) < cfg.randaugment_probability)
     return _apply_rounds(images, op_Bn, _sign(u_B2n[:, n:]) * (m_Bn / 30), cfg.fill)
 
 
@@ -244,10 +255,11 @@ def _sign(uniform: Tensor) -> Tensor:
 
 
 def _apply_rounds(images: Tensor, op_BR: Tensor, m_BR: Tensor, fill: int) -> Tensor:
+    """Operations and magnitudes are on the host."""
     images = images.clone()
-    host_BR = op_BR.cpu()
+    there_BR, m_BR = to_device(op_BR, images.device), to_device(m_BR, images.device)
     for r in range(op_BR.shape[1]):
-        apply_op(images, op_BR[:, r], host_BR[:, r], m_BR[:, r], fill)
+        apply_op(images, there_BR[:, r], op_BR[:, r], m_BR[:, r], fill)
     return images
 
 
@@ -260,7 +272,8 @@ def color_jitter(*, hue: float, probability: float) -> Stage:
 
     def stage(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
         images = ops.unit_range(images).clone()
-        u = draw("jitter", 9)
+        host = draw.host("jitter", 9)
+        u = to_device(torch.stack(host[:4], 1), images.device).unbind(1)
         changes: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
             (ops.brightness, _between(u[0], 0.6, 1.4)),
             (ops.contrast, _between(u[1], 0.6, 1.4)),
@@ -268,8 +281,8 @@ def color_jitter(*, hue: float, probability: float) -> Stage:
         ]
         if hue:
             changes.append((ops.shift_hue, _between(u[3], -hue, hue)))
-        order_B4 = torch.stack(u[4:8], 1).argsort(dim=1, stable=True)
-        host_B4 = torch.where((u[8] < probability)[:, None], order_B4, -1).cpu()
+        order_B4 = torch.stack(host[4:8], 1).argsort(dim=1, stable=True)
+        host_B4 = torch.where((host[8] < probability)[:, None], order_B4, -1)
         for turn in range(4):
             for i, (change, parameter_B) in enumerate(changes):
                 _on_rows(images, (host_B4[:, turn] == i).nonzero()[:, 0], change, parameter_B)
@@ -298,8 +311,9 @@ def gray(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG
 
 def blur(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
     """Gaussian blur with sigma 0.1..2 pixels, with probability 0.5."""
-    u = draw("blur", 2)
+    u = draw.host("blur", 2)
     images = ops.unit_range(images).clone()
-    rows = (u[1] < 0.5).cpu().nonzero()[:, 0]
-    _on_rows(images, rows, lambda picked, sigma_b: ops.blur(picked, sigma_b, radius=6), _between(u[0], 0.1, 2.0))
+    sigma_B = to_device(_between(u[0], 0.1, 2.0), images.device)
+    rows = (u[1] < 0.5).nonzero()[:, 0]
+    _on_rows(images, rows, lambda picked, sigma_b: ops.blur(picked, sigma_b, radius=6), sigma_B)
     return images

@@ -46,7 +46,7 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
             if epoch == 1:
                 steps, started = 0, now()
             for raw in feed.train_batches(epoch):
-                batch = parts.augment(raw.to(device), epoch)
+                batch = parts.augment(raw.to(device), epoch, raw)
                 loss, _, out = parts.step(batch, 0.99)
                 loss.backward()
                 objective.observe(out, batch, 0.99)

@@ -187,7 +187,7 @@ class _Run:
     def _step(self, raw: Batch) -> dict[str, Tensor]:
         at, parts = self.at, self.parts
         progress = self._progress()
-        batch = parts.augment(raw.to(self.ctx.device), at.epoch)
+        batch = parts.augment(raw.to(self.ctx.device), at.epoch, raw)
         if parts.step.key is not None:
             parts.step.key.update(parts.step.net)
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -395,3 +396,13 @@ def test_wrong_values_are_named(field: str, value: Any) -> None:
 def test_an_unknown_stack_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="autoaugment_cutout, crop, crop_cutout, crop_flip"):
         AugmentConfig(view1="crops")
+
+
+@pytest.mark.parametrize("view1", ["autoaugment_cutout", "randaugment", "rrc_sim", "crop_flip_rotate15"])
+def test_nothing_is_asked_of_the_device(view1: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws come from what the host knows of the samples; what a GPU knows would have to be waited for."""
+    batch = batch_of(8)
+    augment = Augment(AugmentConfig(view1=view1, view2="sim"), seed=1, mean=MEAN, std=STD, num_views=2)
+    expected = augment(batch, 3).images_VBCHW
+    elsewhere = replace(batch, index_B=torch.zeros(8, device="meta"), copy_B=torch.zeros(8, device="meta"))
+    assert torch.equal(augment(elsewhere, 3, batch).images_VBCHW, expected)

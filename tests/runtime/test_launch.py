@@ -118,8 +118,8 @@ def test_the_warm_up_before_a_sweep_computes_where_trials_will(
     class ReachedError(Exception):
         pass
 
-    def augment(batch: Batch, epoch: int) -> Batch:
-        assert batch.images_VBCHW.device.type == batch.labels_B.device.type == "meta"
+    def augment(batch: Batch, epoch: int, host: Batch) -> Batch:
+        assert batch.images_VBCHW.device.type == batch.labels_B.device.type == "meta" != host.labels_B.device.type
         raise ReachedError
 
     parts = SimpleNamespace(step=SimpleNamespace(objective=None), augment=augment)
