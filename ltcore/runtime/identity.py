@@ -20,11 +20,7 @@ _HOW = ("stall_s", "budget_s", "share_start")
 def identity(sweep: SweepConfig) -> dict[str, Any]:
     """Everything that the result of a sweep depends on, flat: two sweeps with equal identity are the same sweep."""
     base = flatten(run_tree(sweep.recipe, sweep.overrides))
-    fields = {
-        f"sweep.{key}": value
-        for key, value in sweep_tree(sweep).items()
-        if key not in ("stall_s", "budget_s", "share_start", "space")
-    }
+    fields = {f"sweep.{key}": value for key, value in sweep_tree(sweep).items() if key not in (*_HOW, "space")}
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     kept = {key: value for key, value in base.items() if not key.startswith(("tracking.", "data.uri", "data.tier"))}
     return json.loads(json.dumps(effective({**fields, **kept, "data": base["data.uri"]})))

@@ -20,7 +20,8 @@ from ltcore.runtime.pulse import Watch, start_pulse
 from ltcore.runtime.results import result_of
 from ltcore.runtime.worker import run_job
 
-STALL_S = 300.0
+STALL_S = 900.0
+"""Longer than collectives and Ray wait for a worker (600 s): a group that hangs is started again rather than given up."""
 
 
 def run_single(

@@ -29,10 +29,12 @@ def confusion(
     autocast: torch.dtype | None,
     normalize: Callable[[Batch], Batch],
     adjust: Callable[[Tensor], Tensor] | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Confusion:
     """Counts [A, C, C] of the whole split, equal on every rank. Raises DataError if a row was lost or doubled.
 
     The prediction is the largest logit [B, C] (the mean over experts), after ``adjust`` where there is one.
+    ``beat`` is called at every batch: a large split takes minutes.
     """
     manifest = feed.store.manifest
     counts = Confusion(len(manifest.classes), len(manifest.attributes), device)
@@ -40,6 +42,7 @@ def confusion(
     was_training = net.training
     net.eval()
     for raw in feed.eval_batches(split, batch_size):
+        beat()
         batch = normalize(raw.to(device))
         precision = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
         with precision:

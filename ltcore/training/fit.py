@@ -117,7 +117,7 @@ class _Run:
             watch.add(at.step, parts)
             tally.add(parts)
             if at.step % DECIDE_EVERY == 0:
-                self.ctx.beat(at.epoch, at.images_seen, self.total_images)
+                self._beat()
                 watch.check()
                 self._maybe_save_or_stop(tally)
         watch.check()
@@ -223,7 +223,11 @@ class _Run:
             device=self.ctx.device,
             autocast=self.parts.precision.autocast,
             normalize=self.parts.augment.evaluate,
+            beat=self._beat,
         )
+
+    def _beat(self) -> None:
+        self.ctx.beat(self.at.epoch, self.at.images_seen, self.total_images)
 
     def _validate(self) -> dict[str, Any]:
         due = self.at.epoch % self.cfg.train.eval_every == 0 or self.at.epoch == self.cfg.train.epochs
