@@ -225,7 +225,12 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="where runs are computed (default: auto)")
-    parser.add_argument("--workers", type=_range, metavar="N|MIN-MAX", help="Ray Train workers of a run")
+    parser.add_argument(
+        "--workers",
+        type=_range,
+        metavar="N|MIN-MAX",
+        help="Ray Train workers of a run; each number of a range has to divide batch size and lanes",
+    )
     parser.add_argument("--cpus-per-worker", type=_positive, metavar="N", help="CPUs that each worker takes of Ray")
     parser.add_argument(
         "--gpus-per-worker", type=_not_negative, metavar="N", help="GPUs of each worker, or a part of one"

@@ -26,6 +26,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed, open_feed
 from ltcore.data.storage import cache_root
 from ltcore.errors import CapacityError, DataError
+from ltcore.runtime.files import alone
 from ltcore.runtime.version import check_same_code, code_version
 from ltcore.tracking.tracker import Tracker, TrackerOptions, open_tracker
 from ltcore.training import checkpoint as ckpt
@@ -81,7 +82,7 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     ``run.json`` (stopped or failed, with the reason) before it travels on.
     """
     check_same_code(job.code)
-    with dist.expecting(ctx.world):
+    with dist.expecting(ctx.world), alone(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext():
         return _execute(job, ctx)
 
 

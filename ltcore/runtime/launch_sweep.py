@@ -8,7 +8,7 @@ from ltcore.config.cli import TuneArgs
 from ltcore.config.sweep_file import read_sweep
 from ltcore.data.storage import is_local, join
 from ltcore.errors import ConfigError
-from ltcore.runtime.files import load_json
+from ltcore.runtime.files import alone, load_json
 from ltcore.runtime.identity import grows, identity, refuse_other
 from ltcore.runtime.place import check_storage, check_workers, choose_engine, choose_scaling, storage_root
 
@@ -42,7 +42,8 @@ def tune(args: TuneArgs) -> dict[str, Any]:
         cluster = connect(debug=args.debug)
         board.say(cluster.describe())
     try:
-        return _tune_on(args, sweep, base_run(sweep), root, uri, cluster, board)
+        with alone(uri):
+            return _tune_on(args, sweep, base_run(sweep), root, uri, cluster, board)
     finally:
         disconnect()
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ltcore.errors import CheckpointError, ConfigError, NumericError
+from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
+from ltcore.runtime.files import alone
 from ltcore.tracking.tracker import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext
@@ -114,6 +115,18 @@ def test_an_epoch_that_was_logged_but_not_saved_is_logged_once(
         run(cfg, tiny_shards, tmp_path / "cut")
     run(cfg, tiny_shards, tmp_path / "cut")
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_processes_do_not_train_into_one_directory(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltcore.runtime.files.PREDECESSOR_S", 0.3)
+    with (
+        alone(str(tmp_path / "run")),
+        pytest.raises(DataError, match=r"/run is in use: another process of this machine"),
+    ):
+        run(tiny_run(), tiny_shards, tmp_path / "run")
+    assert run(tiny_run(), tiny_shards, tmp_path / "run")["status"] == "finished"
 
 
 def test_a_finished_run_is_not_repeated(tiny_shards: str, tmp_path: Path) -> None:
