@@ -71,6 +71,8 @@ def make_centroids(mean_CD: Tensor, counts: Sequence[int] | None = None, var: Se
     centroids.mean_CD.copy_(mean_CD)
     centroids.count_C.copy_(f64([10] * len(mean_CD) if counts is None else counts))
     centroids.var_C.copy_(f64([1.0] * len(mean_CD) if var is None else var))
+    freedom_C = (centroids.count_C - 1).clamp_min(0)
+    centroids.pooled_var.copy_((centroids.var_C * freedom_C).sum() / freedom_C.sum().clamp_min(1))
     return centroids
 
 

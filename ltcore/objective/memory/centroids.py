@@ -36,7 +36,8 @@ def features_at(out: ModelOutput, stage: str | None) -> Tensor:
 
 
 class ClassCentroids(Memory):
-    """Published ``mean_CD``, ``var_C`` and ``count_C``, all float64; count 0 marks a class that was never seen."""
+    """Published ``mean_CD``, ``var_C``, ``count_C`` and ``pooled_var``, all float64; count 0 marks a class that was never
+    seen."""
 
     @dataclass(frozen=True)
     class Spec(MemorySpec):
@@ -52,7 +53,7 @@ class ClassCentroids(Memory):
 
     def __init__(self, num_classes: int, num_features: int, stage: str | None = None) -> None:
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64)
+            return torch.zeros(shape, dtype=torch.float64)
 
         self.stage = stage
         self.mean_CD = zeros(num_classes, num_features)
@@ -60,6 +61,8 @@ class ClassCentroids(Memory):
         """Unbiased total variance: squared distance to the centroid, summed over D; 0 for a class seen only once."""
         self.count_C = zeros(num_classes)
         """Observations behind the published mean; 0: never seen, the class has no centroid yet."""
+        self.pooled_var = zeros()
+        """Scalar: within-class total variance over all classes, sum of (n_c - 1) var_c over sum of (n_c - 1)."""
         self._sum_CD = zeros(num_classes, num_features)
         self._sumsq_C = zeros(num_classes)
         self._seen_C = zeros(num_classes)
@@ -90,16 +93,18 @@ class ClassCentroids(Memory):
         self.mean_CD.copy_(torch.where(seen_C[:, None], mean_CD, self.mean_CD))
         self.var_C.copy_(torch.where(seen_C, scatter_C / (self._seen_C - 1).clamp_min(1), self.var_C))
         self.count_C.copy_(torch.where(seen_C, self._seen_C, self.count_C))
+        freedom_C = (self.count_C - 1).clamp_min(0)
+        self.pooled_var.copy_((self.var_C * freedom_C).sum() / freedom_C.sum().clamp_min(1))
         for pending in self.pending().values():
             pending.zero_()
 
-    def pooled_var(self) -> Tensor:
-        """Scalar: within-class total variance over all classes, sum of (n_c - 1) var_c over sum of (n_c - 1)."""
-        freedom_C = (self.count_C - 1).clamp_min(0)
-        return (self.var_C * freedom_C).sum() / freedom_C.sum().clamp_min(1)
-
     def published(self) -> dict[str, Tensor]:
-        return {"mean_CD": self.mean_CD, "var_C": self.var_C, "count_C": self.count_C}
+        return {
+            "mean_CD": self.mean_CD,
+            "var_C": self.var_C,
+            "count_C": self.count_C,
+            "pooled_var": self.pooled_var,
+        }
 
     def pending(self) -> dict[str, Tensor]:
         return {"sum_CD": self._sum_CD, "sumsq_C": self._sumsq_C, "seen_C": self._seen_C}

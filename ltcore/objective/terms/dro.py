@@ -153,7 +153,7 @@ class Dro(Term):
             return self.cfg.slack * self.learned_eps_C.double()
         if mode == "shared":
             return torch.full_like(self.counts_C, factor)
-        pooled = centroids.pooled_var()
+        pooled = centroids.pooled_var
         # Two observations are the least that say anything about the spread of a class.
         var_C = torch.where(centroids.count_C > 1, centroids.var_C, pooled) if mode == "se" else pooled
         return factor * (var_C / self.counts_C).sqrt()

@@ -130,7 +130,7 @@ def _lpa(case: Case, objective: Objective) -> Callable[[], Tensor]:
 def _dro(case: Case, objective: Objective, by_bank: bool = False) -> Callable[[], Tensor]:
     cfg = objective.cfg.terms.dro
     centroids = next(m for m in objective.memories().values() if isinstance(m, ClassCentroids))
-    eps_C = (cfg.radius * (centroids.pooled_var() / case.counts_C.double().clamp_min(1)).sqrt()).float()
+    eps_C = (cfg.radius * (centroids.pooled_var / case.counts_C.double().clamp_min(1)).sqrt()).float()
     mean_CD, labels_B = centroids.mean_CD.float(), case.batch.labels_B
 
     def form() -> Tensor:
