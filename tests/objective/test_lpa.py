@@ -15,7 +15,7 @@ from ltcore.objective.bases.paco import Paco
 from ltcore.objective.contrast import ContrastSet, mean_over_valid, supcon
 from ltcore.objective.memory.prototypes import Prototypes
 from ltcore.objective.memory.queue import Queue
-from ltcore.objective.terms.lpa import Lpa, of_neighbors, positive_shares, positive_weights
+from ltcore.objective.terms.lpa import Lpa, Positives, of_neighbors
 from ltcore.stats import ClassStats
 from tests.ddp import run_ranks
 from tests.objective.lpa_case import DIMS, STATS, case, context, feed, made, plain_supcon
@@ -50,7 +50,7 @@ def test_positive_weights_match_a_naive_loop(rho: float) -> None:
     excluded[4, 1] = True
     by_class = torch.zeros(4, 4, dtype=F64).scatter_(1, neighbors, similarity)
     near = of_neighbors(labels_A, by_class[labels_B])
-    found = positive_weights(*positive_shares(contrast_of(labels_B, labels_A, excluded), labels_B, near), rho)
+    found = Positives.of(contrast_of(labels_B, labels_A, excluded), labels_B, near).weights(rho)
     for i, y in enumerate(labels_B.tolist()):
         kept = [j for j in range(10) if not excluded[i, j]]
         table = {int(c): float(w) for c, w in zip(neighbors[y], similarity[y], strict=True) if c != y}
@@ -94,7 +94,7 @@ def test_pulls_neighbor_classes() -> None:
     contrast = ContrastSet.of(out, batch.labels_B, context(memories), queue)
     by_class = torch.zeros(4, 4).scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)
     near_BA = of_neighbors(contrast.labels_A, by_class[batch.labels_B])
-    weights = positive_weights(*positive_shares(contrast, batch.labels_B, near_BA), 0.4)
+    weights = Positives.of(contrast, batch.labels_B, near_BA).weights(0.4)
     expected = mean_over_valid(*supcon(contrast.cosine_BA, weights, contrast.excluded_BA, 0.2))
     loss = term(out, batch, context(memories))
     torch.testing.assert_close(loss, expected)

@@ -17,7 +17,7 @@ from ltcore.objective.memory.prototypes import Prototypes
 from ltcore.objective.memory.queue import Queue
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import Terms
-from ltcore.objective.terms.lpa import Lpa, of_neighbors, positive_shares, positive_weights
+from ltcore.objective.terms.lpa import Lpa, Positives, of_neighbors
 from tests.objective.lpa_case import DIMS, STATS, case, context, feed, made, plain_supcon
 
 
@@ -101,7 +101,7 @@ def test_one_view_contrasts_with_queries_and_earlier_keys_alone() -> None:
     excluded_BA = torch.cat([torch.eye(16, dtype=torch.bool), torch.zeros(16, 7, dtype=torch.bool)], 1)
     by_class = torch.zeros(4, 4).scatter_(1, prototypes.neighbors_Ck, prototypes.weights_Ck)[batch.labels_B]
     contrast = ContrastSet(labels_A, out.query_Bd @ torch.cat([out.query_Bd, queue.keys_Qd]).T, excluded_BA)
-    weights = positive_weights(*positive_shares(contrast, batch.labels_B, of_neighbors(labels_A, by_class)), 0.3)
+    weights = Positives.of(contrast, batch.labels_B, of_neighbors(labels_A, by_class)).weights(0.3)
     loss = term(out, batch, context(memories))
     torch.testing.assert_close(loss, mean_over_valid(*supcon(contrast.cosine_BA, weights, excluded_BA, 0.2)))
     other_keys = replace(out, key_Bd=out.own_key_Bd)

@@ -214,12 +214,16 @@ class Lpa(Term):
         queue = cast("Queue | None", ctx.memories.get("queue"))
         contrast = ContrastSet.of(out, batch.labels_B, ctx, queue, cfg.embedding, keys=cfg.views == 2)
         near_BA = of_neighbors(contrast.labels_A, self._neighbor_classes(out, batch, ctx))
-        same_BA, near_BA = positive_shares(contrast, batch.labels_B, near_BA)
-        weights_BA = positive_weights(same_BA, near_BA, cfg.neighbor_mass)
-        loss_B, valid_B = supcon(contrast.cosine_BA, weights_BA, contrast.excluded_BA, cfg.temperature)
-        for kind, share_BA in [("class", same_BA), ("neighbor", near_BA)]:
-            cosine_B = (share_BA * contrast.cosine_BA.detach()).sum(1)
-            ctx.logged[f"{kind}_cosine"] = mean_over_valid(cosine_B, share_BA.any(1))
+        positives = Positives.of(contrast, batch.labels_B, near_BA)
+        loss_B, valid_B = supcon(
+            contrast.cosine_BA, positives.weights(cfg.neighbor_mass), contrast.excluded_BA, cfg.temperature
+        )
+        cosine_BA = contrast.cosine_BA.detach()
+        for kind, share_BA, has_B in [
+            ("class", positives.same_BA, positives.has_same_B),
+            ("neighbor", positives.near_BA, positives.has_near_B),
+        ]:
+            ctx.logged[f"{kind}_cosine"] = mean_over_valid(torch.linalg.vecdot(share_BA, cosine_BA), has_B)
         return mean_over_valid(loss_B, valid_B)
 
     def _neighbor_classes(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
@@ -261,23 +265,37 @@ def of_neighbors(labels_A: Tensor, by_class_BC: Tensor) -> Tensor:
     return by_class_BC[:, labels_A.clamp_min(0)]
 
 
-def positive_shares(contrast: ContrastSet, labels_B: Tensor, near_BA: Tensor) -> tuple[Tensor, Tensor]:
-    """Twice [B, A]: shares of the elements of the anchor's class, all alike, and of those of neighbor classes, by their
-    similarities ``near_BA`` >= 0. Each row sums to 1, or to 0 where there are none."""
-    allowed_BA, dtype = ~contrast.excluded_BA, contrast.cosine_BA.dtype
-    same_BA = (labels_B[:, None] == contrast.labels_A) & allowed_BA
-    near_BA = near_BA.to(dtype) * allowed_BA
-    sum_near_B1 = near_BA.sum(1, keepdim=True)
-    same_share_BA = same_BA / same_BA.sum(1, keepdim=True, dtype=dtype).clamp_min(1)
-    return same_share_BA, near_BA / sum_near_B1.masked_fill(sum_near_B1 == 0, 1)
+@dataclass(frozen=True)
+class Positives:
+    """What pulls each anchor: elements of its class, all alike, and those of neighbor classes, by similarity."""
 
+    same_BA: Tensor
+    """Shares of the elements of the anchor's class. Each row sums to 1, or to 0 where there are none; so below."""
+    near_BA: Tensor
+    """Shares of the elements of neighbor classes."""
+    has_same_B: Tensor
+    """bool, whether the row has any; so below."""
+    has_near_B: Tensor
 
-def positive_weights(same_share_BA: Tensor, near_share_BA: Tensor, neighbor_mass: float) -> Tensor:
-    """[B, A] weights M, each row summing to 1 where it has a positive.
+    @classmethod
+    def of(cls, contrast: ContrastSet, labels_B: Tensor, near_BA: Tensor) -> Positives:
+        """``near_BA`` are similarities >= 0 of the elements' classes, 0 for those that are no neighbors."""
+        dtype = contrast.cosine_BA.dtype
+        same_BA = ((labels_B[:, None] == contrast.labels_A) & ~contrast.excluded_BA).to(dtype)
+        near_BA = near_BA.to(dtype).masked_fill(contrast.excluded_BA, 0)
+        num_same_B1, sum_near_B1 = same_BA.sum(1, keepdim=True), near_BA.sum(1, keepdim=True)
+        return cls(
+            same_BA / num_same_B1.clamp_min(1),
+            near_BA / sum_near_B1.masked_fill(sum_near_B1 == 0, 1),
+            (num_same_B1 > 0)[:, 0],
+            (sum_near_B1 > 0)[:, 0],
+        )
 
-    Neighbor classes get ``neighbor_mass``; where either set is empty the other takes all (but without neighbor mass
-    there are no neighbors).
-    """
-    has_same_B1, has_near_B1 = (share_BA.any(1, keepdim=True) for share_BA in (same_share_BA, near_share_BA))
-    mass_B1 = torch.where(has_same_B1, neighbor_mass, float(neighbor_mass > 0)).masked_fill(~has_near_B1, 0)
-    return same_share_BA.lerp(near_share_BA, mass_B1.to(same_share_BA.dtype))
+    def weights(self, neighbor_mass: float) -> Tensor:
+        """[B, A] weights M, each row summing to 1 where it has a positive.
+
+        Neighbor classes get ``neighbor_mass``; where either set is empty the other takes all (but without neighbor mass
+        there are no neighbors).
+        """
+        mass_B = torch.where(self.has_same_B, neighbor_mass, float(neighbor_mass > 0)).masked_fill(~self.has_near_B, 0)
+        return self.same_BA.lerp(self.near_BA, mass_B.to(self.same_BA.dtype)[:, None])
