@@ -39,7 +39,7 @@ def test_parts_and_weights_make_the_loss() -> None:
     objective.merge(0.2)
     for progress, live in [(0.05, ()), (0.1, ("dro",)), (0.5, ("dro", "ifl"))]:
         result = objective(out, batch, progress)
-        assert set(result.parts) == {"base", *live}
+        assert set(result.parts) == {"base", *live, *(["dro_excess"] if live else [])}
         expected = result.parts["base"] + sum(objective.terms[n].cfg.weight * result.parts[n] for n in live)
         torch.testing.assert_close(result.loss.detach(), expected)
         assert not any(part.requires_grad for part in result.parts.values())
