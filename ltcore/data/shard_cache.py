@@ -50,7 +50,8 @@ def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
             with _reserved(aside, shard.bytes, cache_bytes) as target:
                 _download(uri, shard, target)
                 descriptor = os.open(aside, os.O_RDONLY)
-                aside.replace(path)
+                with storage.locked(folder / "evict.lock"):  # under which others count it, as one file and not as two
+                    aside.replace(path)
                 return descriptor
     except OSError as error:
         raise DataError(f"{uri} cannot be fetched into {folder}: {error}. Check access and free space.") from error
