@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ltcore.evaluation.paired import paired_difference
-from ltcore.tracking.records import metric_name, primary, protocol, range_text, short_names, value_text
+from ltcore.tracking.page import table_of_tests
+from ltcore.tracking.records import StoredRun, metric_name, primary, protocol, range_text, short_names, value_text
 from ltcore.tracking.summary import count_text, mean_sd, next_steps, ranked_table, summary_lines, verdict
 from tests.tracking.fake_sweep import make_sweep
 
@@ -128,3 +129,16 @@ def test_a_test_is_named_after_what_was_trained_on() -> None:
     assert [protocol("test_gbl", info)[0] for info in (long_tailed, balanced, {})] == ["GLT", "ALT", "GLT"]
     assert protocol("test_cbl", long_tailed)[0] == "CLT"
     assert protocol("test_cbl", balanced)[0] == "test_cbl"
+
+
+def test_one_split_tests_glt_or_alt_by_what_was_trained_on() -> None:
+    """Side by side they are two tables, whichever run comes first."""
+
+    def stored(train_split: str) -> StoredRun:
+        info = {"config": {"data.train_split": train_split}, "test": {"test_gbl": {"top1": 0.5}}}
+        return StoredRun(Path(train_split), info, [])
+
+    for order in (("train", "train_cbl"), ("train_cbl", "train")):
+        tables = table_of_tests({split: stored(split) for split in order})
+        found = {row["name"]: table["name"] for table in tables for row in table["rows"]}
+        assert len(tables) == 2 and found["train"].startswith("GLT") and found["train_cbl"].startswith("ALT")
