@@ -97,7 +97,9 @@ def read_train(doc: str | None, argv: Sequence[str] | None = None) -> TrainArgs:
     parser = _parser(doc)
     help_words = f"recipe (default: {DEMO_RECIPE}) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
-    parser.add_argument("--name", help="name of the run (default: the recipe's); a run that exists continues")
+    parser.add_argument(
+        "--name", help="name of the run (default: recipe, data, changed keys, seed); one that exists continues"
+    )
     _add_run_flags(parser)
     _add_place_flags(parser)
     args = parser.parse_intermixed_args(argv)
@@ -105,9 +107,10 @@ def read_train(doc: str | None, argv: Sequence[str] | None = None) -> TrainArgs:
     _fold(parser, overrides, {"name": args.name, "seed": args.seed, "data.uri": args.data})
     recipe = recipe or DEMO_RECIPE
     if args.show:
+        from ltcore.config.naming import name_run
         from ltcore.config.show import show_run
 
-        _print_and_exit(lambda: show_run(recipe, overrides))
+        _print_and_exit(lambda: show_run(recipe, name_run(recipe, overrides)))
     return TrainArgs(recipe=recipe, overrides=overrides, **_place(args))
 
 
@@ -117,7 +120,9 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None) -> TuneArgs:
     help_words = "recipe (default: the sweep's) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
     parser.add_argument("--sweep", default=DEMO_SWEEP, metavar="NAME|FILE", help="sweep file (default: %(default)s)")
-    parser.add_argument("--name", help="name of the sweep (default: the file's); one that exists continues")
+    parser.add_argument(
+        "--name", help="name of the sweep (default: file, data, changed keys, seed); one that exists continues"
+    )
     parser.add_argument("--num-trials", type=_count, metavar="N", help="number of trials")
     parser.add_argument("--search", choices=("random", "grid", "tpe", "pbt"), help="search algorithm")
     parser.add_argument("--stall-s", type=_positive, metavar="S", help="seconds of silence after which it gives up")
@@ -130,9 +135,10 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None) -> TuneArgs:
     folded |= {"stall_s": args.stall_s}
     _fold(parser, overrides, {"seed": args.seed, "data.uri": args.data, **{f"sweep.{k}": v for k, v in folded.items()}})
     if args.show:
+        from ltcore.config.naming import name_sweep
         from ltcore.config.show import show_sweep
 
-        _print_and_exit(lambda: show_sweep(args.sweep, overrides))
+        _print_and_exit(lambda: show_sweep(args.sweep, name_sweep(args.sweep, overrides)))
     return TuneArgs(sweep=args.sweep, overrides=overrides, max_hours=args.max_hours, **_place(args))
 
 

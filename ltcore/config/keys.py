@@ -32,6 +32,17 @@ _GENERATED = {"BaseOptions": "BASES", "Terms": "TERMS", "Stage2Options": "STAGE2
 OPTIONS = ("objective.base_options.", "stage2.options.")
 """Beginnings of keys that say something about one row of a registry."""
 
+FREE_TO_CHANGE = (
+    "tracking.",
+    "name",
+    "data.tier",
+    "data.uri",
+    "data.cache_bytes",
+    "data.stream_window_steps",
+    "train.checkpoint_every_s",
+    "train.threads",
+)
+"""Keys that do not change what is trained, so a run may be continued with other values of them."""
 STAGE2_OWN = (
     "name",
     "seed",

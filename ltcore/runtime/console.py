@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ class EpochLines:
         if now - self._printed > 2 or epoch == self._epochs:
             self._printed = now
             done = epoch - self._began[1]
-            left = f", about {_duration((now - self._began[0]) / done * (self._epochs - epoch))} left" if done else ""
+            left = f", about {duration((now - self._began[0]) / done * (self._epochs - epoch))} left" if done else ""
             value = metrics.get("val/top1")
             shown = "" if value is None else f"  val top-1 {100 * value:5.2f}%"
             print(
@@ -66,7 +65,7 @@ def show_run(record: dict[str, Any], run_uri: str) -> None:
             cells = ["-" if values[n] is None else f"{100 * values[n]:.2f}" for n in names]
             table.add_row(weights, split, *cells)
     console.print(table)
-    console.print(f"Run directory: {run_uri}   ({_duration(record['seconds'])} of training, {record['precision']})")
+    console.print(f"Run directory: {run_uri}   ({duration(record['seconds'])} of training, {record['precision']})")
 
 
 def show_result(sweep: dict[str, Any], uri: str, *, age: bool) -> None:
@@ -75,9 +74,11 @@ def show_result(sweep: dict[str, Any], uri: str, *, age: bool) -> None:
 
     console = Console(highlight=False)
     if age:
-        finished = datetime.datetime.fromisoformat(sweep["finished_at"])
-        ago = _duration((datetime.datetime.now(datetime.UTC) - finished).total_seconds())
-        console.print(f"Sweep {sweep['name']} finished {ago} ago; this is its stored result (--fresh to repeat it).")
+        from ltcore.runtime.stored import finished_ago
+
+        console.print(
+            f"Sweep {sweep['name']} finished {finished_ago(sweep)}; this is its stored result (--fresh to repeat it)."
+        )
     rows = ranked_table(sweep)
     if rows:
         table = Table(title="trials, ranked on validation")
@@ -95,7 +96,8 @@ def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``2 h 5 min``: the two largest units."""
     minutes, s = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

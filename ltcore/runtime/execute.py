@@ -7,7 +7,6 @@ Everything that crosses a process boundary is a ``Job``; the receiving side vali
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import os
 import secrets
@@ -24,9 +23,11 @@ from ltcore import dist
 from ltcore.config.load import flat, from_dict, to_yaml
 from ltcore.config.schema import RunConfig
 from ltcore.data.feed import Feed, open_feed
-from ltcore.data.storage import cache_root
-from ltcore.errors import CapacityError, DataError
-from ltcore.runtime.files import alone
+from ltcore.data.manifest import read_manifest
+from ltcore.data.storage import cache_root, is_local
+from ltcore.errors import CapacityError, CheckpointError
+from ltcore.runtime.lease import Lease, alone, make_folder
+from ltcore.runtime.stored import remove
 from ltcore.runtime.version import check_same_code, code_version
 from ltcore.tracking.tracker import Tracker, TrackerOptions, open_tracker
 from ltcore.training import checkpoint as ckpt
@@ -36,8 +37,8 @@ from ltcore.training.fit import StopRequested, fit
 from ltcore.training.fork import fork
 from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
 from ltcore.training.mirror import Mirror
-from ltcore.training.record import RunInfo, RunRecord, read_json
-from ltcore.training.stage1 import resolved
+from ltcore.training.record import RunInfo, RunRecord, now, read_json
+from ltcore.training.stage1 import origin, resolved, stage1_checkpoint
 from ltcore.training.stage2 import fit_stage2
 
 
@@ -82,11 +83,11 @@ def execute(job: Job, ctx: RunContext) -> dict[str, Any]:
     ``run.json`` (stopped or failed, with the reason) before it travels on.
     """
     check_same_code(job.code)
-    with dist.expecting(ctx.world), alone(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext():
-        return _execute(job, ctx)
+    with dist.expecting(ctx.world), alone(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext() as lease:
+        return _execute(job, ctx, lease)
 
 
-def _execute(job: Job, ctx: RunContext) -> dict[str, Any]:
+def _execute(job: Job, ctx: RunContext, lease: Lease | None) -> dict[str, Any]:
     cfg = resolved(from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
     mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
@@ -98,16 +99,31 @@ def _execute(job: Job, ctx: RunContext) -> dict[str, Any]:
         done = read_json(mirror.local / "run.json")
     done = dist.broadcast_object(done)
     if done is not None and done["status"] == "finished":
-        if cfg.stage2 is not None:
-            ckpt.refuse_differences(job.run_uri, done["config"], flat(cfg))
+        refuse_other_run(job, done)
         return done
     with _feed(cfg, job, ctx) as feed:
         tracked_as = done["tracked_as"] if done and "tracked_as" in done else f"{info.id}-{secrets.token_hex(3)}"
-        return _run(job, cfg, ctx, mirror, info, feed, tracked_as)
+        return _run(job, cfg, _Mirrored(ctx, mirror, lease), mirror, info, feed, tracked_as)
+
+
+def refuse_other_run(job: Job, done: dict[str, Any]) -> None:
+    """CheckpointError where the finished run whose record is ``done`` is not the one that the job describes: another
+    configuration, other data, or other weights to start from under the same name."""
+    cfg = resolved(from_dict(job.config))
+    ckpt.refuse_differences(job.run_uri, done["config"], flat(cfg), tuple(job.info.get("hot", ())))
+    ckpt.refuse_other_data(job.run_uri, done["data"]["hash"], read_manifest(job.data_uri).hash)
+    if cfg.stage2 is not None:
+        with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:
+            found_now = origin(found)
+        if any(done["stage1"].get(key) != value for key, value in found_now.items()):
+            raise CheckpointError(
+                f"{job.run_uri} started from another state of stage2.from_run={cfg.stage2.from_run}: that run was trained anew "
+                "since. Use another --name, or --fresh."
+            )
 
 
 def _run(
-    job: Job, cfg: RunConfig, ctx: RunContext, mirror: Mirror, info: RunInfo, feed: Feed, tracked_as: str
+    job: Job, cfg: RunConfig, ctx: _Mirrored, mirror: Mirror, info: RunInfo, feed: Feed, tracked_as: str
 ) -> dict[str, Any]:
     """``tracked_as`` is the id in W&B: drawn when the run begins, so that neither --fresh nor another storage continues a run
     there that is not this one."""
@@ -145,7 +161,7 @@ def _run(
         for row in earlier:
             tracker.log({key: value for key, value in row.items() if key != "step"}, row["step"])
         loop = fit if cfg.stage2 is None else fit_stage2
-        fields = loop(cfg, feed, _Mirrored(ctx, mirror), run_dir, tracker, info, record)
+        fields = loop(cfg, feed, ctx, run_dir, tracker, info, record)
         status = "finished"
     except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
         status = "stopped"
@@ -186,22 +202,26 @@ def _log_per_class(tracker: Tracker, fields: dict[str, Any]) -> None:
 
 
 class _Mirrored:
-    """The context, with the run directory pushed to its storage whenever an epoch is reported or a checkpoint saved."""
+    """The context, with the run directory pushed to its storage whenever an epoch is reported or a checkpoint saved, as long
+    as the directory is this process's."""
 
-    def __init__(self, ctx: RunContext, mirror: Mirror) -> None:
-        self._ctx, self._mirror = ctx, mirror
+    def __init__(self, ctx: RunContext, mirror: Mirror, lease: Lease | None) -> None:
+        self._ctx, self._mirror, self._lease = ctx, mirror, lease
         self.engine, self.rank, self.world, self.device = ctx.engine, ctx.rank, ctx.world, ctx.device
         self.checkpoint_every_epoch = ctx.checkpoint_every_epoch
 
     def report(self, metrics: Any, checkpoint: Path | None) -> None:
-        if self.rank == 0:
-            self._mirror.push()
+        self._push(wait=True)
         self._ctx.report(metrics, checkpoint)
 
     def saved(self) -> None:
-        if self.rank == 0:
-            self._mirror.push(wait=False)
+        self._push(wait=False)
         self._ctx.saved()
+
+    def _push(self, *, wait: bool) -> None:
+        if self._lease is not None:  # rank 0
+            self._lease.check()
+            self._mirror.push(wait=wait)
 
     def stop_requested(self) -> bool:
         return self._ctx.stop_requested()
@@ -263,7 +283,7 @@ def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, feed: Feed) ->
         "engine": ctx.engine,
         "pid": os.getpid(),
         "versions": versions(),
-        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started_at": now(),
     }
 
 
@@ -277,23 +297,9 @@ def _summary(fields: dict[str, Any]) -> dict[str, Any]:
     return flat_fields
 
 
-def make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be made: {error.strerror}. Choose another place with --storage or LTCORE_STORAGE."
-        ) from error
-
-
-def forget(run_uri: str) -> None:
-    """Removes a run directory and what this node keeps of it (``--fresh``)."""
-    from ltcore.data.storage import is_local, open_fs
-
-    filesystem, path = open_fs(run_uri)
-    if is_local(run_uri):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+def forget(run_uri: str) -> str:
+    """Removes a run or sweep and what this node keeps of it (``--fresh``). Returns what was done in words."""
+    done = remove(run_uri)
+    if not is_local(run_uri):
         shutil.rmtree(scratch_dir(run_uri), ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_dir(path)
+    return done

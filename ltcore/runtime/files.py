@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from ltcore.data.storage import (
-    cache_root,
     exists,
     is_local,
     join,
@@ -27,32 +21,6 @@ from ltcore.data.storage import (
 from ltcore.errors import DataError
 
 REPORT_FILES = ("sweep.json", "run.json", "metrics.jsonl", "config.yaml")
-
-
-PREDECESSOR_S = 60.0
-"""How long a process whose work was handed on may take to end."""
-
-
-@contextlib.contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Holds the run or sweep at ``uri`` against other processes of this machine, which would remove each other's checkpoints.
-    DataError where one has it for longer than a predecessor takes to end."""
-    file = cache_root() / "locks" / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    deadline_s = time.monotonic() + PREDECESSOR_S
-    with file.open("a") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    raise DataError(
-                        f"{uri} is in use: another process of this machine works on it. Let it end, or give this one another "
-                        "--name."
-                    ) from None
-                time.sleep(0.2)
-        yield
 
 
 def load_json(uri: str) -> dict[str, Any] | None:

@@ -6,15 +6,18 @@ import sys
 from typing import Any
 
 from ltcore.config.cli import TrainArgs
-from ltcore.config.load import dump, load_run
+from ltcore.config.load import check_world, dump, load_run
+from ltcore.config.naming import name_run
 from ltcore.config.schema import RunConfig
 from ltcore.data.manifest import Manifest, read_manifest
-from ltcore.data.prepare import prepare
-from ltcore.data.storage import is_local, join
+from ltcore.data.storage import join
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
-from ltcore.runtime.execute import Job, execute, forget
-from ltcore.runtime.place import check_storage, check_workers, choose_scaling, storage_root
+from ltcore.runtime.execute import Job, execute, forget, refuse_other_run
+from ltcore.runtime.files import load_json
+from ltcore.runtime.lease import alone
+from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_data, storage_root
+from ltcore.runtime.stored import finished_ago
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import cost
 from ltcore.training.fit import StopRequested
@@ -25,19 +28,16 @@ from ltcore.training.stage2 import refuse_workers
 def train(args: TrainArgs) -> dict[str, Any]:
     """``train.py``: trains a recipe, or continues it.
 
-    Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``.
+    Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``. A run that is
+    finished is not repeated; CheckpointError where it is not the one that is asked for.
     """
-    cfg = resolved(load_run(args.recipe, args.overrides))
+    cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
     if cfg.stage2 is not None:
         refuse_workers(args.workers[1] if args.workers else 1)
         _keep_stage1(cfg.stage2.from_run, run_uri)
-    if args.fresh and not args.dry_run:
-        forget(run_uri)
-    data_uri = prepare_data(
-        cfg, args.fresh and not args.dry_run, root=None if is_local(root) else join(root, "datasets")
-    )
+    data_uri = prepare_data(cfg.data, root, _say, fresh=args.fresh and not args.dry_run)
     if args.dry_run:
         print(dry_run_text(cfg, data_uri))
         return {}
@@ -47,18 +47,40 @@ def train(args: TrainArgs) -> dict[str, Any]:
         run_uri=run_uri,
         info={"id": cfg.name, "kind": "run", "group": "", "test": True},
     )
+    if not args.fresh and (record := _stored(job)):
+        _say(f"{cfg.name} finished {finished_ago(record)}; this is its stored result (--fresh to repeat it)")
+        return record | {"run_uri": run_uri}
     manifest = read_manifest(data_uri)
     budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
     _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
     if not wants_ray(args, cfg):
         from ltcore.runtime.console import EpochLines
 
+        check_world(cfg, 1)
+        _make_room(args, run_uri)
         try:
             with LocalContext() as ctx:
                 return execute(job, EpochLines(ctx, cfg.epochs)) | {"run_uri": run_uri}
         except StopRequested as stop:
             raise KeyboardInterrupt(str(stop)) from None
     return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
+
+
+def _stored(job: Job) -> dict[str, Any] | None:
+    """The record of the run where it is finished already. CheckpointError where another run lies under its name."""
+    record = load_json(join(job.run_uri, "run.json"))
+    if record is None or record["status"] != "finished":
+        return None
+    refuse_other_run(job, record)
+    return record
+
+
+def _make_room(args: TrainArgs, run_uri: str) -> None:
+    """Waits for another process that works on the run; after it, and with all that could be wrong known to be right,
+    ``--fresh`` removes what is there."""
+    with alone(run_uri, _say):
+        if args.fresh and (done := forget(run_uri)):
+            _say(done)
 
 
 def _keep_stage1(from_run: str, run_uri: str) -> None:
@@ -77,8 +99,14 @@ def _what(cfg: RunConfig) -> str:
 
 
 def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
-    """How many training images the run sees, each as often as it comes."""
-    steps = manifest.split(cfg.data.train_split).num_samples // cfg.train.batch_size
+    """How many training images the run sees, each as often as it comes. CapacityError where they fill no batch."""
+    num_train = manifest.split(cfg.data.train_split).num_samples
+    steps = num_train // cfg.train.batch_size
+    if steps == 0:
+        raise CapacityError(
+            f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images of split {cfg.data.train_split}: "
+            f"an epoch has no batch. Set it to {num_train} or less."
+        )
     return steps * cfg.train.batch_size * cfg.train.epochs
 
 
@@ -105,14 +133,10 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[
             )
         scaling = choose_scaling(args, cluster, engine)
         check_workers(cfg, scaling)
+        _make_room(args, job.run_uri)
         return run_single(job, cfg, engine, scaling, cluster, args.max_gpus)
     finally:
         disconnect()
-
-
-def prepare_data(cfg: RunConfig, fresh: bool, root: str | None, say: Any = None) -> str:
-    """URI of the run's shards, made if need be; ``fresh`` repeats the embedded data set alone."""
-    return prepare(cfg.data, fresh=fresh and cfg.data.uri == "digits-glt", progress=say or _say, root=root)
 
 
 def _say(text: str) -> None:
@@ -123,15 +147,12 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     """What a run would need and cost, without starting it."""
     manifest = read_manifest(data_uri)
     num_train = manifest.split(cfg.data.train_split).num_samples
-    steps = num_train // cfg.train.batch_size
-    if steps == 0:
-        raise CapacityError(f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images.")
     if cfg.stage2 is not None:
         return (
             f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
             "computed once. Nothing was started (--dry-run)."
         )
-    images = _num_images(cfg, manifest)
+    images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
     ifl = cfg.objective.active_terms().get("ifl")
     budget = ""
     if ifl is not None:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ltcore.config.cli import TuneArgs
+from ltcore.config.naming import name_sweep
+from ltcore.config.show import run_tree
 from ltcore.config.sweep_file import read_sweep
-from ltcore.data.storage import is_local, join
+from ltcore.data.config import DataConfig
+from ltcore.data.manifest import read_manifest
+from ltcore.data.storage import join
 from ltcore.errors import ConfigError
-from ltcore.runtime.files import alone, load_json
-from ltcore.runtime.identity import grows, identity, refuse_other
-from ltcore.runtime.place import check_storage, check_workers, choose_engine, choose_scaling, storage_root
+from ltcore.runtime.files import load_json
+from ltcore.runtime.identity import grows, identity, refuse_other, refuse_other_data
+from ltcore.runtime.lease import alone
+from ltcore.runtime.place import (
+    check_storage,
+    check_workers,
+    choose_engine,
+    choose_scaling,
+    prepare_data,
+    storage_root,
+)
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig, SweepConfig
@@ -19,9 +33,13 @@ if TYPE_CHECKING:
 
 
 def tune(args: TuneArgs) -> dict[str, Any]:
-    """``tune_lpa.py``: runs, continues or shows a sweep. Returns the content of its ``sweep.json``."""
+    """``tune_lpa.py``: runs, continues or shows a sweep. Returns the content of its ``sweep.json``.
+
+    ConfigError where another sweep lies under its name: another configuration, or other data.
+    """
     from ltcore.runtime.console import show_result
 
+    args = dataclasses.replace(args, overrides=name_sweep(args.sweep, args.overrides))
     named = read_sweep(args.sweep, args.overrides)
     root = storage_root(args.storage)
     uri = join(root, named.name)
@@ -29,6 +47,8 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     if stored is not None:
         refuse_other(stored, identity(named), uri)
         if stored["status"] == "finished" and not args.dry_run and not grows(stored, identity(named)):
+            data = DataConfig(**run_tree(named.recipe, named.overrides)["data"])
+            refuse_other_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
             show_result(stored, uri, age=True)
             return stored
     from ltcore.config.load import base_run, load_sweep
@@ -38,25 +58,28 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     board = Board()
     sweep = load_sweep(args.sweep, args.overrides)
     board.say(f"ltcore sweep [bold]{sweep.name}[/bold] of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}")
-    with board.stage("start Ray"):
-        cluster = connect(debug=args.debug)
-        board.say(cluster.describe())
-    try:
-        with alone(uri):
+    with alone(uri, board.say):
+        with board.stage("start Ray"):
+            cluster = connect(debug=args.debug)
+            board.say(cluster.describe())
+        try:
             return _tune_on(args, sweep, base_run(sweep), root, uri, cluster, board)
-    finally:
-        disconnect()
+        finally:
+            disconnect()
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, board: Board
 ) -> dict[str, Any]:
-    from ltcore.data.manifest import read_manifest
     from ltcore.runtime.capacity import basis, concurrency, demand
     from ltcore.runtime.console import show_result
     from ltcore.runtime.doctor_nodes import check_nodes
     from ltcore.runtime.execute import forget
-    from ltcore.runtime.launch import dry_run_text, prepare_data
+    from ltcore.runtime.launch import dry_run_text
     from ltcore.runtime.sweep import Sweep
     from ltcore.runtime.sweep_runs import SweepSetup
     from ltcore.runtime.warmup import fitted_epochs
@@ -80,19 +103,16 @@ def _tune_on(
 
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
     with board.stage("data"):
-        data_uri = prepare_data(
-            base,
-            args.fresh and not args.dry_run,
-            root=None if is_local(root) else join(root, "datasets"),
-            say=board.say,
-        )
+        data_uri = prepare_data(base.data, root, board.say, fresh=args.fresh and not args.dry_run)
     manifest = read_manifest(data_uri)
     if args.dry_run:
         board.say(dry_run_text(base, data_uri))
         return {}
-    if args.fresh:
-        forget(uri)
+    if args.fresh and (done := forget(uri)):
+        board.say(done)
     stored = load_json(join(uri, "sweep.json"))
+    if stored is not None:
+        refuse_other_data(stored, manifest.hash, uri)
     fields = identity(sweep)
     with board.stage("warm-up"):
         base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, board.say)
@@ -114,7 +134,7 @@ def _tune_on(
         debug=args.debug,
     )
     run = Sweep(setup, fields, board)
-    run.fields["epochs"] = base.train.epochs
+    run.fields |= {"epochs": base.train.epochs, "data_hash": manifest.hash}
     result = run.run()
     show_result(result, uri, age=False)
     return result

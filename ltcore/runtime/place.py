@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltcore.config.cli import PlaceArgs
-from ltcore.data.storage import is_local
+from ltcore.data.config import DataConfig
+from ltcore.data.prepare import prepare
+from ltcore.data.storage import is_local, join
 from ltcore.errors import ConfigError
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import Cluster
@@ -26,6 +29,13 @@ def storage_root(storage: str | None) -> str:
     """``--storage``, else LTCORE_STORAGE, else a folder in the home directory; absolute, because workers change directory."""
     root = storage or str(DEFAULT_STORAGE)
     return str(Path(root).expanduser().resolve()) if is_local(root) and "://" not in root else root.rstrip("/")
+
+
+def prepare_data(data: DataConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> str:
+    """URI of the shards, made where there are none: beside the results where these are in an object store, which every node
+    reaches, else in the cache folder. ``fresh`` makes the embedded data set again, and no other."""
+    place = None if is_local(root) else join(root, "datasets")
+    return prepare(data, fresh=fresh and data.uri == "digits-glt", progress=say, root=place)
 
 
 def check_workers(cfg: RunConfig, scaling: Scaling) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import ray
 
 from ltcore.config import tree as trees
-from ltcore.config.keys import effective
 from ltcore.config.load import dump, from_dict, override
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.storage import join
-from ltcore.errors import StallError
+from ltcore.errors import CheckpointError, StallError
 from ltcore.objective.registry import TERMS
 from ltcore.runtime.board import Board
 from ltcore.runtime.capacity import Demand, Scaling
@@ -24,6 +23,7 @@ from ltcore.runtime.files import load_json
 from ltcore.runtime.pulse import Watch
 from ltcore.runtime.results import result_of
 from ltcore.runtime.worker import run_job
+from ltcore.training.checkpoint import refuse_differences
 
 TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
 
@@ -136,7 +136,9 @@ class Runs:
 def forget_other(job: Job) -> None:
     """Trials that were added may have made another winner: a retrain of the one before makes room."""
     record = load_json(join(job.run_uri, "run.json"))
-    wanted = effective(trees.flatten(job.config))
-    keys = [key for key in wanted if key.startswith(("objective.", "train.", "seed"))]
-    if record is not None and any(record["config"].get(key) != wanted[key] for key in keys):
+    if record is None:
+        return
+    try:
+        refuse_differences(job.run_uri, record["config"], trees.flatten(job.config))
+    except CheckpointError:
         forget(job.run_uri)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ltcore.config.keys import effective
+from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
 from ltcore.data.manifest import Manifest
 from ltcore.errors import CheckpointError, NumericError
 
@@ -184,12 +184,17 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: st
             f"{checkpoint.path}/meta.json does not say which configuration and data it belongs to. Delete this checkpoint "
             "and run again, or use --fresh."
         )
-    if checkpoint.meta["data_hash"] != data_hash:
-        raise CheckpointError(
-            f"{checkpoint.path} was trained on data {checkpoint.meta['data_hash'][:12]}, now data.uri leads to {data_hash[:12]}. "
-            "Give the same data, another --name, or --fresh."
-        )
+    refuse_other_data(checkpoint.path, checkpoint.meta["data_hash"], data_hash)
     refuse_differences(checkpoint.path, checkpoint.meta["config"], config, hot)
+
+
+def refuse_other_data(where: Path | str, old_hash: str, new_hash: str) -> None:
+    """CheckpointError where the data are not those of the run at ``where``."""
+    if old_hash != new_hash:
+        raise CheckpointError(
+            f"{where} was trained on data {old_hash[:12]}, now data.uri leads to {new_hash[:12]}. Give the same data, another "
+            "--name, or --fresh."
+        )
 
 
 def refuse_differences(where: Path | str, old: dict[str, Any], new: dict[str, Any], hot: tuple[str, ...] = ()) -> None:
@@ -197,7 +202,9 @@ def refuse_differences(where: Path | str, old: dict[str, Any], new: dict[str, An
     old, new = effective(old), effective(new)
     differences = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(set(new) | set(old))
+        for key in sorted(
+            set(new) | set(old), key=lambda key: (key.startswith(OPTIONS), key)
+        )  # the choice, then its options
         if not key.startswith((*FREE_TO_CHANGE, *hot)) and old.get(key) != new.get(key)
     ]
     if differences:
@@ -205,16 +212,3 @@ def refuse_differences(where: Path | str, old: dict[str, Any], new: dict[str, An
             f"{where} belongs to another configuration ({'; '.join(differences[:5])}"
             f"{'; ...' if len(differences) > 5 else ''}). Use another --name, the old values, or --fresh."
         )
-
-
-FREE_TO_CHANGE = (
-    "tracking.",
-    "name",
-    "data.tier",
-    "data.uri",
-    "data.cache_bytes",
-    "data.stream_window_steps",
-    "train.checkpoint_every_s",
-    "train.threads",
-)
-"""Keys that do not change what is trained, so a run may be continued with other values of them."""

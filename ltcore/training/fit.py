@@ -25,7 +25,7 @@ from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.initial import start_from
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.progress import Progress
-from ltcore.training.record import RunInfo, RunRecord
+from ltcore.training.record import RunInfo, RunRecord, now
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
 from ltcore.training.watch import Tally, Watch, timed
@@ -83,7 +83,13 @@ class _Run:
         metrics = dict(self.at.last)
         while self.at.epoch < self.cfg.train.epochs:
             metrics = self._epoch()
-        fields = {"status": "finished", "last": metrics, "best": self.at.best, "seconds": self.at.seconds}
+        fields = {
+            "status": "finished",
+            "finished_at": now(),
+            "last": metrics,
+            "best": self.at.best,
+            "seconds": self.at.seconds,
+        }
         if self.info.test:
             fields |= self._test()
         self.record.update(**fields)

@@ -64,7 +64,7 @@ class Mirror:
             empty = [path.name for path in self.local.iterdir()] == [_LOCK]
             if not empty and dist.rank() != 0:
                 return
-            names = list_files(self.uri)
+            names = [name for name in list_files(self.uri) if not _hidden(name)]
             stored = read_bytes(join(self.uri, _RECORD)) if _RECORD in names else b""
             if not empty:
                 if _comes_from(stored, _read(self.local / _RECORD)):
@@ -167,6 +167,10 @@ def _visible(root: Path, start: str = "") -> Iterator[str]:
         for name in sorted(files):
             if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _tag(folder: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ class RunRecord:
         """The whole file; nothing on a rank without one. DataError where the place cannot be written."""
         if self._path is not None:
             write_json(self._path, self.fields)
+
+
+def now() -> str:
+    """The time as it stands in records."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_json(path: Path, value: Any) -> None:

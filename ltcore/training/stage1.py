@@ -8,6 +8,7 @@ to something else is told.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,17 @@ def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
                 "checkpoints/ by name."
             )
         yield ckpt.read(path)
+
+
+def origin(found: ckpt.Checkpoint) -> dict[str, Any]:
+    """What tells one checkpoint from another of the same name: its record holds the metrics that its weights came to."""
+    record = (found.path / "meta.json").read_bytes()
+    return {
+        "checkpoint": found.path.name,
+        "epoch": found.meta["epoch"],
+        "step": found.meta["step"],
+        "fingerprint": hashlib.sha256(record).hexdigest()[:16],
+    }
 
 
 def _how(status: str) -> str:

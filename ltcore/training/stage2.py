@@ -33,8 +33,8 @@ from ltcore.training.fit import DECIDE_EVERY, Log, StopRequested
 from ltcore.training.hardware import choose_precision, most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.predict import load
-from ltcore.training.record import RunInfo, RunRecord
-from ltcore.training.stage1 import stage1_checkpoint
+from ltcore.training.record import RunInfo, RunRecord, now
+from ltcore.training.stage1 import origin, stage1_checkpoint
 
 
 def refuse_workers(workers: int) -> None:
@@ -93,11 +93,9 @@ class _Run:
             self.record.update(
                 stage1={
                     "run": self.stage2.from_run,
-                    "checkpoint": found.path.name,
                     "name": stage1.config.name,
                     "seed": stage1.config.seed,
-                    "epoch": found.meta["epoch"],
-                    "step": found.meta["step"],
+                    **origin(found),
                 }
             )
         net = LongTailNet(self.cfg.model, len(manifest.classes), frozenset(), self.cfg.seed)
@@ -128,7 +126,8 @@ class _Run:
         if self.best:
             self.net.heads.load_state_dict(self.best_heads)
             self._save("best", self.best)
-        fields = {"status": "finished", "last": last, "best": self.best, "seconds": time.monotonic() - self.began}
+        fields: dict[str, Any] = {"status": "finished", "finished_at": now(), "last": last, "best": self.best}
+        fields["seconds"] = time.monotonic() - self.began
         if self.info.test:
             fields |= self._test(last_heads, same=last == self.best)
         self.record.update(**fields)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
-from ltcore.runtime.files import alone
+from ltcore.runtime.lease import alone
 from ltcore.tracking.tracker import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext
@@ -120,10 +120,10 @@ def test_an_epoch_that_was_logged_but_not_saved_is_logged_once(
 def test_two_processes_do_not_train_into_one_directory(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltcore.runtime.files.PREDECESSOR_S", 0.3)
+    monkeypatch.setattr("ltcore.runtime.lease.PREDECESSOR_S", 0.3)
     with (
         alone(str(tmp_path / "run")),
-        pytest.raises(DataError, match=r"/run is in use: another process of this machine"),
+        pytest.raises(DataError, match=r"/run is in use by process \d+ of this machine"),
     ):
         run(tiny_run(), tiny_shards, tmp_path / "run")
     assert run(tiny_run(), tiny_shards, tmp_path / "run")["status"] == "finished"

@@ -192,7 +192,7 @@ def test_damaged_shards_of_every_kind(train: Command, tiny_shards: str, tmp_path
 def test_what_the_data_lack(train: Command, copy: Path, tmp_path: Path) -> None:
     assert "no split 'train_cbl'. Did you mean train?" in refusal(train(copy, "data.train_split=train_cbl"))
     assert "there is nothing. Did you mean digits-glt?" in refusal(train("digits-gtl"))
-    assert "fewer than one global batch of 64" in refusal(train(copy, "train.batch_size=64"), code=2)
+    assert "train.batch_size=64 exceeds the 46 training images" in refusal(train(copy, "train.batch_size=64"), code=2)
     manifest = read_manifest(str(copy))
     extended = dataclasses.replace(
         manifest,

@@ -152,7 +152,7 @@ def test_a_checkpoint_inside_an_epoch_is_in_the_store_before_the_epoch_ends(
     another_node("one")
     with pytest.raises(StopRequested, match="stopped in epoch 1"):
         run(cfg, tiny_shards, f"{bucket.uri}/cut", StopOnceStored(torch.device("cpu")))
-    assert found in (["last-00000001"], ["last-00000002"])
+    assert found and set(found) <= {"last-00000001", "last-00000002"}  # the older goes when the newer is whole
     another_node("two")
     run(cfg, tiny_shards, f"{bucket.uri}/cut")
     assert_equal_runs(tmp_path / "whole", bucket.download("cut", tmp_path / "copy"))
@@ -345,7 +345,7 @@ def test_a_store_that_fails_is_not_left_unnoticed(
     bucket.server.check_keys(True)
     try:
         with pytest.raises(
-            DataError, match=f"{bucket.uri}/run cannot be listed: .*(ACCESS_DENIED|INVALID_ACCESS_KEY_ID)"
+            DataError, match=f"{bucket.uri}/run.* cannot be listed: .*(ACCESS_DENIED|INVALID_ACCESS_KEY_ID)"
         ):
             run(tiny_run(), tiny_shards, f"{bucket.uri}/run")
     finally:

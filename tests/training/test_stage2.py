@@ -68,8 +68,8 @@ def train(script: Script, tmp_path: Path) -> Script:
 
     def call(recipe: str, from_run: Path, *words: str) -> SimpleNamespace:
         small = ("train.threads=1", "train.precision=fp32", "tracking.wandb=false", "tracking.tensorboard=false")
-        storage = f"--storage={tmp_path / 'runs'}"
-        return script("train", recipe, f"stage2.from_run={from_run}", "--engine=inline", storage, *small, *words)
+        where = (f"--storage={tmp_path / 'runs'}", f"--name={recipe}")
+        return script("train", recipe, f"stage2.from_run={from_run}", "--engine=inline", *where, *small, *words)
 
     return call
 
