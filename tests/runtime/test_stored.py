@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.cli import read_train
+from ltcore.config.cli import read_train, read_tune
+from ltcore.config.sweep_file import read_sweep
+from ltcore.data.manifest import read_manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError, LtcoreError
+from ltcore.runtime.identity import identity
 from ltcore.runtime.launch import train
+from ltcore.runtime.launch_sweep import tune
 from ltcore.runtime.stored import finished_ago, remove
 from tests.conftest import make_tiny
 from tests.s3 import Bucket
@@ -199,3 +203,26 @@ def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(DataError, match=r"run.json cannot be removed: .*Permission denied.*Check permissions"):
         remove(str(tmp_path))
+
+
+def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("ltcore.runtime.console.show_result", lambda sweep, uri, age: shown.append(uri))
+    overrides = {"sweep.name": "s", "data.uri": tiny_shards}
+    fields = {"schema": 1, "status": "finished", "identity": identity(read_sweep("tune_lpa", overrides))}
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps({**fields, "data_hash": read_manifest(tiny_shards).hash}))
+    command = ["--name", "s", "--storage", str(tmp_path)]
+    tune(read_tune(None, [*command, "--data", tiny_shards]))
+    copy = shutil.copytree(tiny_shards, tmp_path / "copy")
+    tune(read_tune(None, [*command, "--data", str(copy)]))
+    assert shown == [str(tmp_path / "s")] * 2
+    make_tiny(str(tmp_path / "other"), seed=1)
+    with pytest.raises(ConfigError, match=r"s holds a sweep on other data \(.* there, .* now\)\. .* --fresh"):
+        tune(read_tune(None, [*command, "--data", str(tmp_path / "other")]))
+    with pytest.raises(
+        ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 16 there, 6 now\)"
+    ):
+        tune(read_tune(None, [*command, "--data", tiny_shards, "train.epochs=6"]))
