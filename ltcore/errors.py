@@ -7,10 +7,13 @@ unless ``--debug`` is given.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+USERINFO = re.compile(r"://[^/\s]*@")
+"""What stands before the host in ``s3://KEY:SECRET@bucket`` or ``http://user@host``."""
 
 
 class LtcoreError(Exception):
@@ -47,6 +50,16 @@ class StallError(LtcoreError):
     """Nothing happened for ``stall_s`` seconds."""
 
     exit_code = 3
+
+
+def refuse_userinfo(**values: str | None) -> None:
+    """ValueError, which does not repeat the value, where a URI holds a user name or password: URIs are stored and shown."""
+    for name, value in values.items():
+        if value is not None and USERINFO.search(value):
+            raise ValueError(
+                f"{name} is a URI with a user name or password in it, which would be stored and shown with it. Take them out, "
+                "and give credentials by environment or login, as for the store's own command"
+            )
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

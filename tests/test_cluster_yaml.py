@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -88,6 +89,78 @@ def test_the_head_holds_the_drivers_and_gpus_come_and_go() -> None:
 def test_every_worker_that_reads_or_writes_may() -> None:
     for name, node in config()["available_node_types"].items():
         assert node["node_config"]["IamInstanceProfile"], name
+
+
+def policies() -> list[dict[str, Any]]:
+    """The IAM policies in the header, which people copy from there."""
+    header = "\n".join(line.removeprefix("#") for line in TEXT.splitlines() if line.startswith("#"))
+    return [json.JSONDecoder().raw_decode(header, m.start())[0] for m in re.finditer(r'\{"Version"', header)]
+
+
+def actions(policy: dict[str, Any]) -> set[str]:
+    found = [statement["Action"] for statement in policy["Statement"] if statement["Effect"] == "Allow"]
+    return {action for item in found for action in ([item] if isinstance(item, str) else item)}
+
+
+def test_the_head_alone_may_start_nodes_and_pass_on_the_workers_role_alone() -> None:
+    types = config()["available_node_types"]
+    head = types.pop(config()["head_node_type"])["node_config"]["IamInstanceProfile"]["Name"]
+    workers = {node["node_config"]["IamInstanceProfile"]["Name"] for node in types.values()}
+    assert (head, workers) == ("ltcore-head", {"ltcore-s3"})
+    bucket, start = policies()
+    assert {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"} <= actions(bucket)
+    assert not any(action.startswith(("ec2:", "iam:")) for action in actions(bucket))
+    assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:CreateTags", "iam:PassRole"} <= actions(start)
+    (passed,) = [s["Resource"] for s in start["Statement"] if s["Action"] == "iam:PassRole"]
+    assert passed.endswith(f":role/{workers.pop()}")
+
+
+def test_ray_adds_no_rights_to_a_profile_that_is_named() -> None:
+    """So the one that is named has to have them."""
+    from ray.autoscaler._private.aws.config import _configure_iam_role
+
+    head = config()["available_node_types"]["head"]["node_config"]
+    assert _configure_iam_role(config())["available_node_types"]["head"]["node_config"] == head
+
+
+def test_credentials_and_disks_are_closed() -> None:
+    for name, node in config()["available_node_types"].items():
+        assert node["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}, name
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["node_config"]["BlockDeviceMappings"]), name
+    assert "security_group" in TEXT and "port 22" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("DryRunOperation", ""), ("UnauthorizedOperation", "UnauthorizedOperation: You are not authorized")],
+)
+def test_the_doctor_asks_the_cloud_whether_the_head_may_start_a_worker(
+    code: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.exceptions import ClientError
+
+    from ltcore.runtime.autoscaler import launch_refusal
+
+    asked: list[dict[str, Any]] = []
+
+    class Ec2:
+        def run_instances(self, **wanted: Any) -> None:
+            asked.append(wanted)
+            raise ClientError({"Error": {"Code": code, "Message": "You are not authorized"}}, "RunInstances")
+
+    monkeypatch.setattr("boto3.client", lambda service, **options: Ec2())
+    assert launch_refusal(tmp_path / "none.yaml") is None
+    assert launch_refusal(FILE) == found
+    assert asked == [
+        {
+            "DryRun": True,
+            "MinCount": 1,
+            "MaxCount": 1,
+            "ImageId": "ami-0a08f4510bfe41148",
+            "InstanceType": "g5.2xlarge",
+            "IamInstanceProfile": {"Name": "ltcore-s3"},
+        }
+    ]
 
 
 def test_every_ray_start_says_its_authentication_mode() -> None:

@@ -17,6 +17,7 @@ from typing import ClassVar
 from ltcore.config.sweep_space import SELECTABLE, SweepConfig
 from ltcore.data.augment import AugmentConfig
 from ltcore.data.config import DataConfig
+from ltcore.errors import refuse_userinfo
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
 from ltcore.objective.objective import ObjectiveConfig
@@ -135,6 +136,7 @@ class TrainConfig:
         )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
+        refuse_userinfo(init_from=self.init_from)
         if self.init_from is not None and not (self.init_from.startswith(("/", "~")) or "://" in self.init_from):
             raise ValueError(
                 f"init_from must be an absolute path or a URI, because workers change directory, got {self.init_from!r}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ltcore.errors import refuse_userinfo
+
 TIERS = ("auto", "cache", "threads", "stream")
 SUBSETS = ("keyed", "legacy")
 
@@ -59,6 +61,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.uri:
             raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
+        refuse_userinfo(uri=self.uri)
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")
         if self.imbalance_factor is not None and not 1 <= self.imbalance_factor < float("inf"):

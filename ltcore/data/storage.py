@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import platformdirs
 from pyarrow import fs as pafs
 
-from ltcore.errors import ConfigError, DataError
+from ltcore.errors import ConfigError, DataError, refuse_userinfo
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
 
@@ -55,10 +55,15 @@ def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
+    variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
+    endpoint = os.environ.get(variable)
+    try:
+        refuse_userinfo(**{f"{uri.partition('://')[0]}://...": uri, variable: endpoint})
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
     scheme, _, path = uri.partition("://")
     if scheme not in REMOTE_SCHEMES:
         raise ConfigError(f"{uri}: {scheme}:// is not supported. Use a path, file://, s3:// or gs://.")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
         return _remote_fs(f"{scheme}://{path.split('/', 1)[0]}", endpoint), path
     except OSError as error:

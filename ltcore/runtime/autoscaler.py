@@ -40,6 +40,38 @@ def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
         ) from error
 
 
+def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
+    """Why this machine, the head, may not start a worker on AWS: the cloud's own answer to a dry run; '' where it may.
+
+    None where nothing is known: no such file, another cloud, or no client for AWS.
+    """
+    path = file.expanduser()
+    if not path.is_file():
+        return None
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    types = {name: node for name, node in config["available_node_types"].items() if name != config["head_node_type"]}
+    if config["provider"].get("type") != "aws" or not types:
+        return None
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return None
+    wanted = next(iter(types.values()))["node_config"]
+    keys = ("ImageId", "InstanceType", "IamInstanceProfile")
+    patience = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 1})
+    try:
+        client = boto3.client("ec2", region_name=config["provider"]["region"], config=patience)
+        client.run_instances(DryRun=True, MinCount=1, MaxCount=1, **{key: wanted[key] for key in keys if key in wanted})
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        return "" if code == "DryRunOperation" else f"{code}: {error.response['Error'].get('Message', '')[:200]}"
+    except BotoCoreError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def limits_of(config: Mapping[str, Any]) -> Limits | None:
     """The largest cluster of a configuration: GPU nodes first, up to the maximum of each type and of all together."""
     types = config["available_node_types"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import socket
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltcore.errors import ConfigError
+from ltcore.errors import USERINFO, ConfigError
 
 if TYPE_CHECKING:
     from ltcore.runtime.autoscaler import Limits
@@ -37,6 +38,8 @@ QUIET = {
 }
 
 LOCAL = {
+    # Ray has no other switch by which its servers listen on the loopback address alone.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray Train starts an actor for each of these, one after the other; nobody can see or use them on one machine.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -46,6 +49,10 @@ DRIVER_RESOURCE = "trial_driver"
 FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_")
 SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
+
+
+CONNECT_S = 5.0
+"""How long the head of a cluster may take to answer, for each of two questions."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +106,20 @@ def connect(*, debug: bool = False) -> Cluster:
     Ray here: never the private Ray of another program, which ends with that program."""
     quiet()
     address = _cluster_address()
-    _set(REMOTE if address else LOCAL)
+    if address:
+        _set(REMOTE)
+    else:
+        _set(LOCAL)
+        _lock()
     from ltcore.training.hardware import allocated_cpus
 
     real = allocated_cpus()
-    if not address:
-        # A token file of an earlier session would switch authentication on for this private instance.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
     from ray._private import ray_constants
 
-    # Ray reads this variable when it is first imported, which may have been before this call.
+    # Ray reads these variables when it is first imported, which may have been before this call.
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False)
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
     level = logging.INFO if debug else logging.ERROR
     common: dict[str, Any] = {
         "logging_level": level,
@@ -134,40 +143,86 @@ def connect(*, debug: bool = False) -> Cluster:
     return _describe(ray, local=not address, real=real)
 
 
+def _lock() -> None:
+    """Gives the local Ray a token of its own, which its processes inherit: whoever reaches its ports could otherwise run
+    commands in them. No file holds it, and none of an earlier session is used."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
+
+    Config.initialize("")  # reads the mode anew where Ray was imported before
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def _cluster_address() -> str:
-    """Where the cluster answers; '' for none. ConfigError where there should be one and it is silent."""
-    given = os.environ.get("RAY_ADDRESS", "auto")
-    noted = current_cluster_file()
-    address = given if given != "auto" else noted.read_text().strip() if noted.exists() else ""
-    if not address or "://" in address or _answers(address):
+    """Where the cluster answers; '' for none. ConfigError where there should be one and it is silent, or is none."""
+    given = os.environ.get("RAY_ADDRESS") or "auto"
+    if given == "local":
+        return ""
+    if not re.fullmatch(r"auto|[^/\s]+:\d{1,5}", given):
+        raise ConfigError(
+            f"RAY_ADDRESS={given}: expected host:port of the head, 'auto' or 'local'. Ray's clients (ray://) and its dashboard "
+            "(http://) run no sweep: submit the script to the cluster instead (ray submit, ray job submit)."
+        )
+    address = given if given != "auto" else noted_address()
+    if not address or _answers(address):
         return address
     if on_cluster_node():
         raise ConfigError(
-            f"This machine belongs to a cluster, but its Ray does not answer at {address}. A sweep is not started beside "
-            "it: `ray up` the cluster again, or unset RAY_ADDRESS."
+            f"This machine belongs to a cluster, but no Ray answers at {address}. A sweep is not started beside it: `ray up` the "
+            "cluster again, or correct or unset RAY_ADDRESS."
         )
     return ""  # a note that an ended `ray start` left behind
 
 
+def noted_address() -> str:
+    """The address that `ray start` noted on this machine; '' for none, or for one that is another user's: whoever joins a
+    cluster runs that user's commands, and a note in a folder for everyone is no invitation."""
+    note = current_cluster_file()
+    try:
+        owners = {path.lstat().st_uid for path in (note.parent, note)}
+        address = note.read_text().strip()
+    except OSError:
+        return ""
+    if owners <= {0, os.getuid()} and not note.is_symlink():
+        return address
+    warnings.warn(
+        f"{note} belongs to another user, so the Ray that it names is not joined. Set RAY_ADDRESS={address} if it should be.",
+        stacklevel=2,
+    )
+    return ""
+
+
 def _answers(address: str) -> bool:
+    """Whether a gRPC server listens there, as Ray's head is: ray.init would wait for minutes for anything else."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError, OverflowError):
         return False
+    if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):
+        return True  # it shakes hands with Ray's own certificates alone
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
+        except grpc.FutureTimeoutError:
+            return False
     return True
 
 
 def current_cluster_file() -> Path:
     """Where `ray start` notes the address of this machine's cluster."""
-    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(folder) / "ray" / "ray_current_cluster"
 
 
 def on_cluster_node() -> bool:
     """Whether someone meant this process to run on a cluster: then it must not quietly start a Ray of its own."""
     from ltcore.runtime.autoscaler import BOOTSTRAP
 
-    return bool(os.environ.get("RAY_ADDRESS")) or BOOTSTRAP.expanduser().exists()
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or BOOTSTRAP.expanduser().exists()
 
 
 def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
@@ -203,8 +258,10 @@ def nodes_are_coming(cluster: Cluster) -> bool:
 
 
 def forwarded_environment() -> dict[str, str]:
-    """Variables that every worker gets through Ray's runtime environment, which Ray also logs: none is a secret."""
-    passed = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED) and not SECRET.search(key)}
+    """Variables that every worker gets through Ray's runtime environment, which Ray also logs: none is a secret, by its name
+    or by a password inside its value."""
+    named = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED) and not SECRET.search(key)}
+    passed = {key: value for key, value in named.items() if not USERINFO.search(value)}
     return passed | {key: os.environ[key] for key in (*QUIET, *REMOTE) if key in os.environ}
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ltcore.errors import CapacityError
 from ltcore.runtime import doctor
+from ltcore.runtime.autoscaler import launch_refusal
 from ltcore.runtime.capacity import Demand, basis, concurrency
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.doctor import Check
@@ -50,7 +51,17 @@ def examine_nodes(cluster: Cluster, root: str, data_uri: str, need: Demand, max_
                 found.append(Check(name, "examination", said, doctor.RED, fix))
     finally:
         doctor.remove_markers(root, [marker])
-    return [*found, doctor.tracking(), capacity(cluster, need, max_gpus)]
+    return [*found, doctor.tracking(), *starting(), capacity(cluster, need, max_gpus)]
+
+
+def starting() -> list[Check]:
+    """Whether the head may start workers, where the cloud can be asked."""
+    refusal = launch_refusal()
+    if refusal is None:
+        return []
+    fix = "give the head a profile with ec2:RunInstances and iam:PassRole (the policies in cluster.yaml), then `ray up` again"
+    state = (doctor.RED, fix) if refusal else (doctor.GREEN, "")
+    return [Check("cluster", "starting workers", refusal or "allowed", *state)]
 
 
 def check_nodes(

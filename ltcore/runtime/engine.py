@@ -36,9 +36,15 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
     if scaling.gpus_per_worker:
         per_worker["GPU"] = scaling.gpus_per_worker
     workers: Any = scaling.workers if scaling.max_workers <= scaling.workers else (scaling.workers, scaling.max_workers)
+    settings = {**job.plain(), "cpus": scaling.cpus_per_worker}
+    nonce = settings.pop("nonce")  # Ray shows settings on its dashboard
+
+    def worker(config: dict[str, Any]) -> None:
+        train_worker({**config, "nonce": nonce})
+
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={**job.plain(), "cpus": scaling.cpus_per_worker},
+        worker,
+        train_loop_config=settings,
         torch_config=TorchConfig(backend=os.environ.get(BACKEND), timeout_s=600),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=per_worker
@@ -92,7 +98,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from ltcore.runtime.pulse import adopt_secrets
 
     quiet()
-    adopt_secrets(config["pulse"])
+    adopt_secrets(config["pulse"], config["nonce"])
     context = _TrainContext(ray.train, Job(**config))
     try:
         execute(Job(**config), context)

@@ -9,7 +9,7 @@ from rich.console import Console
 from ltcore.config.cli import PlaceArgs
 from ltcore.runtime import doctor
 from ltcore.runtime.capacity import demand
-from ltcore.runtime.cluster import Cluster, connect, current_cluster_file, disconnect, on_cluster_node
+from ltcore.runtime.cluster import Cluster, connect, disconnect, noted_address, on_cluster_node
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
 
 
@@ -21,7 +21,7 @@ def examination(storage: str | None, data: str | None, max_gpus: float | None) -
     root = storage_root(storage or os.environ.get("LTCORE_STORAGE"))
     data_uri = data or os.environ.get("LTCORE_DATA") or ""
     console = Console(highlight=False)
-    if on_cluster_node() or current_cluster_file().exists():
+    if on_cluster_node() or noted_address():
         cluster = connect()
         try:
             found = _of_cluster(cluster, root, data_uri, max_gpus)

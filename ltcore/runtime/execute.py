@@ -58,6 +58,8 @@ class Job:
     """CPUs given to each worker; 0: all that the process may use."""
     pulse: str = ""
     """Name of the actor that takes signs of life; '' where nobody listens."""
+    nonce: str = field(default="", repr=False)
+    """What that actor wants to see before it hands over the W&B key."""
     stop_after_epochs: int = 0
     """Epochs after which the run stops with a checkpoint; 0: at its end."""
     fork_of: str = ""

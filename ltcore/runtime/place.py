@@ -12,7 +12,7 @@ from ltcore.config.cli import PlaceArgs
 from ltcore.data.config import DataConfig
 from ltcore.data.prepare import prepare
 from ltcore.data.storage import is_local, join
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, refuse_userinfo
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import Cluster
 
@@ -28,6 +28,10 @@ DEFAULT_STORAGE = Path.home() / "ltcore-runs"
 def storage_root(storage: str | None) -> str:
     """``--storage``, else LTCORE_STORAGE, else a folder in the home directory; absolute, because workers change directory."""
     root = storage or str(DEFAULT_STORAGE)
+    try:
+        refuse_userinfo(**{"--storage (or LTCORE_STORAGE)": root})
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
     return str(Path(root).expanduser().resolve()) if is_local(root) and "://" not in root else root.rstrip("/")
 
 

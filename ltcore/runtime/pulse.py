@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import threading
 import time
@@ -22,37 +23,41 @@ NODE_WAIT_S = 1800.0
 class Pulse:
     """Latest state of every run that was ever heard of, a few numbers each; and what only memory may hold."""
 
-    def __init__(self, secrets: dict[str, str]) -> None:
+    def __init__(self, secrets: dict[str, str], nonce: str) -> None:
         self._runs: dict[str, dict[str, Any]] = {}
-        self._secrets = secrets
+        self._secrets, self._nonce = secrets, nonce
 
     def beat(self, run: str, state: dict[str, Any]) -> None:
         known = self._runs.get(run, {})
         self._runs[run] = {**known, **state, "beats": known.get("beats", 0) + 1}  # a change also where nothing else has
 
-    def secrets(self) -> dict[str, str]:
+    def secrets(self, nonce: str) -> dict[str, str]:
+        """The W&B key, for who shows the nonce of the driver's jobs: any job of the cluster can find this actor by its name."""
+        if not hmac.compare_digest(nonce, self._nonce):
+            raise PermissionError("The nonce is not that of this driver's jobs, so the W&B key is not handed over.")
         return self._secrets
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         return self._runs
 
 
-def start_pulse(name: str) -> Any:
+def start_pulse(name: str, nonce: str) -> Any:
     """The actor of one driver, with the W&B key that its workers may need, on the driver's node: Ray would put an actor
-    without demands on any, also on one that is taken away."""
+    without demands on any, also on one that is taken away. ``nonce`` travels in the jobs alone, never in names or settings,
+    which Ray shows to everyone."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = Pulse.options(name=name, namespace=NAMESPACE, scheduling_strategy=here)  # type: ignore[attr-defined]
-    return options.remote(secret_environment())
+    return options.remote(secret_environment(), nonce)
 
 
-def adopt_secrets(pulse: str) -> None:
+def adopt_secrets(pulse: str, nonce: str) -> None:
     """Takes the driver's W&B key into this process's environment. It travels through memory alone: variables of a
     runtime environment would end up in Ray's logs on every node."""
     if not pulse:
         return
     try:
         actor = ray.get_actor(pulse, namespace=NAMESPACE)
-        found: Any = ray.get(actor.secrets.remote(), timeout=60)
+        found: Any = ray.get(actor.secrets.remote(nonce), timeout=60)
     except (ValueError, ray.exceptions.RayError):  # the driver is gone, and this run with it
         return
     for key, value in found.items():

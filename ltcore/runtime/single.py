@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import time
 from functools import partial
 from typing import Any
@@ -32,16 +33,16 @@ def run_single(
     board = Board()
     check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, board.console)
     board.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
-    name = f"pulse-{cfg.name}-{time.time_ns()}"
+    name, nonce = f"pulse-{cfg.name}-{time.time_ns()}", secrets.token_hex(16)
     watch = Watch(
-        start_pulse(name),
+        start_pulse(name, nonce),
         board.update,
         stall_s=STALL_S,
         deadline_s=None,
         nodes_are_coming=partial(nodes_are_coming, cluster),
     )
     watch.start()
-    job = dataclasses.replace(job, pulse=name, shown_as=cfg.name, cpus=scaling.cpus_per_worker)
+    job = dataclasses.replace(job, pulse=name, nonce=nonce, shown_as=cfg.name, cpus=scaling.cpus_per_worker)
     inside = engine == "trial"
     options: dict[str, Any] = {
         "num_cpus": scaling.cpus_per_worker if inside else 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -68,8 +69,8 @@ class Sweep:
         self._cut: set[str] = set()
         """Trials that the time limit ended."""
         name = f"pulse-{self.fields['config_hash'][:12]}-{time.time_ns()}"
-        self.pulse_name = name
-        self._pulse = start_pulse(name)
+        self.pulse_name, self.nonce = name, secrets.token_hex(16)
+        self._pulse = start_pulse(name, self.nonce)
         deadline = None if setup.max_hours is None else setup.max_hours * 3600
         self.watch = Watch(
             self._pulse,
@@ -78,7 +79,7 @@ class Sweep:
             deadline_s=deadline,
             nodes_are_coming=partial(nodes_are_coming, setup.cluster),
         )
-        self.runs = Runs(setup, board, self.watch, name, self.id_prefix)
+        self.runs = Runs(setup, board, self.watch, name, self.nonce, self.id_prefix)
 
     @property
     def id_prefix(self) -> str:
@@ -195,6 +196,7 @@ class Sweep:
                 "engine": setup.engine,
                 "hot": list(setup.sweep.hot) if setup.sweep.search == "pbt" else [],
                 "pulse": self.pulse_name,
+                "nonce": self.nonce,
                 "code": code_version(),
                 "fork_of": join(setup.uri, FOLDER),
                 "forked": following["forked"],

@@ -55,9 +55,11 @@ class TimeIsUp(Exception):  # noqa: N818  (no error)
 class Runs:
     """Starts single runs of a sweep and waits for them."""
 
-    def __init__(self, setup: SweepSetup, board: Board, watch: Watch, pulse_name: str, id_prefix: str) -> None:
+    def __init__(
+        self, setup: SweepSetup, board: Board, watch: Watch, pulse_name: str, nonce: str, id_prefix: str
+    ) -> None:
         self.setup, self.board, self.watch = setup, board, watch
-        self.pulse_name, self.id_prefix = pulse_name, id_prefix
+        self.pulse_name, self.nonce, self.id_prefix = pulse_name, nonce, id_prefix
 
     def job(self, role: str, seed: int, kind: str, where: str, params: dict[str, Any]) -> Job:
         changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
@@ -74,6 +76,7 @@ class Runs:
             },
             cpus=self.setup.scaling.cpus_per_worker,
             pulse=self.pulse_name,
+            nonce=self.nonce,
             shown_as=Path(where).name,
         )
 

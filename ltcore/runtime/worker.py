@@ -84,7 +84,7 @@ class TrialContext(TaskContext):
 def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     """Tune's function trainable. ``config`` holds the swept dotted keys alone, ``plan`` all that trials share."""
     quiet()
-    adopt_secrets(plan["pulse"])
+    adopt_secrets(plan["pulse"], plan["nonce"])
     from ray import tune
 
     params = dict(config)
@@ -103,6 +103,7 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         },
         cpus=scaling.cpus_per_worker,
         pulse=plan["pulse"],
+        nonce=plan["nonce"],
         code=plan["code"],
         shown_as=f"trial {trial}",
         fork_of=plan["fork_of"] if trial in plan["forked"] else "",
@@ -158,7 +159,7 @@ def preload() -> None:
 def run_job(job: dict[str, Any], engine: str, scaling: dict[str, Any]) -> dict[str, Any]:
     """One job as a Ray task: in this process, or as the driver of a Ray Train run."""
     quiet()
-    adopt_secrets(job["pulse"])
+    adopt_secrets(job["pulse"], job["nonce"])
     if engine == "train":
         return fit_with_train(Job(**job), Scaling(**scaling), storage=None, callbacks=[])
     try:

@@ -17,7 +17,6 @@ COLORS = ((220, 40, 40), (40, 200, 60), (50, 70, 220))
 COUNTS = {"train": (40, 16, 8), "val": (8, 8, 8), "test_cbl": (6, 6, 6), "test_gbl": (6, 6, 6)}
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # else the tests beside them, on as many cores, come first
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no test may meet a token of the user's, or leave one
 
 
 def _samples(split: str) -> Iterator[Sample]:

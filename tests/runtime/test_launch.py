@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from ltcore.batch import Batch
 from ltcore.config.cli import read_train, read_tune
 from ltcore.config.load import load_run
 from ltcore.errors import ConfigError
-from ltcore.runtime import cluster, warmup
+from ltcore.runtime import warmup
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.launch import wants_ray
@@ -132,24 +131,3 @@ def test_the_warm_up_before_a_sweep_computes_where_trials_will(
 def test_several_workers_need_the_train_engine() -> None:
     with pytest.raises(ConfigError, match=r"--workers 2-2 needs --engine train"):
         choose_scaling(read_tune("test", ["--workers", "2", "--engine", "trial"]), LAPTOP, "trial")
-
-
-def test_only_a_cluster_that_answers_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address of `ray start`, or RAY_ADDRESS; a private Ray of another program is neither."""
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert cluster._cluster_address() == ""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        (tmp_path / "ray").mkdir()
-        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        assert cluster._cluster_address() == address
-    assert cluster._cluster_address() == "", "the note of a cluster that has ended"
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match=rf"its Ray does not answer at {address}.*unset RAY_ADDRESS"):
-        cluster._cluster_address()
-    monkeypatch.delenv("RAY_ADDRESS")
-    (tmp_path / "ray_bootstrap_config.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match="This machine belongs to a cluster"):
-        cluster._cluster_address()

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from ltcore.runtime.cluster import connect, disconnect, forwarded_environment, secret_environment
+from ltcore.runtime.execute import Job
 from ltcore.runtime.meter import NodeMeter, kind_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
@@ -97,31 +98,48 @@ def test_a_wandb_key_is_for_memory_and_never_for_rays_logged_environment(
     assert not {"key-of-the-shell", "store-secret"} & set(passed.values())
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "LTCORE_DATA", "LTCORE_EXTRA", "WANDB_BASE_URL"])
+def test_a_password_inside_a_value_is_a_secret_whatever_the_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "https://user:pa55word@host/x")
+    assert name not in forwarded_environment()
+    monkeypatch.setenv(name, "https://host/x@y")
+    assert name in forwarded_environment()
+
+
 def test_workers_adopt_the_key_of_their_driver(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltcore.runtime.pulse import start_pulse
 
     monkeypatch.setenv("WANDB_API_KEY", "key-of-the-driver")
-    pulse = start_pulse("pulse-of-a-test")
+    pulse = start_pulse("pulse-of-a-test", "nonce-of-the-driver")
 
     @ray.remote(num_cpus=0, runtime_env={"env_vars": {"WANDB_API_KEY": ""}})
-    def work() -> str:
+    def work(nonce: str) -> str:
         import os
 
         from ltcore.runtime.pulse import adopt_secrets
 
-        del os.environ["WANDB_API_KEY"]
-        adopt_secrets("pulse-of-a-test")
-        return os.environ["WANDB_API_KEY"]
+        os.environ.pop("WANDB_API_KEY", None)
+        adopt_secrets("pulse-of-a-test", nonce)
+        return os.environ.get("WANDB_API_KEY", "")
 
-    assert ray.get(work.remote()) == "key-of-the-driver"
-    del pulse
+    assert ray.get(work.remote("nonce-of-the-driver")) == "key-of-the-driver"
+    for guess in ("", "nonce", "nonce-of-the-drivers"):
+        assert ray.get(work.remote(guess)) == ""
+        with pytest.raises(PermissionError, match="the W&B key is not handed over"):
+            ray.get(pulse.secrets.remote(guess))
+
+
+def test_the_nonce_stands_in_no_text_of_a_job() -> None:
+    job = Job(config={}, data_uri="d", run_uri="r", info={}, nonce="nonce-of-the-driver")
+    assert "nonce-of-the-driver" not in repr(job)
+    assert job.plain()["nonce"] == "nonce-of-the-driver"  # it travels to the worker all the same
 
 
 def test_silence_is_no_stall_while_nodes_are_being_started(cluster: Any) -> None:
     from ltcore.runtime.pulse import Watch, start_pulse
 
     began = time.monotonic()
-    pulse = start_pulse("pulse-of-silence")
+    pulse = start_pulse("pulse-of-silence", "")
     watch = Watch(
         pulse, lambda _: None, stall_s=2, deadline_s=None, nodes_are_coming=lambda: time.monotonic() - began < 6
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ltcore.errors import refuse_userinfo
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, STAGE2, Row, Stage2Options
 
@@ -29,6 +30,7 @@ class Stage2Config:
     2048 features) or 'float16' (half of it, rounded to 11 bits)."""
 
     def __post_init__(self) -> None:
+        refuse_userinfo(from_run=self.from_run)
         if self.method not in STAGE2:
             raise ValueError(f"method must be one of {', '.join(sorted(STAGE2))}, got {self.method!r}")
         if self.feature_dtype not in FEATURE_DTYPES:

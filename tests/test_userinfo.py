@@ -1,0 +1,54 @@
+"""A password in a URI is refused before anything is stored, and is repeated nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ltcore.config.cli import read_train, read_tune
+from ltcore.data.storage import list_files, read_bytes
+from ltcore.errors import ConfigError
+from ltcore.runtime.launch import train
+from ltcore.runtime.launch_sweep import tune
+
+URI = "s3://AKIA:pa55word@bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["--data", URI], "data.uri"),
+        ([f"train.init_from={URI}"], "train.init_from"),
+        (["cifar100_lt_crt", f"stage2.from_run={URI}"], "stage2.from_run"),
+        (["--storage", URI, "--fresh"], r"--storage \(or LTCORE_STORAGE\)"),
+        ([f"{URI}/recipe.yaml"], "s3://..."),
+    ],
+)
+def test_every_uri_of_a_command(words: list[str], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = [] if "--storage" in words else ["--storage", str(tmp_path)]
+    with pytest.raises(ConfigError, match=rf"^{key} is a URI with a user name or password in it") as error:
+        train(read_train(None, [*words, *where, "--engine", "inline"]))
+    assert "pa55word" not in f"{error.value}{capsys.readouterr()}"
+    assert not list(tmp_path.glob("[!l]*")), "nothing but the cache is there"
+
+
+def test_those_of_a_sweep(tmp_path: Path) -> None:
+    for words in (["--storage", URI], ["--sweep", f"{URI}/sweep.yaml"]):
+        with pytest.raises(ConfigError, match="is a URI with a user name or password") as error:
+            tune(read_tune(None, words))
+        assert "pa55word" not in str(error.value)
+
+
+def test_the_endpoint_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:pa55word@localhost:1")
+    for read in (list_files, read_bytes):
+        with pytest.raises(ConfigError, match=r"^AWS_ENDPOINT_URL is a URI with a user name or password") as error:
+            read("s3://bucket/x")
+        assert "pa55word" not in str(error.value)
+
+
+def test_an_at_sign_elsewhere_is_no_password(tmp_path: Path) -> None:
+    (tmp_path / "a@b").write_text("x")
+    assert read_bytes(f"file://{tmp_path}/a@b") == b"x"
