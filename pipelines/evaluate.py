@@ -1,6 +1,6 @@
 """Evaluate a checkpoint under the CLT, ALT and GLT protocols, or predict image files with it.
 
-python pipelines/evaluate.py ~/ltcore-runs/my-run                  every test split -> metrics.json
+python pipelines/evaluate.py ~/ltcore-runs/my-run                  every test split -> metrics/
 python pipelines/evaluate.py ~/ltcore-runs/my-run --protocol glt
 python pipelines/evaluate.py ~/ltcore-runs/my-run --posthoc-tau 1  logits less the log class prior of training
 python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and probability of each image

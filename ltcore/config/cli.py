@@ -88,7 +88,7 @@ class EvaluateArgs:
     posthoc_tau: float
     """Strength of post-hoc logit adjustment; 0 is none."""
     output: str | None
-    """File for the metrics as JSON; None: metrics.json beside the checkpoint, metrics_posthoc.json of an adjusted one."""
+    """File for all metrics as JSON; None: one file for each data set and split in metrics/ of the run or checkpoint."""
     debug: bool
 
 
@@ -161,7 +161,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None) -> Evaluat
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="metrics as JSON (default: beside the checkpoint, metrics.json, or metrics_posthoc.json with --posthoc-tau)",
+        help="all metrics as one JSON file (default: metrics/ of the run or checkpoint, a file for each data set and split)",
     )
     args = parser.parse_intermixed_args(argv)
     if args.images and (args.split or args.protocol):

@@ -8,6 +8,7 @@ from ltcore.errors import refuse_userinfo
 
 TIERS = ("auto", "cache", "threads", "stream")
 SUBSETS = ("keyed", "legacy")
+MAX_CANVAS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +71,12 @@ class DataConfig:
             raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {self.subset!r}")
         if self.val_per_class < 0:
             raise ValueError(f"val_per_class must be >= 0, got {self.val_per_class}")
-        if self.canvas is not None and not 1 <= self.canvas <= 4096:
-            raise ValueError(f"canvas must be between 1 and 4096 pixels or null, got {self.canvas}")
+        if self.canvas is not None and not 1 <= self.canvas <= MAX_CANVAS:
+            raise ValueError(f"canvas must be between 1 and {MAX_CANVAS} pixels or null, got {self.canvas}")
         if self.tier not in TIERS:
             raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {self.tier!r}")
-        if self.cache_px is not None and not 1 <= self.cache_px <= 4096:
-            raise ValueError(f"cache_px must be between 1 and 4096 pixels or null, got {self.cache_px}")
+        if self.cache_px is not None and not 1 <= self.cache_px <= MAX_CANVAS:
+            raise ValueError(f"cache_px must be between 1 and {MAX_CANVAS} pixels or null, got {self.cache_px}")
         if self.lanes < 1:
             raise ValueError(f"lanes must be >= 1, got {self.lanes}")
         if self.cache_bytes < 0:

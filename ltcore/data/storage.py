@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,14 +81,24 @@ def exists(uri: str) -> bool:
 
 
 def list_files(uri: str) -> list[str]:
-    """Names, relative to ``uri``, of all files below it; [] where there is nothing."""
+    """Names, relative to ``uri``, of all files below it; [] where there is nothing.
+
+    They are safe to join to a folder: an object store knows no folders, and a name there may climb (``run/../x``). DataError
+    where one does.
+    """
     filesystem, root = open_fs(uri)
     root = root.rstrip("/")
     try:
         found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     except OSError as error:
         raise DataError(f"{uri} cannot be listed: {error}. Check the name and the credentials.") from error
-    return sorted(info.path[len(root) + 1 :] for info in found if info.type == pafs.FileType.File)
+    names = sorted(info.path[len(root) + 1 :] for info in found if info.type == pafs.FileType.File)
+    for name in names:
+        if {"", ".", ".."} & set(name.split("/")) or re.search(r"[\\\0]", name):
+            raise DataError(
+                f"{uri} holds an object named {name!r}, which is no path below it. Remove it, or use another place."
+            )
+    return names
 
 
 def remove_folder(uri: str, first: str) -> None:

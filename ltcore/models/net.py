@@ -26,6 +26,10 @@ PROJECTIONS = ("projection.", "own_projection.")
 """How the names of parameters begin that only training needs."""
 
 
+MAX_EXPERTS = 64
+"""Each is a network of its own: a larger number is a mistake, or damage."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network."""
@@ -57,8 +61,8 @@ class ModelConfig:
             raise ValueError(f"head must be one of {', '.join(sorted(HEADS))}, got {self.head!r}")
         if not 0 < self.cosine_scale < float("inf"):
             raise ValueError(f"cosine_scale must be a finite number > 0, got {self.cosine_scale}")
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts must be >= 1, got {self.num_experts}")
+        if not 1 <= self.num_experts <= MAX_EXPERTS:
+            raise ValueError(f"num_experts must be between 1 and {MAX_EXPERTS}, got {self.num_experts}")
         if not 0 < self.expert_width <= 1:
             raise ValueError(f"expert_width must be in (0, 1], got {self.expert_width}")
         if self.projection_dim < 1:

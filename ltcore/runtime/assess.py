@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from pathlib import Path
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ltcore.config.cli import EvaluateArgs
-from ltcore.data.config import DataConfig
+from ltcore.data.manifest import read_manifest
 from ltcore.data.prepare import prepare
+from ltcore.data.storage import join, write_bytes_atomic
+from ltcore.errors import ConfigError, DataError
 from ltcore.training import predict
-from ltcore.training.record import write_json
 
 
 def run(args: EvaluateArgs) -> None:
     predictor = predict.load(args.checkpoint, args.posthoc_tau)
     if args.images:
-        for file, (name, probability) in zip(args.images, predictor.predict(args.images), strict=True):
-            print(f"{file}\t{name}\t{probability:.4f}")
+        for file, (name, probability) in zip(args.images, predictor.predict_each(args.images), strict=True):
+            print(f"{file}\t{name}\t{probability:.4f}", flush=True)
         return
-    data: DataConfig = predictor.config.data
-    if args.data:
-        import dataclasses
-
-        data = dataclasses.replace(data, uri=args.data)
-    result = predict.evaluate(predictor, prepare(data), args.splits, args.protocols)
-    _print(result)
-    name = "metrics_posthoc.json" if args.posthoc_tau else "metrics.json"
-    output = Path(args.output) if args.output else predictor.path / name
-    write_json(output, result)
-    print(f"Metrics: {output}")
+    result = predict.evaluate(predictor, _data(predictor, args.data), args.splits, args.protocols)
+    _print(result, len(predictor.classes))
+    if args.output:
+        _write(args.output, result)
+    else:
+        for file, part in _files(args.checkpoint, result):
+            _write(file, part)
 
 
-def _print(result: dict[str, Any]) -> None:
+def _data(predictor: predict.Predictor, given: str | None) -> str:
+    """URI of the shards to evaluate on: those of ``--data``, else those that the checkpoint was trained on, and no others."""
+    data = predictor.config.data
+    if given:
+        return _prepared(dataclasses.replace(data, uri=given))
+    try:
+        uri = _prepared(data)
+    except DataError as error:
+        raise DataError(f"{error} It is what the checkpoint was trained on: give the data with --data.") from error
+    found = read_manifest(uri).hash
+    if found != predictor.data_hash:
+        raise ConfigError(
+            f"data.uri={data.uri} leads to data {found[:12]}, but {predictor.place} was trained on "
+            f"{predictor.data_hash[:12]}: they have changed since. To evaluate on them as they are, give --data {data.uri}."
+        )
+    return uri
+
+
+def _prepared(data: Any) -> str:
+    print(f"evaluating on {data.uri}", file=sys.stderr, flush=True)
+    return prepare(data, progress=lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One file for each data set, split and adjustment, so that none replaces another's."""
+    for split, values in result["splits"].items():
+        tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
+        name = f"{result['name']}-{result['data_hash'][:8]}-{split}{tau}.json"
+        part = {"splits": {split: values}, "classes_present": {split: result["classes_present"][split]}}
+        yield join(checkpoint, "metrics", name.replace("/", "_")), {**result, **part}
+
+
+def _write(file: str, result: dict[str, Any]) -> None:
+    write_bytes_atomic(file, json.dumps(result, indent=1).encode())
+    print(f"Metrics: {file}")
+
+
+def _print(result: dict[str, Any], num_classes: int) -> None:
     table = Table(title=f"{result['checkpoint']} on {json.dumps(result['data'])}")
     table.add_column("metric, %")
     for split in result["splits"]:
@@ -44,4 +80,8 @@ def _print(result: dict[str, Any]) -> None:
     for name in names:
         cells = [values.get(name) for values in result["splits"].values()]
         table.add_row(name, *("-" if v is None else f"{100 * v:.2f}" for v in cells))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for split, count in result["classes_present"].items():
+        if count < num_classes:
+            console.print(f"{split}: {count} of {num_classes} classes have images; the metrics are of these alone.")

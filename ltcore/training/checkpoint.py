@@ -11,18 +11,24 @@ after the new one is in place. Everything is read with ``weights_only=True``, an
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
+from ltcore.data.config import MAX_CANVAS
 from ltcore.data.manifest import Manifest
+from ltcore.data.storage import join
 from ltcore.errors import CheckpointError, NumericError
+from ltcore.shots import SHOT_GROUPS
 
 SCHEMA = 1
 
@@ -36,9 +42,20 @@ class Checkpoint:
     """schema, step, epoch, config (flat), classes, shot_groups, mean, std, canvas, metrics, data_hash; and class_prior, but
     for stage 2."""
 
+    def place(self, uri: str, root: Path) -> str:
+        """Where the checkpoint lies, if ``root`` holds what was fetched of ``uri``."""
+        inner = self.path.relative_to(root).as_posix()
+        return uri if inner == "." else join(uri, inner)
+
     def model_state(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers of the network, on the CPU. CheckpointError where they are damaged."""
-        return _read_tensors(self.path / "model.pt")
+        """Weights and buffers of the network, on the CPU. CheckpointError where they are damaged or not finite."""
+        weights = _read_tensors(self.path / "model.pt")
+        for name, value in weights.items():
+            if not bool(torch.isfinite(value).all()):
+                raise CheckpointError(
+                    f"{self.path}/model.pt holds weights that are not finite ({name}). Use another checkpoint."
+                )
+        return weights
 
     def train_state(self) -> dict[str, Any]:
         """What ``training.state.load_state`` takes. CheckpointError where it is damaged, or not part of this checkpoint."""
@@ -155,7 +172,52 @@ def read(path: Path) -> Checkpoint:
             f"{path} has checkpoint version {meta.get('schema')!r}; this ltcore reads version {SCHEMA}. "
             "Use the ltcore version that wrote it, or start again with --fresh."
         )
+    for name, (good, expected) in _META.items():
+        if name in meta and not good(meta[name]):
+            raise CheckpointError(
+                f"{path}/meta.json: {name} is {_shown(meta[name])}, expected {expected}. Delete this checkpoint and run again."
+            )
+    if {"classes", "shot_groups"} <= meta.keys() and len(meta["classes"]) != len(meta["shot_groups"]):
+        raise CheckpointError(
+            f"{path}/meta.json has {len(meta['classes'])} classes and {len(meta['shot_groups'])} shot_groups, expected as many. "
+            "Delete this checkpoint and run again."
+        )
     return Checkpoint(path, meta)
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
+
+
+def _numbers(value: Any, *, above: float) -> bool:
+    fits = isinstance(value, list) and len(value) == 3 and all(type(x) in (int, float) for x in value)
+    return fits and all(above < x < math.inf for x in value)
+
+
+def _whole(value: Any, *, most: float = math.inf, least: int = 0) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+_META: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classes": (_words, "names"),
+    "shot_groups": (
+        lambda value: _words(value) and set(value) <= set(SHOT_GROUPS),
+        f"words out of {', '.join(SHOT_GROUPS)}",
+    ),
+    "mean": (partial(_numbers, above=-math.inf), "three finite numbers"),
+    "std": (partial(_numbers, above=0), "three finite numbers > 0"),
+    "canvas": (partial(_whole, least=1, most=MAX_CANVAS), f"a whole number of pixels from 1 to {MAX_CANVAS}"),
+    "step": (_whole, "a whole number >= 0"),
+    "epoch": (_whole, "a whole number >= 0"),
+    "config": (lambda value: isinstance(value, dict), "dotted keys with values"),
+    "data_hash": (lambda value: isinstance(value, str), "a hash"),
+}
+"""What other code relies on: field -> whether a value will do, and what would."""
 
 
 def _read_tensors(file: Path) -> dict[str, Any]:
@@ -165,7 +227,11 @@ def _read_tensors(file: Path) -> dict[str, Any]:
         )
     try:
         with zipfile.ZipFile(file) as parts:  # torch itself compares no checksum and would load changed weights
-            damaged = parts.testzip()
+            # torch stores without compression: what would unpack to more than the file has is none of its files
+            packed = next(
+                (part.filename for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED), None
+            )
+            damaged = packed or parts.testzip()
         if damaged is None:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # both raise anything on foreign bytes
@@ -179,7 +245,7 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: st
 
     ``hot`` keys may differ, and what does not change the training (FREE_TO_CHANGE). Raises CheckpointError.
     """
-    if not isinstance(checkpoint.meta.get("config"), dict) or not isinstance(checkpoint.meta.get("data_hash"), str):
+    if not {"config", "data_hash"} <= checkpoint.meta.keys():
         raise CheckpointError(
             f"{checkpoint.path}/meta.json does not say which configuration and data it belongs to. Delete this checkpoint "
             "and run again, or use --fresh."

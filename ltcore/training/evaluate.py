@@ -29,15 +29,17 @@ def confusion(
     autocast: torch.dtype | None,
     normalize: Callable[[Batch], Batch],
     adjust: Callable[[Tensor], Tensor] | None = None,
+    num_classes: int | None = None,
     beat: Callable[[], None] = lambda: None,
 ) -> Confusion:
     """Counts [A, C, C] of the whole split, equal on every rank. Raises DataError if a row was lost or doubled.
 
-    The prediction is the largest logit [B, C] (the mean over experts), after ``adjust`` where there is one.
-    ``beat`` is called at every batch: a large split takes minutes.
+    The prediction is the largest logit [B, C] (the mean over experts), after ``adjust`` where there is one. ``num_classes`` is
+    that of the network, where ``normalize`` turns the labels of other data into the network's. ``beat`` is called at every
+    batch: a large split takes minutes.
     """
     manifest = feed.store.manifest
-    counts = Confusion(len(manifest.classes), len(manifest.attributes), device)
+    counts = Confusion(num_classes or len(manifest.classes), len(manifest.attributes), device)
     attributes_N = torch.tensor(feed.store.attributes(split), device=device)  # a copy: the store's array is read-only
     was_training = net.training
     net.eval()

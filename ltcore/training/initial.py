@@ -17,7 +17,7 @@ from ltcore.errors import CheckpointError
 from ltcore.models.net import PROJECTIONS
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts
-from ltcore.training.predict import local_copy
+from ltcore.training.fetch import fetched_checkpoint
 
 WEIGHT_FILES = (".pth", ".pt")
 _EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+)\.")
@@ -80,7 +80,20 @@ def _projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(uri: str, config: dict[str, Any], classes: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    found = ckpt.read(local_copy(uri))
+    with fetched_checkpoint(uri, weights=True) as path:
+        if not path.exists():
+            raise CheckpointError(f"train.init_from={uri} does not exist: expected a run or checkpoint directory.")
+        found = ckpt.read(path)
+        return _same_network(uri, found, config, classes), {
+            "checkpoint": found.place(uri, path),
+            "epoch": found.meta["epoch"],
+            "step": found.meta["step"],
+        }
+
+
+def _same_network(
+    uri: str, found: ckpt.Checkpoint, config: dict[str, Any], classes: tuple[str, ...]
+) -> dict[str, Tensor]:
     theirs = found.meta.get("config")
     if not isinstance(theirs, dict) or not isinstance(found.meta.get("classes"), list):
         raise CheckpointError(f"{found.path}/meta.json has no network or no classes in it. Use another checkpoint.")
@@ -98,5 +111,4 @@ def _read(uri: str, config: dict[str, Any], classes: tuple[str, ...]) -> tuple[d
             f"({', '.join(map(str, found.meta['classes'][:3]))}, ...), the data have {len(classes)} "
             f"({', '.join(classes[:3])}, ...): they must be the same, in the same order."
         )
-    origin = {"checkpoint": str(found.path), "epoch": found.meta["epoch"], "step": found.meta["step"]}
-    return found.model_state(), origin
+    return found.model_state()

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ltcore.batch import Batch
 from ltcore.config.load import from_flat
 from ltcore.config.schema import RunConfig
-from ltcore.data.decode import decode_canvas
+from ltcore.data.boxes import centered_square
+from ltcore.data.decode import Pixels, decode_canvas, resample, size_of
 from ltcore.data.feed import open_feed
-from ltcore.data.storage import is_local, open_fs
 from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.models.net import PROJECTIONS, LongTailNet
 from ltcore.objective.bases.logit_adjust import posthoc_logits
 from ltcore.objective.registry import BASES
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import confusion, split_metrics
+from ltcore.training.fetch import fetched_checkpoint
 
+ImageLike = str | Path | bytes | Image.Image
+BATCH_BYTES = 64 * 2**20
+"""Of the float32 images of one forward pass of ``predict``."""
 PROTOCOLS = {"clt": "test_cbl", "alt": "test_gbl", "glt": "test_gbl"}
 """Test split of each GLT protocol (Tang et al., ECCV 2022): ALT for models trained on ``train_cbl``, else CLT and GLT."""
 
@@ -41,7 +46,10 @@ class Predictor:
     std: tuple[float, ...]
     shot_groups: tuple[str, ...]
     """[C] many, medium or few, by the images that it was trained on."""
-    path: Path
+    place: str
+    """Path or URI of the checkpoint."""
+    data_hash: str
+    """Hash of the data that it was trained on."""
     posthoc_tau: float = 0.0
     """Strength of post-hoc logit adjustment; 0 is none."""
     log_prior_C: Tensor | None = None
@@ -67,14 +75,26 @@ class Predictor:
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (images_BCHW.float() / 255 - mean) / std
 
-    def read(self, files: Sequence[str | Path]) -> Tensor:
-        """uint8 [B, 3, canvas, canvas] out of image files."""
-        return torch.from_numpy(np.stack([decode_canvas(_image(f), self.canvas, str(f)) for f in files]))
+    def read(self, images: Sequence[ImageLike]) -> Tensor:
+        """uint8 [B, 3, canvas, canvas] out of images: paths of files, bytes of files, or PIL images."""
+        canvases = [_canvas(image, self.canvas) for image in images]
+        return torch.from_numpy(np.stack(canvases)) if canvases else torch.empty(0, 3, self.canvas, self.canvas).byte()
 
-    def predict(self, files: Sequence[str | Path]) -> list[tuple[str, float]]:
-        """(class name, probability) of the most probable class of each image file."""
-        values, classes = self(self.read(files)).max(1)
-        return [(self.classes[c], float(v)) for c, v in zip(classes.tolist(), values, strict=True)]
+    def predict(self, images: Sequence[ImageLike] | ImageLike) -> list[tuple[str, float]]:
+        """(class name, probability) of the most probable class of each image; see ``predict_each``."""
+        return list(self.predict_each(images))
+
+    def predict_each(self, images: Sequence[ImageLike] | ImageLike) -> Iterator[tuple[str, float]]:
+        """The same one by one, for any number of images: they are read and computed in batches of ``BATCH_BYTES``.
+
+        One image counts as a list of it. Raises DataError for a file that is missing or no image.
+        """
+        listed = [images] if isinstance(images, str | Path | bytes | Image.Image) else images
+        size = max(1, BATCH_BYTES // (3 * self.canvas**2 * 4))
+        for start in range(0, len(listed), size):
+            values_B, classes_B = self(self.read(listed[start : start + size])).max(1)
+            for c, value in zip(classes_B.tolist(), values_B.tolist(), strict=True):
+                yield self.classes[c], value
 
 
 def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
@@ -84,16 +104,17 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
     adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum). Raises CheckpointError where there is none or it is
     damaged, ConfigError where the run balanced its classes in training.
     """
-    path = local_copy(str(checkpoint))
-    found = ckpt.read(path)
-    meta = found.meta
-    missing = sorted({"config", "classes", "shot_groups", "canvas", "mean", "std"} - meta.keys())
-    if missing:
-        raise CheckpointError(f"{found.path}/meta.json has no {missing[0]!r}. It is damaged: use another checkpoint.")
-    config = from_flat(meta["config"])
-    net = LongTailNet(config.model, len(meta["classes"]), frozenset(), config.seed)
-    weights = found.model_state()
-    net.load_state_dict({name: value for name, value in weights.items() if not name.startswith(PROJECTIONS)})
+    with fetched_checkpoint(str(checkpoint), weights=True) as path:
+        if not path.exists():
+            raise CheckpointError(f"{checkpoint} does not exist: expected a checkpoint directory or a run directory.")
+        found = ckpt.read(path)
+        meta = found.meta
+        missing = sorted({"config", "classes", "shot_groups", "canvas", "mean", "std", "data_hash"} - meta.keys())
+        if missing:
+            raise CheckpointError(
+                f"{found.path}/meta.json has no {missing[0]!r}. It is damaged: use another checkpoint."
+            )
+        config, net = _network(found)
     predictor = Predictor(
         net=net.eval(),
         config=config,
@@ -102,11 +123,29 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         shot_groups=tuple(meta["shot_groups"]),
-        path=found.path,
+        place=found.place(str(checkpoint), path),
+        data_hash=meta["data_hash"],
     )
     if not posthoc_tau:
         return predictor
     return replace(predictor, posthoc_tau=posthoc_tau, log_prior_C=_posthoc_prior(found, config, posthoc_tau))
+
+
+def _network(found: ckpt.Checkpoint) -> tuple[RunConfig, LongTailNet]:
+    try:
+        config = from_flat(found.meta["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{found.path}/meta.json: {error} Use another checkpoint.") from error
+    net = LongTailNet(config.model, len(found.meta["classes"]), frozenset(), config.seed)
+    weights = found.model_state()
+    try:
+        net.load_state_dict({name: value for name, value in weights.items() if not name.startswith(PROJECTIONS)})
+    except RuntimeError as error:  # torch's word for other names or sizes
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{found.path}/model.pt does not hold the network of its meta.json ({said}). Use another checkpoint."
+        ) from error
+    return config, net
 
 
 def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Tensor:
@@ -134,35 +173,40 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
 
 
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
-    """Metrics of every asked split: ``{"checkpoint", "data", "data_hash", "posthoc_tau", "splits": {split: {metric:
-    value}}}``. Size of the images and shot groups are those of training, also on other data.
+    """Metrics of every asked split: ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "splits": {split: {metric:
+    value}}, "classes_present": {split: number of classes with images}}``.
 
-    Raises ConfigError for a split that is not there or a protocol that does not fit, CheckpointError for other classes.
+    Size of the images and shot groups are those of training, also on other data. Classes go by name: the data may have fewer,
+    or the same in another order. Raises ConfigError for a split that is not there or a protocol that does not fit,
+    CheckpointError for classes that the checkpoint does not know.
     """
     # Threads, not the cache: it would decode the training split first.
     data = replace(predictor.config.data, canvas=predictor.canvas, tier="threads")
     feed = open_feed(data, data_uri, batch_size=1, seed=0)
     try:
         manifest = feed.store.manifest
-        if manifest.classes != predictor.classes:
-            raise CheckpointError(
-                f"{predictor.path} knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:3])}, ...), {data_uri} "
-                f"has {len(manifest.classes)} ({', '.join(manifest.classes[:3])}, ...): they must be the same, in the same order."
-            )
+        to_network_K = _classes_by_name(predictor, manifest.classes, data_uri)
         wanted = (
             list(splits)
             or [_test_of(p, predictor.config.data.train_split) for p in protocols]
             or [s for s in manifest.splits if s.startswith("test")]
         )
         missing = [split for split in wanted if split not in manifest.splits]
-        if missing:
-            raise ConfigError(f"split {missing[0]!r} is not in {data_uri}, which has {', '.join(manifest.splits)}.")
+        if missing or not wanted:
+            what = f"split {missing[0]!r} is not in {data_uri}" if missing else f"{data_uri} has no test split"
+            raise ConfigError(
+                f"{what}: there are {', '.join(manifest.splits)}. Choose one with --split, or other data."
+            )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net = predictor.net.to(device)
         from ltcore.data.augment import Augment
 
         augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
-        result = {}
+
+        def normalize(batch: Batch) -> Batch:
+            return replace(augment.evaluate(batch), labels_B=to_network_K.to(batch.labels_B.device)[batch.labels_B])
+
+        result, present = {}, {}
         for split in dict.fromkeys(wanted):
             counts = confusion(
                 net,
@@ -171,26 +215,48 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
                 batch_size=512,
                 device=device,
                 autocast=None,
-                normalize=augment.evaluate,
+                normalize=normalize,
                 adjust=predictor.adjusted,
+                num_classes=len(predictor.classes),
             )
+            present[split] = int((counts.counts_ACC.sum((0, 2)) > 0).sum())
             result[split] = split_metrics(counts, feed, predictor.shot_groups)
         return {
-            "checkpoint": str(predictor.path),
+            "checkpoint": predictor.place,
             "data": data_uri,
+            "name": manifest.name,
             "data_hash": manifest.hash,
             "posthoc_tau": predictor.posthoc_tau,
             "splits": result,
+            "classes_present": present,
         }
     finally:
         feed.close()
 
 
-def _image(file: str | Path) -> bytes:
+def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) -> Tensor:
+    """int64 [K] class of the checkpoint for each of the data's classes."""
+    known = {name: c for c, name in enumerate(predictor.classes)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise CheckpointError(
+            f"{predictor.place} does not know {len(unknown)} of the {len(names)} classes of {data_uri}, the first is "
+            f"{unknown[0]!r}; it knows {', '.join(predictor.classes[:3])}{', ...' if len(known) > 3 else ''}. Name the classes "
+            "as in training, or leave them out."
+        )
+    return torch.tensor([known[name] for name in names])
+
+
+def _canvas(image: ImageLike, canvas: int) -> Pixels:
+    if isinstance(image, Image.Image):
+        pixels_3HW = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (canvas, canvas))
+    if isinstance(image, bytes):
+        return decode_canvas(image, canvas, "an image given as bytes")
     try:
-        return Path(file).read_bytes()
+        return decode_canvas(Path(image).read_bytes(), canvas, str(image))
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}. Give the path of an image file.") from error
+        raise DataError(f"{image} cannot be read: {error.strerror}. Give the path of an image file.") from error
 
 
 def _test_of(protocol: str, train_split: str) -> str:
@@ -201,18 +267,3 @@ def _test_of(protocol: str, train_split: str) -> str:
             "models trained with data.train_split=train_cbl, CLT and GLT for those trained on the long-tailed classes."
         )
     return PROTOCOLS[protocol]
-
-
-def local_copy(uri: str) -> Path:
-    """A checkpoint or run directory as a path: itself, or a copy of what an object store has. CheckpointError where it
-    does not exist."""
-    if is_local(uri):
-        path = Path(open_fs(uri)[1])
-        if not path.exists():
-            raise CheckpointError(f"{uri} does not exist: expected a checkpoint directory or a run directory.")
-        return path
-    from ltcore.training.mirror import Mirror
-
-    mirror = Mirror(uri, Path(tempfile.mkdtemp(prefix="ltcore-")))
-    mirror.pull()
-    return mirror.local

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ltcore.config.keys import comes_from_stage1
 from ltcore.config.load import dump, flat, from_flat
 from ltcore.config.schema import RunConfig
 from ltcore.config.tree import flatten
-from ltcore.data.storage import is_local, join, list_files, local_path, open_fs, read_bytes, write_bytes_atomic
+from ltcore.data.storage import is_local, local_path
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.fetch import fetched_checkpoint
 from ltcore.training.record import read_json
-
-_RECORDS, _WEIGHTS = ("meta.json", "run.json"), ("meta.json", "run.json", "model.pt")
 
 
 @contextlib.contextmanager
@@ -33,14 +30,7 @@ def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
     From an object store only what is needed is fetched, without the weights unless they are asked for, and it is gone again
     when the context ends. CheckpointError where there is none, ConfigError where the run has not finished.
     """
-    with contextlib.ExitStack() as stack:
-        if is_local(uri):
-            path = Path(open_fs(uri)[1])
-        else:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ltcore-")))
-            for name in list_files(uri):
-                if name.rpartition("/")[2] in (_WEIGHTS if weights else _RECORDS):
-                    write_bytes_atomic(str(path / name), read_bytes(join(uri, name)))
+    with fetched_checkpoint(uri, weights=weights) as path:
         if not (path / "meta.json").exists() and not (path / "checkpoints").is_dir():
             raise CheckpointError(
                 f"stage2.from_run={uri} is neither a run nor a checkpoint: expected meta.json or checkpoints/ in it. Train "

@@ -270,8 +270,8 @@ def test_a_checkpoint_that_does_not_belong_here(train: Command, tiny_shards: str
         ({"schema": 99}, "has checkpoint version 99; this ltcore reads version 1"),
         ({"data_hash": "f" * 64}, "was trained on data ffffffffffff"),
         ({"config": {**meta["config"], "seed": 7}}, "belongs to another configuration (seed: 7 there, 0 now)"),
-        ({"config": None}, "does not say which configuration and data it belongs to"),
-        ({"data_hash": 5}, "does not say which configuration and data it belongs to"),
+        ({"config": None}, "config is None, expected dotted keys with values"),
+        ({"data_hash": 5}, "data_hash is 5, expected a hash"),
     ):
         meta_file.write_text(json.dumps({**meta, **change}))
         assert words in refusal(train(tiny_shards))
