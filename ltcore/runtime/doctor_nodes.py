@@ -25,7 +25,9 @@ def _examine(*args: Any) -> dict[str, Any]:
     return doctor.examine(*args, shared=True)
 
 
-def examine_nodes(cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None) -> list[Check]:
+def examine_nodes(
+    cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None, *, ask: bool = False
+) -> list[Check]:
     """Every line about every node that is there now. Nodes that come later are held to the driver's code by the runs."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     marker = doctor.leave_marker(root)
@@ -50,7 +52,7 @@ def examine_nodes(cluster: Cluster, root: str, data_uri: str, need: Demand, max_
                 found.append(Check(name, "examination", said, doctor.RED, fix))
     finally:
         doctor.remove_markers(root, [marker])
-    return [*found, doctor.tracking(), capacity(cluster, need, max_gpus)]
+    return [*found, doctor.tracking(ask=ask), capacity(cluster, need, max_gpus)]
 
 
 def check_nodes(

@@ -28,7 +28,7 @@ def examination(storage: str | None, data: str | None, max_gpus: float | None) -
         finally:
             disconnect()
     else:
-        found = doctor.examine_here(root, data_uri)
+        found = doctor.examine_here(root, data_uri, ask=True)
     from ltcore.runtime.doctor_nodes import show
 
     show(found, console)
@@ -52,4 +52,4 @@ def _of_cluster(cluster: Cluster, root: str, data_uri: str, max_gpus: float | No
     check_storage(root, cluster)
     engine = choose_engine(place, cluster)
     need = demand(choose_scaling(place, cluster, engine), engine, streams=False)
-    return examine_nodes(cluster, root, data_uri, need, max_gpus)
+    return examine_nodes(cluster, root, data_uri, need, max_gpus, ask=True)

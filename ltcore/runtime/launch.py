@@ -28,6 +28,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
     Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``.
     """
     cfg = resolved(load_run(args.recipe, args.overrides))
+    settle_tracking(cfg)
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
     if cfg.stage2 is not None:
@@ -59,6 +60,14 @@ def train(args: TrainArgs) -> dict[str, Any]:
         except StopRequested as stop:
             raise KeyboardInterrupt(str(stop)) from None
     return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
+
+
+def settle_tracking(cfg: RunConfig) -> None:
+    """Decides where runs are logged, once for all that this process starts and before it starts any."""
+    if cfg.tracking.wandb:
+        from ltcore.tracking.wandb_account import settle_mode
+
+        settle_mode(cfg.tracking.wandb_mode)
 
 
 def _keep_stage1(from_run: str, run_uri: str) -> None:

@@ -34,16 +34,19 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     from ltcore.config.load import base_run, load_sweep
     from ltcore.runtime.board import Board
     from ltcore.runtime.cluster import connect, disconnect
+    from ltcore.runtime.launch import settle_tracking
 
     board = Board()
     sweep = load_sweep(args.sweep, args.overrides)
     board.say(f"ltcore sweep [bold]{sweep.name}[/bold] of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}")
+    base = base_run(sweep)
+    settle_tracking(base)
     with board.stage("start Ray"):
         cluster = connect(debug=args.debug)
         board.say(cluster.describe())
     try:
         with alone(uri):
-            return _tune_on(args, sweep, base_run(sweep), root, uri, cluster, board)
+            return _tune_on(args, sweep, base, root, uri, cluster, board)
     finally:
         disconnect()
 
