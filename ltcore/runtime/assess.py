@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ltcore.config.cli import EvaluateArgs
 from ltcore.data.config import DataConfig
 from ltcore.data.prepare import prepare
+from ltcore.runtime.terminal import Terminal
+from ltcore.text import printable
 from ltcore.training import predict
 from ltcore.training.record import write_json
 
@@ -20,7 +21,7 @@ def run(args: EvaluateArgs) -> None:
     predictor = predict.load(args.checkpoint, args.posthoc_tau)
     if args.images:
         for file, (name, probability) in zip(args.images, predictor.predict(args.images), strict=True):
-            print(f"{file}\t{name}\t{probability:.4f}")
+            print(f"{printable(file)}\t{printable(name)}\t{probability:.4f}")
         return
     data: DataConfig = predictor.config.data
     if args.data:
@@ -32,7 +33,7 @@ def run(args: EvaluateArgs) -> None:
     name = "metrics_posthoc.json" if args.posthoc_tau else "metrics.json"
     output = Path(args.output) if args.output else predictor.path / name
     write_json(output, result)
-    print(f"Metrics: {output}")
+    print(f"Metrics: {printable(str(output))}")
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -44,4 +45,4 @@ def _print(result: dict[str, Any]) -> None:
     for name in names:
         cells = [values.get(name) for values in result["splits"].values()]
         table.add_row(name, *("-" if v is None else f"{100 * v:.2f}" for v in cells))
-    Console(highlight=False).print(table)
+    Terminal().print(table)

@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
 from rich.table import Table
 
 from ltcore.errors import CapacityError
@@ -15,6 +14,7 @@ from ltcore.runtime import doctor
 from ltcore.runtime.capacity import Demand, basis, concurrency
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.doctor import Check
+from ltcore.runtime.terminal import Terminal, styled
 
 ANSWER_S = 60.0
 """A node that does not answer within this is red: its worker processes cannot start, or it is gone."""
@@ -56,7 +56,7 @@ def examine_nodes(
 
 
 def check_nodes(
-    cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None, console: Console
+    cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None, console: Terminal
 ) -> None:
     """The round before a start: says what is wrong, if anything, and raises where a run would only fail later.
 
@@ -81,7 +81,7 @@ def capacity(cluster: Cluster, need: Demand, max_gpus: float | None) -> Check:
     )
 
 
-def show(found: Sequence[Check], console: Console, *, only_problems: bool = False) -> None:
+def show(found: Sequence[Check], console: Terminal, *, only_problems: bool = False) -> None:
     """The table, nodes that say the same in one row, and the verdict under it."""
     colors = {doctor.GREEN: "green", doctor.YELLOW: "yellow", doctor.RED: "red"}
     rows: dict[tuple[str, str, str, str], list[str]] = {}
@@ -91,8 +91,8 @@ def show(found: Sequence[Check], console: Console, *, only_problems: bool = Fals
     for (what, value, state, fix), nodes in rows.items():
         where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes"
         if state != doctor.GREEN or not only_problems:
-            table.add_row(what, value, where, f"[{colors[state]}]{state}[/]" + (f": {fix}" if fix else ""))
+            table.add_row(what, value, where, styled((state, colors[state]), f": {fix}" if fix else ""))
     if table.row_count:
         console.print(table)
     state, sentence = doctor.verdict(found)
-    console.print(f"doctor: [{colors[state]}]{sentence}[/]")
+    console.print(styled("doctor: ", (sentence, colors[state])))

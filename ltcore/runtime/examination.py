@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-from rich.console import Console
-
 from ltcore.config.cli import PlaceArgs
 from ltcore.runtime import doctor
 from ltcore.runtime.capacity import demand
 from ltcore.runtime.cluster import Cluster, connect, current_cluster_file, disconnect, on_cluster_node
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
+from ltcore.runtime.terminal import Terminal
 
 
 def examination(storage: str | None, data: str | None, max_gpus: float | None) -> int:
@@ -20,7 +19,7 @@ def examination(storage: str | None, data: str | None, max_gpus: float | None) -
     """
     root = storage_root(storage or os.environ.get("LTCORE_STORAGE"))
     data_uri = data or os.environ.get("LTCORE_DATA") or ""
-    console = Console(highlight=False)
+    console = Terminal()
     if on_cluster_node() or current_cluster_file().exists():
         cluster = connect()
         try:

@@ -15,6 +15,7 @@ from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.execute import Job, execute, forget
 from ltcore.runtime.place import check_storage, check_workers, choose_scaling, storage_root
+from ltcore.text import message, printable_lines
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import cost
 from ltcore.training.fit import StopRequested
@@ -40,7 +41,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
         cfg, args.fresh and not args.dry_run, root=None if is_local(root) else join(root, "datasets")
     )
     if args.dry_run:
-        print(dry_run_text(cfg, data_uri))
+        print(printable_lines(dry_run_text(cfg, data_uri)))
         return {}
     job = Job(
         config=dump(cfg),
@@ -125,7 +126,7 @@ def prepare_data(cfg: RunConfig, fresh: bool, root: str | None, say: Any = None)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(message(text), file=sys.stderr, flush=True)
 
 
 def dry_run_text(cfg: RunConfig, data_uri: str) -> str:

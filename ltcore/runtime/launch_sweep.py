@@ -38,7 +38,9 @@ def tune(args: TuneArgs) -> dict[str, Any]:
 
     board = Board()
     sweep = load_sweep(args.sweep, args.overrides)
-    board.say(f"ltcore sweep [bold]{sweep.name}[/bold] of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}")
+    board.say(
+        "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
+    )
     base = base_run(sweep)
     settle_tracking(base)
     with board.stage("start Ray"):
