@@ -19,6 +19,7 @@ import textwrap
 from ltcore.config import keys, tree
 from ltcore.config.cli import run_main, split_words
 from ltcore.errors import ConfigError
+from ltcore.text import printable_lines
 
 
 def main() -> int:
@@ -46,7 +47,7 @@ def main() -> int:
             show.error("which recipe? (python -m ltcore recipes)")
         from ltcore.config.show import show_run  # imports pydantic, which the other commands do without
 
-        print(show_run(recipe, overrides))
+        print(printable_lines(show_run(recipe, overrides)))
     elif args.command == "keys":
         print_keys(args.pattern)
     elif args.command == "composition":

@@ -15,6 +15,7 @@ import time
 
 try:
     from ltcore.config import cli
+    from ltcore.text import message
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
@@ -44,7 +45,7 @@ def pair(text: str) -> list[str]:
 
 
 def tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(message(text), file=sys.stderr, flush=True)
 
 
 def main() -> int:

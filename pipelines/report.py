@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args()
 
+    from ltcore.text import printable
     from ltcore.tracking.report import make_report, make_table
 
     if args.markdown and args.output:
@@ -40,9 +41,14 @@ def main() -> None:
     if args.markdown:
         table, left_out = make_table(args.directories)
         print(table)
-        print(*(f"left out {reason}" for reason in left_out), sep="\n", end="\n" if left_out else "", file=sys.stderr)
+        print(
+            *(f"left out {printable(reason)}" for reason in left_out),
+            sep="\n",
+            end="\n" if left_out else "",
+            file=sys.stderr,
+        )
     else:
-        print(make_report(args.directories, args.output))
+        print(printable(str(make_report(args.directories, args.output))))
 
 
 if __name__ == "__main__":

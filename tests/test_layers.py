@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ltcore"
-BASE = ("batch", "stats", "shots", "rng", "hashing", "dist", "errors")
+BASE = ("batch", "stats", "shots", "rng", "hashing", "dist", "errors", "text")
 LEVEL = {
     **dict.fromkeys(BASE, 0),
     **dict.fromkeys(("objective", "models", "data", "evaluation"), 1),

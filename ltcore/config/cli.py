@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from ltcore.errors import LtcoreError
+from ltcore.text import message, printable_lines
 
 ENGINES = ("auto", "inline", "trial", "train")
 PROTOCOLS = ("clt", "alt", "glt")
@@ -194,10 +195,11 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if isinstance(error, LtcoreError):
-            print(f"error: {error}", file=sys.stderr)
+            print(message(f"error: {error}"), file=sys.stderr)
             code = error.exit_code
         else:
-            print(f"error: unexpected {type(error).__name__}: {error}; run again with --debug", file=sys.stderr)
+            said = f"error: unexpected {type(error).__name__}: {error}; run again with --debug"
+            print(message(said), file=sys.stderr)
             code = 1
     if sys._getframe(1).f_globals.get("__name__") == "__main__":
         _leave(code)
@@ -290,9 +292,9 @@ def _fold(parser: argparse.ArgumentParser, overrides: dict[str, str], flags: dic
 
 def _print_and_exit(text: Callable[[], str]) -> NoReturn:
     try:
-        print(text())
+        print(printable_lines(text()))
     except LtcoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(message(f"error: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     raise SystemExit(0)
 

@@ -162,8 +162,9 @@ class TrackingConfig:
     wandb: bool = True
     """Log to Weights & Biases."""
     wandb_mode: str = "auto"
-    """'online', 'offline' (files that ``wandb sync`` uploads), 'disabled', or 'auto': WANDB_MODE where it is set,
-    else online where an API key is found, else offline. No effect with wandb=false."""
+    """'online' (without W&B no run starts), 'offline' (files that ``wandb sync`` uploads), 'disabled', or 'auto':
+    WANDB_DISABLED or WANDB_MODE where it is set, else online where a key is found and taken, else offline. No effect
+    with wandb=false."""
     project: str = "ltcore"
     """Name of the W&B project. No effect with wandb=false."""
     tensorboard: bool = True

@@ -23,6 +23,7 @@ from ltcore.data.shards import EXTENSIONS, INDEX_SCHEMA, safe_key
 from ltcore.data.walk import Damage, TarSample, walk
 from ltcore.errors import DataError
 from ltcore.shots import SHOT_GROUPS
+from ltcore.text import printable
 
 THREADS = 8
 MAX_DIGITS = 18
@@ -41,8 +42,7 @@ class Problem:
     """What was found and what was expected."""
 
     def __str__(self) -> str:
-        text = f"{self.where}: {f'sample {self.key!r}: ' if self.key else ''}{self.what}"
-        return text if text.isprintable() else ascii(text)[1:-1]  # damaged names may hold anything
+        return printable(f"{self.where}: {f'sample {self.key!r}: ' if self.key else ''}{self.what}")
 
 
 @dataclass
@@ -234,7 +234,7 @@ def describe(uri: str) -> str:
         size_mb = sum(shard.bytes for shard in part.shards) / 1e6
         lines.append(f"  {name:<11} {part.num_samples:>9,} {len(part.shards):>6} {size_mb:>8.1f}  {spread}")
     lines += [f"  {key}: {value}" for key, value in manifest.provenance.items()]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _few(names: tuple[str, ...], most: int = 12) -> str:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ltcore.config.cli import EvaluateArgs
@@ -16,6 +15,8 @@ from ltcore.data.manifest import read_manifest
 from ltcore.data.prepare import prepare
 from ltcore.data.storage import join, write_bytes_atomic
 from ltcore.errors import ConfigError, DataError
+from ltcore.runtime.terminal import Terminal
+from ltcore.text import message, printable
 from ltcore.training import predict
 
 
@@ -23,7 +24,7 @@ def run(args: EvaluateArgs) -> None:
     predictor = predict.load(args.checkpoint, args.posthoc_tau)
     if args.images:
         for file, (name, probability) in zip(args.images, predictor.predict_each(args.images), strict=True):
-            print(f"{file}\t{name}\t{probability:.4f}", flush=True)
+            print(f"{printable(file)}\t{printable(name)}\t{probability:.4f}", flush=True)
         return
     result = predict.evaluate(predictor, _data(predictor, args.data), args.splits, args.protocols)
     _print(result, len(predictor.classes))
@@ -53,8 +54,12 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
 
 
 def _prepared(data: Any) -> str:
-    print(f"evaluating on {data.uri}", file=sys.stderr, flush=True)
-    return prepare(data, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    _say(f"evaluating on {data.uri}")
+    return prepare(data, progress=_say)
+
+
+def _say(text: str) -> None:
+    print(message(text), file=sys.stderr, flush=True)
 
 
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -68,7 +73,7 @@ def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[
 
 def _write(file: str, result: dict[str, Any]) -> None:
     write_bytes_atomic(file, json.dumps(result, indent=1).encode())
-    print(f"Metrics: {file}")
+    print(f"Metrics: {printable(file)}")
 
 
 def _print(result: dict[str, Any], num_classes: int) -> None:
@@ -80,8 +85,8 @@ def _print(result: dict[str, Any], num_classes: int) -> None:
     for name in names:
         cells = [values.get(name) for values in result["splits"].values()]
         table.add_row(name, *("-" if v is None else f"{100 * v:.2f}" for v in cells))
-    console = Console(highlight=False)
-    console.print(table)
+    terminal = Terminal()
+    terminal.print(table)
     for split, count in result["classes_present"].items():
         if count < num_classes:
-            console.print(f"{split}: {count} of {num_classes} classes have images; the metrics are of these alone.")
+            terminal.print(f"{split}: {count} of {num_classes} classes have images; the metrics are of these alone.")

@@ -7,24 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
+
+from ltcore.runtime.terminal import Terminal, styled
 
 
 class Board:
     """Stages, running trials, best value, throughput, time left. Thread-safe enough: one writer thread per field."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+    def __init__(self, console: Terminal | None = None) -> None:
+        self.console = console or Terminal()
         self.stages: dict[str, float] = {}
         self._stage = ""
         self._stage_began = self._began = time.monotonic()
         self._runs: dict[str, dict[str, Any]] = {}
         self._before: set[str] = set()
         """Runs of earlier stages, which the workers' actor still remembers."""
-        self._ended: dict[str, str] = {}
+        self._ended: set[str] = set()
         self._expected = 0
         self._live: Live | None = None
         self._last_line = 0.0
@@ -34,8 +35,8 @@ class Board:
         """Times a stage and shows it; ``expected`` is the number of runs that will be heard of in it."""
         self._stage, self._stage_began, self._expected = name, time.monotonic(), expected
         self._before |= set(self._runs)
-        self._runs, self._ended = {}, {}
-        self.say(f"[bold]{name}[/bold]")
+        self._runs, self._ended = {}, set()
+        self.say((name, "bold"))
         live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
         try:
             if expected and self.console.is_terminal:
@@ -48,9 +49,11 @@ class Board:
             self._live = None
             self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - self._stage_began
 
-    def say(self, text: str) -> None:
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """Prints a message, made of strings and of pairs (string, style)."""
         elapsed = time.monotonic() - self._began
-        self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {text}", soft_wrap=not self.console.is_terminal)
+        line = styled((f"{elapsed:6.1f} s", "dim"), "  ", *parts)
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def update(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Takes the latest state of all runs; prints a line now and then where there is no terminal."""
@@ -59,9 +62,10 @@ class Board:
             self._last_line = time.monotonic()
             self.say(self._headline())
 
-    def ended(self, run: str, text: str) -> None:
-        self._ended[run] = text
-        self.say(text)
+    def ended(self, run: str, *parts: str | tuple[str, str]) -> None:
+        """Says how a run ended, which is not shown as running from now on."""
+        self._ended.add(run)
+        self.say(*parts)
 
     def _headline(self) -> str:
         running = [state for run, state in self._runs.items() if run not in self._ended and not _at_end(state)]
@@ -101,7 +105,7 @@ class Board:
                     "-" if value is None else f"{100 * value:.1f}%",
                     f"{state.get('images_per_s', 0):,.0f}",
                 )
-        return Group(Text(self._headline()), table)
+        return Group(self._headline(), table)
 
 
 def _at_end(state: dict[str, Any]) -> bool:

@@ -270,7 +270,7 @@ def secret_environment() -> dict[str, str]:
 
     Not the credentials of object stores: every node needs those for itself, also for what Ray does there.
     """
-    from ltcore.tracking.wandb_sink import find_key
+    from ltcore.tracking.wandb_account import find_key
 
     named = {key: value for key, value in os.environ.items() if key.startswith("WANDB_") and SECRET.search(key)}
     return named | find_key(os.environ)

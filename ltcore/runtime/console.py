@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ltcore.data.storage import join
+from ltcore.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
     from ltcore.training.context import RunContext
@@ -56,7 +56,7 @@ class EpochLines:
 
 def show_run(record: dict[str, Any], run_uri: str) -> None:
     """The numbers of a finished run; the rest (per attribute, per class) is in ``run.json``."""
-    console = Console(highlight=False)
+    console = Terminal()
     names = ("top1", "macro_precision", "many", "medium", "few")
     table = Table("weights", "split", *names, title=f"{record['name']}: test, %")
     best = f"best on validation (epoch {record['best'].get('epoch', '-')})"
@@ -72,7 +72,7 @@ def show_result(sweep: dict[str, Any], uri: str, *, age: bool) -> None:
     """Ranked table, verdict, and where everything lies."""
     from ltcore.tracking.report import ranked_table, summary_lines
 
-    console = Console(highlight=False)
+    console = Terminal()
     if age:
         from ltcore.runtime.stored import finished_ago
 

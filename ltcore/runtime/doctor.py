@@ -101,12 +101,22 @@ def checks(
     return found
 
 
-def tracking() -> Check:
-    """Where runs will be logged; the driver's key, if it has one, reaches all workers."""
-    from ltcore.tracking.wandb_sink import resolve_mode
+def tracking(*, ask: bool = False) -> Check:
+    """Where runs will be logged; the driver's key, if it has one, reaches all workers.
 
-    mode = resolve_mode("auto", os.environ)
-    words = {"online": "online, with the key of this machine", "offline": "offline files on the storage (no key here)"}
+    Args:
+        ask: whether W&B's server is asked if it takes the key, as the start of a run does.
+    """
+    from ltcore.tracking import wandb_account
+
+    try:
+        mode, problem = wandb_account.ask("auto") if ask else (wandb_account.resolve_mode("auto", os.environ), "")
+    except ConfigError as error:
+        return Check("driver", "W&B", str(error), YELLOW, "runs with tracking.wandb=true do not start")
+    if problem:
+        return Check("driver", "W&B", problem, YELLOW, "runs are logged into offline files on the storage")
+    no_key = "" if wandb_account.find_key(os.environ) else " (no key here)"
+    words = {"online": "online, with the key of this machine", "offline": f"offline files on the storage{no_key}"}
     return Check("driver", "W&B", words.get(mode, mode))
 
 
@@ -117,14 +127,14 @@ _AUTH_FIX = (
 _STORAGE_FIX = "give every node the same LTCORE_STORAGE and the right to read and write it (an instance profile for S3)"
 
 
-def examine_here(root: str, data_uri: str, *, shared: bool = False) -> list[Check]:
+def examine_here(root: str, data_uri: str, *, shared: bool = False, ask: bool = False) -> list[Check]:
     """The lines about this machine alone; needs no Ray."""
     marker = leave_marker(root)
     try:
         report = examine(root, data_uri, marker, shared=shared)
     finally:
         remove_markers(root, [marker])
-    return [*checks(report, "this machine", report, {"CPU": len(os.sched_getaffinity(0))}), tracking()]
+    return [*checks(report, "this machine", report, {"CPU": len(os.sched_getaffinity(0))}), tracking(ask=ask)]
 
 
 def verdict(found: Sequence[Check]) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
 from rich.table import Table
 
 from ltcore.errors import CapacityError
@@ -16,6 +15,7 @@ from ltcore.runtime.autoscaler import launch_refusal
 from ltcore.runtime.capacity import Demand, basis, concurrency
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.doctor import Check
+from ltcore.runtime.terminal import Terminal, styled
 
 ANSWER_S = 60.0
 """A node that does not answer within this is red: its worker processes cannot start, or it is gone."""
@@ -26,7 +26,9 @@ def _examine(*args: Any) -> dict[str, Any]:
     return doctor.examine(*args, shared=True)
 
 
-def examine_nodes(cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None) -> list[Check]:
+def examine_nodes(
+    cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None, *, ask: bool = False
+) -> list[Check]:
     """Every line about every node that is there now. Nodes that come later are held to the driver's code by the runs."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     marker = doctor.leave_marker(root)
@@ -51,7 +53,7 @@ def examine_nodes(cluster: Cluster, root: str, data_uri: str, need: Demand, max_
                 found.append(Check(name, "examination", said, doctor.RED, fix))
     finally:
         doctor.remove_markers(root, [marker])
-    return [*found, doctor.tracking(), *starting(), capacity(cluster, need, max_gpus)]
+    return [*found, doctor.tracking(ask=ask), *starting(), capacity(cluster, need, max_gpus)]
 
 
 def starting() -> list[Check]:
@@ -65,7 +67,7 @@ def starting() -> list[Check]:
 
 
 def check_nodes(
-    cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None, console: Console
+    cluster: Cluster, root: str, data_uri: str, need: Demand, max_gpus: float | None, console: Terminal
 ) -> None:
     """The round before a start: says what is wrong, if anything, and raises where a run would only fail later.
 
@@ -90,7 +92,7 @@ def capacity(cluster: Cluster, need: Demand, max_gpus: float | None) -> Check:
     )
 
 
-def show(found: Sequence[Check], console: Console, *, only_problems: bool = False) -> None:
+def show(found: Sequence[Check], console: Terminal, *, only_problems: bool = False) -> None:
     """The table, nodes that say the same in one row, and the verdict under it."""
     colors = {doctor.GREEN: "green", doctor.YELLOW: "yellow", doctor.RED: "red"}
     rows: dict[tuple[str, str, str, str], list[str]] = {}
@@ -100,8 +102,8 @@ def show(found: Sequence[Check], console: Console, *, only_problems: bool = Fals
     for (what, value, state, fix), nodes in rows.items():
         where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes"
         if state != doctor.GREEN or not only_problems:
-            table.add_row(what, value, where, f"[{colors[state]}]{state}[/]" + (f": {fix}" if fix else ""))
+            table.add_row(what, value, where, styled((state, colors[state]), f": {fix}" if fix else ""))
     if table.row_count:
         console.print(table)
     state, sentence = doctor.verdict(found)
-    console.print(f"doctor: [{colors[state]}]{sentence}[/]")
+    console.print(styled("doctor: ", (sentence, colors[state])))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-from rich.console import Console
-
 from ltcore.config.cli import PlaceArgs
 from ltcore.runtime import doctor
 from ltcore.runtime.capacity import demand
 from ltcore.runtime.cluster import Cluster, connect, disconnect, noted_address, on_cluster_node
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling, storage_root
+from ltcore.runtime.terminal import Terminal
 
 
 def examination(storage: str | None, data: str | None, max_gpus: float | None) -> int:
@@ -20,7 +19,7 @@ def examination(storage: str | None, data: str | None, max_gpus: float | None) -
     """
     root = storage_root(storage or os.environ.get("LTCORE_STORAGE"))
     data_uri = data or os.environ.get("LTCORE_DATA") or ""
-    console = Console(highlight=False)
+    console = Terminal()
     if on_cluster_node() or noted_address():
         cluster = connect()
         try:
@@ -28,7 +27,7 @@ def examination(storage: str | None, data: str | None, max_gpus: float | None) -
         finally:
             disconnect()
     else:
-        found = doctor.examine_here(root, data_uri)
+        found = doctor.examine_here(root, data_uri, ask=True)
     from ltcore.runtime.doctor_nodes import show
 
     show(found, console)
@@ -52,4 +51,4 @@ def _of_cluster(cluster: Cluster, root: str, data_uri: str, max_gpus: float | No
     check_storage(root, cluster)
     engine = choose_engine(place, cluster)
     need = demand(choose_scaling(place, cluster, engine), engine, streams=False)
-    return examine_nodes(cluster, root, data_uri, need, max_gpus)
+    return examine_nodes(cluster, root, data_uri, need, max_gpus, ask=True)

@@ -18,6 +18,7 @@ from ltcore.runtime.files import load_json
 from ltcore.runtime.lease import alone
 from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_data, storage_root
 from ltcore.runtime.stored import finished_ago
+from ltcore.text import message, printable_lines
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import cost
 from ltcore.training.fit import StopRequested
@@ -39,7 +40,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
         _keep_stage1(cfg.stage2.from_run, run_uri)
     data_uri = prepare_data(cfg.data, root, _say, fresh=args.fresh and not args.dry_run)
     if args.dry_run:
-        print(dry_run_text(cfg, data_uri))
+        print(printable_lines(dry_run_text(cfg, data_uri)))
         return {}
     job = Job(
         config=dump(cfg),
@@ -50,6 +51,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
     if not args.fresh and (record := _stored(job)):
         _say(f"{cfg.name} finished {finished_ago(record)}; this is its stored result (--fresh to repeat it)")
         return record | {"run_uri": run_uri}
+    settle_tracking(cfg)
     manifest = read_manifest(data_uri)
     budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
     _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
@@ -81,6 +83,14 @@ def _make_room(args: TrainArgs, run_uri: str) -> None:
     with alone(run_uri, _say):
         if args.fresh and (done := forget(run_uri)):
             _say(done)
+
+
+def settle_tracking(cfg: RunConfig) -> None:
+    """Decides where runs are logged, once for all that this process starts and before it starts any."""
+    if cfg.tracking.wandb:
+        from ltcore.tracking.wandb_account import settle_mode
+
+        settle_mode(cfg.tracking.wandb_mode)
 
 
 def _keep_stage1(from_run: str, run_uri: str) -> None:
@@ -140,7 +150,7 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(message(text), file=sys.stderr, flush=True)
 
 
 def dry_run_text(cfg: RunConfig, data_uri: str) -> str:

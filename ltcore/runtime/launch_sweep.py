@@ -25,6 +25,7 @@ from ltcore.runtime.place import (
     prepare_data,
     storage_root,
 )
+from ltcore.text import message
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig, SweepConfig
@@ -54,22 +55,27 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     from ltcore.config.load import base_run, load_sweep
     from ltcore.runtime.board import Board
     from ltcore.runtime.cluster import connect, disconnect
+    from ltcore.runtime.launch import settle_tracking
 
     board = Board()
     sweep = load_sweep(args.sweep, args.overrides)
-    board.say(f"ltcore sweep [bold]{sweep.name}[/bold] of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}")
+    board.say(
+        "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
+    )
+    base = base_run(sweep)
+    settle_tracking(base)
     with alone(uri, board.say):
         with board.stage("start Ray"):
             cluster = connect(debug=args.debug)
             board.say(cluster.describe())
         try:
-            return _tune_on(args, sweep, base_run(sweep), root, uri, cluster, board)
+            return _tune_on(args, sweep, base, root, uri, cluster, board)
         finally:
             disconnect()
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(message(text), file=sys.stderr, flush=True)
 
 
 def _tune_on(

@@ -222,11 +222,11 @@ class Sweep:
         shown = ", ".join(f"{names[key]}={_shown(value)}" for key, value in params.items())
         seen, whole = result.get("images_seen", 0), self.setup.base.train.epochs * self.setup.images_per_epoch
         value = result.get(self.setup.sweep.metric)
-        text = "-" if value is None else f"{100 * value:.1f}%"
+        text, style = "-" if value is None else f"{100 * value:.1f}%", ""
         record = load_json(join(self.setup.uri, "trials", trial, "run.json")) or {}
         if error is not None or record.get("status") == "failed":
             reason = str(record.get("reason") or error).strip().splitlines()[-1]
-            how = f"[red]failed[/red] ({reason[:200]})"
+            how, style = f"failed ({reason[:200]})", "red"
             if not record:
                 self.fields["unborn"][trial] = failed_entry(trial, params, reason)
         elif seen >= whole:
@@ -236,7 +236,7 @@ class Sweep:
             how = f"{text}, cut by --max-hours after {100 * seen / whole:.0f}%"
         else:
             how = f"{text}, stopped by ASHA after {100 * seen / whole:.0f}%"
-        self.board.ended(f"trial {trial}", f"trial {trial}: {shown}: {how}")
+        self.board.ended(f"trial {trial}", f"trial {trial}: {shown}: ", (how, style))
 
     def _collect(self) -> None:
         """Reads what every trial came to from its own directory, which also holds after a restart."""

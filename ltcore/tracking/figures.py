@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from ltcore.text import printable
 from ltcore.tracking.svg import BASELINE, COLORS, FAINT, INK, PAGE, WINNER, new_figure, percent_axis, style, to_svg
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def curves(lines: Sequence[Curve], ylabel: str, name: str, width_px: float = 100
                 axes.plot(line.epochs[-1:], values[-1:], "|", color=FAINT, ms=9, mew=1.5)
             if front:
                 axes.plot(line.epochs[-1:], values[-1:], "o", color=color, ms=5)
-                named.append((line.label, color, line.epochs[-1], values[-1]))
+                named.append((_label(line.label), color, line.epochs[-1], values[-1]))
         bottom, top = axes.get_ylim()
         heights = _spread([y for *_, y in named], 16 * (top - bottom) / (height_px - 60))
         for (label, color, x, _), height in zip(named, heights, strict=True):
@@ -126,7 +127,7 @@ def response(
         if baseline is not None:
             axes.axhline(100 * baseline, color=BASELINE, lw=1.6, ls="--", zorder=2)
         if span is None:
-            axes.set_xticks(range(len(labels)), labels)
+            axes.set_xticks(range(len(labels)), map(_label, labels))
             axes.set_xlim(-0.5, len(labels) - 0.5)
         else:
             _range_axis(axes, span)
@@ -194,7 +195,7 @@ def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
                 if line.low is not None and line.high is not None:
                     axes.plot([100 * line.low, 100 * line.high], [at, at], color=color, lw=2.4)
                 axes.plot(100 * line.mean, at, "o" if line.distinguishable else "D", color=color, mec=PAGE, ms=8)
-            axes.set_yticks(range(len(labels)), labels)
+            axes.set_yticks(range(len(labels)), map(_label, labels))
             axes.set_ylim(len(labels) - 0.5, -0.5)
             axes.grid(axis="x")
             axes.grid(visible=False, axis="y")
@@ -205,6 +206,8 @@ def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
 
 
 MAX_NAMED_CLASSES = 60
+MAX_NAME_CHARS = 60
+"""Of a name in a figure; tables have the whole of it."""
 
 
 def per_class(
@@ -229,16 +232,24 @@ def per_class(
         starts = [x for x, c in enumerate(order) if x == 0 or groups[c] != groups[order[x - 1]]]
         for x in starts:
             axes.axvline(x - 0.5, color=FAINT, lw=0.8 if x else 0, zorder=1)
-            axes.annotate(groups[order[x]], (x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11)
+            axes.annotate(
+                _label(groups[order[x]]), (x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11
+            )
         if few:
-            long = sum(map(len, classes)) > 120
-            axes.set_xticks(range(len(order)), [classes[c] for c in order], rotation=90 if long else 0)
+            names = [_label(name) for name in classes]
+            long = sum(map(len, names)) > 120
+            axes.set_xticks(range(len(order)), [names[c] for c in order], rotation=90 if long else 0)
         else:
             axes.set_xticks([])
             axes.set_xlabel(f"{len(classes)} classes")
         axes.set_xlim(-0.6, len(order) - 0.4)
         percent_axis(axes.yaxis)
         return to_svg(figure, name)
+
+
+def _label(text: str) -> str:
+    name = printable(text)
+    return name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}…"
 
 
 _GROUP_ORDER = {"many": 0, "medium": 1, "few": 2}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ltcore.errors import DataError
 from ltcore.evaluation.paired import PairedDifference
+from ltcore.text import storable_json
 from ltcore.tracking.tracker import read_jsonl
 
 
@@ -73,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not JSON ({error}). Delete it, or run again to write it anew.") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} holds a {type(value).__name__}, expected an object.")
-    return value
+    return dict(storable_json(value))  # figures take no half of a surrogate pair, which JSON may hold
 
 
 def read_run(path: Path) -> StoredRun:
@@ -87,13 +88,13 @@ def read_sweep(path: Path) -> StoredSweep:
         raise DataError(f"{path} has no sweep.json: give the directory of a sweep.")
     info = read_json(path / "sweep.json")
     name = info.get("baseline") or "baseline"
-    listed = {t["id"]: path / t["run_dir"] for t in info.get("trials") or ()}
-    baseline = listed.pop(name, path / "trials" / name)
+    listed = {t["id"]: _inside(path, t["run_dir"]) for t in info.get("trials") or ()}
+    baseline = listed.pop(name, _inside(path, f"trials/{name}"))
     trials = {trial: read_run(folder) for trial, folder in listed.items()}
     if "trials" not in info:
         folders = sorted(p.parent for p in path.glob("trials/*/run.json") if p.parent != baseline)
         trials = {folder.name: read_run(folder) for folder in folders}
-    retrains = [Retrain(r["role"], r["seed"], read_run(path / r["run_dir"])) for r in info.get("retrain") or ()]
+    retrains = [Retrain(r["role"], r["seed"], read_run(_inside(path, r["run_dir"]))) for r in info.get("retrain") or ()]
     return StoredSweep(
         path,
         {**info, "trials": info.get("trials") or [_entry(info, trial, run) for trial, run in trials.items()]},
@@ -101,6 +102,16 @@ def read_sweep(path: Path) -> StoredSweep:
         read_run(baseline) if (baseline / "run.json").exists() else None,
         sorted(retrains, key=lambda r: (r.role != "winner", r.seed)),
     )
+
+
+def _inside(sweep: Path, run_dir: str) -> Path:
+    """``run_dir`` below the directory of its sweep: a sweep from elsewhere shows no other directories of this machine."""
+    if PurePosixPath(run_dir).is_absolute() or ".." in PurePosixPath(run_dir).parts:
+        raise DataError(
+            f"{sweep / 'sweep.json'}: run_dir {run_dir!r} lies outside the sweep, expected a path like trials/00000. Copy the "
+            "sweep again from where it was made."
+        )
+    return sweep / run_dir
 
 
 def _entry(sweep: Mapping[str, Any], trial: str, run: StoredRun) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import DataError
+from ltcore.text import storable
 from ltcore.tracking.page import duration, moment
 from ltcore.tracking.records import read_run, read_sweep, value_text
 from ltcore.tracking.runs_page import runs_page
@@ -73,5 +74,5 @@ def _write(template: str, context: Mapping[str, Any], path: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "value_text": value_text, "duration": duration, "moment": moment}
-    write_text_atomic(path, environment.get_template(template).render(context))
+    write_text_atomic(path, storable(environment.get_template(template).render(context)))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from statistics import fmean, stdev
@@ -12,6 +13,7 @@ from ltcore.config.keys import comes_from_stage1, effective
 from ltcore.config.show import run_tree
 from ltcore.config.tree import as_text, flatten, header, packaged
 from ltcore.errors import DataError
+from ltcore.text import markdown_cell, markdown_code
 from ltcore.tracking.page import IDENTITY, duration
 from ltcore.tracking.records import StoredRun
 
@@ -60,7 +62,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
         published = _published(
             recipe, [*overrides, *_changed_below(recipe, stage1, recipes)], config, run.info["data"]["name"]
         )
-        command = " ".join(f"{key}={as_text(value)}" for key, value in overrides.items())
+        command = shlex.join(f"{key}={as_text(value)}" for key, value in overrides.items())
         stage1_text = str(sorted(stage1.items()))
         lines.setdefault((recipe, command, published, run.info["data"]["hash"], stage1_text), []).append(run)
     rows = [_row(recipe, command, published, group) for (recipe, command, published, *_), group in lines.items()]
@@ -104,19 +106,19 @@ def _changed_below(recipe: str, stage1: Mapping[str, Any], recipes: Mapping[str,
 def _row(recipe: str, overrides: str, published: str, runs: Sequence[StoredRun]) -> list[str]:
     last = [_balanced(run.tests()) for run in runs]
     best = [_balanced(run.info["test_best"]) for run in runs if run.info.get("test_best")]
-    stage1 = f"stage2.from_run={runs[0].info['stage1']['name']}" if "stage1" in runs[0].info else ""
+    stage1 = shlex.quote(f"stage2.from_run={runs[0].info['stage1']['name']}") if "stage1" in runs[0].info else ""
     groups = [[m[group] for m in last if m.get(group) is not None] for group in ("many", "medium", "few")]
     return [
         recipe,
-        runs[0].info["data"]["name"],
-        str(runs[0].info["epochs_done"]),
-        ", ".join(str(run.info["seed"]) for run in runs),
+        markdown_cell(runs[0].info["data"]["name"]),
+        markdown_cell(str(runs[0].info["epochs_done"])),
+        markdown_cell(", ".join(str(run.info["seed"]) for run in runs)),
         _spread([m["top1"] for m in last]),
         _spread([m["top1"] for m in best]) if best else "—",
         " / ".join(f"{100 * fmean(values):.1f}" if values else "—" for values in groups),
         published,
         duration(fmean(run.info["seconds"] for run in runs)),
-        f"`train.py {' '.join(filter(None, [recipe, stage1, overrides]))}`",
+        markdown_code(f"train.py {' '.join(filter(None, [recipe, stage1, overrides]))}"),
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltcore.config.keys import effective
+from ltcore.text import printable
 from ltcore.tracking import figures
 from ltcore.tracking.page import IDENTITY, config_rows, duration, machine, stored_curves, table_of_tests
 from ltcore.tracking.records import StoredRun, protocol, value_text
@@ -31,7 +32,7 @@ def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
 def _names(runs: Sequence[StoredRun]) -> list[str]:
     """The directories' names, with as many parents as it takes to tell them apart."""
     for depth in range(1, max(len(run.path.parts) for run in runs) + 1):
-        names = ["/".join(run.path.parts[-depth:]) for run in runs]
+        names = [printable("/".join(run.path.parts[-depth:])) for run in runs]
         if len(set(names)) == len(names):
             break
     return names

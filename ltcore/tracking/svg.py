@@ -84,7 +84,7 @@ def to_svg(figure: Any, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 style="max-width: \2px"', svg, count=1)
-    svg = re.sub(r"font: ([^;\"]*?)(\d+)px [^;\"]*", r"font-size: \2px", svg)  # the page's own typeface
+    svg = re.sub(r'style="font: [^;"]*?(\d+)px [^;"]*', r'style="font-size: \1px', svg)  # the page's own typeface
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     return svg

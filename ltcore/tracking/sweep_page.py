@@ -204,16 +204,17 @@ def _stages(stages: Mapping[str, float]) -> list[dict[str, Any]]:
 def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """(what for, command) of sensible next commands; only what exists on disk is named."""
     folder, name = sweep.path, str(sweep.info.get("name"))
+    again = shlex.quote(f"{name}-winner")
     commands = []
     if winner is not None:
         config = shlex.quote(str(sweep.trials[winner["id"]].path / "config.yaml"))
         commands.append(
             (
                 "train the winner's configuration again",
-                f"python pipelines/train.py {config} --name {name}-winner --seed 10",
+                f"python pipelines/train.py {config} --name {again} --seed 10",
             )
         )
-        params = " ".join(f"{k}={_word(v)}" for k, v in winner["params"].items() if v is not None)
+        params = shlex.join(f"{k}={_word(v)}" for k, v in winner["params"].items() if v is not None)
         commands.append(("use its parameters in another recipe", f"python pipelines/train.py RECIPE {params}"))
         tested = next((r for r in sweep.of_role("winner") if r.run.info), None)
         if tested is not None:
@@ -221,9 +222,8 @@ def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tupl
             commands.append(("classify images with it", f"python pipelines/evaluate.py {model} IMAGE ..."))
     recipe = shlex.quote(str(sweep.info.get("recipe", "")))
     more = 2 * int(sweep.info.get("num_trials") or len(searched(sweep.info)))
-    commands.append(
-        ("search further", f"python pipelines/tune_lpa.py {recipe} --num-trials {more} --name {name}-{more}")
-    )
+    further = shlex.quote(f"{name}-{more}")
+    commands.append(("search further", f"python pipelines/tune_lpa.py {recipe} --num-trials {more} --name {further}"))
     offline = [p for p in ("*/wandb/offline-run-*", "*/*/wandb/offline-run-*") if any(folder.glob(p))]
     if offline:
         paths = " ".join(f"{shlex.quote(str(folder))}/{pattern}" for pattern in offline)

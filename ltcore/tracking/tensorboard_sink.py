@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ltcore.text import markdown_cell, storable
 from ltcore.tracking.tracker import Scalars, scalars_of
 
 
@@ -19,11 +20,12 @@ class TensorBoardSink:
 
     def log(self, metrics: Scalars, step: int) -> None:
         for key, value in scalars_of(metrics):
-            self._writer.add_scalar(key, value, step)
+            self._writer.add_scalar(storable(key), value, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        lines = [columns, ["---"] * len(columns), *rows]
-        self._writer.add_text(name, "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+        lines = [[markdown_cell(str(cell)) for cell in line] for line in (columns, *rows)]
+        lines.insert(1, ["---"] * len(columns))
+        self._writer.add_text(storable(name), "\n".join(f"| {' | '.join(line)} |" for line in lines))
 
     def html(self, name: str, path: Path) -> None:
         del name, path  # TensorBoard shows no pages

@@ -27,8 +27,9 @@ class TrackerOptions:
     project: str = "ltcore"
     """W&B project. No effect without W&B."""
     mode: str = "auto"
-    """W&B mode: 'auto' follows WANDB_MODE, else is online where a key is found and offline where not; 'online',
-    'offline'; 'disabled' opens no W&B run."""
+    """W&B mode: 'auto' follows WANDB_DISABLED and WANDB_MODE, else is online where a key is found, and goes offline where
+    W&B does not answer or does not take it; 'online' insists on W&B when a run starts; 'offline'; 'disabled' opens no W&B
+    run."""
     tensorboard: bool = True
     """Write TensorBoard files under ``<run_dir>/tensorboard``."""
     wandb: bool = True

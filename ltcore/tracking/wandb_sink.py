@@ -1,4 +1,4 @@
-"""One W&B run per training run, opened by rank 0 alone; offline, and complete, where there is no account.
+"""One W&B run per training run, opened by rank 0 alone; offline, and complete, where there is no account or no way to it.
 
 Ray's own W&B callback is not used: under Train V2 it opens a run on every rank, overwrites the history of a resumed
 trial and drops lists. Everything that belongs to the run, staged tables included, is written under
@@ -7,53 +7,30 @@ trial and drops lists. Everything that belongs to the run, staged tables include
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import netrc
 import os
 import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from ltcore.errors import ConfigError
+from ltcore.text import printable, storable
 from ltcore.tracking.tracker import Scalars, Tracker, TrackerOptions, scalars_of
+from ltcore.tracking.wandb_account import go_offline, settle_mode
 
-KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 MAX_ID_CHARS = 64
 FLUSH_TIMEOUT_S = 5.0
+UPLOAD_TIMEOUT_S = 60.0
+"""How long the end of a run waits for its upload, which then is left to ``wandb sync``."""
 _STAGING = threading.Lock()
 
-
-def find_key(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that carry a W&B key: those of the environment, or one made from the netrc entry of W&B's host.
-
-    {} where there is no key. For handing on in memory, never for printing or writing.
-    """
-    found = {name: environ[name] for name in KEY_VARIABLES if environ.get(name)}
-    if found:
-        return found
-    path = Path(environ.get("NETRC", "~/.netrc")).expanduser()
-    host = urlsplit(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if not path.is_file() or host is None:
-        return {}
-    try:
-        entry = netrc.netrc(path).authenticators(host)
-        return {"WANDB_API_KEY": entry[2]} if entry and entry[2] else {}
-    except netrc.NetrcParseError as error:
-        warnings.warn(f"{path} is not a netrc file ({error.msg}): no W&B key is read from it.", stacklevel=2)
-        return {}
-
-
-def resolve_mode(mode: str, environ: Mapping[str, str]) -> str:
-    """'online', 'offline' or 'disabled': an explicit mode, else WANDB_MODE, else by whether there is a key."""
-    if mode != "auto":
-        return mode
-    return environ.get("WANDB_MODE") or ("online" if find_key(environ) else "offline")
+Act = Callable[[Any], None]
+"""Something done with an open W&B run."""
 
 
 def wandb_id(run_id: str) -> str:
@@ -75,31 +52,33 @@ def open_wandb(
     config_flat: Mapping[str, Any],
     options: TrackerOptions,
 ) -> list[Tracker]:
-    """[the sink], or [] where WANDB_MODE is 'disabled'.
+    """[the sink], or [] where W&B is disabled, or where not even offline files can be written, which is said.
 
-    Where W&B cannot be reached the run goes on offline with a warning, unless ``options.mode`` insists on 'online'.
+    Where W&B takes no run it goes on offline with a warning, unless ``options.mode`` insists on 'online'.
     """
-    mode = resolve_mode(options.mode, os.environ)
+    mode = settle_mode(options.mode)
     if mode == "disabled":
         return []
     import wandb
 
     def start(mode: str) -> Any:
-        return wandb.init(
+        run = wandb.init(
             project=options.project,
             id=wandb_id(run_id),
-            name=name,
-            group=group or None,
+            name=storable(name),
+            group=storable(group) or None,
             job_type=job_type,
-            config=dict(config_flat),
+            config={storable(key): value for key, value in config_flat.items()},
             dir=run_dir,
-            mode=cast(Any, mode),  # W&B itself refuses an unknown WANDB_MODE
+            mode=cast(Any, mode),
             resume="allow",
             reinit="create_new",  # a process may run several trials, one after another or at once
             settings=wandb.Settings(
                 silent=True,
                 console="off",
                 init_timeout=30,
+                finish_timeout=UPLOAD_TIMEOUT_S,
+                finish_timeout_raises=True,
                 allow_val_change=True,  # a resumed run may be longer than planned at first
                 disable_code=True,
                 disable_git=True,  # a remote's address may hold a token
@@ -107,51 +86,116 @@ def open_wandb(
                 x_save_requirements=False,
             ),
         )
+        run.define_metric("epoch")
+        run.define_metric("*", step_metric="epoch")
+        return run
 
     run_dir.mkdir(parents=True, exist_ok=True)
+    sink = WandbSink(start, run_id, run_dir / "wandb")
     try:
-        run = start(mode)
-    except wandb.Error as error:
+        sink.open(mode)
+    except Exception as error:  # of W&B and of its own process: they have no common base
         if options.mode == "online":
             raise ConfigError(
-                f"tracking.wandb_mode='online': W&B refused the run ({error}). Set WANDB_API_KEY, or tracking.wandb_mode=offline."
+                f"tracking.wandb_mode='online': W&B refused the run ({error}). Check WANDB_API_KEY and tracking.project, or "
+                "set tracking.wandb_mode=auto, which goes offline."
             ) from error
-        warnings.warn(f"W&B cannot be reached ({error}): run {run_id} is logged offline.", stacklevel=2)
-        run = start("offline")
-    return [WandbSink(run, run_dir / "wandb")]
+        sink.reopen(error)
+    return [sink] if sink.is_open else []
 
 
 class WandbSink:
-    """Writes to an open W&B run. Curves are drawn over epochs; the last value of each metric is in the summary."""
+    """Writes to an open W&B run. Curves are drawn over epochs; the last value of each metric is in the summary.
 
-    def __init__(self, run: Any, folder: Path) -> None:
-        self._run = run
-        self._folder = folder
-        run.define_metric("epoch")
-        run.define_metric("*", step_metric="epoch")
+    Whatever goes wrong in W&B, training does not end of it: the run goes on in a new offline file, which ``wandb sync`` joins
+    to the first, or, where that fails as well, without W&B.
+    """
+
+    def __init__(self, start: Callable[[str], Any], run_id: str, folder: Path) -> None:
+        self._start, self._run_id, self._folder = start, run_id, folder
+        self._run: Any = None
+        self._reopened = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._run is not None
+
+    def open(self, mode: str) -> None:
+        self._run = self._start(mode)
+
+    def reopen(self, error: Exception) -> None:
+        """Go on after an error: offline the first time, without W&B after that."""
+        import wandb
+
+        self._run = None
+        # Its process holds the id of a run that has failed, or is gone; both make its end an error.
+        with contextlib.suppress(Exception, SystemExit):
+            wandb.teardown()
+        os.environ.pop("WANDB_SERVICE", None)  # which says where that process listens
+        go_offline()
+        if not self._reopened:
+            self._reopened = True
+            try:
+                self.open("offline")
+            except Exception as second:
+                error = second
+        after = (
+            "is logged offline from here on" if self.is_open else "goes on without W&B; metrics.jsonl has its numbers"
+        )
+        said = printable(f"W&B failed ({type(error).__name__}: {error}): run {self._run_id} {after}.")
+        warnings.warn(said, stacklevel=4)
 
     def log(self, metrics: Scalars, step: int) -> None:
-        self._run.log(dict(scalars_of(metrics)), step=step)
+        values = {storable(key): value for key, value in scalars_of(metrics)}
+        self._do(lambda run: run.log(values, step=step))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import wandb
 
-        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-        with _staged_in(self._folder):
-            self._run.log({name: table})
+        def act(run: Any) -> None:
+            data = [[storable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+            table = wandb.Table(columns=list(map(storable, columns)), data=data, allow_mixed_types=True)
+            with _staged_in(self._folder):
+                run.log({storable(name): table})
+
+        self._do(act)
 
     def html(self, name: str, path: Path) -> None:
         import wandb
 
-        with _staged_in(self._folder):
-            self._run.log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
+        def act(run: Any) -> None:
+            with _staged_in(self._folder):
+                run.log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
+
+        self._do(act)
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
-        self._run.summary.update({**summary, "status": status})
-        path = Path(self._run.settings.sync_file)
-        before_bytes = path.stat().st_size
-        self._run.finish(exit_code=1 if status == "failed" else 0)
-        _wait_for_growth(path, before_bytes)
+        values = {storable(key): value for key, value in summary.items()}
+        self._do(lambda run: _finish(run, {**values, "status": status}, int(status == "failed")))
+
+    def _do(self, act: Act) -> None:
+        """``act`` on the run, and once more on the one that it is continued in."""
+        while self._run is not None:
+            try:
+                act(self._run)
+            except Exception as error:
+                self.reopen(error)
+            else:
+                return
+
+
+def _finish(run: Any, summary: Mapping[str, Any], exit_code: int) -> None:
+    run.summary.update(dict(summary))
+    path = Path(run.settings.sync_file)
+    before_bytes = path.stat().st_size
+    try:
+        run.finish(exit_code=exit_code)
+    except TimeoutError:
+        warnings.warn(
+            f"W&B did not take all of the run within {UPLOAD_TIMEOUT_S:g} s: `wandb sync {path.parent}` uploads the rest.",
+            stacklevel=5,
+        )
+    _wait_for_growth(path, before_bytes)
 
 
 def _wait_for_growth(path: Path, before_bytes: int) -> None:
@@ -170,7 +214,7 @@ def _wait_for_growth(path: Path, before_bytes: int) -> None:
         time.sleep(0.01)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
     """W&B stages tables in a folder that only WANDB_DATA_DIR can name, and by default outside the run's."""
     with _STAGING:  # the variable belongs to the process, the folder to the run of one of its threads

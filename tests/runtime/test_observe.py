@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import ray
+from wandb.sdk.lib.urls import DEFAULT_BASE_URL
+from wandb.sdk.lib.wbauth import write_netrc_auth
 
 from ltcore.runtime.cluster import connect, disconnect, forwarded_environment, secret_environment
 from ltcore.runtime.execute import Job
@@ -87,10 +89,10 @@ def test_a_wandb_key_is_for_memory_and_never_for_rays_logged_environment(
     monkeypatch.setenv("WANDB_PROJECT", "long-tails")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "store-secret")
     monkeypatch.setenv("AWS_REGION", "us-west-2")
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine api.wandb.ai login user password key-of-wandb-login\n")
-    monkeypatch.setenv("NETRC", str(netrc))
-    assert secret_environment() == {"WANDB_API_KEY": "key-of-wandb-login"}
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    login = "key_of_wandb_login_of_at_least_40_letters"
+    write_netrc_auth(host=DEFAULT_BASE_URL, api_key=login)
+    assert secret_environment() == {"WANDB_API_KEY": login}
     monkeypatch.setenv("WANDB_API_KEY", "key-of-the-shell")
     assert secret_environment() == {"WANDB_API_KEY": "key-of-the-shell"}
     passed = forwarded_environment()

@@ -14,6 +14,8 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.ids: list[str] = []
         self.links: list[str] = []
+        self.attributes: list[list[str]] = []
+        """The names of the attributes of each element."""
         self.data: list[dict[str, str]] = []
         """The ``data-`` attributes of each element that has any, without the prefix."""
         self.words = ""
@@ -27,6 +29,7 @@ class Page(HTMLParser):
         if tag not in VOID:
             self._open.append(tag)
         values = {name: value or "" for name, value in attrs}
+        self.attributes.append(list(values))
         if "id" in values:
             self.ids.append(values["id"])
         self.links += [values[name] for name in ("href", "src", "xlink:href") if name in values]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ import pytest
 import wandb
 
 from ltcore.errors import ConfigError
+from ltcore.tracking import wandb_sink
 from ltcore.tracking.tracker import TrackerOptions, open_tracker, read_jsonl
-from ltcore.tracking.wandb_sink import find_key, resolve_mode, wandb_id
+from ltcore.tracking.wandb_sink import wandb_id
 from tests.tracking.wandb_file import read_offline_run
+from tests.tracking.wandb_server import CLOSES, serve
 
 CONFIG = {"objective.terms.lpa.weight": 0.5, "optim.epochs": 3, "model.name": "resnet8", "data.canvas": None}
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -141,38 +146,129 @@ def test_disabled_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "wandb").exists()
 
 
-def test_unreachable_falls_back_to_offline_unless_online_was_asked_for(
+def refuses_runs(operation: str) -> int:
+    """Takes the key, and no run."""
+    return 200 if operation == "Viewer" else 401
+
+
+@pytest.fixture
+def own_service(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B reads its variables once in a process."""
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.delenv("WANDB_MODE")  # known to monkeypatch: what the code sets on the way goes when the test ends
+    wandb.teardown()
+    yield
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
+
+
+@pytest.mark.usefixtures("own_service")
+def test_a_run_that_wandb_refuses_after_it_took_the_key_is_logged_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_init = wandb.init
-
-    def init(**arguments: Any) -> Any:
-        if arguments["mode"] == "online":
-            raise wandb.errors.CommError("no route to host")
-        return real_init(**arguments)
-
-    monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    with pytest.warns(UserWarning, match=r"no route to host.*trial-1 is logged offline"):
-        train(tmp_path / "auto", "trial-1")
-    assert len(run_files(tmp_path / "auto")) == 1
-    with pytest.raises(ConfigError, match="Set WANDB_API_KEY"):
-        train(tmp_path / "online", "trial-2", options=TrackerOptions(mode="online", tensorboard=False))
+    with serve(refuses_runs) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        with pytest.raises(ConfigError, match=r"tracking.wandb_mode='online'.*401"):
+            train(tmp_path / "online", "trial-2", options=TrackerOptions(mode="online", tensorboard=False))
+        wandb.teardown()
+        with pytest.warns(UserWarning, match=r"401.*run trial-1 is logged offline"):
+            train(tmp_path / "first", "trial-1")
+        asked = len(server.asked)
+        train(tmp_path / "next", "trial-3")
+        assert len([name for name in server.asked[asked:] if not name.startswith("/")]) == 0, "once is enough"
+    for run in ("first", "next"):
+        (path,) = run_files(tmp_path / run)
+        stored = read_offline_run(path)
+        assert [h["epoch"] for h in stored.history if "val/top1" in h] == [1, 2, 3]
+        assert (stored.summary["status"], stored.exit_code) == ("finished", 0)
 
 
-def test_mode_follows_option_then_variable_then_key(tmp_path: Path) -> None:
-    netrc = tmp_path / "netrc"
-    empty = {"NETRC": str(netrc)}
-    assert resolve_mode("auto", empty) == "offline"
-    assert resolve_mode("auto", empty | {"WANDB_API_KEY": SECRET}) == "online"
-    assert resolve_mode("auto", empty | {"WANDB_API_KEY": SECRET, "WANDB_MODE": "offline"}) == "offline"
-    assert resolve_mode("offline", empty | {"WANDB_API_KEY": SECRET, "WANDB_MODE": "online"}) == "offline"
-    netrc.write_text(f"machine wandb.example.org\n  login user\n  password {SECRET}\n")
-    assert not find_key(empty)
-    assert find_key(empty | {"WANDB_BASE_URL": "https://wandb.example.org:8080"})
-    netrc.write_text("machine")
-    with pytest.warns(UserWarning, match="is not a netrc file"):
-        assert not find_key(empty)
+@pytest.mark.usefixtures("own_service")
+def test_a_run_goes_online_and_its_end_does_not_wait_for_a_server_that_went_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_sink, "UPLOAD_TIMEOUT_S", 1.0)
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    gone = threading.Event()
+    with serve(lambda _: CLOSES if gone.is_set() else 200) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        (sink,) = open_sink(tmp_path / "sent")
+        sink.log({"epoch": 1, "val/top1": 0.25}, step=10)
+        sink.finish({}, "finished")
+        assert {"UpsertBucket", "/files/me/p/trial-a/file_stream"} <= set(server.asked)
+        (sink,) = open_sink(tmp_path / "kept")
+        sink.log({"epoch": 1, "val/top1": 0.5}, step=10)
+        gone.set()
+        with pytest.warns(UserWarning, match=r"within 1 s: `wandb sync .*kept/wandb/run-.*uploads the rest"):
+            sink.finish({}, "finished")
+    (path,) = (tmp_path / "kept").glob("wandb/run-*/run-*.wandb")
+    stored = read_offline_run(path)
+    assert [h["epoch"] for h in stored.history] == [1]
+    assert stored.exit_code == 0
+
+
+def open_sink(run_dir: Path) -> list[Any]:
+    names = {"run_id": "trial-a", "group": "g", "name": "n", "job_type": "trial"}
+    return wandb_sink.open_wandb(run_dir=run_dir, config_flat=CONFIG, options=TrackerOptions(), **names)
+
+
+def kill_service() -> None:
+    """What happens to W&B's own process when memory is short."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            name, _, rest = stat.read_text().partition(")")
+            if "wandb-core" in name and int(rest.split()[1]) == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("own_service")
+def test_a_run_whose_service_dies_goes_on_in_a_second_file(tmp_path: Path) -> None:
+    (sink,) = open_sink(tmp_path)
+    sink.log({"epoch": 1, "val/top1": 0.25}, step=10)
+    kill_service()
+    with pytest.warns(UserWarning, match="run trial-a is logged offline from here on") as warned:
+        for step in range(20, 200):
+            sink.log({"epoch": 2, "val/top1": 0.5}, step)
+            if len(warned):
+                break
+            time.sleep(0.05)  # what is written before the connection is known to be lost is lost as well
+    sink.table("per_class/test", ["class"], [["zero"]])
+    sink.finish({"last": 0.5}, "finished")
+    stored = read_offline_run(run_files(tmp_path)[-1])
+    assert stored.run.run_id == "trial-a"
+    assert [h["epoch"] for h in stored.history if "epoch" in h] == [2]
+    assert (stored.summary["last"], stored.exit_code, len(stored.staged)) == (0.5, 0, 1)
+
+
+@pytest.mark.usefixtures("own_service")
+def test_a_run_whose_service_dies_again_goes_on_without_it(tmp_path: Path) -> None:
+    (sink,) = open_sink(tmp_path)
+    with pytest.warns(UserWarning, match=r"the first time.* is logged offline from here on"):
+        sink.reopen(ConnectionResetError("the first time"))
+    kill_service()
+    with pytest.warns(UserWarning, match=r"run trial-a goes on without W&B; metrics.jsonl has its numbers"):
+        sink.finish({"last": 0.5}, "finished")
+    assert not sink.is_open
+    sink.log({"epoch": 3}, step=30)
+
+
+@pytest.mark.usefixtures("own_service")
+def test_a_service_that_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/nowhere/socket")
+    with pytest.warns(UserWarning, match=r"/nowhere/socket.*run trial-a is logged offline from here on"):
+        (sink,) = open_sink(tmp_path)
+    sink.finish({"last": 0.5}, "finished")
+    assert read_offline_run(run_files(tmp_path)[-1]).summary["last"] == 0.5
+
+
+@pytest.mark.usefixtures("own_service")
+def test_where_wandb_can_write_nothing_the_run_goes_on_without_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb").write_text("a file where the folder would be")
+    with pytest.warns(UserWarning, match="run trial-1 goes on without W&B"):
+        train(tmp_path / "run", "trial-1")
+    assert [row["epoch"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_ids() -> None:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ltcore.runtime.bench.machine import state, warning
 from ltcore.runtime.bench.measure import MET, NO_AIM, Section
 from ltcore.runtime.bench.options import BENCHES, Options
+from ltcore.runtime.terminal import Terminal, styled
 from ltcore.tracking.tracker import write_text_atomic
 
 SCHEMA = 1
@@ -23,7 +23,7 @@ SCHEMA = 1
 
 def bench(options: Options) -> dict[str, Any]:
     """Measures, prints a table per section as it is done, and writes everything to ``options.output``."""
-    console = Console(highlight=False)
+    console = Terminal()
     began, started_at = time.monotonic(), datetime.datetime.now(datetime.UTC)
     machine = state()
     document: dict[str, Any] = {
@@ -87,7 +87,7 @@ def hardware_line(machine: dict[str, Any]) -> str:
     )
 
 
-def show(console: Console, section: Section) -> None:
+def show(console: Terminal, section: Section) -> None:
     unit = section.unit
     table = Table(title=section.title, title_justify="left")
     for name in ("rung", f"{unit} (median)", "peer", f"peer {unit}", "ratio", "wanted", "verdict"):
@@ -102,7 +102,7 @@ def show(console: Console, section: Section) -> None:
             readable(section.median(rung.peer)),
             f"{section.ratio(rung):.3g}",
             str(rung.aim or "-"),
-            f"[{style}]{verdict}[/]" if style else verdict,
+            styled((verdict, style)),
         )
     console.print(table)
     for note in section.notes:

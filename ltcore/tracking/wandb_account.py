@@ -1,0 +1,146 @@
+"""Where W&B runs go: online or into offline files, decided before anything is trained.
+
+W&B itself is asked for everything: what its variables may hold, where a login is kept, whether its server answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Mapping
+
+from ltcore.errors import ConfigError
+from ltcore.text import printable
+
+KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+SECRET_WORDS = ("KEY", "TOKEN", "PASSWORD", "HEADERS")
+ALIASES = {"dryrun": "offline", "run": "online"}
+ONLINE = ("online", "shared")
+PROBE_S = 5
+
+
+def find_key(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that carry a W&B key: those of the environment, or one made from what ``wandb login`` left here.
+
+    {} where there is no key. For handing on in memory, never for printing or writing.
+    """
+    found = {name: environ[name] for name in KEY_VARIABLES if environ.get(name)}
+    return found or _stored_login()
+
+
+def _stored_login() -> dict[str, str]:
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    try:
+        host = wandb_setup.singleton().settings.base_url
+        auth = wbauth.authenticate_session(host=host, source="ltcore", prompt=False, update_session=False)
+    except Exception as error:  # a netrc file or settings that cannot be read, a key of another form
+        warnings.warn(f"No login of W&B is read ({_words(error)}).", stacklevel=3)
+        return {}
+    return {"WANDB_API_KEY": auth.api_key} if isinstance(auth, wbauth.AuthApiKey) else {}
+
+
+def resolve_mode(mode: str, environ: Mapping[str, str]) -> str:
+    """'online', 'offline', 'disabled' or 'shared': an explicit mode, else WANDB_DISABLED or WANDB_MODE, else by whether
+    there is a key."""
+    if mode != "auto":
+        return mode
+    if _disabled(environ):
+        return "disabled"
+    named = environ.get("WANDB_MODE", "")
+    return ALIASES.get(named, named) or ("online" if find_key(environ) else "offline")
+
+
+def settle_mode(mode: str) -> str:
+    """The mode in which runs are opened, once W&B has been asked whether it takes them.
+
+    Where it does not, within ``PROBE_S`` seconds, runs go offline with a warning, and WANDB_MODE says so to all that this
+    process starts. ConfigError for variables that W&B would refuse, and where 'online' was insisted on.
+    """
+    settled, problem = ask(mode)
+    if not problem:
+        return settled
+    if mode == "online":
+        raise ConfigError(
+            f"tracking.wandb_mode='online': {problem}. Set WANDB_API_KEY or use `wandb login`, or set "
+            "tracking.wandb_mode=auto, which goes offline."
+        )
+    warnings.warn(f"{problem}: runs are logged offline, and `wandb sync` uploads them.", stacklevel=2)
+    go_offline()
+    return "offline"
+
+
+def ask(mode: str) -> tuple[str, str]:
+    """(mode, why W&B takes no run in it or ''). ConfigError for variables that W&B would refuse."""
+    check_variables()
+    settled = resolve_mode(mode, os.environ)
+    return settled, _problem() if settled in ONLINE else ""
+
+
+def go_offline() -> None:
+    """Let this process, and those that it starts, ask W&B no more."""
+    os.environ["WANDB_MODE"] = "offline"
+
+
+def check_variables() -> None:
+    """Refuse values of ``WANDB_*`` that W&B would refuse when the first run is opened. Empty variables are unset: to W&B
+    they would be values."""
+    from wandb import Settings
+
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+        del os.environ[name]
+    _disabled(os.environ)
+    for name, value in os.environ.items():
+        if not name.startswith("WANDB_"):
+            continue
+        try:
+            Settings(resume="allow").update_from_env_vars({name: value})  # runs are opened so that they can be resumed
+        except Exception as error:
+            shown = "(hidden)" if any(word in name for word in SECRET_WORDS) else repr(value)
+            raise ConfigError(f"{name}={shown} is refused by W&B: {_words(error)}. Correct or unset it.") from None
+
+
+def _disabled(environ: Mapping[str, str]) -> bool:
+    """WANDB_DISABLED, which other trainers honor and W&B itself does not."""
+    value = environ.get("WANDB_DISABLED", "")
+    if value.lower() in ("", "0", "false", "no", "off"):
+        return False
+    if value.lower() in ("1", "true", "yes", "on"):
+        return True
+    raise ConfigError(f"WANDB_DISABLED={value!r}: expected true or false. Correct or unset it.")
+
+
+def _problem() -> str:
+    """Why W&B takes no run, in words; '' where it does."""
+    from wandb.sdk import wandb_setup
+
+    found = find_key(os.environ)
+    host = wandb_setup.singleton().settings.base_url
+    return _refusal(host, found.get("WANDB_API_KEY")) if found else f"there is no key for W&B ({host})"
+
+
+@functools.cache
+def _refusal(host: str, key: str | None) -> str:
+    """One question to the server for each process and key; without a key with the identity token."""
+    import wandb
+
+    theirs = os.environ.get("WANDB_SERVICE")
+    try:
+        wandb.Api(overrides={"base_url": host}, timeout=PROBE_S, api_key=key)
+    except Exception as error:  # of the network, of the server, of W&B's own process
+        return f"W&B does not answer within {PROBE_S} s or does not take the key ({_words(error)})"
+    finally:
+        if theirs is None:  # the process that W&B has started here ends with this one: no other may log through it
+            os.environ.pop("WANDB_SERVICE", None)
+    return ""
+
+
+def _words(error: Exception) -> str:
+    """What an error says, in one line; a validation error without its class, place and link."""
+    details = getattr(error, "errors", None)
+    words = (
+        "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details()) if details else str(error)
+    )
+    return printable(" ".join(words.split())).rstrip(".") or type(error).__name__
