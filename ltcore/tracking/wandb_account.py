@@ -18,6 +18,8 @@ SECRET_WORDS = ("KEY", "TOKEN", "PASSWORD", "HEADERS")
 ALIASES = {"dryrun": "offline", "run": "online"}
 ONLINE = ("online", "shared")
 PROBE_S = 5
+MAX_WORDS_CHARS = 400
+"""Of an error: a server may have answered with a whole page."""
 
 
 def find_key(environ: Mapping[str, str]) -> dict[str, str]:
@@ -143,4 +145,4 @@ def _words(error: Exception) -> str:
     words = (
         "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details()) if details else str(error)
     )
-    return printable(" ".join(words.split())).rstrip(".") or type(error).__name__
+    return printable(" ".join(words.split()))[:MAX_WORDS_CHARS].rstrip(".") or type(error).__name__
