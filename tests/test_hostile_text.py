@@ -7,6 +7,7 @@ import dataclasses
 import html
 import io
 import json
+import re
 import shlex
 import time
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_predictions_and_metrics(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = SimpleNamespace(data=None)
-    predictor = SimpleNamespace(predict=lambda files: [(text, 0.5) for _ in files], config=config, path=tmp_path)
+    predictor = SimpleNamespace(predict_each=lambda files: [(text, 0.5) for _ in files], config=config)
     monkeypatch.setattr(assess.predict, "load", lambda *_: predictor)
     args = EvaluateArgs(
         checkpoint="run",
@@ -197,8 +198,12 @@ def test_predictions_and_metrics(
     rows = capsys.readouterr().out.splitlines()
     assert [row.split("\t") for row in rows] == [[printable(f), printable(text), "0.5000"] for f in (text, "b.png")]
     monkeypatch.setenv("COLUMNS", "1000")
-    assess._print({"checkpoint": text, "data": {"name": text}, "splits": {text: {text: 0.5}}})
+    result = {"checkpoint": text, "data": {"name": text}, "splits": {text: {text: 0.5}}, "classes_present": {text: 1}}
+    assess._print(result, num_classes=2)
     assert harmless(capsys.readouterr().out)
+    names = {"name": text, "data_hash": "0123456789", "posthoc_tau": 0}
+    ((file, _),) = assess._files("run", {**result, **names})
+    assert re.fullmatch(r"run/metrics/[A-Za-z0-9._-]+\.json", file)
 
 
 @each

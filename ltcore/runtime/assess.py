@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -66,9 +67,11 @@ def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[
     """One file for each data set, split and adjustment, so that none replaces another's."""
     for split, values in result["splits"].items():
         tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
-        name = f"{result['name']}-{result['data_hash'][:8]}-{split}{tau}.json"
+        name = re.sub(
+            r"[^A-Za-z0-9._-]+", "_", f"{result['name'][:60]}-{result['data_hash'][:8]}-{split[:60]}{tau}.json"
+        )
         part = {"splits": {split: values}, "classes_present": {split: result["classes_present"][split]}}
-        yield join(checkpoint, "metrics", name.replace("/", "_")), {**result, **part}
+        yield join(checkpoint, "metrics", name), {**result, **part}
 
 
 def _write(file: str, result: dict[str, Any]) -> None:
