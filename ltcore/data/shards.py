@@ -23,7 +23,7 @@ from ltcore.errors import ConfigError, DataError, pick
 from ltcore.hashing import hash64
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
 
-EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif")
+EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "avif")
 SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank}
 INDEX_SCHEMA = pa.schema(
     {
@@ -50,7 +50,7 @@ class Sample:
     image: bytes
     """The encoded file, as it is."""
     ext: str
-    """png, jpg, webp, gif, bmp or tif."""
+    """One of ``EXTENSIONS``."""
     label: int
     """Position in the class list."""
     attribute: int = -1
