@@ -166,3 +166,4 @@ def _reported(rows: Rows, what: str, progress: Progress) -> Iterator[Sample]:
         if time.monotonic() - told > PROGRESS_S or count == len(rows):
             progress(f"{what}: {count:,} of {len(rows):,} images")
             told = time.monotonic()
+        progress=progress,

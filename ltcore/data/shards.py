@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,9 +93,10 @@ def write_dataset(
     classes, attributes = tuple(classes), tuple(attributes)
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
     group_classes = pick(SHOT_RULES, shot_rule, "shot_rule")
+    progress: Callable[[str], None] | None = None,
     _check_arguments(splits, classes, canvas, mean, std, shard_size)
     try:
-        with published(uri) as folder:
+        with published(uri, progress) as folder:
             written, counts = {}, {}
             for split, samples in splits.items():
                 with tempfile.TemporaryFile(dir=folder) as spool:
