@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TIERS = ("auto", "cache", "threads", "stream")
 SUBSETS = ("keyed", "legacy")
+BENCHMARKS = ("digits-glt", "cifar10", "cifar100")
+"""Sources that are named rather than found: what a recipe selects out of one goes for the others, and for no other data."""
+SELECTION = ("imbalance_factor", "subset")
+"""Keys that say which of a source's training images are used."""
+MAX_CANVAS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,8 @@ class DataConfig:
     protocol; shot groups stay those of ``train``."""
     imbalance_factor: float | None = None
     """Largest over smallest class of the training split, >= 1; the class sizes fall exponentially. None keeps the data
-    as they are. No effect on shards that are made already, nor on digits-glt, whose imbalance is its own."""
+    as they are, and so does other data than a recipe's own, unless this key is given beside it. Refused for shards that were
+    made otherwise; no effect on digits-glt, whose imbalance is its own."""
     subset: str = "keyed"
     """Which images the smaller classes keep: ``keyed`` takes those with the smallest keyed hash; ``legacy`` repeats the
     published numpy selection (cifar10 and cifar100 only). No effect without ``imbalance_factor``."""
@@ -56,6 +62,11 @@ class DataConfig:
     tier takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
     rest on every sample, nor to damaged shards."""
 
+    def on(self, uri: str) -> DataConfig:
+        """The same for other data, without the selection that was made out of these."""
+        kept = self if uri in (self.uri, *BENCHMARKS) else replace(self, imbalance_factor=None, subset="keyed")
+        return replace(kept, uri=uri)
+
     def __post_init__(self) -> None:
         if not self.uri:
             raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
@@ -67,12 +78,12 @@ class DataConfig:
             raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {self.subset!r}")
         if self.val_per_class < 0:
             raise ValueError(f"val_per_class must be >= 0, got {self.val_per_class}")
-        if self.canvas is not None and not 1 <= self.canvas <= 4096:
-            raise ValueError(f"canvas must be between 1 and 4096 pixels or null, got {self.canvas}")
+        if self.canvas is not None and not 1 <= self.canvas <= MAX_CANVAS:
+            raise ValueError(f"canvas must be between 1 and {MAX_CANVAS} pixels or null, got {self.canvas}")
         if self.tier not in TIERS:
             raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {self.tier!r}")
-        if self.cache_px is not None and not 1 <= self.cache_px <= 4096:
-            raise ValueError(f"cache_px must be between 1 and 4096 pixels or null, got {self.cache_px}")
+        if self.cache_px is not None and not 1 <= self.cache_px <= MAX_CANVAS:
+            raise ValueError(f"cache_px must be between 1 and {MAX_CANVAS} pixels or null, got {self.cache_px}")
         if self.lanes < 1:
             raise ValueError(f"lanes must be >= 1, got {self.lanes}")
         if self.cache_bytes < 0:
