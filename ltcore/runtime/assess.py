@@ -24,9 +24,7 @@ def run(args: EvaluateArgs) -> None:
         return
     data: DataConfig = predictor.config.data
     if args.data:
-        import dataclasses
-
-        data = dataclasses.replace(data, uri=args.data)
+        data = data.on(args.data)
     result = predict.evaluate(predictor, prepare(data), args.splits, args.protocols)
     _print(result)
     name = "metrics_posthoc.json" if args.posthoc_tau else "metrics.json"

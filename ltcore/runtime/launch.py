@@ -8,8 +8,9 @@ from typing import Any
 from ltcore.config.cli import TrainArgs
 from ltcore.config.load import dump, load_run
 from ltcore.config.schema import RunConfig
+from ltcore.config.show import left_out
 from ltcore.data.manifest import Manifest, read_manifest
-from ltcore.data.prepare import prepare
+from ltcore.data.prepare import prepare, selection_remarks
 from ltcore.data.storage import is_local, join
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
@@ -28,6 +29,8 @@ def train(args: TrainArgs) -> dict[str, Any]:
     Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``.
     """
     cfg = resolved(load_run(args.recipe, args.overrides))
+    if note := left_out(args.recipe, args.overrides):
+        _say(note)
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
     if cfg.stage2 is not None:
@@ -111,8 +114,12 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[
 
 
 def prepare_data(cfg: RunConfig, fresh: bool, root: str | None, say: Any = None) -> str:
-    """URI of the run's shards, made if need be; ``fresh`` repeats the embedded data set alone."""
-    return prepare(cfg.data, fresh=fresh and cfg.data.uri == "digits-glt", progress=say or _say, root=root)
+    """URI of the run's shards, made if need be, after what is to be known about them was said; ``fresh`` repeats the
+    embedded data set alone."""
+    uri = prepare(cfg.data, fresh=fresh and cfg.data.uri == "digits-glt", progress=say or _say, root=root)
+    for remark in selection_remarks(cfg.data, read_manifest(uri)):
+        (say or _say)(remark)
+    return uri
 
 
 def _say(text: str) -> None:

@@ -32,12 +32,15 @@ def tune(args: TuneArgs) -> dict[str, Any]:
             show_result(stored, uri, age=True)
             return stored
     from ltcore.config.load import base_run, load_sweep
+    from ltcore.config.show import left_out
     from ltcore.runtime.board import Board
     from ltcore.runtime.cluster import connect, disconnect
 
     board = Board()
     sweep = load_sweep(args.sweep, args.overrides)
     board.say(f"ltcore sweep [bold]{sweep.name}[/bold] of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}")
+    if note := left_out(sweep.recipe, sweep.overrides):
+        board.say(note)
     with board.stage("start Ray"):
         cluster = connect(debug=args.debug)
         board.say(cluster.describe())
