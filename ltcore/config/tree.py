@@ -93,7 +93,7 @@ def _on_other_data(parent: Tree, child: Mapping[str, Any]) -> tuple[Tree, str]:
     factor, source = own.get("imbalance_factor"), own.get("uri")
     note = ""
     if factor is not None:
-        note = f"Images are used as they are: data.imbalance_factor={factor} of the recipe is for {source}. Give it to have it."
+        note = f"Images are used as they are: data.imbalance_factor={factor} of the recipe is for {source}. Give it to select."
     return {**parent, "data": {key: value for key, value in own.items() if key not in SELECTION}}, note
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from ltcore.config.cli import TrainArgs
@@ -117,7 +118,10 @@ def prepare_data(cfg: RunConfig, fresh: bool, root: str | None, say: Any = None)
     """URI of the run's shards, made if need be, after what is to be known about them was said; ``fresh`` repeats the
     embedded data set alone."""
     uri = prepare(cfg.data, fresh=fresh and cfg.data.uri == "digits-glt", progress=say or _say, root=root)
-    for remark in selection_remarks(cfg.data, read_manifest(uri)):
+    chosen = (
+        cfg.data if cfg.stage2 is None else replace(cfg.data, imbalance_factor=None)
+    )  # which only repeats stage 1's
+    for remark in selection_remarks(chosen, read_manifest(uri)):
         (say or _say)(remark)
     return uri
 

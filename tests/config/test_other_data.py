@@ -12,7 +12,7 @@ from ltcore.config.show import left_out, run_tree, show_run
 from ltcore.config.sweep_file import read_sweep
 from ltcore.runtime.identity import identity
 
-NOTE = "Images are used as they are: data.imbalance_factor={} of the recipe is for {}. Give it to have it."
+NOTE = "Images are used as they are: data.imbalance_factor={} of the recipe is for {}. Give it to select."
 FACTOR, URI = "data.imbalance_factor", "data.uri"
 LEGACY = "data: {uri: cifar10, imbalance_factor: 50, subset: legacy}\n"
 MINE = "base: cifar100_lt_ce\ndata: {uri: photos}\n"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ltcore.config.cli import read_train, read_tune
+from ltcore.config.load import override
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster
 from ltcore.runtime.launch import prepare_data, train
@@ -17,7 +18,7 @@ from tests.data.small import tiny_png
 from tests.training.runs import tiny_run
 
 AS_THEY_ARE = (
-    "Images are used as they are: data.imbalance_factor=100 of the recipe is for cifar100. Give it to have it.\n"
+    "Images are used as they are: data.imbalance_factor=100 of the recipe is for cifar100. Give it to select.\n"
 )
 
 
@@ -90,3 +91,11 @@ def test_a_sweep_is_told_where_it_says_the_rest(photos: str) -> None:
     said: list[str] = []
     prepare_data(tiny_run(data__uri=photos), False, root=None, say=said.append)
     assert said[-2] == "photos: test has no image of 1 of 3 classes (cat), so it says nothing about them."
+
+
+def test_stage_2_repeats_the_factor_of_its_stage_1_and_is_not_refused_for_it(tiny_shards: str) -> None:
+    cfg = tiny_run(data__uri=tiny_shards, data__imbalance_factor=100)
+    with pytest.raises(ConfigError, match="has no effect on"):
+        prepare_data(cfg, False, root=None)
+    stage2 = {"stage2.method": "crt", "stage2.from_run": "/run"}
+    assert prepare_data(override(cfg, stage2), False, root=None) == tiny_shards
