@@ -72,7 +72,7 @@ def with_column(folder: Path, name: str, value: int) -> None:
 
 def many_rows(folder: Path) -> None:
     table = pq.read_table(folder / only_shard(folder).index_path).slice(0, 1)
-    vouched_index(folder, table.take(pa.array(np.zeros(3_000_000, np.int64))))
+    vouched_index(folder, table.take(pa.array(np.zeros(300_000, np.int64))))
 
 
 def pipe(path: Path) -> None:
@@ -129,9 +129,9 @@ def test_an_index_that_claims_other_rows_than_the_manifest_is_not_parsed(
         raise AssertionError("parsed")
 
     monkeypatch.setattr(pq, "read_table", parse)
-    refused(lambda: everything(ShardStore(str(small))), "train-00000.parquet: 3000000 samples, .*expected 3")
+    refused(lambda: everything(ShardStore(str(small))), "train-00000.parquet: 300000 samples, .*expected 3")
     problems = [str(problem) for problem in check_dataset(str(small))]
-    assert "train-00000.parquet: lists 3000000 samples, the manifest says 3" in problems
+    assert "train-00000.parquet: lists 300000 samples, the manifest says 3" in problems
 
 
 def lists(folder: Path, name: str, data: bytes) -> Callable[[], Any]:
@@ -165,8 +165,7 @@ def test_lists_of_strangers(tmp_path: Path, case: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_zip_that_unpacks_to_very_much_more_is_refused(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w", method) as archive:
-        for name in ("a/1.png", "b/1.png"):
-            archive.writestr(name, bytes(17 * 2**20))
+        archive.writestr("a/1.png", bytes(17 * 2**20))
     root = open_root(str(tmp_path / "set.zip"))
     words = r"a/1.png has 17825792 bytes, packed into \d+; expected at most 200 times as many"
     refused(lambda: root.read("a/1.png"), words)
