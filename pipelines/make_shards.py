@@ -38,10 +38,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pair(text: str) -> list[str]:
-    if "=" not in text:
+def pair(text: str) -> tuple[str, str]:
+    split, equals, file = text.partition("=")
+    if not equals:
         raise argparse.ArgumentTypeError(f"expected SPLIT=FILE, got {text}")
-    return text.split("=", 1)
+    return split, file
 
 
 def tell(text: str) -> None:
@@ -66,7 +67,7 @@ def main() -> int:
             cfg = DataConfig(uri=args.source, **{key: getattr(args, key) for key in keys})
         except ValueError as error:
             raise ConfigError(f"data.{error}.") from error
-        make(cfg, args.target, lists=dict(args.list), shard_size=args.shard_size, progress=tell)
+        make(cfg, args.target, lists=args.list, shard_size=args.shard_size, progress=tell)
         tell(f"made in {time.monotonic() - started:.1f} s")
     print(describe(args.target))
     return 0

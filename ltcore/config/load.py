@@ -45,7 +45,7 @@ __all__ = [
 
 def load_run(recipe: str, overrides: Mapping[str, Any] = {}) -> RunConfig:
     """A recipe (packaged name, path or URI of YAML) with dotted overrides, validated."""
-    return from_dict(trees.override(trees.read_recipe(recipe), overrides))
+    return from_dict(trees.read_run(recipe, overrides)[0])
 
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:

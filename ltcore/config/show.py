@@ -13,7 +13,7 @@ import yaml
 
 from ltcore.config.keys import run_keys
 from ltcore.config.sweep_file import read_sweep, sweep_tree
-from ltcore.config.tree import Tree, override, read_recipe
+from ltcore.config.tree import Tree, read_run
 from ltcore.config.validate import plain_run, shape, validate
 
 NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."
@@ -26,7 +26,8 @@ STAGE2_NOTE = (
 def show_run(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
     """YAML of a recipe with overrides and all defaults; reads back as a recipe."""
     tree = run_tree(recipe, overrides)
-    return "\n".join([f"{_yaml(tree)}{NOTE}", *([STAGE2_NOTE] if "stage2" in tree else [])])
+    notes = [f"# {note}" for note in (left_out(recipe, overrides),) if note]
+    return "\n".join([f"{_yaml(tree)}{NOTE}", *notes, *([STAGE2_NOTE] if "stage2" in tree else [])])
 
 
 def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
@@ -39,7 +40,12 @@ def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
 
 def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:
     """What ``dump(load_run(recipe, overrides))`` gives, without the owners' checks and without torch."""
-    return plain_run(validate(shape("Run"), run_keys(), override(read_recipe(recipe), overrides)))
+    return plain_run(validate(shape("Run"), run_keys(), read_run(recipe, overrides)[0]))
+
+
+def left_out(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
+    """What the run does not take over from its recipe, because that is for other data; '' mostly."""
+    return read_run(recipe, overrides)[1]
 
 
 def _run_yaml(recipe: str, overrides: Mapping[str, Any]) -> str:

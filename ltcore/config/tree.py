@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from ltcore.config.keys import PACKAGE, Leaf, Section, leaves, run_keys
+from ltcore.data.config import BENCHMARKS, SELECTION
 from ltcore.errors import ConfigError, nearest
 
 Tree: TypeAlias = dict[str, Any]
@@ -47,9 +48,16 @@ def header(file: Path) -> list[str]:
     return lines
 
 
-def read_recipe(recipe: str) -> Tree:
-    """The tree of a recipe on top of its parents (``base:``); ``name`` is the file's unless it is given."""
-    return _inherit(*_locate("recipe", recipe, near=None), children=())
+def read_run(recipe: str, overrides: Mapping[str, Any] = {}) -> tuple[Tree, str]:
+    """The tree of a recipe on top of its parents (``base:``), with dotted keys set, and what a person should know of that.
+
+    ``name`` is the file's unless it is given. The note is '' unless a selection out of the recipe's own data was left away
+    for other data, see :func:`_on_other_data`.
+    """
+    tree, note = _inherit(*_locate("recipe", recipe, near=None), children=())
+    tree, later = _on_other_data(tree, override({}, overrides))
+    tree = override(tree, overrides)
+    return tree, "" if _data(tree).get("imbalance_factor") is not None else later or note
 
 
 def read_file(kind: str, name: str) -> tuple[Tree, str]:
@@ -58,17 +66,41 @@ def read_file(kind: str, name: str) -> tuple[Tree, str]:
     return _parse(text, where), Path(where).stem
 
 
-def _inherit(where: str, text: str, children: tuple[str, ...]) -> Tree:
+def _inherit(where: str, text: str, children: tuple[str, ...]) -> tuple[Tree, str]:
     if where in children:
         raise ConfigError(f"{where}: base goes round in a circle: {' -> '.join((*children, where))}.")
     tree = _parse(text, where)
     base = tree.pop("base", None)
     tree.setdefault("name", Path(where).stem)
     if base is None:
-        return tree
+        return tree, ""
     if not isinstance(base, str):
         raise ConfigError(f"{where}: base={base!r} must be the name, path or URI of one recipe.")
-    return merge(_inherit(*_locate("recipe", base, near=where), children=(*children, where)), tree)
+    parent, note = _inherit(*_locate("recipe", base, near=where), children=(*children, where))
+    parent, later = _on_other_data(parent, tree)
+    return merge(parent, tree), later or note
+
+
+def _on_other_data(parent: Tree, child: Mapping[str, Any]) -> tuple[Tree, str]:
+    """``parent`` for a child that goes on top of it, and a note about what it lost.
+
+    Where the child names data of its own, what the parent selects out of its source, so many of CIFAR-100's images, does not
+    carry over: it would throw away most of somebody's photos. Between the benchmark sources it does.
+    """
+    own, uri = _data(parent), _data(child).get("uri")
+    if uri in (None, own.get("uri"), *BENCHMARKS) or not any(key in own for key in SELECTION):
+        return parent, ""
+    factor, source = own.get("imbalance_factor"), own.get("uri")
+    note = ""
+    if factor is not None:
+        note = f"Images are used as they are: data.imbalance_factor={factor} of the recipe is for {source}. Give it to select."
+    return {**parent, "data": {key: value for key, value in own.items() if key not in SELECTION}}, note
+
+
+def _data(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section; empty where it is absent or, which is an error that validation names, something else."""
+    section = tree.get("data")
+    return section if isinstance(section, Mapping) else {}
 
 
 def _locate(kind: str, name: str, near: str | None) -> tuple[str, str]:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ltcore.data import storage
 from ltcore.data.decode import decode_canvas
 from ltcore.data.manifest import MANIFEST, Manifest, Shard, read_manifest
-from ltcore.data.shards import EXTENSIONS, INDEX_SCHEMA, safe_key
+from ltcore.data.remarks import remarks
+from ltcore.data.shards import EXTENSIONS, WITHOUT_IMAGES, read_index, safe_key
 from ltcore.data.walk import Damage, TarSample, walk
 from ltcore.errors import DataError
 from ltcore.shots import SHOT_GROUPS
@@ -159,12 +159,14 @@ def _read_index(uri: str, shard: Shard, report: _Report) -> list[dict[str, Any]]
             what = f"has sha256 {sha256[:12]}..., the manifest says {shard.index_sha256[:12]}..."
             report.add(what, where=shard.index_path)
             return []  # to parse changed bytes can take all memory of the machine
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data), schema=INDEX_SCHEMA).to_pylist()
+        table, num_rows = read_index(data, shard)
     except (DataError, pa.ArrowException, OSError, ValueError) as error:
         report.add(f"cannot be read ({' '.join(str(error).split())})", where=shard.index_path)
         return []
-    if len(rows) != shard.count:
-        report.add(f"lists {len(rows)} samples, the manifest says {shard.count}", where=shard.index_path)
+    if table is None:
+        report.add(f"lists {num_rows} samples, the manifest says {shard.count}", where=shard.index_path)
+        return []
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
@@ -233,7 +235,8 @@ def describe(uri: str) -> str:
         spread = f"{low}" if low == high else f"{high}..{low}" + (f", imbalance {high / low:.4g}" if low else "")
         size_mb = sum(shard.bytes for shard in part.shards) / 1e6
         lines.append(f"  {name:<11} {part.num_samples:>9,} {len(part.shards):>6} {size_mb:>8.1f}  {spread}")
-    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items()]
+    lines += [f"  {remark}" for remark in remarks(manifest)]
+    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items() if key != WITHOUT_IMAGES]
     return "\n".join(map(printable, lines))
 
 

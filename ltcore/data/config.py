@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ltcore.errors import refuse_userinfo
 
 TIERS = ("auto", "cache", "threads", "stream")
 SUBSETS = ("keyed", "legacy")
+BENCHMARKS = ("digits-glt", "cifar10", "cifar100")
+"""Sources that are named rather than found: what a recipe selects out of one goes for the others, and for no other data."""
+SELECTION = ("imbalance_factor", "subset")
+"""Keys that say which of a source's training images are used."""
 MAX_CANVAS = 4096
 
 
@@ -23,7 +27,8 @@ class DataConfig:
     protocol; shot groups stay those of ``train``."""
     imbalance_factor: float | None = None
     """Largest over smallest class of the training split, >= 1; the class sizes fall exponentially. None keeps the data
-    as they are. No effect on shards that are made already, nor on digits-glt, whose imbalance is its own."""
+    as they are, and so does other data than a recipe's own, unless this key is given beside it. Refused for shards that were
+    made otherwise; no effect on digits-glt, whose imbalance is its own."""
     subset: str = "keyed"
     """Which images the smaller classes keep: ``keyed`` takes those with the smallest keyed hash; ``legacy`` repeats the
     published numpy selection (cifar10 and cifar100 only). No effect without ``imbalance_factor``."""
@@ -58,6 +63,11 @@ class DataConfig:
     replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
     tier takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
     rest on every sample, nor to damaged shards."""
+
+    def on(self, uri: str) -> DataConfig:
+        """The same for other data, without the selection that was made out of these."""
+        kept = self if uri in (self.uri, *BENCHMARKS) else replace(self, imbalance_factor=None, subset="keyed")
+        return replace(kept, uri=uri)
 
     def __post_init__(self) -> None:
         if not self.uri:

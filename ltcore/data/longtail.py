@@ -31,6 +31,8 @@ VAL_AT_MOST = 5
 class Carve:
     """Positions, ascending, into the arrays given to :func:`carve`; ``val`` is empty where none was asked for."""
 
+    available: int
+    """How many positions there were."""
     train_n: IntArray
     val_m: IntArray
     val_short: dict[int, int]
@@ -142,6 +144,7 @@ def carve(
     val = [keyed_order(keys, by_class[c], seed, "val")[: limit_C[c]] for c in np.flatnonzero(limit_C)]
     val_m = np.concatenate([np.empty(0, np.int64), *val])
     return Carve(
+        available=len(labels_N),
         train_n=np.setdiff1d(train_n, val_m),
         val_m=np.sort(val_m),
         val_short={c: int(limit) for c, limit in enumerate(limit_C) if limit < val_per_class},

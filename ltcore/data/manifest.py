@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ltcore.data import storage
+from ltcore.data.config import MAX_CANVAS
 from ltcore.errors import DataError, nearest
 from ltcore.shots import SHOT_GROUPS
 
@@ -25,6 +26,8 @@ MANIFEST = "manifest.json"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = 1
+_MAX_COUNT = 2**60
+"""More bytes or samples than there are: a number of so many digits would fail where it is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +152,16 @@ def _parse(raw: dict[str, Any]) -> Manifest:
 def _mistyped(manifest: Manifest) -> str:
     """What in the manifest is not the kind of value that it should be, or ''."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    numbers = [manifest.canvas, *(n for shard in shards for n in (shard.count, shard.first_index, shard.bytes))]
+    numbers = [n for shard in shards for n in (shard.count, shard.first_index, shard.bytes)]
+    numbers += [manifest.canvas, *(n for row in manifest.class_counts.values() for n in row)]
     texts = [manifest.name, *manifest.classes, *manifest.attributes]
     texts += [text for s in shards for text in (s.path, s.sha256, s.index_path, s.index_sha256)]
-    wrong: list[Any] = [value for value in numbers if type(value) is not int or value < 0]
+    wrong: list[Any] = [value for value in numbers if type(value) is not int or not 0 <= value <= _MAX_COUNT]
     wrong += [text for text in texts if not isinstance(text, str)]
-    if wrong or manifest.canvas < 1:
-        return f"found {(wrong or [manifest.canvas])[0]!r} where a name or a count should be"
+    if wrong:
+        return f"found {wrong[0]!r:.60} where a name or a count should be"
+    if not 1 <= manifest.canvas <= MAX_CANVAS:
+        return f"canvas is {manifest.canvas}, expected 1 to {MAX_CANVAS} pixels"
     if len(set(manifest.classes)) != len(manifest.classes):
         return "two classes have the same name"
     for name, values in (("mean", manifest.mean), ("std", manifest.std)):
@@ -193,6 +199,6 @@ def _contradiction(manifest: Manifest) -> str:
                 )
             first += shard.count
             for path in (shard.path, shard.index_path):
-                if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+                if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
                     return f"the path {path!r} leaves the data set"
     return ""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ltcore.data import storage
-from ltcore.data.config import DataConfig
+from ltcore.data.config import BENCHMARKS, DataConfig
 from ltcore.data.manifest import MANIFEST, VERSION, Manifest
+from ltcore.data.remarks import remarks
 from ltcore.data.shards import Sample, write_dataset
 from ltcore.data.sources import Rows, Source
 from ltcore.errors import ConfigError, DataError, nearest
 
-NAMES = ("digits-glt", "cifar10", "cifar100")
-CONSTRUCTION = 1
+CONSTRUCTION = 2
 """Raised when the same source would give other samples than before, so that older copies are made anew."""
 PROGRESS_S = 1.0
 
@@ -37,15 +37,15 @@ def prepare(cfg: DataConfig, *, fresh: bool = False, progress: Progress | None =
 
     Raises DataError or ConfigError with one sentence when there is nothing that could be used.
     """
-    if cfg.uri not in NAMES and storage.exists(storage.join(cfg.uri, MANIFEST)):
+    if cfg.uri not in BENCHMARKS and is_shards(cfg.uri):
         return cfg.uri
-    origin = _find(cfg, {})
+    origin = _find(cfg, ())
     place = f"{origin.name}-{origin.digest[:12]}"
     cache = storage.cache_root() / "datasets"
     uri = storage.join(root or str(cache), place)
     try:
         with storage.locked(cache / f"{place}.lock"):
-            if fresh or not storage.exists(storage.join(uri, MANIFEST)):
+            if fresh or not is_shards(uri):
                 if progress:
                     progress(f"making {origin.name}, once; it is kept in {uri}")
                 _write(origin, cfg, uri, shard_size=1000, progress=progress)
@@ -57,11 +57,36 @@ def prepare(cfg: DataConfig, *, fresh: bool = False, progress: Progress | None =
     return uri
 
 
+def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
+    """:func:`remarks` about the data that ``cfg`` leads to, and where its ``imbalance_factor`` has no effect on them.
+
+    ConfigError where it has none on finished shards, which somebody made with another one.
+    """
+    made, factor = manifest.provenance.get("imbalance_factor"), cfg.imbalance_factor
+    found = remarks(manifest)
+    if factor in (None, made) or cfg.uri in BENCHMARKS[1:]:
+        return found
+    if cfg.uri == "digits-glt":
+        return [
+            f"{cfg.uri} has an imbalance of its own, {made}: data.imbalance_factor={factor:g} has no effect.",
+            *found,
+        ]
+    raise ConfigError(
+        f"data.imbalance_factor={factor:g} has no effect on {cfg.uri}, finished shards whose factor is {made}. Leave it away, "
+        "or make others with make_shards.py --imbalance-factor."
+    )
+
+
+def is_shards(uri: str) -> bool:
+    """Whether there are finished shards."""
+    return storage.exists(storage.join(uri, MANIFEST))
+
+
 def make(
     cfg: DataConfig,
     uri: str,
     *,
-    lists: Mapping[str, str] | None = None,
+    lists: Sequence[tuple[str, str]] = (),
     shard_size: int = 1000,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -69,11 +94,11 @@ def make(
 
     Args:
         cfg: as for :func:`prepare`; its ``uri`` must not be finished shards.
-        lists: split -> list file of ``path label`` lines, paths relative to the directory or zip ``cfg.uri``.
+        lists: (split, list file of ``path label`` lines), the paths relative to the directory or zip ``cfg.uri``.
         shard_size: most images in one tar.
         progress: called with a line of text about once a second.
     """
-    return _write(_find(cfg, lists or {}), cfg, uri, shard_size=shard_size, progress=progress)
+    return _write(_find(cfg, lists), cfg, uri, shard_size=shard_size, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -86,8 +111,8 @@ class _Origin:
     build: Callable[[], Source]
 
 
-def _find(cfg: DataConfig, lists: Mapping[str, str]) -> _Origin:
-    if cfg.uri in NAMES:
+def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]]) -> _Origin:
+    if cfg.uri in BENCHMARKS:
         if lists:
             raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
         return _Origin(cfg.uri, _digest(cfg, cfg.uri), lambda: _named(cfg))
@@ -95,9 +120,9 @@ def _find(cfg: DataConfig, lists: Mapping[str, str]) -> _Origin:
     from ltcore.data.sources.layouts import read_folders, read_lists
     from ltcore.data.sources.roots import open_root
 
-    accepted = f"Accepted: shards with a {MANIFEST}, a local directory or zip of images, {', '.join(NAMES)}."
+    accepted = f"Accepted: shards with a {MANIFEST}, a local directory or zip of images, {', '.join(BENCHMARKS)}."
     if not storage.exists(cfg.uri):
-        raise DataError(f"data.uri={cfg.uri!r}: there is nothing.{nearest(cfg.uri, NAMES)} {accepted}")
+        raise DataError(f"data.uri={cfg.uri!r}: there is nothing.{nearest(cfg.uri, BENCHMARKS)} {accepted}")
     if not storage.is_local(cfg.uri):
         raise DataError(f"data.uri={cfg.uri!r} has no {MANIFEST}. {accepted}")
     if cfg.imbalance_factor is not None and cfg.subset == "legacy":
@@ -155,6 +180,7 @@ def write_source(
         shot_rule=source.shot_rule,
         provenance=source.provenance,
         shard_size=shard_size,
+        progress=progress,
     )
 
 

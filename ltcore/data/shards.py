@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltcore.data.config import MAX_CANVAS
 from ltcore.data.manifest import SPLIT_NAME, Manifest, Shard, Split, write_manifest
 from ltcore.data.publish import published
 from ltcore.errors import ConfigError, DataError, pick
 from ltcore.hashing import hash64
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
 
-EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif")
+EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "avif")
 SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank}
 INDEX_SCHEMA = pa.schema(
     {
@@ -37,6 +39,8 @@ INDEX_SCHEMA = pa.schema(
     }
 )
 TAR_BLOCK = 512
+WITHOUT_IMAGES = "classes_without_images"
+"""Key of the provenance: split -> names of the classes that it has no image of."""
 MAX_KEY = 90  # with the extension it must fit the 100 bytes that a plain tar header has for a name
 _KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
@@ -50,7 +54,7 @@ class Sample:
     image: bytes
     """The encoded file, as it is."""
     ext: str
-    """png, jpg, webp, gif, bmp or tif."""
+    """One of ``EXTENSIONS``."""
     label: int
     """Position in the class list."""
     attribute: int = -1
@@ -64,6 +68,15 @@ def safe_key(text: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9_/-]+", "_", text)
     plain = re.sub(r"/+", "/", plain).strip("/")
     return f"{plain[-(MAX_KEY - 17) :].lstrip('/')}-{hash64(text):016x}"
+
+
+def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> tuple[pa.Table | None, int]:
+    """The index of a shard and its number of rows; no table where that is not the shard's, as a few bytes can claim
+    millions of rows."""
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    return (
+        pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA, columns=columns) if rows == shard.count else None
+    ), rows
 
 
 def write_dataset(
@@ -80,12 +93,14 @@ def write_dataset(
     shot_rule: str,
     provenance: Mapping[str, Any],
     shard_size: int = 1000,
+    progress: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Writes shards, indexes and the manifest at ``uri``; returns the manifest.
 
     Samples may come in any order and are spooled to disk, so memory holds only keys. Equal samples give equal bytes for
-    equal library versions. A data set that is there already is replaced once the new one is complete; a folder that
-    holds anything else is refused. ``splits`` must have ``train`` with every class in it.
+    equal library versions. A data set that is there already is replaced once the new one is complete, which ``progress`` is
+    told; a folder that holds anything else is refused. ``splits`` must have ``train`` with every class in it; classes that
+    have no image in another split are noted in the provenance.
 
     Raises ConfigError for a wrong argument and DataError for a bad sample or a failing disk; neither leaves anything
     behind that a reader could take for a data set.
@@ -95,7 +110,7 @@ def write_dataset(
     group_classes = pick(SHOT_RULES, shot_rule, "shot_rule")
     _check_arguments(splits, classes, canvas, mean, std, shard_size)
     try:
-        with published(uri) as folder:
+        with published(uri, progress) as folder:
             written, counts = {}, {}
             for split, samples in splits.items():
                 with tempfile.TemporaryFile(dir=folder) as spool:
@@ -120,12 +135,18 @@ def write_dataset(
                 mean=mean,
                 std=std,
                 seed=seed,
-                provenance=json.loads(json.dumps(dict(provenance))),
+                provenance=json.loads(json.dumps({**provenance, **_without_images(classes, counts)})),
             )
             write_manifest(manifest, str(folder))
     except OSError as error:
         raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
     return manifest
+
+
+def _without_images(classes: tuple[str, ...], counts: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Split -> the classes of which it has no image, for splits that have images of others."""
+    absent = {split: [classes[c] for c in np.flatnonzero(row == 0)] for split, row in counts.items() if row.any()}
+    return {WITHOUT_IMAGES: named} if (named := {split: names for split, names in absent.items() if names}) else {}
 
 
 def _check_arguments(
@@ -145,8 +166,8 @@ def _check_arguments(
         raise ConfigError(
             f"classes must be distinct names, at least one; got {len(classes)}, {len(set(classes))} distinct."
         )
-    if canvas < 1 or shard_size < 1:
-        raise ConfigError(f"canvas and shard_size must be >= 1, got {canvas} and {shard_size}.")
+    if not 1 <= canvas <= MAX_CANVAS or shard_size < 1:
+        raise ConfigError(f"canvas must be in 1..{MAX_CANVAS} and shard_size >= 1, got {canvas} and {shard_size}.")
     if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
         raise ConfigError(f"mean and std must have three numbers, std positive; got {mean} and {std}.")
 

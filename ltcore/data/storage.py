@@ -7,6 +7,7 @@ import fcntl
 import functools
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,12 +118,19 @@ def read_bytes(uri: str) -> bytes:
     """The whole file; DataError where it is missing or unreadable."""
     filesystem, path = open_fs(uri)
     try:
+        if is_local(uri) and not is_plain(Path(path).stat()):
+            raise DataError(f"{uri} is no plain file. Replace it by one, or remove it.")
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
         raise DataError(f"{uri} does not exist. Check the path, or make the data set again.") from error
     except OSError as error:
         raise DataError(f"{uri} cannot be read: {error}.") from error
+
+
+def is_plain(found: os.stat_result) -> bool:
+    """Whether reading ends: pipes and devices may give nothing, or something without end."""
+    return stat.S_ISREG(found.st_mode)
 
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:

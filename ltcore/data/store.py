@@ -8,7 +8,6 @@ that names file and key, never a lost or exchanged sample.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import threading
@@ -23,13 +22,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ltcore.data import storage
 from ltcore.data.decode import decode_canvas
 from ltcore.data.manifest import Manifest, Shard, read_manifest
 from ltcore.data.shard_cache import cached_path, fetch
-from ltcore.data.shards import INDEX_SCHEMA, TAR_BLOCK
+from ltcore.data.shards import TAR_BLOCK, read_index
 from ltcore.errors import DataError
 from ltcore.hashing import hash64
 
@@ -179,13 +177,13 @@ class ShardStore:
                 "The index is damaged or of another data set: restore it or make the data set again."
             )
         try:
-            table = pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA, columns=columns)
+            table, rows = read_index(data, shard, columns)
         except (pa.ArrowException, OSError, ValueError) as error:
             text = " ".join(str(error).split())
             raise DataError(f"{where} is no index of a shard ({text}). Make the data set again.") from error
-        if len(table) != shard.count or any(column.null_count for column in table.columns):
+        if table is None or any(column.null_count for column in table.columns):
             raise DataError(
-                f"{where}: {len(table)} samples, some of which may lack columns; expected {shard.count} whole ones by the "
+                f"{where}: {rows} samples, some of which may lack columns; expected {shard.count} whole ones by the "
                 "manifest. Make the data set again."
             )
         return table
@@ -204,6 +202,7 @@ class ShardStore:
             if opened is None:
                 where = storage.join(self.uri, shard.path)
                 index, remedy = self._index(shard), _RESTORE  # first: where it is damaged, no file stays open
+                _check_places(index, shard, where)
                 cached_bytes = 0
                 if not storage.is_local(where):  # it was whole when it was fetched
                     cached_bytes = shard.bytes
@@ -224,12 +223,28 @@ class ShardStore:
             return fetch(where, shard, self.cache_bytes)
         path = storage.local_path(where)
         try:
-            found = path.stat().st_size
-            if found != shard.bytes:
-                raise DataError(f"{where}: found {found} bytes, expected {shard.bytes} by the manifest. {_RESTORE}")
+            found = path.stat()
+            if not storage.is_plain(found):
+                raise DataError(f"{where} is no plain file. {_RESTORE}")
+            if found.st_size != shard.bytes:
+                raise DataError(
+                    f"{where}: found {found.st_size} bytes, expected {shard.bytes} by the manifest. {_RESTORE}"
+                )
             return os.open(path, os.O_RDONLY)
         except OSError as error:
             raise DataError(f"{where} cannot be opened: {error.strerror}. Restore it or its permissions.") from error
+
+
+def _check_places(index: pa.Table, shard: Shard, where: str) -> None:
+    """Refuses samples that lie outside the tar: to read one would take as much memory as it claims."""
+    offset_n, size_n = (index[name].to_numpy() for name in ("offset", "size"))
+    wrong = np.flatnonzero((offset_n < TAR_BLOCK) | (size_n < 0) | (size_n > shard.bytes - offset_n))
+    if len(wrong):
+        key, offset, size = (index[name][int(wrong[0])].as_py() for name in ("key", "offset", "size"))
+        raise DataError(
+            f"{where}: sample {key!r} has {size} bytes from byte {offset} on by its index, the tar {shard.bytes} by the "
+            "manifest. Make the data set again."
+        )
 
 
 class BadSamples:

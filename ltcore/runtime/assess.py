@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
@@ -40,7 +39,7 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
     """URI of the shards to evaluate on: those of ``--data``, else those that the checkpoint was trained on, and no others."""
     data = predictor.config.data
     if given:
-        return _prepared(dataclasses.replace(data, uri=given))
+        return _prepared(data.on(given))
     try:
         uri = _prepared(data)
     except DataError as error:

@@ -9,6 +9,7 @@ from ltcore.config.cli import TrainArgs
 from ltcore.config.load import check_world, dump, load_run
 from ltcore.config.naming import name_run
 from ltcore.config.schema import RunConfig
+from ltcore.config.show import left_out
 from ltcore.data.manifest import Manifest, read_manifest
 from ltcore.data.storage import join
 from ltcore.errors import CapacityError, ConfigError
@@ -16,7 +17,7 @@ from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.execute import Job, execute, forget, refuse_other_run
 from ltcore.runtime.files import load_json
 from ltcore.runtime.lease import alone
-from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_data, storage_root
+from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_run, storage_root
 from ltcore.runtime.stored import finished_ago
 from ltcore.text import message, printable_lines
 from ltcore.training.context import LocalContext
@@ -33,12 +34,18 @@ def train(args: TrainArgs) -> dict[str, Any]:
     finished is not repeated; CheckpointError where it is not the one that is asked for.
     """
     cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
+    if note := left_out(args.recipe, args.overrides):
+        _say(note)
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
     if cfg.stage2 is not None:
         refuse_workers(args.workers[1] if args.workers else 1)
         _keep_stage1(cfg.stage2.from_run, run_uri)
-    data_uri = prepare_data(cfg.data, root, _say, fresh=args.fresh and not args.dry_run)
+    record = None if args.fresh else load_json(join(run_uri, "run.json"))
+    finished = record if record is not None and record["status"] == "finished" else None
+    if finished is None:
+        settle_tracking(cfg)
+    data_uri, manifest = prepare_run(cfg, root, _say, fresh=args.fresh and not args.dry_run)
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))
         return {}
@@ -48,11 +55,10 @@ def train(args: TrainArgs) -> dict[str, Any]:
         run_uri=run_uri,
         info={"id": cfg.name, "kind": "run", "group": "", "test": True},
     )
-    if not args.fresh and (record := _stored(job)):
-        _say(f"{cfg.name} finished {finished_ago(record)}; this is its stored result (--fresh to repeat it)")
-        return record | {"run_uri": run_uri}
-    settle_tracking(cfg)
-    manifest = read_manifest(data_uri)
+    if finished is not None:
+        refuse_other_run(job, finished)
+        _say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
+        return finished | {"run_uri": run_uri}
     budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
     _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
     if not wants_ray(args, cfg):
@@ -66,15 +72,6 @@ def train(args: TrainArgs) -> dict[str, Any]:
         except StopRequested as stop:
             raise KeyboardInterrupt(str(stop)) from None
     return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
-
-
-def _stored(job: Job) -> dict[str, Any] | None:
-    """The record of the run where it is finished already. CheckpointError where another run lies under its name."""
-    record = load_json(join(job.run_uri, "run.json"))
-    if record is None or record["status"] != "finished":
-        return None
-    refuse_other_run(job, record)
-    return record
 
 
 def _make_room(args: TrainArgs, run_uri: str) -> None:

@@ -23,6 +23,7 @@ from ltcore.runtime.place import (
     choose_engine,
     choose_scaling,
     prepare_data,
+    prepare_run,
     storage_root,
 )
 from ltcore.text import message
@@ -53,6 +54,7 @@ def tune(args: TuneArgs) -> dict[str, Any]:
             show_result(stored, uri, age=True)
             return stored
     from ltcore.config.load import base_run, load_sweep
+    from ltcore.config.show import left_out
     from ltcore.runtime.board import Board
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.launch import settle_tracking
@@ -62,6 +64,8 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     board.say(
         "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
     )
+    if note := left_out(sweep.recipe, sweep.overrides):
+        board.say(note)
     base = base_run(sweep)
     settle_tracking(base)
     with alone(uri, board.say):
@@ -109,8 +113,7 @@ def _tune_on(
 
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
     with board.stage("data"):
-        data_uri = prepare_data(base.data, root, board.say, fresh=args.fresh and not args.dry_run)
-    manifest = read_manifest(data_uri)
+        data_uri, manifest = prepare_run(base, root, board.say, fresh=args.fresh and not args.dry_run)
     if args.dry_run:
         board.say(dry_run_text(base, data_uri))
         return {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltcore.config.cli import PlaceArgs
 from ltcore.data.config import DataConfig
-from ltcore.data.prepare import prepare
+from ltcore.data.manifest import Manifest, read_manifest
+from ltcore.data.prepare import prepare, selection_remarks
 from ltcore.data.storage import is_local, join
 from ltcore.errors import ConfigError, refuse_userinfo
 from ltcore.runtime.capacity import Scaling
@@ -40,6 +42,18 @@ def prepare_data(data: DataConfig, root: str, say: Callable[[str], None], *, fre
     reaches, else in the cache folder. ``fresh`` makes the embedded data set again, and no other."""
     place = None if is_local(root) else join(root, "datasets")
     return prepare(data, fresh=fresh and data.uri == "digits-glt", progress=say, root=place)
+
+
+def prepare_run(cfg: RunConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> tuple[str, Manifest]:
+    """URI and manifest of a run's shards, after what a person should know of them was said. ConfigError as for
+    ``selection_remarks``."""
+    uri = prepare_data(cfg.data, root, say, fresh=fresh)
+    manifest = read_manifest(uri)
+    # the factor of stage 2 only repeats that of stage 1
+    chosen = cfg.data if cfg.stage2 is None else replace(cfg.data, imbalance_factor=None)
+    for remark in selection_remarks(chosen, manifest):
+        say(remark)
+    return uri, manifest
 
 
 def check_workers(cfg: RunConfig, scaling: Scaling) -> None:

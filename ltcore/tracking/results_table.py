@@ -12,6 +12,7 @@ from typing import Any
 from ltcore.config.keys import comes_from_stage1, effective
 from ltcore.config.show import run_tree
 from ltcore.config.tree import as_text, flatten, header, packaged
+from ltcore.data.config import BENCHMARKS, SELECTION
 from ltcore.errors import DataError
 from ltcore.text import markdown_cell, markdown_code
 from ltcore.tracking.page import IDENTITY, duration
@@ -37,6 +38,7 @@ PUBLISHED = re.compile(r"top-1 (?:at imbalance ([\d /]+): )?([\d. /]+) published
 """In a recipe's header: 'top-1 57.0 published', or 'top-1 at imbalance 100 / 50: 43.0 / 46.6 published'."""
 
 
+_SELECTION = tuple(f"data.{key}" for key in SELECTION)
 _MADE = re.compile(r"-if([\d.]+)-")
 
 
@@ -84,7 +86,10 @@ def missing(run: StoredRun) -> str:
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """(recipe, overrides) of the packaged recipe closest to a stored configuration."""
-    told = {k: v for k, v in config.items() if not k.startswith(ELSEWHERE)}
+    own_data = config["data.uri"] not in BENCHMARKS  # on which a recipe's selection has no effect by itself
+    told = {
+        k: v for k, v in config.items() if not (k.startswith(ELSEWHERE) or (own_data and k in _SELECTION and v is None))
+    }
 
     def overrides(recipe: str) -> dict[str, Any]:
         base = recipes[recipe]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ltcore.config.load import config_hash, dump, flat, from_dict, from_flat, load_run, override, to_yaml
-from ltcore.config.tree import read_recipe
+from ltcore.config.tree import read_run
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.training.checkpoint import refuse_differences
@@ -322,7 +322,7 @@ def test_unknown_recipes_name_the_nearest(tmp_path):
 def test_a_recipe_is_read_from_a_uri(tmp_path):
     (tmp_path / "far.yaml").write_text("base: near.yaml\nseed: 3\n")
     (tmp_path / "near.yaml").write_text("train: {epochs: 7}\n")
-    assert read_recipe(f"file://{tmp_path}/far.yaml") == {"name": "far", "seed": 3, "train": {"epochs": 7}}
+    assert read_run(f"file://{tmp_path}/far.yaml")[0] == {"name": "far", "seed": 3, "train": {"epochs": 7}}
 
 
 # ---- identity

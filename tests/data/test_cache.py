@@ -44,7 +44,7 @@ def test_holds_what_is_decoded(store: ShardStore, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(opened.canvases_N3SS, decode_rows(store, "train", np.arange(46), 16))
     assert done == [(min(n, 46), 46) for n in range(7, 53, 7)]
     assert not opened.canvases_N3SS.flags.writeable
-    assert entries() == {"train-16-v1"}
+    assert entries() == {"train-16-v2"}
 
 
 def test_is_filled_once_by_all_who_open_it(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_killed_fill_is_never_taken_for_whole(store: ShardStore) -> None:
     (partial / "canvases.u8").write_bytes(b"\0" * canvas_bytes(46, 16))
     expected = decode_rows(store, "train", np.arange(46), 16)
     np.testing.assert_array_equal(open_split(store).canvases_N3SS, expected)
-    assert entries() == {"train-16-v1"}
+    assert entries() == {"train-16-v2"}
 
 
 @pytest.mark.parametrize("file", ["canvases.u8", "meta.json"])
@@ -97,7 +97,7 @@ def test_least_recently_used_goes_first(store: ShardStore) -> None:
     age(store, "val", 200)
     open_split(store, "val").close()  # used again: train is now the oldest
     open_split(store, "test", cache_bytes=sizes["val"] + sizes["test"]).close()
-    assert entries() == {"val-16-v1", "test-16-v1"}
+    assert entries() == {"val-16-v2", "test-16-v2"}
 
 
 def test_an_entry_in_use_stays(store: ShardStore) -> None:
@@ -108,7 +108,7 @@ def test_an_entry_in_use_stays(store: ShardStore) -> None:
     np.testing.assert_array_equal(in_use.canvases_N3SS, before)
     in_use.close()
     open_split(store, "val", cache_bytes=canvas_bytes(46, 16))
-    assert entries() == {"val-16-v1"}
+    assert entries() == {"val-16-v2"}
 
 
 def test_leftovers_of_a_killed_process_make_room(store: ShardStore) -> None:
@@ -118,7 +118,7 @@ def test_leftovers_of_a_killed_process_make_room(store: ShardStore) -> None:
     stale.with_name(f"{stale.name}.lock").touch()
     (partial / "canvases.u8").write_bytes(b"\0" * 10_000)
     open_split(store, "val", cache_bytes=canvas_bytes(12, 16) + 5000)
-    assert entries() == {"val-16-v1"}
+    assert entries() == {"val-16-v2"}
 
 
 def test_too_small_a_cap_says_what_to_do(store: ShardStore) -> None:

@@ -167,7 +167,7 @@ def test_a_broken_image_brings_no_warning_beside_its_sentence() -> None:
 
 BROKEN: dict[str, tuple[bytes, str]] = {
     "zero bytes": (b"", "has 0 bytes"),
-    "text": (b"<html>not found</html>", r"cannot be decoded \(unknown format\)"),
+    "text": (b"<html>not found</html>", r"cannot be decoded \(unknown format; known are PNG"),
     "cut": (encode(RGB, "PNG")[:-40], "cannot be decoded"),
     "header alone": (by_hand(SIDE, SIDE, 8, 2, b"")[:33], "cannot be decoded"),
     "no pixels": (by_hand(SIDE, SIDE, 8, 2, b""), "cannot be decoded"),

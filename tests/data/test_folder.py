@@ -139,7 +139,7 @@ def test_list_files_name_splits_labels_and_classes(tmp_path):
     train = [f"photos/zoo/{i}.png 0" for i in range(4)] + [f"photos/airport/{i}.png 1" for i in range(4)]
     (tmp_path / "train.txt").write_text("\n".join(train) + "\n\n")
     (tmp_path / "test.txt.gz").write_bytes(gzip.compress(b"photos/zoo/5.png 0\nphotos/airport/5.png 1"))
-    layout = read_lists(root, {"train": str(tmp_path / "train.txt"), "test": str(tmp_path / "test.txt.gz")})
+    layout = read_lists(root, {"train": str(tmp_path / "train.txt"), "test": str(tmp_path / "test.txt.gz")}.items())
     assert layout.classes == ("zoo", "airport")  # by label, not by name
     source = image_folder(root, layout, DataConfig(uri="x", val_per_class=0))
     assert {row.key: row.label for row in source.splits["test"]} == {"photos/zoo/5": 0, "photos/airport/5": 1}
@@ -158,7 +158,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     root = as_folder({"a/0.png": image(0), "a/1.png": image(1)}, tmp_path / "set")
     (tmp_path / "train.txt").write_text(f"a/0.png 0\n{line}\n")
     with pytest.raises(DataError, match=message):
-        read_lists(root, {"train": str(tmp_path / "train.txt")})
+        read_lists(root, {"train": str(tmp_path / "train.txt")}.items())
 
 
 def test_lists_must_agree_with_each_other(tmp_path):
@@ -166,9 +166,9 @@ def test_lists_must_agree_with_each_other(tmp_path):
     paths = {split: str(tmp_path / f"{split}.txt") for split in ("train", "test")}
     (tmp_path / "train.txt").write_text("a/0.png 0\n")
     with pytest.raises(DataError, match="none for train"):
-        read_lists(root, {"test": paths["test"]})
+        read_lists(root, {"test": paths["test"]}.items())
     with pytest.raises(DataError, match=r"test.txt is no readable list"):
-        read_lists(root, paths)
+        read_lists(root, paths.items())
     for text, message in (
         ("", "is empty"),
         ("a/1.png 4", "label 4, but training labels end at 0"),
@@ -176,7 +176,7 @@ def test_lists_must_agree_with_each_other(tmp_path):
     ):
         (tmp_path / "test.txt").write_text(text)
         with pytest.raises(DataError, match=message):
-            read_lists(root, paths)
+            read_lists(root, paths.items())
 
 
 @pytest.mark.parametrize(

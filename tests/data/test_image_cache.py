@@ -73,7 +73,7 @@ def test_holds_what_is_decoded_with_a_short_side_of_at_most_that(store: ShardSto
     assert_holds(opened, store)
     assert done == [(64, 150), (128, 150), (150, 150)]
     assert not opened.pixels_P.flags.writeable
-    assert entries() == {f"train-{SIDE}-v1-whole"}
+    assert entries() == {f"train-{SIDE}-v2-whole"}
 
 
 def test_grows_where_the_images_are_longer_than_photographs(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_shares_the_cap_with_canvases(store: ShardStore) -> None:
     in_use = open_split(store)
     size = len(in_use.pixels_P)
     open_canvases(store, "val", SIDE, cache_bytes=size + 3 * 3 * SIDE**2).close()
-    assert entries() == {f"train-{SIDE}-v1-whole", f"val-{SIDE}-v1"}
+    assert entries() == {f"train-{SIDE}-v2-whole", f"val-{SIDE}-v2"}
     with pytest.raises(DataError, match=r"are in use, and data\.cache_bytes="):
         open_images(store, "train", SIDE - 1, cache_bytes=size)
     in_use.close()
@@ -119,7 +119,7 @@ def test_in_use_it_stays_and_afterwards_the_least_recently_used_goes(store: Shar
         open_canvases(store, "val", SIDE, cache_bytes=len(in_use.pixels_P))
     in_use.close()
     open_canvases(store, "val", SIDE, cache_bytes=len(in_use.pixels_P))
-    assert entries() == {f"val-{SIDE}-v1"}
+    assert entries() == {f"val-{SIDE}-v2"}
 
 
 def test_too_small_a_cap_also_midway(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:

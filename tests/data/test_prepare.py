@@ -10,7 +10,7 @@ from PIL import Image
 
 from ltcore.data.config import DataConfig
 from ltcore.data.manifest import read_manifest
-from ltcore.data.prepare import make, prepare
+from ltcore.data.prepare import make, prepare, selection_remarks
 from ltcore.data.storage import cache_root
 from ltcore.data.store import ShardStore
 from ltcore.errors import ConfigError, DataError
@@ -134,8 +134,12 @@ def test_digits_need_no_files_and_lists_do_not_fit_them(tmp_path):
     uri = prepare(DataConfig())
     manifest = read_manifest(uri)
     assert manifest.name == "digits-glt" and manifest.shot_groups == ("many",) * 4 + ("medium",) * 3 + ("few",) * 3
+    assert selection_remarks(DataConfig(), manifest) == []
     assert prepare(DataConfig(imbalance_factor=100)) == uri  # documented: its imbalance is its own
+    assert selection_remarks(DataConfig(imbalance_factor=100), manifest) == [
+        "digits-glt has an imbalance of its own, 20.0: data.imbalance_factor=100 has no effect."
+    ]
     with pytest.raises(ConfigError, match="list files name images"):
-        make(DataConfig(), str(tmp_path / "out"), lists={"train": "x"})
+        make(DataConfig(), str(tmp_path / "out"), lists=[("train", "x")])
     with pytest.raises(ConfigError, match=r"data\.val_per_class=19: digits-glt has room for at most 18"):
         prepare(DataConfig(val_per_class=19))

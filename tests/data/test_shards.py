@@ -131,7 +131,8 @@ def test_a_class_without_training_image_is_named(tmp_path: Path) -> None:
         ({"splits": {"train": SAMPLES, "../x": []}}, "use only letters"),
         ({"classes": ["a", "a", "b"]}, "distinct"),
         ({"shot_rule": "rnak"}, "Did you mean rank"),
-        ({"shard_size": 0}, "must be >= 1"),
+        ({"shard_size": 0}, "shard_size >= 1, got 8 and 0"),
+        ({"canvas": 4097}, r"canvas must be in 1\.\.4096"),
         ({"std": (0.2, 0.2, 0.0)}, "std positive"),
     ],
 )

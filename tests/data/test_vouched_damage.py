@@ -183,6 +183,7 @@ def test_pickles_among_the_data_are_never_loaded(small: Path, tmp_path: Path) ->
         (small / name).write_bytes(evil)
         with pytest.raises(DataError):
             ShardStore(str(small)).labels("train")
+        shutil.rmtree(small)
         write_small(small)
     assert not (tmp_path / "mark").exists()
     pickle.loads(evil)

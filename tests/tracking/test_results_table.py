@@ -15,7 +15,7 @@ from ltcore.tracking.results_table import COLUMNS, results_table
 from tests.tracking.fake_sweep import write_json
 
 RECIPE = "cifar100_lt_balanced_softmax"
-HERE = {"data.uri": "/images.zip", "train.threads": "1", "tracking.wandb": "false"}
+HERE = {"data.uri": "/images.zip", "data.imbalance_factor": "100", "train.threads": "1", "tracking.wandb": "false"}
 
 
 def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
@@ -73,6 +73,14 @@ def test_other_values_and_other_data_have_lines_of_their_own(tmp_path: Path) -> 
     assert [row["published"] for row in rows] == ["43.0", "—", "43.0"], "that of another method is none"
     assert "train.optim.lr=0.05" in rows[1]["command"] and "objective.terms.dro.radius=0.5" in rows[1]["command"]
     assert load_run(RECIPE, dict(word.split("=") for word in rows[1]["command"].strip("`").split()[2:]))
+
+
+def test_images_that_were_used_as_they_are_are_no_override_and_have_no_published_value(tmp_path: Path) -> None:
+    """Of a recipe for CIFAR-100 the command would use the whole of it."""
+    (row,) = cells(write(tmp_path / "a", 0.3, 0.3, data__imbalance_factor="null"))
+    assert (row["published"], row["command"]) == ("—", f"`train.py {RECIPE} train.epochs=30`")
+    (row,) = cells(write(tmp_path / "b", 0.3, 0.3, data__imbalance_factor="null", data__uri="cifar100"))
+    assert row["command"] == f"`train.py {RECIPE} data.imbalance_factor=null train.epochs=30`"
 
 
 @pytest.mark.parametrize("recipe", ["cifar100_lt_ce", "cifar100_lt_paco_lpa", "cifar100_lt_dro"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ltcore.data.config import DataConfig
-from ltcore.data.decode import decode_canvas
+from ltcore.data.decode import decode_canvas, decode_image, size_of
 from ltcore.data.longtail import carve, keyed_order
 from ltcore.data.shards import EXTENSIONS, Sample, safe_key
 from ltcore.data.sources import Source
@@ -26,8 +25,9 @@ TEST_SHARE = 5
 LARGEST_CANVAS = 224
 PROBED = 512
 """Training images, chosen by hash, from which canvas, mean and std are measured."""
-CHUNK = 256
-ALIASES = {"jpeg": "jpg", "tiff": "tif"}
+CHUNK, CHUNK_BYTES = 256, 64 * 2**20
+"""Images, and about how many bytes of them, that are in memory at once."""
+ALIASES = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif", "pgm": "ppm"}
 
 
 def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
@@ -38,6 +38,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     """
     splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
     train, has_val = splits["train"], "val" in splits
+    has_test = any(split.startswith("test") for split in splits)
     test_made = splits.keys() == {"train"}
     if test_made:
         train, splits["test"] = _hold_out(train, len(layout.classes), cfg.subset_seed)
@@ -65,7 +66,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
         shot_rule="count",
         provenance={
             "source": f"images of {stem}",
-            "test": f"1/{TEST_SHARE} of each class by keyed hash" if test_made else "as given",
+            "test": f"1/{TEST_SHARE} of each class by keyed hash" if test_made else "as given" if has_test else "none",
             **tail_provenance(cfg, carved, layout.classes, val_given=has_val),
         },
     )
@@ -117,33 +118,40 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Sample]:
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self.items), CHUNK):
-                chunk = self.items[start : start + CHUNK]
-                images = [self.root.read(item.path) for item in chunk]
-                checks = pool.map(self._check, chunk, images)
-                for item, image, _ in zip(chunk, images, checks, strict=True):
+            for chunk in self._chunks():
+                checks = pool.map(self._check, *zip(*chunk, strict=True))
+                for (item, image), _ in zip(chunk, checks, strict=True):
                     yield Sample(key=item.key, image=image, ext=item.ext, label=item.label)
+
+    def _chunks(self) -> Iterator[list[tuple[_Item, bytes]]]:
+        """The items with their bytes, as many at a time as may be in memory together."""
+        chunk, held = list[tuple[_Item, bytes]](), 0
+        for item in self.items:
+            chunk.append((item, self.root.read(item.path)))
+            held += len(chunk[-1][1])
+            if len(chunk) == CHUNK or held >= CHUNK_BYTES:
+                yield chunk
+                chunk, held = [], 0
+        if chunk:
+            yield chunk
 
     def _check(self, item: _Item, image: bytes) -> None:
         decode_canvas(image, self.canvas, f"{self.root.where}: {item.path}")
 
 
 def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Canvas side (median short side, at most 224), mean and std of a keyed sample of images."""
-    from PIL import Image
+    """Canvas side (median short side, at most 224), mean and std of a keyed sample of images.
 
-    chosen = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")[:PROBED]
-    images = [(root.read(items[i].path), f"{root.where}: {items[i].path}") for i in chosen]
-    sides = []
-    for image, where in images:
-        decode_canvas(image, 1, where)  # names a broken image; its header is sound below
-        with Image.open(io.BytesIO(image)) as opened:
-            sides.append(min(opened.size))
+    They are read and decoded twice: together they may be larger than memory.
+    """
+    order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
+    chosen = [items[i].path for i in order[:PROBED]]
+    sides = [min(size_of(decode_image(root.read(path), f"{root.where}: {path}"))) for path in chosen]
     canvas = max(1, min(int(np.median(sides)), LARGEST_CANVAS))
     # sums of integers: the same numbers in any order and on any machine
-    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(images) * canvas**2
-    for image, where in images:
-        pixels_CP = decode_canvas(image, canvas, where).reshape(3, -1).astype(np.int64)
+    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(chosen) * canvas**2
+    for path in chosen:
+        pixels_CP = decode_canvas(root.read(path), canvas, f"{root.where}: {path}").reshape(3, -1).astype(np.int64)
         sums_C += pixels_CP.sum(1)
         squares_C += (pixels_CP**2).sum(1)
     mean_C = sums_C / count

@@ -18,6 +18,10 @@ MAX_BYTES = 8 * MAX_PIXELS
 """Of one file, that is, of the largest image uncompressed: more in a zip is a bomb rather than a picture."""
 
 
+PACKED_BYTES, MAX_RATIO = 16 * 2**20, 200
+"""Files of a zip that are larger than the first and than the second times their packed size are no pictures either."""
+
+
 class Root(Protocol):
     """Files of a directory or zip. Reading is for one thread at a time: ``zipfile`` shares one file position."""
 
@@ -25,6 +29,8 @@ class Root(Protocol):
     """The directory or zip, for messages."""
     files: tuple[str, ...]
     """Relative paths with ``/``, sorted; hidden files are left out."""
+    empty: tuple[str, ...]
+    """Relative paths of folders without any of these files, sorted; hidden ones are left out."""
     fingerprint: str
     """Changes when a file is added, removed, renamed or changed; the same wherever the root lies."""
 
@@ -47,12 +53,9 @@ class _Directory:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.where = str(root)
-        found = (
-            (Path(folder) / name).relative_to(root).as_posix()
-            for folder, _, names in os.walk(root, followlinks=True)
-            for name in names
-        )
+        folders, found = _walk(root)
         self.files = tuple(sorted(name for name in found if not _hidden(name)))
+        self.empty = _empty(folders, self.files)
         self._sizes: dict[str, int] = {}
         self.fingerprint = _digest(self._describe(name) for name in self.files)
 
@@ -74,6 +77,33 @@ class _Directory:
             raise DataError(f"{self.where}: {path} cannot be read ({error}).") from error
 
 
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """Folders and files below ``root``, by relative path; links to folders are followed.
+
+    DataError for a folder that cannot be listed, and for one that is reached twice: through a link to a folder above it the
+    walk would have no end, and through one beside it its images would count twice.
+    """
+    folders, files, seen = [], [], dict[tuple[int, int], str]()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Correct its permissions or remove it.")
+
+    for folder, below, names in os.walk(root, followlinks=True, onerror=refuse):
+        below[:] = sorted(name for name in below if not _hidden(name))
+        here, found = Path(folder).relative_to(root), Path(folder).stat()
+        first = seen.setdefault((found.st_dev, found.st_ino), str(here))
+        if first != str(here):
+            raise DataError(f"{root}: {here} and {first} are the same folder, through a link. Remove one of them.")
+        folders.append(here.as_posix())
+        files += [(here / name).as_posix() for name in names]
+    return folders, files
+
+
+def _empty(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
+    full = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    return tuple(sorted(folder for folder in folders if folder not in full and not _hidden(folder)))
+
+
 class _Zip:
     def __init__(self, path: Path) -> None:
         self.where = str(path)
@@ -89,10 +119,17 @@ class _Zip:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
                 raise DataError(f"{path}: the name {name!r} points outside the zip; make the zip again without it.")
         self.files = tuple(sorted(name for name in infos if not _hidden(name)))
+        self.empty = _empty((info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir()), self.files)
         self.fingerprint = _digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
-        _check_size(self.where, path, self._zip.getinfo(path).file_size)
+        info = self._zip.getinfo(path)
+        _check_size(self.where, path, info.file_size)
+        if info.file_size > max(PACKED_BYTES, MAX_RATIO * info.compress_size):
+            raise DataError(
+                f"{self.where}: {path} has {info.file_size} bytes, packed into {info.compress_size}; expected at most "
+                f"{MAX_RATIO} times as many. Remove it, or pack it without compression."
+            )
         try:
             return self._zip.read(path)
         except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
@@ -106,7 +143,9 @@ def _check_size(where: str, path: str, size: int) -> None:
 
 def _hidden(name: str) -> bool:
     """Files that operating systems leave behind."""
-    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db") for part in PurePosixPath(name).parts)
+    return any(
+        part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "lost+found") for part in PurePosixPath(name).parts
+    )
 
 
 def _digest(lines: Iterable[str]) -> str:

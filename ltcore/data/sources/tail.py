@@ -7,6 +7,7 @@ from typing import Any
 
 from ltcore.data.config import DataConfig
 from ltcore.data.longtail import Carve
+from ltcore.data.remarks import SELECTED_FROM
 
 
 def tail_name(base: str, cfg: DataConfig) -> str:
@@ -16,7 +17,9 @@ def tail_name(base: str, cfg: DataConfig) -> str:
 
 def tail_provenance(cfg: DataConfig, carved: Carve, classes: Sequence[str], *, val_given: bool) -> dict[str, Any]:
     """How train and val were chosen, and which classes have fewer validation images than was asked for."""
-    chosen: dict[str, Any] = {} if cfg.imbalance_factor is None else {"subset": cfg.subset}
+    chosen: dict[str, Any] = {}
+    if cfg.imbalance_factor is not None:
+        chosen |= {"subset": cfg.subset, SELECTED_FROM: carved.available}
     chosen |= {"imbalance_factor": cfg.imbalance_factor, "subset_seed": cfg.subset_seed}
     if val_given:
         return {**chosen, "val": "as given"}
