@@ -86,14 +86,17 @@ class PlanFeed:
         why: str = "asked for",
         augment: AugmentConfig | None = None,
         num_views: int = 1,
+        trains: bool = True,
     ) -> None:
+        """``trains=False`` is for evaluation alone, also of data without a training split."""
         self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
         self.store = ShardStore(uri, cfg.cache_bytes)
         self.canvas = cfg.canvas or self.store.manifest.canvas
         self.crops = reader_crops(augment, num_views, self.canvas) if augment else ()
         self.why = why
         self.copies_N: Ints | None = None
-        self.plan(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
+        if trains:
+            self.plan(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
 
     @property
     def num_batches(self) -> int:

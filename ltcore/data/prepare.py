@@ -24,7 +24,14 @@ PROGRESS_S = 1.0
 Progress = Callable[[str], None]
 
 
-def prepare(cfg: DataConfig, *, fresh: bool = False, progress: Progress | None = None, root: str | None = None) -> str:
+def prepare(
+    cfg: DataConfig,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    root: str | None = None,
+    needs_train: bool = True,
+) -> str:
     """URI of the shards for ``cfg.uri``: itself if it has a manifest, otherwise a copy that is made once.
 
     Several processes of one node may call this at the same time; one makes the copy, the others wait for it.
@@ -34,12 +41,13 @@ def prepare(cfg: DataConfig, *, fresh: bool = False, progress: Progress | None =
         fresh: make the copy again; no effect on finished shards.
         progress: called with a line of text about once a second while something is made.
         root: URI of the folder for copies; None is the node's cache folder. Workers on other nodes need a shared one.
+        needs_train: refuse a folder without training images, which can only be evaluated on.
 
     Raises DataError or ConfigError with one sentence when there is nothing that could be used.
     """
     if cfg.uri not in BENCHMARKS and is_shards(cfg.uri):
         return cfg.uri
-    origin = _find(cfg, ())
+    origin = _find(cfg, (), needs_train)
     place = f"{origin.name}-{origin.digest[:12]}"
     cache = storage.cache_root() / "datasets"
     uri = storage.join(root or str(cache), place)
@@ -111,7 +119,7 @@ class _Origin:
     build: Callable[[], Source]
 
 
-def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]]) -> _Origin:
+def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]], needs_train: bool = True) -> _Origin:
     if cfg.uri in BENCHMARKS:
         if lists:
             raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
@@ -132,7 +140,7 @@ def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]]) -> _Origin:
         )
     path = storage.local_path(cfg.uri).absolute()
     root = open_root(str(path))
-    layout = read_lists(root, lists) if lists else read_folders(root)
+    layout = read_lists(root, lists) if lists else read_folders(root, needs_train=needs_train)
     return _Origin(path.stem, _digest(cfg, root.fingerprint), lambda: image_folder(root, layout, cfg))
 
 

@@ -99,8 +99,8 @@ def write_dataset(
 
     Samples may come in any order and are spooled to disk, so memory holds only keys. Equal samples give equal bytes for
     equal library versions. A data set that is there already is replaced once the new one is complete, which ``progress`` is
-    told; a folder that holds anything else is refused. ``splits`` must have ``train`` with every class in it; classes that
-    have no image in another split are noted in the provenance.
+    told; a folder that holds anything else is refused. ``train`` must have every class in it, unless there is none and the data
+    are for evaluation alone; classes that have no image in another split are noted in the provenance.
 
     Raises ConfigError for a wrong argument and DataError for a bad sample or a failing disk; neither leaves anything
     behind that a reader could take for a data set.
@@ -117,11 +117,12 @@ def write_dataset(
                     rows = _spool(samples, spool, f"{name}/{split}", len(classes), len(attributes), seed)
                     written[split] = Split(tuple(_write_shards(rows, spool, folder, split, shard_size)))
                 counts[split] = np.bincount([row.label for row in rows], minlength=len(classes))
-            absent = [classes[c] for c in np.flatnonzero(counts["train"] == 0)]
+            known = counts["train"] if "train" in counts else np.sum(list(counts.values()), 0)
+            absent = [classes[c] for c in np.flatnonzero(known == 0)]
             if absent:
+                what = "training image" if "train" in counts else "image"
                 raise DataError(
-                    f"{name}: {len(absent)} classes have no training image, the first is {absent[0]!r}. "
-                    "Leave them out or add images."
+                    f"{name}: {len(absent)} classes have no {what}, the first is {absent[0]!r}. Leave them out or add images."
                 )
             manifest = Manifest(
                 name=name,
@@ -129,7 +130,7 @@ def write_dataset(
                 attributes=attributes,
                 splits=written,
                 class_counts={split: tuple(row.tolist()) for split, row in counts.items()},
-                shot_groups=group_classes(counts["train"].tolist()),
+                shot_groups=group_classes(known.tolist()),
                 shot_rule=shot_rule,
                 canvas=canvas,
                 mean=mean,
@@ -157,8 +158,8 @@ def _check_arguments(
     std: tuple[float, ...],
     shard_size: int,
 ) -> None:
-    if "train" not in splits:
-        raise ConfigError(f"splits has {', '.join(splits) or 'nothing'}, expected at least 'train'.")
+    if not splits:
+        raise ConfigError("splits has nothing, expected 'train', or a test for evaluation alone.")
     for split in splits:
         if not SPLIT_NAME.fullmatch(split):
             raise ConfigError(f"split {split!r}: use only letters, digits, _ and -.")

@@ -55,7 +55,7 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
 
 def _prepared(data: Any) -> str:
     _say(f"evaluating on {data.uri}")
-    return prepare(data, progress=_say)
+    return prepare(data, progress=_say, needs_train=False)
 
 
 def _say(text: str) -> None:

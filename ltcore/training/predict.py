@@ -18,7 +18,7 @@ from ltcore.config.load import from_flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.boxes import centered_square
 from ltcore.data.decode import Pixels, decode_canvas, resample, size_of
-from ltcore.data.feed import open_feed
+from ltcore.data.feed import ThreadFeed
 from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.models.net import PROJECTIONS, LongTailNet
 from ltcore.objective.bases.logit_adjust import posthoc_logits
@@ -182,7 +182,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
     """
     # Threads, not the cache: it would decode the training split first.
     data = replace(predictor.config.data, canvas=predictor.canvas, tier="threads")
-    feed = open_feed(data, data_uri, batch_size=1, seed=0)
+    feed = ThreadFeed(data, data_uri, batch_size=1, seed=0, trains=False)
     try:
         manifest = feed.store.manifest
         to_network_K = _classes_by_name(predictor, manifest.classes, data_uri)

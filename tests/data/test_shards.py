@@ -127,7 +127,7 @@ def test_a_class_without_training_image_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"splits": {"test": SAMPLES}}, "expected at least 'train'"),
+        ({"splits": {}}, "splits has nothing, expected 'train'"),
         ({"splits": {"train": SAMPLES, "../x": []}}, "use only letters"),
         ({"classes": ["a", "a", "b"]}, "distinct"),
         ({"shot_rule": "rnak"}, "Did you mean rank"),

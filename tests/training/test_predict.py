@@ -18,7 +18,9 @@ from torch import Tensor
 
 import ltcore
 from ltcore.config import cli
+from ltcore.data.config import DataConfig
 from ltcore.data.manifest import read_manifest
+from ltcore.data.prepare import prepare
 from ltcore.data.shards import write_dataset
 from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.runtime import assess
@@ -291,3 +293,22 @@ def test_a_remote_checkpoint_may_be_named_and_what_is_none_is_refused(trained: P
     assert named.place == f"{uri}/checkpoints/{last.path.name}"
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         ltcore.load(f"{bucket.uri}/nothing")
+
+
+def test_a_folder_with_a_test_alone_and_fewer_classes_is_evaluated_and_not_trained_on(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictor, hits, total = ltcore.load(copy), 0, 0
+    for sample in tiny_samples("test"):
+        name = predictor.classes[sample.label]
+        if name in ("dog", "bee"):
+            file = tmp_path / "new" / "Test" / name / f"{sample.key}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sample.image)
+            hits, total = hits + (predictor.predict(file)[0][0] == name), total + 1
+    assessed(copy, "--data", tmp_path / "new", "--output", tmp_path / "m.json")
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert written["splits"]["test"]["top1"] == pytest.approx(hits / total)
+    assert "test: 2 of 4 classes have images" in capsys.readouterr().out
+    with pytest.raises(DataError, match="new has test but no train folder"):
+        prepare(DataConfig(uri=str(tmp_path / "new")))

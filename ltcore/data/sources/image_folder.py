@@ -34,8 +34,11 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     """The source for the images below ``root``.
 
     Where ``layout`` has no test split (and no val split), a fifth of each class becomes one; where it has no val
-    split, :func:`ltcore.data.longtail.carve` makes one. The split of an image depends on its path and the seed alone.
+    split, :func:`ltcore.data.longtail.carve` makes one. The split of an image depends on its path and the seed alone. Data
+    without a train split, which are for evaluation, stay as they are.
     """
+    if "train" not in layout.splits:
+        return _for_evaluation(root, layout, cfg)
     splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
     train, has_val = splits["train"], "val" in splits
     has_test = any(split.startswith("test") for split in splits)
@@ -69,6 +72,22 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
             "test": f"1/{TEST_SHARE} of each class by keyed hash" if test_made else "as given" if has_test else "none",
             **tail_provenance(cfg, carved, layout.classes, val_given=has_val),
         },
+    )
+
+
+def _for_evaluation(root: Root, layout: Layout, cfg: DataConfig) -> Source:
+    splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
+    canvas, mean, std = _probe(root, [item for items in splits.values() for item in items], cfg.subset_seed)
+    stem = Path(root.where).resolve().stem
+    return Source(
+        name=stem,
+        classes=layout.classes,
+        splits={name: _Rows(root, items, canvas) for name, items in splits.items()},
+        canvas=canvas,
+        mean=mean,
+        std=std,
+        shot_rule="count",
+        provenance={"source": f"images of {stem}", "test": "as given", "train": "none: for evaluation"},
     )
 
 

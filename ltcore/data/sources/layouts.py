@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """What belongs where; the split ``train`` is always there."""
+    """What belongs where; the split ``train`` is there unless the data are for evaluation alone."""
 
     classes: tuple[str, ...]
     splits: dict[str, list[Entry]]
@@ -46,11 +47,12 @@ def split_of(word: str) -> str:
     return SPLIT_WORDS.get(word.lower(), "")
 
 
-def read_folders(root: Root) -> Layout:
+def read_folders(root: Root, *, needs_train: bool = True) -> Layout:
     """The layout of ``train|val|test/<class>/<image>``, or of ``<class>/<image>`` as one split ``train``.
 
     Classes are sorted by name; one folder around everything, as many zips have it, is ignored, and splits may have any name
-    of ``SPLIT_WORDS``. DataError names the first file that does not fit, a folder without images, and a single class.
+    of ``SPLIT_WORDS``. Without ``needs_train`` there may be a test folder alone, with any number of classes, to evaluate on.
+    DataError names the first file that does not fit, a folder without images, and a single class.
     """
     if not root.files:
         raise DataError(f"{root.where} holds no images; expected {LAYOUTS}.")
@@ -72,17 +74,17 @@ def read_folders(root: Root) -> Layout:
         if with_splits and folders.setdefault(split, p[0]) != p[0]:
             raise DataError(f"{root.where}: the folders {folders[split]} and {p[0]} both mean {split}. Merge them.")
         named.setdefault(split, []).append((path, p[-2]))
-    if "train" not in named:
+    if needs_train and "train" not in named:
         raise DataError(f"{root.where} has {', '.join(named)} but no train folder; expected {LAYOUTS}.")
-    classes = tuple(sorted({name for _, name in named["train"]}))
+    classes = tuple(sorted({name for _, name in named.get("train") or itertools.chain(*named.values())}))
     labels = {name: label for label, name in enumerate(classes)}
     for split, files in named.items():
         for path, name in files:
             if name not in labels:
                 raise DataError(f"{root.where}: {path} is of class {name!r} in {split}, which has no training image.")
-    _refuse_one_class(
-        root.where, classes, f"expected {LAYOUTS}, with one folder for each class; is this a level too high?"
-    )
+    if "train" in named:
+        expected = f"expected {LAYOUTS}, with one folder for each class; is this a level too high?"
+        _refuse_one_class(root.where, classes, expected)
     order = [split for split in SPLITS if split in named]
     return Layout(classes, {s: [Entry(path, labels[name]) for path, name in named[s]] for s in order})
 
