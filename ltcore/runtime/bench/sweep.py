@@ -117,6 +117,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
             "engine": "trial",
             "hot": [],
             "pulse": "",
+            "nonce": "",
             "code": "",  # one machine and one checkout: nothing to compare
             "fork_of": "",
             "forked": [],
