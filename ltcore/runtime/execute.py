@@ -57,8 +57,6 @@ class Job:
     """CPUs given to each worker; 0: all that the process may use."""
     pulse: str = ""
     """Name of the actor that takes signs of life; '' where nobody listens."""
-    stop_after_epochs: int = 0
-    """Epochs after which the run stops with a checkpoint; 0: at its end."""
     fork_of: str = ""
     """Directory of a run whose newest checkpoint this one starts from; '' starts from the beginning."""
     code: str = field(default_factory=code_version)
@@ -150,7 +148,7 @@ def _run(
     except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
         status = "stopped"
         record.update(
-            status=status, reason=str(stop) if isinstance(stop, StopRequested) else "ended early by the scheduler"
+            status=status, reason=str(stop) if isinstance(stop, StopRequested) else "ended early by the driver"
         )
         raise
     except torch.OutOfMemoryError as error:
