@@ -132,16 +132,16 @@ def test_board(text: str) -> None:
 def test_end_of_a_trial(text: str, tmp_path: Path) -> None:
     """What gloo says when a process dies ended every sweep in which one died."""
     terminal, file = wide()
-    base = SimpleNamespace(train=SimpleNamespace(epochs=1))
     sweep = SimpleNamespace(
         watch=SimpleNamespace(touch=lambda: None),
-        setup=SimpleNamespace(
-            base=base, images_per_epoch=10, sweep=SimpleNamespace(metric="val/top1"), uri=str(tmp_path)
-        ),
-        fields={"unborn": {}},
+        setup=SimpleNamespace(sweep=SimpleNamespace(metric="val/top1")),
         board=Board(terminal),
+        _lost={"00001": text},
     )
-    Sweep._trial_ended(sweep, "00000", {"a.b": text}, {}, RuntimeError(text))  # type: ignore[arg-type]
+    failed = {"status": "failed", "reason": f"RuntimeError: {text}", "last": {}}
+    Sweep._part_ended(sweep, "00000", {"a.b": text}, "open", failed)  # type: ignore[arg-type]
+    Sweep._part_ended(sweep, "00001", {"a.b": text}, "open", None)  # type: ignore[arg-type]
+    assert "lost with its process (" in file.getvalue()
     assert harmless(file.getvalue())
     assert "failed (" in file.getvalue()
     assert printable(text.splitlines()[-1]) in file.getvalue()

@@ -121,7 +121,7 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
             "stage2: a sweep trains stage 1. Take stage2 out of it, and run stage 2 by train.py on the run of your choice."
         )
     _check_hot(sweep, base)
-    start, name = _latest_start(sweep, base)
+    start, name = latest_start(sweep, base)
     if sweep.search != "pbt" and sweep.grace_fraction is not None and sweep.grace_fraction < start:
         raise ConfigError(
             f"sweep.grace_fraction={sweep.grace_fraction} is shorter than objective.terms.{name}.start={start}: "
@@ -148,10 +148,10 @@ def grace_fraction(sweep: SweepConfig, base: RunConfig) -> float:
     """``sweep.grace_fraction``, found where it is null."""
     if sweep.grace_fraction is not None:
         return sweep.grace_fraction
-    return max(GRACE_FRACTION, _latest_start(sweep, base)[0])
+    return max(GRACE_FRACTION, latest_start(sweep, base)[0])
 
 
-def _latest_start(sweep: SweepConfig, base: RunConfig) -> tuple[float, str]:
+def latest_start(sweep: SweepConfig, base: RunConfig) -> tuple[float, str]:
     """Start and name of the term that begins last in any trial. Raises ConfigError for values that the recipe does not take."""
     latest = (0.0, "")
     for run in (base, *_probed(sweep, base)):

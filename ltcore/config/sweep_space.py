@@ -16,9 +16,10 @@ gives other trials.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
@@ -139,18 +140,21 @@ class SweepConfig:
     space: dict[str, SpaceSpec] = field(default_factory=dict)
     """Dotted key -> values to try. At least one."""
     search: str = "random"
-    """'random' (Latin hypercube), 'grid' (all combinations), 'tpe' (Optuna; needs 20 trials) or 'pbt' (population
-    based: keys in ``hot`` change while training)."""
+    """'random' (Latin hypercube), 'grid' (all combinations), 'tpe' (Optuna, in batches of a tenth of the trials and five at
+    least; needs 20 trials) or 'pbt' (population based: keys in ``hot`` change while training). All but pbt choose the same
+    winner for one seed, however many trials run at a time."""
     num_trials: int = 8
     """Trials. Range >= 1. No effect with search=grid, whose size is the product of the lists."""
     metric: str = "val/top1"
     """Validation metric that ranks trials; the highest wins."""
     grace_fraction: float | None = None
-    """Fraction of a full training that every trial gets before ASHA may stop it. Range (0, 1]; 1 never stops one. Not
-    less than the start of the latest term, or terms would be judged before they act; null: 0.25, or that start where it
-    is later. No effect with search=pbt."""
+    """Fraction of a full training after which trials are compared first, all of them, and the worse ones stopped; from there
+    on whenever training is reduction_factor times as far. Range (0, 1]; 1 never stops one. Not less than the start of the
+    latest term, which in any case acts for a whole epoch before trials are compared; null: 0.25, or that start where it is
+    later. No effect with search=pbt."""
     reduction_factor: int = 3
-    """ASHA keeps 1 / reduction_factor of the trials at each rung. Range >= 2. No effect with search=pbt."""
+    """Successive halving keeps 1 / reduction_factor of the trials at each comparison, and three at least. Range >= 2. No
+    effect with search=pbt."""
     hot: tuple[str, ...] = ()
     """Keys of ``space`` that population-based training may change. Needed by search=pbt, else without effect."""
     retrain_seeds: int = 3
@@ -229,10 +233,18 @@ def sample_space(space: Mapping[str, SpaceSpec], trial: int, *, num_trials: int,
     block, row = divmod(trial, num_trials)
     values = {}
     for key, spec in space.items():
-        strata = sorted(range(num_trials), key=lambda s: hash64(seed, "stratum", key, block, s))
+        strata = _strata(num_trials, seed, key, block)
         inside = (hash64(seed, "inside", key, trial) >> 11) * 2.0**-53
         values[key] = spec.at((strata[row] + inside) / num_trials)
     return values
+
+
+@functools.lru_cache(maxsize=256)
+def _strata(num_trials: int, seed: int, key: str, block: int) -> tuple[int, ...]:
+    """Which stratum of a key each trial of a hypercube gets."""
+    from ltcore.hashing import hash64
+
+    return tuple(sorted(range(num_trials), key=lambda s: hash64(seed, "stratum", key, block, s)))
 
 
 def grid_points(space: Mapping[str, SpaceSpec]) -> list[dict[str, Scalar]]:
@@ -240,10 +252,3 @@ def grid_points(space: Mapping[str, SpaceSpec]) -> list[dict[str, Scalar]]:
     return [
         dict(zip(space, point, strict=True)) for point in itertools.product(*(s.enumerate() for s in space.values()))
     ]
-
-
-def trial_params(sweep: SweepConfig, seed: int) -> Sequence[dict[str, Scalar]]:
-    """The parameters of every trial of a sweep that knows them beforehand: search=random or grid, the start of pbt."""
-    if sweep.search == "grid":
-        return grid_points(sweep.space)
-    return [sample_space(sweep.space, t, num_trials=sweep.num_trials, seed=seed) for t in range(sweep.num_trials)]

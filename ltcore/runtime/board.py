@@ -26,6 +26,8 @@ class Board:
         self._before: set[str] = set()
         """Runs of earlier stages, which the workers' actor still remembers."""
         self._ended: set[str] = set()
+        self._resting: dict[str, dict[str, Any]] = {}
+        """Runs that wait to be continued, and what was heard of them last."""
         self._expected = 0
         self._live: Live | None = None
         self._last_line = 0.0
@@ -63,12 +65,20 @@ class Board:
             self.say(self._headline())
 
     def ended(self, run: str, *parts: str | tuple[str, str]) -> None:
-        """Says how a run ended, which is not shown as running from now on."""
+        """Says how a run ended, if there is more to say, which is not shown as running from now on."""
         self._ended.add(run)
-        self.say(*parts)
+        if parts:
+            self.say(*parts)
+
+    def rest(self, run: str) -> None:
+        """The run stands still until it is heard of again."""
+        self._resting[run] = self._runs.get(run, {})
+
+    def _moves(self, run: str, state: dict[str, Any]) -> bool:
+        return run not in self._ended and not _at_end(state) and self._resting.get(run) != state
 
     def _headline(self) -> str:
-        running = [state for run, state in self._runs.items() if run not in self._ended and not _at_end(state)]
+        running = [state for run, state in self._runs.items() if self._moves(run, state)]
         rate = sum(state.get("images_per_s", 0.0) for state in running)
         values = [state["val/top1"] for state in self._runs.values() if state.get("val/top1") is not None]
         best = f", best val top-1 so far {100 * max(values):.1f}%" if values else ""
@@ -95,7 +105,7 @@ class Board:
         for name in ("run", "epoch", "seen", "val top-1", "images/s"):
             table.add_column(name, justify="left" if name == "run" else "right")
         for run, state in self._runs.items():
-            if run not in self._ended and not _at_end(state):
+            if self._moves(run, state):
                 share = state.get("images_seen", 0) / max(state.get("total_images", 0), 1)
                 value = state.get("val/top1")
                 table.add_row(

@@ -16,6 +16,7 @@ from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.execute import Job, execute
 from ltcore.runtime.files import stands_in_record
 from ltcore.runtime.place import BACKEND
+from ltcore.training.fit import StopRequested
 from ltcore.training.record import read_json
 
 SPOT_FAILURES = 10
@@ -102,6 +103,8 @@ def train_worker(config: dict[str, Any]) -> None:
     context = _TrainContext(ray.train, Job(**config))
     try:
         execute(Job(**config), context)
+    except StopRequested:
+        return  # where it was told to; the record says so
     except LtcoreError:
         # Ray Train would start the workers again, only to meet the same error. Alone, the worker has said it in run.json; in
         # a group the others wait for this one, and only the error ends them.

@@ -60,8 +60,6 @@ class Job:
     """Name of the actor that takes signs of life; '' where nobody listens."""
     nonce: str = field(default="", repr=False)
     """What that actor wants to see before it hands over the W&B key."""
-    stop_after_epochs: int = 0
-    """Epochs after which the run stops with a checkpoint; 0: at its end."""
     fork_of: str = ""
     """Directory of a run whose newest checkpoint this one starts from; '' starts from the beginning."""
     code: str = field(default_factory=code_version)
@@ -168,7 +166,7 @@ def _run(
     except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
         status = "stopped"
         record.update(
-            status=status, reason=str(stop) if isinstance(stop, StopRequested) else "ended early by the scheduler"
+            status=status, reason=str(stop) if isinstance(stop, StopRequested) else "ended early by the driver"
         )
         raise
     except torch.OutOfMemoryError as error:

@@ -20,7 +20,7 @@ from ltcore.runtime.lease import FOLDER as LEASE
 _RUN = re.compile(
     r"run\.json|config\.yaml|metrics\.jsonl|metrics|tables|checkpoints|tensorboard|wandb|report\.html|\.?ray_train"
 )
-_SWEEP = re.compile(r"sweep\.json|report\.html|sweep|shared_start|tune(-.+)?|\.?ray_train")
+_SWEEP = re.compile(r"sweep\.json|report\.html|sweep|shared_start(-\d+)?|tune(-.+)?|\.?ray_train")
 _RUNS_OF_A_SWEEP = ("trials", "retrain")
 
 

@@ -7,16 +7,17 @@ import dataclasses
 import datetime
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ltcore.config.load import dump, grace_fraction, override
+from ltcore.config.load import dump, grace_fraction, latest_start, override
 from ltcore.data.manifest import read_manifest
 from ltcore.data.storage import join
 from ltcore.errors import LtcoreError
 from ltcore.evaluation.paired import compare
+from ltcore.hashing import hash64
 from ltcore.runtime.board import Board
 from ltcore.runtime.cluster import DRIVER_RESOURCE, nodes_are_coming
 from ltcore.runtime.files import load_json, save_json
@@ -24,10 +25,12 @@ from ltcore.runtime.identity import identity_hash
 from ltcore.runtime.meter import NodeMeter
 from ltcore.runtime.prefix import FOLDER, LEAST_IMAGES, start_epochs
 from ltcore.runtime.pulse import Watch, start_pulse
-from ltcore.runtime.search import TUNE_DIR, Listener, SearchPlan, run_search
+from ltcore.runtime.rungs import Cohort, Course, Record, ranked, rungs, standing
+from ltcore.runtime.search import Ears, SearchPlan, run_course, run_population
 from ltcore.runtime.sweep_report import report
 from ltcore.runtime.sweep_runs import Runs, SweepSetup, TimeIsUp, forget_other
-from ltcore.runtime.trials import collect, failed_entry, known_trials, settled
+from ltcore.runtime.tpe import batch_size, past_of, suggest
+from ltcore.runtime.trials import TrialBook, collect, known_trials, last_values, name_of, read_records, where
 from ltcore.runtime.version import code_version
 from ltcore.tracking.records import short_names
 from ltcore.training.hardware import describe_hardware
@@ -39,7 +42,7 @@ class Sweep:
     def __init__(self, setup: SweepSetup, fields: dict[str, Any], board: Board) -> None:
         self.setup, self.board = setup, board
         self.state_uri = join(setup.uri, "sweep.json")
-        self.fields: dict[str, Any] = load_json(self.state_uri) or {
+        self.fields: dict[str, Any] = {
             "schema": 1,
             "name": setup.sweep.name,
             "created_at": _now(),
@@ -50,9 +53,12 @@ class Sweep:
             "config_hash": identity_hash(fields),
             "identity": fields,
             "stages": {},
-            "searches": [],
             "sizes": [],
-            "unborn": {},
+            "rungs": [],
+            "suggested": [],
+            "forked": {},
+            "populations": 0,
+            **(load_json(self.state_uri) or {}),
         }
         self.fields |= {
             "status": "running",
@@ -66,8 +72,8 @@ class Sweep:
             self.fields["identity"] = fields
         self.fields["stages_before"] = self.fields["stages"]  # of the interrupted sweep that this one continues
         self.meter = NodeMeter(self.fields.get("node_hours", {}))
-        self._cut: set[str] = set()
-        """Trials that the time limit ended."""
+        self._lost: dict[str, str] = {}
+        """Trials whose process died for the last time, with Ray's words."""
         name = f"pulse-{self.fields['config_hash'][:12]}-{time.time_ns()}"
         self.pulse_name, self.nonce = name, secrets.token_hex(16)
         self._pulse = start_pulse(name, self.nonce)
@@ -129,63 +135,113 @@ class Sweep:
         with self.board.stage("search", expected=setup.sweep.size + 1):
             job = self.runs.job("baseline", setup.seed, "baseline", "trials/baseline", {})
             baseline = {self.runs.submit(job, setup.engine, setup.scaling): "baseline"}
-            following = self._next_search()
             with contextlib.suppress(TimeIsUp):
-                if following is not None:
-                    self._share_start(following)
-                    self._search(following)
+                if setup.sweep.search == "pbt":
+                    self._search_population()
+                else:
+                    self._search_cohorts()
                 while baseline:
                     self.runs.wait_any(baseline)
         self._collect()
 
-    def _next_search(self) -> dict[str, Any] | None:
-        """The search that a dead driver left, which Tune continues; else one over the trials that are not settled."""
-        setup, searches = self.setup, self.fields["searches"]
-        if searches and searches[-1]["status"] == "running":
-            return searches[-1]
-        known = setup.sweep.search in ("random", "grid")
-        left = [name for name in self._points() if not settled(setup.uri, name)] if known else []
-        if searches and not left:
-            return None
-        folder = TUNE_DIR if not searches else f"{TUNE_DIR}-{len(searches) + 1}"
-        searches.append({"folder": folder, "trials": left, "forked": [], "status": "running"})
-        self.save()
-        return searches[-1]
+    def _search_cohorts(self) -> None:
+        for number, points in enumerate(self._known()):
+            self._share_start(number, points)
+        course = Course(self._cohorts())
+        if not course.over:
+            run_course(self._plan(), course, self._ears())
+            self.runs.raise_if_stalled()
 
-    def _share_start(self, following: dict[str, Any]) -> None:
-        """Trains the epochs that the trials have in common, once; they start from its checkpoint."""
-        setup = self.setup
-        points = {name: self._points()[name] for name in following["trials"]}
-        if not setup.sweep.share_start or following["forked"] or len(points) < 2 or setup.scaling.most > 1:
+    def _search_population(self) -> None:
+        """Goes on with the members that came to no end, each with the values that it had last."""
+        setup, points = self.setup, self._points()
+        records = read_records(setup.uri, points)
+        left = [
+            (name, points[name] | last_values(record)) for name, record in records.items() if standing(record) == "open"
+        ]
+        if not left:
             return
-        configs = [override(setup.base, params) for params in points.values()]
-        epochs, shares = start_epochs(
-            setup.base, configs, read_manifest(setup.data_uri).stats(setup.base.data.train_split)
-        )
-        sharing = [name for name, same in zip(points, shares, strict=True) if same]
-        if len(sharing) < 2 or epochs * setup.images_per_epoch < LEAST_IMAGES:
-            return
-        job = self.runs.job("trial", setup.seed, "trial", FOLDER, {})
-        job = dataclasses.replace(job, stop_after_epochs=epochs, info={**job.info, "kind": "shared_start"})
-        self.board.say(f"{len(sharing)} trials share their first {epochs} epochs, before any term acts: trained once")
-        self.runs.run_all({FOLDER: job}, engine="trial")
-        record = load_json(join(setup.uri, FOLDER, "run.json"))
-        assert record is not None, "it has run"
-        following["forked"] = sharing
-        saved_s = round(record["seconds"] * (len(sharing) - 1), 1)
-        self.fields["shared_start"] = {"epochs": epochs, "trials": len(sharing), "saved_s": saved_s}
+        self.fields["populations"] += 1
         self.save()
+        run_population(
+            self._plan(),
+            setup.sweep,
+            left,
+            total_images=setup.base.train.epochs * setup.images_per_epoch,
+            sweep_uri=setup.uri,
+            folder=f"tune-{self.fields['populations']}",
+            ears=self._ears(),
+        )
+        self.runs.raise_if_stalled()
+
+    def _known(self) -> list[dict[str, dict[str, Any]]]:
+        """The cohorts whose parameters are known beforehand; those of search=tpe come one after another."""
+        setup = self.setup
+        return [] if setup.sweep.search == "tpe" else known_trials(setup.sweep, setup.seed, self.fields["sizes"])
 
     def _points(self) -> dict[str, dict[str, Any]]:
-        return known_trials(self.setup.sweep, self.setup.seed, self.fields["sizes"])
+        """Name -> parameters of every trial that is known of by now."""
+        return {name: params for cohort in self._known() or self.fields["suggested"] for name, params in cohort.items()}
 
-    def _search(self, following: dict[str, Any]) -> None:
+    def _cohorts(self) -> Iterator[Cohort]:
         setup = self.setup
-        points = self._points() if following["trials"] else {}
-        plan = SearchPlan(
-            sweep=setup.sweep,
-            seed=setup.seed,
-            sweep_uri=setup.uri,
+        sweep, grace = setup.sweep, grace_fraction(setup.sweep, setup.base)
+        start, _ = latest_start(sweep, setup.base)
+        book = TrialBook(
+            setup.uri, setup.base, sweep.metric, start, self.fields["rungs"], self._decided, self._part_ended
+        )
+        for number, points in enumerate(self._suggested() if sweep.search == "tpe" else self._known()):
+            yield Cohort(number, points, rungs(len(points), grace, sweep.reduction_factor), book)
+
+    def _suggested(self) -> Iterator[dict[str, dict[str, Any]]]:
+        """The batches of search=tpe; a new one is written down before it is run."""
+        sweep, batches = self.setup.sweep, self.fields["suggested"]
+        size = batch_size(sweep.num_trials)
+        for first in range(0, sweep.num_trials, size):
+            number = first // size
+            if number == len(batches):
+                past = [
+                    past_of(record, sweep.metric) for record in read_records(self.setup.uri, self._points()).values()
+                ]
+                found = suggest(
+                    sweep.space,
+                    past,
+                    count=min(size, sweep.num_trials - first),
+                    seed=hash64(self.setup.seed, "tpe", number) % 2**32,
+                )
+                batches.append({name_of(first + i): params for i, params in enumerate(found)})
+                self.save()
+            yield batches[number]
+
+    def _share_start(self, number: int, points: dict[str, dict[str, Any]]) -> None:
+        """Trains the epochs that the trials of a cohort have in common, once; they start from its checkpoint."""
+        setup, folder = self.setup, FOLDER if number == 0 else f"{FOLDER}-{number + 1}"
+        if not setup.sweep.share_start or setup.scaling.most > 1 or folder in self.fields["forked"].values():
+            return
+        records = read_records(setup.uri, points)
+        names = [name for name in points if records[name] is None]
+        configs = [override(setup.base, points[name]) for name in names]
+        stats = read_manifest(setup.data_uri).stats(setup.base.data.train_split)
+        epochs, shares = start_epochs(setup.base, configs, stats)
+        sharing = [name for name, same in zip(names, shares, strict=True) if same]
+        if len(sharing) < 2 or epochs * setup.images_per_epoch < LEAST_IMAGES:
+            return
+        job = self.runs.job("trial", setup.seed, "trial", folder, {})
+        job = dataclasses.replace(job, info={**job.info, "kind": "shared_start", "until": epochs})
+        self.board.say(f"{len(sharing)} trials share their first {epochs} epochs, before any term acts: trained once")
+        self.runs.run_all({folder: job}, engine="trial")
+        record = load_json(join(setup.uri, folder, "run.json"))
+        assert record is not None, "it has run"
+        self.fields["forked"] |= dict.fromkeys(sharing, folder)
+        before = self.fields.get("shared_start", {"trials": 0, "saved_s": 0.0})
+        saved_s = round(before["saved_s"] + record["seconds"] * (len(sharing) - 1), 1)
+        shared = {"epochs": epochs, "trials": before["trials"] + len(sharing), "saved_s": saved_s}
+        self.fields["shared_start"] = shared
+        self.save()
+
+    def _plan(self) -> SearchPlan:
+        setup = self.setup
+        return SearchPlan(
             trial={
                 "config": dump(setup.base),
                 "data_uri": setup.data_uri,
@@ -198,71 +254,90 @@ class Sweep:
                 "pulse": self.pulse_name,
                 "nonce": self.nonce,
                 "code": code_version(),
-                "fork_of": join(setup.uri, FOLDER),
-                "forked": following["forked"],
+                "forked": {name: join(setup.uri, folder) for name, folder in self.fields["forked"].items()},
             },
             scaling=setup.scaling,
             engine=setup.engine,
-            total_images=setup.base.train.epochs * setup.images_per_epoch,
-            grace_fraction=grace_fraction(setup.sweep, setup.base),
             concurrent=setup.concurrent,
-            points=[(name, points[name]) for name in following["trials"]],
-            folder=following["folder"],
             driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
-            failures=0 if setup.cluster.local else 3,
+            debug=setup.debug,
         )
-        run_search(plan, Listener(self._trial_ended, lambda: self.watch.stop_wanted), setup.debug)
-        self.runs.raise_if_stalled()
-        following["status"] = "cut" if self.watch.out_of_time.is_set() else "ended"
-        self.save()
 
-    def _trial_ended(self, trial: str, params: dict[str, Any], result: dict[str, Any], error: Any) -> None:
+    def _ears(self) -> Ears:
+        return Ears(lambda: self.watch.stop_wanted, self._lost.__setitem__, self._member_ended)
+
+    def _member_ended(self, trial: str) -> None:
+        record = load_json(where(self.setup.uri, trial))
+        self._part_ended(trial, last_values(record), standing(record), record)
+
+    def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: Record | None) -> None:
+        """Says how far the trial has come, and why it came no further."""
         self.watch.touch()
         names = short_names(params)
         shown = ", ".join(f"{names[key]}={_shown(value)}" for key, value in params.items())
-        seen, whole = result.get("images_seen", 0), self.setup.base.train.epochs * self.setup.images_per_epoch
-        value = result.get(self.setup.sweep.metric)
-        text, style = "-" if value is None else f"{100 * value:.1f}%", ""
-        record = load_json(join(self.setup.uri, "trials", trial, "run.json")) or {}
-        if error is not None or record.get("status") == "failed":
-            reason = str(record.get("reason") or error).strip().splitlines()[-1]
-            how, style = f"failed ({reason[:200]})", "red"
-            if not record:
-                self.fields["unborn"][trial] = failed_entry(trial, params, reason)
-        elif seen >= whole:
-            how = f"{text} at the end"
-        elif self.watch.out_of_time.is_set():
-            self._cut.add(trial)
-            how = f"{text}, cut by --max-hours after {100 * seen / whole:.0f}%"
-        else:
-            how = f"{text}, stopped by ASHA after {100 * seen / whole:.0f}%"
+        value = None if record is None else record["last"].get(self.setup.sweep.metric)
+        text = "-" if value is None else f"{100 * value:.1f}%"
+        if state == "there":
+            assert record is not None, "it says where the trial stands"
+            self.board.rest(f"trial {trial}")
+            self.board.say(f"trial {trial}: {shown}: {text} after epoch {record['epochs_done']}, waits for the others")
+            return
+        how, style = f"{text} at the end", ""
+        if record is not None and record["status"] == "failed":
+            how, style = f"failed ({_last_line(record['reason'])})", "red"
+        elif trial in self._lost:
+            how, style = f"lost with its process ({self._lost[trial]})", "red"
+        elif state == "open":
+            how = f"{text}, cut short; the same command goes on with it"
         self.board.ended(f"trial {trial}", f"trial {trial}: {shown}: ", (how, style))
+
+    def _decided(self, decision: dict[str, Any]) -> None:
+        self.save()
+        places = decision["trials"]
+        on = [place["id"] for place in places if place["goes_on"]]
+        for place in places[len(on) :]:
+            self.board.ended(f"trial {place['id']}")
+        self.board.say(
+            f"compared after epoch {places[0]['epoch']}: {len(on)} of {len(places)} trials go on ({', '.join(on)})"
+        )
 
     def _collect(self) -> None:
         """Reads what every trial came to from its own directory, which also holds after a restart."""
-        out_of_time = self.watch.out_of_time.is_set()
-        self.fields["trials"] = collect(self.setup.uri, self.setup.sweep, self._cut, out_of_time, self.fields["unborn"])
+        setup, late = self.setup, self.watch.out_of_time.is_set()
+        self.fields["trials"] = collect(setup.uri, setup.sweep, self._points(), self._lost, out_of_time=late)
         self.save()
 
     def choose(self) -> bool:
         """The winner: highest validation metric at the end of training, among the trials that reached it; False for none
-        because time ran out before."""
-        finished = [t for t in self.fields["trials"] if t["status"] == "finished" and t["last"] is not None]
-        if not finished and self.watch.out_of_time.is_set():
-            self.board.say("time is up before a trial reached the end; the same command continues")
-            return False
+        because time ran out before. LtcoreError while a trial is left that came to no end, which might have won."""
+        trials = self.fields["trials"]
+        settled = [t for t in trials if standing(t) != "open"]
+        if len(settled) < self.setup.sweep.size:
+            if self.watch.out_of_time.is_set():
+                self.board.say("time is up before every trial came to its end; the same command continues")
+                return False
+            raise LtcoreError(self._why_open([t for t in trials if standing(t) == "open"]))
+        finished = {t["id"]: t for t in settled if t["status"] == "finished" and t["last"] is not None}
         if not finished:
-            reasons = {t["reason"] for t in self.fields["trials"] if t["status"] == "failed"}
+            reasons = sorted({t["reason"] for t in settled if t["status"] == "failed"})
             raise LtcoreError(
-                f"No trial of {self.setup.sweep.name} reached the end, so there is no winner. "
-                + (f"First reason: {sorted(reasons)[0]}" if reasons else "Give it more time (--max-hours).")
+                f"No trial of {self.setup.sweep.name} reached the end, so there is no winner. First reason: {reasons[0]}"
             )
-        winner = max(finished, key=lambda t: (t["last"], t["id"]))
+        winner = finished[ranked({name: t["last"] for name, t in finished.items()})[0]]
         self.fields |= {"winner": winner["id"], "baseline": "baseline"}
         shown = ", ".join(f"{key}={_shown(value)}" for key, value in winner["params"].items())
         self.board.say(f"winner on validation: trial {winner['id']} ({100 * winner['last']:.1f}%): {shown}")
         self.save()
         return True
+
+    def _why_open(self, open_trials: Sequence[Mapping[str, Any]]) -> str:
+        size = self.setup.sweep.size
+        failed = [f"{t['id']} ({_last_line(t['reason'])})" for t in open_trials if t["status"] == "failed"]
+        return (
+            f"{len(failed)} of {size} trials of {self.setup.sweep.name} failed of what may have gone by now, so no winner is "
+            f"chosen without them: {'; '.join(failed[:3])}{'; ...' if len(failed) > 3 else ''}. The same command runs them "
+            "again and keeps the others."
+        )
 
     def _tell_schedule(self) -> None:
         """Population-based training ends with a course of values, which a retrain with one value would not repeat."""
@@ -312,6 +387,10 @@ class Sweep:
             assert record is not None, "a finished run has written its record"
             tests[entry["role"]][entry["seed"]] = record["test"]
         return compare(tests["winner"], tests["baseline"])
+
+
+def _last_line(reason: str) -> str:
+    return reason.strip().splitlines()[-1][:300]
 
 
 def _shown(value: Any) -> str:

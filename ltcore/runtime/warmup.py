@@ -13,11 +13,11 @@ from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.feed import open_feed
 from ltcore.data.manifest import read_manifest
 from ltcore.runtime.capacity import Scaling
+from ltcore.runtime.rungs import whole_runs
+from ltcore.runtime.tpe import batch_size
 from ltcore.training.build import build, num_views
 from ltcore.training.context import LocalContext
 
-SHARE_AFTER_GRACE = 0.47
-"""Images of an average trial under ASHA after its grace period, as a fraction of what is left then; with eta 3."""
 LEAST_EPOCHS = 8
 
 
@@ -80,8 +80,10 @@ def fitted_epochs(
     rate = images_per_s(base, data_uri, scaling.cpus_per_worker)
     num_train = read_manifest(data_uri).split(base.data.train_split).num_samples
     images = num_train // base.train.batch_size * base.train.batch_size * base.train.epochs
-    grace = grace_fraction(sweep, base)
-    runs = 1 + sweep.size * (grace + (1 - grace) * SHARE_AFTER_GRACE)
+    grace = 1.0 if sweep.search == "pbt" else grace_fraction(sweep, base)
+    size = batch_size(sweep.size) if sweep.search == "tpe" else sweep.size
+    cohorts = [min(size, sweep.size - first) for first in range(0, sweep.size, size)]
+    runs = 1 + whole_runs(cohorts, grace, sweep.reduction_factor)
     estimate_s = runs * images / rate / concurrent
     if estimate_s <= sweep.budget_s:
         say(f"warm-up: {rate:,.0f} images/s per trial, search in about {estimate_s:.0f} s")

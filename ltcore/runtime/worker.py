@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,8 @@ from ltcore.runtime.pulse import Sender, adopt_secrets
 from ltcore.training.fit import StopRequested
 from ltcore.training.mirror import Mirror
 
-TRIAL = "trial"
-"""Key of a trial's name beside its parameters, where trials are known beforehand: names then outlive Tune's own."""
-
-
-def trial_name(tune_id: str, params: dict[str, Any]) -> str:
-    """Name of a trial, taken out of ``params`` where it stands there, else made from Tune's id."""
-    return str(params.pop(TRIAL, tune_id.rsplit("_", 1)[-1]))
+TRIAL, UNTIL = "trial", "until"
+"""Keys beside a trial's parameters: its name, which outlives Tune's own, and the epoch at which this part of it ends."""
 
 
 class TaskContext:
@@ -47,25 +43,23 @@ class TaskContext:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._sender = Sender(job.pulse, job.shown_as)
         self._observer = Observer(job.info["group"] or job.info["id"], job.shown_as, self.rank)
-        self._stop_after, self._epoch = job.stop_after_epochs, 0
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         self._sender.epoch(metrics)
         self._observer.epoch(metrics)
-        self._epoch = metrics["epoch"]
 
     def saved(self) -> None:
         """Nobody above takes checkpoints inside an epoch."""
 
     def stop_requested(self) -> bool:
-        return 0 < self._stop_after <= self._epoch
+        return False
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         self._sender.beat(epoch, images_seen, total_images)
 
 
 class TrialContext(TaskContext):
-    """A Tune trial in its own process. ``report`` blocks until Tune decides, and raises SystemExit where it says stop."""
+    """A Tune trial in its own process. ``report`` blocks until Tune has heard, and raises SystemExit where it says stop."""
 
     def __init__(self, job: Job, keep_checkpoints: bool) -> None:
         super().__init__(job)
@@ -82,13 +76,12 @@ class TrialContext(TaskContext):
 
 
 def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Tune's function trainable. ``config`` holds the swept dotted keys alone, ``plan`` all that trials share."""
+    """Tune's function trainable: one part of a trial. ``config`` holds the swept dotted keys, TRIAL and UNTIL; ``plan`` what
+    all trials share."""
     quiet()
     adopt_secrets(plan["pulse"], plan["nonce"])
-    from ray import tune
-
     params = dict(config)
-    trial = trial_name(tune.get_context().get_trial_id(), params)
+    trial, until = params.pop(TRIAL), params.pop(UNTIL)
     scaling = Scaling(**plan["scaling"])
     job = Job(
         config=dump(override(from_dict(plan["config"]), {**params, "name": f"trial-{trial}"})),
@@ -100,13 +93,14 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
             "group": plan["group"],
             "test": False,
             "hot": plan["hot"],
+            "until": until,
         },
         cpus=scaling.cpus_per_worker,
         pulse=plan["pulse"],
         nonce=plan["nonce"],
         code=plan["code"],
         shown_as=f"trial {trial}",
-        fork_of=plan["fork_of"] if trial in plan["forked"] else "",
+        fork_of=plan["forked"].get(trial, ""),
     )
     if plan["engine"] == "train":
         from ray.tune.integration.ray_train import TuneReportCallback
@@ -124,12 +118,16 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _told_by_record(run_uri: str) -> Iterator[None]:
-    """An error that stands in the run's record would only repeat itself, so Tune is not told to try again."""
+    """An error that stands in the run's record is the driver's to judge: Tune starts again what died without a word."""
     try:
         yield
-    except LtcoreError:
+    except StopRequested:
+        pass  # the part ends here
+    except Exception as error:
         if not stands_in_record(run_uri):
             raise
+        if not isinstance(error, LtcoreError):
+            traceback.print_exc()  # for Ray's log; the record has the last line
 
 
 def _adopt_checkpoint(run_uri: str) -> None:
@@ -165,6 +163,4 @@ def run_job(job: dict[str, Any], engine: str, scaling: dict[str, Any]) -> dict[s
     try:
         return execute(Job(**job), TaskContext(Job(**job)))
     except StopRequested:
-        if not job["stop_after_epochs"]:
-            raise
         return {}  # as told; what it came to lies in its directory

@@ -175,20 +175,32 @@ class _Run:
         due = late or at.epoch == cfg.train.epochs or self.ctx.checkpoint_every_epoch
         if dist.broadcast_object(due):
             self._save("last")
+        self._record_epoch()
+        newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
+        self.ctx.report(metrics, newest)
+        if dist.broadcast_object(self.ctx.stop_requested()) and at.epoch < cfg.train.epochs:
+            self._stop()
+        self._stop_if_there()
+
+    def _record_epoch(self) -> None:
+        at = self.at
         self.record.update(
             bad_samples=len(self.feed.bad_samples),
-            last=metrics,
+            last=at.last,
             best=at.best,
             epochs_done=at.epoch,
             images_seen=at.images_seen,
             seconds=at.seconds,
         )
-        newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
-        self.ctx.report(metrics, newest)
-        if dist.broadcast_object(self.ctx.stop_requested()) and at.epoch < cfg.train.epochs:
-            if self.last_saved_step != at.step:
-                self._save("last")
-            raise StopRequested(f"stopped after epoch {at.epoch} of {cfg.train.epochs}")
+
+    def _stop_if_there(self) -> None:
+        if 0 < self.info.until <= self.at.epoch < self.cfg.train.epochs:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.last_saved_step != self.at.step:
+            self._save("last")
+        raise StopRequested(f"stopped after epoch {self.at.epoch} of {self.cfg.train.epochs}")
 
     def _step(self, raw: Batch) -> dict[str, Tensor]:
         at, parts = self.at, self.parts
@@ -315,7 +327,9 @@ class _Run:
         if state is not None:
             self.at = load_state(self.parts, self.optimizer, state, pending)
             self.last_saved_step = self.at.step
+            self._record_epoch()  # no epoch may follow that would
         elif self.cfg.train.init_from is not None:
             self.at.started_from = start_from(self.cfg, self.parts, self.feed.store.manifest.classes)
         if self.at.started_from:
             self.record.update(started_from=self.at.started_from)
+        self._stop_if_there()

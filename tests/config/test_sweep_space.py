@@ -11,7 +11,6 @@ from ltcore.config.sweep_space import (
     parse_scalar,
     parse_space,
     sample_space,
-    trial_params,
 )
 from ltcore.errors import ConfigError
 from ltcore.rng import hash64
@@ -123,13 +122,7 @@ def test_grid_is_the_product_in_reading_order():
     space = {"p": parse_space("p", {"grid": [1, 2]}), "q": parse_space("q", {"int": [0, 2]})}
     assert grid_points(space) == [{"p": p, "q": q} for p, q in itertools.product([1, 2], [0, 1, 2])]
     sweep = SweepConfig(name="s", recipe="r", space=space, search="grid")
-    assert sweep.size == 6 and trial_params(sweep, seed=0) == grid_points(space)
-
-
-def test_random_sweeps_know_their_trials():
-    sweep = SweepConfig(name="s", recipe="r", space=SPACE, num_trials=5)
-    assert trial_params(sweep, seed=2) == [sample_space(SPACE, t, num_trials=5, seed=2) for t in range(5)]
-    assert sweep.size == 5
+    assert sweep.size == 6
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ SPACE = {
     "sweep.space.objective.terms.lpa.weight": "null",
     "sweep.space.objective.terms.dro.radius": "null",
     "sweep.space.objective.terms.ifl.num_envs": "null",
-    "sweep.space.train.optim.lr": "grid:0.05,1e-9",  # the good one first: ASHA compares with what it has seen
+    "sweep.space.train.optim.lr": "grid:0.05,1e-9",
     "sweep.search": "grid",
     "sweep.reduction_factor": "2",
     "sweep.budget_s": "null",

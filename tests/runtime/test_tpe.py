@@ -1,25 +1,71 @@
-"""Optuna hears the truth: a trial that ASHA ended early is pruned, one that reached the end is complete."""
+"""Batches of Optuna's suggestions are a function of what went before, and Optuna hears the truth about it."""
 
 from __future__ import annotations
 
-import ray.tune as tune
-from optuna.samplers import RandomSampler
+import math
+from typing import Any
+
+import pytest
+from optuna.study import Study
 from optuna.trial import TrialState
 
-from ltcore.runtime.tpe import PruneAwareSearch
+from ltcore.config.sweep_space import SpaceSpec
+from ltcore.runtime.tpe import Past, batch_size, past_of, suggest
+
+SPACE = {
+    "lr": SpaceSpec("log", (1e-3, 1.0)),
+    "mix": SpaceSpec("uniform", (0.0, 0.5)),
+    "envs": SpaceSpec("int", (1, 4)),
+    "base": SpaceSpec("choice", ("paco", None, True)),
+}
 
 
-def test_stopped_trials_are_told_as_pruned_and_failed_ones_as_failed() -> None:
-    search = PruneAwareSearch(
-        total_images=100, space=None, metric="val/top1", mode="max", sampler=RandomSampler(seed=0)
-    )
-    search.set_search_properties("val/top1", "max", {"lr": tune.uniform(0, 1)})
-    for trial in ("whole", "stopped", "failed"):
-        assert 0 <= search.suggest(trial)["lr"] <= 1
-        search.on_trial_result(trial, {"training_iteration": 1, "images_seen": 40, "val/top1": 0.3})
-    search.on_trial_complete("whole", {"training_iteration": 2, "images_seen": 100, "val/top1": 0.6})
-    search.on_trial_complete("stopped", {"training_iteration": 1, "images_seen": 40, "val/top1": 0.3})
-    search.on_trial_complete("failed", None, error=True)
-    states = [trial.state for trial in search._ot_study.trials]
-    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
-    assert search._ot_study.trials[1].intermediate_values == {1: 0.3}
+def worth(params: dict[str, Any]) -> float:
+    """Best at lr = 0.03 and four environments."""
+    return 1 - abs(-1.5 - math.log10(params["lr"])) / 3 + 0.05 * params["envs"]
+
+
+def searched(batches: int, seed: int = 0) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+    for batch in range(batches):
+        past = [Past(params, worth(params), 1.0) for params in points]
+        points += suggest(SPACE, past, count=5, seed=1000 * seed + batch)
+    return points
+
+
+def test_suggestions_depend_on_seed_and_past_alone() -> None:
+    points = searched(4)
+    assert points == searched(4)
+    assert points[:15] == searched(3), "what was suggested does not depend on what follows"
+    assert points != searched(4, seed=1)
+    for point in points:
+        assert 1e-3 <= point["lr"] <= 1 and point["lr"] == float(f"{point['lr']:.6g}")
+        assert point["envs"] in (1, 2, 3, 4) and point["base"] in ("paco", None, True)
+
+
+def test_what_was_good_draws_the_next_ones() -> None:
+    points = searched(8)
+    early, late = points[:10], points[20:]
+    assert sum(map(worth, late)) / len(late) > sum(map(worth, early)) / len(early) + 0.05
+    assert len({point["lr"] for point in points[-5:]}) == 5, "a batch is not one point five times"
+
+
+def test_stopped_trials_are_told_as_pruned_and_failed_ones_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(Study, "add_trial", lambda self, trial: told.append(trial))
+    params = {"lr": 0.01, "mix": 0.1, "envs": 2, "base": None}
+    suggest(SPACE, [Past(params, 0.6, 1.0), Past(params, 0.3, 0.25), Past(params, None, 1.0)], count=1, seed=0)
+    assert [trial.state for trial in told] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert told[1].intermediate_values == {25: 0.3}
+
+
+def test_what_a_record_tells() -> None:
+    common = {"config": {"lr": 0.1}, "epochs_planned": 16, "last": {"val/top1": 0.5}}
+    assert past_of({**common, "status": "finished"}, "val/top1") == Past({"lr": 0.1}, 0.5, 1.0)
+    stopped = {**common, "status": "stopped", "decision": {"epoch": 4, "value": 0.2}}
+    assert past_of(stopped, "val/top1") == Past({"lr": 0.1}, 0.2, 0.25)
+    assert past_of({**common, "status": "failed"}, "val/top1").value is None
+
+
+def test_batches_depend_on_the_number_of_trials_alone() -> None:
+    assert [batch_size(n) for n in (20, 50, 51, 100, 400)] == [5, 5, 6, 10, 40]

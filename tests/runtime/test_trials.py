@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,47 +15,104 @@ from ltcore.config.tree import flatten
 from ltcore.errors import ConfigError
 from ltcore.runtime.execute import Job
 from ltcore.runtime.identity import grows, identity, refuse_other
+from ltcore.runtime.rungs import Cohort, rungs, standing
 from ltcore.runtime.sweep_runs import forget_other
-from ltcore.runtime.trials import BY_SCHEDULER, BY_TIME, collect, known_trials, settled
+from ltcore.runtime.trials import BY_TIME, TrialBook, collect, known_trials, last_values, read_records
 
 SWEEP = load_sweep("tune_lpa")
 
 
-def record(folder: Path, name: str, status: str, reason: str = "", epochs: int = 3) -> None:
+TRIALS: dict[str, dict[str, Any]] = {name: {} for name in ("bad", "cut", "done", "killed", "never", "lost", "unheard")}
+
+
+def record(folder: Path, name: str, status: str, reason: str = "", epochs: int = 3, value: float | None = None) -> Path:
     path = folder / "trials" / name / "run.json"
     path.parent.mkdir(parents=True)
     fields: dict[str, Any] = {"kind": "trial", "status": status, "reason": reason, "epochs_done": epochs}
-    path.write_text(json.dumps({**fields, "config": {}, "best": {}, "last": {}}))
+    path.write_text(json.dumps({**fields, "config": {}, "best": {}, "last": {"val/top1": value}}))
+    return path
 
 
 def test_added_trials_leave_those_before_as_they_are() -> None:
-    first = known_trials(SWEEP, 0, [8])
-    more = known_trials(SWEEP, 0, [8, 12])
-    assert list(first) == [f"{n:05d}" for n in range(8)]
-    assert {name: more[name] for name in first} == first
-    assert len(more) == 12
-    assert len({tuple(params.values()) for params in more.values()}) == 12
+    (first,) = known_trials(SWEEP, 0, [8])
+    before, added = known_trials(SWEEP, 0, [8, 12])
+    assert before == first and list(first) == [f"{n:05d}" for n in range(8)]
+    assert list(added) == [f"{n:05d}" for n in range(8, 12)]
+    assert len({tuple(params.values()) for params in (before | added).values()}) == 12
 
 
-def test_only_what_came_to_its_own_end_is_settled(tmp_path: Path) -> None:
+def test_a_thousand_trials_are_planned_in_no_time() -> None:
+    began = time.process_time()
+    (trials,) = known_trials(replace(SWEEP, num_trials=1000), 0, [1000])
+    spent = time.process_time() - began
+    assert len(trials) == 1000 and spent < 2
+    assert len({params["objective.terms.lpa.weight"] for params in trials.values()}) > 990
+
+
+def test_nobody_is_said_to_have_ended_a_trial_that_nobody_ended(tmp_path: Path) -> None:
     record(tmp_path, "done", "finished")
-    record(tmp_path, "bad", "failed", "NumericError: ...")
-    record(tmp_path, "pruned", "stopped", f"{BY_SCHEDULER} after epoch 3")
-    record(tmp_path, "cut", "stopped", f"{BY_TIME} after epoch 3")
-    record(tmp_path, "killed", "running")
-    names = ("done", "bad", "pruned", "cut", "killed", "never")
-    assert [settled(str(tmp_path), name) for name in names] == [True, True, True, False, False, False]
+    record(tmp_path, "bad", "failed", "NumericError: Step 3: ...")
+    killed = record(tmp_path, "killed", "running")
+    record(tmp_path, "lost", "running")
+    before = killed.read_text()
+    found = {
+        t["id"]: (t["status"], t["reason"])
+        for t in collect(str(tmp_path), SWEEP, TRIALS, {"lost": "The actor died", "unheard": "x"}, out_of_time=False)
+    }
+    assert found == {
+        "done": ("finished", ""),
+        "bad": ("failed", "NumericError: Step 3: ..."),
+        "killed": ("running", ""),
+        "lost": ("failed", "The actor died"),
+        "unheard": ("failed", "x"),
+    }
+    assert killed.read_text() == before
 
 
-def test_who_ended_a_trial_is_written_down_once(tmp_path: Path) -> None:
-    record(tmp_path, "pruned", "stopped", "ended early by the scheduler")
-    record(tmp_path, "cut", "stopped", "ended early by the scheduler")
+def test_who_ended_a_trial_is_written_down_where_time_did(tmp_path: Path) -> None:
+    record(tmp_path, "cut", "stopped", "ended early by the driver")
     record(tmp_path, "unheard", "running")
-    found = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, {"cut"}, True, {})}
-    assert found["pruned"].startswith(BY_SCHEDULER)
-    assert found["cut"].startswith(BY_TIME) and found["unheard"].startswith(BY_TIME)
-    again = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, set(), False, {})}
+    record(tmp_path, "bad", "failed", "OSError: No space left on device")
+    found = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, TRIALS, {}, out_of_time=True)}
+    assert found["cut"] == found["unheard"] == f"{BY_TIME} after epoch 3"
+    assert found["bad"] == "OSError: No space left on device"
+    again = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, TRIALS, {}, out_of_time=False)}
     assert again == found
+
+
+def test_a_decision_is_in_the_sweep_before_it_is_in_the_records(tmp_path: Path) -> None:
+    """Killed between the two, the sweep still knows; the records get it when it goes on."""
+    for n, value in enumerate((0.3, 0.2, None, 0.4)):
+        record(tmp_path, f"{n:05d}", "stopped", "stopped after epoch 5 of 16", epochs=5, value=value)
+    decisions: list[dict[str, Any]] = []
+    base = override(load_run("digits_glt_lpa_dro_ifl"), {"train.eval_every": 5})
+    points: dict[str, dict[str, Any]] = {f"{n:05d}": {} for n in range(4)}
+
+    def cohort(save: Any) -> Cohort:
+        book = TrialBook(str(tmp_path), base, "val/top1", 0.2, decisions, save, lambda *_: None)
+        return Cohort(0, points, rungs(4, 0.25, 3), book)
+
+    def killed(decision: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cohort(killed)
+    assert standing(read_records(str(tmp_path), ["00002"])["00002"]) == "open"
+    parts = []
+    goes_on = cohort(lambda decision: None)
+    while (part := goes_on.next_part()) is not None:
+        parts.append(part.trial)
+    assert parts == ["00000", "00001", "00003"]
+    found = read_records(str(tmp_path), points)
+    assert [standing(r) for r in found.values()] == ["open", "open", "stopped", "open"]
+    assert found["00002"]["reason"] == "stopped after epoch 5: rank 4 of 4, the best 3 went on"
+    assert len(decisions) == 1
+
+
+def test_a_member_of_a_population_goes_on_with_the_values_that_it_had_last() -> None:
+    record = {"schedule": [{"images_seen": 0, "lr": 0.1}, {"images_seen": 90, "lr": 0.2}]}
+    assert last_values(record) == {"lr": 0.2}
+    assert last_values(None) == last_values({}) == {}
 
 
 def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from ltcore.config.load import dump, from_flat, override
 from ltcore.config.schema import RunConfig
-from ltcore.config.sweep_space import SpaceSpec, SweepConfig
 from ltcore.data.longtail import profile
 from ltcore.data.storage import join
 from ltcore.errors import LtcoreError
@@ -24,6 +23,8 @@ from ltcore.runtime.bench.options import Options
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.execute import Job
 from ltcore.runtime.files import load_json
+from ltcore.runtime.rungs import Cohort, Course
+from ltcore.runtime.trials import TrialBook
 
 KEY = "train.optim.lr"
 TRIALS = 6
@@ -92,21 +93,16 @@ def values(trials: int) -> list[tuple[str, dict[str, Any]]]:
 
 def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], list[float]]:
     """When the trials of the product's own search ended, and how long each trained."""
-    from ltcore.runtime.search import Listener, SearchPlan, run_search
+    from ltcore.runtime.search import Ears, SearchPlan, run_course
 
     ends: dict[str, float] = {}
 
-    def ended(name: str, params: Any, result: Any, error: Any) -> None:
-        del params, result
-        if error is not None:
-            raise LtcoreError(f"Trial {name} failed: {error}")
+    def ended(name: str, params: Any, state: str, record: Any) -> None:
+        del params, state, record
         ends[name] = time.monotonic()
 
     scaling = Scaling(cpus_per_worker=1)
     plan = SearchPlan(
-        sweep=SweepConfig(name="bench", recipe="", space={KEY: SpaceSpec("uniform", (0.01, 1.0))}),
-        seed=0,
-        sweep_uri=folder,
         trial={
             "config": dump(cfg),
             "data_uri": cfg.data.uri,
@@ -119,18 +115,20 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
             "pulse": "",
             "nonce": "",
             "code": "",  # one machine and one checkout: nothing to compare
-            "fork_of": "",
-            "forked": [],
+            "forked": {},
         },
         scaling=scaling,
         engine="trial",
-        total_images=1,
-        grace_fraction=1.0,
         concurrent=1,
-        points=values(trials),
     )
-    run_search(plan, Listener(ended, lambda: False), debug=False)
+    book = TrialBook(folder, cfg, "val/top1", 0.0, [], _ignore, ended)
+    course = Course(iter([Cohort(0, dict(values(trials)), (), book)]))
+    run_course(plan, course, Ears(lambda: False, _ignore, _ignore))
     return collected(folder, ends)
+
+
+def _ignore(*_: Any) -> None:
+    """Nobody asks."""
 
 
 def run_naive_trials(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], list[float]]:
