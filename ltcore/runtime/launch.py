@@ -18,6 +18,7 @@ from ltcore.runtime.place import check_storage, check_workers, choose_scaling, s
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import cost
 from ltcore.training.fit import StopRequested
+from ltcore.training.selection import check_selection
 from ltcore.training.stage1 import resolved
 from ltcore.training.stage2 import refuse_workers
 
@@ -38,6 +39,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
     data_uri = prepare_data(
         cfg, args.fresh and not args.dry_run, root=None if is_local(root) else join(root, "datasets")
     )
+    check_selection({"train.select": cfg.train.select}, read_manifest(data_uri))
     if args.dry_run:
         print(dry_run_text(cfg, data_uri))
         return {}

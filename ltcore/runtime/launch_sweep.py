@@ -60,6 +60,7 @@ def _tune_on(
     from ltcore.runtime.sweep import Sweep
     from ltcore.runtime.sweep_runs import SweepSetup
     from ltcore.runtime.warmup import fitted_epochs
+    from ltcore.training.selection import check_selection
 
     check_storage(root, cluster)
     engine = choose_engine(args, cluster, sweep.search)
@@ -87,6 +88,7 @@ def _tune_on(
             say=board.say,
         )
     manifest = read_manifest(data_uri)
+    check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     if args.dry_run:
         board.say(dry_run_text(base, data_uri))
         return {}
