@@ -23,6 +23,7 @@ from ltcore.text import message, printable_lines
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import cost
 from ltcore.training.fit import StopRequested
+from ltcore.training.selection import check_selection
 from ltcore.training.stage1 import resolved
 from ltcore.training.stage2 import refuse_workers
 
@@ -46,6 +47,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
     if finished is None:
         settle_tracking(cfg)
     data_uri, manifest = prepare_run(cfg, root, _say, fresh=args.fresh and not args.dry_run)
+    check_selection({"train.select": cfg.train.select}, manifest)
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))
         return {}

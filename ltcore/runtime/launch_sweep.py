@@ -93,6 +93,7 @@ def _tune_on(
     from ltcore.runtime.sweep import Sweep
     from ltcore.runtime.sweep_runs import SweepSetup
     from ltcore.runtime.warmup import fitted_epochs
+    from ltcore.training.selection import check_selection
 
     check_storage(root, cluster)
     engine = choose_engine(args, cluster, sweep.search)
@@ -114,6 +115,7 @@ def _tune_on(
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
     with board.stage("data"):
         data_uri, manifest = prepare_run(base, root, board.say, fresh=args.fresh and not args.dry_run)
+    check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     if args.dry_run:
         board.say(dry_run_text(base, data_uri))
         return {}

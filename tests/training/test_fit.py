@@ -96,6 +96,21 @@ def test_a_stopped_run_continues_as_if_nothing_had_happened(
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_stops_where_it_was_told_to_however_often_it_is_started(tiny_shards: str, tmp_path: Path) -> None:
+    """Also where it died between the checkpoint and the record: a further epoch would be one that was not asked for."""
+    cfg, path = tiny_run(train__checkpoint_every_s=1e9), tmp_path / "part" / "run.json"
+    for _ in range(2):
+        with pytest.raises(StopRequested, match="after epoch 2 of 3"):
+            run(cfg, tiny_shards, tmp_path / "part", until=2)
+        record = json.loads(path.read_text())
+        assert (record["status"], record["epochs_done"], record["last"]["epoch"]) == ("stopped", 2, 2)
+        assert record["best"]["epoch"] in (1, 2)
+        path.write_text(json.dumps({**record, "status": "running", "epochs_done": 0, "last": {}, "best": {}}))
+    run(cfg, tiny_shards, tmp_path / "part")
+    run(cfg, tiny_shards, tmp_path / "whole")
+    assert_equal_runs(tmp_path / "part", tmp_path / "whole")
+
+
 def test_an_epoch_that_was_logged_but_not_saved_is_logged_once(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,87 @@
+"""A metric that never has a value on the data chooses nothing, which is said before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.config.cli import read_train, read_tune
+from ltcore.data import storage
+from ltcore.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from ltcore.errors import ConfigError
+from ltcore.runtime import cluster, doctor_nodes, launch, launch_sweep, worker
+from ltcore.runtime.cluster import Cluster
+from ltcore.training.selection import available, check_selection
+
+LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
+
+
+@pytest.fixture
+def manifest(tiny_shards: str) -> Manifest:
+    """Four classes: many, medium, few, few."""
+    return read_manifest(tiny_shards)
+
+
+def without_val(manifest: Manifest, *groups: str) -> Manifest:
+    """Without validation images of these groups of classes."""
+    counts = [
+        0 if group in groups else n for group, n in zip(manifest.shot_groups, manifest.class_counts["val"], strict=True)
+    ]
+    return replace(manifest, class_counts={**manifest.class_counts, "val": tuple(counts)})
+
+
+def test_a_group_without_validation_images_chooses_nothing(manifest: Manifest) -> None:
+    check_selection({"sweep.metric": "val/few", "train.select": "val/medium"}, manifest)
+    lacking = without_val(manifest, "few")
+    assert "val/few" not in available(lacking) and "val/top1" in available(lacking)
+    with pytest.raises(ConfigError, match=r"sweep.metric=val/few: no few-shot class of tiny .* There are val/top1, "):
+        check_selection({"train.select": "val/top1", "sweep.metric": "val/few"}, lacking)
+    with pytest.raises(ConfigError, match=r"^train.select=val/few: no few-shot class"):
+        check_selection({"train.select": "val/few"}, lacking)
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "absent"])
+def test_without_validation_images_nothing_is_chosen_and_a_single_run_still_trains(
+    manifest: Manifest, empty: bool
+) -> None:
+    bare = without_val(manifest, "many", "medium", "few")
+    if not empty:
+        counts = {name: row for name, row in manifest.class_counts.items() if name != "val"}
+        bare = replace(manifest, class_counts=counts)
+    check_selection({"train.select": "val/top1"}, bare)
+    for key, metric in (("sweep.metric", "val/top1"), ("train.select", "val/few")):
+        with pytest.raises(ConfigError, match=rf"^{key}={metric}: tiny has no validation image"):
+            check_selection({key: metric}, bare)
+
+
+@pytest.fixture
+def all_medium(tiny_shards: str, tmp_path: Path) -> str:
+    """Data whose classes are all of one group; nothing is read of them but the manifest."""
+    uri = str(tmp_path / "medium")
+    manifest = read_manifest(tiny_shards)
+    write_manifest(replace(manifest, shot_groups=("medium",) * 4), uri)
+    assert storage.exists(storage.join(uri, MANIFEST))
+    return uri
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)], ids=["run", "dry"])
+def test_training_and_sweeps_refuse_it_at_the_start(
+    all_medium: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    places = ["--data", all_medium, "--storage", str(tmp_path / "runs"), "--name", "x", *flags]
+    with pytest.raises(ConfigError, match=r"train.select=val/few: no few-shot class"):
+        launch.train(read_train("train", ["cifar100_lt_ce", "train.select=val/few", *places]))
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    monkeypatch.setattr(cluster, "connect", lambda debug=False: LAPTOP)
+    monkeypatch.setattr(cluster, "disconnect", nothing)
+    monkeypatch.setattr(doctor_nodes, "check_nodes", nothing)
+    monkeypatch.setattr(worker.preload, "remote", nothing)
+    with pytest.raises(ConfigError, match=r"sweep.metric=val/few: no few-shot class"):
+        launch_sweep.tune(read_tune("tune", ["sweep.metric=val/few", "train.batch_size=8", *places]))
+    assert not (tmp_path / "runs" / "x" / "sweep.json").exists()
