@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ltcore.evaluation.paired import sentence
+from ltcore.evaluation.paired import PairedDifference, sentence
 from ltcore.tracking.records import (
     difference_of,
     metric_name,
@@ -30,7 +30,10 @@ class Verdict:
 
     text: str
     kind: str
-    """'better', 'worse', 'same' (not distinguishable) or 'open' (nothing to compare)."""
+    """'better', 'worse', 'mixed' (better in one test, worse in another), 'same' (not distinguishable) or 'open' (nothing to
+    compare)."""
+    details: tuple[str, ...] = ()
+    """Each test by itself, with its interval."""
 
 
 def trial_of(sweep: Sweep, trial_id: str | None) -> Mapping[str, Any] | None:
@@ -51,10 +54,47 @@ def verdict(sweep: Sweep) -> Verdict:
     found = primary(sweep)
     if found is None:
         return Verdict(f"Trial {sweep['winner']} won on validation; it was not compared with the baseline.", "open")
-    split, metric = found
-    delta = difference_of(sweep["comparison"][split][metric])
-    kind = "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
-    return Verdict(f"In {protocol(split, sweep)[0]} {metric_name(metric)} the winner is {sentence(delta)}.", kind)
+    metric = found[1]
+    deltas = {
+        split: difference_of(sweep["comparison"][split][metric])
+        for split in ordered_splits(sweep["comparison"])
+        if metric in sweep["comparison"][split]
+    }
+    kinds = {split: difference_kind(delta) for split, delta in deltas.items()}
+    differing = sorted({kind for kind in kinds.values() if kind != "same"})
+    return Verdict(
+        f"In {metric_name(metric)} the winner is {_all_tests(sweep, deltas, kinds)}.",
+        "same" if not differing else differing[0] if len(differing) == 1 else "mixed",
+        tuple(f"{_test_text(split, sweep)}: {sentence(delta)}." for split, delta in deltas.items()),
+    )
+
+
+def difference_kind(delta: PairedDifference) -> str:
+    """'better', 'worse', or 'same' where the interval does not leave out 0."""
+    return "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
+
+
+def _all_tests(sweep: Sweep, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
+    """Every test in which the two differ, with its points, and those in which they cannot be told apart."""
+    clauses = [
+        f"{100 * abs(deltas[split].difference):.1f} points {kind} than the baseline in {_test_name(split, sweep)}"
+        for split, kind in kinds.items()
+        if kind != "same"
+    ]
+    same = [_test_name(split, sweep) for split, kind in kinds.items() if kind == "same"]
+    if same:
+        clauses.append(f"not distinguishable from the baseline in {' and '.join(same)}")
+    return (", but " if len(set(kinds.values())) > 1 else " and ").join(clauses)
+
+
+def _test_name(split: str, sweep: Sweep) -> str:
+    name, meaning = protocol(split, sweep)
+    return meaning if name == "test" else name
+
+
+def _test_text(split: str, sweep: Sweep) -> str:
+    name, meaning = protocol(split, sweep)
+    return meaning.capitalize() if name == "test" else f"{name} ({meaning})" if meaning else name
 
 
 def count_text(sweep: Sweep) -> str:
@@ -105,7 +145,8 @@ def ranked_table(sweep: Sweep) -> list[dict[str, Any]]:
 
 def summary_lines(sweep: Sweep) -> list[str]:
     """Verdict, winner, tests and what to try next, one plain sentence per line."""
-    lines = [verdict(sweep).text]
+    found = verdict(sweep)
+    lines = [found.text, *found.details]
     winner = trial_of(sweep, sweep.get("winner"))
     if winner is not None:
         names = short_names(winner["params"])

@@ -24,6 +24,7 @@ from ltcore.tracking.records import (
 )
 from ltcore.tracking.summary import (
     count_text,
+    difference_kind,
     mean_sd,
     next_steps,
     percent,
@@ -127,7 +128,7 @@ def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
                 row["texts"] = {role: mean_sd(cell[role]) for role in ("winner", "baseline")}
                 row["difference"] = points(delta.difference)
                 row["interval"] = None if delta.low is None or delta.high is None else _interval(delta.low, delta.high)
-                row["kind"] = "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
+                row["kind"] = difference_kind(delta)
             rows.append(row)
         name, meaning = protocol(split, sweep.info)
         tables.append({"split": split, "name": name, "meaning": meaning, "rows": rows})
@@ -167,6 +168,12 @@ def _selection(info: Mapping[str, Any]) -> list[str]:
         f"Trials are ranked by {metric_name(info['metric'])} {when}, on the validation split alone and only among the "
         f"{finished} of {len(trials)} that reached the end; a trial stopped early is no candidate, however well it did."
     ]
+    for rung in info.get("rungs") or ():
+        places = rung["trials"]
+        lines.append(
+            f"After epoch {places[0]['epoch']}, when all {len(places)} trials of that round were there, they were compared, and "
+            f"the best {min(rung['keep'], len(places))} went on."
+        )
     start = info.get("shared_start")
     if start:
         lines.append(

@@ -53,10 +53,14 @@ def test_summary_of_a_whole_sweep(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
     lines = summary_lines(sweep)
     assert lines[0] == verdict(sweep).text
-    assert lines[0].startswith("In GLT top-1 the winner is better than the baseline by ")
-    assert lines[1].startswith(f"Winner {sweep['winner']}: lpa.weight=")
-    assert lines[2].startswith("GLT (test_gbl) top-1: winner ")
-    assert lines[3].startswith("CLT (test_cbl) top-1: winner ")
+    assert lines[0].startswith("In top-1 the winner is ")
+    assert lines[1].startswith("GLT (tested with classes and attributes balanced): better than the baseline by ")
+    assert lines[2].startswith(
+        "CLT (tested with classes balanced, attributes as they come): better than the baseline by "
+    )
+    assert lines[3].startswith(f"Winner {sweep['winner']}: lpa.weight=")
+    assert lines[4].startswith("GLT (test_gbl) top-1: winner ")
+    assert lines[5].startswith("CLT (test_cbl) top-1: winner ")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,31 @@ def test_worse_is_said() -> None:
     comparison = {"test": {"top1": cell([0.4, 0.41], [0.6, 0.61])}}
     found = verdict(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
     assert found.kind == "worse"
-    assert "worse than the baseline by 20.0 points" in found.text
+    assert found.text == "In top-1 the winner is 20.0 points worse than the baseline in the test split."
+    assert found.details[0].startswith("The test split: worse than the baseline by 20.0 points (95% CI ")
+
+
+GAIN, LOSS, NOTHING = ([0.485, 0.486], [0.4, 0.401]), ([0.4, 0.401], [0.485, 0.486]), ([0.5, 0.6], [0.5, 0.5])
+BETTER, WORSE = "8.5 points better than the baseline in", "8.5 points worse than the baseline in"
+SAME = "not distinguishable from the baseline in"
+
+
+@pytest.mark.parametrize(
+    ("glt", "clt", "kind", "text"),
+    [
+        (NOTHING, LOSS, "worse", f"{WORSE} CLT, but {SAME} GLT"),
+        (NOTHING, NOTHING, "same", f"{SAME} GLT and CLT"),
+        (GAIN, LOSS, "mixed", f"{BETTER} GLT, but {WORSE} CLT"),
+        (LOSS, LOSS, "worse", f"{WORSE} GLT and {WORSE} CLT"),
+        (GAIN, NOTHING, "better", f"{BETTER} GLT, but {SAME} CLT"),
+    ],
+)
+def test_the_headline_names_every_protocol_and_losses_too(glt: Any, clt: Any, kind: str, text: str) -> None:
+    comparison = {"test_cbl": {"top1": cell(*clt)}, "test_gbl": {"top1": cell(*glt)}}
+    found = verdict(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
+    assert (found.kind, found.text) == (kind, f"In top-1 the winner is {text}.")
+    assert [line.split(" ")[0] for line in found.details] == ["GLT", "CLT"]
+    assert all("95% CI" in line for line in found.details)
 
 
 def test_the_verdict_is_about_the_selection_metric_on_the_glt_test() -> None:
