@@ -109,6 +109,10 @@ def test_nothing_else_makes_a_console() -> None:
         for file in (ROOT / folder).rglob("*.py"):
             calls = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
             assert file.name == "terminal.py" or "Console" not in calls, file
+            tags = re.findall(
+                r"\[/?(?:bold|dim|red|green|yellow)?\]", "".join(re.findall(r'"[^"\n]*"', file.read_text()))
+            )
+            assert set(tags) <= {"[]"}, f"{file}: {tags} would be printed as it stands"
 
 
 @each

@@ -90,8 +90,8 @@ def fitted_epochs(
         return base
     epochs = min(base.train.epochs, max(LEAST_EPOCHS, int(base.train.epochs * sweep.budget_s / estimate_s)))
     say(
-        f"[yellow]warm-up: {rate:,.0f} images/s per trial, so the search would take about {estimate_s:.0f} s instead of "
-        f"{sweep.budget_s:.0f} s; training is cut from {base.train.epochs} to {epochs} epochs.[/yellow] "
+        f"warm-up: {rate:,.0f} images/s per trial, so the search would take about {estimate_s:.0f} s instead of "
+        f"{sweep.budget_s:.0f} s; training is cut from {base.train.epochs} to {epochs} epochs. "
         "For the full length: sweep.budget_s=null"
     )
     return override(base, {"train.epochs": epochs})
