@@ -43,6 +43,10 @@ class SearchPlan:
     debug: bool = False
 
 
+def _nothing(trial: str) -> None:
+    """Nobody asks."""
+
+
 @dataclass(frozen=True)
 class Ears:
     """What the driver of a search asks and hears."""
@@ -50,8 +54,8 @@ class Ears:
     stop_wanted: Callable[[], bool]
     lost: Callable[[str, str], None]
     """A trial's process ended without a word in its record, for the last time; in which words Ray said so."""
-    ended: Callable[[str], None]
-    """A trial of a population ended."""
+    ended: Callable[[str], None] = _nothing
+    """A trial of a population ended; of a cohort's trials its book hears."""
 
 
 class _StaysHere:

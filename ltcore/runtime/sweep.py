@@ -149,7 +149,7 @@ class Sweep:
             self._share_start(number, points)
         course = Course(self._cohorts())
         if not course.over:
-            run_course(self._plan(), course, self._ears())
+            run_course(self._plan(), course, Ears(lambda: self.watch.stop_wanted, self._lost.__setitem__))
             self.runs.raise_if_stalled()
 
     def _search_population(self) -> None:
@@ -170,7 +170,7 @@ class Sweep:
             total_images=setup.base.train.epochs * setup.images_per_epoch,
             sweep_uri=setup.uri,
             folder=f"tune-{self.fields['populations']}",
-            ears=self._ears(),
+            ears=Ears(lambda: self.watch.stop_wanted, self._lost.__setitem__, self._member_ended),
         )
         self.runs.raise_if_stalled()
 
@@ -262,9 +262,6 @@ class Sweep:
             driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
             debug=setup.debug,
         )
-
-    def _ears(self) -> Ears:
-        return Ears(lambda: self.watch.stop_wanted, self._lost.__setitem__, self._member_ended)
 
     def _member_ended(self, trial: str) -> None:
         record = load_json(where(self.setup.uri, trial))

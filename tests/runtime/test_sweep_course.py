@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ltcore.errors import LtcoreError
 from tests.runtime.sweeps import arguments, runs, tune
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +41,50 @@ def test_a_trial_that_fails_is_reported_and_does_not_end_the_sweep(
     said = capsys.readouterr().out
     assert f"trial {trials[1e30]['id']}: " in said and "failed (NumericError: Step" in said
     assert "NumericError" in (tmp_path / "small" / "report.html").read_text()
+
+
+class Killer(threading.Thread):
+    """SIGKILL for a trial's process, as the kernel sends it where memory is short, each time that it has begun to train."""
+
+    def __init__(self, storage: Path, trial: str, times: int) -> None:
+        super().__init__(daemon=True)
+        self._storage, self._trial, self._times = storage, trial, times
+        self.killed: set[int] = set()
+        self.start()
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 300
+        while len(self.killed) < self._times and time.monotonic() < deadline:
+            record = runs(self._storage, "trials").get(self._trial, {"status": ""})
+            if record["status"] == "running" and record["pid"] not in self.killed:
+                os.kill(record["pid"], signal.SIGKILL)
+                self.killed.add(record["pid"])
+            time.sleep(0.02)
+
+
+def test_neither_slots_nor_killed_processes_change_what_a_sweep_comes_to(
+    color_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that dies is replaced; where that happens too often, there is no winner until the trial has run."""
+    changes = {**QUICK, **RANDOM, "sweep__num_trials": "4", "sweep__grace_fraction": "null", "train__epochs": "8"}
+    changes |= {"sweep__space__train__optim__lr": "log:1e-7,0.03", "train__eval_every": "2"}
+    one_slot = tune(color_shards, tmp_path / "one", "--cpus-per-worker", "2", **changes)
+    monkeypatch.setattr("ltcore.runtime.search.LOST", 1)
+    killer = Killer(tmp_path / "two", "00002", times=2)
+    with pytest.raises(LtcoreError, match=r"1 of 4 trials of small failed .* without them: 00002 \(.*The same command"):
+        tune(color_shards, tmp_path / "two", **changes)
+    assert len(killer.killed) == 2
+    assert "lost with its process" in capsys.readouterr().out
+    left = stored(tmp_path / "two")
+    assert (left["status"], left["rungs"], "winner" in left) == ("failed", [], False)
+    assert not list((tmp_path / "two" / "small").rglob("*.pkl")), "nothing that would be unpickled"
+    two_slots = tune(color_shards, tmp_path / "two", **changes)
+    for sweep in (one_slot, two_slots):
+        assert sorted(t["status"] for t in sweep["trials"]) == ["finished"] * 3 + ["stopped"]
+    for key in ("winner", "rungs"):
+        assert two_slots[key] == one_slot[key]
+    ours, theirs = ([(t["params"], t["last"], t["best"]) for t in sweep["trials"]] for sweep in (one_slot, two_slots))
+    assert ours == theirs
 
 
 def test_a_time_limit_ends_with_a_report_and_the_same_command_goes_on(color_shards: str, tmp_path: Path) -> None:
