@@ -95,7 +95,9 @@ def check_sweep(client: Any, trials: int) -> None:
     assert {run["hardware"]["host"] for run in runs.values()} == {"ltc-head", "ltc-worker"}
     for key in runs:
         place = key.removesuffix("run.json") + "wandb/offline-run-"
-        assert len([name for name in stored if name.startswith(place) and name.endswith(".wandb")]) == 1, key
+        files = [name.removeprefix(place) for name in stored if name.startswith(place) and name.endswith(".wandb")]
+        # a file for each part of a trial, uploaded as one run by their id
+        assert len({file.split("/")[0].split("-", 1)[1] for file in files}) == 1, key
 
 
 def check_secrets(made: Lab, client: Any) -> None:
