@@ -261,7 +261,12 @@ class Prototypes(Memory):
         return vectors_BPD, lengths(vectors_BPD, self.spec.metric)
 
     def _affinities(self, vectors_BPD: Tensor) -> Tensor:
-        used, dtype = self.num_clusters, vectors_BPD.dtype
+        used = self.num_clusters
+        # A soft score is rounded to whole units, and in float32 a product of one row is not that row of a product of many on
+        # every processor: near the middle between two units the batch size would decide.
+        if self.spec.score == "soft":
+            vectors_BPD = vectors_BPD.double()
+        dtype = vectors_BPD.dtype
         offsets_K = self.offsets_K[:used].to(dtype) if self.spec.metric == "whitened" else None
         return affinities(vectors_BPD, self.prototypes_KD[:used].to(dtype), self.spec.metric, offsets_K)
 
