@@ -7,9 +7,10 @@ unpickled. Population-based training alone is Tune's: its scheduler copies check
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ltcore.config.sweep_space import SpaceSpec, SweepConfig
 from ltcore.data.storage import open_fs
 from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.rungs import Course
-from ltcore.runtime.worker import TRIAL, UNTIL, tune_trial
+from ltcore.runtime.worker import TRIAL, UNTIL, trial_name, tune_trial
 
 LOST = 3
 """How often a trial whose process dies is started again within one command."""
@@ -97,14 +98,16 @@ class _Parts(_StaysHere, Searcher):
 
 
 class _Callback(_StaysHere, tune.Callback):
-    def __init__(self, ears: Ears) -> None:
-        self._ears = ears
+    def __init__(self, ears: Ears, members: Sequence[str] = ()) -> None:
+        self._ears, self._members = ears, members
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ears.ended(trial.config[TRIAL])
+        self._ears.ended(trial_name(trial.config, trial.trial_id, self._members))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ears.lost(trial.config[TRIAL], last_error(trial.error_file))
+        name = trial_name(trial.config, trial.trial_id, self._members)
+        self._ears.lost(name, last_error(trial.error_file))
+        self._ears.ended(name)
 
 
 def last_error(file: str | None) -> str:
@@ -159,14 +162,14 @@ def run_course(plan: SearchPlan, course: Course, ears: Ears) -> None:
 def run_population(
     plan: SearchPlan,
     sweep: SweepConfig,
-    points: Sequence[tuple[str, dict[str, Any]]],
+    points: Mapping[str, dict[str, Any]],
     *,
     total_images: int,
     sweep_uri: str,
     folder: str,
     ears: Ears,
 ) -> None:
-    """Runs population-based training over ``points`` (name, parameters), each from wherever it stands.
+    """Runs population-based training over ``points`` (name -> parameters), each from wherever it stands.
 
     Which trial copies which depends on who is there at the time, so two runs of one seed differ: waiting for the whole
     population would hang for ever where a member fails. ``folder`` below the sweep's holds the checkpoints that are copied,
@@ -180,12 +183,11 @@ def run_population(
         perturbation_interval=max(1, total_images // 8),
         hyperparam_mutations={key: domain(sweep.space[key]) for key in sweep.hot},
     )
-    members = [{TRIAL: name, UNTIL: 0, **params} for name, params in points]
-    space = {key: tune.choice([value]) for key, value in members[0].items()}  # the points say what is run
+    members = list(points)
     _fit(
-        plan,
+        dataclasses.replace(plan, trial={**plan.trial, "members": members}),
         tune.TuneConfig(
-            search_alg=BasicVariantGenerator(points_to_evaluate=members, max_concurrent=plan.concurrent),
+            search_alg=BasicVariantGenerator(points_to_evaluate=list(points.values()), max_concurrent=plan.concurrent),
             scheduler=scheduler,
             num_samples=len(members),
             reuse_actors=True,
@@ -195,9 +197,9 @@ def run_population(
             "storage_path": storage,
             "storage_filesystem": filesystem,
             "stop": _Stopper(ears.stop_wanted),
-            "callbacks": [_Callback(ears)],
+            "callbacks": [_Callback(ears, members)],
         },
-        space,
+        {key: domain(spec) for key, spec in sweep.space.items()},  # of which the points take the place
     )
 
 

@@ -156,9 +156,9 @@ class Sweep:
         """Goes on with the members that came to no end, each with the values that it had last."""
         setup, points = self.setup, self._points()
         records = read_records(setup.uri, points)
-        left = [
-            (name, points[name] | last_values(record)) for name, record in records.items() if standing(record) == "open"
-        ]
+        left = {
+            name: last_values(points[name], record) for name, record in records.items() if standing(record) == "open"
+        }
         if not left:
             return
         self.fields["populations"] += 1
@@ -251,6 +251,7 @@ class Sweep:
                 "scaling": setup.scaling.plain(),
                 "engine": setup.engine,
                 "hot": list(setup.sweep.hot) if setup.sweep.search == "pbt" else [],
+                "members": [],
                 "pulse": self.pulse_name,
                 "nonce": self.nonce,
                 "code": code_version(),
@@ -265,7 +266,7 @@ class Sweep:
 
     def _member_ended(self, trial: str) -> None:
         record = load_json(where(self.setup.uri, trial))
-        self._part_ended(trial, last_values(record), standing(record), record)
+        self._part_ended(trial, last_values(self._points()[trial], record), standing(record), record)
 
     def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: Record | None) -> None:
         """Says how far the trial has come, and why it came no further."""
@@ -330,6 +331,7 @@ class Sweep:
     def _why_open(self, open_trials: Sequence[Mapping[str, Any]]) -> str:
         size = self.setup.sweep.size
         failed = [f"{t['id']} ({_last_line(t['reason'])})" for t in open_trials if t["status"] == "failed"]
+        failed = failed or [f"{t['id']} (without a word)" for t in open_trials]
         return (
             f"{len(failed)} of {size} trials of {self.setup.sweep.name} failed of what may have gone by now, so no winner is "
             f"chosen without them: {'; '.join(failed[:3])}{'; ...' if len(failed) > 3 else ''}. The same command runs them "

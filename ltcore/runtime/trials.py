@@ -49,10 +49,10 @@ def read_records(sweep_uri: str, names: Iterable[str]) -> dict[str, Record | Non
         return dict(zip(names, found, strict=True))
 
 
-def last_values(record: Record | None) -> dict[str, Any]:
-    """Population-based training: the values that a member had last of the keys that change."""
-    schedule = (record or {}).get("schedule") or [{}]
-    return {key: value for key, value in schedule[-1].items() if key != "images_seen"}
+def last_values(params: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
+    """Population-based training: what a member trained with last, which may be another one's; ``params`` before it began."""
+    config = {} if record is None else record["config"]
+    return {key: config.get(key, value) for key, value in params.items()}
 
 
 Heard = Callable[[str, Mapping[str, Any], str, Record | None], None]

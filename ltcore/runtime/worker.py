@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ from ltcore.training.mirror import Mirror
 
 TRIAL, UNTIL = "trial", "until"
 """Keys beside a trial's parameters: its name, which outlives Tune's own, and the epoch at which this part of it ends."""
+
+
+def trial_name(config: Mapping[str, Any], tune_id: str, members: Sequence[str]) -> str:
+    """Name of a trial. In a population a member takes over the whole ``config`` of a better one, so there it is the place
+    among ``members`` that Tune's id ends with."""
+    return members[int(tune_id.rsplit("_", 1)[-1])] if members else config[TRIAL]
 
 
 class TaskContext:
@@ -80,8 +86,12 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     all trials share."""
     quiet()
     adopt_secrets(plan["pulse"], plan["nonce"])
+    from ray import tune
+
     params = dict(config)
-    trial, until = params.pop(TRIAL), params.pop(UNTIL)
+    trial = trial_name(params, tune.get_context().get_trial_id(), plan["members"])
+    until = params.pop(UNTIL, 0)
+    params.pop(TRIAL, None)
     scaling = Scaling(**plan["scaling"])
     job = Job(
         config=dump(override(from_dict(plan["config"]), {**params, "name": f"trial-{trial}"})),

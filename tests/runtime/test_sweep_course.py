@@ -135,3 +135,19 @@ def test_a_killed_driver_loses_nothing(color_shards: str, tmp_path: Path) -> Non
     for record in done:
         name = record["id"].rsplit("-", 1)[-1]
         assert after[name]["started_at"] == record["started_at"]
+
+
+def test_a_population_hands_checkpoints_on_and_goes_on_with_the_values_it_had(
+    color_shards: str, tmp_path: Path
+) -> None:
+    changes = {**QUICK, "sweep__search": "pbt", "sweep__hot": "train.optim.lr", "sweep__num_trials": "3"}
+    changes |= {"sweep__space__train__optim__lr": "log:1e-7,0.05", "train__eval_every": "1"}
+    first = tune(color_shards, tmp_path, **changes)
+    assert [t["status"] for t in first["trials"]] == ["finished"] * 3
+    assert all(t["schedule"][0]["images_seen"] == 0 for t in first["trials"])
+    for place in ("sweep.json", "trials/00001/run.json"):  # as a driver that was killed leaves them
+        path = tmp_path / "small" / place
+        path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running"}))
+    again = tune(color_shards, tmp_path, **changes)
+    assert again["status"] == "finished" and again["populations"] == 2
+    assert again["trials"] == first["trials"] and again["winner"] == first["winner"]

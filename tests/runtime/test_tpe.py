@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from ltcore.config.load import base_run, load_sweep
 from ltcore.config.sweep_space import SpaceSpec
+from ltcore.runtime.files import load_json, save_json
+from ltcore.runtime.rungs import Course, Part
+from ltcore.runtime.sweep import Sweep
 from ltcore.runtime.tpe import Past, batch_size, past_of, suggest
+from ltcore.runtime.trials import collect, where
 
 SPACE = {
     "lr": SpaceSpec("log", (1e-3, 1.0)),
@@ -69,3 +78,68 @@ def test_what_a_record_tells() -> None:
 
 def test_batches_depend_on_the_number_of_trials_alone() -> None:
     assert [batch_size(n) for n in (20, 50, 51, 100, 400)] == [5, 5, 6, 10, 40]
+
+
+def make_sweep(folder: Path) -> Sweep:
+    """The driver's side of a sweep of 20 trials, without Ray."""
+    config = load_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
+    sweep = Sweep.__new__(Sweep)
+    setup = SimpleNamespace(sweep=config, base=base_run(config), seed=0, uri=str(folder))
+    stored = load_json(str(folder / "sweep.json")) or {"suggested": [], "rungs": []}
+    sweep.setup, sweep.fields, sweep._lost = setup, stored, {}
+    sweep.save = lambda: save_json(str(folder / "sweep.json"), sweep.fields)
+    sweep.board = sweep.watch = Mock()
+    return sweep
+
+
+def train(folder: Path, part: Part) -> None:
+    """What a trial leaves behind: a value that its parameters and its epoch decide."""
+    weight, radius = (part.params[f"objective.terms.{key}"] for key in ("lpa.weight", "dro.radius"))
+    epoch = part.until or 16
+    value = 0.5 - abs(math.log10(weight) + 1) / 5 - abs(math.log10(radius)) / 5 + 0.01 * epoch
+    record = {
+        "kind": "trial",
+        "status": "stopped" if part.until else "finished",
+        "reason": "",
+        "config": part.params,
+        "epochs_done": epoch,
+        "epochs_planned": 16,
+        "last": {"val/top1": value},
+        "best": {"val/top1": value},
+    }
+    save_json(where(str(folder), part.trial), record)
+
+
+@pytest.mark.parametrize(("slots", "killed_after"), [(2, None), (4, None), (3, 13)])
+def test_slots_and_interruptions_change_nothing_that_a_search_comes_to(
+    tmp_path: Path, undisturbed: dict[str, Any], slots: int, killed_after: int | None
+) -> None:
+    assert searched_through(tmp_path, slots, killed_after) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return searched_through(tmp_path_factory.mktemp("undisturbed"), slots=1)
+
+
+def searched_through(folder: Path, slots: int, killed_after: int | None = None) -> dict[str, Any]:
+    """The trials and decisions of a search on so many slots, whose driver is killed after so many parts."""
+    draw, ran = random.Random(slots), 0
+    for most in ([] if killed_after is None else [killed_after]) + [1000]:
+        sweep, running = make_sweep(folder), []
+        course = Course(sweep._cohorts())
+        while ran < most:
+            while len(running) < slots and (part := course.next_part()) is not None:
+                running.append(part)
+            if not running:
+                break
+            part = running.pop(draw.randrange(len(running)))
+            train(folder, part)
+            course.ended(part.trial)
+            ran += 1
+    sweep.fields["trials"] = collect(str(folder), sweep.setup.sweep, sweep._points(), {}, out_of_time=False)
+    sweep.watch.out_of_time.is_set.return_value = False
+    assert sweep.choose()
+    assert len(sweep.fields["trials"]) == 20 and len(sweep.fields["rungs"]) == 4
+    assert [t["status"] for t in sweep.fields["trials"]].count("finished") == 12
+    return {key: sweep.fields[key] for key in ("suggested", "rungs", "winner", "trials")}

@@ -110,9 +110,9 @@ def test_a_decision_is_in_the_sweep_before_it_is_in_the_records(tmp_path: Path) 
 
 
 def test_a_member_of_a_population_goes_on_with_the_values_that_it_had_last() -> None:
-    record = {"schedule": [{"images_seen": 0, "lr": 0.1}, {"images_seen": 90, "lr": 0.2}]}
-    assert last_values(record) == {"lr": 0.2}
-    assert last_values(None) == last_values({}) == {}
+    params = {"lr": 0.1, "envs": 2}
+    assert last_values(params, {"config": {"lr": 0.2, "envs": 4, "seed": 0}}) == {"lr": 0.2, "envs": 4}
+    assert last_values(params, None) == params
 
 
 def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:

@@ -112,6 +112,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
             "scaling": scaling.plain(),
             "engine": "trial",
             "hot": [],
+            "members": [],
             "pulse": "",
             "nonce": "",
             "code": "",  # one machine and one checkout: nothing to compare
