@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -143,11 +144,17 @@ def connect(*, debug: bool = False) -> Cluster:
     return _describe(ray, local=not address, real=real)
 
 
+@functools.cache
+def _token() -> str:
+    """One token for the life of this process: Ray ends a process whose open connections meet another one."""
+    return secrets.token_hex(32)
+
+
 def _lock() -> None:
     """Gives the local Ray a token of its own, which its processes inherit: whoever reaches its ports could otherwise run
     commands in them. No file holds it, and none of an earlier session is used."""
     os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_AUTH_TOKEN"] = _token()
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
     Config.initialize("")  # reads the mode anew where Ray was imported before
