@@ -12,8 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
-USERINFO = re.compile(r"://[^/\s]*@")
-"""What stands before the host in ``s3://KEY:SECRET@bucket`` or ``http://user@host``."""
+USERINFO = re.compile(
+    r"://[^/\s]*@"
+    r"|://[^/\s:@\[]+:(?!\d+(/|$))\S*@"  # a slash in the password ends the host too early, with a port that is no number
+    r"|\b(s3|gs|gcs)://[^/\s:@]+:\S*@"  # a bucket has no port at all
+)
+"""What stands before the host in ``s3://KEY:SECRET@bucket`` or ``http://user@host``; a secret of AWS may hold a slash."""
 
 
 class LtcoreError(Exception):

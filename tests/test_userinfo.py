@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ltcore.config.cli import read_train, read_tune
+from ltcore.config.cli import read_train, read_tune, run_main
 from ltcore.data.storage import list_files, read_bytes
-from ltcore.errors import ConfigError
+from ltcore.errors import USERINFO, ConfigError
 from ltcore.runtime.launch import train
 from ltcore.runtime.launch_sweep import tune
 
@@ -47,6 +47,61 @@ def test_the_endpoint_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=r"^AWS_ENDPOINT_URL is a URI with a user name or password") as error:
             read("s3://bucket/x")
         assert "pa55word" not in str(error.value)
+
+
+FORMS = [
+    URI,
+    "s3://AKIA:pa55/word@bucket/x",  # every second key of AWS holds a slash
+    "s3://AKIA:55/pa55word@bucket/x",
+    "http://user:pa55/word@host:9000",
+    "gs://pa55word@bucket",
+    "ftp://a/b,http://user:pa55word@host",
+]
+
+
+@pytest.mark.parametrize("uri", FORMS)
+def test_every_form_of_it(uri: str) -> None:
+    assert USERINFO.search(uri)
+    with pytest.raises(ConfigError, match="is a URI with a user name or password in it") as error:
+        read_bytes(uri)
+    assert "pa55" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a:b@c",
+        "http://host:9000/a@b",
+        "http://[::1]:9000/a@b",
+        "https://host/x@y",
+        "/home/me@work:x",
+        "s3://a/x,s3://b/y@z",
+    ],
+)
+def test_what_is_none(uri: str) -> None:
+    assert not USERINFO.search(uri)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--storage", URI], "--storage"),
+        ([f"--data={URI}"], "--data"),
+        ([f"train.epochs={URI}"], "train.epochs"),
+        ([f"data.uri={URI}", "data.uri=s3://other"], "data.uri"),
+        ([URI], "an argument"),
+    ],
+)
+def test_no_parser_repeats_it(
+    words: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no W&B run keeps it, which records the whole command."""
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: pytest.fail("it went on"))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"error: {named} is a URI with a user name or password in it") and "pa55" not in said
 
 
 def test_an_at_sign_elsewhere_is_no_password(tmp_path: Path) -> None:

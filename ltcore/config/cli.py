@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from ltcore.errors import LtcoreError
+from ltcore.errors import ConfigError, LtcoreError, refuse_userinfo
 from ltcore.text import message, printable_lines
 
 ENGINES = ("auto", "inline", "trial", "train")
@@ -184,6 +184,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None) -> Evaluat
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs a pipeline and exits: errors are one sentence on stderr, with a traceback only under ``--debug``."""
     try:
+        _refuse_passwords(sys.argv[1:])
         code = main() or 0
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
@@ -204,6 +205,17 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     if sys._getframe(1).f_globals.get("__name__") == "__main__":
         _leave(code)
     raise SystemExit(code)
+
+
+def _refuse_passwords(argv: Sequence[str]) -> None:
+    """Refuses URIs with a password wherever they stand: parsers repeat what they do not take, and W&B keeps the command."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        key, _, _ = word.partition("=")
+        flag = before if before.startswith("--") else "an argument"
+        try:
+            refuse_userinfo(**{flag if "://" in key else key: word})
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
 
 
 def _leave(code: int) -> NoReturn:

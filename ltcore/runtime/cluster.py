@@ -273,13 +273,15 @@ def forwarded_environment() -> dict[str, str]:
 
 
 def secret_environment() -> dict[str, str]:
-    """What workers need to log to W&B (``pulse.adopt_secrets``): variables, or a key that ``wandb login`` left here.
+    """What workers need to log to W&B (``pulse.adopt_secrets``): variables that are not forwarded, or a key that ``wandb
+    login`` left here.
 
     Not the credentials of object stores: every node needs those for itself, also for what Ray does there.
     """
     from ltcore.tracking.wandb_account import find_key
 
-    named = {key: value for key, value in os.environ.items() if key.startswith("WANDB_") and SECRET.search(key)}
+    forwarded = forwarded_environment()
+    named = {key: value for key, value in os.environ.items() if key.startswith("WANDB_") and key not in forwarded}
     return named | find_key(os.environ)
 
 

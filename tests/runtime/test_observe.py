@@ -95,6 +95,9 @@ def test_a_wandb_key_is_for_memory_and_never_for_rays_logged_environment(
     assert secret_environment() == {"WANDB_API_KEY": login}
     monkeypatch.setenv("WANDB_API_KEY", "key-of-the-shell")
     assert secret_environment() == {"WANDB_API_KEY": "key-of-the-shell"}
+    monkeypatch.setenv("WANDB_BASE_URL", "https://user:pa55word@wandb.example.org")
+    server = {"WANDB_BASE_URL": "https://user:pa55word@wandb.example.org"}  # else the key would go to another one
+    assert secret_environment() == {"WANDB_API_KEY": "key-of-the-shell", **server}
     passed = forwarded_environment()
     assert (passed["WANDB_PROJECT"], passed["AWS_REGION"]) == ("long-tails", "us-west-2")
     assert not {"key-of-the-shell", "store-secret"} & set(passed.values())
