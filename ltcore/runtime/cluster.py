@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import secrets
-import socket
+import stat
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
 
 
-CONNECT_S = 5.0
-"""How long the head of a cluster may take to answer, for each of two questions."""
+CONNECT_S = 10.0
+"""How long the head of a cluster may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -106,42 +107,70 @@ def connect(*, debug: bool = False) -> Cluster:
     """Joins the running cluster (``RAY_ADDRESS``, or the one that `ray start` made this machine a node of), else starts
     Ray here: never the private Ray of another program, which ends with that program."""
     quiet()
-    address = _cluster_address()
-    if address:
-        _set(REMOTE)
-    else:
-        _set(LOCAL)
-        _lock()
-    from ltcore.training.hardware import allocated_cpus
-
-    real = allocated_cpus()
     import ray
     from ray._private import ray_constants
 
+    from ltcore.training.hardware import allocated_cpus
+
+    real = allocated_cpus()
+    if ray.is_initialized():  # by the program that calls this; another token would end its process
+        return _describe(ray, local=False, real=real)
+    level = logging.INFO if debug else logging.ERROR
+    logging.getLogger("ray").setLevel(level)  # which importing Ray has set anew
+    address = _cluster_address()
+    _set(REMOTE if address else LOCAL)
     # Ray reads these variables when it is first imported, which may have been before this call.
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False)
     ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
-    level = logging.INFO if debug else logging.ERROR
     common: dict[str, Any] = {
         "logging_level": level,
         "log_to_driver": debug,
     }
-    if ray.is_initialized():
-        return _describe(ray, local=False, real=real)
     if address:
+        _join(address, common)
+    else:
+        _start(real, common)
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(level)
+    return _describe(ray, local=not address, real=real)
+
+
+def _join(address: str, common: dict[str, Any]) -> None:
+    import ray
+    from ray._private.services import find_node_ids
+
+    if not find_node_ids():  # ray.init would look for it for a minute
+        raise ConfigError(
+            f"The Ray at {address} has no node on this machine, so no driver can run here: give the command on its head (ray "
+            "submit, ray job submit), `ray start --address` this machine, or unset RAY_ADDRESS."
+        )
+    try:
         # Only a cluster needs this: processes of a local Ray inherit the environment, and start faster without.
         ray.init(address=address, runtime_env={"env_vars": forwarded_environment()}, **common)
-    else:
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"The Ray at {address} answers, but this machine cannot join it: {said}") from error
+
+
+def _start(real_cpus: int, common: dict[str, Any]) -> None:
+    import ray
+
+    _lock()
+    try:
         ray.init(
             address="local",
-            num_cpus=max(4, real),
+            num_cpus=max(4, real_cpus),
             include_dashboard=False,
             object_store_memory=512 * 2**20,
             **common,
         )
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(level)
-    return _describe(ray, local=not address, real=real)
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        folder = current_cluster_file().parent
+        raise ConfigError(
+            f"{folder} is too long a name for the sockets that Ray makes in it: set RAY_TMPDIR to a short one, such as /tmp."
+        ) from error
 
 
 @functools.cache
@@ -155,9 +184,14 @@ def _lock() -> None:
     commands in them. No file holds it, and none of an earlier session is used."""
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = _token()
+    _read_authentication()
+
+
+def _read_authentication() -> None:
+    """Lets Ray read mode and token from the environment as it is now, and not as it was when Ray was imported."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
-    Config.initialize("")  # reads the mode anew where Ray was imported before
+    Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
@@ -166,20 +200,25 @@ def _cluster_address() -> str:
     given = os.environ.get("RAY_ADDRESS") or "auto"
     if given == "local":
         return ""
-    if not re.fullmatch(r"auto|[^/\s]+:\d{1,5}", given):
+    if given != "auto" and not _HOST_PORT.fullmatch(given):
+        shown = given.rpartition("@")[2]  # before it may stand a password
         raise ConfigError(
-            f"RAY_ADDRESS={given}: expected host:port of the head, 'auto' or 'local'. Ray's clients (ray://) and its dashboard "
+            f"RAY_ADDRESS={shown}: expected host:port of the head, 'auto' or 'local'. Ray's clients (ray://) and its dashboard "
             "(http://) run no sweep: submit the script to the cluster instead (ray submit, ray job submit)."
         )
     address = given if given != "auto" else noted_address()
-    if not address or _answers(address):
+    if address and _answers(address, noted=given == "auto"):
         return address
     if on_cluster_node():
+        where = f"at {address}" if address else f"here ({current_cluster_file()} names none of yours)"
         raise ConfigError(
-            f"This machine belongs to a cluster, but no Ray answers at {address}. A sweep is not started beside it: `ray up` the "
+            f"This machine belongs to a cluster, but no Ray answers {where}. A sweep is not started beside it: `ray up` the "
             "cluster again, or correct or unset RAY_ADDRESS."
         )
-    return ""  # a note that an ended `ray start` left behind
+    return ""  # none, or a note that an ended `ray start` left behind
+
+
+_HOST_PORT = re.compile(r"[^/\s@]+:\d{1,5}")
 
 
 def noted_address() -> str:
@@ -187,41 +226,59 @@ def noted_address() -> str:
     cluster runs that user's commands, and a note in a folder for everyone is no invitation."""
     note = current_cluster_file()
     try:
-        owners = {path.lstat().st_uid for path in (note.parent, note)}
-        address = note.read_text().strip()
+        folder, file = note.parent.lstat(), note.lstat()
+        # Looked at before it is opened: what others put there may be a pipe, which gives nothing for ever.
+        if {folder.st_uid, file.st_uid} <= {0, os.getuid()} and stat.S_ISREG(file.st_mode):
+            address = note.read_text(encoding="utf-8", errors="replace").strip()
+            return address if _HOST_PORT.fullmatch(address) else ""
     except OSError:
         return ""
-    if owners <= {0, os.getuid()} and not note.is_symlink():
-        return address
     warnings.warn(
-        f"{note} belongs to another user, so the Ray that it names is not joined. Set RAY_ADDRESS={address} if it should be.",
-        stacklevel=2,
+        f"{note} belongs to another user or is a link, so the Ray that it names is not joined. Set RAY_ADDRESS to that address "
+        "if it should be, or RAY_TMPDIR to a folder of yours before `ray start`.",
+        stacklevel=1,  # one place, so that it is said once
     )
     return ""
 
 
-def _answers(address: str) -> bool:
-    """Whether a gRPC server listens there, as Ray's head is: ray.init would wait for minutes for anything else."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError, OverflowError):
-        return False
-    if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):
-        return True  # it shakes hands with Ray's own certificates alone
-    import grpc
+def _answers(address: str, *, noted: bool) -> bool:
+    """Whether the head of a cluster is there. ConfigError where it does not take this machine's token.
 
-    with grpc.insecure_channel(address) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
-        except grpc.FutureTimeoutError:
+    One request to the part of Ray that drivers ask first: ray.init would go on asking anything else for minutes.
+    """
+    import grpc
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]  # generated
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.exceptions import AuthenticationError
+
+    if noted:
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as the `ray start` that noted it
+    _read_authentication()
+    # ray.init puts the machine's own address in the place of 127.0.0.1, where a private Ray does not listen.
+    asked = canonicalize_bootstrap_address(address)
+    assert asked is not None, "it is a host and a port"
+    channel = init_grpc_channel(asked, [("grpc.enable_http_proxy", 0)])
+    try:
+        NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=CONNECT_S)
+    except (grpc.RpcError, AuthenticationError) as error:
+        if isinstance(error, grpc.RpcError) and error.code() != grpc.StatusCode.UNAUTHENTICATED:
             return False
+        raise ConfigError(
+            f"The Ray at {address} asks for a token, and this machine has none or another one. Set RAY_AUTH_MODE=token, and "
+            "give it the cluster's ~/.ray/auth_token (mode 600) or RAY_AUTH_TOKEN."
+        ) from None
+    finally:
+        channel.close()
     return True
 
 
 def current_cluster_file() -> Path:
     """Where `ray start` notes the address of this machine's cluster."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    ours = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # as Ray's own get_ray_address_file
+    folder = os.environ.get("RAY_TMPDIR") or ours or "/tmp"
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
