@@ -123,6 +123,35 @@ def test_ray_adds_no_rights_to_a_profile_that_is_named() -> None:
     assert _configure_iam_role(config())["available_node_types"]["head"]["node_config"] == head
 
 
+class Group:
+    """A security group that notes what is let in."""
+
+    id = "sg-mine"
+
+    def __init__(self, rules: list[Any]) -> None:
+        self.ip_permissions = rules
+
+    def authorize_ingress(self, IpPermissions: list[Any]) -> None:
+        self.ip_permissions = IpPermissions
+
+
+def test_only_a_group_of_ones_own_keeps_the_internet_from_port_22() -> None:
+    """Ray's rules cannot be taken away by the file, only by a group that has rules before."""
+    from ray.autoscaler._private.aws.config import _upsert_security_group_rules
+
+    mine = [{"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "192.0.2.7/32"}]}]
+    chosen = config()
+    chosen["provider"]["security_group"] = {"GroupName": "ltcore", "IpPermissions": mine}
+    groups = {"head": Group(mine), "gpu": Group([])}
+    _upsert_security_group_rules(chosen, groups)
+    assert groups["head"].ip_permissions == mine
+    assert {"CidrIp": "0.0.0.0/0"} in [
+        found for rule in groups["gpu"].ip_permissions for found in rule.get("IpRanges", [])
+    ]
+    (line,) = [line for line in TEXT.splitlines() if "# security_group:" in line]
+    assert yaml.safe_load(line.strip().removeprefix("# "))["security_group"].keys() == {"GroupName"}
+
+
 def test_credentials_and_disks_are_closed() -> None:
     for name, node in config()["available_node_types"].items():
         assert node["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}, name
@@ -137,7 +166,9 @@ def test_credentials_and_disks_are_closed() -> None:
 def test_the_doctor_asks_the_cloud_whether_the_head_may_start_a_worker(
     code: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import botocore.session
     from botocore.exceptions import ClientError
+    from botocore.validate import ParamValidator
 
     from ltcore.runtime.autoscaler import launch_refusal
 
@@ -150,17 +181,22 @@ def test_the_doctor_asks_the_cloud_whether_the_head_may_start_a_worker(
 
     monkeypatch.setattr("boto3.client", lambda service, **options: Ec2())
     assert launch_refusal(tmp_path / "none.yaml") is None
-    assert launch_refusal(FILE) == found
-    assert asked == [
-        {
-            "DryRun": True,
-            "MinCount": 1,
-            "MaxCount": 1,
-            "ImageId": "ami-0a08f4510bfe41148",
-            "InstanceType": "g5.2xlarge",
-            "IamInstanceProfile": {"Name": "ltcore-s3"},
-        }
-    ]
+    on_the_head = tmp_path / "ray_bootstrap_config.yaml"
+    filled = config()
+    for node in filled["available_node_types"].values():
+        node["node_config"] |= {"SubnetIds": ["subnet-a", "subnet-b"], "SecurityGroupIds": ["sg-a"], "KeyName": "ray"}
+    on_the_head.write_text(yaml.safe_dump(filled, sort_keys=False))
+    assert launch_refusal(on_the_head) == found
+    machines = ["g5.2xlarge", "c6i.4xlarge"] if not found else ["g5.2xlarge"]
+    assert [wanted["InstanceType"] for wanted in asked] == machines
+    for wanted in asked:
+        assert (wanted["DryRun"], wanted["MinCount"], wanted["MaxCount"]) == (True, 1, 1)
+        assert wanted["SubnetId"] == "subnet-a" and "SubnetIds" not in wanted, "there may be no default network"
+        assert wanted["IamInstanceProfile"] == {"Name": "ltcore-s3"}, "passing it on takes a right of its own"
+        assert wanted["TagSpecifications"], "as does tagging"
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    report = ParamValidator().validate(asked[0], shape)
+    assert not report.has_errors(), report.generate_report()
 
 
 def test_every_ray_start_says_its_authentication_mode() -> None:

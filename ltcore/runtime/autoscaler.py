@@ -49,7 +49,7 @@ def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
     if not path.is_file():
         return None
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    types = {name: node for name, node in config["available_node_types"].items() if name != config["head_node_type"]}
+    types = [node for name, node in config["available_node_types"].items() if name != config["head_node_type"]]
     if config["provider"].get("type") != "aws" or not types:
         return None
     try:
@@ -58,18 +58,28 @@ def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         return None
-    wanted = next(iter(types.values()))["node_config"]
-    keys = ("ImageId", "InstanceType", "IamInstanceProfile")
     patience = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 1})
     try:
         client = boto3.client("ec2", region_name=config["provider"]["region"], config=patience)
-        client.run_instances(DryRun=True, MinCount=1, MaxCount=1, **{key: wanted[key] for key in keys if key in wanted})
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
-        return "" if code == "DryRunOperation" else f"{code}: {error.response['Error'].get('Message', '')[:200]}"
+        for node in types:
+            try:
+                client.run_instances(DryRun=True, **_request(node["node_config"]))
+            except ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code != "DryRunOperation":
+                    return f"{code}: {error.response['Error'].get('Message', '')[:200]}"
     except BotoCoreError as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _request(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What Ray asks EC2 for: the node's configuration as `ray up` has filled it in, in its first subnet, with tags."""
+    asked = {key: value for key, value in wanted.items() if key != "SubnetIds"}
+    if subnets := wanted.get("SubnetIds"):
+        asked["SubnetId"] = subnets[0]
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "ray-node-type", "Value": "worker"}]}]
+    return {**asked, "MinCount": 1, "MaxCount": 1, "TagSpecifications": tags}
 
 
 def limits_of(config: Mapping[str, Any]) -> Limits | None:
