@@ -60,6 +60,7 @@ def examine(marker_root: str, data_uri: str, expected: str, *, shared: bool) -> 
         "gpus": _gpus(),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "auth": _auth(),
+        "token_mode": _token_mode(),
         "storage": _tried(lambda: _touch(marker_root, expected, shared)),
         "data": _tried(lambda: _reach(data_uri)) if data_uri else "",
     }
@@ -87,6 +88,9 @@ def checks(
         wanted = lead["versions"][package]
         add(package, version, version != wanted, f"{wanted} on the node that drives: {again}")
     add("authentication", report["auth"], report["auth"] != lead["auth"], _AUTH_FIX.format(lead["auth"]))
+    if mode := report["token_mode"]:
+        others = bool(int(mode, 8) & 0o077)
+        add("token file", f"mode {mode}", others, "`chmod 600` it: other users of the node can read it", YELLOW)
     shm, disk, cache = report["shm_bytes"], report["disk_bytes"], report["cache_bytes"]
     add("/dev/shm", _gib(shm), shm < LEAST_SHM_BYTES, "start the container with --shm-size of 30% of its memory")
     low = "free some space, or use a larger volume"
@@ -218,12 +222,23 @@ def _auth() -> str:
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     if mode != "token":
         return mode
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    token, file = os.environ.get("RAY_AUTH_TOKEN"), _token_file()
     if token is None and not file.is_file():
         return "token, but there is no token"
     token = token if token is not None else file.read_text(encoding="utf-8").strip()
     return f"token {hashlib.sha256(token.encode()).hexdigest()[:8]}"
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+
+
+def _token_mode() -> str:
+    """Permissions of the file that holds the token, as `chmod` takes them; '' where no file does."""
+    file = _token_file()
+    if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" in os.environ or not file.is_file():
+        return ""
+    return f"{file.stat().st_mode & 0o777:o}"
 
 
 def _gpus() -> int:

@@ -85,3 +85,21 @@ def test_a_token_is_compared_but_never_shown(tmp_path: Path, monkeypatch: pytest
     assert doctor.examine(str(tmp_path), "", "x", shared=False)["auth"] != first
     file.unlink()
     assert "there is no token" in doctor.examine(str(tmp_path), "", "x", shared=False)["auth"]
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o600, doctor.GREEN), (0o400, doctor.GREEN), (0o644, doctor.YELLOW)])
+def test_a_token_that_others_can_read_is_a_warning(
+    report: dict[str, Any], mode: int, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself makes the file readable for all."""
+    file = tmp_path / "token"
+    file.write_text("a-secret-token")
+    file.chmod(mode)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    read = {"token_mode": doctor.examine(str(tmp_path), "", "x", shared=False)["token_mode"]}
+    (line,) = [c for c in doctor.checks({**report, **read}, "a", report, RESOURCES) if c.what == "token file"]
+    assert (line.found, line.state) == (f"mode {mode:o}", state)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "in memory")
+    assert doctor.examine(str(tmp_path), "", "x", shared=False)["token_mode"] == ""
