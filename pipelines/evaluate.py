@@ -3,6 +3,7 @@
 python pipelines/evaluate.py ~/ltcore-runs/my-run                  every test split -> metrics/
 python pipelines/evaluate.py ~/ltcore-runs/my-run --protocol glt
 python pipelines/evaluate.py ~/ltcore-runs/my-run --posthoc-tau 1  logits less the log class prior of training
+python pipelines/evaluate.py ~/ltcore-runs/my-run --data photos/   another test set: its classes go by name
 python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and probability of each image
 """
 

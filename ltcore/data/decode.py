@@ -63,6 +63,18 @@ def decode_image(data: bytes, where: str) -> Pixels:
         raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
 
 
+def pixels_of(image: Image.Image, where: str) -> Pixels:
+    """[3, H, W] RGB of an image that PIL opened or made, by the rules of :func:`decode_image`."""
+    _check_size(image, where)
+    try:
+        return _upright_pixels(ImageOps.exif_transpose(image), image.format, where)
+    except DataError:
+        raise
+    except Exception as error:  # a file that PIL reads only now may be damaged
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
+
+
 def size_of(image_3HW: Pixels) -> Size:
     """(height, width)."""
     return image_3HW.shape[1], image_3HW.shape[2]
@@ -99,9 +111,7 @@ def _scans(data: bytes) -> int:
 
 def _decode(data: bytes, where: str) -> Pixels:
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    width, height = image.size
-    if not 0 < width * height <= MAX_PIXELS:
-        raise DataError(f"{where}: the image has {width} x {height} pixels, expected 1 to {MAX_PIXELS}. Shrink it.")
+    _check_size(image, where)
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > MAX_SCANS:
         raise DataError(f"{where}: the image has {scans} scans, expected at most {MAX_SCANS}. Save it as a plain JPEG.")
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
@@ -110,8 +120,19 @@ def _decode(data: bytes, where: str) -> Pixels:
 
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True).numpy()
-    sixteen = image.mode != "I" or image.format == "PPM"  # whose 16 bits PIL puts into 32
     ImageOps.exif_transpose(image, in_place=True)
+    return _upright_pixels(image, image.format, where)
+
+
+def _check_size(image: Image.Image, where: str) -> None:
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise DataError(f"{where}: the image has {width} x {height} pixels, expected 1 to {MAX_PIXELS}. Shrink it.")
+
+
+def _upright_pixels(image: Image.Image, kind: str | None, where: str) -> Pixels:
+    """[3, H, W] of an image that needs no turning; ``kind`` is PIL's name for the format of its file."""
+    sixteen = image.mode != "I" or kind == "PPM"  # whose 16 bits PIL puts into 32
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_eight_bits(np.asarray(image), sixteen, where))
     if image.mode != "RGB":  # convert would copy

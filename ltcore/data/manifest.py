@@ -11,7 +11,6 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ltcore.data import storage
@@ -199,6 +198,6 @@ def _contradiction(manifest: Manifest) -> str:
                 )
             first += shard.count
             for path in (shard.path, shard.index_path):
-                if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
+                if not storage.is_inner(path):
                     return f"the path {path!r} leaves the data set"
     return ""

@@ -95,11 +95,16 @@ def list_files(uri: str) -> list[str]:
         raise DataError(f"{uri} cannot be listed: {error}. Check the name and the credentials.") from error
     names = sorted(info.path[len(root) + 1 :] for info in found if info.type == pafs.FileType.File)
     for name in names:
-        if {"", ".", ".."} & set(name.split("/")) or re.search(r"[\\\0]", name):
+        if not is_inner(name):
             raise DataError(
                 f"{uri} holds an object named {name!r}, which is no path below it. Remove it, or use another place."
             )
     return names
+
+
+def is_inner(name: str) -> bool:
+    """Whether a name that somebody else chose is a plain path below the folder that it is joined to."""
+    return not {"", ".", ".."} & set(name.split("/")) and not re.search(r"[\\\0]", name)
 
 
 def remove_folder(uri: str, first: str) -> None:

@@ -39,7 +39,10 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
     """URI of the shards to evaluate on: those of ``--data``, else those that the checkpoint was trained on, and no others."""
     data = predictor.config.data
     if given:
-        return _prepared(data.on(given))
+        uri = _prepared(data.on(given))
+        if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
+            _say(f"{given} came without a test folder: its test split is {share}")
+        return uri
     try:
         uri = _prepared(data)
     except DataError as error:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ltcore.data.storage import is_local, join, write_bytes_atomic
 from ltcore.runtime.board import Board
-from ltcore.runtime.files import local_copy
 from ltcore.runtime.sweep_runs import SweepSetup
 from ltcore.tracking.report import write_report
 from ltcore.tracking.tracker import TrackerOptions, open_tracker
+from ltcore.training.fetch import fetched
 from ltcore.training.mirror import Mirror
+
+REPORT_FILES = ("sweep.json", "run.json", "metrics.jsonl", "config.yaml")
+
+
+def of_report(names: Sequence[str]) -> list[str]:
+    """Those of the files of a sweep that its report reads."""
+    return [name for name in names if name.rpartition("/")[2] in REPORT_FILES]
 
 
 def report(setup: SweepSetup, fields: dict[str, Any], board: Board, id_prefix: str) -> None:
     """Writes report.html beside sweep.json, and the sweep's own W&B run."""
-    with board.stage("report"), tempfile.TemporaryDirectory() as scratch:
-        folder = local_copy(setup.uri, Path(scratch))
+    with board.stage("report"), fetched(setup.uri, of_report) as folder:
         path = write_report(folder)
         if not is_local(setup.uri):
             write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes())

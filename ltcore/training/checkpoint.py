@@ -11,23 +11,24 @@ after the new one is in place. Everything is read with ``weights_only=True``, an
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
+from ltcore.config.load import from_flat
+from ltcore.config.schema import RunConfig
 from ltcore.data.config import MAX_CANVAS
 from ltcore.data.manifest import Manifest
-from ltcore.data.storage import join
-from ltcore.errors import CheckpointError, NumericError
+from ltcore.data.storage import is_local, join
+from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.shots import SHOT_GROUPS
 
 SCHEMA = 1
@@ -41,25 +42,48 @@ class Checkpoint:
     meta: dict[str, Any]
     """schema, step, epoch, config (flat), classes, shot_groups, mean, std, canvas, metrics, data_hash; and class_prior, but
     for stage 2."""
+    place: str
+    """Where people know it to be: its path, or the URI that it was fetched from for a moment."""
 
-    def place(self, uri: str, root: Path) -> str:
-        """Where the checkpoint lies, if ``root`` holds what was fetched of ``uri``."""
-        inner = self.path.relative_to(root).as_posix()
-        return uri if inner == "." else join(uri, inner)
+    def require(self, *names: str) -> None:
+        """Raises CheckpointError where the record lacks one of these fields."""
+        missing = sorted(set(names) - self.meta.keys())
+        if missing:
+            raise CheckpointError(
+                f"{self.place}/meta.json has no {missing[0]!r}. It is damaged: use another checkpoint."
+            )
+
+    def config(self) -> RunConfig:
+        """The configuration of its run. CheckpointError where there is none that this ltcore can have."""
+        self.require("config")
+        try:
+            return from_flat(self.meta["config"])
+        except ConfigError as error:
+            raise CheckpointError(f"{self.place}/meta.json: {error} Use another checkpoint.") from error
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """Weights and buffers of the network, on the CPU. CheckpointError where they are damaged or not finite."""
-        weights = _read_tensors(self.path / "model.pt")
-        for name, value in weights.items():
-            if not bool(torch.isfinite(value).all()):
-                raise CheckpointError(
-                    f"{self.path}/model.pt holds weights that are not finite ({name}). Use another checkpoint."
-                )
+        weights = self._tensors("model.pt", "Use another checkpoint")
+        refuse_bad_weights(f"{self.place}/model.pt", weights)
         return weights
 
     def train_state(self) -> dict[str, Any]:
         """What ``training.state.load_state`` takes. CheckpointError where it is damaged, or not part of this checkpoint."""
-        return _read_tensors(self.path / "state.pt")
+        state = self._tensors("state.pt", "This checkpoint holds inference weights alone and cannot be resumed from")
+        for part in ("step", "key", "average"):
+            refuse_bad_weights(f"{self.place}/state.pt", state.get(part) or {})
+        return state
+
+    def _tensors(self, name: str, if_missing: str) -> dict[str, Any]:
+        file, place = self.path / name, f"{self.place}/{name}"
+        if not file.exists():
+            raise CheckpointError(f"{place} is missing. {if_missing}.")
+        try:
+            with file.open("rb") as stream:
+                return read_tensors(stream)
+        except Exception as error:  # a word of our own, or what torch raises on foreign bytes, which may be anything
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CheckpointError(f"{place} cannot be read ({problem}). Delete its directory and run again.") from error
 
 
 def save(
@@ -143,58 +167,67 @@ def _sync(path: Path) -> None:
 
 def find(folder: Path, tag: str = "last") -> Checkpoint | None:
     """The newest complete checkpoint with this tag under ``folder``, or None."""
+    newest = _newest(folder, tag)
+    return None if newest is None else read(newest)
+
+
+def _newest(folder: Path, tag: str) -> Path | None:
     complete = [p for p in folder.glob(f"{tag}-*") if (p / "meta.json").exists()]
-    return read(max(complete, key=lambda p: p.name)) if complete else None
+    return max(complete, key=lambda p: p.name) if complete else None
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, uri: str = "") -> Checkpoint:
     """The checkpoint at ``path``: its directory, or a run directory (then its best, else its last one).
 
-    CheckpointError where there is none, or where its record is damaged or of another version.
+    ``uri`` is where ``path`` was fetched from, if it was. CheckpointError where there is none, or where its record is
+    damaged or of another version.
     """
+    place = str(path) if is_local(uri) else uri.rstrip("/")
     if not (path / "meta.json").exists():
-        inner = find(path / "checkpoints", "best") or find(path / "checkpoints", "last")
+        inner = _newest(path / "checkpoints", "best") or _newest(path / "checkpoints", "last")
         if inner is None:
             raise CheckpointError(
-                f"{path} is no checkpoint: expected meta.json in it, or checkpoints/ of a run directory."
+                f"{place} is no checkpoint: expected meta.json in it, or checkpoints/ of a run directory."
             )
-        return inner
+        path, place = inner, join(place, "checkpoints", inner.name)
     try:
         meta = json.loads((path / "meta.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}/meta.json cannot be read as JSON ({error}). Delete this checkpoint and run again."
+            f"{place}/meta.json cannot be read as JSON ({error}). Delete this checkpoint and run again."
         ) from None
     if not isinstance(meta, dict):
-        raise CheckpointError(f"{path}/meta.json holds no JSON object. Delete this checkpoint and run again.")
+        raise CheckpointError(f"{place}/meta.json holds no JSON object. Delete this checkpoint and run again.")
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{path} has checkpoint version {meta.get('schema')!r}; this ltcore reads version {SCHEMA}. "
+            f"{place} has checkpoint version {meta.get('schema')!r}; this ltcore reads version {SCHEMA}. "
             "Use the ltcore version that wrote it, or start again with --fresh."
         )
     for name, (good, expected) in _META.items():
         if name in meta and not good(meta[name]):
             raise CheckpointError(
-                f"{path}/meta.json: {name} is {_shown(meta[name])}, expected {expected}. Delete this checkpoint and run again."
+                f"{place}/meta.json: {name} is {_shown(meta[name])}, expected {expected}. Delete this checkpoint and run again."
             )
-    if {"classes", "shot_groups"} <= meta.keys() and len(meta["classes"]) != len(meta["shot_groups"]):
-        raise CheckpointError(
-            f"{path}/meta.json has {len(meta['classes'])} classes and {len(meta['shot_groups'])} shot_groups, expected as many. "
-            "Delete this checkpoint and run again."
-        )
-    return Checkpoint(path, meta)
+    for name in ("shot_groups", "class_prior"):
+        if {"classes", name} <= meta.keys() and len(meta["classes"]) != len(meta[name]):
+            raise CheckpointError(
+                f"{place}/meta.json has {len(meta['classes'])} classes and {len(meta[name])} {name}, expected as many. "
+                "Delete this checkpoint and run again."
+            )
+    return Checkpoint(path, meta, place)
 
 
 def _words(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
 
 
-def _numbers(value: Any, *, above: float) -> bool:
-    fits = isinstance(value, list) and len(value) == 3 and all(type(x) in (int, float) for x in value)
-    return fits and all(above < x < math.inf for x in value)
+def _numbers(value: Any, *, least: float, most: float, count: int = 0) -> bool:
+    """Whether it is a list of such numbers, ``count`` of them unless that is 0."""
+    fits = isinstance(value, list) and all(type(x) in (int, float) and least <= x <= most for x in value)
+    return fits and len(value) == (count or len(value))
 
 
-def _whole(value: Any, *, most: float = math.inf, least: int = 0) -> bool:
+def _whole(value: Any, *, least: int = 0, most: int = 2**53) -> bool:
     return type(value) is int and least <= value <= most
 
 
@@ -203,41 +236,84 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+_LARGE = 1e6
+"""Statistics of pixels in [0, 1] are far smaller; others would make pixels that float32 cannot hold."""
+_SMALLEST = 1e-30
+"""Share of a class: one sample in more than there are. Its logarithm is finite in float32."""
 _META: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "classes": (_words, "names"),
+    "classes": (lambda value: _words(value) and len(set(value)) == len(value), "names that differ"),
     "shot_groups": (
         lambda value: _words(value) and set(value) <= set(SHOT_GROUPS),
         f"words out of {', '.join(SHOT_GROUPS)}",
     ),
-    "mean": (partial(_numbers, above=-math.inf), "three finite numbers"),
-    "std": (partial(_numbers, above=0), "three finite numbers > 0"),
+    "mean": (partial(_numbers, least=-_LARGE, most=_LARGE, count=3), f"three numbers from -{_LARGE:g} to {_LARGE:g}"),
+    "std": (
+        partial(_numbers, least=1 / _LARGE, most=_LARGE, count=3),
+        f"three numbers from {1 / _LARGE:g} to {_LARGE:g}",
+    ),
+    "class_prior": (partial(_numbers, least=_SMALLEST, most=1 + 1e-6), "a share above 0 for each class"),
     "canvas": (partial(_whole, least=1, most=MAX_CANVAS), f"a whole number of pixels from 1 to {MAX_CANVAS}"),
-    "step": (_whole, "a whole number >= 0"),
-    "epoch": (_whole, "a whole number >= 0"),
+    "step": (_whole, "a whole number from 0 to 2^53"),
+    "epoch": (_whole, "a whole number from 0 to 2^53"),
     "config": (lambda value: isinstance(value, dict), "dotted keys with values"),
+    "metrics": (lambda value: isinstance(value, dict), "names with values"),
     "data_hash": (lambda value: isinstance(value, str), "a hash"),
 }
 """What other code relies on: field -> whether a value will do, and what would."""
 
 
-def _read_tensors(file: Path) -> dict[str, Any]:
-    if not file.exists():
+def read_tensors(stream: BinaryIO) -> Any:
+    """What ``torch.save`` wrote, on the CPU. Raises anything where it is damaged, ValueError where it would unpack to more
+    bytes than it has, which torch's own files never do."""
+    if zipfile.is_zipfile(stream):  # else a file of torch before 1.6
+        with zipfile.ZipFile(stream) as parts:
+            size, unpacked = stream.seek(0, os.SEEK_END), sum(part.file_size for part in parts.infolist())
+            if unpacked > size:
+                raise ValueError(f"its {size} bytes would unpack to {unpacked}")
+            if damaged := parts.testzip():  # torch compares no checksum and would load changed weights
+                raise ValueError(f"{damaged} in it is damaged")
+    stream.seek(0)
+    return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def refuse_bad_weights(where: str, weights: Any) -> None:
+    """Raises CheckpointError where ``weights`` of the file ``where`` are no state dict that a network can compute with."""
+    if not isinstance(weights, dict):
         raise CheckpointError(
-            f"{file} is missing: this checkpoint holds inference weights alone and cannot be resumed from."
+            f"{where} holds a {type(weights).__name__}, expected names with weights. Use another one."
         )
-    try:
-        with zipfile.ZipFile(file) as parts:  # torch itself compares no checksum and would load changed weights
-            # torch stores without compression: what would unpack to more than the file has is none of its files
-            packed = next(
-                (part.filename for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED), None
-            )
-            damaged = packed or parts.testzip()
-        if damaged is None:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # both raise anything on foreign bytes
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise CheckpointError(f"{file} cannot be read ({problem}). Delete its directory and run again.") from error
-    raise CheckpointError(f"{file} cannot be read ({damaged} in it is damaged). Delete its directory and run again.")
+    for name, value in weights.items():
+        if not _is_plain(value):
+            problem = "no plain tensor"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():  # repeats few numbers endlessly
+            problem = "a tensor with more elements than numbers"
+        elif not bool(torch.isfinite(value).all()):
+            problem = "not finite"
+        else:
+            continue
+        raise CheckpointError(f"{where} holds weights that are {problem} ({name}). Use another one.")
+
+
+def refuse_other_network(where: str, weights: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
+    """Raises CheckpointError where ``weights`` of the file ``where`` have other names or sizes than ``own``, the network's."""
+    shapes = {name: (_shape(weights.get(name)), _shape(own.get(name))) for name in sorted({*weights, *own})}
+    wrong = [f"{name}: {there} there, {here} expected" for name, (there, here) in shapes.items() if there != here]
+    if wrong:
+        raise CheckpointError(
+            f"{where} does not hold the network of its configuration ({'; '.join(wrong[:3])}; {len(wrong)} in all). Use another "
+            "one."
+        )
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "nothing" if tensor is None else str(tuple(tensor.shape))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor that says of each of its numbers whether it is finite."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return not value.is_quantized and (value.element_size() > 1 or not value.is_floating_point())
 
 
 def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, hot: tuple[str, ...] = ()) -> None:

@@ -6,7 +6,6 @@ import io
 import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ltcore import dist
@@ -38,12 +37,11 @@ def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[s
     found = None
     if dist.rank() == 0:
         is_file = uri.endswith(WEIGHT_FILES)
-        found = _read_backbone(uri, net.state_dict()) if is_file else _read(uri, flat(cfg), classes)
+        found = _read_backbone(uri, net.state_dict()) if is_file else _read(uri, flat(cfg), classes, net.state_dict())
     weights, origin = dist.broadcast_object(found)
     own, theirs = _projection(net.state_dict()), _projection(weights)
     fits = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}
-    rest = {name: value for name, value in weights.items() if name not in theirs}
-    net.load_state_dict(rest | (theirs if fits else own))
+    net.load_state_dict(_beside_projections(weights) | (theirs if fits else own))
     for copy in (parts.step.key, parts.average):
         if copy is not None:
             copy.net.load_state_dict(net.state_dict())
@@ -52,9 +50,9 @@ def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[s
 
 def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """``own`` with the backbone's tensors out of a state dict with torchvision's names; every expert takes the same."""
-    data = read_bytes(uri)
+    data = io.BytesIO(read_bytes(uri))
     try:
-        theirs = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        theirs = ckpt.read_tensors(data)
     except Exception as error:  # it raises anything on foreign bytes
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"train.init_from={uri} is no file of tensors ({problem}). Use another file.") from error
@@ -71,6 +69,7 @@ def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor],
             f"train.init_from={uri} does not hold torchvision's weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
             f"{len(wrong)} in all). Use the file of the network that model.name names, with model.num_experts=1."
         )
+    ckpt.refuse_bad_weights(f"train.init_from={uri}", known)
     mine = {name: value.cpu() for name, value in own.items()}  # they go to all ranks, each with a device of its own
     return mine | {name: known[theirs] for name, theirs in names.items() if theirs in known}, {"weights": uri}
 
@@ -79,24 +78,27 @@ def _projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name.startswith(PROJECTIONS)}
 
 
-def _read(uri: str, config: dict[str, Any], classes: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(
+    uri: str, config: dict[str, Any], classes: tuple[str, ...], own: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with fetched_checkpoint(uri, weights=True) as path:
         if not path.exists():
             raise CheckpointError(f"train.init_from={uri} does not exist: expected a run or checkpoint directory.")
-        found = ckpt.read(path)
-        return _same_network(uri, found, config, classes), {
-            "checkpoint": found.place(uri, path),
-            "epoch": found.meta["epoch"],
-            "step": found.meta["step"],
-        }
+        found = ckpt.read(path, uri)
+        _refuse_others(uri, found, config, classes)
+        weights = found.model_state()
+    ckpt.refuse_other_network(f"{found.place}/model.pt", _beside_projections(weights), _beside_projections(own))
+    return weights, {"checkpoint": found.place, "epoch": found.meta["epoch"], "step": found.meta["step"]}
 
 
-def _same_network(
-    uri: str, found: ckpt.Checkpoint, config: dict[str, Any], classes: tuple[str, ...]
-) -> dict[str, Tensor]:
-    theirs = found.meta.get("config")
-    if not isinstance(theirs, dict) or not isinstance(found.meta.get("classes"), list):
-        raise CheckpointError(f"{found.path}/meta.json has no network or no classes in it. Use another checkpoint.")
+def _beside_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(PROJECTIONS)}
+
+
+def _refuse_others(uri: str, found: ckpt.Checkpoint, config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Raises CheckpointError where the checkpoint is of another kind of network or of other classes."""
+    found.require("config", "classes", "epoch", "step")
+    theirs = found.meta["config"]
     different = [
         f"{key}: {theirs.get(key)!r} there, {config[key]!r} now" for key in _SAME if theirs.get(key) != config[key]
     ]
@@ -111,4 +113,3 @@ def _same_network(
             f"({', '.join(map(str, found.meta['classes'][:3]))}, ...), the data have {len(classes)} "
             f"({', '.join(classes[:3])}, ...): they must be the same, in the same order."
         )
-    return found.model_state()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ltcore.batch import Batch
-from ltcore.config.load import from_flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.boxes import centered_square
-from ltcore.data.decode import Pixels, decode_canvas, resample, size_of
+from ltcore.data.decode import Pixels, decode_canvas, pixels_of, resample, size_of
 from ltcore.data.feed import ThreadFeed
-from ltcore.errors import CheckpointError, ConfigError, DataError
+from ltcore.data.storage import is_plain
+from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.models.net import PROJECTIONS, LongTailNet
 from ltcore.objective.bases.logit_adjust import posthoc_logits
 from ltcore.objective.registry import BASES
@@ -28,6 +29,7 @@ from ltcore.training.evaluate import confusion, split_metrics
 from ltcore.training.fetch import fetched_checkpoint
 
 ImageLike = str | Path | bytes | Image.Image
+IMAGES = "a path, the bytes of a file or a PIL image"
 BATCH_BYTES = 64 * 2**20
 """Of the float32 images of one forward pass of ``predict``."""
 PROTOCOLS = {"clt": "test_cbl", "alt": "test_gbl", "glt": "test_gbl"}
@@ -63,7 +65,9 @@ class Predictor:
                 f"Expected uint8 images of shape [B, 3, {self.canvas}, {self.canvas}], got {images_BCHW.dtype} "
                 f"{list(images_BCHW.shape)}. Predictor.read(files) makes them."
             )
-        return self.adjusted(self.net(self._normalize(images_BCHW)).mean_logits_BC).softmax(1)
+        device = next(self.net.parameters()).device  # an evaluation moved it
+        logits_BC = self.net(self._normalize(images_BCHW).to(device)).mean_logits_BC
+        return self.adjusted(self._finite(logits_BC)).softmax(1).to(images_BCHW.device)
 
     def adjusted(self, logits_BC: Tensor) -> Tensor:
         """[B, C] logits to predict with: less ``posthoc_tau`` times the log prior where the classifier is adjusted."""
@@ -71,28 +75,42 @@ class Predictor:
             return logits_BC
         return posthoc_logits(logits_BC, self.log_prior_C.to(logits_BC.device), self.posthoc_tau)
 
+    def _finite(self, logits_BC: Tensor) -> Tensor:
+        """The logits; NumericError where there is none to predict by: finite weights may be too large to compute with."""
+        if not bool(torch.isfinite(logits_BC).all()):
+            raise NumericError(f"{self.place} predicts numbers that are not finite. Use another checkpoint.")
+        return logits_BC
+
     def _normalize(self, images_BCHW: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (images_BCHW.float() / 255 - mean) / std
 
-    def read(self, images: Sequence[ImageLike]) -> Tensor:
+    def read(self, images: Iterable[ImageLike] | ImageLike) -> Tensor:
         """uint8 [B, 3, canvas, canvas] out of images: paths of files, bytes of files, or PIL images."""
-        canvases = [_canvas(image, self.canvas) for image in images]
+        canvases = list(self._canvases(images))
         return torch.from_numpy(np.stack(canvases)) if canvases else torch.empty(0, 3, self.canvas, self.canvas).byte()
 
-    def predict(self, images: Sequence[ImageLike] | ImageLike) -> list[tuple[str, float]]:
+    def _canvases(self, images: Iterable[ImageLike] | ImageLike) -> Iterator[Pixels]:
+        listed = [images] if isinstance(images, str | Path | bytes | Image.Image) else images
+        if not isinstance(listed, Iterable):
+            raise DataError(f"Expected {IMAGES}, or several of them, got a {type(images).__name__}.")
+        for number, image in enumerate(listed):
+            yield _canvas(image, self.canvas, number)
+
+    def predict(self, images: Iterable[ImageLike] | ImageLike) -> list[tuple[str, float]]:
         """(class name, probability) of the most probable class of each image; see ``predict_each``."""
         return list(self.predict_each(images))
 
-    def predict_each(self, images: Sequence[ImageLike] | ImageLike) -> Iterator[tuple[str, float]]:
+    def predict_each(self, images: Iterable[ImageLike] | ImageLike) -> Iterator[tuple[str, float]]:
         """The same one by one, for any number of images: they are read and computed in batches of ``BATCH_BYTES``.
 
-        One image counts as a list of it. Raises DataError for a file that is missing or no image.
+        One image counts as a list of it. Raises DataError for what is missing or no image, NumericError where the network
+        computes no finite number.
         """
-        listed = [images] if isinstance(images, str | Path | bytes | Image.Image) else images
+        canvases = self._canvases(images)
         size = max(1, BATCH_BYTES // (3 * self.canvas**2 * 4))
-        for start in range(0, len(listed), size):
-            values_B, classes_B = self(self.read(listed[start : start + size])).max(1)
+        while batch := list(itertools.islice(canvases, size)):
+            values_B, classes_B = self(torch.from_numpy(np.stack(batch))).max(1)
             for c, value in zip(classes_B.tolist(), values_B.tolist(), strict=True):
                 yield self.classes[c], value
 
@@ -107,23 +125,22 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
     with fetched_checkpoint(str(checkpoint), weights=True) as path:
         if not path.exists():
             raise CheckpointError(f"{checkpoint} does not exist: expected a checkpoint directory or a run directory.")
-        found = ckpt.read(path)
-        meta = found.meta
-        missing = sorted({"config", "classes", "shot_groups", "canvas", "mean", "std", "data_hash"} - meta.keys())
-        if missing:
-            raise CheckpointError(
-                f"{found.path}/meta.json has no {missing[0]!r}. It is damaged: use another checkpoint."
-            )
-        config, net = _network(found)
+        return predictor_of(ckpt.read(path, str(checkpoint)), posthoc_tau)
+
+
+def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
+    """The classifier in a checkpoint that is at hand; the rest as for ``load``."""
+    found.require("config", "classes", "shot_groups", "canvas", "mean", "std", "data_hash")
+    meta, config = found.meta, found.config()
     predictor = Predictor(
-        net=net.eval(),
+        net=_network(found, config).eval(),
         config=config,
         classes=tuple(meta["classes"]),
         canvas=config.data.canvas or meta["canvas"],
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         shot_groups=tuple(meta["shot_groups"]),
-        place=found.place(str(checkpoint), path),
+        place=found.place,
         data_hash=meta["data_hash"],
     )
     if not posthoc_tau:
@@ -131,21 +148,12 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
     return replace(predictor, posthoc_tau=posthoc_tau, log_prior_C=_posthoc_prior(found, config, posthoc_tau))
 
 
-def _network(found: ckpt.Checkpoint) -> tuple[RunConfig, LongTailNet]:
-    try:
-        config = from_flat(found.meta["config"])
-    except ConfigError as error:
-        raise CheckpointError(f"{found.path}/meta.json: {error} Use another checkpoint.") from error
+def _network(found: ckpt.Checkpoint, config: RunConfig) -> LongTailNet:
+    weights = {name: value for name, value in found.model_state().items() if not name.startswith(PROJECTIONS)}
     net = LongTailNet(config.model, len(found.meta["classes"]), frozenset(), config.seed)
-    weights = found.model_state()
-    try:
-        net.load_state_dict({name: value for name, value in weights.items() if not name.startswith(PROJECTIONS)})
-    except RuntimeError as error:  # torch's word for other names or sizes
-        said = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{found.path}/model.pt does not hold the network of its meta.json ({said}). Use another checkpoint."
-        ) from error
-    return config, net
+    ckpt.refuse_other_network(f"{found.place}/model.pt", weights, net.state_dict())
+    net.load_state_dict(weights)
+    return net
 
 
 def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Tensor:
@@ -160,13 +168,13 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
         key = f"objective.base={base}"
     if balances:
         raise ConfigError(
-            f"posthoc_tau={tau:g} does not go with {key} of {found.path}, which {balances}: the classes would be balanced "
+            f"posthoc_tau={tau:g} does not go with {key} of {found.place}, which {balances}: the classes would be balanced "
             "twice, and that costs accuracy (ImageNet-LT: balanced softmax 51.2, adjusted on top 46.6; Zhang et al., TPAMI "
             "2023). Predict with it as it is, or adjust a run with objective.base=cross_entropy."
         )
     if "class_prior" not in found.meta:
         raise CheckpointError(
-            f"{found.path}/meta.json does not say under which class prior it was trained (it is of an earlier version). Train "
+            f"{found.place}/meta.json does not say under which class prior it was trained (it is of an earlier version). Train "
             "the run anew to adjust it."
         )
     return torch.tensor(found.meta["class_prior"], dtype=torch.float64).log().float()
@@ -197,6 +205,12 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
             raise ConfigError(
                 f"{what}: there are {', '.join(manifest.splits)}. Choose one with --split, or other data."
             )
+        empty = [split for split in wanted if not manifest.splits[split].num_samples]
+        if empty:
+            raise DataError(
+                f"{data_uri}: split {empty[0]!r} holds no image, so there is nothing to measure. Choose another with --split, or "
+                "add images."
+            )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net = predictor.net.to(device)
         from ltcore.data.augment import Augment
@@ -216,7 +230,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
                 device=device,
                 autocast=None,
                 normalize=normalize,
-                adjust=predictor.adjusted,
+                adjust=lambda logits_BC: predictor.adjusted(predictor._finite(logits_BC)),
                 num_classes=len(predictor.classes),
             )
             present[split] = int((counts.counts_ACC.sum((0, 2)) > 0).sum())
@@ -247,13 +261,17 @@ def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) 
     return torch.tensor([known[name] for name in names])
 
 
-def _canvas(image: ImageLike, canvas: int) -> Pixels:
+def _canvas(image: ImageLike, canvas: int, number: int) -> Pixels:
     if isinstance(image, Image.Image):
-        pixels_3HW = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        pixels_3HW = pixels_of(image, f"image {number}, given as a PIL image")
         return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (canvas, canvas))
     if isinstance(image, bytes):
-        return decode_canvas(image, canvas, "an image given as bytes")
+        return decode_canvas(image, canvas, f"image {number}, given as bytes")
+    if not isinstance(image, str | Path):
+        raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
     try:
+        if not is_plain(Path(image).stat()):
+            raise DataError(f"{image} is no plain file. Give the path of an image file.")
         return decode_canvas(Path(image).read_bytes(), canvas, str(image))
     except OSError as error:
         raise DataError(f"{image} cannot be read: {error.strerror}. Give the path of an image file.") from error

@@ -37,13 +37,18 @@ def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
                 "stage 1 first, and give its run directory."
             )
         record = read_json(path / "run.json")
+        if record is not None and not {"status", "epochs_done", "epochs_planned"} <= record.keys():
+            raise CheckpointError(
+                f"{uri}/run.json does not say how the run ended. It is damaged: remove it, or give one of the run's checkpoints/ "
+                "by name."
+            )
         if record is not None and record["status"] != "finished":
             raise ConfigError(
                 f"stage2.from_run={uri} is a run that {_how(record['status'])} after {record['epochs_done']} of "
                 f"{record['epochs_planned']} epochs. Let it finish (the same command continues it), or give one of its "
                 "checkpoints/ by name."
             )
-        yield ckpt.read(path)
+        yield ckpt.read(path, uri)
 
 
 def origin(found: ckpt.Checkpoint) -> dict[str, Any]:
@@ -75,10 +80,8 @@ def resolved(cfg: RunConfig) -> RunConfig:
         )
     uri = cfg.stage2.from_run
     with stage1_checkpoint(uri, weights=False) as found:
-        config = found.meta.get("config")
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{found.path}/meta.json has no 'config'. It is damaged: use another checkpoint.")
-        first = from_flat(config)
+        found.require("classes", "data_hash", "epoch", "step")
+        first = found.config()
     if first.stage2 is not None:
         raise ConfigError(
             f"stage2.from_run={uri} is a run of stage 2 itself, of method {first.stage2.method}: its classes are balanced "

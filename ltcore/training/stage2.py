@@ -32,7 +32,7 @@ from ltcore.training.features import pooled_features
 from ltcore.training.fit import DECIDE_EVERY, Log, StopRequested
 from ltcore.training.hardware import choose_precision, most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
-from ltcore.training.predict import load
+from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunRecord, now
 from ltcore.training.stage1 import origin, stage1_checkpoint
 
@@ -84,10 +84,10 @@ class _Run:
         """Stage 1's, with classifiers of the kind that the method leaves."""
         manifest = self.feed.store.manifest
         with stage1_checkpoint(self.stage2.from_run, weights=True) as found:
-            stage1 = load(found.path)
-            if found.meta.get("data_hash") != manifest.hash:
+            stage1 = predictor_of(found)
+            if found.meta["data_hash"] != manifest.hash:
                 raise CheckpointError(
-                    f"stage2.from_run={self.stage2.from_run} was trained on data {str(found.meta.get('data_hash'))[:12]}, now "
+                    f"stage2.from_run={self.stage2.from_run} was trained on data {found.meta['data_hash'][:12]}, now "
                     f"data.uri leads to {manifest.hash[:12]}. Give the data of stage 1."
                 )
             self.record.update(

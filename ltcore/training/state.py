@@ -16,6 +16,7 @@ from ltcore.errors import CheckpointError
 from ltcore.models.norm import assign_, flatten, running_stats
 from ltcore.objective.memory.base import Memory
 from ltcore.training.build import Parts
+from ltcore.training.checkpoint import refuse_other_network
 from ltcore.training.progress import Progress
 
 
@@ -51,6 +52,7 @@ def load_state(
             "The checkpoint to continue from was written by another version of ltcore. Use that version, or start again with "
             "--fresh; evaluate.py and stage 2 take it as it is."
         )
+    refuse_other_network("state.pt of the checkpoint to continue from", state["step"], parts.step.state_dict())
     parts.step.load_state_dict(state["step"])
     if parts.step.key:
         parts.step.key.net.load_state_dict(state["key"])

@@ -97,6 +97,14 @@ def _absolute(raw: dict[str, Any]) -> None:
     raw["splits"]["train"]["shards"][0]["index_path"] = "/etc/passwd"
 
 
+def _backslash(raw: dict[str, Any]) -> None:
+    raw["splits"]["train"]["shards"][0]["path"] = "..\\elsewhere.tar"
+
+
+def _folder(raw: dict[str, Any]) -> None:
+    raw["splits"]["train"]["shards"][0]["path"] = "."
+
+
 def _split_leaves(raw: dict[str, Any]) -> None:
     for section in ("splits", "class_counts"):
         raw[section]["test/../../victim"] = raw[section].pop("test")
@@ -127,6 +135,8 @@ def _no_shards(raw: dict[str, Any]) -> None:
         (_gap, "expected first_index 9"),
         (_leaves, "leaves the data set"),
         (_absolute, "leaves the data set"),
+        (_backslash, "leaves the data set"),
+        (_folder, "leaves the data set"),
         (_split_leaves, r"a split is named 'test/\.\./\.\./victim', expected letters"),
         (_hash_leaves, r"found '\.\./\.\./x' where a sha256 should be"),
         (_version, "version 99, expected 1"),

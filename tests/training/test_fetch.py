@@ -12,7 +12,7 @@ from pyarrow import fs as pafs
 import ltcore
 from ltcore.data import storage
 from ltcore.errors import DataError
-from ltcore.runtime.files import local_copy
+from ltcore.runtime.sweep_report import of_report
 from ltcore.training.fetch import fetched
 from ltcore.training.mirror import Mirror
 from ltcore.training.stage1 import stage1_checkpoint
@@ -60,7 +60,12 @@ def stage1(uri: str, folder: Path) -> None:
         raise AssertionError("it was copied")
 
 
-COPIERS: list[Callable[[str, Path], Any]] = [mirrored, copied, stage1, local_copy, lambda uri, _: ltcore.load(uri)]
+def reported(uri: str, folder: Path) -> None:
+    with fetched(uri, of_report):
+        raise AssertionError("it was copied")
+
+
+COPIERS: list[Callable[[str, Path], Any]] = [mirrored, copied, stage1, reported, lambda uri, _: ltcore.load(uri)]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_another_network_other_classes_or_nothing_is_refused(first: Path, tiny_s
     damaged = Path(shutil.copytree(first, tmp_path / "damaged"))
     for meta in damaged.glob("checkpoints/*/meta.json"):
         meta.write_text(json.dumps({"schema": ckpt.SCHEMA, "step": 5}))
-    assert "no network or no classes in it" in refusal(train__init_from=str(damaged))
+    assert "meta.json has no 'classes'. It is damaged" in refusal(train__init_from=str(damaged))
 
 
 def test_a_checkpoint_that_would_run_code_is_not_unpickled(first: Path, tiny_shards: str, tmp_path: Path) -> None:
@@ -208,6 +209,11 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     assert "(layer4.2.bn3.bias: nothing there, (2048,) expected; 1 in all)" in refusal()
     backbone_file(file, **{"layer5.weight": torch.zeros(2)})
     assert "(layer5.weight: not part of it; 1 in all)" in refusal()
+    backbone_file(file, **{"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))})
+    assert f"train.init_from={file} holds weights that are not finite (conv1.weight)" in refusal()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2**24))
+    assert "would unpack to 16777216" in refusal()
     torch.save([1, 2], file)
     assert "does not hold torchvision's weights of this backbone" in refusal()
     file.write_bytes(b"no tensors")

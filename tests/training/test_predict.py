@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.manifest import read_manifest
 from ltcore.data.prepare import prepare
 from ltcore.data.shards import write_dataset
-from ltcore.errors import CheckpointError, ConfigError, DataError
+from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.runtime import assess
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.predict import Predictor, evaluate
@@ -87,9 +88,53 @@ def test_one_image_bytes_and_pil_images_are_images_too(trained: Path, tmp_path: 
     for one in (file, str(file), file.read_bytes(), Image.open(file)):
         assert predictor.predict(one) == [expected]
     assert predictor.predict([file.read_bytes(), Image.open(other)]) == predictor.predict([file, other])
+    assert predictor.predict(image for image in (file, other)) == predictor.predict([file, other])
     assert predictor.predict([]) == []
-    with pytest.raises(DataError, match=r"none.png cannot be read: No such file"):
-        predictor.predict(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", ["turned", "deep", "palette"])
+def test_a_pil_image_is_the_same_image_as_its_file(trained: Path, tmp_path: Path, kind: str) -> None:
+    rng, file = np.random.default_rng(0), tmp_path / "image.png"
+    if kind == "deep":  # which PIL itself would turn to white
+        Image.fromarray(rng.integers(0, 65536, (16, 16), dtype=np.uint16)).save(file)
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        exif = image.getexif()
+        exif[0x0112] = 6
+        (image.quantize(8) if kind == "palette" else image).save(file, exif=exif)
+    predictor = ltcore.load(trained)
+    given = Image.open(file)
+    assert torch.equal(predictor.read(given), predictor.read(file))
+    assert torch.equal(predictor.read([given, given])[1:], predictor.read(file)), "what was given stays as it is"
+
+
+def test_what_is_no_image_is_named(trained: Path, tmp_path: Path) -> None:
+    predictor, (file,) = ltcore.load(trained), images(tmp_path, 1)
+    (tmp_path / "cut.png").write_bytes(file.read_bytes()[:200])
+    os.mkfifo(tmp_path / "pipe.png")
+    for wrong, words in (
+        (tmp_path / "none.png", r"none.png cannot be read: No such file"),
+        (tmp_path / "pipe.png", r"pipe.png is no plain file"),
+        ([file, b"no image"], r"image 1, given as bytes: the image cannot be decoded"),
+        ([file, Image.open(tmp_path / "cut.png")], r"image 1, given as a PIL image: the image cannot be decoded"),
+        ([file, 5], r"Image 1 is a int, expected a path, the bytes of a file or a PIL image"),
+        (torch.zeros(2, 3, 16, 16).byte(), r"Image 0 is a Tensor, expected a path"),
+        (5, r"Expected a path, the bytes of a file or a PIL image, or several of them, got a int"),
+    ):
+        with pytest.raises(DataError, match=words):
+            predictor.predict(wrong)  # type: ignore[arg-type]
+
+
+def test_weights_too_large_to_compute_with_predict_nothing(copy: Path, tiny_shards: str) -> None:
+    for file in copy.rglob("model.pt"):
+        weights = torch.load(file, weights_only=True)
+        weights["heads.0.weight"].fill_(3e38)
+        torch.save(weights, file)
+    predictor = ltcore.load(copy)
+    with pytest.raises(NumericError, match=r"best-\d+ predicts numbers that are not finite"):
+        predictor(torch.full((1, 3, 16, 16), 200, dtype=torch.uint8))
+    with pytest.raises(NumericError, match="predicts numbers that are not finite"):
+        evaluate(predictor, tiny_shards, [], [])
 
 
 # ---- metrics
@@ -196,6 +241,29 @@ def test_the_data_of_training_are_followed_only_while_they_are_the_same(
         assessed(copy)
 
 
+def test_a_split_without_an_image_is_refused_and_one_of_a_single_class_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = ["ant", "bee", "cat", "dog"]
+    with pytest.raises(DataError, match=r"empty: split 'test' holds no image, so there is nothing to measure"):
+        assessed(trained, "--data", rewrite(tmp_path / "empty", classes, keep=lambda label: False))
+    one = rewrite(tmp_path / "one", classes, keep=lambda label: label == 2)
+    assessed(trained, "--data", one, "--output", tmp_path / "m.json")
+    assert "test: 1 of 4 classes have images; the metrics are of these alone." in capsys.readouterr().out
+
+
+def test_a_test_split_that_was_made_out_of_the_images_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sample in tiny_samples("test"):
+        file = tmp_path / "flat" / ["ant", "bee", "cat", "dog"][sample.label] / f"{sample.key}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(sample.image)
+    assessed(trained, "--data", tmp_path / "flat", "--output", tmp_path / "m.json")
+    said = "flat came without a test folder: its test split is 1/5 of each class by keyed hash"
+    assert said in capsys.readouterr().err
+
+
 # ---- damage
 
 
@@ -217,18 +285,28 @@ def test_weights_that_are_not_finite_are_refused_wherever_a_checkpoint_is_read(
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("std", [0.2, 0.0, 0.2], r"std is \[0.2, 0.0, 0.2\], expected three finite numbers > 0"),
-        ("std", [0.2, math.nan, 0.2], "three finite numbers > 0"),
-        ("mean", [0.5, math.inf, 0.5], "three finite numbers"),
-        ("mean", [0.5, 0.5], "three finite numbers"),
+        ("std", [0.2, 0.0, 0.2], r"std is \[0.2, 0.0, 0.2\], expected three numbers from 1e-06 to"),
+        ("std", [0.2, math.nan, 0.2], "three numbers from"),
+        ("std", [0.2, 1e-320, 0.2], "three numbers from"),
+        ("std", 5, "three numbers from"),
+        ("mean", [0.5, math.inf, 0.5], "three numbers from"),
+        ("mean", [0.5, 1e308, 0.5], "three numbers from"),
+        ("mean", [0.5, 0.5], "three numbers from"),
         ("canvas", 20000, "from 1 to 4096"),
         ("canvas", "16", "from 1 to 4096"),
         ("canvas", True, "from 1 to 4096"),
         ("classes", [], "names"),
         ("classes", [1, 2, 3, 4], "names"),
+        ("classes", ["ant", "bee", "ant", "dog"], "names that differ"),
         ("shot_groups", ["many", "most", "few", "few"], "words out of many, medium, few"),
         ("shot_groups", ["many"], "4 classes and 1 shot_groups, expected as many"),
-        ("step", -1, "step is -1, expected a whole number >= 0"),
+        ("class_prior", [0.5, 0.5], "4 classes and 2 class_prior, expected as many"),
+        ("class_prior", [0.5, 0.5, 0.0, 0.0], "a share above 0 for each class"),
+        ("class_prior", [0.5, math.nan, 0.2, 0.3], "a share above 0 for each class"),
+        ("class_prior", "many", "a share above 0 for each class"),
+        ("step", -1, "step is -1, expected a whole number from 0 to"),
+        ("epoch", 10**30, "expected a whole number from 0 to"),
+        ("metrics", 5, "metrics is 5, expected names with values"),
         ("config", [], r"config is \[\], expected dotted keys with values"),
     ],
 )
@@ -255,7 +333,7 @@ def test_a_record_that_unpacks_to_gigabytes_is_refused_unread(copy: Path) -> Non
     file = next(copy.rglob("best-*/model.pt"))
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model/data/0", bytes(2**24))
-    with pytest.raises(CheckpointError, match=r"model.pt cannot be read \(model/data/0 in it is damaged\)"):
+    with pytest.raises(CheckpointError, match=r"model.pt cannot be read .*its \d+ bytes would unpack to 16777216"):
         ltcore.load(copy)
 
 
@@ -291,8 +369,12 @@ def test_a_remote_checkpoint_may_be_named_and_what_is_none_is_refused(trained: P
     assert last is not None
     named = ltcore.load(f"{uri}/checkpoints/{last.path.name}")
     assert named.place == f"{uri}/checkpoints/{last.path.name}"
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match=f"^{bucket.uri}/nothing is no checkpoint"):
         ltcore.load(f"{bucket.uri}/nothing")
+    meta = f"run/checkpoints/{last.path.name}/meta.json"
+    bucket.put(meta, json.dumps({**json.loads(bucket.get(meta)), "canvas": 0}).encode())
+    with pytest.raises(CheckpointError, match=f"^{bucket.uri}/{meta}: canvas is 0"):  # not the copy, which is gone
+        ltcore.load(f"{uri}/checkpoints/{last.path.name}/")
 
 
 def test_a_folder_with_a_test_alone_and_fewer_classes_is_evaluated_and_not_trained_on(
