@@ -16,8 +16,9 @@ import subprocess
 import sys
 import textwrap
 
-from ltcore.config import keys, tree
-from ltcore.config.cli import run_main, split_words
+from ltcore.cli.args import run_main, split_words
+from ltcore.config import keys
+from ltcore.config import overrides as tree
 from ltcore.errors import ConfigError
 from ltcore.text import printable_lines
 
@@ -51,11 +52,11 @@ def main() -> int:
     elif args.command == "keys":
         print_keys(args.pattern)
     elif args.command == "composition":
-        from ltcore.config.composition import markdown  # imports torch, to build the configurations
+        from ltcore.config.compatibility import markdown  # imports torch, to build the configurations
 
         print(markdown())
     elif args.command == "doctor":
-        from ltcore.runtime.examination import examination
+        from ltcore.cli.doctor import examination
 
         return examination(args.storage, args.data, args.max_gpus)
     elif args.command == "check":

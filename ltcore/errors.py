@@ -7,6 +7,7 @@ unless ``--debug`` is given.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -36,6 +37,10 @@ class DataError(LtcoreError):
     """Input data, a manifest or a shard is not what it should be."""
 
 
+class DamagedFileError(DataError):
+    """A record of ours cannot be parsed."""
+
+
 class CheckpointError(LtcoreError):
     """A checkpoint is unreadable, foreign, or belongs to another configuration."""
 
@@ -54,6 +59,20 @@ class StallError(LtcoreError):
     """Nothing happened for ``stall_s`` seconds."""
 
     exit_code = 3
+
+
+def positive(**values: float) -> None:
+    """Raises ValueError where a value is no finite number above 0."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def one_of(allowed: tuple[str, ...], **values: str) -> None:
+    """Raises ValueError where a value is none of the allowed ones."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def refuse_userinfo(**values: str | None) -> None:

@@ -62,3 +62,15 @@ def markdown_code(text: str) -> str:
 
 def _spelled(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode()
+
+
+def duration(seconds: float | None) -> str:
+    """``2 h 5 min``: the two largest units of a rounded time; a dash for None."""
+    if seconds is None:
+        return "—"
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (s, "s")]
+    first = next((place for place, (n, _) in enumerate(parts) if n), 3)
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 try:
-    from ltcore.config import cli
-    from ltcore.runtime.bench.options import BENCHES, Options
+    from ltcore.benchmarks.options import BENCHES, Options
+    from ltcore.cli import args as cli
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
@@ -44,7 +44,7 @@ def positive(text: str) -> int:
 
 def main() -> None:
     args = parse()
-    from ltcore.runtime.bench.run import bench
+    from ltcore.benchmarks.run import bench
 
     bench(Options(what=args.what, data=args.data, rounds=args.rounds, quick=args.quick, output=args.output))
 

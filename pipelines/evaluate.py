@@ -10,7 +10,7 @@ python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and pro
 from __future__ import annotations
 
 try:
-    from ltcore.config import cli
+    from ltcore.cli import args as cli
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     args = cli.read_evaluate(__doc__)
-    from ltcore.runtime import assess
+    from ltcore.cli import evaluate as assess
 
     assess.run(args)
 

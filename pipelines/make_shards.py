@@ -14,7 +14,7 @@ import sys
 import time
 
 try:
-    from ltcore.config import cli
+    from ltcore.cli import args as cli
     from ltcore.text import message
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -51,9 +51,9 @@ def tell(text: str) -> None:
 
 def main() -> int:
     args, started = parse(), time.monotonic()
-    from ltcore.data.check import check_dataset, describe
     from ltcore.data.config import DataConfig
-    from ltcore.data.prepare import make
+    from ltcore.data.datasets.prepare import make
+    from ltcore.data.shards.validate import check_dataset, describe
     from ltcore.errors import ConfigError
 
     if args.source == "check":

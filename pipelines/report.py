@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 try:
-    from ltcore.config import cli
+    from ltcore.cli import args as cli
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args()
 
+    from ltcore.reporting.report import make_report, make_table
     from ltcore.text import printable
-    from ltcore.tracking.report import make_report, make_table
 
     if args.markdown and args.output:
         parser.error("--markdown prints a table: redirect it into a file instead of --output")

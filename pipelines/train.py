@@ -9,7 +9,7 @@ python pipelines/train.py cifar100_lt_ce --workers 2         Ray Train with two 
 from __future__ import annotations
 
 try:
-    from ltcore.config import cli
+    from ltcore.cli import args as cli
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
@@ -19,7 +19,8 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     args = cli.read_train(__doc__)
-    from ltcore.runtime import console, launch
+    from ltcore.cli import console
+    from ltcore.cli import train as launch
 
     record = launch.train(args)
     if record:

@@ -11,7 +11,7 @@ The same command again shows a finished sweep and continues an interrupted one.
 from __future__ import annotations
 
 try:
-    from ltcore.config import cli
+    from ltcore.cli import args as cli
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     args = cli.read_tune(__doc__)
-    from ltcore.runtime import launch_sweep
+    from ltcore.cli import tune as launch_sweep
 
     launch_sweep.tune(args)
 

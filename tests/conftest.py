@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcore.data.shards import Sample, write_dataset
+from ltcore.data.shards.writer import Sample, write_dataset
 
 torch.set_num_threads(1)  # results are bitwise repeatable for one number of threads, and tests share few cores
 

@@ -17,23 +17,29 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from ltcore.config.cli import EvaluateArgs, run_main
-from ltcore.data import check
-from ltcore.data.manifest import Manifest, Split
+from ltcore.cli import console
+from ltcore.cli import evaluate as assess
+from ltcore.cli import train as launch
+from ltcore.cli.args import EvaluateArgs, run_main
+from ltcore.data.shards import validate as check
+from ltcore.data.shards.manifest import Manifest, Split
 from ltcore.errors import DataError
-from ltcore.runtime import assess, console, doctor, doctor_nodes, launch
-from ltcore.runtime.board import Board
-from ltcore.runtime.sweep import Sweep
-from ltcore.runtime.terminal import Terminal
+from ltcore.reporting import figures, svg
+from ltcore.reporting.records import read_run
+from ltcore.reporting.report import write_report, write_runs_report
+from ltcore.reporting.results_table import COLUMNS, results_table
+from ltcore.reporting.terminal import Terminal
+from ltcore.runtime.doctor import checks as doctor
+from ltcore.runtime.doctor import doctor as doctor_nodes
+from ltcore.runtime.progress import Board
+from ltcore.storage import read_jsonl
 from ltcore.text import markdown_cell, markdown_code, message, printable, printable_lines, storable
-from ltcore.tracking import figures, svg
-from ltcore.tracking.records import read_run
-from ltcore.tracking.report import write_report, write_runs_report
-from ltcore.tracking.results_table import COLUMNS, results_table
-from ltcore.tracking.tracker import TrackerOptions, open_tracker, read_jsonl
-from tests.tracking import fake_sweep
-from tests.tracking.page import Page
-from tests.tracking.test_results_table import write as write_finished_run
+from ltcore.tracking.config import TrackingConfig
+from ltcore.tracking.tracker import open_tracker
+from ltcore.tuning.sweep import Sweep
+from tests.reporting import fake_sweep
+from tests.reporting.page import Page
+from tests.reporting.test_results_table import write as write_finished_run
 from tests.tracking.wandb_file import read_offline_run
 
 ROOT = Path(__file__).parents[1]
@@ -266,7 +272,7 @@ def test_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         group=HOSTILE[18],
         name="".join(HOSTILE),
         config_flat={"data.uri": "".join(HOSTILE), **{f"key {text}": text for text in HOSTILE}},
-        options=TrackerOptions(mode="offline"),
+        options=TrackingConfig(wandb_mode="offline"),
     )
     metrics = {f"attribute/{text}": 0.5 for text in HOSTILE}
     tracker.log(metrics, 10)

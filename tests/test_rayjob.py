@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ltcore.config import cli
+from ltcore.cli import args as cli
 
 ROOT = Path(__file__).parents[1]
 FILE = importlib.resources.files("ltcore") / "runtime" / "kuberay" / "rayjob.yaml"
@@ -195,9 +195,9 @@ def test_the_entrypoint_is_a_pipeline_and_its_arguments_are_accepted(monkeypatch
 
 
 def test_the_sweep_counts_with_every_gpu_before_a_worker_is_there() -> None:
-    from ltcore.runtime.capacity import concurrency, demand
     from ltcore.runtime.cluster import Cluster
     from ltcore.runtime.place import choose_engine, choose_scaling
+    from ltcore.runtime.placement import concurrency, demand
 
     head = autoscaling_config()["available_node_types"]["headgroup"]["resources"]
     bare = Cluster(

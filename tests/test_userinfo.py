@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ltcore.config.cli import read_train, read_tune, run_main
-from ltcore.data.storage import list_files, read_bytes
+from ltcore.cli.args import read_train, read_tune, run_main
+from ltcore.cli.train import train
+from ltcore.cli.tune import tune
 from ltcore.errors import USERINFO, ConfigError
-from ltcore.runtime.launch import train
-from ltcore.runtime.launch_sweep import tune
+from ltcore.storage import list_files, read_bytes
 
 URI = "s3://AKIA:pa55word@bucket/x"
 

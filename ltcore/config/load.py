@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from ltcore.config import tree as trees
+from ltcore.config import overrides as trees
 from ltcore.config.keys import effective, leaves, run_keys
 from ltcore.config.schema import RunConfig
-from ltcore.config.sweep_file import read_sweep, sweep_tree
-from ltcore.config.sweep_space import SweepConfig
+from ltcore.config.space import SweepConfig
+from ltcore.config.sweep import read_sweep, sweep_tree
 from ltcore.config.validate import plain_run, validate
-from ltcore.data.plan import EpochPlan
+from ltcore.data.loading.sampler import EpochPlan
 from ltcore.errors import ConfigError
 
 GRACE_FRACTION = 0.25

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, leaves, run_keys
+from ltcore.config.overrides import flatten
 from ltcore.config.show import run_tree
-from ltcore.config.sweep_file import read_sweep, sweep_tree
-from ltcore.config.tree import flatten
+from ltcore.config.sweep import read_sweep, sweep_tree
 
 MAX_CHARS = 64
 _OWN_WORDS = ("data.uri", "seed")

@@ -14,29 +14,18 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ltcore.config.sweep_space import SELECTABLE, SweepConfig
-from ltcore.data.augment import AugmentConfig
+from ltcore.config.space import SELECTABLE, SweepConfig
+from ltcore.config.stage2 import Stage2Config
+from ltcore.data.augment.augment import AugmentConfig
 from ltcore.data.config import DataConfig
-from ltcore.errors import refuse_userinfo
+from ltcore.errors import one_of, positive, refuse_userinfo
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
-from ltcore.objective.stage2.config import Stage2Config
+from ltcore.tracking.config import TrackingConfig
 
 __all__ = ["SELECTABLE", "OptimConfig", "RunConfig", "SweepConfig", "TrackingConfig", "TrainConfig"]
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a finite number > 0, got {value}")
-
-
-def _one_of(allowed: tuple[str, ...], **values: str) -> None:
-    for name, value in values.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +57,9 @@ class OptimConfig:
     """Largest L2 norm of the whole gradient; larger ones are scaled down. null: no clipping. Range > 0."""
 
     def __post_init__(self) -> None:
-        _one_of(("sgd", "adamw"), optimizer=self.optimizer)
-        _one_of(("multistep", "cosine", "constant"), schedule=self.schedule)
-        _positive(lr=self.lr)
+        one_of(("sgd", "adamw"), optimizer=self.optimizer)
+        one_of(("multistep", "cosine", "constant"), schedule=self.schedule)
+        positive(lr=self.lr)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
@@ -85,7 +74,7 @@ class OptimConfig:
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
         if self.clip_norm is not None:
-            _positive(clip_norm=self.clip_norm)
+            positive(clip_norm=self.clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +115,7 @@ class TrainConfig:
     """Validation metric whose highest value marks the best checkpoint."""
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             epochs=self.epochs,
             batch_size=self.batch_size,
             accumulate=self.accumulate,
@@ -148,32 +137,11 @@ class TrainConfig:
                 "freeze=classifier needs init_from with a run or checkpoint: a random classifier would never learn anything"
             )
         if self.threads is not None:
-            _positive(threads=self.threads)
+            positive(threads=self.threads)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        _one_of(("auto", "fp32", "bf16"), precision=self.precision)
-        _one_of(SELECTABLE, select=self.select)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where a run is logged besides ``metrics.jsonl`` and ``run.json``, which are always written."""
-
-    wandb: bool = True
-    """Log to Weights & Biases."""
-    wandb_mode: str = "auto"
-    """'online' (without W&B no run starts), 'offline' (files that ``wandb sync`` uploads), 'disabled', or 'auto':
-    WANDB_DISABLED or WANDB_MODE where it is set, else online where a key is found and taken, else offline. No effect
-    with wandb=false."""
-    project: str = "ltcore"
-    """Name of the W&B project. No effect with wandb=false."""
-    tensorboard: bool = True
-    """Write TensorBoard event files into the run directory."""
-
-    def __post_init__(self) -> None:
-        _one_of(("auto", "online", "offline", "disabled"), wandb_mode=self.wandb_mode)
-        if not self.project:
-            raise ValueError("project must not be empty")
+        one_of(("auto", "fp32", "bf16"), precision=self.precision)
+        one_of(SELECTABLE, select=self.select)
 
 
 @dataclass(frozen=True, kw_only=True)

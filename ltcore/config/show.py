@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from ltcore.config.keys import run_keys
-from ltcore.config.sweep_file import read_sweep, sweep_tree
-from ltcore.config.tree import Tree, read_run
+from ltcore.config.overrides import Tree, read_run
+from ltcore.config.sweep import read_sweep, sweep_tree
 from ltcore.config.validate import plain_run, shape, validate
 
 NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ltcore.config.keys import REQUIRED, Leaf, Section
-from ltcore.config.tree import checked, expected
+from ltcore.config.overrides import checked, expected
 from ltcore.errors import ConfigError
 
 T = TypeVar("T")

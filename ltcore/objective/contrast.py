@@ -13,8 +13,8 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.batch import ModelOutput
 from ltcore.objective.embedding import QUERY, key_of, query_of
+from ltcore.objective.interface import LossContext
 from ltcore.objective.memory.queue import Queue
-from ltcore.objective.term import LossContext
 
 SPARED = "spared"
 """Under this name in ``LossContext.shared`` a term may leave a function of the labels [A] of a contrast set: bool [B, A], which

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
 from ltcore.errors import pick
+from ltcore.objective.interface import Base, FeatureDims, LossContext, Term
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
-from ltcore.objective.term import Base, FeatureDims, LossContext, Term
 from ltcore.shots import shot_groups_by_count
 from ltcore.stats import ClassStats
 
@@ -108,7 +108,7 @@ class Objective(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What base and terms ask of the network, together: see ``ltcore.objective.term.NEEDS``."""
+        """What base and terms ask of the network, together: see ``ltcore.objective.interface.NEEDS``."""
         return frozenset().union(self.base.needs, *(t.needs for t in self._terms.values()))
 
     def forward(self, out: ModelOutput, batch: Batch, progress: float) -> ObjectiveOutput:

@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any
 
-from ltcore.objective.bases.balanced_softmax import BalancedSoftmax
-from ltcore.objective.bases.class_balanced import ClassBalanced
-from ltcore.objective.bases.cross_entropy import CrossEntropy
-from ltcore.objective.bases.focal import Focal
-from ltcore.objective.bases.ldam import Ldam
-from ltcore.objective.bases.logit_adjust import LogitAdjust
-from ltcore.objective.bases.paco import Paco
-from ltcore.objective.bases.ride import Ride
-from ltcore.objective.bases.sade import Sade
+from ltcore.objective.losses.balanced_softmax import BalancedSoftmax
+from ltcore.objective.losses.class_balanced import ClassBalanced
+from ltcore.objective.losses.cross_entropy import CrossEntropy
+from ltcore.objective.losses.focal import Focal
+from ltcore.objective.losses.ldam import Ldam
+from ltcore.objective.losses.logit_adjust import LogitAdjust
+from ltcore.objective.losses.paco import Paco
+from ltcore.objective.losses.ride import Ride
+from ltcore.objective.losses.sade import Sade
 from ltcore.objective.stage2.crt import Crt
 from ltcore.objective.stage2.dro import DroClassifier
 from ltcore.objective.stage2.lws import Lws
@@ -26,8 +26,8 @@ from ltcore.objective.stage2.ncm import Ncm
 from ltcore.objective.stage2.tau_norm import TauNorm
 from ltcore.objective.stage2.weight_balance import WeightBalance
 from ltcore.objective.terms.dro import Dro
-from ltcore.objective.terms.ifl import Ifl
-from ltcore.objective.terms.lpa import Lpa
+from ltcore.objective.terms.ifl.term import Ifl
+from ltcore.objective.terms.lpa.term import Lpa
 
 
 @dataclass(frozen=True)

@@ -1,176 +1,65 @@
-"""``train.py``: from the command line's answers to a run, in this process or on Ray."""
+"""One run on Ray, outside a sweep: capacity first, then a worker group or a task, watched from here."""
 
 from __future__ import annotations
 
-import sys
+import dataclasses
+import secrets
+import time
+from functools import partial
 from typing import Any
 
-from ltcore.config.cli import TrainArgs
-from ltcore.config.load import check_world, dump, load_run
-from ltcore.config.naming import name_run
+import ray
+
 from ltcore.config.schema import RunConfig
-from ltcore.config.show import left_out
-from ltcore.data.manifest import Manifest, read_manifest
-from ltcore.data.storage import join
-from ltcore.errors import CapacityError, ConfigError
-from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
-from ltcore.runtime.execute import Job, execute, forget, refuse_other_run
-from ltcore.runtime.files import load_json
-from ltcore.runtime.lease import alone
-from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_run, storage_root
-from ltcore.runtime.stored import finished_ago
-from ltcore.text import message, printable_lines
-from ltcore.training.context import LocalContext
-from ltcore.training.cost import cost
-from ltcore.training.fit import StopRequested
-from ltcore.training.selection import check_selection
-from ltcore.training.stage1 import resolved
-from ltcore.training.stage2 import refuse_workers
+from ltcore.errors import StallError
+from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster, nodes_are_coming
+from ltcore.runtime.doctor.doctor import check_nodes
+from ltcore.runtime.heartbeat import Watch, start_pulse
+from ltcore.runtime.placement import Scaling, demand
+from ltcore.runtime.progress import Board
+from ltcore.runtime.ray_task import run_job
+from ltcore.runtime.results import result_of
+from ltcore.training.run import Job
+
+STALL_S = 900.0
+"""Longer than collectives and Ray wait for a worker (600 s): a group that hangs is started again rather than given up."""
 
 
-def train(args: TrainArgs) -> dict[str, Any]:
-    """``train.py``: trains a recipe, or continues it.
-
-    Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``. A run that is
-    finished is not repeated; CheckpointError where it is not the one that is asked for.
-    """
-    cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
-    if note := left_out(args.recipe, args.overrides):
-        _say(note)
-    root = storage_root(args.storage)
-    run_uri = join(root, cfg.name)
-    if cfg.stage2 is not None:
-        refuse_workers(args.workers[1] if args.workers else 1)
-        _keep_stage1(cfg.stage2.from_run, run_uri)
-    record = None if args.fresh else load_json(join(run_uri, "run.json"))
-    finished = record if record is not None and record["status"] == "finished" else None
-    if finished is None:
-        settle_tracking(cfg)
-    data_uri, manifest = prepare_run(cfg, root, _say, fresh=args.fresh and not args.dry_run)
-    check_selection({"train.select": cfg.train.select}, manifest)
-    if args.dry_run:
-        print(printable_lines(dry_run_text(cfg, data_uri)))
-        return {}
-    job = Job(
-        config=dump(cfg),
-        data_uri=data_uri,
-        run_uri=run_uri,
-        info={"id": cfg.name, "kind": "run", "group": "", "test": True},
+def run_single(
+    job: Job, cfg: RunConfig, engine: str, scaling: Scaling, cluster: Cluster, max_gpus: float | None
+) -> dict[str, Any]:
+    """Runs the job on the cluster and returns its record."""
+    need = demand(scaling, engine, streams=cfg.data.tier == "stream")
+    board = Board()
+    check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, board.console)
+    board.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
+    name, nonce = f"pulse-{cfg.name}-{time.time_ns()}", secrets.token_hex(16)
+    watch = Watch(
+        start_pulse(name, nonce),
+        board.update,
+        stall_s=STALL_S,
+        deadline_s=None,
+        nodes_are_coming=partial(nodes_are_coming, cluster),
     )
-    if finished is not None:
-        refuse_other_run(job, finished)
-        _say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
-        return finished | {"run_uri": run_uri}
-    budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
-    _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
-    if not wants_ray(args, cfg):
-        from ltcore.runtime.console import EpochLines
-
-        check_world(cfg, 1)
-        _make_room(args, run_uri)
-        try:
-            with LocalContext() as ctx:
-                return execute(job, EpochLines(ctx, cfg.epochs)) | {"run_uri": run_uri}
-        except StopRequested as stop:
-            raise KeyboardInterrupt(str(stop)) from None
-    return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
-
-
-def _make_room(args: TrainArgs, run_uri: str) -> None:
-    """Waits for another process that works on the run; after it, and with all that could be wrong known to be right,
-    ``--fresh`` removes what is there."""
-    with alone(run_uri, _say):
-        if args.fresh and (done := forget(run_uri)):
-            _say(done)
-
-
-def settle_tracking(cfg: RunConfig) -> None:
-    """Decides where runs are logged, once for all that this process starts and before it starts any."""
-    if cfg.tracking.wandb:
-        from ltcore.tracking.wandb_account import settle_mode
-
-        settle_mode(cfg.tracking.wandb_mode)
-
-
-def _keep_stage1(from_run: str, run_uri: str) -> None:
-    """Before anything is removed or written: stage 2 may have the name of no run that it starts from."""
-    if f"{from_run.rstrip('/')}/".startswith(f"{run_uri}/"):
-        raise ConfigError(
-            f"--name {run_uri.rpartition('/')[2]} is the run that stage 2 starts from ({from_run}). Give this one another "
-            "--name."
-        )
-
-
-def _what(cfg: RunConfig) -> str:
-    if cfg.stage2 is None:
-        return f"{cfg.train.epochs} epochs"
-    return f"stage 2 ({cfg.stage2.method}) of {cfg.stage2.from_run}"
-
-
-def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
-    """How many training images the run sees, each as often as it comes. CapacityError where they fill no batch."""
-    num_train = manifest.split(cfg.data.train_split).num_samples
-    steps = num_train // cfg.train.batch_size
-    if steps == 0:
-        raise CapacityError(
-            f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images of split {cfg.data.train_split}: "
-            f"an epoch has no batch. Set it to {num_train} or less."
-        )
-    return steps * cfg.train.batch_size * cfg.train.epochs
-
-
-def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
-    """Whether a single run goes through Ray: for workers and what they take, for the stream tier, and where a cluster is at
-    hand."""
-    asked = (args.workers, args.cpus_per_worker, args.gpus_per_worker, args.max_gpus) != (None,) * 4
-    if args.engine != "auto":
-        return args.engine != "inline" or asked
-    return asked or cfg.data.tier == "stream" or on_cluster_node()
-
-
-def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[str, Any]:
-    from ltcore.runtime.single import run_single
-
-    cluster = connect(debug=args.debug)
+    watch.start()
+    job = dataclasses.replace(job, pulse=name, nonce=nonce, shown_as=cfg.name, cpus=scaling.cpus_per_worker)
+    inside = engine == "trial"
+    options: dict[str, Any] = {
+        "num_cpus": scaling.cpus_per_worker if inside else 0,
+        "num_gpus": scaling.gpus_per_worker if inside else 0,
+    }
+    if cluster.holds_drivers and not inside:
+        options["resources"] = {DRIVER_RESOURCE: 0.01}
     try:
-        check_storage(root, cluster)
-        engine = "train" if args.engine == "auto" else args.engine
-        if engine == "inline":
-            raise ConfigError(
-                "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
-                "--max-gpus away, or use --engine train."
-            )
-        scaling = choose_scaling(args, cluster, engine)
-        check_workers(cfg, scaling)
-        _make_room(args, job.run_uri)
-        return run_single(job, cfg, engine, scaling, cluster, args.max_gpus)
+        with board.stage("train", expected=1):
+            ref = run_job.options(**options).remote(job.plain(), engine, scaling.plain())
+            while not ray.wait([ref], timeout=1.0)[0]:
+                if watch.stalled.is_set():
+                    ray.cancel(ref, force=True)
+                    raise StallError(
+                        f"Nothing happened for {STALL_S:g} s. The run needs {need.describe()}; the cluster has "
+                        f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs. It was canceled; the same command continues."
+                    )
+            return result_of(ref)
     finally:
-        disconnect()
-
-
-def _say(text: str) -> None:
-    print(message(text), file=sys.stderr, flush=True)
-
-
-def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
-    """What a run would need and cost, without starting it."""
-    manifest = read_manifest(data_uri)
-    num_train = manifest.split(cfg.data.train_split).num_samples
-    if cfg.stage2 is not None:
-        return (
-            f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
-            "computed once. Nothing was started (--dry-run)."
-        )
-    images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
-    ifl = cfg.objective.active_terms().get("ifl")
-    budget = ""
-    if ifl is not None:
-        repeats = ifl.env_mode == "repeat" and ifl.num_envs > 1
-        how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"
-        budget = f" Environments (objective.terms.ifl.num_envs={ifl.num_envs}) {how}: runs with 1 to 4 of them see equally many."
-    return (
-        f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
-        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget}\n"
-        + "".join(f"{line}\n" for line in cost(cfg, manifest, images))
-        + "Nothing was started (--dry-run)."
-    )
+        watch.end()

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ltcore.config.cli import PlaceArgs
+from ltcore.config.execution import PlaceArgs
 from ltcore.data.config import DataConfig
-from ltcore.data.manifest import Manifest, read_manifest
-from ltcore.data.prepare import prepare, selection_remarks
-from ltcore.data.storage import is_local, join
+from ltcore.data.datasets.prepare import prepare, selection_remarks
+from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.errors import ConfigError, refuse_userinfo
-from ltcore.runtime.capacity import Scaling
 from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.placement import Scaling
+from ltcore.storage import is_local, join
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig

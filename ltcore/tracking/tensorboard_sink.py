@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.text import markdown_cell, storable
-from ltcore.tracking.tracker import Scalars, scalars_of
+from ltcore.tracking.base import Scalars, Tracker, scalars_of
 
 
-class TensorBoardSink:
+class TensorBoardSink(Tracker):
     """Scalars as curves, tables as Markdown text. A resumed run hides what was logged after ``resume_step``."""
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
@@ -26,9 +26,6 @@ class TensorBoardSink:
         lines = [[markdown_cell(str(cell)) for cell in line] for line in (columns, *rows)]
         lines.insert(1, ["---"] * len(columns))
         self._writer.add_text(storable(name), "\n".join(f"| {' | '.join(line)} |" for line in lines))
-
-    def html(self, name: str, path: Path) -> None:
-        del name, path  # TensorBoard shows no pages
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         del summary, status  # the curves end where the run ended

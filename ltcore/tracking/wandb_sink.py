@@ -20,7 +20,8 @@ from typing import Any, cast
 
 from ltcore.errors import ConfigError
 from ltcore.text import printable, storable
-from ltcore.tracking.tracker import Scalars, Tracker, TrackerOptions, scalars_of
+from ltcore.tracking.base import Scalars, Tracker, scalars_of
+from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.wandb_account import go_offline, settle_mode
 
 MAX_ID_CHARS = 64
@@ -50,13 +51,13 @@ def open_wandb(
     name: str,
     job_type: str,
     config_flat: Mapping[str, Any],
-    options: TrackerOptions,
+    options: TrackingConfig,
 ) -> list[Tracker]:
     """[the sink], or [] where W&B is disabled, or where not even offline files can be written, which is said.
 
-    Where W&B takes no run it goes on offline with a warning, unless ``options.mode`` insists on 'online'.
+    Where W&B takes no run it goes on offline with a warning, unless ``options.wandb_mode`` insists on 'online'.
     """
-    mode = settle_mode(options.mode)
+    mode = settle_mode(options.wandb_mode)
     if mode == "disabled":
         return []
     import wandb
@@ -95,7 +96,7 @@ def open_wandb(
     try:
         sink.open(mode)
     except Exception as error:  # of W&B and of its own process: they have no common base
-        if options.mode == "online":
+        if options.wandb_mode == "online":
             raise ConfigError(
                 f"tracking.wandb_mode='online': W&B refused the run ({error}). Check WANDB_API_KEY and tracking.project, or "
                 "set tracking.wandb_mode=auto, which goes offline."
@@ -104,7 +105,7 @@ def open_wandb(
     return [sink] if sink.is_open else []
 
 
-class WandbSink:
+class WandbSink(Tracker):
     """Writes to an open W&B run. Curves are drawn over epochs; the last value of each metric is in the summary.
 
     Whatever goes wrong in W&B, training does not end of it: the run goes on in a new offline file, which ``wandb sync`` joins

@@ -10,13 +10,13 @@ from torch import nn
 
 from ltcore import dist
 from ltcore.config.schema import RunConfig
-from ltcore.data.augment import Augment
-from ltcore.data.feed import Feed
+from ltcore.data.augment.augment import Augment
+from ltcore.data.loading.loader import Feed
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet
+from ltcore.objective.interface import FeatureDims
 from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
-from ltcore.objective.term import FeatureDims
 from ltcore.training.context import RunContext
 from ltcore.training.hardware import Precision, choose_precision
 from ltcore.training.step import TrainStep

@@ -26,10 +26,10 @@ from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
 from ltcore.config.load import from_flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.config import MAX_CANVAS
-from ltcore.data.manifest import Manifest
-from ltcore.data.storage import is_local, join
+from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.shots import SHOT_GROUPS
+from ltcore.storage import is_local, join
 
 SCHEMA = 1
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltcore.config.schema import RunConfig
-from ltcore.data.augment import reader_crops
-from ltcore.data.cache import canvas_bytes
-from ltcore.data.manifest import Manifest
+from ltcore.data.augment.augment import reader_crops
+from ltcore.data.loading.canvas_cache import canvas_bytes
+from ltcore.data.shards.manifest import Manifest
 from ltcore.objective.memory.base import Memory
 from ltcore.training.build import build_modules, num_views
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import Batch
-from ltcore.data.feed import Feed
+from ltcore.data.loading.loader import Feed
 from ltcore.errors import DataError
-from ltcore.evaluation.accumulate import Confusion
+from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.metrics import metrics, per_attribute, per_class
 from ltcore.models.net import LongTailNet
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ltcore.data.storage import is_local, join, list_files, open_fs, read_bytes, write_bytes_atomic
+from ltcore.storage import is_local, join, list_files, open_fs, read_bytes, write_bytes_atomic
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import ltcore
+from ltcore.version import __version__
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Package -> version, or 'not installed', of what decides the numbers or the format of a run."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "ltcore": ltcore.__version__}
+    found = {"python": platform.python_version(), "torch": torch.__version__, "ltcore": __version__}
     for package in ("torchvision", "ray", "wandb"):
         try:
             found[package] = importlib.metadata.version(package)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ltcore.batch import Batch
 from ltcore.config.schema import RunConfig
-from ltcore.data.boxes import centered_square
-from ltcore.data.decode import Pixels, decode_canvas, pixels_of, resample, size_of
-from ltcore.data.feed import ThreadFeed
-from ltcore.data.storage import is_plain
+from ltcore.data.images.boxes import centered_square
+from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
+from ltcore.data.loading.loader import ThreadFeed
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.models.net import PROJECTIONS, LongTailNet
-from ltcore.objective.bases.logit_adjust import posthoc_logits
+from ltcore.objective.losses.logit_adjust import posthoc_logits
 from ltcore.objective.registry import BASES
+from ltcore.storage import is_plain
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import confusion, split_metrics
 from ltcore.training.fetch import fetched_checkpoint
@@ -213,7 +213,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net = predictor.net.to(device)
-        from ltcore.data.augment import Augment
+        from ltcore.data.augment.augment import Augment
 
         augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
 

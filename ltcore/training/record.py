@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltcore.data.storage import write_bytes_atomic
-from ltcore.errors import DataError
+from ltcore.storage import join, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all. DataError where the place cannot be written."""
-    write_bytes_atomic(str(path), json.dumps(value, indent=1).encode())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in ``path``, or None where there is no such file. DataError where it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). Remove its directory, or start again with --fresh.") from error
+def has_failed(run_uri: str) -> bool:
+    """Tells whether a run has written down that it failed, and why."""
+    record = read_json(join(run_uri, "run.json"))
+    return record is not None and record["status"] == "failed"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ltcore.config.sweep_space import SELECTABLE
-from ltcore.data.manifest import Manifest
+from ltcore.config.space import SELECTABLE
+from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import ConfigError
 from ltcore.shots import SHOT_GROUPS
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ltcore.config.load import config_hash, dump, flat, from_dict, from_flat, load_run, override, to_yaml
-from ltcore.config.tree import read_run
+from ltcore.config.overrides import read_run
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.training.checkpoint import refuse_differences

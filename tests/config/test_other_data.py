@@ -9,8 +9,8 @@ import pytest
 
 from ltcore.config.load import base_run, dump, load_run
 from ltcore.config.show import left_out, run_tree, show_run
-from ltcore.config.sweep_file import read_sweep
-from ltcore.runtime.identity import identity
+from ltcore.config.sweep import read_sweep
+from ltcore.tuning.identity import identity
 
 NOTE = "Images are used as they are: data.imbalance_factor={} of the recipe is for {}. Give it to select."
 FACTOR, URI = "data.imbalance_factor", "data.uri"

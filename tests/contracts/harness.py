@@ -15,10 +15,10 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.batch import Batch, Mix, ModelOutput
 from ltcore.models.net import MAP
+from ltcore.objective.interface import FeatureDims
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
-from ltcore.objective.term import FeatureDims
 from ltcore.rng import generator
 from ltcore.shots import shot_groups_by_rank
 from ltcore.stats import ClassStats

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from ltcore.data import storage
+from ltcore import storage
 from tests.data.small import write_small
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ltcore.data.manifest import Manifest, Shard, read_manifest
-from ltcore.data.shards import Sample, write_dataset
-from ltcore.data.store import ShardStore
+from ltcore.data.shards.manifest import Manifest, Shard, read_manifest
+from ltcore.data.shards.reader import ShardStore
+from ltcore.data.shards.writer import Sample, write_dataset
 from ltcore.errors import DataError
 
 COUNT = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ltcore.evaluation.accumulate import Confusion
+from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.metrics import glt_f1, macro_precision, metrics, per_attribute, per_class
 from ltcore.shots import shot_groups_by_count
 

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.contrast import ContrastSet, mean_over_valid, supcon
+from ltcore.objective.interface import LossContext
 from ltcore.objective.memory.queue import Queue
-from ltcore.objective.term import LossContext
 from ltcore.stats import ClassStats
 
 

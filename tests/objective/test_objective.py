@@ -11,7 +11,7 @@ from ltcore.batch import Mix
 from ltcore.objective.objective import Objective, ObjectiveConfig, make_objective
 from ltcore.objective.registry import Terms
 from ltcore.objective.terms.dro import Dro
-from ltcore.objective.terms.ifl import Ifl
+from ltcore.objective.terms.ifl.term import Ifl
 from ltcore.stats import ClassStats
 from tests.objective import toy
 

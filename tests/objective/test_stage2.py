@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ltcore.config.stage2 import Stage2Config
 from ltcore.models.heads import CosineHead
 from ltcore.objective.class_weights import effective_weights
 from ltcore.objective.registry import STAGE2
-from ltcore.objective.stage2.config import Stage2Config
 from ltcore.objective.stage2.method import FeatureSet, expert_logits
 from ltcore.objective.stage2.sampler import class_aware_rows, shuffled_rows
 from ltcore.objective.stage2.weight_balance import radius, shorten_

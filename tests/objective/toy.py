@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.interface import FeatureDims, LossContext
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.memory.centroids import ClassCentroids
-from ltcore.objective.term import FeatureDims, LossContext
 from ltcore.shots import shot_groups_by_count
 from ltcore.stats import ClassStats
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ltcore.errors import ConfigError, DataError
-from ltcore.runtime import doctor
+from ltcore.runtime.doctor import checks as doctor
 
 RESOURCES = {"CPU": 8.0, "GPU": 1.0, "memory": 32.0 * 2**30}
 

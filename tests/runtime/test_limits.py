@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ltcore.config.cli import read_tune
+from ltcore.cli.args import read_tune
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.autoscaler import Limits, limits_of, read_limits
-from ltcore.runtime.capacity import Demand, basis, concurrency
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling
+from ltcore.runtime.placement import Demand, basis, concurrency
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text(encoding="utf-8"))
 HEAD = Cluster(local=False, cpus=4, real_cpus=4, gpus=0, nodes=1, address="10.0.0.1:6379", dashboard="")

@@ -14,10 +14,10 @@ import pytest
 import wandb
 from wandb.sdk.lib import urls
 
+from ltcore.cli.train import settle_tracking
 from ltcore.config.load import load_run
 from ltcore.errors import ConfigError
-from ltcore.runtime import doctor
-from ltcore.runtime.launch import settle_tracking
+from ltcore.runtime.doctor import checks as doctor
 from ltcore.tracking import wandb_account
 from ltcore.tracking.wandb_account import check_variables, find_key, resolve_mode, settle_mode
 from tests.tracking.wandb_server import CLOSES, serve

@@ -16,8 +16,10 @@ import pytest
 import wandb
 
 from ltcore.errors import ConfigError
+from ltcore.storage import read_jsonl
 from ltcore.tracking import wandb_sink
-from ltcore.tracking.tracker import TrackerOptions, open_tracker, read_jsonl
+from ltcore.tracking.config import TrackingConfig
+from ltcore.tracking.tracker import open_tracker
 from ltcore.tracking.wandb_sink import wandb_id
 from tests.tracking.wandb_file import read_offline_run
 from tests.tracking.wandb_server import CLOSES, serve
@@ -44,7 +46,7 @@ def train(run_dir: Path, run_id: str, first: int = 1, last: int = 3, **changes: 
         "group": "sweep-a",
         "name": f"name of {run_id}",
         "config_flat": CONFIG,
-        "options": TrackerOptions(tensorboard=False),
+        "options": TrackingConfig(tensorboard=False),
         "job_type": "trial",
         "resume_step": 10 * (first - 1),
     }
@@ -120,7 +122,7 @@ def test_only_rank_0_has_a_run_and_a_page_goes_with_it(tmp_path: Path) -> None:
             group="g",
             name="n",
             config_flat={},
-            options=TrackerOptions(tensorboard=False),
+            options=TrackingConfig(tensorboard=False),
             rank=rank,
         )
         tracker.html("report", page)
@@ -133,14 +135,14 @@ def test_only_rank_0_has_a_run_and_a_page_goes_with_it(tmp_path: Path) -> None:
 
 def test_no_secret_reaches_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    train(tmp_path, "trial-1", options=TrackerOptions(mode="offline"))
+    train(tmp_path, "trial-1", options=TrackingConfig(wandb_mode="offline"))
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) > 3
     assert not any(SECRET.encode() in p.read_bytes() for p in files)
 
 
 def test_disabled_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path, "trial-1", options=TrackerOptions(mode="disabled"))
+    train(tmp_path, "trial-1", options=TrackingConfig(wandb_mode="disabled"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     train(tmp_path, "trial-1")
     assert not (tmp_path / "wandb").exists()
@@ -170,7 +172,7 @@ def test_a_run_that_wandb_refuses_after_it_took_the_key_is_logged_offline(
     with serve(refuses_runs) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         with pytest.raises(ConfigError, match=r"tracking.wandb_mode='online'.*401"):
-            train(tmp_path / "online", "trial-2", options=TrackerOptions(mode="online", tensorboard=False))
+            train(tmp_path / "online", "trial-2", options=TrackingConfig(wandb_mode="online", tensorboard=False))
         wandb.teardown()
         with pytest.warns(UserWarning, match=r"401.*run trial-1 is logged offline"):
             train(tmp_path / "first", "trial-1")
@@ -210,7 +212,7 @@ def test_a_run_goes_online_and_its_end_does_not_wait_for_a_server_that_went_away
 
 def open_sink(run_dir: Path) -> list[Any]:
     names = {"run_id": "trial-a", "group": "g", "name": "n", "job_type": "trial"}
-    return wandb_sink.open_wandb(run_dir=run_dir, config_flat=CONFIG, options=TrackerOptions(), **names)
+    return wandb_sink.open_wandb(run_dir=run_dir, config_flat=CONFIG, options=TrackingConfig(), **names)
 
 
 def kill_service() -> None:

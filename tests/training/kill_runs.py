@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ltcore.training import checkpoint as ckpt
-from ltcore.training import fit
+from ltcore.training import trainer as fit
 from ltcore.training.optim import build_optimizer
 from tests.training.runs import TERMS, run, tiny_run
 

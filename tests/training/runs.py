@@ -10,12 +10,12 @@ import torch
 from ltcore import dist
 from ltcore.config.load import dump, override
 from ltcore.config.schema import RunConfig
-from ltcore.data.feed import open_feed
+from ltcore.data.loading.loader import open_feed
 from ltcore.models.norm import average_running_stats_
-from ltcore.runtime.execute import Job, execute
 from ltcore.training.build import Parts, build, parallel
 from ltcore.training.context import LocalContext, RunContext
 from ltcore.training.optim import build_optimizer
+from ltcore.training.run import Job, execute
 
 TERMS = {
     "objective.terms.lpa.weight": 0.1,

@@ -6,10 +6,10 @@ import dataclasses
 
 import torch
 
+from ltcore.cli.train import dry_run_text
 from ltcore.config.load import override
-from ltcore.data.manifest import read_manifest
+from ltcore.data.shards.manifest import read_manifest
 from ltcore.models.net import LongTailNet, ModelConfig
-from ltcore.runtime.launch import dry_run_text
 from ltcore.training.cost import cost, forward_flops
 from tests.training.runs import TERMS, tiny_run
 

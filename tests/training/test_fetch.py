@@ -10,12 +10,12 @@ import pytest
 from pyarrow import fs as pafs
 
 import ltcore
-from ltcore.data import storage
+from ltcore import storage
 from ltcore.errors import DataError
-from ltcore.runtime.sweep_report import of_report
 from ltcore.training.fetch import fetched
-from ltcore.training.mirror import Mirror
-from ltcore.training.stage1 import stage1_checkpoint
+from ltcore.training.stage2.source import stage1_checkpoint
+from ltcore.training.sync import Mirror
+from ltcore.tuning.report import of_report
 
 HOSTILE = [
     "../escaped",

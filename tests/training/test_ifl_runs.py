@@ -12,13 +12,13 @@ import torch
 
 from ltcore import dist
 from ltcore.batch import Batch
-from ltcore.data.feed import PlanFeed
-from ltcore.data.plan import drawn_copies
-from ltcore.runtime.launch import dry_run_text
-from ltcore.training import fit
-from ltcore.training.fit import StopRequested
+from ltcore.cli.train import dry_run_text
+from ltcore.data.loading.loader import PlanFeed
+from ltcore.data.loading.sampler import drawn_copies
+from ltcore.training import trainer as fit
+from ltcore.training.trainer import StopRequested
 from tests.training.runs import run, tiny_run
-from tests.training.test_fit import StopAfter, assert_equal_runs
+from tests.training.test_trainer import StopAfter, assert_equal_runs
 
 IFL = {"objective.terms.ifl.start": 0.0, "objective.terms.ifl.milestones": "0.5"}
 COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.training.kill_runs import CONFIG
 from tests.training.runs import run
-from tests.training.test_fit import assert_equal_runs
+from tests.training.test_trainer import assert_equal_runs
 
 ROOT = Path(__file__).parents[2]
 

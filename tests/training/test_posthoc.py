@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import ltcore
-from ltcore.config import cli
+from ltcore.cli import args as cli
+from ltcore.cli import evaluate as assess
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.objective.registry import BASES
-from ltcore.runtime import assess
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.predict import evaluate
 from tests.conftest import TINY_COUNTS

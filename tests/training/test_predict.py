@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 import ltcore
-from ltcore.config import cli
+from ltcore.cli import args as cli
+from ltcore.cli import evaluate as assess
 from ltcore.data.config import DataConfig
-from ltcore.data.manifest import read_manifest
-from ltcore.data.prepare import prepare
-from ltcore.data.shards import write_dataset
+from ltcore.data.datasets.prepare import prepare
+from ltcore.data.shards.manifest import read_manifest
+from ltcore.data.shards.writer import write_dataset
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
-from ltcore.runtime import assess
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.predict import Predictor, evaluate
 from tests.conftest import tiny_samples

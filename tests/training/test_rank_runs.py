@@ -13,7 +13,7 @@ from ltcore.config.load import dump, from_dict
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.training import checkpoint as ckpt
-from ltcore.training import fit
+from ltcore.training import trainer as fit
 from tests.ddp import run_ranks
 from tests.training.runs import TERMS, Rank, run, tiny_run
 

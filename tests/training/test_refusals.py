@@ -21,16 +21,16 @@ import numpy as np
 import pytest
 import torch
 
-from ltcore.data.manifest import MANIFEST, read_manifest, write_manifest
+from ltcore.data.shards.manifest import MANIFEST, read_manifest, write_manifest
 from ltcore.errors import CheckpointError, DataError, NumericError
-from ltcore.objective.bases.cross_entropy import CrossEntropy
+from ltcore.objective.losses.cross_entropy import CrossEntropy
 from ltcore.training import checkpoint as ckpt
-from ltcore.training import fit
-from ltcore.training.fit import StopRequested
+from ltcore.training import trainer as fit
+from ltcore.training.trainer import StopRequested
 from tests.conftest import make_tiny, png
 from tests.faults import files_no_larger_than, full_disk, unwritable
 from tests.training.runs import run, tiny_run
-from tests.training.test_fit import StopAfter, assert_equal_runs, weights
+from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

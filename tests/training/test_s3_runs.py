@@ -20,15 +20,15 @@ import pytest
 import torch
 
 import ltcore
-from ltcore.data import storage
+from ltcore import storage
 from ltcore.errors import CheckpointError, DataError
-from ltcore.runtime.execute import scratch_dir
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext
-from ltcore.training.fit import StopRequested
-from ltcore.training.mirror import Mirror
+from ltcore.training.run import scratch_dir
+from ltcore.training.sync import Mirror
+from ltcore.training.trainer import StopRequested
 from tests.training.runs import TERMS, run, tiny_run
-from tests.training.test_fit import StopAfter, assert_equal_runs
+from tests.training.test_trainer import StopAfter, assert_equal_runs
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket
@@ -111,7 +111,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
     questions: int,
     node: str,
 ) -> None:
-    monkeypatch.setattr("ltcore.training.fit.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
     cfg = tiny_run(**TERMS)
     run(cfg, tiny_shards, tmp_path / "whole")
     another_node("one")
@@ -132,7 +132,7 @@ def test_a_checkpoint_inside_an_epoch_is_in_the_store_before_the_epoch_ends(
     another_node: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ltcore.training.fit.DECIDE_EVERY", 1)
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
     found: list[str] = []
 
     class StopOnceStored(LocalContext):
@@ -204,7 +204,7 @@ def test_a_disk_with_half_a_download_is_filled_anew(
         return storage.read_bytes(where)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ltcore.training.mirror.read_bytes", read)
+        patch.setattr("ltcore.training.sync.read_bytes", read)
         with pytest.raises(KeyboardInterrupt):
             Mirror(uri, scratch_dir(uri)).pull()
     assert 0 < len(storage.list_files(str(scratch_dir(uri)))) < len(keys)
@@ -264,7 +264,7 @@ def whole(state: dict[str, str]) -> list[str]:
 def test_no_moment_shows_half_a_checkpoint_or_none_where_there_was_one(
     bucket: Bucket, tiny_shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltcore.training.fit.DECIDE_EVERY", 1)
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
     cfg = tiny_run(train__epochs=4, train__checkpoint_every_s=0.001)  # checkpoints come and go while they are copied
     with every_state(bucket, "run") as states:
         run(cfg, tiny_shards, f"{bucket.uri}/run")
@@ -389,7 +389,7 @@ def test_a_store_that_fails_for_a_while_does_not_end_the_run(
         assert mirror._last is not None
         mirror._last.exception()
     assert "the next one takes it along" in caplog.text and bucket.get("run/metrics.jsonl") == b"2\n"
-    monkeypatch.setattr("ltcore.training.mirror.PATIENCE_S", 0.0)
+    monkeypatch.setattr("ltcore.training.sync.PATIENCE_S", 0.0)
     bucket.server.check_keys(True)
     file.write_text("3\n")
     mirror.push()

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.cli import read_train, read_tune
-from ltcore.data import storage
-from ltcore.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from ltcore import storage
+from ltcore.cli import train as launch
+from ltcore.cli import tune as launch_sweep
+from ltcore.cli.args import read_train, read_tune
+from ltcore.data.shards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from ltcore.errors import ConfigError
-from ltcore.runtime import cluster, doctor_nodes, launch, launch_sweep, worker
+from ltcore.runtime import cluster
+from ltcore.runtime import ray_task as worker
 from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.doctor import doctor as doctor_nodes
 from ltcore.training.selection import available, check_selection
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")

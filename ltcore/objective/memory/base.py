@@ -20,7 +20,7 @@ from ltcore.batch import Batch, ModelOutput
 from ltcore.stats import ClassStats
 
 if TYPE_CHECKING:
-    from ltcore.objective.term import FeatureDims
+    from ltcore.objective.interface import FeatureDims
 
 
 @dataclass(frozen=True)

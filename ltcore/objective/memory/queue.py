@@ -16,8 +16,8 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.embedding import QUERY, key_of, length
+from ltcore.objective.interface import FeatureDims
 from ltcore.objective.memory.base import Memory, MemorySpec
-from ltcore.objective.term import FeatureDims
 from ltcore.stats import ClassStats
 
 

@@ -2,7 +2,7 @@
 
 Stage 1 trains the whole network on the natural stream; stage 2 freezes the backbone, with its batch-norm statistics, and
 balances the classifiers alone. A method changes the classifiers it is given in place, in rounds that the loop in
-``ltcore.training.stage2`` counts as epochs and validates: ``Solved`` methods compute them, ``Trained`` ones descend.
+``ltcore.training.stage2.trainer`` counts as epochs and validates: ``Solved`` methods compute them, ``Trained`` ones descend.
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020.
 Differs: features are those of the un-augmented training images, computed once; the published codes augment in stage 2

@@ -35,9 +35,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.interface import FeatureDims, LossContext, Term, TermConfig, widened
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.centroids import ClassCentroids, features_at
-from ltcore.objective.term import FeatureDims, LossContext, Term, TermConfig, widened
 from ltcore.stats import ClassStats
 
 RADIUS_MODES = ("sqrt_n", "se", "shared", "learned_compat")

@@ -1,0 +1,108 @@
+"""What the package is measured against: a WebDataset DataLoader, and a training loop in plain PyTorch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ltcore import storage
+from ltcore.data.images.decode import decode_canvas
+from ltcore.data.shards.manifest import read_manifest
+from ltcore.data.shards.writer import EXTENSIONS
+
+SHUFFLE_ROWS = 1000
+"""Rows of each DataLoader worker among which it draws the next: a shard's worth, the usual setting."""
+
+
+def webdataset_loader(uri: str, *, batch_size: int, canvas: int | None, workers: int, persistent: bool) -> Any:
+    """A DataLoader over the same tars: shards and rows shuffled, each image decoded by the decoder that we use.
+
+    ``canvas`` None leaves images encoded. Ours gives exact epochs, order and resume; this one gives none of them.
+    """
+    import webdataset
+
+    urls = [str(storage.local_path(storage.join(uri, s.path))) for s in read_manifest(uri).split("train").shards]
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
+        .shuffle(SHUFFLE_ROWS)
+        .map(functools.partial(_sample, canvas=canvas))
+        .batched(batch_size, collation_fn=_collate)
+    )
+    return torch.utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=workers, persistent_workers=persistent and workers > 0
+    )
+
+
+def _sample(sample: dict[str, Any], canvas: int | None) -> tuple[Any, int]:
+    image = next(sample[ext] for ext in EXTENSIONS if ext in sample)
+    return (image if canvas is None else decode_canvas(image, canvas, sample["__key__"])), int(sample["cls"])
+
+
+def _collate(samples: Sequence[tuple[Any, int]]) -> tuple[Any, Tensor]:
+    images, labels = zip(*samples, strict=True)
+    stacked = torch.from_numpy(np.stack(images)) if isinstance(images[0], np.ndarray) else list(images)
+    return stacked, torch.tensor(labels)
+
+
+class BareLoop:
+    """Crop, flip, network, cross-entropy and SGD on images that lie decoded on the device; keeps no record of anything.
+
+    Its augmentation does to images what 'crop_flip' does, with torch's own generator instead of keyed numbers.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        images_N3SS: Tensor,
+        labels_N: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.net, self.images_N3SS, self.labels_N = net.train(), images_N3SS, labels_N
+        self.batch_size, self.autocast = batch_size, autocast
+        self.place = images_N3SS.device
+        self.mean, self.std = (torch.tensor(v, device=self.place)[:, None, None] * 255 for v in (mean, std))
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images and labels of one epoch of whole batches."""
+        order = torch.randperm(len(self.labels_N), device=self.place)
+        for rows in order[: len(order) // self.batch_size * self.batch_size].split(self.batch_size):
+            yield self.augment(self.images_N3SS[rows]), self.labels_N[rows]
+
+    def augment(self, images_B3SS: Tensor) -> Tensor:
+        size, side = len(images_B3SS), images_B3SS.shape[-1]
+        pad = side // 8
+        windows = F.pad(images_B3SS, (pad,) * 4).unfold(2, side, 1).unfold(3, side, 1)
+        top_B, left_B = torch.randint(2 * pad + 1, (2, size), device=self.place)
+        cropped = windows[torch.arange(size, device=self.place), :, top_B, left_B]
+        mirrored_B = torch.rand(size, device=self.place) < 0.5
+        flipped = torch.where(mirrored_B[:, None, None, None], cropped.flip(-1), cropped)
+        return (flipped - self.mean) / self.std
+
+    def step(self, images: Tensor, labels_B: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.place.type, dtype=self.autocast, enabled=self.autocast is not None):
+            logits_BC = self.net(images).logits_BC
+        loss = F.cross_entropy(logits_BC, labels_B)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def epoch(self) -> int:
+        """One epoch; the number of images."""
+        total, seen = torch.zeros((), device=self.place), 0
+        for images, labels_B in self.batches():
+            total += self.step(images, labels_B)
+            seen += len(labels_B)
+        float(total)  # the loss that every loop prints; waits for the device
+        return seen

@@ -1,0 +1,240 @@
+"""The ladder: read | decode | to device | step | full loop, each beside a peer on the same CPUs in the same run.
+
+A rung contains those before it but for 'step', which is the step alone, on a batch that lies on the device.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltcore.batch import Batch
+from ltcore.benchmarks import datasets as images
+from ltcore.benchmarks.baselines import BareLoop, webdataset_loader
+from ltcore.benchmarks.full_loop import full_loop
+from ltcore.benchmarks.harness import Aim, Rung, Section, Work, interleave
+from ltcore.benchmarks.machine import device, on_cpus, wait_for
+from ltcore.benchmarks.options import Options
+from ltcore.config.load import dump, from_flat
+from ltcore.config.schema import RunConfig
+from ltcore.data.loading.loader import CacheFeed, PlanFeed, ThreadFeed
+from ltcore.data.loading.prefetch import prefetch
+from ltcore.models.net import LongTailNet
+from ltcore.training.build import build
+from ltcore.training.context import LocalContext
+from ltcore.training.hardware import choose_precision
+from ltcore.training.optim import build_optimizer
+
+CPUS = 2
+"""Of both sides alike: the two workers of the DataLoader, or torch's threads, have as many."""
+
+
+def ladder(options: Options) -> list[Section]:
+    with on_cpus(CPUS) as cpus:
+        uri = images.shards(options.data, quick=options.quick)
+        cfg = config(uri, options, cpus)
+        section = Section("ladder", "images/s")
+        section.notes.append(f"{cpus} CPUs for each side; torch threads {cpus}, DataLoader workers {CPUS}; {device()}")
+        feed_rungs(section, cfg, options.turns)
+        training_rungs(section, cfg, options.turns)
+        if options.quick:
+            section.notes.append("--quick: the stream tier, which needs Ray, is left out")
+        else:
+            stream_rung(section, cfg, options.turns)
+    return [section]
+
+
+def config(uri: str, options: Options, cpus: int) -> RunConfig:
+    """The published recipe without terms, on canvases of 32 px whatever the images are."""
+    keys: dict[str, Any] = {
+        "name": "bench",
+        "data.uri": uri,
+        "data.canvas": images.SIDE_PX,
+        "data.tier": "cache",
+        "augment.view1": "crop_flip",
+        "model.name": "resnet8" if options.quick else "resnet32",
+        "train.batch_size": 32 if options.quick else 128,
+        "train.epochs": options.turns + 2,  # one unmeasured, and one that is never reached: the last costs more
+        "train.eval_every": options.turns + 2,
+        "train.threads": cpus,
+        "tracking.wandb": not options.quick,
+        "tracking.wandb_mode": "offline",
+    }
+    return from_flat(keys)
+
+
+class Epochs:
+    """Consecutive epochs of a feed as a side of a measurement."""
+
+    def __init__(self, feed: PlanFeed, use: Callable[[Batch, int], object] | None = None) -> None:
+        self._feed, self._use, self._epoch = feed, use, 0
+
+    def __call__(self) -> int:
+        count = 0
+        for batch in self._feed.train_batches(self._epoch):
+            if self._use is not None:
+                self._use(batch, self._epoch)
+            count += len(batch)
+        wait_for(device())
+        self._epoch += 1
+        return count
+
+
+def feed_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
+    """'read' and 'decode', without and with decoding on both sides; 'decode' is the cache tier from its second epoch."""
+    sides: dict[str, Work] = {}
+    options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
+    threads = ThreadFeed(cfg.data, cfg.data.uri, **options)
+    cache = CacheFeed(cfg.data, cfg.data.uri, **options)
+    sides["read"] = _reads(threads)
+    sides["webdataset, bytes"] = loader_epochs(cfg, canvas=None)
+    sides["decode (cache tier)"] = Epochs(cache)
+    sides["decode (threads tier)"] = Epochs(threads)
+    sides["webdataset, decoded"] = loader_epochs(cfg, canvas=cfg.data.canvas)
+    section.measurements += interleave(sides, rounds)
+    cache.close()
+    section.rungs += [
+        Rung("read", "webdataset, bytes"),
+        Rung("decode (cache tier)", "webdataset, decoded", Aim(">=", 10)),
+        Rung("decode (threads tier)", "webdataset, decoded"),
+    ]
+
+
+def _reads(feed: ThreadFeed) -> Work:
+    epoch = -1
+
+    def work() -> int:
+        nonlocal epoch
+        epoch += 1
+        rows = (step.index_B for step in feed.plan(epoch).rank_batches(0))
+        read = prefetch(
+            lambda index_B: feed.store.read_rows(feed.cfg.train_split, index_B),
+            rows,
+            ahead=feed.cfg.stream_window_steps,
+            threads=CPUS,
+        )
+        return sum(len(encoded) for encoded in read)
+
+    return work
+
+
+def loader_epochs(cfg: RunConfig, *, canvas: int | None) -> Work:
+    """Epochs of a WebDataset DataLoader whose workers live on: their start falls into the unmeasured round."""
+    loader = webdataset_loader(
+        cfg.data.uri, batch_size=cfg.train.batch_size, canvas=canvas, workers=CPUS, persistent=True
+    )
+    return lambda: sum(len(labels_B) for _, labels_B in loader)
+
+
+def training_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
+    """'to device', 'step' and 'full loop' against the bare loop."""
+    feed = CacheFeed(cfg.data, cfg.data.uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
+    bare = bare_loop(cfg, feed)
+    place, context = device(), LocalContext()
+    parts = build(cfg, feed, context)
+    to_device = Epochs(feed, lambda batch, epoch: parts.augment(batch.to(place), epoch))
+    section.measurements += interleave({"to device": to_device, "bare: to device": _augmented(bare)}, rounds)
+    steps = 2 if rounds == 1 else 20  # as steady as an epoch, and a fraction of its time
+    batch = parts.augment(next(iter(feed.train_batches(0))).to(place), 0)
+    sides = {"step": _steps(cfg, parts, batch, steps), "bare: step": _bare_steps(bare, batch, steps)}
+    section.measurements += interleave(sides, rounds)
+    with tempfile.TemporaryDirectory(prefix="ltcore-bench-") as folder:
+        section.measurements += full_loop(dump(cfg), cfg.data.uri, Path(folder) / "run", bare.epoch, rounds)
+    feed.close()
+    section.rungs += [
+        Rung("to device", "bare: to device"),
+        Rung("step", "bare: step"),
+        Rung("full loop", "bare: full loop", Aim(">=", 0.95)),
+    ]
+    section.notes.append(
+        "bare: plain PyTorch on images decoded on the device, the same network, precision and augmentation "
+        "(torch's generator instead of keyed numbers), no log; full loop: with logs and checkpoints"
+    )
+
+
+def bare_loop(cfg: RunConfig, feed: CacheFeed) -> BareLoop:
+    manifest, place = feed.store.manifest, device()
+    split = cfg.data.train_split
+    batches = list(feed.eval_batches(split, 512))
+    net = LongTailNet(cfg.model, len(manifest.classes), frozenset(), cfg.seed)
+    return BareLoop(
+        net.to(device=place, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        torch.cat([batch.images_VBCHW[0] for batch in batches]).to(place),
+        torch.from_numpy(feed.store.labels(split).copy()).to(place),
+        mean=manifest.mean,
+        std=manifest.std,
+        batch_size=cfg.train.batch_size,
+        autocast=choose_precision(cfg.train.precision, place).autocast,
+    )
+
+
+def _augmented(bare: BareLoop) -> Work:
+    def work() -> int:
+        count = sum(len(labels_B) for _, labels_B in bare.batches())
+        wait_for(bare.place)
+        return count
+
+    return work
+
+
+def _steps(cfg: RunConfig, parts: Any, batch: Batch, steps: int) -> Work:
+    optimizer = build_optimizer(cfg.train.optim, parts.step)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss, _, out = parts.wrapped(batch, 0.5)
+        loss.backward()
+        optimizer.step()
+        parts.step.objective.observe(out, batch, 0.5)
+
+    return _counted(step, steps, len(batch))
+
+
+def _bare_steps(bare: BareLoop, batch: Batch, steps: int) -> Work:
+    images_B3SS: Tensor = batch.images_VBCHW[0]
+    return _counted(lambda: bare.step(images_B3SS, batch.labels_B), steps, len(batch))
+
+
+def _counted(step: Callable[[], object], steps: int, size: int) -> Work:
+    def work() -> int:
+        for _ in range(steps):
+            step()
+        wait_for(device())
+        return steps * size
+
+    return work
+
+
+def stream_rung(section: Section, cfg: RunConfig, rounds: int) -> None:
+    """Ray Data against the DataLoader, each started anew for every epoch, so that start-up counts."""
+    from ltcore.runtime.cluster import connect, disconnect
+    from ltcore.runtime.ray_data import RayFeed
+
+    def streamed() -> int:
+        options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
+        feed = RayFeed(cfg.data, cfg.data.uri, epochs=1, **options)
+        count = sum(len(batch) for batch in feed.train_batches(0))
+        feed.close()
+        return count
+
+    def loaded() -> int:
+        loader = webdataset_loader(
+            cfg.data.uri, batch_size=cfg.train.batch_size, canvas=cfg.data.canvas, workers=CPUS, persistent=False
+        )
+        return sum(len(labels_B) for _, labels_B in loader)
+
+    sides: Mapping[str, Work] = {"decode (stream tier)": streamed, "webdataset, started anew": loaded}
+    connect()
+    try:
+        section.measurements += interleave(sides, rounds)
+    finally:
+        disconnect()
+    section.rungs.append(Rung("decode (stream tier)", "webdataset, started anew", Aim(">=", 0.9)))
+    section.notes.append(
+        "stream tier: a Ray that runs, a new Ray Data execution per epoch; the peer starts its workers"
+    )

@@ -1,0 +1,112 @@
+"""From what was asked to a table and a JSON file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from ltcore.benchmarks.harness import MET, NO_AIM, Section
+from ltcore.benchmarks.machine import state, warning
+from ltcore.benchmarks.options import BENCHES, Options
+from ltcore.reporting.terminal import Terminal, styled
+from ltcore.storage import write_bytes_atomic
+
+SCHEMA = 1
+
+
+def bench(options: Options) -> dict[str, Any]:
+    """Measures, prints a table per section as it is done, and writes everything to ``options.output``."""
+    console = Terminal()
+    began, started_at = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    machine = state()
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": sys.argv,
+        "what": options.what,
+        "rounds": options.turns,
+        "quick": options.quick,
+        "data": options.data,
+        "started_at": started_at.isoformat(timespec="seconds"),
+        "hardware": machine,
+        "warning": warning(machine["load_average"][0]),
+        "sections": [],
+    }
+    console.print(hardware_line(machine))
+    if document["warning"]:
+        console.print(f"WARNING: {document['warning']}", style="bold yellow")
+    for name in BENCHES if options.what == "all" else (options.what,):
+        if name == "large" and options.what == "all" and options.data is None:
+            console.print("large: not measured, it needs real JPEGs (--data)")
+            continue
+        for section in sections_of(name, options):
+            show(console, section)
+            document["sections"].append({"bench": name, **section.plain()})
+        document["seconds"] = time.monotonic() - began
+        write_bytes_atomic(options.output, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    console.print(f"All measurements: {options.output}")
+    return document
+
+
+def sections_of(name: str, options: Options) -> Sequence[Section]:
+    """One benchmark. Only what is asked for is imported: half of them need no Ray."""
+    if name == "ladder":
+        from ltcore.benchmarks.ladder import ladder
+
+        return ladder(options)
+    if name == "sweep":
+        from ltcore.benchmarks.sweep import sweep
+
+        return sweep(options)
+    if name == "memory":
+        from ltcore.benchmarks.memory import memory
+
+        return memory(options)
+    if name == "large":
+        from ltcore.benchmarks.large import large
+
+        return large(options)
+    from ltcore.benchmarks.losses import losses
+
+    return losses(options)
+
+
+def hardware_line(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
+    load = machine["load_average"][0]
+    return (
+        f"{machine['cpu']}: {machine['allocated_cpus']} CPUs{gpus}; torch threads {machine['torch_threads']}; "
+        f"load {load:.2f} at the start; {versions}"
+    )
+
+
+def show(console: Terminal, section: Section) -> None:
+    unit = section.unit
+    table = Table(title=section.title, title_justify="left")
+    for name in ("rung", f"{unit} (median)", "peer", f"peer {unit}", "ratio", "wanted", "verdict"):
+        table.add_column(name, overflow="fold")
+    for rung in section.rungs:
+        verdict = section.verdict(rung)
+        style = "" if verdict == NO_AIM else "green" if verdict == MET else "yellow"
+        table.add_row(
+            rung.name,
+            readable(section.median(rung.name)),
+            rung.peer,
+            readable(section.median(rung.peer)),
+            f"{section.ratio(rung):.3g}",
+            str(rung.aim or "-"),
+            styled((verdict, style)),
+        )
+    console.print(table)
+    for note in section.notes:
+        console.print(f"  {note}")
+
+
+def readable(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

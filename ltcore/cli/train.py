@@ -1,0 +1,175 @@
+"""``train.py``: from the command line's answers to a run, in this process or on Ray."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ltcore.cli.args import TrainArgs
+from ltcore.config.load import check_world, dump, load_run
+from ltcore.config.naming import name_run
+from ltcore.config.schema import RunConfig
+from ltcore.config.show import left_out
+from ltcore.data.shards.manifest import Manifest, read_manifest
+from ltcore.errors import CapacityError, ConfigError
+from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
+from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_run, storage_root
+from ltcore.storage import join, read_json
+from ltcore.text import message, printable_lines
+from ltcore.training.context import LocalContext
+from ltcore.training.cost import cost
+from ltcore.training.lease import alone
+from ltcore.training.run import Job, execute, forget, refuse_other_run
+from ltcore.training.selection import check_selection
+from ltcore.training.stage2.source import resolved
+from ltcore.training.stage2.trainer import refuse_workers
+from ltcore.training.stored import finished_ago
+from ltcore.training.trainer import StopRequested
+
+
+def train(args: TrainArgs) -> dict[str, Any]:
+    """``train.py``: trains a recipe, or continues it.
+
+    Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``. A run that is
+    finished is not repeated; CheckpointError where it is not the one that is asked for.
+    """
+    cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
+    if note := left_out(args.recipe, args.overrides):
+        _say(note)
+    root = storage_root(args.storage)
+    run_uri = join(root, cfg.name)
+    if cfg.stage2 is not None:
+        refuse_workers(args.workers[1] if args.workers else 1)
+        _keep_stage1(cfg.stage2.from_run, run_uri)
+    record = None if args.fresh else read_json(join(run_uri, "run.json"))
+    finished = record if record is not None and record["status"] == "finished" else None
+    if finished is None:
+        settle_tracking(cfg)
+    data_uri, manifest = prepare_run(cfg, root, _say, fresh=args.fresh and not args.dry_run)
+    check_selection({"train.select": cfg.train.select}, manifest)
+    if args.dry_run:
+        print(printable_lines(dry_run_text(cfg, data_uri)))
+        return {}
+    job = Job(
+        config=dump(cfg),
+        data_uri=data_uri,
+        run_uri=run_uri,
+        info={"id": cfg.name, "kind": "run", "group": "", "test": True},
+    )
+    if finished is not None:
+        refuse_other_run(job, finished)
+        _say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
+        return finished | {"run_uri": run_uri}
+    budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
+    _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
+    if not wants_ray(args, cfg):
+        from ltcore.cli.console import EpochLines
+
+        check_world(cfg, 1)
+        _make_room(args, run_uri)
+        try:
+            with LocalContext() as ctx:
+                return execute(job, EpochLines(ctx, cfg.epochs)) | {"run_uri": run_uri}
+        except StopRequested as stop:
+            raise KeyboardInterrupt(str(stop)) from None
+    return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
+
+
+def _make_room(args: TrainArgs, run_uri: str) -> None:
+    """Waits for another process that works on the run; after it, and with all that could be wrong known to be right,
+    ``--fresh`` removes what is there."""
+    with alone(run_uri, _say):
+        if args.fresh and (done := forget(run_uri)):
+            _say(done)
+
+
+def settle_tracking(cfg: RunConfig) -> None:
+    """Decides where runs are logged, once for all that this process starts and before it starts any."""
+    if cfg.tracking.wandb:
+        from ltcore.tracking.wandb_account import settle_mode
+
+        settle_mode(cfg.tracking.wandb_mode)
+
+
+def _keep_stage1(from_run: str, run_uri: str) -> None:
+    """Before anything is removed or written: stage 2 may have the name of no run that it starts from."""
+    if f"{from_run.rstrip('/')}/".startswith(f"{run_uri}/"):
+        raise ConfigError(
+            f"--name {run_uri.rpartition('/')[2]} is the run that stage 2 starts from ({from_run}). Give this one another "
+            "--name."
+        )
+
+
+def _what(cfg: RunConfig) -> str:
+    if cfg.stage2 is None:
+        return f"{cfg.train.epochs} epochs"
+    return f"stage 2 ({cfg.stage2.method}) of {cfg.stage2.from_run}"
+
+
+def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
+    """How many training images the run sees, each as often as it comes. CapacityError where they fill no batch."""
+    num_train = manifest.split(cfg.data.train_split).num_samples
+    steps = num_train // cfg.train.batch_size
+    if steps == 0:
+        raise CapacityError(
+            f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images of split {cfg.data.train_split}: "
+            f"an epoch has no batch. Set it to {num_train} or less."
+        )
+    return steps * cfg.train.batch_size * cfg.train.epochs
+
+
+def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
+    """Whether a single run goes through Ray: for workers and what they take, for the stream tier, and where a cluster is at
+    hand."""
+    asked = (args.workers, args.cpus_per_worker, args.gpus_per_worker, args.max_gpus) != (None,) * 4
+    if args.engine != "auto":
+        return args.engine != "inline" or asked
+    return asked or cfg.data.tier == "stream" or on_cluster_node()
+
+
+def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[str, Any]:
+    from ltcore.runtime.launch import run_single
+
+    cluster = connect(debug=args.debug)
+    try:
+        check_storage(root, cluster)
+        engine = "train" if args.engine == "auto" else args.engine
+        if engine == "inline":
+            raise ConfigError(
+                "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
+                "--max-gpus away, or use --engine train."
+            )
+        scaling = choose_scaling(args, cluster, engine)
+        check_workers(cfg, scaling)
+        _make_room(args, job.run_uri)
+        return run_single(job, cfg, engine, scaling, cluster, args.max_gpus)
+    finally:
+        disconnect()
+
+
+def _say(text: str) -> None:
+    print(message(text), file=sys.stderr, flush=True)
+
+
+def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
+    """What a run would need and cost, without starting it."""
+    manifest = read_manifest(data_uri)
+    num_train = manifest.split(cfg.data.train_split).num_samples
+    if cfg.stage2 is not None:
+        return (
+            f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
+            "computed once. Nothing was started (--dry-run)."
+        )
+    images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
+    ifl = cfg.objective.active_terms().get("ifl")
+    budget = ""
+    if ifl is not None:
+        repeats = ifl.env_mode == "repeat" and ifl.num_envs > 1
+        how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"
+        budget = f" Environments (objective.terms.ifl.num_envs={ifl.num_envs}) {how}: runs with 1 to 4 of them see equally many."
+    return (
+        f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
+        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget}\n"
+        + "".join(f"{line}\n" for line in cost(cfg, manifest, images))
+        + "Nothing was started (--dry-run)."
+    )

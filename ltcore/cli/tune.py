@@ -1,0 +1,150 @@
+"""``tune_lpa.py``: shows, continues or runs a sweep. What is stored is answered before Ray or torch are imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ltcore.cli.args import TuneArgs
+from ltcore.config.naming import name_sweep
+from ltcore.config.show import run_tree
+from ltcore.config.sweep import read_sweep
+from ltcore.data.config import DataConfig
+from ltcore.data.shards.manifest import read_manifest
+from ltcore.errors import ConfigError
+from ltcore.runtime.place import (
+    check_storage,
+    check_workers,
+    choose_engine,
+    choose_scaling,
+    prepare_data,
+    prepare_run,
+    storage_root,
+)
+from ltcore.storage import join, read_json
+from ltcore.text import message
+from ltcore.training.lease import alone
+from ltcore.tuning.identity import grows, identity, refuse_other, refuse_other_data
+
+if TYPE_CHECKING:
+    from ltcore.config.schema import RunConfig, SweepConfig
+    from ltcore.runtime.cluster import Cluster
+    from ltcore.runtime.progress import Board
+
+
+def tune(args: TuneArgs) -> dict[str, Any]:
+    """``tune_lpa.py``: runs, continues or shows a sweep. Returns the content of its ``sweep.json``.
+
+    ConfigError where another sweep lies under its name: another configuration, or other data.
+    """
+    from ltcore.cli.console import show_result
+
+    args = dataclasses.replace(args, overrides=name_sweep(args.sweep, args.overrides))
+    named = read_sweep(args.sweep, args.overrides)
+    root = storage_root(args.storage)
+    uri = join(root, named.name)
+    stored = None if args.fresh else read_json(join(uri, "sweep.json"))
+    if stored is not None:
+        refuse_other(stored, identity(named), uri)
+        if stored["status"] == "finished" and not args.dry_run and not grows(stored, identity(named)):
+            data = DataConfig(**run_tree(named.recipe, named.overrides)["data"])
+            refuse_other_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
+            show_result(stored, uri, age=True)
+            return stored
+    from ltcore.cli.train import settle_tracking
+    from ltcore.config.load import base_run, load_sweep
+    from ltcore.config.show import left_out
+    from ltcore.runtime.cluster import connect, disconnect
+    from ltcore.runtime.progress import Board
+
+    board = Board()
+    sweep = load_sweep(args.sweep, args.overrides)
+    board.say(
+        "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
+    )
+    if note := left_out(sweep.recipe, sweep.overrides):
+        board.say(note)
+    base = base_run(sweep)
+    settle_tracking(base)
+    with alone(uri, board.say):
+        with board.stage("start Ray"):
+            cluster = connect(debug=args.debug)
+            board.say(cluster.describe())
+        try:
+            return _tune_on(args, sweep, base, root, uri, cluster, board)
+        finally:
+            disconnect()
+
+
+def _tell(text: str) -> None:
+    print(message(text), file=sys.stderr, flush=True)
+
+
+def _tune_on(
+    args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, board: Board
+) -> dict[str, Any]:
+    from ltcore.cli.console import show_result
+    from ltcore.cli.train import dry_run_text
+    from ltcore.runtime.doctor.doctor import check_nodes
+    from ltcore.runtime.placement import basis, concurrency, demand
+    from ltcore.training.run import forget
+    from ltcore.training.selection import check_selection
+    from ltcore.tuning.budget import fitted_epochs
+    from ltcore.tuning.runs import SweepSetup
+    from ltcore.tuning.sweep import Sweep
+
+    check_storage(root, cluster)
+    engine = choose_engine(args, cluster, sweep.search)
+    if engine == "inline":
+        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
+    scaling = choose_scaling(args, cluster, engine)
+    check_workers(base, scaling)
+    need = demand(scaling, engine, streams=base.data.tier == "stream")
+    concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
+    counted = basis(cluster, args.max_gpus)
+    board.say(
+        f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time"
+        + (f", {counted}" if counted else "")
+    )
+    check_nodes(cluster, root, base.data.uri if "://" in base.data.uri else "", need, args.max_gpus, board.console)
+    if cluster.local:
+        from ltcore.runtime.ray_task import preload
+
+        preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
+    with board.stage("data"):
+        data_uri, manifest = prepare_run(base, root, board.say, fresh=args.fresh and not args.dry_run)
+    check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
+    if args.dry_run:
+        board.say(dry_run_text(base, data_uri))
+        return {}
+    if args.fresh and (done := forget(uri)):
+        board.say(done)
+    stored = read_json(join(uri, "sweep.json"))
+    if stored is not None:
+        refuse_other_data(stored, manifest.hash, uri)
+    fields = identity(sweep)
+    with board.stage("warm-up"):
+        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, board.say)
+    setup = SweepSetup(
+        sweep=sweep,
+        base=base,
+        seed=base.seed,
+        data_uri=data_uri,
+        uri=uri,
+        cluster=cluster,
+        engine=engine,
+        scaling=scaling,
+        need=need,
+        concurrent=concurrent,
+        images_per_epoch=manifest.split(base.data.train_split).num_samples
+        // base.train.batch_size
+        * base.train.batch_size,
+        max_hours=args.max_hours,
+        debug=args.debug,
+    )
+    run = Sweep(setup, fields, board)
+    run.fields |= {"epochs": base.train.epochs, "data_hash": manifest.hash}
+    result = run.run()
+    show_result(result, uri, age=False)
+    return result

@@ -1,0 +1,29 @@
+"""Where and how runs are computed, as the command line says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ENGINES = ("auto", "inline", "trial", "train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceArgs:
+    """Where and how something is computed; nothing here changes what is computed."""
+
+    engine: str
+    """'auto', 'inline' (this process), 'trial' (a Tune trial) or 'train' (Ray Train workers)."""
+    workers: tuple[int, int] | None
+    """Fewest and most Ray Train workers; None: the engine chooses."""
+    cpus_per_worker: float | None
+    gpus_per_worker: float | None
+    max_gpus: float | None
+    """Most GPUs that runs may hold together; on a cluster that grows by itself also how far it may."""
+    storage: str | None
+    """Path or URI under which run directories go (``--storage``, else LTCORE_STORAGE); None: the default place."""
+    fresh: bool
+    """Do everything anew, whatever is stored."""
+    dry_run: bool
+    """Prepare the data, check everything, say the cost, train nothing."""
+    debug: bool
+    """Show tracebacks and library logs."""

@@ -1,0 +1,118 @@
+"""CIFAR-10 and CIFAR-100 through torchvision, long-tailed by a keyed or by the published selection."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.longtail import IntArray, carve
+from ltcore.data.datasets.source import Source
+from ltcore.data.datasets.tail import tail_name, tail_provenance
+from ltcore.data.shards.writer import Sample
+from ltcore.errors import DataError
+from ltcore.storage import cache_root
+
+# CIFAR-10's, for CIFAR-100 as well: so do LDAM, PaCo, DRO-LT, SADE and BoT
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2023, 0.1994, 0.2010)
+CANVAS = 32
+DOWNLOAD_TIMEOUT_S = 30.0
+
+
+def cifar(name: str, cfg: DataConfig) -> Source:
+    """``cifar10`` or ``cifar100``: the key of an image is ``<name>/<train|test>/<original index>``.
+
+    Looks for the original archive below the cache folder and downloads it where it is not there.
+    """
+    train, test = load(name, train=True), load(name, train=False)
+    classes = tuple(train.classes)
+    labels_N = np.asarray(train.targets, np.int64)
+    keys = [_key(f"{name}/train", i) for i in range(len(labels_N))]
+    carved = carve(
+        keys,
+        labels_N,
+        len(classes),
+        imbalance_factor=cfg.imbalance_factor,
+        subset=cfg.subset,
+        seed=cfg.subset_seed,
+        val_per_class=cfg.val_per_class,
+    )
+    test_labels_M = np.asarray(test.targets, np.int64)
+    rows = {
+        "train": _Rows(f"{name}/train", train.data, labels_N, carved.train_n),
+        "val": _Rows(f"{name}/train", train.data, labels_N, carved.val_m),
+        "test": _Rows(f"{name}/test", test.data, test_labels_M, np.arange(len(test_labels_M))),
+    }
+    return Source(
+        name=tail_name(name, cfg),
+        classes=classes,
+        splits={split: part for split, part in rows.items() if len(part)},
+        canvas=CANVAS,
+        mean=MEAN,
+        std=STD,
+        shot_rule="count",
+        provenance={
+            "source": f"{name} (torchvision)",
+            "test": "as published",
+            **tail_provenance(cfg, carved, classes, val_given=False),
+        },
+    )
+
+
+def load(name: str, *, train: bool) -> Any:
+    """torchvision's data set (``data`` uint8 [N, 32, 32, 3], ``targets``, ``classes``), downloaded where it is missing."""
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root = cache_root() / "torchvision"
+    try:
+        return kind(root, train=train, download=False)
+    except RuntimeError:  # torchvision's word for missing or damaged
+        return _download(kind, name, root, train)
+
+
+def _download(kind: Any, name: str, root: Path, train: bool) -> Any:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torchvision sets none, and an unreachable host would wait for ever
+    try:
+        return kind(root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is not in {root} and cannot be downloaded ({error}). Put {kind.filename} (the original archive for "
+            "Python) there, or give data.uri a folder or zip of images."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _key(prefix: str, index: int) -> str:
+    return f"{prefix}/{index:05d}"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The chosen images of one part, as PNG."""
+
+    prefix: str
+    images_NHW3: NDArray[np.uint8]
+    labels_N: IntArray
+    chosen_n: IntArray
+
+    def __len__(self) -> int:
+        return len(self.chosen_n)
+
+    def __iter__(self) -> Iterator[Sample]:
+        from PIL import Image
+
+        for i in self.chosen_n.tolist():
+            buffer = io.BytesIO()
+            Image.fromarray(self.images_NHW3[i]).save(buffer, "PNG")
+            yield Sample(key=_key(self.prefix, i), image=buffer.getvalue(), ext="png", label=int(self.labels_N[i]))

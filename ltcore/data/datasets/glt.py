@@ -1,0 +1,147 @@
+"""Generalized long-tailed splits: a long tail over classes, and one over attributes inside every class.
+
+Source: Tang et al., "Invariant Feature Learning for Generalized Long-Tailed Classification" (ECCV 2022), construction of
+ImageNet-GLT: attribute quotas 7 : 2 : 1 inside a class; tests are extracted first. Protocols: CLT = (train, test_cbl),
+ALT = (train_cbl, test_gbl), GLT = (train, test_gbl).
+Differs: "first in the list" is "smallest hash of (seed, key)", so no listing order matters; quotas are rounded to sum to
+n (theirs truncate); the tail's 1 is spread over all remaining attributes; val is balanced over both, not i.i.d.
+
+A *key* is one picture's identity. Either its attribute is given, or it can be *rendered* with any of them; then val and
+test_gbl hold every one of their keys with every attribute, and test_cbl one rendering of each test key.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ltcore.data.datasets.longtail import IntArray, keyed_order
+from ltcore.errors import DataError
+
+QUOTAS = (7, 2, 1)
+
+Picks = list[tuple[int, int]]
+"""(position of the key, attribute) pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GltSizes:
+    """How many keys of each class go where."""
+
+    train_C: tuple[int, ...]
+    """Long-tailed training images, by class id."""
+    train_cbl: int
+    """Class-balanced training images per class, of the same pool as ``train``; 0 for no such split."""
+    val: int
+    """Validation keys per class."""
+    test: int
+    """Test keys per class."""
+
+
+def quota_counts(n: int, order: Sequence[int], quotas: tuple[int, int, int] = QUOTAS) -> IntArray:
+    """[A] images of each attribute when a class has ``n``: ``order[0]`` gets 7/10, ``order[1]`` 2/10, the others share 1/10.
+
+    Rounded by largest remainder (ties to the rarer share, so that a small class keeps its minorities); the last share
+    goes around the remaining attributes one by one. ``order`` is a permutation of 0..A-1, most frequent first, A >= 3.
+    """
+    exact = [n * share / sum(quotas) for share in quotas]
+    shares = [int(x) for x in exact]
+    by_remainder = sorted(range(3), key=lambda i: (exact[i] - shares[i], i), reverse=True)
+    for i in by_remainder[: n - sum(shares)]:
+        shares[i] += 1
+    counts_A = np.zeros(len(order), np.int64)
+    counts_A[order[0]], counts_A[order[1]] = shares[0], shares[1]
+    for i in range(shares[2]):
+        counts_A[order[2 + i % (len(order) - 2)]] += 1
+    return counts_A
+
+
+def attribute_order(label: int, num_attributes: int, attributes_n: IntArray | None) -> list[int]:
+    """Attributes of a class, most frequent first (ties by id); by rotation from ``label`` where keys are rendered."""
+    if attributes_n is None:
+        return [(label + i) % num_attributes for i in range(num_attributes)]
+    counts_A = np.bincount(attributes_n, minlength=num_attributes)
+    return np.argsort(-counts_A, kind="stable").tolist()
+
+
+def glt_splits(
+    keys: Sequence[str],
+    labels_N: IntArray,
+    attributes_N: IntArray | None,
+    sizes: GltSizes,
+    *,
+    num_attributes: int,
+    seed: int,
+) -> dict[str, Picks]:
+    """Splits train, train_cbl, val, test_cbl, test_gbl as (position, attribute) pairs.
+
+    Keys of val, of the tests and of the training splits are disjoint; train and train_cbl share one pool. With given
+    attributes the two tests are disjoint as well, and ``val`` and ``test`` are rounded down to a multiple of A where
+    a split is balanced over attributes.
+
+    Args:
+        keys: [N] distinct identities.
+        labels_N: int64 class ids.
+        attributes_N: int64 attribute ids, or None where every key can be rendered with every attribute.
+        num_attributes: A >= 3.
+
+    Raises DataError naming class and split where a class has too few keys.
+    """
+    splits: dict[str, Picks] = {name: [] for name in ("train", "train_cbl", "val", "test_cbl", "test_gbl")}
+    for label, train in enumerate(sizes.train_C):
+        members = np.flatnonzero(labels_N == label)
+        order = attribute_order(label, num_attributes, None if attributes_N is None else attributes_N[members])
+        pool = keyed_order(keys, members, seed, "glt").tolist()
+        fill = _Filler(label, attributes_N, order)
+        cbl_A = quota_counts(sizes.test, order)
+        if attributes_N is None:
+            tests, pool = pool[: sizes.test], pool[sizes.test :]
+            held_out, pool = pool[: sizes.val], pool[sizes.val :]
+            splits["test_gbl"] += itertools.product(tests, range(num_attributes))
+            splits["test_cbl"] += fill("test_cbl", cbl_A, tests)[0]
+            splits["val"] += itertools.product(held_out, range(num_attributes))
+        else:
+            for name, counts_A in (
+                ("test_gbl", np.full(num_attributes, sizes.test // num_attributes)),
+                ("test_cbl", cbl_A),
+                ("val", np.full(num_attributes, sizes.val // num_attributes)),
+            ):
+                picks, pool = fill(name, counts_A, pool)
+                splits[name] += picks
+        splits["train"] += fill("train", quota_counts(train, order), pool)[0]
+        splits["train_cbl"] += fill("train_cbl", quota_counts(sizes.train_cbl, order), pool)[0]
+    return splits
+
+
+@dataclass(frozen=True)
+class _Filler:
+    """Fills the quotas of one class from a pool in hash order."""
+
+    label: int
+    attributes_N: IntArray | None
+    order: list[int]
+
+    def __call__(self, name: str, counts_A: IntArray, pool: list[int]) -> tuple[Picks, list[int]]:
+        """The first keys that fill the quotas, and the pool without them."""
+        need = counts_A.tolist()
+        picks: Picks = []
+        rest: list[int] = []
+        for position in pool:
+            if self.attributes_N is None:
+                attribute = next((a for a in self.order if need[a]), self.order[0])
+            else:
+                attribute = int(self.attributes_N[position])
+            if need[attribute]:
+                need[attribute] -= 1
+                picks.append((position, attribute))
+            else:
+                rest.append(position)
+        if any(need):
+            raise DataError(
+                f"class {self.label} has too few images for split {name!r}: of the quotas per attribute "
+                f"{counts_A.tolist()}, {need} are left open; ask for fewer images per class."
+            )
+        return picks, rest

@@ -1,0 +1,98 @@
+"""Boxes of random resized crops over whole original images, as functions of (seed, epoch, index, copy, view) and size.
+
+A canvas holds the centered square of a photograph, and a crop of it less. So for large images the box of each view is
+drawn over the original, from the same keyed numbers by which ``augment_stages.resized_crop`` draws over a canvas: for a
+square image of the canvas' size both give the same box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ltcore.data.loading.sampler import Rows
+from ltcore.hashing import uniform
+
+ATTEMPTS = 10
+"""Draws of area and aspect, of which the first that fits is taken."""
+ASPECTS = (3 / 4, 4 / 3)
+PURPOSE = "resized_crop"
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in whole pixels of the image it belongs to."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What one view shows of an original."""
+
+    view: str
+    min_area: float | None
+    """Least share of the original's area; None is the largest centered square, always."""
+
+
+class Draws:
+    """The boxes of one batch: numbers drawn at once, boxes made one by one as the sizes of the originals become known."""
+
+    def __init__(self, crops: Sequence[Crop], seed: int, epoch: int, rows: Rows) -> None:
+        self._crops = crops
+        self._numbers_VBn = [
+            uniform(seed, epoch, rows.index_B, rows.copy_B, f"augment/{crop.view}/{PURPOSE}", 2 * ATTEMPTS + 2)
+            for crop in crops
+        ]
+
+    @property
+    def num_views(self) -> int:
+        return len(self._crops)
+
+    def boxes(self, position: int, original: Size) -> list[Box]:
+        """One per view, for the sample at ``position`` of the batch."""
+        return [
+            centered_square(original)
+            if crop.min_area is None
+            else random_box(numbers_Bn[position].tolist(), crop.min_area, original)
+            for crop, numbers_Bn in zip(self._crops, self._numbers_VBn, strict=True)
+        ]
+
+
+def random_box(numbers_n: Sequence[float], min_area: float, original: Size) -> Box:
+    """A box with ``min_area``..1 of the area and an aspect of 3/4..4/3, out of 22 numbers in [0, 1).
+
+    As torchvision's ``RandomResizedCrop``: the first of ten draws that fits; else the largest centered box of an aspect
+    in that range.
+    """
+    height, width = original
+    low, high = map(math.log, ASPECTS)
+    for area_share, aspect_share in zip(numbers_n[:ATTEMPTS], numbers_n[ATTEMPTS : 2 * ATTEMPTS], strict=True):
+        area = (area_share * (1 - min_area) + min_area) * (height * width)
+        aspect = math.exp(aspect_share * (high - low) + low)
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top, left = int(numbers_n[-2] * (height - box_height + 1)), int(numbers_n[-1] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    box_height, box_width = min(height, round(width / ASPECTS[0])), min(width, round(height * ASPECTS[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def centered_square(original: Size) -> Box:
+    """The largest centered square."""
+    height, width = original
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def scaled(box: Box, original: Size, stored: Size) -> Box:
+    """The box on a copy of another size: each edge at the nearest pixel, at least one pixel high and wide."""
+    (top, bottom), (left, right) = (
+        _span(start, length, original[axis], stored[axis])
+        for axis, (start, length) in enumerate(((box[0], box[2]), (box[1], box[3])))
+    )
+    return top, left, bottom - top, right - left
+
+
+def _span(start: int, length: int, original: int, stored: int) -> tuple[int, int]:
+    first = min(round(start * stored / original), stored - 1)
+    return first, max(first + 1, round((start + length) * stored / original))

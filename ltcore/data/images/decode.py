@@ -1,0 +1,154 @@
+"""Encoded image -> uint8 canvas, or any part of the image brought to a canvas.
+
+JPEGs go through torchvision, which is about a third faster than PIL; everything else goes through PIL, PNG included,
+because torchvision 0.29 ends the whole process with a segmentation fault on a PNG with a damaged IDAT chunk.
+
+Pixels of more than 8 bits are scaled where their white is known, and refused where it is not, never cut off to black or
+white: 16-bit grey goes from 0 to 65535 (12 bits stored in 16 cannot be told and come out dark), floating-point grey from 0 to
+1. Signed and 32-bit integers, and floating-point values outside 0..1, have no known white.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ltcore.data.images.boxes import Box, Size, centered_square
+from ltcore.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+MAX_PIXELS = 64 * 2**20
+"""Larger images are refused from their header, before anything is decoded."""
+MAX_SCANS = 100
+"""Of a progressive JPEG, each over all pixels: encoders write about ten, and time grows with every one."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""Names in PIL of what is opened (JPEG includes MPO), whatever a file's extension says. PIL knows some forty more, and runs
+a program for some: Ghostscript for PostScript."""
+DECODE_VERSION = 2
+"""Part of the key of cached canvases: raise it with every change of the pixels that this file makes."""
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
+
+
+def decode_canvas(data: bytes, canvas: int, where: str) -> Pixels:
+    """[3, canvas, canvas] RGB of an encoded image: its largest centered square (short side to canvas, center crop).
+
+    ``where`` names the sample in the DataError that empty, undecodable or too large images raise.
+    """
+    image_3HW = decode_image(data, where)
+    return resample(image_3HW, centered_square(size_of(image_3HW)), (canvas, canvas))
+
+
+def decode_image(data: bytes, where: str) -> Pixels:
+    """[3, H, W] RGB of an encoded image at its own size.
+
+    EXIF orientation is applied, grey, palette, CMYK and 16-bit images become 8-bit RGB, of an animation the first frame
+    is taken, transparency is ignored. DataError as for :func:`decode_canvas`.
+    """
+    if not data:
+        raise DataError(f"{where}: the image has 0 bytes. Remove the sample or restore its file.")
+    try:
+        return _decode(data, where)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything on foreign bytes
+        if isinstance(error, UnidentifiedImageError):  # whose text is the address of a buffer
+            problem = f"{_foreign_format(data) or 'unknown format'}; known are {', '.join(FORMATS)}"
+        else:
+            problem = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
+
+
+def pixels_of(image: Image.Image, where: str) -> Pixels:
+    """[3, H, W] RGB of an image that PIL opened or made, by the rules of :func:`decode_image`."""
+    _check_size(image, where)
+    try:
+        return _upright_pixels(ImageOps.exif_transpose(image), image.format, where)
+    except DataError:
+        raise
+    except Exception as error:  # a file that PIL reads only now may be damaged
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
+
+
+def size_of(image_3HW: Pixels) -> Size:
+    """(height, width)."""
+    return image_3HW.shape[1], image_3HW.shape[2]
+
+
+def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
+    """[3, *size]: the box, bilinearly and with antialiasing, never reading outside it; as it is where it has that size."""
+    top, left, height, width = box
+    part_3hw = image_3HW[:, top : top + height, left : left + width]
+    if (height, width) == size:
+        return np.ascontiguousarray(part_3hw)
+    import torch  # seconds, which images of the right size need not wait for
+
+    # PIL's are read-only, which torch warns of. In their order: torch 2.15 fails on planes that end as a single pixel.
+    own_3hw = part_3hw if part_3hw.flags.writeable else part_3hw.copy("K")
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(own_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
+    )
+    return np.ascontiguousarray(resized[0].numpy())
+
+
+def _foreign_format(data: bytes) -> str:
+    """Name of a format that PIL would know and that is not opened here, '' where there is none; reads the first bytes alone."""
+    Image.init()
+    kinds = ((name, accept) for name, (_, accept) in Image.OPEN.items() if accept and name not in FORMATS)
+    return next((f"{name} by its first bytes" for name, accept in kinds if accept(data[:16].ljust(16))), "")
+
+
+def _scans(data: bytes) -> int:
+    """Marks of a scan's start in a JPEG; pixels cannot look like one. By numpy in a third of the time of ``bytes.count``."""
+    bytes_N = np.frombuffer(data, np.uint8)
+    return int(np.count_nonzero((bytes_N[:-1] == 0xFF) & (bytes_N[1:] == 0xDA)))
+
+
+def _decode(data: bytes, where: str) -> Pixels:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image, where)
+    if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > MAX_SCANS:
+        raise DataError(f"{where}: the image has {scans} scans, expected at most {MAX_SCANS}. Save it as a plain JPEG.")
+    if image.format == "JPEG" and image.mode in ("L", "RGB"):
+        import torch  # seconds, which other formats need not wait for
+        from torchvision.io import ImageReadMode, decode_image
+
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True).numpy()
+    ImageOps.exif_transpose(image, in_place=True)
+    return _upright_pixels(image, image.format, where)
+
+
+def _check_size(image: Image.Image, where: str) -> None:
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise DataError(f"{where}: the image has {width} x {height} pixels, expected 1 to {MAX_PIXELS}. Shrink it.")
+
+
+def _upright_pixels(image: Image.Image, kind: str | None, where: str) -> Pixels:
+    """[3, H, W] of an image that needs no turning; ``kind`` is PIL's name for the format of its file."""
+    sixteen = image.mode != "I" or kind == "PPM"  # whose 16 bits PIL puts into 32
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_eight_bits(np.asarray(image), sixteen, where))
+    if image.mode != "RGB":  # convert would copy
+        image = image.convert("RGB")
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _eight_bits(grey_HW: npt.NDArray[Any], sixteen: bool, where: str) -> Pixels:
+    """Deep grey as 8 bits; DataError where nobody knows what white is. ``sixteen``: integers hold 0..65535."""
+    if grey_HW.dtype.kind != "f":
+        if sixteen:
+            return (np.clip(grey_HW, 0, 65535) >> 8).astype(np.uint8)
+        kind = "integers that are signed or have 32 bits"
+    else:
+        low, high = float(grey_HW.min()), float(grey_HW.max())
+        if low >= 0 and high <= 1:
+            return np.rint(grey_HW * 255).astype(np.uint8)
+        kind = f"floating-point values from {low:g} to {high:g}, expected 0 to 1"
+    raise DataError(f"{where}: the image has {kind}, whose white is not known. Convert it to 8 or 16 bits.")

@@ -1,0 +1,49 @@
+"""Random resized crops of large images, cut by the reader: one canvas per view, out of the original.
+
+The boxes (``ltcore.data.images.boxes``) are the same in every tier. Pixels come from the original where it is decoded anew
+(threads, stream) and from the copy that the cache keeps, which may be smaller: then the box's edges move to that copy's
+nearest pixels. Where the copy has the original's size both are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ltcore.data.images.boxes import Draws, Size, scaled
+from ltcore.data.images.decode import Pixels, decode_image, resample, size_of
+from ltcore.data.shards.reader import BadSamples, ShardStore, decode_each
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """Canvases as a reader delivers them, and where they come from."""
+
+    canvases_VB3SS: Pixels
+    boxes_VB4: npt.NDArray[np.int64]
+    """(top, left, height, width) in pixels of the originals."""
+
+
+def cut(images: Iterable[tuple[Pixels, Size]], draws: Draws, num_rows: int, canvas: int) -> Cropped:
+    """One canvas per view of each image; the images in batch order, each with the size of its original."""
+    made = Cropped(
+        np.empty((draws.num_views, num_rows, 3, canvas, canvas), np.uint8),
+        np.empty((draws.num_views, num_rows, 4), np.int64),
+    )
+    for position, (image_3hw, original) in enumerate(images):
+        for view, box in enumerate(draws.boxes(position, original)):
+            here = scaled(box, original, size_of(image_3hw))
+            made.canvases_VB3SS[view, position] = resample(image_3hw, here, (canvas, canvas))
+            made.boxes_VB4[view, position] = box
+    return made
+
+
+def decode_crops(
+    store: ShardStore, split: str, index_n: npt.NDArray[np.int64], canvas: int, draws: Draws, bad: BadSamples | None
+) -> Cropped:
+    """One canvas per view of each sample, cut out of its original; ``bad`` as for ``decode_each``."""
+    images = decode_each(store, split, index_n, decode_image, bad)
+    return cut(((image_3HW, size_of(image_3HW)) for image_3HW in images), draws, len(index_n), canvas)

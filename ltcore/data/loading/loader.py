@@ -1,0 +1,315 @@
+"""Batches for the training loop, from the canvas cache or from threads that read and decode; bitwise the same."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ltcore import storage
+from ltcore.batch import Batch
+from ltcore.data.augment.augment import AugmentConfig, reader_crops
+from ltcore.data.config import DataConfig
+from ltcore.data.images.boxes import Draws
+from ltcore.data.loading.canvas_cache import CanvasCache, NoRoomError, canvas_bytes, entry_path, open_canvases
+from ltcore.data.loading.crops import Cropped, decode_crops
+from ltcore.data.loading.original_cache import ImageCache, open_images
+from ltcore.data.loading.prefetch import prefetch
+from ltcore.data.loading.sampler import EpochPlan, Rows, eval_rows
+from ltcore.data.shards.reader import BadSamples, ShardStore, decode_rows
+
+Ints = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+MAX_THREADS = 16
+_LOG = logging.getLogger("ltcore.data")
+
+
+class Feed(Protocol):
+    """Where a training loop gets its batches from; one per rank."""
+
+    store: ShardStore
+    tier: str
+    """cache, threads or stream."""
+    why: str
+    """Why this tier, for people."""
+    copies_N: Ints | None
+    """How often each training sample comes in the epochs that start from now on; None is once each. May be set."""
+
+    @property
+    def num_batches(self) -> int:
+        """Steps per epoch, the same on every rank."""
+        ...
+
+    @property
+    def bad_samples(self) -> dict[int, str]:
+        """Undecodable training samples that were replaced so far in this process -> what is wrong."""
+        ...
+
+    def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The rank's share of the epoch's batches from ``start_step`` on: uint8 images [V, B / W, 3, S, S] on the CPU.
+
+        V is 1, or the number of views where the reader cuts them out of large originals (``AugmentConfig.crop_from``).
+        """
+        ...
+
+    def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """The rank's share of the split in index order, at most ``batch_size`` rows each; nothing dropped or doubled.
+
+        Ranks may differ in the number of batches.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives up files and locks."""
+        ...
+
+
+class PlanFeed:
+    """What both feeds share: the plan, and turning rows into batches. Subclasses say where canvases come from."""
+
+    tier = ""
+
+    def __init__(
+        self,
+        cfg: DataConfig,
+        uri: str,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        why: str = "asked for",
+        augment: AugmentConfig | None = None,
+        num_views: int = 1,
+        trains: bool = True,
+    ) -> None:
+        """``trains=False`` is for evaluation alone, also of data without a training split."""
+        self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
+        self.store = ShardStore(uri, cfg.cache_bytes)
+        self.canvas = cfg.canvas or self.store.manifest.canvas
+        self.crops = reader_crops(augment, num_views, self.canvas) if augment else ()
+        self.why = why
+        self.copies_N: Ints | None = None
+        if trains:
+            self.plan(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
+
+    @property
+    def num_batches(self) -> int:
+        num_rows = (
+            self.store.manifest.split(self.cfg.train_split).num_samples
+            if self.copies_N is None
+            else int(self.copies_N.sum())
+        )
+        return num_rows // self.batch_size
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The plan of one epoch for the present ``copies_N``."""
+        return EpochPlan(
+            self.store.manifest.split(self.cfg.train_split).rows_per_shard,
+            seed=self.seed,
+            epoch=epoch,
+            batch_size=self.batch_size,
+            world=self.world,
+            lanes=self.cfg.lanes,
+            copies_N=self.copies_N,
+        )
+
+    def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        rows = self.plan(epoch).rank_batches(self.rank, start_step)
+        if self.crops:
+            return self._cropped_batches(rows, epoch)
+        return self._batches(self.cfg.train_split, rows)
+
+    def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        num_rows = self.store.manifest.split(split).num_samples
+        slices = eval_rows(num_rows, self.rank, self.world, batch_size)
+        return self._batches(split, (Rows(index, np.zeros_like(index)) for index in slices))
+
+    def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
+        """Batches of canvases."""
+        raise NotImplementedError
+
+    def _cropped_batches(self, rows: Iterable[Rows], epoch: int) -> Iterator[Batch]:
+        """Training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
+
+        def load(step: Rows) -> Batch:
+            cropped = self._crop(step.index_B, Draws(self.crops, self.seed, epoch, step))
+            return self._batch(self.cfg.train_split, step, cropped.canvases_VB3SS, cropped.boxes_VB4)
+
+        return self._ahead(load, rows)
+
+    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
+        raise NotImplementedError
+
+    def _decoded(self, split: str, rows: Iterable[Rows], bad: BadSamples | None) -> Iterator[Batch]:
+        """Batches that threads decode ahead of the loop."""
+
+        def load(step: Rows) -> Batch:
+            return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.canvas, bad)[None])
+
+        return self._ahead(load, rows)
+
+    def _ahead(self, load: Callable[[Rows], Batch], rows: Iterable[Rows]) -> Iterator[Batch]:
+        threads = min(MAX_THREADS, max(2, torch.get_num_threads()))  # the CPUs that the run gave to this process
+        return prefetch(load, rows, ahead=self.cfg.stream_window_steps, threads=threads)
+
+    def _batch(
+        self, split: str, rows: Rows, canvases_VB3SS: npt.NDArray[np.uint8], boxes_VB4: Ints | None = None
+    ) -> Batch:
+        return Batch(
+            images_VBCHW=torch.from_numpy(canvases_VB3SS),
+            labels_B=torch.from_numpy(self.store.labels(split)[rows.index_B]),
+            index_B=torch.from_numpy(rows.index_B),
+            copy_B=torch.from_numpy(rows.copy_B),
+            boxes_VB4=None if boxes_VB4 is None else torch.from_numpy(boxes_VB4),
+        )
+
+
+class CacheFeed(PlanFeed):
+    """Gathers batches from the node's canvas cache, crops of large images from its whole images.
+
+    A split is decoded when it is first used; the training split at once. Where there is no room for another one, threads
+    decode it each time.
+    """
+
+    tier = "cache"
+
+    def __init__(self, cfg: DataConfig, uri: str, *, progress: Progress | None = None, **options: Any) -> None:
+        super().__init__(cfg, uri, **options)
+        self._progress = progress
+        self._open: dict[str, CanvasCache] = {}
+        self._whole: ImageCache | None = None
+        if self.crops:
+            limits = self._limits(cfg.train_split)
+            self._whole = open_images(self.store, cfg.train_split, cfg.cache_px or self.canvas, **limits)
+        else:
+            self._canvases(cfg.train_split)
+
+    @property
+    def bad_samples(self) -> dict[int, str]:
+        return dict((self._whole or self._canvases(self.cfg.train_split)).bad)
+
+    def close(self) -> None:
+        for opened in self._open.values():
+            opened.close()
+        self._open.clear()
+        if self._whole is not None:
+            self._whole.close()
+
+    def _limits(self, split: str) -> dict[str, Any]:
+        return {
+            "cache_bytes": self.cfg.cache_bytes,
+            "max_bad_samples": self.cfg.max_bad_samples if split == self.cfg.train_split else 0,
+            "progress": self._progress,
+        }
+
+    def _canvases(self, split: str) -> CanvasCache:
+        if split not in self._open:
+            self._open[split] = open_canvases(self.store, split, self.canvas, **self._limits(split))
+        return self._open[split]
+
+    def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
+        try:
+            canvases_N3SS = self._canvases(split).canvases_N3SS
+        except NoRoomError as error:
+            if split == self.cfg.train_split:
+                raise
+            _LOG.warning("split %s is decoded by threads: %s", split, error)
+            yield from self._decoded(split, rows, None)
+            return
+        for step in rows:
+            yield self._batch(split, step, np.take(canvases_N3SS, step.index_B, axis=0)[None])
+
+    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
+        assert self._whole is not None, "opened where there is something to crop"
+        return self._whole.crops(index_B, self.canvas, draws)
+
+
+class ThreadFeed(PlanFeed):
+    """Reads and decodes with threads of this process, at most ``stream_window_steps`` steps ahead of the loop."""
+
+    tier = "threads"
+
+    def __init__(self, cfg: DataConfig, uri: str, **options: Any) -> None:
+        super().__init__(cfg, uri, **options)
+        self._bad = BadSamples(cfg.max_bad_samples)
+
+    @property
+    def bad_samples(self) -> dict[int, str]:
+        return dict(self._bad.messages)
+
+    def close(self) -> None:
+        """Threads belong to an iterator and end with it; there is nothing else to give up."""
+
+    def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
+        return self._decoded(split, rows, self._bad if split == self.cfg.train_split else None)
+
+    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
+        return decode_crops(self.store, self.cfg.train_split, index_B, self.canvas, draws, self._bad)
+
+
+def open_feed(
+    cfg: DataConfig,
+    uri: str,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
+    augment: AugmentConfig | None = None,
+    num_views: int = 1,
+) -> Feed:
+    """The feed of one rank over the shards at ``uri``.
+
+    Args:
+        batch_size: of all ranks together.
+        seed: key of the epoch order, and of the crops.
+        progress: called with (rows done, rows) while this process fills the canvas cache.
+        augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
+        num_views: how many views of each image the loss looks at.
+
+    ``tier=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops of
+    large originals it takes threads, so that the room on a disk never decides about pixels.
+    ``tier=stream`` gives threads here as well: the same reader and the same batches without Ray.
+    """
+    tier, why = cfg.tier, "asked for"
+    if tier == "auto":
+        fits, why = _cache_fits(cfg, uri, augment, num_views)
+        tier = "cache" if fits else "threads"
+    elif tier == "stream":
+        why = "stream asked for, read by threads where there is no Ray"
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
+    options |= {"augment": augment, "num_views": num_views}
+    if tier == "cache":
+        try:
+            return CacheFeed(cfg, uri, progress=progress, **options)
+        except NoRoomError as error:  # of other data, or of a process that was faster
+            if cfg.tier == "cache":
+                raise
+            options["why"] = f"the cache has no room now: {error}"
+    return ThreadFeed(cfg, uri, **options)
+
+
+def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
+    """Whether the decoded data set fits this node's cache, and the arithmetic in words."""
+    store = ShardStore(uri)
+    canvas = cfg.canvas or store.manifest.canvas
+    if augment and reader_crops(augment, num_views, canvas):
+        return False, "crops are cut out of the originals; data.tier=cache would cut them out of smaller copies"
+    sizes = {name: canvas_bytes(split.num_samples, canvas) for name, split in store.manifest.splits.items()}
+    missing = sum(size for name, size in sizes.items() if not entry_path(store, name, canvas).is_dir())
+    root = storage.cache_root()
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free // 2
+    total, gib = sum(sizes.values()), 2**30
+    if total > cfg.cache_bytes:
+        return False, f"{total / gib:.2f} GiB decoded exceed data.cache_bytes of {cfg.cache_bytes / gib:.2f} GiB"
+    if missing > free:
+        return False, f"{missing / gib:.2f} GiB decoded exceed half of the free disk, {free / gib:.2f} GiB"
+    return True, f"{total / gib:.2f} GiB decoded fit data.cache_bytes of {cfg.cache_bytes / gib:.2f} GiB"

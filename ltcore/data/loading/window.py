@@ -1,0 +1,41 @@
+"""The data task of the stream tier. It runs in processes of its own, so it imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+
+from ltcore.data.images.boxes import Crop, Draws
+from ltcore.data.loading.crops import decode_crops
+from ltcore.data.loading.sampler import EpochPlan, Rows
+from ltcore.data.shards.reader import BadSamples, ShardStore, decode_rows
+
+
+@functools.lru_cache(maxsize=2)
+def _store(uri: str, cache_bytes: int) -> ShardStore:
+    return ShardStore(uri, cache_bytes=cache_bytes)
+
+
+def read_window(batch: dict[str, np.ndarray], *, job: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A data task: rows of one window of steps, decoded, in plan order; with what is wrong with those that were replaced,
+    where that is allowed: the worker that gets them counts them."""
+    store = _store(job["uri"], job["cache_bytes"])
+    epoch, first, last = (int(batch[name][0]) for name in ("epoch", "first", "last"))
+    plan = EpochPlan(store.manifest.split(job["split"]).rows_per_shard, epoch=epoch, **job["plan"])
+    rows = list(itertools.islice(plan.rank_batches(job["rank"], first), last - first))
+    index, copy = (np.concatenate([getattr(r, name) for r in rows]) for name in ("index_B", "copy_B"))
+    bad = BadSamples(job["max_bad_samples"], tell=False) if job["max_bad_samples"] else None
+    columns = {"label": store.labels(job["split"])[index], "index": index, "copy": copy}
+    if job["crops"]:
+        draws = Draws([Crop(*crop) for crop in job["crops"]], job["plan"]["seed"], epoch, Rows(index, copy))
+        cropped = decode_crops(store, job["split"], index, job["canvas"], draws, bad)
+        # rows come first in Ray Data, views in a batch
+        columns |= {"image": cropped.canvases_VB3SS.swapaxes(0, 1), "boxes": cropped.boxes_VB4.swapaxes(0, 1)}
+    else:
+        columns["image"] = decode_rows(store, job["split"], index, job["canvas"], bad)
+    if bad is not None:
+        columns["bad"] = np.array([bad.messages.get(number, "") for number in index.tolist()])
+    return columns

@@ -1,0 +1,141 @@
+"""Raw shards of remote data on this node's disk: each is downloaded once, checked, and shared by all processes.
+
+Beside the finished ``<sha256>.tar`` files lie ``<sha256>.partial`` files, one per download, at their final size from the
+start and locked by their process. So all files together, finished or not, keep the cap, and a partial file that nobody
+locks was left by a killed process and goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ltcore import storage
+from ltcore.data.shards.manifest import Shard
+from ltcore.errors import DataError
+
+_CHUNK_BYTES = 8 * 2**20
+_WAIT_S = 0.05
+"""Between two looks for room, while other downloads take all of it."""
+
+
+def cached_path(shard: Shard) -> Path:
+    """Where a shard of remote data is on this node, or would be."""
+    return storage.cache_root() / "shards" / f"{shard.sha256}.tar"
+
+
+def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
+    """A readable file descriptor of the shard at the remote ``uri``.
+
+    The file's name is its sha256, so equal shards of several data sets are one file. The least recently used files go
+    when ``cache_bytes`` would be exceeded; where downloads of others leave no room, their end is waited for. A descriptor
+    that is open stays readable, and its disk space taken, until it is closed. DataError where the download differs from
+    the manifest, is larger than ``cache_bytes``, or cannot be stored.
+    """
+    path = cached_path(shard)
+    folder = path.parent
+    try:
+        with storage.locked(folder / f"{shard.sha256[:2]}.lock"):  # few locks, so that few files lie about
+            if (found := _open(path, shard.bytes)) is not None:
+                return found
+            if shard.bytes > cache_bytes:
+                raise DataError(f"{uri} has {shard.bytes} bytes, more than data.cache_bytes={cache_bytes}. Raise it.")
+            aside = path.with_suffix(".partial")
+            with _reserved(aside, shard.bytes, cache_bytes) as target:
+                _download(uri, shard, target)
+                descriptor = os.open(aside, os.O_RDONLY)
+                with storage.locked(folder / "evict.lock"):  # under which others count it, as one file and not as two
+                    aside.replace(path)
+                return descriptor
+    except OSError as error:
+        raise DataError(f"{uri} cannot be fetched into {folder}: {error}. Check access and free space.") from error
+
+
+def _open(path: Path, size: int) -> int | None:
+    """A descriptor of the file if it is there and has that size, marked as used now. It may be evicted at any time."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    if os.fstat(descriptor).st_size == size:
+        os.utime(descriptor)
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def _reserved(aside: Path, size: int, cache_bytes: int) -> Iterator[BinaryIO]:
+    """The locked file ``aside`` with its disk space taken; on the way out it is removed if it still has that name."""
+    try:
+        while (target := _reserve(aside, size, cache_bytes)) is None:
+            time.sleep(_WAIT_S)
+        with target:
+            os.posix_fallocate(target.fileno(), 0, size)
+            yield target
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
+    """Makes room under the cap and takes it by a file of the final size; None while others' downloads leave no room."""
+    folder = aside.parent
+    with storage.locked(folder / "evict.lock"):
+        running = sum(_size_if_running(partial) for partial in folder.glob("*.partial"))
+        if running + size > cache_bytes:
+            return None
+        kept = sorted(((path.stat(), path) for path in folder.glob("*.tar")), key=lambda pair: pair[0].st_mtime)
+        total = running + sum(stat.st_size for stat, _ in kept)
+        for stat, path in kept:
+            if total + size <= cache_bytes:
+                break
+            path.unlink()
+            total -= stat.st_size
+        target = aside.open("wb")
+        fcntl.flock(target, fcntl.LOCK_EX)
+        target.truncate(size)
+        return target
+
+
+def _size_if_running(partial: Path) -> int:
+    """Size of an unfinished file; 0 if it was finished meanwhile, or its process is gone, in which case it is removed."""
+    try:
+        with partial.open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return os.fstat(stream.fileno()).st_size
+            partial.unlink(missing_ok=True)
+            return 0
+    except FileNotFoundError:
+        return 0
+
+
+def _download(uri: str, shard: Shard, target: BinaryIO) -> None:
+    """Fills ``target``, which has the size that is expected; DataError where something else comes."""
+    filesystem, source = storage.open_fs(uri)
+    digest, count = hashlib.sha256(), 0
+    with filesystem.open_input_stream(source) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            count += len(chunk)
+            if count > shard.bytes:
+                break
+            digest.update(chunk)
+            target.write(chunk)
+    if count > shard.bytes:
+        found = f"more than {shard.bytes} bytes"
+    elif digest.hexdigest() != shard.sha256:
+        found = f"{count} bytes with sha256 {digest.hexdigest()[:12]}..."
+    else:
+        target.flush()
+        return
+    raise DataError(
+        f"{uri}: {found}, expected {shard.bytes} bytes with {shard.sha256[:12]}... by the manifest. The shard is damaged: "
+        "restore it or make the data set again."
+    )

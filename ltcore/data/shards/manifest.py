@@ -1,0 +1,203 @@
+"""The manifest: everything about a data set but its samples, in one JSON file beside the shards.
+
+A folder without ``manifest.json`` is no data set: it is written last, so half-written data are never taken for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ltcore import storage
+from ltcore.data.config import MAX_CANVAS
+from ltcore.errors import DataError, nearest
+from ltcore.shots import SHOT_GROUPS
+
+if TYPE_CHECKING:
+    from ltcore.stats import ClassStats
+
+MANIFEST = "manifest.json"
+SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+VERSION = 1
+_MAX_COUNT = 2**60
+"""More bytes or samples than there are: a number of so many digits would fail where it is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file and its index."""
+
+    path: str
+    """Of the tar, relative to the data set."""
+    count: int
+    """Samples in it, >= 1."""
+    first_index: int
+    """Index of its first sample inside the split; counts from 0 in each split."""
+    bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Of the tar, hexadecimal."""
+    index_path: str
+    """Of the parquet index (key, label, attribute, ext, offset, size, crc32), relative to the data set."""
+    index_sha256: str
+    """Of the index, hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split in index order; a split may be empty."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def rows_per_shard(self) -> tuple[int, ...]:
+        return tuple(shard.count for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A data set. Equal content gives an equal ``hash``, whatever the order in which files were listed."""
+
+    version: int = VERSION
+    name: str
+    classes: tuple[str, ...]
+    """Class names; a label is a position in it."""
+    attributes: tuple[str, ...]
+    """Names of the attribute's values; a sample's attribute is a position in it or -1. Empty where there is none."""
+    splits: dict[str, Split]
+    class_counts: dict[str, tuple[int, ...]]
+    """Per split: samples of each class."""
+    shot_groups: tuple[str, ...]
+    """Per class: many, medium or few, from the counts of the training split."""
+    shot_rule: str
+    """``count`` (more than 100, fewer than 20) or ``rank`` (thirds)."""
+    canvas: int
+    """Side in pixels at which the images are meant to be decoded."""
+    mean: tuple[float, ...]
+    """Of the three channels of the training images, in [0, 1]."""
+    std: tuple[float, ...]
+    seed: int
+    """Of the selection and the order of the samples."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """How the data were made: plain JSON, without times, so that equal data have equal hashes."""
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def split(self, name: str) -> Split:
+        """The split of that name, or a DataError that lists those there are."""
+        if name not in self.splits:
+            raise DataError(
+                f"{self.name}: no split {name!r}.{nearest(name, self.splits)} It has: {', '.join(self.splits)}."
+            )
+        return self.splits[name]
+
+    def stats(self, split: str = "train") -> ClassStats:
+        """Counts of the split and the shot groups of the training split."""
+        self.split(split)
+        import torch  # reading a manifest alone does not wait for it
+
+        from ltcore.stats import ClassStats
+
+        return ClassStats(torch.tensor(self.class_counts[split], dtype=torch.int64), self.shot_groups)
+
+
+def write_manifest(manifest: Manifest, uri: str) -> None:
+    """Writes ``manifest.json`` into the data set at ``uri``, whole or not at all."""
+    text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
+    storage.write_bytes_atomic(storage.join(uri, MANIFEST), text.encode())
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest of the data set at ``uri``; DataError where there is none or it contradicts itself."""
+    where = storage.join(uri, MANIFEST)
+    data = storage.read_bytes(where)
+    try:
+        raw = json.loads(data)
+        version = raw["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{where} is no manifest ({error!r}). Make the data set again.") from error
+    if version != VERSION:
+        raise DataError(f"{where}: version {version}, expected {VERSION}. Make the data set again with this ltcore.")
+    try:
+        manifest = _parse(raw)
+        problem = _mistyped(manifest) or _contradiction(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{where} is damaged ({error!r}). Make the data set again.") from error
+    if problem:
+        raise DataError(f"{where}: {problem}. Make the data set again.")
+    return manifest
+
+
+def _parse(raw: dict[str, Any]) -> Manifest:
+    tuples = {name: tuple(raw[name]) for name in ("classes", "attributes", "shot_groups", "mean", "std")}
+    splits = {name: Split(tuple(Shard(**shard) for shard in split["shards"])) for name, split in raw["splits"].items()}
+    counts = {name: tuple(int(n) for n in row) for name, row in raw["class_counts"].items()}
+    return Manifest(**{**raw, **tuples, "splits": splits, "class_counts": counts})
+
+
+def _mistyped(manifest: Manifest) -> str:
+    """What in the manifest is not the kind of value that it should be, or ''."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    numbers = [n for shard in shards for n in (shard.count, shard.first_index, shard.bytes)]
+    numbers += [manifest.canvas, *(n for row in manifest.class_counts.values() for n in row)]
+    texts = [manifest.name, *manifest.classes, *manifest.attributes]
+    texts += [text for s in shards for text in (s.path, s.sha256, s.index_path, s.index_sha256)]
+    wrong: list[Any] = [value for value in numbers if type(value) is not int or not 0 <= value <= _MAX_COUNT]
+    wrong += [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        return f"found {wrong[0]!r:.60} where a name or a count should be"
+    if not 1 <= manifest.canvas <= MAX_CANVAS:
+        return f"canvas is {manifest.canvas}, expected 1 to {MAX_CANVAS} pixels"
+    if len(set(manifest.classes)) != len(manifest.classes):
+        return "two classes have the same name"
+    for name, values in (("mean", manifest.mean), ("std", manifest.std)):
+        if len(values) != 3 or not all(math.isfinite(value) for value in values):
+            return f"{name} is {list(values)}, expected three numbers"
+    if min(manifest.std) <= 0:
+        return f"std is {list(manifest.std)}, expected three numbers above 0"
+    for name in manifest.splits:  # both are parts of file names in the caches
+        if not SPLIT_NAME.fullmatch(name):
+            return f"a split is named {name!r}, expected letters, digits, _ and -"
+    for text in (text for shard in shards for text in (shard.sha256, shard.index_sha256)):
+        if not _SHA256.fullmatch(text):
+            return f"found {text!r} where a sha256 should be"
+    return "" if isinstance(manifest.provenance, dict) else "provenance is no JSON object"
+
+
+def _contradiction(manifest: Manifest) -> str:
+    """What in the manifest cannot be true, or ''."""
+    num_classes = len(manifest.classes)
+    if len(manifest.shot_groups) != num_classes or not set(manifest.shot_groups) <= set(SHOT_GROUPS):
+        return f"shot_groups must give one of {', '.join(SHOT_GROUPS)} for each of the {num_classes} classes"
+    if manifest.splits.keys() != manifest.class_counts.keys():
+        return f"class_counts has the splits {sorted(manifest.class_counts)}, expected {sorted(manifest.splits)}"
+    for name, split in manifest.splits.items():
+        counts, first = manifest.class_counts[name], 0
+        if len(counts) != num_classes or sum(counts) != split.num_samples:
+            return (
+                f"class_counts of {name} sum to {sum(counts)} over {len(counts)} classes, "
+                f"expected {split.num_samples} over {num_classes}"
+            )
+        for shard in split.shards:
+            if shard.count < 1 or shard.first_index != first:
+                return (
+                    f"{shard.path}: first_index {shard.first_index}, count {shard.count}, expected first_index {first}"
+                )
+            first += shard.count
+            for path in (shard.path, shard.index_path):
+                if not storage.is_inner(path):
+                    return f"the path {path!r} leaves the data set"
+    return ""

@@ -1,0 +1,324 @@
+"""Reads samples by index: labels and attributes as arrays, encoded images by offset, every row checked.
+
+A row is read together with its tar header, in one call, and must have the length, the member name and the crc32 that
+the index says; the index must have the sha256 that the manifest says. So a short, stale or damaged file is an error
+that names file and key, never a lost or exchanged sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import weakref
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ltcore import storage
+from ltcore.data.images.decode import decode_canvas
+from ltcore.data.shards.cache import cached_path, fetch
+from ltcore.data.shards.manifest import Manifest, Shard, read_manifest
+from ltcore.data.shards.writer import TAR_BLOCK, read_index
+from ltcore.errors import DataError
+from ltcore.hashing import hash64
+
+Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
+MAX_OPEN_SHARDS = 256
+_IO_THREADS = 8
+_RESTORE = "The shard is damaged: restore it or make the data set again."
+_LOG = logging.getLogger("ltcore.data")
+
+
+@dataclass(frozen=True)
+class _Tags:
+    """What is kept in memory for all rows of a split."""
+
+    labels_N: Ints
+    attributes_N: Ints
+    first_index_S: Ints
+
+
+class _OpenShard:
+    """An open tar and the columns of its index; the file is closed when the last reader lets go of it."""
+
+    def __init__(self, descriptor: int, where: str, index: pa.Table, remedy: str, cached_bytes: int) -> None:
+        self.where, self._remedy, self.cached_bytes = where, remedy, cached_bytes
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self.keys: list[str] = index["key"].to_pylist()
+        self._exts: list[str] = index["ext"].to_pylist()
+        self._offsets: list[int] = index["offset"].to_pylist()
+        self._sizes: list[int] = index["size"].to_pylist()
+        self._crcs: list[int] = index["crc32"].to_pylist()
+
+    def read(self, row: int) -> bytes:
+        """The encoded image of one row."""
+        key, size = self.keys[row], self._sizes[row]
+        try:
+            block = os.pread(self._descriptor, TAR_BLOCK + size, self._offsets[row] - TAR_BLOCK)
+        except OSError as error:
+            raise DataError(
+                f"{self.where}: sample {key!r} cannot be read ({error.strerror}). Check the disk, or restore the shard."
+            ) from error
+        if len(block) != TAR_BLOCK + size:
+            problem = f"the file ends after {max(0, len(block) - TAR_BLOCK)} of {size} bytes"
+        elif (name := block[:100].split(b"\0")[0]) != (expected := f"{key}.{self._exts[row]}".encode()):
+            problem = f"found the member {name!r}, expected {expected!r}"
+        elif (crc := zlib.crc32(data := block[TAR_BLOCK:])) != self._crcs[row]:
+            problem = f"found crc32 {crc:08x}, expected {self._crcs[row]:08x}"
+        else:
+            return data
+        raise DataError(f"{self.where}: sample {key!r}: {problem}. {self._remedy}")
+
+
+class ShardStore:
+    """The samples of a data set. Thread-safe.
+
+    Args:
+        uri: folder or object-store prefix with ``manifest.json``.
+        cache_bytes: most bytes of raw shards of remote data on this node's disk; no effect on local data.
+    """
+
+    def __init__(self, uri: str, cache_bytes: int = 20 * 2**30) -> None:
+        self.uri, self.cache_bytes = uri, cache_bytes
+        self.manifest: Manifest = read_manifest(uri)
+        self._tags: dict[str, _Tags] = {}
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def labels(self, split: str) -> Ints:
+        """[N] label of every sample."""
+        return self._split_tags(split).labels_N
+
+    def attributes(self, split: str) -> Ints:
+        """[N] attribute of every sample, -1 where unknown."""
+        return self._split_tags(split).attributes_N
+
+    def keys(self, split: str) -> list[str]:
+        """Key of every sample."""
+        shards = self.manifest.split(split).shards
+        return [key for shard in shards for key in self._index(shard, ["key"])["key"].to_pylist()]
+
+    def where(self, split: str, index: int) -> str:
+        """File and key of a sample, for messages."""
+        shard, row = self._find(split, index)
+        opened = self._shard(shard)
+        return f"{opened.where}: sample {opened.keys[row]!r}"
+
+    def read_rows(self, split: str, index_n: Ints) -> list[bytes]:
+        """The encoded images of the samples, in the order asked for; DataError for anything short, stale or damaged."""
+        rows: list[bytes] = [b""] * len(index_n)
+        first_S = self._split_tags(split).first_index_S
+        shard_n = np.searchsorted(first_S, index_n, side="right") - 1
+        shards = self.manifest.split(split).shards
+        for number in np.unique(shard_n).tolist():
+            opened = self._shard(shards[number])
+            for position in np.flatnonzero(shard_n == number).tolist():
+                rows[position] = opened.read(int(index_n[position] - first_S[number]))
+        return rows
+
+    def _find(self, split: str, index: int) -> tuple[Shard, int]:
+        first_S = self._split_tags(split).first_index_S
+        number = int(np.searchsorted(first_S, index, side="right")) - 1
+        return self.manifest.split(split).shards[number], index - int(first_S[number])
+
+    def _split_tags(self, split: str) -> _Tags:
+        with self._lock:
+            if split not in self._tags:
+                self._tags[split] = self._load_tags(split)
+            return self._tags[split]
+
+    def _load_tags(self, split: str) -> _Tags:
+        shards = self.manifest.split(split).shards
+        with ThreadPoolExecutor(_IO_THREADS) as pool:
+            tables = list(pool.map(lambda shard: self._index(shard, ["label", "attribute"]), shards))
+        columns = (
+            np.concatenate([np.zeros(0, np.int64), *(table[name].to_numpy() for table in tables)])
+            for name in ("label", "attribute")
+        )
+        labels_N, attributes_N = columns
+        self._check_range(split, "label", labels_N, range(len(self.manifest.classes)))
+        self._check_range(split, "attribute", attributes_N, range(-1, len(self.manifest.attributes)))
+        counts = np.bincount(labels_N, minlength=len(self.manifest.classes))
+        if tuple(counts.tolist()) != self.manifest.class_counts[split]:
+            raise DataError(
+                f"{self.uri}: the indexes of {split} have {counts.tolist()} samples per class, "
+                f"the manifest says {list(self.manifest.class_counts[split])}. Make the data set again."
+            )
+        labels_N.flags.writeable = attributes_N.flags.writeable = False
+        return _Tags(labels_N, attributes_N, np.array([shard.first_index for shard in shards], np.int64))
+
+    def _check_range(self, split: str, column: str, values_N: Ints, allowed: range) -> None:
+        wrong = np.flatnonzero((values_N < allowed.start) | (values_N >= allowed.stop))
+        if len(wrong):
+            raise DataError(
+                f"{self.uri}: sample {self.keys(split)[wrong[0]]!r} of {split} has {column} {values_N[wrong[0]]}, expected "
+                f"{allowed.start}..{allowed.stop - 1}. Make the data set again."
+            )
+
+    def _index(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        where = storage.join(self.uri, shard.index_path)
+        data = storage.read_bytes(where)
+        found = hashlib.sha256(data).hexdigest()
+        if found != shard.index_sha256:
+            raise DataError(
+                f"{where}: sha256 {found[:12]}..., expected {shard.index_sha256[:12]}... by the manifest. "
+                "The index is damaged or of another data set: restore it or make the data set again."
+            )
+        try:
+            table, rows = read_index(data, shard, columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise DataError(f"{where} is no index of a shard ({text}). Make the data set again.") from error
+        if table is None or any(column.null_count for column in table.columns):
+            raise DataError(
+                f"{where}: {rows} samples, some of which may lack columns; expected {shard.count} whole ones by the "
+                "manifest. Make the data set again."
+            )
+        return table
+
+    def _shard(self, shard: Shard) -> _OpenShard:
+        """The open shard; kept among the most recently used."""
+        with self._lock:
+            opened = self._open.get(shard.path)
+            if opened is not None:
+                self._open.move_to_end(shard.path)
+                return opened
+            lock = self._locks.setdefault(shard.path, threading.Lock())
+        with lock:  # of this shard only, so that others are opened (and downloaded) meanwhile
+            with self._lock:
+                opened = self._open.get(shard.path)
+            if opened is None:
+                where = storage.join(self.uri, shard.path)
+                index, remedy = self._index(shard), _RESTORE  # first: where it is damaged, no file stays open
+                _check_places(index, shard, where)
+                cached_bytes = 0
+                if not storage.is_local(where):  # it was whole when it was fetched
+                    cached_bytes = shard.bytes
+                    remedy = f"This node's copy, {cached_path(shard)}, is damaged: remove it and run again."
+                opened = _OpenShard(self._open_tar(shard, where), where, index, remedy, cached_bytes)
+                with self._lock:
+                    self._open[shard.path] = opened
+                    while len(self._open) > MAX_OPEN_SHARDS or self._held_bytes() > self.cache_bytes:
+                        self._open.popitem(last=False)
+            return opened
+
+    def _held_bytes(self) -> int:
+        """Disk space that open files keep even where their names were evicted."""
+        return sum(opened.cached_bytes for opened in self._open.values())
+
+    def _open_tar(self, shard: Shard, where: str) -> int:
+        if not storage.is_local(where):
+            return fetch(where, shard, self.cache_bytes)
+        path = storage.local_path(where)
+        try:
+            found = path.stat()
+            if not storage.is_plain(found):
+                raise DataError(f"{where} is no plain file. {_RESTORE}")
+            if found.st_size != shard.bytes:
+                raise DataError(
+                    f"{where}: found {found.st_size} bytes, expected {shard.bytes} by the manifest. {_RESTORE}"
+                )
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{where} cannot be opened: {error.strerror}. Restore it or its permissions.") from error
+
+
+def _check_places(index: pa.Table, shard: Shard, where: str) -> None:
+    """Refuses samples that lie outside the tar: to read one would take as much memory as it claims."""
+    offset_n, size_n = (index[name].to_numpy() for name in ("offset", "size"))
+    wrong = np.flatnonzero((offset_n < TAR_BLOCK) | (size_n < 0) | (size_n > shard.bytes - offset_n))
+    if len(wrong):
+        key, offset, size = (index[name][int(wrong[0])].as_py() for name in ("key", "offset", "size"))
+        raise DataError(
+            f"{where}: sample {key!r} has {size} bytes from byte {offset} on by its index, the tar {shard.bytes} by the "
+            "manifest. Make the data set again."
+        )
+
+
+class BadSamples:
+    """Undecodable training images of this process: noted, and an error once there are more than ``limit``.
+
+    ``tell``: whether to say so once of each; a task of another process leaves that to who asked.
+    """
+
+    def __init__(self, limit: int, *, tell: bool = True) -> None:
+        self.limit, self._tell = limit, tell
+        self.messages: dict[int, str] = {}
+        """Index in the training split -> what is wrong."""
+        self._lock = threading.Lock()
+
+    def add(self, index: int, message: str) -> None:
+        """Notes a bad image; DataError when it is one too many."""
+        with self._lock:
+            known = index in self.messages
+            self.messages[index] = message
+            if len(self.messages) > self.limit:
+                number = f" It is number {len(self.messages)}; data.max_bad_samples={self.limit}." if self.limit else ""
+                raise DataError(message + number)
+            if self._tell and not known:
+                count = f"{len(self.messages)} of at most {self.limit} (data.max_bad_samples)"
+                _LOG.warning("%s Another image of its class takes its place: %s.", message, count)
+
+
+def decode_rows(
+    store: ShardStore, split: str, index_n: Ints, canvas: int, bad: BadSamples | None = None
+) -> npt.NDArray[np.uint8]:
+    """[n, 3, canvas, canvas] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
+    canvases = np.empty((len(index_n), 3, canvas, canvas), np.uint8)
+    decoded = decode_each(store, split, index_n, lambda data, where: decode_canvas(data, canvas, where), bad)
+    for position, canvas_3SS in enumerate(decoded):
+        canvases[position] = canvas_3SS
+    return canvases
+
+
+def decode_each(
+    store: ShardStore, split: str, index_n: Ints, decode: Callable[[bytes, str], T], bad: BadSamples | None = None
+) -> Iterator[T]:
+    """``decode(encoded image, name for messages)`` of each sample, in the order asked for.
+
+    An undecodable image is a DataError; with ``bad`` given, for training, it is noted there and another image
+    of its class takes its place: the first decodable one in an order keyed by its index, so that all take the same.
+    """
+    for index, data in zip(index_n.tolist(), store.read_rows(split, index_n), strict=True):
+        try:
+            decoded = decode(data, "")
+        except DataError:
+            decoded = _named(store, split, index, data, decode, bad)
+        yield decoded
+
+
+def _named(
+    store: ShardStore, split: str, index: int, data: bytes, decode: Callable[[bytes, str], T], bad: BadSamples | None
+) -> T:
+    """Once more, for the message: a name is found in the shard, which would have to be opened for every image."""
+    try:
+        return decode(data, store.where(split, index))
+    except DataError as error:
+        if bad is None:
+            raise
+        bad.add(index, str(error))
+        return _substitute(store, split, index, decode)
+
+
+def _substitute(store: ShardStore, split: str, index: int, decode: Callable[[bytes, str], T]) -> T:
+    labels_N = store.labels(split)
+    same_class = np.flatnonzero(labels_N == labels_N[index])
+    for other in sorted(same_class.tolist(), key=lambda other: hash64("substitute", index, other)):
+        where = store.where(split, other)
+        try:
+            return decode(store.read_rows(split, np.array([other]))[0], where)
+        except DataError:  # bad as well; it is noted when its own turn comes
+            continue
+    raise DataError(f"{store.where(split, index)}: no image of class {labels_N[index]} can be decoded.")

@@ -1,0 +1,33 @@
+"""What a person should know about a data set before anything is trained on it, a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ltcore.data.shards.manifest import Manifest
+
+_FIRST = 5
+SELECTED_FROM = "selected_from"
+"""Key of the provenance: how many training images there were before a long tail was selected out of them."""
+
+
+def remarks(manifest: Manifest) -> list[str]:
+    """How many training images were left away, and what no number will be about: classes or tests without images."""
+    found = []
+    before, factor = (manifest.provenance.get(key) for key in (SELECTED_FROM, "imbalance_factor"))
+    if isinstance(before, int) and isinstance(factor, int | float):
+        used = f"{manifest.split('train').num_samples:,} of {before:,} training images are used"
+        found.append(f"{manifest.name}: {used} (data.imbalance_factor={factor:g}).")
+    for split, counts in manifest.class_counts.items():
+        absent = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
+        if absent and any(counts) and split.startswith(("val", "test")):
+            of = f"no image of {len(absent)} of {len(counts)} classes"
+            found.append(f"{manifest.name}: {split} has {of} ({_few(absent)}), so it says nothing about them.")
+    if not any(any(counts) for split, counts in manifest.class_counts.items() if split.startswith("test")):
+        found.append(f"{manifest.name}: there are no test images, so nothing will be tested.")
+    return found
+
+
+def _few(names: Iterable[str]) -> str:
+    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in names]
+    return ", ".join(shown[:_FIRST]) + (", ..." if len(shown) > _FIRST else "")

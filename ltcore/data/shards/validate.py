@@ -1,0 +1,248 @@
+"""Looks for everything that can be wrong with a data set, and describes one for a person.
+
+Independent of the reader: it walks the tars member by member, and compares them with their indexes and the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from ltcore import storage
+from ltcore.data.images.decode import decode_canvas
+from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
+from ltcore.data.shards.remarks import remarks
+from ltcore.data.shards.tar import Damage, TarSample, walk
+from ltcore.data.shards.writer import EXTENSIONS, WITHOUT_IMAGES, read_index, safe_key
+from ltcore.errors import DataError
+from ltcore.shots import SHOT_GROUPS
+from ltcore.text import printable
+
+THREADS = 8
+MAX_DIGITS = 18
+KINDS = ("train", "val", "test", "other")
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong."""
+
+    where: str
+    """File relative to the data set, or the split."""
+    key: str
+    """Sample, or '' where the whole is meant."""
+    what: str
+    """What was found and what was expected."""
+
+    def __str__(self) -> str:
+        return printable(f"{self.where}: {f'sample {self.key!r}: ' if self.key else ''}{self.what}")
+
+
+@dataclass
+class _Report:
+    """What one shard holds, for the checks across shards."""
+
+    where: str
+    problems: list[Problem] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+    def add(self, what: str, key: str = "", where: str = "") -> None:
+        self.problems.append(Problem(where or self.where, key, what))
+
+
+def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> list[Problem]:
+    """Reads every byte of the data set and decodes every image, in parallel; sorted, empty where all is well.
+
+    ``progress`` is called with a line of text after every shard.
+    """
+    try:
+        manifest = read_manifest(uri)
+    except DataError as error:
+        return [Problem(MANIFEST, "", str(error))]
+    work = [(split, shard) for split, part in manifest.splits.items() for shard in part.shards]
+    with ThreadPoolExecutor(THREADS) as pool:
+        reports = []
+        for report in pool.map(lambda item: _check_shard(uri, item[1], manifest), work):
+            reports.append(report)
+            if progress:
+                progress(f"{report.where}: {len(report.problems)} problems ({len(reports)} of {len(work)} shards)")
+    by_split: dict[str, list[_Report]] = defaultdict(list)
+    for (split, _), report in zip(work, reports, strict=True):
+        by_split[split].append(report)
+    problems = [problem for report in reports for problem in report.problems]
+    problems += [*_whole(uri, manifest), *_counts(by_split, manifest), *_repeats(by_split)]
+    return sorted(problems)
+
+
+def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
+    """Splits and classes that are missing, files that are too many."""
+    for kind in KINDS[:3]:
+        if not any(_kind(name) == kind and part.shards for name, part in manifest.splits.items()):
+            yield Problem(MANIFEST, "", f"there is no {kind} split; it has {', '.join(manifest.splits)}")
+    for name, count in zip(manifest.classes, manifest.class_counts.get("train", ()), strict=False):
+        if count == 0:
+            yield Problem(MANIFEST, "", f"class {name!r} has no training sample")
+    shards = [shard for part in manifest.splits.values() for shard in part.shards]
+    known = {MANIFEST, *(shard.path for shard in shards), *(shard.index_path for shard in shards)}
+    for name in storage.list_files(uri):
+        if name not in known:
+            yield Problem(name, "", "the manifest does not know this file; remove it")
+
+
+def _counts(by_split: dict[str, list[_Report]], manifest: Manifest) -> Iterator[Problem]:
+    """Class counts unlike the manifest's; silent where a damaged shard explains them."""
+    for split, reports in by_split.items():
+        labels = Counter(label for report in reports for label in report.labels)
+        for label, expected in enumerate(manifest.class_counts[split]):
+            if labels[label] != expected and not any(report.problems for report in reports):
+                name = manifest.classes[label]
+                what = f"class {name!r} has {labels[label]} samples, the manifest says {expected}"
+                yield Problem(f"split {split}", "", what)
+
+
+def _repeats(by_split: dict[str, list[_Report]]) -> Iterator[Problem]:
+    """Keys that come twice in a split, or both in training and in validation or test."""
+    keys = {split: Counter(key for r in reports for key in r.keys) for split, reports in by_split.items()}
+    for split, counts in keys.items():
+        for key in (key for key, times in counts.items() if times > 1):
+            yield Problem(f"split {split}", key, f"comes {counts[key]} times, expected once")
+        for other, held_out in keys.items():
+            if (_kind(split), _kind(other)) in (("train", "val"), ("train", "test"), ("val", "test")):
+                for key in counts.keys() & held_out.keys():
+                    yield Problem(f"split {other}", key, f"is in {split} as well: the number would be flattered")
+
+
+def _kind(split: str) -> str:
+    """``train`` for train and train_cbl, and so on; data sets may have splits of other names."""
+    prefix = split.split("_")[0]
+    return prefix if prefix in KINDS else "other"
+
+
+def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
+    report = _Report(shard.path)
+    rows = _read_index(uri, shard, report)
+    try:
+        data = storage.read_bytes(storage.join(uri, shard.path))
+    except DataError as error:
+        report.add(str(error))
+        return report
+    if len(data) != shard.bytes:
+        report.add(f"has {len(data)} bytes, the manifest says {shard.bytes}")
+    elif (sha256 := hashlib.sha256(data).hexdigest()) != shard.sha256:
+        report.add(f"has sha256 {sha256[:12]}..., the manifest says {shard.sha256[:12]}...; bits were changed")
+    count = 0
+    for item in walk(data):
+        if isinstance(item, Damage):
+            report.add(item.what, item.key)
+            continue
+        row = rows[count] if count < len(rows) else None
+        count += 1
+        _check_sample(item, row, manifest, report)
+    if count != shard.count:
+        report.add(f"holds {count} samples, the manifest says {shard.count}")
+    return report
+
+
+def _read_index(uri: str, shard: Shard, report: _Report) -> list[dict[str, Any]]:
+    """The index as rows; empty where it is unusable, which is reported."""
+    try:
+        data = storage.read_bytes(storage.join(uri, shard.index_path))
+        if (sha256 := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
+            what = f"has sha256 {sha256[:12]}..., the manifest says {shard.index_sha256[:12]}..."
+            report.add(what, where=shard.index_path)
+            return []  # to parse changed bytes can take all memory of the machine
+        table, num_rows = read_index(data, shard)
+    except (DataError, pa.ArrowException, OSError, ValueError) as error:
+        report.add(f"cannot be read ({' '.join(str(error).split())})", where=shard.index_path)
+        return []
+    if table is None:
+        report.add(f"lists {num_rows} samples, the manifest says {shard.count}", where=shard.index_path)
+        return []
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _check_sample(sample: TarSample, row: dict[str, Any] | None, manifest: Manifest, report: _Report) -> None:
+    key = sample.key
+    report.keys.append(key)
+    if safe_key(key) != key:
+        report.add("is no safe name; expected letters, digits, _, - and inner /", key)
+    images = [ext for ext in sample.members if ext in EXTENSIONS]
+    found: dict[str, Any] = {"key": key}
+    if len(images) != 1:
+        report.add(f"has {len(images)} images ({', '.join(sample.members)}), expected one", key)
+    else:
+        member = sample.members[images[0]]
+        found |= {"ext": images[0], "offset": member.offset, "size": len(member.data), "crc32": member.crc32}
+        try:
+            decode_canvas(member.data, 1, "its image")
+        except DataError as error:
+            report.add(str(error), key)
+    if "cls" not in sample.members:
+        report.add(f"has no label ({', '.join(sample.members)}), expected a .cls file", key)
+    else:
+        text = sample.members["cls"].data.decode(errors="replace").strip()
+        if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) >= len(manifest.classes):
+            report.add(f"has label {text[:MAX_DIGITS]!r}, expected 0..{len(manifest.classes) - 1}", key)
+        else:
+            found["label"] = int(text)
+            report.labels.append(int(text))
+    found["attribute"] = _attribute(sample, manifest, report)
+    for column, value in found.items():
+        if row is not None and row[column] != value:
+            report.add(f"has {column} {value!r}, its index says {row[column]!r}", key)
+
+
+def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
+    """The attribute, -1 where there is none or (reported) none that makes sense."""
+    if "json" not in sample.members:
+        return -1
+    try:
+        attribute = json.loads(sample.members["json"].data).get("attribute", -1)
+    except (ValueError, AttributeError, RecursionError) as error:
+        report.add(f"has a .json that is no JSON object ({error})", sample.key)
+        return -1
+    if type(attribute) is not int or not -1 <= attribute < len(manifest.attributes):
+        report.add(f"has attribute {attribute!r}, expected -1..{len(manifest.attributes) - 1}", sample.key)
+        return -1
+    return attribute
+
+
+def describe(uri: str) -> str:
+    """The manifest as text for a person: classes, splits, imbalance, shot groups, attributes, size, hash, provenance."""
+    manifest = read_manifest(uri)
+    lines = [f"{manifest.name}  {uri}", f"  hash        {manifest.hash[:12]}   seed {manifest.seed}"]
+    lines.append(f"  classes     {len(manifest.classes)}: {_few(manifest.classes)}")
+    if manifest.attributes:
+        lines.append(f"  attributes  {len(manifest.attributes)}: {_few(manifest.attributes)}")
+    counts = Counter(manifest.shot_groups)
+    lines.append(
+        f"  shot groups {', '.join(f'{counts[group]} {group}' for group in SHOT_GROUPS)} (by {manifest.shot_rule})"
+    )
+    lines.append(f"  canvas      {manifest.canvas} px, mean {_floats(manifest.mean)}, std {_floats(manifest.std)}")
+    lines.append(f"  {'split':<11} {'images':>9} {'shards':>6} {'MB':>8}  images per class")
+    for name in sorted(manifest.splits, key=lambda name: (KINDS.index(_kind(name)), name)):
+        part, per_class = manifest.splits[name], manifest.class_counts[name]
+        low, high = min(per_class), max(per_class)
+        spread = f"{low}" if low == high else f"{high}..{low}" + (f", imbalance {high / low:.4g}" if low else "")
+        size_mb = sum(shard.bytes for shard in part.shards) / 1e6
+        lines.append(f"  {name:<11} {part.num_samples:>9,} {len(part.shards):>6} {size_mb:>8.1f}  {spread}")
+    lines += [f"  {remark}" for remark in remarks(manifest)]
+    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items() if key != WITHOUT_IMAGES]
+    return "\n".join(map(printable, lines))
+
+
+def _few(names: tuple[str, ...], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _floats(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,34 @@
+"""Cross-entropy: -log softmax(s)_y.
+
+Source: textbook. Its gradient is softmax(s) - onehot(y); uniform logits give log C.
+Shapes: logits [B, C] -> loss [B]. A head with experts is judged by the mean of their logits.
+Cost: O(B C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ltcore.batch import ModelOutput
+from ltcore.objective.interface import Base, LossContext, widened
+
+
+class CrossEntropy(Base):
+    """Plain softmax cross-entropy."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        label_smoothing: float = 0.0
+        """Share of the target spread evenly over all classes. Range [0, 1)."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.label_smoothing < 1:
+                raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+    def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
+        """[B] loss per sample."""
+        logits_BC = widened(out.mean_logits_BC)
+        return F.cross_entropy(logits_BC, labels_B, reduction="none", label_smoothing=self.cfg.label_smoothing)

@@ -1,0 +1,58 @@
+"""Focal loss: cross-entropy of samples that are already well predicted counts less, -(1 - p_y)^gamma log p_y.
+
+Source: Lin et al., "Focal loss for dense object detection", ICCV 2017. Three losses share the name in long-tail codes:
+``form='softmax'`` with the gradient through the factor (LDAM-DRW), the same without it (``detach``, GLT), and
+``form='sigmoid'``, one binary problem per class, summed over classes (the original, bag of tricks).
+Differs: p is always the probability of the plain prediction. Codes that apply the factor to a weighted loss take exp(-w
+CE) for p, which is another number wherever w is not 1.
+Shapes: logits [B, C] -> loss [B].
+Cost: O(B C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ltcore.batch import ModelOutput
+from ltcore.objective.interface import Base, LossContext, widened
+
+FORMS = ("softmax", "sigmoid")
+
+
+class Focal(Base):
+    """Cross-entropy with a factor for hard samples."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        gamma: float = 2.0
+        """Exponent of the factor, >= 0. 0 is cross-entropy (softmax) or its binary sum (sigmoid)."""
+        form: str = "softmax"
+        """'softmax' over classes, or 'sigmoid' per class."""
+        detach: bool = False
+        """Whether the factor is a constant for the gradient, as in GLT's code."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.gamma < float("inf"):
+                raise ValueError(f"gamma must be a finite number >= 0, got {self.gamma}")
+            if self.form not in FORMS:
+                raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+
+    def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
+        """[B] loss per sample."""
+        cfg, logits_BC = self.cfg, widened(out.mean_logits_BC)
+        if cfg.form == "softmax":
+            return focal(F.log_softmax(logits_BC, 1).gather(1, labels_B[:, None])[:, 0], cfg.gamma, cfg.detach)
+        sign_BC = 2 * F.one_hot(labels_B, logits_BC.shape[1]) - 1
+        return focal(F.logsigmoid(sign_BC * logits_BC), cfg.gamma, cfg.detach).sum(1)
+
+
+def focal(log_p: Tensor, gamma: float, detach: bool = False) -> Tensor:
+    """-(1 - p)^gamma log p, elementwise."""
+    if gamma == 0:
+        return -log_p
+    # The power has no gradient at base 0 for gamma < 1: a certain sample gets the smallest base instead.
+    miss = -log_p.expm1().clamp_max(-1e-12)
+    return -((miss.detach() if detach else miss) ** gamma) * log_p

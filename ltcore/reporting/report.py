@@ -1,0 +1,78 @@
+"""Self-contained HTML reports of sweeps and runs, rendered from what they wrote; and a sweep in words for the terminal.
+
+Every number in a page stands in an element with ``data-run``, ``data-metric`` and ``data-value`` (exact), so a page can
+be checked against the run files. A page needs no network, no script and no file beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltcore.errors import DataError
+from ltcore.reporting.page import moment
+from ltcore.reporting.records import read_run, read_sweep, value_text
+from ltcore.reporting.runs_page import runs_page
+from ltcore.reporting.summary import percent, ranked_table, summary_lines
+from ltcore.reporting.sweep_page import sweep_page
+from ltcore.storage import write_bytes_atomic
+from ltcore.text import duration, storable
+
+__all__ = ["make_report", "make_table", "ranked_table", "summary_lines", "write_report", "write_runs_report"]
+
+
+def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
+    """Write the report of a local sweep directory, finished or not, to ``out`` or its ``report.html``; return the path."""
+    folder = Path(sweep_dir)
+    return _write("sweep.html.j2", sweep_page(read_sweep(folder)), Path(out) if out else folder / "report.html")
+
+
+def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write the report of one or more local run directories and return its path.
+
+    It goes to ``out``; by default into the run directory, or, for several, into the deepest directory they share.
+    """
+    folders = [Path(folder).absolute() for folder in run_dirs]
+    for folder in folders:
+        if not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists():
+            raise DataError(f"{folder} is no run directory: it has neither run.json nor metrics.jsonl.")
+    path = Path(out) if out else Path(os.path.commonpath(folders)) / "report.html"
+    return _write("runs.html.j2", runs_page([read_run(folder) for folder in folders]), path)
+
+
+def make_report(folders: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write the report of whatever is there: one sweep directory, or run directories."""
+    if len(folders) == 1 and (Path(folders[0]) / "sweep.json").exists():
+        return write_report(folders[0], out)
+    return write_runs_report(folders, out)
+
+
+def make_table(folders: Sequence[Path | str]) -> tuple[str, list[str]]:
+    """Finished runs as a Markdown table (``ltcore.reporting.results_table``), and which folders are not in it, and why.
+
+    Raises DataError where none is.
+    """
+    from ltcore.reporting.results_table import missing, results_table  # reads every recipe: only where it is wanted
+
+    runs = [read_run(Path(folder)) for folder in folders]
+    left_out = [f"{run.path}: {missing(run)}" for run in runs if missing(run)]
+    if len(left_out) == len(runs):
+        raise DataError(f"No finished run among these: {'; '.join(left_out[:5])}. Give directories of finished runs.")
+    return results_table([run for run in runs if not missing(run)]), left_out
+
+
+def _write(template: str, context: Mapping[str, Any], path: Path) -> Path:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "value_text": value_text, "duration": duration, "moment": moment}
+    write_bytes_atomic(str(path), storable(environment.get_template(template).render(context)).encode())
+    return path

@@ -1,0 +1,91 @@
+"""What the report of plain runs shows: one run, or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ltcore.config.keys import effective
+from ltcore.reporting import figures
+from ltcore.reporting.page import IDENTITY, config_rows, machine, stored_curves, table_of_tests
+from ltcore.reporting.records import StoredRun, protocol, value_text
+from ltcore.reporting.summary import percent
+from ltcore.reporting.svg import RUN_COLORS
+from ltcore.text import duration, printable
+
+
+def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
+    """The context of ``runs.html.j2``."""
+    names = _names(runs)
+    return {
+        "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
+        "headline": _headline(runs),
+        "runs": [_row(name, run) for name, run in zip(names, runs, strict=True)],
+        "differing": _differing([effective(run.info.get("config") or {}) for run in runs]),
+        "tests": table_of_tests(dict(zip(names, runs, strict=True))),
+        "figures": _curves(names, runs),
+        "config": config_rows(runs[0], None),
+        "machine": machine(runs, {}),
+    }
+
+
+def _names(runs: Sequence[StoredRun]) -> list[str]:
+    """The directories' names, with as many parents as it takes to tell them apart."""
+    for depth in range(1, max(len(run.path.parts) for run in runs) + 1):
+        names = [printable("/".join(run.path.parts[-depth:])) for run in runs]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _differing(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The keys whose values are not the same in all runs."""
+    rows = []
+    for key in dict.fromkeys(key for config in configs for key in config):
+        values = [value_text(config.get(key)) for config in configs]
+        if len(set(values)) > 1 and key not in IDENTITY:
+            rows.append({"key": key, "texts": values})
+    return rows
+
+
+def _headline(runs: Sequence[StoredRun]) -> str:
+    if len(runs) > 1:
+        states = [run.info.get("status", "without run.json") for run in runs]
+        return f"{len(runs)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) + "."
+    info = runs[0].info
+    done, planned = info.get("epochs_done", 0), info.get("epochs_planned", "?")
+    tests = [f"{protocol(split, info)[0]} top-1 {percent(m.get('top1'))}" for split, m in runs[0].tests().items()]
+    return f"{str(info.get('status', 'unknown')).capitalize()} after {done} of {planned} epochs" + (
+        f": {', '.join(tests)}." if tests else "."
+    )
+
+
+def _row(name: str, run: StoredRun) -> dict[str, Any]:
+    info = run.info
+    return {
+        "name": name,
+        "status": info.get("status", "unknown"),
+        "reason": info.get("reason"),
+        "seed": info.get("seed"),
+        "done": info.get("epochs_done"),
+        "planned": info.get("epochs_planned"),
+        "last": (info.get("last") or {}).get("val/top1"),
+        "best": (info.get("best") or {}).get("val/top1"),
+        "time": duration(info.get("seconds")),
+        "data": (info.get("data") or {}).get("name", "—"),
+    }
+
+
+CURVES = {"val/top1": "validation top-1", "val/macro_precision": "validation macro precision"}
+
+
+def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, str]:
+    """One figure per metric; a handful of runs in color, more of them without names."""
+    few = len(runs) <= len(RUN_COLORS)
+    roles = RUN_COLORS if few else ["finished"] * len(runs)
+    found = {}
+    for metric, title in CURVES.items():
+        lines = stored_curves([(n, role, run) for n, role, run in zip(names, roles, runs, strict=False)], metric)
+        if lines:
+            found[title] = figures.curves(lines, title, metric.replace("/", "-"))
+    return found

@@ -1,0 +1,123 @@
+"""What a person sees while a sweep runs: one block that is redrawn on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+
+from ltcore.reporting.terminal import Terminal, styled
+
+
+class Board:
+    """Stages, running trials, best value, throughput, time left. Thread-safe enough: one writer thread per field."""
+
+    def __init__(self, console: Terminal | None = None) -> None:
+        self.console = console or Terminal()
+        self.stages: dict[str, float] = {}
+        self._stage = ""
+        self._stage_began = self._began = time.monotonic()
+        self._runs: dict[str, dict[str, Any]] = {}
+        self._before: set[str] = set()
+        """Runs of earlier stages, which the workers' actor still remembers."""
+        self._ended: set[str] = set()
+        self._resting: dict[str, dict[str, Any]] = {}
+        """Runs that wait to be continued, and what was heard of them last."""
+        self._expected = 0
+        self._live: Live | None = None
+        self._last_line = 0.0
+
+    @contextmanager
+    def stage(self, name: str, expected: int = 0) -> Iterator[None]:
+        """Times a stage and shows it; ``expected`` is the number of runs that will be heard of in it."""
+        self._stage, self._stage_began, self._expected = name, time.monotonic(), expected
+        self._before |= set(self._runs)
+        self._runs, self._ended = {}, set()
+        self.say((name, "bold"))
+        live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
+        try:
+            if expected and self.console.is_terminal:
+                self._live = live
+                with live:
+                    yield
+            else:
+                yield
+        finally:
+            self._live = None
+            self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - self._stage_began
+
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """Prints a message, made of strings and of pairs (string, style)."""
+        elapsed = time.monotonic() - self._began
+        line = styled((f"{elapsed:6.1f} s", "dim"), "  ", *parts)
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
+
+    def update(self, snapshot: dict[str, dict[str, Any]]) -> None:
+        """Takes the latest state of all runs; prints a line now and then where there is no terminal."""
+        self._runs = {run: state for run, state in snapshot.items() if run not in self._before}
+        if self._live is None and time.monotonic() - self._last_line > 10 and self._expected:
+            self._last_line = time.monotonic()
+            self.say(self._headline())
+
+    def ended(self, run: str, *parts: str | tuple[str, str]) -> None:
+        """Says how a run ended, if there is more to say, which is not shown as running from now on."""
+        self._ended.add(run)
+        if parts:
+            self.say(*parts)
+
+    def rest(self, run: str) -> None:
+        """The run stands still until it is heard of again."""
+        self._resting[run] = self._runs.get(run, {})
+
+    def _moves(self, run: str, state: dict[str, Any]) -> bool:
+        return run not in self._ended and not _at_end(state) and self._resting.get(run) != state
+
+    def _headline(self) -> str:
+        running = [state for run, state in self._runs.items() if self._moves(run, state)]
+        rate = sum(state.get("images_per_s", 0.0) for state in running)
+        values = [state["val/top1"] for state in self._runs.values() if state.get("val/top1") is not None]
+        best = f", best val top-1 so far {100 * max(values):.1f}%" if values else ""
+        left = self._time_left()
+        return (
+            f"{self._stage}: {len(self._ended)} of {self._expected} done, {len(running)} running, "
+            f"{rate:,.0f} images/s{best}" + (f", at most {left:.0f} s left" if left is not None else "")
+        )
+
+    def _time_left(self) -> float | None:
+        """Elapsed time scaled by the images still to come; an upper bound, since trials may be stopped early."""
+        totals = [state["total_images"] for state in self._runs.values() if state.get("total_images")]
+        if not totals:
+            return None
+        whole = self._expected * max(totals)
+        done = sum(
+            max(totals) if run in self._ended else state.get("images_seen", 0) for run, state in self._runs.items()
+        )
+        elapsed = time.monotonic() - self._stage_began
+        return None if done == 0 else elapsed * max(whole - done, 0) / done
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for name in ("run", "epoch", "seen", "val top-1", "images/s"):
+            table.add_column(name, justify="left" if name == "run" else "right")
+        for run, state in self._runs.items():
+            if self._moves(run, state):
+                share = state.get("images_seen", 0) / max(state.get("total_images", 0), 1)
+                value = state.get("val/top1")
+                table.add_row(
+                    run,
+                    str(state.get("epoch", 0)),
+                    f"{100 * min(share, 1):.0f}%",
+                    "-" if value is None else f"{100 * value:.1f}%",
+                    f"{state.get('images_per_s', 0):,.0f}",
+                )
+        return Group(self._headline(), table)
+
+
+def _at_end(state: dict[str, Any]) -> bool:
+    """It has seen all its images; what is left is a matter of seconds, and of the driver taking notice."""
+    return 0 < state.get("total_images", 0) <= state.get("images_seen", 0)

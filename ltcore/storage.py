@@ -1,0 +1,226 @@
+"""Files on a disk or in an object store, through one set of small functions, and the node's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import platformdirs
+from pyarrow import fs as pafs
+
+from ltcore.errors import ConfigError, DamagedFileError, DataError, refuse_userinfo
+
+REMOTE_SCHEMES = ("s3", "gs", "gcs")
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else ""
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI is a plain path or ``file://``."""
+    return _scheme(uri) in ("", "file")
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI; ``~`` is expanded."""
+    return Path(uri.removeprefix("file://")).expanduser()
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri/part/part``."""
+    return "/".join([uri.rstrip("/") or "/", *parts])
+
+
+@functools.lru_cache(maxsize=16)
+def _remote_fs(root: str, endpoint: str | None) -> pafs.FileSystem:
+    """The file system of ``scheme://bucket``. A given endpoint skips the region look-up, which only AWS answers."""
+    if root.startswith("s3://") and endpoint:
+        address = urlsplit(endpoint)
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return pafs.S3FileSystem(endpoint_override=address.netloc, scheme=address.scheme, region=region)
+    return pafs.FileSystem.from_uri(root)[0]
+
+
+def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a URI and the path inside it.
+
+    Plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL) and ``gs://``; anything else is a ConfigError.
+    """
+    if is_local(uri):
+        return pafs.LocalFileSystem(), str(local_path(uri).absolute())
+    variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
+    endpoint = os.environ.get(variable)
+    try:
+        refuse_userinfo(**{f"{uri.partition('://')[0]}://...": uri, variable: endpoint})
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    scheme, _, path = uri.partition("://")
+    if scheme not in REMOTE_SCHEMES:
+        raise ConfigError(f"{uri}: {scheme}:// is not supported. Use a path, file://, s3:// or gs://.")
+    try:
+        return _remote_fs(f"{scheme}://{path.split('/', 1)[0]}", endpoint), path
+    except OSError as error:
+        raise DataError(f"{uri}: the store cannot be opened ({error}). Check the name and the credentials.") from error
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder of that name."""
+    filesystem, path = open_fs(uri)
+    try:
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    except OSError as error:
+        raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
+
+
+def list_files(uri: str) -> list[str]:
+    """Names, relative to ``uri``, of all files below it; [] where there is nothing.
+
+    They are safe to join to a folder: an object store knows no folders, and a name there may climb (``run/../x``). DataError
+    where one does.
+    """
+    filesystem, root = open_fs(uri)
+    root = root.rstrip("/")
+    try:
+        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise DataError(f"{uri} cannot be listed: {error}. Check the name and the credentials.") from error
+    names = sorted(info.path[len(root) + 1 :] for info in found if info.type == pafs.FileType.File)
+    for name in names:
+        if not is_inner(name):
+            raise DataError(
+                f"{uri} holds an object named {name!r}, which is no path below it. Remove it, or use another place."
+            )
+    return names
+
+
+def is_inner(name: str) -> bool:
+    """Whether a name that somebody else chose is a plain path below the folder that it is joined to."""
+    return not {"", ".", ".."} & set(name.split("/")) and not re.search(r"[\\\0]", name)
+
+
+def remove_folder(uri: str, first: str) -> None:
+    """Removes a folder in an object store with all that is in it; the file ``first`` goes before the others."""
+    filesystem, path = open_fs(uri)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{first}")
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(path)
+    except OSError as error:
+        raise DataError(f"{uri} cannot be removed: {error}. Check permissions.") from error
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file; DataError where it is missing or unreadable."""
+    filesystem, path = open_fs(uri)
+    try:
+        if is_local(uri) and not is_plain(Path(path).stat()):
+            raise DataError(f"{uri} is no plain file. Replace it by one, or remove it.")
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError as error:
+        raise DataError(f"{uri} does not exist. Check the path, or make the data set again.") from error
+    except OSError as error:
+        raise DataError(f"{uri} cannot be read: {error}.") from error
+
+
+def is_plain(found: os.stat_result) -> bool:
+    """Whether reading ends: pipes and devices may give nothing, or something without end."""
+    return stat.S_ISREG(found.st_mode)
+
+
+def write_bytes_atomic(uri: str, data: bytes) -> None:
+    """Writes the whole file or nothing: a temporary file, fsync and rename; object stores do so by themselves."""
+    try:
+        if is_local(uri):
+            _write_local(local_path(uri), data)
+        else:
+            filesystem, path = open_fs(uri)
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+    except OSError as error:
+        raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
+
+
+def read_json(uri: str | Path) -> dict[str, Any] | None:
+    """Reads the object in a JSON file; None where there is no such file. DamagedFileError names a file that is damaged."""
+    place = str(uri)
+    return _object(place, read_bytes(place)) if exists(place) else None
+
+
+def write_json(uri: str | Path, value: Any) -> None:
+    """Writes the whole file or nothing, as ``write_bytes_atomic``."""
+    write_bytes_atomic(str(uri), json.dumps(value, indent=1).encode())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Reads the objects of a JSON-lines file; [] where there is none. A last line cut off by a kill is left out.
+
+    DamagedFileError names a file that is damaged anywhere else.
+    """
+    if not path.exists():
+        return []
+    lines = read_bytes(str(path)).split(b"\n")[:-1]  # what follows the last newline is torn or empty
+    return [_object(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line]
+
+
+def _object(where: str, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{where} is not JSON ({error}). {_DAMAGED}") from None
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{where} holds a {type(value).__name__}, expected a JSON object. {_DAMAGED}")
+    return value
+
+
+_DAMAGED = "It is damaged: restore it, or start again with --fresh."
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside the folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def cache_root() -> Path:
+    """The node's cache folder: ``LTCORE_CACHE``, or ``ltcore`` in the user's cache folder."""
+    chosen = os.environ.get("LTCORE_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("ltcore"))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock between processes (and threads) on the file ``path``, which is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,115 @@
+"""The weights that a run starts from, where these are another run's, or of a pretrained backbone (``train.init_from``)."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from torch import Tensor
+
+from ltcore import dist
+from ltcore.config.load import flat
+from ltcore.config.schema import RunConfig
+from ltcore.errors import CheckpointError
+from ltcore.models.net import PROJECTIONS
+from ltcore.storage import read_bytes
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.build import Parts
+from ltcore.training.fetch import fetched_checkpoint
+
+WEIGHT_FILES = (".pth", ".pt")
+_EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+)\.")
+_SAME = ("model.name", "model.head", "model.cosine_scale", "model.num_experts", "model.expert_width")
+"""What makes a network with the same tensors compute the same function."""
+
+
+def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Loads the weights of ``train.init_from`` into the network and its moving averages. A collective: rank 0 reads.
+
+    Returns the checkpoint's place, epoch and step, for the run's record. Raises CheckpointError where it is of another
+    network or of other classes. A projection starts by the run's seed unless the checkpoint has one of the same sizes; of
+    a file of torchvision's weights the backbone alone is taken.
+    """
+    uri = cfg.train.init_from
+    assert uri is not None
+    net = parts.step.net
+    found = None
+    if dist.rank() == 0:
+        is_file = uri.endswith(WEIGHT_FILES)
+        found = _read_backbone(uri, net.state_dict()) if is_file else _read(uri, flat(cfg), classes, net.state_dict())
+    weights, origin = dist.broadcast_object(found)
+    own, theirs = _projection(net.state_dict()), _projection(weights)
+    fits = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}
+    net.load_state_dict(_beside_projections(weights) | (theirs if fits else own))
+    for copy in (parts.step.key, parts.average):
+        if copy is not None:
+            copy.net.load_state_dict(net.state_dict())
+    return origin
+
+
+def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """``own`` with the backbone's tensors out of a state dict with torchvision's names; every expert takes the same."""
+    data = io.BytesIO(read_bytes(uri))
+    try:
+        theirs = ckpt.read_tensors(data)
+    except Exception as error:  # it raises anything on foreign bytes
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(f"train.init_from={uri} is no file of tensors ({problem}). Use another file.") from error
+    names = {name: _EXPERT.sub("", name) for name in own if name.startswith("backbone.")}
+    known = theirs if isinstance(theirs, dict) else {}
+    wrong = [
+        f"{name}: {tuple(getattr(known.get(name), 'shape', ())) or 'nothing'} there, {tuple(own[mine].shape)} expected"
+        for mine, name in names.items()
+        if not name.endswith(".num_batches_tracked") and getattr(known.get(name), "shape", None) != own[mine].shape
+    ]
+    wrong += [f"{name}: not part of it" for name in known.keys() - set(names.values()) if not name.startswith("fc.")]
+    if wrong:
+        raise CheckpointError(
+            f"train.init_from={uri} does not hold torchvision's weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
+            f"{len(wrong)} in all). Use the file of the network that model.name names, with model.num_experts=1."
+        )
+    ckpt.refuse_bad_weights(f"train.init_from={uri}", known)
+    mine = {name: value.cpu() for name, value in own.items()}  # they go to all ranks, each with a device of its own
+    return mine | {name: known[theirs] for name, theirs in names.items() if theirs in known}, {"weights": uri}
+
+
+def _projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(PROJECTIONS)}
+
+
+def _read(
+    uri: str, config: dict[str, Any], classes: tuple[str, ...], own: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with fetched_checkpoint(uri, weights=True) as path:
+        if not path.exists():
+            raise CheckpointError(f"train.init_from={uri} does not exist: expected a run or checkpoint directory.")
+        found = ckpt.read(path, uri)
+        _refuse_others(uri, found, config, classes)
+        weights = found.model_state()
+    ckpt.refuse_other_network(f"{found.place}/model.pt", _beside_projections(weights), _beside_projections(own))
+    return weights, {"checkpoint": found.place, "epoch": found.meta["epoch"], "step": found.meta["step"]}
+
+
+def _beside_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(PROJECTIONS)}
+
+
+def _refuse_others(uri: str, found: ckpt.Checkpoint, config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Raises CheckpointError where the checkpoint is of another kind of network or of other classes."""
+    found.require("config", "classes", "epoch", "step")
+    theirs = found.meta["config"]
+    different = [
+        f"{key}: {theirs.get(key)!r} there, {config[key]!r} now" for key in _SAME if theirs.get(key) != config[key]
+    ]
+    if different:
+        raise CheckpointError(
+            f"train.init_from={uri} holds another network ({'; '.join(different)}). Set these keys alike, or start from "
+            "another checkpoint."
+        )
+    if tuple(found.meta["classes"]) != classes:
+        raise CheckpointError(
+            f"train.init_from={uri} knows {len(found.meta['classes'])} classes "
+            f"({', '.join(map(str, found.meta['classes'][:3]))}, ...), the data have {len(classes)} "
+            f"({', '.join(classes[:3])}, ...): they must be the same, in the same order."
+        )

@@ -1,0 +1,302 @@
+"""One run from a plain JSON job, in whatever process it was placed: opens data, tracker and directory, and calls ``fit``
+(or ``fit_stage2``).
+
+Everything that crosses a process boundary is a ``Job``; the receiving side validates the configuration again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltcore import dist
+from ltcore.config.load import flat, from_dict, to_yaml
+from ltcore.config.schema import RunConfig
+from ltcore.data.loading.loader import Feed, open_feed
+from ltcore.data.shards.manifest import read_manifest
+from ltcore.errors import CapacityError, CheckpointError
+from ltcore.storage import cache_root, is_local, read_json
+from ltcore.tracking.base import Tracker
+from ltcore.tracking.tracker import open_tracker
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.build import num_views
+from ltcore.training.context import RunContext
+from ltcore.training.fork import fork
+from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
+from ltcore.training.lease import Lease, alone, make_folder
+from ltcore.training.record import RunInfo, RunRecord, now
+from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
+from ltcore.training.stage2.trainer import fit_stage2
+from ltcore.training.stored import remove
+from ltcore.training.sync import Mirror
+from ltcore.training.trainer import StopRequested, fit
+from ltcore.version import check_same_code, code_version
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is. Plain JSON."""
+
+    config: dict[str, Any]
+    """Tree of a ``RunConfig``."""
+    data_uri: str
+    """Shards with a manifest, readable from every node."""
+    run_uri: str
+    """Directory of the run: a local path or a URI on shared storage."""
+    info: dict[str, Any]
+    """Fields of a ``RunInfo``."""
+    cpus: int = 0
+    """CPUs given to each worker; 0: all that the process may use."""
+    pulse: str = ""
+    """Name of the actor that takes signs of life; '' where nobody listens."""
+    nonce: str = field(default="", repr=False)
+    """What that actor wants to see before it hands over the W&B key."""
+    fork_of: str = ""
+    """Directory of a run whose newest checkpoint this one starts from; '' starts from the beginning."""
+    code: str = field(default_factory=code_version)
+    """Code of the driver; a node with other code refuses the job."""
+    shown_as: str = ""
+    """What the run is called on the driver's board."""
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def scratch_dir(run_uri: str) -> Path:
+    """Where a run whose directory is on an object store works on this node; the same for every attempt."""
+    return cache_root() / "runs" / hashlib.sha256(run_uri.encode()).hexdigest()[:16]
+
+
+def feed_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
+    """Arguments of every loader of a run, beside where the data are."""
+    return {
+        "batch_size": cfg.train.batch_size,
+        "seed": cfg.seed,
+        "rank": ctx.rank,
+        "world": ctx.world,
+        "augment": cfg.augment,
+        "num_views": num_views(cfg),
+    }
+
+
+def open_own_feed(cfg: RunConfig, uri: str, ctx: RunContext) -> Feed:
+    """Opens the loader of one rank that needs no other process."""
+    return open_feed(cfg.data, uri, **feed_options(cfg, ctx))
+
+
+OpenFeed = Callable[[RunConfig, str, RunContext], Feed]
+"""(configuration, URI of the shards, context) -> the loader of one rank."""
+
+
+def execute(job: Job, ctx: RunContext, open_run_feed: OpenFeed = open_own_feed) -> dict[str, Any]:
+    """Runs or continues the job. Returns the content of ``run.json`` (of rank 0).
+
+    ``open_run_feed`` says where batches come from; Ray's side hands in its own, which streams.
+
+    A run that already finished is not repeated: its stored record comes back. Whatever ends the run early is written into
+    ``run.json`` (stopped or failed, with the reason) before it travels on.
+    """
+    check_same_code(job.code)
+    with dist.expecting(ctx.world), alone(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext() as lease:
+        return _execute(job, ctx, lease, open_run_feed)
+
+
+def _execute(job: Job, ctx: RunContext, lease: Lease | None, open_run_feed: OpenFeed) -> dict[str, Any]:
+    cfg = resolved(from_dict(job.config))
+    torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
+    mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
+    info = RunInfo(**{**job.info, "hot": tuple(job.info.get("hot", ()))})
+    done = None
+    if ctx.rank == 0:  # it alone knows the run directory; what it finds is true for all
+        make_folder(mirror.local)
+        mirror.pull()
+        done = read_json(mirror.local / "run.json")
+    done = dist.broadcast_object(done)
+    if done is not None and done["status"] == "finished":
+        refuse_other_run(job, done)
+        return done
+    with contextlib.closing(open_run_feed(cfg, job.data_uri, ctx)) as feed:
+        tracked_as = done["tracked_as"] if done and "tracked_as" in done else f"{info.id}-{secrets.token_hex(3)}"
+        return _run(job, cfg, _Mirrored(ctx, mirror, lease), mirror, info, feed, tracked_as)
+
+
+def refuse_other_run(job: Job, done: dict[str, Any]) -> None:
+    """CheckpointError where the finished run whose record is ``done`` is not the one that the job describes: another
+    configuration, other data, or other weights to start from under the same name."""
+    cfg = resolved(from_dict(job.config))
+    ckpt.refuse_differences(job.run_uri, done["config"], flat(cfg), tuple(job.info.get("hot", ())))
+    ckpt.refuse_other_data(job.run_uri, done["data"]["hash"], read_manifest(job.data_uri).hash)
+    if cfg.stage2 is not None:
+        with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:
+            found_now = origin(found)
+        if any(done["stage1"].get(key) != value for key, value in found_now.items()):
+            raise CheckpointError(
+                f"{job.run_uri} started from another state of stage2.from_run={cfg.stage2.from_run}: that run was trained anew "
+                "since. Use another --name, or --fresh."
+            )
+
+
+def _run(
+    job: Job, cfg: RunConfig, ctx: _Mirrored, mirror: Mirror, info: RunInfo, feed: Feed, tracked_as: str
+) -> dict[str, Any]:
+    """``tracked_as`` is the id in W&B: drawn when the run begins, so that neither --fresh nor another storage continues a run
+    there that is not this one."""
+    run_dir, lead = mirror.local, ctx.rank == 0
+    fields = _first_fields(cfg, info, ctx, feed) | {"tracked_as": tracked_as}
+    record = RunRecord(run_dir / "run.json" if lead else None, fields)
+    previous = ckpt.find(run_dir / "checkpoints") if cfg.stage2 is None else None  # stage 2 begins at its beginning
+    earlier: list[dict[str, Any]] = []
+    if lead and previous is None and job.fork_of:
+        earlier = _fork(job.fork_of, run_dir, flat(cfg))
+    if lead:
+        (run_dir / "config.yaml").write_text(to_yaml(cfg))
+    record.write()
+    if lead:
+        mirror.push()  # from now on this start of the run is known, also to a node that goes on with it
+    tracker = open_tracker(
+        run_dir=run_dir,
+        run_id=tracked_as,
+        group=info.group,
+        name=cfg.name,
+        config_flat=flat(cfg),
+        options=cfg.tracking,
+        rank=ctx.rank,
+        # the end of its last whole epoch: one that ended just before it was saved is logged again
+        resume_step=previous.meta["epoch"] * feed.num_batches if previous else 0,
+        job_type=info.kind,
+    )
+    status = "failed"
+    try:
+        for row in earlier:
+            tracker.log({key: value for key, value in row.items() if key != "step"}, row["step"])
+        loop = fit if cfg.stage2 is None else fit_stage2
+        fields = loop(cfg, feed, ctx, run_dir, tracker, info, record)
+        status = "finished"
+    except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
+        status = "stopped"
+        record.update(
+            status=status, reason=str(stop) if isinstance(stop, StopRequested) else "ended early by the driver"
+        )
+        raise
+    except torch.OutOfMemoryError as error:
+        problem = CapacityError(
+            f"The memory of {ctx.device} is full ({error}). Lower train.batch_size, raise train.accumulate, or take more "
+            "--workers, under another --name."
+        )
+        record.update(status=status, reason=str(problem))
+        raise problem from error
+    except BaseException as error:
+        record.update(status=status, reason=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        _log_per_class(tracker, record.fields)
+        tracker.finish(_summary(record.fields), status)
+        if lead:
+            mirror.close()
+    return fields
+
+
+def _fork(source_uri: str, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Mirror(source_uri, Path(scratch))
+        source.pull()
+        return fork(source.local, run_dir, config)
+
+
+def _log_per_class(tracker: Tracker, fields: dict[str, Any]) -> None:
+    for split, values in fields.get("per_class", {}).items():
+        data = fields["data"]
+        rows = list(zip(data["classes"], data["shot_groups"], values, strict=True))
+        tracker.table(f"{split}/per_class", ["class", "shot", "accuracy"], rows)
+
+
+class _Mirrored:
+    """The context, with the run directory pushed to its storage whenever an epoch is reported or a checkpoint saved, as long
+    as the directory is this process's."""
+
+    def __init__(self, ctx: RunContext, mirror: Mirror, lease: Lease | None) -> None:
+        self._ctx, self._mirror, self._lease = ctx, mirror, lease
+        self.engine, self.rank, self.world, self.device = ctx.engine, ctx.rank, ctx.world, ctx.device
+        self.checkpoint_every_epoch = ctx.checkpoint_every_epoch
+
+    def report(self, metrics: Any, checkpoint: Path | None) -> None:
+        self._push(wait=True)
+        self._ctx.report(metrics, checkpoint)
+
+    def saved(self) -> None:
+        self._push(wait=False)
+        self._ctx.saved()
+
+    def _push(self, *, wait: bool) -> None:
+        if self._lease is not None:  # rank 0
+            self._lease.check()
+            self._mirror.push(wait=wait)
+
+    def stop_requested(self) -> bool:
+        return self._ctx.stop_requested()
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        self._ctx.beat(epoch, images_seen, total_images)
+
+
+def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, feed: Feed) -> dict[str, Any]:
+    manifest = feed.store.manifest
+    return {
+        "id": info.id,
+        "name": cfg.name,
+        "kind": info.kind,
+        "group": info.group,
+        "seed": cfg.seed,
+        "config": flat(cfg),
+        "epochs_planned": cfg.epochs,
+        "epochs_done": 0,
+        "images_seen": 0,
+        "last": {},
+        "best": {},
+        "data": {
+            "name": manifest.name,
+            "hash": manifest.hash,
+            "num_train": manifest.split(cfg.data.train_split).num_samples,
+            "classes": list(manifest.classes),
+            "shot_groups": list(manifest.shot_groups),
+            "tier": feed.tier,
+            "tier_reason": feed.why,
+        },
+        "hardware": describe_hardware(),
+        "precision": choose_precision(cfg.train.precision, ctx.device).why,
+        "threads": torch.get_num_threads(),
+        "world": ctx.world,
+        "device": str(ctx.device),
+        "engine": ctx.engine,
+        "pid": os.getpid(),
+        "versions": versions(),
+        "started_at": now(),
+    }
+
+
+def _summary(fields: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the W&B summary: best, last and test values, flat."""
+    flat_fields: dict[str, Any] = {}
+    for section in ("last", "best"):
+        flat_fields |= {f"{section}/{key}": value for key, value in fields.get(section, {}).items()}
+    for split, values in fields.get("test", {}).items():
+        flat_fields |= {f"{split}/{key}": value for key, value in values.items()}
+    return flat_fields
+
+
+def forget(run_uri: str) -> str:
+    """Removes a run or sweep and what this node keeps of it (``--fresh``). Returns what was done in words."""
+    done = remove(run_uri)
+    if not is_local(run_uri):
+        shutil.rmtree(scratch_dir(run_uri), ignore_errors=True)
+    return done

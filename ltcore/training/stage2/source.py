@@ -1,0 +1,114 @@
+"""The run that stage 2 starts from: its checkpoint, and the configuration that stage 2 takes over from it.
+
+A run of stage 2 is a run of stage 1 with another classifier, and its record says so: data, augmentation, model, objective
+and training are those of ``stage2.from_run``. Whoever leaves them at their defaults gets them from there; whoever sets one
+to something else is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from ltcore.config.keys import comes_from_stage1
+from ltcore.config.load import dump, flat, from_flat
+from ltcore.config.overrides import flatten
+from ltcore.config.schema import RunConfig
+from ltcore.errors import CheckpointError, ConfigError
+from ltcore.storage import is_local, local_path, read_json
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.fetch import fetched_checkpoint
+
+
+@contextlib.contextmanager
+def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
+    """The checkpoint at a path or URI, as ``evaluate.py`` finds it: of a run directory the best one, else the last.
+
+    From an object store only what is needed is fetched, without the weights unless they are asked for, and it is gone again
+    when the context ends. CheckpointError where there is none, ConfigError where the run has not finished.
+    """
+    with fetched_checkpoint(uri, weights=weights) as path:
+        if not (path / "meta.json").exists() and not (path / "checkpoints").is_dir():
+            raise CheckpointError(
+                f"stage2.from_run={uri} is neither a run nor a checkpoint: expected meta.json or checkpoints/ in it. Train "
+                "stage 1 first, and give its run directory."
+            )
+        record = read_json(path / "run.json")
+        if record is not None and not {"status", "epochs_done", "epochs_planned"} <= record.keys():
+            raise CheckpointError(
+                f"{uri}/run.json does not say how the run ended. It is damaged: remove it, or give one of the run's checkpoints/ "
+                "by name."
+            )
+        if record is not None and record["status"] != "finished":
+            raise ConfigError(
+                f"stage2.from_run={uri} is a run that {_how(record['status'])} after {record['epochs_done']} of "
+                f"{record['epochs_planned']} epochs. Let it finish (the same command continues it), or give one of its "
+                "checkpoints/ by name."
+            )
+        yield ckpt.read(path, uri)
+
+
+def origin(found: ckpt.Checkpoint) -> dict[str, Any]:
+    """What tells one checkpoint from another of the same name: its record holds the metrics that its weights came to."""
+    record = (found.path / "meta.json").read_bytes()
+    return {
+        "checkpoint": found.path.name,
+        "epoch": found.meta["epoch"],
+        "step": found.meta["step"],
+        "fingerprint": hashlib.sha256(record).hexdigest()[:16],
+    }
+
+
+def _how(status: str) -> str:
+    return "is still going" if status == "running" else status
+
+
+def resolved(cfg: RunConfig) -> RunConfig:
+    """``cfg`` itself for an ordinary run; of stage 2 with what it takes over from stage 1. Doing it twice changes nothing.
+
+    Raises ConfigError where a key contradicts stage 1, or where the method does not go with what stage 1 was.
+    """
+    if cfg.stage2 is None:
+        return cfg
+    if not cfg.stage2.from_run:
+        raise ConfigError(
+            "stage2.from_run is empty: which run's classifier? Give its directory, such as "
+            "stage2.from_run=~/ltcore-runs/cifar100_lt_ce (train.py without stage2 makes one)."
+        )
+    uri = cfg.stage2.from_run
+    with stage1_checkpoint(uri, weights=False) as found:
+        found.require("classes", "data_hash", "epoch", "step")
+        first = found.config()
+    if first.stage2 is not None:
+        raise ConfigError(
+            f"stage2.from_run={uri} is a run of stage 2 itself, of method {first.stage2.method}: its classes are balanced "
+            f"already. Start from {first.stage2.from_run}, as it did."
+        )
+    return _take_over(cfg, first)
+
+
+def _take_over(cfg: RunConfig, first: RunConfig) -> RunConfig:
+    assert cfg.stage2 is not None
+    mine, defaults = flat(cfg), flatten(dump(RunConfig(name=cfg.name)))
+    own = {key: value for key, value in mine.items() if not comes_from_stage1(key)}
+    if mine["data.uri"] == defaults["data.uri"]:
+        del own["data.uri"]
+    if is_local(cfg.stage2.from_run):
+        own["stage2.from_run"] = str(
+            local_path(cfg.stage2.from_run).absolute()
+        )  # workers have other working directories
+    head = cfg.stage2.row.build.result_head(cfg.stage2.chosen)
+    theirs = {**flat(first), **own, **({"model.head": head} if head else {})}
+    for key, value in mine.items():
+        if comes_from_stage1(key) and value != defaults.get(key, _NONE) and value != theirs.get(key, _NONE):
+            there = f"{theirs[key]}" if key in theirs else "not set"
+            raise ConfigError(
+                f"{key}={value} contradicts stage2.from_run={cfg.stage2.from_run}, where it is {there}: stage 2 keeps "
+                "everything of stage 1 but the classifier. Leave the key away."
+            )
+    return from_flat(theirs)
+
+
+_NONE: Any = object()

@@ -1,0 +1,289 @@
+"""Stage 2: features of a finished run, computed once, then a new classifier on them, validated and tested like any run.
+
+The backbone is in evaluation mode throughout, so that neither a parameter nor a batch-norm statistic of it changes. What
+comes out is an ordinary network and an ordinary checkpoint, written when all is done: a run that is stopped before has left
+none, and starts again from its beginning, which takes seconds. One process; the features lie in its memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltcore.config.load import flat
+from ltcore.config.schema import OptimConfig, RunConfig
+from ltcore.config.stage2 import Stage2Config
+from ltcore.data.augment.augment import Augment
+from ltcore.data.loading.loader import Feed
+from ltcore.errors import CheckpointError, ConfigError, NumericError
+from ltcore.evaluation.confusion import Confusion
+from ltcore.models.net import LongTailNet
+from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.context import RunContext
+from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
+from ltcore.training.hardware import choose_precision, most_memory_bytes
+from ltcore.training.optim import build_optimizer, lr_factor, set_lr
+from ltcore.training.predict import predictor_of
+from ltcore.training.record import RunInfo, RunRecord, now
+from ltcore.training.stage2.features import pooled_features
+from ltcore.training.stage2.source import origin, stage1_checkpoint
+from ltcore.training.trainer import DECIDE_EVERY, Log, StopRequested
+
+
+def refuse_workers(workers: int) -> None:
+    """ConfigError for more than one worker."""
+    if workers > 1:
+        raise ConfigError(
+            f"Stage 2 was given {workers} workers, but trains a classifier on features in the memory of one process, in "
+            "seconds. Leave --workers away."
+        )
+
+
+def fit_stage2(
+    cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+) -> dict[str, Any]:
+    """Runs stage 2 from its beginning; as ``training.fit.fit`` does, it returns the fields of ``run.json``.
+
+    ``cfg`` is what ``stage1.resolved`` gives. Raises StopRequested if the context asked to stop, NumericError if a loss is
+    not finite, CheckpointError if stage 1 was trained on other data or ``run_dir`` holds another run.
+    """
+    refuse_workers(ctx.world)
+    check_train_split(feed, cfg.data.train_split)
+    previous = ckpt.find(run_dir / "checkpoints")
+    if previous is not None:
+        ckpt.check_same_run(previous, flat(cfg), feed.store.manifest.hash)
+    return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
+
+
+class _Run:
+    def __init__(
+        self, cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+    ) -> None:
+        assert cfg.stage2 is not None
+        self.cfg, self.feed, self.ctx, self.log, self.info, self.record = cfg, feed, ctx, log, info, record
+        self.stage2: Stage2Config = cfg.stage2
+        self.folder = run_dir / "checkpoints"
+        self.began = time.monotonic()
+        manifest = feed.store.manifest
+        self.normalize = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=1).evaluate
+        self.autocast = choose_precision(cfg.train.precision, ctx.device).autocast
+        self.net = self._network().to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net.eval()
+        self.epoch = self.step = self.draws = 0
+        self.best: dict[str, Any] = {}
+        self.best_heads: dict[str, Tensor] = {}
+
+    def _network(self) -> LongTailNet:
+        """Stage 1's, with classifiers of the kind that the method leaves."""
+        manifest = self.feed.store.manifest
+        with stage1_checkpoint(self.stage2.from_run, weights=True) as found:
+            stage1 = predictor_of(found)
+            if found.meta["data_hash"] != manifest.hash:
+                raise CheckpointError(
+                    f"stage2.from_run={self.stage2.from_run} was trained on data {found.meta['data_hash'][:12]}, now "
+                    f"data.uri leads to {manifest.hash[:12]}. Give the data of stage 1."
+                )
+            self.record.update(
+                stage1={
+                    "run": self.stage2.from_run,
+                    "name": stage1.config.name,
+                    "seed": stage1.config.seed,
+                    **origin(found),
+                }
+            )
+        net = LongTailNet(self.cfg.model, len(manifest.classes), frozenset(), self.cfg.seed)
+        keep_heads = self.cfg.model.head == stage1.config.model.head
+        weights = {k: v for k, v in stage1.net.state_dict().items() if keep_heads or not k.startswith("heads.")}
+        net.load_state_dict({**net.state_dict(), **weights})
+        return net
+
+    def execute(self) -> dict[str, Any]:
+        cfg, stats = self.cfg, self.feed.store.manifest.stats(self.cfg.data.train_split)
+        self.val = self._features("val") if "val" in self.feed.store.manifest.splits else None
+        self.train = self._features(cfg.data.train_split)
+        self.net.requires_grad_(False)
+        self.net.heads.requires_grad_(True)
+        self.method: Any = self.stage2.row.build(self.stage2.chosen, self.net.heads, stats, cfg.seed)
+        self.method.to(self.ctx.device)
+        self.optim = self._optim() if isinstance(self.method, Trained) else None
+        self.optimizer = build_optimizer(self.optim, self.method) if self.optim else None
+        self.labels_N = self.train.labels_N.cpu()
+        last: dict[str, Any] = {}
+        while self.epoch < cfg.epochs:
+            last = self._round()
+        if self.method.chooses and self.best:
+            last = self.best
+            self.net.heads.load_state_dict(self.best_heads)
+        self._save("last", last)
+        last_heads = copy.deepcopy(self.net.heads.state_dict())
+        if self.best:
+            self.net.heads.load_state_dict(self.best_heads)
+            self._save("best", self.best)
+        fields: dict[str, Any] = {"status": "finished", "finished_at": now(), "last": last, "best": self.best}
+        fields["seconds"] = time.monotonic() - self.began
+        if self.info.test:
+            fields |= self._test(last_heads, same=last == self.best)
+        self.record.update(**fields)
+        return self.record.fields
+
+    def _optim(self) -> OptimConfig:
+        options = self.stage2.chosen
+        return OptimConfig(
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            schedule=options.schedule,
+            warmup=0.0,
+        )
+
+    def _features(self, split: str) -> FeatureSet:
+        return pooled_features(
+            self.net,
+            self.feed,
+            split,
+            batch_size=self.cfg.train.eval_batch_size,
+            device=self.ctx.device,
+            autocast=self.autocast,
+            normalize=self.normalize,
+            dtype=getattr(torch, self.stage2.feature_dtype),
+            tick=self._tick,
+        )
+
+    def _tick(self) -> None:
+        """A sign of life, and the place to stop."""
+        self.ctx.beat(self.epoch, self.draws, max(self.draws, 1))
+        if self.ctx.stop_requested():
+            raise StopRequested(
+                f"stopped in epoch {self.epoch + 1} of {self.cfg.epochs} of stage 2, which starts again from its beginning"
+            )
+
+    # ---- rounds
+
+    def _round(self) -> dict[str, Any]:
+        started, first = time.monotonic(), self.draws
+        values = self._descend() if self.optim else self._solve()
+        took = time.monotonic() - started
+        if not math.isfinite(values["train/loss"]):
+            raise NumericError(
+                f"Stage 2, epoch {self.epoch + 1}: the loss is not finite ({values['train/loss']}). Lower "
+                f"stage2.options.{self.stage2.method}.lr."
+            )
+        self.epoch += 1
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "images_seen": self.draws,
+            "progress": self.epoch / self.cfg.epochs,
+            **values,
+            **self._validate(),
+            "images_per_s": (self.draws - first) / max(took, 1e-9),
+            "data_wait_fraction": 0.0,
+            "checkpoint_s": 0.0,
+            "memory_bytes": most_memory_bytes(self.ctx.device),
+            "time_s": time.monotonic() - self.began,
+        }
+        self.log.log(metrics, self.step)
+        self._keep_if_best(metrics)
+        self.record.update(last=metrics, best=self.best, epochs_done=self.epoch, images_seen=self.draws)
+        self.ctx.report(metrics, None)
+        return metrics
+
+    def _descend(self) -> dict[str, float]:
+        """One epoch of SGD."""
+        assert self.optim is not None and self.optimizer is not None
+        lr = self.optim.lr * lr_factor(self.optim, self.epoch, self.cfg.epochs)
+        set_lr(self.optimizer, lr)
+        rows_L = self.method.rows(self.epoch, self.labels_N).to(self.ctx.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.ctx.device)
+        for rows_B in rows_L.split(self.stage2.chosen.batch_size):
+            if self.step % DECIDE_EVERY == 0:
+                self._tick()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.method(self.train.features_ND[rows_B].float(), self.train.labels_N[rows_B])
+            loss.backward()
+            self.optimizer.step()
+            self.method.project_()
+            total += loss.detach() * len(rows_B)
+            self.step += 1
+            self.draws += len(rows_B)
+        self.method.export_()
+        return {"lr": lr, "train/loss": float(total) / len(rows_L)}
+
+    @torch.no_grad()
+    def _solve(self) -> dict[str, float]:
+        """The next computed classifiers, and their cross-entropy on the training features."""
+        self._tick()
+        values = self.method.solve_(self.epoch, self.train)
+        self.step += 1
+        self.draws += len(self.labels_N)
+        total = sum(
+            expert_cross_entropy(expert_logits(self.net.heads, features_BD), labels_B).sum().double()
+            for features_BD, labels_B in self.train.chunks()
+        )
+        return {"lr": 0.0, "train/loss": float(total) / len(self.labels_N), **values}
+
+    # ---- validation, test, checkpoints
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, Any]:
+        """Metrics of the validation split, from its features."""
+        if self.val is None:
+            return {}
+        manifest = self.feed.store.manifest
+        counts = Confusion(len(manifest.classes), len(manifest.attributes), self.ctx.device)
+        attributes_N = torch.tensor(self.feed.store.attributes("val"), device=self.ctx.device)
+        chunks = zip(self.val.chunks(), attributes_N.split(CHUNK), strict=True)
+        for (features_BD, labels_B), attributes_B in chunks:
+            counts.update(expert_logits(self.net.heads, features_BD).mean(1), labels_B, attributes_B)
+        return {f"val/{name}": value for name, value in split_metrics(counts, self.feed).items()}
+
+    def _keep_if_best(self, metrics: dict[str, Any]) -> None:
+        key = self.cfg.train.select
+        value = metrics.get(key)
+        if value is None and self.method.chooses and self.cfg.epochs > 1:
+            raise ConfigError(
+                f"stage2.method={self.stage2.method} chooses by train.select={key}, which these data do not give: there is no "
+                f"validation split, or no class of that group. Give one candidate alone, such as stage2.options."
+                f"{self.stage2.method}.tau=1.0."
+            )
+        if value is not None and (not self.best or value > self.best[key]):
+            self.best, self.best_heads = dict(metrics), copy.deepcopy(self.net.heads.state_dict())
+
+    def _test(self, last_heads: dict[str, Tensor], *, same: bool) -> dict[str, Any]:
+        """Every test split, from its images, with the last classifiers and with those that were best on validation (the
+        ``same`` ones are tested once)."""
+        last = self._test_counts(last_heads)
+        best = last if same else self._test_counts(self.best_heads) if self.best_heads else {}
+        return {
+            "test": {split: split_metrics(counts, self.feed) for split, counts in last.items()},
+            "test_best": {split: split_metrics(counts, self.feed) for split, counts in best.items()},
+            "per_class": {split: class_accuracy(counts) for split, counts in last.items()},
+        }
+
+    def _test_counts(self, heads: dict[str, Tensor]) -> dict[str, Confusion]:
+        self.net.heads.load_state_dict(heads)
+        return {
+            split: confusion(
+                self.net,
+                self.feed,
+                split,
+                batch_size=self.cfg.train.eval_batch_size,
+                device=self.ctx.device,
+                autocast=self.autocast,
+                normalize=self.normalize,
+            )
+            for split in self.feed.store.manifest.splits
+            if split.startswith("test")
+        }
+
+    def _save(self, tag: str, metrics: dict[str, Any]) -> None:
+        manifest = self.feed.store.manifest
+        meta = ckpt.description(flat(self.cfg), manifest, epoch=metrics["epoch"], metrics=self.best)
+        ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)

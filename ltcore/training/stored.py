@@ -1,0 +1,116 @@
+"""What already lies where results are to go: whether it is what is asked for, and what ``--fresh`` may remove of it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from ltcore.errors import ConfigError, DamagedFileError, DataError
+from ltcore.storage import is_local, join, local_path, open_fs, read_json
+from ltcore.text import duration
+from ltcore.training.lease import FOLDER as LEASE
+
+_RUN = re.compile(
+    r"run\.json|config\.yaml|metrics\.jsonl|metrics|tables|checkpoints|tensorboard|wandb|report\.html|\.?ray_train"
+)
+_SWEEP = re.compile(r"sweep\.json|report\.html|sweep|shared_start(-\d+)?|tune(-.+)?|\.?ray_train")
+_RUNS_OF_A_SWEEP = ("trials", "retrain")
+
+
+def finished_ago(record: dict[str, Any]) -> str:
+    """How long ago a run or sweep ended, in words."""
+    ended = datetime.datetime.fromisoformat(record["finished_at"])
+    return f"{duration((datetime.datetime.now(datetime.UTC) - ended).total_seconds())} ago"
+
+
+def remove(uri: str) -> str:
+    """Removes the run or sweep at ``uri``, and nothing else that lies there. Returns what was done in words, '' for nothing.
+
+    Raises ConfigError where the place holds something and neither ``run.json`` nor ``sweep.json`` says that it is ours.
+    """
+    found = sorted(_entries(uri))
+    if not found:
+        return ""
+    whose = _whose(uri, found)
+    left = sorted(_remove_known(uri, whose))
+    kept = f"; {', '.join(left[:3])}{', ...' if len(left) > 3 else ''} stays, which is not of it" if left else ""
+    return f"--fresh: removed the earlier {'sweep' if whose is _SWEEP else 'run'} in {uri}{kept}"
+
+
+def _whose(uri: str, found: list[str]) -> re.Pattern[str]:
+    for name, entries in (("sweep.json", _SWEEP), ("run.json", _RUN)):
+        if name in found and _is_ours(join(uri, name)):
+            return entries
+    for entries in (_SWEEP, _RUN):  # a start that was cut off before its record was written
+        if all(entries.fullmatch(name) or (entries is _SWEEP and name in _RUNS_OF_A_SWEEP) for name in found):
+            return entries
+    raise ConfigError(
+        f"--fresh removes only runs and sweeps, and {uri} holds neither run.json nor sweep.json of one, but "
+        f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}. Give this one another --name, or remove that yourself."
+    )
+
+
+def _is_ours(file: str) -> bool:
+    try:
+        record = read_json(file)
+    except DamagedFileError:  # for which --fresh is the remedy; only names that are ours are removed in any case
+        return True
+    return record is not None and {"schema", "status"} <= record.keys()
+
+
+def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
+    """Names, relative to ``uri``, of what is not ours and stays."""
+    for name in _entries(uri):
+        where = join(uri, name)
+        if known is _SWEEP and name in _RUNS_OF_A_SWEEP:
+            for run in _entries(where):
+                yield from (f"{name}/{run}/{rest}" for rest in _remove_known(join(where, run), _RUN))
+                _remove_if_empty(join(where, run))
+            _remove_if_empty(where)
+        elif known.fullmatch(name):
+            _remove_entry(where)
+        else:
+            yield name
+
+
+def _entries(uri: str) -> list[str]:
+    """Names right below ``uri`` but for the lease, under which they are looked at; [] for a file or for nothing."""
+    filesystem, path = open_fs(uri)
+    if is_local(uri):
+        place = Path(path)
+        return [child.name for child in place.iterdir() if child.name != LEASE] if place.is_dir() else []
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return [info.base_name for info in found if info.base_name != LEASE]
+
+
+def _remove_entry(uri: str) -> None:
+    try:
+        if is_local(uri):
+            path = local_path(uri)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        else:
+            filesystem, name = open_fs(uri)
+            if filesystem.get_file_info(name).type == pafs.FileType.Directory:
+                filesystem.delete_dir(name)
+            else:
+                filesystem.delete_file(name)
+    except OSError as error:
+        raise DataError(f"{uri} cannot be removed: {error}. Check permissions.") from error
+
+
+def _remove_if_empty(uri: str) -> None:
+    """Folders are there for what they hold; in an object store they are nothing without it."""
+    if is_local(uri) and not _entries(uri):
+        shutil.rmtree(local_path(uri) / LEASE, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a file, or a link to a folder
+            local_path(uri).rmdir()

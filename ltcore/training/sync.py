@@ -1,0 +1,198 @@
+"""Keeps a run's local directory and its copy on shared storage equal, in the background.
+
+Training always writes to a local disk; where the run belongs on an object store, changed files follow in one thread. They
+go in an order that leaves something to continue from whenever the node dies: what a resumed run reads beside its
+checkpoint, then checkpoints with their ``meta.json`` last, then ``run.json``, which speaks of them; an old checkpoint goes
+only after a newer one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import BinaryIO
+
+from ltcore import dist
+from ltcore.storage import (
+    is_local,
+    join,
+    list_files,
+    locked,
+    open_fs,
+    read_bytes,
+    remove_folder,
+    write_bytes_atomic,
+)
+
+_LOG = logging.getLogger("ltcore.training")
+_LOCK, _RECORD = ".lock", "run.json"
+PATIENCE_S = 600.0
+"""How long copies may fail, one after the other, before the run ends for it."""
+
+Stamp = tuple[int, int]
+
+
+class Mirror:
+    """``local`` mirrored to ``uri``. With a local ``uri`` the two are the same directory and nothing is copied."""
+
+    def __init__(self, uri: str, scratch: Path) -> None:
+        self.uri = uri
+        self.remote = not is_local(uri)
+        self.local = scratch if self.remote else Path(open_fs(uri)[1])
+        self._sent: dict[str, Stamp | None] = {}
+        """What lies on the storage -> stamp of the local file it was; None: not known, so it is sent again."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ltcore-mirror") if self.remote else None
+        self._last: Future[None] | None = None
+        self._succeeded_at: float | None = None
+
+    def pull(self) -> None:
+        """Makes the local directory what the storage has.
+
+        A local directory that the storage's copy came from is kept: it is the same or newer. Any other is of an earlier
+        life of the run (another node went on with it, or ``--fresh`` removed it) and is replaced.
+        """
+        if not self.remote:
+            return
+        with locked(self.local / _LOCK):  # ranks of one node share the directory
+            empty = [path.name for path in self.local.iterdir()] == [_LOCK]
+            if not empty and dist.rank() != 0:
+                return
+            names = [name for name in list_files(self.uri) if not _hidden(name)]
+            stored = read_bytes(join(self.uri, _RECORD)) if _RECORD in names else b""
+            if not empty:
+                if _comes_from(stored, _read(self.local / _RECORD)):
+                    self._sent = dict.fromkeys(names)
+                    return
+                self._clear()
+            for name in sorted(names, key=lambda name: name == _RECORD):  # last: it makes the directory count as whole
+                target = self.local / name
+                write_bytes_atomic(str(target), stored if name == _RECORD else read_bytes(join(self.uri, name)))
+                self._sent[name] = _stamp(target.stat())
+
+    def push(self, *, wait: bool = True) -> None:
+        """Starts copying what changed, and what the previous copy failed to. Raises what that raised where no copy has yet
+        succeeded, or none for ten minutes: a full bucket must not stay unnoticed, a passing disturbance should.
+
+        While that is still under way, waits for it, or without ``wait`` leaves the change to the next push.
+        To be called by the thread that saves checkpoints: what is there now is what will be copied of them.
+        """
+        if self._pool is None:
+            return
+        if self._last is not None:
+            if not wait and not self._last.done():
+                return
+            self._judge(self._last)
+        self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
+
+    def _judge(self, copied: Future[None]) -> None:
+        error = copied.exception()
+        if error is None:
+            self._succeeded_at = time.monotonic()
+        elif self._succeeded_at is None or time.monotonic() - self._succeeded_at > PATIENCE_S:
+            raise error
+        else:
+            _LOG.warning("a copy of the run to its storage failed, the next one takes it along: %s", error)
+
+    def close(self) -> None:
+        """Copies what is left, also what an earlier copy failed to, and waits."""
+        if self._pool is None:
+            return
+        if self._last is not None:
+            wait([self._last])
+            self._last = None
+        with self._pool:
+            self.push()
+        assert self._last is not None
+        self._last.result()
+
+    def _clear(self) -> None:
+        for path in self.local.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+
+    def _open_checkpoints(self) -> dict[str, dict[str, BinaryIO]]:
+        """Folder -> name -> open file, of all checkpoints. Training may remove them: what is open stays readable."""
+        found: dict[str, dict[str, BinaryIO]] = {}
+        for name in _visible(self.local, "checkpoints"):
+            found.setdefault(name.rpartition("/")[0], {})[name] = (self.local / name).open("rb")
+        return found
+
+    def _copy(self, record: tuple[Stamp, bytes] | None, checkpoints: dict[str, dict[str, BinaryIO]]) -> None:
+        with contextlib.ExitStack() as stack:
+            for files in checkpoints.values():
+                for file in files.values():
+                    stack.enter_context(file)
+            for name in _visible(self.local):
+                if name != _RECORD and not name.startswith("checkpoints/"):
+                    self._send(name, self._read(name))
+            for files in checkpoints.values():
+                for name, file in sorted(files.items(), key=lambda item: item[0].endswith("/meta.json")):
+                    stamp = _stamp(os.fstat(file.fileno()))
+                    if self._sent.get(name) != stamp:
+                        self._send(name, (stamp, file.read()))
+        self._send(_RECORD, record)
+        stored = {name.rpartition("/")[0] for name in self._sent if name.startswith("checkpoints/")}
+        for folder in sorted(stored - checkpoints.keys()):
+            if _tag(folder) in map(_tag, checkpoints):
+                remove_folder(join(self.uri, folder), first="meta.json")
+                self._sent = {name: stamp for name, stamp in self._sent.items() if not name.startswith(f"{folder}/")}
+
+    def _read(self, name: str) -> tuple[Stamp, bytes] | None:
+        """The file, if it is there and not yet on the storage as it is now."""
+        try:
+            stamp = _stamp((self.local / name).stat())
+            return None if self._sent.get(name) == stamp else (stamp, (self.local / name).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def _send(self, name: str, found: tuple[Stamp, bytes] | None) -> None:
+        if found is not None:
+            write_bytes_atomic(join(self.uri, name), found[1])
+            self._sent[name] = found[0]
+
+
+def _visible(root: Path, start: str = "") -> Iterator[str]:
+    """Names below ``root`` of all files but hidden ones; folders may come and go meanwhile, which ``rglob`` cannot bear."""
+    for folder, below, files in os.walk(root / start):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _tag(folder: str) -> str:
+    return Path(folder).name.rpartition("-")[0]
+
+
+def _stamp(stat: os.stat_result) -> Stamp:
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _comes_from(stored: bytes, local: bytes) -> bool:
+    """Whether the stored record is an earlier or equal state of the local one: of the same start, and not ahead of it."""
+    try:
+        there, here = json.loads(stored), json.loads(local)
+        same = (there["started_at"], there["pid"]) == (here["started_at"], here["pid"])
+        return bool(same and there["images_seen"] <= here["images_seen"])
+    except (ValueError, KeyError, TypeError):  # missing, or someone's damage
+        return False

@@ -1,0 +1,335 @@
+"""The loop: batches -> step -> memories -> evaluation -> checkpoint -> report. It knows no Ray and no W&B."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ltcore import dist
+from ltcore.batch import Batch
+from ltcore.config.load import check_world, flat
+from ltcore.config.schema import RunConfig
+from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.sampler import Ints, drawn_copies
+from ltcore.models.norm import average_running_stats_
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.build import Parts, build
+from ltcore.training.context import RunContext
+from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
+from ltcore.training.hardware import most_memory_bytes
+from ltcore.training.init_from import start_from
+from ltcore.training.monitor import Tally, Watch, timed
+from ltcore.training.optim import build_optimizer, lr_factor, set_lr
+from ltcore.training.progress import Progress
+from ltcore.training.record import RunInfo, RunRecord, now
+from ltcore.training.state import load_state, state_dict, take_pending
+from ltcore.training.step import micro_batches
+
+DECIDE_EVERY = 16
+"""Steps between the points at which ranks agree on 'checkpoint now?' and 'stop?', and losses are checked to be finite."""
+
+
+class Log(Protocol):
+    """What the loop needs of a tracker."""
+
+    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None:
+        """Takes the metrics of an epoch that ended with optimizer step ``step``."""
+
+
+class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
+    """The context asked to stop; a checkpoint was saved."""
+
+
+def fit(
+    cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+) -> dict[str, Any]:
+    """Trains until ``train.epochs`` epochs are done, continuing from the newest checkpoint in ``run_dir``.
+
+    Every rank calls it with the same arguments; rank 0 alone writes. Returns the fields of ``run.json``.
+    Raises StopRequested after saving if the context asked to stop, NumericError if a loss is not finite.
+    """
+    check_train_split(feed, cfg.data.train_split)
+    check_world(cfg, ctx.world)
+    return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
+
+
+class _Run:
+    def __init__(
+        self, cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+    ) -> None:
+        self.cfg, self.feed, self.ctx, self.log, self.info, self.record = cfg, feed, ctx, log, info, record
+        self.folder = run_dir / "checkpoints"
+        self.parts: Parts = build(cfg, feed, ctx)
+        self.optimizer = build_optimizer(cfg.train.optim, self.parts.step)
+        self.at = Progress()
+        self.total_images = cfg.train.epochs * feed.num_batches * cfg.train.batch_size
+        self.saved_at = self.counted_at = time.monotonic()
+        self.last_saved_step = -1
+        self.saving_s = 0.0
+        """Seconds that checkpoints took since the last epoch was reported."""
+        self.class_prior: list[float] = []
+        """Class shares of the epoch that was trained last, under its sample weights or draws."""
+
+    # ---- the run
+
+    def execute(self) -> dict[str, Any]:
+        self._resume()
+        self._note_schedule()
+        metrics = dict(self.at.last)
+        while self.at.epoch < self.cfg.train.epochs:
+            metrics = self._epoch()
+        fields = {
+            "status": "finished",
+            "finished_at": now(),
+            "last": metrics,
+            "best": self.at.best,
+            "seconds": self.at.seconds,
+        }
+        if self.info.test:
+            fields |= self._test()
+        self.record.update(**fields)
+        return self.record.fields
+
+    def _note_schedule(self) -> None:
+        """Adds the hot keys' present values to the schedule where they differ from the last."""
+        if not self.info.hot:
+            return
+        keys = flat(self.cfg)
+        now = {key: keys[key] for key in self.info.hot}
+        last = self.at.schedule[-1] if self.at.schedule else {}
+        if any(last.get(key) != value for key, value in now.items()):
+            self.at.schedule.append({"images_seen": self.at.images_seen, **now})
+        self.record.update(schedule=self.at.schedule)
+
+    def _epoch(self) -> dict[str, Any]:
+        cfg, at = self.cfg, self.at
+        lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
+        set_lr(self.optimizer, lr)
+        self.class_prior = self.parts.step.objective.stream_shares_C(self._progress()).tolist()
+        self.feed.copies_N = self._copies()
+        started, first_image = time.monotonic(), at.images_seen
+        self.counted_at = started
+        tally = Tally(at.sums, at.counts, self.ctx.device)
+        watch = Watch(self.folder)
+        waited = 0.0
+        for batch, wait_s in timed(self.feed.train_batches(at.epoch, at.step_in_epoch)):
+            waited += wait_s
+            parts = self._step(batch)
+            watch.add(at.step, parts)
+            tally.add(parts)
+            if at.step % DECIDE_EVERY == 0:
+                self._beat()
+                watch.check()
+                self._maybe_save_or_stop(tally)
+        watch.check()
+        means = tally.means()
+        self.parts.step.objective.merge(self._progress())
+        for net in (self.parts.step.net, *([self.parts.average.net] if self.parts.average else [])):
+            average_running_stats_(net)
+        train_s = time.monotonic() - started
+        at.epoch, at.step_in_epoch, at.sums, at.counts = at.epoch + 1, 0, {}, {}
+        metrics: dict[str, Any] = {
+            "epoch": at.epoch,
+            "step": at.step,
+            "images_seen": at.images_seen,
+            "progress": self._progress(),
+            "lr": lr,
+            **{f"train/{name}": value for name, value in means.items()},
+            **self._validate(),
+            "images_per_s": (at.images_seen - first_image) / max(train_s, 1e-9),
+            "data_wait_fraction": waited / max(train_s, 1e-9),
+            "checkpoint_s": self.saving_s,
+            "memory_bytes": most_memory_bytes(self.ctx.device),
+        }
+        self.saving_s = 0.0
+        self._count_time()
+        metrics["time_s"] = at.seconds
+        self._finish_epoch(metrics)
+        return metrics
+
+    def _copies(self) -> Ints | None:
+        """How often each training sample comes in this epoch, the same on all ranks; None: once."""
+        labels_N = torch.tensor(self.feed.store.labels(self.cfg.data.train_split), device=self.ctx.device)
+        progress = self.at.epoch / self.cfg.train.epochs  # of its start, also where a resumed run is further on
+        draws_N = self.parts.step.objective.draws_N(progress, labels_N)
+        if draws_N is None:
+            return None
+        copies_N = torch.from_numpy(drawn_copies(draws_N.double().cpu().numpy(), self.cfg.seed, self.at.epoch))
+        return dist.broadcast_(copies_N.to(self.ctx.device)).cpu().numpy()
+
+    def _finish_epoch(self, metrics: dict[str, Any]) -> None:
+        cfg, at = self.cfg, self.at
+        at.last = dict(metrics)
+        self.log.log(
+            metrics, at.step
+        )  # before the checkpoint: a resumed run drops rows that are ahead of it, not the other way
+        if self._is_best(metrics):
+            at.best = dict(metrics)
+            self._save("best")
+        late = time.monotonic() - self.saved_at > cfg.train.checkpoint_every_s
+        due = late or at.epoch == cfg.train.epochs or self.ctx.checkpoint_every_epoch
+        if dist.broadcast_object(due):
+            self._save("last")
+        self._record_epoch()
+        newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
+        self.ctx.report(metrics, newest)
+        if dist.broadcast_object(self.ctx.stop_requested()) and at.epoch < cfg.train.epochs:
+            self._stop()
+        self._stop_if_there()
+
+    def _record_epoch(self) -> None:
+        at = self.at
+        self.record.update(
+            bad_samples=len(self.feed.bad_samples),
+            last=at.last,
+            best=at.best,
+            epochs_done=at.epoch,
+            images_seen=at.images_seen,
+            seconds=at.seconds,
+        )
+
+    def _stop_if_there(self) -> None:
+        if 0 < self.info.until <= self.at.epoch < self.cfg.train.epochs:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.last_saved_step != self.at.step:
+            self._save("last")
+        raise StopRequested(f"stopped after epoch {self.at.epoch} of {self.cfg.train.epochs}")
+
+    def _step(self, raw: Batch) -> dict[str, Tensor]:
+        at, parts = self.at, self.parts
+        progress = self._progress()
+        batch = parts.augment(raw.to(self.ctx.device), at.epoch, raw)
+        if parts.step.key is not None:
+            parts.step.key.update(parts.step.net)
+        self.optimizer.zero_grad(set_to_none=True)
+        pieces = micro_batches(batch, self.cfg.train.accumulate)
+        total: dict[str, Tensor] = {}
+        outputs = []
+        for piece in pieces:
+            loss, values, out = parts.wrapped(piece, progress)
+            (loss / len(pieces)).backward()
+            outputs.append(out)
+            for name, value in {"loss": loss.detach(), **values}.items():
+                total[name] = total.get(name, 0.0) + value / len(pieces)
+        if self.cfg.train.optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(parts.step.parameters(), self.cfg.train.optim.clip_norm)
+        self.optimizer.step()
+        for piece, out in zip(pieces, outputs, strict=True):
+            parts.step.objective.observe(out, piece, progress)
+        if parts.average:
+            parts.average.update(parts.step.net)
+        at.step += 1
+        at.step_in_epoch += 1
+        at.images_seen += self.cfg.train.batch_size
+        return total
+
+    # ---- evaluation
+
+    def _counts(self, split: str) -> Any:
+        return confusion(
+            self.parts.eval_net,
+            self.feed,
+            split,
+            batch_size=self.cfg.train.eval_batch_size,
+            device=self.ctx.device,
+            autocast=self.parts.precision.autocast,
+            normalize=self.parts.augment.evaluate,
+            beat=self._beat,
+        )
+
+    def _beat(self) -> None:
+        self.ctx.beat(self.at.epoch, self.at.images_seen, self.total_images)
+
+    def _validate(self) -> dict[str, Any]:
+        due = self.at.epoch % self.cfg.train.eval_every == 0 or self.at.epoch == self.cfg.train.epochs
+        if not due or "val" not in self.feed.store.manifest.splits:
+            return {}
+        values = split_metrics(self._counts("val"), self.feed)
+        return {f"val/{name}": value for name, value in values.items()}
+
+    def _test(self) -> dict[str, Any]:
+        """Every test split once, with the weights of the last epoch, and with those of the best epoch on validation."""
+        splits = [name for name in self.feed.store.manifest.splits if name.startswith("test")]
+        result: dict[str, Any] = {"test": {}, "test_best": {}, "per_class": {}}
+        for split in splits:
+            counts = self._counts(split)
+            result["test"][split] = split_metrics(counts, self.feed)
+            result["per_class"][split] = class_accuracy(counts)
+        if self.info.kind != "run":
+            return result  # in a sweep the test splits are read once; what was best on validation decides nothing there
+        best = ckpt.find(self.folder, "best") if self.ctx.rank == 0 else None
+        weights = dist.broadcast_object(best.model_state() if best else None)
+        if weights is not None:
+            self.parts.eval_net.load_state_dict(weights)
+            for split in splits:
+                result["test_best"][split] = split_metrics(self._counts(split), self.feed)
+        return result
+
+    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
+        key = self.cfg.train.select
+        value = metrics.get(key)
+        return value is not None and (not self.at.best or value > self.at.best[key])
+
+    # ---- state
+
+    def _progress(self) -> float:
+        return min(self.at.images_seen / self.total_images, 1.0)
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.at.seconds, self.counted_at = self.at.seconds + now - self.counted_at, now
+
+    def _maybe_save_or_stop(self, tally: Tally) -> None:
+        due = time.monotonic() - self.saved_at > self.cfg.train.checkpoint_every_s
+        due, stop = dist.broadcast_object((due, self.ctx.stop_requested()))
+        if due or stop:
+            self.at.sums, self.at.counts = tally.over_ranks()
+            self._count_time()
+            self._save("last")
+            self.ctx.saved()
+        if stop:
+            raise StopRequested(f"stopped in epoch {self.at.epoch + 1} of {self.cfg.train.epochs}, step {self.at.step}")
+
+    def _save(self, tag: str) -> None:
+        began = time.monotonic()
+        state = (
+            state_dict(self.parts, self.optimizer, self.at) if tag == "last" else None
+        )  # a collective: memories of all ranks
+        if self.ctx.rank == 0:
+            meta = ckpt.description(flat(self.cfg), self.feed.store.manifest, epoch=self.at.epoch, metrics=self.at.best)
+            meta["class_prior"] = self.class_prior
+            model = self.parts.eval_net.state_dict()
+            ckpt.save(self.folder, tag, step=self.at.step, model=model, state=state, meta=meta)
+        if tag == "last":
+            self.saved_at, self.last_saved_step = time.monotonic(), self.at.step
+        dist.barrier()
+        self.saving_s += time.monotonic() - began
+
+    def _resume(self) -> None:
+        """Rank 0 finds and reads the checkpoint; the others get it from there, so no rank needs to see its disk."""
+        state, pending = None, {}
+        if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
+            ckpt.check_same_run(found, flat(self.cfg), self.feed.store.manifest.hash, self.info.hot)
+            state = found.train_state()
+            best = ckpt.find(self.folder, "best")
+            if best is not None and best.meta["step"] > state["progress"]["step"]:
+                # Of steps that are repeated now, on a GPU perhaps with other last digits; its weights are those that are there.
+                state["progress"]["best"] = best.meta["metrics"]
+            pending = take_pending(state)
+        state = dist.broadcast_object(state)
+        if state is not None:
+            self.at = load_state(self.parts, self.optimizer, state, pending)
+            self.last_saved_step = self.at.step
+            self._record_epoch()  # no epoch may follow that would
+        elif self.cfg.train.init_from is not None:
+            self.at.started_from = start_from(self.cfg, self.parts, self.feed.store.manifest.classes)
+        if self.at.started_from:
+            self.record.update(started_from=self.at.started_from)
+        self._stop_if_there()

@@ -1,0 +1,66 @@
+"""When are two sweeps the same sweep? Answered without Ray, before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ltcore.config.keys import FREE_TO_CHANGE, effective
+from ltcore.config.overrides import flatten
+from ltcore.config.show import run_tree
+from ltcore.config.space import SweepConfig
+from ltcore.config.sweep import sweep_tree
+from ltcore.errors import ConfigError
+
+_HOW = ("stall_s", "budget_s", "share_start", "overrides")
+"""Keys that say how a sweep is computed, not what it comes to; what ``overrides`` does stands in the run's own keys."""
+
+
+def identity(sweep: SweepConfig) -> dict[str, Any]:
+    """Everything that the result of a sweep depends on but its data, flat: two sweeps with equal identity on equal data are
+    the same sweep."""
+    base = flatten(run_tree(sweep.recipe, sweep.overrides))
+    fields = {f"sweep.{key}": value for key, value in sweep_tree(sweep).items() if key not in (*_HOW, "space")}
+    fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
+    kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
+    return json.loads(json.dumps(effective({**fields, **kept})))
+
+
+def identity_hash(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Sentences about the keys in which two identities differ."""
+    keys = sorted(set(old) | set(new))
+    return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
+
+
+_SIZE = "sweep.num_trials"
+
+
+def grows(existing: dict[str, Any], fields: dict[str, Any]) -> bool:
+    """Whether the new sweep is a stored random search with more trials, which then are added to it."""
+    return fields["sweep.search"] == "random" and fields[_SIZE] > existing["identity"][_SIZE]
+
+
+def refuse_other_data(existing: dict[str, Any], data_hash: str, uri: str) -> None:
+    """ConfigError where the stored sweep was computed on other data than those that the name leads to now."""
+    if existing["data_hash"] != data_hash:
+        raise ConfigError(
+            f"{uri} holds a sweep on other data ({existing['data_hash'][:12]} there, {data_hash[:12]} now). Give the same data, "
+            "another --name, or replace it with --fresh."
+        )
+
+
+def refuse_other(existing: dict[str, Any], fields: dict[str, Any], uri: str) -> None:
+    """The same name with another configuration would mix two sweeps."""
+    if grows(existing, fields):
+        fields = {**fields, _SIZE: existing["identity"][_SIZE]}
+    changed = difference(effective(existing["identity"]), fields)
+    if changed:
+        raise ConfigError(
+            f"{uri} holds a sweep with another configuration ({'; '.join(changed[:6])}{'; ...' if len(changed) > 6 else ''}). "
+            "Give this one another --name, repeat the old values, or replace it with --fresh."
+        )

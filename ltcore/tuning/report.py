@@ -1,0 +1,61 @@
+"""The end of a sweep: ``report.html`` beside ``sweep.json``, and the sweep's own W&B run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ltcore.reporting.report import write_report
+from ltcore.runtime.progress import Board
+from ltcore.storage import is_local, join, write_bytes_atomic
+from ltcore.tracking.tracker import open_tracker
+from ltcore.training.fetch import fetched
+from ltcore.training.sync import Mirror
+from ltcore.tuning.runs import SweepSetup
+
+REPORT_FILES = ("sweep.json", "run.json", "metrics.jsonl", "config.yaml")
+
+
+def of_report(names: Sequence[str]) -> list[str]:
+    """Those of the files of a sweep that its report reads."""
+    return [name for name in names if name.rpartition("/")[2] in REPORT_FILES]
+
+
+def report(setup: SweepSetup, fields: dict[str, Any], board: Board, id_prefix: str) -> None:
+    """Writes report.html beside sweep.json, and the sweep's own W&B run."""
+    with board.stage("report"), fetched(setup.uri, of_report) as folder:
+        path = write_report(folder)
+        if not is_local(setup.uri):
+            write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes())
+        _log_sweep(setup, fields, id_prefix, folder, path)
+        Mirror(join(setup.uri, "sweep"), folder / "sweep").close()
+
+
+def _log_sweep(setup: SweepSetup, fields: dict[str, Any], id_prefix: str, folder: Path, report: Path) -> None:
+    cfg = setup.base
+    tracker = open_tracker(
+        run_dir=folder / "sweep",
+        run_id=f"{id_prefix}-sweep",
+        group=setup.sweep.name,
+        name=f"{setup.sweep.name}-sweep",
+        config_flat=fields["identity"],
+        options=replace(cfg.tracking, tensorboard=False),
+        job_type="sweep",
+    )
+    keys = list(setup.sweep.space)
+    ranked = sorted(fields["trials"], key=lambda t: -(t["last"] if t["last"] is not None else -1.0))
+    rows = [
+        [t["id"], t["status"], *(t["params"][k] for k in keys), t["last"], t["best"], t["epochs_done"]] for t in ranked
+    ]
+    tracker.table("trials", ["trial", "status", *keys, "last", "best", "epochs"], rows)
+    tracker.html("report", report)
+    flat_summary = {
+        f"{split}/{metric}/{field}": value
+        for split, metrics in fields.get("comparison", {}).items()
+        for metric, values in metrics.items()
+        for field, value in values.items()
+        if field in ("difference", "low", "high")
+    }
+    tracker.finish({"winner": fields.get("winner", ""), **flat_summary}, str(fields["status"]))

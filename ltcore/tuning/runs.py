@@ -1,0 +1,146 @@
+"""The runs of a sweep that are no trials: baseline and retrains, each a Ray task, as many at a time as fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ltcore.config import overrides as trees
+from ltcore.config.load import dump, from_dict, override
+from ltcore.config.schema import RunConfig, SweepConfig
+from ltcore.errors import CheckpointError, StallError
+from ltcore.objective.registry import TERMS
+from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
+from ltcore.runtime.heartbeat import Watch
+from ltcore.runtime.placement import Demand, Scaling
+from ltcore.runtime.progress import Board
+from ltcore.runtime.ray_task import run_job
+from ltcore.runtime.results import result_of
+from ltcore.storage import join, read_json
+from ltcore.training.checkpoint import refuse_differences
+from ltcore.training.run import Job, forget
+
+TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
+
+
+@dataclass(frozen=True)
+class SweepSetup:
+    """A sweep whose questions are answered: what, on which data, where, with what."""
+
+    sweep: SweepConfig
+    base: RunConfig
+    seed: int
+    data_uri: str
+    uri: str
+    """Directory of the sweep on the storage."""
+    cluster: Cluster
+    engine: str
+    scaling: Scaling
+    need: Demand
+    concurrent: int
+    images_per_epoch: int
+    max_hours: float | None
+    debug: bool
+
+
+class TimeIsUp(Exception):  # noqa: N818  (no error)
+    """--max-hours have passed, and runs that were still going were ended."""
+
+
+class Runs:
+    """Starts single runs of a sweep and waits for them."""
+
+    def __init__(
+        self, setup: SweepSetup, board: Board, watch: Watch, pulse_name: str, nonce: str, id_prefix: str
+    ) -> None:
+        self.setup, self.board, self.watch = setup, board, watch
+        self.pulse_name, self.nonce, self.id_prefix = pulse_name, nonce, id_prefix
+
+    def job(self, role: str, seed: int, kind: str, where: str, params: dict[str, Any]) -> Job:
+        changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
+        changes |= TERMS_OFF if role == "baseline" else params
+        return Job(
+            config=dump(override(self.setup.base, changes)),
+            data_uri=self.setup.data_uri,
+            run_uri=join(self.setup.uri, where),
+            info={
+                "id": f"{self.id_prefix}-{where.replace('/', '-')}",
+                "kind": kind,
+                "group": self.setup.sweep.name,
+                "test": kind == "retrain",
+            },
+            cpus=self.setup.scaling.cpus_per_worker,
+            pulse=self.pulse_name,
+            nonce=self.nonce,
+            shown_as=Path(where).name,
+        )
+
+    def submit(self, job: Job, engine: str, scaling: Scaling) -> Any:
+        options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
+        if engine == "train":  # the task only drives; its workers reserve what they need
+            options = {"num_cpus": 0, "num_gpus": 0}
+            if self.setup.cluster.holds_drivers:
+                options["resources"] = {DRIVER_RESOURCE: 0.01}
+        return run_job.options(**options).remote(job.plain(), engine, scaling.plain())
+
+    def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
+        """As many at a time as there are real resources for: a local Ray counts more CPUs than there are.
+
+        The job named ``streamed`` goes first, through Ray Data's stream tier and Ray Train with two workers: they take long
+        to start, and the other runs use that time. ``engine`` is that of the sweep unless another is given.
+        """
+        waiting = list(jobs.items())
+        running: dict[Any, str] = {}
+        if streamed:
+            config = dump(override(from_dict(jobs[streamed].config), {"data.tier": "stream"}))
+            job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
+            running[self.submit(job, "train", Scaling(workers=2))] = streamed
+            waiting = [(name, job) for name, job in waiting if name != streamed]
+        while waiting or running:
+            while waiting and len(running) < max(self.setup.concurrent, 2 if streamed else 1):
+                name, job = waiting.pop(0)
+                running[self.submit(job, engine or self.setup.engine, self.setup.scaling)] = name
+            self.wait_any(running)
+
+    def wait_any(self, running: dict[Any, str]) -> None:
+        """Takes finished runs out of ``running``; cancels everything where nothing moves any more."""
+        ready, _ = ray.wait(list(running), timeout=1.0)
+        for ref in ready:
+            name = running.pop(ref)
+            record = result_of(ref)
+            self.watch.touch()
+            tested = record.get("test", {})
+            values = [v["top1"] for v in tested.values()] or [record.get("last", {}).get(self.setup.sweep.metric)]
+            shown = ", ".join(f"{100 * v:.1f}%" for v in values if v is not None)
+            where = f"test top-1 on {' and '.join(tested)}" if tested else "validation top-1"
+            self.board.ended(name, f"{name}: {where} {shown}" if shown else f"{name}: done")
+        if self.watch.stop_wanted:
+            for ref in running:
+                ray.cancel(ref, force=True)
+            self.raise_if_stalled()
+            if running:
+                raise TimeIsUp
+
+    def raise_if_stalled(self) -> None:
+        if self.watch.stalled.is_set():
+            free = ray.available_resources()
+            raise StallError(
+                f"Nothing happened for {self.setup.sweep.stall_s:g} s. One run needs {self.setup.need.describe()}; of "
+                f"{self.setup.cluster.cpus:g} CPUs and {self.setup.cluster.gpus:g} GPUs, {free.get('CPU', 0):g} CPUs and "
+                f"{free.get('GPU', 0):g} GPUs are free now. Everything was canceled; the same command continues."
+            )
+
+
+def forget_other(job: Job) -> None:
+    """Trials that were added may have made another winner: a retrain of the one before makes room."""
+    record = read_json(join(job.run_uri, "run.json"))
+    if record is None:
+        return
+    try:
+        refuse_differences(job.run_uri, record["config"], trees.flatten(job.config))
+    except CheckpointError:
+        forget(job.run_uri)

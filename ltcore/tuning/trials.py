@@ -1,0 +1,161 @@
+"""Which trials a sweep has, what was decided about each, and what became of it; read from the run directories alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ltcore.config.schema import RunConfig
+from ltcore.config.space import SweepConfig, grid_points, sample_space
+from ltcore.storage import join, read_json, write_json
+from ltcore.tuning.rungs import Record, Rung, rung_epoch, standing
+
+BY_TIME = "ended by the time limit (--max-hours)"
+AT_A_TIME = 16
+"""Records that are read or written at a time: an object store answers in its own time."""
+
+
+def known_trials(sweep: SweepConfig, seed: int, sizes: Sequence[int]) -> list[dict[str, dict[str, Any]]]:
+    """Name -> parameters of every trial whose values are known beforehand, by cohorts: all but those of search=tpe.
+
+    ``sizes`` are the numbers of trials that the sweep has had, rising: trials that are added later are a cohort of their own
+    and leave those that were there before as they are.
+    """
+    if sweep.search == "grid":
+        return [{name_of(t): dict(point) for t, point in enumerate(grid_points(sweep.space))}]
+    return [
+        {name_of(t): dict(sample_space(sweep.space, t, num_trials=size, seed=seed)) for t in range(before, size)}
+        for before, size in zip((0, *sizes), sizes, strict=False)
+    ]
+
+
+def name_of(number: int) -> str:
+    """Name of a trial by its number."""
+    return f"{number:05d}"
+
+
+def where(sweep_uri: str, name: str) -> str:
+    """A trial's ``run.json``."""
+    return join(sweep_uri, "trials", name, "run.json")
+
+
+def read_records(sweep_uri: str, names: Iterable[str]) -> dict[str, Record | None]:
+    """The trials' records; None where there is none yet."""
+    names = list(names)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        found = pool.map(lambda name: read_json(where(sweep_uri, name)), names)
+        return dict(zip(names, found, strict=True))
+
+
+def last_values(params: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
+    """Population-based training: what a member trained with last, which may be another one's; ``params`` before it began."""
+    config = {} if record is None else record["config"]
+    return {key: config.get(key, value) for key, value in params.items()}
+
+
+Heard = Callable[[str, Mapping[str, Any], str, Record | None], None]
+
+
+class TrialBook:
+    """What cohorts read, and where their decisions go: ``sweep.json`` first, then the records of the trials they stop."""
+
+    def __init__(
+        self,
+        uri: str,
+        base: RunConfig,
+        metric: str,
+        start: float,
+        rungs: list[dict[str, Any]],
+        save: Callable[[dict[str, Any]], None],
+        on_part: Heard,
+    ) -> None:
+        """``start`` is that of the latest term of any trial, ``rungs`` the decisions in ``sweep.json``; ``save`` writes that
+        file, and is told of the decision that it is for."""
+        self.metric = metric
+        self._uri, self._base, self._start = uri, base, start
+        self._rungs, self._save, self._on_part = rungs, save, on_part
+
+    def read(self, trial: str) -> Record | None:
+        return read_json(where(self._uri, trial))
+
+    def epoch(self, params: Mapping[str, Any], rung: Rung) -> int:
+        train = self._base.train
+        return rung_epoch(
+            rung.fraction,
+            epochs=params.get("train.epochs", train.epochs),
+            eval_every=params.get("train.eval_every", train.eval_every),
+            start=self._start,
+        )
+
+    def decision(self, cohort: int, rung: Rung) -> Mapping[str, Any] | None:
+        return next((d for d in self._rungs if (d["cohort"], d["fraction"]) == (cohort, rung.fraction)), None)
+
+    def decide(self, decision: dict[str, Any]) -> None:
+        if decision not in self._rungs:
+            self._rungs.append(decision)
+            self._save(decision)
+        stopped = [place for place in decision["trials"] if not place["goes_on"]]
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            list(pool.map(lambda place: self._note(place, len(decision["trials"]), decision["keep"]), stopped))
+
+    def _note(self, place: Mapping[str, Any], of: int, keep: int) -> None:
+        record = read_json(where(self._uri, place["id"]))
+        assert record is not None, "its value was read there"
+        if "decision" not in record:
+            evidence = {key: place[key] for key in ("epoch", "value", "rank")} | {"of": of, "keep": keep}
+            reason = f"stopped after epoch {place['epoch']}: rank {place['rank']} of {of}, the best {keep} went on"
+            write_json(
+                where(self._uri, place["id"]), record | {"status": "stopped", "reason": reason, "decision": evidence}
+            )
+
+    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: Record | None) -> None:
+        self._on_part(trial, params, state, record)
+
+
+def collect(
+    sweep_uri: str,
+    sweep: SweepConfig,
+    trials: Mapping[str, Mapping[str, Any]],
+    lost: Mapping[str, str],
+    *,
+    out_of_time: bool,
+) -> list[dict[str, Any]]:
+    """What every trial came to, one that never began left out.
+
+    Args:
+        trials: name -> parameters.
+        lost: trials whose process died for the last time, and what Ray said of it.
+        out_of_time: the time limit ended those that came to no end; their ``run.json`` says so from now on.
+    """
+    found = []
+    for name, record in read_records(sweep_uri, trials).items():
+        if record is None and name not in lost:
+            continue
+        entry = _entry(name, record, trials[name], sweep)
+        if standing(record) == "open":
+            if name in lost and entry["status"] != "failed":
+                entry |= {"status": "failed", "reason": lost[name]}
+            elif record is not None and out_of_time and record["status"] != "failed":
+                ended = {"status": "stopped", "reason": f"{BY_TIME} after epoch {record['epochs_done']}"}
+                write_json(where(sweep_uri, name), {**record, **ended})
+                entry |= ended
+        found.append(entry)
+    return sorted(found, key=lambda entry: entry["id"])
+
+
+def _entry(name: str, record: Record | None, params: Mapping[str, Any], sweep: SweepConfig) -> dict[str, Any]:
+    if record is None:
+        record = {"status": "running", "reason": "", "config": params, "epochs_done": 0, "best": {}, "last": {}}
+    return {
+        "id": name,
+        "run_dir": f"trials/{name}",
+        "status": record["status"],
+        "reason": record["reason"],
+        "params": {key: record["config"].get(key) for key in sweep.space},
+        "epochs_done": record["epochs_done"],
+        "best": record["best"].get(sweep.metric),
+        "last": record["last"].get(sweep.metric),
+        **({"schedule": record["schedule"]} if "schedule" in record else {}),
+        **({"decision": record["decision"]} if "decision" in record else {}),
+    }

@@ -1,0 +1,80 @@
+"""``python -m ltcore``: what it prints, and that describing itself needs neither torch nor Ray."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ltcore import __main__ as main
+from ltcore.config.overrides import packaged
+from ltcore.errors import ConfigError
+from ltcore.objective.registry import BASES, STAGE2, TERMS
+
+
+def run(*argv, code=0):
+    done = subprocess.run([sys.executable, "-m", "ltcore", *argv], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_methods_names_every_row_with_its_paper(capsys):
+    main.print_methods()
+    text = capsys.readouterr().out
+    for name, row in [*BASES.items(), *TERMS.items(), *STAGE2.items()]:
+        assert name in text and row.says in text and row.paper in text
+
+
+def test_recipes_prints_name_and_header(capsys):
+    main.print_recipes()
+    text = capsys.readouterr().out
+    for kind in ("recipe", "sweep"):
+        assert all(f"\n  {name}\n" in text for name in packaged(kind))
+    assert "python pipelines/tune_lpa.py" in text
+
+
+def test_keys_prints_key_default_type_and_meaning(capsys):
+    main.print_keys("train.optim.lr")
+    assert capsys.readouterr().out.startswith("train.optim.lr = 0.1    (float)\n    Peak learning rate")
+    main.print_keys("milestones")
+    assert "train.optim.milestones = 0.8,0.9    (tuple[float, ...])" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"keys nothing-like-it: no key matches"):
+        main.print_keys("nothing-like-it")
+
+
+def test_show_prints_yaml():
+    tree = yaml.safe_load(run("show", "cifar100_lt_dro", "objective.terms.dro.radius=0.25"))
+    assert tree["objective"]["terms"]["dro"]["radius"] == 0.25
+
+
+def test_errors_are_one_line_with_exit_code_2():
+    assert run("show", "cifar100_lt_cee", code=2).startswith("error: recipe='cifar100_lt_cee' is unknown. Did you mean")
+    assert run("show", "cifar100_lt_ce", "lr=1", code=2).count("\n") == 1
+    assert "which recipe?" in run("show", "a=1", code=2)
+
+
+def test_check_runs_linter_types_and_tests_and_reports_a_failure(monkeypatch, tmp_path):
+    ran = []
+
+    def fake(command, cwd, check):
+        ran.append((command[2], cwd))
+        return subprocess.CompletedProcess(command, int(command[2] == "mypy"))
+
+    monkeypatch.setattr(main.subprocess, "run", fake)
+    assert main.check() == 1
+    assert [tool for tool, _ in ran] == ["ruff", "ruff", "mypy", "pytest"]
+    monkeypatch.setattr(main.keys, "PACKAGE", tmp_path / "ltcore")
+    with pytest.raises(ConfigError, match="check needs a source checkout"):
+        main.check()
+
+
+@pytest.mark.parametrize("command", ["methods", "recipes", "keys", "show cifar100_lt_lpa_dro_ifl"])
+def test_describing_itself_imports_nothing_heavy(command):
+    code = f"""
+import importlib, sys
+sys.argv = ["ltcore", *{command.split()!r}]
+assert importlib.import_module("ltcore.__main__").main() == 0
+print([m for m in ("torch", "numpy", "ray", "wandb", "pyarrow") if m in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,210 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ltcore.cli import args as cli
+from ltcore.config.load import dump, from_dict, load_run
+from ltcore.config.show import show_run, show_sweep
+from ltcore.errors import CapacityError, ConfigError, DataError, StallError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("LTCORE_DATA", "LTCORE_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_nothing_given_is_the_demo():
+    args = cli.read_train("doc", [])
+    assert (args.recipe, args.overrides, args.engine) == ("digits_glt_lpa_dro_ifl", {}, "auto")
+    assert (args.workers, args.storage, args.fresh, args.dry_run, args.debug) == (None, None, False, False, False)
+    tune = cli.read_tune("doc", [])
+    assert (tune.sweep, tune.overrides, tune.max_hours, tune.max_gpus) == ("tune_lpa", {}, None, None)
+
+
+def test_words_and_flags_mix_in_any_order():
+    words = ["train.epochs=3", "--engine", "train", "cifar100_lt_ce", "--workers", "1-4", "objective.terms.dro=null"]
+    args = cli.read_train("doc", [*words, "--gpus-per-worker", "0", "--cpus-per-worker", "2", "--fresh", "--debug"])
+    assert args.recipe == "cifar100_lt_ce"
+    assert args.overrides == {"train.epochs": "3", "objective.terms.dro": "null"}
+    assert (args.engine, args.workers, args.gpus_per_worker, args.cpus_per_worker) == ("train", (1, 4), 0.0, 2.0)
+    assert args.fresh and args.debug
+
+
+def test_flags_about_the_run_become_overrides():
+    args = cli.read_train("doc", ["--data", "s3://b/d", "--seed", "3", "--name", "n"])
+    assert args.overrides == {"data.uri": "s3://b/d", "seed": "3", "name": "n"}
+    tune = cli.read_tune(
+        "doc",
+        ["cifar100_lt_lpa", "--seed", "1", "--name", "n", "--num-trials", "4", "--search", "tpe", "--stall-s", "9"],
+    )
+    assert tune.overrides == {
+        "seed": "1",
+        "sweep.recipe": "cifar100_lt_lpa",
+        "sweep.name": "n",
+        "sweep.num_trials": "4",
+        "sweep.search": "tpe",
+        "sweep.stall_s": "9.0",
+    }
+
+
+def test_a_value_may_hold_an_equals_sign():
+    assert cli.read_train("doc", ["data.uri=s3://b/k?x=1"]).overrides == {"data.uri": "s3://b/k?x=1"}
+
+
+def test_environment_comes_before_the_recipe_and_after_what_is_typed(monkeypatch):
+    monkeypatch.setenv("LTCORE_DATA", "gs://env")
+    monkeypatch.setenv("LTCORE_STORAGE", "gs://runs")
+    assert cli.read_train("doc", []).overrides == {"data.uri": "gs://env"}
+    assert cli.read_train("doc", ["--data", "x"]).overrides == {"data.uri": "x"}
+    assert cli.read_tune("doc", ["data.uri=y"]).overrides == {"data.uri": "y"}
+    assert cli.read_train("doc", []).storage == "gs://runs"
+    assert cli.read_train("doc", ["--storage", "here"]).storage == "here"
+    assert cli.read_evaluate("doc", ["ckpt"]).data == "gs://env"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["a", "b"], "one recipe expected, got a and b"),
+        (["--seed", "1", "seed=2"], "seed is given twice: 2 and 1"),
+        (["seed=1", "seed=2"], "seed is given twice: 1 and 2"),
+        (["--workers", "4-2"], "expected N or MIN-MAX, got 4-2"),
+        (["--workers", "0"], "expected a whole number >= 1, got 0"),
+        (["--cpus-per-worker", "nan"], "expected a number > 0, got nan"),
+        (["--gpus-per-worker", "-1"], "expected a number >= 0, got -1"),
+        (["--seed", "x"], "expected a whole number >= 0, got x"),
+        (["--engine", "spark"], "invalid choice: 'spark'"),
+        (["--eng", "train"], "unrecognized arguments: --eng"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_say_why(capsys, argv, message):
+    with pytest.raises(SystemExit) as caught:
+        cli.read_train("doc", argv)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_reads_a_checkpoint_or_images(capsys):
+    args = cli.read_evaluate("doc", ["runs/x", "--split", "test_cbl", "--split", "test_gbl", "--output", "m.json"])
+    assert (args.checkpoint, args.splits, args.protocols, args.output) == (
+        "runs/x",
+        ("test_cbl", "test_gbl"),
+        (),
+        "m.json",
+    )
+    assert cli.read_evaluate("doc", ["runs/x", "a.png", "b.png"]).images == ("a.png", "b.png")
+    assert cli.read_evaluate("doc", ["runs/x", "--protocol", "clt"]).protocols == ("clt",)
+    taus = [cli.read_evaluate("doc", ["runs/x", *more]).posthoc_tau for more in ([], ["--posthoc-tau", "1.5"])]
+    assert taus == [0.0, 1.5]
+    for argv in (["x", "a.png", "--split", "test"], ["x", "--split", "a", "--protocol", "clt"], []):
+        with pytest.raises(SystemExit):
+            cli.read_evaluate("doc", argv)
+    assert "leave them out when predicting images" in capsys.readouterr().err
+    for flag in ("--data", "--output"):
+        with pytest.raises(SystemExit):
+            cli.read_evaluate("doc", ["x", "a.png", flag, "y"])
+        assert "--data and --output are of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("lr: no."), 2, "error: lr: no.\n"),
+        (DataError("shard x is short."), 1, "error: shard x is short.\n"),
+        (CapacityError("no GPU."), 2, "error: no GPU.\n"),
+        (StallError("silence."), 3, "error: silence.\n"),
+        (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd; run again with --debug\n"),
+    ],
+)
+def test_errors_are_one_sentence_and_an_exit_code(capsys, monkeypatch, error, code, message):
+    def main() -> None:
+        raise error
+
+    for argv, traceback in ((["x"], False), (["x", "--debug"], True)):
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as caught:
+            cli.run_main(main)
+        err = capsys.readouterr().err
+        assert caught.value.code == code
+        assert err.endswith(message) and ("Traceback" in err) is traceback and (err == message) is not traceback
+
+
+def test_interrupt_exits_with_130_and_one_line(capsys):
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run_main(main)
+    assert caught.value.code == 130
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_result_of_main_is_the_exit_code():
+    for result, code in ((None, 0), (0, 0), (3, 3)):
+        with pytest.raises(SystemExit) as caught:
+            cli.run_main(lambda result=result: result)
+        assert caught.value.code == code
+
+
+# ---- what --show prints, without torch, is what a run would get
+
+
+@pytest.mark.parametrize("recipe", ["digits_glt_lpa_dro_ifl", "cifar100_lt_lpa_dro_ifl", "cifar100_lt_ce"])
+def test_show_prints_what_load_resolves(recipe):
+    overrides = {"train.epochs": "3", "objective.terms.dro": "on", "train.optim.milestones": "0.5,0.6"}
+    shown = yaml.safe_load(show_run(recipe, overrides))
+    assert shown == dump(load_run(recipe, overrides))
+    assert from_dict(shown) == load_run(recipe, overrides)
+
+
+def test_show_checks_names_and_types_with_the_same_words():
+    for overrides in (
+        {"train.optim.lr": "x"},
+        {"objective.terms.dor.weight": "1"},
+        {"seed": True},
+        {"train.epochs": "nan"},
+    ):
+        with pytest.raises(ConfigError) as shown:
+            show_run("cifar100_lt_ce", overrides)
+        with pytest.raises(ConfigError) as loaded:
+            load_run("cifar100_lt_ce", overrides)
+        assert str(shown.value) == str(loaded.value)
+
+
+def test_show_of_a_sweep_has_the_sweep_and_the_run():
+    sweep, run = yaml.safe_load_all(show_sweep("tune_lpa", {"sweep.num_trials": "4", "train.epochs": "2"}))
+    assert (sweep["num_trials"], sweep["space"]["objective.terms.lpa.weight"]) == (4, "log:0.02,1.0")
+    assert run["train"]["epochs"] == 2 and run["objective"]["terms"]["lpa"]["num_attributes"] == 16
+
+
+def test_show_flag_prints_and_exits(capsys):
+    for read, argv in (
+        (cli.read_train, ["cifar100_lt_ce", "--show"]),
+        (cli.read_tune, ["--show", "--num-trials", "3"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            read("doc", argv)
+        assert caught.value.code == 0
+    assert "num_trials: 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        cli.read_train("doc", ["--show", "lr=1"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: lr: unknown key.")
+
+
+def test_show_and_help_import_neither_torch_nor_ray():
+    code = """
+import sys
+from ltcore.config import cli
+for read, argv in ((cli.read_train, ["--show"]), (cli.read_tune, ["--show"]), (cli.read_tune, ["--help"])):
+    try:
+        read("doc", argv)
+    except SystemExit as stop:
+        assert stop.code == 0
+print([m for m in ("torch", "numpy", "ray", "wandb", "pyarrow") if m in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,228 @@
+"""What ``--fresh`` removes, and what a finished run answers for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.cli.args import read_train, read_tune
+from ltcore.cli.train import train
+from ltcore.cli.tune import tune
+from ltcore.config.sweep import read_sweep
+from ltcore.data.shards.manifest import read_manifest
+from ltcore.errors import CheckpointError, ConfigError, DataError, LtcoreError
+from ltcore.training.stored import finished_ago, remove
+from ltcore.tuning.identity import identity
+from tests.conftest import make_tiny
+from tests.s3 import Bucket
+from tests.training.runs import run, stage2_run, tiny_run
+
+RECORD = json.dumps({"schema": 1, "status": "finished"})
+SMALL = ["model.name=resnet8", "train.epochs=1", "train.batch_size=8", "train.threads=1", "tracking.wandb=false"]
+SMALL += ["tracking.tensorboard=false", "train.precision=fp32", "--engine", "inline"]
+Put = Callable[[str, str], None]
+pytest_plugins = ["tests.s3"]
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Put, Callable[[], set[str]]]:
+    """(URI, write a file there, names of all files there)."""
+    if request.param == "folder":
+        root = tmp_path / "place"
+
+        def put(name: str, text: str) -> None:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+
+        return str(root), put, lambda: {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+    bucket: Bucket = request.getfixturevalue("bucket")
+
+    def put_object(name: str, text: str) -> None:
+        bucket.put(f"place/{name}", text.encode())
+
+    return f"{bucket.uri}/place", put_object, lambda: {n.removeprefix("place/") for n in bucket.names("place/")}
+
+
+def test_only_what_belongs_to_the_run_is_removed(place: tuple[str, Put, Callable[[], set[str]]]) -> None:
+    uri, put, names = place
+    for name in ("run.json", "config.yaml", "metrics.jsonl", "checkpoints/last-00000001/model.pt", "wandb/x/y.wandb"):
+        put(name, RECORD)
+    put("thesis/chapter1.tex", "mine")
+    put("notes.txt", "mine")
+    said = remove(uri)
+    assert said == f"--fresh: removed the earlier run in {uri}; notes.txt, thesis stays, which is not of it"
+    assert names() == {"thesis/chapter1.tex", "notes.txt"}
+    with pytest.raises(
+        ConfigError, match=r"place holds neither run.json nor sweep.json of one, but notes.txt, thesis\."
+    ):
+        remove(uri)
+    assert names() == {"thesis/chapter1.tex", "notes.txt"}
+
+
+def test_only_what_belongs_to_the_sweep_is_removed(place: tuple[str, Put, Callable[[], set[str]]]) -> None:
+    uri, put, names = place
+    ours = (
+        "sweep.json",
+        "report.html",
+        "tune/tuner.pkl",
+        "tune-2/x",
+        "trials/00000/run.json",
+        "trials/baseline/run.json",
+    )
+    for name in (*ours, "retrain/winner-seed1/checkpoints/best-00000001/model.pt", "shared_start/run.json"):
+        put(name, RECORD)
+    put("trials/00000/figure.svg", "mine")
+    put("retrain/my-notes.txt", "mine")
+    assert "removed the earlier sweep" in remove(uri)
+    assert names() == {"trials/00000/figure.svg", "retrain/my-notes.txt"}
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", json.dumps({"name": "a run of another program"})])
+def test_a_record_of_another_program_is_not_ours(tmp_path: Path, record: str) -> None:
+    (tmp_path / "run.json").write_text(record)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "model.bin").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds neither run\.json nor sweep\.json"):
+        remove(str(tmp_path))
+    assert (tmp_path / "model.bin").exists()
+
+
+def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(RECORD)
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "home")
+    remove(str(tmp_path / "run"))
+    assert (tmp_path / "home" / "thesis.tex").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_nothing_and_the_rest_of_a_start_that_was_cut_off_are_removed_without_a_record(tmp_path: Path) -> None:
+    assert remove(str(tmp_path / "none")) == ""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert "removed" in remove(str(tmp_path / "run"))
+
+
+def test_fresh_removes_nothing_before_all_else_is_known_to_be_good(tiny_shards: str, tmp_path: Path) -> None:
+    command = [*SMALL, "--name", "x", "--storage", str(tmp_path)]
+    assert train(read_train(None, [*command, "--data", tiny_shards]))["status"] == "finished"
+    before = (tmp_path / "x" / "metrics.jsonl").read_bytes()
+    larger = [word.replace("batch_size=8", "batch_size=64") for word in command]
+    for wrong in (
+        [*command, "--data", "/no/such"],
+        [*command, "--data", tiny_shards, "train.optim.lr=-1"],
+        [*command, "--data", tiny_shards, "data.train_split=train_cbl"],
+        [*command, "--data", tiny_shards, "train.accumulate=3"],
+        [*larger, "--data", tiny_shards],
+    ):
+        with pytest.raises(LtcoreError):
+            train(read_train(None, [*wrong, "--fresh"]))
+        assert (tmp_path / "x" / "metrics.jsonl").read_bytes() == before, wrong
+
+
+def test_a_finished_run_answers_for_itself_alone(
+    tiny_shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMALL, "--name", "x", "--storage", str(tmp_path), "--data", tiny_shards]
+    first = train(read_train(None, command))
+    capsys.readouterr()
+    assert train(read_train(None, command)) == first
+    assert "x finished 0 s ago; this is its stored result (--fresh to repeat it)" in capsys.readouterr().err
+    for change in ("seed=7", "train.optim.lr=0.01", "objective.base=focal", "objective.terms.dro=null"):
+        with pytest.raises(
+            CheckpointError, match=rf"x belongs to another configuration \({change.split('=')[0]}.* --name"
+        ):
+            train(read_train(None, [*command, change]))
+    longer = [word.replace("train.epochs=1", "train.epochs=2") for word in command]
+    with pytest.raises(CheckpointError, match=r"train.epochs: 1 there, 2 now"):
+        train(read_train(None, longer))
+    free = [*(w for w in command if w != "train.threads=1"), "train.threads=2", "data.tier=threads"]
+    assert train(read_train(None, free)) == first  # what changes no result
+
+
+def test_on_other_data_it_is_refused_and_on_the_same_data_elsewhere_it_is_not(tiny_shards: str, tmp_path: Path) -> None:
+    command = [*SMALL, "--name", "x", "--storage", str(tmp_path)]
+    first = train(read_train(None, [*command, "--data", tiny_shards]))
+    copy = shutil.copytree(tiny_shards, tmp_path / "copy")
+    assert train(read_train(None, [*command, "--data", str(copy)]))["test"] == first["test"]
+    make_tiny(str(tmp_path / "other"), seed=1)
+    with pytest.raises(
+        CheckpointError, match=r"x was trained on data .* now data.uri leads to .* another --name, or --fresh"
+    ):
+        train(read_train(None, [*command, "--data", str(tmp_path / "other")]))
+
+
+def test_without_a_name_a_second_seed_simply_trains(tiny_shards: str, tmp_path: Path) -> None:
+    command = [*SMALL, "--storage", str(tmp_path), "--data", tiny_shards]
+    records = [train(read_train(None, [*command, "--seed", seed])) for seed in ("1", "2")]
+    assert [record["seed"] for record in records] == [1, 2]
+    assert len(list(tmp_path.glob("*/run.json"))) == 2
+
+
+def test_the_engines_refuse_a_finished_run_of_another_configuration_too(tiny_shards: str, tmp_path: Path) -> None:
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"train.optim.lr: 0.05 there, 0.01 now"):
+        run(tiny_run(train__epochs=1, train__optim__lr=0.01), tiny_shards, tmp_path / "run")
+
+
+def test_stage_2_does_not_answer_for_a_stage_1_that_was_trained_anew(tiny_shards: str, tmp_path: Path) -> None:
+    def first(seed: int) -> None:
+        remove(str(tmp_path / "first"))
+        run(tiny_run(train__epochs=1, seed=seed), tiny_shards, tmp_path / "first")
+
+    def second() -> dict[str, Any]:
+        return run(stage2_run(tmp_path / "first", "ncm"), tiny_shards, tmp_path / "second")
+
+    first(1)
+    done = second()
+    assert second() == done
+    first(2)
+    with pytest.raises(
+        CheckpointError, match=r"second started from another state of stage2.from_run=.*first: .* --fresh"
+    ):
+        second()
+
+
+def test_how_long_ago_is_said_in_words() -> None:
+    assert finished_ago({"finished_at": "2020-01-01T00:00:00+00:00"}).endswith("h ago")
+
+
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.json").write_text(RECORD)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DataError, match=r"run.json cannot be removed: .*Permission denied.*Check permissions"):
+        remove(str(tmp_path))
+
+
+def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("ltcore.cli.console.show_result", lambda sweep, uri, age: shown.append(uri))
+    overrides = {"sweep.name": "s", "data.uri": tiny_shards}
+    fields = {"schema": 1, "status": "finished", "identity": identity(read_sweep("tune_lpa", overrides))}
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps({**fields, "data_hash": read_manifest(tiny_shards).hash}))
+    command = ["--name", "s", "--storage", str(tmp_path)]
+    tune(read_tune(None, [*command, "--data", tiny_shards]))
+    copy = shutil.copytree(tiny_shards, tmp_path / "copy")
+    tune(read_tune(None, [*command, "--data", str(copy)]))
+    assert shown == [str(tmp_path / "s")] * 2
+    make_tiny(str(tmp_path / "other"), seed=1)
+    with pytest.raises(ConfigError, match=r"s holds a sweep on other data \(.* there, .* now\)\. .* --fresh"):
+        tune(read_tune(None, [*command, "--data", str(tmp_path / "other")]))
+    with pytest.raises(
+        ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 16 there, 6 now\)"
+    ):
+        tune(read_tune(None, [*command, "--data", tiny_shards, "train.epochs=6"]))

@@ -1,0 +1,133 @@
+"""Where a run goes and on which engine: decided and refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ltcore.batch import Batch
+from ltcore.cli.args import read_train, read_tune
+from ltcore.cli.train import wants_ray
+from ltcore.config.load import load_run
+from ltcore.errors import ConfigError
+from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.place import check_storage, check_workers, choose_engine, choose_scaling, storage_root
+from ltcore.runtime.placement import Scaling
+from ltcore.training.context import LocalContext
+from ltcore.tuning import budget as warmup
+from tests.training.runs import tiny_run
+
+LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
+WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="", dashboard="")
+POOL = Cluster(local=False, cpus=64, real_cpus=64, gpus=8, nodes=9, address="10.0.0.1:6379", dashboard="")
+
+
+def test_a_path_of_one_machine_is_refused_on_a_cluster_and_the_variable_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"9 nodes: set LTCORE_STORAGE .* s3://bucket/runs"):
+        check_storage("/home/me/runs", POOL)
+    check_storage("s3://bucket/runs", POOL)
+    check_storage("/home/me/runs", LAPTOP)
+
+
+def test_storage_is_absolute_because_workers_change_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage_root("runs") == str(tmp_path / "runs")
+    assert storage_root("s3://bucket/runs/") == "s3://bucket/runs"
+    assert Path(storage_root(None)).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("flags", "cluster", "engine"),
+    [
+        ([], LAPTOP, "trial"),
+        ([], WORKSTATION, "trial"),
+        (["--workers", "2"], LAPTOP, "train"),
+        ([], POOL, "train"),
+        (["--engine", "trial"], POOL, "trial"),
+    ],
+)
+def test_auto_stays_in_process_on_one_machine_and_takes_ray_train_elsewhere(
+    flags: list[str], cluster: Cluster, engine: str
+) -> None:
+    assert choose_engine(read_tune("test", flags), cluster) == engine
+
+
+@pytest.mark.parametrize(
+    ("flags", "through_ray"),
+    [
+        ([], False),
+        (["--engine", "inline"], False),
+        (["--engine", "trial"], True),
+        (["--workers", "1"], True),
+        (["--gpus-per-worker", "0"], True),
+        (["--cpus-per-worker", "2"], True),
+        (["--max-gpus", "1"], True),
+    ],
+)
+def test_a_single_run_goes_through_ray_where_something_is_asked_of_its_workers(
+    flags: list[str], through_ray: bool
+) -> None:
+    assert wants_ray(read_train("test", flags), load_run("cifar100_lt_ce")) == through_ray
+
+
+def test_on_a_cluster_every_trial_gets_a_gpu_worker() -> None:
+    scaling = choose_scaling(read_tune("test", []), POOL, "train")
+    assert (scaling.workers, scaling.gpus_per_worker) == (1, 1.0)
+    assert choose_scaling(read_tune("test", ["--workers", "2-4"]), POOL, "train").most == 4
+    assert choose_scaling(read_tune("test", []), LAPTOP, "trial").gpus_per_worker == 0
+
+
+def test_population_based_training_hands_checkpoints_over_in_process() -> None:
+    assert choose_engine(read_tune("test", []), POOL, "pbt") == "trial"
+    for flags in (["--engine", "train"], ["--workers", "2"]):
+        with pytest.raises(ConfigError, match=r"sweep.search=pbt needs --engine trial and one worker per trial"):
+            choose_engine(read_tune("test", flags), POOL, "pbt")
+
+
+def test_workers_of_one_run_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = read_tune("test", ["--workers", "2", "--gpus-per-worker", "0.5"])
+    with pytest.raises(ConfigError, match=r"--gpus-per-worker 0.5 would put workers of one run on the same GPU"):
+        choose_scaling(flags, POOL, "train")
+    monkeypatch.setenv("LTCORE_DIST_BACKEND", "gloo")
+    assert choose_scaling(flags, POOL, "train").gpus_per_worker == 0.5
+
+
+def test_a_range_of_workers_holds_only_numbers_that_can_share_a_batch() -> None:
+    cfg = load_run("cifar100_lt_ce")  # 128 images, 64 lanes
+    check_workers(cfg, Scaling(workers=4))
+    check_workers(cfg, Scaling(workers=1, max_workers=2))
+    with pytest.raises(ConfigError, match=r"^--workers 2-4: Ray may start any number of these. 3 workers cannot share"):
+        check_workers(cfg, Scaling(workers=2, max_workers=4))
+    with pytest.raises(ConfigError, match=r"^train.accumulate=32 does not divide the 16 images that each of 8 workers"):
+        check_workers(load_run("cifar100_lt_ce", {"train.accumulate": 32}), Scaling(workers=8))
+    shared = load_run("cifar100_lt_ce", {"train.batch_size": 96, "data.lanes": 96})
+    check_workers(shared, Scaling(workers=2, max_workers=4))
+
+
+def test_the_warm_up_before_a_sweep_computes_where_trials_will(
+    tiny_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(LocalContext):
+        def __init__(self) -> None:
+            super().__init__(torch.device("meta"))
+
+    class ReachedError(Exception):
+        pass
+
+    def augment(batch: Batch, epoch: int, host: Batch) -> Batch:
+        assert batch.images_VBCHW.device.type == batch.labels_B.device.type == "meta" != host.labels_B.device.type
+        raise ReachedError
+
+    parts = SimpleNamespace(step=SimpleNamespace(objective=None), augment=augment)
+    monkeypatch.setattr(warmup, "LocalContext", Elsewhere)
+    monkeypatch.setattr(warmup, "build", lambda cfg, feed, ctx: parts)
+    with pytest.raises(ReachedError):
+        warmup.images_per_s(tiny_run(), tiny_shards, threads=1)
+
+
+def test_several_workers_need_the_train_engine() -> None:
+    with pytest.raises(ConfigError, match=r"--workers 2-2 needs --engine train"):
+        choose_scaling(read_tune("test", ["--workers", "2", "--engine", "trial"]), LAPTOP, "trial")

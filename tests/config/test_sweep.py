@@ -1,0 +1,125 @@
+import pytest
+
+from ltcore.config.load import base_run, check_sweep, dump, grace_fraction, load_sweep
+from ltcore.config.overrides import packaged
+from ltcore.config.sweep import read_sweep
+from ltcore.errors import ConfigError
+
+
+def words(**overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_sweep("tune_lpa", {key.replace("__", "."): value for key, value in overrides.items()})
+    return str(caught.value)
+
+
+def test_the_packaged_sweep_and_its_overrides():
+    sweep = load_sweep("tune_lpa", {"sweep.num_trials": "4", "train.epochs": "3", "sweep.name": "mine"})
+    assert (sweep.name, sweep.num_trials, sweep.recipe) == ("mine", 4, "digits_glt_lpa_dro_ifl")
+    assert {key: str(spec) for key, spec in sweep.space.items()} == {
+        "objective.terms.lpa.weight": "log:0.02,1.0",
+        "objective.terms.dro.radius": "log:0.25,4.0",
+        "objective.terms.ifl.num_envs": "choice:1,2,3,4",
+    }
+    assert base_run(sweep).train.epochs == 3
+    assert dump(sweep)["space"]["objective.terms.dro.radius"] == "log:0.25,4.0"
+
+
+def test_the_space_is_edited_from_the_command_line():
+    sweep = load_sweep(
+        "tune_lpa",
+        {
+            "sweep.space.objective.terms.lpa.weight": "null",
+            "sweep.space.train.optim.lr": "log:0.01,1",
+            "objective.terms.lpa.weight": "0.3",
+        },
+    )
+    assert list(sweep.space) == ["objective.terms.dro.radius", "objective.terms.ifl.num_envs", "train.optim.lr"]
+    assert base_run(sweep).objective.terms.lpa.weight == 0.3
+
+
+def test_the_name_of_a_sweep_is_its_file(tmp_path):
+    (tmp_path / "lr.yaml").write_text("recipe: cifar100_lt_ce\nspace: {train.optim.lr: {log: [1e-3, 1]}}\n")
+    assert load_sweep(str(tmp_path / "lr.yaml")).name == "lr"
+
+
+def test_both_ends_of_a_range_are_tried_before_anything_starts():
+    text = words(sweep__space__objective__terms__dro__radius="uniform:-1,1")
+    assert text == (
+        "sweep.space.objective.terms.dro.radius=uniform:-1,1 does not go with recipe digits_glt_lpa_dro_ifl: "
+        "objective.terms.dro.radius must be a finite number >= 0, got -1.0."
+    )
+    text = words(sweep__space__objective__terms__ifl__num_envs="int:1,9")
+    assert "objective.terms.ifl.num_envs must be 1 to 4, got 9" in text
+    text = words(sweep__space__train__epochs="uniform:1,3")
+    assert "train.epochs=1.8: expected a whole number" in text
+
+
+def test_a_grace_period_before_the_last_term_begins_is_refused_with_both_numbers():
+    assert words(sweep__grace_fraction="0.1").startswith(
+        "sweep.grace_fraction=0.1 is shorter than objective.terms.ifl.start=0.2: trials would be stopped before that term"
+    )
+    text = words(sweep__grace_fraction="0.25", sweep__space__objective__terms__dro__start="choice:0.1,0.4")
+    assert "sweep.grace_fraction=0.25 is shorter than objective.terms.dro.start=0.4" in text
+
+
+def test_the_grace_period_waits_for_the_last_term_by_itself():
+    for overrides, expected in [({}, 0.25), ({"sweep.space.objective.terms.dro.start": "choice:0.1,0.4"}, 0.4)]:
+        sweep = load_sweep("tune_lpa", overrides)
+        assert sweep.grace_fraction is None and grace_fraction(sweep, base_run(sweep)) == expected
+    assert grace_fraction(load_sweep("tune_lpa", {"sweep.grace_fraction": "0.7"}), base_run(sweep)) == 0.7
+
+
+@pytest.mark.parametrize("recipe", packaged("recipe"))
+def test_every_recipe_of_a_first_stage_takes_the_main_sweep(recipe):
+    """Without further words, and at its own length: the time budget is the digits'."""
+    overrides = {"sweep.recipe": recipe, "sweep.name": "mine"}
+    if base_run(read_sweep("tune_lpa", overrides)).stage2 is not None:
+        with pytest.raises(ConfigError, match="a sweep trains stage 1"):
+            load_sweep("tune_lpa", overrides)
+        return
+    sweep = load_sweep("tune_lpa", overrides)
+    assert grace_fraction(sweep, base_run(sweep)) < 1
+    assert (sweep.budget_s is None) == (recipe != "digits_glt_lpa_dro_ifl")
+    assert load_sweep("tune_lpa", overrides | {"sweep.budget_s": "60"}).budget_s == 60
+
+
+def test_pbt_has_no_grace_period():
+    hot = {"sweep.search": "pbt", "sweep.hot": "objective.terms.lpa.weight", "sweep.grace_fraction": "0.1"}
+    sweep = load_sweep("tune_lpa", hot)
+    assert sweep.hot == ("objective.terms.lpa.weight",)
+    check_sweep(sweep, base_run(sweep))
+
+
+@pytest.mark.parametrize(
+    ("key", "spec", "why"),
+    [
+        ("objective.terms.ifl.num_envs", "choice:2,3", "only numbers of losses and optimizer"),
+        ("train.ema_decay", "uniform:0,0.9", "only numbers of losses and optimizer"),
+        ("objective.terms.lpa.weight", "uniform:0,1", "one of the values of uniform:0,1 switches its term off"),
+    ],
+)
+def test_what_population_based_training_may_not_change(key, spec, why):
+    with pytest.raises(ConfigError, match=f"^sweep.hot holds {key}: {why}"):
+        load_sweep("tune_lpa", {"sweep.search": "pbt", "sweep.hot": key, f"sweep.space.{key}": spec})
+
+
+def test_wrong_keys_are_named():
+    assert (
+        words(sweep__spaces="1") == "sweep.spaces: unknown key. Did you mean sweep.space? (python -m ltcore keys sweep)"
+    )
+    assert words(sweep__space__objective__terms__lpa__wight="log:0.1,1").startswith(
+        "objective.terms.lpa.wight: unknown key. Did you mean objective.terms.lpa.weight?"
+    )
+    assert words(objective__terms__lpa__weight="0.1").startswith(
+        "sweep.space and overrides both set objective.terms.lpa.weight; to fix it for all trials, take it out with "
+    )
+    assert words(sweep__num_trials="x").startswith("sweep.num_trials=x: expected a whole number")
+    assert words(sweep__num_trials="0") == "sweep.num_trials must be >= 1, got 0."
+    assert words(sweep__space="log:1,2").startswith("sweep.space=log:1,2: give single keys, sweep.space.<key>=")
+    assert words(sweep__recipe="nope").startswith("recipe='nope' is unknown.")
+
+
+def test_a_space_that_is_no_mapping_is_refused(tmp_path):
+    (tmp_path / "s.yaml").write_text("recipe: cifar100_lt_ce\nspace: [train.optim.lr]\n")
+    with pytest.raises(ConfigError, match=r"^sweep.space=\['train.optim.lr'\] must map dotted keys to values"):
+        load_sweep(str(tmp_path / "s.yaml"))

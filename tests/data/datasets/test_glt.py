@@ -1,0 +1,86 @@
+"""Quotas and disjointness of the generalized long-tailed splits, for rendered and for given attributes."""
+
+import numpy as np
+import pytest
+
+from ltcore.data.datasets.glt import GltSizes, glt_splits, quota_counts
+from ltcore.errors import DataError
+
+
+def test_quotas_are_those_of_glt_and_always_sum_to_n():
+    assert quota_counts(60, [0, 1, 2]).tolist() == [42, 12, 6]
+    assert quota_counts(60, [2, 0, 1]).tolist() == [12, 6, 42]
+    assert quota_counts(10, [3, 4, 0, 1, 2]).tolist() == [1, 0, 0, 7, 2]
+    for n in range(200):
+        counts = quota_counts(n, [1, 2, 3, 4, 0])
+        assert counts.sum() == n and (counts >= 0).all()
+        assert abs(counts[1] - 0.7 * n) < 1 and abs(counts[2] - 0.2 * n) < 1
+        rest = counts[[3, 4, 0]]
+        assert rest.max() - rest.min() <= 1
+
+
+def test_a_small_class_keeps_its_minorities():
+    assert quota_counts(5, [0, 1, 2]).tolist() == [3, 1, 1]
+
+
+SIZES = GltSizes(train_C=(20, 10, 4), train_cbl=11, val=6, test=20)
+
+
+def tally(splits, labels, name, num_attributes):
+    table = np.zeros((3, num_attributes), int)
+    for position, attribute in splits[name]:
+        table[labels[position], attribute] += 1
+    return table
+
+
+def test_rendered_keys_come_in_every_attribute_where_held_out_and_once_in_training():
+    labels = np.repeat([0, 1, 2], 50)
+    keys = [f"d{i}" for i in range(150)]
+    splits = glt_splits(keys, labels, None, SIZES, num_attributes=4, seed=0)
+    identities = {name: {p for p, _ in picks} for name, picks in splits.items()}
+    training = identities["train"] | identities["train_cbl"]
+    assert not training & identities["val"] and not training & identities["test_gbl"]
+    assert not identities["val"] & identities["test_gbl"]
+    assert identities["test_cbl"] == identities["test_gbl"]
+    assert (tally(splits, labels, "test_gbl", 4) == 20).all() and (tally(splits, labels, "val", 4) == 6).all()
+    for name, per_class in {"train": SIZES.train_C, "train_cbl": (11,) * 3, "test_cbl": (20,) * 3}.items():
+        table = tally(splits, labels, name, 4)
+        for c, n in enumerate(per_class):
+            assert table[c].tolist() == quota_counts(n, [(c + i) % 4 for i in range(4)]).tolist()
+        assert len(identities[name]) == sum(per_class) == len(splits[name])
+
+
+def test_given_attributes_are_respected_and_all_held_out_splits_are_disjoint():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 300)
+    attributes = rng.choice(3, size=900, p=(0.6, 0.25, 0.15))
+    keys = [f"k{i}" for i in range(900)]
+    sizes = GltSizes(train_C=(60, 20, 8), train_cbl=30, val=6, test=30)
+    splits = glt_splits(keys, labels, attributes, sizes, num_attributes=3, seed=1)
+    assert all(attributes[p] == a for picks in splits.values() for p, a in picks)
+    held_out = [p for name in ("val", "test_cbl", "test_gbl") for p, _ in splits[name]]
+    assert len(held_out) == len(set(held_out))
+    assert not set(held_out) & {p for name in ("train", "train_cbl") for p, _ in splits[name]}
+    assert (tally(splits, labels, "test_gbl", 3) == 10).all() and (tally(splits, labels, "val", 3) == 2).all()
+    assert sorted(tally(splits, labels, "test_cbl", 3)[0].tolist()) == [3, 6, 21]
+    assert tally(splits, labels, "train", 3).sum(1).tolist() == [60, 20, 8]
+
+
+def test_the_listing_order_changes_nothing_and_the_seed_does():
+    labels = np.repeat([0, 1, 2], 50)
+    keys = [f"d{i}" for i in range(150)]
+    perm = np.random.default_rng(0).permutation(150)
+
+    def named(keys, labels, seed):
+        splits = glt_splits(keys, labels, None, SIZES, num_attributes=4, seed=seed)
+        return {name: {(keys[p], a) for p, a in picks} for name, picks in splits.items()}
+
+    assert named(keys, labels, 0) == named([keys[i] for i in perm], labels[perm], 0)
+    assert named(keys, labels, 0) != named(keys, labels, 1)
+
+
+def test_a_class_with_too_few_images_is_named():
+    labels = np.repeat([0, 1, 2], [50, 35, 50])
+    keys = [f"d{i}" for i in range(len(labels))]
+    with pytest.raises(DataError, match="class 1 has too few images for split 'train"):
+        glt_splits(keys, labels, None, SIZES, num_attributes=4, seed=0)

@@ -1,0 +1,133 @@
+"""Which formats are opened, and what becomes of pixels that are no 8 bits: the right grey or a sentence, never black."""
+
+from __future__ import annotations
+
+import ast
+import io
+import struct
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ltcore
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import prepare
+from ltcore.data.images.decode import DECODE_VERSION, FORMATS, MAX_SCANS, decode_canvas, decode_image
+from ltcore.data.shards.reader import ShardStore, decode_rows
+from ltcore.errors import DataError
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def encode(image: Any, fmt: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, fmt, **options)
+    return out.getvalue()
+
+
+DEEP: dict[str, tuple[bytes, Any]] = {
+    "float 0..1": (encode((RAMP / 255).astype(np.float32), "TIFF"), RAMP),
+    "float, all black": (encode(np.zeros((16, 16), np.float32), "TIFF"), 0 * RAMP),
+    "float 0..255": (encode(RAMP.astype(np.float32), "TIFF"), "floating-point values from 0 to 255, expected 0 to 1"),
+    "float 0..65535": (encode(RAMP.astype(np.float32) * 257, "TIFF"), "floating-point values from 0 to 65535"),
+    "float below 0": (encode((RAMP / 255).astype(np.float32) - 0.5, "TIFF"), "floating-point values from -0.5 to 0.5"),
+    "not a number": (encode(np.full((16, 16), np.nan, np.float32), "TIFF"), "floating-point values from nan to nan"),
+    "int32 0..255": (encode(RAMP.astype(np.int32), "TIFF"), "integers that are signed or have 32 bits"),
+    "int32 large": (encode(RAMP.astype(np.int32) << 16, "TIFF"), "integers that are signed or have 32 bits"),
+    "16-bit tiff": (encode(RAMP.astype(np.uint16) * 257, "TIFF"), RAMP),
+    "16-bit png": (encode(RAMP.astype(np.uint16) * 257, "PNG"), RAMP),
+    "16-bit pgm": (b"P5\n16 16\n65535\n" + (RAMP.astype(int) * 257).astype(">u2").tobytes(), RAMP),
+    "12 bits as pgm says": (b"P5\n16 16\n4095\n" + (RAMP.astype(int) * 16).astype(">u2").tobytes(), RAMP),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_grey_is_scaled_or_refused(name: str) -> None:
+    data, expected = DEEP[name]
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=f"k1: the image has {expected}.*, whose white is not known. Convert it"):
+            decode_image(data, "k1")
+    else:
+        found = decode_image(data, "k1").astype(int)
+        assert np.abs(found - expected).max() <= 1
+
+
+def folder(parent: Path, **odd: bytes) -> str:
+    files = {f"{c}/{n}.png": encode(RGB, "PNG") for c in ("ant", "bee") for n in range(3)}
+    for name, data in (files | {f"ant/odd.{ext}": data for ext, data in odd.items()}).items():
+        (parent / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (parent / "set" / name).write_bytes(data)
+    return str(parent / "set")
+
+
+def test_a_float_image_without_known_white_is_named_when_shards_are_made(tmp_path: Path) -> None:
+    uri = folder(tmp_path, tif=DEEP["float 0..255"][0])
+    with pytest.raises(DataError, match=r"ant/odd\.tif: the image has floating-point values from 0 to 255"):
+        prepare(DataConfig(uri=uri, val_per_class=0))
+
+
+def test_extensions_that_pil_reads_are_taken(tmp_path: Path) -> None:
+    smooth = np.kron(RNG.integers(0, 256, (2, 2, 1), dtype=np.uint8), np.ones((8, 8, 3), np.uint8))
+    kinds = {"jpe": "JPEG", "jfif": "JPEG", "ppm": "PPM", "pgm": "PPM", "avif": "AVIF", "PPM": "PPM"}
+    uri = prepare(DataConfig(uri=folder(tmp_path, **{e: encode(smooth, f) for e, f in kinds.items()}), val_per_class=0))
+    store, found = ShardStore(uri), 0
+    for split in store.manifest.splits:
+        odd = np.array([n for n, key in enumerate(store.keys(split)) if "odd" in key], np.int64)
+        found += len(odd)
+        assert np.abs(decode_rows(store, split, odd, 16) - smooth.transpose(2, 0, 1).astype(int)).max(initial=0) < 40
+    assert found == len(kinds)
+
+
+@pytest.mark.parametrize("fmt", ["EPS", "ICO", "JPEG2000", "DDS", "ICNS", "SGI"])
+def test_other_formats_are_refused_by_name_whatever_the_extension(
+    tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*args: Any, **options: Any) -> None:
+        raise AssertionError("a program was started")
+
+    data = encode(RGB, fmt)
+    monkeypatch.setattr(subprocess, "check_call", started)  # by which PIL runs Ghostscript
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with pytest.raises(DataError, match=rf"cannot be decoded \({fmt} by its first bytes; known are PNG, JPEG, WEBP"):
+        decode_canvas(data, 8, "k1")
+    with pytest.raises(DataError, match=rf"ant/odd\.png: the image cannot be decoded \({fmt} by its first bytes"):
+        prepare(DataConfig(uri=folder(tmp_path, png=data)))
+
+
+def test_images_are_opened_in_one_place() -> None:
+    """So that no other lets in what FORMATS leaves out."""
+    calls = [
+        (file.name, node)
+        for file in Path(ltcore.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open")
+    ]
+    ((name, call),) = calls
+    assert name == "decode.py" and ast.unparse(call.keywords[0]) == "formats=FORMATS"
+    assert not {"EPS", "PSD", "ICO", "WMF", "FPX"} & set(FORMATS) and DECODE_VERSION > 1
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = encode(Image.fromarray(RGB).convert("L"), "JPEG", progressive=True)
+    first = data.rindex(b"\xff\xda")
+    return data[:first] + data[first:-2] * count + b"\xff\xd9"
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
+    usual = encode(RGB, "JPEG", progressive=True)
+    assert decode_canvas(usual, 16, "x").shape == (3, 16, 16)
+    many = with_scans(500)
+    large = many.replace(struct.pack(">HH", 16, 16), struct.pack(">HH", 8000, 8000), 1)
+    for data in (many, large):
+        started = time.monotonic()
+        with pytest.raises(DataError, match=rf"k1: the image has 50\d scans, expected at most {MAX_SCANS}"):
+            decode_canvas(data, 16, "k1")
+        assert time.monotonic() - started < 1

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ltcore.batch import Batch
+from ltcore.data.config import DataConfig
+from ltcore.data.loading import loader as feed_module
+from ltcore.data.loading.canvas_cache import NoRoomError
+from ltcore.data.loading.loader import CacheFeed, Feed, ThreadFeed, open_feed
+from ltcore.data.loading.prefetch import prefetch
+from ltcore.data.shards.reader import decode_rows
+from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.errors import ConfigError, DataError
+from tests.conftest import png
+
+
+def open_tier(uri: str, tier: str, rank: int = 0, world: int = 1, **config: Any) -> Feed:
+    return open_feed(DataConfig(tier=tier, **config), uri, batch_size=8, seed=0, rank=rank, world=world)
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all(
+        torch.equal(getattr(first, name), getattr(second, name))
+        for name in ("images_VBCHW", "labels_B", "index_B", "copy_B")
+    )
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Callable[[int, str], str]:
+    """Makes a data set of two classes of eight images of which ``num_bad`` of class 0 in ``split`` are no images."""
+
+    def make(num_bad: int, split: str = "train") -> str:
+        rng = np.random.default_rng(0)
+
+        def samples(name: str) -> Iterator[Sample]:
+            for n in range(16):
+                bad = name == split and n < 2 * num_bad and n % 2 == 0
+                yield Sample(f"k{n}", b"no image" if bad else png(rng), "png", n % 2)
+
+        uri = str(tmp_path / f"spoiled{num_bad}{split}")
+        write_dataset(
+            uri,
+            name="spoiled",
+            classes=["a", "b"],
+            attributes=[],
+            splits={name: list(samples(name)) for name in ("train", "val")},
+            canvas=16,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            seed=0,
+            shot_rule="rank",
+            provenance={},
+        )
+        return uri
+
+    return make
+
+
+def test_both_tiers_give_the_same_batches(tiny_shards: str) -> None:
+    cached, threaded = open_tier(tiny_shards, "cache"), open_tier(tiny_shards, "threads")
+    assert isinstance(cached, CacheFeed)
+    assert isinstance(threaded, ThreadFeed)
+    assert cached.num_batches == threaded.num_batches == 5
+    for epoch in range(2):
+        for first, second in zip(cached.train_batches(epoch), threaded.train_batches(epoch), strict=True):
+            assert same(first, second)
+    for first, second in zip(cached.eval_batches("test", 3), threaded.eval_batches("test", 3), strict=True):
+        assert same(first, second)
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_a_batch_is_what_its_index_says(tiny_shards: str, tier: str) -> None:
+    feed = open_tier(tiny_shards, tier)
+    batches = list(feed.train_batches(epoch=3))
+    assert len(batches) == 5
+    for batch in batches:
+        assert batch.images_VBCHW.shape == (1, 8, 3, 16, 16)
+        assert batch.images_VBCHW.dtype == torch.uint8
+        index_B = batch.index_B.numpy()
+        np.testing.assert_array_equal(batch.images_VBCHW[0].numpy(), decode_rows(feed.store, "train", index_B, 16))
+        np.testing.assert_array_equal(batch.labels_B.numpy(), feed.store.labels("train")[index_B])
+        assert batch.copy_B.tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_ranks_share_the_global_batch_and_resume(tiny_shards: str, tier: str) -> None:
+    alone = list(open_tier(tiny_shards, tier).train_batches(1))
+    ranks = [open_tier(tiny_shards, tier, rank, 2) for rank in range(2)]
+    for whole, parts in zip(alone[2:], zip(*(feed.train_batches(1, 2) for feed in ranks), strict=True), strict=True):
+        assert torch.equal(whole.index_B, torch.cat([part.index_B for part in parts]))
+        assert torch.equal(whole.images_VBCHW, torch.cat([part.images_VBCHW for part in parts], dim=1))
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_evaluation_sees_every_row_once(tiny_shards: str, tier: str, world: int) -> None:
+    feeds = [open_tier(tiny_shards, tier, rank, world) for rank in range(world)]
+    batches = [batch for feed in feeds for batch in feed.eval_batches("test", 4)]
+    assert torch.cat([batch.index_B for batch in batches]).tolist() == list(range(14))
+    assert torch.cat([batch.labels_B for batch in batches]).tolist() == feeds[0].store.labels("test").tolist()
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_copies_repeat_samples(tiny_shards: str, tier: str) -> None:
+    feed = open_tier(tiny_shards, tier)
+    feed.copies_N = np.where(feed.store.labels("train") == 3, 6, 0)
+    assert feed.num_batches == 3  # four samples of class 3
+    batches = list(feed.train_batches(0))
+    seen = [pair for b in batches for pair in zip(b.index_B.tolist(), b.copy_B.tolist(), strict=True)]
+    expected = [(n, copy) for n in np.flatnonzero(feed.store.labels("train") == 3).tolist() for copy in range(6)]
+    assert sorted(seen) == expected
+
+
+def test_canvas_of_the_configuration(tiny_shards: str) -> None:
+    assert next(open_tier(tiny_shards, "cache", canvas=8).train_batches(0)).images_VBCHW.shape[-1] == 8
+
+
+def test_tier_is_chosen_by_size_and_explained(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = open_tier(tiny_shards, "auto")
+    assert chosen.tier == "cache"
+    assert "fit data.cache_bytes of 20.00 GiB" in chosen.why
+    chosen = open_tier(tiny_shards, "auto", cache_bytes=1000)
+    assert chosen.tier == "threads"
+    assert "exceed data.cache_bytes" in chosen.why
+    monkeypatch.setattr(feed_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert "free disk" in open_tier(tiny_shards, "auto").why
+    chosen = open_tier(tiny_shards, "stream")
+    assert chosen.tier == "threads"
+    assert "stream" in chosen.why
+
+
+def test_without_room_in_the_cache_threads_read_what_does_not_fit(
+    tiny_shards: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other canvases hold the room: a run whose tier was not asked for goes on, evaluation in any case."""
+    other = open_tier(tiny_shards, "cache", canvas=15)
+    held = 46 * 3 * 15**2
+    chosen = open_tier(tiny_shards, "auto", cache_bytes=held + (46 + 6) * 3 * 16**2)
+    assert chosen.tier == "cache", "there is room for the training split"
+    whole = open_tier(tiny_shards, "threads").eval_batches("val", 5)
+    assert all(same(*pair) for pair in zip(chosen.eval_batches("val", 5), whole, strict=True))
+    assert "split val is decoded by threads: The decoded images need" in caplog.text
+    chosen.close()
+    late = open_tier(tiny_shards, "auto", canvas=14, cache_bytes=50_000)
+    assert late.tier == "threads" and late.why.startswith("the cache has no room now: The decoded images need")
+    with pytest.raises(NoRoomError):
+        open_tier(tiny_shards, "cache", canvas=14, cache_bytes=50_000)
+    other.close()
+    assert open_tier(tiny_shards, "auto", canvas=14, cache_bytes=50_000).tier == "cache"
+
+
+def test_what_cannot_work_is_refused_at_once(tiny_shards: str) -> None:
+    with pytest.raises(ConfigError, match="46 rows in this epoch, fewer than one global batch of 47"):
+        open_feed(DataConfig(), tiny_shards, batch_size=47, seed=0)
+    with pytest.raises(ConfigError, match="3 workers cannot share"):
+        open_feed(DataConfig(), tiny_shards, batch_size=9, seed=0, world=3)
+
+
+def feed_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ltcore-feed")]
+
+
+def test_closing_early_leaves_no_threads(tiny_shards: str) -> None:
+    feed = open_tier(tiny_shards, "threads")
+    batches = feed.train_batches(0)
+    next(batches)
+    assert feed_threads()
+    batches.close()  # type: ignore[attr-defined]
+    assert not feed_threads()
+
+
+def test_prefetch_keeps_order_and_its_bound() -> None:
+    running: list[int] = []
+
+    def load(item: int) -> int:
+        running.append(item)
+        time.sleep(0.002 * (item % 3))
+        return item
+
+    results = prefetch(load, iter(range(20)), ahead=4, threads=3)
+    for expected, found in enumerate(results):
+        assert found == expected
+        assert max(running) <= expected + 4
+    assert expected == 19
+
+
+def test_prefetch_raises_at_the_right_place() -> None:
+    def load(item: int) -> int:
+        if item == 3:
+            raise DataError("item 3 is bad")
+        return item
+
+    found = []
+    with pytest.raises(DataError, match="item 3 is bad"):
+        for item in prefetch(load, range(10), ahead=2, threads=2):
+            found.append(item)
+    assert found == [0, 1, 2]
+    assert not feed_threads()
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_bad_samples_stop_by_default(spoiled: Callable[..., str], tier: str) -> None:
+    uri = spoiled(1)
+    with pytest.raises(DataError, match=r"train-00000.tar: sample 'k0': the image cannot be decoded"):
+        list(open_tier(uri, tier).train_batches(0))
+
+
+def test_bad_samples_are_replaced_and_listed_on_request(spoiled: Callable[..., str]) -> None:
+    uri = spoiled(3)
+    cached, threaded = (open_tier(uri, tier, max_bad_samples=3) for tier in ("cache", "threads"))
+    for first, second in zip(cached.train_batches(0), threaded.train_batches(0), strict=True):
+        assert same(first, second)
+    keys, labels = cached.store.keys("train"), cached.store.labels("train")
+    assert sorted(keys[index] for index in cached.bad_samples) == ["k0", "k2", "k4"]
+    assert cached.bad_samples == threaded.bad_samples
+    good = [n for n in range(16) if n not in cached.bad_samples and labels[n] == 0]
+    sources = {bytes(canvas) for canvas in decode_rows(cached.store, "train", np.array(good), 16)}
+    for batch in threaded.train_batches(1):
+        for index, image in zip(batch.index_B.tolist(), batch.images_VBCHW[0], strict=True):
+            if index in cached.bad_samples:
+                assert bytes(image.numpy()) in sources
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_one_bad_sample_too_many(spoiled: Callable[..., str], tier: str) -> None:
+    uri = spoiled(3)
+    with pytest.raises(DataError, match=r"It is number 3; data\.max_bad_samples=2"):
+        list(open_tier(uri, tier, max_bad_samples=2).train_batches(0))
+
+
+def test_a_filled_cache_does_not_hide_bad_samples(spoiled: Callable[..., str]) -> None:
+    uri = spoiled(2)
+    open_tier(uri, "cache", max_bad_samples=2).close()
+    with pytest.raises(DataError, match=r"2 training images are undecodable; data\.max_bad_samples=1"):
+        open_tier(uri, "cache", max_bad_samples=1)
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_evaluation_never_replaces(spoiled: Callable[..., str], tier: str) -> None:
+    feed = open_tier(spoiled(1, "val"), tier, max_bad_samples=5)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        list(feed.eval_batches("val", 4))
+
+
+def test_a_class_without_a_single_good_image(spoiled: Callable[..., str]) -> None:
+    with pytest.raises(DataError, match="no image of class 0 can be decoded"):
+        list(open_tier(spoiled(8), "threads", max_bad_samples=8).train_batches(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"uri": ""}, "uri must"),
+        ({"imbalance_factor": 0.5}, "imbalance_factor must be a number >= 1 or null, got 0.5"),
+        ({"imbalance_factor": float("nan")}, "imbalance_factor must"),
+        ({"subset": "random"}, "subset must be one of keyed, legacy, got 'random'"),
+        ({"val_per_class": -1}, "val_per_class must be >= 0"),
+        ({"canvas": 0}, "canvas must be between 1 and 4096"),
+        ({"tier": "disk"}, "tier must be one of auto, cache, threads, stream"),
+        ({"lanes": 0}, "lanes must be >= 1"),
+        ({"cache_bytes": -1}, "cache_bytes must be >= 0"),
+        ({"stream_window_steps": 0}, "stream_window_steps must be >= 1"),
+        ({"max_bad_samples": -1}, "max_bad_samples must be >= 0"),
+    ],
+)
+def test_configuration_errors_start_with_the_field(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{words}"):
+        DataConfig(**change)
+
+
+@pytest.mark.parametrize("tier", ["cache", "threads"])
+def test_another_split_can_be_trained_on(tier: str, tiny_shards: str) -> None:
+    feed = open_tier(tiny_shards, tier, train_split="val")
+    seen = torch.cat([batch.index_B for epoch in range(2) for batch in feed.train_batches(epoch)])
+    assert (feed.num_batches, seen.unique().tolist()) == (1, list(range(12)))
+    label_of = dict(enumerate(feed.store.labels("val").tolist()))
+    for batch in feed.train_batches(1):
+        assert batch.labels_B.tolist() == [label_of[i] for i in batch.index_B.tolist()]
+    feed.close()
+
+
+def test_a_test_split_is_not_trained_on_and_a_missing_one_is_named(tiny_shards: str) -> None:
+    with pytest.raises(ValueError, match="train_split must name a split that is not a test"):
+        DataConfig(train_split="test")
+    with pytest.raises(DataError, match=r"no split 'train_cbl'.*It has: test, train, val"):
+        open_tier(tiny_shards, "threads", train_split="train_cbl")

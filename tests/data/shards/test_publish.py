@@ -1,0 +1,159 @@
+"""Where a data set is written, nothing of anybody else's goes: on a disk and in an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs as pafs
+
+from ltcore import storage
+from ltcore.data.shards import publish
+from ltcore.data.shards.manifest import MANIFEST, read_manifest
+from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.errors import ConfigError, DataError
+from tests.data.small import tiny_png, write_small
+
+Place = tuple[str, Path]
+"""URI, and the folder in which its files really are."""
+
+
+@pytest.fixture(params=["disk", "object store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    (tmp_path / "bucket").mkdir()
+    if request.param == "disk":
+        return str(tmp_path / "bucket" / "d"), tmp_path / "bucket" / "d"
+    fake = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(storage, "_remote_fs", lambda root, endpoint: fake)
+    (tmp_path / "bucket" / "d").mkdir()  # the fake has folders, which object stores do not need
+    return "s3://bucket/d", tmp_path / "bucket" / "d"
+
+
+def write(uri: str, samples: Iterator[Sample], progress: Callable[[str], None] | None = None) -> None:
+    fixed: dict[str, Any] = {"canvas": 4, "mean": (0.5,) * 3, "std": (0.5,) * 3, "seed": 0, "shot_rule": "count"}
+    write_dataset(
+        uri,
+        name="new",
+        classes=["a"],
+        attributes=[],
+        splits={"train": samples},
+        provenance={},
+        progress=progress,
+        **fixed,
+    )
+
+
+def one() -> Iterator[Sample]:
+    yield Sample("k", tiny_png(9), "png", 0)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FOREIGN: dict[str, tuple[dict[str, bytes], str]] = {
+    "tars of somebody": (
+        {"openimages-00000.tar": b"1", "openimages-00001.tar": b"2"},
+        "openimages-00000.tar, 2 in all",
+    ),
+    "a folder with a tar's name": ({"backup-00002.tar/thesis.tex": b"3"}, "backup-00002.tar, 1 in all"),
+    "an index alone": ({"train-00000.parquet": b"4"}, "train-00000.parquet, 1 in all"),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a data set"])
+@pytest.mark.parametrize("case", FOREIGN)
+def test_files_that_no_manifest_names_stay_and_stop_it_before_an_image_is_read(
+    place: Place, case: str, beside: bool
+) -> None:
+    uri, folder = place
+    files, named = FOREIGN[case]
+    if beside:
+        write_small(uri)
+        files = {name.replace("train-00000", "train-00001"): data for name, data in files.items()}
+        named = named.replace("train-00000", "train-00001")
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    before = content(folder)
+
+    def samples() -> Iterator[Sample]:
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(ConfigError, match=rf"holds other files \({named}\), which no manifest.json there names"):
+        write(uri, samples())
+    assert content(folder) == before
+
+
+def test_what_comes_while_images_are_read_stays_as_well(place: Place) -> None:
+    uri, folder = place
+    write_small(uri)
+    before = content(folder)
+
+    def samples() -> Iterator[Sample]:
+        yield from one()
+        (folder / "train-00007.tar").write_bytes(b"of a colleague")
+
+    with pytest.raises(ConfigError, match=r"holds other files \(train-00007.tar"):
+        write(uri, samples())
+    assert content(folder) == before | {"train-00007.tar": b"of a colleague"}
+
+
+def test_an_earlier_data_set_goes_and_it_is_said(place: Place) -> None:
+    uri, folder = place
+    said: list[str] = []
+    write(uri, one(), said.append)
+    assert said == []
+    write_small(uri)
+    write(uri, one(), said.append)
+    assert said == [f"replacing the data set at {uri} (3 files)"]
+    assert read_manifest(uri).name == "new" and len(content(folder)) == 3
+    assert [path.name for path in folder.parent.iterdir()] == ["d"]
+
+
+def test_a_data_set_whose_files_nobody_knows_is_not_replaced(place: Place) -> None:
+    uri, folder = place
+    write_small(uri)
+    (folder / MANIFEST).write_bytes(b"{")
+    before = content(folder)
+    with pytest.raises(
+        ConfigError, match=r"a damaged data set, of which nobody knows the files .*Choose an empty place"
+    ):
+        write(uri, one())
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("place", ["object store"], indirect=True)  # on a disk one rename does it at once
+@pytest.mark.parametrize("after", range(3))
+def test_a_killed_upload_is_done_again_over_what_it_left(
+    place: Place, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = place
+    write_small(uri)
+    copy_files, copied = pafs.copy_files, list[str]()
+
+    def dies(source: str, *args: Any, **options: Any) -> None:
+        if len(copied) == after:
+            raise OSError("connection lost")
+        copied.append(source)
+        copy_files(source, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pafs, "copy_files", dies)
+        with pytest.raises(DataError, match="connection lost"):
+            write(uri, one())
+    with pytest.raises(DataError, match=r"manifest.json does not exist"):
+        read_manifest(uri)
+    assert publish.PARTIAL in content(folder)
+    write(uri, one())
+    assert read_manifest(uri).name == "new" and len(content(folder)) == 3
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    write_small(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    write(str(tmp_path / "link"), one())
+    assert (tmp_path / "link").is_symlink() and read_manifest(str(tmp_path / "real")).name == "new"

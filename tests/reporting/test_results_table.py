@@ -1,0 +1,200 @@
+"""Run directories as a Markdown table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.config.load import flat, load_run
+from ltcore.errors import DataError
+from ltcore.reporting.records import read_run
+from ltcore.reporting.report import make_table
+from ltcore.reporting.results_table import COLUMNS, results_table
+from tests.reporting.fake_sweep import write_json
+
+RECIPE = "cifar100_lt_balanced_softmax"
+HERE = {"data.uri": "/images.zip", "data.imbalance_factor": "100", "train.threads": "1", "tracking.wandb": "false"}
+
+
+def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
+    overrides = {
+        key.replace("__", "."): value for key, value in changes.items() if key not in ("status", "hash", "tested")
+    }
+    cfg = load_run(RECIPE, {**HERE, "name": folder.name, "train.epochs": "30", **overrides})
+    metrics = {"top1": top1, "many": top1 + 0.2, "medium": top1, "few": None}
+    info = {
+        "status": changes.get("status", "finished"),
+        "seed": cfg.seed,
+        "config": flat(cfg),
+        "epochs_done": cfg.train.epochs,
+        "seconds": 3600 + 120 * cfg.seed,
+        "data": {"name": "images", "hash": changes.get("hash", "a")},
+        "test": {"test": metrics} if changes.get("tested", True) else {},
+        "test_best": {"test": {**metrics, "top1": best}},
+    }
+    write_json(folder / "run.json", info)
+    return folder
+
+
+def cells(*folders: Path) -> list[dict[str, str]]:
+    lines = results_table([read_run(folder) for folder in folders]).splitlines()
+    assert lines[1] == "| --- " * len(COLUMNS) + "|"
+    return [dict(zip(COLUMNS, line.strip("| ").split(" | "), strict=True)) for line in lines[2:]]
+
+
+def test_seeds_share_a_line_with_mean_and_standard_deviation(tmp_path: Path) -> None:
+    one = write(tmp_path / "a", 0.30, 0.31, seed="1")
+    two = write(tmp_path / "b", 0.32, 0.33, seed="2")
+    (row,) = cells(one, two)
+    assert row == {
+        "method": RECIPE,
+        "data": "images",
+        "epochs": "30",
+        "seeds": "1, 2",
+        "last": "31.00 ± 1.41",
+        "best on val": "32.00 ± 1.41",
+        "many / medium / few": "51.0 / 31.0 / —",
+        "published": "43.0",
+        "time each": "1 h 3 min",
+        "command": f"`train.py {RECIPE} train.epochs=30`",
+    }
+
+
+def test_other_values_and_other_data_have_lines_of_their_own(tmp_path: Path) -> None:
+    folders = [
+        write(tmp_path / "a", 0.30, 0.31),
+        write(tmp_path / "b", 0.25, 0.31, train__optim__lr="0.05", objective__terms__dro__radius="0.5"),
+        write(tmp_path / "c", 0.20, 0.31, hash="b"),
+    ]
+    rows = cells(*folders)
+    assert [row["last"] for row in rows] == ["30.00", "25.00", "20.00"]
+    assert [row["published"] for row in rows] == ["43.0", "—", "43.0"], "that of another method is none"
+    assert "train.optim.lr=0.05" in rows[1]["command"] and "objective.terms.dro.radius=0.5" in rows[1]["command"]
+    assert load_run(RECIPE, dict(word.split("=") for word in rows[1]["command"].strip("`").split()[2:]))
+
+
+def test_images_that_were_used_as_they_are_are_no_override_and_have_no_published_value(tmp_path: Path) -> None:
+    """Of a recipe for CIFAR-100 the command would use the whole of it."""
+    (row,) = cells(write(tmp_path / "a", 0.3, 0.3, data__imbalance_factor="null"))
+    assert (row["published"], row["command"]) == ("—", f"`train.py {RECIPE} train.epochs=30`")
+    (row,) = cells(write(tmp_path / "b", 0.3, 0.3, data__imbalance_factor="null", data__uri="cifar100"))
+    assert row["command"] == f"`train.py {RECIPE} data.imbalance_factor=null train.epochs=30`"
+
+
+@pytest.mark.parametrize("recipe", ["cifar100_lt_ce", "cifar100_lt_paco_lpa", "cifar100_lt_dro"])
+def test_the_command_is_that_of_the_closest_recipe(tmp_path: Path, recipe: str) -> None:
+    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": "x", "hash": "x"}}
+    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
+    config = flat(load_run(recipe, {"train.epochs": "7"}))
+    write_json(tmp_path / "run.json", {**info, "config": config, "test": tests})
+    (row,) = cells(tmp_path)
+    assert (row["method"], row["best on val"]) == (recipe, "—")
+    assert row["command"] == f"`train.py {recipe} train.epochs=7`"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "imbalance_factor", "published"),
+    [
+        ("cifar100_lt_ce", "100", "38.3"),
+        ("cifar100_lt_ce", "50", "43.9"),
+        ("cifar100_lt_ce", "10", "55.7"),
+        ("cifar100_lt_ce", "20", "—"),
+        ("cifar100_lt_balanced_softmax", "50", "46.6"),
+        ("cifar100_lt_balanced_softmax", "10", "—"),
+        ("cifar100_lt_logit_adjust", "100", "43.9"),
+        ("cifar100_lt_dro", "100", "—"),
+        ("cifar100_lt_paco_lpa", "10", "65.1"),
+        ("imagenet_lt_paco", "null", "57.0"),
+        ("imagenet_lt_dro", "null", "—"),
+    ],
+)
+def test_the_published_value_is_that_of_the_imbalance_factor(
+    tmp_path: Path, recipe: str, imbalance_factor: str, published: str
+) -> None:
+    config = flat(load_run(recipe, {"data.imbalance_factor": imbalance_factor}))
+    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": "x", "hash": "x"}}
+    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
+    write_json(tmp_path / "run.json", {**info, "config": config, "test": tests})
+    (row,) = cells(tmp_path)
+    assert (row["method"], row["published"]) == (recipe, published)
+
+
+@pytest.mark.parametrize(("data", "published"), [("cifar100-if10-keyed", "55.7"), ("cifar100-if100-keyed", "38.3")])
+def test_the_published_value_is_that_of_shards_that_were_made_already(
+    tmp_path: Path, data: str, published: str
+) -> None:
+    """They have their own imbalance, and the key of the recipe has no effect on them."""
+    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": data, "hash": "x"}}
+    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
+    write_json(tmp_path / "run.json", {**info, "config": flat(load_run("cifar100_lt_ce")), "test": tests})
+    (row,) = cells(tmp_path)
+    assert row["published"] == published
+
+
+def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", 0.3, 0.3, status="stopped")
+    with pytest.raises(DataError, match=r"/a: stopped, not finished"):
+        results_table([read_run(folder)])
+    with pytest.raises(DataError, match=r"^No finished run among these: .*/a: stopped, not finished"):
+        make_table([folder])
+
+
+def test_the_table_leaves_out_what_is_no_finished_run_and_says_so(tmp_path: Path) -> None:
+    """As where a shell puts in everything that lies there."""
+    finished, stopped = write(tmp_path / "a", 0.3, 0.3), write(tmp_path / "b", 0.3, 0.3, status="stopped")
+    untested = write(tmp_path / "c", 0.3, 0.3, tested=False)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    (tmp_path / "report.html").write_text("")
+    table, left_out = make_table([finished, stopped, untested, tmp_path / "sweep", tmp_path / "report.html"])
+    assert table == results_table([read_run(finished)])
+    assert left_out == [
+        f"{stopped}: stopped, not finished",
+        f"{untested}: not tested: a trial of a sweep",
+        f"{tmp_path}/sweep: a sweep, whose report.html has its results",
+        f"{tmp_path}/report.html: no run: without run.json",
+    ]
+
+
+def test_runs_of_stage_2_are_told_apart_by_their_stage_1_and_ordinary_ones_get_no_recipe_of_it(tmp_path: Path) -> None:
+    crt = {"stage2__method": "crt", "objective__base": "cross_entropy", "data__imbalance_factor": "50"}
+    folders = []
+    for name, seed, epochs in (("ce-1", "1", "30"), ("ce-2", "2", "30"), ("long", "1", "60")):
+        options = {"stage2__from_run": f"/{name}", "stage2__options__crt__epochs": "5", "train__epochs": epochs}
+        folder = write(tmp_path / f"crt-{name}", 0.4, 0.4, seed=seed, **crt, **options)
+        info = read_run(folder).info
+        write_json(folder / "run.json", {**info, "stage1": {"name": name}})
+        folders.append(folder)
+    ordinary = write(tmp_path / "plain", 0.3, 0.3, objective__base="cross_entropy", data__imbalance_factor="null")
+    two, long, plain = cells(*folders, ordinary)
+    assert (two["method"], two["seeds"]) == ("cifar100_lt_crt", "1, 2")
+    assert two["command"] == "`train.py cifar100_lt_crt stage2.from_run=ce-1 stage2.options.crt.epochs=5`"
+    assert long["command"] == "`train.py cifar100_lt_crt stage2.from_run=long stage2.options.crt.epochs=5`"
+    assert "stage2" not in plain["command"]
+
+
+@pytest.mark.parametrize(
+    ("stage1", "published"),
+    [({}, "40.3"), ({"train__optim__weight_decay": "5e-3"}, "—"), ({"objective__terms__dro__radius": "0.5"}, "—")],
+)
+def test_the_published_value_of_stage_2_is_for_one_stage_1(
+    tmp_path: Path, stage1: dict[str, str], published: str
+) -> None:
+    crt = {"stage2__method": "crt", "stage2__from_run": "/one", "objective__base": "cross_entropy"}
+    folder = write(tmp_path / "crt", 0.4, 0.4, seed="1", **crt, **stage1)
+    info = read_run(folder).info
+    write_json(folder / "run.json", {**info, "stage1": {"name": "one"}})
+    (row,) = cells(folder)
+    assert (row["method"], row["published"]) == ("cifar100_lt_crt", published)
+
+
+def test_options_of_a_loss_that_is_not_chosen_say_nothing(tmp_path: Path) -> None:
+    """As another version stored them, with other defaults."""
+    folder = write(tmp_path / "a", 0.3, 0.3)
+    info = read_run(folder).info
+    other = {"objective.base_options.paco.sample_weight": 0.7, "objective.base_options.gone.option": 1}
+    write_json(folder / "run.json", {**info, "config": info["config"] | other})
+    (row,) = cells(folder)
+    assert (row["published"], row["command"]) == ("43.0", f"`train.py {RECIPE} train.epochs=30`")

@@ -1,0 +1,172 @@
+"""A sweep in words and as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.evaluation.paired import paired_difference
+from ltcore.reporting.page import table_of_tests
+from ltcore.reporting.records import StoredRun, metric_name, primary, protocol, range_text, short_names, value_text
+from ltcore.reporting.summary import count_text, mean_sd, next_steps, ranked_table, summary_lines, verdict
+from tests.reporting.fake_sweep import make_sweep
+
+
+def sweep_of(*trials: tuple[str, str, float | None], **fields: Any) -> dict[str, Any]:
+    entries = [
+        {"id": i, "status": status, "params": {"a.x": n}, "last": value, "epochs_done": 2}
+        for n, (i, status, value) in enumerate(trials)
+    ]
+    return {"metric": "val/top1", "space": {"a.x": "uniform:0,10"}, "trials": entries, **fields}
+
+
+def cell(winner: list[float], baseline: list[float]) -> dict[str, Any]:
+    delta = paired_difference(winner, baseline)
+    ends = {"low": delta.low, "high": delta.high, "distinguishable": delta.distinguishable}
+    return {"winner": winner, "baseline": baseline, "difference": delta.difference, **ends}
+
+
+def test_ranking() -> None:
+    sweep = sweep_of(
+        ("a", "stopped", 0.9),
+        ("b", "finished", 0.5),
+        ("c", "failed", None),
+        ("d", "finished", 0.7),
+        ("e", "finished", 0.7),
+        winner="e",
+    )
+    rows = ranked_table(sweep)
+    assert [(row["rank"], row["trial"]) for row in rows] == [(1, "e"), (2, "d"), (3, "b"), (None, "a"), (None, "c")]
+    assert rows[0] == {"rank": 1, "trial": "e", "a.x": 4, "val/top1": 0.7, "epochs": 2, "status": "finished"}
+    assert ranked_table({"trials": []}) == []
+
+
+def test_the_baseline_is_no_trial_of_the_search() -> None:
+    sweep = sweep_of(("a", "finished", 0.5), ("baseline", "finished", 0.9), winner="a", baseline="baseline")
+    assert [row["trial"] for row in ranked_table(sweep)] == ["a"]
+    assert count_text(sweep) == "1 trial: 1 finished"
+
+
+def test_summary_of_a_whole_sweep(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    lines = summary_lines(sweep)
+    assert lines[0] == verdict(sweep).text
+    assert lines[0].startswith("In top-1 the winner is ")
+    assert lines[1].startswith("GLT (tested with classes and attributes balanced): better than the baseline by ")
+    assert lines[2].startswith(
+        "CLT (tested with classes balanced, attributes as they come): better than the baseline by "
+    )
+    assert lines[3].startswith(f"Winner {sweep['winner']}: lpa.weight=")
+    assert lines[4].startswith("GLT (test_gbl) top-1: winner ")
+    assert lines[5].startswith("CLT (test_cbl) top-1: winner ")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "text"),
+    [
+        (sweep_of(), "No trial has reached the end yet (0 trials)."),
+        (sweep_of(("a", "running", 0.2)), "No trial has reached the end yet (1 trial: 1 running)."),
+        (sweep_of(("a", "finished", 0.2)), "The search is not over: 1 trial: 1 finished."),
+        (
+            sweep_of(("a", "finished", 0.2), winner="a"),
+            "Trial a won on validation; it was not compared with the baseline.",
+        ),
+    ],
+)
+def test_nothing_to_compare(sweep: dict[str, Any], text: str) -> None:
+    assert (verdict(sweep).text, verdict(sweep).kind) == (text, "open")
+
+
+def test_worse_is_said() -> None:
+    comparison = {"test": {"top1": cell([0.4, 0.41], [0.6, 0.61])}}
+    found = verdict(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
+    assert found.kind == "worse"
+    assert found.text == "In top-1 the winner is 20.0 points worse than the baseline in the test split."
+    assert found.details[0].startswith("The test split: worse than the baseline by 20.0 points (95% CI ")
+
+
+GAIN, LOSS, NOTHING = ([0.485, 0.486], [0.4, 0.401]), ([0.4, 0.401], [0.485, 0.486]), ([0.5, 0.6], [0.5, 0.5])
+BETTER, WORSE = "8.5 points better than the baseline in", "8.5 points worse than the baseline in"
+SAME = "not distinguishable from the baseline in"
+
+
+@pytest.mark.parametrize(
+    ("glt", "clt", "kind", "text"),
+    [
+        (NOTHING, LOSS, "worse", f"{WORSE} CLT, but {SAME} GLT"),
+        (NOTHING, NOTHING, "same", f"{SAME} GLT and CLT"),
+        (GAIN, LOSS, "mixed", f"{BETTER} GLT, but {WORSE} CLT"),
+        (LOSS, LOSS, "worse", f"{WORSE} GLT and {WORSE} CLT"),
+        (GAIN, NOTHING, "better", f"{BETTER} GLT, but {SAME} CLT"),
+    ],
+)
+def test_the_headline_names_every_protocol_and_losses_too(glt: Any, clt: Any, kind: str, text: str) -> None:
+    comparison = {"test_cbl": {"top1": cell(*clt)}, "test_gbl": {"top1": cell(*glt)}}
+    found = verdict(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
+    assert (found.kind, found.text) == (kind, f"In top-1 the winner is {text}.")
+    assert [line.split(" ")[0] for line in found.details] == ["GLT", "CLT"]
+    assert all("95% CI" in line for line in found.details)
+
+
+def test_the_verdict_is_about_the_selection_metric_on_the_glt_test() -> None:
+    cells = {"top1": cell([0.5, 0.6], [0.5, 0.5]), "macro_precision": cell([0.5, 0.6], [0.5, 0.5])}
+    comparison = {"test": cells, "test_cbl": cells, "test_gbl": cells}
+    assert primary({"metric": "val/macro_precision", "comparison": comparison}) == ("test_gbl", "macro_precision")
+    assert primary({"metric": "val/few", "comparison": comparison}) == ("test_gbl", "top1")
+    assert primary({"metric": "val/top1"}) is None
+
+
+def test_next_steps() -> None:
+    base = sweep_of(("a", "finished", 0.2), winner="a")  # a.x=0 is the lower end of 0..10
+    assert next_steps(base) == ["a.x=0 lies at the lower end of what was searched (0 to 10): widen it."]
+    base["space"] = {"a.x": "int:0,4"}  # the end of a list of whole numbers is not 'near' anything
+    assert next_steps(base) == []
+    # deltas -0.01, 0.03: half width 12.706 * 0.02 = 0.254, mean 0.01: 2 * 25.4^2 seeds
+    step = next_steps(base | {"comparison": {"test": {"top1": cell([0.5, 0.53], [0.51, 0.5])}}})
+    assert len(step) == 1
+    assert "±25.4 points wide with 2 seeds" in step[0]
+    assert "more than 100" in step[0]
+    alone = next_steps(base | {"comparison": {"test": {"top1": cell([0.5], [0.1])}}})
+    assert alone == ["Retrain with at least three paired seeds: one tells nothing about the spread."]
+
+
+def test_words() -> None:
+    keys = ["objective.terms.lpa.weight", "objective.terms.dro.weight", "train.optim.lr", "seed"]
+    assert list(short_names(keys).values()) == ["lpa.weight", "dro.weight", "optim.lr", "seed"]
+    assert list(short_names(["a.t.w", "b.t.w"]).values()) == ["a.t.w", "b.t.w"]
+    assert [value_text(v) for v in (None, True, 0.1 + 0.2, 3, "x", [1, None])] == [
+        "off",
+        "yes",
+        "0.3",
+        "3",
+        "x",
+        "1, off",
+    ]
+    assert range_text("log:0.02,1.0") == "0.02 to 1, logarithmic"
+    assert range_text("choice:a,1.0,null") == "a, 1, off"
+    assert metric_name("val/top1") == "validation top-1"
+    assert metric_name("attribute/red/macro_precision") == "attribute red macro precision"
+    assert mean_sd([0.5]) == "50.0%"
+    assert mean_sd([0.5, 0.6]) == "55.0 ± 7.1%"
+
+
+def test_a_test_is_named_after_what_was_trained_on() -> None:
+    long_tailed, balanced = {"config": {"data.train_split": "train"}}, {"identity": {"data.train_split": "train_cbl"}}
+    assert [protocol("test_gbl", info)[0] for info in (long_tailed, balanced, {})] == ["GLT", "ALT", "GLT"]
+    assert protocol("test_cbl", long_tailed)[0] == "CLT"
+    assert protocol("test_cbl", balanced)[0] == "test_cbl"
+
+
+def test_one_split_tests_glt_or_alt_by_what_was_trained_on() -> None:
+    """Side by side they are two tables, whichever run comes first."""
+
+    def stored(train_split: str) -> StoredRun:
+        info = {"config": {"data.train_split": train_split}, "test": {"test_gbl": {"top1": 0.5}}}
+        return StoredRun(Path(train_split), info, [])
+
+    for order in (("train", "train_cbl"), ("train_cbl", "train")):
+        tables = table_of_tests({split: stored(split) for split in order})
+        found = {row["name"]: table["name"] for table in tables for row in table["rows"]}
+        assert len(tables) == 2 and found["train"].startswith("GLT") and found["train_cbl"].startswith("ALT")

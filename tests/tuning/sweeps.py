@@ -1,0 +1,51 @@
+"""Small sweeps, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ltcore.cli import args as cli
+from ltcore.cli import tune as launch_sweep
+
+SPACE = {
+    "sweep.space.objective.terms.lpa.weight": "null",
+    "sweep.space.objective.terms.dro.radius": "null",
+    "sweep.space.objective.terms.ifl.num_envs": "null",
+    "sweep.space.train.optim.lr": "grid:0.05,1e-9",
+    "sweep.search": "grid",
+    "sweep.reduction_factor": "2",
+    "sweep.budget_s": "null",
+}
+RUN = {
+    "train.epochs": "8",
+    "train.batch_size": "8",
+    "train.threads": "1",  # two would wait for each other whenever another test has one of the cores
+    "train.optim.warmup": "0",
+    "train.checkpoint_every_s": "1",
+    "model.ghost_batch": "4",
+}
+
+
+def arguments(uri: str, storage: Path, *flags: str, **changes: str) -> list[str]:
+    words = {**SPACE, **RUN, **{k.replace("__", "."): v for k, v in changes.items()}}
+    return [
+        *(f"{k}={v}" for k, v in words.items()),
+        "--data",
+        uri,
+        "--storage",
+        str(storage),
+        "--name",
+        "small",
+        *flags,
+    ]
+
+
+def tune(uri: str, storage: Path, *flags: str, **changes: str) -> dict[str, Any]:
+    return launch_sweep.tune(cli.read_tune("test", arguments(uri, storage, *flags, **changes)))
+
+
+def runs(storage: Path, place: str) -> dict[str, dict[str, Any]]:
+    found = sorted((storage / "small" / place).glob("*/run.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in found}

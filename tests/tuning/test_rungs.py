@@ -1,0 +1,232 @@
+"""Who goes on at a rung depends on the trials' records alone: not on slots, on speed, or on interruptions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ltcore.tuning.rungs import Cohort, Course, Part, Record, Rung, ranked, rung_epoch, rungs, standing, whole_runs
+
+EPOCHS = 16
+VALUES = {f"{n:05d}": value for n, value in enumerate((0.31, 0.12, 0.40, 0.22, 0.40, 0.05, 0.27, 0.33))}
+
+
+@dataclass
+class Shelf:
+    """Records as trials leave them: a value is that of the trial, plus what the epochs bring."""
+
+    metric: str = "val/top1"
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    """Trial -> the error that it meets."""
+    blind: bool = False
+    """No trial has a value."""
+
+    def read(self, trial: str) -> Record | None:
+        return self.records.get(trial)
+
+    def epoch(self, params: Mapping[str, Any], rung: Rung) -> int:
+        return rung_epoch(rung.fraction, epochs=params.get("epochs", EPOCHS), eval_every=4, start=0.2)
+
+    def decision(self, cohort: int, rung: Rung) -> Mapping[str, Any] | None:
+        return next((d for d in self.decisions if (d["cohort"], d["fraction"]) == (cohort, rung.fraction)), None)
+
+    def decide(self, decision: dict[str, Any]) -> None:
+        if decision not in self.decisions:
+            self.decisions.append(decision)
+        for place in decision["trials"]:
+            if not place["goes_on"]:
+                self.records[place["id"]] |= {"status": "stopped", "decision": place}
+
+    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: Record | None) -> None:
+        pass
+
+    def run(self, part: Part, value: float) -> None:
+        """What the trial does: it trains to the end of the part, or fails."""
+        if part.trial in self.broken:
+            self.records[part.trial] = {"status": "failed", "reason": self.broken[part.trial], "epochs_done": 0}
+            return
+        epochs = part.params.get("epochs", EPOCHS)
+        epoch = part.until or epochs
+        last = {} if self.blind else {self.metric: value + 0.001 * epoch}
+        status = "stopped" if part.until else "finished"
+        self.records[part.trial] = {"status": status, "reason": "", "epochs_done": epoch, "last": last}
+
+
+def course_of(shelf: Shelf, trials: Mapping[str, dict[str, Any]] | None = None) -> Course:
+    points = trials or {name: {} for name in VALUES}
+    return Course(iter([Cohort(0, points, rungs(len(points), 0.25, 3), shelf)]))
+
+
+def run(shelf: Shelf, course: Course, slots: int, seed: int, most: int = 10_000) -> int:
+    """As many parts at a time as there are slots; which of them ends first is drawn. Returns how many parts ran."""
+    draw, running, ran = random.Random(seed), [], 0
+    while ran < most:
+        while len(running) < slots and (part := course.next_part()) is not None:
+            running.append(part)
+        if not running:
+            break
+        part = running.pop(draw.randrange(len(running)))
+        shelf.run(part, VALUES.get(part.trial, 0.2))
+        course.ended(part.trial)
+        ran += 1
+    return ran
+
+
+def finished(shelf: Shelf) -> set[str]:
+    return {name for name, record in shelf.records.items() if standing(record) == "finished"}
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 64])
+def test_the_same_trials_reach_the_end_on_any_number_of_slots(slots: int) -> None:
+    for seed in range(20):
+        shelf = Shelf()
+        course = course_of(shelf)
+        assert run(shelf, course, slots, seed) == 8 + 3
+        assert course.over
+        assert finished(shelf) == {"00002", "00004", "00007"}
+        stopped = [record for record in shelf.records.values() if standing(record) == "stopped"]
+        assert len(stopped) == 5 and {record["epochs_done"] for record in stopped} == {4}
+        (decision,) = shelf.decisions
+        assert [place["id"] for place in decision["trials"]][:3] == ["00002", "00004", "00007"]
+        assert [place["rank"] for place in decision["trials"]] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("killed_after", range(11))
+def test_an_interrupted_search_goes_on_to_the_same_end(killed_after: int) -> None:
+    shelf, undisturbed = Shelf(), Shelf()
+    run(undisturbed, course_of(undisturbed), 2, seed=0)
+    run(shelf, course_of(shelf), 2, seed=1, most=killed_after)
+    left = 11 - killed_after
+    assert run(shelf, course_of(shelf), 3, seed=2) == left, "nothing that is there is trained again"
+    assert shelf.records == undisturbed.records and shelf.decisions == undisturbed.decisions
+
+
+def test_a_decision_whose_writer_was_killed_is_written_out() -> None:
+    shelf = Shelf()
+    run(shelf, course_of(shelf), 2, seed=0)
+    for record in shelf.records.values():
+        record.pop("decision", None)
+    assert course_of(shelf).over
+    assert len([r for r in shelf.records.values() if "decision" in r]) == 5
+
+
+def test_nothing_is_decided_while_a_trial_of_the_cohort_is_missing() -> None:
+    shelf = Shelf(broken={"00005": "OSError: No space left on device"})
+    course = course_of(shelf)
+    run(shelf, course, 2, seed=0)
+    assert course.over and not shelf.decisions and not finished(shelf)
+    assert standing(shelf.records["00005"]) == "open"
+    shelf.broken.clear()
+    run(shelf, course_of(shelf), 2, seed=0)
+    assert finished(shelf) == {"00002", "00004", "00007"}
+
+
+def test_a_trial_that_failed_for_good_leaves_its_cohort() -> None:
+    shelf = Shelf(broken={"00002": "NumericError: Step 3: loss is nan"})
+    run(shelf, course_of(shelf), 2, seed=0)
+    assert finished(shelf) == {"00004", "00007", "00000"}
+    assert len(shelf.decisions[0]["trials"]) == 7
+
+
+def test_a_trial_without_a_value_ranks_last() -> None:
+    assert ranked({"a": None, "b": float("nan"), "c": 0.0, "d": 0.1, "e": 0.1}) == ["d", "e", "c", "a", "b"]
+    shelf = Shelf(blind=True)
+    run(shelf, course_of(shelf), 2, seed=0)
+    assert len(finished(shelf)) == 3
+
+
+def test_a_rung_lies_in_each_trials_own_training() -> None:
+    """Trials of other lengths are compared at the same share; where that is a trial's end, it simply ends."""
+    shelf = Shelf()
+    lengths = {"00000": 16, "00001": 16, "00002": 32, "00003": 16, "00004": 4}
+    run(shelf, course_of(shelf, {name: {"epochs": n} for name, n in lengths.items()}), 2, seed=0)
+    assert {place["id"]: place["epoch"] for place in shelf.decisions[0]["trials"]} == {
+        "00000": 4,
+        "00001": 4,
+        "00002": 8,
+        "00003": 4,
+    }
+    assert finished(shelf) == {"00000", "00002", "00003", "00004"}
+
+
+def test_later_cohorts_begin_when_earlier_ones_are_settled() -> None:
+    shelf, begun = Shelf(), []
+
+    def cohorts() -> Any:
+        for number in range(2):
+            begun.append({name: standing(record) for name, record in shelf.records.items()})
+            names = [f"{5 * number + n:05d}" for n in range(5)]
+            yield Cohort(number, {name: {} for name in names}, rungs(5, 0.25, 3), shelf)
+
+    course = Course(cohorts())
+    run(shelf, course, 4, seed=0)
+    assert course.over and len(begun) == 2
+    assert sorted(begun[1].values()) == ["finished"] * 3 + ["stopped"] * 2
+    assert len(finished(shelf)) == 6
+
+
+@pytest.mark.parametrize(
+    ("trials", "grace", "factor", "cuts"),
+    [
+        (8, 0.25, 3, [(0.25, 3)]),
+        (24, 0.25, 3, [(0.25, 8), (0.75, 3)]),
+        (3, 0.25, 3, []),
+        (4, 0.25, 2, [(0.25, 3)]),
+        (100, 1.0, 3, []),
+        (27, 0.1, 2, [(0.1, 14), (0.2, 7), (0.4, 4), (0.8, 3)]),
+    ],
+)
+def test_three_trials_at_least_reach_the_end(
+    trials: int, grace: float, factor: int, cuts: list[tuple[float, int]]
+) -> None:
+    assert [(rung.fraction, rung.keep) for rung in rungs(trials, grace, factor)] == cuts
+
+
+@pytest.mark.parametrize(
+    ("fraction", "epochs", "eval_every", "start", "epoch"),
+    [
+        (0.25, 16, 1, 0.0, 4),
+        (0.25, 16, 1, 0.25, 5),  # a term that begins there has to act first
+        (0.25, 16, 4, 0.25, 8),  # and the epoch has to be validated
+        (0.25, 10, 1, 0.0, 3),
+        (0.3, 10, 1, 0.2, 3),
+        (0.75, 8, 8, 0.0, 0),  # no rung at the end of training
+        (0.9, 5, 1, 0.0, 0),
+        (0.6, 5, 1, 0.9, 0),
+    ],
+)
+def test_a_rung_is_a_validated_epoch_before_the_end_in_which_every_term_acted(
+    fraction: float, epochs: int, eval_every: int, start: float, epoch: int
+) -> None:
+    assert rung_epoch(fraction, epochs=epochs, eval_every=eval_every, start=start) == epoch
+
+
+def test_what_a_search_costs() -> None:
+    assert whole_runs([8], 0.25, 3) == pytest.approx(8 * 0.25 + 3 * 0.75)
+    assert whole_runs([5, 3], 1.0, 3) == 8
+
+
+@pytest.mark.parametrize(
+    ("record", "until", "state"),
+    [
+        (None, 4, "open"),
+        ({"status": "running", "epochs_done": 3, "reason": ""}, 4, "open"),
+        ({"status": "running", "epochs_done": 4, "reason": ""}, 4, "there"),
+        ({"status": "stopped", "epochs_done": 4, "reason": "stopped after epoch 4 of 16"}, 4, "there"),
+        ({"status": "stopped", "epochs_done": 4, "reason": "stopped after epoch 4 of 16"}, 0, "open"),
+        ({"status": "stopped", "epochs_done": 4, "reason": "", "decision": {"rank": 5}}, 0, "stopped"),
+        ({"status": "failed", "epochs_done": 4, "reason": "NumericError: x"}, 4, "failed"),
+        ({"status": "failed", "epochs_done": 4, "reason": "ConfigError: x"}, 0, "failed"),
+        ({"status": "failed", "epochs_done": 4, "reason": "CheckpointError: No space left on device"}, 4, "open"),
+        ({"status": "failed", "epochs_done": 0, "reason": "The memory of cuda is full"}, 0, "open"),
+        ({"status": "finished", "epochs_done": 16, "reason": ""}, 4, "finished"),
+    ],
+)
+def test_what_a_record_says(record: dict[str, Any] | None, until: int, state: str) -> None:
+    assert standing(record, until) == state

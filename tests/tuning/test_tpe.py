@@ -1,0 +1,145 @@
+"""Batches of Optuna's suggestions are a function of what went before, and Optuna hears the truth about it."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from ltcore.config.load import base_run, load_sweep
+from ltcore.config.space import SpaceSpec
+from ltcore.storage import read_json, write_json
+from ltcore.tuning.rungs import Course, Part
+from ltcore.tuning.sweep import Sweep
+from ltcore.tuning.tpe import Past, batch_size, past_of, suggest
+from ltcore.tuning.trials import collect, where
+
+SPACE = {
+    "lr": SpaceSpec("log", (1e-3, 1.0)),
+    "mix": SpaceSpec("uniform", (0.0, 0.5)),
+    "envs": SpaceSpec("int", (1, 4)),
+    "base": SpaceSpec("choice", ("paco", None, True)),
+}
+
+
+def worth(params: dict[str, Any]) -> float:
+    """Best at lr = 0.03 and four environments."""
+    return 1 - abs(-1.5 - math.log10(params["lr"])) / 3 + 0.05 * params["envs"]
+
+
+def searched(batches: int, seed: int = 0) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+    for batch in range(batches):
+        past = [Past(params, worth(params), 1.0) for params in points]
+        points += suggest(SPACE, past, count=5, seed=1000 * seed + batch)
+    return points
+
+
+def test_suggestions_depend_on_seed_and_past_alone() -> None:
+    points = searched(4)
+    assert points == searched(4)
+    assert points[:15] == searched(3), "what was suggested does not depend on what follows"
+    assert points != searched(4, seed=1)
+    for point in points:
+        assert 1e-3 <= point["lr"] <= 1 and point["lr"] == float(f"{point['lr']:.6g}")
+        assert point["envs"] in (1, 2, 3, 4) and point["base"] in ("paco", None, True)
+
+
+def test_what_was_good_draws_the_next_ones() -> None:
+    points = searched(8)
+    early, late = points[:10], points[20:]
+    assert sum(map(worth, late)) / len(late) > sum(map(worth, early)) / len(early) + 0.05
+    assert len({point["lr"] for point in points[-5:]}) == 5, "a batch is not one point five times"
+
+
+def test_stopped_trials_are_told_as_pruned_and_failed_ones_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(Study, "add_trial", lambda self, trial: told.append(trial))
+    params = {"lr": 0.01, "mix": 0.1, "envs": 2, "base": None}
+    suggest(SPACE, [Past(params, 0.6, 1.0), Past(params, 0.3, 0.25), Past(params, None, 1.0)], count=1, seed=0)
+    assert [trial.state for trial in told] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert told[1].intermediate_values == {25: 0.3}
+
+
+def test_what_a_record_tells() -> None:
+    common = {"config": {"lr": 0.1}, "epochs_planned": 16, "last": {"val/top1": 0.5}}
+    assert past_of({**common, "status": "finished"}, "val/top1") == Past({"lr": 0.1}, 0.5, 1.0)
+    stopped = {**common, "status": "stopped", "decision": {"epoch": 4, "value": 0.2}}
+    assert past_of(stopped, "val/top1") == Past({"lr": 0.1}, 0.2, 0.25)
+    assert past_of({**common, "status": "failed"}, "val/top1").value is None
+
+
+def test_batches_depend_on_the_number_of_trials_alone() -> None:
+    assert [batch_size(n) for n in (20, 50, 51, 100, 400)] == [5, 5, 6, 10, 40]
+
+
+def make_sweep(folder: Path) -> Sweep:
+    """The driver's side of a sweep of 20 trials, without Ray."""
+    config = load_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
+    sweep = Sweep.__new__(Sweep)
+    setup = SimpleNamespace(sweep=config, base=base_run(config), seed=0, uri=str(folder))
+    stored = read_json(str(folder / "sweep.json")) or {"suggested": [], "rungs": []}
+    sweep.setup, sweep.fields, sweep._lost = setup, stored, {}
+    sweep.save = lambda: write_json(str(folder / "sweep.json"), sweep.fields)
+    sweep.board = sweep.watch = Mock()
+    return sweep
+
+
+def train(folder: Path, part: Part) -> None:
+    """What a trial leaves behind: a value that its parameters and its epoch decide."""
+    weight, radius = (part.params[f"objective.terms.{key}"] for key in ("lpa.weight", "dro.radius"))
+    epoch = part.until or 16
+    value = 0.5 - abs(math.log10(weight) + 1) / 5 - abs(math.log10(radius)) / 5 + 0.01 * epoch
+    record = {
+        "kind": "trial",
+        "status": "stopped" if part.until else "finished",
+        "reason": "",
+        "config": part.params,
+        "epochs_done": epoch,
+        "epochs_planned": 16,
+        "last": {"val/top1": value},
+        "best": {"val/top1": value},
+    }
+    write_json(where(str(folder), part.trial), record)
+
+
+@pytest.mark.parametrize(("slots", "killed_after"), [(2, None), (4, None), (3, 13)])
+def test_slots_and_interruptions_change_nothing_that_a_search_comes_to(
+    tmp_path: Path, undisturbed: dict[str, Any], slots: int, killed_after: int | None
+) -> None:
+    assert searched_through(tmp_path, slots, killed_after) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return searched_through(tmp_path_factory.mktemp("undisturbed"), slots=1)
+
+
+def searched_through(folder: Path, slots: int, killed_after: int | None = None) -> dict[str, Any]:
+    """The trials and decisions of a search on so many slots, whose driver is killed after so many parts."""
+    draw, ran = random.Random(slots), 0
+    for most in ([] if killed_after is None else [killed_after]) + [1000]:
+        sweep, running = make_sweep(folder), []
+        course = Course(sweep._cohorts())
+        while ran < most:
+            while len(running) < slots and (part := course.next_part()) is not None:
+                running.append(part)
+            if not running:
+                break
+            part = running.pop(draw.randrange(len(running)))
+            train(folder, part)
+            course.ended(part.trial)
+            ran += 1
+    sweep.fields["trials"] = collect(str(folder), sweep.setup.sweep, sweep._points(), {}, out_of_time=False)
+    sweep.watch.out_of_time.is_set.return_value = False
+    assert sweep.choose()
+    assert len(sweep.fields["trials"]) == 20 and len(sweep.fields["rungs"]) == 4
+    assert [t["status"] for t in sweep.fields["trials"]].count("finished") == 12
+    return {key: sweep.fields[key] for key in ("suggested", "rungs", "winner", "trials")}
