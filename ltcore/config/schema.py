@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from ltcore.config.space import SELECTABLE, SweepConfig
 from ltcore.config.stage2 import Stage2Config
-from ltcore.data.augment.augment import AugmentConfig
+from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.policies import stacks
 from ltcore.data.config import DataConfig
 from ltcore.errors import one_of, positive, refuse_userinfo
 from ltcore.models.net import ModelConfig
@@ -177,6 +178,7 @@ class RunConfig:
             )
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
+        stacks(self.augment, 2)  # refuses names that are none
         self._check_accumulation()
         self._check_ghost_batch()
         self._check_mixup()

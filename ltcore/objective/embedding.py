@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
-from ltcore.objective.interface import FeatureDims, widened
+from ltcore.objective.dims import FeatureDims, widened
 
 QUERY, OWN, POOLED = "query", "own", "pooled"
 EMBEDDINGS = (QUERY, OWN, POOLED)

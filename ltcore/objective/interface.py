@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
 
@@ -25,20 +25,6 @@ NEEDS = frozenset({"fmap", "query", "own_query", "key"})
 encoder (of the second view, where there is one). Besides these, the name of an earlier stage ('stage1', ...) asks for its
 pooled features, and 'fmap/' before it ('fmap/stage1') for its map.
 """
-
-
-@dataclass(frozen=True)
-class FeatureDims:
-    """Sizes that losses and memories allocate by."""
-
-    features: int
-    """D, channels of the last feature map and length of the pooled feature."""
-    projection: int
-    """d, length of query and key."""
-    num_samples: int
-    """N, samples of the training split."""
-    stages: Mapping[str, int] = field(default_factory=dict)
-    """Length of the pooled features of each earlier stage, by its name."""
 
 
 @dataclass
@@ -62,11 +48,6 @@ class LossContext:
         if key not in self.shared:
             self.shared[key] = compute()
         return self.shared[key]
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """float32 for half types, the tensor itself otherwise: losses are never computed below float32."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class Base(nn.Module):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
 from ltcore.errors import pick
-from ltcore.objective.interface import Base, FeatureDims, LossContext, Term
+from ltcore.objective.dims import FeatureDims
+from ltcore.objective.interface import Base, LossContext, Term
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
 from ltcore.shots import shot_groups_by_count

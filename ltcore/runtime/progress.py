@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: one block that is redrawn on a terminal, plain lines elsewhere."""
+"""What a person sees while Ray computes runs: one block that is redrawn on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import Feed
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.training.context import RunContext

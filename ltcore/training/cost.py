@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltcore.config.schema import RunConfig
-from ltcore.data.augment.augment import reader_crops
+from ltcore.data.augment.policies import reader_crops
 from ltcore.data.loading.canvas_cache import canvas_bytes
 from ltcore.data.shards.manifest import Manifest
 from ltcore.objective.memory.base import Memory

@@ -7,7 +7,7 @@ from typing import Any
 
 from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.registry import TERMS
 from ltcore.stats import ClassStats
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.batch import Batch, Mix, ModelOutput
 from ltcore.models.net import MAP
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms

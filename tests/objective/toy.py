@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.interface import FeatureDims, LossContext
+from ltcore.objective.dims import FeatureDims
+from ltcore.objective.interface import LossContext
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.shots import shot_groups_by_count

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltcore.batch import Batch
-from ltcore.data.augment.augment import AugmentConfig
+from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.config import DataConfig
 from ltcore.data.loading.loader import open_feed
 from ltcore.data.loading.sampler import drawn_copies

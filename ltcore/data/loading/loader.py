@@ -13,7 +13,8 @@ import torch
 
 from ltcore import storage
 from ltcore.batch import Batch
-from ltcore.data.augment.augment import AugmentConfig, reader_crops
+from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.policies import reader_crops
 from ltcore.data.config import DataConfig
 from ltcore.data.images.boxes import Draws
 from ltcore.data.loading.canvas_cache import CanvasCache, NoRoomError, canvas_bytes, entry_path, open_canvases

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ltcore.batch import ModelOutput
 from ltcore.objective.class_weights import EffectiveWeights, check_options, weighted
-from ltcore.objective.interface import Base, FeatureDims, LossContext, widened
+from ltcore.objective.dims import FeatureDims, widened
+from ltcore.objective.interface import Base, LossContext
 from ltcore.objective.losses.focal import focal
 from ltcore.stats import ClassStats
 

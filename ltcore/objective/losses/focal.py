@@ -17,7 +17,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
-from ltcore.objective.interface import Base, LossContext, widened
+from ltcore.objective.dims import widened
+from ltcore.objective.interface import Base, LossContext
 
 FORMS = ("softmax", "sigmoid")
 

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ltcore.batch import ModelOutput
 from ltcore.objective.contrast import SPARED, ContrastSet
-from ltcore.objective.interface import Base, LossContext, widened
+from ltcore.objective.dims import widened
+from ltcore.objective.interface import Base, LossContext
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.queue import Queue, QueueSpec
 

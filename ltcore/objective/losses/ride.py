@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
-from ltcore.objective.interface import LossContext, widened
+from ltcore.objective.dims import widened
+from ltcore.objective.interface import LossContext
 from ltcore.objective.losses.ldam import Ldam
 
 

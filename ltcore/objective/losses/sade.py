@@ -24,7 +24,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
-from ltcore.objective.interface import Base, LossContext, widened
+from ltcore.objective.dims import widened
+from ltcore.objective.interface import Base, LossContext
 
 NUM_EXPERTS = 3
 TIES = ("mean", "order")

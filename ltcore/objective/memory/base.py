@@ -20,7 +20,7 @@ from ltcore.batch import Batch, ModelOutput
 from ltcore.stats import ClassStats
 
 if TYPE_CHECKING:
-    from ltcore.objective.interface import FeatureDims
+    from ltcore.objective.dims import FeatureDims
 
 
 @dataclass(frozen=True)

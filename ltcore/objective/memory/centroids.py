@@ -22,7 +22,7 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.errors import pick
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.embedding import QUERY, key_of, length
-from ltcore.objective.interface import FeatureDims
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
 

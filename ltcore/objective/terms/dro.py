@@ -35,7 +35,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.interface import FeatureDims, LossContext, Term, TermConfig, widened
+from ltcore.objective.dims import FeatureDims, widened
+from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.centroids import ClassCentroids, features_at
 from ltcore.stats import ClassStats

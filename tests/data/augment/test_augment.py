@@ -13,18 +13,11 @@ from torchvision.transforms.v2 import functional as tv
 
 from ltcore import rng
 from ltcore.batch import Batch
-from ltcore.data.augment.augment import AUGMENTS, Augment, AugmentConfig
-from ltcore.data.augment.transforms import (
-    CIFAR10_POLICY,
-    OPS,
-    Draw,
-    autoaugment,
-    eight_bits,
-    jitter,
-    jitter_no_hue,
-    randaugment,
-    resized_crop,
-)
+from ltcore.data.augment.augment import Augment
+from ltcore.data.augment.auto_augment import CIFAR10_POLICY, OPS, autoaugment, randaugment
+from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.policies import AUGMENTS
+from ltcore.data.augment.transforms import Draw, eight_bits, jitter, jitter_no_hue, resized_crop
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

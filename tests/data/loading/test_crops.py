@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 
 from ltcore.batch import Batch
-from ltcore.data.augment.augment import AUGMENTS, Augment, AugmentConfig, reader_crops
+from ltcore.data.augment.augment import Augment
+from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.policies import AUGMENTS, reader_crops
 from ltcore.data.config import DataConfig
 from ltcore.data.images.boxes import Draws, scaled
 from ltcore.data.images.decode import decode_canvas, decode_image

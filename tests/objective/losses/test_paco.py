@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy, normalize
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.contrast import ContrastSet, supcon
-from ltcore.objective.interface import FeatureDims, LossContext
+from ltcore.objective.dims import FeatureDims
+from ltcore.objective.interface import LossContext
 from ltcore.objective.losses.paco import Paco
 from ltcore.objective.memory.queue import Queue
 from ltcore.stats import ClassStats

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.memory.queue import Queue, QueueSpec
 from ltcore.stats import ClassStats
 from tests.ddp import run_ranks

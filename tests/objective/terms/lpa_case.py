@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.contrast import ContrastSet, mean_over_valid, supcon
-from ltcore.objective.interface import FeatureDims, LossContext
+from ltcore.objective.dims import FeatureDims
+from ltcore.objective.interface import LossContext
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.memory.queue import Queue
 from ltcore.objective.terms.lpa.term import Lpa

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.terms.lpa.attributes import class_neighbors
 from ltcore.objective.terms.lpa.codebook import affinities, attribute_scores, lengths, unwhitened, whitening
 from ltcore.objective.terms.lpa.kmeans import affinity

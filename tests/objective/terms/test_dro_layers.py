@@ -11,7 +11,7 @@ from ltcore.config.load import flat, from_dict, from_flat, override
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.models.net import LongTailNet, ModelConfig
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.objective import Objective, ObjectiveConfig, make_objective
 from ltcore.objective.registry import Terms
 from ltcore.objective.terms.dro import Dro

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from ltcore.batch import ModelOutput
 from ltcore.errors import ConfigError
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.terms.lpa.local_features import channels_of, local_vectors, needs_of
 
 GEN = torch.Generator().manual_seed(0)

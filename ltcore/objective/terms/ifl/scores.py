@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.interface import FeatureDims, widened
+from ltcore.objective.dims import FeatureDims, widened
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.objective.terms.ifl.environments import class_totals, environment_weights
 from ltcore.stats import ClassStats

@@ -44,7 +44,8 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.interface import FeatureDims, LossContext, Term, TermConfig, widened
+from ltcore.objective.dims import FeatureDims, widened
+from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.objective.terms.ifl.environments import ENV_TYPES, SCALINGS

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from ltcore.batch import ModelOutput
 from ltcore.errors import pick
-from ltcore.objective.interface import FeatureDims, widened
+from ltcore.objective.dims import FeatureDims, widened
 
 FINAL = "final"
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
-from ltcore.objective.interface import FeatureDims
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.objective.terms.lpa import reservoir
 from ltcore.objective.terms.lpa.attributes import class_neighbors

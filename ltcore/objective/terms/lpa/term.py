@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ltcore.batch import Batch, ModelOutput
 from ltcore.objective.contrast import SPARED, ContrastSet, mean_over_valid, supcon
+from ltcore.objective.dims import FeatureDims
 from ltcore.objective.embedding import EMBEDDINGS, NEEDS, query_of
-from ltcore.objective.interface import FeatureDims, LossContext, Term, TermConfig
+from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.queue import Queue, QueueSpec
 from ltcore.objective.terms.lpa.attributes import CENTERINGS, SIMILARITIES, describe, mean_class, nearest_classes

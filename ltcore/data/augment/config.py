@@ -1,0 +1,61 @@
+"""The configuration of augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CROP_FROM = ("auto", "canvas", "original")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to training images. Evaluation only normalizes."""
+
+    view1: str = "crop_flip"
+    """Stack of the view that is classified (a wrong name is answered by the list of all)."""
+    view2: str = "sim"
+    """Stack of the second view. No effect unless a loss asks for a key."""
+    mixup_alpha: float = 0.0
+    """Mixes neighbors of a batch with a share drawn from Beta(alpha, alpha); 0 is off. Published: 1."""
+    randaugment_ops: int = 2
+    """Operations per image, >= 1. No effect on stacks without RandAugment."""
+    randaugment_magnitude: float = 9.0
+    """Strength of each operation, 0..30 (10 on the scale 0..10 of other codes is 30 here). No effect without
+    RandAugment."""
+    randaugment_variant: str = "paper"
+    """Whose operations: 'paper' (14, contrast and the like both ways) or 'timm' (15, with inversion and added solarization;
+    contrast and the like from 0.1 to 1.9 of the image's own). No effect without RandAugment."""
+    randaugment_std: float = 0.0
+    """Standard deviation, >= 0, of a normal draw around that strength, for each operation; cut to 0..30. No effect
+    without RandAugment."""
+    randaugment_probability: float = 1.0
+    """Probability with which each operation is applied, in (0, 1]. No effect without RandAugment."""
+    cutout_fraction: float = 0.5
+    """Side of the erased square as a fraction of the canvas, in (0, 1]: 16 px of 32. No effect without cutout."""
+    crop_from: str = "auto"
+    """What random resized crops are cut out of: ``canvas`` (the centered square that every image is brought to, on the
+    device), ``original`` (the whole image at its own size, by the reader, which then delivers one canvas per view), or
+    ``auto``: original where the canvas is larger than 64 px. No effect on stacks without such a crop."""
+    fill: int = 0
+    """Gray level 0..255 of what rotations, shears and translations bring in from outside. Crops always bring in 0. No
+    effect in stacks without these operations."""
+
+    def __post_init__(self) -> None:
+        if self.crop_from not in CROP_FROM:
+            raise ValueError(f"crop_from must be one of {', '.join(CROP_FROM)}, got {self.crop_from!r}")
+        if not 0 <= self.mixup_alpha < float("inf"):
+            raise ValueError(f"mixup_alpha must be a finite number >= 0, got {self.mixup_alpha}")
+        if self.randaugment_ops < 1:
+            raise ValueError(f"randaugment_ops must be >= 1, got {self.randaugment_ops}")
+        if self.randaugment_variant not in ("paper", "timm"):
+            raise ValueError(f"randaugment_variant must be paper or timm, got {self.randaugment_variant!r}")
+        if not 0 <= self.randaugment_magnitude <= 30:
+            raise ValueError(f"randaugment_magnitude must be in [0, 30], got {self.randaugment_magnitude}")
+        if not 0 <= self.randaugment_std < float("inf"):
+            raise ValueError(f"randaugment_std must be a finite number >= 0, got {self.randaugment_std}")
+        if not 0 < self.randaugment_probability <= 1:
+            raise ValueError(f"randaugment_probability must be in (0, 1], got {self.randaugment_probability}")
+        if not 0 < self.cutout_fraction <= 1:
+            raise ValueError(f"cutout_fraction must be in (0, 1], got {self.cutout_fraction}")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"fill must be in 0..255, got {self.fill}")

@@ -1,0 +1,97 @@
+"""The named stacks of transforms, and what a reader crops for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ltcore.data.augment import transforms
+from ltcore.data.augment.auto_augment import autoaugment, randaugment
+from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.transforms import Stage
+from ltcore.data.images.boxes import Crop
+from ltcore.errors import pick
+
+LARGE_PX = 64
+"""Canvases up to here hold images whole, as they were made: CIFAR, digits, thumbnails."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A random resized crop, where there is one, and a sequence of transforms."""
+
+    stages: tuple[Stage, ...]
+    says: str
+    min_area: float | None = None
+    """Least share of the area that the crop keeps; None: no such crop. It comes first, so that the reader can do it."""
+
+
+# A dict literal: the linter (F601) refuses a repeated name.
+AUGMENTS: dict[str, Stack] = {
+    "none": Stack((), "the canvas as it is"),
+    "crop": Stack((transforms.crop,), "crop with S/8 padding; keeps color and orientation"),
+    "crop_cutout": Stack(
+        (transforms.crop, transforms.cutout), "crop and one erased square; keeps color and orientation"
+    ),
+    "crop_flip": Stack((transforms.crop, transforms.flip), "crop and flip: the CIFAR standard"),
+    "crop_flip_rotate15": Stack(
+        (transforms.crop, transforms.flip, transforms.rotate15), "crop, flip, up to 15 degrees (RIDE, SADE)"
+    ),
+    "autoaugment_cutout": Stack(
+        (transforms.crop, transforms.flip, autoaugment, transforms.cutout),
+        "crop, flip, AutoAugment's CIFAR-10 policy, Cutout (PaCo, DRO-LT)",
+    ),
+    "randaugment": Stack((transforms.crop, transforms.flip, randaugment), "crop, flip, RandAugment"),
+    "rrc_flip": Stack((transforms.flip,), "random resized crop (area 0.08..1) and flip: ImageNet", min_area=0.08),
+    "rrc_flip_jitter": Stack(
+        (transforms.flip, transforms.jitter_no_hue),
+        "random resized crop, flip, color jitter: the plain augmentation of codes for ImageNet-LT",
+        min_area=0.08,
+    ),
+    "rrc_rand": Stack(
+        (transforms.flip, transforms.jitter_no_hue, transforms.eight_bits, randaugment),
+        "random resized crop, flip, color jitter, RandAugment: PaCo's first view on ImageNet-LT ('randcls')",
+        min_area=0.08,
+    ),
+    "rrc_rand_stack": Stack(
+        (
+            transforms.flip,
+            transforms.jitter_no_hue,
+            transforms.gray,
+            transforms.blur,
+            transforms.eight_bits,
+            randaugment,
+        ),
+        "the same with gray and blur before RandAugment ('randclsstack')",
+        min_area=0.08,
+    ),
+    "rrc_sim": Stack(
+        (transforms.flip, transforms.jitter_no_hue, transforms.gray, transforms.blur),
+        "random resized crop (area 0.08..1), flip, color jitter, gray, blur: PaCo's second view on ImageNet-LT",
+        min_area=0.08,
+    ),
+    "sim": Stack(
+        (transforms.flip, transforms.jitter, transforms.gray, transforms.blur),
+        "random resized crop (area 0.2..1), flip, color jitter, gray, blur: the second view of PaCo",
+        min_area=0.2,
+    ),
+    "sim_noflip": Stack(
+        (transforms.jitter, transforms.gray, transforms.blur),
+        "sim without flip, area 0.5..1: for digits and other images whose orientation matters",
+        min_area=0.5,
+    ),
+}
+
+
+def stacks(cfg: AugmentConfig, num_views: int) -> dict[str, Stack]:
+    """Maps the first ``num_views`` views to their stacks. ConfigError where a name is unknown."""
+    names = {"view1": cfg.view1, "view2": cfg.view2}
+    return {view: pick(AUGMENTS, names[view], f"augment.{view}") for view in list(names)[:num_views]}
+
+
+def reader_crops(cfg: AugmentConfig, num_views: int, canvas: int) -> tuple[Crop, ...]:
+    """What a reader cuts out of the originals, view by view; () where it delivers canvases and they are cropped here."""
+    used = stacks(cfg, num_views)
+    original = cfg.crop_from == "original" or (cfg.crop_from == "auto" and canvas > LARGE_PX)
+    if not original or all(stack.min_area is None for stack in used.values()):
+        return ()
+    return tuple(Crop(view, stack.min_area) for view, stack in used.items())
