@@ -78,9 +78,14 @@ def exists(uri: str) -> bool:
     """Whether there is a file or folder of that name."""
     filesystem, path = open_fs(uri)
     try:
-        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+        return bool(filesystem.get_file_info(_encoded(path)).type != pafs.FileType.NotFound)
     except OSError as error:
         raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
+
+
+def _encoded(path: str) -> str | bytes:
+    """The path as pyarrow takes it: a name on a disk may be no text, and pyarrow knows UTF-8 alone."""
+    return path if path.isascii() else os.fsencode(path)
 
 
 def list_files(uri: str) -> list[str]:
@@ -127,7 +132,7 @@ def read_bytes(uri: str) -> bytes:
     try:
         if is_local(uri) and not is_plain(Path(path).stat()):
             raise DataError(f"{uri} is no plain file. Replace it by one, or remove it.")
-        with filesystem.open_input_stream(path) as stream:
+        with filesystem.open_input_stream(_encoded(path)) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
         raise DataError(f"{uri} does not exist. Check the path, or make the data set again.") from error

@@ -10,20 +10,13 @@ python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and pro
 from __future__ import annotations
 
 try:
-    from ltcore.cli import args as cli
+    from ltcore.cli.entry import run_main
+    from ltcore.cli.main import evaluate
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
         "`uv run`). On a cluster: install ltcore on every node (setup_commands in cluster.yaml)."
     ) from None
 
-
-def main() -> None:
-    args = cli.read_evaluate(__doc__)
-    from ltcore.cli import evaluate as assess
-
-    assess.run(args)
-
-
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(lambda: evaluate(__doc__))

@@ -9,23 +9,13 @@ python pipelines/train.py cifar100_lt_ce --workers 2         Ray Train with two 
 from __future__ import annotations
 
 try:
-    from ltcore.cli import args as cli
+    from ltcore.cli.entry import run_main
+    from ltcore.cli.main import train
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
         "`uv run`). On a cluster: install ltcore on every node (setup_commands in cluster.yaml)."
     ) from None
 
-
-def main() -> None:
-    args = cli.read_train(__doc__)
-    from ltcore.cli import console
-    from ltcore.cli import train as launch
-
-    record = launch.train(args)
-    if record:
-        console.show_run(record, record["run_uri"])
-
-
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(lambda: train(__doc__))

@@ -11,20 +11,13 @@ The same command again shows a finished sweep and continues an interrupted one.
 from __future__ import annotations
 
 try:
-    from ltcore.cli import args as cli
+    from ltcore.cli.entry import run_main
+    from ltcore.cli.main import tune
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error.name} is not installed for this Python. From a checkout: pip install -e . (or start the script with "
         "`uv run`). On a cluster: install ltcore on every node (setup_commands in cluster.yaml)."
     ) from None
 
-
-def main() -> None:
-    args = cli.read_tune(__doc__)
-    from ltcore.cli import tune as launch_sweep
-
-    launch_sweep.tune(args)
-
-
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(lambda: tune(__doc__))

@@ -20,7 +20,8 @@ from markdown_it import MarkdownIt
 from ltcore.cli import console
 from ltcore.cli import evaluate as assess
 from ltcore.cli import train as launch
-from ltcore.cli.args import EvaluateArgs, run_main
+from ltcore.cli.args import EvaluateArgs
+from ltcore.cli.entry import run_main
 from ltcore.data.shards import validate as check
 from ltcore.data.shards.manifest import Manifest, Split
 from ltcore.errors import DataError

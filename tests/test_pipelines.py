@@ -58,4 +58,4 @@ def test_show_prints_the_resolved_configuration(name, tmp_path):
     assert "epochs: 2" in done.stdout
     wrong = run_alone(name, tmp_path, "--show", "lr=1", path=ROOT)
     assert wrong.returncode == 2
-    assert wrong.stderr == "error: lr: unknown key. Did you mean train.optim.lr? (python -m ltcore keys)\n"
+    assert wrong.stderr == "error: lr: unknown key. Did you mean train.optim.lr? (ltcore keys)\n"

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ltcore.cli import args as cli
+from ltcore.cli import parsers as cli
 
 ROOT = Path(__file__).parents[1]
 FILE = importlib.resources.files("ltcore") / "runtime" / "kuberay" / "rayjob.yaml"

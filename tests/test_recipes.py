@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcore.cli.train import dry_run_text
 from ltcore.config.load import base_run, dump, load_run, load_sweep, override
-from ltcore.config.overrides import header, packaged
+from ltcore.config.recipes import header, packaged
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
-from ltcore.data.loading.loader import open_feed
+from ltcore.data.loading.factory import open_feed
 from ltcore.data.shards.writer import Sample, write_dataset
 from ltcore.objective.registry import STAGE2
 from ltcore.reporting.results_table import PUBLISHED
 from ltcore.training.build import build, num_views
 from ltcore.training.context import LocalContext
+from ltcore.training.cost import dry_run_text
 from ltcore.training.optim import build_optimizer
 
 RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ltcore.cli.args import read_train, read_tune, run_main
+from ltcore.cli.entry import run_main
+from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.train import train
 from ltcore.cli.tune import tune
 from ltcore.errors import USERINFO, ConfigError

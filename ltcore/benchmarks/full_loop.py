@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.benchmarks.harness import Measurement, rate
-from ltcore.training.context import LocalContext
+from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.run import Job, execute
-from ltcore.training.trainer import StopRequested
 
 
 def full_loop(

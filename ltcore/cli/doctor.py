@@ -1,4 +1,4 @@
-"""``python -m ltcore doctor``."""
+"""``ltcore doctor``."""
 
 from __future__ import annotations
 

@@ -10,21 +10,19 @@ from ltcore.config.load import check_world, dump, load_run
 from ltcore.config.naming import name_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import left_out
-from ltcore.data.shards.manifest import Manifest, read_manifest
-from ltcore.errors import CapacityError, ConfigError
+from ltcore.errors import ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_run, storage_root
 from ltcore.storage import join, read_json
 from ltcore.text import message, printable_lines
-from ltcore.training.context import LocalContext
-from ltcore.training.cost import cost
+from ltcore.training.context import LocalContext, StopRequested
+from ltcore.training.cost import _num_images, _what, dry_run_text
 from ltcore.training.lease import alone
 from ltcore.training.run import Job, execute, forget, refuse_other_run
 from ltcore.training.selection import check_selection
 from ltcore.training.stage2.source import resolved
 from ltcore.training.stage2.trainer import refuse_workers
 from ltcore.training.stored import finished_ago
-from ltcore.training.trainer import StopRequested
 
 
 def train(args: TrainArgs) -> dict[str, Any]:
@@ -100,24 +98,6 @@ def _keep_stage1(from_run: str, run_uri: str) -> None:
         )
 
 
-def _what(cfg: RunConfig) -> str:
-    if cfg.stage2 is None:
-        return f"{cfg.train.epochs} epochs"
-    return f"stage 2 ({cfg.stage2.method}) of {cfg.stage2.from_run}"
-
-
-def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
-    """How many training images the run sees, each as often as it comes. CapacityError where they fill no batch."""
-    num_train = manifest.split(cfg.data.train_split).num_samples
-    steps = num_train // cfg.train.batch_size
-    if steps == 0:
-        raise CapacityError(
-            f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images of split {cfg.data.train_split}: "
-            f"an epoch has no batch. Set it to {num_train} or less."
-        )
-    return steps * cfg.train.batch_size * cfg.train.epochs
-
-
 def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
     """Whether a single run goes through Ray: for workers and what they take, for the stream tier, and where a cluster is at
     hand."""
@@ -149,27 +129,3 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[
 
 def _say(text: str) -> None:
     print(message(text), file=sys.stderr, flush=True)
-
-
-def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
-    """What a run would need and cost, without starting it."""
-    manifest = read_manifest(data_uri)
-    num_train = manifest.split(cfg.data.train_split).num_samples
-    if cfg.stage2 is not None:
-        return (
-            f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
-            "computed once. Nothing was started (--dry-run)."
-        )
-    images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
-    ifl = cfg.objective.active_terms().get("ifl")
-    budget = ""
-    if ifl is not None:
-        repeats = ifl.env_mode == "repeat" and ifl.num_envs > 1
-        how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"
-        budget = f" Environments (objective.terms.ifl.num_envs={ifl.num_envs}) {how}: runs with 1 to 4 of them see equally many."
-    return (
-        f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
-        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget}\n"
-        + "".join(f"{line}\n" for line in cost(cfg, manifest, images))
-        + "Nothing was started (--dry-run)."
-    )

@@ -85,9 +85,9 @@ def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, board: Board
 ) -> dict[str, Any]:
     from ltcore.cli.console import show_result
-    from ltcore.cli.train import dry_run_text
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import basis, concurrency, demand
+    from ltcore.training.cost import dry_run_text
     from ltcore.training.run import forget
     from ltcore.training.selection import check_selection
     from ltcore.tuning.budget import fitted_epochs

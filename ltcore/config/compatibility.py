@@ -1,6 +1,6 @@
 """What goes with what, found by building the configurations: base losses and terms against everything they may meet.
 
-``python -m ltcore composition`` prints the table; a reason is the message that the combination is refused with.
+``ltcore composition`` prints the table; a reason is the message that the combination is refused with.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def run_keys() -> Section:
 @functools.cache
 def sweep_keys() -> Section:
     """The keys of a sweep file."""
-    module = _Module.read("ltcore.config.space")
+    module = _Module.read("ltcore.config.sweep")
     return module.section(module.names["SweepConfig"])
 
 

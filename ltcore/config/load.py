@@ -18,9 +18,9 @@ import yaml
 
 from ltcore.config import overrides as trees
 from ltcore.config.keys import effective, leaves, run_keys
+from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
-from ltcore.config.space import SweepConfig
-from ltcore.config.sweep import read_sweep, sweep_tree
+from ltcore.config.sweep import SweepConfig, read_sweep, sweep_tree
 from ltcore.config.validate import plain_run, validate
 from ltcore.data.loading.sampler import EpochPlan
 from ltcore.errors import ConfigError
@@ -45,7 +45,7 @@ __all__ = [
 
 def load_run(recipe: str, overrides: Mapping[str, Any] = {}) -> RunConfig:
     """A recipe (packaged name, path or URI of YAML) with dotted overrides, validated."""
-    return from_dict(trees.read_run(recipe, overrides)[0])
+    return from_dict(read_run(recipe, overrides)[0])
 
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:

@@ -1,6 +1,6 @@
 """The whole configuration of a run: the owners' dataclasses put together, plus what belongs to no component.
 
-Frozen dataclasses; the text under a field is its documentation (``python -m ltcore keys``). A field's check lives
+Frozen dataclasses; the text under a field is its documentation (``ltcore keys``). A field's check lives
 beside it in ``__post_init__`` and starts its message with the field's name, so that an error can name the dotted key.
 ``ltcore.config.load`` is the only way from text to a ``RunConfig``.
 
@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ltcore.config.space import SELECTABLE, SweepConfig
 from ltcore.config.stage2 import Stage2Config
+from ltcore.config.sweep import SELECTABLE, SweepConfig
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import stacks
 from ltcore.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""What ``--show`` and ``python -m ltcore show`` print: the resolved configuration, without importing torch.
+"""What ``--show`` and ``ltcore show`` print: the resolved configuration, without importing torch.
 
 Names and types are checked as in a real run; the owners' checks of ranges and combinations live beside code that needs
 torch and happen when the run starts, or at once with ``--dry-run``. The text says so.
@@ -12,14 +12,15 @@ from typing import Any
 import yaml
 
 from ltcore.config.keys import run_keys
-from ltcore.config.overrides import Tree, read_run
+from ltcore.config.overrides import Tree
+from ltcore.config.recipes import read_run
 from ltcore.config.sweep import read_sweep, sweep_tree
 from ltcore.config.validate import plain_run, shape, validate
 
 NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."
 STAGE2_NOTE = (
     "# Stage 2: what is left at its default in data, augment, model, objective and train comes from stage2.from_run, but for "
-    "what\n# concerns this run alone (python -m ltcore keys stage2.from_run)."
+    "what\n# concerns this run alone (ltcore keys stage2.from_run)."
 )
 
 

@@ -22,7 +22,7 @@ class Stage2Config:
     itself are data.tier, cache_bytes, max_bad_samples and stream_window_steps, and train.precision, threads,
     eval_batch_size and select."""
     method: str = "crt"
-    """What is done to the classifier (``python -m ltcore methods``)."""
+    """What is done to the classifier (``ltcore methods``)."""
     options: Stage2Options = field(default_factory=Stage2Options)
     """Options of each method; those of a method that is not chosen have no effect and must be left at their defaults."""
     feature_dtype: str = "float32"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from ltcore.config.keys import sweep_keys
-from ltcore.config.overrides import Tree, lookup, read_file, unknown
-from ltcore.config.space import SweepConfig, parse_space
+from ltcore.config.overrides import Tree, lookup, unknown
+from ltcore.config.recipes import read_file
+from ltcore.config.space import SpaceSpec, parse_space
 from ltcore.config.validate import plain, validate
 from ltcore.errors import ConfigError
 
@@ -53,3 +56,111 @@ def _set(tree: Tree, key: str, value: Any) -> None:
         tree[name] = value
     else:
         raise unknown(name, sweep_keys(), _SWEEP)
+
+
+SELECTABLE = ("val/top1", "val/macro_precision", "val/glt_f1", "val/many", "val/medium", "val/few")
+"""Metrics that may choose a checkpoint or a trial: of the validation split alone, the test splits are read once."""
+
+
+SEARCHES = ("random", "grid", "tpe", "pbt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A search over keys of one recipe, the retraining of its winner, and its limits."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
+
+    name: str
+    """Name of the sweep: directory and W&B group. Letters, digits, '.', '_' and '-'."""
+    recipe: str
+    """The recipe that every trial starts from: a packaged name, or a path or URI of a YAML file."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys set in every trial, the baseline and the retrains."""
+    space: dict[str, SpaceSpec] = field(default_factory=dict)
+    """Dotted key -> values to try. At least one."""
+    search: str = "random"
+    """'random' (Latin hypercube), 'grid' (all combinations), 'tpe' (Optuna, in batches of a tenth of the trials and five at
+    least; needs 20 trials) or 'pbt' (population based: keys in ``hot`` change while training). All but pbt choose the same
+    winner for one seed, however many trials run at a time."""
+    num_trials: int = 8
+    """Trials. Range >= 1. No effect with search=grid, whose size is the product of the lists."""
+    metric: str = "val/top1"
+    """Validation metric that ranks trials; the highest wins."""
+    grace_fraction: float | None = None
+    """Fraction of a full training after which trials are compared first, all of them, and the worse ones stopped; from there
+    on whenever training is reduction_factor times as far. Range (0, 1]; 1 never stops one. Not less than the start of the
+    latest term, which in any case acts for a whole epoch before trials are compared; null: 0.25, or that start where it is
+    later. No effect with search=pbt."""
+    reduction_factor: int = 3
+    """Successive halving keeps 1 / reduction_factor of the trials at each comparison, and three at least. Range >= 2. No
+    effect with search=pbt."""
+    hot: tuple[str, ...] = ()
+    """Keys of ``space`` that population-based training may change. Needed by search=pbt, else without effect."""
+    retrain_seeds: int = 3
+    """Paired seeds with which winner and baseline are trained again and tested. Range >= 0; 0 ends with the ranking, as
+    search=pbt always does."""
+    train_engine_retrain: bool = True
+    """Send one retrain of the winner through Ray Train, two workers and the stream tier. No effect without retrains,
+    on a cluster or beside a GPU, and where trials are Ray Train runs already."""
+    budget_s: float | None = None
+    """Seconds for the search. Where a warm-up shows that the trials would take longer, their epochs are cut, to 8 at
+    least, and it is said. null: never cut. Range > 0. What a sweep file says holds for its own recipe: with another one it
+    is null unless it is given too. No effect on a cluster."""
+    share_start: bool = True
+    """Train the epochs before the first term acts once for all trials that differ in their terms alone, and let each
+    go on from there: the results are the same, bit for bit. No effect on short starts, with several workers per trial, nor
+    with search=tpe or pbt."""
+    stall_s: float = 300.0
+    """Seconds without any progress after which the sweep is canceled with the capacity it waits for. Range > 0."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
+            raise ValueError(f"name must consist of letters, digits, '.', '_' and '-', got {self.name!r}")
+        if not self.space:
+            raise ValueError("space is empty: a sweep needs at least one key to vary")
+        both = sorted(set(self.space) & set(self.overrides))
+        if both:
+            raise ValueError(
+                f"space and overrides both set {both[0]}; to fix it for all trials, take it out with "
+                f"sweep.space.{both[0]}=null"
+            )
+        if self.search not in SEARCHES:
+            raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
+        if self.metric not in SELECTABLE:
+            raise ValueError(f"metric must be one of {', '.join(SELECTABLE)}, got {self.metric!r}")
+        if self.grace_fraction is not None and not 0 < self.grace_fraction <= 1:
+            raise ValueError(f"grace_fraction must be in (0, 1], got {self.grace_fraction}")
+        for name, least in (("num_trials", 1), ("reduction_factor", 2), ("retrain_seeds", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise ValueError(f"budget_s must be > 0 or null, got {self.budget_s}")
+        if not self.stall_s > 0:
+            raise ValueError(f"stall_s must be > 0, got {self.stall_s}")
+        self._check_search()
+
+    def _check_search(self) -> None:
+        if self.search == "grid":
+            for key, spec in self.space.items():
+                try:
+                    spec.enumerate()
+                except ValueError as error:
+                    raise ValueError(f"space.{key}: {error}") from None
+        elif grids := [key for key, spec in self.space.items() if spec.kind == "grid"]:
+            raise ValueError(f"space.{grids[0]}: grid needs search=grid; with search={self.search} write choice")
+        if self.search == "tpe" and self.num_trials < 20:
+            raise ValueError(
+                f"num_trials={self.num_trials} is too few for search=tpe, whose first 10 trials are random: give 20 or "
+                "more, or take search=random"
+            )
+        if self.search == "pbt" and not self.hot:
+            raise ValueError("hot is empty: search=pbt needs to know which keys it may change while training")
+        foreign = sorted(set(self.hot) - set(self.space))
+        if foreign:
+            raise ValueError(f"hot names {', '.join(foreign)}, which space does not vary")
+
+    @property
+    def size(self) -> int:
+        """Number of trials: ``num_trials``, or the number of combinations with search=grid."""
+        return math.prod(len(s.enumerate()) for s in self.space.values()) if self.search == "grid" else self.num_trials

@@ -35,7 +35,7 @@ def _sentence(problem: Any, section: Section, prefix: str) -> str:
     path = [part for part in problem["loc"] if isinstance(part, str)]
     key = prefix + ".".join(path)
     if problem["type"] == "missing":
-        return f"{key}: required key is missing (python -m ltcore keys {key})."
+        return f"{key}: required key is missing (ltcore keys {key})."
     node: Leaf | Section | None = section
     for name in path:
         node = node.fields.get(name) if isinstance(node, Section) else None
@@ -45,7 +45,7 @@ def _sentence(problem: Any, section: Section, prefix: str) -> str:
     kind = node.type if isinstance(node, Leaf) else "a section"
     value = problem["input"]
     shown = value if isinstance(value, str) else repr(value)
-    return f"{key}={shown}: expected {expected(kind)} (python -m ltcore keys {key})."
+    return f"{key}={shown}: expected {expected(kind)} (ltcore keys {key})."
 
 
 @functools.cache

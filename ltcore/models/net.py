@@ -35,7 +35,7 @@ class ModelConfig:
     """The network."""
 
     name: str = "resnet32"
-    """Backbone (``python -m ltcore methods``)."""
+    """Backbone (``ltcore methods``)."""
     head: str = "linear"
     """Classifier: 'linear' (with bias) or 'cosine'."""
     cosine_scale: float = 16.0

@@ -1,4 +1,4 @@
-"""The networks by name: one row each. ``python -m ltcore methods`` and the contract tests read this table."""
+"""The networks by name: one row each. ``ltcore methods`` and the contract tests read this table."""
 
 from __future__ import annotations
 

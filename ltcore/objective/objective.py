@@ -33,7 +33,7 @@ class ObjectiveConfig:
     """What is minimised."""
 
     base: str = "cross_entropy"
-    """Name of the base loss (``python -m ltcore methods``)."""
+    """Name of the base loss (``ltcore methods``)."""
     base_options: BaseOptions = field(default_factory=BaseOptions)
     """Options of each base loss; those of a base that is not chosen have no effect and must be left at their
     defaults."""

@@ -1,7 +1,7 @@
 """Every base loss, every term and every method of stage 2, by name.
 
 A new method is one file plus one line here: the config sections (``objective.base_options.<name>``,
-``objective.terms.<name>``, ``stage2.options.<name>``), the command-line and Tune keys, ``python -m ltcore methods`` and the
+``objective.terms.<name>``, ``stage2.options.<name>``), the command-line and Tune keys, ``ltcore methods`` and the
 contract tests follow.
 """
 

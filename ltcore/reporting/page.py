@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.figures import Curve
-from ltcore.reporting.records import METRICS, StoredRun, metric_name, ordered_splits, protocol, value_text
-
-
-def moment(iso: str) -> str:
-    """'2026-01-02T03:04:05+00:00' -> '2026-01-02 03:04 UTC'."""
-    return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+from ltcore.reporting.format import METRICS, metric_name, value_text
+from ltcore.reporting.records import StoredRun
 
 
 def stored_curves(runs: Iterable[tuple[str, str, StoredRun]], metric: str) -> list[Curve]:
@@ -33,7 +29,7 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
         for name, test in tests.items():
             if split in test:
                 row = {"name": name, "run": runs[name], "values": [test[split].get(m) for m in metrics]}
-                protocols.setdefault(protocol(split, runs[name].info)[0], []).append(row)
+                protocols.setdefault(protocol_of(split, runs[name].info)[0], []).append(row)
         tables += [{"split": split, "name": name, "columns": columns, "rows": rows} for name, rows in protocols.items()]
     return tables
 

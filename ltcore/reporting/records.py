@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ltcore import storage
 from ltcore.errors import DataError
 from ltcore.evaluation.paired import PairedDifference
+from ltcore.evaluation.protocols import ordered_splits
 from ltcore.text import storable_json
 
 
@@ -120,48 +121,6 @@ def _entry(sweep: Mapping[str, Any], trial: str, run: StoredRun) -> dict[str, An
     }
 
 
-def ordered_splits(splits: Iterable[str]) -> list[str]:
-    """The GLT test first, then CLT, then others."""
-    known = list(PROTOCOLS)
-    return sorted(splits, key=lambda s: (known.index(s) if s in known else len(known), s))
-
-
-PROTOCOLS = {
-    "test_gbl": ("GLT", "tested with classes and attributes balanced"),
-    "test_cbl": ("CLT", "tested with classes balanced, attributes as they come"),
-    "test": ("test", "the test split"),
-}
-"""Test split -> (name of the protocol, what it means) for a model trained on long-tailed classes and attributes."""
-
-METRICS = {
-    "top1": "top-1",
-    "macro_precision": "macro precision",
-    "glt_f1": "GLT F1",
-    "many": "many-shot",
-    "medium": "medium-shot",
-    "few": "few-shot",
-    "worst_class": "worst class",
-}
-
-
-ALT = ("ALT", "trained with classes balanced, tested with classes and attributes balanced")
-
-
-def protocol(split: str, info: Mapping[str, Any]) -> tuple[str, str]:
-    """(name, meaning) of a test for what ``run.json`` or ``sweep.json`` says of the training: its split decides."""
-    trained_on = (info.get("identity") or info.get("config") or {}).get("data.train_split", "train")
-    if trained_on == "train_cbl":
-        return ALT if split == "test_gbl" else (split, "trained with classes balanced")
-    return PROTOCOLS.get(split, (split, ""))
-
-
-def metric_name(metric: str) -> str:
-    """'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation top-1'."""
-    if metric.startswith("val/"):
-        return f"validation {metric_name(metric.removeprefix('val/'))}"
-    return " ".join(METRICS.get(word, word) for word in metric.split("/"))
-
-
 def difference_of(cell: Mapping[str, Any]) -> PairedDifference:
     """One entry of ``comparison``."""
     return PairedDifference(cell["difference"], cell["low"], cell["high"], cell["distinguishable"], len(cell["winner"]))
@@ -175,61 +134,3 @@ def primary(sweep: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     selected = str(sweep.get("metric", "")).rsplit("/", 1)[-1]
     return splits[0], selected if selected in comparison[splits[0]] else "top1"
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key's shortest ending that no other key shares; two words at least where there are two."""
-    keys = list(keys)
-    result = {}
-    for key in keys:
-        words = key.split(".")
-        for take in range(min(2, len(words)), len(words) + 1):
-            short = ".".join(words[-take:])
-            if sum(k == short or k.endswith("." + short) for k in keys) == 1:
-                break
-        result[key] = short
-    return result
-
-
-def value_text(value: Any) -> str:
-    """A configuration value as one reads it: 0.123457, off, a, b."""
-    if value is None:
-        return "off"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(value_text, value))
-    return str(value)
-
-
-def parse_range(spec: str) -> tuple[str, float, float] | None:
-    """(kind, low, high) of a swept range spelled 'log:0.02,1', 'uniform:0,1' or 'int:1,4'; None for a list."""
-    kind, _, ends = spec.partition(":")
-    if kind not in ("log", "uniform", "int"):
-        return None
-    low, high = map(float, ends.split(","))
-    return kind, low, high
-
-
-def listed_values(spec: str) -> list[str]:
-    """The values of 'choice:1,null' or 'grid:...' as ``value_text`` writes them."""
-    spelled = {"null": "off", "true": "yes", "false": "no"}
-    return [spelled.get(word, _number_text(word)) for word in spec.partition(":")[2].split(",")]
-
-
-def _number_text(word: str) -> str:
-    try:
-        return value_text(float(word))
-    except ValueError:
-        return word  # a name
-
-
-def range_text(spec: str) -> str:
-    """'log:0.02,1.0' -> '0.02 to 1, logarithmic'; 'choice:a,null' -> 'a, off'."""
-    found = parse_range(spec)
-    if found is None:
-        return ", ".join(listed_values(spec))
-    kind, low, high = found
-    return f"{low:g} to {high:g}" + {"log": ", logarithmic", "int": ", whole numbers", "uniform": ""}[kind]

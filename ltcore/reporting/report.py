@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import DataError
-from ltcore.reporting.page import moment
-from ltcore.reporting.records import read_run, read_sweep, value_text
+from ltcore.reporting.format import moment, percent, value_text
+from ltcore.reporting.records import read_run, read_sweep
 from ltcore.reporting.runs_page import runs_page
-from ltcore.reporting.summary import percent, ranked_table, summary_lines
+from ltcore.reporting.summary import ranked_table, summary_lines
 from ltcore.reporting.sweep_page import sweep_page
 from ltcore.storage import write_bytes_atomic
 from ltcore.text import duration, storable

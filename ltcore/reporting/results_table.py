@@ -10,7 +10,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ltcore.config.keys import comes_from_stage1, effective
-from ltcore.config.overrides import as_text, flatten, header, packaged
+from ltcore.config.overrides import as_text, flatten
+from ltcore.config.recipes import header, packaged
 from ltcore.config.show import run_tree
 from ltcore.data.config import BENCHMARKS, SELECTION
 from ltcore.errors import DataError

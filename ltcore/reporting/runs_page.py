@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltcore.config.keys import effective
+from ltcore.evaluation.protocols import protocol_of
 from ltcore.reporting import figures
+from ltcore.reporting.format import percent, value_text
 from ltcore.reporting.page import IDENTITY, config_rows, machine, stored_curves, table_of_tests
-from ltcore.reporting.records import StoredRun, protocol, value_text
-from ltcore.reporting.summary import percent
+from ltcore.reporting.records import StoredRun
 from ltcore.reporting.svg import RUN_COLORS
 from ltcore.text import duration, printable
 
@@ -54,7 +55,7 @@ def _headline(runs: Sequence[StoredRun]) -> str:
         return f"{len(runs)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) + "."
     info = runs[0].info
     done, planned = info.get("epochs_done", 0), info.get("epochs_planned", "?")
-    tests = [f"{protocol(split, info)[0]} top-1 {percent(m.get('top1'))}" for split, m in runs[0].tests().items()]
+    tests = [f"{protocol_of(split, info)[0]} top-1 {percent(m.get('top1'))}" for split, m in runs[0].tests().items()]
     return f"{str(info.get('status', 'unknown')).capitalize()} after {done} of {planned} epochs" + (
         f": {', '.join(tests)}." if tests else "."
     )

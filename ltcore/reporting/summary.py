@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
 from ltcore.evaluation.paired import PairedDifference, sentence
-from ltcore.reporting.records import (
-    difference_of,
-    metric_name,
-    ordered_splits,
-    parse_range,
-    primary,
-    protocol,
-    range_text,
-    short_names,
-    value_text,
-)
+from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.reporting.format import mean_sd, metric_name, parse_range, percent, range_text, short_names, value_text
+from ltcore.reporting.records import difference_of, primary
 
 Sweep = Mapping[str, Any]
 
@@ -88,12 +79,12 @@ def _all_tests(sweep: Sweep, deltas: Mapping[str, PairedDifference], kinds: Mapp
 
 
 def _test_name(split: str, sweep: Sweep) -> str:
-    name, meaning = protocol(split, sweep)
+    name, meaning = protocol_of(split, sweep)
     return meaning if name == "test" else name
 
 
 def _test_text(split: str, sweep: Sweep) -> str:
-    name, meaning = protocol(split, sweep)
+    name, meaning = protocol_of(split, sweep)
     return meaning.capitalize() if name == "test" else f"{name} ({meaning})" if meaning else name
 
 
@@ -156,22 +147,10 @@ def summary_lines(sweep: Sweep) -> list[str]:
         cell = sweep["comparison"][split].get("top1")
         if cell is not None:
             lines.append(
-                f"{protocol(split, sweep)[0]} ({split}) top-1: winner {mean_sd(cell['winner'])}, "
+                f"{protocol_of(split, sweep)[0]} ({split}) top-1: winner {mean_sd(cell['winner'])}, "
                 f"baseline {mean_sd(cell['baseline'])}."
             )
     return lines + next_steps(sweep)
-
-
-def percent(value: float | None) -> str:
-    return "—" if value is None else f"{100 * value:.1f}%"
-
-
-def mean_sd(values: Sequence[float]) -> str:
-    """'71.2 ± 1.4%'; one value alone has no spread."""
-    if not values:
-        return "—"
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):.1f}{spread}%"
 
 
 EDGE = 0.1

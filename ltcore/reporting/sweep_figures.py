@@ -6,23 +6,20 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import figures
 from ltcore.reporting.figures import Curve, Difference, Dot, Span
-from ltcore.reporting.page import stored_curves
-from ltcore.reporting.records import (
+from ltcore.reporting.format import (
     METRICS,
-    StoredRun,
-    StoredSweep,
-    difference_of,
     listed_values,
     metric_name,
-    ordered_splits,
     parse_range,
-    protocol,
     range_text,
     short_names,
     value_text,
 )
+from ltcore.reporting.page import stored_curves
+from ltcore.reporting.records import StoredRun, StoredSweep, difference_of
 from ltcore.reporting.summary import score, searched
 
 
@@ -46,7 +43,7 @@ def sweep_figures(sweep: StoredSweep, data: Mapping[str, Any]) -> dict[str, str]
 
 
 def _title(split: str, info: Mapping[str, Any]) -> str:
-    name, _ = protocol(split, info)
+    name, _ = protocol_of(split, info)
     return split if split == name else f"{name} ({split})"
 
 

@@ -9,31 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from ltcore.evaluation.paired import points
+from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.reporting.format import METRICS, mean_sd, metric_name, percent, range_text, short_names
 from ltcore.reporting.page import config_rows, machine, table_of_tests
-from ltcore.reporting.records import (
-    METRICS,
-    Retrain,
-    StoredSweep,
-    difference_of,
-    metric_name,
-    ordered_splits,
-    primary,
-    protocol,
-    range_text,
-    short_names,
-)
-from ltcore.reporting.summary import (
-    count_text,
-    difference_kind,
-    mean_sd,
-    next_steps,
-    percent,
-    ranked,
-    score,
-    searched,
-    trial_of,
-    verdict,
-)
+from ltcore.reporting.records import Retrain, StoredSweep, difference_of, primary
+from ltcore.reporting.summary import count_text, difference_kind, next_steps, ranked, score, searched, trial_of, verdict
 from ltcore.reporting.sweep_figures import class_means, responses, sweep_figures, validation
 from ltcore.text import duration
 
@@ -84,7 +64,7 @@ def _tiles(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[s
         cell = info["comparison"][found[0]][found[1]]
         remark = f"baseline {mean_sd(cell['baseline'])}, {len(cell['winner'])} seeds"
         tiles.append(
-            (f"{protocol(found[0], info)[0]} {metric_name(found[1])} of the winner", mean_sd(cell["winner"]), remark)
+            (f"{protocol_of(found[0], info)[0]} {metric_name(found[1])} of the winner", mean_sd(cell["winner"]), remark)
         )
     if winner is not None:
         baseline = validation(sweep.baseline, info["metric"])
@@ -131,7 +111,7 @@ def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
                 row["interval"] = None if delta.low is None or delta.high is None else _interval(delta.low, delta.high)
                 row["kind"] = difference_kind(delta)
             rows.append(row)
-        name, meaning = protocol(split, sweep.info)
+        name, meaning = protocol_of(split, sweep.info)
         tables.append({"split": split, "name": name, "meaning": meaning, "rows": rows})
     return tables
 

@@ -14,7 +14,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import ray.data
 import torch
 
 from ltcore.batch import Batch
@@ -66,6 +65,8 @@ class RayFeed(ThreadFeed):
                 yield Batch(torch.tensor(row["image"])[None], label_B, index_B, copy_B)
 
     def _execute(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
+        import ray.data  # a second, which processes of other tiers save
+
         self._rows = None  # ends an execution that others replace, before the next takes its CPUs
         self._copies = self.copies_N
         rows_per_epoch = self.num_batches * self.batch_size
@@ -96,6 +97,8 @@ class RayFeed(ThreadFeed):
 
     def _task_cpus(self) -> int:
         """Data tasks of this worker at a time: its share of the CPUs that no worker reserved."""
+        import ray
+
         free = ray.cluster_resources().get("CPU", 1.0) - self.world
         return int(free // self.world)
 

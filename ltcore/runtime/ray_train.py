@@ -13,9 +13,9 @@ import torch
 from ltcore.errors import LtcoreError
 from ltcore.runtime.place import BACKEND
 from ltcore.runtime.placement import Scaling
+from ltcore.training.context import StopRequested
 from ltcore.training.record import has_failed
 from ltcore.training.run import Job, execute
-from ltcore.training.trainer import StopRequested
 
 SPOT_FAILURES = 10
 """How often a run may lose workers on a cluster, whose nodes come and go; each time it goes on from its last checkpoint."""

@@ -80,3 +80,11 @@ class LocalContext(AbstractContextManager["LocalContext"]):
         print(
             f"\n{signal.Signals(sig).name}: saving a checkpoint, then stopping. Once more to stop at once.", flush=True
         )
+
+
+DECIDE_EVERY = 16
+"""Steps between the points at which ranks agree on 'checkpoint now?' and 'stop?', and losses are checked to be finite."""
+
+
+class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
+    """The context asked to stop; a checkpoint was saved."""

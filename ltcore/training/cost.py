@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.policies import reader_crops
 from ltcore.data.loading.canvas_cache import canvas_bytes
-from ltcore.data.shards.manifest import Manifest
+from ltcore.data.shards.manifest import Manifest, read_manifest
+from ltcore.errors import CapacityError
 from ltcore.objective.memory.base import Memory
 from ltcore.training.build import build_modules, num_views
 
@@ -70,3 +71,45 @@ def _gib(count: float) -> str:
 def _hours(flops: float) -> str:
     hours = flops / RATE / 3600
     return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.2g} minutes"
+
+
+def _what(cfg: RunConfig) -> str:
+    if cfg.stage2 is None:
+        return f"{cfg.train.epochs} epochs"
+    return f"stage 2 ({cfg.stage2.method}) of {cfg.stage2.from_run}"
+
+
+def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
+    """How many training images the run sees, each as often as it comes. CapacityError where they fill no batch."""
+    num_train = manifest.split(cfg.data.train_split).num_samples
+    steps = num_train // cfg.train.batch_size
+    if steps == 0:
+        raise CapacityError(
+            f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images of split {cfg.data.train_split}: "
+            f"an epoch has no batch. Set it to {num_train} or less."
+        )
+    return steps * cfg.train.batch_size * cfg.train.epochs
+
+
+def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
+    """What a run would need and cost, without starting it."""
+    manifest = read_manifest(data_uri)
+    num_train = manifest.split(cfg.data.train_split).num_samples
+    if cfg.stage2 is not None:
+        return (
+            f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
+            "computed once. Nothing was started (--dry-run)."
+        )
+    images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
+    ifl = cfg.objective.active_terms().get("ifl")
+    budget = ""
+    if ifl is not None:
+        repeats = ifl.env_mode == "repeat" and ifl.num_envs > 1
+        how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"
+        budget = f" Environments (objective.terms.ifl.num_envs={ifl.num_envs}) {how}: runs with 1 to 4 of them see equally many."
+    return (
+        f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
+        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget}\n"
+        + "".join(f"{line}\n" for line in cost(cfg, manifest, images))
+        + "Nothing was started (--dry-run)."
+    )

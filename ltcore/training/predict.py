@@ -20,6 +20,7 @@ from ltcore.data.images.boxes import centered_square
 from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
 from ltcore.data.loading.loader import ThreadFeed
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
+from ltcore.evaluation.protocols import split_of
 from ltcore.models.net import PROJECTIONS, LongTailNet
 from ltcore.objective.losses.logit_adjust import posthoc_logits
 from ltcore.objective.registry import BASES
@@ -32,7 +33,6 @@ ImageLike = str | Path | bytes | Image.Image
 IMAGES = "a path, the bytes of a file or a PIL image"
 BATCH_BYTES = 64 * 2**20
 """Of the float32 images of one forward pass of ``predict``."""
-PROTOCOLS = {"clt": "test_cbl", "alt": "test_gbl", "glt": "test_gbl"}
 """Test split of each GLT protocol (Tang et al., ECCV 2022): ALT for models trained on ``train_cbl``, else CLT and GLT."""
 
 
@@ -196,7 +196,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
         to_network_K = _classes_by_name(predictor, manifest.classes, data_uri)
         wanted = (
             list(splits)
-            or [_test_of(p, predictor.config.data.train_split) for p in protocols]
+            or [split_of(p, predictor.config.data.train_split) for p in protocols]
             or [s for s in manifest.splits if s.startswith("test")]
         )
         missing = [split for split in wanted if split not in manifest.splits]
@@ -275,13 +275,3 @@ def _canvas(image: ImageLike, canvas: int, number: int) -> Pixels:
         return decode_canvas(Path(image).read_bytes(), canvas, str(image))
     except OSError as error:
         raise DataError(f"{image} cannot be read: {error.strerror}. Give the path of an image file.") from error
-
-
-def _test_of(protocol: str, train_split: str) -> str:
-    if (protocol == "alt") != (train_split == "train_cbl"):
-        fits = "alt" if train_split == "train_cbl" else "clt, glt"
-        raise ConfigError(
-            f"--protocol {protocol} does not go with a model trained on split {train_split!r} (use {fits}): ALT is for "
-            "models trained with data.train_split=train_cbl, CLT and GLT for those trained on the long-tailed classes."
-        )
-    return PROTOCOLS[protocol]

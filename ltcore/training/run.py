@@ -22,7 +22,8 @@ import torch
 from ltcore import dist
 from ltcore.config.load import flat, from_dict, to_yaml
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.loader import Feed, open_feed
+from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.loader import Feed
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError
 from ltcore.storage import cache_root, is_local, read_json
@@ -30,7 +31,7 @@ from ltcore.tracking.base import Tracker
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import num_views
-from ltcore.training.context import RunContext
+from ltcore.training.context import RunContext, StopRequested
 from ltcore.training.fork import fork
 from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
 from ltcore.training.lease import Lease, alone, make_folder
@@ -39,7 +40,7 @@ from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
 from ltcore.training.stage2.trainer import fit_stage2
 from ltcore.training.stored import remove
 from ltcore.training.sync import Mirror
-from ltcore.training.trainer import StopRequested, fit
+from ltcore.training.trainer import fit
 from ltcore.version import check_same_code, code_version
 
 
@@ -69,6 +70,7 @@ class Job:
     """What the run is called on the driver's board."""
 
     def plain(self) -> dict[str, Any]:
+        """Returns the fields as they cross a process boundary."""
         return asdict(self)
 
 

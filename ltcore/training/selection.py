@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ltcore.config.space import SELECTABLE
+from ltcore.config.sweep import SELECTABLE
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import ConfigError
 from ltcore.shots import SHOT_GROUPS

@@ -19,7 +19,7 @@ from ltcore.data.loading.sampler import Ints, drawn_copies
 from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts, build
-from ltcore.training.context import RunContext
+from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
 from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.init_from import start_from
@@ -30,19 +30,12 @@ from ltcore.training.record import RunInfo, RunRecord, now
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
 
-DECIDE_EVERY = 16
-"""Steps between the points at which ranks agree on 'checkpoint now?' and 'stop?', and losses are checked to be finite."""
-
 
 class Log(Protocol):
     """What the loop needs of a tracker."""
 
     def log(self, metrics: Mapping[str, float | int | None], step: int) -> None:
         """Takes the metrics of an epoch that ended with optimizer step ``step``."""
-
-
-class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
-    """The context asked to stop; a checkpoint was saved."""
 
 
 def fit(

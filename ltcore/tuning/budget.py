@@ -10,7 +10,7 @@ import torch
 
 from ltcore.config.load import grace_fraction, override
 from ltcore.config.schema import RunConfig, SweepConfig
-from ltcore.data.loading.loader import open_feed
+from ltcore.data.loading.factory import open_feed
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.runtime.placement import Scaling
 from ltcore.training.build import build, num_views

@@ -9,8 +9,7 @@ from typing import Any
 from ltcore.config.keys import FREE_TO_CHANGE, effective
 from ltcore.config.overrides import flatten
 from ltcore.config.show import run_tree
-from ltcore.config.space import SweepConfig
-from ltcore.config.sweep import sweep_tree
+from ltcore.config.sweep import SweepConfig, sweep_tree
 from ltcore.errors import ConfigError
 
 _HOW = ("stall_s", "budget_s", "share_start", "overrides")

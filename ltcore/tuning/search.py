@@ -20,11 +20,12 @@ from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ltcore.config.space import SpaceSpec, SweepConfig
+from ltcore.config.space import SpaceSpec
+from ltcore.config.sweep import SweepConfig
 from ltcore.runtime.placement import Scaling
-from ltcore.runtime.ray_task import TRIAL, UNTIL, trial_name, tune_trial
 from ltcore.storage import open_fs
 from ltcore.tuning.rungs import Course
+from ltcore.tuning.trainable import TRIAL, UNTIL, trial_name, tune_trial
 
 LOST = 3
 """How often a trial whose process dies is started again within one command."""

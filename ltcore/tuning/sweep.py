@@ -17,7 +17,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import LtcoreError
 from ltcore.evaluation.paired import compare
 from ltcore.hashing import hash64
-from ltcore.reporting.records import short_names
+from ltcore.reporting.format import short_names
 from ltcore.runtime.cluster import DRIVER_RESOURCE, nodes_are_coming
 from ltcore.runtime.heartbeat import Watch, start_pulse
 from ltcore.runtime.progress import Board

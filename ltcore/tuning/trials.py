@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ltcore.config.schema import RunConfig
-from ltcore.config.space import SweepConfig, grid_points, sample_space
+from ltcore.config.space import grid_points, sample_space
+from ltcore.config.sweep import SweepConfig
 from ltcore.storage import join, read_json, write_json
 from ltcore.tuning.rungs import Record, Rung, rung_epoch, standing
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import yaml
 
-from ltcore import __main__ as main
-from ltcore.config.overrides import packaged
+from ltcore.cli import describe as main
+from ltcore.config.recipes import packaged
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, STAGE2, TERMS
 
@@ -73,7 +73,7 @@ def test_describing_itself_imports_nothing_heavy(command):
     code = f"""
 import importlib, sys
 sys.argv = ["ltcore", *{command.split()!r}]
-assert importlib.import_module("ltcore.__main__").main() == 0
+assert importlib.import_module("ltcore.cli.main").main() == 0
 print([m for m in ("torch", "numpy", "ray", "wandb", "pyarrow") if m in sys.modules], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,7 +4,8 @@ import sys
 import pytest
 import yaml
 
-from ltcore.cli import args as cli
+from ltcore.cli import parsers as cli
+from ltcore.cli.entry import run_main
 from ltcore.config.load import dump, from_dict, load_run
 from ltcore.config.show import show_run, show_sweep
 from ltcore.errors import CapacityError, ConfigError, DataError, StallError
@@ -126,7 +127,7 @@ def test_errors_are_one_sentence_and_an_exit_code(capsys, monkeypatch, error, co
     for argv, traceback in ((["x"], False), (["x", "--debug"], True)):
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as caught:
-            cli.run_main(main)
+            run_main(main)
         err = capsys.readouterr().err
         assert caught.value.code == code
         assert err.endswith(message) and ("Traceback" in err) is traceback and (err == message) is not traceback
@@ -137,7 +138,7 @@ def test_interrupt_exits_with_130_and_one_line(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as caught:
-        cli.run_main(main)
+        run_main(main)
     assert caught.value.code == 130
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
@@ -145,7 +146,7 @@ def test_interrupt_exits_with_130_and_one_line(capsys):
 def test_the_result_of_main_is_the_exit_code():
     for result, code in ((None, 0), (0, 0), (3, 3)):
         with pytest.raises(SystemExit) as caught:
-            cli.run_main(lambda result=result: result)
+            run_main(lambda result=result: result)
         assert caught.value.code == code
 
 
@@ -198,7 +199,7 @@ def test_show_flag_prints_and_exits(capsys):
 def test_show_and_help_import_neither_torch_nor_ray():
     code = """
 import sys
-from ltcore.config import cli
+from ltcore.cli import parsers as cli
 for read, argv in ((cli.read_train, ["--show"]), (cli.read_tune, ["--show"]), (cli.read_tune, ["--help"])):
     try:
         read("doc", argv)

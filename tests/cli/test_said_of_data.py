@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.cli.args import read_train, read_tune
+from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.train import train
 from ltcore.cli.tune import tune
 from ltcore.config.load import override

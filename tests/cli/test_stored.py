@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.cli.args import read_train, read_tune
+from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.train import train
 from ltcore.cli.tune import tune
 from ltcore.config.sweep import read_sweep

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ltcore.batch import Batch
-from ltcore.cli.args import read_train, read_tune
+from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.train import wants_ray
 from ltcore.config.load import load_run
 from ltcore.errors import ConfigError

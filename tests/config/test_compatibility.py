@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ltcore import __main__ as main
+from ltcore.cli import main
 from ltcore.config import compatibility as composition
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, Terms

@@ -9,7 +9,7 @@ import pytest
 
 from ltcore.config import keys
 from ltcore.config.schema import RunConfig
-from ltcore.config.space import SweepConfig
+from ltcore.config.sweep import SweepConfig
 from ltcore.models.registry import MODELS
 from ltcore.objective.registry import BASES, STAGE2, TERMS
 

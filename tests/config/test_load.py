@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ltcore.config.load import config_hash, dump, flat, from_dict, from_flat, load_run, override, to_yaml
-from ltcore.config.overrides import read_run
+from ltcore.config.recipes import read_run
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.training.checkpoint import refuse_differences
@@ -119,11 +119,11 @@ def test_the_last_override_wins(plain):
 def test_unknown_key_names_the_nearest_on_its_level(plain):
     assert words(plain, objective__terms__dor__weight=1) == (
         "objective.terms.dor.weight: unknown key. Did you mean objective.terms.dro.weight? "
-        "(python -m ltcore keys objective.terms)"
+        "(ltcore keys objective.terms)"
     )
-    assert words(plain, lr=1) == "lr: unknown key. Did you mean train.optim.lr? (python -m ltcore keys)"
+    assert words(plain, lr=1) == "lr: unknown key. Did you mean train.optim.lr? (ltcore keys)"
     assert words(plain, train__epochs__x=1).startswith("train.epochs.x: unknown key.")
-    assert words(plain, zzzzzz=1) == "zzzzzz: unknown key. (python -m ltcore keys)"
+    assert words(plain, zzzzzz=1) == "zzzzzz: unknown key. (ltcore keys)"
 
 
 def test_unknown_key_in_a_file_is_named_to_its_leaf(tmp_path):
@@ -140,7 +140,7 @@ def test_unknown_key_in_a_file_is_named_to_its_leaf(tmp_path):
         (
             "train.optim.lr",
             "abc",
-            "train.optim.lr=abc: expected a finite number (python -m ltcore keys train.optim.lr).",
+            "train.optim.lr=abc: expected a finite number (ltcore keys train.optim.lr).",
         ),
         ("train.optim.lr", math.nan, "train.optim.lr=nan: expected a finite number"),
         ("objective.terms.dro.weight", "inf", "objective.terms.dro.weight=inf: expected a finite number"),
@@ -160,7 +160,7 @@ def test_unknown_key_in_a_file_is_named_to_its_leaf(tmp_path):
         ("tracking.wandb_mode", "on", "tracking.wandb_mode must be one of auto, online, offline, disabled, got 'on'."),
         ("name", "a b", "name must consist of letters, digits, '.', '_' and '-'"),
         ("seed", -1, "seed must be >= 0, got -1."),
-        ("train", 3, "train=3: train is a section; give train.<key>=... (python -m ltcore keys train)."),
+        ("train", 3, "train=3: train is a section; give train.<key>=... (ltcore keys train)."),
         ("objective.terms.dro", 3, "objective.terms.dro=3: objective.terms.dro is a section; give null, on, or "),
     ],
 )

@@ -4,14 +4,8 @@ from collections import Counter
 
 import pytest
 
-from ltcore.config.space import (
-    SpaceSpec,
-    SweepConfig,
-    grid_points,
-    parse_scalar,
-    parse_space,
-    sample_space,
-)
+from ltcore.config.space import SpaceSpec, grid_points, parse_scalar, parse_space, sample_space
+from ltcore.config.sweep import SweepConfig
 from ltcore.errors import ConfigError
 from ltcore.rng import hash64
 

@@ -1,7 +1,7 @@
 import pytest
 
 from ltcore.config.load import base_run, check_sweep, dump, grace_fraction, load_sweep
-from ltcore.config.overrides import packaged
+from ltcore.config.recipes import packaged
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
 
@@ -104,9 +104,7 @@ def test_what_population_based_training_may_not_change(key, spec, why):
 
 
 def test_wrong_keys_are_named():
-    assert (
-        words(sweep__spaces="1") == "sweep.spaces: unknown key. Did you mean sweep.space? (python -m ltcore keys sweep)"
-    )
+    assert words(sweep__spaces="1") == "sweep.spaces: unknown key. Did you mean sweep.space? (ltcore keys sweep)"
     assert words(sweep__space__objective__terms__lpa__wight="log:0.1,1").startswith(
         "objective.terms.lpa.wight: unknown key. Did you mean objective.terms.lpa.weight?"
     )

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from ltcore.evaluation.paired import paired_difference
+from ltcore.evaluation.protocols import protocol_of
+from ltcore.reporting.format import mean_sd, metric_name, range_text, short_names, value_text
 from ltcore.reporting.page import table_of_tests
-from ltcore.reporting.records import StoredRun, metric_name, primary, protocol, range_text, short_names, value_text
-from ltcore.reporting.summary import count_text, mean_sd, next_steps, ranked_table, summary_lines, verdict
+from ltcore.reporting.records import StoredRun, primary
+from ltcore.reporting.summary import count_text, next_steps, ranked_table, summary_lines, verdict
 from tests.reporting.fake_sweep import make_sweep
 
 
@@ -154,9 +156,9 @@ def test_words() -> None:
 
 def test_a_test_is_named_after_what_was_trained_on() -> None:
     long_tailed, balanced = {"config": {"data.train_split": "train"}}, {"identity": {"data.train_split": "train_cbl"}}
-    assert [protocol("test_gbl", info)[0] for info in (long_tailed, balanced, {})] == ["GLT", "ALT", "GLT"]
-    assert protocol("test_cbl", long_tailed)[0] == "CLT"
-    assert protocol("test_cbl", balanced)[0] == "test_cbl"
+    assert [protocol_of("test_gbl", info)[0] for info in (long_tailed, balanced, {})] == ["GLT", "ALT", "GLT"]
+    assert protocol_of("test_cbl", long_tailed)[0] == "CLT"
+    assert protocol_of("test_cbl", balanced)[0] == "test_cbl"
 
 
 def test_one_split_tests_glt_or_alt_by_what_was_trained_on() -> None:

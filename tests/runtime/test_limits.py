@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ltcore.cli.args import read_tune
+from ltcore.cli.parsers import read_tune
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.autoscaler import Limits, limits_of, read_limits
 from ltcore.runtime.cluster import Cluster

@@ -13,7 +13,7 @@ import torch
 from ltcore.batch import Batch
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.config import DataConfig
-from ltcore.data.loading.loader import open_feed
+from ltcore.data.loading.factory import open_feed
 from ltcore.data.loading.sampler import drawn_copies
 from ltcore.errors import DataError
 from tests.data.small import write_spoiled

@@ -97,5 +97,5 @@ def test_tensorboard_files_hold_the_scalars(tmp_path: Path) -> None:
 
 
 def test_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^mode must be one of auto"):
+    with pytest.raises(ValueError, match=r"^wandb_mode must be one of auto"):
         TrackingConfig(wandb_mode="cloud")

@@ -10,7 +10,7 @@ import torch
 from ltcore import dist
 from ltcore.config.load import dump, override
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.loader import open_feed
+from ltcore.data.loading.factory import open_feed
 from ltcore.models.norm import average_running_stats_
 from ltcore.training.build import Parts, build, parallel
 from ltcore.training.context import LocalContext, RunContext

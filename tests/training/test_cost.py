@@ -6,11 +6,10 @@ import dataclasses
 
 import torch
 
-from ltcore.cli.train import dry_run_text
 from ltcore.config.load import override
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.models.net import LongTailNet, ModelConfig
-from ltcore.training.cost import cost, forward_flops
+from ltcore.training.cost import cost, dry_run_text, forward_flops
 from tests.training.runs import TERMS, tiny_run
 
 RESNET32_MACS = 68_868_352

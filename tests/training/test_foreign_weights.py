@@ -16,8 +16,8 @@ from torch import Tensor
 import ltcore
 from ltcore.errors import CheckpointError
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.context import StopRequested
 from ltcore.training.stage2.source import resolved
-from ltcore.training.trainer import StopRequested
 from tests.training.runs import run, stage2_run, tiny_run
 from tests.training.test_trainer import StopAfter
 

@@ -12,11 +12,11 @@ import torch
 
 from ltcore import dist
 from ltcore.batch import Batch
-from ltcore.cli.train import dry_run_text
 from ltcore.data.loading.loader import PlanFeed
 from ltcore.data.loading.sampler import drawn_copies
 from ltcore.training import trainer as fit
-from ltcore.training.trainer import StopRequested
+from ltcore.training.context import StopRequested
+from ltcore.training.cost import dry_run_text
 from tests.training.runs import run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs
 

@@ -20,9 +20,9 @@ from ltcore.models.ema import EmaCopy
 from ltcore.stats import ClassStats
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Parts, build_modules
+from ltcore.training.context import StopRequested
 from ltcore.training.init_from import start_from
 from ltcore.training.step import TrainStep
-from ltcore.training.trainer import StopRequested
 from tests.training.runs import TERMS, run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import ltcore
-from ltcore.cli import args as cli
 from ltcore.cli import evaluate as assess
+from ltcore.cli import parsers as cli
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.objective.registry import BASES
 from ltcore.training import checkpoint as ckpt

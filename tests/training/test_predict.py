@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 import ltcore
-from ltcore.cli import args as cli
 from ltcore.cli import evaluate as assess
+from ltcore.cli import parsers as cli
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.shards.manifest import read_manifest

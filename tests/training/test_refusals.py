@@ -26,7 +26,7 @@ from ltcore.errors import CheckpointError, DataError, NumericError
 from ltcore.objective.losses.cross_entropy import CrossEntropy
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import trainer as fit
-from ltcore.training.trainer import StopRequested
+from ltcore.training.context import StopRequested
 from tests.conftest import make_tiny, png
 from tests.faults import files_no_larger_than, full_disk, unwritable
 from tests.training.runs import run, tiny_run

@@ -11,7 +11,7 @@ import pytest
 from ltcore import storage
 from ltcore.cli import train as launch
 from ltcore.cli import tune as launch_sweep
-from ltcore.cli.args import read_train, read_tune
+from ltcore.cli.parsers import read_train, read_tune
 from ltcore.data.shards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster

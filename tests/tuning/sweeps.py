@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ltcore.cli import args as cli
+from ltcore.cli import parsers as cli
 from ltcore.cli import tune as launch_sweep
 
 SPACE = {

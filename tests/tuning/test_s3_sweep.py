@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ltcore.cli import args as cli
+from ltcore.cli import parsers as cli
 from ltcore.cli import tune as launch_sweep
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures

@@ -1,7 +1,7 @@
 """Boxes of random resized crops over whole original images, as functions of (seed, epoch, index, copy, view) and size.
 
 A canvas holds the centered square of a photograph, and a crop of it less. So for large images the box of each view is
-drawn over the original, from the same keyed numbers by which ``augment_stages.resized_crop`` draws over a canvas: for a
+drawn over the original, from the same keyed numbers by which ``augment.transforms.resized_crop`` draws over a canvas: for a
 square image of the canvas' size both give the same box.
 """
 
@@ -10,9 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from ltcore.data.loading.sampler import Rows
-from ltcore.hashing import uniform
 
 ATTEMPTS = 10
 """Draws of area and aspect, of which the first that fits is taken."""
@@ -32,30 +29,6 @@ class Crop:
     view: str
     min_area: float | None
     """Least share of the original's area; None is the largest centered square, always."""
-
-
-class Draws:
-    """The boxes of one batch: numbers drawn at once, boxes made one by one as the sizes of the originals become known."""
-
-    def __init__(self, crops: Sequence[Crop], seed: int, epoch: int, rows: Rows) -> None:
-        self._crops = crops
-        self._numbers_VBn = [
-            uniform(seed, epoch, rows.index_B, rows.copy_B, f"augment/{crop.view}/{PURPOSE}", 2 * ATTEMPTS + 2)
-            for crop in crops
-        ]
-
-    @property
-    def num_views(self) -> int:
-        return len(self._crops)
-
-    def boxes(self, position: int, original: Size) -> list[Box]:
-        """One per view, for the sample at ``position`` of the batch."""
-        return [
-            centered_square(original)
-            if crop.min_area is None
-            else random_box(numbers_Bn[position].tolist(), crop.min_area, original)
-            for crop, numbers_Bn in zip(self._crops, self._numbers_VBn, strict=True)
-        ]
 
 
 def random_box(numbers_n: Sequence[float], min_area: float, original: Size) -> Box:

@@ -8,16 +8,8 @@ images in entries beside these, under the same cap.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
-import logging
 import os
-import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,18 +18,11 @@ import numpy.typing as npt
 
 from ltcore import storage
 from ltcore.data.images.decode import DECODE_VERSION
-from ltcore.data.shards.reader import BadSamples, ShardStore, decode_rows
-from ltcore.errors import DataError
+from ltcore.data.loading.cache_entry import ARRAY, Filling, Progress, in_threads, open_entry, write_at
+from ltcore.data.loading.samples import decode_rows
+from ltcore.data.shards.reader import ShardStore
 
-_LOG = logging.getLogger("ltcore.data")
 _ROWS = 256
-ARRAY, _META = "canvases.u8", "meta.json"
-
-Progress = Callable[[int, int], None]
-
-
-class NoRoomError(DataError):
-    """The cap or the disk leaves no room for an entry; what does not need the cache goes on without it."""
 
 
 def canvas_bytes(num_samples: int, canvas: int) -> int:
@@ -107,127 +92,6 @@ def open_canvases(
     return CanvasCache(np.memmap(path / ARRAY, np.uint8, "r", shape=shape).view(np.ndarray), bad, file)
 
 
-@dataclass(frozen=True)
-class Filling:
-    """An entry that is being filled: the folder aside, the bad samples met so far, and room in its array."""
-
-    folder: Path
-    bad: BadSamples
-    cache_bytes: int
-
-    def claim(self, size: int) -> None:
-        """Makes room under the cap and takes the disk space, so that a full disk shows before the work."""
-        with storage.locked(self.folder.with_name("evict.lock")):
-            own = self.folder / ARRAY
-            arrays = [array for array in self.folder.parent.glob(f"*/{ARRAY}") if array != own]
-            arrays.sort(key=lambda array: array.parent.stat().st_mtime)
-            total = sum(array.stat().st_size for array in arrays)
-            for array in arrays:
-                if total + size <= self.cache_bytes:
-                    break
-                freed = array.stat().st_size
-                if _evict(array):
-                    total -= freed
-            if total + size > self.cache_bytes:
-                raise NoRoomError(
-                    f"The decoded images need {size} bytes, {total} are in use, and data.cache_bytes={self.cache_bytes}. "
-                    "Raise it or use data.tier=threads."
-                )
-            with own.open("ab") as stream:
-                if size:
-                    os.posix_fallocate(stream.fileno(), 0, size)
-
-
-def open_entry(
-    path: Path,
-    store: ShardStore,
-    split: str,
-    whole: Callable[[], bool],
-    fill: Callable[[Filling], None],
-    *,
-    cache_bytes: int,
-    max_bad_samples: int,
-) -> tuple[BinaryIO, dict[int, str]]:
-    """The entry at ``path``, filled first if need be: its array, open and marked as in use, and its bad samples.
-
-    Args:
-        whole: whether its files have the sizes that they must have; OSError where one is missing.
-        fill: writes all files but ``meta.json`` into the folder aside.
-    """
-    try:
-        with storage.locked(path.with_name(f"{path.name}.lock")):
-            opened = _open(path, whole)
-            if opened is not None and opened[1]:  # those who fill an entry are told as they go
-                _LOG.warning(
-                    "%s: %d images of %s cannot be decoded and are replaced by others of their class; the first: %s",
-                    store.uri,
-                    len(opened[1]),
-                    split,
-                    opened[1][min(opened[1])],
-                )
-            if opened is None:
-                aside = path.with_name(f"{path.name}.partial")
-                with storage.locked(path.with_name("evict.lock")):
-                    for stale in (aside, path):  # of a killed fill, or damaged
-                        shutil.rmtree(stale, ignore_errors=True)
-                    aside.mkdir(parents=True)
-                filling = Filling(aside, BadSamples(max_bad_samples), cache_bytes)
-                try:
-                    fill(filling)
-                    meta = json.dumps({"bad": filling.bad.messages}, sort_keys=True)
-                    storage.write_bytes_atomic(str(aside / _META), meta.encode())
-                    with storage.locked(path.with_name("evict.lock")):  # others count the bytes of all entries under it
-                        aside.rename(path)
-                finally:
-                    with storage.locked(path.with_name("evict.lock")):
-                        shutil.rmtree(aside, ignore_errors=True)
-                storage.sync_folder(path.parent)
-                opened = _open(path, whole)
-    except OSError as error:
-        kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
-        raise kind(
-            f"{path.parent}: the canvas cache cannot be written: {error}. Free space, set LTCORE_CACHE to another disk, "
-            "or use data.tier=threads."
-        ) from error
-    if opened is None:
-        raise DataError(f"{path}: the canvas cache vanished while it was opened. Remove the folder and start again.")
-    file, bad = opened
-    if len(bad) > max_bad_samples:
-        file.close()
-        raise DataError(
-            f"{bad[min(bad)]} {len(bad)} training images are undecodable; data.max_bad_samples={max_bad_samples}."
-        )
-    return opened
-
-
-def _open(path: Path, whole: Callable[[], bool]) -> tuple[BinaryIO, dict[int, str]] | None:
-    """The complete entry, or None. The shared lock on the array tells evictors that it is in use."""
-    with storage.locked(path.with_name("evict.lock")):
-        try:
-            if not whole():
-                return None
-            bad = {int(index): message for index, message in json.loads((path / _META).read_bytes())["bad"].items()}
-        except (OSError, ValueError, KeyError):  # not there, or someone's damage: filled again
-            return None
-        os.utime(path)
-        stream = (path / ARRAY).open("rb")
-        fcntl.flock(stream, fcntl.LOCK_SH)
-    return stream, bad
-
-
-def _evict(array: Path) -> bool:
-    """Removes an entry unless someone has it open, or, where it is incomplete, is filling it."""
-    name = array.parent.name
-    lock = array.parent.with_name(f"{name.removesuffix('.partial')}.lock") if name.endswith(".partial") else array
-    with lock.open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(array.parent)
-        return True
-
-
 def _fill(filling: Filling, store: ShardStore, split: str, shape: tuple[int, ...], progress: Progress | None) -> None:
     """Decodes all rows into the file; plain writes, because a full disk under a memory map is a signal, not an error."""
     num_rows, canvas = shape[0], shape[-1]
@@ -241,24 +105,3 @@ def _fill(filling: Filling, store: ShardStore, split: str, shape: tuple[int, ...
 
         in_threads(fill, range(0, num_rows, _ROWS), num_rows, progress)
         os.fsync(stream.fileno())
-
-
-def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progress: Progress | None) -> None:
-    """``fill(first row)`` for every piece, on all CPUs; each gives the number of its rows."""
-    done = 0
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="ltcore-canvases")
-    try:
-        for count in pool.map(fill, firsts):
-            done += count
-            if progress is not None:
-                progress(done, num_rows)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def write_at(stream: FileIO, offset: int, array: npt.NDArray[np.uint8]) -> None:
-    """The whole array at a place in the file."""
-    view = array.data.cast("B")
-    while view:
-        written = os.pwrite(stream.fileno(), view, offset)
-        view, offset = view[written:], offset + written

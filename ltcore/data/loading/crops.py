@@ -7,15 +7,18 @@ nearest pixels. Where the copy has the original's size both are equal bit for bi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ltcore.data.images.boxes import Draws, Size, scaled
+from ltcore.data.images.boxes import ATTEMPTS, PURPOSE, Box, Crop, Size, centered_square, random_box, scaled
 from ltcore.data.images.decode import Pixels, decode_image, resample, size_of
-from ltcore.data.shards.reader import BadSamples, ShardStore, decode_each
+from ltcore.data.loading.sampler import Rows
+from ltcore.data.loading.samples import BadSamples, decode_each
+from ltcore.data.shards.reader import ShardStore
+from ltcore.hashing import uniform
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,27 @@ def decode_crops(
     """One canvas per view of each sample, cut out of its original; ``bad`` as for ``decode_each``."""
     images = decode_each(store, split, index_n, decode_image, bad)
     return cut(((image_3HW, size_of(image_3HW)) for image_3HW in images), draws, len(index_n), canvas)
+
+
+class Draws:
+    """The boxes of one batch: numbers drawn at once, boxes made one by one as the sizes of the originals become known."""
+
+    def __init__(self, crops: Sequence[Crop], seed: int, epoch: int, rows: Rows) -> None:
+        self._crops = crops
+        self._numbers_VBn = [
+            uniform(seed, epoch, rows.index_B, rows.copy_B, f"augment/{crop.view}/{PURPOSE}", 2 * ATTEMPTS + 2)
+            for crop in crops
+        ]
+
+    @property
+    def num_views(self) -> int:
+        return len(self._crops)
+
+    def boxes(self, position: int, original: Size) -> list[Box]:
+        """One per view, for the sample at ``position`` of the batch."""
+        return [
+            centered_square(original)
+            if crop.min_area is None
+            else random_box(numbers_Bn[position].tolist(), crop.min_area, original)
+            for crop, numbers_Bn in zip(self._crops, self._numbers_VBn, strict=True)
+        ]

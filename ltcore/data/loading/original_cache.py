@@ -17,20 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ltcore import storage
-from ltcore.data.images.boxes import Draws, Size
+from ltcore.data.images.boxes import Size
 from ltcore.data.images.decode import Pixels, decode_image, resample, size_of
-from ltcore.data.loading.canvas_cache import (
-    ARRAY,
-    Filling,
-    Progress,
-    canvas_bytes,
-    entry_path,
-    in_threads,
-    open_entry,
-    write_at,
-)
-from ltcore.data.loading.crops import Cropped, cut
-from ltcore.data.shards.reader import ShardStore, decode_each
+from ltcore.data.loading.cache_entry import ARRAY, Filling, Progress, in_threads, open_entry, write_at
+from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
+from ltcore.data.loading.crops import Cropped, Draws, cut
+from ltcore.data.loading.samples import decode_each
+from ltcore.data.shards.reader import ShardStore
 
 _ROWS = 64
 _TABLE = "table.i64"

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ltcore.data.images.boxes import Crop, Draws
-from ltcore.data.loading.crops import decode_crops
+from ltcore.data.images.boxes import Crop
+from ltcore.data.loading.crops import Draws, decode_crops
 from ltcore.data.loading.sampler import EpochPlan, Rows
-from ltcore.data.shards.reader import BadSamples, ShardStore, decode_rows
+from ltcore.data.loading.samples import BadSamples, decode_rows
+from ltcore.data.shards.reader import ShardStore
 
 
 @functools.lru_cache(maxsize=2)

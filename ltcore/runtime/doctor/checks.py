@@ -1,4 +1,4 @@
-"""Is every node fit to run? Asked before a sweep starts, and by ``python -m ltcore doctor``.
+"""Is every node fit to run? Asked before a sweep starts, and by ``ltcore doctor``.
 
 A check that fails says what to do. Red stops a run before it costs anything; yellow is said and goes on.
 """
@@ -159,7 +159,7 @@ def refuse_red(found: Sequence[Check]) -> None:
     if red:
         lines = "\n".join(f"  {c.where}: {c.what} is {c.found}; {c.fix}" for c in red)
         raise ConfigError(
-            f"The run does not start ({len(red)} of {len(found)} checks failed; `python -m ltcore doctor`):\n{lines}"
+            f"The run does not start ({len(red)} of {len(found)} checks failed; `ltcore doctor`):\n{lines}"
         )
 
 

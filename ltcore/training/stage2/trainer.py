@@ -26,7 +26,7 @@ from ltcore.evaluation.confusion import Confusion
 from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.context import RunContext
+from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
 from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
 from ltcore.training.hardware import choose_precision, most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
@@ -34,7 +34,7 @@ from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunRecord, now
 from ltcore.training.stage2.features import pooled_features
 from ltcore.training.stage2.source import origin, stage1_checkpoint
-from ltcore.training.trainer import DECIDE_EVERY, Log, StopRequested
+from ltcore.training.trainer import Log
 
 
 def refuse_workers(workers: int) -> None:

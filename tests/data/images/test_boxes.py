@@ -8,7 +8,8 @@ import torch
 
 from ltcore import hashing, rng
 from ltcore.data.augment.transforms import Draw, resized_crop
-from ltcore.data.images.boxes import ATTEMPTS, Box, Crop, Draws, centered_square, random_box, scaled
+from ltcore.data.images.boxes import ATTEMPTS, Box, Crop, centered_square, random_box, scaled
+from ltcore.data.loading.crops import Draws
 from ltcore.data.loading.sampler import Rows
 
 SIZES = [(64, 64), (375, 500), (500, 333), (120, 900), (7, 5), (1, 40)]

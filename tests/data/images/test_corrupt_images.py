@@ -23,8 +23,9 @@ from ltcore.data.datasets import image_root as roots
 from ltcore.data.datasets.prepare import make, prepare
 from ltcore.data.images import decode
 from ltcore.data.images.decode import MAX_PIXELS, decode_canvas
+from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.data.shards.reader import ShardStore, decode_rows
+from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.validate import check_dataset
 from ltcore.data.shards.writer import Sample, write_dataset
 from ltcore.errors import DataError

@@ -18,7 +18,8 @@ import ltcore
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.images.decode import DECODE_VERSION, FORMATS, MAX_SCANS, decode_canvas, decode_image
-from ltcore.data.shards.reader import ShardStore, decode_rows
+from ltcore.data.loading.samples import decode_rows
+from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltcore.data.config import DataConfig
-from ltcore.data.loading.loader import open_feed
+from ltcore.data.loading.factory import open_feed
 from ltcore.errors import DataError
 from tests.data.small import only_shard, write_spoiled
 

@@ -12,7 +12,8 @@ import pytest
 from ltcore import storage
 from ltcore.data.loading import canvas_cache as cache_module
 from ltcore.data.loading.canvas_cache import CanvasCache, canvas_bytes, entry_path, open_canvases
-from ltcore.data.shards.reader import ShardStore, decode_rows
+from ltcore.data.loading.samples import decode_rows
+from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
 
 GIB = 2**30

@@ -22,12 +22,14 @@ from ltcore.data.augment.augment import Augment
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import AUGMENTS, reader_crops
 from ltcore.data.config import DataConfig
-from ltcore.data.images.boxes import Draws, scaled
+from ltcore.data.images.boxes import scaled
 from ltcore.data.images.decode import decode_canvas, decode_image
-from ltcore.data.loading.loader import CacheFeed, Feed, ThreadFeed, open_feed
+from ltcore.data.loading.crops import Draws
+from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.loader import CacheFeed, Feed, ThreadFeed
 from ltcore.data.loading.sampler import Rows
+from ltcore.data.loading.samples import decode_rows
 from ltcore.data.loading.window import read_window
-from ltcore.data.shards.reader import decode_rows
 from ltcore.data.shards.writer import Sample, write_dataset
 from ltcore.training.step import micro_batches
 from tests.data.loading.test_loader import same

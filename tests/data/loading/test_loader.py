@@ -13,10 +13,11 @@ import torch
 from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
 from ltcore.data.loading import loader as feed_module
-from ltcore.data.loading.canvas_cache import NoRoomError
-from ltcore.data.loading.loader import CacheFeed, Feed, ThreadFeed, open_feed
+from ltcore.data.loading.cache_entry import NoRoomError
+from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.loader import CacheFeed, Feed, ThreadFeed
 from ltcore.data.loading.prefetch import prefetch
-from ltcore.data.shards.reader import decode_rows
+from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.writer import Sample, write_dataset
 from ltcore.errors import ConfigError, DataError
 from tests.conftest import png

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltcore.data.loading.canvas_cache import entry_path, open_canvases
+from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards import cache as shard_cache
-from ltcore.data.shards.reader import ShardStore, decode_rows
+from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
 from tests.data.small import COUNT, GIB, everything, only_shard, write_small
 

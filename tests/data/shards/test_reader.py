@@ -10,6 +10,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from ltcore import storage
+from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards import cache as shard_cache
 from ltcore.data.shards import reader as store_module
 from ltcore.data.shards.manifest import read_manifest
@@ -37,7 +38,7 @@ def test_no_shard_is_opened_for_names_that_nobody_reads(tiny_shards: str, monkey
         raise AssertionError("every image is good")
 
     monkeypatch.setattr(ShardStore, "where", where)
-    assert store_module.decode_rows(ShardStore(tiny_shards), "train", np.arange(46), 16).shape == (46, 3, 16, 16)
+    assert decode_rows(ShardStore(tiny_shards), "train", np.arange(46), 16).shape == (46, 3, 16, 16)
 
 
 def everything(store: ShardStore, split: str = "train") -> list[bytes]:

@@ -18,7 +18,8 @@ import pytest
 from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
-from ltcore.data.loading.loader import Feed, open_feed
+from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.loader import Feed
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.publish import PARTIAL
 from ltcore.data.shards.reader import ShardStore

@@ -17,10 +17,9 @@ from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.objective.registry import BASES, STAGE2
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.context import LocalContext
+from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.run import forget
 from ltcore.training.stage2.source import _take_over, resolved
-from ltcore.training.trainer import StopRequested
 from tests.conftest import make_tiny
 from tests.training.runs import run, stage2_run, tiny_run
 from tests.training.test_trainer import StopAfter
@@ -209,7 +208,7 @@ def test_several_workers(stage1: Path, tiny_shards: str, tmp_path: Path, monkeyp
     ctx.world = 2
     with pytest.raises(ConfigError, match=r"Stage 2 was given 2 workers.*Leave --workers away"):
         run(stage2_run(stage1, "ncm"), tiny_shards, tmp_path / "run", ctx)
-    from ltcore.cli.args import read_train
+    from ltcore.cli.parsers import read_train
     from ltcore.cli.train import train
 
     words = ["cifar100_lt_ncm", f"stage2.from_run={stage1}", "--workers=1-2", f"--storage={tmp_path}"]
@@ -245,7 +244,7 @@ def test_the_directory_of_stage_1_itself_is_not_written_over(stage1: Path, tiny_
 
 
 def test_stage_1_is_not_removed_by_its_own_name(stage1: Path, tmp_path: Path) -> None:
-    from ltcore.cli.args import read_train
+    from ltcore.cli.parsers import read_train
     from ltcore.cli.train import train
 
     copy = Path(shutil.copytree(stage1, tmp_path / "first"))

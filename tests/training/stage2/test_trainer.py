@@ -18,9 +18,8 @@ import ltcore
 from ltcore.errors import NumericError
 from ltcore.objective.registry import STAGE2
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.context import LocalContext
+from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.stage2 import trainer as stage2
-from ltcore.training.trainer import StopRequested
 from tests.training.runs import TERMS, run, stage2_run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
 
@@ -137,7 +136,7 @@ def test_the_kept_tau_is_the_best_on_validation_and_its_course_is_on_record(
 
 def test_the_class_means_are_those_of_the_training_images(tiny_shards: str, tmp_path: Path, stage1: Path) -> None:
     from ltcore.data.augment.augment import Augment
-    from ltcore.data.loading.loader import open_feed
+    from ltcore.data.loading.factory import open_feed
 
     record = run(stage2_run(stage1, "ncm", stage2__options__ncm__metric="euclidean"), tiny_shards, tmp_path / "run")
     assert record["config"]["model.head"] == "linear"

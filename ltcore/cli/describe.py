@@ -1,0 +1,58 @@
+"""What the package says of itself: methods, recipes, keys. Needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+from ltcore.config import keys, overrides, recipes
+from ltcore.errors import ConfigError
+
+
+def print_methods() -> None:
+    titles = {
+        "base": "Base losses (objective.base)",
+        "term": "Terms (objective.terms.<name>)",
+        "stage2": "Stage 2, on the frozen features of a run (stage2.method)",
+        "model": "Networks (model.name)",
+    }
+    for kind, title in titles.items():
+        print(title)
+        for row in (row for row in keys.methods() if row.kind == kind):
+            print(f"  {row.name:<20}{row.says}")
+            if row.paper != "-":
+                print(f"{'':<22}{row.paper}")
+
+
+def print_recipes() -> None:
+    for kind in ("recipe", "sweep"):
+        print(f"{kind.capitalize()}s")
+        for name, file in recipes.packaged(kind).items():
+            print(f"  {name}")
+            for line in recipes.header(file)[1:]:
+                print(f"      {line}")
+
+
+def print_keys(pattern: str | None) -> None:
+    found = keys.find(pattern)
+    if not found:
+        raise ConfigError(f"keys {pattern}: no key matches. Without a pattern all are listed.")
+    for key, leaf in found:
+        default = leaf.default if leaf.default is keys.REQUIRED else overrides.as_text(leaf.default)
+        print(f"{key} = {default}    ({leaf.type})")
+        print(textwrap.indent(textwrap.fill(leaf.doc, 110), "    "))
+
+
+def check() -> int:
+    """ruff, mypy and pytest, all three also after a failure."""
+    root = keys.PACKAGE.parent
+    if not (root / "pyproject.toml").is_file() or not (root / "tests").is_dir():
+        raise ConfigError(
+            f"check needs a source checkout; ltcore is installed in {root}, without pyproject.toml and tests."
+        )
+    codes = []
+    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", "-q"]):
+        print(f"$ {' '.join(command)}", flush=True)
+        codes.append(subprocess.run([sys.executable, "-m", *command], cwd=root, check=False).returncode)
+    return int(any(codes))

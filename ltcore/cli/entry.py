@@ -1,0 +1,63 @@
+"""The way in and out of every command: exit codes, errors as one sentence, interruptions."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from ltcore.errors import ConfigError, LtcoreError, refuse_userinfo
+from ltcore.text import message
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a pipeline and exits: errors are one sentence on stderr, with a traceback only under ``--debug``."""
+    try:
+        _refuse_passwords(sys.argv[1:])
+        code = main() or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # whoever read the output, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        if isinstance(error, LtcoreError):
+            print(message(f"error: {error}"), file=sys.stderr)
+            code = error.exit_code
+        else:
+            said = f"error: unexpected {type(error).__name__}: {error}; run again with --debug"
+            print(message(said), file=sys.stderr)
+            code = 1
+    if sys._getframe(1).f_globals.get("__name__") in ("__main__", "ltcore.cli.main"):  # not called by a test
+        _leave(code)
+    raise SystemExit(code)
+
+
+def _refuse_passwords(argv: Sequence[str]) -> None:
+    """Refuses URIs with a password wherever they stand: parsers repeat what they do not take, and W&B keeps the command."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        key, _, _ = word.partition("=")
+        flag = before if before.startswith("--") else "an argument"
+        try:
+            refuse_userinfo(**{flag if "://" in key else key: word})
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process as the interpreter does, but for the destructors of C++ libraries: after an error their threads may
+    still run, and the process would now and then abort (exit code -6) with all its work done."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

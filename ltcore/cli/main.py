@@ -1,0 +1,184 @@
+"""The commands of the console script ``ltcore``; the scripts in ``pipelines/`` are the first six of them, one each.
+
+Every command takes the text of its help, its arguments and its name. It reads the command line before it imports what does
+the work, so that ``--help`` and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+
+from ltcore.cli import parsers
+from ltcore.text import printable, printable_lines
+from ltcore.version import __version__
+
+Argv = Sequence[str] | None
+Command = Callable[[str | None, Argv, str | None], int | None]
+
+
+def train(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Train one recipe, or continue it."""
+    args = parsers.read_train(doc, argv, prog)
+    from ltcore.cli import console
+    from ltcore.cli import train as command
+
+    record = command.train(args)
+    if record:
+        console.show_run(record, record["run_uri"])
+
+
+def tune(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Sweep LPA's alpha, DRO's epsilon and the number of IFL environments; retrain and test the winner."""
+    args = parsers.read_tune(doc, argv, prog)
+    from ltcore.cli import tune as command
+
+    command.tune(args)
+
+
+def evaluate(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Evaluate a checkpoint, or predict image files with it."""
+    args = parsers.read_evaluate(doc, argv, prog)
+    from ltcore.cli import evaluate as command
+
+    command.run(args)
+
+
+def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Render a sweep, or runs side by side, as one HTML page or a table."""
+    args = parsers.read_report(doc, argv, prog)
+    from ltcore.reporting.report import make_report, make_table
+
+    if not args.markdown:
+        print(printable(str(make_report(args.directories, args.output))))
+        return
+    table, left_out = make_table(args.directories)
+    print(table)
+    for reason in left_out:
+        print(f"left out {printable(reason)}", file=sys.stderr)
+
+
+def shards(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
+    """Make shards from images, check shards, or describe them."""
+    args = parsers.read_shards(doc, argv, prog)
+    from ltcore.cli.make_shards import make_shards
+
+    return make_shards(args)
+
+
+def bench(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Measure this machine, every number beside a peer in the same run."""
+    options = parsers.read_bench(doc, argv, prog)
+    from ltcore.benchmarks.run import bench as command
+
+    command(options)
+
+
+def doctor(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
+    """Examine this machine, or every node of its cluster: versions, GPUs, disk, storage, data, authentication."""
+    args = parsers.read_doctor(doc, argv, prog)
+    from ltcore.cli.doctor import examination
+
+    return examination(args.storage, args.data, args.max_gpus)
+
+
+def methods(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """List losses, terms, stage-2 methods and networks, with papers."""
+    parsers.read_nothing(doc, argv, prog)
+    from ltcore.cli.describe import print_methods
+
+    print_methods()
+
+
+def recipes(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """List the packaged recipes and sweeps."""
+    parsers.read_nothing(doc, argv, prog)
+    from ltcore.cli.describe import print_recipes
+
+    print_recipes()
+
+
+def keys(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """List configuration keys: type, default, meaning."""
+    pattern = parsers.read_keys(doc, argv, prog)
+    from ltcore.cli.describe import print_keys
+
+    print_keys(pattern)
+
+
+def show(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Print a recipe with all defaults, resolved."""
+    recipe, overrides = parsers.read_show(doc, argv, prog)
+    from ltcore.config.show import show_run  # imports pydantic, which the other commands do without
+
+    print(printable_lines(show_run(recipe, overrides)))
+
+
+def composition(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Print what goes with what, and why not."""
+    parsers.read_nothing(doc, argv, prog)
+    from ltcore.config.compatibility import markdown  # imports torch, to build the configurations
+
+    print(markdown())
+
+
+def check(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
+    """Run linter, type checker and tests of a source checkout."""
+    parsers.read_nothing(doc, argv, prog)
+    from ltcore.cli import describe
+
+    return describe.check()
+
+
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "tune": tune,
+    "evaluate": evaluate,
+    "report": report,
+    "shards": shards,
+    "bench": bench,
+    "doctor": doctor,
+    "methods": methods,
+    "recipes": recipes,
+    "keys": keys,
+    "show": show,
+    "composition": composition,
+    "check": check,
+}
+
+
+def main() -> int:
+    """Runs one command of ``COMMANDS`` and returns its exit code."""
+    width = max(map(len, COMMANDS))
+    lines = (f"{name:<{width}}  {_summary(command)}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        "ltcore",
+        description="Train and tune long-tailed image classifiers on Ray.",
+        epilog="commands:\n" + textwrap.indent("\n".join(lines), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ltcore {__version__}")
+    parser.add_argument(
+        "command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of those below; COMMAND --help tells more"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the command")
+    args = parser.parse_args()
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    command = COMMANDS[args.command]
+    return command(_summary(command), args.arguments, f"ltcore {args.command}") or 0
+
+
+def _summary(command: Command) -> str:
+    return (command.__doc__ or "").strip()
+
+
+def console_script() -> None:
+    """Starts ``ltcore``, which is a file that others write and that knows this function alone."""
+    from ltcore.cli.entry import run_main
+
+    run_main(main)

@@ -1,0 +1,42 @@
+"""``make_shards.py``: from the command line's answers to shards, a list of problems, or a description."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from ltcore.cli.args import ShardsArgs
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import make
+from ltcore.data.shards.validate import check_dataset, describe
+from ltcore.errors import ConfigError
+from ltcore.text import message
+
+
+def make_shards(args: ShardsArgs) -> int:
+    """Makes, checks or describes shards. Returns the exit code: 1 where the check found a problem."""
+    started = time.monotonic()
+    if args.source == "check":
+        problems = check_dataset(args.target, progress=_tell)
+        print("".join(f"{problem}\n" for problem in problems), end="")
+        _tell(f"{len(problems)} problems found in {time.monotonic() - started:.1f} s")
+        return 1 if problems else 0
+    if args.source != "info":
+        try:
+            cfg = DataConfig(
+                uri=args.source,
+                imbalance_factor=args.imbalance_factor,
+                subset=args.subset,
+                subset_seed=args.subset_seed,
+                val_per_class=args.val_per_class,
+            )
+        except ValueError as error:
+            raise ConfigError(f"data.{error}.") from error
+        make(cfg, args.target, lists=args.lists, shard_size=args.shard_size, progress=_tell)
+        _tell(f"made in {time.monotonic() - started:.1f} s")
+    print(describe(args.target))
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(message(text), file=sys.stderr, flush=True)

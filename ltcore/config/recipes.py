@@ -1,0 +1,135 @@
+"""Recipes and sweep files: where they lie, and how one builds on another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ltcore.config.keys import PACKAGE
+from ltcore.config.overrides import Tree, merge, override
+from ltcore.data.config import BENCHMARKS, SELECTION
+from ltcore.errors import ConfigError, nearest
+
+FOLDERS = {"recipe": PACKAGE / "recipes", "sweep": PACKAGE / "sweeps"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def packaged(kind: str) -> dict[str, Path]:
+    """Name -> file of the recipes (``kind='recipe'``) or sweeps that come with the package."""
+    return {file.stem: file for file in sorted(FOLDERS[kind].glob("*.yaml"))}
+
+
+def header(file: Path) -> list[str]:
+    """The comment lines at the top of a recipe or sweep file."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return lines
+
+
+def read_file(kind: str, name: str) -> tuple[Tree, str]:
+    """One file without inheritance, and its stem."""
+    where, text = _locate(kind, name, near=None)
+    return _parse(text, where), Path(where).stem
+
+
+def _inherit(where: str, text: str, children: tuple[str, ...]) -> tuple[Tree, str]:
+    if where in children:
+        raise ConfigError(f"{where}: base goes round in a circle: {' -> '.join((*children, where))}.")
+    tree = _parse(text, where)
+    base = tree.pop("base", None)
+    tree.setdefault("name", Path(where).stem)
+    if base is None:
+        return tree, ""
+    if not isinstance(base, str):
+        raise ConfigError(f"{where}: base={base!r} must be the name, path or URI of one recipe.")
+    parent, note = _inherit(*_locate("recipe", base, near=where), children=(*children, where))
+    parent, later = _on_other_data(parent, tree)
+    return merge(parent, tree), later or note
+
+
+def _on_other_data(parent: Tree, child: Mapping[str, Any]) -> tuple[Tree, str]:
+    """``parent`` for a child that goes on top of it, and a note about what it lost.
+
+    Where the child names data of its own, what the parent selects out of its source, so many of CIFAR-100's images, does not
+    carry over: it would throw away most of somebody's photos. Between the benchmark sources it does.
+    """
+    own, uri = _data(parent), _data(child).get("uri")
+    if uri in (None, own.get("uri"), *BENCHMARKS) or not any(key in own for key in SELECTION):
+        return parent, ""
+    factor, source = own.get("imbalance_factor"), own.get("uri")
+    note = ""
+    if factor is not None:
+        note = f"Images are used as they are: data.imbalance_factor={factor} of the recipe is for {source}. Give it to select."
+    return {**parent, "data": {key: value for key, value in own.items() if key not in SELECTION}}, note
+
+
+def _data(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section; empty where it is absent or, which is an error that validation names, something else."""
+    section = tree.get("data")
+    return section if isinstance(section, Mapping) else {}
+
+
+def _locate(kind: str, name: str, near: str | None) -> tuple[str, str]:
+    """(where, text) of a packaged name, a path (also relative to the file ``near``) or a URI."""
+    if "://" in name:
+        from ltcore.storage import read_bytes
+
+        return name, read_bytes(name).decode()
+    if not name.endswith((".yaml", ".yml")) and "/" not in name:
+        known = packaged(kind)
+        if name not in known:
+            raise ConfigError(
+                f"{kind}={name!r} is unknown.{nearest(name, known)} Known: {', '.join(known)}; "
+                "the name of a file needs its ending .yaml."
+            )
+        return str(known[name]), known[name].read_text(encoding="utf-8")
+    path = Path(name).expanduser()
+    if near is not None and not path.is_absolute():
+        if "://" in near:
+            return _locate(kind, f"{near.rsplit('/', 1)[0]}/{name}", near=None)
+        path = Path(near).parent / path
+    if not path.is_file():
+        raise ConfigError(f"{kind} file {path} does not exist. Packaged: {', '.join(packaged(kind))}.")
+    return str(path), path.read_text(encoding="utf-8")
+
+
+def _parse(text: str, where: str) -> Tree:
+    try:
+        tree = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{where}:{mark.line + 1}" if mark else where
+        raise ConfigError(f"{line}: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{where}: expected a mapping of keys to values, found {type(tree).__name__}.")
+    return tree
+
+
+def read_run(recipe: str, overrides: Mapping[str, Any] = {}) -> tuple[Tree, str]:
+    """The tree of a recipe on top of its parents (``base:``), with dotted keys set, and what a person should know of that.
+
+    ``name`` is the file's unless it is given. The note is '' unless a selection out of the recipe's own data was left away
+    for other data, see :func:`_on_other_data`.
+    """
+    tree, note = _inherit(*_locate("recipe", recipe, near=None), children=())
+    tree, later = _on_other_data(tree, override({}, overrides))
+    tree = override(tree, overrides)
+    return tree, "" if _data(tree).get("imbalance_factor") is not None else later or note

@@ -1,0 +1,77 @@
+"""Which loader a rank gets: from the cache where the data fit it, else from threads."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from ltcore import storage
+from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.policies import reader_crops
+from ltcore.data.config import DataConfig
+from ltcore.data.loading.cache_entry import NoRoomError
+from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
+from ltcore.data.loading.loader import CacheFeed, Feed, Progress, ThreadFeed
+from ltcore.data.shards.reader import ShardStore
+
+
+def open_feed(
+    cfg: DataConfig,
+    uri: str,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
+    augment: AugmentConfig | None = None,
+    num_views: int = 1,
+) -> Feed:
+    """The feed of one rank over the shards at ``uri``.
+
+    Args:
+        batch_size: of all ranks together.
+        seed: key of the epoch order, and of the crops.
+        progress: called with (rows done, rows) while this process fills the canvas cache.
+        augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
+        num_views: how many views of each image the loss looks at.
+
+    ``tier=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops of
+    large originals it takes threads, so that the room on a disk never decides about pixels.
+    ``tier=stream`` gives threads here as well: the same reader and the same batches without Ray.
+    """
+    tier, why = cfg.tier, "asked for"
+    if tier == "auto":
+        fits, why = _cache_fits(cfg, uri, augment, num_views)
+        tier = "cache" if fits else "threads"
+    elif tier == "stream":
+        why = "stream asked for, read by threads where there is no Ray"
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
+    options |= {"augment": augment, "num_views": num_views}
+    if tier == "cache":
+        try:
+            return CacheFeed(cfg, uri, progress=progress, **options)
+        except NoRoomError as error:  # of other data, or of a process that was faster
+            if cfg.tier == "cache":
+                raise
+            options["why"] = f"the cache has no room now: {error}"
+    return ThreadFeed(cfg, uri, **options)
+
+
+def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
+    """Whether the decoded data set fits this node's cache, and the arithmetic in words."""
+    store = ShardStore(uri)
+    canvas = cfg.canvas or store.manifest.canvas
+    if augment and reader_crops(augment, num_views, canvas):
+        return False, "crops are cut out of the originals; data.tier=cache would cut them out of smaller copies"
+    sizes = {name: canvas_bytes(split.num_samples, canvas) for name, split in store.manifest.splits.items()}
+    missing = sum(size for name, size in sizes.items() if not entry_path(store, name, canvas).is_dir())
+    root = storage.cache_root()
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free // 2
+    total, gib = sum(sizes.values()), 2**30
+    if total > cfg.cache_bytes:
+        return False, f"{total / gib:.2f} GiB decoded exceed data.cache_bytes of {cfg.cache_bytes / gib:.2f} GiB"
+    if missing > free:
+        return False, f"{missing / gib:.2f} GiB decoded exceed half of the free disk, {free / gib:.2f} GiB"
+    return True, f"{total / gib:.2f} GiB decoded fit data.cache_bytes of {cfg.cache_bytes / gib:.2f} GiB"

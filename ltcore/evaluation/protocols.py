@@ -1,0 +1,65 @@
+"""The protocols of generalized long-tailed recognition: which split a model is trained on, and which one tests it.
+
+Source: Tang et al., Invariant Feature Learning for Generalized Long-Tailed Classification, ECCV 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ltcore.errors import ConfigError
+
+TRAIN_BALANCED = "train_cbl"
+"""Training split with balanced classes, whose attributes come as they come."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to train and to test."""
+
+    name: str
+    test_split: str
+    class_balanced_training: bool
+    summary: str
+
+
+PROTOCOLS = {
+    "glt": Protocol("GLT", "test_gbl", False, "tested with classes and attributes balanced"),
+    "clt": Protocol("CLT", "test_cbl", False, "tested with classes balanced, attributes as they come"),
+    "alt": Protocol(
+        "ALT", "test_gbl", True, "trained with classes balanced, tested with classes and attributes balanced"
+    ),
+}
+
+
+def split_of(protocol: str, train_split: str) -> str:
+    """Returns the split that tests a model of ``train_split``. ConfigError where the protocol does not go with it."""
+    balanced = train_split == TRAIN_BALANCED
+    if PROTOCOLS[protocol].class_balanced_training != balanced:
+        fits = [key for key, row in PROTOCOLS.items() if row.class_balanced_training == balanced]
+        raise ConfigError(
+            f"--protocol {protocol} does not go with a model trained on split {train_split!r} (use {', '.join(sorted(fits))}): "
+            f"ALT is for models trained with data.train_split={TRAIN_BALANCED}, CLT and GLT for those trained on the long-tailed "
+            "classes."
+        )
+    return PROTOCOLS[protocol].test_split
+
+
+def protocol_of(split: str, record: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns (name, meaning) of a test on ``split`` after the training that ``run.json`` or ``sweep.json`` describes."""
+    trained_on = (record.get("identity") or record.get("config") or {}).get("data.train_split", "train")
+    balanced = trained_on == TRAIN_BALANCED
+    for row in PROTOCOLS.values():
+        if (row.test_split, row.class_balanced_training) == (split, balanced):
+            return row.name, row.summary
+    if balanced:
+        return split, "trained with classes balanced"
+    return split, "the test split" if split == "test" else ""
+
+
+def ordered_splits(splits: Iterable[str]) -> list[str]:
+    """Sorts test splits: GLT's first, then CLT's, then the others by name."""
+    known = [*dict.fromkeys(row.test_split for row in PROTOCOLS.values()), "test"]
+    return sorted(splits, key=lambda split: (known.index(split) if split in known else len(known), split))

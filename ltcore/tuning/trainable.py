@@ -1,0 +1,129 @@
+"""A trial of a sweep: what Ray Tune runs, and what it hears of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltcore.config.load import dump, from_dict, override
+from ltcore.errors import LtcoreError
+from ltcore.runtime.cluster import quiet
+from ltcore.runtime.heartbeat import adopt_secrets
+from ltcore.runtime.placement import Scaling
+from ltcore.runtime.ray_data import open_ray_feed
+from ltcore.runtime.ray_task import TaskContext
+from ltcore.runtime.ray_train import fit_with_train, has_validation
+from ltcore.storage import join
+from ltcore.training.context import StopRequested
+from ltcore.training.record import has_failed
+from ltcore.training.run import Job, execute, scratch_dir
+from ltcore.training.sync import Mirror
+
+TRIAL, UNTIL = "trial", "until"
+"""Keys beside a trial's parameters: its name, which outlives Tune's own, and the epoch at which this part of it ends."""
+
+
+def trial_name(config: Mapping[str, Any], tune_id: str, members: Sequence[str]) -> str:
+    """Name of a trial. In a population a member takes over the whole ``config`` of a better one, so there it is the place
+    among ``members`` that Tune's id ends with."""
+    return members[int(tune_id.rsplit("_", 1)[-1])] if members else config[TRIAL]
+
+
+class TrialContext(TaskContext):
+    """A Tune trial in its own process. ``report`` blocks until Tune has heard, and raises SystemExit where it says stop."""
+
+    def __init__(self, job: Job, keep_checkpoints: bool) -> None:
+        super().__init__(job)
+        self.checkpoint_every_epoch = keep_checkpoints
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
+        super().report(metrics, checkpoint)
+        if not has_validation(metrics):
+            return
+        from ray import tune
+
+        handed = tune.Checkpoint.from_directory(str(checkpoint)) if self.checkpoint_every_epoch and checkpoint else None
+        tune.report(dict(metrics), checkpoint=handed)
+
+
+def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Tune's function trainable: one part of a trial. ``config`` holds the swept dotted keys, TRIAL and UNTIL; ``plan`` what
+    all trials share."""
+    quiet()
+    adopt_secrets(plan["pulse"], plan["nonce"])
+    from ray import tune
+
+    params = dict(config)
+    trial = trial_name(params, tune.get_context().get_trial_id(), plan["members"])
+    until = params.pop(UNTIL, 0)
+    params.pop(TRIAL, None)
+    scaling = Scaling(**plan["scaling"])
+    job = Job(
+        config=dump(override(from_dict(plan["config"]), {**params, "name": f"trial-{trial}"})),
+        data_uri=plan["data_uri"],
+        run_uri=join(plan["sweep_uri"], "trials", trial),
+        info={
+            "id": f"{plan['id_prefix']}-{trial}",
+            "kind": "trial",
+            "group": plan["group"],
+            "test": False,
+            "hot": plan["hot"],
+            "until": until,
+        },
+        cpus=scaling.cpus_per_worker,
+        pulse=plan["pulse"],
+        nonce=plan["nonce"],
+        code=plan["code"],
+        shown_as=f"trial {trial}",
+        fork_of=plan["forked"].get(trial, ""),
+    )
+    if plan["engine"] == "train":
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "1"  # Tune waits this long for a driver that does not hear it
+
+        with _told_by_record(job.run_uri):
+            fit_with_train(job, scaling, storage=plan["sweep_uri"], callbacks=[TuneReportCallback()])
+        return
+    if plan["hot"]:
+        _adopt_checkpoint(job.run_uri)
+    with _told_by_record(job.run_uri):
+        execute(job, TrialContext(job, keep_checkpoints=bool(plan["hot"])), open_ray_feed)
+
+
+@contextlib.contextmanager
+def _told_by_record(run_uri: str) -> Iterator[None]:
+    """An error that stands in the run's record is the driver's to judge: Tune starts again what died without a word."""
+    try:
+        yield
+    except StopRequested:
+        pass  # the part ends here
+    except Exception as error:
+        if not has_failed(run_uri):
+            raise
+        if not isinstance(error, LtcoreError):
+            traceback.print_exc()  # for Ray's log; the record has the last line
+
+
+def _adopt_checkpoint(run_uri: str) -> None:
+    """Population-based training: Tune hands over the checkpoint of a better trial, which replaces this trial's own."""
+    from ray import tune
+
+    handed = tune.get_checkpoint()
+    if handed is None:
+        return
+    mirror = Mirror(run_uri, scratch_dir(run_uri))
+    mirror.local.mkdir(parents=True, exist_ok=True)
+    mirror.pull()
+    folder = mirror.local / "checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    with handed.as_directory() as source:
+        step = int(json.loads((Path(source) / "meta.json").read_text())["step"])
+        shutil.copytree(source, folder / f"last-{step:08d}")
+    mirror.close()
