@@ -51,7 +51,7 @@ def color_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
         classes=["red", "green", "blue"],
         attributes=["even", "odd"],
         splits={split: _samples(split) for split in COUNTS},
-        canvas=16,
+        image_size=16,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         seed=0,

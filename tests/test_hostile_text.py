@@ -32,7 +32,7 @@ from ltcore.reporting.results_table import COLUMNS, results_table
 from ltcore.reporting.terminal import Terminal
 from ltcore.runtime.doctor import checks as doctor
 from ltcore.runtime.doctor import doctor as doctor_nodes
-from ltcore.runtime.progress import Board
+from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import read_jsonl
 from ltcore.text import markdown_cell, markdown_code, message, printable, printable_lines, storable
 from ltcore.tracking.config import TrackingConfig
@@ -125,14 +125,14 @@ def test_nothing_else_makes_a_console() -> None:
 @each
 def test_board(text: str) -> None:
     terminal, file = wide()
-    board = Board(terminal)
-    board.say(f"results in {text}")
-    board.say("sweep ", (text, "bold"), " of a recipe")
-    board.ended("trial 1", "trial 1: ", (f"failed ({text})", "red"))
+    display = ProgressDisplay(terminal)
+    display.say(f"results in {text}")
+    display.say("sweep ", (text, "bold"), " of a recipe")
+    display.ended("trial 1", "trial 1: ", (f"failed ({text})", "red"))
     assert all(line[0] == " " for line in file.getvalue().splitlines()), "none begins like the next output of ours"
-    with board.stage(text, expected=1):
-        board.update({text: {"images_seen": 1, "total_images": 2}})
-        terminal.print(board._render())
+    with display.stage(text, expected=1):
+        display.update({text: {"images_seen": 1, "total_images": 2}})
+        terminal.print(display._render())
     shown = file.getvalue()
     assert harmless(shown)
     for line in text.split("\n"):
@@ -146,7 +146,7 @@ def test_end_of_a_trial(text: str, tmp_path: Path) -> None:
     sweep = SimpleNamespace(
         watch=SimpleNamespace(touch=lambda: None),
         setup=SimpleNamespace(sweep=SimpleNamespace(metric="val/top1")),
-        board=Board(terminal),
+        display=ProgressDisplay(terminal),
         _lost={"00001": text},
     )
     failed = {"status": "failed", "reason": f"RuntimeError: {text}", "last": {}}
@@ -228,7 +228,7 @@ def test_checks_and_descriptions(text: str, monkeypatch: pytest.MonkeyPatch) -> 
         class_counts={"train": (2, 1)},
         shot_groups=("few", "few"),
         shot_rule=text,
-        canvas=8,
+        image_size=8,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         seed=0,

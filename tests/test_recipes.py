@@ -12,7 +12,7 @@ from ltcore.config.load import base_run, dump, load_run, load_sweep, override
 from ltcore.config.recipes import header, packaged
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
-from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.writer import Sample, write_dataset
 from ltcore.objective.registry import STAGE2
 from ltcore.reporting.results_table import PUBLISHED
@@ -90,7 +90,7 @@ def photographs(tmp_path_factory):
         classes=[f"class{c}" for c in range(CLASSES)],
         attributes=[],
         splits={"train": samples(), "val": samples()},
-        canvas=SMALL_PX,
+        image_size=SMALL_PX,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
         seed=0,
@@ -104,25 +104,25 @@ def photographs(tmp_path_factory):
 def test_recipe_trains(name, photographs):
     """Two steps of its own network and objective; between them memories are merged, so that every term acts."""
     overrides = {"train.batch_size": 4, "train.init_from": None, "train.freeze": None, "train.precision": "fp32"}
-    large = load_run(name).data.canvas is not None
-    overrides["data.canvas"] = LARGE_PX if large else SMALL_PX
+    large = load_run(name).data.image_size is not None
+    overrides["data.image_size"] = LARGE_PX if large else SMALL_PX
     if load_run(name).model.ghost_batch is not None:
         overrides["model.ghost_batch"] = 2
     run = load_run(name, overrides)
     views = num_views(run)
-    feed = open_feed(
+    loader = make_loader(
         run.data, photographs, batch_size=run.train.batch_size, seed=0, augment=run.augment, num_views=views
     )
-    parts = build(run, feed, LocalContext(torch.device("cpu")))
+    parts = build(run, loader, LocalContext(torch.device("cpu")))
     optimizer, objective = build_optimizer(run.train.optim, parts.step), parts.step.objective
     assert ("key" in objective.needs) == (views == 2), "the reader is told before there is an objective"
     before = parts.step.net.heads[0].weight.clone()
-    batches = feed.train_batches(0)
+    batches = loader.train_batches(0)
     for progress in (0.0, 0.9):
         raw = next(batches)
         assert (raw.boxes_VB4 is not None) == large, "large images are cropped by the reader"
         batch = parts.augment(raw, 0)
-        assert batch.images_VBCHW.shape == (views, 4, 3, *[overrides["data.canvas"]] * 2)
+        assert batch.images_VBCHW.shape == (views, 4, 3, *[overrides["data.image_size"]] * 2)
         loss, values, out = parts.step(batch, progress)
         assert loss.isfinite()
         optimizer.zero_grad()
@@ -132,12 +132,12 @@ def test_recipe_trains(name, photographs):
         objective.merge(0.9)
     assert {"base", *run.objective.active_terms()} <= set(values) and all(v.isfinite() for v in values.values())
     assert not torch.equal(before, parts.step.net.heads[0].weight)
-    feed.close()
+    loader.close()
 
 
 @pytest.mark.parametrize("name", ["imagenet_lt_paco_lpa", "places_lt_dro", "cifar100_lt_ce"])
 def test_a_dry_run_tells_capacity_and_cost(name, photographs):
-    run = load_run(name, {"train.batch_size": 4, "data.canvas": LARGE_PX, "model.ghost_batch": None})
+    run = load_run(name, {"train.batch_size": 4, "data.image_size": LARGE_PX, "model.ghost_batch": None})
     text = dry_run_text(run, photographs)
     assert f"4 steps per epoch of 4, {run.train.epochs} epochs, {16 * run.train.epochs:,} images in all" in text
     assert f"{run.model.name} at 64 px" in text and "FLOP" in text and "Each worker holds" in text
@@ -227,7 +227,11 @@ def test_the_large_settings_of_paco(name, network, temperature, decay, views):
     assert (optim.lr, optim.momentum, optim.weight_decay, optim.schedule) == (0.02, 0.9, decay, "cosine")
     epochs, warmup = (30, 5) if name.startswith("places") else (400, 10)
     assert (run.train.epochs, round(optim.warmup * epochs), run.train.batch_size) == (epochs, warmup, 128)
-    assert (run.augment.view1, run.augment.view2, run.augment.crop_from, run.data.canvas) == (*views, "original", 224)
+    assert (run.augment.view1, run.augment.view2, run.augment.crop_from, run.data.image_size) == (
+        *views,
+        "original",
+        224,
+    )
     randaugment = (run.augment.randaugment_variant, run.augment.randaugment_ops, run.augment.randaugment_magnitude)
     assert randaugment == ("timm", 2, 30)
 

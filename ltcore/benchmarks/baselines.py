@@ -20,7 +20,7 @@ SHUFFLE_ROWS = 1000
 """Rows of each DataLoader worker among which it draws the next: a shard's worth, the usual setting."""
 
 
-def webdataset_loader(uri: str, *, batch_size: int, canvas: int | None, workers: int, persistent: bool) -> Any:
+def webdataset_loader(uri: str, *, batch_size: int, image_size: int | None, workers: int, persistent: bool) -> Any:
     """A DataLoader over the same tars: shards and rows shuffled, each image decoded by the decoder that we use.
 
     ``canvas`` None leaves images encoded. Ours gives exact epochs, order and resume; this one gives none of them.
@@ -31,7 +31,7 @@ def webdataset_loader(uri: str, *, batch_size: int, canvas: int | None, workers:
     dataset = (
         webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
         .shuffle(SHUFFLE_ROWS)
-        .map(functools.partial(_sample, canvas=canvas))
+        .map(functools.partial(_sample, image_size=image_size))
         .batched(batch_size, collation_fn=_collate)
     )
     return torch.utils.data.DataLoader(
@@ -39,9 +39,9 @@ def webdataset_loader(uri: str, *, batch_size: int, canvas: int | None, workers:
     )
 
 
-def _sample(sample: dict[str, Any], canvas: int | None) -> tuple[Any, int]:
+def _sample(sample: dict[str, Any], image_size: int | None) -> tuple[Any, int]:
     image = next(sample[ext] for ext in EXTENSIONS if ext in sample)
-    return (image if canvas is None else decode_canvas(image, canvas, sample["__key__"])), int(sample["cls"])
+    return (image if image_size is None else decode_canvas(image, image_size, sample["__key__"])), int(sample["cls"])
 
 
 def _collate(samples: Sequence[tuple[Any, int]]) -> tuple[Any, Tensor]:

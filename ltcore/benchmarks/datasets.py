@@ -62,7 +62,7 @@ def generated(counts_C: Sequence[int]) -> str:
                 classes=[f"class{c}" for c in range(len(counts_C))],
                 attributes=[],
                 splits={"train": _samples(counts_C), "val": _samples([VAL_PER_CLASS] * len(counts_C))},
-                canvas=SIDE_PX,
+                image_size=SIDE_PX,
                 mean=(0.5, 0.5, 0.5),
                 std=(0.25, 0.25, 0.25),
                 seed=0,

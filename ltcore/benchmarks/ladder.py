@@ -22,7 +22,7 @@ from ltcore.benchmarks.machine import device, on_cpus, wait_for
 from ltcore.benchmarks.options import Options
 from ltcore.config.load import dump, from_flat
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.loader import CacheFeed, PlanFeed, ThreadFeed
+from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
 from ltcore.data.loading.prefetch import prefetch
 from ltcore.models.net import LongTailNet
 from ltcore.training.build import build
@@ -43,7 +43,7 @@ def ladder(options: Options) -> list[Section]:
         feed_rungs(section, cfg, options.turns)
         training_rungs(section, cfg, options.turns)
         if options.quick:
-            section.notes.append("--quick: the stream tier, which needs Ray, is left out")
+            section.notes.append("--quick: the Ray loader, which needs Ray, is left out")
         else:
             stream_rung(section, cfg, options.turns)
     return [section]
@@ -54,8 +54,8 @@ def config(uri: str, options: Options, cpus: int) -> RunConfig:
     keys: dict[str, Any] = {
         "name": "bench",
         "data.uri": uri,
-        "data.canvas": images.SIDE_PX,
-        "data.tier": "cache",
+        "data.image_size": images.SIDE_PX,
+        "data.loader": "cache",
         "augment.view1": "crop_flip",
         "model.name": "resnet8" if options.quick else "resnet32",
         "train.batch_size": 32 if options.quick else 128,
@@ -71,12 +71,12 @@ def config(uri: str, options: Options, cpus: int) -> RunConfig:
 class Epochs:
     """Consecutive epochs of a feed as a side of a measurement."""
 
-    def __init__(self, feed: PlanFeed, use: Callable[[Batch, int], object] | None = None) -> None:
-        self._feed, self._use, self._epoch = feed, use, 0
+    def __init__(self, loader: Loader, use: Callable[[Batch, int], object] | None = None) -> None:
+        self._loader, self._use, self._epoch = loader, use, 0
 
     def __call__(self) -> int:
         count = 0
-        for batch in self._feed.train_batches(self._epoch):
+        for batch in self._loader.train_batches(self._epoch):
             if self._use is not None:
                 self._use(batch, self._epoch)
             count += len(batch)
@@ -86,36 +86,36 @@ class Epochs:
 
 
 def feed_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
-    """'read' and 'decode', without and with decoding on both sides; 'decode' is the cache tier from its second epoch."""
+    """'read' and 'decode', without and with decoding on both sides; 'decode' is the cached loader from its second epoch."""
     sides: dict[str, Work] = {}
     options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
-    threads = ThreadFeed(cfg.data, cfg.data.uri, **options)
-    cache = CacheFeed(cfg.data, cfg.data.uri, **options)
+    threads = ThreadedLoader(cfg.data, cfg.data.uri, **options)
+    cache = CachedLoader(cfg.data, cfg.data.uri, **options)
     sides["read"] = _reads(threads)
-    sides["webdataset, bytes"] = loader_epochs(cfg, canvas=None)
-    sides["decode (cache tier)"] = Epochs(cache)
-    sides["decode (threads tier)"] = Epochs(threads)
-    sides["webdataset, decoded"] = loader_epochs(cfg, canvas=cfg.data.canvas)
+    sides["webdataset, bytes"] = loader_epochs(cfg, image_size=None)
+    sides["decode (cached loader)"] = Epochs(cache)
+    sides["decode (threaded loader)"] = Epochs(threads)
+    sides["webdataset, decoded"] = loader_epochs(cfg, image_size=cfg.data.image_size)
     section.measurements += interleave(sides, rounds)
     cache.close()
     section.rungs += [
         Rung("read", "webdataset, bytes"),
-        Rung("decode (cache tier)", "webdataset, decoded", Aim(">=", 10)),
-        Rung("decode (threads tier)", "webdataset, decoded"),
+        Rung("decode (cached loader)", "webdataset, decoded", Aim(">=", 10)),
+        Rung("decode (threaded loader)", "webdataset, decoded"),
     ]
 
 
-def _reads(feed: ThreadFeed) -> Work:
+def _reads(loader: ThreadedLoader) -> Work:
     epoch = -1
 
     def work() -> int:
         nonlocal epoch
         epoch += 1
-        rows = (step.index_B for step in feed.plan(epoch).rank_batches(0))
+        rows = (step.index_B for step in loader.sampler(epoch).rank_batches(0))
         read = prefetch(
-            lambda index_B: feed.store.read_rows(feed.cfg.train_split, index_B),
+            lambda index_B: loader.store.read_rows(loader.cfg.train_split, index_B),
             rows,
-            ahead=feed.cfg.stream_window_steps,
+            ahead=loader.cfg.stream_window_steps,
             threads=CPUS,
         )
         return sum(len(encoded) for encoded in read)
@@ -123,29 +123,29 @@ def _reads(feed: ThreadFeed) -> Work:
     return work
 
 
-def loader_epochs(cfg: RunConfig, *, canvas: int | None) -> Work:
+def loader_epochs(cfg: RunConfig, *, image_size: int | None) -> Work:
     """Epochs of a WebDataset DataLoader whose workers live on: their start falls into the unmeasured round."""
     loader = webdataset_loader(
-        cfg.data.uri, batch_size=cfg.train.batch_size, canvas=canvas, workers=CPUS, persistent=True
+        cfg.data.uri, batch_size=cfg.train.batch_size, image_size=image_size, workers=CPUS, persistent=True
     )
     return lambda: sum(len(labels_B) for _, labels_B in loader)
 
 
 def training_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
     """'to device', 'step' and 'full loop' against the bare loop."""
-    feed = CacheFeed(cfg.data, cfg.data.uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
-    bare = bare_loop(cfg, feed)
+    loader = CachedLoader(cfg.data, cfg.data.uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
+    bare = bare_loop(cfg, loader)
     place, context = device(), LocalContext()
-    parts = build(cfg, feed, context)
-    to_device = Epochs(feed, lambda batch, epoch: parts.augment(batch.to(place), epoch))
+    parts = build(cfg, loader, context)
+    to_device = Epochs(loader, lambda batch, epoch: parts.augment(batch.to(place), epoch))
     section.measurements += interleave({"to device": to_device, "bare: to device": _augmented(bare)}, rounds)
     steps = 2 if rounds == 1 else 20  # as steady as an epoch, and a fraction of its time
-    batch = parts.augment(next(iter(feed.train_batches(0))).to(place), 0)
+    batch = parts.augment(next(iter(loader.train_batches(0))).to(place), 0)
     sides = {"step": _steps(cfg, parts, batch, steps), "bare: step": _bare_steps(bare, batch, steps)}
     section.measurements += interleave(sides, rounds)
     with tempfile.TemporaryDirectory(prefix="ltcore-bench-") as folder:
         section.measurements += full_loop(dump(cfg), cfg.data.uri, Path(folder) / "run", bare.epoch, rounds)
-    feed.close()
+    loader.close()
     section.rungs += [
         Rung("to device", "bare: to device"),
         Rung("step", "bare: step"),
@@ -157,15 +157,15 @@ def training_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
     )
 
 
-def bare_loop(cfg: RunConfig, feed: CacheFeed) -> BareLoop:
-    manifest, place = feed.store.manifest, device()
+def bare_loop(cfg: RunConfig, loader: CachedLoader) -> BareLoop:
+    manifest, place = loader.store.manifest, device()
     split = cfg.data.train_split
-    batches = list(feed.eval_batches(split, 512))
+    batches = list(loader.eval_batches(split, 512))
     net = LongTailNet(cfg.model, len(manifest.classes), frozenset(), cfg.seed)
     return BareLoop(
         net.to(device=place, memory_format=torch.channels_last),  # type: ignore[call-overload]
         torch.cat([batch.images_VBCHW[0] for batch in batches]).to(place),
-        torch.from_numpy(feed.store.labels(split).copy()).to(place),
+        torch.from_numpy(loader.store.labels(split).copy()).to(place),
         mean=manifest.mean,
         std=manifest.std,
         batch_size=cfg.train.batch_size,
@@ -213,28 +213,30 @@ def _counted(step: Callable[[], object], steps: int, size: int) -> Work:
 def stream_rung(section: Section, cfg: RunConfig, rounds: int) -> None:
     """Ray Data against the DataLoader, each started anew for every epoch, so that start-up counts."""
     from ltcore.runtime.cluster import connect, disconnect
-    from ltcore.runtime.ray_data import RayFeed
+    from ltcore.runtime.ray_data import RayLoader
 
     def streamed() -> int:
         options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
-        feed = RayFeed(cfg.data, cfg.data.uri, epochs=1, **options)
-        count = sum(len(batch) for batch in feed.train_batches(0))
-        feed.close()
+        loader = RayLoader(cfg.data, cfg.data.uri, epochs=1, **options)
+        count = sum(len(batch) for batch in loader.train_batches(0))
+        loader.close()
         return count
 
     def loaded() -> int:
         loader = webdataset_loader(
-            cfg.data.uri, batch_size=cfg.train.batch_size, canvas=cfg.data.canvas, workers=CPUS, persistent=False
+            cfg.data.uri,
+            batch_size=cfg.train.batch_size,
+            image_size=cfg.data.image_size,
+            workers=CPUS,
+            persistent=False,
         )
         return sum(len(labels_B) for _, labels_B in loader)
 
-    sides: Mapping[str, Work] = {"decode (stream tier)": streamed, "webdataset, started anew": loaded}
+    sides: Mapping[str, Work] = {"decode (Ray loader)": streamed, "webdataset, started anew": loaded}
     connect()
     try:
         section.measurements += interleave(sides, rounds)
     finally:
         disconnect()
-    section.rungs.append(Rung("decode (stream tier)", "webdataset, started anew", Aim(">=", 0.9)))
-    section.notes.append(
-        "stream tier: a Ray that runs, a new Ray Data execution per epoch; the peer starts its workers"
-    )
+    section.rungs.append(Rung("decode (Ray loader)", "webdataset, started anew", Aim(">=", 0.9)))
+    section.notes.append("Ray loader: a Ray that runs, a new Ray Data execution per epoch; the peer starts its workers")

@@ -1,4 +1,4 @@
-"""Large JPEGs: the threads tier against the most that this machine can decode."""
+"""Large JPEGs: the threaded loader against the most that this machine can decode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ltcore.benchmarks.ladder import Epochs
 from ltcore.benchmarks.machine import on_cpus
 from ltcore.benchmarks.options import Options
 from ltcore.data.config import DataConfig
-from ltcore.data.loading.loader import ThreadFeed
+from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.training.hardware import allocated_cpus
@@ -32,38 +32,38 @@ def large(options: Options) -> list[Section]:
         raise ConfigError("large measures real JPEGs: name a zip or folder of them with --data.")
     with on_cpus(allocated_cpus()) as cpus:
         uri = images.unsorted(options.data)
-        canvas, rows, size = (32, 16, 8) if options.quick else (CANVAS_PX, ROWS, BATCH)
+        image_size, rows, size = (32, 16, 8) if options.quick else (CANVAS_PX, ROWS, BATCH)
         num_images = read_manifest(uri).split("train").num_samples
-        cfg = DataConfig(uri=uri, canvas=canvas, tier="threads")
-        feed = ThreadFeed(cfg, uri, batch_size=min(size, num_images), seed=0)
-        feed.copies_N = np.full(num_images, -(-rows // num_images), np.int64)
-        encoded = jpegs(feed, min(num_images, rows))
+        cfg = DataConfig(uri=uri, image_size=image_size, loader="threads")
+        loader = ThreadedLoader(cfg, uri, batch_size=min(size, num_images), seed=0)
+        loader.copies_N = np.full(num_images, -(-rows // num_images), np.int64)
+        encoded = jpegs(loader, min(num_images, rows))
         section = Section("large images", "images/s")
-        section.notes.append(f"{cpus} CPUs and threads for each side; {num_images} JPEGs, repeated, to {canvas} px")
+        section.notes.append(f"{cpus} CPUs and threads for each side; {num_images} JPEGs, repeated, to {image_size} px")
         sides: dict[str, Work] = {
-            "threads tier": Epochs(feed),
-            "decode limit": limit(encoded, canvas, rows, max(2, cpus)),
+            "threaded loader": Epochs(loader),
+            "decode limit": limit(encoded, image_size, rows, max(2, cpus)),
         }
         section.measurements += interleave(sides, options.turns)
-    section.rungs.append(Rung("threads tier", "decode limit", Aim(">=", 0.9)))
+    section.rungs.append(Rung("threaded loader", "decode limit", Aim(">=", 0.9)))
     return [section]
 
 
-def jpegs(feed: ThreadFeed, count: int) -> list[Tensor]:
+def jpegs(loader: ThreadedLoader, count: int) -> list[Tensor]:
     """The encoded images in memory; ConfigError where one is no JPEG."""
-    rows = feed.store.read_rows("train", np.arange(count))
+    rows = loader.store.read_rows("train", np.arange(count))
     if not all(row.startswith(b"\xff\xd8") for row in rows):
-        raise ConfigError(f"large measures real JPEGs; {feed.uri} holds other images.")
+        raise ConfigError(f"large measures real JPEGs; {loader.uri} holds other images.")
     return [torch.frombuffer(bytearray(row), dtype=torch.uint8) for row in rows]
 
 
-def limit(encoded: Sequence[Tensor], canvas: int, rows: int, threads: int) -> Work:
+def limit(encoded: Sequence[Tensor], image_size: int, rows: int, threads: int) -> Work:
     """Decoding and nothing else: bytes in memory, no order, no checks, no batches."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def decode(number: int) -> None:
         image_3HW = decode_jpeg(encoded[number % len(encoded)], ImageReadMode.RGB)
-        to_canvas(image_3HW, canvas)
+        to_canvas(image_3HW, image_size)
 
     def work() -> int:
         with ThreadPoolExecutor(threads) as pool:
@@ -72,12 +72,12 @@ def limit(encoded: Sequence[Tensor], canvas: int, rows: int, threads: int) -> Wo
     return work
 
 
-def to_canvas(image_3HW: Tensor, canvas: int) -> Tensor:
+def to_canvas(image_3HW: Tensor, image_size: int) -> Tensor:
     """The largest centered square, resized as ``ltcore.data.images.decode`` does it."""
     height, width = image_3HW.shape[1:]
-    if (height, width) == (canvas, canvas):
+    if (height, width) == (image_size, image_size):
         return image_3HW
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = image_3HW[None, :, top : top + side, left : left + side]
-    return F.interpolate(square, size=(canvas, canvas), mode="bilinear", antialias=True, align_corners=False)[0]
+    return F.interpolate(square, size=(image_size, image_size), mode="bilinear", antialias=True, align_corners=False)[0]

@@ -1,4 +1,4 @@
-"""Memory of the stream tier: does it grow with the data? Each size is read in a process of its own with its own Ray.
+"""Memory of the Ray loader: does it grow with the data? Each size is read in a process of its own with its own Ray.
 
 ``python -m ltcore.benchmarks.memory URI IMAGES`` is that process; it prints one line of JSON.
 """
@@ -33,8 +33,8 @@ def memory(options: Options) -> list[Section]:
     num_images = read_manifest(source).split("train").num_samples
     times = 4 if options.quick else -(-200_000 // num_images)
     sides = {SMALL: source, LARGE: images.repeat(source, times)}
-    section = Section("memory of the stream tier", "MiB")
-    parts = Section("memory of the stream tier, by part (no aim)", "MiB")
+    section = Section("memory of the Ray loader", "MiB")
+    parts = Section("memory of the Ray loader, by part (no aim)", "MiB")
     for turn in range(options.turns):
         for side, uri in sides.items():
             peak = measured(uri, num_images * times)
@@ -64,27 +64,27 @@ def measured(uri: str, num_images: int) -> dict[str, int]:
 def read_stream(uri: str, num_images: int) -> dict[str, int]:
     """Reads through Ray Data as a worker does, with this process as the worker."""
     from ltcore.runtime.cluster import connect, disconnect
-    from ltcore.runtime.ray_data import RayFeed
+    from ltcore.runtime.ray_data import RayLoader
 
     connect()
     try:
         size = min(BATCH, read_manifest(uri).split("train").num_samples)
         per_epoch = read_manifest(uri).split("train").num_samples // size * size
         epochs = max(1, round(num_images / per_epoch))  # whole ones: one that is left goes on while Ray shuts down
-        feed = RayFeed(DataConfig(uri=uri, tier="stream"), uri, epochs=epochs, batch_size=size, seed=0)
-        watch = _Watch()
+        loader = RayLoader(DataConfig(uri=uri, loader="ray"), uri, epochs=epochs, batch_size=size, seed=0)
+        watch = _MemoryPoller()
         watch.start()
         for epoch in range(epochs):
-            for _ in feed.train_batches(epoch):
+            for _ in loader.train_batches(epoch):
                 pass
         watch.end()
-        feed.close()
+        loader.close()
         return watch.peaks
     finally:
         disconnect()
 
 
-class _Watch(threading.Thread):
+class _MemoryPoller(threading.Thread):
     """Looks every fifth of a second and keeps the largest values; 'together' is the peak of the sum, worker and store."""
 
     def __init__(self) -> None:

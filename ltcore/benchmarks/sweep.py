@@ -73,8 +73,8 @@ def config(options: Options) -> RunConfig:
         {
             "name": "bench",
             "data.uri": uri,
-            "data.canvas": 16,
-            "data.tier": "cache",
+            "data.image_size": 16,
+            "data.loader": "cache",
             "model.name": "resnet8",
             "train.batch_size": 32,
             "train.epochs": 1 if options.quick else 6,
@@ -110,9 +110,9 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
             "group": "bench",
             "scaling": scaling.plain(),
             "engine": "trial",
-            "hot": [],
+            "mutable": [],
             "members": [],
-            "pulse": "",
+            "heartbeat": "",
             "nonce": "",
             "code": "",  # one machine and one checkout: nothing to compare
             "forked": {},

@@ -20,7 +20,7 @@ def print_methods() -> None:
     for kind, title in titles.items():
         print(title)
         for row in (row for row in keys.methods() if row.kind == kind):
-            print(f"  {row.name:<20}{row.says}")
+            print(f"  {row.name:<20}{row.summary}")
             if row.paper != "-":
                 print(f"{'':<22}{row.paper}")
 

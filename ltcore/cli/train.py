@@ -17,8 +17,8 @@ from ltcore.storage import join, read_json
 from ltcore.text import message, printable_lines
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, dry_run_text
-from ltcore.training.lease import alone
-from ltcore.training.run import Job, execute, forget, refuse_other_run
+from ltcore.training.lease import exclusive
+from ltcore.training.run import Job, delete_run, execute, refuse_other_run
 from ltcore.training.selection import check_selection
 from ltcore.training.stage2.source import resolved
 from ltcore.training.stage2.trainer import refuse_workers
@@ -76,8 +76,8 @@ def train(args: TrainArgs) -> dict[str, Any]:
 def _make_room(args: TrainArgs, run_uri: str) -> None:
     """Waits for another process that works on the run; after it, and with all that could be wrong known to be right,
     ``--fresh`` removes what is there."""
-    with alone(run_uri, _say):
-        if args.fresh and (done := forget(run_uri)):
+    with exclusive(run_uri, _say):
+        if args.fresh and (done := delete_run(run_uri)):
             _say(done)
 
 
@@ -99,12 +99,12 @@ def _keep_stage1(from_run: str, run_uri: str) -> None:
 
 
 def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
-    """Whether a single run goes through Ray: for workers and what they take, for the stream tier, and where a cluster is at
+    """Whether a single run goes through Ray: for workers and what they take, for the Ray loader, and where a cluster is at
     hand."""
     asked = (args.workers, args.cpus_per_worker, args.gpus_per_worker, args.max_gpus) != (None,) * 4
     if args.engine != "auto":
         return args.engine != "inline" or asked
-    return asked or cfg.data.tier == "stream" or on_cluster_node()
+    return asked or cfg.data.loader == "ray" or on_cluster_node()
 
 
 def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[str, Any]:

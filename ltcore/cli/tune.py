@@ -24,13 +24,13 @@ from ltcore.runtime.place import (
 )
 from ltcore.storage import join, read_json
 from ltcore.text import message
-from ltcore.training.lease import alone
-from ltcore.tuning.identity import grows, identity, refuse_other, refuse_other_data
+from ltcore.training.lease import exclusive
+from ltcore.tuning.identity import adds_trials, check_same_data, check_same_sweep, identity
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig, SweepConfig
     from ltcore.runtime.cluster import Cluster
-    from ltcore.runtime.progress import Board
+    from ltcore.runtime.progress import ProgressDisplay
 
 
 def tune(args: TuneArgs) -> dict[str, Any]:
@@ -46,33 +46,33 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     uri = join(root, named.name)
     stored = None if args.fresh else read_json(join(uri, "sweep.json"))
     if stored is not None:
-        refuse_other(stored, identity(named), uri)
-        if stored["status"] == "finished" and not args.dry_run and not grows(stored, identity(named)):
+        check_same_sweep(stored, identity(named), uri)
+        if stored["status"] == "finished" and not args.dry_run and not adds_trials(stored, identity(named)):
             data = DataConfig(**run_tree(named.recipe, named.overrides)["data"])
-            refuse_other_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
+            check_same_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
             show_result(stored, uri, age=True)
             return stored
     from ltcore.cli.train import settle_tracking
     from ltcore.config.load import base_run, load_sweep
     from ltcore.config.show import left_out
     from ltcore.runtime.cluster import connect, disconnect
-    from ltcore.runtime.progress import Board
+    from ltcore.runtime.progress import ProgressDisplay
 
-    board = Board()
+    display = ProgressDisplay()
     sweep = load_sweep(args.sweep, args.overrides)
-    board.say(
+    display.say(
         "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
     )
     if note := left_out(sweep.recipe, sweep.overrides):
-        board.say(note)
+        display.say(note)
     base = base_run(sweep)
     settle_tracking(base)
-    with alone(uri, board.say):
-        with board.stage("start Ray"):
+    with exclusive(uri, display.say):
+        with display.stage("start Ray"):
             cluster = connect(debug=args.debug)
-            board.say(cluster.describe())
+            display.say(cluster.describe())
         try:
-            return _tune_on(args, sweep, base, root, uri, cluster, board)
+            return _tune_on(args, sweep, base, root, uri, cluster, display)
         finally:
             disconnect()
 
@@ -82,13 +82,13 @@ def _tell(text: str) -> None:
 
 
 def _tune_on(
-    args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, board: Board
+    args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, display: ProgressDisplay
 ) -> dict[str, Any]:
     from ltcore.cli.console import show_result
     from ltcore.runtime.doctor.doctor import check_nodes
-    from ltcore.runtime.placement import basis, concurrency, demand
+    from ltcore.runtime.placement import capacity_source, concurrency, demand
     from ltcore.training.cost import dry_run_text
-    from ltcore.training.run import forget
+    from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.tuning.budget import fitted_epochs
     from ltcore.tuning.runs import SweepSetup
@@ -100,32 +100,32 @@ def _tune_on(
         raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
     scaling = choose_scaling(args, cluster, engine)
     check_workers(base, scaling)
-    need = demand(scaling, engine, streams=base.data.tier == "stream")
+    need = demand(scaling, engine, streams=base.data.loader == "ray")
     concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
-    counted = basis(cluster, args.max_gpus)
-    board.say(
+    counted = capacity_source(cluster, args.max_gpus)
+    display.say(
         f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time"
         + (f", {counted}" if counted else "")
     )
-    check_nodes(cluster, root, base.data.uri if "://" in base.data.uri else "", need, args.max_gpus, board.console)
+    check_nodes(cluster, root, base.data.uri if "://" in base.data.uri else "", need, args.max_gpus, display.console)
     if cluster.local:
         from ltcore.runtime.ray_task import preload
 
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
-    with board.stage("data"):
-        data_uri, manifest = prepare_run(base, root, board.say, fresh=args.fresh and not args.dry_run)
+    with display.stage("data"):
+        data_uri, manifest = prepare_run(base, root, display.say, fresh=args.fresh and not args.dry_run)
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     if args.dry_run:
-        board.say(dry_run_text(base, data_uri))
+        display.say(dry_run_text(base, data_uri))
         return {}
-    if args.fresh and (done := forget(uri)):
-        board.say(done)
+    if args.fresh and (done := delete_run(uri)):
+        display.say(done)
     stored = read_json(join(uri, "sweep.json"))
     if stored is not None:
-        refuse_other_data(stored, manifest.hash, uri)
+        check_same_data(stored, manifest.hash, uri)
     fields = identity(sweep)
-    with board.stage("warm-up"):
-        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, board.say)
+    with display.stage("warm-up"):
+        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, display.say)
     setup = SweepSetup(
         sweep=sweep,
         base=base,
@@ -143,7 +143,7 @@ def _tune_on(
         max_hours=args.max_hours,
         debug=args.debug,
     )
-    run = Sweep(setup, fields, board)
+    run = Sweep(setup, fields, display)
     run.fields |= {"epochs": base.train.epochs, "data_hash": manifest.hash}
     result = run.run()
     show_result(result, uri, age=False)

@@ -35,7 +35,7 @@ OPTIONS = ("objective.base_options.", "stage2.options.")
 FREE_TO_CHANGE = (
     "tracking.",
     "name",
-    "data.tier",
+    "data.loader",
     "data.uri",
     "data.cache_bytes",
     "data.stream_window_steps",
@@ -49,7 +49,7 @@ STAGE2_OWN = (
     "tracking.",
     "stage2.",
     "data.uri",
-    "data.tier",
+    "data.loader",
     "data.cache_bytes",
     "data.max_bad_samples",
     "data.stream_window_steps",
@@ -89,7 +89,7 @@ class Method:
     kind: str
     """'base', 'term', 'stage2' or 'model'."""
     name: str
-    says: str
+    summary: str
     paper: str
 
 
@@ -113,9 +113,9 @@ def methods() -> tuple[Method, ...]:
     own = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("stage2", REGISTRY, "STAGE2"))
     tables = (*own, ("model", "ltcore.models.registry", "MODELS"))
     return tuple(
-        Method(kind, name, says, paper)
+        Method(kind, name, summary, paper)
         for kind, module, table in tables
-        for name, (_, says, paper) in _Module.read(module).rows(table).items()
+        for name, (_, summary, paper) in _Module.read(module).rows(table).items()
     )
 
 
@@ -211,8 +211,8 @@ class _Module:
         result = {}
         for key, row in zip(rows.keys, rows.values, strict=True):
             assert key is not None and isinstance(row, ast.Call)
-            build, says, paper = row.args
-            result[self.constant(key)] = (build, self.constant(says), self.constant(paper))
+            build, summary, paper = row.args
+            result[self.constant(key)] = (build, self.constant(summary), self.constant(paper))
         return result
 
     def section(self, node: ast.AST, doc: str = "", optional: bool = False) -> Section:
@@ -234,10 +234,10 @@ class _Module:
 
     def _generated(self, name: str, doc: str) -> Section:
         fields: dict[str, Leaf | Section] = {}
-        for row, (build, says, _) in self.rows(_GENERATED[name]).items():
+        for row, (build, summary, _) in self.rows(_GENERATED[name]).items():
             found = self.resolve(ast.Attribute(build, "Config"))
             assert found, f"{self.file}: {row!r} needs a class with a nested dataclass Config"
-            fields[row] = found[0].section(found[1], says, optional=name == "Terms")
+            fields[row] = found[0].section(found[1], summary, optional=name == "Terms")
         return Section(doc, fields)
 
     def _field(self, node: ast.AnnAssign, doc: str) -> Leaf | Section:

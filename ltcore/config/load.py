@@ -22,7 +22,7 @@ from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import SweepConfig, read_sweep, sweep_tree
 from ltcore.config.validate import plain_run, validate
-from ltcore.data.loading.sampler import EpochPlan
+from ltcore.data.loading.sampler import EpochSampler
 from ltcore.errors import ConfigError
 
 GRACE_FRACTION = 0.25
@@ -88,7 +88,7 @@ def config_hash(run: RunConfig) -> str:
 def check_world(run: RunConfig, world: int) -> None:
     """ConfigError where ``world`` workers cannot share the batches of a run."""
     train, group = run.train, run.model.ghost_batch or 1
-    EpochPlan([train.batch_size], seed=0, epoch=0, batch_size=train.batch_size, world=world, lanes=run.data.lanes)
+    EpochSampler([train.batch_size], seed=0, epoch=0, batch_size=train.batch_size, world=world, lanes=run.data.lanes)
     share = train.batch_size // world
     if share % (train.accumulate * group):
         product = f"train.accumulate={train.accumulate}" + (f" times model.ghost_batch={group}" if group > 1 else "")
@@ -133,7 +133,7 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
 def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
     """Population-based training changes keys between two parts of one run: they may not change what a checkpoint holds."""
     types = {key: leaf.type for key, leaf in leaves(run_keys())}
-    for key in sweep.hot:
+    for key in sweep.mutable:
         runs = [override(base, {key: value}) for value in sweep.space[key].probes()]
         if types[key] != "float" or not key.startswith(("objective.", "train.optim.")):
             why = "only numbers of losses and optimizer may change while training"
@@ -141,7 +141,7 @@ def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
             why = f"one of the values of {sweep.space[key]} switches its term off"
         else:
             continue
-        raise ConfigError(f"sweep.hot holds {key}: {why}. Leave it to sweep.space alone, or correct its values.")
+        raise ConfigError(f"sweep.mutable holds {key}: {why}. Leave it to sweep.space alone, or correct its values.")
 
 
 def grace_fraction(sweep: SweepConfig, base: RunConfig) -> float:

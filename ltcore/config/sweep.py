@@ -81,7 +81,7 @@ class SweepConfig:
     """Dotted key -> values to try. At least one."""
     search: str = "random"
     """'random' (Latin hypercube), 'grid' (all combinations), 'tpe' (Optuna, in batches of a tenth of the trials and five at
-    least; needs 20 trials) or 'pbt' (population based: keys in ``hot`` change while training). All but pbt choose the same
+    least; needs 20 trials) or 'pbt' (population based: keys in ``mutable`` change while training). All but pbt choose the same
     winner for one seed, however many trials run at a time."""
     num_trials: int = 8
     """Trials. Range >= 1. No effect with search=grid, whose size is the product of the lists."""
@@ -95,13 +95,13 @@ class SweepConfig:
     reduction_factor: int = 3
     """Successive halving keeps 1 / reduction_factor of the trials at each comparison, and three at least. Range >= 2. No
     effect with search=pbt."""
-    hot: tuple[str, ...] = ()
+    mutable: tuple[str, ...] = ()
     """Keys of ``space`` that population-based training may change. Needed by search=pbt, else without effect."""
     retrain_seeds: int = 3
     """Paired seeds with which winner and baseline are trained again and tested. Range >= 0; 0 ends with the ranking, as
     search=pbt always does."""
     train_engine_retrain: bool = True
-    """Send one retrain of the winner through Ray Train, two workers and the stream tier. No effect without retrains,
+    """Send one retrain of the winner through Ray Train, two workers and the Ray loader. No effect without retrains,
     on a cluster or beside a GPU, and where trials are Ray Train runs already."""
     budget_s: float | None = None
     """Seconds for the search. Where a warm-up shows that the trials would take longer, their epochs are cut, to 8 at
@@ -154,11 +154,11 @@ class SweepConfig:
                 f"num_trials={self.num_trials} is too few for search=tpe, whose first 10 trials are random: give 20 or "
                 "more, or take search=random"
             )
-        if self.search == "pbt" and not self.hot:
-            raise ValueError("hot is empty: search=pbt needs to know which keys it may change while training")
-        foreign = sorted(set(self.hot) - set(self.space))
+        if self.search == "pbt" and not self.mutable:
+            raise ValueError("mutable is empty: search=pbt needs to know which keys it may change while training")
+        foreign = sorted(set(self.mutable) - set(self.space))
         if foreign:
-            raise ValueError(f"hot names {', '.join(foreign)}, which space does not vary")
+            raise ValueError(f"mutable names {', '.join(foreign)}, which space does not vary")
 
     @property
     def size(self) -> int:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from ltcore.errors import refuse_userinfo
 
-TIERS = ("auto", "cache", "threads", "stream")
+LOADERS = ("auto", "cache", "threads", "ray")
 SUBSETS = ("keyed", "legacy")
 BENCHMARKS = ("digits-glt", "cifar10", "cifar100")
 """Sources that are named rather than found: what a recipe selects out of one goes for the others, and for no other data."""
 SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
-MAX_CANVAS = 4096
+MAX_IMAGE_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +38,18 @@ class DataConfig:
     """Images per class for the validation split, >= 0. With ``imbalance_factor`` they are taken from the images that the
     long-tailed set leaves out, so a class that it keeps whole has none; without, at most a fifth of each class is carved
     out of it. Of digits-glt: digits, each drawn in all colors. No effect where the data bring a validation split."""
-    canvas: int | None = None
+    image_size: int | None = None
     """Side in pixels of the square to which every image, or each of its crops, is brought when it is decoded. None takes
     the manifest's."""
-    tier: str = "auto"
+    loader: str = "auto"
     """How images reach the loop: ``cache`` (decoded once per node into a memory-mapped array), ``threads`` (read and
-    decoded by threads of the worker, every epoch anew), ``stream`` (the same in Ray Data tasks on any node), or
+    decoded by threads of the worker, every epoch anew), ``ray`` (the same in Ray Data tasks on any node), or
     ``auto``: the cache if it fits, else threads. All give the same batches, bit for bit. Where random resized crops are
-    cut out of large originals (``augment.crop_from``) their boxes are the same in all tiers, but the cache cuts them out
+    cut out of large originals (``augment.crop_from``) their boxes are the same in all loaders, but the cache cuts them out
     of smaller copies, so ``auto`` takes threads."""
     cache_px: int | None = None
     """Short side in pixels, >= 1, to which the cache shrinks such originals; null: the canvas. Larger keeps small crops
-    sharper and takes more disk. No effect unless ``tier`` is cache and crops are cut out of originals."""
+    sharper and takes more disk. No effect unless ``loader`` is cache and crops are cut out of originals."""
     lanes: int = 64
     """The epoch plan is cut into gcd(lanes, batch size) lanes; the number of workers must divide it, and every such
     number gives the same global batches."""
@@ -61,7 +61,7 @@ class DataConfig:
     max_bad_samples: int = 0
     """How many undecodable images a worker tolerates in the training split. 0 stops at the first. Otherwise each is
     replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
-    tier takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
+    loader takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
     rest on every sample, nor to damaged shards."""
 
     def on(self, uri: str) -> DataConfig:
@@ -81,12 +81,12 @@ class DataConfig:
             raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {self.subset!r}")
         if self.val_per_class < 0:
             raise ValueError(f"val_per_class must be >= 0, got {self.val_per_class}")
-        if self.canvas is not None and not 1 <= self.canvas <= MAX_CANVAS:
-            raise ValueError(f"canvas must be between 1 and {MAX_CANVAS} pixels or null, got {self.canvas}")
-        if self.tier not in TIERS:
-            raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {self.tier!r}")
-        if self.cache_px is not None and not 1 <= self.cache_px <= MAX_CANVAS:
-            raise ValueError(f"cache_px must be between 1 and {MAX_CANVAS} pixels or null, got {self.cache_px}")
+        if self.image_size is not None and not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size must be between 1 and {MAX_IMAGE_SIZE} pixels or null, got {self.image_size}")
+        if self.loader not in LOADERS:
+            raise ValueError(f"loader must be one of {', '.join(LOADERS)}, got {self.loader!r}")
+        if self.cache_px is not None and not 1 <= self.cache_px <= MAX_IMAGE_SIZE:
+            raise ValueError(f"cache_px must be between 1 and {MAX_IMAGE_SIZE} pixels or null, got {self.cache_px}")
         if self.lanes < 1:
             raise ValueError(f"lanes must be >= 1, got {self.lanes}")
         if self.cache_bytes < 0:

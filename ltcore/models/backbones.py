@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         if min(height, width) < self.min_px:
             raise ConfigError(
                 f"this network needs images of at least {self.min_px}x{self.min_px} px, got {height}x{width}: "
-                "set data.canvas higher or model.name=resnet32."
+                "set data.image_size higher or model.name=resnet32."
             )
         kept: dict[str, list[Tensor]] = {name: [] for name in self.stage_dims if name in stages}
         shared = _through(self.trunk, images_BCHW, kept)

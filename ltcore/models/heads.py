@@ -45,7 +45,7 @@ class HeadRow:
     """One classifier: ``build(features, num_classes, scale)``."""
 
     build: Callable[[int, int, float], nn.Module]
-    says: str
+    summary: str
 
 
 HEADS: dict[str, HeadRow] = {

@@ -12,7 +12,7 @@ class Row:
     """One network."""
 
     build: BuildBackbone
-    says: str
+    summary: str
     paper: str
     stages: tuple[str, ...]
     """Names of the stages before the last, whose pooled features a loss may ask for."""

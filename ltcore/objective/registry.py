@@ -36,7 +36,7 @@ class Row:
 
     build: Any
     """The ``Base``, ``Term`` or ``HeadMethod`` class, with its options as the nested dataclass ``Config``."""
-    says: str
+    summary: str
     """What it does, in one line."""
     paper: str
     """Where it comes from."""

@@ -86,8 +86,10 @@ class Cluster:
     def describe(self) -> str:
         where = "local Ray" if self.local else f"cluster {self.address} ({self.nodes} node{'s' * (self.nodes > 1)})"
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ", no GPU"
-        grows = f"; the autoscaler allows {self.most_cpus:g} CPUs and {self.most_gpus:g} GPUs" if self.limits else ""
-        return f"{where}: {self.real_cpus} CPUs{gpus}{grows}"
+        adds_trials = (
+            f"; the autoscaler allows {self.most_cpus:g} CPUs and {self.most_gpus:g} GPUs" if self.limits else ""
+        )
+        return f"{where}: {self.real_cpus} CPUs{gpus}{adds_trials}"
 
 
 def quiet() -> None:
@@ -330,7 +332,7 @@ def forwarded_environment() -> dict[str, str]:
 
 
 def secret_environment() -> dict[str, str]:
-    """What workers need to log to W&B (``pulse.adopt_secrets``): variables that are not forwarded, or a key that ``wandb
+    """What workers need to log to W&B (``heartbeat.adopt_secrets``): variables that are not forwarded, or a key that ``wandb
     login`` left here.
 
     Not the credentials of object stores: every node needs those for itself, also for what Ray does there.

@@ -20,7 +20,7 @@ NODE_WAIT_S = 1800.0
 
 
 @ray.remote(num_cpus=0)
-class Pulse:
+class HeartbeatActor:
     """Latest state of every run that was ever heard of, a few numbers each; and what only memory may hold."""
 
     def __init__(self, secrets: dict[str, str], nonce: str) -> None:
@@ -41,22 +41,22 @@ class Pulse:
         return self._runs
 
 
-def start_pulse(name: str, nonce: str) -> Any:
+def start_heartbeat(name: str, nonce: str) -> Any:
     """The actor of one driver, with the W&B key that its workers may need, on the driver's node: Ray would put an actor
     without demands on any, also on one that is taken away. ``nonce`` travels in the jobs alone, never in names or settings,
     which Ray shows to everyone."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = Pulse.options(name=name, namespace=NAMESPACE, scheduling_strategy=here)  # type: ignore[attr-defined]
+    options = HeartbeatActor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here)  # type: ignore[attr-defined]
     return options.remote(secret_environment(), nonce)
 
 
-def adopt_secrets(pulse: str, nonce: str) -> None:
+def adopt_secrets(heartbeat: str, nonce: str) -> None:
     """Takes the driver's W&B key into this process's environment. It travels through memory alone: variables of a
     runtime environment would end up in Ray's logs on every node."""
-    if not pulse:
+    if not heartbeat:
         return
     try:
-        actor = ray.get_actor(pulse, namespace=NAMESPACE)
+        actor = ray.get_actor(heartbeat, namespace=NAMESPACE)
         found: Any = ray.get(actor.secrets.remote(nonce), timeout=60)
     except (ValueError, ray.exceptions.RayError):  # the driver is gone, and this run with it
         return
@@ -64,13 +64,13 @@ def adopt_secrets(pulse: str, nonce: str) -> None:
         os.environ.setdefault(key, value)
 
 
-class Sender:
+class HeartbeatSender:
     """A worker's end. Sends at most every ``every_s`` seconds, except for finished epochs; never waits."""
 
-    def __init__(self, pulse: str, run: str, every_s: float = 2.0) -> None:
+    def __init__(self, heartbeat: str, run: str, every_s: float = 2.0) -> None:
         self._run, self._every_s, self._sent = run, every_s, 0.0
         try:
-            self._actor: Any = ray.get_actor(pulse, namespace=NAMESPACE) if pulse else None
+            self._actor: Any = ray.get_actor(heartbeat, namespace=NAMESPACE) if heartbeat else None
         except ValueError:  # the driver that wanted to hear is gone
             self._actor = None
 
@@ -89,7 +89,7 @@ class Sender:
             self._sent = time.monotonic()
 
 
-class Watch(threading.Thread):
+class Watchdog(threading.Thread):
     """The driver's end: polls the actor, passes snapshots on, and asks for a stop after silence or at a deadline."""
 
     def __init__(

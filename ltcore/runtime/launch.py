@@ -14,9 +14,9 @@ from ltcore.config.schema import RunConfig
 from ltcore.errors import StallError
 from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster, nodes_are_coming
 from ltcore.runtime.doctor.doctor import check_nodes
-from ltcore.runtime.heartbeat import Watch, start_pulse
+from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 from ltcore.runtime.placement import Scaling, demand
-from ltcore.runtime.progress import Board
+from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import run_job
 from ltcore.runtime.results import result_of
 from ltcore.training.run import Job
@@ -29,20 +29,20 @@ def run_single(
     job: Job, cfg: RunConfig, engine: str, scaling: Scaling, cluster: Cluster, max_gpus: float | None
 ) -> dict[str, Any]:
     """Runs the job on the cluster and returns its record."""
-    need = demand(scaling, engine, streams=cfg.data.tier == "stream")
-    board = Board()
-    check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, board.console)
-    board.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
-    name, nonce = f"pulse-{cfg.name}-{time.time_ns()}", secrets.token_hex(16)
-    watch = Watch(
-        start_pulse(name, nonce),
-        board.update,
+    need = demand(scaling, engine, streams=cfg.data.loader == "ray")
+    display = ProgressDisplay()
+    check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, display.console)
+    display.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
+    name, nonce = f"heartbeat-{cfg.name}-{time.time_ns()}", secrets.token_hex(16)
+    watch = Watchdog(
+        start_heartbeat(name, nonce),
+        display.update,
         stall_s=STALL_S,
         deadline_s=None,
         nodes_are_coming=partial(nodes_are_coming, cluster),
     )
     watch.start()
-    job = dataclasses.replace(job, pulse=name, nonce=nonce, shown_as=cfg.name, cpus=scaling.cpus_per_worker)
+    job = dataclasses.replace(job, heartbeat=name, nonce=nonce, label=cfg.name, cpus=scaling.cpus_per_worker)
     inside = engine == "trial"
     options: dict[str, Any] = {
         "num_cpus": scaling.cpus_per_worker if inside else 0,
@@ -51,7 +51,7 @@ def run_single(
     if cluster.holds_drivers and not inside:
         options["resources"] = {DRIVER_RESOURCE: 0.01}
     try:
-        with board.stage("train", expected=1):
+        with display.stage("train", expected=1):
             ref = run_job.options(**options).remote(job.plain(), engine, scaling.plain())
             while not ray.wait([ref], timeout=1.0)[0]:
                 if watch.stalled.is_set():

@@ -21,10 +21,10 @@ TAGS = ("run", "trial", "rank")
 
 @functools.cache
 def _gauges() -> dict[str, Gauge]:
-    return {name: Gauge(f"ltcore_{name}", description=says, tag_keys=TAGS) for name, says in GAUGES.items()}
+    return {name: Gauge(f"ltcore_{name}", description=summary, tag_keys=TAGS) for name, summary in GAUGES.items()}
 
 
-class Observer:
+class RayMetrics:
     """One worker's end; called once per epoch."""
 
     def __init__(self, run: str, trial: str, rank: int) -> None:

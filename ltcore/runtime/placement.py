@@ -81,7 +81,7 @@ def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:
     return (math.inf if max_gpus > cluster.gpus else cluster.cpus), max_gpus
 
 
-def basis(cluster: Cluster, max_gpus: float | None) -> str:
+def capacity_source(cluster: Cluster, max_gpus: float | None) -> str:
     """What ``concurrency`` counted with, in words; '' on one machine, where there is nothing to guess."""
     if cluster.local:
         return ""

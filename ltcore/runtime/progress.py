@@ -14,7 +14,7 @@ from rich.table import Table
 from ltcore.reporting.terminal import Terminal, styled
 
 
-class Board:
+class ProgressDisplay:
     """Stages, running trials, best value, throughput, time left. Thread-safe enough: one writer thread per field."""
 
     def __init__(self, console: Terminal | None = None) -> None:

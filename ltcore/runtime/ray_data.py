@@ -1,4 +1,4 @@
-"""The stream tier on Ray Data: each worker runs its own pipeline over its share of the plan.
+"""The loader on Ray Data: each worker runs its own pipeline over its share of the epoch.
 
 One task reads and decodes the rows of a window of consecutive steps; tasks run on any CPU of the cluster, their results
 come back in plan order (``preserve_order``), and back-pressure bounds what is decoded but not yet used. One execution covers
@@ -19,22 +19,22 @@ import torch
 from ltcore.batch import Batch
 from ltcore.config.schema import RunConfig
 from ltcore.data.config import DataConfig
-from ltcore.data.loading.loader import Feed, Ints, ThreadFeed
+from ltcore.data.loading.loader import Ints, Loader, ThreadedLoader
 from ltcore.data.loading.window import read_window
 from ltcore.training.context import RunContext
-from ltcore.training.run import feed_options, open_own_feed
+from ltcore.training.run import loader_options, make_local_loader
 
 ROWS_PER_EXECUTION = 200_000
 """Rows after which a new execution starts (at an epoch border): long enough to forget its start, short enough to replan."""
 MAX_TASKS = 4096
 
 
-class RayFeed(ThreadFeed):
+class RayLoader(ThreadedLoader):
     """Training batches through Ray Data; evaluation, which is short, through the threads of the worker itself."""
 
     def __init__(self, cfg: DataConfig, uri: str, *, epochs: int, **options: Any) -> None:
         super().__init__(cfg, uri, **options)
-        self.tier, self.why = "stream", "Ray Data (asked for)"
+        self.kind, self.why = "ray", "Ray Data (asked for)"
         self._epochs = epochs
         self._rows: Iterator[dict[str, Any]] | None = None
         self._at = (-1, -1)
@@ -107,12 +107,12 @@ class RayFeed(ThreadFeed):
         return {
             "uri": self.uri,
             "split": self.cfg.train_split,
-            "canvas": self.canvas,
+            "image_size": self.image_size,
             "crops": [(crop.view, crop.min_area) for crop in self.crops],
             "rank": self.rank,
             "cache_bytes": self.cfg.cache_bytes,
             "max_bad_samples": self.cfg.max_bad_samples,
-            "plan": {
+            "sampler": {
                 "seed": self.seed,
                 "batch_size": self.batch_size,
                 "world": self.world,
@@ -126,8 +126,8 @@ class RayFeed(ThreadFeed):
         super().close()
 
 
-def open_ray_feed(cfg: RunConfig, uri: str, ctx: RunContext) -> Feed:
-    """Opens the loader of one rank where Ray is at hand: through Ray Data for ``data.tier=stream``."""
-    if cfg.data.tier != "stream":
-        return open_own_feed(cfg, uri, ctx)
-    return RayFeed(cfg.data, uri, epochs=cfg.train.epochs, **feed_options(cfg, ctx))
+def make_ray_loader(cfg: RunConfig, uri: str, ctx: RunContext) -> Loader:
+    """Opens the loader of one rank where Ray is at hand: through Ray Data for ``data.loader=stream``."""
+    if cfg.data.loader != "ray":
+        return make_local_loader(cfg, uri, ctx)
+    return RayLoader(cfg.data, uri, epochs=cfg.train.epochs, **loader_options(cfg, ctx))

@@ -10,10 +10,10 @@ import ray
 import torch
 
 from ltcore.runtime.cluster import quiet
-from ltcore.runtime.heartbeat import Sender, adopt_secrets
-from ltcore.runtime.metrics import Observer
+from ltcore.runtime.heartbeat import HeartbeatSender, adopt_secrets
+from ltcore.runtime.metrics import RayMetrics
 from ltcore.runtime.placement import Scaling
-from ltcore.runtime.ray_data import open_ray_feed
+from ltcore.runtime.ray_data import make_ray_loader
 from ltcore.runtime.ray_train import fit_with_train
 from ltcore.training.context import StopRequested
 from ltcore.training.run import Job, execute
@@ -29,8 +29,8 @@ class TaskContext:
 
     def __init__(self, job: Job) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._sender = Sender(job.pulse, job.shown_as)
-        self._observer = Observer(job.info["group"] or job.info["id"], job.shown_as, self.rank)
+        self._sender = HeartbeatSender(job.heartbeat, job.label)
+        self._observer = RayMetrics(job.info["group"] or job.info["id"], job.label, self.rank)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         self._sender.epoch(metrics)
@@ -55,10 +55,10 @@ def preload() -> None:
 def run_job(job: dict[str, Any], engine: str, scaling: dict[str, Any]) -> dict[str, Any]:
     """One job as a Ray task: in this process, or as the driver of a Ray Train run."""
     quiet()
-    adopt_secrets(job["pulse"], job["nonce"])
+    adopt_secrets(job["heartbeat"], job["nonce"])
     if engine == "train":
         return fit_with_train(Job(**job), Scaling(**scaling), storage=None, callbacks=[])
     try:
-        return execute(Job(**job), TaskContext(Job(**job)), open_ray_feed)
+        return execute(Job(**job), TaskContext(Job(**job)), make_ray_loader)
     except StopRequested:
         return {}  # as told; what it came to lies in its directory

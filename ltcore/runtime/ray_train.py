@@ -92,13 +92,13 @@ def train_worker(config: dict[str, Any]) -> None:
 
     from ltcore.runtime.cluster import quiet
     from ltcore.runtime.heartbeat import adopt_secrets
-    from ltcore.runtime.ray_data import open_ray_feed
+    from ltcore.runtime.ray_data import make_ray_loader
 
     quiet()
-    adopt_secrets(config["pulse"], config["nonce"])
+    adopt_secrets(config["heartbeat"], config["nonce"])
     context = _TrainContext(ray.train, Job(**config))
     try:
-        execute(Job(**config), context, open_ray_feed)
+        execute(Job(**config), context, make_ray_loader)
     except StopRequested:
         return  # where it was told to; the record says so
     except LtcoreError:
@@ -117,8 +117,8 @@ class _TrainContext:
     def __init__(self, train: Any, job: Job) -> None:
         from ray.train.torch import get_device
 
-        from ltcore.runtime.heartbeat import Sender
-        from ltcore.runtime.metrics import Observer
+        from ltcore.runtime.heartbeat import HeartbeatSender
+        from ltcore.runtime.metrics import RayMetrics
 
         context = train.get_context()
         self.rank: int = context.get_world_rank()
@@ -127,8 +127,8 @@ class _TrainContext:
         in_name_only = os.environ.get(BACKEND) == "gloo" and not torch.cuda.is_available()
         self.device = torch.device("cpu") if in_name_only else get_device()
         self._train = train
-        self._sender = Sender(job.pulse if self.rank == 0 else "", job.shown_as)
-        self._observer = Observer(job.info["group"] or job.info["id"], job.shown_as, self.rank)
+        self._sender = HeartbeatSender(job.heartbeat if self.rank == 0 else "", job.label)
+        self._observer = RayMetrics(job.info["group"] or job.info["id"], job.label, self.rank)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         # Metrics alone: they go on to Tune. The checkpoint already lies in the run directory, on the same storage.

@@ -11,7 +11,7 @@ from torch import nn
 from ltcore import dist
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.augment import Augment
-from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.loader import Loader
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet
 from ltcore.objective.dims import FeatureDims
@@ -23,7 +23,7 @@ from ltcore.training.step import TrainStep
 
 
 @dataclass
-class Parts:
+class Components:
     """Everything that a step touches. ``step`` is the bare module, ``wrapped`` the one to call (DDP where there are ranks)."""
 
     step: TrainStep
@@ -39,9 +39,9 @@ class Parts:
         return self.average.net if self.average else self.step.net
 
 
-def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
+def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
     """Builds on the CPU (so that initial values do not depend on the device), then moves."""
-    manifest = feed.store.manifest
+    manifest = loader.store.manifest
     stats = manifest.stats(cfg.data.train_split)
     num_train = manifest.split(cfg.data.train_split).num_samples
     net, objective = build_modules(cfg, len(manifest.classes), stats, num_train)
@@ -54,7 +54,7 @@ def build(cfg: RunConfig, feed: Feed, ctx: RunContext) -> Parts:
     step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
     step.train()
     augment = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=views)
-    return Parts(step, parallel(step, ctx.device), augment, average, precision)
+    return Components(step, parallel(step, ctx.device), augment, average, precision)
 
 
 def num_views(cfg: RunConfig) -> int:

@@ -25,7 +25,7 @@ import torch
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
 from ltcore.config.load import from_flat
 from ltcore.config.schema import RunConfig
-from ltcore.data.config import MAX_CANVAS
+from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.shots import SHOT_GROUPS
@@ -134,7 +134,7 @@ def description(config: dict[str, Any], manifest: Manifest, *, epoch: int, metri
         "shot_groups": list(manifest.shot_groups),
         "mean": list(manifest.mean),
         "std": list(manifest.std),
-        "canvas": config.get("data.canvas") or manifest.canvas,
+        "image_size": config.get("data.image_size") or manifest.image_size,
         "data_hash": manifest.hash,
         "metrics": metrics,
     }
@@ -252,7 +252,10 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"three numbers from {1 / _LARGE:g} to {_LARGE:g}",
     ),
     "class_prior": (partial(_numbers, least=_SMALLEST, most=1 + 1e-6), "a share above 0 for each class"),
-    "canvas": (partial(_whole, least=1, most=MAX_CANVAS), f"a whole number of pixels from 1 to {MAX_CANVAS}"),
+    "image_size": (
+        partial(_whole, least=1, most=MAX_IMAGE_SIZE),
+        f"a whole number of pixels from 1 to {MAX_IMAGE_SIZE}",
+    ),
     "step": (_whole, "a whole number from 0 to 2^53"),
     "epoch": (_whole, "a whole number from 0 to 2^53"),
     "config": (lambda value: isinstance(value, dict), "dotted keys with values"),
@@ -316,21 +319,23 @@ def _is_plain(value: Any) -> bool:
     return not value.is_quantized and (value.element_size() > 1 or not value.is_floating_point())
 
 
-def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, hot: tuple[str, ...] = ()) -> None:
+def check_same_run(
+    checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, mutable: tuple[str, ...] = ()
+) -> None:
     """Refuses to continue a run with another configuration or on other data; names the first differences.
 
-    ``hot`` keys may differ, and what does not change the training (FREE_TO_CHANGE). Raises CheckpointError.
+    ``mutable`` keys may differ, and what does not change the training (FREE_TO_CHANGE). Raises CheckpointError.
     """
     if not {"config", "data_hash"} <= checkpoint.meta.keys():
         raise CheckpointError(
             f"{checkpoint.path}/meta.json does not say which configuration and data it belongs to. Delete this checkpoint "
             "and run again, or use --fresh."
         )
-    refuse_other_data(checkpoint.path, checkpoint.meta["data_hash"], data_hash)
-    refuse_differences(checkpoint.path, checkpoint.meta["config"], config, hot)
+    check_same_data(checkpoint.path, checkpoint.meta["data_hash"], data_hash)
+    refuse_differences(checkpoint.path, checkpoint.meta["config"], config, mutable)
 
 
-def refuse_other_data(where: Path | str, old_hash: str, new_hash: str) -> None:
+def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
     """CheckpointError where the data are not those of the run at ``where``."""
     if old_hash != new_hash:
         raise CheckpointError(
@@ -339,7 +344,9 @@ def refuse_other_data(where: Path | str, old_hash: str, new_hash: str) -> None:
         )
 
 
-def refuse_differences(where: Path | str, old: dict[str, Any], new: dict[str, Any], hot: tuple[str, ...] = ()) -> None:
+def refuse_differences(
+    where: Path | str, old: dict[str, Any], new: dict[str, Any], mutable: tuple[str, ...] = ()
+) -> None:
     """CheckpointError that names the first keys in which two flat configurations differ, if any matter."""
     old, new = effective(old), effective(new)
     differences = [
@@ -347,7 +354,7 @@ def refuse_differences(where: Path | str, old: dict[str, Any], new: dict[str, An
         for key in sorted(
             set(new) | set(old), key=lambda key: (key.startswith(OPTIONS), key)
         )  # the choice, then its options
-        if not key.startswith((*FREE_TO_CHANGE, *hot)) and old.get(key) != new.get(key)
+        if not key.startswith((*FREE_TO_CHANGE, *mutable)) and old.get(key) != new.get(key)
     ]
     if differences:
         raise CheckpointError(

@@ -27,33 +27,33 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     evaluation and losses are left out.
     """
     split = manifest.split(cfg.data.train_split)
-    canvas = cfg.data.canvas or manifest.canvas
+    image_size = cfg.data.image_size or manifest.image_size
     views = num_views(cfg)
     net, objective = build_modules(cfg, len(manifest.classes), manifest.stats(cfg.data.train_split), split.num_samples)
-    forward = forward_flops(net, canvas)
+    forward = forward_flops(net, image_size)
     has_key = "key" in objective.needs
     forwards = 3 + has_key
     total = images * forward * forwards
     parameters = sum(p.numel() for p in net.parameters())
     copies = COPIES[cfg.train.optim.optimizer] + has_key + (cfg.train.ema_decay > 0)
     memories = sum(memory_bytes(memory) for memory in objective.memories().values())
-    cropped = ", cut out of the originals as they are read" if reader_crops(cfg.augment, views, canvas) else ""
-    shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, canvas)
+    cropped = ", cut out of the originals as they are read" if reader_crops(cfg.augment, views, image_size) else ""
+    shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, image_size)
     return [
-        f"{cfg.model.name} at {canvas} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
+        f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
         f"{forwards} forwards per image with its training make {total:.2g} FLOP, {_hours(total)} at 100 TFLOP/s.",
         f"Each worker holds {_gib(4 * parameters * copies)} of weights, gradients and optimizer and {_gib(memories)} of "
         f"memories of the objective, besides activations for {cfg.train.batch_size} images over all workers.",
         f"The training shards are {_gib(shards)}, read once per epoch; decoded to canvases {_gib(decoded)} "
-        f"(data.tier={cfg.data.tier}). {views} view{'s' * (views > 1)} of each image{cropped}.",
+        f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
 
 
-def forward_flops(net: nn.Module, canvas: int) -> int:
+def forward_flops(net: nn.Module, image_size: int) -> int:
     """Floating-point operations of one forward on one image; a multiply-add counts two."""
     was_training = net.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.eval()(torch.zeros(1, 3, canvas, canvas))
+        net.eval()(torch.zeros(1, 3, image_size, image_size))
     net.train(was_training)
     return int(counter.get_total_flops())
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import Batch
-from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.loader import Loader
 from ltcore.errors import DataError
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.metrics import metrics, per_attribute, per_class
@@ -21,7 +21,7 @@ from ltcore.models.net import LongTailNet
 @torch.no_grad()
 def confusion(
     net: LongTailNet,
-    feed: Feed,
+    loader: Loader,
     split: str,
     *,
     batch_size: int,
@@ -38,12 +38,12 @@ def confusion(
     that of the network, where ``normalize`` turns the labels of other data into the network's. ``beat`` is called at every
     batch: a large split takes minutes.
     """
-    manifest = feed.store.manifest
+    manifest = loader.store.manifest
     counts = Confusion(num_classes or len(manifest.classes), len(manifest.attributes), device)
-    attributes_N = torch.tensor(feed.store.attributes(split), device=device)  # a copy: the store's array is read-only
+    attributes_N = torch.tensor(loader.store.attributes(split), device=device)  # a copy: the store's array is read-only
     was_training = net.training
     net.eval()
-    for raw in feed.eval_batches(split, batch_size):
+    for raw in loader.eval_batches(split, batch_size):
         beat()
         batch = normalize(raw.to(device))
         precision = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
@@ -58,12 +58,12 @@ def confusion(
     return counts
 
 
-def split_metrics(counts: Confusion, feed: Feed, shot_groups: Sequence[str] | None = None) -> dict[str, Any]:
+def split_metrics(counts: Confusion, loader: Loader, shot_groups: Sequence[str] | None = None) -> dict[str, Any]:
     """Flat metrics of one split: those of ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist.
 
     ``shot_groups`` [C] are those of the data that the classifier was trained on, where these are others.
     """
-    manifest = feed.store.manifest
+    manifest = loader.store.manifest
     array = counts.counts_ACC
     flat: dict[str, Any] = dict(metrics(array, shot_groups or manifest.shot_groups))
     if manifest.attributes:
@@ -76,10 +76,10 @@ def class_accuracy(counts: Confusion) -> list[float | None]:
     return per_class(counts.counts_ACC)
 
 
-def check_train_split(feed: Feed, split: str) -> None:
+def check_train_split(loader: Loader, split: str) -> None:
     """Every class needs a training sample: a class without one has no centroid, no prior and no chance. Raises DataError."""
-    manifest = feed.store.manifest
-    labels = feed.store.labels(split)
+    manifest = loader.store.manifest
+    labels = loader.store.labels(split)
     counts = np.bincount(labels, minlength=len(manifest.classes))
     empty = [manifest.classes[c] for c in np.flatnonzero(counts == 0)]
     if empty:

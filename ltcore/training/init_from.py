@@ -15,7 +15,7 @@ from ltcore.errors import CheckpointError
 from ltcore.models.net import PROJECTIONS
 from ltcore.storage import read_bytes
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.build import Parts
+from ltcore.training.build import Components
 from ltcore.training.fetch import fetched_checkpoint
 
 WEIGHT_FILES = (".pth", ".pt")
@@ -24,7 +24,7 @@ _SAME = ("model.name", "model.head", "model.cosine_scale", "model.num_experts", 
 """What makes a network with the same tensors compute the same function."""
 
 
-def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[str, Any]:
+def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...]) -> dict[str, Any]:
     """Loads the weights of ``train.init_from`` into the network and its moving averages. A collective: rank 0 reads.
 
     Returns the checkpoint's place, epoch and step, for the run's record. Raises CheckpointError where it is of another
@@ -33,7 +33,7 @@ def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[s
     """
     uri = cfg.train.init_from
     assert uri is not None
-    net = parts.step.net
+    net = components.step.net
     found = None
     if dist.rank() == 0:
         is_file = uri.endswith(WEIGHT_FILES)
@@ -42,7 +42,7 @@ def start_from(cfg: RunConfig, parts: Parts, classes: tuple[str, ...]) -> dict[s
     own, theirs = _projection(net.state_dict()), _projection(weights)
     fits = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}
     net.load_state_dict(_beside_projections(weights) | (theirs if fits else own))
-    for copy in (parts.step.key, parts.average):
+    for copy in (components.step.key, components.average):
         if copy is not None:
             copy.net.load_state_dict(net.state_dict())
     return origin

@@ -99,7 +99,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def alone(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Lease]:
+def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Lease]:
     """Holds the run or sweep at ``uri`` against other processes, of any machine that reaches its storage.
 
     Waits for a predecessor to end, and says so by ``say``. Raises DataError where one goes on for longer.

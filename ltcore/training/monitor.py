@@ -16,7 +16,7 @@ from ltcore.errors import NumericError
 from ltcore.training import checkpoint as ckpt
 
 
-class Watch:
+class NonFiniteGuard:
     """Notices the first step whose loss is not finite, without waiting for the device at every step."""
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class Watch:
         self._seen.clear()
 
 
-class Tally:
+class MeanMetrics:
     """Means of the loss parts over the steps of an epoch; of a term that begins in it, over the steps from then on.
 
     Args:

@@ -18,7 +18,7 @@ from ltcore.batch import Batch
 from ltcore.config.schema import RunConfig
 from ltcore.data.images.boxes import centered_square
 from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
-from ltcore.data.loading.loader import ThreadFeed
+from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.evaluation.protocols import split_of
 from ltcore.models.net import PROJECTIONS, LongTailNet
@@ -43,7 +43,7 @@ class Predictor:
     net: LongTailNet
     config: RunConfig
     classes: tuple[str, ...]
-    canvas: int
+    image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shot_groups: tuple[str, ...]
@@ -59,10 +59,10 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """float32 [B, C] probabilities for uint8 RGB images [B, 3, canvas, canvas]. Raises DataError for other shapes."""
-        if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != (3, self.canvas, self.canvas):
+        """float32 [B, C] probabilities for uint8 RGB images [B, 3, S, S]. Raises DataError for other shapes."""
+        if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != (3, self.image_size, self.image_size):
             raise DataError(
-                f"Expected uint8 images of shape [B, 3, {self.canvas}, {self.canvas}], got {images_BCHW.dtype} "
+                f"Expected uint8 images of shape [B, 3, {self.image_size}, {self.image_size}], got {images_BCHW.dtype} "
                 f"{list(images_BCHW.shape)}. Predictor.read(files) makes them."
             )
         device = next(self.net.parameters()).device  # an evaluation moved it
@@ -86,16 +86,20 @@ class Predictor:
         return (images_BCHW.float() / 255 - mean) / std
 
     def read(self, images: Iterable[ImageLike] | ImageLike) -> Tensor:
-        """uint8 [B, 3, canvas, canvas] out of images: paths of files, bytes of files, or PIL images."""
+        """uint8 [B, 3, S, S] out of images: paths of files, bytes of files, or PIL images."""
         canvases = list(self._canvases(images))
-        return torch.from_numpy(np.stack(canvases)) if canvases else torch.empty(0, 3, self.canvas, self.canvas).byte()
+        return (
+            torch.from_numpy(np.stack(canvases))
+            if canvases
+            else torch.empty(0, 3, self.image_size, self.image_size).byte()
+        )
 
     def _canvases(self, images: Iterable[ImageLike] | ImageLike) -> Iterator[Pixels]:
         listed = [images] if isinstance(images, str | Path | bytes | Image.Image) else images
         if not isinstance(listed, Iterable):
             raise DataError(f"Expected {IMAGES}, or several of them, got a {type(images).__name__}.")
         for number, image in enumerate(listed):
-            yield _canvas(image, self.canvas, number)
+            yield _canvas(image, self.image_size, number)
 
     def predict(self, images: Iterable[ImageLike] | ImageLike) -> list[tuple[str, float]]:
         """(class name, probability) of the most probable class of each image; see ``predict_each``."""
@@ -108,7 +112,7 @@ class Predictor:
         computes no finite number.
         """
         canvases = self._canvases(images)
-        size = max(1, BATCH_BYTES // (3 * self.canvas**2 * 4))
+        size = max(1, BATCH_BYTES // (3 * self.image_size**2 * 4))
         while batch := list(itertools.islice(canvases, size)):
             values_B, classes_B = self(torch.from_numpy(np.stack(batch))).max(1)
             for c, value in zip(classes_B.tolist(), values_B.tolist(), strict=True):
@@ -136,7 +140,7 @@ def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
         net=_network(found, config).eval(),
         config=config,
         classes=tuple(meta["classes"]),
-        canvas=config.data.canvas or meta["canvas"],
+        image_size=config.data.image_size or meta["image_size"],
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         shot_groups=tuple(meta["shot_groups"]),
@@ -189,10 +193,10 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
     CheckpointError for classes that the checkpoint does not know.
     """
     # Threads, not the cache: it would decode the training split first.
-    data = replace(predictor.config.data, canvas=predictor.canvas, tier="threads")
-    feed = ThreadFeed(data, data_uri, batch_size=1, seed=0, trains=False)
+    data = replace(predictor.config.data, image_size=predictor.image_size, loader="threads")
+    loader = ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)
     try:
-        manifest = feed.store.manifest
+        manifest = loader.store.manifest
         to_network_K = _classes_by_name(predictor, manifest.classes, data_uri)
         wanted = (
             list(splits)
@@ -224,7 +228,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
         for split in dict.fromkeys(wanted):
             counts = confusion(
                 net,
-                feed,
+                loader,
                 split,
                 batch_size=512,
                 device=device,
@@ -234,7 +238,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
                 num_classes=len(predictor.classes),
             )
             present[split] = int((counts.counts_ACC.sum((0, 2)) > 0).sum())
-            result[split] = split_metrics(counts, feed, predictor.shot_groups)
+            result[split] = split_metrics(counts, loader, predictor.shot_groups)
         return {
             "checkpoint": predictor.place,
             "data": data_uri,
@@ -245,7 +249,7 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
             "classes_present": present,
         }
     finally:
-        feed.close()
+        loader.close()
 
 
 def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) -> Tensor:
@@ -261,17 +265,17 @@ def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) 
     return torch.tensor([known[name] for name in names])
 
 
-def _canvas(image: ImageLike, canvas: int, number: int) -> Pixels:
+def _canvas(image: ImageLike, image_size: int, number: int) -> Pixels:
     if isinstance(image, Image.Image):
         pixels_3HW = pixels_of(image, f"image {number}, given as a PIL image")
-        return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (canvas, canvas))
+        return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (image_size, image_size))
     if isinstance(image, bytes):
-        return decode_canvas(image, canvas, f"image {number}, given as bytes")
+        return decode_canvas(image, image_size, f"image {number}, given as bytes")
     if not isinstance(image, str | Path):
         raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
     try:
         if not is_plain(Path(image).stat()):
             raise DataError(f"{image} is no plain file. Give the path of an image file.")
-        return decode_canvas(Path(image).read_bytes(), canvas, str(image))
+        return decode_canvas(Path(image).read_bytes(), image_size, str(image))
     except OSError as error:
         raise DataError(f"{image} cannot be read: {error.strerror}. Give the path of an image file.") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass
-class Progress:
+class TrainProgress:
     """Saved with every checkpoint."""
 
     epoch: int = 0

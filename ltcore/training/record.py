@@ -22,7 +22,7 @@ class RunInfo:
     """Sweep the run belongs to, or ''."""
     test: bool = True
     """Evaluate the test splits once, at the end. Trials of a sweep never do."""
-    hot: tuple[str, ...] = ()
+    mutable: tuple[str, ...] = ()
     """Dotted keys that may change from one start to the next (population-based training); their course is recorded."""
     until: int = 0
     """Epochs after which the run stops with a checkpoint, to be continued or not; 0: at its end."""

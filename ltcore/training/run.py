@@ -22,8 +22,8 @@ import torch
 from ltcore import dist
 from ltcore.config.load import flat, from_dict, to_yaml
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.factory import open_feed
-from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.factory import make_loader
+from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError
 from ltcore.storage import cache_root, is_local, read_json
@@ -34,12 +34,12 @@ from ltcore.training.build import num_views
 from ltcore.training.context import RunContext, StopRequested
 from ltcore.training.fork import fork
 from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
-from ltcore.training.lease import Lease, alone, make_folder
+from ltcore.training.lease import Lease, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunRecord, now
 from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
 from ltcore.training.stage2.trainer import fit_stage2
 from ltcore.training.stored import remove
-from ltcore.training.sync import Mirror
+from ltcore.training.sync import RunSync
 from ltcore.training.trainer import fit
 from ltcore.version import check_same_code, code_version
 
@@ -58,7 +58,7 @@ class Job:
     """Fields of a ``RunInfo``."""
     cpus: int = 0
     """CPUs given to each worker; 0: all that the process may use."""
-    pulse: str = ""
+    heartbeat: str = ""
     """Name of the actor that takes signs of life; '' where nobody listens."""
     nonce: str = field(default="", repr=False)
     """What that actor wants to see before it hands over the W&B key."""
@@ -66,8 +66,8 @@ class Job:
     """Directory of a run whose newest checkpoint this one starts from; '' starts from the beginning."""
     code: str = field(default_factory=code_version)
     """Code of the driver; a node with other code refuses the job."""
-    shown_as: str = ""
-    """What the run is called on the driver's board."""
+    label: str = ""
+    """What the run is called on the driver's display."""
 
     def plain(self) -> dict[str, Any]:
         """Returns the fields as they cross a process boundary."""
@@ -79,7 +79,7 @@ def scratch_dir(run_uri: str) -> Path:
     return cache_root() / "runs" / hashlib.sha256(run_uri.encode()).hexdigest()[:16]
 
 
-def feed_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
+def loader_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
     """Arguments of every loader of a run, beside where the data are."""
     return {
         "batch_size": cfg.train.batch_size,
@@ -91,53 +91,53 @@ def feed_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
     }
 
 
-def open_own_feed(cfg: RunConfig, uri: str, ctx: RunContext) -> Feed:
+def make_local_loader(cfg: RunConfig, uri: str, ctx: RunContext) -> Loader:
     """Opens the loader of one rank that needs no other process."""
-    return open_feed(cfg.data, uri, **feed_options(cfg, ctx))
+    return make_loader(cfg.data, uri, **loader_options(cfg, ctx))
 
 
-OpenFeed = Callable[[RunConfig, str, RunContext], Feed]
+MakeLoader = Callable[[RunConfig, str, RunContext], Loader]
 """(configuration, URI of the shards, context) -> the loader of one rank."""
 
 
-def execute(job: Job, ctx: RunContext, open_run_feed: OpenFeed = open_own_feed) -> dict[str, Any]:
+def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_loader) -> dict[str, Any]:
     """Runs or continues the job. Returns the content of ``run.json`` (of rank 0).
 
-    ``open_run_feed`` says where batches come from; Ray's side hands in its own, which streams.
+    ``make_run_loader`` says where batches come from; Ray's side hands in its own, which streams.
 
     A run that already finished is not repeated: its stored record comes back. Whatever ends the run early is written into
     ``run.json`` (stopped or failed, with the reason) before it travels on.
     """
     check_same_code(job.code)
-    with dist.expecting(ctx.world), alone(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext() as lease:
-        return _execute(job, ctx, lease, open_run_feed)
+    with dist.expecting(ctx.world), exclusive(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext() as lease:
+        return _execute(job, ctx, lease, make_run_loader)
 
 
-def _execute(job: Job, ctx: RunContext, lease: Lease | None, open_run_feed: OpenFeed) -> dict[str, Any]:
+def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: MakeLoader) -> dict[str, Any]:
     cfg = resolved(from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
-    mirror = Mirror(job.run_uri, scratch_dir(job.run_uri))
-    info = RunInfo(**{**job.info, "hot": tuple(job.info.get("hot", ()))})
+    sync = RunSync(job.run_uri, scratch_dir(job.run_uri))
+    info = RunInfo(**{**job.info, "mutable": tuple(job.info.get("mutable", ()))})
     done = None
     if ctx.rank == 0:  # it alone knows the run directory; what it finds is true for all
-        make_folder(mirror.local)
-        mirror.pull()
-        done = read_json(mirror.local / "run.json")
+        make_folder(sync.local)
+        sync.pull()
+        done = read_json(sync.local / "run.json")
     done = dist.broadcast_object(done)
     if done is not None and done["status"] == "finished":
         refuse_other_run(job, done)
         return done
-    with contextlib.closing(open_run_feed(cfg, job.data_uri, ctx)) as feed:
-        tracked_as = done["tracked_as"] if done and "tracked_as" in done else f"{info.id}-{secrets.token_hex(3)}"
-        return _run(job, cfg, _Mirrored(ctx, mirror, lease), mirror, info, feed, tracked_as)
+    with contextlib.closing(make_run_loader(cfg, job.data_uri, ctx)) as loader:
+        wandb_id = done["wandb_id"] if done and "wandb_id" in done else f"{info.id}-{secrets.token_hex(3)}"
+        return _run(job, cfg, _SyncedContext(ctx, sync, lease), sync, info, loader, wandb_id)
 
 
 def refuse_other_run(job: Job, done: dict[str, Any]) -> None:
     """CheckpointError where the finished run whose record is ``done`` is not the one that the job describes: another
     configuration, other data, or other weights to start from under the same name."""
     cfg = resolved(from_dict(job.config))
-    ckpt.refuse_differences(job.run_uri, done["config"], flat(cfg), tuple(job.info.get("hot", ())))
-    ckpt.refuse_other_data(job.run_uri, done["data"]["hash"], read_manifest(job.data_uri).hash)
+    ckpt.refuse_differences(job.run_uri, done["config"], flat(cfg), tuple(job.info.get("mutable", ())))
+    ckpt.check_same_data(job.run_uri, done["data"]["hash"], read_manifest(job.data_uri).hash)
     if cfg.stage2 is not None:
         with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:
             found_now = origin(found)
@@ -149,12 +149,12 @@ def refuse_other_run(job: Job, done: dict[str, Any]) -> None:
 
 
 def _run(
-    job: Job, cfg: RunConfig, ctx: _Mirrored, mirror: Mirror, info: RunInfo, feed: Feed, tracked_as: str
+    job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, info: RunInfo, loader: Loader, wandb_id: str
 ) -> dict[str, Any]:
-    """``tracked_as`` is the id in W&B: drawn when the run begins, so that neither --fresh nor another storage continues a run
+    """``wandb_id`` is the id in W&B: drawn when the run begins, so that neither --fresh nor another storage continues a run
     there that is not this one."""
-    run_dir, lead = mirror.local, ctx.rank == 0
-    fields = _first_fields(cfg, info, ctx, feed) | {"tracked_as": tracked_as}
+    run_dir, lead = sync.local, ctx.rank == 0
+    fields = _first_fields(cfg, info, ctx, loader) | {"wandb_id": wandb_id}
     record = RunRecord(run_dir / "run.json" if lead else None, fields)
     previous = ckpt.find(run_dir / "checkpoints") if cfg.stage2 is None else None  # stage 2 begins at its beginning
     earlier: list[dict[str, Any]] = []
@@ -164,17 +164,17 @@ def _run(
         (run_dir / "config.yaml").write_text(to_yaml(cfg))
     record.write()
     if lead:
-        mirror.push()  # from now on this start of the run is known, also to a node that goes on with it
+        sync.push()  # from now on this start of the run is known, also to a node that goes on with it
     tracker = open_tracker(
         run_dir=run_dir,
-        run_id=tracked_as,
+        run_id=wandb_id,
         group=info.group,
         name=cfg.name,
         config_flat=flat(cfg),
         options=cfg.tracking,
         rank=ctx.rank,
         # the end of its last whole epoch: one that ended just before it was saved is logged again
-        resume_step=previous.meta["epoch"] * feed.num_batches if previous else 0,
+        resume_step=previous.meta["epoch"] * loader.num_batches if previous else 0,
         job_type=info.kind,
     )
     status = "failed"
@@ -182,7 +182,7 @@ def _run(
         for row in earlier:
             tracker.log({key: value for key, value in row.items() if key != "step"}, row["step"])
         loop = fit if cfg.stage2 is None else fit_stage2
-        fields = loop(cfg, feed, ctx, run_dir, tracker, info, record)
+        fields = loop(cfg, loader, ctx, run_dir, tracker, info, record)
         status = "finished"
     except (StopRequested, SystemExit, KeyboardInterrupt) as stop:
         status = "stopped"
@@ -204,13 +204,13 @@ def _run(
         _log_per_class(tracker, record.fields)
         tracker.finish(_summary(record.fields), status)
         if lead:
-            mirror.close()
+            sync.close()
     return fields
 
 
 def _fork(source_uri: str, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
-        source = Mirror(source_uri, Path(scratch))
+        source = RunSync(source_uri, Path(scratch))
         source.pull()
         return fork(source.local, run_dir, config)
 
@@ -222,12 +222,12 @@ def _log_per_class(tracker: Tracker, fields: dict[str, Any]) -> None:
         tracker.table(f"{split}/per_class", ["class", "shot", "accuracy"], rows)
 
 
-class _Mirrored:
+class _SyncedContext:
     """The context, with the run directory pushed to its storage whenever an epoch is reported or a checkpoint saved, as long
     as the directory is this process's."""
 
-    def __init__(self, ctx: RunContext, mirror: Mirror, lease: Lease | None) -> None:
-        self._ctx, self._mirror, self._lease = ctx, mirror, lease
+    def __init__(self, ctx: RunContext, sync: RunSync, lease: Lease | None) -> None:
+        self._ctx, self._sync, self._lease = ctx, sync, lease
         self.engine, self.rank, self.world, self.device = ctx.engine, ctx.rank, ctx.world, ctx.device
         self.checkpoint_every_epoch = ctx.checkpoint_every_epoch
 
@@ -242,7 +242,7 @@ class _Mirrored:
     def _push(self, *, wait: bool) -> None:
         if self._lease is not None:  # rank 0
             self._lease.check()
-            self._mirror.push(wait=wait)
+            self._sync.push(wait=wait)
 
     def stop_requested(self) -> bool:
         return self._ctx.stop_requested()
@@ -251,8 +251,8 @@ class _Mirrored:
         self._ctx.beat(epoch, images_seen, total_images)
 
 
-def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, feed: Feed) -> dict[str, Any]:
-    manifest = feed.store.manifest
+def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader) -> dict[str, Any]:
+    manifest = loader.store.manifest
     return {
         "id": info.id,
         "name": cfg.name,
@@ -271,8 +271,8 @@ def _first_fields(cfg: RunConfig, info: RunInfo, ctx: RunContext, feed: Feed) ->
             "num_train": manifest.split(cfg.data.train_split).num_samples,
             "classes": list(manifest.classes),
             "shot_groups": list(manifest.shot_groups),
-            "tier": feed.tier,
-            "tier_reason": feed.why,
+            "loader": loader.kind,
+            "loader_reason": loader.why,
         },
         "hardware": describe_hardware(),
         "precision": choose_precision(cfg.train.precision, ctx.device).why,
@@ -296,7 +296,7 @@ def _summary(fields: dict[str, Any]) -> dict[str, Any]:
     return flat_fields
 
 
-def forget(run_uri: str) -> str:
+def delete_run(run_uri: str) -> str:
     """Removes a run or sweep and what this node keeps of it (``--fresh``). Returns what was done in words."""
     done = remove(run_uri)
     if not is_local(run_uri):

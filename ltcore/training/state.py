@@ -15,20 +15,20 @@ from ltcore import dist
 from ltcore.errors import CheckpointError
 from ltcore.models.norm import assign_, flatten, running_stats
 from ltcore.objective.memory.base import Memory
-from ltcore.training.build import Parts
+from ltcore.training.build import Components
 from ltcore.training.checkpoint import refuse_other_network
-from ltcore.training.progress import Progress
+from ltcore.training.progress import TrainProgress
 
 
-def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> dict[str, Any]:
+def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: TrainProgress) -> dict[str, Any]:
     """Collective. Complete on rank 0, which writes it; what memories have pending is empty on the others."""
-    memories = parts.step.objective.memories()
+    memories = components.step.objective.memories()
     return {
-        "step": parts.step.state_dict(),
-        "key": parts.step.key.net.state_dict() if parts.step.key else None,
-        "average": parts.average.net.state_dict() if parts.average else None,
+        "step": components.step.state_dict(),
+        "key": components.step.key.net.state_dict() if components.step.key else None,
+        "average": components.average.net.state_dict() if components.average else None,
         "optimizer": optimizer.state_dict(),
-        "running_stats": dist.collect(flatten(_running_stats(parts))),
+        "running_stats": dist.collect(flatten(_running_stats(components))),
         "memories": {
             name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
         },
@@ -37,11 +37,11 @@ def state_dict(parts: Parts, optimizer: torch.optim.Optimizer, at: Progress) -> 
 
 
 def load_state(
-    parts: Parts,
+    components: Components,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     pending: dict[str, list[dict[str, Tensor]]],
-) -> Progress:
+) -> TrainProgress:
     """Restores what ``state_dict`` saved, also by another number of ranks; returns where the run stood. A collective:
     ``state`` is the same on all ranks, and rank 0 brings what ``take_pending`` took out of it.
 
@@ -52,12 +52,12 @@ def load_state(
             "The checkpoint to continue from was written by another version of ltcore. Use that version, or start again with "
             "--fresh; evaluate.py and stage 2 take it as it is."
         )
-    refuse_other_network("state.pt of the checkpoint to continue from", state["step"], parts.step.state_dict())
-    parts.step.load_state_dict(state["step"])
-    if parts.step.key:
-        parts.step.key.net.load_state_dict(state["key"])
-    if parts.average:
-        parts.average.net.load_state_dict(state["average"])
+    refuse_other_network("state.pt of the checkpoint to continue from", state["step"], components.step.state_dict())
+    components.step.load_state_dict(state["step"])
+    if components.step.key:
+        components.step.key.net.load_state_dict(state["key"])
+    if components.average:
+        components.average.net.load_state_dict(state["average"])
     # What the optimizer was built with holds: a population-based search changes weight decay and the like between two parts.
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
@@ -65,10 +65,10 @@ def load_state(
         group.update(own)
     of_ranks = state["running_stats"]
     mine = of_ranks[dist.rank()] if len(of_ranks) == dist.world() else torch.stack(of_ranks).mean(0)
-    assign_(_running_stats(parts), mine)
-    for name, memory in parts.step.objective.memories().items():
+    assign_(_running_stats(components), mine)
+    for name, memory in components.step.objective.memories().items():
         memory.load(state["memories"][name]["published"], _own(pending.get(name, []), memory, len(of_ranks)))
-    return Progress(**state["progress"])
+    return TrainProgress(**state["progress"])
 
 
 def take_pending(state: dict[str, Any]) -> dict[str, list[dict[str, Tensor]]]:
@@ -86,9 +86,9 @@ def _own(of_ranks: list[dict[str, Tensor]], memory: Memory, saved_world: int) ->
     return [mine] * saved_world
 
 
-def _running_stats(parts: Parts) -> list[Tensor]:
+def _running_stats(components: Components) -> list[Tensor]:
     """Of the trained network and of its average: the same on all ranks only at the end of an epoch."""
-    return running_stats(parts.step.net) + (running_stats(parts.average.net) if parts.average else [])
+    return running_stats(components.step.net) + (running_stats(components.average.net) if components.average else [])
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:

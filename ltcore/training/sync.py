@@ -39,7 +39,7 @@ PATIENCE_S = 600.0
 Stamp = tuple[int, int]
 
 
-class Mirror:
+class RunSync:
     """``local`` mirrored to ``uri``. With a local ``uri`` the two are the same directory and nothing is copied."""
 
     def __init__(self, uri: str, scratch: Path) -> None:

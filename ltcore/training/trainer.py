@@ -14,18 +14,18 @@ from ltcore import dist
 from ltcore.batch import Batch
 from ltcore.config.load import check_world, flat
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import Ints, drawn_copies
 from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.build import Parts, build
+from ltcore.training.build import Components, build
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
 from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.init_from import start_from
-from ltcore.training.monitor import Tally, Watch, timed
+from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
-from ltcore.training.progress import Progress
+from ltcore.training.progress import TrainProgress
 from ltcore.training.record import RunInfo, RunRecord, now
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
@@ -39,28 +39,28 @@ class Log(Protocol):
 
 
 def fit(
-    cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
 ) -> dict[str, Any]:
     """Trains until ``train.epochs`` epochs are done, continuing from the newest checkpoint in ``run_dir``.
 
     Every rank calls it with the same arguments; rank 0 alone writes. Returns the fields of ``run.json``.
     Raises StopRequested after saving if the context asked to stop, NumericError if a loss is not finite.
     """
-    check_train_split(feed, cfg.data.train_split)
+    check_train_split(loader, cfg.data.train_split)
     check_world(cfg, ctx.world)
-    return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
+    return Trainer(cfg, loader, ctx, run_dir, log, info, record).run()
 
 
-class _Run:
+class Trainer:
     def __init__(
-        self, cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+        self, cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
     ) -> None:
-        self.cfg, self.feed, self.ctx, self.log, self.info, self.record = cfg, feed, ctx, log, info, record
+        self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
         self.folder = run_dir / "checkpoints"
-        self.parts: Parts = build(cfg, feed, ctx)
-        self.optimizer = build_optimizer(cfg.train.optim, self.parts.step)
-        self.at = Progress()
-        self.total_images = cfg.train.epochs * feed.num_batches * cfg.train.batch_size
+        self.components: Components = build(cfg, loader, ctx)
+        self.optimizer = build_optimizer(cfg.train.optim, self.components.step)
+        self.at = TrainProgress()
+        self.total_images = cfg.train.epochs * loader.num_batches * cfg.train.batch_size
         self.saved_at = self.counted_at = time.monotonic()
         self.last_saved_step = -1
         self.saving_s = 0.0
@@ -70,7 +70,7 @@ class _Run:
 
     # ---- the run
 
-    def execute(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         self._resume()
         self._note_schedule()
         metrics = dict(self.at.last)
@@ -89,11 +89,11 @@ class _Run:
         return self.record.fields
 
     def _note_schedule(self) -> None:
-        """Adds the hot keys' present values to the schedule where they differ from the last."""
-        if not self.info.hot:
+        """Adds the mutable keys' present values to the schedule where they differ from the last."""
+        if not self.info.mutable:
             return
         keys = flat(self.cfg)
-        now = {key: keys[key] for key in self.info.hot}
+        now = {key: keys[key] for key in self.info.mutable}
         last = self.at.schedule[-1] if self.at.schedule else {}
         if any(last.get(key) != value for key, value in now.items()):
             self.at.schedule.append({"images_seen": self.at.images_seen, **now})
@@ -103,26 +103,26 @@ class _Run:
         cfg, at = self.cfg, self.at
         lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
         set_lr(self.optimizer, lr)
-        self.class_prior = self.parts.step.objective.stream_shares_C(self._progress()).tolist()
-        self.feed.copies_N = self._copies()
+        self.class_prior = self.components.step.objective.stream_shares_C(self._progress()).tolist()
+        self.loader.copies_N = self._copies()
         started, first_image = time.monotonic(), at.images_seen
         self.counted_at = started
-        tally = Tally(at.sums, at.counts, self.ctx.device)
-        watch = Watch(self.folder)
+        sums = MeanMetrics(at.sums, at.counts, self.ctx.device)
+        guard = NonFiniteGuard(self.folder)
         waited = 0.0
-        for batch, wait_s in timed(self.feed.train_batches(at.epoch, at.step_in_epoch)):
+        for batch, wait_s in timed(self.loader.train_batches(at.epoch, at.step_in_epoch)):
             waited += wait_s
             parts = self._step(batch)
-            watch.add(at.step, parts)
-            tally.add(parts)
+            guard.add(at.step, parts)
+            sums.add(parts)
             if at.step % DECIDE_EVERY == 0:
                 self._beat()
-                watch.check()
-                self._maybe_save_or_stop(tally)
-        watch.check()
-        means = tally.means()
-        self.parts.step.objective.merge(self._progress())
-        for net in (self.parts.step.net, *([self.parts.average.net] if self.parts.average else [])):
+                guard.check()
+                self._maybe_save_or_stop(sums)
+        guard.check()
+        means = sums.means()
+        self.components.step.objective.merge(self._progress())
+        for net in (self.components.step.net, *([self.components.average.net] if self.components.average else [])):
             average_running_stats_(net)
         train_s = time.monotonic() - started
         at.epoch, at.step_in_epoch, at.sums, at.counts = at.epoch + 1, 0, {}, {}
@@ -147,9 +147,9 @@ class _Run:
 
     def _copies(self) -> Ints | None:
         """How often each training sample comes in this epoch, the same on all ranks; None: once."""
-        labels_N = torch.tensor(self.feed.store.labels(self.cfg.data.train_split), device=self.ctx.device)
+        labels_N = torch.tensor(self.loader.store.labels(self.cfg.data.train_split), device=self.ctx.device)
         progress = self.at.epoch / self.cfg.train.epochs  # of its start, also where a resumed run is further on
-        draws_N = self.parts.step.objective.draws_N(progress, labels_N)
+        draws_N = self.components.step.objective.draws_N(progress, labels_N)
         if draws_N is None:
             return None
         copies_N = torch.from_numpy(drawn_copies(draws_N.double().cpu().numpy(), self.cfg.seed, self.at.epoch))
@@ -158,9 +158,8 @@ class _Run:
     def _finish_epoch(self, metrics: dict[str, Any]) -> None:
         cfg, at = self.cfg, self.at
         at.last = dict(metrics)
-        self.log.log(
-            metrics, at.step
-        )  # before the checkpoint: a resumed run drops rows that are ahead of it, not the other way
+        # before the checkpoint: a resumed run drops rows that are ahead of it, not the other way
+        self.log.log(metrics, at.step)
         if self._is_best(metrics):
             at.best = dict(metrics)
             self._save("best")
@@ -178,7 +177,7 @@ class _Run:
     def _record_epoch(self) -> None:
         at = self.at
         self.record.update(
-            bad_samples=len(self.feed.bad_samples),
+            bad_samples=len(self.loader.bad_samples),
             last=at.last,
             best=at.best,
             epochs_done=at.epoch,
@@ -196,28 +195,28 @@ class _Run:
         raise StopRequested(f"stopped after epoch {self.at.epoch} of {self.cfg.train.epochs}")
 
     def _step(self, raw: Batch) -> dict[str, Tensor]:
-        at, parts = self.at, self.parts
+        at, components = self.at, self.components
         progress = self._progress()
-        batch = parts.augment(raw.to(self.ctx.device), at.epoch, raw)
-        if parts.step.key is not None:
-            parts.step.key.update(parts.step.net)
+        batch = components.augment(raw.to(self.ctx.device), at.epoch, raw)
+        if components.step.key is not None:
+            components.step.key.update(components.step.net)
         self.optimizer.zero_grad(set_to_none=True)
         pieces = micro_batches(batch, self.cfg.train.accumulate)
         total: dict[str, Tensor] = {}
         outputs = []
         for piece in pieces:
-            loss, values, out = parts.wrapped(piece, progress)
+            loss, values, out = components.wrapped(piece, progress)
             (loss / len(pieces)).backward()
             outputs.append(out)
             for name, value in {"loss": loss.detach(), **values}.items():
                 total[name] = total.get(name, 0.0) + value / len(pieces)
         if self.cfg.train.optim.clip_norm:
-            torch.nn.utils.clip_grad_norm_(parts.step.parameters(), self.cfg.train.optim.clip_norm)
+            torch.nn.utils.clip_grad_norm_(components.step.parameters(), self.cfg.train.optim.clip_norm)
         self.optimizer.step()
         for piece, out in zip(pieces, outputs, strict=True):
-            parts.step.objective.observe(out, piece, progress)
-        if parts.average:
-            parts.average.update(parts.step.net)
+            components.step.objective.observe(out, piece, progress)
+        if components.average:
+            components.average.update(components.step.net)
         at.step += 1
         at.step_in_epoch += 1
         at.images_seen += self.cfg.train.batch_size
@@ -227,13 +226,13 @@ class _Run:
 
     def _counts(self, split: str) -> Any:
         return confusion(
-            self.parts.eval_net,
-            self.feed,
+            self.components.eval_net,
+            self.loader,
             split,
             batch_size=self.cfg.train.eval_batch_size,
             device=self.ctx.device,
-            autocast=self.parts.precision.autocast,
-            normalize=self.parts.augment.evaluate,
+            autocast=self.components.precision.autocast,
+            normalize=self.components.augment.evaluate,
             beat=self._beat,
         )
 
@@ -242,27 +241,27 @@ class _Run:
 
     def _validate(self) -> dict[str, Any]:
         due = self.at.epoch % self.cfg.train.eval_every == 0 or self.at.epoch == self.cfg.train.epochs
-        if not due or "val" not in self.feed.store.manifest.splits:
+        if not due or "val" not in self.loader.store.manifest.splits:
             return {}
-        values = split_metrics(self._counts("val"), self.feed)
+        values = split_metrics(self._counts("val"), self.loader)
         return {f"val/{name}": value for name, value in values.items()}
 
     def _test(self) -> dict[str, Any]:
         """Every test split once, with the weights of the last epoch, and with those of the best epoch on validation."""
-        splits = [name for name in self.feed.store.manifest.splits if name.startswith("test")]
+        splits = [name for name in self.loader.store.manifest.splits if name.startswith("test")]
         result: dict[str, Any] = {"test": {}, "test_best": {}, "per_class": {}}
         for split in splits:
             counts = self._counts(split)
-            result["test"][split] = split_metrics(counts, self.feed)
+            result["test"][split] = split_metrics(counts, self.loader)
             result["per_class"][split] = class_accuracy(counts)
         if self.info.kind != "run":
             return result  # in a sweep the test splits are read once; what was best on validation decides nothing there
         best = ckpt.find(self.folder, "best") if self.ctx.rank == 0 else None
         weights = dist.broadcast_object(best.model_state() if best else None)
         if weights is not None:
-            self.parts.eval_net.load_state_dict(weights)
+            self.components.eval_net.load_state_dict(weights)
             for split in splits:
-                result["test_best"][split] = split_metrics(self._counts(split), self.feed)
+                result["test_best"][split] = split_metrics(self._counts(split), self.loader)
         return result
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
@@ -279,11 +278,11 @@ class _Run:
         now = time.monotonic()
         self.at.seconds, self.counted_at = self.at.seconds + now - self.counted_at, now
 
-    def _maybe_save_or_stop(self, tally: Tally) -> None:
+    def _maybe_save_or_stop(self, sums: MeanMetrics) -> None:
         due = time.monotonic() - self.saved_at > self.cfg.train.checkpoint_every_s
         due, stop = dist.broadcast_object((due, self.ctx.stop_requested()))
         if due or stop:
-            self.at.sums, self.at.counts = tally.over_ranks()
+            self.at.sums, self.at.counts = sums.over_ranks()
             self._count_time()
             self._save("last")
             self.ctx.saved()
@@ -293,12 +292,14 @@ class _Run:
     def _save(self, tag: str) -> None:
         began = time.monotonic()
         state = (
-            state_dict(self.parts, self.optimizer, self.at) if tag == "last" else None
+            state_dict(self.components, self.optimizer, self.at) if tag == "last" else None
         )  # a collective: memories of all ranks
         if self.ctx.rank == 0:
-            meta = ckpt.description(flat(self.cfg), self.feed.store.manifest, epoch=self.at.epoch, metrics=self.at.best)
+            meta = ckpt.description(
+                flat(self.cfg), self.loader.store.manifest, epoch=self.at.epoch, metrics=self.at.best
+            )
             meta["class_prior"] = self.class_prior
-            model = self.parts.eval_net.state_dict()
+            model = self.components.eval_net.state_dict()
             ckpt.save(self.folder, tag, step=self.at.step, model=model, state=state, meta=meta)
         if tag == "last":
             self.saved_at, self.last_saved_step = time.monotonic(), self.at.step
@@ -309,7 +310,7 @@ class _Run:
         """Rank 0 finds and reads the checkpoint; the others get it from there, so no rank needs to see its disk."""
         state, pending = None, {}
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
-            ckpt.check_same_run(found, flat(self.cfg), self.feed.store.manifest.hash, self.info.hot)
+            ckpt.check_same_run(found, flat(self.cfg), self.loader.store.manifest.hash, self.info.mutable)
             state = found.train_state()
             best = ckpt.find(self.folder, "best")
             if best is not None and best.meta["step"] > state["progress"]["step"]:
@@ -318,11 +319,11 @@ class _Run:
             pending = take_pending(state)
         state = dist.broadcast_object(state)
         if state is not None:
-            self.at = load_state(self.parts, self.optimizer, state, pending)
+            self.at = load_state(self.components, self.optimizer, state, pending)
             self.last_saved_step = self.at.step
             self._record_epoch()  # no epoch may follow that would
         elif self.cfg.train.init_from is not None:
-            self.at.started_from = start_from(self.cfg, self.parts, self.feed.store.manifest.classes)
+            self.at.started_from = start_from(self.cfg, self.components, self.loader.store.manifest.classes)
         if self.at.started_from:
             self.record.update(started_from=self.at.started_from)
         self._stop_if_there()

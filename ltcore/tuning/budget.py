@@ -10,7 +10,7 @@ import torch
 
 from ltcore.config.load import grace_fraction, override
 from ltcore.config.schema import RunConfig, SweepConfig
-from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.runtime.placement import Scaling
 from ltcore.training.build import build, num_views
@@ -29,7 +29,7 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     options: dict[str, Any] = {"augment": cfg.augment, "num_views": num_views(cfg)}
-    feed = open_feed(cfg.data, data_uri, batch_size=cfg.train.batch_size, seed=cfg.seed, **options)
+    loader = make_loader(cfg.data, data_uri, batch_size=cfg.train.batch_size, seed=cfg.seed, **options)
     device = (ctx := LocalContext()).device
 
     def now() -> float:
@@ -38,14 +38,14 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
         return time.monotonic()
 
     try:
-        parts = build(cfg, feed, ctx)
+        parts = build(cfg, loader, ctx)
         objective = parts.step.objective
         steps, started = 0, now()
         epoch = 0
         while epoch < 2 or now() - started < seconds:
             if epoch == 1:
                 steps, started = 0, now()
-            for raw in feed.train_batches(epoch):
+            for raw in loader.train_batches(epoch):
                 batch = parts.augment(raw.to(device), epoch, raw)
                 loss, _, out = parts.step(batch, 0.99)
                 loss.backward()
@@ -55,7 +55,7 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
             epoch += 1
         return steps * cfg.train.batch_size / (now() - started)
     finally:
-        feed.close()
+        loader.close()
         torch.set_num_threads(before)
 
 

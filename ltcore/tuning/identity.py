@@ -39,12 +39,12 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 _SIZE = "sweep.num_trials"
 
 
-def grows(existing: dict[str, Any], fields: dict[str, Any]) -> bool:
+def adds_trials(existing: dict[str, Any], fields: dict[str, Any]) -> bool:
     """Whether the new sweep is a stored random search with more trials, which then are added to it."""
     return fields["sweep.search"] == "random" and fields[_SIZE] > existing["identity"][_SIZE]
 
 
-def refuse_other_data(existing: dict[str, Any], data_hash: str, uri: str) -> None:
+def check_same_data(existing: dict[str, Any], data_hash: str, uri: str) -> None:
     """ConfigError where the stored sweep was computed on other data than those that the name leads to now."""
     if existing["data_hash"] != data_hash:
         raise ConfigError(
@@ -53,9 +53,9 @@ def refuse_other_data(existing: dict[str, Any], data_hash: str, uri: str) -> Non
         )
 
 
-def refuse_other(existing: dict[str, Any], fields: dict[str, Any], uri: str) -> None:
+def check_same_sweep(existing: dict[str, Any], fields: dict[str, Any], uri: str) -> None:
     """The same name with another configuration would mix two sweeps."""
-    if grows(existing, fields):
+    if adds_trials(existing, fields):
         fields = {**fields, _SIZE: existing["identity"][_SIZE]}
     changed = difference(effective(existing["identity"]), fields)
     if changed:

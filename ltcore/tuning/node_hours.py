@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 
-class NodeMeter(threading.Thread):
+class NodeHours(threading.Thread):
     """Looks at the cluster every few seconds. ``before`` continues the count of an interrupted sweep."""
 
     def __init__(self, before: Mapping[str, float], every_s: float = 2.0) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.reporting.report import write_report
-from ltcore.runtime.progress import Board
+from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import is_local, join, write_bytes_atomic
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training.fetch import fetched
-from ltcore.training.sync import Mirror
+from ltcore.training.sync import RunSync
 from ltcore.tuning.runs import SweepSetup
 
 REPORT_FILES = ("sweep.json", "run.json", "metrics.jsonl", "config.yaml")
@@ -23,14 +23,14 @@ def of_report(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.rpartition("/")[2] in REPORT_FILES]
 
 
-def report(setup: SweepSetup, fields: dict[str, Any], board: Board, id_prefix: str) -> None:
+def report(setup: SweepSetup, fields: dict[str, Any], display: ProgressDisplay, id_prefix: str) -> None:
     """Writes report.html beside sweep.json, and the sweep's own W&B run."""
-    with board.stage("report"), fetched(setup.uri, of_report) as folder:
+    with display.stage("report"), fetched(setup.uri, of_report) as folder:
         path = write_report(folder)
         if not is_local(setup.uri):
             write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes())
         _log_sweep(setup, fields, id_prefix, folder, path)
-        Mirror(join(setup.uri, "sweep"), folder / "sweep").close()
+        RunSync(join(setup.uri, "sweep"), folder / "sweep").close()
 
 
 def _log_sweep(setup: SweepSetup, fields: dict[str, Any], id_prefix: str, folder: Path, report: Path) -> None:

@@ -15,14 +15,14 @@ from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import CheckpointError, StallError
 from ltcore.objective.registry import TERMS
 from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
-from ltcore.runtime.heartbeat import Watch
+from ltcore.runtime.heartbeat import Watchdog
 from ltcore.runtime.placement import Demand, Scaling
-from ltcore.runtime.progress import Board
+from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import run_job
 from ltcore.runtime.results import result_of
 from ltcore.storage import join, read_json
 from ltcore.training.checkpoint import refuse_differences
-from ltcore.training.run import Job, forget
+from ltcore.training.run import Job, delete_run
 
 TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
 
@@ -55,10 +55,16 @@ class Runs:
     """Starts single runs of a sweep and waits for them."""
 
     def __init__(
-        self, setup: SweepSetup, board: Board, watch: Watch, pulse_name: str, nonce: str, id_prefix: str
+        self,
+        setup: SweepSetup,
+        display: ProgressDisplay,
+        watch: Watchdog,
+        heartbeat_name: str,
+        nonce: str,
+        id_prefix: str,
     ) -> None:
-        self.setup, self.board, self.watch = setup, board, watch
-        self.pulse_name, self.nonce, self.id_prefix = pulse_name, nonce, id_prefix
+        self.setup, self.display, self.watch = setup, display, watch
+        self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
 
     def job(self, role: str, seed: int, kind: str, where: str, params: dict[str, Any]) -> Job:
         changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
@@ -74,9 +80,9 @@ class Runs:
                 "test": kind == "retrain",
             },
             cpus=self.setup.scaling.cpus_per_worker,
-            pulse=self.pulse_name,
+            heartbeat=self.heartbeat_name,
             nonce=self.nonce,
-            shown_as=Path(where).name,
+            label=Path(where).name,
         )
 
     def submit(self, job: Job, engine: str, scaling: Scaling) -> Any:
@@ -90,13 +96,13 @@ class Runs:
     def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
         """As many at a time as there are real resources for: a local Ray counts more CPUs than there are.
 
-        The job named ``streamed`` goes first, through Ray Data's stream tier and Ray Train with two workers: they take long
+        The job named ``streamed`` goes first, through Ray Data's Ray loader and Ray Train with two workers: they take long
         to start, and the other runs use that time. ``engine`` is that of the sweep unless another is given.
         """
         waiting = list(jobs.items())
         running: dict[Any, str] = {}
         if streamed:
-            config = dump(override(from_dict(jobs[streamed].config), {"data.tier": "stream"}))
+            config = dump(override(from_dict(jobs[streamed].config), {"data.loader": "ray"}))
             job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
             running[self.submit(job, "train", Scaling(workers=2))] = streamed
             waiting = [(name, job) for name, job in waiting if name != streamed]
@@ -117,7 +123,7 @@ class Runs:
             values = [v["top1"] for v in tested.values()] or [record.get("last", {}).get(self.setup.sweep.metric)]
             shown = ", ".join(f"{100 * v:.1f}%" for v in values if v is not None)
             where = f"test top-1 on {' and '.join(tested)}" if tested else "validation top-1"
-            self.board.ended(name, f"{name}: {where} {shown}" if shown else f"{name}: done")
+            self.display.ended(name, f"{name}: {where} {shown}" if shown else f"{name}: done")
         if self.watch.stop_wanted:
             for ref in running:
                 ray.cancel(ref, force=True)
@@ -143,4 +149,4 @@ def forget_other(job: Job) -> None:
     try:
         refuse_differences(job.run_uri, record["config"], trees.flatten(job.config))
     except CheckpointError:
-        forget(job.run_uri)
+        delete_run(job.run_uri)

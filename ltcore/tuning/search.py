@@ -182,7 +182,7 @@ def run_population(
         metric=sweep.metric,
         mode="max",
         perturbation_interval=max(1, total_images // 8),
-        hyperparam_mutations={key: domain(sweep.space[key]) for key in sweep.hot},
+        hyperparam_mutations={key: domain(sweep.space[key]) for key in sweep.mutable},
     )
     members = list(points)
     _fit(

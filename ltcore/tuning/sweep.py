@@ -19,12 +19,12 @@ from ltcore.evaluation.paired import compare
 from ltcore.hashing import hash64
 from ltcore.reporting.format import short_names
 from ltcore.runtime.cluster import DRIVER_RESOURCE, nodes_are_coming
-from ltcore.runtime.heartbeat import Watch, start_pulse
-from ltcore.runtime.progress import Board
+from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
+from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import join, read_json, write_json
 from ltcore.training.hardware import describe_hardware
 from ltcore.tuning.identity import identity_hash
-from ltcore.tuning.node_hours import NodeMeter
+from ltcore.tuning.node_hours import NodeHours
 from ltcore.tuning.report import report
 from ltcore.tuning.rungs import Cohort, Course, Record, ranked, rungs, standing
 from ltcore.tuning.runs import Runs, SweepSetup, TimeIsUp, forget_other
@@ -38,8 +38,8 @@ from ltcore.version import code_version
 class Sweep:
     """One execution of a sweep; everything that must survive it is in ``sweep.json`` and the run directories."""
 
-    def __init__(self, setup: SweepSetup, fields: dict[str, Any], board: Board) -> None:
-        self.setup, self.board = setup, board
+    def __init__(self, setup: SweepSetup, fields: dict[str, Any], display: ProgressDisplay) -> None:
+        self.setup, self.display = setup, display
         self.state_uri = join(setup.uri, "sweep.json")
         self.fields: dict[str, Any] = {
             "schema": 1,
@@ -70,21 +70,21 @@ class Sweep:
             self.fields["sizes"].append(setup.sweep.size)
             self.fields["identity"] = fields
         self.fields["stages_before"] = self.fields["stages"]  # of the interrupted sweep that this one continues
-        self.meter = NodeMeter(self.fields.get("node_hours", {}))
+        self.meter = NodeHours(self.fields.get("node_hours", {}))
         self._lost: dict[str, str] = {}
         """Trials whose process died for the last time, with Ray's words."""
-        name = f"pulse-{self.fields['config_hash'][:12]}-{time.time_ns()}"
-        self.pulse_name, self.nonce = name, secrets.token_hex(16)
-        self._pulse = start_pulse(name, self.nonce)
+        name = f"heartbeat-{self.fields['config_hash'][:12]}-{time.time_ns()}"
+        self.heartbeat_name, self.nonce = name, secrets.token_hex(16)
+        self._pulse = start_heartbeat(name, self.nonce)
         deadline = None if setup.max_hours is None else setup.max_hours * 3600
-        self.watch = Watch(
+        self.watch = Watchdog(
             self._pulse,
-            board.update,
+            display.update,
             stall_s=setup.sweep.stall_s,
             deadline_s=deadline,
             nodes_are_coming=partial(nodes_are_coming, setup.cluster),
         )
-        self.runs = Runs(setup, board, self.watch, name, self.nonce, self.id_prefix)
+        self.runs = Runs(setup, display, self.watch, name, self.nonce, self.id_prefix)
 
     @property
     def id_prefix(self) -> str:
@@ -107,7 +107,7 @@ class Sweep:
                         self.retrain()
             self.fields["status"] = "stopped" if self.watch.out_of_time.is_set() else "finished"
             self.save()
-            report(self.setup, self.fields, self.board, self.id_prefix)
+            report(self.setup, self.fields, self.display, self.id_prefix)
         except BaseException as error:
             self.fields["status"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             self.fields["reason"] = f"{type(error).__name__}: {error}"
@@ -121,7 +121,7 @@ class Sweep:
 
     def save(self) -> None:
         before = self.fields["stages_before"]
-        now = {k: round(before.get(k, 0.0) + v, 1) for k, v in self.board.stages.items()}
+        now = {k: round(before.get(k, 0.0) + v, 1) for k, v in self.display.stages.items()}
         self.fields["stages"] = {**before, **now}
         self.fields["node_hours"] = self.meter.hours()
         self.fields["most_nodes"] = max(self.fields.get("most_nodes", 0), self.meter.most_nodes)
@@ -131,7 +131,7 @@ class Sweep:
 
     def search(self) -> None:
         setup = self.setup
-        with self.board.stage("search", expected=setup.sweep.size + 1):
+        with self.display.stage("search", expected=setup.sweep.size + 1):
             job = self.runs.job("baseline", setup.seed, "baseline", "trials/baseline", {})
             baseline = {self.runs.submit(job, setup.engine, setup.scaling): "baseline"}
             with contextlib.suppress(TimeIsUp):
@@ -227,7 +227,7 @@ class Sweep:
             return
         job = self.runs.job("trial", setup.seed, "trial", folder, {})
         job = dataclasses.replace(job, info={**job.info, "kind": "shared_start", "until": epochs})
-        self.board.say(f"{len(sharing)} trials share their first {epochs} epochs, before any term acts: trained once")
+        self.display.say(f"{len(sharing)} trials share their first {epochs} epochs, before any term acts: trained once")
         self.runs.run_all({folder: job}, engine="trial")
         record = read_json(join(setup.uri, folder, "run.json"))
         assert record is not None, "it has run"
@@ -249,9 +249,9 @@ class Sweep:
                 "group": setup.sweep.name,
                 "scaling": setup.scaling.plain(),
                 "engine": setup.engine,
-                "hot": list(setup.sweep.hot) if setup.sweep.search == "pbt" else [],
+                "mutable": list(setup.sweep.mutable) if setup.sweep.search == "pbt" else [],
                 "members": [],
-                "pulse": self.pulse_name,
+                "heartbeat": self.heartbeat_name,
                 "nonce": self.nonce,
                 "code": code_version(),
                 "forked": {name: join(setup.uri, folder) for name, folder in self.fields["forked"].items()},
@@ -276,8 +276,10 @@ class Sweep:
         text = "-" if value is None else f"{100 * value:.1f}%"
         if state == "there":
             assert record is not None, "it says where the trial stands"
-            self.board.rest(f"trial {trial}")
-            self.board.say(f"trial {trial}: {shown}: {text} after epoch {record['epochs_done']}, waits for the others")
+            self.display.rest(f"trial {trial}")
+            self.display.say(
+                f"trial {trial}: {shown}: {text} after epoch {record['epochs_done']}, waits for the others"
+            )
             return
         how, style = f"{text} at the end", ""
         if record is not None and record["status"] == "failed":
@@ -286,15 +288,15 @@ class Sweep:
             how, style = f"lost with its process ({self._lost[trial]})", "red"
         elif state == "open":
             how = f"{text}, cut short; the same command goes on with it"
-        self.board.ended(f"trial {trial}", f"trial {trial}: {shown}: ", (how, style))
+        self.display.ended(f"trial {trial}", f"trial {trial}: {shown}: ", (how, style))
 
     def _decided(self, decision: dict[str, Any]) -> None:
         self.save()
         places = decision["trials"]
         on = [place["id"] for place in places if place["goes_on"]]
         for place in places[len(on) :]:
-            self.board.ended(f"trial {place['id']}")
-        self.board.say(
+            self.display.ended(f"trial {place['id']}")
+        self.display.say(
             f"compared after epoch {places[0]['epoch']}: {len(on)} of {len(places)} trials go on ({', '.join(on)})"
         )
 
@@ -311,7 +313,7 @@ class Sweep:
         settled = [t for t in trials if standing(t) != "open"]
         if len(settled) < self.setup.sweep.size:
             if self.watch.out_of_time.is_set():
-                self.board.say("time is up before every trial came to its end; the same command continues")
+                self.display.say("time is up before every trial came to its end; the same command continues")
                 return False
             raise LtcoreError(self._why_open([t for t in trials if standing(t) == "open"]))
         finished = {t["id"]: t for t in settled if t["status"] == "finished" and t["last"] is not None}
@@ -323,7 +325,7 @@ class Sweep:
         winner = finished[ranked({name: t["last"] for name, t in finished.items()})[0]]
         self.fields |= {"winner": winner["id"], "baseline": "baseline"}
         shown = ", ".join(f"{key}={_shown(value)}" for key, value in winner["params"].items())
-        self.board.say(f"winner on validation: trial {winner['id']} ({100 * winner['last']:.1f}%): {shown}")
+        self.display.say(f"winner on validation: trial {winner['id']} ({100 * winner['last']:.1f}%): {shown}")
         self.save()
         return True
 
@@ -340,10 +342,10 @@ class Sweep:
     def _tell_schedule(self) -> None:
         """Population-based training ends with a course of values, which a retrain with one value would not repeat."""
         winner = next(t for t in self.fields["trials"] if t["id"] == self.fields["winner"])
-        self.board.say("the winner is a schedule, not one setting, so it is not retrained; it held")
+        self.display.say("the winner is a schedule, not one setting, so it is not retrained; it held")
         for part in winner["schedule"]:
             shown = ", ".join(f"{key}={value}" for key, value in part.items() if key != "images_seen")
-            self.board.say(f"  from image {part['images_seen']:,} on: {shown}")
+            self.display.say(f"  from image {part['images_seen']:,} on: {shown}")
 
     # ---- retrain and test
 
@@ -362,7 +364,7 @@ class Sweep:
         }
         for job in jobs.values():
             forget_other(job)
-        with self.board.stage("retrain", expected=len(jobs)):
+        with self.display.stage("retrain", expected=len(jobs)):
             first = f"winner-seed{seeds[0]}"
             if (
                 sweep.train_engine_retrain

@@ -16,14 +16,14 @@ from ltcore.errors import LtcoreError
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import Scaling
-from ltcore.runtime.ray_data import open_ray_feed
+from ltcore.runtime.ray_data import make_ray_loader
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
 from ltcore.storage import join
 from ltcore.training.context import StopRequested
 from ltcore.training.record import has_failed
 from ltcore.training.run import Job, execute, scratch_dir
-from ltcore.training.sync import Mirror
+from ltcore.training.sync import RunSync
 
 TRIAL, UNTIL = "trial", "until"
 """Keys beside a trial's parameters: its name, which outlives Tune's own, and the epoch at which this part of it ends."""
@@ -56,7 +56,7 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     """Tune's function trainable: one part of a trial. ``config`` holds the swept dotted keys, TRIAL and UNTIL; ``plan`` what
     all trials share."""
     quiet()
-    adopt_secrets(plan["pulse"], plan["nonce"])
+    adopt_secrets(plan["heartbeat"], plan["nonce"])
     from ray import tune
 
     params = dict(config)
@@ -73,14 +73,14 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
             "kind": "trial",
             "group": plan["group"],
             "test": False,
-            "hot": plan["hot"],
+            "mutable": plan["mutable"],
             "until": until,
         },
         cpus=scaling.cpus_per_worker,
-        pulse=plan["pulse"],
+        heartbeat=plan["heartbeat"],
         nonce=plan["nonce"],
         code=plan["code"],
-        shown_as=f"trial {trial}",
+        label=f"trial {trial}",
         fork_of=plan["forked"].get(trial, ""),
     )
     if plan["engine"] == "train":
@@ -91,10 +91,10 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         with _told_by_record(job.run_uri):
             fit_with_train(job, scaling, storage=plan["sweep_uri"], callbacks=[TuneReportCallback()])
         return
-    if plan["hot"]:
+    if plan["mutable"]:
         _adopt_checkpoint(job.run_uri)
     with _told_by_record(job.run_uri):
-        execute(job, TrialContext(job, keep_checkpoints=bool(plan["hot"])), open_ray_feed)
+        execute(job, TrialContext(job, keep_checkpoints=bool(plan["mutable"])), make_ray_loader)
 
 
 @contextlib.contextmanager
@@ -118,12 +118,12 @@ def _adopt_checkpoint(run_uri: str) -> None:
     handed = tune.get_checkpoint()
     if handed is None:
         return
-    mirror = Mirror(run_uri, scratch_dir(run_uri))
-    mirror.local.mkdir(parents=True, exist_ok=True)
-    mirror.pull()
-    folder = mirror.local / "checkpoints"
+    sync = RunSync(run_uri, scratch_dir(run_uri))
+    sync.local.mkdir(parents=True, exist_ok=True)
+    sync.pull()
+    folder = sync.local / "checkpoints"
     shutil.rmtree(folder, ignore_errors=True)
     with handed.as_directory() as source:
         step = int(json.loads((Path(source) / "meta.json").read_text())["step"])
         shutil.copytree(source, folder / f"last-{step:08d}")
-    mirror.close()
+    sync.close()

@@ -108,8 +108,8 @@ def test_the_ladder(tmp_path: Path) -> None:
     wanted = {rung["name"]: rung["wanted"] for rung in section["rungs"]}
     assert wanted == {
         "read": "",
-        "decode (cache tier)": ">= 10",
-        "decode (threads tier)": "",
+        "decode (cached loader)": ">= 10",
+        "decode (threaded loader)": "",
         "to device": "",
         "step": "",
         "full loop": ">= 0.95",
@@ -118,7 +118,14 @@ def test_the_ladder(tmp_path: Path) -> None:
     num_images = ShardStore(images.shards(None, quick=True)).manifest.split("train").num_samples
     whole_batches = num_images // 32 * 32
     assert amounts["webdataset, bytes"] == amounts["webdataset, decoded"] == num_images
-    for side in ("read", "decode (cache tier)", "decode (threads tier)", "to device", "full loop", "bare: full loop"):
+    for side in (
+        "read",
+        "decode (cached loader)",
+        "decode (threaded loader)",
+        "to device",
+        "full loop",
+        "bare: full loop",
+    ):
         assert amounts[side] == whole_batches
     assert all(m["value"] == m["amount"] / m["seconds"] for m in section["measurements"])
 
@@ -244,7 +251,7 @@ def test_large_images(folder: str, tmp_path: Path) -> None:
     document = bench(Options(what="large", data=str(path), quick=True, output=str(output)))
     check_document(document, output)
     amounts = {m["side"]: m["amount"] for m in document["sections"][0]["measurements"]}
-    assert amounts == {"threads tier": 24, "decode limit": 16}
+    assert amounts == {"threaded loader": 24, "decode limit": 16}
 
 
 def test_large_images_must_be_given_and_be_jpegs() -> None:

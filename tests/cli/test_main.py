@@ -22,7 +22,7 @@ def test_methods_names_every_row_with_its_paper(capsys):
     main.print_methods()
     text = capsys.readouterr().out
     for name, row in [*BASES.items(), *TERMS.items(), *STAGE2.items()]:
-        assert name in text and row.says in text and row.paper in text
+        assert name in text and row.summary in text and row.paper in text
 
 
 def test_recipes_prints_name_and_header(capsys):

@@ -40,7 +40,7 @@ def dry_run(tmp_path: Path, *words: str) -> None:
         "--storage",
         str(tmp_path / "runs"),
         "train.batch_size=2",
-        "data.canvas=8",
+        "data.image_size=8",
         *words,
     ]
     assert train(read_train("doc", args)) == {}

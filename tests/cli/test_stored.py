@@ -143,7 +143,7 @@ def test_a_finished_run_answers_for_itself_alone(
     longer = [word.replace("train.epochs=1", "train.epochs=2") for word in command]
     with pytest.raises(CheckpointError, match=r"train.epochs: 1 there, 2 now"):
         train(read_train(None, longer))
-    free = [*(w for w in command if w != "train.threads=1"), "train.threads=2", "data.tier=threads"]
+    free = [*(w for w in command if w != "train.threads=1"), "train.threads=2", "data.loader=threads"]
     assert train(read_train(None, free)) == first  # what changes no result
 
 

@@ -123,7 +123,7 @@ def test_the_warm_up_before_a_sweep_computes_where_trials_will(
 
     parts = SimpleNamespace(step=SimpleNamespace(objective=None), augment=augment)
     monkeypatch.setattr(warmup, "LocalContext", Elsewhere)
-    monkeypatch.setattr(warmup, "build", lambda cfg, feed, ctx: parts)
+    monkeypatch.setattr(warmup, "build", lambda cfg, loader, ctx: parts)
     with pytest.raises(ReachedError):
         warmup.images_per_s(tiny_run(), tiny_shards, threads=1)
 

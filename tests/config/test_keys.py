@@ -64,13 +64,13 @@ def test_sections_are_documented_and_terms_and_stage_2_alone_are_optional():
     terms = root.fields["objective"].fields["terms"]
     assert list(terms.fields) == list(TERMS)
     for name, section in terms.fields.items():
-        assert section.optional and section.doc == TERMS[name].says
+        assert section.optional and section.doc == TERMS[name].summary
     sections = {name: s for name, s in root.fields.items() if isinstance(s, keys.Section)}
     assert [name for name, s in sections.items() if s.optional] == ["stage2"]
     assert all(s.doc for s in sections.values())
     methods = root.fields["stage2"].fields["options"]
     assert list(methods.fields) == list(STAGE2)
-    assert all(not s.optional and s.doc == STAGE2[name].says for name, s in methods.fields.items())
+    assert all(not s.optional and s.doc == STAGE2[name].summary for name, s in methods.fields.items())
 
 
 def test_inherited_fields_come_first_and_keep_the_docs_they_do_not_replace():
@@ -80,9 +80,9 @@ def test_inherited_fields_come_first_and_keep_the_docs_they_do_not_replace():
 
 
 def test_methods_are_the_registries():
-    rows = {(m.kind, m.name): (m.says, m.paper) for m in keys.methods()}
+    rows = {(m.kind, m.name): (m.summary, m.paper) for m in keys.methods()}
     tables = {"base": BASES, "term": TERMS, "stage2": STAGE2, "model": MODELS}
-    assert rows == {(k, n): (row.says, row.paper) for k, table in tables.items() for n, row in table.items()}
+    assert rows == {(k, n): (row.summary, row.paper) for k, table in tables.items() for n, row in table.items()}
 
 
 def test_the_own_keys_of_stage_2_exist():

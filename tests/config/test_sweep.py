@@ -84,9 +84,9 @@ def test_every_recipe_of_a_first_stage_takes_the_main_sweep(recipe):
 
 
 def test_pbt_has_no_grace_period():
-    hot = {"sweep.search": "pbt", "sweep.hot": "objective.terms.lpa.weight", "sweep.grace_fraction": "0.1"}
-    sweep = load_sweep("tune_lpa", hot)
-    assert sweep.hot == ("objective.terms.lpa.weight",)
+    mutable = {"sweep.search": "pbt", "sweep.mutable": "objective.terms.lpa.weight", "sweep.grace_fraction": "0.1"}
+    sweep = load_sweep("tune_lpa", mutable)
+    assert sweep.mutable == ("objective.terms.lpa.weight",)
     check_sweep(sweep, base_run(sweep))
 
 
@@ -99,8 +99,8 @@ def test_pbt_has_no_grace_period():
     ],
 )
 def test_what_population_based_training_may_not_change(key, spec, why):
-    with pytest.raises(ConfigError, match=f"^sweep.hot holds {key}: {why}"):
-        load_sweep("tune_lpa", {"sweep.search": "pbt", "sweep.hot": key, f"sweep.space.{key}": spec})
+    with pytest.raises(ConfigError, match=f"^sweep.mutable holds {key}: {why}"):
+        load_sweep("tune_lpa", {"sweep.search": "pbt", "sweep.mutable": key, f"sweep.space.{key}": spec})
 
 
 def test_wrong_keys_are_named():

@@ -82,14 +82,14 @@ def test_a_checkpoint_of_two_ranks_loads_into_one(
 ) -> None:
     """One rank goes on from two ranks' checkpoint as if it had been alone from the beginning."""
     row, name = declared
-    alone, loaded = harness.partly_filled(row), harness.build_row(*row)
+    exclusive, loaded = harness.partly_filled(row), harness.build_row(*row)
     for each, memory in loaded.memories().items():
         ranks = [rank["partly"]["-".join(row)][each] for rank in two_ranks]
         memory.load(ranks[0][0], [rank[1] for rank in ranks])
-    assert_same(loaded.memories()[name], alone.memories()[name], 1e-9)
-    for objective in (loaded, alone):
+    assert_same(loaded.memories()[name], exclusive.memories()[name], 1e-9)
+    for objective in (loaded, exclusive):
         harness.fill(objective, merges=(0.95,))
-    assert_same(loaded.memories()[name], alone.memories()[name], 1e-9)
+    assert_same(loaded.memories()[name], exclusive.memories()[name], 1e-9)
 
 
 def test_a_checkpoint_of_one_rank_loads_into_two(

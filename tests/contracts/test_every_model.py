@@ -47,8 +47,8 @@ def test_model(name: str) -> None:
     net.eval()
     with torch.no_grad():
         together = net(images).logits_BC
-        alone = torch.cat([net(image[None]).logits_BC for image in images[:2]])
-        torch.testing.assert_close(together[:2], alone, rtol=1e-4, atol=1e-4)
+        exclusive = torch.cat([net(image[None]).logits_BC for image in images[:2]])
+        torch.testing.assert_close(together[:2], exclusive, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])

@@ -44,7 +44,7 @@ def _write(uri: Path | str, name: str, num_classes: int, samples: list[Sample]) 
         classes=[f"c{n}" for n in range(num_classes)],
         attributes=["x"],
         splits={"train": samples},
-        canvas=4,
+        image_size=4,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         seed=0,

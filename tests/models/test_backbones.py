@@ -96,4 +96,4 @@ def test_pool_accumulates_half_types_in_float32() -> None:
 
 def test_every_row_says_what_it_is() -> None:
     for name, row in MODELS.items():
-        assert row.says and row.paper, name
+        assert row.summary and row.paper, name

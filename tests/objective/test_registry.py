@@ -24,7 +24,7 @@ def test_one_field_per_row() -> None:
 
 def test_rows_say_what_they_are() -> None:
     for row in (*BASES.values(), *TERMS.values(), *STAGE2.values()):
-        assert row.says
+        assert row.summary
         assert row.paper
 
 

@@ -12,7 +12,7 @@ from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.autoscaler import Limits, limits_of, read_limits
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling
-from ltcore.runtime.placement import Demand, basis, concurrency
+from ltcore.runtime.placement import Demand, capacity_source, concurrency
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text(encoding="utf-8"))
 HEAD = Cluster(local=False, cpus=4, real_cpus=4, gpus=0, nodes=1, address="10.0.0.1:6379", dashboard="")
@@ -69,14 +69,14 @@ def test_trials_at_a_time_are_counted_with_what_may_come(
     cluster: Cluster, max_gpus: float | None, at_a_time: int, words: str
 ) -> None:
     assert concurrency(GPU_WORKER, cluster, max_gpus=max_gpus) == at_a_time
-    assert words in basis(cluster, max_gpus)
+    assert words in capacity_source(cluster, max_gpus)
 
 
 def test_without_any_knowledge_the_nodes_of_now_count_and_it_is_said() -> None:
     with pytest.raises(CapacityError, match="the cluster offers at most 4 CPUs and 0 GPUs"):
         concurrency(GPU_WORKER, HEAD, max_gpus=None)
     assert concurrency(Demand(cpus=1, gpus=0, data_cpus=1), HEAD, max_gpus=None) == 3
-    assert "nodes of now" in basis(HEAD, None) and "--max-gpus" in basis(HEAD, None)
+    assert "nodes of now" in capacity_source(HEAD, None) and "--max-gpus" in capacity_source(HEAD, None)
 
 
 def test_a_trial_gets_a_gpu_worker_while_only_the_head_is_there() -> None:

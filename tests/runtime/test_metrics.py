@@ -15,7 +15,7 @@ from wandb.sdk.lib.wbauth import write_netrc_auth
 
 from ltcore.runtime.cluster import connect, disconnect, forwarded_environment, secret_environment
 from ltcore.training.run import Job
-from ltcore.tuning.node_hours import NodeMeter, kind_of
+from ltcore.tuning.node_hours import NodeHours, kind_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -37,9 +37,9 @@ def exported() -> str:
 
 
 def test_metrics_reach_rays_exporter_with_run_trial_and_rank(cluster: Any) -> None:
-    from ltcore.runtime.metrics import Observer
+    from ltcore.runtime.metrics import RayMetrics
 
-    Observer("sweep-a", "trial 00003", 0).epoch({**METRICS, "memory_bytes": 2**30, "checkpoint_s": 0.25})
+    RayMetrics("sweep-a", "trial 00003", 0).epoch({**METRICS, "memory_bytes": 2**30, "checkpoint_s": 0.25})
     lines: list[str] = []
     for _ in range(60):
         lines = [line for line in exported().splitlines() if line.startswith("ray_ltcore_")]
@@ -58,11 +58,11 @@ def test_a_log_line_says_whose_it_is(cluster: Any, capfd: pytest.CaptureFixture[
         import contextlib
         import io
 
-        from ltcore.runtime.metrics import Observer
+        from ltcore.runtime.metrics import RayMetrics
 
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            Observer("sweep-a", "trial 00003", 1).epoch(METRICS)
+            RayMetrics("sweep-a", "trial 00003", 1).epoch(METRICS)
         return said.getvalue()
 
     line = ray.get(work.remote())
@@ -70,7 +70,7 @@ def test_a_log_line_says_whose_it_is(cluster: Any, capfd: pytest.CaptureFixture[
 
 
 def test_node_hours_grow_while_a_node_is_there_and_go_on_after_an_interruption(cluster: Any) -> None:
-    meter = NodeMeter({"head": 1.0, "gpu": 0.5}, every_s=0.1)
+    meter = NodeHours({"head": 1.0, "gpu": 0.5}, every_s=0.1)
     meter.start()
     time.sleep(1.5)
     meter.end()
@@ -112,10 +112,10 @@ def test_a_password_inside_a_value_is_a_secret_whatever_the_name(name: str, monk
 
 
 def test_workers_adopt_the_key_of_their_driver(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltcore.runtime.heartbeat import start_pulse
+    from ltcore.runtime.heartbeat import start_heartbeat
 
     monkeypatch.setenv("WANDB_API_KEY", "key-of-the-driver")
-    pulse = start_pulse("pulse-of-a-test", "nonce-of-the-driver")
+    heartbeat = start_heartbeat("heartbeat-of-a-test", "nonce-of-the-driver")
 
     @ray.remote(num_cpus=0, runtime_env={"env_vars": {"WANDB_API_KEY": ""}})
     def work(nonce: str) -> str:
@@ -124,14 +124,14 @@ def test_workers_adopt_the_key_of_their_driver(cluster: Any, monkeypatch: pytest
         from ltcore.runtime.heartbeat import adopt_secrets
 
         os.environ.pop("WANDB_API_KEY", None)
-        adopt_secrets("pulse-of-a-test", nonce)
+        adopt_secrets("heartbeat-of-a-test", nonce)
         return os.environ.get("WANDB_API_KEY", "")
 
     assert ray.get(work.remote("nonce-of-the-driver")) == "key-of-the-driver"
     for guess in ("", "nonce", "nonce-of-the-drivers"):
         assert ray.get(work.remote(guess)) == ""
         with pytest.raises(PermissionError, match="the W&B key is not handed over"):
-            ray.get(pulse.secrets.remote(guess))
+            ray.get(heartbeat.secrets.remote(guess))
 
 
 def test_the_nonce_stands_in_no_text_of_a_job() -> None:
@@ -141,12 +141,12 @@ def test_the_nonce_stands_in_no_text_of_a_job() -> None:
 
 
 def test_silence_is_no_stall_while_nodes_are_being_started(cluster: Any) -> None:
-    from ltcore.runtime.heartbeat import Watch, start_pulse
+    from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 
     began = time.monotonic()
-    pulse = start_pulse("pulse-of-silence", "")
-    watch = Watch(
-        pulse, lambda _: None, stall_s=2, deadline_s=None, nodes_are_coming=lambda: time.monotonic() - began < 6
+    heartbeat = start_heartbeat("heartbeat-of-silence", "")
+    watch = Watchdog(
+        heartbeat, lambda _: None, stall_s=2, deadline_s=None, nodes_are_coming=lambda: time.monotonic() - began < 6
     )
     watch.start()
     assert not watch.stalled.wait(6)

@@ -13,7 +13,7 @@ import torch
 from ltcore.batch import Batch
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.config import DataConfig
-from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.sampler import drawn_copies
 from ltcore.errors import DataError
 from tests.data.small import write_spoiled
@@ -31,9 +31,9 @@ def local_ray() -> Iterator[None]:
 
 
 def stream(uri: str, **options: Any) -> Any:
-    from ltcore.runtime.ray_data import RayFeed
+    from ltcore.runtime.ray_data import RayLoader
 
-    return RayFeed(DataConfig(uri=uri, tier="stream", stream_window_steps=3), uri, epochs=3, **options)
+    return RayLoader(DataConfig(uri=uri, loader="ray", stream_window_steps=3), uri, epochs=3, **options)
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -46,32 +46,36 @@ def assert_same(a: Batch, b: Batch) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, rank: int) -> None:
     options: dict[str, Any] = {"batch_size": 8, "seed": 3, "rank": rank, "world": 2}
-    feeds = [stream(color_shards, **options)]
-    feeds += [open_feed(DataConfig(uri=color_shards, tier=t), color_shards, **options) for t in ("cache", "threads")]
-    assert {feed.tier for feed in feeds} == {"stream", "cache", "threads"}
+    loaders = [stream(color_shards, **options)]
+    loaders += [
+        make_loader(DataConfig(uri=color_shards, loader=t), color_shards, **options) for t in ("cache", "threads")
+    ]
+    assert {loader.kind for loader in loaders} == {"ray", "cache", "threads"}
     for epoch in range(3):
         if epoch:  # the second and third epoch repeat some samples, each others
-            copies_N = drawn_copies(np.arange(feeds[0].store.manifest.split("train").num_samples) % 5, 0, epoch)
+            copies_N = drawn_copies(np.arange(loaders[0].store.manifest.split("train").num_samples) % 5, 0, epoch)
             assert copies_N.max() > 1
-            for feed in feeds:
-                feed.copies_N = copies_N
-        batches = [list(feed.train_batches(epoch)) for feed in feeds]
+            for loader in loaders:
+                loader.copies_N = copies_N
+        batches = [list(loader.train_batches(epoch)) for loader in loaders]
         assert [len(b) for b in batches] == [8, 8, 8]
         for streamed, cached, threaded in zip(*batches, strict=True):
             assert_same(streamed, cached)
             assert_same(streamed, threaded)
             assert len(streamed) == 4
-    for feed in feeds:
-        feed.close()
+    for loader in loaders:
+        loader.close()
 
 
 def test_crops_of_large_originals_are_those_of_the_other_tiers(local_ray: None, color_shards: str) -> None:
     augment = AugmentConfig(view1="rrc_flip", view2="sim", crop_from="original")
     options: dict[str, Any] = {"batch_size": 8, "seed": 3, "augment": augment, "num_views": 2}
-    feed = stream(color_shards, **options)
-    others = [open_feed(DataConfig(tier=tier, cache_px=4096), color_shards, **options) for tier in ("cache", "threads")]
+    loader = stream(color_shards, **options)
+    others = [
+        make_loader(DataConfig(loader=kind, cache_px=4096), color_shards, **options) for kind in ("cache", "threads")
+    ]
     for epoch, start in ((0, 0), (1, 5)):
-        batches = [list(f.train_batches(epoch, start)) for f in (feed, *others)]
+        batches = [list(f.train_batches(epoch, start)) for f in (loader, *others)]
         for streamed, *rest in zip(*batches, strict=True):
             assert streamed.images_VBCHW.shape[:2] == (2, 8)
             for other in rest:
@@ -84,18 +88,18 @@ def test_bad_samples_are_counted_over_the_whole_run(
     local_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, crop_from: str
 ) -> None:
     """By whoever gets them: each task of a stream sees a window of steps alone."""
-    from ltcore.runtime.ray_data import RayFeed
+    from ltcore.runtime.ray_data import RayLoader
 
     uri = str(tmp_path / "spoiled")
     write_spoiled(uri)
     augment = AugmentConfig(view1="rrc_flip", crop_from=crop_from)
 
-    def feed(tier: str, limit: int) -> Any:
-        cfg = DataConfig(uri=uri, tier=tier, max_bad_samples=limit, stream_window_steps=1)
+    def loader(kind: str, limit: int) -> Any:
+        cfg = DataConfig(uri=uri, loader=kind, max_bad_samples=limit, stream_window_steps=1)
         options: dict[str, Any] = {"batch_size": 4, "seed": 0, "augment": augment}
-        return RayFeed(cfg, uri, epochs=2, **options) if tier == "stream" else open_feed(cfg, uri, **options)
+        return RayLoader(cfg, uri, epochs=2, **options) if kind == "ray" else make_loader(cfg, uri, **options)
 
-    streamed, threaded = feed("stream", 2), feed("threads", 2)
+    streamed, threaded = loader("ray", 2), loader("threads", 2)
     for epoch in range(2):
         for a, b in zip(streamed.train_batches(epoch), threaded.train_batches(epoch), strict=True):
             assert_same(a, b)
@@ -103,20 +107,20 @@ def test_bad_samples_are_counted_over_the_whole_run(
     told = [record.getMessage() for record in caplog.records if "max_bad_samples" in record.getMessage()]
     assert len(told) == 4 and len(set(told)) == 2  # both feeds, each once
     with pytest.raises(DataError, match=r"'k[02]'.* It is number 2; data.max_bad_samples=1"):
-        list(feed("stream", 1).train_batches(0))
+        list(loader("ray", 1).train_batches(0))
 
 
 def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(local_ray: None, color_shards: str) -> None:
     options: dict[str, Any] = {"batch_size": 8, "seed": 3}
-    reference = open_feed(DataConfig(uri=color_shards, tier="cache"), color_shards, **options)
-    feed = stream(color_shards, **options)
+    reference = make_loader(DataConfig(uri=color_shards, loader="cache"), color_shards, **options)
+    loader = stream(color_shards, **options)
     for epoch, start in ((1, 5), (2, 0), (2, 3)):
         if start == 3:  # resumed where samples are repeated
-            feed.copies_N = reference.copies_N = drawn_copies(
+            loader.copies_N = reference.copies_N = drawn_copies(
                 np.arange(len(reference.store.labels("train"))) % 3, 0, epoch
             )
         expected = list(reference.train_batches(epoch, start))
-        got = list(feed.train_batches(epoch, start))
+        got = list(loader.train_batches(epoch, start))
         assert len(got) == len(expected) == 8 - start
         for a, b in zip(got, expected, strict=True):
             assert_same(a, b)

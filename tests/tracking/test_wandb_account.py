@@ -45,11 +45,11 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.parametrize(
     ("status", "says"), [(401, "401"), (500, "did not respond"), (CLOSES, "did not respond"), (200, "")]
 )
-def test_a_server_is_asked_once_and_decides(status: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_asked_once_and_decides(status: int, summary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     with serve(lambda _: status) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        if not says:
+        if not summary:
             assert [settle_mode("auto"), settle_mode("online"), os.environ.get("WANDB_MODE")] == [
                 "online",
                 "online",
@@ -58,11 +58,11 @@ def test_a_server_is_asked_once_and_decides(status: int, says: str, monkeypatch:
             assert [name for name in server.asked if not name.startswith("/")] == ["Viewer"]
             assert "WANDB_SERVICE" not in os.environ, "workers, on other machines too, have one of their own"
             return
-        with pytest.warns(UserWarning, match=f"{says}.*: runs are logged offline") as warned:
+        with pytest.warns(UserWarning, match=f"{summary}.*: runs are logged offline") as warned:
             settle_tracking(load_run("digits_glt_lpa_dro_ifl", {}))
         assert SECRET not in str(warned[0].message)
         assert (os.environ["WANDB_MODE"], settle_mode("auto")) == ("offline", "offline"), "what is started here is told"
-        with pytest.raises(ConfigError, match=rf"tracking.wandb_mode='online'.*{says}.*wandb login"):
+        with pytest.raises(ConfigError, match=rf"tracking.wandb_mode='online'.*{summary}.*wandb login"):
             settle_mode("online")
         assert {name for name in server.asked if not name.startswith("/")} == {"Viewer"}
 
@@ -76,11 +76,11 @@ def test_a_server_is_asked_once_and_decides(status: int, says: str, monkeypatch:
     ],
 )
 def test_without_a_way_or_a_key_runs_go_offline(
-    variables: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], summary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.warns(UserWarning, match=f"{says}.*: runs are logged offline"):
+    with pytest.warns(UserWarning, match=f"{summary}.*: runs are logged offline"):
         assert settle_mode("auto") == "offline"
 
 
@@ -130,7 +130,7 @@ def test_what_wandb_login_writes_is_found(base_url: str, tmp_path: Path, monkeyp
     [(b"machine", "netrc"), (b"machine x login caf\xe9 password y\n", "utf-8"), (b"password of", "40\\+ characters")],
 )
 def test_a_login_that_cannot_be_read_is_said_and_no_key(
-    content: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    content: bytes, summary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if content == b"password of":
         content = f"machine {urls.DEFAULT_BASE_URL.removeprefix('https://')} login user password short\n".encode()
@@ -139,7 +139,7 @@ def test_a_login_that_cannot_be_read_is_said_and_no_key(
         warnings.simplefilter("always")
         assert find_key(os.environ) == {}
         assert resolve_mode("auto", os.environ) == "offline"
-    assert says.replace("\\", "") in "".join(str(w.message) for w in warned) + capfd.readouterr().err
+    assert summary.replace("\\", "") in "".join(str(w.message) for w in warned) + capfd.readouterr().err
 
 
 REFUSED = [
@@ -149,7 +149,7 @@ REFUSED = [
     ("WANDB_CONSOLE", "foo", "'off'"),
     ("WANDB_BASE_URL", "notaurl", "valid URL"),
     ("WANDB_TAGS", "a,,b", "Tag at index 1 is empty"),
-    ("WANDB_FORK_FROM", "other?_step=1", "mutually exclusive"),
+    ("WANDB_FORK_FROM", "other?_step=1", "mutually alone"),
     ("WANDB_HTTP_TIMEOUT", "soon", "valid number"),
     ("WANDB_DISABLED", "maybe", "true or false"),
 ]

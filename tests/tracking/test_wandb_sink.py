@@ -24,7 +24,7 @@ from ltcore.tracking.wandb_sink import wandb_id
 from tests.tracking.wandb_file import read_offline_run
 from tests.tracking.wandb_server import CLOSES, serve
 
-CONFIG = {"objective.terms.lpa.weight": 0.5, "optim.epochs": 3, "model.name": "resnet8", "data.canvas": None}
+CONFIG = {"objective.terms.lpa.weight": 0.5, "optim.epochs": 3, "model.name": "resnet8", "data.image_size": None}
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 

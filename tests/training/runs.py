@@ -10,9 +10,9 @@ import torch
 from ltcore import dist
 from ltcore.config.load import dump, override
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.factory import open_feed
+from ltcore.data.loading.factory import make_loader
 from ltcore.models.norm import average_running_stats_
-from ltcore.training.build import Parts, build, parallel
+from ltcore.training.build import Components, build, parallel
 from ltcore.training.context import LocalContext, RunContext
 from ltcore.training.optim import build_optimizer
 from ltcore.training.run import Job, execute
@@ -83,12 +83,12 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
 
     cfg = from_dict(cfg_tree)
     ctx = Rank()
-    feed = open_feed(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, rank=ctx.rank, world=ctx.world)
-    parts = _as(dtype, build(cfg, feed, ctx))
+    loader = make_loader(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, rank=ctx.rank, world=ctx.world)
+    parts = _as(dtype, build(cfg, loader, ctx))
     optimizer = build_optimizer(cfg.train.optim, parts.step)
     objective, losses, done, epoch = parts.step.objective, [], 0, 0
     while done < steps:
-        for raw in feed.train_batches(epoch):
+        for raw in loader.train_batches(epoch):
             progress = done / steps
             batch = parts.augment(raw, epoch)
             batch = batch.with_images(batch.images_VBCHW.to(dtype))
@@ -107,7 +107,7 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
         objective.merge(done / steps)
         epoch += 1
     average_running_stats_(parts.step.net)
-    feed.close()
+    loader.close()
     published = {
         f"{name}/{key}": value.clone()
         for name, memory in objective.memories().items()
@@ -121,7 +121,7 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
     }
 
 
-def _as(dtype: torch.dtype, parts: Parts) -> Parts:
+def _as(dtype: torch.dtype, parts: Components) -> Components:
     """One precision throughout; wrapped anew, because DDP laid out its gradient buckets for float32."""
     parts.step.to(dtype)
     if parts.step.key is not None:

@@ -26,7 +26,7 @@ def test_training_counts_three_forwards_and_a_key_encoder_one_more(tiny_shards: 
     manifest = read_manifest(tiny_shards)
     manifest = dataclasses.replace(manifest, classes=tuple(map(str, range(100))), shot_groups=("many",) * 100)
     manifest = dataclasses.replace(manifest, class_counts={"train": (1,) * 100})
-    cfg = override(tiny_run(), {"model.name": "resnet32", "data.canvas": 32})
+    cfg = override(tiny_run(), {"model.name": "resnet32", "data.image_size": 32})
     plain = cost(cfg, manifest, 10**9)
     assert f"3 forwards per image with its training make {3 * 2 * RESNET32_MACS * 10**9:.2g} FLOP" in plain[0]
     assert f"{3 * 2 * RESNET32_MACS * 1e9 / 1e14 / 3600:.1f} hours at 100 TFLOP/s" in plain[0]
@@ -50,7 +50,7 @@ def test_memory_and_bytes(tiny_shards: str) -> None:
     line = cost(terms, read_manifest(tiny_shards), 100)[1]
     reservoir = 4 * 1000 * (64 * 4 + 16)  # classes * vectors * (floats and their key and label)
     assert abs(float(line.split(" and ")[-1].split(" MiB")[0]) - reservoir / 2**20) < 0.1
-    large = override(tiny_run(), {"augment.view1": "rrc_flip", "augment.crop_from": "original", "data.canvas": 224})
+    large = override(tiny_run(), {"augment.view1": "rrc_flip", "augment.crop_from": "original", "data.image_size": 224})
     text = dry_run_text(large, tiny_shards)
     assert "1 view of each image, cut out of the originals as they are read." in text
     assert f"decoded to canvases {46 * 3 * 224**2 / 2**20:.1f} MiB" in text

@@ -14,7 +14,7 @@ from ltcore import storage
 from ltcore.errors import DataError
 from ltcore.training.fetch import fetched
 from ltcore.training.stage2.source import stage1_checkpoint
-from ltcore.training.sync import Mirror
+from ltcore.training.sync import RunSync
 from ltcore.tuning.report import of_report
 
 HOSTILE = [
@@ -47,7 +47,7 @@ class Evil:
 
 def mirrored(uri: str, folder: Path) -> None:
     (folder / "scratch").mkdir()
-    Mirror(uri, folder / "scratch").pull()
+    RunSync(uri, folder / "scratch").pull()
 
 
 def copied(uri: str, folder: Path) -> None:

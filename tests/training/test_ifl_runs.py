@@ -12,7 +12,7 @@ import torch
 
 from ltcore import dist
 from ltcore.batch import Batch
-from ltcore.data.loading.loader import PlanFeed
+from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import drawn_copies
 from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
@@ -94,18 +94,18 @@ def test_all_ranks_take_the_copies_that_the_first_one_drew(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums on GPUs may differ in their last bit from rank to rank, and a plan is one for all."""
-    given, rows, train_batches = torch.arange(46) % 2 * 2, [], PlanFeed.train_batches
+    given, rows, train_batches = torch.arange(46) % 2 * 2, [], Loader.train_batches
 
     def broadcast_(tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         return tensor.copy_(given) if tensor.shape == given.shape and source == 0 else tensor
 
-    def noted(feed: PlanFeed, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        batches = list(train_batches(feed, epoch, start_step))
+    def noted(loader: Loader, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        batches = list(train_batches(loader, epoch, start_step))
         rows.append(torch.cat([batch.index_B for batch in batches]))
         return iter(batches)
 
     monkeypatch.setattr(dist, "broadcast_", broadcast_)
-    monkeypatch.setattr(PlanFeed, "train_batches", noted)
+    monkeypatch.setattr(Loader, "train_batches", noted)
     run(tiny_run(**REPEAT), tiny_shards, tmp_path / "run")
     assert len(rows) == 4
     for rows_of_epoch in rows:

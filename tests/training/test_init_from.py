@@ -19,7 +19,7 @@ from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.models.ema import EmaCopy
 from ltcore.stats import ClassStats
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.build import Parts, build_modules
+from ltcore.training.build import Components, build_modules
 from ltcore.training.context import StopRequested
 from ltcore.training.init_from import start_from
 from ltcore.training.step import TrainStep
@@ -165,11 +165,11 @@ def backbone_file(path: Path, name: str = "resnet50", drop: str = "", **extra: t
     return state
 
 
-def large(**changes: object) -> Parts:
+def large(**changes: object) -> Components:
     cfg = override(tiny_run(model__name="resnet50", train__epochs=1), changes)
     net, objective = build_modules(cfg, 4, ClassStats(torch.tensor([4, 3, 2, 1]), ("many",) * 4), 10)
     step = TrainStep(net, objective, EmaCopy(net, 0.5, buffers="own"), None)
-    return Parts(step, step, None, None, None)  # type: ignore[arg-type]
+    return Components(step, step, None, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -16,7 +16,7 @@ import pytest
 
 from ltcore.errors import DataError
 from ltcore.training import lease
-from ltcore.training.lease import FOLDER, alone
+from ltcore.training.lease import FOLDER, exclusive
 from tests.s3 import Bucket
 
 pytest_plugins = ["tests.s3"]
@@ -54,27 +54,27 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, machine: str = "another boot") ->
 def test_the_second_of_one_machine_says_whom_it_waits_for_and_then_that_the_place_is_in_use(place: str) -> None:
     said: list[str] = []
     with (
-        alone(place),
+        exclusive(place),
         pytest.raises(
             DataError, match=rf"run is in use by process {os.getpid()} of this machine, since .*another --name"
         ),
-        alone(place, said.append),
+        exclusive(place, said.append),
     ):
         raise AssertionError("both hold it")
     assert [line.partition(", since")[0] for line in said] == [
         f"{place} is in use by process {os.getpid()} of this machine"
     ]
-    with alone(place):
+    with exclusive(place):
         pass
 
 
 def test_a_second_machine_is_refused_whatever_its_cache_folder_is(
     place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with alone(place):
+    with exclusive(place):
         elsewhere(monkeypatch)
         monkeypatch.setenv("LTCORE_CACHE", str(tmp_path / "another"))
-        with pytest.raises(DataError, match=r"in use by process .* of"), alone(place):
+        with pytest.raises(DataError, match=r"in use by process .* of"), exclusive(place):
             raise AssertionError("both hold it")
 
 
@@ -82,11 +82,11 @@ def test_the_claim_of_a_killed_process_is_void_at_once(tmp_path: Path) -> None:
     place = str(tmp_path / "run")
     child = subprocess.Popen([sys.executable, "-c", HOLD, place], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "held\n"
-    with pytest.raises(DataError, match=f"in use by process {child.pid} of this machine"), alone(place):
+    with pytest.raises(DataError, match=f"in use by process {child.pid} of this machine"), exclusive(place):
         raise AssertionError("both hold it")
     child.send_signal(signal.SIGKILL)  # and nobody waits for it yet, as Ray may not
     began = time.monotonic()
-    with alone(place):
+    with exclusive(place):
         assert time.monotonic() - began < 0.4
     child.wait()
     child.stdout.close()
@@ -100,7 +100,7 @@ def test_the_claim_of_a_machine_that_is_gone_is_void_when_nobody_renews_it(
         gone = lease.Lease(f"{place}/{FOLDER}/gone.json", lease._me())
         gone._write()
     began = time.monotonic()
-    with alone(place):
+    with exclusive(place):
         assert time.monotonic() - began > 1.4
 
 
@@ -109,12 +109,12 @@ def test_damage_in_the_folder_holds_nobody_for_ever(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name, text in (("a.json", ""), ("b.json", "[]"), ("c.json", '{"pid": 1}'), (".d.json.123", "{}")):
         (folder / name).write_text(text)
-    with alone(str(tmp_path / "run")):
+    with exclusive(str(tmp_path / "run")):
         assert {file.name for file in folder.glob("?.json")} == set()
 
 
 def test_who_lost_the_place_while_it_stood_still_stops(place: str) -> None:
-    with alone(place) as held:
+    with exclusive(place) as held:
         held.check()
         lease._remove(held._file)  # what another process does with a claim that is void
         time.sleep(0.5)
@@ -128,7 +128,7 @@ def test_a_process_that_had_the_same_pid_before_is_another_one(tmp_path: Path) -
     mine = lease.asdict(lease._me()) | {"born": "12"}
     (folder / "before.json").write_text(json.dumps(mine | {"renewals": 3}))
     began = time.monotonic()
-    with alone(str(tmp_path / "run")):
+    with exclusive(str(tmp_path / "run")):
         assert time.monotonic() - began < 0.4
 
 
@@ -139,7 +139,7 @@ def test_of_many_at_once_one_at_a_time_holds(tmp_path: Path, monkeypatch: pytest
     holding, most, turns = [0], [0], [0]
 
     def work() -> None:
-        with alone(str(tmp_path / "run")):
+        with exclusive(str(tmp_path / "run")):
             holding[0] += 1
             most[0] = max(most[0], holding[0])
             time.sleep(0.01)

@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from ltcore import dist
-from ltcore.training.monitor import Tally
+from ltcore.training.monitor import MeanMetrics
 
 CPU = torch.device("cpu")
 
 
 def test_means_are_over_the_steps_in_which_a_part_was_there() -> None:
-    tally = Tally({}, {}, CPU)
+    means = MeanMetrics({}, {}, CPU)
     for step in range(4):
-        tally.add({"loss": torch.tensor(float(step))} | ({"dro": torch.tensor(2.0)} if step else {}))
-    assert tally.means() == {"loss": 1.5, "dro": 2.0}
+        means.add({"loss": torch.tensor(float(step))} | ({"dro": torch.tensor(2.0)} if step else {}))
+    assert means.means() == {"loss": 1.5, "dro": 2.0}
 
 
 def test_an_interrupted_epoch_goes_on() -> None:
-    first = Tally({}, {}, CPU)
+    first = MeanMetrics({}, {}, CPU)
     first.add({"loss": torch.tensor(1.0)})
-    second = Tally(*first.over_ranks(), CPU)
+    second = MeanMetrics(*first.over_ranks(), CPU)
     second.add({"loss": torch.tensor(2.0), "dro": torch.tensor(3.0)})
     assert second.means() == {"loss": 1.5, "dro": 3.0}
 
@@ -36,9 +36,9 @@ def test_ranks_meet_on_the_device_of_the_run(saved: dict[str, float], monkeypatc
         return torch.ones(len(tensor))
 
     monkeypatch.setattr(dist, "all_reduce_sum_", all_reduce)
-    tally = Tally(saved, dict.fromkeys(saved, 1), torch.device("meta"))
-    tally.add({"loss": torch.zeros((), device="meta")})
-    assert tally.over_ranks() == ({"loss": 1.0}, {"loss": 1 + len(saved)})
+    means = MeanMetrics(saved, dict.fromkeys(saved, 1), torch.device("meta"))
+    means.add({"loss": torch.zeros((), device="meta")})
+    assert means.over_ranks() == ({"loss": 1.0}, {"loss": 1 + len(saved)})
 
 
 def test_ranks_whose_group_has_ended_do_not_go_on_alone() -> None:

@@ -131,9 +131,9 @@ def test_stage_2_and_old_checkpoints_and_wrong_strengths_are_refused(
 
 
 def test_other_data_are_seen_at_the_size_and_in_the_groups_of_training(tiny_shards: str, tmp_path: Path) -> None:
-    run(tiny_run(data__canvas=8, train__epochs=1), tiny_shards, tmp_path / "run")
+    run(tiny_run(data__image_size=8, train__epochs=1), tiny_shards, tmp_path / "run")
     predictor = ltcore.load(tmp_path / "run")
-    assert predictor.canvas == 8 and predictor.config.data.canvas == 8
+    assert predictor.image_size == 8 and predictor.config.data.image_size == 8
     other = Path(shutil.copytree(tiny_shards, tmp_path / "other"))
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["shot_groups"] = ["few"] * 4

@@ -170,7 +170,7 @@ def rewrite(uri: Path, classes: list[str], keep: Callable[[int], bool] = lambda 
         classes=classes,
         attributes=[],
         splits={split: rows(split) for split in ("train", "test")},
-        canvas=16,
+        image_size=16,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
         seed=1,
@@ -372,7 +372,7 @@ def test_a_remote_checkpoint_may_be_named_and_what_is_none_is_refused(trained: P
     with pytest.raises(CheckpointError, match=f"^{bucket.uri}/nothing is no checkpoint"):
         ltcore.load(f"{bucket.uri}/nothing")
     meta = f"run/checkpoints/{last.path.name}/meta.json"
-    bucket.put(meta, json.dumps({**json.loads(bucket.get(meta)), "canvas": 0}).encode())
+    bucket.put(meta, json.dumps({**json.loads(bucket.get(meta)), "image_size": 0}).encode())
     with pytest.raises(CheckpointError, match=f"^{bucket.uri}/{meta}: canvas is 0"):  # not the copy, which is gone
         ltcore.load(f"{uri}/checkpoints/{last.path.name}/")
 

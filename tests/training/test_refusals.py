@@ -111,7 +111,7 @@ def trains(done: SimpleNamespace) -> None:
         (("train.epochs=0",), "train.epochs"),
         (("train.optim.lr=-1",), "train.optim.lr"),
         (("data.lanes=many",), "data.lanes"),
-        (("data.tier=disk",), "data.tier must be one of auto, cache, threads, stream, got 'disk'"),
+        (("data.loader=disk",), "data.loader must be one of auto, cache, threads, stream, got 'disk'"),
         (("data.max_bad_samples=-1",), "data.max_bad_samples must be >= 0"),
         (("data.train_split=test",), "train_split must name a split that is not a test"),
     ],
@@ -182,8 +182,8 @@ def test_damaged_shards_of_every_kind(train: Command, tiny_shards: str, tmp_path
     ):
         folder = Path(shutil.copytree(tiny_shards, tmp_path / damage.__name__))
         damage(folder)
-        for tier in ("cache", "threads"):
-            assert re.search(words, refusal(train(folder, f"data.tier={tier}"))), damage.__name__
+        for kind in ("cache", "threads"):
+            assert re.search(words, refusal(train(folder, f"data.loader={kind}"))), damage.__name__
     trains(train(tiny_shards))
     assert json.loads((tmp_path / "runs" / "small" / "run.json").read_text())["status"] == "finished"
     assert not list((tmp_path / "ltcore-cache").rglob("*.partial"))

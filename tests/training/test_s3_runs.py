@@ -25,7 +25,7 @@ from ltcore.errors import CheckpointError, DataError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.run import scratch_dir
-from ltcore.training.sync import Mirror
+from ltcore.training.sync import RunSync
 from tests.training.runs import TERMS, run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs
 
@@ -92,11 +92,11 @@ def test_the_run_directory_is_in_the_store_and_its_bits_are_those_of_a_local_run
 def test_data_and_run_in_the_store_need_no_local_file(bucket: Bucket, tiny_shards: str, tmp_path: Path) -> None:
     for file in Path(tiny_shards).iterdir():
         bucket.put(f"data/{file.name}", file.read_bytes())
-    for tier in ("cache", "threads"):
-        run(tiny_run(data__tier=tier), f"{bucket.uri}/data", f"{bucket.uri}/{tier}")
+    for kind in ("cache", "threads"):
+        run(tiny_run(data__loader=kind), f"{bucket.uri}/data", f"{bucket.uri}/{kind}")
     run(tiny_run(), tiny_shards, tmp_path / "local")
-    for tier in ("cache", "threads"):
-        assert_equal_runs(tmp_path / "local", bucket.download(tier, tmp_path / tier))
+    for kind in ("cache", "threads"):
+        assert_equal_runs(tmp_path / "local", bucket.download(kind, tmp_path / kind))
 
 
 @pytest.mark.parametrize("questions", [0, 1, 3])
@@ -205,11 +205,11 @@ def test_a_disk_with_half_a_download_is_filled_anew(
     with monkeypatch.context() as patch:
         patch.setattr("ltcore.training.sync.read_bytes", read)
         with pytest.raises(KeyboardInterrupt):
-            Mirror(uri, scratch_dir(uri)).pull()
+            RunSync(uri, scratch_dir(uri)).pull()
     assert 0 < len(storage.list_files(str(scratch_dir(uri)))) < len(keys)
-    mirror = Mirror(uri, scratch_dir(uri))
-    mirror.pull()
-    mirror.close()
+    sync = RunSync(uri, scratch_dir(uri))
+    sync.pull()
+    sync.close()
     assert sorted(set(storage.list_files(str(scratch_dir(uri)))) - {".lock"}) == [
         key.removeprefix("run/") for key in keys
     ]
@@ -283,7 +283,7 @@ def test_no_moment_shows_half_a_checkpoint_or_none_where_there_was_one(
 
 
 def test_folders_that_come_and_go_while_they_are_copied_disturb_nobody(bucket: Bucket, tmp_path: Path) -> None:
-    mirror = Mirror(f"{bucket.uri}/run", tmp_path / "run")
+    sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     with every_state(bucket, "run") as states:
         deadline_s, step = time.monotonic() + 4, 0
@@ -292,9 +292,9 @@ def test_folders_that_come_and_go_while_they_are_copied_disturb_nobody(bucket: B
                 step += 1
                 state = {"step": torch.tensor(step)}
                 ckpt.save(folder, tag, step=step, model=state, state=state if tag == "last" else None, meta={})
-            if mirror._last is None or mirror._last.done():
-                mirror.push()
-        mirror.close()
+            if sync._last is None or sync._last.done():
+                sync.push()
+        sync.close()
     for found in states:
         whole(found)
     assert step > 50
@@ -354,61 +354,61 @@ def test_a_store_that_fails_is_not_left_unnoticed(
 def test_a_checkpoint_inside_an_epoch_does_not_wait_for_an_earlier_copy(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, may_end, copy = threading.Event(), threading.Event(), Mirror._copy
+    started, may_end, copy = threading.Event(), threading.Event(), RunSync._copy
 
     def slowly(*arguments: Any) -> None:
         started.set()
         assert may_end.wait(60)
         copy(*arguments)
 
-    monkeypatch.setattr(Mirror, "_copy", slowly)
-    mirror = Mirror(f"{bucket.uri}/run", tmp_path / "run")
+    monkeypatch.setattr(RunSync, "_copy", slowly)
+    sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
     file = tmp_path / "run" / "metrics.jsonl"
     file.parent.mkdir()
-    mirror.push()
+    sync.push()
     assert started.wait(60)
     file.write_text("new\n")
-    mirror.push(wait=False)
+    sync.push(wait=False)
     assert not may_end.is_set() and bucket.names("run/") == []
     may_end.set()
-    mirror.close()
+    sync.close()
     assert bucket.get("run/metrics.jsonl") == b"new\n"
 
 
 def test_a_store_that_fails_for_a_while_does_not_end_the_run(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mirror = Mirror(f"{bucket.uri}/run", tmp_path / "run")
+    sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
     file = tmp_path / "run" / "metrics.jsonl"
     file.parent.mkdir()
     for number in range(3):  # the second copy fails
         file.write_text(f"{number}\n")
         bucket.server.check_keys(number == 1)
-        mirror.push()
-        assert mirror._last is not None
-        mirror._last.exception()
+        sync.push()
+        assert sync._last is not None
+        sync._last.exception()
     assert "the next one takes it along" in caplog.text and bucket.get("run/metrics.jsonl") == b"2\n"
     monkeypatch.setattr("ltcore.training.sync.PATIENCE_S", 0.0)
     bucket.server.check_keys(True)
     file.write_text("3\n")
-    mirror.push()
+    sync.push()
     with pytest.raises(DataError, match=f"{bucket.uri}/run/metrics.jsonl cannot be written"):
-        mirror.push()
+        sync.push()
     bucket.server.check_keys(False)
-    mirror.close()
+    sync.close()
     assert bucket.get("run/metrics.jsonl") == b"3\n"
 
 
 def test_what_a_disturbed_copy_left_out_follows_at_the_end(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror = Mirror(f"{bucket.uri}/run", tmp_path / "run")
+    sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     bucket.server.check_keys(True)
-    mirror.push()
+    sync.push()
     with pytest.raises(DataError, match=f"{bucket.uri}/run/metrics.jsonl cannot be written"):
-        mirror.push()
+        sync.push()
     bucket.server.check_keys(False)
-    mirror.close()
+    sync.close()
     assert bucket.get("run/metrics.jsonl") == b"{}\n"

@@ -14,7 +14,7 @@ from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
-from ltcore.training.lease import alone
+from ltcore.training.lease import exclusive
 from tests.training.runs import TERMS, run, tiny_run
 
 
@@ -136,7 +136,7 @@ def test_two_processes_do_not_train_into_one_directory(
 ) -> None:
     monkeypatch.setattr("ltcore.training.lease.PREDECESSOR_S", 0.3)
     with (
-        alone(str(tmp_path / "run")),
+        exclusive(str(tmp_path / "run")),
         pytest.raises(DataError, match=r"/run is in use by process \d+ of this machine"),
     ):
         run(tiny_run(), tiny_shards, tmp_path / "run")
@@ -223,10 +223,10 @@ def test_the_model_of_a_checkpoint_predicts(tiny_shards: str, tmp_path: Path) ->
 
 
 def test_hot_keys_may_change_between_starts_and_their_course_is_recorded(tiny_shards: str, tmp_path: Path) -> None:
-    hot = ("train.optim.lr",)
+    mutable = ("train.optim.lr",)
     with pytest.raises(StopRequested):
-        run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(0), hot=hot)
-    record = run(tiny_run(train__optim__lr=0.01), tiny_shards, tmp_path / "run", hot=hot)
+        run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(0), mutable=mutable)
+    record = run(tiny_run(train__optim__lr=0.01), tiny_shards, tmp_path / "run", mutable=mutable)
     assert record["schedule"] == [
         {"images_seen": 0, "train.optim.lr": 0.05},
         {"images_seen": 40, "train.optim.lr": 0.01},
@@ -240,9 +240,9 @@ def test_a_resumed_run_is_the_same_for_trackers_and_one_that_starts_anew_is_not(
     for questions in (0, 99):
         with contextlib.suppress(StopRequested):
             run(tiny_run(), tiny_shards, tmp_path / "run", StopAfter(questions))
-        ids.append(json.loads((tmp_path / "run" / "run.json").read_text())["tracked_as"])
+        ids.append(json.loads((tmp_path / "run" / "run.json").read_text())["wandb_id"])
     assert ids[0] == ids[1] and ids[0].startswith("tiny-")
-    assert run(tiny_run(), tiny_shards, tmp_path / "other")["tracked_as"] != ids[0]
+    assert run(tiny_run(), tiny_shards, tmp_path / "other")["wandb_id"] != ids[0]
 
 
 def test_other_keys_may_not(tiny_shards: str, tmp_path: Path) -> None:
@@ -254,11 +254,11 @@ def test_other_keys_may_not(tiny_shards: str, tmp_path: Path) -> None:
 
 def test_options_of_the_optimizer_that_changed_between_two_parts_hold(tiny_shards: str, tmp_path: Path) -> None:
     """As population-based training changes them: a second part without decay ends elsewhere than one with it."""
-    hot = ("train.optim.weight_decay", "train.optim.momentum")
+    mutable = ("train.optim.weight_decay", "train.optim.momentum")
     for name, decay in [("same", 0.3), ("changed", 0.0)]:
         with pytest.raises(StopRequested):
-            run(tiny_run(train__optim__weight_decay=0.3), tiny_shards, tmp_path / name, StopAfter(1), hot=hot)
-        run(tiny_run(train__optim__weight_decay=decay), tiny_shards, tmp_path / name, hot=hot)
+            run(tiny_run(train__optim__weight_decay=0.3), tiny_shards, tmp_path / name, StopAfter(1), mutable=mutable)
+        run(tiny_run(train__optim__weight_decay=decay), tiny_shards, tmp_path / name, mutable=mutable)
     same, changed = (weights(tmp_path / name)["heads.0.weight"].norm() for name in ("same", "changed"))
     assert changed > 1.05 * same
 

@@ -75,7 +75,7 @@ def test_retrains_are_paired_and_one_went_through_ray_train(finished: tuple[Path
     records = runs(finished[0], "retrain")
     assert set(records) == {f"{role}-seed{s}" for role in ("winner", "baseline") for s in (1, 2)}
     through_train = [r for r in records.values() if r["engine"] == "train"]
-    assert [(r["world"], r["data"]["tier"], r["seed"]) for r in through_train] == [(2, "stream", 1)]
+    assert [(r["world"], r["data"]["loader"], r["seed"]) for r in through_train] == [(2, "ray", 1)]
     for metric, value in finished[1]["comparison"]["test_gbl"].items():
         winner = [records[f"winner-seed{s}"]["test"]["test_gbl"][metric] for s in (1, 2)]
         assert value["winner"] == winner

@@ -140,7 +140,7 @@ def test_a_killed_driver_loses_nothing(color_shards: str, tmp_path: Path) -> Non
 def test_a_population_hands_checkpoints_on_and_goes_on_with_the_values_it_had(
     color_shards: str, tmp_path: Path
 ) -> None:
-    changes = {**QUICK, "sweep__search": "pbt", "sweep__hot": "train.optim.lr", "sweep__num_trials": "3"}
+    changes = {**QUICK, "sweep__search": "pbt", "sweep__mutable": "train.optim.lr", "sweep__num_trials": "3"}
     changes |= {"sweep__space__train__optim__lr": "log:1e-7,0.05", "train__eval_every": "1"}
     first = tune(color_shards, tmp_path, **changes)
     assert [t["status"] for t in first["trials"]] == ["finished"] * 3

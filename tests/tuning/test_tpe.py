@@ -88,7 +88,7 @@ def make_sweep(folder: Path) -> Sweep:
     stored = read_json(str(folder / "sweep.json")) or {"suggested": [], "rungs": []}
     sweep.setup, sweep.fields, sweep._lost = setup, stored, {}
     sweep.save = lambda: write_json(str(folder / "sweep.json"), sweep.fields)
-    sweep.board = sweep.watch = Mock()
+    sweep.display = sweep.watch = Mock()
     return sweep
 
 

@@ -44,7 +44,7 @@ class Augment:
     def __call__(self, batch: Batch, epoch: int, host: Batch | None = None) -> Batch:
         """uint8 [1, B, 3, S, S] -> float32 [V, B, 3, S, S] on the same device; sets ``mix`` where mixup is on.
 
-        Draws are made on the host, by what ``host``, the same batch there, knows of its samples; without it a batch on a GPU
+        CropDraws are made on the host, by what ``host``, the same batch there, knows of its samples; without it a batch on a GPU
         has to be asked, which waits for all that the GPU still computes.
         A batch that the reader cropped (``boxes_VB4``) brings all V views, and is not cropped again.
         """

@@ -20,7 +20,7 @@ class Stack:
     """A random resized crop, where there is one, and a sequence of transforms."""
 
     stages: tuple[Stage, ...]
-    says: str
+    summary: str
     min_area: float | None = None
     """Least share of the area that the crop keeps; None: no such crop. It comes first, so that the reader can do it."""
 
@@ -88,10 +88,10 @@ def stacks(cfg: AugmentConfig, num_views: int) -> dict[str, Stack]:
     return {view: pick(AUGMENTS, names[view], f"augment.{view}") for view in list(names)[:num_views]}
 
 
-def reader_crops(cfg: AugmentConfig, num_views: int, canvas: int) -> tuple[Crop, ...]:
+def reader_crops(cfg: AugmentConfig, num_views: int, image_size: int) -> tuple[Crop, ...]:
     """What a reader cuts out of the originals, view by view; () where it delivers canvases and they are cropped here."""
     used = stacks(cfg, num_views)
-    original = cfg.crop_from == "original" or (cfg.crop_from == "auto" and canvas > LARGE_PX)
+    original = cfg.crop_from == "original" or (cfg.crop_from == "auto" and image_size > LARGE_PX)
     if not original or all(stack.min_area is None for stack in used.values()):
         return ()
     return tuple(Crop(view, stack.min_area) for view, stack in used.items())

@@ -55,7 +55,7 @@ def cifar(name: str, cfg: DataConfig) -> Source:
         name=tail_name(name, cfg),
         classes=classes,
         splits={split: part for split, part in rows.items() if len(part)},
-        canvas=CANVAS,
+        image_size=CANVAS,
         mean=MEAN,
         std=STD,
         shot_rule="count",

@@ -83,7 +83,7 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
         classes=tuple(str(c) for c in range(10)),
         attributes=tuple(COLORS),
         splits={name: list(samples(chosen)) for name, chosen in picks.items() if chosen},
-        canvas=SIZE,
+        image_size=SIZE,
         mean=tuple(round(float(x), 4) for x in pixels_NHW3.mean((0, 1, 2))),
         std=tuple(round(float(x), 4) for x in pixels_NHW3.std((0, 1, 2))),
         shot_rule="rank",

@@ -57,13 +57,13 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     splits["train"] = [train[i] for i in carved.train_n]
     if len(carved.val_m):
         splits["val"] = [train[i] for i in carved.val_m]
-    canvas, mean, std = _probe(root, splits["train"], cfg.subset_seed)
+    image_size, mean, std = _probe(root, splits["train"], cfg.subset_seed)
     stem = Path(root.where).resolve().stem
     return Source(
         name=tail_name(stem, cfg),
         classes=layout.classes,
-        splits={name: _Rows(root, items, canvas) for name, items in splits.items() if items},
-        canvas=canvas,
+        splits={name: _Rows(root, items, image_size) for name, items in splits.items() if items},
+        image_size=image_size,
         mean=mean,
         std=std,
         shot_rule="count",
@@ -77,13 +77,13 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
 
 def _for_evaluation(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
-    canvas, mean, std = _probe(root, [item for items in splits.values() for item in items], cfg.subset_seed)
+    image_size, mean, std = _probe(root, [item for items in splits.values() for item in items], cfg.subset_seed)
     stem = Path(root.where).resolve().stem
     return Source(
         name=stem,
         classes=layout.classes,
-        splits={name: _Rows(root, items, canvas) for name, items in splits.items()},
-        canvas=canvas,
+        splits={name: _Rows(root, items, image_size) for name, items in splits.items()},
+        image_size=image_size,
         mean=mean,
         std=std,
         shot_rule="count",
@@ -130,7 +130,7 @@ class _Rows:
 
     root: Root
     items: Sequence[_Item]
-    canvas: int
+    image_size: int
 
     def __len__(self) -> int:
         return len(self.items)
@@ -155,7 +155,7 @@ class _Rows:
             yield chunk
 
     def _check(self, item: _Item, image: bytes) -> None:
-        decode_canvas(image, self.canvas, f"{self.root.where}: {item.path}")
+        decode_canvas(image, self.image_size, f"{self.root.where}: {item.path}")
 
 
 def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
@@ -166,16 +166,16 @@ def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[fl
     order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
     chosen = [items[i].path for i in order[:PROBED]]
     sides = [min(size_of(decode_image(root.read(path), f"{root.where}: {path}"))) for path in chosen]
-    canvas = max(1, min(int(np.median(sides)), LARGEST_CANVAS))
+    image_size = max(1, min(int(np.median(sides)), LARGEST_CANVAS))
     # sums of integers: the same numbers in any order and on any machine
-    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(chosen) * canvas**2
+    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(chosen) * image_size**2
     for path in chosen:
-        pixels_CP = decode_canvas(root.read(path), canvas, f"{root.where}: {path}").reshape(3, -1).astype(np.int64)
+        pixels_CP = decode_canvas(root.read(path), image_size, f"{root.where}: {path}").reshape(3, -1).astype(np.int64)
         sums_C += pixels_CP.sum(1)
         squares_C += (pixels_CP**2).sum(1)
     mean_C = sums_C / count
     std_C = np.sqrt(np.maximum(squares_C / count - mean_C**2, 1.0))  # at least one grey level, so it can divide
-    return canvas, _rounded(mean_C), _rounded(std_C)
+    return image_size, _rounded(mean_C), _rounded(std_C)
 
 
 def _rounded(values_C: np.ndarray) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ VAL_AT_MOST = 5
 
 
 @dataclass(frozen=True)
-class Carve:
+class Subset:
     """Positions, ascending, into the arrays given to :func:`carve`; ``val`` is empty where none was asked for."""
 
     available: int
@@ -112,7 +112,7 @@ def carve(
     subset: str = "keyed",
     seed: int = 0,
     val_per_class: int = 0,
-) -> Carve:
+) -> Subset:
     """Long-tailed training positions, and ``val_per_class`` validation positions per class.
 
     With an ``imbalance_factor`` validation images come only from those the long tail leaves over: the largest class
@@ -143,7 +143,7 @@ def carve(
     by_class = np.split(spare_n[np.argsort(labels_N[spare_n], kind="stable")], np.cumsum(spare_C)[:-1])
     val = [keyed_order(keys, by_class[c], seed, "val")[: limit_C[c]] for c in np.flatnonzero(limit_C)]
     val_m = np.concatenate([np.empty(0, np.int64), *val])
-    return Carve(
+    return Subset(
         available=len(labels_N),
         train_n=np.setdiff1d(train_n, val_m),
         val_m=np.sort(val_m),

@@ -21,14 +21,14 @@ CONSTRUCTION = 2
 """Raised when the same source would give other samples than before, so that older copies are made anew."""
 PROGRESS_S = 1.0
 
-Progress = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 def prepare(
     cfg: DataConfig,
     *,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     root: str | None = None,
     needs_train: bool = True,
 ) -> str:
@@ -96,7 +96,7 @@ def make(
     *,
     lists: Sequence[tuple[str, str]] = (),
     shard_size: int = 1000,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Manifest:
     """Makes the shards for ``cfg.uri`` at ``uri``, replacing an earlier data set there.
 
@@ -110,7 +110,7 @@ def make(
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _DatasetSpec:
     """Something that shards can be made from."""
 
     name: str
@@ -119,11 +119,11 @@ class _Origin:
     build: Callable[[], Source]
 
 
-def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]], needs_train: bool = True) -> _Origin:
+def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]], needs_train: bool = True) -> _DatasetSpec:
     if cfg.uri in BENCHMARKS:
         if lists:
             raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
-        return _Origin(cfg.uri, _digest(cfg, cfg.uri), lambda: _named(cfg))
+        return _DatasetSpec(cfg.uri, _digest(cfg, cfg.uri), lambda: _named(cfg))
     from ltcore.data.datasets.folder_layout import read_folders, read_lists
     from ltcore.data.datasets.image_folder import image_folder
     from ltcore.data.datasets.image_root import open_root
@@ -141,7 +141,7 @@ def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]], needs_train: bool =
     path = storage.local_path(cfg.uri).absolute()
     root = open_root(str(path))
     layout = read_lists(root, lists) if lists else read_folders(root, needs_train=needs_train)
-    return _Origin(path.stem, _digest(cfg, root.fingerprint), lambda: image_folder(root, layout, cfg))
+    return _DatasetSpec(path.stem, _digest(cfg, root.fingerprint), lambda: image_folder(root, layout, cfg))
 
 
 def _named(cfg: DataConfig) -> Source:
@@ -161,14 +161,16 @@ def _digest(cfg: DataConfig, identity: str) -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 
-def _write(origin: _Origin, cfg: DataConfig, uri: str, *, shard_size: int, progress: Progress | None) -> Manifest:
+def _write(
+    origin: _DatasetSpec, cfg: DataConfig, uri: str, *, shard_size: int, progress: OnProgress | None
+) -> Manifest:
     if progress:
         progress(f"{origin.name}: choosing images")
     return write_source(origin.build(), uri, seed=cfg.subset_seed, shard_size=shard_size, progress=progress)
 
 
 def write_source(
-    source: Source, uri: str, *, seed: int, shard_size: int = 1000, progress: Progress | None = None
+    source: Source, uri: str, *, seed: int, shard_size: int = 1000, progress: OnProgress | None = None
 ) -> Manifest:
     """Writes a data set at ``uri``, replacing an earlier one there; the other arguments are those of :func:`make`."""
     splits = {
@@ -181,7 +183,7 @@ def write_source(
         classes=source.classes,
         attributes=source.attributes,
         splits=splits,
-        canvas=source.canvas,
+        image_size=source.image_size,
         mean=source.mean,
         std=source.std,
         seed=seed,
@@ -192,7 +194,7 @@ def write_source(
     )
 
 
-def _reported(rows: Rows, what: str, progress: Progress) -> Iterator[Sample]:
+def _reported(rows: Rows, what: str, progress: OnProgress) -> Iterator[Sample]:
     """The rows, with a line of progress about once a second and one at the end."""
     told = time.monotonic()
     for count, row in enumerate(rows, 1):

@@ -25,7 +25,7 @@ class Source:
     classes: tuple[str, ...]
     attributes: tuple[str, ...] = ()
     splits: Mapping[str, Rows]
-    canvas: int
+    image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shot_rule: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.longtail import Carve
+from ltcore.data.datasets.longtail import Subset
 from ltcore.data.shards.remarks import SELECTED_FROM
 
 
@@ -15,7 +15,7 @@ def tail_name(base: str, cfg: DataConfig) -> str:
     return base if cfg.imbalance_factor is None else f"{base}-if{cfg.imbalance_factor:g}-{cfg.subset}"
 
 
-def tail_provenance(cfg: DataConfig, carved: Carve, classes: Sequence[str], *, val_given: bool) -> dict[str, Any]:
+def tail_provenance(cfg: DataConfig, carved: Subset, classes: Sequence[str], *, val_given: bool) -> dict[str, Any]:
     """How train and val were chosen, and which classes have fewer validation images than was asked for."""
     chosen: dict[str, Any] = {}
     if cfg.imbalance_factor is not None:

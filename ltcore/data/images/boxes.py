@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ATTEMPTS = 10
-"""Draws of area and aspect, of which the first that fits is taken."""
+"""CropDraws of area and aspect, of which the first that fits is taken."""
 ASPECTS = (3 / 4, 4 / 3)
 PURPOSE = "resized_crop"
 

@@ -34,13 +34,13 @@ DECODE_VERSION = 2
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
 
 
-def decode_canvas(data: bytes, canvas: int, where: str) -> Pixels:
-    """[3, canvas, canvas] RGB of an encoded image: its largest centered square (short side to canvas, center crop).
+def decode_canvas(data: bytes, image_size: int, where: str) -> Pixels:
+    """[3, S, S] RGB of an encoded image: its largest centered square (short side to canvas, center crop).
 
     ``where`` names the sample in the DataError that empty, undecodable or too large images raise.
     """
     image_3HW = decode_image(data, where)
-    return resample(image_3HW, centered_square(size_of(image_3HW)), (canvas, canvas))
+    return resample(image_3HW, centered_square(size_of(image_3HW)), (image_size, image_size))
 
 
 def decode_image(data: bytes, where: str) -> Pixels:

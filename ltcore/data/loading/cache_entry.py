@@ -29,7 +29,7 @@ _LOG = logging.getLogger("ltcore.data")
 ARRAY, _META = "canvases.u8", "meta.json"
 
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 class NoRoomError(DataError):
@@ -37,7 +37,7 @@ class NoRoomError(DataError):
 
 
 @dataclass(frozen=True)
-class Filling:
+class PartialEntry:
     """An entry that is being filled: the folder aside, the bad samples met so far, and room in its array."""
 
     folder: Path
@@ -60,7 +60,7 @@ class Filling:
             if total + size > self.cache_bytes:
                 raise NoRoomError(
                     f"The decoded images need {size} bytes, {total} are in use, and data.cache_bytes={self.cache_bytes}. "
-                    "Raise it or use data.tier=threads."
+                    "Raise it or use data.loader=threads."
                 )
             with own.open("ab") as stream:
                 if size:
@@ -72,7 +72,7 @@ def open_entry(
     store: ShardStore,
     split: str,
     whole: Callable[[], bool],
-    fill: Callable[[Filling], None],
+    fill: Callable[[PartialEntry], None],
     *,
     cache_bytes: int,
     max_bad_samples: int,
@@ -100,7 +100,7 @@ def open_entry(
                     for stale in (aside, path):  # of a killed fill, or damaged
                         shutil.rmtree(stale, ignore_errors=True)
                     aside.mkdir(parents=True)
-                filling = Filling(aside, BadSamples(max_bad_samples), cache_bytes)
+                filling = PartialEntry(aside, BadSamples(max_bad_samples), cache_bytes)
                 try:
                     fill(filling)
                     meta = json.dumps({"bad": filling.bad.messages}, sort_keys=True)
@@ -116,7 +116,7 @@ def open_entry(
         kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
         raise kind(
             f"{path.parent}: the canvas cache cannot be written: {error}. Free space, set LTCORE_CACHE to another disk, "
-            "or use data.tier=threads."
+            "or use data.loader=threads."
         ) from error
     if opened is None:
         raise DataError(f"{path}: the canvas cache vanished while it was opened. Remove the folder and start again.")
@@ -157,7 +157,7 @@ def _evict(array: Path) -> bool:
         return True
 
 
-def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progress: Progress | None) -> None:
+def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progress: OnProgress | None) -> None:
     """``fill(first row)`` for every piece, on all CPUs; each gives the number of its rows."""
     done = 0
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="ltcore-canvases")

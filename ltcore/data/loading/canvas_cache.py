@@ -18,16 +18,16 @@ import numpy.typing as npt
 
 from ltcore import storage
 from ltcore.data.images.decode import DECODE_VERSION
-from ltcore.data.loading.cache_entry import ARRAY, Filling, Progress, in_threads, open_entry, write_at
+from ltcore.data.loading.cache_entry import ARRAY, OnProgress, PartialEntry, in_threads, open_entry, write_at
 from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.reader import ShardStore
 
 _ROWS = 256
 
 
-def canvas_bytes(num_samples: int, canvas: int) -> int:
+def canvas_bytes(num_samples: int, image_size: int) -> int:
     """Size of the decoded split."""
-    return num_samples * 3 * canvas * canvas
+    return num_samples * 3 * image_size * image_size
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class CanvasCache:
         self._file.close()
 
 
-def entry_path(store: ShardStore, split: str, canvas: int) -> Path:
+def entry_path(store: ShardStore, split: str, image_size: int) -> Path:
     """Where the entry of a split is, or would be."""
-    name = f"{store.manifest.hash[:20]}-{split}-{canvas}-v{DECODE_VERSION}"
+    name = f"{store.manifest.hash[:20]}-{split}-{image_size}-v{DECODE_VERSION}"
     return storage.cache_root() / "canvases" / name
 
 
 def open_canvases(
     store: ShardStore,
     split: str,
-    canvas: int,
+    image_size: int,
     *,
     cache_bytes: int,
     max_bad_samples: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> CanvasCache:
     """The decoded split; fills the entry first if this node has none, which other processes wait for.
 
@@ -70,14 +70,14 @@ def open_canvases(
     NoRoomError where the entry does not fit the cap or the disk, DataError where it cannot be written or has too many bad
     samples.
     """
-    shape = (store.manifest.split(split).num_samples, 3, canvas, canvas)
+    shape = (store.manifest.split(split).num_samples, 3, image_size, image_size)
     size = int(np.prod(shape))
 
-    def fill(filling: Filling) -> None:
+    def fill(filling: PartialEntry) -> None:
         filling.claim(size)
         _fill(filling, store, split, shape, progress)
 
-    path = entry_path(store, split, canvas)
+    path = entry_path(store, split, image_size)
     file, bad = open_entry(
         path,
         store,
@@ -92,15 +92,17 @@ def open_canvases(
     return CanvasCache(np.memmap(path / ARRAY, np.uint8, "r", shape=shape).view(np.ndarray), bad, file)
 
 
-def _fill(filling: Filling, store: ShardStore, split: str, shape: tuple[int, ...], progress: Progress | None) -> None:
+def _fill(
+    filling: PartialEntry, store: ShardStore, split: str, shape: tuple[int, ...], progress: OnProgress | None
+) -> None:
     """Decodes all rows into the file; plain writes, because a full disk under a memory map is a signal, not an error."""
-    num_rows, canvas = shape[0], shape[-1]
+    num_rows, image_size = shape[0], shape[-1]
     with (filling.folder / ARRAY).open("r+b", buffering=0) as stream:
 
         def fill(first: int) -> int:
             index_n = np.arange(first, min(first + _ROWS, num_rows))
-            canvases = decode_rows(store, split, index_n, canvas, filling.bad)
-            write_at(stream, first * canvas_bytes(1, canvas), canvases)
+            canvases = decode_rows(store, split, index_n, image_size, filling.bad)
+            write_at(stream, first * canvas_bytes(1, image_size), canvases)
             return len(index_n)
 
         in_threads(fill, range(0, num_rows, _ROWS), num_rows, progress)

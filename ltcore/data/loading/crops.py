@@ -1,6 +1,6 @@
 """Random resized crops of large images, cut by the reader: one canvas per view, out of the original.
 
-The boxes (``ltcore.data.images.boxes``) are the same in every tier. Pixels come from the original where it is decoded anew
+The boxes (``ltcore.data.images.boxes``) are the same in every loader. Pixels come from the original where it is decoded anew
 (threads, stream) and from the copy that the cache keeps, which may be smaller: then the box's edges move to that copy's
 nearest pixels. Where the copy has the original's size both are equal bit for bit.
 """
@@ -30,29 +30,34 @@ class Cropped:
     """(top, left, height, width) in pixels of the originals."""
 
 
-def cut(images: Iterable[tuple[Pixels, Size]], draws: Draws, num_rows: int, canvas: int) -> Cropped:
+def cut(images: Iterable[tuple[Pixels, Size]], draws: CropDraws, num_rows: int, image_size: int) -> Cropped:
     """One canvas per view of each image; the images in batch order, each with the size of its original."""
     made = Cropped(
-        np.empty((draws.num_views, num_rows, 3, canvas, canvas), np.uint8),
+        np.empty((draws.num_views, num_rows, 3, image_size, image_size), np.uint8),
         np.empty((draws.num_views, num_rows, 4), np.int64),
     )
     for position, (image_3hw, original) in enumerate(images):
         for view, box in enumerate(draws.boxes(position, original)):
             here = scaled(box, original, size_of(image_3hw))
-            made.canvases_VB3SS[view, position] = resample(image_3hw, here, (canvas, canvas))
+            made.canvases_VB3SS[view, position] = resample(image_3hw, here, (image_size, image_size))
             made.boxes_VB4[view, position] = box
     return made
 
 
 def decode_crops(
-    store: ShardStore, split: str, index_n: npt.NDArray[np.int64], canvas: int, draws: Draws, bad: BadSamples | None
+    store: ShardStore,
+    split: str,
+    index_n: npt.NDArray[np.int64],
+    image_size: int,
+    draws: CropDraws,
+    bad: BadSamples | None,
 ) -> Cropped:
     """One canvas per view of each sample, cut out of its original; ``bad`` as for ``decode_each``."""
     images = decode_each(store, split, index_n, decode_image, bad)
-    return cut(((image_3HW, size_of(image_3HW)) for image_3HW in images), draws, len(index_n), canvas)
+    return cut(((image_3HW, size_of(image_3HW)) for image_3HW in images), draws, len(index_n), image_size)
 
 
-class Draws:
+class CropDraws:
     """The boxes of one batch: numbers drawn at once, boxes made one by one as the sizes of the originals become known."""
 
     def __init__(self, crops: Sequence[Crop], seed: int, epoch: int, rows: Rows) -> None:

@@ -11,11 +11,11 @@ from ltcore.data.augment.policies import reader_crops
 from ltcore.data.config import DataConfig
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
-from ltcore.data.loading.loader import CacheFeed, Feed, Progress, ThreadFeed
+from ltcore.data.loading.loader import CachedLoader, Loader, OnProgress, ThreadedLoader
 from ltcore.data.shards.reader import ShardStore
 
 
-def open_feed(
+def make_loader(
     cfg: DataConfig,
     uri: str,
     *,
@@ -23,10 +23,10 @@ def open_feed(
     seed: int,
     rank: int = 0,
     world: int = 1,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     augment: AugmentConfig | None = None,
     num_views: int = 1,
-) -> Feed:
+) -> Loader:
     """The feed of one rank over the shards at ``uri``.
 
     Args:
@@ -36,36 +36,36 @@ def open_feed(
         augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
         num_views: how many views of each image the loss looks at.
 
-    ``tier=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops of
+    ``loader=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops of
     large originals it takes threads, so that the room on a disk never decides about pixels.
-    ``tier=stream`` gives threads here as well: the same reader and the same batches without Ray.
+    ``loader=ray`` gives threads here as well: the same reader and the same batches without Ray.
     """
-    tier, why = cfg.tier, "asked for"
-    if tier == "auto":
+    kind, why = cfg.loader, "asked for"
+    if kind == "auto":
         fits, why = _cache_fits(cfg, uri, augment, num_views)
-        tier = "cache" if fits else "threads"
-    elif tier == "stream":
-        why = "stream asked for, read by threads where there is no Ray"
+        kind = "cache" if fits else "threads"
+    elif kind == "ray":
+        why = "ray asked for, read by threads where there is no Ray"
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
     options |= {"augment": augment, "num_views": num_views}
-    if tier == "cache":
+    if kind == "cache":
         try:
-            return CacheFeed(cfg, uri, progress=progress, **options)
+            return CachedLoader(cfg, uri, progress=progress, **options)
         except NoRoomError as error:  # of other data, or of a process that was faster
-            if cfg.tier == "cache":
+            if cfg.loader == "cache":
                 raise
             options["why"] = f"the cache has no room now: {error}"
-    return ThreadFeed(cfg, uri, **options)
+    return ThreadedLoader(cfg, uri, **options)
 
 
 def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
     """Whether the decoded data set fits this node's cache, and the arithmetic in words."""
     store = ShardStore(uri)
-    canvas = cfg.canvas or store.manifest.canvas
-    if augment and reader_crops(augment, num_views, canvas):
-        return False, "crops are cut out of the originals; data.tier=cache would cut them out of smaller copies"
-    sizes = {name: canvas_bytes(split.num_samples, canvas) for name, split in store.manifest.splits.items()}
-    missing = sum(size for name, size in sizes.items() if not entry_path(store, name, canvas).is_dir())
+    image_size = cfg.image_size or store.manifest.image_size
+    if augment and reader_crops(augment, num_views, image_size):
+        return False, "crops are cut out of the originals; data.loader=cache would cut them out of smaller copies"
+    sizes = {name: canvas_bytes(split.num_samples, image_size) for name, split in store.manifest.splits.items()}
+    missing = sum(size for name, size in sizes.items() if not entry_path(store, name, image_size).is_dir())
     root = storage.cache_root()
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(existing).free // 2

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,63 +17,24 @@ from ltcore.data.augment.policies import reader_crops
 from ltcore.data.config import DataConfig
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.canvas_cache import CanvasCache, open_canvases
-from ltcore.data.loading.crops import Cropped, Draws, decode_crops
+from ltcore.data.loading.crops import CropDraws, Cropped, decode_crops
 from ltcore.data.loading.original_cache import ImageCache, open_images
 from ltcore.data.loading.prefetch import prefetch
-from ltcore.data.loading.sampler import EpochPlan, Rows, eval_rows
+from ltcore.data.loading.sampler import EpochSampler, Rows, eval_rows
 from ltcore.data.loading.samples import BadSamples, decode_rows
 from ltcore.data.shards.reader import ShardStore
 
 Ints = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 MAX_THREADS = 16
 _LOG = logging.getLogger("ltcore.data")
 
 
-class Feed(Protocol):
-    """Where a training loop gets its batches from; one per rank."""
+class Loader(ABC):
+    """Delivers the batches of a training loop; one per rank. Subclasses say where images come from."""
 
-    store: ShardStore
-    tier: str
-    """cache, threads or stream."""
-    why: str
-    """Why this tier, for people."""
-    copies_N: Ints | None
-    """How often each training sample comes in the epochs that start from now on; None is once each. May be set."""
-
-    @property
-    def num_batches(self) -> int:
-        """Steps per epoch, the same on every rank."""
-        ...
-
-    @property
-    def bad_samples(self) -> dict[int, str]:
-        """Undecodable training samples that were replaced so far in this process -> what is wrong."""
-        ...
-
-    def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The rank's share of the epoch's batches from ``start_step`` on: uint8 images [V, B / W, 3, S, S] on the CPU.
-
-        V is 1, or the number of views where the reader cuts them out of large originals (``AugmentConfig.crop_from``).
-        """
-        ...
-
-    def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """The rank's share of the split in index order, at most ``batch_size`` rows each; nothing dropped or doubled.
-
-        Ranks may differ in the number of batches.
-        """
-        ...
-
-    def close(self) -> None:
-        """Gives up files and locks."""
-        ...
-
-
-class PlanFeed:
-    """What both feeds share: the plan, and turning rows into batches. Subclasses say where canvases come from."""
-
-    tier = ""
+    kind = ""
+    """cache, threads or ray."""
 
     def __init__(
         self,
@@ -91,15 +53,18 @@ class PlanFeed:
         """``trains=False`` is for evaluation alone, also of data without a training split."""
         self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
         self.store = ShardStore(uri, cfg.cache_bytes)
-        self.canvas = cfg.canvas or self.store.manifest.canvas
-        self.crops = reader_crops(augment, num_views, self.canvas) if augment else ()
+        self.image_size = cfg.image_size or self.store.manifest.image_size
+        self.crops = reader_crops(augment, num_views, self.image_size) if augment else ()
         self.why = why
+        """Why a loader of this kind, for people."""
         self.copies_N: Ints | None = None
+        """How often each training sample comes in the epochs that start from now on; None is once each. May be set."""
         if trains:
-            self.plan(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
+            self.sampler(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
 
     @property
     def num_batches(self) -> int:
+        """Steps per epoch, the same on every rank."""
         num_rows = (
             self.store.manifest.split(self.cfg.train_split).num_samples
             if self.copies_N is None
@@ -107,9 +72,14 @@ class PlanFeed:
         )
         return num_rows // self.batch_size
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """The plan of one epoch for the present ``copies_N``."""
-        return EpochPlan(
+    @property
+    @abstractmethod
+    def bad_samples(self) -> dict[int, str]:
+        """Undecodable training samples that were replaced so far in this process -> what is wrong."""
+
+    def sampler(self, epoch: int) -> EpochSampler:
+        """Returns the sampler of one epoch for the present ``copies_N``."""
+        return EpochSampler(
             self.store.manifest.split(self.cfg.train_split).rows_per_shard,
             seed=self.seed,
             epoch=epoch,
@@ -120,37 +90,50 @@ class PlanFeed:
         )
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        rows = self.plan(epoch).rank_batches(self.rank, start_step)
+        """Yields the rank's share of the epoch's batches from ``start_step`` on: uint8 images [V, B / W, 3, S, S] on the CPU.
+
+        V is 1, or the number of views where the reader cuts them out of large originals (``AugmentConfig.crop_from``).
+        """
+        rows = self.sampler(epoch).rank_batches(self.rank, start_step)
         if self.crops:
             return self._cropped_batches(rows, epoch)
         return self._batches(self.cfg.train_split, rows)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Yields the rank's share of the split in index order, at most ``batch_size`` rows each; nothing dropped or doubled.
+
+        Ranks may differ in the number of batches.
+        """
         num_rows = self.store.manifest.split(split).num_samples
         slices = eval_rows(num_rows, self.rank, self.world, batch_size)
         return self._batches(split, (Rows(index, np.zeros_like(index)) for index in slices))
 
+    @abstractmethod
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
-        """Batches of canvases."""
-        raise NotImplementedError
+        """Yields batches of whole images."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives up files and locks."""
 
     def _cropped_batches(self, rows: Iterable[Rows], epoch: int) -> Iterator[Batch]:
         """Training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
 
         def load(step: Rows) -> Batch:
-            cropped = self._crop(step.index_B, Draws(self.crops, self.seed, epoch, step))
+            cropped = self._crop(step.index_B, CropDraws(self.crops, self.seed, epoch, step))
             return self._batch(self.cfg.train_split, step, cropped.canvases_VB3SS, cropped.boxes_VB4)
 
         return self._ahead(load, rows)
 
-    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
-        raise NotImplementedError
+    @abstractmethod
+    def _crop(self, index_B: Ints, draws: CropDraws) -> Cropped:
+        """Cuts the crops of some training samples out of their originals."""
 
     def _decoded(self, split: str, rows: Iterable[Rows], bad: BadSamples | None) -> Iterator[Batch]:
         """Batches that threads decode ahead of the loop."""
 
         def load(step: Rows) -> Batch:
-            return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.canvas, bad)[None])
+            return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.image_size, bad)[None])
 
         return self._ahead(load, rows)
 
@@ -170,23 +153,23 @@ class PlanFeed:
         )
 
 
-class CacheFeed(PlanFeed):
+class CachedLoader(Loader):
     """Gathers batches from the node's canvas cache, crops of large images from its whole images.
 
     A split is decoded when it is first used; the training split at once. Where there is no room for another one, threads
     decode it each time.
     """
 
-    tier = "cache"
+    kind = "cache"
 
-    def __init__(self, cfg: DataConfig, uri: str, *, progress: Progress | None = None, **options: Any) -> None:
+    def __init__(self, cfg: DataConfig, uri: str, *, progress: OnProgress | None = None, **options: Any) -> None:
         super().__init__(cfg, uri, **options)
         self._progress = progress
         self._open: dict[str, CanvasCache] = {}
         self._whole: ImageCache | None = None
         if self.crops:
             limits = self._limits(cfg.train_split)
-            self._whole = open_images(self.store, cfg.train_split, cfg.cache_px or self.canvas, **limits)
+            self._whole = open_images(self.store, cfg.train_split, cfg.cache_px or self.image_size, **limits)
         else:
             self._canvases(cfg.train_split)
 
@@ -210,7 +193,7 @@ class CacheFeed(PlanFeed):
 
     def _canvases(self, split: str) -> CanvasCache:
         if split not in self._open:
-            self._open[split] = open_canvases(self.store, split, self.canvas, **self._limits(split))
+            self._open[split] = open_canvases(self.store, split, self.image_size, **self._limits(split))
         return self._open[split]
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
@@ -225,15 +208,15 @@ class CacheFeed(PlanFeed):
         for step in rows:
             yield self._batch(split, step, np.take(canvases_N3SS, step.index_B, axis=0)[None])
 
-    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
+    def _crop(self, index_B: Ints, draws: CropDraws) -> Cropped:
         assert self._whole is not None, "opened where there is something to crop"
-        return self._whole.crops(index_B, self.canvas, draws)
+        return self._whole.crops(index_B, self.image_size, draws)
 
 
-class ThreadFeed(PlanFeed):
+class ThreadedLoader(Loader):
     """Reads and decodes with threads of this process, at most ``stream_window_steps`` steps ahead of the loop."""
 
-    tier = "threads"
+    kind = "threads"
 
     def __init__(self, cfg: DataConfig, uri: str, **options: Any) -> None:
         super().__init__(cfg, uri, **options)
@@ -249,5 +232,5 @@ class ThreadFeed(PlanFeed):
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
         return self._decoded(split, rows, self._bad if split == self.cfg.train_split else None)
 
-    def _crop(self, index_B: Ints, draws: Draws) -> Cropped:
-        return decode_crops(self.store, self.cfg.train_split, index_B, self.canvas, draws, self._bad)
+    def _crop(self, index_B: Ints, draws: CropDraws) -> Cropped:
+        return decode_crops(self.store, self.cfg.train_split, index_B, self.image_size, draws, self._bad)

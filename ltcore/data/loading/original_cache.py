@@ -19,9 +19,9 @@ import numpy.typing as npt
 from ltcore import storage
 from ltcore.data.images.boxes import Size
 from ltcore.data.images.decode import Pixels, decode_image, resample, size_of
-from ltcore.data.loading.cache_entry import ARRAY, Filling, Progress, in_threads, open_entry, write_at
+from ltcore.data.loading.cache_entry import ARRAY, OnProgress, PartialEntry, in_threads, open_entry, write_at
 from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
-from ltcore.data.loading.crops import Cropped, Draws, cut
+from ltcore.data.loading.crops import CropDraws, Cropped, cut
 from ltcore.data.loading.samples import decode_each
 from ltcore.data.shards.reader import ShardStore
 
@@ -55,9 +55,9 @@ class ImageCache:
         pixels = self.pixels_P[offset : offset + 3 * height * width]
         return pixels.reshape(3, height, width), (original[0], original[1])
 
-    def crops(self, index_n: npt.NDArray[np.int64], canvas: int, draws: Draws) -> Cropped:
+    def crops(self, index_n: npt.NDArray[np.int64], image_size: int, draws: CropDraws) -> Cropped:
         """One canvas per view of each sample."""
-        return cut(map(self.image, index_n.tolist()), draws, len(index_n), canvas)
+        return cut(map(self.image, index_n.tolist()), draws, len(index_n), image_size)
 
     def close(self) -> None:
         """Gives up the mark; the arrays stay valid as long as they are referred to."""
@@ -77,7 +77,7 @@ def open_images(
     *,
     cache_bytes: int,
     max_bad_samples: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> ImageCache:
     """The decoded split; arguments, filling and errors as for ``open_canvases``."""
     path = images_path(store, split, side)
@@ -87,7 +87,7 @@ def open_images(
         table_N5 = _read_table(path)
         return len(table_N5) == num_rows and (path / ARRAY).stat().st_size == _pixels(table_N5)
 
-    def fill(filling: Filling) -> None:
+    def fill(filling: PartialEntry) -> None:
         _fill(filling, store, split, side, progress)
 
     file, bad = open_entry(path, store, split, whole, fill, cache_bytes=cache_bytes, max_bad_samples=max_bad_samples)
@@ -110,7 +110,7 @@ def kept_size(original: Size, side: int) -> Size:
     return original if short <= side else (round(original[0] * side / short), round(original[1] * side / short))
 
 
-def _fill(filling: Filling, store: ShardStore, split: str, side: int, progress: Progress | None) -> None:
+def _fill(filling: PartialEntry, store: ShardStore, split: str, side: int, progress: OnProgress | None) -> None:
     """Decodes all rows into the file, piece by piece in whatever order they come."""
     num_rows = store.manifest.split(split).num_samples
     table_N5 = np.zeros((num_rows, _COLUMNS), np.int64)

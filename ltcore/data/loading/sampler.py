@@ -61,7 +61,7 @@ def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
     return np.diff(np.floor(reached_N + _generator(seed, epoch, "copies").random()), prepend=0.0).astype(np.int64)
 
 
-class EpochPlan:
+class EpochSampler:
     """The plan of one epoch.
 
     Args:

@@ -40,11 +40,11 @@ class BadSamples:
 
 
 def decode_rows(
-    store: ShardStore, split: str, index_n: Ints, canvas: int, bad: BadSamples | None = None
+    store: ShardStore, split: str, index_n: Ints, image_size: int, bad: BadSamples | None = None
 ) -> npt.NDArray[np.uint8]:
-    """[n, 3, canvas, canvas] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
-    canvases = np.empty((len(index_n), 3, canvas, canvas), np.uint8)
-    decoded = decode_each(store, split, index_n, lambda data, where: decode_canvas(data, canvas, where), bad)
+    """[n, 3, S, S] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
+    canvases = np.empty((len(index_n), 3, image_size, image_size), np.uint8)
+    decoded = decode_each(store, split, index_n, lambda data, where: decode_canvas(data, image_size, where), bad)
     for position, canvas_3SS in enumerate(decoded):
         canvases[position] = canvas_3SS
     return canvases

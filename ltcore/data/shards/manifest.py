@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ltcore import storage
-from ltcore.data.config import MAX_CANVAS
+from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.errors import DataError, nearest
 from ltcore.shots import SHOT_GROUPS
 
@@ -81,7 +81,7 @@ class Manifest:
     """Per class: many, medium or few, from the counts of the training split."""
     shot_rule: str
     """``count`` (more than 100, fewer than 20) or ``rank`` (thirds)."""
-    canvas: int
+    image_size: int
     """Side in pixels at which the images are meant to be decoded."""
     mean: tuple[float, ...]
     """Of the three channels of the training images, in [0, 1]."""
@@ -152,15 +152,15 @@ def _mistyped(manifest: Manifest) -> str:
     """What in the manifest is not the kind of value that it should be, or ''."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     numbers = [n for shard in shards for n in (shard.count, shard.first_index, shard.bytes)]
-    numbers += [manifest.canvas, *(n for row in manifest.class_counts.values() for n in row)]
+    numbers += [manifest.image_size, *(n for row in manifest.class_counts.values() for n in row)]
     texts = [manifest.name, *manifest.classes, *manifest.attributes]
     texts += [text for s in shards for text in (s.path, s.sha256, s.index_path, s.index_sha256)]
     wrong: list[Any] = [value for value in numbers if type(value) is not int or not 0 <= value <= _MAX_COUNT]
     wrong += [text for text in texts if not isinstance(text, str)]
     if wrong:
         return f"found {wrong[0]!r:.60} where a name or a count should be"
-    if not 1 <= manifest.canvas <= MAX_CANVAS:
-        return f"canvas is {manifest.canvas}, expected 1 to {MAX_CANVAS} pixels"
+    if not 1 <= manifest.image_size <= MAX_IMAGE_SIZE:
+        return f"canvas is {manifest.image_size}, expected 1 to {MAX_IMAGE_SIZE} pixels"
     if len(set(manifest.classes)) != len(manifest.classes):
         return "two classes have the same name"
     for name, values in (("mean", manifest.mean), ("std", manifest.std)):

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltcore.data.config import MAX_CANVAS
+from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.manifest import SPLIT_NAME, Manifest, Shard, Split, write_manifest
 from ltcore.data.shards.publish import published
 from ltcore.errors import ConfigError, DataError, pick
@@ -86,7 +86,7 @@ def write_dataset(
     classes: Iterable[str],
     attributes: Iterable[str],
     splits: Mapping[str, Iterable[Sample]],
-    canvas: int,
+    image_size: int,
     mean: Iterable[float],
     std: Iterable[float],
     seed: int,
@@ -108,7 +108,7 @@ def write_dataset(
     classes, attributes = tuple(classes), tuple(attributes)
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
     group_classes = pick(SHOT_RULES, shot_rule, "shot_rule")
-    _check_arguments(splits, classes, canvas, mean, std, shard_size)
+    _check_arguments(splits, classes, image_size, mean, std, shard_size)
     try:
         with published(uri, progress) as folder:
             written, counts = {}, {}
@@ -132,7 +132,7 @@ def write_dataset(
                 class_counts={split: tuple(row.tolist()) for split, row in counts.items()},
                 shot_groups=group_classes(known.tolist()),
                 shot_rule=shot_rule,
-                canvas=canvas,
+                image_size=image_size,
                 mean=mean,
                 std=std,
                 seed=seed,
@@ -153,7 +153,7 @@ def _without_images(classes: tuple[str, ...], counts: Mapping[str, Any]) -> dict
 def _check_arguments(
     splits: Mapping[str, Any],
     classes: tuple[str, ...],
-    canvas: int,
+    image_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     shard_size: int,
@@ -167,8 +167,10 @@ def _check_arguments(
         raise ConfigError(
             f"classes must be distinct names, at least one; got {len(classes)}, {len(set(classes))} distinct."
         )
-    if not 1 <= canvas <= MAX_CANVAS or shard_size < 1:
-        raise ConfigError(f"canvas must be in 1..{MAX_CANVAS} and shard_size >= 1, got {canvas} and {shard_size}.")
+    if not 1 <= image_size <= MAX_IMAGE_SIZE or shard_size < 1:
+        raise ConfigError(
+            f"canvas must be in 1..{MAX_IMAGE_SIZE} and shard_size >= 1, got {image_size} and {shard_size}."
+        )
     if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
         raise ConfigError(f"mean and std must have three numbers, std positive; got {mean} and {std}.")
 

@@ -15,7 +15,7 @@ from ltcore.runtime.autoscaler import launch_refusal
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.doctor import checks as doctor
 from ltcore.runtime.doctor.checks import Check
-from ltcore.runtime.placement import Demand, basis, concurrency
+from ltcore.runtime.placement import Demand, capacity_source, concurrency
 
 ANSWER_S = 60.0
 """A node that does not answer within this is red: its worker processes cannot start, or it is gone."""
@@ -88,7 +88,9 @@ def capacity(cluster: Cluster, need: Demand, max_gpus: float | None) -> Check:
     except CapacityError as error:
         return Check("cluster", "capacity", str(error).split(". ")[0], doctor.RED, str(error).split(". ", 1)[1])
     return Check(
-        "cluster", "capacity", f"one run takes {need.describe()}; {count} at a time {basis(cluster, max_gpus)}".strip()
+        "cluster",
+        "capacity",
+        f"one run takes {need.describe()}; {count} at a time {capacity_source(cluster, max_gpus)}".strip(),
     )
 
 

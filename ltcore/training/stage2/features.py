@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ltcore.batch import Batch
-from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.loader import Loader
 from ltcore.errors import DataError, NumericError
 from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import FeatureSet
@@ -17,7 +17,7 @@ from ltcore.objective.stage2.method import FeatureSet
 @torch.no_grad()
 def pooled_features(
     net: LongTailNet,
-    feed: Feed,
+    loader: Loader,
     split: str,
     *,
     batch_size: int,
@@ -32,11 +32,11 @@ def pooled_features(
     ``net`` is in evaluation mode; one process reads the whole split. ``tick`` is called once per batch and may raise. Raises
     DataError if a row was lost or doubled, NumericError if a feature is not finite in ``dtype``.
     """
-    num_rows = feed.store.manifest.split(split).num_samples
+    num_rows = loader.store.manifest.split(split).num_samples
     features_ND = torch.empty(num_rows, net.feature_dim, dtype=dtype, device=device)
     labels_N = torch.full((num_rows,), -1, device=device)
     seen = 0
-    for raw in feed.eval_batches(split, batch_size):
+    for raw in loader.eval_batches(split, batch_size):
         tick()
         batch = normalize(raw.to(device))
         with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():

@@ -20,7 +20,7 @@ from ltcore.config.load import flat
 from ltcore.config.schema import OptimConfig, RunConfig
 from ltcore.config.stage2 import Stage2Config
 from ltcore.data.augment.augment import Augment
-from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.loader import Loader
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.evaluation.confusion import Confusion
 from ltcore.models.net import LongTailNet
@@ -47,7 +47,7 @@ def refuse_workers(workers: int) -> None:
 
 
 def fit_stage2(
-    cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
 ) -> dict[str, Any]:
     """Runs stage 2 from its beginning; as ``training.fit.fit`` does, it returns the fields of ``run.json``.
 
@@ -55,23 +55,23 @@ def fit_stage2(
     not finite, CheckpointError if stage 1 was trained on other data or ``run_dir`` holds another run.
     """
     refuse_workers(ctx.world)
-    check_train_split(feed, cfg.data.train_split)
+    check_train_split(loader, cfg.data.train_split)
     previous = ckpt.find(run_dir / "checkpoints")
     if previous is not None:
-        ckpt.check_same_run(previous, flat(cfg), feed.store.manifest.hash)
-    return _Run(cfg, feed, ctx, run_dir, log, info, record).execute()
+        ckpt.check_same_run(previous, flat(cfg), loader.store.manifest.hash)
+    return Stage2Trainer(cfg, loader, ctx, run_dir, log, info, record).run()
 
 
-class _Run:
+class Stage2Trainer:
     def __init__(
-        self, cfg: RunConfig, feed: Feed, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+        self, cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
     ) -> None:
         assert cfg.stage2 is not None
-        self.cfg, self.feed, self.ctx, self.log, self.info, self.record = cfg, feed, ctx, log, info, record
+        self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
         self.stage2: Stage2Config = cfg.stage2
         self.folder = run_dir / "checkpoints"
         self.began = time.monotonic()
-        manifest = feed.store.manifest
+        manifest = loader.store.manifest
         self.normalize = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=1).evaluate
         self.autocast = choose_precision(cfg.train.precision, ctx.device).autocast
         self.net = self._network().to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -82,7 +82,7 @@ class _Run:
 
     def _network(self) -> LongTailNet:
         """Stage 1's, with classifiers of the kind that the method leaves."""
-        manifest = self.feed.store.manifest
+        manifest = self.loader.store.manifest
         with stage1_checkpoint(self.stage2.from_run, weights=True) as found:
             stage1 = predictor_of(found)
             if found.meta["data_hash"] != manifest.hash:
@@ -104,9 +104,9 @@ class _Run:
         net.load_state_dict({**net.state_dict(), **weights})
         return net
 
-    def execute(self) -> dict[str, Any]:
-        cfg, stats = self.cfg, self.feed.store.manifest.stats(self.cfg.data.train_split)
-        self.val = self._features("val") if "val" in self.feed.store.manifest.splits else None
+    def run(self) -> dict[str, Any]:
+        cfg, stats = self.cfg, self.loader.store.manifest.stats(self.cfg.data.train_split)
+        self.val = self._features("val") if "val" in self.loader.store.manifest.splits else None
         self.train = self._features(cfg.data.train_split)
         self.net.requires_grad_(False)
         self.net.heads.requires_grad_(True)
@@ -146,7 +146,7 @@ class _Run:
     def _features(self, split: str) -> FeatureSet:
         return pooled_features(
             self.net,
-            self.feed,
+            self.loader,
             split,
             batch_size=self.cfg.train.eval_batch_size,
             device=self.ctx.device,
@@ -236,13 +236,13 @@ class _Run:
         """Metrics of the validation split, from its features."""
         if self.val is None:
             return {}
-        manifest = self.feed.store.manifest
+        manifest = self.loader.store.manifest
         counts = Confusion(len(manifest.classes), len(manifest.attributes), self.ctx.device)
-        attributes_N = torch.tensor(self.feed.store.attributes("val"), device=self.ctx.device)
+        attributes_N = torch.tensor(self.loader.store.attributes("val"), device=self.ctx.device)
         chunks = zip(self.val.chunks(), attributes_N.split(CHUNK), strict=True)
         for (features_BD, labels_B), attributes_B in chunks:
             counts.update(expert_logits(self.net.heads, features_BD).mean(1), labels_B, attributes_B)
-        return {f"val/{name}": value for name, value in split_metrics(counts, self.feed).items()}
+        return {f"val/{name}": value for name, value in split_metrics(counts, self.loader).items()}
 
     def _keep_if_best(self, metrics: dict[str, Any]) -> None:
         key = self.cfg.train.select
@@ -262,8 +262,8 @@ class _Run:
         last = self._test_counts(last_heads)
         best = last if same else self._test_counts(self.best_heads) if self.best_heads else {}
         return {
-            "test": {split: split_metrics(counts, self.feed) for split, counts in last.items()},
-            "test_best": {split: split_metrics(counts, self.feed) for split, counts in best.items()},
+            "test": {split: split_metrics(counts, self.loader) for split, counts in last.items()},
+            "test_best": {split: split_metrics(counts, self.loader) for split, counts in best.items()},
             "per_class": {split: class_accuracy(counts) for split, counts in last.items()},
         }
 
@@ -272,18 +272,18 @@ class _Run:
         return {
             split: confusion(
                 self.net,
-                self.feed,
+                self.loader,
                 split,
                 batch_size=self.cfg.train.eval_batch_size,
                 device=self.ctx.device,
                 autocast=self.autocast,
                 normalize=self.normalize,
             )
-            for split in self.feed.store.manifest.splits
+            for split in self.loader.store.manifest.splits
             if split.startswith("test")
         }
 
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
-        manifest = self.feed.store.manifest
+        manifest = self.loader.store.manifest
         meta = ckpt.description(flat(self.cfg), manifest, epoch=metrics["epoch"], metrics=self.best)
         ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)

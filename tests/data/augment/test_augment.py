@@ -393,7 +393,7 @@ def test_an_unknown_stack_lists_the_known_ones() -> None:
 
 @pytest.mark.parametrize("view1", ["autoaugment_cutout", "randaugment", "rrc_sim", "crop_flip_rotate15"])
 def test_nothing_is_asked_of_the_device(view1: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws come from what the host knows of the samples; what a GPU knows would have to be waited for."""
+    """CropDraws come from what the host knows of the samples; what a GPU knows would have to be waited for."""
     batch = batch_of(8)
     augment = Augment(AugmentConfig(view1=view1, view2="sim"), seed=1, mean=MEAN, std=STD, num_views=2)
     expected = augment(batch, 3).images_VBCHW

@@ -91,7 +91,10 @@ SHARDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "manifest is a device": (lambda d: zeros(d / MANIFEST), r"manifest.json is no plain file"),
     "index is a pipe": (lambda d: pipe(d / "train-00000.parquet"), r"train-00000.parquet is no plain file"),
     "tar is a pipe": (lambda d: pipe(d / "train-00000.tar"), r"train-00000.tar is no plain file"),
-    "canvas 30000": (lambda d: edited(d, lambda raw: raw.update(canvas=30_000)), "canvas is 30000, expected 1 to 4096"),
+    "canvas 30000": (
+        lambda d: edited(d, lambda raw: raw.update(image_size=30_000)),
+        "canvas is 30000, expected 1 to 4096",
+    ),
     "count of 400 digits": (
         lambda d: edited(d, lambda raw: shard_of(raw).update(count=10**400)),
         r"found 10+ where a name or a count should be",

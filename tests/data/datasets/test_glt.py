@@ -26,7 +26,7 @@ def test_a_small_class_keeps_its_minorities():
 SIZES = GltSizes(train_C=(20, 10, 4), train_cbl=11, val=6, test=20)
 
 
-def tally(splits, labels, name, num_attributes):
+def means(splits, labels, name, num_attributes):
     table = np.zeros((3, num_attributes), int)
     for position, attribute in splits[name]:
         table[labels[position], attribute] += 1
@@ -42,9 +42,9 @@ def test_rendered_keys_come_in_every_attribute_where_held_out_and_once_in_traini
     assert not training & identities["val"] and not training & identities["test_gbl"]
     assert not identities["val"] & identities["test_gbl"]
     assert identities["test_cbl"] == identities["test_gbl"]
-    assert (tally(splits, labels, "test_gbl", 4) == 20).all() and (tally(splits, labels, "val", 4) == 6).all()
+    assert (means(splits, labels, "test_gbl", 4) == 20).all() and (means(splits, labels, "val", 4) == 6).all()
     for name, per_class in {"train": SIZES.train_C, "train_cbl": (11,) * 3, "test_cbl": (20,) * 3}.items():
-        table = tally(splits, labels, name, 4)
+        table = means(splits, labels, name, 4)
         for c, n in enumerate(per_class):
             assert table[c].tolist() == quota_counts(n, [(c + i) % 4 for i in range(4)]).tolist()
         assert len(identities[name]) == sum(per_class) == len(splits[name])
@@ -61,9 +61,9 @@ def test_given_attributes_are_respected_and_all_held_out_splits_are_disjoint():
     held_out = [p for name in ("val", "test_cbl", "test_gbl") for p, _ in splits[name]]
     assert len(held_out) == len(set(held_out))
     assert not set(held_out) & {p for name in ("train", "train_cbl") for p, _ in splits[name]}
-    assert (tally(splits, labels, "test_gbl", 3) == 10).all() and (tally(splits, labels, "val", 3) == 2).all()
-    assert sorted(tally(splits, labels, "test_cbl", 3)[0].tolist()) == [3, 6, 21]
-    assert tally(splits, labels, "train", 3).sum(1).tolist() == [60, 20, 8]
+    assert (means(splits, labels, "test_gbl", 3) == 10).all() and (means(splits, labels, "val", 3) == 2).all()
+    assert sorted(means(splits, labels, "test_cbl", 3)[0].tolist()) == [3, 6, 21]
+    assert means(splits, labels, "train", 3).sum(1).tolist() == [60, 20, 8]
 
 
 def test_the_listing_order_changes_nothing_and_the_seed_does():

@@ -74,7 +74,7 @@ def test_split_folders_are_taken_as_they_are_with_their_original_bytes(tmp_path)
         row = got[path.rpartition(".")[0], "jpg" if path.lower().endswith(("jpg", "jpeg")) else "png"]
         assert row.image == data and row.label == (0 if "/ant/" in path else 1)
     assert [len(source.splits[s]) for s in ("train", "val", "test")] == [10, 1, 2]
-    assert source.canvas == 10 and source.provenance["val"] == "as given"
+    assert source.image_size == 10 and source.provenance["val"] == "as given"
 
 
 def test_a_zip_and_a_folder_of_the_same_files_give_the_same_samples(tmp_path):
@@ -129,7 +129,7 @@ def test_canvas_mean_and_std_are_measured(tmp_path):
     Image.fromarray(np.full((300, 400, 3), (255, 102, 0), np.uint8)).save(data, "PNG")
     root = as_folder({"a/1.png": data.getvalue(), "b/1.png": data.getvalue()}, tmp_path / "set")
     source = image_folder(root, read_folders(root), DataConfig(uri="x"))
-    assert source.canvas == 224 and source.mean == (1.0, 0.4, 0.0)
+    assert source.image_size == 224 and source.mean == (1.0, 0.4, 0.0)
     assert min(source.std) > 0
 
 

@@ -65,7 +65,7 @@ def test_everything_that_matters_changes_the_place_and_nothing_else_does(images)
     base = prepare(DataConfig(uri=str(images)))
     for change in ({"imbalance_factor": 4.0}, {"subset_seed": 1}, {"val_per_class": 3}):
         assert prepare(DataConfig(uri=str(images), **change)) != base
-    assert prepare(DataConfig(uri=str(images) + "/", canvas=16, tier="threads", lanes=4)) == base
+    assert prepare(DataConfig(uri=str(images) + "/", image_size=16, loader="threads", lanes=4)) == base
     assert prepare(DataConfig(uri=f"file://{images}")) == base
     (images / "ant" / "00.png").unlink()
     assert prepare(DataConfig(uri=str(images))) != base

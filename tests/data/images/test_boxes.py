@@ -9,7 +9,7 @@ import torch
 from ltcore import hashing, rng
 from ltcore.data.augment.transforms import Draw, resized_crop
 from ltcore.data.images.boxes import ATTEMPTS, Box, Crop, centered_square, random_box, scaled
-from ltcore.data.loading.crops import Draws
+from ltcore.data.loading.crops import CropDraws
 from ltcore.data.loading.sampler import Rows
 
 SIZES = [(64, 64), (375, 500), (500, 333), (120, 900), (7, 5), (1, 40)]
@@ -20,8 +20,8 @@ def rows(count: int, first: int = 0) -> Rows:
     return Rows(index, index % 3)
 
 
-def draws(count: int, *crops: Crop, seed: int = 3, epoch: int = 2) -> Draws:
-    return Draws(crops, seed, epoch, rows(count))
+def draws(count: int, *crops: Crop, seed: int = 3, epoch: int = 2) -> CropDraws:
+    return CropDraws(crops, seed, epoch, rows(count))
 
 
 def test_host_and_device_draw_the_same_numbers() -> None:
@@ -79,11 +79,11 @@ def test_seed_epoch_copy_index_and_view_each_matter_and_the_batch_does_not() -> 
     boxes = [both.boxes(b, (375, 500)) for b in range(8)]
     assert all(first != second for first, second in boxes)
     assert len({first for first, _ in boxes}) == 8
-    alone = Draws([Crop("view2", 0.08)], 3, 2, Rows(rows(8).index_B[5:6], rows(8).copy_B[5:6]))
+    alone = CropDraws([Crop("view2", 0.08)], 3, 2, Rows(rows(8).index_B[5:6], rows(8).copy_B[5:6]))
     assert alone.boxes(0, (375, 500)) == boxes[5][1:]
     for other in (draws(8, Crop("view1", 0.08), seed=4), draws(8, Crop("view1", 0.08), epoch=3)):
         assert other.boxes(5, (375, 500)) != boxes[5][:1]
-    again = Draws([Crop("view1", 0.08)], 3, 2, Rows(rows(8).index_B, rows(8).copy_B + 1))
+    again = CropDraws([Crop("view1", 0.08)], 3, 2, Rows(rows(8).index_B, rows(8).copy_B + 1))
     assert again.boxes(5, (375, 500)) != boxes[5][:1]
 
 

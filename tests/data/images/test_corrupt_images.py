@@ -96,7 +96,7 @@ def write(uri: Path, images: dict[str, tuple[str, bytes]]) -> str:
         classes=list(images),
         attributes=[],
         splits={"train": samples},
-        canvas=SIDE,
+        image_size=SIDE,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         seed=0,
@@ -110,9 +110,9 @@ def write(uri: Path, images: dict[str, tuple[str, bytes]]) -> str:
 def test_every_kind_of_sound_image_comes_out_of_shards_as_pil_sees_it(tmp_path: Path) -> None:
     store = ShardStore(write(tmp_path / "d", SOUND))
     canvases = decode_rows(store, "train", np.arange(len(SOUND)), SIDE)
-    for label, canvas in zip(store.labels("train"), canvases, strict=True):
+    for label, image_size in zip(store.labels("train"), canvases, strict=True):
         name = store.manifest.classes[label]
-        largest = np.abs(canvas.astype(int) - expected(SOUND[name][1]).astype(int)).max()
+        largest = np.abs(image_size.astype(int) - expected(SOUND[name][1]).astype(int)).max()
         assert largest <= (2 if name == "grey jpeg" else 0), name  # decoded by another library than PIL's
     assert [str(p) for p in check_dataset(store.uri) if p.where != "manifest.json"] == []
 

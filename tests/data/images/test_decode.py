@@ -34,10 +34,10 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("fmt", ["PNG", "BMP", "TIFF"])
 def test_exact_size_is_taken_as_it_is(fmt: str) -> None:
     pixels = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    canvas = decode_canvas(encode(pixels, fmt), 16, "x")
-    assert canvas.dtype == np.uint8
-    assert canvas.flags.c_contiguous
-    np.testing.assert_array_equal(canvas, pixels.transpose(2, 0, 1))
+    image_size = decode_canvas(encode(pixels, fmt), 16, "x")
+    assert image_size.dtype == np.uint8
+    assert image_size.flags.c_contiguous
+    np.testing.assert_array_equal(image_size, pixels.transpose(2, 0, 1))
 
 
 def test_jpeg_equals_pil() -> None:
@@ -59,9 +59,9 @@ def test_resize_is_a_centered_antialiased_square(height: int, width: int) -> Non
     top, left = (height - side) // 2, (width - side) // 2
     square = Image.fromarray(pixels[top : top + side, left : left + side])
     expected = np.asarray(square.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1).astype(int)
-    canvas = decode_canvas(encode(pixels, "PNG"), 16, "x")
-    assert canvas.shape == (3, 16, 16)
-    assert np.abs(canvas.astype(int) - expected).max() <= 1
+    image_size = decode_canvas(encode(pixels, "PNG"), 16, "x")
+    assert image_size.shape == (3, 16, 16)
+    assert np.abs(image_size.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_resize_is_a_centered_antialiased_square(height: int, width: int) -> Non
 def test_every_small_size_goes_to_every_small_canvas(fmt: str, mode: str) -> None:
     """torch's kernel for 8 bits fails on some layouts of an image that becomes a single pixel."""
     rng = np.random.default_rng(0)
-    for height, width, canvas in itertools.product(range(1, 6), range(1, 6), range(1, 5)):
+    for height, width, image_size in itertools.product(range(1, 6), range(1, 6), range(1, 5)):
         noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        pixels = decode_canvas(encode(noise.convert(mode), fmt), canvas, "noise")
-        assert pixels.shape == (3, canvas, canvas) and pixels.flags.c_contiguous
+        pixels = decode_canvas(encode(noise.convert(mode), fmt), image_size, "noise")
+        assert pixels.shape == (3, image_size, image_size) and pixels.flags.c_contiguous
 
 
 def test_grey_and_palette_and_transparency() -> None:
@@ -85,15 +85,15 @@ def test_grey_and_palette_and_transparency() -> None:
 
 
 def test_grey_jpeg_has_three_equal_channels() -> None:
-    canvas = decode_canvas(encode(SMOOTH[:32, :32, 0], "JPEG"), 32, "x")
-    assert (canvas[0] == canvas[1]).all()
-    assert (canvas[0] == canvas[2]).all()
+    image_size = decode_canvas(encode(SMOOTH[:32, :32, 0], "JPEG"), 32, "x")
+    assert (image_size[0] == image_size[1]).all()
+    assert (image_size[0] == image_size[2]).all()
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     deep = np.array([[0, 255, 256, 32768], [40000, 65535, 1000, 2000]] * 2, np.uint16)
-    canvas = decode_canvas(encode(deep, "PNG"), 4, "x")
-    np.testing.assert_array_equal(canvas, np.stack([(deep >> 8).astype(np.uint8)] * 3))
+    image_size = decode_canvas(encode(deep, "PNG"), 4, "x")
+    np.testing.assert_array_equal(image_size, np.stack([(deep >> 8).astype(np.uint8)] * 3))
 
 
 def test_cmyk_jpeg_equals_pil() -> None:
@@ -108,9 +108,9 @@ def test_exif_orientation_is_applied(fmt: str) -> None:
     pixels[:8] = 255  # white above
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise: white comes to the right
-    canvas = decode_canvas(encode(pixels, fmt, exif=exif), 16, "x")
-    assert canvas[:, :, 9:].min() > 240
-    assert canvas[:, :, :7].max() < 15
+    image_size = decode_canvas(encode(pixels, fmt, exif=exif), 16, "x")
+    assert image_size[:, :, 9:].min() > 240
+    assert image_size[:, :, :7].max() < 15
 
 
 @pytest.mark.parametrize("fmt", ["GIF", "WEBP", "PNG"])

@@ -62,10 +62,10 @@ def test_is_filled_once_by_all_who_open_it(store: ShardStore, monkeypatch: pytes
 def test_entries_that_are_filled_at_the_same_time_do_not_disturb_each_other(store: ShardStore) -> None:
     """Each counts the bytes of all while others come and go."""
 
-    def fill(canvas: int) -> bool:
-        with_one = open_canvases(store, "test", canvas, cache_bytes=GIB)
+    def fill(image_size: int) -> bool:
+        with_one = open_canvases(store, "test", image_size, cache_bytes=GIB)
         with_one.close()
-        return bool((with_one.canvases_N3SS == decode_rows(store, "test", np.arange(14), canvas)).all())
+        return bool((with_one.canvases_N3SS == decode_rows(store, "test", np.arange(14), image_size)).all())
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(fill, range(4, 84)))
@@ -123,7 +123,7 @@ def test_leftovers_of_a_killed_process_make_room(store: ShardStore) -> None:
 
 
 def test_too_small_a_cap_says_what_to_do(store: ShardStore) -> None:
-    with pytest.raises(DataError, match=r"need 35328 bytes, .*data\.cache_bytes=1000\. Raise it or use data\.tier"):
+    with pytest.raises(DataError, match=r"need 35328 bytes, .*data\.cache_bytes=1000\. Raise it or use data\.loader"):
         open_split(store, cache_bytes=1000)
     assert entries() == set()
 

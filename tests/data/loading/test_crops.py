@@ -1,6 +1,6 @@
-"""Crops of large originals: one box in every tier, pixels equal up to resampling, small canvases untouched.
+"""Crops of large originals: one box in every kind, pixels equal up to resampling, small canvases untouched.
 
-The data task of the stream tier is called here as Ray Data calls it; ``tests/runtime/test_ray_data.py`` goes through Ray.
+The data task of the Ray loader is called here as Ray Data calls it; ``tests/runtime/test_ray_data.py`` goes through Ray.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ltcore.data.augment.policies import AUGMENTS, reader_crops
 from ltcore.data.config import DataConfig
 from ltcore.data.images.boxes import scaled
 from ltcore.data.images.decode import decode_canvas, decode_image
-from ltcore.data.loading.crops import Draws
-from ltcore.data.loading.factory import open_feed
-from ltcore.data.loading.loader import CacheFeed, Feed, ThreadFeed
+from ltcore.data.loading.crops import CropDraws
+from ltcore.data.loading.factory import make_loader
+from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
 from ltcore.data.loading.sampler import Rows
 from ltcore.data.loading.samples import decode_rows
 from ltcore.data.loading.window import read_window
@@ -61,14 +61,14 @@ def encoded(number: int, height: int, width: int) -> tuple[bytes, str]:
     return out.getvalue(), "jpg"
 
 
-def write(uri: str, samples: Callable[[], Iterator[Sample]], canvas: int = CANVAS) -> str:
+def write(uri: str, samples: Callable[[], Iterator[Sample]], image_size: int = CANVAS) -> str:
     write_dataset(
         uri,
         name="large",
         classes=["a", "b"],
         attributes=[],
         splits={"train": samples(), "val": list(samples())[:6]},
-        canvas=canvas,
+        image_size=image_size,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
         seed=0,
@@ -90,43 +90,43 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(str(tmp_path_factory.mktemp("large") / "shards"), samples)
 
 
-def open_tier(uri: str, tier: str, *, augment: AugmentConfig | None = AUGMENT, **options: Any) -> Feed:
+def open_loader(uri: str, kind: str, *, augment: AugmentConfig | None = AUGMENT, **options: Any) -> Loader:
     """With ``cache_px`` so large that the cache keeps originals, unless it is given."""
-    cfg = DataConfig(tier=tier, **{"cache_px": 4096, **options.pop("data", {})})
-    return open_feed(cfg, uri, batch_size=8, seed=3, augment=augment, num_views=2, **options)
+    cfg = DataConfig(loader=kind, **{"cache_px": 4096, **options.pop("data", {})})
+    return make_loader(cfg, uri, batch_size=8, seed=3, augment=augment, num_views=2, **options)
 
 
-def original_sizes(feed: Feed) -> list[tuple[int, int]]:
-    index = np.arange(feed.store.manifest.split("train").num_samples)
-    return [decode_image(row, "x").shape[1:] for row in feed.store.read_rows("train", index)]  # type: ignore[misc]
+def original_sizes(loader: Loader) -> list[tuple[int, int]]:
+    index = np.arange(loader.store.manifest.split("train").num_samples)
+    return [decode_image(row, "x").shape[1:] for row in loader.store.read_rows("train", index)]  # type: ignore[misc]
 
 
-def streamed(feed: ThreadFeed, epoch: int, first: int, last: int) -> dict[str, np.ndarray]:
+def streamed(loader: ThreadedLoader, epoch: int, first: int, last: int) -> dict[str, np.ndarray]:
     """What a data task gives for a window of steps."""
     job = {
-        "uri": feed.uri,
+        "uri": loader.uri,
         "split": "train",
-        "canvas": feed.canvas,
-        "crops": [(crop.view, crop.min_area) for crop in feed.crops],
-        "rank": feed.rank,
+        "image_size": loader.image_size,
+        "crops": [(crop.view, crop.min_area) for crop in loader.crops],
+        "rank": loader.rank,
         "cache_bytes": 2**30,
-        "max_bad_samples": feed.cfg.max_bad_samples,
-        "plan": {"seed": 3, "batch_size": 8, "world": feed.world, "lanes": 64, "copies_N": feed.copies_N},
+        "max_bad_samples": loader.cfg.max_bad_samples,
+        "sampler": {"seed": 3, "batch_size": 8, "world": loader.world, "lanes": 64, "copies_N": loader.copies_N},
     }
     return read_window({"epoch": np.array([epoch]), "first": np.array([first]), "last": np.array([last])}, job=job)
 
 
 def test_boxes_are_those_of_the_samples_in_every_tier(large: str) -> None:
-    cached, threaded = open_tier(large, "cache"), open_tier(large, "threads")
-    assert isinstance(cached, CacheFeed) and isinstance(threaded, ThreadFeed)
+    cached, threaded = open_loader(large, "cache"), open_loader(large, "threads")
+    assert isinstance(cached, CachedLoader) and isinstance(threaded, ThreadedLoader)
     sizes, seen = original_sizes(cached), set()
-    for feed in (cached, threaded):
-        feed.copies_N = np.arange(24) % 3  # some never, some twice
+    for loader in (cached, threaded):
+        loader.copies_N = np.arange(24) % 3  # some never, some twice
     for epoch in range(2):
         tasks = streamed(threaded, epoch, 0, 3)
         for step, (one, two) in enumerate(zip(cached.train_batches(epoch), threaded.train_batches(epoch), strict=True)):
             rows = Rows(one.index_B.numpy(), one.copy_B.numpy())
-            drawn = Draws(threaded.crops, 3, epoch, rows)
+            drawn = CropDraws(threaded.crops, 3, epoch, rows)
             expected = [drawn.boxes(b, sizes[index]) for b, index in enumerate(rows.index_B)]
             for found in (one, two):
                 assert found.boxes_VB4 is not None
@@ -140,7 +140,7 @@ def test_boxes_are_those_of_the_samples_in_every_tier(large: str) -> None:
 
 
 def test_pixels_are_equal_where_the_cache_keeps_originals_and_in_the_stream_always(large: str) -> None:
-    cached, threaded = open_tier(large, "cache"), open_tier(large, "threads")
+    cached, threaded = open_loader(large, "cache"), open_loader(large, "threads")
     tasks = streamed(threaded, 1, 0, 3)  # type: ignore[arg-type]
     for step, (one, two) in enumerate(zip(cached.train_batches(1), threaded.train_batches(1), strict=True)):
         assert one.images_VBCHW.shape == (2, 8, 3, CANVAS, CANVAS)
@@ -155,8 +155,8 @@ def test_pixels_of_shrunk_copies_agree_up_to_resampling(large: str) -> None:
     pixel, which changes these pictures by at most 4 levels at an edge, less towards the opposite one; interpolating and
     rounding twice adds up to 2.
     """
-    cached = open_tier(large, "cache", data={"cache_px": 40})
-    threaded = open_tier(large, "threads")
+    cached = open_loader(large, "cache", data={"cache_px": 40})
+    threaded = open_loader(large, "threads")
     differences = []
     for one, two in zip(cached.train_batches(0), threaded.train_batches(0), strict=True):
         assert torch.equal(one.boxes_VB4, two.boxes_VB4)  # type: ignore[arg-type]
@@ -169,13 +169,13 @@ def test_pixels_of_shrunk_copies_agree_up_to_resampling(large: str) -> None:
 
 def test_a_wrong_box_would_be_seen(large: str) -> None:
     """The tolerance above tells boxes apart: crops of other epochs differ by far more."""
-    threaded = open_tier(large, "threads")
+    threaded = open_loader(large, "threads")
     first, other = (next(threaded.train_batches(epoch)).images_VBCHW.int() for epoch in (0, 1))
     assert (first - other).abs().float().mean() > 15
 
 
 def test_evaluation_sees_whole_canvases_in_both_tiers(large: str) -> None:
-    cached, threaded = open_tier(large, "cache"), open_tier(large, "threads")
+    cached, threaded = open_loader(large, "cache"), open_loader(large, "threads")
     for split in ("train", "val"):
         for one, two in zip(cached.eval_batches(split, 5), threaded.eval_batches(split, 5), strict=True):
             assert same(one, two) and one.boxes_VB4 is None and len(one.images_VBCHW) == 1
@@ -183,27 +183,29 @@ def test_evaluation_sees_whole_canvases_in_both_tiers(large: str) -> None:
             np.testing.assert_array_equal(one.images_VBCHW[0].numpy(), expected)
 
 
-@pytest.mark.parametrize("tier", ["cache", "threads"])
-def test_ranks_share_the_global_batch_and_resume(large: str, tier: str) -> None:
-    alone = list(open_tier(large, tier).train_batches(1))
-    ranks = [open_tier(large, tier, rank=rank, world=2) for rank in range(2)]
-    for whole, parts in zip(alone[1:], zip(*(feed.train_batches(1, 1) for feed in ranks), strict=True), strict=True):
+@pytest.mark.parametrize("kind", ["cache", "threads"])
+def test_ranks_share_the_global_batch_and_resume(large: str, kind: str) -> None:
+    alone = list(open_loader(large, kind).train_batches(1))
+    ranks = [open_loader(large, kind, rank=rank, world=2) for rank in range(2)]
+    for whole, parts in zip(
+        alone[1:], zip(*(loader.train_batches(1, 1) for loader in ranks), strict=True), strict=True
+    ):
         assert torch.equal(whole.images_VBCHW, torch.cat([part.images_VBCHW for part in parts], dim=1))
         assert torch.equal(whole.boxes_VB4, torch.cat([part.boxes_VB4 for part in parts], dim=1))  # type: ignore[arg-type,misc]
 
 
 def test_a_view_without_crop_is_the_canvas(large: str) -> None:
     augment = AugmentConfig(view1="crop_flip", view2="sim", crop_from="original")
-    feed = open_tier(large, "threads", augment=augment)
-    batch = next(feed.train_batches(0))
-    expected = decode_rows(feed.store, "train", batch.index_B.numpy(), CANVAS)
+    loader = open_loader(large, "threads", augment=augment)
+    batch = next(loader.train_batches(0))
+    expected = decode_rows(loader.store, "train", batch.index_B.numpy(), CANVAS)
     np.testing.assert_array_equal(batch.images_VBCHW[0].numpy(), expected)
     assert not np.array_equal(batch.images_VBCHW[1].numpy(), expected)
 
 
 def test_who_crops(large: str) -> None:
-    def views(canvas: int, num_views: int = 2, **fields: Any) -> list[tuple[str, float | None]]:
-        return [(crop.view, crop.min_area) for crop in reader_crops(AugmentConfig(**fields), num_views, canvas)]
+    def views(image_size: int, num_views: int = 2, **fields: Any) -> list[tuple[str, float | None]]:
+        return [(crop.view, crop.min_area) for crop in reader_crops(AugmentConfig(**fields), num_views, image_size)]
 
     both = [("view1", 0.08), ("view2", 0.2)]
     stacks = {"view1": "rrc_flip", "view2": "sim"}
@@ -212,15 +214,15 @@ def test_who_crops(large: str) -> None:
     assert views(32, crop_from="original", **stacks) == both
     assert views(224, view1="crop_flip") == [("view1", None), ("view2", 0.2)]
     assert views(224, 1, view1="crop_flip") == [], "nothing is cropped"
-    assert open_tier(large, "threads", augment=None).crops == ()  # type: ignore[attr-defined]
+    assert open_loader(large, "threads", augment=None).crops == ()  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"^crop_from must be one of auto, canvas, original, got 'both'"):
         AugmentConfig(crop_from="both")
 
 
 def test_auto_never_lets_the_disk_decide_about_pixels(large: str) -> None:
-    chosen = open_tier(large, "auto")
-    assert chosen.tier == "threads" and "cut out of the originals" in chosen.why
-    assert open_tier(large, "auto", augment=AugmentConfig(view1="rrc_flip")).tier == "cache", "a canvas of 32 px"
+    chosen = open_loader(large, "auto")
+    assert chosen.kind == "threads" and "cut out of the originals" in chosen.why
+    assert open_loader(large, "auto", augment=AugmentConfig(view1="rrc_flip")).kind == "cache", "a canvas of 32 px"
 
 
 def augment(**fields: Any) -> Augment:
@@ -230,14 +232,16 @@ def augment(**fields: Any) -> Augment:
 def test_small_canvases_are_cropped_on_the_device_bit_for_bit_as_ever(tiny_shards: str) -> None:
     """``auto`` changes nothing for them: no boxes, one canvas, and the crop is the first stage of the stack."""
     cfg = AugmentConfig(view1="rrc_flip", view2="sim")
-    with_augment = open_feed(DataConfig(tier="threads"), tiny_shards, batch_size=8, seed=3, augment=cfg, num_views=2)
-    without = open_feed(DataConfig(tier="threads"), tiny_shards, batch_size=8, seed=3)
+    with_augment = make_loader(
+        DataConfig(loader="threads"), tiny_shards, batch_size=8, seed=3, augment=cfg, num_views=2
+    )
+    without = make_loader(DataConfig(loader="threads"), tiny_shards, batch_size=8, seed=3)
     for one, two in zip(with_augment.train_batches(0), without.train_batches(0), strict=True):
         assert same(one, two) and one.boxes_VB4 is None and len(one.images_VBCHW) == 1
 
 
 def test_augmentation_takes_cropped_views_as_they_are(large: str) -> None:
-    batch = next(open_tier(large, "threads").train_batches(1))
+    batch = next(open_loader(large, "threads").train_batches(1))
     out = augment(view1="rrc_flip", view2="rrc_flip")(batch, 1)
     plain = batch.images_VBCHW.float() / 255
     for view in range(2):
@@ -261,7 +265,7 @@ def test_flip_and_color_are_those_of_the_device_crop(large: str) -> None:
 
 
 def test_boxes_travel_with_a_batch(large: str) -> None:
-    batch = next(open_tier(large, "threads").train_batches(0))
+    batch = next(open_loader(large, "threads").train_batches(0))
     assert batch.boxes_VB4 is not None
     pieces = micro_batches(batch.to("cpu"), 4)
     assert torch.equal(torch.cat([piece.boxes_VB4 for piece in pieces], 1), batch.boxes_VB4)  # type: ignore[misc]
@@ -274,7 +278,7 @@ def test_bad_samples_are_replaced_alike_in_every_tier(tmp_path: Path) -> None:
             yield Sample(f"k{number}", b"no image" if number in (4, 7) else data, ext, number % 2)
 
     uri = write(str(tmp_path / "spoiled"), samples)
-    cached, threaded = (open_tier(uri, tier, data={"max_bad_samples": 2}) for tier in ("cache", "threads"))
+    cached, threaded = (open_loader(uri, kind, data={"max_bad_samples": 2}) for kind in ("cache", "threads"))
     tasks = streamed(threaded, 0, 0, 3)  # type: ignore[arg-type]
     for step, (one, two) in enumerate(zip(cached.train_batches(0), threaded.train_batches(0), strict=True)):
         assert same(one, two) and torch.equal(one.boxes_VB4, two.boxes_VB4)  # type: ignore[arg-type]
@@ -291,8 +295,8 @@ def test_a_crop_is_cut_from_the_original_not_from_the_canvas(tmp_path: Path) -> 
     Image.fromarray(pixels).save(out, "PNG")
     uri = write(str(tmp_path / "wide"), lambda: (Sample(f"k{n}", out.getvalue(), "png", n % 2) for n in range(16)))
     assert not decode_canvas(out.getvalue(), CANVAS, "x").any()
-    for tier in ("cache", "threads"):
-        seen = torch.stack([b.images_VBCHW for b in open_tier(uri, tier, data={"cache_px": 20}).train_batches(0)])
+    for kind in ("cache", "threads"):
+        seen = torch.stack([b.images_VBCHW for b in open_loader(uri, kind, data={"cache_px": 20}).train_batches(0)])
         assert seen[:, :, :, 0].max() == seen[:, :, :, 2].max() == 255
 
 

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> ShardStore:
         classes=["a", "b"],
         attributes=[],
         splits={"train": samples, "val": samples[:3], "test": []},
-        canvas=SIDE,
+        image_size=SIDE,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         seed=0,
@@ -127,7 +127,7 @@ def test_too_small_a_cap_also_midway(store: ShardStore, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match=r"need 86400 bytes, 0 are in use, and data\.cache_bytes=1000\. Raise it"):
         open_split(store, cache_bytes=1000)
     monkeypatch.setattr(image_cache, "TYPICAL_ASPECT", 0.01)
-    with pytest.raises(DataError, match=r"data\.cache_bytes=100000\. Raise it or use data\.tier=threads"):
+    with pytest.raises(DataError, match=r"data\.cache_bytes=100000\. Raise it or use data\.loader=threads"):
         open_split(store, cache_bytes=100_000)
     assert entries() == set()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ltcore.data.loading.sampler import EpochPlan, Rows, drawn_copies, eval_rows
+from ltcore.data.loading.sampler import EpochSampler, Rows, drawn_copies, eval_rows
 from ltcore.errors import ConfigError
 
 SHARDS = st.lists(st.one_of(st.integers(0, 40), st.sampled_from([0, 1])), min_size=1, max_size=12)
@@ -38,16 +38,16 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def make(arguments: dict[str, Any], **changes: Any) -> EpochPlan:
+def make(arguments: dict[str, Any], **changes: Any) -> EpochSampler:
     options = {**arguments, **changes}
-    return EpochPlan(options.pop("rows_per_shard"), **options)
+    return EpochSampler(options.pop("rows_per_shard"), **options)
 
 
 def pairs(rows: Rows) -> list[tuple[int, int]]:
     return list(zip(rows.index_B.tolist(), rows.copy_B.tolist(), strict=True))
 
 
-def epoch_pairs(plan: EpochPlan, rank: int = 0, start_step: int = 0) -> list[list[tuple[int, int]]]:
+def epoch_pairs(plan: EpochSampler, rank: int = 0, start_step: int = 0) -> list[list[tuple[int, int]]]:
     return [pairs(rows) for rows in plan.rank_batches(rank, start_step)]
 
 
@@ -89,11 +89,11 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(arguments: dict[str
         with pytest.raises(ConfigError, match="or another number of workers"):
             make(arguments, world=world)
         return
-    alone, shared = make(arguments), make(arguments, world=world)
+    exclusive, shared = make(arguments), make(arguments, world=world)
     ranks = [epoch_pairs(shared, rank) for rank in range(world)]
-    assert {len(batches) for batches in ranks} == {alone.num_batches}
+    assert {len(batches) for batches in ranks} == {exclusive.num_batches}
     joined = [[pair for part in parts for pair in part] for parts in zip(*ranks, strict=True)]
-    assert joined == epoch_pairs(alone)
+    assert joined == epoch_pairs(exclusive)
 
 
 @settings(max_examples=150, deadline=None)
@@ -106,7 +106,7 @@ def test_resume_at_any_step_is_the_rest_of_the_epoch(arguments: dict[str, Any], 
 
 def test_the_order_is_that_of_a_naive_plan() -> None:
     rows_per_shard, batch_size, seed, epoch = [5, 0, 9, 1, 11], 8, 3, 2
-    plan = EpochPlan(rows_per_shard, seed=seed, epoch=epoch, batch_size=batch_size, lanes=4)
+    plan = EpochSampler(rows_per_shard, seed=seed, epoch=epoch, batch_size=batch_size, lanes=4)
     total, used = 26, 24
     dropped = {((epoch + 1) * used + n) % total for n in range(total - used)}
     order = []
@@ -125,7 +125,7 @@ def test_the_order_is_that_of_a_naive_plan() -> None:
 
 def test_seed_and_epoch_change_the_order_and_nothing_else_does() -> None:
     def order(**changes: Any) -> list[list[tuple[int, int]]]:
-        return epoch_pairs(EpochPlan([50] * 4, **{"seed": 0, "epoch": 0, "batch_size": 10, **changes}))
+        return epoch_pairs(EpochSampler([50] * 4, **{"seed": 0, "epoch": 0, "batch_size": 10, **changes}))
 
     assert order() == order()
     assert order() != order(seed=1)
@@ -136,7 +136,7 @@ def test_each_row_is_dropped_equally_often() -> None:
     used = Counter(
         index
         for epoch in range(10)
-        for batch in epoch_pairs(EpochPlan([4, 6], seed=0, epoch=epoch, batch_size=7))
+        for batch in epoch_pairs(EpochSampler([4, 6], seed=0, epoch=epoch, batch_size=7))
         for index, _ in batch
     )
     assert [used[index] for index in range(10)] == [7] * 10
@@ -144,14 +144,14 @@ def test_each_row_is_dropped_equally_often() -> None:
 
 def test_a_rank_reads_about_its_share_of_the_shards() -> None:
     world, rows_per_shard = 8, [100] * 80
-    plan = EpochPlan(rows_per_shard, seed=0, epoch=0, batch_size=64, world=world)
+    plan = EpochSampler(rows_per_shard, seed=0, epoch=0, batch_size=64, world=world)
     for rank in range(world):
         shards = {index // 100 for rows in plan.rank_batches(rank) for index in rows.index_B.tolist()}
         assert len(shards) <= 80 // world + 1
 
 
 def test_only_shards_under_the_cursors_are_expanded() -> None:
-    plan = EpochPlan([100] * 50, seed=0, epoch=0, batch_size=8, lanes=4)
+    plan = EpochSampler([100] * 50, seed=0, epoch=0, batch_size=8, lanes=4)
     for _ in plan.rank_batches(0):
         assert len(plan._expanded) <= 4
     assert len(plan._expanded) == 0
@@ -159,7 +159,7 @@ def test_only_shards_under_the_cursors_are_expanded() -> None:
 
 def test_a_million_rows_are_planned_fast() -> None:
     start = time.perf_counter()
-    plan = EpochPlan([1000] * 1000, seed=0, epoch=1, batch_size=256, world=8, copies_N=np.full(10**6, 2))
+    plan = EpochSampler([1000] * 1000, seed=0, epoch=1, batch_size=256, world=8, copies_N=np.full(10**6, 2))
     next(plan.rank_batches(7, start_step=plan.num_batches - 1))
     assert time.perf_counter() - start < 2
 
@@ -167,13 +167,13 @@ def test_a_million_rows_are_planned_fast() -> None:
 @pytest.mark.parametrize("rows_per_shard", [[], [0], [3, 4]])
 def test_less_than_one_batch_is_refused(rows_per_shard: list[int]) -> None:
     with pytest.raises(ConfigError, match=rf"has {sum(rows_per_shard)} rows .* fewer than one global batch of 8"):
-        EpochPlan(rows_per_shard, seed=0, epoch=0, batch_size=8)
+        EpochSampler(rows_per_shard, seed=0, epoch=0, batch_size=8)
 
 
 def test_the_advice_for_an_indivisible_number_of_workers_works() -> None:
     with pytest.raises(ConfigError, match=r"data\.lanes=192 and a batch size that is a multiple of 3"):
-        EpochPlan([1000], seed=0, epoch=0, batch_size=64, world=3)
-    assert EpochPlan([1000], seed=0, epoch=0, batch_size=66, world=3, lanes=192).num_batches == 15
+        EpochSampler([1000], seed=0, epoch=0, batch_size=64, world=3)
+    assert EpochSampler([1000], seed=0, epoch=0, batch_size=66, world=3, lanes=192).num_batches == 15
 
 
 @given(st.lists(st.just(0.0) | st.floats(1e-3, 9), min_size=1, max_size=40).filter(any), st.integers(0, 9))
@@ -196,7 +196,7 @@ def test_drawn_copies_are_the_weights_in_expectation() -> None:
 @pytest.mark.parametrize("copies_N", [np.ones(4, np.int64), np.array([1, 1, -1, 5, 1])])
 def test_wrong_copies_are_refused(copies_N: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="copies_N must be 5 integers >= 0"):
-        EpochPlan([2, 3], seed=0, epoch=0, batch_size=1, copies_N=copies_N)
+        EpochSampler([2, 3], seed=0, epoch=0, batch_size=1, copies_N=copies_N)
 
 
 @settings(max_examples=100, deadline=None)

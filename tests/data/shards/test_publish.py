@@ -32,7 +32,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def write(uri: str, samples: Iterator[Sample], progress: Callable[[str], None] | None = None) -> None:
-    fixed: dict[str, Any] = {"canvas": 4, "mean": (0.5,) * 3, "std": (0.5,) * 3, "seed": 0, "shot_rule": "count"}
+    fixed: dict[str, Any] = {"image_size": 4, "mean": (0.5,) * 3, "std": (0.5,) * 3, "seed": 0, "shot_rule": "count"}
     write_dataset(
         uri,
         name="new",

@@ -18,8 +18,8 @@ import pytest
 from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
-from ltcore.data.loading.factory import open_feed
-from ltcore.data.loading.loader import Feed
+from ltcore.data.loading.factory import make_loader
+from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.publish import PARTIAL
 from ltcore.data.shards.reader import ShardStore
@@ -107,23 +107,23 @@ def test_the_manifest_is_written_last_and_removed_first(bucket: Bucket) -> None:
     assert all([name for name in names if name != PARTIAL] == whole for names in with_manifest)
 
 
-@pytest.mark.parametrize("tier", ["cache", "threads"])
+@pytest.mark.parametrize("kind", ["cache", "threads"])
 def test_a_feed_gives_the_batches_of_a_local_copy(
-    remote: str, tiny_shards: str, tier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: str, tiny_shards: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_tier(uri: str) -> Feed:
-        return open_feed(DataConfig(tier=tier), uri, batch_size=8, seed=0)
+    def open_loader(uri: str) -> Loader:
+        return make_loader(DataConfig(loader=kind), uri, batch_size=8, seed=0)
 
-    def batches(feed: Feed) -> Iterator[object]:
+    def batches(loader: Loader) -> Iterator[object]:
         for epoch in range(2):
-            yield from feed.train_batches(epoch)
+            yield from loader.train_batches(epoch)
         for split in ("val", "test"):
-            yield from feed.eval_batches(split, 3)
+            yield from loader.eval_batches(split, 3)
 
-    far = open_tier(remote)
+    far = open_loader(remote)
     from_store = list(batches(far))
     monkeypatch.setenv("LTCORE_CACHE", str(tmp_path / "another-node"))  # else both would read the same canvases
-    near = open_tier(tiny_shards)
+    near = open_loader(tiny_shards)
     for first, second in zip(from_store, batches(near), strict=True):
         assert same(first, second)
     assert len(from_store) == 2 * 5 + 4 + 5

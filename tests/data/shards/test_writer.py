@@ -28,7 +28,7 @@ def write(uri: Path | str, samples: Any = SAMPLES, **changes: Any) -> Manifest:
         "classes": ["a", "b", "c"],
         "attributes": ["x", "y"],
         "splits": {"train": samples},
-        "canvas": 8,
+        "image_size": 8,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.2, 0.2, 0.2),
         "seed": 7,
@@ -132,7 +132,7 @@ def test_a_class_without_training_image_is_named(tmp_path: Path) -> None:
         ({"classes": ["a", "a", "b"]}, "distinct"),
         ({"shot_rule": "rnak"}, "Did you mean rank"),
         ({"shard_size": 0}, "shard_size >= 1, got 8 and 0"),
-        ({"canvas": 4097}, r"canvas must be in 1\.\.4096"),
+        ({"image_size": 4097}, r"canvas must be in 1\.\.4096"),
         ({"std": (0.2, 0.2, 0.0)}, "std positive"),
     ],
 )

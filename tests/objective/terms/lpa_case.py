@@ -46,7 +46,7 @@ def case(seed: int, num: int = 16, dtype: torch.dtype = torch.float32) -> tuple[
     return out, Batch(torch.zeros(1, num, 3, 1, 1), labels, index, torch.zeros_like(index))
 
 
-def feed(memories: dict[str, Memory], out: ModelOutput, batch: Batch, progress: float | None = None) -> None:
+def loader(memories: dict[str, Memory], out: ModelOutput, batch: Batch, progress: float | None = None) -> None:
     """A step, and the end of a virtual epoch where ``progress`` is given."""
     for memory in memories.values():
         memory.observe(out, batch)

@@ -166,8 +166,8 @@ def test_mixed_images_have_the_expectation_of_mixing_what_the_environments_draw(
 def test_the_odd_image_of_a_mixed_batch_has_its_own_weight_alone() -> None:
     model, (objective, _) = Linear(), objective_of("intra", 2)
     i = torch.tensor([7])
-    alone = weighted(objective, model, i, Mix(LABELS[i], torch.ones(1, dtype=torch.float64), i))
-    assert torch.equal(alone, weighted(objective, model, i))
+    exclusive = weighted(objective, model, i, Mix(LABELS[i], torch.ones(1, dtype=torch.float64), i))
+    assert torch.equal(exclusive, weighted(objective, model, i))
 
 
 def test_batch_norm_makes_them_differ() -> None:

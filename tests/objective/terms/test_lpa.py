@@ -18,7 +18,7 @@ from ltcore.objective.terms.lpa.prototypes import Prototypes
 from ltcore.objective.terms.lpa.term import Lpa, Positives, of_neighbors
 from ltcore.stats import ClassStats
 from tests.ddp import run_ranks
-from tests.objective.terms.lpa_case import DIMS, STATS, case, context, feed, made, plain_supcon
+from tests.objective.terms.lpa_case import DIMS, STATS, case, context, loader, made, plain_supcon
 
 F64 = torch.float64
 
@@ -74,12 +74,12 @@ def test_positive_weights_match_a_naive_loop(rho: float) -> None:
 def test_contributes_nothing_before_the_first_clustering() -> None:
     term, memories = made()
     out, batch = case(0)
-    feed(memories, out, batch)
+    loader(memories, out, batch)
     loss = term(out, batch, context(memories))
     loss.backward()
     assert loss.item() == 0 and out.query_Bd is not None and out.query_Bd.grad is not None
     assert not out.query_Bd.grad.any()
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     assert term(out, batch, context(memories)) > 0
 
 
@@ -87,7 +87,7 @@ def test_pulls_neighbor_classes() -> None:
     """Weights of the term equal the loss of a hand-made weight matrix, and differ from plain contrast."""
     term, memories = made(neighbor_mass=0.4, temperature=0.2)
     out, batch = case(0)
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     prototypes, queue = memories["prototypes"], memories["queue"]
     assert isinstance(prototypes, Prototypes) and isinstance(queue, Queue)
     assert (prototypes.weights_Ck > 0).any()
@@ -105,7 +105,7 @@ def test_logs_the_cosines_of_its_positives() -> None:
     """Means over the anchors that have such a positive; of neighbor classes, by their similarities."""
     term, memories = made(neighbor_mass=0.4)
     out, batch = case(0)
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     prototypes, queue = memories["prototypes"], memories["queue"]
     assert isinstance(prototypes, Prototypes) and isinstance(queue, Queue)
     ctx = context(memories)
@@ -130,11 +130,11 @@ def test_is_plain_contrast_without_neighbor_mass_or_when_classes_are_alike() -> 
     out, batch = case(0)
     assert out.fmap_BDhw is not None
     term, memories = made(neighbor_mass=0.0, temperature=0.2)
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     torch.testing.assert_close(term(out, batch, context(memories)), plain_supcon(out, batch, memories, 0.2))
     term, memories = made(neighbor_mass=0.3, temperature=0.2)
     alike = ModelOutput(out.logits_BC, out.features_BD, torch.ones_like(out.fmap_BDhw), out.query_Bd, out.key_Bd)
-    feed(memories, alike, batch, progress=0.1)
+    loader(memories, alike, batch, progress=0.1)
     assert isinstance(memories["prototypes"], Prototypes) and memories["prototypes"].num_clusters
     torch.testing.assert_close(term(out, batch, context(memories)), plain_supcon(out, batch, memories, 0.2))
 
@@ -150,9 +150,9 @@ def test_local_features_decide_and_not_their_mean() -> None:
     mixed = flat.transpose(0, 1).flatten(1)[:, torch.randperm(64, generator=gen)].reshape(5, 16, 4).transpose(0, 1)
     for fmap in (flat, inside, mixed):
         term, memories = made(neighbors=3, threshold=-0.99, temperature=0.2)
-        feed(memories, out, batch, progress=0.1)
+        loader(memories, out, batch, progress=0.1)
         other = ModelOutput(out.logits_BC, out.features_BD, fmap.reshape(out.fmap_BDhw.shape), out.query_Bd, out.key_Bd)
-        feed(memories, other, batch, progress=0.12)
+        loader(memories, other, batch, progress=0.12)
         losses.append(term(out, batch, context(memories)).item())
     assert losses[1] == losses[0] != losses[2]
 
@@ -161,7 +161,7 @@ def test_order_of_the_batch_does_not_matter_and_gradient_reaches_queries_only() 
     term, memories = made(temperature=0.2)
     out, batch = case(0)
     assert out.query_Bd is not None and out.key_Bd is not None and out.fmap_BDhw is not None
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     out.fmap_BDhw.requires_grad_()
     loss = term(out, batch, context(memories))
     loss.backward()
@@ -183,7 +183,7 @@ def test_relabeling_classes_changes_nothing() -> None:
         term = Lpa(Lpa.Config(num_attributes=6, neighbors=2, start=0.0, queue_size=7), stats, DIMS)
         memories = {name: spec.build(stats, DIMS, 0) for name, spec in term.memories().items()}
         named = Batch(batch.images_VBCHW, labels, batch.index_B, batch.copy_B)
-        feed(memories, out, named, progress=0.1)
+        loader(memories, out, named, progress=0.1)
         losses.append(term(out, named, context(memories)))
     torch.testing.assert_close(losses[1], losses[0])
 
@@ -207,7 +207,7 @@ def test_every_option_changes_the_loss(options: dict[str, str]) -> None:
     for chosen in ({}, options):
         term, memories = made(neighbors=3, threshold=-0.99, **chosen)  # several neighbors, so similarities matter
         for progress in (0.1, 0.12):  # a clustering, then a window of counts
-            feed(memories, out, batch, progress)
+            loader(memories, out, batch, progress)
         losses.append(term(out, batch, context(memories)).item())
     assert losses[0] != losses[1]
 
@@ -217,7 +217,7 @@ def test_shares_queue_and_similarities_with_paco() -> None:
     paco = Paco(Paco.Config(queue_size=7), STATS, DIMS)
     assert paco.memories()["queue"].key == term.memories()["queue"].key
     out, batch = case(0)
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     ctx = context(memories)
     paco(out, batch.labels_B, ctx)
     term(out, batch, ctx)
@@ -253,7 +253,7 @@ def _train(steps: int, under_paco: bool) -> dict[str, Tensor]:
         (grad,) = torch.autograd.grad(loss, [encoder])
         with torch.no_grad():
             encoder -= 0.1 * dist.all_reduce_sum_(grad) / dist.world()
-            feed(memories, local, local_batch, (step + 1) / steps if step % 2 else None)
+            loader(memories, local, local_batch, (step + 1) / steps if step % 2 else None)
     average = dist.all_reduce_sum_(loss.detach().clone()) / dist.world()
     published = {f"{n}/{k}": t for n, memory in memories.items() for k, t in memory.published().items()}
     torch.set_default_dtype(torch.float32)

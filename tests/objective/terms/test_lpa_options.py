@@ -18,7 +18,7 @@ from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import Terms
 from ltcore.objective.terms.lpa.prototypes import Prototypes
 from ltcore.objective.terms.lpa.term import Lpa, Positives, of_neighbors
-from tests.objective.terms.lpa_case import DIMS, STATS, case, context, feed, made, plain_supcon
+from tests.objective.terms.lpa_case import DIMS, STATS, case, context, loader, made, plain_supcon
 
 
 def filled(**options: Any) -> tuple[Lpa, dict[str, Memory], ModelOutput, Batch]:
@@ -35,7 +35,7 @@ def filled(**options: Any) -> tuple[Lpa, dict[str, Memory], ModelOutput, Batch]:
         own_query_Bd=own_query.requires_grad_(),
         own_key_Bd=own_key,
     )
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     return term, memories, out, batch
 
 
@@ -74,7 +74,7 @@ def test_neighbors_of_an_image_are_those_of_a_class_that_looks_like_it() -> None
     assert isinstance(prototypes, Prototypes) and out.fmap_BDhw is not None
     first = out.fmap_BDhw[batch.labels_B]  # images 0 to 3 have classes 0 to 3: each class looks like its first image
     alike = replace(out, fmap_BDhw=first)
-    feed(memories, alike, batch, progress=0.12)
+    loader(memories, alike, batch, progress=0.12)
     ctx = context(memories)
     torch.testing.assert_close(term(alike, batch, ctx), by_class(alike, batch, context(memories)))
     swapped = replace(out, fmap_BDhw=out.fmap_BDhw[3 - batch.labels_B])
@@ -146,13 +146,13 @@ def test_works_without_queue_and_in_half_precision() -> None:
     assert set(memories) == {"prototypes"}
     out, batch = case(0)
     assert out.query_Bd is not None and out.key_Bd is not None and out.fmap_BDhw is not None
-    feed(memories, out, batch, progress=0.1)
+    loader(memories, out, batch, progress=0.1)
     full = term(out, batch, context(memories))
     half = ModelOutput(
         out.logits_BC, out.features_BD, out.fmap_BDhw.bfloat16(), out.query_Bd.bfloat16(), out.key_Bd.bfloat16()
     )
     loss = term(half, batch, context(memories))
-    feed(memories, half, batch, progress=0.12)
+    loader(memories, half, batch, progress=0.12)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, full, rtol=0.05, atol=0.01)
 

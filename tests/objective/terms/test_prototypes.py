@@ -252,8 +252,8 @@ def _rank_windows() -> dict[str, dict[str, Tensor]]:
 
 
 def test_two_ranks_publish_what_one_does() -> None:
-    alone, ranks = _rank_windows(), run_ranks(_rank_windows, 2)
+    exclusive, ranks = _rank_windows(), run_ranks(_rank_windows, 2)
     for score in ("hard", "soft"):
         assert_same(ranks[0][score], ranks[1][score])
-        for name, tensor in alone[score].items():
+        for name, tensor in exclusive[score].items():
             torch.testing.assert_close(ranks[0][score][name], tensor, msg=f"{score} {name}")

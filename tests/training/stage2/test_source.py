@@ -18,7 +18,7 @@ from ltcore.errors import CheckpointError, ConfigError
 from ltcore.objective.registry import BASES, STAGE2
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
-from ltcore.training.run import forget
+from ltcore.training.run import delete_run
 from ltcore.training.stage2.source import _take_over, resolved
 from tests.conftest import make_tiny
 from tests.training.runs import run, stage2_run, tiny_run
@@ -230,7 +230,7 @@ def test_the_name_of_another_run(stage1: Path, tiny_shards: str, tmp_path: Path)
     other = Path(shutil.copytree(stage1, tmp_path / "other"))
     with pytest.raises(CheckpointError, match=r"run belongs to another configuration \(stage2.from_run: .*--fresh"):
         run(stage2_run(other, "ncm"), tiny_shards, run_dir)
-    forget(str(run_dir))
+    delete_run(str(run_dir))
     assert run(stage2_run(other, "ncm"), tiny_shards, run_dir)["stage1"]["run"] == str(other)
 
 

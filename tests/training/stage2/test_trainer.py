@@ -136,14 +136,14 @@ def test_the_kept_tau_is_the_best_on_validation_and_its_course_is_on_record(
 
 def test_the_class_means_are_those_of_the_training_images(tiny_shards: str, tmp_path: Path, stage1: Path) -> None:
     from ltcore.data.augment.augment import Augment
-    from ltcore.data.loading.factory import open_feed
+    from ltcore.data.loading.factory import make_loader
 
     record = run(stage2_run(stage1, "ncm", stage2__options__ncm__metric="euclidean"), tiny_shards, tmp_path / "run")
     assert record["config"]["model.head"] == "linear"
     predictor = ltcore.load(stage1)
-    feed = open_feed(predictor.config.data, tiny_shards, batch_size=1, seed=0)
+    loader = make_loader(predictor.config.data, tiny_shards, batch_size=1, seed=0)
     augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
-    batch = augment.evaluate(next(feed.eval_batches("train", 64)))
+    batch = augment.evaluate(next(loader.eval_batches("train", 64)))
     with torch.no_grad():
         features_BD = predictor.net(batch.images_VBCHW[0]).features_BD
     for c in range(4):
