@@ -13,7 +13,9 @@ import pytest
 import ray
 import yaml
 
-FILE = Path(__file__).parents[1] / "cluster.yaml"
+from tests.paths import ROOT
+
+FILE = ROOT / "cluster.yaml"
 TEXT = FILE.read_text(encoding="utf-8")
 
 

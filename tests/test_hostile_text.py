@@ -38,12 +38,12 @@ from ltcore.text import markdown_cell, markdown_code, message, printable, printa
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.tracker import open_tracker
 from ltcore.tuning.sweep import Sweep
+from tests.paths import ROOT
 from tests.reporting import fake_sweep
 from tests.reporting.page import Page
 from tests.reporting.test_results_table import write as write_finished_run
 from tests.tracking.wandb_file import read_offline_run
 
-ROOT = Path(__file__).parents[1]
 HOSTILE = [
     "[/x]",
     "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:20650",

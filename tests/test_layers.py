@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 PACKAGE = ROOT / "ltcore"
 BASE = ("batch", "stats", "shots", "rng", "hashing", "dist", "errors", "text", "storage", "version")
 LEVEL = {

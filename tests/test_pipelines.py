@@ -4,11 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 PIPELINES = sorted(file.name for file in (ROOT / "pipelines").glob("*.py"))
 
 

@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ltcore.cli import parsers as cli
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FILE = importlib.resources.files("ltcore") / "runtime" / "kuberay" / "rayjob.yaml"
 TEXT = FILE.read_text(encoding="utf-8")
 SCHEMA = json.loads((Path(__file__).parent / "golden" / "rayjob_schema.json").read_text(encoding="utf-8"))

@@ -134,7 +134,7 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
 
 def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
     """The classifier in a checkpoint that is at hand; the rest as for ``load``."""
-    found.require("config", "classes", "shot_groups", "canvas", "mean", "std", "data_hash")
+    found.require("config", "classes", "shot_groups", "image_size", "mean", "std", "data_hash")
     meta, config = found.meta, found.config()
     predictor = Predictor(
         net=_network(found, config).eval(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from ltcore.errors import ConfigError, DamagedFileError, DataError
-from ltcore.storage import is_local, join, local_path, open_fs, read_json
+from ltcore.errors import ConfigError, DataError
+from ltcore.storage import is_local, join, local_path, open_fs, read_bytes
 from ltcore.text import duration
 from ltcore.training.lease import FOLDER as LEASE
 
@@ -59,10 +60,10 @@ def _whose(uri: str, found: list[str]) -> re.Pattern[str]:
 
 def _is_ours(file: str) -> bool:
     try:
-        record = read_json(file)
-    except DamagedFileError:  # for which --fresh is the remedy; only names that are ours are removed in any case
+        record = json.loads(read_bytes(file))
+    except ValueError:  # damaged, for which --fresh is the remedy; only names that are ours are removed in any case
         return True
-    return record is not None and {"schema", "status"} <= record.keys()
+    return isinstance(record, dict) and {"schema", "status"} <= record.keys()
 
 
 def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.paths import ROOT
+
 BRIDGE = "ltc0"
 SUBNET = "10.213.7"
 LAPTOP = f"{SUBNET}.1"
@@ -130,7 +132,7 @@ def lab(names: Sequence[str], bashrc: str) -> Iterator[Lab]:
     try:
         made.laptop_home.mkdir()
         made.home.mkdir()
-        root = Path(__file__).parents[2]
+        root = ROOT
         for name in ("ltcore", "pipelines"):
             shutil.copytree(root / name, made.checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "cluster.yaml"):

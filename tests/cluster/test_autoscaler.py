@@ -9,7 +9,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +16,10 @@ import yaml
 
 from tests.cluster.nodes import Lab, lab
 from tests.cluster.store import BUCKET, STORE, object_store, read
+from tests.paths import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-ROOT = Path(__file__).parents[2]
 IDLE_MINUTES = 0.2
 CONFIG: dict[str, Any] = {
     "cluster_name": "fake",

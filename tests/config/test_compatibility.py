@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,7 @@ from ltcore.config import compatibility as composition
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, Terms
 from tests.contracts import harness
+from tests.paths import ROOT
 
 PAIRS = composition.pairs()
 
@@ -83,7 +83,7 @@ def test_the_markdown_says_the_same(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_the_readme_says_the_same() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     header, _, *lines = re.findall(r"^\|.*\|$", readme.split("## Methods\n")[1].split("\n## ")[0], flags=re.MULTILINE)
 
     def names(cell: str) -> list[str]:

@@ -83,7 +83,7 @@ def test_option_a_shortcut_takes_every_second_pixel_and_pads_channels_on_both_si
 
 def test_small_images_are_refused_in_words() -> None:
     net = LongTailNet(ModelConfig(name="resnet50"), 10, frozenset(), seed=0)
-    with pytest.raises(ConfigError, match=r"at least 64x64 px, got 32x32.*data\.canvas"):
+    with pytest.raises(ConfigError, match=r"at least 64x64 px, got 32x32.*data\.image_size"):
         net(torch.zeros(2, 3, 32, 32))
 
 

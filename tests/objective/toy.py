@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ltcore.objective.memory.base import Memory
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.shots import shot_groups_by_count
 from ltcore.stats import ClassStats
+from tests.paths import ROOT
 
 
 @cache
@@ -26,7 +26,7 @@ def golden(size: str = "small") -> dict[str, Tensor]:
     'small' has ten classes; 'cifar100' the counts of CIFAR-100-LT, without arrays that no loss here is compared with (GPaCo,
     DRO with class weights, gradients by centers), which keeps the file below 1.5 MB.
     """
-    with np.load(Path(__file__).parents[1] / "golden" / f"losses_{size}.npz") as arrays:
+    with np.load(ROOT / "tests" / "golden" / f"losses_{size}.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 

@@ -13,10 +13,9 @@ import pytest
 
 from ltcore.errors import DataError
 from ltcore.reporting.report import make_report, write_report, write_runs_report
+from tests.paths import ROOT
 from tests.reporting.fake_sweep import METRIC, make_sweep, write_json, write_run
 from tests.reporting.page import Page
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from ltcore.runtime.autoscaler import Limits, limits_of, read_limits
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.place import check_storage, choose_engine, choose_scaling
 from ltcore.runtime.placement import Demand, capacity_source, concurrency
+from tests.paths import ROOT
 
-SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text(encoding="utf-8"))
+SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 HEAD = Cluster(local=False, cpus=4, real_cpus=4, gpus=0, nodes=1, address="10.0.0.1:6379", dashboard="")
 GPU_WORKER = Demand(cpus=4, gpus=1, data_cpus=0)
 

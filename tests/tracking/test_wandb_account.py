@@ -20,10 +20,10 @@ from ltcore.errors import ConfigError
 from ltcore.runtime.doctor import checks as doctor
 from ltcore.tracking import wandb_account
 from ltcore.tracking.wandb_account import check_variables, find_key, resolve_mode, settle_mode
+from tests.paths import ROOT
 from tests.tracking.wandb_server import CLOSES, serve
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.parametrize(
-    ("status", "says"), [(401, "401"), (500, "did not respond"), (CLOSES, "did not respond"), (200, "")]
+    ("status", "summary"), [(401, "401"), (500, "did not respond"), (CLOSES, "did not respond"), (200, "")]
 )
 def test_a_server_is_asked_once_and_decides(status: int, summary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
@@ -68,7 +68,7 @@ def test_a_server_is_asked_once_and_decides(status: int, summary: str, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "summary"),
     [
         ({"WANDB_API_KEY": SECRET, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
         ({"WANDB_API_KEY": "short"}, r"40\+ characters"),
@@ -126,7 +126,7 @@ def test_what_wandb_login_writes_is_found(base_url: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "summary"),
     [(b"machine", "netrc"), (b"machine x login caf\xe9 password y\n", "utf-8"), (b"password of", "40\\+ characters")],
 )
 def test_a_login_that_cannot_be_read_is_said_and_no_key(

@@ -6,15 +6,15 @@ To renew them after a change that is: ``python -m tests.training.test_golden``, 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltcore.config.load import dump
+from tests.paths import ROOT
 from tests.training.runs import TERMS, plain_steps, tiny_run
 
-FILE = Path(__file__).parents[1] / "golden" / "traces.json"
+FILE = ROOT / "tests" / "golden" / "traces.json"
 STEPS = 12
 RUNS: dict[str, dict[str, Any]] = {
     "cross_entropy": {},

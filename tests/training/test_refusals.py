@@ -29,10 +29,10 @@ from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
 from tests.conftest import make_tiny, png
 from tests.faults import files_no_larger_than, full_disk, unwritable
+from tests.paths import ROOT
 from tests.training.runs import run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     "model.name=resnet8",
     "train.epochs=2",
@@ -449,7 +449,7 @@ def test_a_record_or_an_image_that_cannot_be_read_is_named(tiny_shards: str, tmp
         run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "run")
     for meta in (tmp_path / "run" / "checkpoints").glob("*/meta.json"):
         meta.write_text(json.dumps({"schema": json.loads(meta.read_text())["schema"], "step": 5}))
-    with pytest.raises(CheckpointError, match=r"meta\.json has no 'canvas'"):
+    with pytest.raises(CheckpointError, match=r"meta\.json has no 'image_size'"):
         ltcore.load(tmp_path / "run")
 
 

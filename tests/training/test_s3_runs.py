@@ -26,6 +26,7 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.run import scratch_dir
 from ltcore.training.sync import RunSync
+from tests.paths import ROOT
 from tests.training.runs import TERMS, run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket
 
 pytest_plugins = ["tests.s3"]
-ROOT = Path(__file__).parents[2]
 FILES = {"last": {"model.pt", "state.pt", "meta.json"}, "best": {"model.pt", "meta.json"}}
 
 

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from ltcore.errors import LtcoreError
+from tests.paths import ROOT
 from tests.tuning.sweeps import arguments, runs, tune
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("one_ray")]
 

@@ -13,11 +13,13 @@ from torchvision.transforms.v2 import functional as tv
 
 from ltcore import rng
 from ltcore.batch import Batch
+from ltcore.config.load import load_run
 from ltcore.data.augment.augment import Augment
 from ltcore.data.augment.auto_augment import CIFAR10_POLICY, OPS, autoaugment, randaugment
 from ltcore.data.augment.config import AugmentConfig
-from ltcore.data.augment.policies import AUGMENTS
+from ltcore.data.augment.policies import AUGMENTS, stacks
 from ltcore.data.augment.transforms import Draw, eight_bits, jitter, jitter_no_hue, resized_crop
+from ltcore.errors import ConfigError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -368,8 +370,6 @@ def test_mixup_shares_follow_the_beta_distribution(alpha: float) -> None:
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("view1", "cropflip"),
-        ("view2", ""),
         ("mixup_alpha", -0.1),
         ("mixup_alpha", float("nan")),
         ("randaugment_ops", 0),
@@ -387,8 +387,12 @@ def test_wrong_values_are_named(field: str, value: Any) -> None:
 
 
 def test_an_unknown_stack_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="autoaugment_cutout, crop, crop_cutout, crop_flip"):
-        AugmentConfig(view1="crops")
+    for view, name in (("view1", "crops"), ("view2", "")):
+        known = rf"augment.{view}='{name}' is unknown.*autoaugment_cutout, crop, crop_cutout, crop_flip"
+        with pytest.raises(ConfigError, match=known):
+            stacks(AugmentConfig(**{view: name}), 2)
+        with pytest.raises(ConfigError, match=known):
+            load_run("cifar100_lt_ce", {f"augment.{view}": name})
 
 
 @pytest.mark.parametrize("view1", ["autoaugment_cutout", "randaugment", "rrc_sim", "crop_flip_rotate15"])

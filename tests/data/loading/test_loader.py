@@ -12,7 +12,7 @@ import torch
 
 from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
-from ltcore.data.loading import loader as feed_module
+from ltcore.data.loading import factory
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
@@ -65,7 +65,7 @@ def spoiled(tmp_path: Path) -> Callable[[int, str], str]:
     return make
 
 
-def test_both_tiers_give_the_same_batches(tiny_shards: str) -> None:
+def test_both_loaders_give_the_same_batches(tiny_shards: str) -> None:
     cached, threaded = open_loader(tiny_shards, "cache"), open_loader(tiny_shards, "threads")
     assert isinstance(cached, CachedLoader)
     assert isinstance(threaded, ThreadedLoader)
@@ -122,18 +122,18 @@ def test_copies_repeat_samples(tiny_shards: str, kind: str) -> None:
     assert sorted(seen) == expected
 
 
-def test_canvas_of_the_configuration(tiny_shards: str) -> None:
+def test_image_size_of_the_configuration(tiny_shards: str) -> None:
     assert next(open_loader(tiny_shards, "cache", image_size=8).train_batches(0)).images_VBCHW.shape[-1] == 8
 
 
-def test_tier_is_chosen_by_size_and_explained(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loader_is_chosen_by_size_and_explained(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = open_loader(tiny_shards, "auto")
     assert chosen.kind == "cache"
     assert "fit data.cache_bytes of 20.00 GiB" in chosen.why
     chosen = open_loader(tiny_shards, "auto", cache_bytes=1000)
     assert chosen.kind == "threads"
     assert "exceed data.cache_bytes" in chosen.why
-    monkeypatch.setattr(feed_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(factory.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert "free disk" in open_loader(tiny_shards, "auto").why
     chosen = open_loader(tiny_shards, "ray")
     assert chosen.kind == "threads"
@@ -143,7 +143,7 @@ def test_tier_is_chosen_by_size_and_explained(tiny_shards: str, monkeypatch: pyt
 def test_without_room_in_the_cache_threads_read_what_does_not_fit(
     tiny_shards: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other canvases hold the room: a run whose kind was not asked for goes on, evaluation in any case."""
+    """Other canvases hold the room: a run whose loader was not asked for goes on, evaluation in any case."""
     other = open_loader(tiny_shards, "cache", image_size=15)
     held = 46 * 3 * 15**2
     chosen = open_loader(tiny_shards, "auto", cache_bytes=held + (46 + 6) * 3 * 16**2)
@@ -266,8 +266,8 @@ def test_a_class_without_a_single_good_image(spoiled: Callable[..., str]) -> Non
         ({"imbalance_factor": float("nan")}, "imbalance_factor must"),
         ({"subset": "random"}, "subset must be one of keyed, legacy, got 'random'"),
         ({"val_per_class": -1}, "val_per_class must be >= 0"),
-        ({"image_size": 0}, "canvas must be between 1 and 4096"),
-        ({"loader": "disk"}, "kind must be one of auto, cache, threads, stream"),
+        ({"image_size": 0}, "image_size must be between 1 and 4096"),
+        ({"loader": "disk"}, "loader must be one of auto, cache, threads, ray"),
         ({"lanes": 0}, "lanes must be >= 1"),
         ({"cache_bytes": -1}, "cache_bytes must be >= 0"),
         ({"stream_window_steps": 0}, "stream_window_steps must be >= 1"),

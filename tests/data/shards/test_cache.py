@@ -191,7 +191,7 @@ def test_a_download_that_fails_leaves_nothing(far: Far, monkeypatch: pytest.Monk
 
 KILLED = """
 import sys, time
-from ltcore.data import storage
+from ltcore import storage
 from tests.data.shards.test_cache import Far, get
 far = Far()
 storage.open_fs = lambda uri: (far, uri)

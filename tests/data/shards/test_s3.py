@@ -27,12 +27,12 @@ from ltcore.errors import ConfigError, DataError
 from tests.conftest import TINY_COUNTS, make_tiny
 from tests.data.loading.test_loader import same
 from tests.data.small import write_small
+from tests.paths import ROOT
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket
 
 pytest_plugins = ["tests.s3"]
-ROOT = Path(__file__).parents[2]
 BOUND_S = 30.0
 """More than any answer may take where the store is not what it should be."""
 

@@ -25,8 +25,7 @@ from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import DataError
 from tests.data.small import COUNT, delivered, everything, only_shard, write_small
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 def vouch(folder: Path, **changed: bytes) -> None:

@@ -20,10 +20,10 @@ from ltcore.objective.registry import STAGE2
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.stage2 import trainer as stage2
+from tests.paths import ROOT
 from tests.training.runs import TERMS, run, stage2_run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
 
-ROOT = Path(__file__).parents[2]
 SHORT = {
     "crt": {"epochs": 3, "batch_size": 16},
     "lws": {"epochs": 2, "batch_size": 16},
