@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ltcore.version import __version__ as __version__
+from ltcore.lazy import lazy
+from ltcore.version import __version__
 
 if TYPE_CHECKING:
+    from ltcore.batch import Batch as Batch
+    from ltcore.batch import ModelOutput as ModelOutput
+    from ltcore.objective.objective import make_objective as make_objective
     from ltcore.training.predict import load as load
 
-__all__ = ["__version__", "load"]
+__all__ = ["Batch", "ModelOutput", "__version__", "load", "make_objective"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "load":  # imports torch, which `import ltcore` alone does not need
-        from ltcore.training.predict import load
-
-        return load
-    raise AttributeError(f"module 'ltcore' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "Batch": "ltcore.batch",
+        "ModelOutput": "ltcore.batch",
+        "load": "ltcore.training.predict",
+        "make_objective": "ltcore.objective.objective",
+    },
+)

@@ -1,0 +1,1 @@
+"""Every speed beside that of a peer, in the same run."""

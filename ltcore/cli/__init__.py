@@ -1,0 +1,1 @@
+"""Command lines and commands of the console script ``ltcore`` and of ``pipelines/``."""

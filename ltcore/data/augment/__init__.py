@@ -1,0 +1,1 @@
+"""Augmentation: operations, transforms, named stacks."""

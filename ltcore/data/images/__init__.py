@@ -1,0 +1,1 @@
+"""One image: decoding, and boxes in it."""

@@ -1,0 +1,1 @@
+"""From shards to batches: epoch sampler, loaders, caches."""

@@ -1,0 +1,1 @@
+"""Shards on disks and in object stores: format, reading, writing, checking."""

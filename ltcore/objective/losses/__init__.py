@@ -1,0 +1,1 @@
+"""Base losses, one file each."""

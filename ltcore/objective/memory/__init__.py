@@ -1,0 +1,1 @@
+"""What losses remember between steps, shared by several."""

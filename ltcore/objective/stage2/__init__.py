@@ -1,0 +1,1 @@
+"""Methods that balance the classifier on frozen features."""

@@ -1,0 +1,1 @@
+"""Is every node fit to run on Ray?"""

@@ -1,0 +1,1 @@
+"""Stage 2: balanced classifiers on the frozen features of a run."""

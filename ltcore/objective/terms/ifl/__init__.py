@@ -1,0 +1,1 @@
+"""IFL: invariant feature learning over environments."""

@@ -1,0 +1,1 @@
+"""LPA: local pseudo-attributes."""
