@@ -14,7 +14,7 @@ import pytest
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "ltcore"
-BASE = ("batch", "stats", "shots", "rng", "hashing", "dist", "errors", "text", "storage", "version")
+BASE = ("batch", "stats", "shots", "rng", "hashing", "dist", "errors", "text", "storage", "version", "lazy")
 LEVEL = {
     **dict.fromkeys(BASE, 0),
     **dict.fromkeys(("data", "models", "objective", "evaluation", "tracking"), 1),

@@ -6,13 +6,12 @@ from ltcore.lazy import lazy
 
 if TYPE_CHECKING:
     from ltcore.evaluation.confusion import Confusion as Confusion
-    from ltcore.evaluation.metrics import metrics as metrics
     from ltcore.evaluation.paired import PairedDifference as PairedDifference
     from ltcore.evaluation.paired import paired_difference as paired_difference
     from ltcore.evaluation.protocols import PROTOCOLS as PROTOCOLS
     from ltcore.evaluation.protocols import Protocol as Protocol
 
-__all__ = ["PROTOCOLS", "Confusion", "PairedDifference", "Protocol", "metrics", "paired_difference"]
+__all__ = ["PROTOCOLS", "Confusion", "PairedDifference", "Protocol", "paired_difference"]
 
 __getattr__ = lazy(
     __name__,
@@ -21,7 +20,6 @@ __getattr__ = lazy(
         "PROTOCOLS": "ltcore.evaluation.protocols",
         "PairedDifference": "ltcore.evaluation.paired",
         "Protocol": "ltcore.evaluation.protocols",
-        "metrics": "ltcore.evaluation.metrics",
         "paired_difference": "ltcore.evaluation.paired",
     },
 )

@@ -72,6 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> StoredRun:
+    """Reads what a run has left in directory ``path``; its record is empty where there is none."""
     return StoredRun(path, _read(path / "run.json"), storage.read_jsonl(path / "metrics.jsonl"))
 
 

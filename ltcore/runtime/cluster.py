@@ -345,6 +345,7 @@ def secret_environment() -> dict[str, str]:
 
 
 def disconnect() -> None:
+    """Leaves the cluster, or ends the local Ray."""
     import ray
 
     ray.shutdown()

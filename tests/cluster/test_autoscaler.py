@@ -103,7 +103,7 @@ def test_nodes_come_for_the_trials_and_go(machine: Lab) -> None:
     with object_store() as store:
         machine.on(head, START, timeout=120)
         assert alive(machine) == 1
-        few = "--name tune_lpa --num-trials 2 sweep.retrain_seeds=1 train.epochs=8"
+        few = "--name tune_lpa --num-trials 2 sweep.retrain_seeds=1 train.epochs=6"
         said = machine.on(head, f"cd /tmp && python {ROOT}/pipelines/tune_lpa.py {few}", timeout=900)
         print(said)
         assert "the autoscaler allows 4 CPUs and 2 GPUs" in said

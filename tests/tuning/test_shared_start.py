@@ -74,6 +74,7 @@ def parameters(storage: Path) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
+@pytest.mark.slow
 def test_forked_and_unforked_sweeps_are_bitwise_equal(
     color_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ class Killer(threading.Thread):
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_neither_slots_nor_killed_processes_change_what_a_sweep_comes_to(
     color_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_neither_slots_nor_killed_processes_change_what_a_sweep_comes_to(
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_with_a_report_and_the_same_command_goes_on(color_shards: str, tmp_path: Path) -> None:
     changes = {**QUICK, **RANDOM, "sweep__num_trials": "2", "train__epochs": "30"}
     cut = tune(color_shards, tmp_path, "--max-hours", "0.0015", "--cpus-per-worker", "2", **changes)
@@ -110,6 +112,7 @@ def test_trials_can_be_added_to_a_finished_sweep(color_shards: str, tmp_path: Pa
     assert stored(tmp_path)["sizes"] == [2, 5]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_nothing(color_shards: str, tmp_path: Path) -> None:
     """SIGKILL after the first trial; the same command ends the sweep without computing that trial again."""
     changes = {**QUICK, **RANDOM, "sweep__num_trials": "4", "train__epochs": "12"}
@@ -136,6 +139,7 @@ def test_a_killed_driver_loses_nothing(color_shards: str, tmp_path: Path) -> Non
         assert after[name]["started_at"] == record["started_at"]
 
 
+@pytest.mark.slow
 def test_a_population_hands_checkpoints_on_and_goes_on_with_the_values_it_had(
     color_shards: str, tmp_path: Path
 ) -> None:
