@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ltcore.batch import Batch
+from ltcore.batch import Batch, ModelOutput
 from ltcore.data.loading.loader import Loader
 from ltcore.errors import DataError
 from ltcore.evaluation.confusion import Confusion
@@ -18,62 +20,76 @@ from ltcore.evaluation.metrics import metrics, per_attribute, per_class
 from ltcore.models.net import LongTailNet
 
 
-@torch.no_grad()
-def confusion(
-    net: LongTailNet,
-    loader: Loader,
-    split: str,
-    *,
-    batch_size: int,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    normalize: Callable[[Batch], Batch],
-    adjust: Callable[[Tensor], Tensor] | None = None,
-    num_classes: int | None = None,
-    beat: Callable[[], None] = lambda: None,
-) -> Confusion:
-    """Counts [A, C, C] of the whole split, equal on every rank. Raises DataError if a row was lost or doubled.
+@dataclass(kw_only=True)
+class Evaluator:
+    """Evaluates a network on the splits of a loader, every row exactly once over all ranks."""
 
-    The prediction is the largest logit [B, C] (the mean over experts), after ``adjust`` where there is one. ``num_classes`` is
-    that of the network, where ``normalize`` turns the labels of other data into the network's. ``beat`` is called at every
-    batch: a large split takes minutes.
-    """
-    manifest = loader.store.manifest
-    counts = Confusion(num_classes or len(manifest.classes), len(manifest.attributes), device)
-    attributes_N = torch.tensor(loader.store.attributes(split), device=device)  # a copy: the store's array is read-only
-    was_training = net.training
-    net.eval()
-    for raw in loader.eval_batches(split, batch_size):
-        beat()
-        batch = normalize(raw.to(device))
-        precision = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
-        with precision:
-            logits_BC = net(batch.images_VBCHW[0]).mean_logits_BC
-        counts.update(adjust(logits_BC) if adjust else logits_BC, batch.labels_B, attributes_N[batch.index_B])
-    net.train(was_training)
-    counts.reduce()
-    expected = manifest.splits[split].num_samples
-    if counts.total != expected:
-        raise DataError(f"Evaluation of split {split!r} saw {counts.total} rows; the manifest has {expected}.")
-    return counts
+    net: LongTailNet
+    loader: Loader
+    device: torch.device
+    batch_size: int
+    normalize: Callable[[Batch], Batch]
+    """Turns raw batches into the network's input, and the labels of other data into the network's."""
+    autocast: torch.dtype | None = None
+    adjust: Callable[[Tensor], Tensor] = lambda logits_BC: logits_BC
+    """Changes logits [B, C] before the largest is taken."""
+    num_classes: int = 0
+    """Classes of the network where the data have others; 0: those of the data."""
+    shot_groups: Sequence[str] = ()
+    """[C] groups by the data that the network was trained on; (): by the loader's."""
+    beat: Callable[[], None] = lambda: None
+    """Called at every batch: a large split takes minutes."""
 
+    def outputs(self, split: str) -> Iterator[tuple[Batch, ModelOutput]]:
+        """Yields each batch of the rank's share of a split, beside what the network, in evaluation mode, makes of it."""
+        was_training = self.net.training
+        self.net.eval()
+        for raw in self.loader.eval_batches(split, self.batch_size):
+            self.beat()
+            batch = self.normalize(raw.to(self.device))
+            with torch.no_grad(), self._precision():
+                out = self.net(batch.images_VBCHW[0])
+            yield batch, out
+        self.net.train(was_training)
 
-def split_metrics(counts: Confusion, loader: Loader, shot_groups: Sequence[str] | None = None) -> dict[str, Any]:
-    """Flat metrics of one split: those of ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist.
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext()
 
-    ``shot_groups`` [C] are those of the data that the classifier was trained on, where these are others.
-    """
-    manifest = loader.store.manifest
-    array = counts.counts_ACC
-    flat: dict[str, Any] = dict(metrics(array, shot_groups or manifest.shot_groups))
-    if manifest.attributes:
-        flat |= per_attribute(array, manifest.attributes)
-    return flat
+    def counts(self, split: str) -> Confusion:
+        """Counts the predictions of a whole split as [A, C, C], equal on every rank. DataError if a row is lost or doubled.
 
+        The prediction is the largest logit (the mean over experts).
+        """
+        manifest = self.loader.store.manifest
+        counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
+        attributes_N = torch.tensor(self.loader.store.attributes(split), device=self.device)  # the store's is read-only
+        for batch, out in self.outputs(split):
+            counts.update(self.adjust(out.mean_logits_BC), batch.labels_B, attributes_N[batch.index_B])
+        counts.reduce()
+        expected = manifest.splits[split].num_samples
+        if counts.total != expected:
+            raise DataError(f"Evaluation of split {split!r} saw {counts.total} rows; the manifest has {expected}.")
+        return counts
 
-def class_accuracy(counts: Confusion) -> list[float | None]:
-    """[C] accuracy of each class in [0, 1]; None where the split has no sample of it."""
-    return per_class(counts.counts_ACC)
+    def metrics(self, counts: Confusion) -> dict[str, Any]:
+        """Returns the flat metrics of one split: ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist."""
+        manifest = self.loader.store.manifest
+        flat: dict[str, Any] = dict(metrics(counts.counts_ACC, self.shot_groups or manifest.shot_groups))
+        if manifest.attributes:
+            flat |= per_attribute(counts.counts_ACC, manifest.attributes)
+        return flat
+
+    def test(self) -> dict[str, Confusion]:
+        """Counts every test split, with the weights of the moment."""
+        return {split: self.counts(split) for split in self.loader.store.manifest.splits if split.startswith("test")}
+
+    def test_fields(self, last: Mapping[str, Confusion], best: Mapping[str, Confusion]) -> dict[str, Any]:
+        """Returns the fields of ``run.json`` for the tests with the last weights, and with those best on validation."""
+        return {
+            "test": {split: self.metrics(counts) for split, counts in last.items()},
+            "test_best": {split: self.metrics(counts) for split, counts in best.items()},
+            "per_class": {split: per_class(counts.counts_ACC) for split, counts in last.items()},
+        }
 
 
 def check_train_split(loader: Loader, split: str) -> None:

@@ -26,7 +26,7 @@ from ltcore.objective.losses.logit_adjust import posthoc_logits
 from ltcore.objective.registry import BASES
 from ltcore.storage import is_plain
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.evaluate import confusion, split_metrics
+from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
 
 ImageLike = str | Path | bytes | Image.Image
@@ -224,21 +224,21 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
         def normalize(batch: Batch) -> Batch:
             return replace(augment.evaluate(batch), labels_B=to_network_K.to(batch.labels_B.device)[batch.labels_B])
 
+        evaluator = Evaluator(
+            net=net,
+            loader=loader,
+            device=device,
+            batch_size=512,
+            normalize=normalize,
+            adjust=lambda logits_BC: predictor.adjusted(predictor._finite(logits_BC)),
+            num_classes=len(predictor.classes),
+            shot_groups=predictor.shot_groups,
+        )
         result, present = {}, {}
         for split in dict.fromkeys(wanted):
-            counts = confusion(
-                net,
-                loader,
-                split,
-                batch_size=512,
-                device=device,
-                autocast=None,
-                normalize=normalize,
-                adjust=lambda logits_BC: predictor.adjusted(predictor._finite(logits_BC)),
-                num_classes=len(predictor.classes),
-            )
+            counts = evaluator.counts(split)
             present[split] = int((counts.counts_ACC.sum((0, 2)) > 0).sum())
-            result[split] = split_metrics(counts, loader, predictor.shot_groups)
+            result[split] = evaluator.metrics(counts)
         return {
             "checkpoint": predictor.place,
             "data": data_uri,

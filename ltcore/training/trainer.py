@@ -20,7 +20,7 @@ from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components, build
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
-from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
+from ltcore.training.evaluate import Evaluator, check_train_split
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.init_from import start_from
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
@@ -58,6 +58,15 @@ class Trainer:
         self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
         self.folder = run_dir / "checkpoints"
         self.components: Components = build(cfg, loader, ctx)
+        self.evaluator = Evaluator(
+            net=self.components.eval_net,
+            loader=loader,
+            device=ctx.device,
+            batch_size=cfg.train.eval_batch_size,
+            normalize=self.components.augment.evaluate,
+            autocast=self.components.precision.autocast,
+            beat=self._beat,
+        )
         self.optimizer = build_optimizer(cfg.train.optim, self.components.step)
         self.at = TrainProgress()
         self.total_images = cfg.train.epochs * loader.num_batches * cfg.train.batch_size
@@ -224,18 +233,6 @@ class Trainer:
 
     # ---- evaluation
 
-    def _counts(self, split: str) -> Any:
-        return confusion(
-            self.components.eval_net,
-            self.loader,
-            split,
-            batch_size=self.cfg.train.eval_batch_size,
-            device=self.ctx.device,
-            autocast=self.components.precision.autocast,
-            normalize=self.components.augment.evaluate,
-            beat=self._beat,
-        )
-
     def _beat(self) -> None:
         self.ctx.beat(self.at.epoch, self.at.images_seen, self.total_images)
 
@@ -243,26 +240,20 @@ class Trainer:
         due = self.at.epoch % self.cfg.train.eval_every == 0 or self.at.epoch == self.cfg.train.epochs
         if not due or "val" not in self.loader.store.manifest.splits:
             return {}
-        values = split_metrics(self._counts("val"), self.loader)
+        values = self.evaluator.metrics(self.evaluator.counts("val"))
         return {f"val/{name}": value for name, value in values.items()}
 
     def _test(self) -> dict[str, Any]:
-        """Every test split once, with the weights of the last epoch, and with those of the best epoch on validation."""
-        splits = [name for name in self.loader.store.manifest.splits if name.startswith("test")]
-        result: dict[str, Any] = {"test": {}, "test_best": {}, "per_class": {}}
-        for split in splits:
-            counts = self._counts(split)
-            result["test"][split] = split_metrics(counts, self.loader)
-            result["per_class"][split] = class_accuracy(counts)
-        if self.info.kind != "run":
-            return result  # in a sweep the test splits are read once; what was best on validation decides nothing there
-        best = ckpt.find(self.folder, "best") if self.ctx.rank == 0 else None
-        weights = dist.broadcast_object(best.model_state() if best else None)
-        if weights is not None:
-            self.components.eval_net.load_state_dict(weights)
-            for split in splits:
-                result["test_best"][split] = split_metrics(self._counts(split), self.loader)
-        return result
+        """Tests once, with the weights of the last epoch, and with those of the best epoch on validation."""
+        last = self.evaluator.test()
+        if self.info.kind != "run":  # in a sweep the test splits are read once; what was best decides nothing there
+            return self.evaluator.test_fields(last, {})
+        found = ckpt.find(self.folder, "best") if self.ctx.rank == 0 else None
+        weights = dist.broadcast_object(found.model_state() if found else None)
+        if weights is None:
+            return self.evaluator.test_fields(last, {})
+        self.components.eval_net.load_state_dict(weights)
+        return self.evaluator.test_fields(last, self.evaluator.test())
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         key = self.cfg.train.select

@@ -364,7 +364,7 @@ def test_a_step_that_spoils_the_weights_is_not_saved_though_its_loss_is_finite(
 ) -> None:
     run_dir = unfinished(tmp_path, tiny_shards)
     monkeypatch.setattr(fit, "DECIDE_EVERY", 1)
-    step = fit._Run._step
+    step = fit.Trainer._step
 
     def spoiling(self: Any, raw: Any) -> Any:
         parts = step(self, raw)
@@ -374,7 +374,7 @@ def test_a_step_that_spoils_the_weights_is_not_saved_though_its_loss_is_finite(
         return parts
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit._Run, "_step", spoiling)
+        patch.setattr(fit.Trainer, "_step", spoiling)
         with pytest.raises(NumericError, match=r"Step 7 left weights that are not finite.*last-00000006\."):
             run(tiny_run(train__checkpoint_every_s=0.0001), tiny_shards, run_dir)
     assert all(bool(value.isfinite().all()) for value in weights(run_dir).values())

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-
 import torch
 
-from ltcore.batch import Batch
-from ltcore.data.loading.loader import Loader
 from ltcore.errors import DataError, NumericError
-from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import FeatureSet
+from ltcore.training.evaluate import Evaluator
 
 
-@torch.no_grad()
-def pooled_features(
-    net: LongTailNet,
-    loader: Loader,
-    split: str,
-    *,
-    batch_size: int,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    normalize: Callable[[Batch], Batch],
-    dtype: torch.dtype,
-    tick: Callable[[], None],
-) -> FeatureSet:
-    """Features of the un-augmented images of a split, row i of sample i, on ``device``: N D values of ``dtype``.
+def pooled_features(evaluator: Evaluator, split: str, dtype: torch.dtype) -> FeatureSet:
+    """Computes the features of the un-augmented images of a split, row i of sample i, on the device: N D values of ``dtype``.
 
-    ``net`` is in evaluation mode; one process reads the whole split. ``tick`` is called once per batch and may raise. Raises
-    DataError if a row was lost or doubled, NumericError if a feature is not finite in ``dtype``.
+    One process reads the whole split. Raises DataError if a row was lost or doubled, NumericError if a feature is not finite
+    in ``dtype``.
     """
-    num_rows = loader.store.manifest.split(split).num_samples
-    features_ND = torch.empty(num_rows, net.feature_dim, dtype=dtype, device=device)
-    labels_N = torch.full((num_rows,), -1, device=device)
+    num_rows = evaluator.loader.store.manifest.split(split).num_samples
+    features_ND = torch.empty(num_rows, evaluator.net.feature_dim, dtype=dtype, device=evaluator.device)
+    labels_N = torch.full((num_rows,), -1, device=evaluator.device)
     seen = 0
-    for raw in loader.eval_batches(split, batch_size):
-        tick()
-        batch = normalize(raw.to(device))
-        with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
-            out = net(batch.images_VBCHW[0])
+    for batch, out in evaluator.outputs(split):
         features_ND[batch.index_B] = out.features_BD.to(dtype)
         labels_N[batch.index_B] = batch.labels_B
         seen += len(batch)

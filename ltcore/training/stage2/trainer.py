@@ -27,7 +27,7 @@ from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
-from ltcore.training.evaluate import check_train_split, class_accuracy, confusion, split_metrics
+from ltcore.training.evaluate import Evaluator, check_train_split
 from ltcore.training.hardware import choose_precision, most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.predict import predictor_of
@@ -72,10 +72,17 @@ class Stage2Trainer:
         self.folder = run_dir / "checkpoints"
         self.began = time.monotonic()
         manifest = loader.store.manifest
-        self.normalize = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=1).evaluate
-        self.autocast = choose_precision(cfg.train.precision, ctx.device).autocast
         self.net = self._network().to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net.eval()
+        self.evaluator = Evaluator(
+            net=self.net,
+            loader=loader,
+            device=ctx.device,
+            batch_size=cfg.train.eval_batch_size,
+            normalize=Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=1).evaluate,
+            autocast=choose_precision(cfg.train.precision, ctx.device).autocast,
+            beat=self._tick,
+        )
         self.epoch = self.step = self.draws = 0
         self.best: dict[str, Any] = {}
         self.best_heads: dict[str, Tensor] = {}
@@ -144,17 +151,7 @@ class Stage2Trainer:
         )
 
     def _features(self, split: str) -> FeatureSet:
-        return pooled_features(
-            self.net,
-            self.loader,
-            split,
-            batch_size=self.cfg.train.eval_batch_size,
-            device=self.ctx.device,
-            autocast=self.autocast,
-            normalize=self.normalize,
-            dtype=getattr(torch, self.stage2.feature_dtype),
-            tick=self._tick,
-        )
+        return pooled_features(self.evaluator, split, getattr(torch, self.stage2.feature_dtype))
 
     def _tick(self) -> None:
         """A sign of life, and the place to stop."""
@@ -242,7 +239,7 @@ class Stage2Trainer:
         chunks = zip(self.val.chunks(), attributes_N.split(CHUNK), strict=True)
         for (features_BD, labels_B), attributes_B in chunks:
             counts.update(expert_logits(self.net.heads, features_BD).mean(1), labels_B, attributes_B)
-        return {f"val/{name}": value for name, value in split_metrics(counts, self.loader).items()}
+        return {f"val/{name}": value for name, value in self.evaluator.metrics(counts).items()}
 
     def _keep_if_best(self, metrics: dict[str, Any]) -> None:
         key = self.cfg.train.select
@@ -259,29 +256,14 @@ class Stage2Trainer:
     def _test(self, last_heads: dict[str, Tensor], *, same: bool) -> dict[str, Any]:
         """Every test split, from its images, with the last classifiers and with those that were best on validation (the
         ``same`` ones are tested once)."""
-        last = self._test_counts(last_heads)
-        best = last if same else self._test_counts(self.best_heads) if self.best_heads else {}
-        return {
-            "test": {split: split_metrics(counts, self.loader) for split, counts in last.items()},
-            "test_best": {split: split_metrics(counts, self.loader) for split, counts in best.items()},
-            "per_class": {split: class_accuracy(counts) for split, counts in last.items()},
-        }
-
-    def _test_counts(self, heads: dict[str, Tensor]) -> dict[str, Confusion]:
-        self.net.heads.load_state_dict(heads)
-        return {
-            split: confusion(
-                self.net,
-                self.loader,
-                split,
-                batch_size=self.cfg.train.eval_batch_size,
-                device=self.ctx.device,
-                autocast=self.autocast,
-                normalize=self.normalize,
-            )
-            for split in self.loader.store.manifest.splits
-            if split.startswith("test")
-        }
+        self.net.heads.load_state_dict(last_heads)
+        last = best = self.evaluator.test()
+        if not same:
+            best = {}
+            if self.best_heads:
+                self.net.heads.load_state_dict(self.best_heads)
+                best = self.evaluator.test()
+        return self.evaluator.test_fields(last, best)
 
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
         manifest = self.loader.store.manifest

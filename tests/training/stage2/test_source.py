@@ -219,7 +219,7 @@ def test_several_workers(stage1: Path, tiny_shards: str, tmp_path: Path, monkeyp
 def test_tau_without_validation(
     stage1: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltcore.training.stage2.trainer._Run._validate", lambda self: {})
+    monkeypatch.setattr("ltcore.training.stage2.trainer.Stage2Trainer._validate", lambda self: {})
     with pytest.raises(ConfigError, match=r"tau_norm chooses by train.select=val/top1, .*options\.tau_norm\.tau=1\.0"):
         run(stage2_run(stage1, "tau_norm"), tiny_shards, tmp_path / "run")
 

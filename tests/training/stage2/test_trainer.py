@@ -262,7 +262,7 @@ def test_features_in_half_precision(tiny_shards: str, tmp_path: Path, stage1: Pa
 def test_without_a_validation_split_the_last_epoch_is_all_there_is(
     tiny_shards: str, tmp_path: Path, stage1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage2._Run, "_validate", lambda self: {})
+    monkeypatch.setattr(stage2.Stage2Trainer, "_validate", lambda self: {})
     record = run(stage2_run(stage1, "crt", **short("crt")), tiny_shards, tmp_path / "crt")
     assert record["best"] == {} and record["test_best"] == {} and record["test"]
     one = stage2_run(stage1, "tau_norm", stage2__options__tau_norm__tau="0.7")
