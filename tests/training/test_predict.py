@@ -373,7 +373,7 @@ def test_a_remote_checkpoint_may_be_named_and_what_is_none_is_refused(trained: P
         ltcore.load(f"{bucket.uri}/nothing")
     meta = f"run/checkpoints/{last.path.name}/meta.json"
     bucket.put(meta, json.dumps({**json.loads(bucket.get(meta)), "image_size": 0}).encode())
-    with pytest.raises(CheckpointError, match=f"^{bucket.uri}/{meta}: canvas is 0"):  # not the copy, which is gone
+    with pytest.raises(CheckpointError, match=f"^{bucket.uri}/{meta}: image_size is 0"):  # not the copy, which is gone
         ltcore.load(f"{uri}/checkpoints/{last.path.name}/")
 
 

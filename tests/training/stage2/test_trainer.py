@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -15,12 +14,14 @@ import pytest
 import torch
 
 import ltcore
+from ltcore.cli import main
+from ltcore.cli.entry import run_main
 from ltcore.errors import NumericError
 from ltcore.objective.registry import STAGE2
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
+from ltcore.training.evaluate import Evaluator
 from ltcore.training.stage2 import trainer as stage2
-from tests.paths import ROOT
 from tests.training.runs import TERMS, run, stage2_run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
 
@@ -43,19 +44,15 @@ def short(method: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
-    """Runs a script of ``pipelines`` inside this process, as its last line does."""
+    """Runs a command inside this process, as the script of that name in ``pipelines`` does."""
     for name in ("LTCORE_DATA", "LTCORE_STORAGE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
     def call(name: str, *words: object) -> SimpleNamespace:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "pipelines" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            module.cli.run_main(module.main)
+            run_main(lambda: getattr(main, name)())
         return SimpleNamespace(code=end.value.code, **capsys.readouterr()._asdict())
 
     return call
@@ -210,7 +207,7 @@ def test_a_run_that_died_before_its_test_starts_again(
         raise RuntimeError("the node is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage2, "confusion", dies)
+        patch.setattr(Evaluator, "test", dies)
         with pytest.raises(RuntimeError):
             run(cfg, tiny_shards, tmp_path / "cut")
     assert run(cfg, tiny_shards, tmp_path / "cut")["test"] == whole["test"]
