@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from ltcore.config.space import RANGES, parse_space
+
 METRICS = {
     "top1": "top-1",
     "macro_precision": "macro precision",
@@ -53,29 +55,21 @@ def value_text(value: Any) -> str:
 
 
 def parse_range(spec: str) -> tuple[str, float, float] | None:
-    """(kind, low, high) of a swept range spelled 'log:0.02,1', 'uniform:0,1' or 'int:1,4'; None for a list."""
-    kind, _, ends = spec.partition(":")
-    if kind not in ("log", "uniform", "int"):
+    """Returns (kind, low, high) of a swept range such as 'log:0.02,1'; None for a list."""
+    parsed = parse_space("", spec)
+    if parsed.kind not in RANGES:
         return None
-    low, high = map(float, ends.split(","))
-    return kind, low, high
+    low, high = (float(value) for value in parsed.values if isinstance(value, int | float))
+    return parsed.kind, low, high
 
 
 def listed_values(spec: str) -> list[str]:
-    """The values of 'choice:1,null' or 'grid:...' as ``value_text`` writes them."""
-    spelled = {"null": "off", "true": "yes", "false": "no"}
-    return [spelled.get(word, _number_text(word)) for word in spec.partition(":")[2].split(",")]
-
-
-def _number_text(word: str) -> str:
-    try:
-        return value_text(float(word))
-    except ValueError:
-        return word  # a name
+    """Returns the values of 'choice:1,null' or 'grid:...' as ``value_text`` writes them."""
+    return [value_text(value) for value in parse_space("", spec).values]
 
 
 def range_text(spec: str) -> str:
-    """'log:0.02,1.0' -> '0.02 to 1, logarithmic'; 'choice:a,null' -> 'a, off'."""
+    """Writes a search space for people: '0.02 to 1, logarithmic', 'a, off'."""
     found = parse_range(spec)
     if found is None:
         return ", ".join(listed_values(spec))
