@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ltcore.benchmarks.options import Options
 from ltcore.data.config import DataConfig
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import LtcoreError
+from ltcore.runtime.poller import Poller
 
 GROWTH = 1.10
 SMALL, LARGE = "10k rows", "200k rows"
@@ -72,40 +72,34 @@ def read_stream(uri: str, num_images: int) -> dict[str, int]:
         per_epoch = read_manifest(uri).split("train").num_samples // size * size
         epochs = max(1, round(num_images / per_epoch))  # whole ones: one that is left goes on while Ray shuts down
         loader = RayLoader(DataConfig(uri=uri, loader="ray"), uri, epochs=epochs, batch_size=size, seed=0)
-        watch = _MemoryPoller()
-        watch.start()
+        poller = _MemoryPoller()
+        poller.start()
         for epoch in range(epochs):
             for _ in loader.train_batches(epoch):
                 pass
-        watch.end()
+        poller.end()
+        poller.join()
         loader.close()
-        return watch.peaks
+        return poller.peaks
     finally:
         disconnect()
 
 
-class _MemoryPoller(threading.Thread):
+class _MemoryPoller(Poller):
     """Looks every fifth of a second and keeps the largest values; 'together' is the peak of the sum, worker and store."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True, name="ltcore-bench-memory")
+        super().__init__("bench-memory", EVERY_S)
         self.peaks = dict.fromkeys(("worker_bytes", "store_bytes", "tasks_bytes", "together_bytes"), 0)
-        self._ended = threading.Event()
+        self.poll()
 
-    def end(self) -> None:
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        self._look()
-        while not self._ended.wait(EVERY_S):
-            self._look()
-
-    def _look(self) -> None:
+    def poll(self) -> bool:
+        """Keeps what is larger than before."""
         worker, store = own_bytes(Path("/proc/self")), store_bytes()
         found = {"worker": worker, "store": store, "tasks": tasks_bytes(), "together": worker + store}
         for name, value in found.items():
             self.peaks[f"{name}_bytes"] = max(self.peaks[f"{name}_bytes"], value)
+        return True
 
 
 def own_bytes(process: Path) -> int:

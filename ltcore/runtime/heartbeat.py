@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ltcore.runtime.cluster import secret_environment
+from ltcore.runtime.poller import Poller
 
 NAMESPACE = "ltcore"
 NODE_WAIT_S = 1800.0
@@ -89,7 +90,7 @@ class HeartbeatSender:
             self._sent = time.monotonic()
 
 
-class Watchdog(threading.Thread):
+class Watchdog(Poller):
     """The driver's end: polls the actor, passes snapshots on, and asks for a stop after silence or at a deadline."""
 
     def __init__(
@@ -101,13 +102,13 @@ class Watchdog(threading.Thread):
         deadline_s: float | None,
         nodes_are_coming: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(daemon=True, name="ltcore-watch")
+        super().__init__("watchdog", 1.0)
+        self._last: Any = None
         self._actor, self._on_snapshot = actor, on_snapshot
         self._stall_s, self._deadline = stall_s, None if deadline_s is None else time.monotonic() + deadline_s
         self._moved = self._heard = time.monotonic()
         """When the last excuse for silence was seen, and when a run was last heard of."""
         self._nodes_are_coming = nodes_are_coming
-        self._ended = threading.Event()
         self.stalled = threading.Event()
         self.out_of_time = threading.Event()
 
@@ -119,28 +120,22 @@ class Watchdog(threading.Thread):
         """Something happened that is not a sign of life of a run: a trial ended, a stage began."""
         self._moved = self._heard = time.monotonic()
 
-    def end(self) -> None:
-        self._ended.set()
-
-    def run(self) -> None:
-        last: Any = None
-        while not self._ended.wait(1.0):
-            try:
-                now = ray.get(self._actor.snapshot.remote(), timeout=10)
-            except (ray.exceptions.RayError, TimeoutError):
-                now = last  # counts as silence
-            if now != last:
-                self.touch()
-                last = now
-                self._on_snapshot(now)
-            silent_s = time.monotonic() - self._moved
-            if (
-                silent_s > self._stall_s / 2
-                and time.monotonic() - self._heard < NODE_WAIT_S
-                and self._nodes_are_coming()
-            ):
-                self._moved = time.monotonic()  # machines boot and are set up for minutes, which is no stall
-            elif silent_s > self._stall_s:
-                self.stalled.set()
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                self.out_of_time.set()
+    def poll(self) -> bool:
+        """Asks the actor once, and judges silence and the deadline."""
+        try:
+            now = ray.get(self._actor.snapshot.remote(), timeout=10)
+        except (ray.exceptions.RayError, TimeoutError):
+            now = self._last  # counts as silence
+        if now != self._last:
+            self.touch()
+            self._last = now
+            self._on_snapshot(now)
+        silent_s = time.monotonic() - self._moved
+        waits = silent_s > self._stall_s / 2 and time.monotonic() - self._heard < NODE_WAIT_S
+        if waits and self._nodes_are_coming():
+            self._moved = time.monotonic()  # machines boot and are set up for minutes, which is no stall
+        elif silent_s > self._stall_s:
+            self.stalled.set()
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self.out_of_time.set()
+        return True
