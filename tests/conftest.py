@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from ltcore.data.shards.writer import Sample, write_dataset
+from tests.commands import command
 from tests.ray_fixtures import color_shards, one_ray
 
-__all__ = ["color_shards", "one_ray"]  # fixtures for every folder
+__all__ = ["color_shards", "command", "one_ray"]  # fixtures for every folder
 
 torch.set_num_threads(1)  # results are bitwise repeatable for one number of threads, and tests share few cores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import Ints, drawn_copies
 from ltcore.models.norm import average_running_stats_
+from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components, build
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
@@ -31,15 +32,8 @@ from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
 
 
-class Log(Protocol):
-    """What the loop needs of a tracker."""
-
-    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None:
-        """Takes the metrics of an epoch that ended with optimizer step ``step``."""
-
-
 def fit(
-    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Tracker, info: RunInfo, record: RunRecord
 ) -> dict[str, Any]:
     """Trains until ``train.epochs`` epochs are done, continuing from the newest checkpoint in ``run_dir``.
 
@@ -52,8 +46,17 @@ def fit(
 
 
 class Trainer:
+    """Trains one run: epochs, validation, checkpoints, test."""
+
     def __init__(
-        self, cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+        self,
+        cfg: RunConfig,
+        loader: Loader,
+        ctx: RunContext,
+        run_dir: Path,
+        log: Tracker,
+        info: RunInfo,
+        record: RunRecord,
     ) -> None:
         self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
         self.folder = run_dir / "checkpoints"
@@ -80,6 +83,7 @@ class Trainer:
     # ---- the run
 
     def run(self) -> dict[str, Any]:
+        """Trains to the end, or to where it is told to stop. Returns the fields of ``run.json``."""
         self._resume()
         self._note_schedule()
         metrics = dict(self.at.last)

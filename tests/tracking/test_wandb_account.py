@@ -149,7 +149,7 @@ REFUSED = [
     ("WANDB_CONSOLE", "foo", "'off'"),
     ("WANDB_BASE_URL", "notaurl", "valid URL"),
     ("WANDB_TAGS", "a,,b", "Tag at index 1 is empty"),
-    ("WANDB_FORK_FROM", "other?_step=1", "mutually alone"),
+    ("WANDB_FORK_FROM", "other?_step=1", "mutually exclusive"),
     ("WANDB_HTTP_TIMEOUT", "soon", "valid number"),
     ("WANDB_DISABLED", "maybe", "true or false"),
 ]

@@ -87,8 +87,8 @@ def test_a_run_of_two_ranks_continues_in_the_middle_of_an_epoch_as_if_nothing_ha
 @pytest.mark.parametrize("other", ["whole", "grown", "shrunk"])
 def test_the_number_of_ranks_changes_rounding_alone(runs: Path, other: str) -> None:
     """Weights, the statistics that evaluation uses, and what is logged."""
-    exclusive, found = model(runs / "alone"), model(runs / other)
-    for name, value in exclusive.items():
+    alone, found = model(runs / "alone"), model(runs / other)
+    for name, value in alone.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
     for one, two in zip(rows(runs / "alone"), rows(runs / other), strict=True):
         losses = {k: v for k, v in one.items() if k.startswith("train/")}

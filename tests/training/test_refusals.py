@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +25,7 @@ from ltcore.objective.losses.cross_entropy import CrossEntropy
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
+from tests.commands import Command
 from tests.conftest import make_tiny, png
 from tests.faults import files_no_larger_than, full_disk, unwritable
 from tests.paths import ROOT
@@ -43,29 +42,6 @@ SMALL = (
     "tracking.wandb=false",
     "tracking.tensorboard=false",
 )
-Command = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a script of ``pipelines`` inside this process, as its last line does; importing torch takes longer than the work."""
-    for name in ("LTCORE_DATA", "LTCORE_STORAGE", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    threads = torch.get_num_threads()
-
-    def call(script: str, *arguments: object) -> SimpleNamespace:
-        spec = importlib.util.spec_from_file_location(script, ROOT / "pipelines" / f"{script}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            module.cli.run_main(module.main)
-        torch.set_num_threads(threads)
-        return SimpleNamespace(code=end.value.code, **capsys.readouterr()._asdict())
-
-    return call
 
 
 @pytest.fixture
@@ -111,7 +87,7 @@ def trains(done: SimpleNamespace) -> None:
         (("train.epochs=0",), "train.epochs"),
         (("train.optim.lr=-1",), "train.optim.lr"),
         (("data.lanes=many",), "data.lanes"),
-        (("data.loader=disk",), "data.loader must be one of auto, cache, threads, stream, got 'disk'"),
+        (("data.loader=disk",), "data.loader must be one of auto, cache, threads, ray, got 'disk'"),
         (("data.max_bad_samples=-1",), "data.max_bad_samples must be >= 0"),
         (("data.train_split=test",), "train_split must name a split that is not a test"),
     ],
@@ -212,7 +188,7 @@ def test_a_bad_image_and_the_request_to_skip_it(
     make_tiny(str(tmp_path / "bad"))
     spoil_first_image(tmp_path / "bad")
     assert "the image cannot be decoded" in refusal(train(tmp_path / "bad"))
-    found = command("make_shards", "check", tmp_path / "bad")
+    found = command("shards", "check", tmp_path / "bad")
     assert found.code == 1 and "cannot be decoded" in found.out and "Traceback" not in found.err
     trains(train(tmp_path / "bad", "data.max_bad_samples=1"))
     told = [record.getMessage() for record in caplog.records if "cannot be decoded" in record.getMessage()]
@@ -370,7 +346,7 @@ def test_a_step_that_spoils_the_weights_is_not_saved_though_its_loss_is_finite(
         parts = step(self, raw)
         if self.at.step == 7:
             with torch.no_grad():
-                next(self.parts.eval_net.parameters()).fill_(float("inf"))
+                next(self.components.eval_net.parameters()).fill_(float("inf"))
         return parts
 
     with monkeypatch.context() as patch:
@@ -449,7 +425,7 @@ def test_a_record_or_an_image_that_cannot_be_read_is_named(tiny_shards: str, tmp
         run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "run")
     for meta in (tmp_path / "run" / "checkpoints").glob("*/meta.json"):
         meta.write_text(json.dumps({"schema": json.loads(meta.read_text())["schema"], "step": 5}))
-    with pytest.raises(CheckpointError, match=r"meta\.json has no 'image_size'"):
+    with pytest.raises(CheckpointError, match=r"meta\.json has no 'classes'"):
         ltcore.load(tmp_path / "run")
 
 

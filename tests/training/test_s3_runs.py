@@ -110,7 +110,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
     questions: int,
     node: str,
 ) -> None:
-    monkeypatch.setattr("ltcore.training.context.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
     cfg = tiny_run(**TERMS)
     run(cfg, tiny_shards, tmp_path / "whole")
     another_node("one")
@@ -131,7 +131,7 @@ def test_a_checkpoint_inside_an_epoch_is_in_the_store_before_the_epoch_ends(
     another_node: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ltcore.training.context.DECIDE_EVERY", 1)
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
     found: list[str] = []
 
     class StopOnceStored(LocalContext):
@@ -263,7 +263,7 @@ def whole(state: dict[str, str]) -> list[str]:
 def test_no_moment_shows_half_a_checkpoint_or_none_where_there_was_one(
     bucket: Bucket, tiny_shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltcore.training.context.DECIDE_EVERY", 1)
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
     cfg = tiny_run(train__epochs=4, train__checkpoint_every_s=0.001)  # checkpoints come and go while they are copied
     with every_state(bucket, "run") as states:
         run(cfg, tiny_shards, f"{bucket.uri}/run")

@@ -84,7 +84,7 @@ def test_twice_the_same_run_is_bitwise_the_same(tiny_shards: str, tmp_path: Path
 def test_a_stopped_run_continues_as_if_nothing_had_happened(
     tiny_shards: str, tmp_path: Path, terms: dict[str, Any], questions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltcore.training.context.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
     cfg = tiny_run(**terms)
     run(cfg, tiny_shards, tmp_path / "whole")
     with pytest.raises(StopRequested):
@@ -114,7 +114,7 @@ def test_an_epoch_that_was_logged_but_not_saved_is_logged_once(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in between, with a checkpoint of the epoch's last step: the epoch ends again after it."""
-    monkeypatch.setattr("ltcore.training.context.DECIDE_EVERY", 1)
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
     cfg = tiny_run(train__checkpoint_every_s=0.0001)
     run(cfg, tiny_shards, tmp_path / "whole")
     log = JsonlTracker.log

@@ -25,6 +25,7 @@ from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.evaluation.confusion import Confusion
 from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
+from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
 from ltcore.training.evaluate import Evaluator, check_train_split
@@ -34,7 +35,6 @@ from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunRecord, now
 from ltcore.training.stage2.features import pooled_features
 from ltcore.training.stage2.source import origin, stage1_checkpoint
-from ltcore.training.trainer import Log
 
 
 def refuse_workers(workers: int) -> None:
@@ -47,7 +47,7 @@ def refuse_workers(workers: int) -> None:
 
 
 def fit_stage2(
-    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Tracker, info: RunInfo, record: RunRecord
 ) -> dict[str, Any]:
     """Runs stage 2 from its beginning; as ``training.fit.fit`` does, it returns the fields of ``run.json``.
 
@@ -63,8 +63,17 @@ def fit_stage2(
 
 
 class Stage2Trainer:
+    """Balances the classifiers of a finished run on its features."""
+
     def __init__(
-        self, cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Log, info: RunInfo, record: RunRecord
+        self,
+        cfg: RunConfig,
+        loader: Loader,
+        ctx: RunContext,
+        run_dir: Path,
+        log: Tracker,
+        info: RunInfo,
+        record: RunRecord,
     ) -> None:
         assert cfg.stage2 is not None
         self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
@@ -112,6 +121,7 @@ class Stage2Trainer:
         return net
 
     def run(self) -> dict[str, Any]:
+        """Trains to the end, or to where it is told to stop. Returns the fields of ``run.json``."""
         cfg, stats = self.cfg, self.loader.store.manifest.stats(self.cfg.data.train_split)
         self.val = self._features("val") if "val" in self.loader.store.manifest.splits else None
         self.train = self._features(cfg.data.train_split)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +12,13 @@ import pytest
 import torch
 
 import ltcore
-from ltcore.cli import main
-from ltcore.cli.entry import run_main
 from ltcore.errors import NumericError
 from ltcore.objective.registry import STAGE2
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.stage2 import trainer as stage2
+from tests.commands import Command
 from tests.training.runs import TERMS, run, stage2_run, tiny_run
 from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
 
@@ -34,7 +31,6 @@ SHORT = {
     "ncm": {},
 }
 """Short courses, in several steps where there are steps."""
-Script = Callable[..., SimpleNamespace]
 
 
 def short(method: str, **more: Any) -> dict[str, Any]:
@@ -43,29 +39,13 @@ def short(method: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
-    """Runs a command inside this process, as the script of that name in ``pipelines`` does."""
-    for name in ("LTCORE_DATA", "LTCORE_STORAGE", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def call(name: str, *words: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_main(lambda: getattr(main, name)())
-        return SimpleNamespace(code=end.value.code, **capsys.readouterr()._asdict())
-
-    return call
-
-
-@pytest.fixture
-def train(script: Script, tmp_path: Path) -> Script:
+def train(command: Command, tmp_path: Path) -> Command:
     """``train.py`` of a packaged recipe of stage 2, into a storage of its own."""
 
     def call(recipe: str, from_run: Path, *words: str) -> SimpleNamespace:
         small = ("train.threads=1", "train.precision=fp32", "tracking.wandb=false", "tracking.tensorboard=false")
         where = (f"--storage={tmp_path / 'runs'}", f"--name={recipe}")
-        return script("train", recipe, f"stage2.from_run={from_run}", "--engine=inline", *where, *small, *words)
+        return command("train", recipe, f"stage2.from_run={from_run}", "--engine=inline", *where, *small, *words)
 
     return call
 
@@ -79,7 +59,7 @@ def recipe_of(method: str) -> str:
 
 @pytest.mark.parametrize("method", STAGE2)
 def test_train_py_makes_a_network_that_evaluate_py_judges_alike(
-    train: Script, script: Script, tmp_path: Path, tiny_shards: str, stage1: Path, method: str
+    train: Command, command: Command, tmp_path: Path, tiny_shards: str, stage1: Path, method: str
 ) -> None:
     more = [f"{key.replace('__', '.')}={value}" for key, value in short(method).items()]
     done = train(recipe_of(method), stage1, *more)
@@ -104,7 +84,7 @@ def test_train_py_makes_a_network_that_evaluate_py_judges_alike(
     assert record["best"]["val/top1"] == max(row["val/top1"] for row in rows)
 
     for checkpoint, section in ((run_dir, "test_best"), (ckpt.find(run_dir / "checkpoints").path, "test")):  # type: ignore[union-attr]
-        judged = script("evaluate", checkpoint, "--data", tiny_shards, "--output", tmp_path / "metrics.json")
+        judged = command("evaluate", checkpoint, "--data", tiny_shards, "--output", tmp_path / "metrics.json")
         assert judged.code == 0, judged.err
         assert json.loads((tmp_path / "metrics.json").read_text())["splits"] == record[section]
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
