@@ -309,7 +309,7 @@ import sys, torch
 from pathlib import Path
 from tests.training.runs import TERMS, run, tiny_run
 torch.set_num_threads(1)
-from ltcore.training import fit
+from ltcore.training import trainer as fit
 fit.DECIDE_EVERY = 1
 run(tiny_run(**TERMS, train__epochs=6, train__checkpoint_every_s=0.001), sys.argv[1], sys.argv[2])
 """
