@@ -1,8 +1,8 @@
-"""Every base loss, every term and every method of stage 2, by name.
+"""Registry of base losses, terms and stage 2 methods, by name.
 
-A new method is one file plus one line here: the config sections (``objective.base_options.<name>``,
+A new method is one file plus one line here. The config sections (``objective.base_options.<name>``,
 ``objective.terms.<name>``, ``stage2.options.<name>``), the command-line and Tune keys, ``ltcore methods`` and the
-contract tests follow.
+contract tests follow from it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ltcore.objective.terms.lpa.term import Lpa
 
 @dataclass(frozen=True)
 class Row:
-    """One method: what builds it and what it is."""
+    """A registered method and its description."""
 
     build: Any
-    """The ``Base``, ``Term`` or ``HeadMethod`` class, with its options as the nested dataclass ``Config``."""
+    """The ``Base``, ``Term`` or ``HeadMethod`` class; its options are the nested dataclass ``Config``."""
     summary: str
     """What it does, in one line."""
     paper: str
-    """Where it comes from."""
+    """Its source."""
     num_experts: int | None = None
-    """The one number of experts that a base with an expert head is defined for; None: any from 2 on."""
+    """The only number of experts that a base with an expert head supports; None for any from 2 on."""
 
 
 BASES: dict[str, Row] = {
@@ -71,7 +71,7 @@ STAGE2: dict[str, Row] = {
     "weight_balance": Row(WeightBalance, "class-balanced loss, decay and MaxNorm", "Alshammari et al., CVPR 2022"),
 }
 
-if TYPE_CHECKING:  # what a type checker may know of the classes generated below
+if TYPE_CHECKING:  # stand-ins for the classes generated below
 
     class BaseOptions:
         def __init__(self, **options: Any) -> None: ...
@@ -89,7 +89,7 @@ else:
 
     def _generate(name: str, doc: str, fields: list[tuple[str, Any, Any]]) -> type:
         made = make_dataclass(name, fields, frozen=True, kw_only=True)
-        made.__module__ = __name__  # make_dataclass leaves 'types'; pickle and pydantic look a class up by its module
+        made.__module__ = __name__  # make_dataclass sets 'types', but pickle and pydantic look classes up by module
         made.__doc__ = doc
         return made
 
