@@ -47,18 +47,19 @@ class EffectiveWeights(nn.Module):
         self.register_buffer("log_share_C", stats.log_prior_C("dataset", torch.float64), persistent=False)
 
     def forward(self, log_prior_C: Tensor) -> Tensor:
-        """Returns [C] weights in the type of ``log_prior_C`` [C], the log share of each class in the stream."""
+        """Returns the weights [C] for a stream with log class shares ``log_prior_C`` [C], in its type."""
         if self.beta == 0:
             return self.weights_C.to(log_prior_C.dtype)
         return self.weights_C.to(log_prior_C.dtype) * (self.log_share_C.to(log_prior_C.dtype) - log_prior_C).exp()
 
 
 def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
-    """Multiplies the losses [B] by their weights, such that the mean over the global batch is the weighted loss.
+    """Multiplies the losses [B] by their weights, normalized by ``norm``.
 
-    ``norm='batch'`` divides by the number of samples. ``'batch_sum'`` divides by the sum of the weights in the global
-    batch, as ``torch.nn.CrossEntropyLoss(weight)`` and the authors' codes do: the step then depends on which samples
-    share the batch. Weights that IFL applies afterwards are not part of that sum.
+    The mean of the result over the global batch is the weighted loss. ``norm='batch'`` divides by the number of
+    samples. ``'batch_sum'`` divides by the sum of the weights in the global batch, as
+    ``torch.nn.CrossEntropyLoss(weight)`` and the authors' codes do: the step then depends on which samples share the
+    batch. Weights that IFL applies afterwards are not part of that sum.
     """
     weights_B = weights_B.to(loss_B.dtype)
     if norm == "batch_sum":
@@ -67,7 +68,7 @@ def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
 
 
 def check_options(beta: float, weight_norm: str) -> None:
-    """Raises ValueError, with a message that starts with the option's name, where an option is out of range."""
+    """Raises ValueError for an option out of range; the message starts with the option's name."""
     if not 0 <= beta < 1:
         raise ValueError(f"beta must be in [0, 1), got {beta}")
     if weight_norm not in WEIGHT_NORMS:

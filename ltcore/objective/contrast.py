@@ -75,13 +75,13 @@ class ContrastSet:
 
 
 def supcon(cosine_BA: Tensor, weights_BA: Tensor, excluded_BA: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Returns the loss [B] of each anchor and bool [B], whether it has a positive (its loss is 0 otherwise).
+    """Returns the loss [B] of each anchor, and bool [B], whether it has a positive.
 
         L_i = -(1 / sum_j M_ij) sum_j M_ij log softmax_{j not excluded}(cos_ij / T)
 
-    ``weights_BA`` is M >= 0; entries at excluded elements are ignored. The logarithm is inside the sum ("out" form of
-    Khosla et al., Supervised Contrastive Learning, 2020, with their base temperature equal to T, so that no factor
-    remains).
+    The loss of an anchor without a positive is 0. ``weights_BA`` is M >= 0; entries at excluded elements are ignored.
+    The logarithm is inside the sum ("out" form of Khosla et al., Supervised Contrastive Learning, 2020, with their base
+    temperature equal to T, so that no factor remains).
     """
     # Mask before the maximum is taken: the self cosine (1/T = 20 at T = 0.05) would make all other terms underflow.
     logits_BA = (cosine_BA / temperature).masked_fill(excluded_BA, float("-inf"))

@@ -20,7 +20,10 @@ NEEDS: dict[str, frozenset[str]] = {QUERY: frozenset({"query"}), OWN: frozenset(
 
 
 def query_of(out: ModelOutput, space: str) -> Tensor:
-    """Returns the unit embeddings of view 1, [B, d] or [B, D] for pooled features, with gradient; float32 at least."""
+    """Returns the unit embeddings of view 1, with gradient.
+
+    Their shape is [B, d], or [B, D] for pooled features; float32 at least.
+    """
     if space == POOLED:
         return _unit(widened(out.features_BD))
     query_Bd = out.query_Bd if space == QUERY else out.own_query_Bd
@@ -29,7 +32,10 @@ def query_of(out: ModelOutput, space: str) -> Tensor:
 
 
 def key_of(out: ModelOutput, space: str) -> Tensor:
-    """Returns the unit embeddings of the last view by the key encoder, shaped as in ``query_of``, without gradient."""
+    """Returns the unit embeddings of the last view by the key encoder, without gradient.
+
+    Their shape is that of ``query_of``.
+    """
     key_Bd = {QUERY: out.key_Bd, OWN: out.own_key_Bd, POOLED: out.key_features_BD}[space]
     assert key_Bd is not None, "a loss that uses keys must list 'key' in its needs"
     return _unit(widened(key_Bd)) if space == POOLED else widened(key_Bd)

@@ -79,13 +79,14 @@ class Base(nn.Module):
 
     @staticmethod
     def views(cfg: Any) -> int:
-        """Returns the number of views of each image that the loss uses, 1 or 2; the key encoder sees the last one."""
+        """Returns how many views of each image the loss uses, 1 or 2. The key encoder sees the last one."""
         return 1
 
     @staticmethod
     def gathers(cfg: Any) -> bool:
-        """Tells whether the loss depends on the whole global batch, so that gradient accumulation would change its
-        value.
+        """Tells whether the loss depends on the whole global batch.
+
+        Gradient accumulation would then change its value.
         """
         return False
 
@@ -98,7 +99,7 @@ class Base(nn.Module):
         return ""
 
     def memories(self) -> dict[str, MemorySpec]:
-        """Returns the specs of the memories it needs, by the names under which the context will provide them."""
+        """Returns the memories that the loss needs, by the names under which the context provides them."""
         return {}
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
@@ -135,7 +136,7 @@ class Term(nn.Module):
 
     @staticmethod
     def views(cfg: Any) -> int:
-        """Returns the number of views of each image that the term uses, 1 or 2."""
+        """Returns how many views of each image the term uses, 1 or 2."""
         return 1
 
     @staticmethod
@@ -145,8 +146,9 @@ class Term(nn.Module):
 
     @staticmethod
     def gathers(cfg: Any) -> bool:
-        """Tells whether the term depends on the whole global batch, so that gradient accumulation would change its
-        value.
+        """Tells whether the term depends on the whole global batch.
+
+        Gradient accumulation would then change its value.
         """
         return False
 
@@ -156,7 +158,7 @@ class Term(nn.Module):
         return "a mixed image has no single class for it"
 
     def memories(self) -> dict[str, MemorySpec]:
-        """Returns the specs of the memories it needs, by the names under which the context will provide them."""
+        """Returns the memories that the term needs, by the names under which the context provides them."""
         return {}
 
     def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
@@ -167,10 +169,10 @@ class Term(nn.Module):
         return None
 
     def draws(self, memories: Mapping[str, Memory], labels_N: Tensor) -> Tensor | None:
-        """Returns [N] how often each training sample should come in the next epoch, with mean 1; None for once each.
+        """Returns [N] how often each training sample should come in the next epoch; None for once each.
 
-        For terms that repeat or leave out samples instead of weighting them. ``labels_N`` are the classes of the
-        samples.
+        The mean is 1. For terms that repeat or leave out samples instead of weighting them. ``labels_N`` are the
+        classes of the samples.
         """
         return None
 
@@ -178,8 +180,9 @@ class Term(nn.Module):
         """Stores in ``ctx.shared`` what the base needs before it is computed; most terms store nothing."""
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
-        """Returns the share [C] of each class under ``sample_weights`` or ``draws``, with sum 1; None where they do not
-        change it.
+        """Returns the share [C] of each class under ``sample_weights`` or ``draws``, with sum 1.
+
+        None where the term does not change the shares.
         """
         return None
 

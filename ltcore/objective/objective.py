@@ -143,14 +143,17 @@ class Objective(nn.Module):
             return ObjectiveOutput(loss, parts)
 
     def stream_shares_C(self, progress: float) -> Tensor:
-        """Returns float64 [C] class shares of what the model sees under the weights or draws at ``progress``; sum 1."""
+        """Returns float64 [C], the class shares of what the model sees at ``progress``.
+
+        They sum to 1 and include the weights or draws of the terms.
+        """
         weighted_C = self._weighted_shares(self._live(progress))
         return self.stats.log_prior_C("stream", torch.float64).exp() if weighted_C is None else weighted_C
 
     def draws_N(self, progress: float, labels_N: Tensor) -> Tensor | None:
-        """Returns [N] how often each training sample should come in the next epoch, with mean 1; None for once each.
+        """Returns [N] how often each training sample should come in the next epoch; None for once each.
 
-        ``progress`` is that of the start of the epoch, ``labels_N`` are the classes of the samples.
+        The mean is 1. ``progress`` is that of the start of the epoch, ``labels_N`` are the classes of the samples.
         """
         draws = (term.draws(self._named[name], labels_N) for name, term in self._live(progress).items())
         return next((draws_N for draws_N in draws if draws_N is not None), None)

@@ -81,10 +81,11 @@ class Ride(Ldam):
 
 
 def divergence(logits_BEC: Tensor) -> Tensor:
-    """Returns [B] the sum over experts of KL(softmax of the mean logits || softmax of the expert's logits).
+    """Returns [B], the sum of KL(softmax of the mean logits || softmax of an expert's logits).
 
-    The softmax m of the mean logits is the normalized geometric mean of the experts' p_e: with log Z = log sum_c
-    exp(mean_e log p_ec), log m = mean_e log p_e - log Z, so that the sum of the divergences is -E log Z.
+    The sum runs over experts. The softmax m of the mean logits is the normalized geometric mean of the experts' p_e:
+    with log Z = log sum_c exp(mean_e log p_ec), log m = mean_e log p_e - log Z, so that the sum of the divergences is
+    -E log Z.
     """
     mean_BC = logits_BEC.log_softmax(2).mean(1)
     return -logits_BEC.shape[1] * torch.logsumexp(mean_BC, 1)

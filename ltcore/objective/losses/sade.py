@@ -77,7 +77,7 @@ class Sade(Base):
 
 
 def reversed_log_prior(log_prior_C: Tensor, ties: str = "mean") -> Tensor:
-    """Returns the log [C] of the prior whose sorted values are assigned to the classes in reverse order.
+    """Returns the log prior [C] with its sorted values assigned to the classes in reverse.
 
     ``ties`` is described in ``Sade.Config``.
     """

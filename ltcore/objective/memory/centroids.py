@@ -69,7 +69,10 @@ class ClassCentroids(Memory):
         self._seen_C = zeros(num_classes)
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        """Adds each of the features [B, D] to its class, or to both of its classes by their shares where it is mixed."""
+        """Adds the features [B, D] to the sums of their classes.
+
+        A mixed image counts for both of its classes, by their shares.
+        """
         features_BD = features_at(out, self.stage).detach().double()
         square_B = features_BD.square().sum(1)
         if batch.mix is None:

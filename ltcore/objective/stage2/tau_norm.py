@@ -62,6 +62,6 @@ class TauNorm(Solved):
 
 
 def tau_normalized(weight_CD: Tensor, tau: float) -> Tensor:
-    """Divides the rows of [C, D] by the power ``tau`` of their length; a row of zeros stays zero."""
+    """Divides the rows [C, D] by their length to the power ``tau``; zero rows stay zero."""
     length_C1 = weight_CD.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return weight_CD / length_C1**tau

@@ -121,11 +121,10 @@ class Dro(Term):
         return {_memory(stage): ClassCentroids.Spec(stage) for stage in self._stages}
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """Returns this rank's share of the mean over layers and over the classes of the global batch that have a
-        centroid.
+        """Returns this rank's share of the mean over layers and classes, a scalar.
 
-        A scalar. Logs 'excess', the difference to the minimum of the loss, which is the mean of log |S_c| over those
-        classes.
+        The classes are those of the global batch that have a centroid. Logs 'excess', the difference to the minimum of
+        the loss, which is the mean of log |S_c| over those classes.
         """
         labels_G = dist.gather(batch.labels_B)
         found = [

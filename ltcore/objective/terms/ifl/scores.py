@@ -107,7 +107,10 @@ class ScoreTable(Memory):
         self.mean_weight_C.copy_(torch.where(self._counts_C > 0, total_C / self._counts_C.clamp_min(1), 1.0))
 
     def weights(self, batch: Batch) -> Tensor:
-        """Returns float32 [E, B], the weight of each sample in each environment, mean 1 over the training split."""
+        """Returns float32 [E, B], the weight of each sample in each environment.
+
+        The mean over the training split is 1.
+        """
         return self.relative_EN[:, batch.index_B] * self.factor_EC[:, batch.labels_B]
 
     def mean_weights(self, labels_N: Tensor) -> Tensor:

@@ -148,12 +148,18 @@ class Ifl(Term):
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
-        """Tells whether the IRM penalty is used; as the square of a batch mean, only it depends on other samples."""
+        """Tells whether the IRM penalty is used, the only part that depends on other samples.
+
+        It is the square of a batch mean.
+        """
         return cfg.irm_weight > 0
 
     @staticmethod
     def mix_refusal(cfg: Config) -> str:
-        """Returns why IRM is undefined for mixed images; '' without IRM, since the center loss is defined for them."""
+        """Returns why IRM is undefined for mixed images; '' without IRM.
+
+        The center loss is defined for mixed images.
+        """
         if cfg.irm_weight == 0:
             return ""
         return "an image mixed of two environments belongs to neither's risk, which irm_weight > 0 differentiates"
@@ -193,8 +199,9 @@ class Ifl(Term):
         return weight_B * torch.where(alone_B, 1.0, scores.weights(partners).mean(0))
 
     def draws(self, memories: Mapping[str, Memory], labels_N: Tensor) -> Tensor | None:
-        """Returns [N] q_i N, how often each sample should come in an epoch, mean 1; None where samples are not
-        repeated.
+        """Returns [N] q_i N, how often each sample should come in an epoch; None without repetition.
+
+        The mean is 1.
         """
         if self.cfg.num_envs == 1 or self.cfg.env_mode == "weight":
             return None
@@ -210,8 +217,9 @@ class Ifl(Term):
         return share_C / share_C.sum()
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """Returns the center loss under the environment weights plus the IRM penalty, each times its own weight; a
-        scalar.
+        """Returns the weighted sum of center loss and IRM penalty, a scalar.
+
+        The center loss is taken under the environment weights.
         """
         cfg = self.cfg
         penalty = widened(out.features_BD).new_zeros(())
@@ -230,7 +238,7 @@ class Ifl(Term):
         return penalty
 
     def _pull(self, out: ModelOutput, labels_B: Tensor, centroids: ClassCentroids) -> Tensor:
-        """Returns [B] the distance to the center of the label; 0 where the class has no center yet."""
+        """Returns the distance [B] to the center of the label; 0 where the class has none yet."""
         features_BD = widened(out.features_BD)
         known_C = centroids.count_C > 0
         own_BD, known_B = centroids.mean_CD[labels_B].to(features_BD.dtype), known_C[labels_B]
@@ -247,8 +255,9 @@ class Ifl(Term):
         return pull_B * known_B
 
     def _irm(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """Returns the sum over environments of the squared derivative of their risk by a factor on the logits, at 1; a
-        scalar.
+        """Returns the IRMv1 penalty summed over environments, a scalar.
+
+        It is the squared derivative of an environment's risk by a factor on the logits, at 1.
         """
         logits_BC = widened(out.mean_logits_BC)
         error_BC = logits_BC.softmax(1) - F.one_hot(batch.labels_B, logits_BC.shape[1])

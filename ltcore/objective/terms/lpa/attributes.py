@@ -29,10 +29,10 @@ def mean_class(mass_CK: Tensor) -> Tensor:
 
 
 def describe(mass_nK: Tensor, images_n: Tensor, mean_K: Tensor, *, shrink: float, centering: str) -> Tensor:
-    """Returns float64 unit vectors [n, K] for comparison; a row is zero where it is empty or equal to the mean.
+    """Returns float64 unit vectors [n, K] that describe classes or single images.
 
     a = mass / row sum; a~ = (images a + m0 abar) / (images + m0), with m0 = ``shrink``; then a~ - abar ('centered'), a~
-    ('raw') or log(a~ / abar) ('pmi'). A row is a class or a single image.
+    ('raw') or log(a~ / abar) ('pmi'). A row is zero where it is empty or equal to the mean.
     """
     total_n1 = mass_nK.sum(1, keepdim=True).double()
     share_nK = mass_nK / total_n1.clamp_min(1)
@@ -61,7 +61,10 @@ def class_neighbors(
     centering: str,
     similarity: str = "cosine",
 ) -> tuple[Tensor, Tensor]:
-    """Returns (int64 ids, float64 weights), both [C, min(neighbors, C - 1)]: ``nearest_classes`` of every class."""
+    """Returns (int64 ids, float64 weights) of every class by ``nearest_classes``.
+
+    Both are [C, min(neighbors, C - 1)].
+    """
     vectors_CK = describe_classes(mass_CK, images_C, shrink=shrink, centering=centering)
     own_C = torch.arange(len(vectors_CK), device=mass_CK.device)
     return nearest_classes(
@@ -72,13 +75,13 @@ def class_neighbors(
 def nearest_classes(
     vectors_nK: Tensor, own_n: Tensor, vectors_CK: Tensor, *, neighbors: int, threshold: float, similarity: str
 ) -> tuple[Tensor, Tensor]:
-    """Returns (int64 ids, float64 weights), both [n, min(neighbors, C - 1)], of the classes most similar to each
-    description.
+    """Returns ids and weights of the classes most similar to each description.
 
-    These are the classes of largest similarity A above ``threshold``, without the own class ``own_n``. A is the cosine,
-    or the Jaccard index of the attributes that a description has above 0: those that both have over those that either
-    has; of classes with the same index the one with the larger cosine comes first. weight = relu((A - t) / (1 - t)).
-    Where there are fewer, and for an empty or average description, the rest is padded with the own class at weight 0.
+    Both are [n, min(neighbors, C - 1)], int64 and float64. The classes are those of largest similarity A above
+    ``threshold``, without the own class ``own_n``. A is the cosine, or the Jaccard index of the attributes that a
+    description has above 0: those that both have over those that either has; of classes with the same index the one
+    with the larger cosine comes first. weight = relu((A - t) / (1 - t)). Where there are fewer classes, and for an
+    empty or average description, the rest is padded with the own class at weight 0.
     """
     described_C = vectors_CK.any(1)
     class_C = torch.arange(len(vectors_CK), device=vectors_CK.device)

@@ -114,8 +114,9 @@ class Prototypes(Memory):
         self._reservoir = KeyedReservoir(groups, slots * spec.reservoir_per_class, dim)
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        """Samples the batch's local vectors [B, P, D] while a clustering is to come, and counts them after the first
-        one.
+        """Samples the batch's local vectors [B, P, D], and counts them once prototypes exist.
+
+        There is nothing to sample after the last clustering.
         """
         vectors_BPD, size_BP = self._vectors(out)
         if math.isfinite(self.next_refresh):

@@ -83,7 +83,10 @@ class KeyedReservoir:
             setattr(self, name, getattr(self, name).to(device))
 
     def _take_in(self) -> None:
-        """Sorts the waiting rows in; a row that stays is written to the place of the vector that it replaces."""
+        """Sorts the waiting rows in.
+
+        A row that stays is written to the place of the vector that it replaces.
+        """
         if not self._loose:
             return
         groups_n, keys_n, labels_n = (torch.cat(column) for column in list(zip(*self._loose, strict=True))[:3])
@@ -142,7 +145,10 @@ def join(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _survivors(keys_WGS: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns [G, S] positions w*S + s of the largest keys per group among W reservoirs, and [G, S] these keys."""
+    """Returns the positions w*S + s of the largest keys per group among W reservoirs, and the keys.
+
+    Both are [G, S].
+    """
     keys_GM = keys_WGS.transpose(0, 1).flatten(1)
     order_GS = keys_GM.argsort(dim=1, descending=True, stable=True)[:, : keys_WGS.shape[2]]
     return order_GS, keys_GM.gather(1, order_GS)

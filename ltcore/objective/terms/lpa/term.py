@@ -224,17 +224,17 @@ class Lpa(Term):
         return specs
 
     def before_base(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> None:
-        """Tells the base which elements of a contrast set belong to neighbor classes, where it should spare them."""
+        """Tells the base which contrast elements to spare because they belong to neighbor classes."""
         if self.cfg.spare_neighbors and cast(Prototypes, ctx.memories["prototypes"]).num_clusters:
             by_class_BC = self._neighbor_classes(out, batch, ctx)
             ctx.shared[SPARED] = lambda labels_A: of_neighbors(labels_A, by_class_BC) > 0
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """Returns this rank's share of the mean over the anchors that have a positive; 0 before the first clustering.
+        """Returns this rank's share of the mean over the anchors with a positive, a scalar.
 
-        A scalar and a collective. Logs 'class_cosine' and 'neighbor_cosine', the mean cosines of an anchor with its
-        positives of the own class and of neighbor classes. Where the second approaches the first, classes that share
-        parts are no longer told apart.
+        0 before the first clustering. A collective. Logs 'class_cosine' and 'neighbor_cosine', the mean cosines of an
+        anchor with its positives of the own class and of neighbor classes. Where the second approaches the first,
+        classes that share parts are no longer told apart.
         """
         cfg = self.cfg
         if not cast(Prototypes, ctx.memories["prototypes"]).num_clusters:  # no class has a description yet
@@ -292,7 +292,10 @@ class Lpa(Term):
 
 
 def of_neighbors(labels_A: Tensor, by_class_BC: Tensor) -> Tensor:
-    """Returns [B, A], the column of each element's class; meaningless for unfilled queue slots, which have label -1."""
+    """Returns [B, A], the column of each element's class.
+
+    Values are meaningless for unfilled queue slots, which have label -1.
+    """
     return by_class_BC[:, labels_A.clamp_min(0)]
 
 
