@@ -1,4 +1,4 @@
-"""Numbers, names and ranges as people read them."""
+"""Formatting of numbers, names and ranges for readers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ METRICS = {
 
 
 def metric_name(metric: str) -> str:
-    """'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation top-1'."""
+    """Returns the display name: 'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation
+    top-1'.
+    """
     if metric.startswith("val/"):
         return f"validation {metric_name(metric.removeprefix('val/'))}"
     return " ".join(METRICS.get(word, word) for word in metric.split("/"))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key's shortest ending that no other key shares; two words at least where there are two."""
+    """Returns each dotted key's shortest ending that no other key has; at least two words where the key has two."""
     keys = list(keys)
     result = {}
     for key in keys:
@@ -40,7 +42,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A configuration value as one reads it: 0.123457, off, a, b."""
+    """Formats a configuration value for readers: 0.123457, off, a, b."""
     if value is None:
         return "off"
     if isinstance(value, bool):
@@ -53,7 +55,7 @@ def value_text(value: Any) -> str:
 
 
 def parse_range(spec: str) -> tuple[str, float, float] | None:
-    """(kind, low, high) of a swept range spelled 'log:0.02,1', 'uniform:0,1' or 'int:1,4'; None for a list."""
+    """Parses a swept range, 'log:0.02,1', 'uniform:0,1' or 'int:1,4', to (kind, low, high); None for a list."""
     kind, _, ends = spec.partition(":")
     if kind not in ("log", "uniform", "int"):
         return None
@@ -62,7 +64,7 @@ def parse_range(spec: str) -> tuple[str, float, float] | None:
 
 
 def listed_values(spec: str) -> list[str]:
-    """The values of 'choice:1,null' or 'grid:...' as ``value_text`` writes them."""
+    """Returns the values of 'choice:1,null' or 'grid:...' as ``value_text`` writes them."""
     spelled = {"null": "off", "true": "yes", "false": "no"}
     return [spelled.get(word, _number_text(word)) for word in spec.partition(":")[2].split(",")]
 
@@ -75,7 +77,7 @@ def _number_text(word: str) -> str:
 
 
 def range_text(spec: str) -> str:
-    """'log:0.02,1.0' -> '0.02 to 1, logarithmic'; 'choice:a,null' -> 'a, off'."""
+    """Describes a swept range: 'log:0.02,1.0' -> '0.02 to 1, logarithmic'; 'choice:a,null' -> 'a, off'."""
     found = parse_range(spec)
     if found is None:
         return ", ".join(listed_values(spec))
@@ -84,16 +86,17 @@ def range_text(spec: str) -> str:
 
 
 def moment(iso: str) -> str:
-    """'2026-01-02T03:04:05+00:00' -> '2026-01-02 03:04 UTC'."""
+    """Formats a time: '2026-01-02T03:04:05+00:00' -> '2026-01-02 03:04 UTC'."""
     return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def percent(value: float | None) -> str:
+    """Formats a fraction in percent; None gives a dash."""
     return "—" if value is None else f"{100 * value:.1f}%"
 
 
 def mean_sd(values: Sequence[float]) -> str:
-    """'71.2 ± 1.4%'; one value alone has no spread."""
+    """Formats mean and standard deviation, '71.2 ± 1.4%'; a single value has no deviation."""
     if not values:
         return "—"
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""

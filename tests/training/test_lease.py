@@ -22,8 +22,8 @@ from tests.s3 import Bucket
 pytest_plugins = ["tests.s3"]
 HOLD = """
 import sys, time
-from ltcore.training.lease import alone
-with alone(sys.argv[1]):
+from ltcore.training.lease import exclusive
+with exclusive(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
