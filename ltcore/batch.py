@@ -14,7 +14,10 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copies ``tensor`` to a device; to a GPU by way of pinned memory, so that the host does not wait."""
+    """Copies ``tensor`` to a device, to a GPU by way of pinned memory.
+
+    The host then does not wait for work on the GPU.
+    """
     pin = torch.device(device).type == "cuda" and not tensor.is_cuda
     return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
 

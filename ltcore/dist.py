@@ -131,7 +131,10 @@ class _GatherWithGrad(torch.autograd.Function):
 
 
 def gather_with_grad(tensor: Tensor) -> Tensor:
-    """Returns [W*B, ...] of all ranks in rank order; the backward pass sums the gradients of all ranks."""
+    """Returns [W*B, ...] of all ranks in rank order, with gradient.
+
+    The backward pass sums the gradients of all ranks.
+    """
     return _GatherWithGrad.apply(tensor) if is_distributed() else tensor
 
 

@@ -56,7 +56,10 @@ def markdown_cell(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Puts a value between backticks for a Markdown table, with more backticks than it has in a row."""
+    """Puts a value between backticks for a Markdown table.
+
+    The fence has more backticks than any run of them in the value.
+    """
     shown = printable(text).replace("|", r"\|")
     longest = max(map(len, re.findall("`+", shown)), default=0)
     fence = "`" * (longest + 1)
@@ -69,7 +72,7 @@ def _spelled(char: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Formats a time by its two largest units, as in ``2 h 5 min``; None gives a dash."""
+    """Formats a time by its two largest units (``2 h 5 min``); None gives a dash."""
     if seconds is None:
         return "—"
     minutes, s = divmod(round(seconds), 60)

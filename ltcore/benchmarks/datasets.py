@@ -83,7 +83,10 @@ def generated(counts_C: Sequence[int]) -> str:
 
 
 def _samples(counts_C: Sequence[int]) -> Iterator[Sample]:
-    """Yields noisy waves with one direction and color per class, as PNGs about as large as CIFAR's, 2 to 3 kB."""
+    """Yields noisy waves with one direction and color per class.
+
+    The PNGs are about as large as CIFAR's, 2 to 3 kB.
+    """
     rng = np.random.default_rng(0)
     at = np.arange(SIDE_PX) / SIDE_PX
     for label, count in enumerate(counts_C):

@@ -91,7 +91,10 @@ class Case:
         self._copies = itertools.count()
 
     def objective(self, name: str) -> Objective:
-        """Returns the loss alone, or the term on top of cross-entropy, with memories as in the middle of training."""
+        """Returns the loss alone, or the term on top of cross-entropy.
+
+        Its memories are filled as in the middle of training.
+        """
         size = self.size
         options: dict[str, dict[str, Any]] = {
             "paco": {"queue_size": size.queue},

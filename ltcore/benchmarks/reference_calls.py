@@ -19,7 +19,10 @@ from ltcore.objective.terms.lpa.prototypes import Prototypes
 
 
 def literally(case: Case, name: str, objective: Objective) -> Callable[[], Tensor]:
-    """Returns a call of the same loss as its paper writes it, with gradient, on the memories of ``objective``."""
+    """Returns a call of the same loss as its paper writes it, with gradient.
+
+    It reads the memories of ``objective``.
+    """
     return _with_gradient(_form(case, name, objective))
 
 

@@ -133,7 +133,10 @@ def lpa(
     neighbor_mass: float,
     temperature: float,
 ) -> Tensor:
-    """Computes the SupCon term with soft positives of a dense class similarity; the queries are the first B elements."""
+    """Computes the SupCon term with soft positives of a dense class similarity.
+
+    The queries are the first B elements.
+    """
     size = len(labels_B)
     others_BA = 1 - torch.eye(size, len(elements_Ad), device=labels_B.device)
     exp_BA = (elements_Ad[:size] @ elements_Ad.T / temperature).exp() * others_BA
@@ -163,7 +166,10 @@ def dro(features_BD: Tensor, labels_B: Tensor, mean_CD: Tensor, eps_C: Tensor, t
 
 
 def bank_means(bank_ND: Tensor, bank_labels_N: Tensor, num_classes: int) -> Tensor:
-    """Returns [C, D], the class means that the authors' DRO-LT computes from the features of all samples at every step."""
+    """Returns the class means [C, D] of the features of all samples.
+
+    The authors' DRO-LT computes them at every step.
+    """
     empty_D = bank_ND.new_zeros(bank_ND.shape[1])
     means = []
     for c in range(num_classes):

@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 def bench(options: Options) -> dict[str, Any]:
-    """Measures, prints a table per section as it is done, and writes everything to ``options.output``."""
+    """Measures everything and writes it to ``options.output``; prints each section when it is done."""
     console = Terminal()
     began, started_at = time.monotonic(), datetime.datetime.now(datetime.UTC)
     machine = state()

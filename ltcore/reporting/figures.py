@@ -68,8 +68,9 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def curves(lines: Sequence[Curve], ylabel: str, name: str, width_px: float = 1000) -> str:
-    """Draws learning curves; winner, baseline and colored runs are labeled at their end, the others stay in the
-    background.
+    """Draws learning curves.
+
+    Winner, baseline and colored runs are labeled at their end, the others stay in the background.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -187,9 +188,9 @@ def group_bars(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 
 def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
-    """Draws winner - baseline with its interval, one row per metric and the same rows in each panel.
+    """Draws winner - baseline with its interval, one row per metric.
 
-    ``panels``: panel title -> metrics.
+    ``panels``: panel title -> metrics. All panels have the same rows.
     """
     labels = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
     with style():

@@ -28,7 +28,10 @@ def metric_name(metric: str) -> str:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Returns each dotted key's shortest ending that no other key has; at least two words where the key has two."""
+    """Returns each dotted key's shortest ending that no other key has.
+
+    It has at least two words where the key does.
+    """
     keys = list(keys)
     result = {}
     for key in keys:

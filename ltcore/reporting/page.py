@@ -51,7 +51,10 @@ def config_rows(run: StoredRun | None, other: StoredRun | None) -> list[dict[str
 
 
 def _text_in(config: Mapping[str, Any], key: str) -> str:
-    """Returns the value of a key as text; a section that is off is one key without a value."""
+    """Returns the value of a key as text.
+
+    A section that is off is one key without a value.
+    """
     words = key.split(".")
     for take in range(len(words), 0, -1):
         if (prefix := ".".join(words[:take])) in config:

@@ -109,7 +109,7 @@ def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]
 
 
 def _changed_below(recipe: str, stage1: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns the keys in which the run of stage 1 differs from the recipe that ``recipe`` starts from.
+    """Returns the keys in which stage 1 differs from the recipe that ``recipe`` starts from.
 
     [] without stage 2.
     """

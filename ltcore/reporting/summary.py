@@ -69,7 +69,7 @@ def difference_kind(delta: PairedDifference) -> str:
 
 
 def _all_tests(sweep: Sweep, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
-    """Describes the tests in which the two differ, with the points, and those in which they cannot be distinguished."""
+    """Describes in which tests the two differ, by how much, and in which they do not."""
     clauses = [
         f"{100 * abs(deltas[split].difference):.1f} points {kind} than the baseline in {_test_name(split, sweep)}"
         for split, kind in kinds.items()
@@ -188,7 +188,7 @@ def next_steps(sweep: Sweep) -> list[str]:
 
 
 def _near_end(spec: str, value: Any) -> str | None:
-    """Returns 'lower' or 'upper' where the value is close to that end of a continuous range, else None."""
+    """Returns 'lower' or 'upper' where the value is near an end of a continuous range."""
     found = parse_range(spec)
     if found is None or found[0] == "int" or not isinstance(value, int | float):
         return None

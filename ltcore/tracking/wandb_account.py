@@ -150,7 +150,10 @@ def _refusal(host: str, key: str | None) -> str:
 
 
 def _words(error: Exception) -> str:
-    """Returns the message of an error in one line; of a validation error without class, location and link."""
+    """Returns the message of an error in one line.
+
+    Of a validation error, class, location and link are left out.
+    """
     details = getattr(error, "errors", None)
     words = (
         "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details()) if details else str(error)

@@ -56,10 +56,10 @@ def open_wandb(
     config_flat: Mapping[str, Any],
     options: TrackingConfig,
 ) -> list[Tracker]:
-    """Returns the W&B sink in a list, empty where W&B is disabled or not even offline files can be written.
+    """Returns the W&B sink in a list, empty where no W&B run is possible.
 
-    Where W&B accepts no run it continues offline with a warning, unless ``options.wandb_mode`` is 'online'. Raises
-    ConfigError then.
+    That is where W&B is disabled, or where not even offline files can be written. Where W&B accepts no run it continues
+    offline with a warning; with ``options.wandb_mode`` 'online' it raises ConfigError instead.
     """
     mode = settle_mode(options.wandb_mode)
     if mode == "disabled":

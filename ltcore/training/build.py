@@ -40,7 +40,10 @@ class Components:
 
 
 def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
-    """Builds the components on the CPU, so that initial values do not depend on the device, then moves them."""
+    """Builds the components on the CPU, then moves them to the device.
+
+    Initial values then do not depend on the device.
+    """
     manifest = loader.store.manifest
     stats = manifest.stats(cfg.data.train_split)
     num_train = manifest.split(cfg.data.train_split).num_samples

@@ -237,7 +237,7 @@ def _words(value: Any) -> bool:
 
 
 def _numbers(value: Any, *, least: float, most: float, count: int = 0) -> bool:
-    """Tells whether it is a list of numbers in this range, ``count`` of them unless that is 0."""
+    """Tells whether it is a list of ``count`` numbers in this range; 0 means any length."""
     fits = isinstance(value, list) and all(type(x) in (int, float) and least <= x <= most for x in value)
     return fits and len(value) == (count or len(value))
 

@@ -28,9 +28,10 @@ def fetched(uri: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Itera
 
 @contextlib.contextmanager
 def fetched_checkpoint(uri: str, *, weights: bool) -> Iterator[Path]:
-    """Yields the checkpoint at ``uri``, or, for a run, the one that ``checkpoint.read`` picks, beside the run's record.
+    """Yields the checkpoint at ``uri``, or the best one of a run, beside the run's record.
 
-    Training state is never fetched, and weights only with ``weights``.
+    Of a run it is the one that ``checkpoint.read`` picks. Training state is never fetched, and weights only with
+    ``weights``.
     """
     wanted = ("meta.json", "model.pt") if weights else ("meta.json",)
 
@@ -43,7 +44,10 @@ def fetched_checkpoint(uri: str, *, weights: bool) -> Iterator[Path]:
 
 
 def _newest(names: Sequence[str]) -> str:
-    """Returns the folder of the newest best checkpoint among the names, else of the newest last one; '' for none."""
+    """Returns the folder of the newest best checkpoint, else of the newest last one.
+
+    '' where the names contain none.
+    """
     for tag in ("best", "last"):
         complete = [n for n in names if n.startswith(f"checkpoints/{tag}-") and n.endswith("/meta.json")]
         if complete:

@@ -13,11 +13,11 @@ from ltcore.training import checkpoint as ckpt
 
 
 def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Copies the newest checkpoint of the run in ``source`` into ``run_dir``, with the flat ``config`` as its
-    configuration.
+    """Copies the newest checkpoint of the run in ``source`` into ``run_dir``.
 
-    Correct only where both configurations give the same run up to that point; this is the caller's responsibility.
-    Returns the rows of ``metrics.jsonl`` up to the checkpoint. Raises CheckpointError where there is no checkpoint.
+    The copy gets the flat ``config`` as its configuration. This is correct only where both configurations give the same
+    run up to that point, for which the caller is responsible. Returns the rows of ``metrics.jsonl`` up to the
+    checkpoint. Raises CheckpointError where there is no checkpoint.
     """
     found = ckpt.find(source / "checkpoints")
     if found is None:

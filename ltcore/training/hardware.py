@@ -57,7 +57,7 @@ def most_memory_bytes(device: torch.device) -> int:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Returns the processor's name, the CPUs this process may use, GPUs, bytes of memory of the machine, and host."""
+    """Returns processor name, CPUs this process may use, GPUs, bytes of memory, and host."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -79,7 +79,10 @@ def _cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions, or 'not installed', of packages that determine the numbers or the format of a run."""
+    """Returns the versions of packages that determine a run's numbers or format.
+
+    The version of a missing package is 'not installed'.
+    """
     found = {"python": platform.python_version(), "torch": torch.__version__, "ltcore": __version__}
     for package in ("torchvision", "ray", "wandb"):
         try:

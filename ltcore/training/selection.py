@@ -11,10 +11,10 @@ from ltcore.shots import SHOT_GROUPS
 
 
 def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
-    """Raises ConfigError where a key of ``wanted`` names a validation metric that never has a value on these data.
+    """Raises ConfigError where a key names a validation metric that never has a value here.
 
-    A run without a validation split may keep the default of ``train.select``: it then has no best epoch, only a last
-    one.
+    ``wanted`` maps keys to metrics. A run without a validation split may keep the default of ``train.select``: it then
+    has no best epoch, only a last one.
     """
     there = available(manifest)
     for key, metric in wanted.items():

@@ -82,7 +82,10 @@ def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
 
 
 def _entries(uri: str) -> list[str]:
-    """Returns names directly below ``uri`` without the lease, which the caller holds; [] for a file or for nothing."""
+    """Returns the names directly below ``uri``; [] for a file or for nothing.
+
+    The lease is left out, because the caller holds it.
+    """
     filesystem, path = open_fs(uri)
     if is_local(uri):
         place = Path(path)

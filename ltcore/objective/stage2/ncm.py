@@ -58,9 +58,9 @@ class Ncm(Solved):
 
 
 def class_means(data: FeatureSet, num_classes: int, num_experts: int, unit: bool) -> list[Tensor]:
-    """Returns the class means of the features, or of their directions, as float64 [C, D] for each expert.
+    """Returns the class means of the features, or of their directions, for each expert.
 
-    Computed on the CPU, where sums have a fixed order.
+    They are float64 [C, D], computed on the CPU, where sums have a fixed order.
     """
     dim = data.features_ND.shape[1] // num_experts
     sum_CED = torch.zeros(num_classes, num_experts, dim, dtype=torch.float64)

@@ -145,9 +145,9 @@ def join(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _survivors(keys_WGS: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the positions w*S + s of the largest keys per group among W reservoirs, and the keys.
+    """Returns the positions w*S + s of the largest keys per group, and the keys.
 
-    Both are [G, S].
+    Both are [G, S]; ``keys_WGS`` are the keys of W reservoirs.
     """
     keys_GM = keys_WGS.transpose(0, 1).flatten(1)
     order_GS = keys_GM.argsort(dim=1, descending=True, stable=True)[:, : keys_WGS.shape[2]]
