@@ -96,7 +96,7 @@ class ModelOutput:
     stage_fmaps_BDhw: Mapping[str, Tensor] | None = None
     """Feature maps after earlier stages, by stage name; of the same view as ``fmap_BDhw``."""
     own_query_Bd: Tensor | None = None
-    """Unit-norm projection of view 1 by a second projection, which one term uses alone."""
+    """Unit-norm projection of view 1 by a second projection, which a single term uses."""
     own_key_Bd: Tensor | None = None
     """Unit-norm second projection of the last view by the key encoder; no gradient."""
     key_features_BD: Tensor | None = None

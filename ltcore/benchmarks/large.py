@@ -54,7 +54,7 @@ def jpegs(loader: ThreadedLoader, count: int) -> list[Tensor]:
     """Returns the encoded images in memory. Raises ConfigError where one is not a JPEG."""
     rows = loader.store.read_rows("train", np.arange(count))
     if not all(row.startswith(b"\xff\xd8") for row in rows):
-        raise ConfigError(f"large measures real JPEGs; {loader.uri} holds other images.")
+        raise ConfigError(f"large measures real JPEGs; {loader.uri} contains other images.")
     return [torch.frombuffer(bytearray(row), dtype=torch.uint8) for row in rows]
 
 

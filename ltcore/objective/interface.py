@@ -58,9 +58,9 @@ class Base(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     expert_head: ClassVar[bool] = False
-    """True: the loss expects logits [B, E, C]."""
+    """True: the loss expects logits [B, E, C] of several experts."""
     label_mix: ClassVar[bool] = True
-    """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
+    """True: the loss depends only on (logits, label), so mixup may combine two labels."""
     contrasts: ClassVar[bool] = False
     """True: the other samples are its negatives, except those that a term marks as ``SPARED``."""
     learns_centers: ClassVar[bool] = False
@@ -74,7 +74,7 @@ class Base(nn.Module):
 
     @staticmethod
     def cosine_scale(cfg: Any) -> float | None:
-        """Returns the scale that this configuration requires of a cosine head; None where any head will do."""
+        """Returns the scale that this configuration requires of a cosine head; None where any head works."""
         return None
 
     @staticmethod

@@ -52,8 +52,8 @@ BASES: dict[str, Row] = {
     "focal": Row(Focal, "cross-entropy that counts well predicted samples less", "Lin et al., ICCV 2017"),
     "ldam": Row(Ldam, "margins by class frequency on a cosine head, then DRW", "Cao et al., NeurIPS 2019"),
     "paco": Row(Paco, "contrast against keys, a queue and one learnable center per class", "Cui et al., ICCV 2021"),
-    "ride": Row(Ride, "LDAM for each of several experts, pushed off their mean", "Wang et al., ICLR 2021"),
-    "sade": Row(Sade, "three experts, each made for another prior", "Zhang et al., NeurIPS 2022", num_experts=3),
+    "ride": Row(Ride, "LDAM for several experts, pushed away from their mean", "Wang et al., ICLR 2021"),
+    "sade": Row(Sade, "three experts, one for each of three priors", "Zhang et al., NeurIPS 2022", num_experts=3),
 }
 
 TERMS: dict[str, Row] = {
@@ -67,7 +67,7 @@ STAGE2: dict[str, Row] = {
     "crt": Row(Crt, "a new classifier on a class-balanced stream", "Kang et al., ICLR 2020"),
     "lws": Row(Lws, "one learned factor per class on a class-balanced stream", "Kang et al., ICLR 2020"),
     "ncm": Row(Ncm, "the nearest class mean, by cosine or distance", "Kang et al., ICLR 2020"),
-    "dro": Row(DroClassifier, "DRO-LT's own: stage 1's classifier, re-balanced", "Samuel and Chechik, ICCV 2021"),
+    "dro": Row(DroClassifier, "the classifier of stage 1 on a balanced stream", "Samuel and Chechik, ICCV 2021"),
     "weight_balance": Row(WeightBalance, "class-balanced loss, decay and MaxNorm", "Alshammari et al., CVPR 2022"),
 }
 
@@ -95,7 +95,7 @@ else:
 
     BaseOptions = _generate(
         "BaseOptions",
-        "Options of every base loss, under its name. Those of a base that is not chosen must be left alone.",
+        "Options of every base loss, under its name. Those of a base that is not chosen must keep their defaults.",
         [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in BASES.items()],
     )
     Terms = _generate(
@@ -105,6 +105,6 @@ else:
     )
     Stage2Options = _generate(
         "Stage2Options",
-        "Options of every method of stage 2, under its name. Those of a method that is not chosen must be left alone.",
+        "Options of every method of stage 2, under its name. Those of a method that is not chosen must keep their defaults.",
         [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in STAGE2.items()],
     )

@@ -65,7 +65,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     lines: dict[tuple[str, str, str, str, str], list[StoredRun]] = {}
     for run in runs:
         if missing(run):
-            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it away.")
+            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it out.")
         config = effective(run.info["config"])
         stage1 = {k: v for k, v in config.items() if "stage1" in run.info and comes_from_stage1(k)}
         recipe, overrides = _closest({k: v for k, v in config.items() if k not in stage1}, recipes)

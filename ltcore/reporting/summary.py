@@ -170,7 +170,7 @@ def next_steps(sweep: Sweep) -> list[str]:
         end = _near_end(sweep["space"][key], value)
         if end is not None:
             within = range_text(sweep["space"][key])
-            steps.append(f"{key}={value_text(value)} lies at the {end} end of what was searched ({within}): widen it.")
+            steps.append(f"{key}={value_text(value)} is at the {end} end of its searched range ({within}): widen it.")
     found = primary(sweep)
     if found is not None:
         delta = difference_of(sweep["comparison"][found[0]][found[1]])

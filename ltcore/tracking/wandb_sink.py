@@ -147,7 +147,7 @@ class WandbSink(Tracker):
             except Exception as second:
                 error = second
         after = (
-            "is logged offline from here on" if self.is_open else "goes on without W&B; metrics.jsonl has its numbers"
+            "is logged offline from here on" if self.is_open else "continues without W&B; metrics.jsonl has its numbers"
         )
         said = printable(f"W&B failed ({type(error).__name__}: {error}): run {self._run_id} {after}.")
         warnings.warn(said, stacklevel=4)

@@ -202,7 +202,7 @@ def read(path: Path, uri: str = "") -> Checkpoint:
         inner = _newest(path / "checkpoints", "best") or _newest(path / "checkpoints", "last")
         if inner is None:
             raise CheckpointError(
-                f"{place} is no checkpoint: expected meta.json in it, or checkpoints/ of a run directory."
+                f"{place} is not a checkpoint: expected meta.json in it, or checkpoints/ of a run directory."
             )
         path, place = inner, join(place, "checkpoints", inner.name)
     try:
@@ -212,7 +212,7 @@ def read(path: Path, uri: str = "") -> Checkpoint:
             f"{place}/meta.json cannot be read as JSON ({error}). Delete this checkpoint and run again."
         ) from None
     if not isinstance(meta, dict):
-        raise CheckpointError(f"{place}/meta.json holds no JSON object. Delete this checkpoint and run again.")
+        raise CheckpointError(f"{place}/meta.json is not a JSON object. Delete this checkpoint and run again.")
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{place} has checkpoint version {meta.get('schema')!r}; this ltcore reads version {SCHEMA}. "
@@ -226,7 +226,7 @@ def read(path: Path, uri: str = "") -> Checkpoint:
     for name in ("shot_groups", "class_prior"):
         if {"classes", name} <= meta.keys() and len(meta["classes"]) != len(meta[name]):
             raise CheckpointError(
-                f"{place}/meta.json has {len(meta['classes'])} classes and {len(meta[name])} {name}, expected as many. "
+                f"{place}/meta.json has {len(meta['classes'])} classes and {len(meta[name])} {name}, expected one per class. "
                 "Delete this checkpoint and run again."
             )
     return Checkpoint(path, meta, place)
@@ -304,11 +304,11 @@ def refuse_bad_weights(where: str, weights: Any) -> None:
     """
     if not isinstance(weights, dict):
         raise CheckpointError(
-            f"{where} holds a {type(weights).__name__}, expected names with weights. Use another one."
+            f"{where} contains a {type(weights).__name__}, expected names with weights. Use another one."
         )
     for name, value in weights.items():
         if not _is_plain(value):
-            problem = "no plain tensor"
+            problem = "not a plain tensor"
         elif value.numel() * value.element_size() > value.untyped_storage().nbytes():  # strides repeat few numbers
             problem = "a tensor with more elements than numbers"
         elif not bool(torch.isfinite(value).all()):

@@ -44,7 +44,7 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
         f"{forwards} forwards per image with its training make {total:.2g} FLOP, {_hours(total)} at 100 TFLOP/s.",
         f"Each worker holds {_gib(4 * parameters * copies)} of weights, gradients and optimizer and {_gib(memories)} of "
         f"memories of the objective, besides activations for {cfg.train.batch_size} images over all workers.",
-        f"The training shards are {_gib(shards)}, read once per epoch; decoded to canvases {_gib(decoded)} "
+        f"The training shards are {_gib(shards)}, read once per epoch; decoded images take {_gib(decoded)} "
         f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
 

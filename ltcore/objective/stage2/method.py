@@ -63,7 +63,7 @@ class HeadMethod(nn.Module):
     Args:
         cfg: its options.
         heads: one classifier per expert, [B, D] -> [B, C], with the weights of stage 1, changed in place; new ones where
-            ``result_head`` asks for another kind. Linear heads have ``weight`` [C, D] and ``bias`` [C], cosine heads only
+            ``result_head`` names another kind. Linear heads have ``weight`` [C, D] and ``bias`` [C], cosine heads only
             ``weight``.
         stats: class counts of the training split.
         seed: seed of the run, for all random numbers.

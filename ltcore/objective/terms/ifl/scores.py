@@ -61,7 +61,7 @@ class ScoreTable(Memory):
         self._score_N = torch.zeros(num_samples, dtype=torch.float64)
         self._times_N = torch.zeros(num_samples, dtype=torch.int32)
         self._right_N = torch.zeros(num_samples, dtype=torch.int32)
-        self._label_N = torch.zeros(num_samples, dtype=torch.int64)  # summed too, so that ranks merge by addition alone
+        self._label_N = torch.zeros(num_samples, dtype=torch.int64)  # summed too, so that ranks merge by addition
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
         """Adds softmax(s)_y of each sample and whether its prediction was right; s is the mean over experts."""

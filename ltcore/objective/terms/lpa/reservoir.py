@@ -6,7 +6,7 @@ ranks: the sample of a union is the sample of the samples. Keys are positive; 0 
 Shapes: G groups, S slots per group, M = G*S, D dimensions, n rows added. Memory: G*S*(4D + 24) bytes (vectors float32;
 keys, labels and places int64), allocated once and changed in place, plus up to ``LOOSE_ROWS`` waiting rows.
 Cost: once per ``LOOSE_ROWS`` rows a pass over all keys and a sort of those in groups that change. Only vectors that
-enter are written; vectors are put in order when the state is asked for.
+enter are written; vectors are put in order when the state is read.
 """
 
 from __future__ import annotations
