@@ -1,7 +1,7 @@
-"""The types that cross layers.
+"""Types that data, models and objective exchange.
 
-Shape legend, used as suffixes everywhere: V views, B batch (rank-local), C classes, E experts or environments,
-D pooled features, d projection, h w feature-map size, H W image size, N samples of the training split.
+Shape legend, used as suffixes everywhere: V views, B batch (rank-local), C classes, E experts or environments, D pooled
+features, d projection, h w feature-map size, H W image size, N samples of the training split.
 """
 
 from __future__ import annotations
@@ -14,24 +14,27 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """``tensor`` there; to a GPU by way of pinned memory, so that the host does not wait for what the GPU still computes."""
+    """Copies ``tensor`` to a device, to a GPU by way of pinned memory.
+
+    The host then does not wait for work on the GPU.
+    """
     pin = torch.device(device).type == "cuda" and not tensor.is_cuda
     return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """The second half of a mixed sample: ``x = lam * x_i + (1 - lam) * x_partner``."""
+    """The second image of mixed samples: ``x = lam * x_i + (1 - lam) * x_partner``."""
 
     labels_B: Tensor
     """int64, label of the partner."""
     lam_B: Tensor
     """float32 in [0, 1], share of the sample's own image and label."""
     index_B: Tensor
-    """int64, number of the partner inside its split; the sample's own where it has no partner."""
+    """int64, the partner's number in its split; the sample's own where it has no partner."""
 
     def to(self, device: torch.device | str) -> Mix:
-        """The same on another device."""
+        """Copies to another device."""
         return Mix(*(to_device(tensor, device) for tensor in (self.labels_B, self.lam_B, self.index_B)))
 
 
@@ -40,24 +43,26 @@ class Batch:
     """One rank's share of a global batch."""
 
     images_VBCHW: Tensor
-    """uint8 canvas with V = 1, or with V views where the reader cropped, as it leaves a reader; normalised float32 with V
-    views after augmentation."""
+    """uint8 from the reader: the stored image with V = 1, or V views where the reader crops. Normalized float32 with V
+    views after augmentation.
+    """
     labels_B: Tensor
     """int64 in 0..C-1."""
     index_B: Tensor
-    """int64 in 0..N-1: the sample's number inside its split (first index of its shard + row)."""
+    """int64 in 0..N-1: the sample's number in its split (first index of its shard + row)."""
     copy_B: Tensor
-    """int64: which repetition of the sample inside this epoch; part of the augmentation key."""
+    """int64, which repetition of the sample in this epoch; part of the augmentation key."""
     mix: Mix | None = None
     boxes_VB4: Tensor | None = None
-    """int64 (top, left, height, width) in pixels of the original image, of which each view is a crop; None where the
-    canvas is what the original shows and crops are left to the augmentation."""
+    """int64 (top, left, height, width), the crop of each view in pixels of the original image. None where the stored
+    image shows the whole original and the augmentation crops.
+    """
 
     def __len__(self) -> int:
         return self.labels_B.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """Copies to another device."""
         return Batch(
             to_device(self.images_VBCHW, device),
             to_device(self.labels_B, device),
@@ -68,18 +73,18 @@ class Batch:
         )
 
     def with_images(self, images_VBCHW: Tensor, mix: Mix | None = None) -> Batch:
-        """The same samples after augmentation: float32 [V, B, 3, H, W], mixed where ``mix`` says with what."""
+        """Replaces the images by augmented ones, float32 [V, B, 3, H, W], mixed as in ``mix``."""
         return replace(self, images_VBCHW=images_VBCHW, mix=mix)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """What a network computed for one batch; a field that nobody asked for is None."""
+    """Outputs of a network for one batch; a field that no loss needs is None."""
 
     logits_BC: Tensor
     """float32 without any prior added; [B, E, C] for a head with E experts."""
     features_BD: Tensor
-    """Pooled features of view 1, not normalised."""
+    """Pooled features of view 1, not normalized."""
     fmap_BDhw: Tensor | None = None
     """Last feature map before pooling: of view 1, or, where a key encoder exists, of its view (no gradient)."""
     query_Bd: Tensor | None = None
@@ -87,17 +92,17 @@ class ModelOutput:
     key_Bd: Tensor | None = None
     """Unit-norm projection of the last view by the key encoder; no gradient."""
     stage_features_BD: Mapping[str, Tensor] | None = None
-    """Pooled features of view 1 after earlier stages of the network, by their names ('stage1', ...); not normalised."""
+    """Pooled features of view 1 after earlier stages of the network, by stage name ('stage1', ...); not normalized."""
     stage_fmaps_BDhw: Mapping[str, Tensor] | None = None
-    """Feature maps after earlier stages, by their names; of the same view as ``fmap_BDhw``."""
+    """Feature maps after earlier stages, by stage name; of the same view as ``fmap_BDhw``."""
     own_query_Bd: Tensor | None = None
-    """Unit-norm projection of view 1 by a second projection, which a term has for itself."""
+    """Unit-norm projection of view 1 by a second projection, which a single term uses."""
     own_key_Bd: Tensor | None = None
-    """The same of the last view by the key encoder; no gradient."""
+    """Unit-norm second projection of the last view by the key encoder; no gradient."""
     key_features_BD: Tensor | None = None
-    """Pooled features of the last view by the key encoder, not normalised; no gradient."""
+    """Pooled features of the last view by the key encoder, not normalized; no gradient."""
 
     @property
     def mean_logits_BC(self) -> Tensor:
-        """[B, C]: the mean over experts where there are any; what prediction and scores use."""
+        """Returns logits [B, C], averaged over experts where there are any, for predictions and scores."""
         return self.logits_BC.mean(1) if self.logits_BC.dim() == 3 else self.logits_BC

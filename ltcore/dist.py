@@ -1,6 +1,6 @@
-"""Collectives that do nothing where there is one process.
+"""Collectives that have no effect in a single process.
 
-Convention for every loss in this project: the *mean over ranks* of what the ranks return is the loss of the global batch,
+Convention for every loss in this project: the *mean over ranks* of the returned values is the loss of the global batch,
 because DistributedDataParallel averages gradients. A rank's local sum is therefore divided by the *global* count and
 multiplied by the world size, and ``gather_with_grad`` sums gradients over ranks in its backward pass.
 """
@@ -20,8 +20,11 @@ _expected = 1
 
 @contextlib.contextmanager
 def expecting(world: int) -> Iterator[None]:
-    """Inside, a process group of ``world`` ranks has to be there. Ray ends the group of workers that it is about to replace while
-    their training goes on: each would otherwise believe to be alone from one collective to the next."""
+    """Requires a process group of ``world`` ranks inside the block.
+
+    Ray destroys the group of workers that it is about to replace while they still train. Without this check each worker
+    would then continue as if it were a single process.
+    """
     global _expected
     _expected = world
     try:
@@ -31,39 +34,42 @@ def expecting(world: int) -> Iterator[None]:
 
 
 def is_distributed() -> bool:
-    """True where a process group has more than one rank. RuntimeError where it should (``expecting``), and has ended."""
+    """Tells whether there is a process group of more than one rank.
+
+    Raises RuntimeError where ``expecting`` requires a group and it has ended.
+    """
     found = td.is_available() and td.is_initialized() and td.get_world_size() > 1
     if not found and _expected > 1:
-        raise RuntimeError(f"The process group of {_expected} ranks has ended, and this rank with it.")
+        raise RuntimeError(f"The process group of {_expected} ranks has ended, so this rank stops as well.")
     return found
 
 
 def rank() -> int:
-    """Number of this process in 0..W-1; 0 where there is one."""
+    """Returns the number of this process in 0..W-1; 0 for a single process."""
     return td.get_rank() if is_distributed() else 0
 
 
 def world() -> int:
-    """W, the number of ranks; 1 where there is one process."""
+    """Returns W, the number of ranks; 1 for a single process."""
     return td.get_world_size() if is_distributed() else 1
 
 
 def all_reduce_sum_(tensor: Tensor) -> Tensor:
-    """In-place sum over ranks; returns the same tensor."""
+    """Sums over ranks in place; returns the same tensor."""
     if is_distributed():
         td.all_reduce(tensor)
     return tensor
 
 
 def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
-    """In-place copy from rank ``source``; returns the same tensor."""
+    """Copies from rank ``source`` in place; returns the same tensor."""
     if is_distributed():
         td.broadcast(tensor, source)
     return tensor
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:
-    """``value`` of rank ``source`` (plain JSON-like objects only)."""
+    """Returns the ``value`` of rank ``source`` (plain JSON-like objects only)."""
     if not is_distributed():
         return value
     box = [value]
@@ -72,7 +78,7 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """[W*B, ...] of all ranks in rank order, without gradient. Every rank passes the same shape."""
+    """Returns [W*B, ...] of all ranks in rank order, without gradient. Every rank passes the same shape."""
     if not is_distributed():
         return tensor.detach()
     parts = [torch.empty_like(tensor) for _ in range(world())]
@@ -81,8 +87,10 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def collect(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all ranks in rank order, in the host memory of rank 0 (of one process, the tensor itself); on other
-    ranks nothing. Every rank passes the same shape and holds one more tensor of it on its device, however many ranks there are.
+    """Returns the tensors of all ranks in rank order on rank 0, and nothing on other ranks.
+
+    They are in host memory (for a single process, it is the tensor itself). Every rank passes the same shape and needs
+    memory for one more such tensor on its device, whatever the number of ranks.
     """
     if not is_distributed():
         return [tensor.detach()]
@@ -96,8 +104,11 @@ def collect(tensor: Tensor) -> list[Tensor]:
 
 
 def hand_out(parts: list[Tensor], like: Tensor) -> Tensor:
-    """The inverse of ``collect``: rank r gets ``parts[r]`` of rank 0 (other ranks pass nothing) on the device of ``like``, which
-    has its shape and type. Every rank holds one more tensor of it, however many ranks there are."""
+    """Returns ``parts[r]`` of rank 0 on rank r, the inverse of ``collect``.
+
+    Ranks other than 0 pass nothing. The result is on the device of ``like``, which has its shape and type. Every rank
+    needs memory for one more such tensor, whatever the number of ranks.
+    """
     if not is_distributed():
         return parts[0]
     mine = like
@@ -120,7 +131,10 @@ class _GatherWithGrad(torch.autograd.Function):
 
 
 def gather_with_grad(tensor: Tensor) -> Tensor:
-    """[W*B, ...] of all ranks in rank order; the backward pass sums the gradients of all ranks."""
+    """Returns [W*B, ...] of all ranks in rank order, with gradient.
+
+    The backward pass sums the gradients of all ranks.
+    """
     return _GatherWithGrad.apply(tensor) if is_distributed() else tensor
 
 

@@ -1,4 +1,4 @@
-"""Keys and keyed numbers on the host. Apart from ``ltcore.rng``, so that reading data does not import torch."""
+"""Keys and keyed random numbers on the host, without torch, so that reading data does not import it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOLDEN, MUL1, MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def hash64(*words: int | str) -> int:
-    """Unsigned 64-bit hash of the words: stable across processes, machines and Python versions."""
+    """Returns an unsigned 64-bit hash of the words, stable across processes, machines and Python versions."""
     text = "\x1f".join(f"{type(w).__name__[0]}{w}" for w in words)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
@@ -20,7 +20,7 @@ def hash64(*words: int | str) -> int:
 def uniform(
     seed: int, epoch: int, index_B: npt.NDArray[np.int64], copy_B: npt.NDArray[np.int64], purpose: str, n: int
 ) -> npt.NDArray[np.float32]:
-    """[B, n] in [0, 1): the numbers of ``ltcore.rng.uniform`` for the same arguments, bit for bit."""
+    """Returns [B, n] in [0, 1), equal bit for bit to ``ltcore.rng.uniform`` of the same arguments."""
     state_B = np.full(len(index_B), hash64(seed, epoch, purpose), np.uint64)
     for column_B in (index_B, copy_B):
         state_B = _mix((state_B ^ column_B.astype(np.uint64)) + np.uint64(GOLDEN))

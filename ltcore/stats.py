@@ -1,7 +1,7 @@
 """Class statistics of the training split: counts and priors, indexed by the integer class id.
 
-They are built once, from the manifest, so no loss ever sorts class names (the published GLT code sorts them as strings,
-which permutes the prior of every data set with more than ten classes; ``ClassStats.in_text_order`` is that).
+They are built once, from the manifest, so no loss ever sorts class names. The published GLT code sorts them as strings,
+which permutes the prior of every data set with more than ten classes; ``ClassStats.in_text_order`` reproduces that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ClassStats:
     """Counts of the training split. All tensors are [C]."""
 
     counts_C: Tensor
-    """int64 images per class in the training split (or, while tuning, in what is left of it)."""
+    """int64 images per class in the training split; while tuning, without the images held out for validation."""
     shot_groups: tuple[str, ...]
     """Per class: 'many', 'medium' or 'few'."""
     stream_counts_C: Tensor | None = None
@@ -29,27 +29,28 @@ class ClassStats:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """Returns C."""
         return len(self.counts_C)
 
     @property
     def num_samples(self) -> int:
-        """N, images of the training split."""
+        """Returns N, the number of images of the training split."""
         return int(self.counts_C.sum())
 
     def in_text_order(self) -> ClassStats:
-        """Counts as GLT's code hands them to a loss: class c gets those of the c-th class number in the order of text.
+        """Returns the counts as GLT's code passes them to a loss.
 
-        With twelve classes that is 0, 1, 10, 11, 2, ..., 9; up to ten classes nothing moves. Shot groups stay, and the
-        stream is the data set's, which is all that code knows.
+        Class c gets the count of the c-th class number in text order. With twelve classes that order is 0, 1, 10, 11,
+        2, ..., 9; up to ten classes nothing changes. Shot groups are kept, and the stream is that of the data set,
+        which is all that code considers.
         """
         order_C = torch.tensor(sorted(range(self.num_classes), key=str), device=self.counts_C.device)
         return replace(self, counts_C=self.counts_C[order_C], stream_counts_C=None)
 
     def log_prior_C(self, which: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[C] log prior of the ``dataset``, or of the ``stream`` (after resampling or re-weighting).
+        """Returns the log prior [C] of the ``dataset`` or of the ``stream`` (after resampling or re-weighting).
 
-        A class without a sample gets the prior of half a sample, so that its logit stays finite. Raises ValueError for
+        A class without samples gets the prior of half a sample, so that its logit stays finite. Raises ValueError for
         another ``which``.
         """
         if which not in ("dataset", "stream"):

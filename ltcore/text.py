@@ -1,7 +1,8 @@
-"""Text that somebody else wrote, made fit for the place that it is put in.
+"""Escaping of foreign text for the places where it is shown or stored.
 
-Names of classes, files and runs, the reasons of failures and the messages of libraries may hold anything: markup, control
-characters, line breaks, halves of a surrogate pair. Each kind of place has one function that makes them harmless there.
+Names of classes, files and runs, reasons of failures and messages of libraries may contain anything: markup, control
+characters, line breaks, halves of a surrogate pair. For each kind of place there is one function that makes them
+harmless.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ _MARKDOWN = re.compile(r"[\\`|<>\[\]!*&]")
 
 
 def printable(text: str) -> str:
-    """Spell out what a terminal would obey or hide, line breaks too, as Python writes it: ``\\x1b``, ``\\n``, ``\\u202e``."""
+    r"""Escapes what a terminal would interpret or hide, including line breaks: ``\x1b``, ``\n``, ``\u202e``."""
     return text if text.isprintable() else "".join(map(_spelled, text))
 
 
 def printable_lines(text: str) -> str:
-    """Do as ``printable``, but keep the line breaks."""
+    """Escapes like ``printable``, but keeps the line breaks."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def message(text: str) -> str:
-    """Do as ``printable_lines`` and indent all lines but the first: none that came with a value looks like one of ours."""
+    """Escapes like ``printable_lines`` and indents all lines but the first.
+
+    A line that came with a value then cannot be mistaken for one of ours.
+    """
     return "\n".join(
         line if at == 0 or line.startswith(" ") else f"    {line}"
         for at, line in enumerate(printable_lines(text).split("\n"))
@@ -31,12 +35,12 @@ def message(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """Spell out what UTF-8 cannot hold: the bytes of a file name that was no UTF-8, as in ``caf\\udce9``."""
+    r"""Escapes what UTF-8 cannot represent: bytes of a file name that is not UTF-8, as in ``caf\udce9``."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def storable_json(value: Any) -> Any:
-    """Make every text in a JSON value storable, keys too."""
+    """Makes every text in a JSON value storable, including keys."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, list):
@@ -47,12 +51,15 @@ def storable_json(value: Any) -> Any:
 
 
 def markdown_cell(text: str) -> str:
-    """Escape a value in a Markdown table, where it is shown as it is: no column, image, link or tag comes of it."""
+    """Escapes a value for a Markdown table, so that it starts no column, image, link or tag."""
     return _MARKDOWN.sub(r"\\\g<0>", printable(text))
 
 
 def markdown_code(text: str) -> str:
-    """Put a value between backticks in a Markdown table, fenced by more of them than it holds in a row."""
+    """Puts a value between backticks for a Markdown table.
+
+    The fence has more backticks than any run of them in the value.
+    """
     shown = printable(text).replace("|", r"\|")
     longest = max(map(len, re.findall("`+", shown)), default=0)
     fence = "`" * (longest + 1)
@@ -65,7 +72,7 @@ def _spelled(char: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``2 h 5 min``: the two largest units of a rounded time; a dash for None."""
+    """Formats a time by its two largest units (``2 h 5 min``); None gives a dash."""
     if seconds is None:
         return "—"
     minutes, s = divmod(round(seconds), 60)

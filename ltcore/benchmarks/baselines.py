@@ -1,4 +1,4 @@
-"""What the package is measured against: a WebDataset DataLoader, and a training loop in plain PyTorch."""
+"""Peers of the benchmarks: a WebDataset DataLoader, and a training loop in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.writer import EXTENSIONS
 
 SHUFFLE_ROWS = 1000
-"""Rows of each DataLoader worker among which it draws the next: a shard's worth, the usual setting."""
+"""Size of each DataLoader worker's shuffle buffer: one shard's rows, the usual setting."""
 
 
 def webdataset_loader(uri: str, *, batch_size: int, image_size: int | None, workers: int, persistent: bool) -> Any:
-    """A DataLoader over the same tars: shards and rows shuffled, each image decoded by the decoder that we use.
+    """Returns a DataLoader over the same tars, with shuffled shards and rows and our image decoder.
 
-    ``canvas`` None leaves images encoded. Ours gives exact epochs, order and resume; this one gives none of them.
+    ``image_size`` None leaves images encoded. Our loaders give exact epochs, order and resume; this one gives none of
+    them.
     """
     import webdataset
 
@@ -51,9 +52,9 @@ def _collate(samples: Sequence[tuple[Any, int]]) -> tuple[Any, Tensor]:
 
 
 class BareLoop:
-    """Crop, flip, network, cross-entropy and SGD on images that lie decoded on the device; keeps no record of anything.
+    """Crop, flip, network, cross-entropy and SGD on decoded images on the device; logs nothing.
 
-    Its augmentation does to images what 'crop_flip' does, with torch's own generator instead of keyed numbers.
+    Its augmentation is that of 'crop_flip', with torch's own generator instead of keyed numbers.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class BareLoop:
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented images and labels of one epoch of whole batches."""
+        """Yields augmented images and labels of one epoch of whole batches."""
         order = torch.randperm(len(self.labels_N), device=self.place)
         for rows in order[: len(order) // self.batch_size * self.batch_size].split(self.batch_size):
             yield self.augment(self.images_N3SS[rows]), self.labels_N[rows]
 
     def augment(self, images_B3SS: Tensor) -> Tensor:
+        """Crops with padding, flips and normalizes a batch of images."""
         size, side = len(images_B3SS), images_B3SS.shape[-1]
         pad = side // 8
         windows = F.pad(images_B3SS, (pad,) * 4).unfold(2, side, 1).unfold(3, side, 1)
@@ -90,6 +92,7 @@ class BareLoop:
         return (flipped - self.mean) / self.std
 
     def step(self, images: Tensor, labels_B: Tensor) -> Tensor:
+        """Trains on one batch; returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.place.type, dtype=self.autocast, enabled=self.autocast is not None):
             logits_BC = self.net(images).logits_BC
@@ -99,10 +102,10 @@ class BareLoop:
         return loss.detach()
 
     def epoch(self) -> int:
-        """One epoch; the number of images."""
+        """Trains one epoch; returns the number of images."""
         total, seen = torch.zeros((), device=self.place), 0
         for images, labels_B in self.batches():
             total += self.step(images, labels_B)
             seen += len(labels_B)
-        float(total)  # the loss that every loop prints; waits for the device
+        float(total)  # every loop prints its loss, which waits for the device
         return seen

@@ -1,4 +1,7 @@
-"""Images to measure with: those named by --data, or generated ones of the size of CIFAR-100-LT that need no network."""
+"""Images for benchmarks: those given by --data, or generated ones of the size of CIFAR-100-LT.
+
+Generated images need no network.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ from ltcore.errors import ConfigError
 SIDE_PX = 32
 VAL_PER_CLASS = 4
 CONSTRUCTION = 1
-"""Raised when the same arguments would give other images than before."""
+"""Version of the generated images: increase it when the same arguments give other images."""
 
 
 def shards(data: str | None, *, quick: bool) -> str:
-    """URI of local shards with a training split."""
+    """Returns the URI of local shards with a training split."""
     if data is None:
         return generated(profile(60, 10, 10) if quick else profile(500, 100, 100))
     uri = prepare(DataConfig(uri=data, val_per_class=0), progress=print)
@@ -39,7 +42,10 @@ def shards(data: str | None, *, quick: bool) -> str:
 
 
 def unsorted(data: str) -> str:
-    """URI of local shards with every image below a folder or in a zip, in whatever order of folders, as one class."""
+    """Returns the URI of local shards with every image of a folder or zip, as one class.
+
+    The structure of the folders does not matter.
+    """
     if not storage.is_local(data) or storage.exists(storage.join(data, MANIFEST)):
         return shards(data, quick=False)
     root = open_root(str(storage.local_path(data).absolute()))
@@ -52,7 +58,10 @@ def unsorted(data: str) -> str:
 
 
 def generated(counts_C: Sequence[int]) -> str:
-    """Shards of PNGs in the cache folder, ``counts_C`` of each class to train on and a few to validate; written once."""
+    """Writes shards of PNGs into the cache folder, unless they exist, and returns their URI.
+
+    ``counts_C`` are the training images of each class; there are a few validation images as well.
+    """
     folder = storage.cache_root() / "datasets" / f"bench-{len(counts_C)}x{sum(counts_C)}-v{CONSTRUCTION}"
     with storage.locked(folder.with_suffix(".lock")):
         if not storage.exists(storage.join(str(folder), MANIFEST)):
@@ -68,13 +77,16 @@ def generated(counts_C: Sequence[int]) -> str:
                 seed=0,
                 shot_rule="count",
                 provenance={"source": "bench", "construction": CONSTRUCTION},
-                shard_size=min(1000, -(-sum(counts_C) // 4)),  # every worker of a peer needs shards of its own
+                shard_size=min(1000, -(-sum(counts_C) // 4)),  # every worker of a peer needs its own shards
             )
     return str(folder)
 
 
 def _samples(counts_C: Sequence[int]) -> Iterator[Sample]:
-    """Waves of one direction and color per class under noise: PNGs about as large as CIFAR's, 2 to 3 kB."""
+    """Yields noisy waves with one direction and color per class.
+
+    The PNGs are about as large as CIFAR's, 2 to 3 kB.
+    """
     rng = np.random.default_rng(0)
     at = np.arange(SIDE_PX) / SIDE_PX
     for label, count in enumerate(counts_C):
@@ -89,16 +101,16 @@ def _samples(counts_C: Sequence[int]) -> Iterator[Sample]:
 
 
 def repeat(uri: str, times: int) -> str:
-    """Shards in which every image of the training split of ``uri`` occurs ``times`` times, in the cache folder.
+    """Returns shards in which every training image of ``uri`` occurs ``times`` times, in the cache folder.
 
-    The files are hard links under other names: a reader opens and indexes each of them for itself, as it would other
+    The files are hard links under other names: a reader opens and indexes each of them separately, as it would other
     files of that size, and the disk holds one copy.
     """
     source = read_manifest(uri)
     folder = storage.cache_root() / "datasets" / f"bench-{source.hash[:12]}-times-{times}"
     with storage.locked(folder.with_suffix(".lock")):
         if not storage.exists(storage.join(str(folder), MANIFEST)):
-            shutil.rmtree(folder, ignore_errors=True)  # of a killed attempt
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
             folder.mkdir(parents=True)
             made = _repeated(source, times)
             for copy, original in zip(made.split("train").shards, _originals(source, times), strict=True):

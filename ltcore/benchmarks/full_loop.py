@@ -1,4 +1,4 @@
-"""The whole training loop as users run it, an epoch at a time in turns with a peer."""
+"""The whole training loop as users run it, measured epoch by epoch in turns with a peer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ltcore.training.run import Job, execute
 def full_loop(
     config: dict[str, Any], data_uri: str, run_dir: Path, peer: Callable[[], float], rounds: int
 ) -> list[Measurement]:
-    """Trains the run and interrupts it after every epoch for one epoch of the peer. The first epoch of both is unmeasured."""
+    """Trains the run, and after every epoch runs one epoch of the peer. The first epoch of both is not measured."""
     job = Job(
         config=config,
         data_uri=data_uri,
@@ -30,7 +30,7 @@ def full_loop(
 
 
 class _Turns(LocalContext):
-    """The loop reports when all that belongs to an epoch is done: from one report to the next is an epoch's whole time."""
+    """A context that measures the time between reports, since the loop reports when an epoch is completely done."""
 
     def __init__(self, peer: Callable[[], float], rounds: int) -> None:
         super().__init__()

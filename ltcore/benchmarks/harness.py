@@ -1,4 +1,4 @@
-"""Measurements of several sides in turns, and what they say beside what was wanted. Nothing here knows what is measured."""
+"""Interleaved measurements and their comparison with targets, independent of what is measured."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Measurement:
     value: float
     """In the unit of its section."""
     seconds: float | None = None
-    """How long it took; None for what is no time and no rate."""
+    """Duration of the round; None where neither a time nor a rate is measured."""
     amount: float | None = None
-    """What was done in that time: images, calls."""
+    """Work done in that time: images, calls."""
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What is wanted of a rung."""
+    """The target of a rung."""
 
     sign: str
     """'>=', '<=' or '<'."""
@@ -40,7 +40,7 @@ class Aim:
         return f"{self.on if self.on != 'ratio' else ''} {self.sign} {self.bound:g}".strip()
 
     def verdict(self, measured: float) -> str:
-        """'met', or by how much of the bound it was missed."""
+        """Returns 'met', or by which part of the bound it was missed."""
         if self.sign == ">=":
             missed = 1 - measured / self.bound
             met = measured >= self.bound
@@ -70,21 +70,25 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
     def values(self, side: str) -> list[float]:
+        """Returns the measured values of a side."""
         return [m.value for m in self.measurements if m.side == side]
 
     def median(self, side: str) -> float:
+        """Returns the median of a side."""
         return statistics.median(self.values(side))
 
     def ratio(self, rung: Rung) -> float:
+        """Returns the ratio of the medians of a rung and its peer."""
         return self.median(rung.name) / self.median(rung.peer)
 
     def verdict(self, rung: Rung) -> str:
+        """Returns the verdict on a rung."""
         if rung.aim is None:
             return NO_AIM
         return rung.aim.verdict(self.ratio(rung) if rung.aim.on == "ratio" else self.median(rung.name))
 
     def plain(self) -> dict[str, Any]:
-        """The section as plain JSON."""
+        """Returns the section as plain JSON."""
         return {
             "title": self.title,
             "unit": self.unit,
@@ -110,22 +114,22 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def rate(side: str, turn: int, seconds: float, amount: float) -> Measurement:
-    """``amount`` per second."""
+    """Records ``amount`` per second."""
     return Measurement(side, turn, amount / seconds, seconds, amount)
 
 
 def duration(side: str, turn: int, seconds: float, amount: float) -> Measurement:
-    """Seconds for one of ``amount``."""
+    """Records the seconds per unit of ``amount``."""
     return Measurement(side, turn, seconds / amount, seconds, amount)
 
 
 def milliseconds(side: str, turn: int, seconds: float, amount: float) -> Measurement:
-    """Milliseconds for one of ``amount``."""
+    """Records the milliseconds per unit of ``amount``."""
     return Measurement(side, turn, 1000 * seconds / amount, seconds, amount)
 
 
 Work = Callable[[], float]
-"""Does one round's work and returns how much that was."""
+"""Does one round's work and returns its amount."""
 
 
 def interleave(
@@ -133,7 +137,10 @@ def interleave(
     rounds: int,
     make: Callable[[str, int, float, float], Measurement] = rate,
 ) -> list[Measurement]:
-    """A B A B ...: each side once unmeasured, then ``rounds`` times in turns, so that drift of the machine hits all."""
+    """Runs each side once unmeasured, then ``rounds`` times in turns (A B A B ...).
+
+    Drift of the machine then affects all sides equally.
+    """
     for work in sides.values():
         work()
     measured = []
@@ -146,12 +153,15 @@ def interleave(
 
 
 def repeated(call: Callable[[], object], least_s: float) -> Work:
-    """A round of as many calls as take about ``least_s`` seconds; a single call would be shorter than the clock's noise."""
+    """Makes rounds of as many calls as take about ``least_s`` seconds.
+
+    A single call would be shorter than the clock's noise.
+    """
     calls = 0
 
     def work() -> float:
         nonlocal calls
-        if not calls:  # the unmeasured round finds the number
+        if not calls:  # the unmeasured round determines the number
             call()
             began = time.perf_counter()
             call()

@@ -1,6 +1,6 @@
 """The ladder: read | decode | to device | step | full loop, each beside a peer on the same CPUs in the same run.
 
-A rung contains those before it but for 'step', which is the step alone, on a batch that lies on the device.
+A rung includes those before it, except 'step', which is only the step, on a batch on the device.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from ltcore.training.hardware import choose_precision
 from ltcore.training.optim import build_optimizer
 
 CPUS = 2
-"""Of both sides alike: the two workers of the DataLoader, or torch's threads, have as many."""
+"""CPUs of both sides: the number of DataLoader workers and of torch's threads."""
 
 
 def ladder(options: Options) -> list[Section]:
+    """Measures all rungs of the ladder."""
     with on_cpus(CPUS) as cpus:
         uri = images.shards(options.data, quick=options.quick)
         cfg = config(uri, options, cpus)
@@ -43,14 +44,14 @@ def ladder(options: Options) -> list[Section]:
         feed_rungs(section, cfg, options.turns)
         training_rungs(section, cfg, options.turns)
         if options.quick:
-            section.notes.append("--quick: the Ray loader, which needs Ray, is left out")
+            section.notes.append("--quick: the Ray loader is left out, since it needs Ray")
         else:
             stream_rung(section, cfg, options.turns)
     return [section]
 
 
 def config(uri: str, options: Options, cpus: int) -> RunConfig:
-    """The published recipe without terms, on canvases of 32 px whatever the images are."""
+    """Returns the published recipe without terms, at 32 px whatever the images are."""
     keys: dict[str, Any] = {
         "name": "bench",
         "data.uri": uri,
@@ -59,7 +60,7 @@ def config(uri: str, options: Options, cpus: int) -> RunConfig:
         "augment.view1": "crop_flip",
         "model.name": "resnet8" if options.quick else "resnet32",
         "train.batch_size": 32 if options.quick else 128,
-        "train.epochs": options.turns + 2,  # one unmeasured, and one that is never reached: the last costs more
+        "train.epochs": options.turns + 2,  # one unmeasured, and a last one, never reached, since it costs more
         "train.eval_every": options.turns + 2,
         "train.threads": cpus,
         "tracking.wandb": not options.quick,
@@ -69,7 +70,7 @@ def config(uri: str, options: Options, cpus: int) -> RunConfig:
 
 
 class Epochs:
-    """Consecutive epochs of a feed as a side of a measurement."""
+    """Consecutive epochs of a loader as a side of a measurement."""
 
     def __init__(self, loader: Loader, use: Callable[[Batch, int], object] | None = None) -> None:
         self._loader, self._use, self._epoch = loader, use, 0
@@ -86,7 +87,10 @@ class Epochs:
 
 
 def feed_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
-    """'read' and 'decode', without and with decoding on both sides; 'decode' is the cached loader from its second epoch."""
+    """Measures 'read' and 'decode': without and with decoding on both sides.
+
+    'decode' is the cached loader from its second epoch on.
+    """
     sides: dict[str, Work] = {}
     options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
     threads = ThreadedLoader(cfg.data, cfg.data.uri, **options)
@@ -124,7 +128,7 @@ def _reads(loader: ThreadedLoader) -> Work:
 
 
 def loader_epochs(cfg: RunConfig, *, image_size: int | None) -> Work:
-    """Epochs of a WebDataset DataLoader whose workers live on: their start falls into the unmeasured round."""
+    """Returns epochs of a WebDataset DataLoader with persistent workers, which start in the unmeasured round."""
     loader = webdataset_loader(
         cfg.data.uri, batch_size=cfg.train.batch_size, image_size=image_size, workers=CPUS, persistent=True
     )
@@ -132,14 +136,14 @@ def loader_epochs(cfg: RunConfig, *, image_size: int | None) -> Work:
 
 
 def training_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
-    """'to device', 'step' and 'full loop' against the bare loop."""
+    """Measures 'to device', 'step' and 'full loop' against the bare loop."""
     loader = CachedLoader(cfg.data, cfg.data.uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
     bare = bare_loop(cfg, loader)
     place, context = device(), LocalContext()
     parts = build(cfg, loader, context)
     to_device = Epochs(loader, lambda batch, epoch: parts.augment(batch.to(place), epoch))
     section.measurements += interleave({"to device": to_device, "bare: to device": _augmented(bare)}, rounds)
-    steps = 2 if rounds == 1 else 20  # as steady as an epoch, and a fraction of its time
+    steps = 2 if rounds == 1 else 20  # as steady as an epoch in a fraction of its time
     batch = parts.augment(next(iter(loader.train_batches(0))).to(place), 0)
     sides = {"step": _steps(cfg, parts, batch, steps), "bare: step": _bare_steps(bare, batch, steps)}
     section.measurements += interleave(sides, rounds)
@@ -158,6 +162,7 @@ def training_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
 
 
 def bare_loop(cfg: RunConfig, loader: CachedLoader) -> BareLoop:
+    """Builds the bare loop on the training images of ``loader``."""
     manifest, place = loader.store.manifest, device()
     split = cfg.data.train_split
     batches = list(loader.eval_batches(split, 512))
@@ -211,7 +216,7 @@ def _counted(step: Callable[[], object], steps: int, size: int) -> Work:
 
 
 def stream_rung(section: Section, cfg: RunConfig, rounds: int) -> None:
-    """Ray Data against the DataLoader, each started anew for every epoch, so that start-up counts."""
+    """Measures Ray Data against the DataLoader, both restarted for every epoch, so that start-up counts."""
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.ray_data import RayLoader
 
@@ -239,4 +244,6 @@ def stream_rung(section: Section, cfg: RunConfig, rounds: int) -> None:
     finally:
         disconnect()
     section.rungs.append(Rung("decode (Ray loader)", "webdataset, started anew", Aim(">=", 0.9)))
-    section.notes.append("Ray loader: a Ray that runs, a new Ray Data execution per epoch; the peer starts its workers")
+    section.notes.append(
+        "Ray loader: Ray is running, each epoch is a new Ray Data execution; the peer starts its workers"
+    )

@@ -1,4 +1,4 @@
-"""Large JPEGs: the threaded loader against the most that this machine can decode."""
+"""Large JPEGs: the threaded loader against the decoding limit of this machine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from ltcore.training.hardware import allocated_cpus
 
 CANVAS_PX = 224
 ROWS = 4096
-"""Images of a round: those given, repeated."""
+"""Images of a round: the given ones, repeated."""
 BATCH = 64
 
 
 def large(options: Options) -> list[Section]:
+    """Measures the threaded loader on real JPEGs."""
     if options.data is None:
         raise ConfigError("large measures real JPEGs: name a zip or folder of them with --data.")
     with on_cpus(allocated_cpus()) as cpus:
@@ -50,15 +51,15 @@ def large(options: Options) -> list[Section]:
 
 
 def jpegs(loader: ThreadedLoader, count: int) -> list[Tensor]:
-    """The encoded images in memory; ConfigError where one is no JPEG."""
+    """Returns the encoded images in memory. Raises ConfigError where one is not a JPEG."""
     rows = loader.store.read_rows("train", np.arange(count))
     if not all(row.startswith(b"\xff\xd8") for row in rows):
-        raise ConfigError(f"large measures real JPEGs; {loader.uri} holds other images.")
+        raise ConfigError(f"large measures real JPEGs; {loader.uri} contains other images.")
     return [torch.frombuffer(bytearray(row), dtype=torch.uint8) for row in rows]
 
 
 def limit(encoded: Sequence[Tensor], image_size: int, rows: int, threads: int) -> Work:
-    """Decoding and nothing else: bytes in memory, no order, no checks, no batches."""
+    """Measures decoding and nothing else: bytes in memory, no order, no checks, no batches."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def decode(number: int) -> None:
@@ -73,7 +74,7 @@ def limit(encoded: Sequence[Tensor], image_size: int, rows: int, threads: int) -
 
 
 def to_canvas(image_3HW: Tensor, image_size: int) -> Tensor:
-    """The largest centered square, resized as ``ltcore.data.images.decode`` does it."""
+    """Returns the largest centered square, resized as in ``ltcore.data.images.decode``."""
     height, width = image_3HW.shape[1:]
     if (height, width) == (image_size, image_size):
         return image_3HW

@@ -1,4 +1,4 @@
-"""The largest tensor that a piece of code makes."""
+"""The size of the largest tensor that a piece of code creates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Largest(TorchDispatchMode):
-    """Sees every operation below autograd, those of a backward pass on the CPU included."""
+    """Observes every operation below autograd, including those of a backward pass on the CPU."""
 
     numbers = 0
 
@@ -23,7 +23,7 @@ class _Largest(TorchDispatchMode):
 
 
 def largest_tensor(call: Callable[[], object]) -> int:
-    """Most numbers in one tensor among the results of all operations of ``call``, views included."""
+    """Returns the largest number of elements among the results of all operations of ``call``, views included."""
     with _Largest() as seen:
         call()
     return seen.numbers

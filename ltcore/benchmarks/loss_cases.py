@@ -1,4 +1,4 @@
-"""One size at which losses are measured: outputs of a network by hand, filled memories, and our form of every loss."""
+"""One size at which losses are measured: artificial network outputs, filled memories, and our form of every loss."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ltcore.objective.objective import Objective, make_objective
 from ltcore.objective.terms.lpa.prototypes import Prototypes
 
 PROGRESS = 0.5
-"""Every term acts, and LPA still collects vectors for its next clustering."""
+"""A time when every term acts, and LPA still collects vectors for its next clustering."""
 RESERVOIR_ROWS = 65_536
-"""Most vectors that LPA keeps here: at 8142 classes and 2048 features its default of 128 per class would be 8.5 GB."""
+"""Limit of LPA's vectors: with 8142 classes and 2048 features its default of 128 per class would be 8.5 GB."""
 NAMES = (
     *("cross_entropy", "balanced_softmax", "logit_adjust", "class_balanced", "focal", "ldam", "paco", "ride", "sade"),
     *("lpa", "dro", "ifl"),
@@ -31,20 +31,22 @@ NUM_EXPERTS = 3
 
 @dataclass(frozen=True)
 class Size:
+    """Sizes of a case."""
+
     batch: int
     classes: int
     features: int
     largest: int
-    """Images of the largest class; the sizes fall exponentially."""
+    """Images of the largest class; class sizes fall exponentially."""
     imbalance: float
     map_px: int
     """Side of the last feature map."""
     projection: int
     queue: int
     bank: int
-    """Rows of the feature bank that the authors' DRO-LT reduces."""
+    """Rows of the feature bank that the authors' DRO-LT averages."""
     prototypes: int
-    """Of LPA, as in the recipe for such data."""
+    """Prototypes of LPA, as in the recipe for such data."""
 
     def __str__(self) -> str:
         return f"({self.batch}, {self.classes}, {self.features})"
@@ -59,7 +61,7 @@ QUICK_SIZES = (Size(16, 10, 8, 60, 6, 4, 8, 32, 200, 8),)
 
 
 class Case:
-    """Random outputs and a bank of features; seeded."""
+    """Random outputs and a bank of features, from a fixed seed."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
@@ -89,7 +91,10 @@ class Case:
         self._copies = itertools.count()
 
     def objective(self, name: str) -> Objective:
-        """The loss alone, or the term on top of cross-entropy, with memories as they are in the middle of training."""
+        """Returns the loss alone, or the term on top of cross-entropy.
+
+        Its memories are filled as in the middle of training.
+        """
         size = self.size
         options: dict[str, dict[str, Any]] = {
             "paco": {"queue_size": size.queue},
@@ -116,7 +121,7 @@ class Case:
         return objective
 
     def _fill(self, objective: Objective) -> None:
-        """Centroids of the bank, full queues, prototypes of the batch, environments of the batch's scores."""
+        """Fills the memories: centroids of the bank, full queues, prototypes and environments of the batch."""
         memories = objective.memories().values()
         with torch.no_grad():
             for memory in memories:
@@ -136,12 +141,15 @@ class Case:
             centroids.observe(out, Batch(torch.empty(1, len(labels), 3, 1, 1), labels, labels, labels))
 
     def out_for(self, objective: Objective) -> ModelOutput:
-        """The output that it takes: of one head or of several experts."""
+        """Returns the output that the objective expects: of one head or of several experts."""
         return self.expert_out if objective.base.expert_head else self.out
 
     def ours(self, objective: Objective, attributes: bool = True) -> Callable[[], Tensor]:
-        """Everything that the loss costs in a step but the network: forward, backward and memories. Without
-        ``attributes``, all but LPA's assignment of locations to prototypes, their counts and its reservoir."""
+        """Returns a call of all that the loss costs in a step: forward, backward and memories, without the network.
+
+        Without ``attributes``, LPA's assignment of locations to prototypes, their counts and its reservoir are left
+        out.
+        """
         out = self.out_for(objective)
         memories = [m for m in objective.memories().values() if attributes or not isinstance(m, Prototypes)]
 
@@ -159,7 +167,7 @@ class Case:
         return call
 
     def attributes(self, objective: Objective) -> Callable[[], None]:
-        """LPA's assignment of locations to prototypes, their counts and its reservoir."""
+        """Returns a call of LPA's assignment of locations to prototypes, their counts and its reservoir."""
         prototypes = next(m for m in objective.memories().values() if isinstance(m, Prototypes))
 
         @torch.no_grad()
@@ -169,5 +177,5 @@ class Case:
         return call
 
     def _fresh_batch(self) -> Batch:
-        """The batch with copies of its images that no reservoir has met."""
+        """Returns the batch as further copies of its images, which no reservoir has seen."""
         return replace(self.batch, copy_B=torch.full_like(self.batch.labels_B, next(self._copies)))

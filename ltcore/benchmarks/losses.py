@@ -1,4 +1,4 @@
-"""What losses cost: against the literal form of each paper, as a share of a training step, and in numbers held."""
+"""The cost of losses: against the literal form of each paper, as a share of a training step, and in numbers held."""
 
 from __future__ import annotations
 
@@ -33,23 +33,26 @@ from ltcore.objective.terms.lpa.kmeans import kmeans
 from ltcore.training.hardware import allocated_cpus
 
 LEAST_S = 0.1
-"""Seconds of a measured round of calls."""
+"""Least seconds of a measured round of calls."""
 LARGE_STEP = "training step, ResNet-50"
 LARGE_FORWARD = "forward, ResNet-50"
 LARGE_MAP_PX = 7
 PART = 8
-"""Images of a step of ResNet-50; a whole batch takes most of a minute on two cores."""
+"""Images of a ResNet-50 step; a whole batch takes most of a minute on two cores."""
 LPA_LOSS, LPA_ATTRIBUTES = "lpa, loss alone", "lpa, attributes"
 WITH_MEMORY = ("paco", "lpa", "dro", "ifl")
 SAME_INERTIA = 1.01
 """Inertias within 1% count as equal."""
 SAME_BEST = 1.005
 OVERLAPPING = 0.5
-"""Spread of the centers of blobs of spread 1: far apart, the start alone would decide about the inertia."""
+"""Spread of the centers of blobs of spread 1. With separate blobs, the initial centers alone would determine the
+inertia.
+"""
 PASSES = (1, 2, 4, 8, 16)
 
 
 def losses(options: Options) -> list[Section]:
+    """Measures all sections on losses."""
     with on_cpus(allocated_cpus()) as cpus:
         sizes = QUICK_SIZES if options.quick else SIZES
         sections = [arithmetic(size, options) for size in sizes]
@@ -59,7 +62,7 @@ def losses(options: Options) -> list[Section]:
 
 
 def network(size: Size, quick: bool) -> tuple[LongTailNet, Tensor]:
-    """ResNet-32 in training mode and a batch of images of 32 px."""
+    """Returns ResNet-32 in training mode and a batch of images of 32 px."""
     name, side = ("resnet8", 16) if quick else ("resnet32", 32)
     return _network(name, size.projection, size.batch, side)
 
@@ -72,7 +75,7 @@ def _network(name: str, projection: int, batch: int, side: int) -> tuple[LongTai
 
 
 def in_parts(size: Size, call: Callable[[], object]) -> Work:
-    """``call`` treats ``PART`` images of a batch."""
+    """Measures ``call``, which processes ``PART`` images, as that part of a batch."""
 
     def part() -> float:
         call()
@@ -82,7 +85,7 @@ def in_parts(size: Size, call: Callable[[], object]) -> Work:
 
 
 def training_step(net: LongTailNet, images: Tensor) -> Callable[[], object]:
-    """Forward, cross-entropy, backward and SGD, as plainly as they come."""
+    """Returns a plain training step: forward, cross-entropy, backward and SGD."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
     labels_B = torch.arange(len(images)) % 100
 
@@ -95,8 +98,10 @@ def training_step(net: LongTailNet, images: Tensor) -> Callable[[], object]:
 
 
 def arithmetic(size: Size, options: Options) -> Section:
-    """Every loss against its literal form and against a step of ResNet-32 at the same batch size; LPA's attributes, which
-    look at the whole feature map, against a forward of the network that has such a map."""
+    """Measures every loss against its literal form and against a ResNet-32 step at the same batch size.
+
+    LPA's attributes, which use the whole feature map, are compared with a forward of the network that has such a map.
+    """
     least_s = 0.0 if options.quick else LEAST_S
     case, large = Case(size), size.map_px == LARGE_MAP_PX
     step, forward = "training step", LARGE_FORWARD if large else "forward"
@@ -107,7 +112,7 @@ def arithmetic(size: Size, options: Options) -> Section:
         net, images = _network("resnet50", size.projection, PART, 224)
         sides[LARGE_STEP] = in_parts(size, training_step(net, images))
         sides[forward] = in_parts(size, lambda: net(images))
-        section.notes.append(f"those of ResNet-50 at 224 px are of {PART} images, times {size.batch // PART}")
+        section.notes.append(f"ResNet-50 at 224 px is measured on {PART} images, times {size.batch // PART}")
     else:
         sides[forward] = repeated(lambda: small_net(small_images), least_s)
     for name in NAMES:
@@ -140,7 +145,7 @@ def arithmetic(size: Size, options: Options) -> Section:
 
 
 def forwards(size: Size, options: Options) -> Section:
-    """Extra forwards in units of one forward."""
+    """Measures extra forwards in units of one forward."""
     least_s = 0.0 if options.quick else LEAST_S
     net, images = network(size, options.quick)
     key = EmaCopy(net, 0.999)
@@ -165,8 +170,11 @@ def forwards(size: Size, options: Options) -> Section:
 
 
 def numbers_held(size: Size) -> Section:
-    """The largest tensor of a step of each loss, and of the merge behind it, where N x D and B x N exceed all that is
-    allowed to be large (what LPA keeps for its clustering: 128 vectors per class)."""
+    """Measures the largest tensor of a step of each loss and of the following merge.
+
+    The case is so large that N x D and B x N exceed everything that may be large (LPA keeps 128 vectors per class for
+    its clustering).
+    """
     case = Case(replace(size, largest=50 * size.largest))
     num_samples = int(case.counts_C.sum())
     bounds = {"N x D": num_samples * size.features, "B x N": size.batch * num_samples}
@@ -186,7 +194,7 @@ def numbers_held(size: Size) -> Section:
 
 
 def clustering(options: Options) -> list[Section]:
-    """k-means against scikit-learn's MiniBatchKMeans with as many passes as it needs for the same inertia."""
+    """Compares k-means with scikit-learn's MiniBatchKMeans at as many passes as it needs for the same inertia."""
     rows, dim, centers = (2000, 8, 8) if options.quick else (65_536, 64, 128)
     gen = torch.Generator().manual_seed(0)
     blobs_LD = torch.randn(2 * centers, dim, generator=gen) * OVERLAPPING
@@ -218,9 +226,10 @@ def clustering(options: Options) -> list[Section]:
 
 
 def minibatch(points_RD: Tensor, centers: int, passes: int) -> Any:
+    """Fits MiniBatchKMeans with a fixed number of passes."""
     from sklearn.cluster import MiniBatchKMeans
 
-    # Its early stop would decide about time and inertia at once; the number of passes does so in steps.
+    # Early stopping would change time and inertia at once; the number of passes controls both in steps.
     fit = MiniBatchKMeans(
         n_clusters=centers, max_iter=passes, max_no_improvement=None, tol=0.0, n_init=1, random_state=1
     )
@@ -228,10 +237,10 @@ def minibatch(points_RD: Tensor, centers: int, passes: int) -> Any:
 
 
 def passes_for(points_RD: Tensor, centers: int, inertia: float) -> tuple[int, bool]:
-    """The fewest of 1, 2, 4, ... passes that reach the inertia, and True.
+    """Returns the fewest of 1, 2, 4, ... passes that reach the inertia, and True.
 
-    Where none does: the fewest that come within half a percent of the best, and False, so that the peer is never charged
-    for passes that gain it nothing.
+    Where none does, returns the fewest that come within half a percent of the best, and False, so that the peer is
+    never charged for passes that do not improve it.
     """
     found: dict[int, float] = {}
     for passes in PASSES:

@@ -1,4 +1,4 @@
-"""The machine under a benchmark: its CPUs shared out equally, its state written down."""
+"""The machine of a benchmark: equal shares of its CPUs for all sides, and a description of its state."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import torch
 from ltcore.training.hardware import allocated_cpus, describe_hardware, versions
 
 MOST_LOAD = 0.5
-"""Load average of the last minute above which another program computes here, and numbers mean nothing."""
+"""Load average of the last minute above which another program is computing, so that measurements are useless."""
 PEERS = ("webdataset", "numpy", "pillow", "scikit-learn")
-"""Packages whose versions matter here and that ``hardware.versions`` leaves out."""
+"""Packages whose versions matter here and that ``hardware.versions`` does not include."""
 
 
 @contextlib.contextmanager
 def on_cpus(count: int) -> Iterator[int]:
-    """This process, its threads and all it starts, on ``count`` of its CPUs and with as many torch threads.
+    """Restricts this process and its children to ``count`` CPUs and as many torch threads.
 
-    So two sides have equal totals of CPUs however many processes and threads each of them starts. Yields the number of
-    CPUs, which is smaller where there are fewer.
+    Two sides then have equal totals of CPUs whatever number of processes and threads each starts. Yields the number of
+    CPUs, which is smaller where fewer are available.
     """
     threads = torch.get_num_threads()
     before = os.sched_getaffinity(0)
@@ -39,24 +39,25 @@ def on_cpus(count: int) -> Iterator[int]:
 
 
 def _pin(cpus: set[int]) -> None:
-    # Affinity belongs to a thread; those that exist already (torch's pool) would keep theirs.
+    # Affinity belongs to a thread, so existing threads (torch's pool) must be set as well.
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended
             os.sched_setaffinity(int(task.name), cpus)
 
 
 def device() -> torch.device:
+    """Returns the GPU where there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def wait_for(place: torch.device) -> None:
-    """Until the device has done what it was given: before the clock is read."""
+    """Waits until the device has finished its work, before the clock is read."""
     if place.type == "cuda":
         torch.cuda.synchronize(place)
 
 
 def state() -> dict[str, Any]:
-    """Hardware, versions and load at this moment, as plain JSON."""
+    """Returns hardware, versions and current load, as plain JSON."""
     found = versions() | {name: importlib.metadata.version(name) for name in PEERS}
     return describe_hardware() | {
         "allocated_cpus": allocated_cpus(),
@@ -67,7 +68,7 @@ def state() -> dict[str, Any]:
 
 
 def warning(load: float) -> str:
-    """What to say about another load at the start, or ''."""
+    """Returns a warning about other load at the start, or ''."""
     if load <= MOST_LOAD:
         return ""
-    return f"load average {load:.2f} > {MOST_LOAD:g}: something else computes here; these numbers mean nothing"
+    return f"load average {load:.2f} > {MOST_LOAD:g}: another program is running; these numbers mean nothing"

@@ -1,4 +1,4 @@
-"""Memory of the Ray loader: does it grow with the data? Each size is read in a process of its own with its own Ray.
+"""Memory of the Ray loader for small and large data. Each size is read in a separate process with its own Ray.
 
 ``python -m ltcore.benchmarks.memory URI IMAGES`` is that process; it prints one line of JSON.
 """
@@ -28,7 +28,10 @@ MIB = 2**20
 
 
 def memory(options: Options) -> list[Section]:
-    """Both sizes deliver about the same number of images, so only the size of the data differs."""
+    """Measures the memory for both sizes.
+
+    Both deliver about the same number of images, so only the size of the data differs.
+    """
     source = images.shards(None, quick=options.quick)
     num_images = read_manifest(source).split("train").num_samples
     times = 4 if options.quick else -(-200_000 // num_images)
@@ -52,7 +55,7 @@ def memory(options: Options) -> list[Section]:
 
 
 def measured(uri: str, num_images: int) -> dict[str, int]:
-    """Peaks of a new process that reads about so many images, in whole epochs."""
+    """Returns peaks of a new process that reads about so many images, in whole epochs."""
     command = [sys.executable, "-m", "ltcore.benchmarks.memory", uri, str(num_images)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -62,7 +65,7 @@ def measured(uri: str, num_images: int) -> dict[str, int]:
 
 
 def read_stream(uri: str, num_images: int) -> dict[str, int]:
-    """Reads through Ray Data as a worker does, with this process as the worker."""
+    """Reads through Ray Data as a training worker does, with this process as the worker; returns peaks."""
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.ray_data import RayLoader
 
@@ -70,7 +73,7 @@ def read_stream(uri: str, num_images: int) -> dict[str, int]:
     try:
         size = min(BATCH, read_manifest(uri).split("train").num_samples)
         per_epoch = read_manifest(uri).split("train").num_samples // size * size
-        epochs = max(1, round(num_images / per_epoch))  # whole ones: one that is left goes on while Ray shuts down
+        epochs = max(1, round(num_images / per_epoch))  # whole epochs: an unfinished one continues while Ray shuts down
         loader = RayLoader(DataConfig(uri=uri, loader="ray"), uri, epochs=epochs, batch_size=size, seed=0)
         poller = _MemoryPoller()
         poller.start()
@@ -103,13 +106,16 @@ class _MemoryPoller(Poller):
 
 
 def own_bytes(process: Path) -> int:
-    """Resident memory of a process without shared memory: pages of the object store that it maps are the store's."""
+    """Returns the resident memory of a process without shared memory.
+
+    Mapped pages of the object store belong to the store.
+    """
     fields = status(process)
     return sum(int(fields[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile") if key in fields)
 
 
 def status(process: Path) -> dict[str, str]:
-    """Fields of ``/proc/<pid>/status``; {} for a process that has ended."""
+    """Returns the fields of ``/proc/<pid>/status``; {} for a process that has ended."""
     try:
         lines = (process / "status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -118,7 +124,10 @@ def status(process: Path) -> dict[str, str]:
 
 
 def tasks_bytes() -> int:
-    """Of all Ray workers that this process started: they are renamed after the task they run, ``ray::...``."""
+    """Returns the memory of all Ray workers of this process.
+
+    They are recognized by the name of the task they run, ``ray::...``.
+    """
     found = {int(file.name): status(file) for file in Path("/proc").iterdir() if file.name.isdigit()}
     parents = {pid: int(fields["PPid"]) for pid, fields in found.items() if "PPid" in fields}
 
@@ -132,8 +141,10 @@ def tasks_bytes() -> int:
 
 
 def store_bytes() -> int:
-    """Bytes of the objects in the store now. Not ``available_resources``, which lags behind by a report interval, and not
-    the size of the store's file, which never shrinks."""
+    """Returns the bytes of the objects currently in the store.
+
+    ``available_resources`` lags behind by a report interval, and the size of the store's file never shrinks.
+    """
     import ray
     from ray._private.internal_api import node_stats
 

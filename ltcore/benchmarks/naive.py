@@ -1,4 +1,4 @@
-"""The pattern that tutorials show for tuning Ray Train: a Tune function trainable per trial that starts a TorchTrainer."""
+"""The tutorial pattern for tuning Ray Train: one Tune function per trial that starts a TorchTrainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ltcore.training.context import LocalContext
 from ltcore.training.run import Job, execute
 
 _ends: dict[str, float] = {}
-"""Tune pickles its callbacks with the experiment, so they reach the driver through this module."""
+"""Ends of trials by name. Tune pickles its callbacks with the experiment, so they reach the driver through this module.
+"""
 
 
 class _Callback(tune.Callback):
@@ -20,7 +21,7 @@ class _Callback(tune.Callback):
 
 
 def run_naive(jobs: dict[str, dict[str, Any]], folder: str) -> dict[str, float]:
-    """Trains every job in a trial of its own, one after another. Returns when each ended."""
+    """Trains every job in its own trial, one after another. Returns the time when each ended."""
     _ends.clear()
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(naive_trial, jobs=jobs, folder=folder), {"CPU": 0.01}),
@@ -35,6 +36,7 @@ def run_naive(jobs: dict[str, dict[str, Any]], folder: str) -> dict[str, float]:
 
 
 def naive_trial(config: dict[str, Any], jobs: dict[str, Any], folder: str) -> None:
+    """Runs a TorchTrainer inside a Tune trial."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -50,4 +52,5 @@ def naive_trial(config: dict[str, Any], jobs: dict[str, Any], folder: str) -> No
 
 
 def naive_worker(job: dict[str, Any]) -> None:
+    """Trains a job inside the TorchTrainer's worker."""
     execute(Job(**job), LocalContext())

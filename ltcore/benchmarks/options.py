@@ -1,4 +1,4 @@
-"""What was asked of a benchmark."""
+"""Options of a benchmark."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ class Options:
     what: str = "ladder"
     """One of ``BENCHES``, or 'all'."""
     data: str | None = None
-    """Images to measure with; None: generated ones."""
+    """Images to measure with; None for generated ones."""
     rounds: int = 5
     """Measured rounds of every side."""
     quick: bool = False
-    """Small sizes and one round: shows that everything runs, says nothing about speed."""
+    """Use small sizes and one round: shows that everything runs, but not how fast."""
     output: str = "bench.json"
     """File for all measurements."""
 
     @property
     def turns(self) -> int:
+        """Returns the measured rounds of every side."""
         return 1 if self.quick else self.rounds

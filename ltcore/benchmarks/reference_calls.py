@@ -1,4 +1,4 @@
-"""The losses of a case as their papers write them, on the outputs and memories of that case."""
+"""The losses of a case in the form of their papers, on the outputs and memories of that case."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from ltcore.objective.terms.lpa.prototypes import Prototypes
 
 
 def literally(case: Case, name: str, objective: Objective) -> Callable[[], Tensor]:
-    """The same loss with gradient as its paper writes it, reading the memories of ``objective``."""
+    """Returns a call of the same loss as its paper writes it, with gradient.
+
+    It reads the memories of ``objective``.
+    """
     return _with_gradient(_form(case, name, objective))
 
 
 def dro_by_bank(case: Case, objective: Objective) -> Callable[[], Tensor]:
-    """The authors' form: centroids out of the whole bank at every step."""
+    """Returns a call of the authors' form, with centroids from the whole bank at every step."""
     return _with_gradient(_dro(case, objective, by_bank=True))
 
 
@@ -77,7 +80,7 @@ def _ride(case: Case, objective: Objective) -> Callable[[], Tensor]:
 
 
 def _elements(case: Case, objective: Objective) -> tuple[Callable[[], Tensor], Tensor]:
-    """Queries, keys and queue, joined at every call, and their labels."""
+    """Returns a function that joins queries, keys and queue, and their labels."""
     queue = next(m for m in objective.memories().values() if isinstance(m, Queue))
     labels_B, out = case.batch.labels_B, case.out
     assert out.query_Bd is not None and out.key_Bd is not None

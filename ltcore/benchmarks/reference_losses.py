@@ -1,4 +1,4 @@
-"""Each loss as its paper or its authors' code writes it down: clear, dense, and without what makes ours cheap or stable.
+"""Each loss in the form of its paper or its authors' code: clear and dense, without our optimizations.
 
 Every function returns the mean over the batch, a scalar. Shape legend: see ``ltcore.batch``; A = 2B + Q contrast
 elements, N rows of the feature bank, K prototypes, P locations of an image.
@@ -12,31 +12,33 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def one_hot(labels_B: Tensor, num_classes: int) -> Tensor:
+    """Returns float one-hot labels [B, C]."""
     return F.one_hot(labels_B, num_classes).float()
 
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Computes -log softmax of the own class."""
     p_BC = logits_BC.exp() / logits_BC.exp().sum(1, keepdim=True)
     return -(one_hot(labels_B, logits_BC.shape[1]) * p_BC.log()).sum(1).mean()
 
 
 def balanced_softmax(logits_BC: Tensor, labels_B: Tensor, counts_C: Tensor) -> Tensor:
-    """Ren et al., equation 4."""
+    """Computes equation 4 of Ren et al."""
     scaled_BC = counts_C * logits_BC.exp()
     p_BC = scaled_BC / scaled_BC.sum(1, keepdim=True)
     return -(one_hot(labels_B, logits_BC.shape[1]) * p_BC.log()).sum(1).mean()
 
 
 def logit_adjust(logits_BC: Tensor, labels_B: Tensor, counts_C: Tensor, tau: float) -> Tensor:
-    """Menon et al., equation 10."""
+    """Computes equation 10 of Menon et al."""
     prior_C = counts_C / counts_C.sum()
     own_B = logits_BC[torch.arange(len(labels_B)), labels_B]
     ratio_BC = (prior_C / prior_C[labels_B][:, None]) ** tau * (logits_BC - own_B[:, None]).exp()
-    return (1 + ratio_BC.sum(1) - 1).log().mean()  # the sum over y' != y leaves out the own class, which is 1
+    return (1 + ratio_BC.sum(1) - 1).log().mean()  # the sum over y' != y lacks the own class, whose ratio is 1
 
 
 def class_balanced(logits_BC: Tensor, labels_B: Tensor, counts_C: Tensor, beta: float) -> Tensor:
-    """Cui et al.'s code: weights made at every call, spread over [B, C], and a softmax."""
+    """Follows Cui et al.'s code: weights computed at every call, spread over [B, C], and a softmax."""
     weights_C = (1 - beta) / (1 - beta ** counts_C.double())
     weights_C = weights_C / weights_C.sum() * len(counts_C)
     target_BC = one_hot(labels_B, len(counts_C))
@@ -45,6 +47,7 @@ def class_balanced(logits_BC: Tensor, labels_B: Tensor, counts_C: Tensor, beta: 
 
 
 def focal(logits_BC: Tensor, labels_B: Tensor, gamma: float) -> Tensor:
+    """Computes the softmax form with the gradient through the factor."""
     p_B = logits_BC.softmax(1)[torch.arange(len(labels_B)), labels_B]
     return (-((1 - p_B) ** gamma) * p_B.log()).mean()
 
@@ -57,7 +60,7 @@ def ldam(
     scale: float,
     weights_C: Tensor | None,
 ) -> Tensor:
-    """Cao et al.'s code, on logits that hold scaled cosines."""
+    """Follows Cao et al.'s code, on logits that are scaled cosines."""
     margin_C = 1 / counts_C.double().sqrt().sqrt()
     margin_C = (margin_C * max_margin / margin_C.max()).to(logits_BC.dtype)
     index_BC = torch.zeros_like(logits_BC, dtype=torch.bool).scatter_(1, labels_B[:, None], True)
@@ -76,7 +79,7 @@ def ride(
     diversity_weight: float,
     temperature: float,
 ) -> Tensor:
-    """Wang et al.'s code before its weights set in: LDAM for each expert, less its divergence from the mean."""
+    """Follows Wang et al.'s code before its weights start: LDAM of each expert minus its divergence from the mean."""
     total = logits_BEC.new_zeros(())
     mean_BC = F.softmax(logits_BEC.mean(1) / temperature, dim=1)
     for e in range(logits_BEC.shape[1]):
@@ -87,7 +90,7 @@ def ride(
 
 
 def sade(logits_BEC: Tensor, labels_B: Tensor, counts_C: Tensor, tau: float) -> Tensor:
-    """Zhang et al.'s code, with the mean of the places of classes that are equally frequent."""
+    """Follows Zhang et al.'s code, with the mean rank for classes that are equally frequent."""
     prior_C = counts_C / counts_C.sum()
     rising_C = prior_C.sort().values
     same_CC = (prior_C[:, None] == prior_C).float()
@@ -108,7 +111,7 @@ def paco(
     beta: float,
     temperature: float,
 ) -> Tensor:
-    """Cui et al.'s code; the queries are the first B elements."""
+    """Follows Cui et al.'s code; the queries are the first B elements."""
     size = len(labels_B)
     adjusted_BC = logits_BC + (counts_C / counts_C.sum()).log()
     mask_BA = (labels_B[:, None] == element_labels_A).float()
@@ -130,7 +133,10 @@ def lpa(
     neighbor_mass: float,
     temperature: float,
 ) -> Tensor:
-    """The SupCon term with soft positives of a dense class similarity; the queries are the first B elements."""
+    """Computes the SupCon term with soft positives of a dense class similarity.
+
+    The queries are the first B elements.
+    """
     size = len(labels_B)
     others_BA = 1 - torch.eye(size, len(elements_Ad), device=labels_B.device)
     exp_BA = (elements_Ad[:size] @ elements_Ad.T / temperature).exp() * others_BA
@@ -144,13 +150,13 @@ def lpa(
 
 
 def lpa_scores(vectors_BPD: Tensor, prototypes_KD: Tensor) -> Tensor:
-    """[B, K] histograms: the Euclidean distance of every location to every prototype, and a one-hot of the nearest."""
+    """Returns histograms [B, K] by the Euclidean distance of every location to every prototype."""
     nearest_BP = torch.cdist(F.normalize(vectors_BPD, dim=2), prototypes_KD).argmin(2)
     return F.one_hot(nearest_BP, len(prototypes_KD)).sum(1)
 
 
 def dro(features_BD: Tensor, labels_B: Tensor, mean_CD: Tensor, eps_C: Tensor, temperature: float) -> Tensor:
-    """Samuel and Chechik, class by class over the classes of the batch."""
+    """Follows Samuel and Chechik, class by class over the classes of the batch."""
     losses = []
     for c in labels_B.unique():
         own_B = labels_B == c
@@ -160,7 +166,10 @@ def dro(features_BD: Tensor, labels_B: Tensor, mean_CD: Tensor, eps_C: Tensor, t
 
 
 def bank_means(bank_ND: Tensor, bank_labels_N: Tensor, num_classes: int) -> Tensor:
-    """[C, D]: what the authors' DRO-LT does at every step, one class after another out of the features of all samples."""
+    """Returns the class means [C, D] of the features of all samples.
+
+    The authors' DRO-LT computes them at every step.
+    """
     empty_D = bank_ND.new_zeros(bank_ND.shape[1])
     means = []
     for c in range(num_classes):
@@ -172,7 +181,7 @@ def bank_means(bank_ND: Tensor, bank_labels_N: Tensor, num_classes: int) -> Tens
 def ifl(
     logits_BC: Tensor, features_BD: Tensor, labels_B: Tensor, weights_EB: Tensor, mean_CD: Tensor, center_weight: float
 ) -> Tensor:
-    """Tang et al.: base and center loss of one environment after another, then their mean."""
+    """Follows Tang et al.: base and center loss of one environment after another, then their mean."""
     losses = []
     for weights_B in weights_EB:
         base_B = F.cross_entropy(logits_BC, labels_B, reduction="none")

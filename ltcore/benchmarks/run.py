@@ -1,4 +1,4 @@
-"""From what was asked to a table and a JSON file."""
+"""Execution of benchmarks, with a table and a JSON file of the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 def bench(options: Options) -> dict[str, Any]:
-    """Measures, prints a table per section as it is done, and writes everything to ``options.output``."""
+    """Measures everything and writes it to ``options.output``; prints each section when it is done."""
     console = Terminal()
     began, started_at = time.monotonic(), datetime.datetime.now(datetime.UTC)
     machine = state()
@@ -54,7 +54,7 @@ def bench(options: Options) -> dict[str, Any]:
 
 
 def sections_of(name: str, options: Options) -> Sequence[Section]:
-    """One benchmark. Only what is asked for is imported: half of them need no Ray."""
+    """Runs one benchmark. Imports only what it needs: half of them need no Ray."""
     if name == "ladder":
         from ltcore.benchmarks.ladder import ladder
 
@@ -77,6 +77,7 @@ def sections_of(name: str, options: Options) -> Sequence[Section]:
 
 
 def hardware_line(machine: dict[str, Any]) -> str:
+    """Describes the machine in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
     load = machine["load_average"][0]
@@ -87,6 +88,7 @@ def hardware_line(machine: dict[str, Any]) -> str:
 
 
 def show(console: Terminal, section: Section) -> None:
+    """Prints a section as a table."""
     unit = section.unit
     table = Table(title=section.title, title_justify="left")
     for name in ("rung", f"{unit} (median)", "peer", f"peer {unit}", "ratio", "wanted", "verdict"):
@@ -109,4 +111,5 @@ def show(console: Terminal, section: Section) -> None:
 
 
 def readable(value: float) -> str:
+    """Formats a number with about three digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,7 +1,8 @@
-"""A further trial of a sweep: reused processes against the naive pattern, a Tune function that starts a Ray Train run.
+"""The cost of a further trial of a sweep: reused processes against the naive pattern.
 
-Both train the same configuration through the same loop; what is measured is the time from the end of one trial to the
-end of the next, less the seconds of training that the trial's ``run.json`` counts.
+The naive pattern is a Tune function that starts a Ray Train run. Both sides train the same configuration through the
+same loop. Measured is the time from the end of one trial to the end of the next, minus the seconds of training in the
+trial's ``run.json``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ OURS, NAIVE = "further trial", "further trial, Train in Tune"
 
 
 def sweep(options: Options) -> list[Section]:
+    """Measures further trials of both sides."""
     from ltcore.runtime.cluster import connect, disconnect
 
     trials = 2 if options.quick else TRIALS
@@ -57,7 +59,9 @@ def sweep(options: Options) -> list[Section]:
 
 
 def beyond(ends: list[float], trained_s: list[float]) -> float:
-    """Seconds of a further trial beyond its training: the first trial pays for what is started once.
+    """Returns the seconds of a further trial beyond its training.
+
+    The first trial is left out, since it pays for what is started once.
 
     Args:
         ends: when each trial ended, in order.
@@ -67,7 +71,7 @@ def beyond(ends: list[float], trained_s: list[float]) -> float:
 
 
 def config(options: Options) -> RunConfig:
-    """About 0.6 s of training on a core: a small network on a few hundred images of 16 px."""
+    """Returns about 0.6 s of training on a core: a small network on a few hundred images of 16 px."""
     uri = images.generated(profile(60, 10, 10))
     return from_flat(
         {
@@ -86,12 +90,12 @@ def config(options: Options) -> RunConfig:
 
 
 def values(trials: int) -> list[tuple[str, dict[str, Any]]]:
-    """(name, parameters) of trials that differ."""
+    """Returns (name, parameters) of different trials."""
     return [(f"{number:05d}", {KEY: 0.05 + 0.01 * number}) for number in range(trials)]
 
 
 def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], list[float]]:
-    """When the trials of the product's own search ended, and how long each trained."""
+    """Returns when the trials of the package's own search ended, and how long each trained."""
     from ltcore.tuning.search import Ears, SearchPlan, run_course
 
     ends: dict[str, float] = {}
@@ -114,7 +118,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
             "members": [],
             "heartbeat": "",
             "nonce": "",
-            "code": "",  # one machine and one checkout: nothing to compare
+            "code": "",  # one machine and one checkout, so there is no code to compare
             "forked": {},
         },
         scaling=scaling,
@@ -128,11 +132,11 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
 
 
 def _ignore(*_: Any) -> None:
-    """Nobody asks."""
+    """Ignores its arguments."""
 
 
 def run_naive_trials(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], list[float]]:
-    """The same for the naive pattern."""
+    """Returns when the trials of the naive pattern ended, and how long each trained."""
     jobs = {}
     for name, params in values(trials):
         job = Job(
@@ -148,7 +152,10 @@ def run_naive_trials(cfg: RunConfig, folder: str, trials: int) -> tuple[list[flo
 
 
 def collected(folder: str, ends: dict[str, float]) -> tuple[list[float], list[float]]:
-    """Ends in order, and the seconds of training in the same order; LtcoreError where a trial did not finish."""
+    """Returns the ends in order, and the seconds of training in the same order.
+
+    Raises LtcoreError where a trial did not finish.
+    """
     order = sorted(ends, key=lambda name: ends[name])
     records = [read_json(join(folder, "trials", name, "run.json")) or {} for name in order]
     for name, record in zip(order, records, strict=True):

@@ -1,8 +1,8 @@
 """Metrics of long-tailed recognition as functions of the confusion counts. All are fractions in [0, 1], in float64.
 
 Source: OLTR (many / medium / few), GLT ``utils/general_utils.py`` (macro precision and its F1).
-Differs: a group or class without test samples is None where the published code returns 0;
-GLT's F1 is 0 where it is NaN.
+Differs: a group or class without test samples is None where the published code returns 0; GLT's F1 is 0 where theirs is
+NaN.
 Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction).
 """
 
@@ -17,11 +17,11 @@ from ltcore.shots import SHOT_GROUPS
 
 
 def metrics(counts_ACC: Tensor, shot_groups: Sequence[str]) -> dict[str, float | None]:
-    """top1, macro_precision, glt_f1, worst_class, and many, medium, few each with its macro_precision.
+    """Computes top1, macro_precision, glt_f1, worst_class, and many, medium and few, each with its macro_precision.
 
-    ``shot_groups`` names the group of each class. A group is the mean over those of its classes that have test samples of
-    their accuracy, and of their precision, where predictions for them count that any test sample got (GLT's rule for
-    groups of classes); None where there is no such class.
+    ``shot_groups`` names the group of each class. A group's value is the mean accuracy, or precision, over those of its
+    classes that have test samples; None where there is no such class. For the precision, predictions of a class count
+    that were made for any test sample (GLT's rule for groups of classes).
     """
     counts_CC = counts_ACC.sum(0)
     accuracies = per_class(counts_CC)
@@ -37,15 +37,16 @@ def metrics(counts_ACC: Tensor, shot_groups: Sequence[str]) -> dict[str, float |
 
 
 def accuracy(counts_CC: Tensor) -> float | None:
-    """Share of correct predictions; None for an empty evaluation."""
+    """Returns the share of correct predictions; None for an empty evaluation."""
     total = int(counts_CC.sum())
     return int(counts_CC.diagonal().sum()) / total if total else None
 
 
 def macro_precision(counts_CC: Tensor, predicted_C: Tensor | None = None) -> float | None:
-    """Mean over the classes *present in the labels* of hits / predictions; a class never predicted contributes 0.
+    """Returns the mean of hits / predictions over the classes *present in the labels*.
 
-    ``predicted_C`` [C] replaces the number of predictions per class; the default counts those of ``counts_CC`` alone.
+    A class that is never predicted contributes 0. ``predicted_C`` [C] replaces the number of predictions per class; by
+    default those in ``counts_CC`` are counted.
     """
     present_C = counts_CC.sum(1) > 0
     if not bool(present_C.any()):
@@ -56,24 +57,27 @@ def macro_precision(counts_CC: Tensor, predicted_C: Tensor | None = None) -> flo
 
 
 def glt_f1(top1: float | None, precision: float | None) -> float | None:
-    """Harmonic mean of accuracy and macro precision, 0 where both are 0. This is *not* the macro F1."""
+    """Returns the harmonic mean of accuracy and macro precision, 0 where both are 0. This is *not* the macro F1."""
     if top1 is None or precision is None:
         return None
     return 2 * top1 * precision / (top1 + precision) if top1 + precision > 0 else 0.0
 
 
 def per_class(counts: Tensor) -> list[float | None]:
-    """Accuracy of each class, from [C, C] or [A, C, C] counts; None for a class without test samples."""
+    """Returns the accuracy of each class; None for a class without test samples.
+
+    ``counts`` is [C, C] or [A, C, C].
+    """
     counts_CC = counts.sum(0) if counts.dim() == 3 else counts
     hits, totals = counts_CC.diagonal().tolist(), counts_CC.sum(1).tolist()
     return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
 
 
 def per_attribute(counts_ACC: Tensor, names: Sequence[str] | None = None) -> dict[str, float | None]:
-    """``attribute/<name>`` -> accuracy and ``attribute/<name>/macro_precision`` of the samples with that attribute.
+    """Returns ``attribute/<name>``, the accuracy of the samples with that attribute, and its ``/macro_precision``.
 
-    Precision counts predictions inside the attribute's samples, GLT's rule for attributes ('premask'). Samples of unknown
-    attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ...
+    Precision counts predictions inside the attribute's samples, GLT's rule for attributes ('premask'). Samples of
+    unknown attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ...
     """
     known_ACC = counts_ACC[:-1]
     result: dict[str, float | None] = {}

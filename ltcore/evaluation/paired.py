@@ -1,7 +1,7 @@
-"""The difference between two configurations that were trained with the same seeds.
+"""The difference between two configurations trained with the same seeds.
 
-Seeds are paired: winner and baseline with one seed share initialisation, order of samples and augmentation, so the
-difference per seed varies less than each number. Its mean gets a two-sided Student t interval over seeds.
+Winner and baseline of the same seed share initialization, order of samples and augmentation, so the difference per seed
+varies less than each value. Its mean gets a two-sided Student t interval over seeds.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ class PairedDifference:
     """Lower end of the interval; None with fewer than two seeds."""
     high: float | None
     distinguishable: bool
-    """True where there is an interval and it leaves out 0."""
+    """True where there is an interval and it does not contain 0."""
     num_seeds: int
 
 
 def paired_difference(winner: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> PairedDifference:
-    """Interval of the mean difference; element i of both sequences has the same seed. One pair at least."""
+    """Returns the mean difference and its interval; elements i of both sequences have the same seed.
+
+    At least one pair is required.
+    """
     deltas = [w - b for w, b in zip(winner, baseline, strict=True)]
     n = len(deltas)
     mean = math.fsum(deltas) / n
@@ -44,13 +47,13 @@ def paired_difference(winner: Sequence[float], baseline: Sequence[float], confid
 
 
 def points(value: float) -> str:
-    """A difference of fractions in signed percentage points: 0.0123 -> '+1.2'."""
+    """Formats a difference of fractions in signed percentage points: 0.0123 -> '+1.2'."""
     text = f"{100 * value:+.1f}".replace("-", "−")
     return text[1:] if float(f"{100 * value:.1f}") == 0 else text
 
 
 def sentence(result: PairedDifference) -> str:
-    """'not distinguishable from the baseline (...)', or 'better (worse) than the baseline by x points (...)'."""
+    """Returns 'not distinguishable from the baseline (...)' or 'better (worse) than the baseline by x points (...)'."""
     if result.low is None or result.high is None:
         return (
             f"not distinguishable from the baseline (difference {points(result.difference)} points from one seed: "
@@ -64,7 +67,7 @@ def sentence(result: PairedDifference) -> str:
 
 
 def compare(winner: Mapping[int, Tests], baseline: Mapping[int, Tests]) -> dict[str, dict[str, dict[str, Any]]]:
-    """``comparison`` of a ``sweep.json``: split -> metric -> values per seed, mean difference and interval.
+    """Builds ``comparison`` of a ``sweep.json``: split -> metric -> values per seed, mean difference and interval.
 
     Both arguments map a seed to the ``test`` results of its run. Only seeds that both have are compared, in ascending
     order; a metric that is None anywhere (an empty shot group) is left out.

@@ -1,4 +1,4 @@
-"""The protocols of generalized long-tailed recognition: which split a model is trained on, and which one tests it.
+"""Protocols of generalized long-tailed recognition: the split that a model is trained on, and the one that tests it.
 
 Source: Tang et al., Invariant Feature Learning for Generalized Long-Tailed Classification, ECCV 2022.
 """
@@ -12,12 +12,12 @@ from typing import Any
 from ltcore.errors import ConfigError
 
 TRAIN_BALANCED = "train_cbl"
-"""Training split with balanced classes, whose attributes come as they come."""
+"""Training split with balanced classes and natural attributes."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to train and to test."""
+    """A combination of training split and test split."""
 
     name: str
     test_split: str
@@ -35,7 +35,10 @@ PROTOCOLS = {
 
 
 def split_of(protocol: str, train_split: str) -> str:
-    """Returns the split that tests a model of ``train_split``. ConfigError where the protocol does not go with it."""
+    """Returns the split that tests a model of ``train_split``.
+
+    Raises ConfigError where the protocol does not apply to models of that split.
+    """
     balanced = train_split == TRAIN_BALANCED
     if PROTOCOLS[protocol].class_balanced_training != balanced:
         fits = [key for key, row in PROTOCOLS.items() if row.class_balanced_training == balanced]
@@ -48,7 +51,7 @@ def split_of(protocol: str, train_split: str) -> str:
 
 
 def protocol_of(split: str, record: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns (name, meaning) of a test on ``split`` after the training that ``run.json`` or ``sweep.json`` describes."""
+    """Returns (name, meaning) of a test on ``split`` after the training described by ``run.json`` or ``sweep.json``."""
     trained_on = (record.get("identity") or record.get("config") or {}).get("data.train_split", "train")
     balanced = trained_on == TRAIN_BALANCED
     for row in PROTOCOLS.values():

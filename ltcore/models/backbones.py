@@ -1,8 +1,8 @@
-"""Convolutional trunks: images [B, 3, H, W] to one feature map per expert.
+"""Convolutional backbones: images [B, 3, H, W] to one feature map per expert.
 
 A backbone is a shared ``trunk`` followed by ``branches``, one per expert. With one expert the single branch has full
-width and the whole is the ordinary network. With more, each expert owns the last stages at reduced width (RIDE, Wang
-et al. 2021, arXiv:2010.01809): stages 2 and 3 of a CIFAR ResNet, stages 3 and 4 of ResNet-50.
+width and the whole is the ordinary network. With more, each expert owns the last stages at reduced width (RIDE, Wang et
+al. 2021, arXiv:2010.01809): stages 2 and 3 of a CIFAR ResNet, stages 3 and 4 of ResNet-50.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ class Backbone(nn.Module):
         self.expert_dim = expert_dim
         """Channels of one expert's feature map."""
         self.stage_dims = stage_dims
-        """Channels after each stage but the last, by its name: module ``layer<k>`` is 'stage<k>'. A stage that every
-        expert has counts the channels of all."""
+        """Channels after each stage except the last, by name: module ``layer<k>`` is 'stage<k>'. For a stage that every
+        expert has, the sum over experts.
+        """
         self.conv_fan = conv_fan
-        """'fan_in' or 'fan_out': which fan the published He initialization of this network uses."""
+        """'fan_in' or 'fan_out': the fan in the published He initialization of this network."""
         self.min_px = min_px
-        """Smallest height and width it accepts."""
+        """Smallest image height and width that the network accepts."""
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
-        """E feature maps [B, expert_dim, h, w]. Raises ConfigError for images under ``min_px``."""
+        """Returns E feature maps [B, expert_dim, h, w]. Raises ConfigError for images under ``min_px``."""
         return self.with_stages(images_BCHW, frozenset())[0]
 
     def with_stages(self, images_BCHW: Tensor, stages: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The feature maps, and the map [B, stage_dims[name], h, w] after each of the named stages.
+        """Returns the feature maps, and the map [B, stage_dims[name], h, w] after each of the named stages.
 
         Raises ConfigError for images under ``min_px``.
         """
@@ -64,7 +65,7 @@ class Backbone(nn.Module):
 
 
 def _through(part: nn.Module, x: Tensor, kept: dict[str, list[Tensor]]) -> Tensor:
-    """Output of a chain of modules; adds the output of every stage that ``kept`` names."""
+    """Applies a chain of modules and appends to ``kept`` the output of every stage that it names."""
     for name, module in part.named_children():
         x = module(x)
         stage = name.replace("layer", "stage")
@@ -78,8 +79,10 @@ BuildBackbone = Callable[[NormFactory, int, float], Backbone]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a parameter-free shortcut: every second pixel, new channels filled with zeros (option
-    A)."""
+    """Two 3x3 convolutions and a shortcut without parameters (option A).
+
+    The shortcut takes every second pixel and fills new channels with zeros.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int, norm: NormFactory) -> None:
         super().__init__()
@@ -91,7 +94,7 @@ class BasicBlock(nn.Module):
         self.pad = (channels - channels_in) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels_in, h, w] -> [B, channels, h / stride, w / stride], both rounded up."""
+        """Maps [B, channels_in, h, w] to [B, channels, h / stride, w / stride], both rounded up."""
         shortcut = x
         if self.stride != 1:
             shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
@@ -105,12 +108,15 @@ def _stage(channels_in: int, channels: int, blocks: int, stride: int, norm: Norm
 
 
 def _even(channels: float) -> int:
-    """Rounded down to an even number, so that option A can pad both sides alike."""
+    """Rounds down to an even number, so that option A can pad both sides equally."""
     return int(channels) // 2 * 2
 
 
 def cifar_resnet(blocks: int) -> BuildBackbone:
-    """ResNet with 6 * blocks + 2 layers for small images: 16, 32, 64 channels at 1, 1/2, 1/4 of the resolution."""
+    """Returns a builder of the ResNet with 6 * blocks + 2 layers for small images.
+
+    It has 16, 32 and 64 channels at 1, 1/2 and 1/4 of the resolution.
+    """
 
     def build(norm: NormFactory, num_experts: int, expert_width: float) -> Backbone:
         width = expert_width if num_experts > 1 else 1.0
@@ -133,7 +139,10 @@ def cifar_resnet(blocks: int) -> BuildBackbone:
 
 
 def torchvision_resnet(blocks: tuple[int, int, int, int], groups: int = 1, width_per_group: int = 64) -> BuildBackbone:
-    """The bottleneck network of torchvision with so many blocks in each stage, without weights and without classifier."""
+    """Returns a builder of torchvision's bottleneck network, without pretrained weights and classifier.
+
+    ``blocks`` are the blocks in each stage.
+    """
 
     def build(norm: NormFactory, num_experts: int, expert_width: float) -> Backbone:
         from torchvision.models.resnet import Bottleneck, ResNet
@@ -147,7 +156,7 @@ def torchvision_resnet(blocks: tuple[int, int, int, int], groups: int = 1, width
         if num_experts > 1:
             planes3, planes4 = round(planes3 * expert_width), round(planes4 * expert_width)
         for _ in range(num_experts):
-            net.inplanes = 128 * Bottleneck.expansion  # what layer2 hands over; _make_layer advances it
+            net.inplanes = 128 * Bottleneck.expansion  # output channels of layer2; _make_layer changes it
             branch = nn.Sequential()
             branch.add_module("layer3", net._make_layer(Bottleneck, planes3, blocks[2], stride=2))
             branch.add_module("layer4", net._make_layer(Bottleneck, planes4, blocks[3], stride=2))
@@ -164,6 +173,6 @@ def torchvision_resnet(blocks: tuple[int, int, int, int], groups: int = 1, width
 
 
 def pool(fmap_BDhw: Tensor) -> Tensor:
-    """[B, D] mean over positions, accumulated and returned in float32 where the map is of a half type."""
+    """Averages over positions to [B, D]; half types are accumulated and returned in float32."""
     dtype = torch.float32 if fmap_BDhw.dtype in (torch.bfloat16, torch.float16) else fmap_BDhw.dtype
     return fmap_BDhw.mean((2, 3), dtype=dtype)

@@ -1,4 +1,4 @@
-"""Classifiers on pooled features and the projection for contrastive terms."""
+"""Classifiers on pooled features, and the projection for contrastive losses."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ _EPS = 1e-6
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors along the last dimension scaled to length 1: x / sqrt(|x|^2 + 1e-12).
+    """Scales vectors along the last dimension to length 1: x / sqrt(|x|^2 + 1e-12).
 
-    A zero vector stays zero and its gradient finite (dividing by a clamped norm gives 1e12 there with torch's default).
+    A zero vector stays zero with a finite gradient (dividing by a clamped norm gives 1e12 there with torch's default).
     """
     return vectors * (vectors.square().sum(-1, keepdim=True) + _EPS**2).rsqrt()
 
 
 class CosineHead(nn.Module):
-    """logits = scale * cos(w_c, z); [B, D] -> [B, C], no bias. Features of length zero give logits 0.
+    """Cosine classifier, logits = scale * cos(w_c, z); [B, D] -> [B, C], no bias. Features of length zero give logits
+    0.
 
-    Source: NormFace, Wang et al. 2017, arXiv:1704.06369; LDAM and RIDE use scale 30 with it.
-    Differs: class weights start He normal, about 1.41 long, in their codes 1 long. Their length divides the gradient.
+    Source: NormFace, Wang et al. 2017, arXiv:1704.06369; LDAM and RIDE use it with scale 30.
+    Differs: class weights are initialized He normal, with length about 1.41; in their codes the length is 1. The
+    gradient is divided by this length.
     """
 
     def __init__(self, features: int, num_classes: int, scale: float) -> None:
@@ -36,13 +38,13 @@ class CosineHead(nn.Module):
         self.scale = scale
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """[B, C] scaled cosines."""
+        """Returns the scaled cosines [B, C]."""
         return self.scale * F.linear(unit(features_BD), unit(self.weight))
 
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One classifier: ``build(features, num_classes, scale)``."""
+    """A registered classifier, ``build(features, num_classes, scale)``."""
 
     build: Callable[[int, int, float], nn.Module]
     summary: str
@@ -55,7 +57,7 @@ HEADS: dict[str, HeadRow] = {
 
 
 class Projection(nn.Module):
-    """[B, D] -> unit vectors [B, d] through ``hidden`` layers of Linear, batch norm and ReLU, then Linear.
+    """Maps [B, D] to unit vectors [B, d] by ``hidden`` layers of Linear, batch norm and ReLU, then Linear.
 
     Source: PaCo, Cui et al. 2021, arXiv:2107.12028, with one hidden layer of D units.
     """
@@ -71,5 +73,5 @@ class Projection(nn.Module):
         self.layers = nn.Sequential(layers)
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """[B, d], unit rows."""
+        """Returns unit rows [B, d]."""
         return unit(self.layers(features_BD))

@@ -1,7 +1,7 @@
-"""LongTailNet: backbone, pooling, one classifier per expert, and a projection where a loss asks for one.
+"""LongTailNet: backbone, pooling, one classifier per expert, and a projection where a loss needs one.
 
-Every parameter is drawn from a generator keyed by the run's seed and its own full name. Building a projection, or
-anything else beside the classifier, therefore never changes another parameter's first value.
+Every parameter is drawn from a generator keyed by the run's seed and the parameter's full name. Building a projection,
+or any other additional module, therefore never changes the initial value of another parameter.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS
 
 MAP = "fmap/"
-"""Before the name of a stage: its feature map is asked for, not its pooled features."""
+"""Prefix of a stage name in ``needs`` that requires its feature map instead of its pooled features."""
 PROJECTIONS = ("projection.", "own_projection.")
-"""How the names of parameters begin that only training needs."""
-
+"""Name prefixes of parameters that are used in training only."""
 
 MAX_EXPERTS = 64
-"""Each is a network of its own: a larger number is a mistake, or damage."""
+"""Upper limit that catches mistakes and corrupted files: each expert is a network of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +40,20 @@ class ModelConfig:
     cosine_scale: float = 16.0
     """Factor on the cosines, > 0. No effect with a linear head. LDAM and RIDE use 30."""
     num_experts: int = 1
-    """Classifiers, >= 1. From 2 on each owns the last stages of the backbone, and logits are [B, E, C]."""
+    """Number of classifiers, 1 to 64. From 2 on each has its own last stages of the backbone, and logits are [B, E, C].
+    """
     expert_width: float = 0.75
     """Channels of an expert's own stages relative to the plain network, in (0, 1]. No effect with one expert."""
     projection_dim: int = 32
-    """Length d of query and key vectors, >= 1. No effect unless a loss asks for a query."""
+    """Length d of query and key vectors, >= 1. No effect unless a loss uses a query."""
     projection_hidden: int = 1
-    """Hidden layers of the projection, >= 0. No effect unless a loss asks for a query."""
+    """Hidden layers of the projection, >= 0. No effect unless a loss uses a query."""
     key_decay: float = 0.999
-    """Decay per step of the EMA key encoder, in [0, 1]. No effect unless a loss asks for a key."""
+    """Decay per step of the EMA key encoder, in [0, 1]. No effect unless a loss uses a key."""
     ghost_batch: int | None = None
     """Samples per batch-norm statistic in training, >= 2, a divisor of the batch size per rank; null: the whole batch
-    of the rank. Results equal for several world sizes need it set."""
+    of the rank. Must be set for equal results on different numbers of ranks.
+    """
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -76,15 +77,15 @@ class ModelConfig:
 
 
 class LongTailNet(nn.Module):
-    """Images to ``ModelOutput``; fills what ``needs`` names and nothing else.
+    """Maps images to ``ModelOutput``, of which it fills only what ``needs`` names.
 
     Args:
         cfg: the network.
         num_classes: C.
-        needs: what the losses ask for, out of 'fmap', 'query', 'own_query', 'key', the names of ``stage_dims`` (pooled
-            features) and these after 'fmap/' (maps). 'query' and 'own_query' build a projection each; 'key' changes nothing
-            here, as the key encoder is an ``EmaCopy`` of this module and its key is its own query.
-        seed: of the run; keys the initial value of every parameter.
+        needs: outputs that the losses require, out of 'fmap', 'query', 'own_query', 'key', the names of ``stage_dims``
+            (pooled features) and these after 'fmap/' (maps). 'query' and 'own_query' build a projection each; 'key' has no
+            effect here, as the key encoder is an ``EmaCopy`` of this module and its key is its own query.
+        seed: seed of the run, which determines the initial value of every parameter.
     """
 
     def __init__(self, cfg: ModelConfig, num_classes: int, needs: frozenset[str], seed: int) -> None:
@@ -94,10 +95,13 @@ class LongTailNet(nn.Module):
         """D: experts' features are concatenated."""
         self.projection_dim = cfg.projection_dim
         """d, whether or not a projection is built."""
-        with torch.random.fork_rng(devices=[]):  # torch's own initialization is overwritten and must leave no trace
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's own initialization, overwritten below, must not use up numbers
             self.backbone = MODELS[cfg.name].build(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
             dim = self.backbone.expert_dim
             self.feature_dim = dim * cfg.num_experts
+            """D, the length of the experts' concatenated features."""
             self.stage_dims = self.backbone.stage_dims
             build_head = HEADS[cfg.head].build
             self.heads = nn.ModuleList(build_head(dim, num_classes, cfg.cosine_scale) for _ in range(cfg.num_experts))
@@ -109,8 +113,9 @@ class LongTailNet(nn.Module):
         return Projection(self.feature_dim, cfg.projection_dim, cfg.projection_hidden, norm1d(cfg.ghost_batch))
 
     def forward(self, images_BCHW: Tensor) -> ModelOutput:
-        """Logits, features and query are float32 under autocast (float64 for float64 images): only convolutions run in
-        a half type, because a bfloat16 logit has an error of 2^-9 of its size.
+        """Computes logits, features and query in float32 under autocast (float64 for float64 images).
+
+        Only convolutions run in a half type, because a bfloat16 logit has a relative error of 2^-9.
         """
         asked = frozenset(need.removeprefix(MAP) for need in self.needs)
         fmaps, stage_fmaps = self.backbone.with_stages(images_BCHW, asked)
@@ -135,9 +140,11 @@ class LongTailNet(nn.Module):
 def init_parameters_(net: nn.Module, seed: int, conv_fan: str) -> None:
     """Sets every parameter from a generator keyed by (seed, 'init', its full name).
 
-    Weights are He normal, N(0, 2 / fan): ``conv_fan`` ('fan_in' or 'fan_out') for convolutions as each network's paper
-    code does it, the number of inputs for linear and cosine layers. Biases are 0, norm weights 1.
-    Raises TypeError for a kind of module it has no rule for, so that none keeps a value of torch's global generator.
+    Weights are He normal, N(0, 2 / fan): for convolutions the fan is ``conv_fan`` ('fan_in' or 'fan_out'), as in each
+    network's paper code; for linear and cosine layers it is the number of inputs. Biases are 0, norm weights 1.
+
+    Raises TypeError for a kind of module without a rule, so that no parameter keeps a value of torch's global
+    generator.
     """
     for prefix, module in net.named_modules():
         for local, parameter in module.named_parameters(recurse=False):
@@ -155,6 +162,9 @@ def init_parameters_(net: nn.Module, seed: int, conv_fan: str) -> None:
 
 
 def _fans(weight: Tensor) -> tuple[int, int]:
-    """(inputs, outputs) of one unit of a [out, in, ...] weight; grouped convolutions count one group, as torch does."""
+    """Returns (inputs, outputs) of one unit of a [out, in, ...] weight.
+
+    Grouped convolutions count one group, as in torch.
+    """
     receptive = math.prod(weight.shape[2:])
     return weight.shape[1] * receptive, weight.shape[0] * receptive

@@ -1,11 +1,12 @@
-"""Batch normalization over fixed groups, so that statistics do not depend on how a batch is spread over ranks.
+"""Batch normalization over fixed groups, so that statistics do not depend on how a batch is split over ranks.
 
 With ``group`` samples per statistic, one process with batch 128 and two ranks with 64 each normalize by the same
 numbers. The running statistics of one process equal the mean of those of the ranks, because their update is linear and
 the groups are equally large; ``average_running_stats_`` takes that mean.
 
-Source: ghost batch normalization, Hoffer et al. 2017, arXiv:1705.08741. Differs: the running update is the mean over
-groups of one linear step from the same starting point, not a chain of steps.
+Source: ghost batch normalization, Hoffer et al. 2017, arXiv:1705.08741.
+Differs: the running update is the mean over groups of one linear step from the same starting point, not a chain of
+steps.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from ltcore import dist
 NormFactory = Callable[[int], nn.Module]
 """``norm(num_channels)``, a normalization of [B, C, h, w]."""
 
-_MOMENTUM = 0.1  # torch's default, and that of every published code in this field
+_MOMENTUM = 0.1  # torch's default, used by all published long-tail codes
 
 
 class _GhostBatchNorm(_BatchNorm):
-    """Shared by the 1d and 2d forms: in training every ``group`` consecutive samples are normalized on their own."""
+    """Common part of the 1d and 2d forms; in training, every ``group`` consecutive samples are normalized on their own."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -64,41 +65,44 @@ class _GhostBatchNorm(_BatchNorm):
 
 
 class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
-    """[B, C, h, w], statistics per channel over ``group`` samples and all positions; B must be a multiple of ``group``.
+    """Batch norm of [B, C, h, w] with statistics per channel over ``group`` samples and all positions.
 
-    In evaluation mode it is ``nn.BatchNorm2d``. Raises ValueError on a training batch that ``group`` does not divide.
+    B must be a multiple of ``group``. In evaluation mode it is ``nn.BatchNorm2d``. Raises ValueError on a training
+    batch that ``group`` does not divide.
     """
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
-    """[B, C], statistics per channel over ``group`` samples; otherwise as ``GhostBatchNorm2d``."""
+    """Batch norm of [B, C] with statistics per channel over ``group`` samples; otherwise as ``GhostBatchNorm2d``."""
 
 
 def norm2d(group: int | None) -> NormFactory:
-    """Builds ``nn.BatchNorm2d`` for None, ``GhostBatchNorm2d`` for a group size."""
+    """Returns a builder of ``nn.BatchNorm2d`` for None, of ``GhostBatchNorm2d`` for a group size."""
     return nn.BatchNorm2d if group is None else partial(GhostBatchNorm2d, group=group)
 
 
 def norm1d(group: int | None) -> NormFactory:
-    """Builds ``nn.BatchNorm1d`` for None, ``GhostBatchNorm1d`` for a group size."""
+    """Returns a builder of ``nn.BatchNorm1d`` for None, of ``GhostBatchNorm1d`` for a group size."""
     return nn.BatchNorm1d if group is None else partial(GhostBatchNorm1d, group=group)
 
 
 def running_stats(net: nn.Module) -> list[Tensor]:
-    """Running mean and variance of every batch norm, in a fixed order: the tensors themselves. ``num_batches_tracked`` is not
-    among them, being equal on all ranks."""
+    """Returns running mean and variance of every batch norm in a fixed order, the tensors themselves.
+
+    ``num_batches_tracked`` is left out because it is equal on all ranks.
+    """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     return [stat for norm in norms for stat in (norm.running_mean, norm.running_var) if stat is not None]
 
 
 def flatten(stats: list[Tensor]) -> Tensor:
-    """One vector of all."""
+    """Concatenates the tensors into one vector."""
     return torch.cat([stat.flatten() for stat in stats])
 
 
 @torch.no_grad()
 def assign_(stats: list[Tensor], flat: Tensor) -> None:
-    """The inverse of ``flatten``, in place."""
+    """Writes the vector of ``flatten`` back into the tensors."""
     for stat, values in zip(stats, flat.split([stat.numel() for stat in stats]), strict=True):
         stat.copy_(values.view_as(stat))
 

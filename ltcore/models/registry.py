@@ -1,4 +1,4 @@
-"""The networks by name: one row each. ``ltcore methods`` and the contract tests read this table."""
+"""Registry of networks by name, which ``ltcore methods`` and the contract tests read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ltcore.models.backbones import BuildBackbone, cifar_resnet, torchvision_res
 
 @dataclass(frozen=True)
 class Row:
-    """One network."""
+    """A registered network."""
 
     build: BuildBackbone
     summary: str
     paper: str
     stages: tuple[str, ...]
-    """Names of the stages before the last, whose pooled features a loss may ask for."""
+    """Names of the stages before the last, whose pooled features a loss may use."""
 
 
 _CIFAR_STAGES = ("stage1", "stage2")
@@ -24,7 +24,7 @@ _CIFAR_PAPER = "He et al. 2016, arXiv:1512.03385, section 4.2 (option A shortcut
 
 _RESNET_PAPER = "He et al. 2016, arXiv:1512.03385; stride in the 3x3 convolution as in torchvision"
 
-# A dict literal: the linter (F601) refuses a repeated name.
+# A dict literal, because the linter (F601) then reports repeated names.
 MODELS: dict[str, Row] = {
     "resnet8": Row(
         cifar_resnet(1),

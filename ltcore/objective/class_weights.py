@@ -1,4 +1,4 @@
-"""Class weights by the effective number of samples, and how a weighted loss is normalized.
+"""Class weights by the effective number of samples, and the normalization of a weighted loss.
 
 Source: Cui et al., "Class-balanced loss based on effective number of samples", CVPR 2019; the deferred schedule (DRW)
 is that of Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss", NeurIPS 2019.
@@ -18,7 +18,10 @@ WEIGHT_NORMS = ("batch", "batch_sum")
 
 
 def effective_weights(counts_C: Tensor, beta: float) -> Tensor:
-    """float64 [C], summing to C: (1 - beta) / (1 - beta^n_c). beta = 0 is all ones, beta -> 1 the inverse counts."""
+    """Returns float64 [C] weights (1 - beta) / (1 - beta^n_c), scaled to sum to C.
+
+    beta = 0 gives all ones, beta -> 1 the inverse counts.
+    """
     if beta == 0:
         return torch.ones_like(counts_C, dtype=torch.float64)
     # -expm1(n log beta) is 1 - beta^n without cancellation for beta near 1.
@@ -27,11 +30,12 @@ def effective_weights(counts_C: Tensor, beta: float) -> Tensor:
 
 
 class EffectiveWeights(nn.Module):
-    """``effective_weights`` for the stream that the model sees.
+    """Class weights of ``effective_weights``, corrected for the stream that the model sees.
 
-    Where IFL's environments change the class shares from pi to s, w_c pi_c / s_c: each class then has the part in the loss
-    that it has without them, instead of being balanced twice. With ``objective.prior: dataset`` w_c stays, as in GLT's
-    code; with ``beta`` 0 there is nothing to correct, and all stay 1.
+    Where IFL's environments change the class shares from pi to s, the weight is w_c pi_c / s_c: each class then
+    contributes as much to the loss as without environments, instead of being balanced twice. With ``objective.prior:
+    dataset`` w_c is not corrected, as in GLT's code. With ``beta`` 0 there is nothing to correct, and all weights stay
+    1.
     """
 
     def __init__(self, stats: ClassStats, beta: float) -> None:
@@ -43,18 +47,19 @@ class EffectiveWeights(nn.Module):
         self.register_buffer("log_share_C", stats.log_prior_C("dataset", torch.float64), persistent=False)
 
     def forward(self, log_prior_C: Tensor) -> Tensor:
-        """[C] weights where ``log_prior_C`` [C] is the log share of each class, in its type."""
+        """Returns the weights [C] for a stream with log class shares ``log_prior_C`` [C], in its type."""
         if self.beta == 0:
             return self.weights_C.to(log_prior_C.dtype)
         return self.weights_C.to(log_prior_C.dtype) * (self.log_share_C.to(log_prior_C.dtype) - log_prior_C).exp()
 
 
 def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
-    """[B] losses times their weights; the mean over the global batch is the weighted loss.
+    """Multiplies the losses [B] by their weights, normalized by ``norm``.
 
-    ``norm='batch'`` divides by the number of samples. ``'batch_sum'`` divides by the sum of the weights in the global
-    batch, as ``torch.nn.CrossEntropyLoss(weight)`` and the authors' codes do: the step then depends on who is in the
-    batch. Weights that IFL multiplies afterwards are not in that sum.
+    The mean of the result over the global batch is the weighted loss. ``norm='batch'`` divides by the number of
+    samples. ``'batch_sum'`` divides by the sum of the weights in the global batch, as
+    ``torch.nn.CrossEntropyLoss(weight)`` and the authors' codes do: the step then depends on which samples share the
+    batch. Weights that IFL applies afterwards are not part of that sum.
     """
     weights_B = weights_B.to(loss_B.dtype)
     if norm == "batch_sum":
@@ -63,7 +68,7 @@ def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
 
 
 def check_options(beta: float, weight_norm: str) -> None:
-    """Raises ValueError that starts with the name of the wrong option."""
+    """Raises ValueError for an option out of range; the message starts with the option's name."""
     if not 0 <= beta < 1:
         raise ValueError(f"beta must be in [0, 1), got {beta}")
     if weight_norm not in WEIGHT_NORMS:

@@ -1,4 +1,4 @@
-"""Supervised contrast: the building block that PaCo and LPA share.
+"""The contrast set and the supervised contrastive loss that PaCo and LPA share.
 
 Shapes: B anchors of this rank, A = 2WB + Q contrast elements (WB + Q without keys), d projection.
 """
@@ -17,21 +17,24 @@ from ltcore.objective.interface import LossContext
 from ltcore.objective.memory.queue import Queue
 
 SPARED = "spared"
-"""Under this name in ``LossContext.shared`` a term may leave a function of the labels [A] of a contrast set: bool [B, A], which
-elements are no negatives of an anchor for a base that contrasts."""
+"""Key in ``LossContext.shared`` for a function from the labels [A] of a contrast set to bool [B, A]: the elements that
+a contrastive base must not use as negatives of an anchor. A term may set it.
+"""
 
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Queries of this rank against [queries; keys] of the global batch and the queue, built once per forward for all who ask
-    alike."""
+    """Similarities of this rank's queries to the queries and keys of the global batch and to the queue.
+
+    Built once per forward for all losses that ask for the same set.
+    """
 
     labels_A: Tensor
     """int64; -1 in unfilled queue slots."""
     cosine_BA: Tensor
-    """float32 (float64 for float64 input); gradient flows to the queries on both sides, of all ranks."""
+    """float32 (float64 for float64 input); the gradient flows to the queries on both sides, of all ranks."""
     excluded_BA: Tensor
-    """bool: the anchor itself, and unfilled queue slots."""
+    """bool; True for the anchor itself and for unfilled queue slots."""
 
     @classmethod
     def of(
@@ -44,8 +47,10 @@ class ContrastSet:
         *,
         keys: bool = True,
     ) -> ContrastSet:
-        """The set of this forward, with or without its ``keys``: losses that ask alike get the same object. A collective the
-        first time."""
+        """Returns the contrast set of this forward, with or without ``keys``.
+
+        Losses that ask with the same arguments get the same object. The first call is a collective.
+        """
         key = ("contrast", queue, space, keys)
         contrast: ContrastSet = ctx.once(key, lambda: cls._build(out, labels_B, queue, space, keys))
         return contrast
@@ -65,19 +70,20 @@ class ContrastSet:
         excluded_BA = (~torch.cat(valid_A)).repeat(len(labels_B), 1)
         own = torch.arange(len(labels_B), device=labels_B.device)
         excluded_BA[own, dist.rank() * len(labels_B) + own] = True
-        # queue.merge writes its tensors in place after the step; torch.cat copies, so the graph keeps this step's keys
+        # queue.merge overwrites its tensors after the step; torch.cat copies them, so the graph keeps this step's keys
         return cls(torch.cat(labels_A), query_Bd @ torch.cat(contrast_Ad).T, excluded_BA)
 
 
 def supcon(cosine_BA: Tensor, weights_BA: Tensor, excluded_BA: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Loss [B] of each anchor and bool [B], whether it has a positive (its loss is 0 otherwise).
+    """Returns the loss [B] of each anchor, and bool [B], whether it has a positive.
 
         L_i = -(1 / sum_j M_ij) sum_j M_ij log softmax_{j not excluded}(cos_ij / T)
 
-    ``weights_BA`` is M >= 0 and counts only where not excluded. The logarithm is inside the sum ("out" form of Khosla
-    et al., Supervised Contrastive Learning, 2020, with their base temperature equal to T's, so that no factor remains).
+    The loss of an anchor without a positive is 0. ``weights_BA`` is M >= 0; entries at excluded elements are ignored.
+    The logarithm is inside the sum ("out" form of Khosla et al., Supervised Contrastive Learning, 2020, with their base
+    temperature equal to T, so that no factor remains).
     """
-    # -inf before the maximum is taken: the self cosine (1/T = 20 at T = 0.05) would push all others into underflow
+    # Mask before the maximum is taken: the self cosine (1/T = 20 at T = 0.05) would make all other terms underflow.
     logits_BA = (cosine_BA / temperature).masked_fill(excluded_BA, float("-inf"))
     log_prob_BA = logits_BA.log_softmax(1).masked_fill(excluded_BA, 0.0)
     weights_BA = weights_BA.masked_fill(excluded_BA, 0.0)
@@ -88,9 +94,9 @@ def supcon(cosine_BA: Tensor, weights_BA: Tensor, excluded_BA: Tensor, temperatu
 
 
 def mean_over_valid(loss_B: Tensor, valid_B: Tensor) -> Tensor:
-    """Mean over the valid anchors of all ranks, scaled so that the mean over ranks of what they return is that mean.
+    """Returns the mean over the valid anchors of all ranks, 0 where no rank has one.
 
-    0 where no anchor of any rank is valid.
+    Scaled such that averaging the returned values over ranks gives that mean.
     """
     count = dist.all_reduce_sum_(valid_B.sum().to(loss_B.dtype))
     return (loss_B * valid_B).sum() * dist.world() / count.clamp_min(1)

@@ -1,4 +1,4 @@
-"""Sizes of the features that losses and memories see."""
+"""Feature sizes for losses and memories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureDims:
-    """Sizes that losses and memories allocate by."""
+    """Sizes by which losses and memories allocate their tensors."""
 
     features: int
     """D, channels of the last feature map and length of the pooled feature."""
@@ -20,9 +20,9 @@ class FeatureDims:
     num_samples: int
     """N, samples of the training split."""
     stages: Mapping[str, int] = field(default_factory=dict)
-    """Length of the pooled features of each earlier stage, by its name."""
+    """Length of the pooled features of each earlier stage, by stage name."""
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """float32 for half types, the tensor itself otherwise: losses are never computed below float32."""
+    """Converts half types to float32 and returns other tensors as they are: losses are never computed below float32."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

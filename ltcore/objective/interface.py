@@ -1,9 +1,10 @@
-"""The contract of the two kinds of loss: a base returns one number per sample, a term returns one penalty.
+"""Interfaces of the two kinds of loss: a base returns one number per sample, a term returns one penalty.
 
-Both are pure: they read published memories and write nothing, so calling one twice gives the same number. What is
-remembered across steps lives in a memory (``objective/memory``): a loss *declares* what it needs and never updates it.
+Both are pure: they read published memories and write nothing, so calling one twice gives the same number. State that
+lasts across steps lives in a memory (``objective/memory``): a loss *declares* the memories it needs and never updates
+them.
 
-Values follow the convention of ``ltcore.dist``: the mean over ranks of what the ranks return is the loss of the global
+Values follow the convention of ``ltcore.dist``: the mean over ranks of the returned values is the loss of the global
 batch.
 """
 
@@ -21,15 +22,15 @@ from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
 
 NEEDS = frozenset({"fmap", "query", "own_query", "key"})
-"""What a loss may ask of the network: the feature map, the query projection, a second projection for itself, an EMA key
-encoder (of the second view, where there is one). Besides these, the name of an earlier stage ('stage1', ...) asks for its
-pooled features, and 'fmap/' before it ('fmap/stage1') for its map.
+"""Network outputs that a loss may require: the feature map, the query projection, a second projection for its own use,
+an EMA key encoder (applied to the second view, where there is one). Besides these, the name of an earlier stage
+('stage1', ...) requires its pooled features, and the name after 'fmap/' ('fmap/stage1') its feature map.
 """
 
 
 @dataclass
 class LossContext:
-    """What a loss may look at besides the current output. One object per forward."""
+    """Inputs of a loss besides the current output. One object per loss and forward."""
 
     stats: ClassStats
     log_prior_C: Tensor
@@ -37,14 +38,16 @@ class LossContext:
     progress: float
     """Fraction of training done, in [0, 1]: images seen over images in total."""
     memories: Mapping[str, Memory]
-    """The memories this loss declared, under the names it gave them."""
+    """The memories that this loss declared, under its own names for them."""
     shared: dict[Any, Any] = field(default_factory=dict)
-    """Results that several losses of one forward use (the similarity matrix of PaCo and LPA)."""
+    """Results that several losses of one forward use, such as the similarity matrix of PaCo and LPA."""
     logged: dict[str, Tensor] = field(default_factory=dict)
-    """Detached scalars to log beside the loss, by a name of its own for each. As for the loss, the mean over ranks is global."""
+    """Detached scalars to log beside the loss, each under its own name. The mean over ranks is the global value, as for
+    the loss.
+    """
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """``compute()``, at most once per forward for each ``key``."""
+        """Returns the result of ``compute``, which is called at most once per forward for each ``key``."""
         if key not in self.shared:
             self.shared[key] = compute()
         return self.shared[key]
@@ -55,15 +58,15 @@ class Base(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     expert_head: ClassVar[bool] = False
-    """True: the loss expects logits [B, E, C]."""
+    """True: the loss expects logits [B, E, C] of several experts."""
     label_mix: ClassVar[bool] = True
-    """True: the loss is a function of (logits, label) alone, so mixup may combine two labels."""
+    """True: the loss depends only on (logits, label), so mixup may combine two labels."""
     contrasts: ClassVar[bool] = False
-    """True: the other samples are its negatives, and it leaves out those that a term spares."""
+    """True: the other samples are its negatives, except those that a term marks as ``SPARED``."""
     learns_centers: ClassVar[bool] = False
-    """True: the classifier's rows are centers that the loss itself must move."""
+    """True: the classifier's rows are class centers that this loss itself has to train."""
     text_order_in_glt: ClassVar[bool] = False
-    """True: GLT's code has this loss, with class counts in the order of text (``objective.prior``)."""
+    """True: GLT's code has this loss, with class counts in text order (``objective.prior``)."""
 
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()
@@ -71,31 +74,36 @@ class Base(nn.Module):
 
     @staticmethod
     def cosine_scale(cfg: Any) -> float | None:
-        """Scale of the cosine head without which this configuration makes no sense; None: any head will do."""
+        """Returns the scale that this configuration requires of a cosine head; None where any head works."""
         return None
 
     @staticmethod
     def views(cfg: Any) -> int:
-        """Views of each image that it looks at, 1 or 2; the key encoder sees the last one."""
+        """Returns how many views of each image the loss uses, 1 or 2. The key encoder sees the last one."""
         return 1
 
     @staticmethod
     def gathers(cfg: Any) -> bool:
-        """True where the loss looks across the global batch, so that gradient accumulation would change its value."""
+        """Tells whether the loss depends on the whole global batch.
+
+        Gradient accumulation would then change its value.
+        """
         return False
 
     @staticmethod
     def balances(cfg: Any) -> str:
-        """How this configuration makes up for the class frequencies already, as the end of 'which ...'; '' where it does
-        not, and stage 2 or post-hoc logit adjustment may."""
+        """Returns how this configuration already compensates for class frequencies, as the end of 'which ...'.
+
+        Empty where it does not; only then may stage 2 or post-hoc logit adjustment balance the classes.
+        """
         return ""
 
     def memories(self) -> dict[str, MemorySpec]:
-        """Name, as this loss will find it in the context -> what it remembers across steps."""
+        """Returns the memories that the loss needs, by the names under which the context provides them."""
         return {}
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """float32 [B], one loss per sample, never reduced."""
+        """Returns the loss of each sample, float32 [B], without reduction."""
         raise NotImplementedError  # abstract
 
 
@@ -104,7 +112,9 @@ class TermConfig:
     """Fields that every term has."""
 
     weight: float = 1.0
-    """Factor of the penalty in the objective. 0 is not 'off' for a term that also re-weights samples; null is."""
+    """Factor of the penalty in the objective. Set the term to null to switch it off: a term that re-weights samples
+    still does so with weight 0.
+    """
     start: float = 0.0
     """Fraction of training before which the term contributes nothing. Range [0, 1)."""
 
@@ -116,7 +126,7 @@ class TermConfig:
 
 
 class Term(nn.Module):
-    """One additive piece of the objective. Subclasses declare a frozen ``Config(TermConfig)``."""
+    """An additive part of the objective. Subclasses declare a frozen ``Config(TermConfig)``."""
 
     needs: frozenset[str] = frozenset()
 
@@ -126,46 +136,56 @@ class Term(nn.Module):
 
     @staticmethod
     def views(cfg: Any) -> int:
-        """As for a base."""
+        """Returns how many views of each image the term uses, 1 or 2."""
         return 1
 
     @staticmethod
     def is_off(cfg: Any) -> bool:
-        """True where this configuration contributes nothing ever: the term is then not built at all."""
+        """Tells whether this configuration never contributes anything; the term is then not built at all."""
         return bool(cfg.weight == 0)
 
     @staticmethod
     def gathers(cfg: Any) -> bool:
-        """As for a base."""
+        """Tells whether the term depends on the whole global batch.
+
+        Gradient accumulation would then change its value.
+        """
         return False
 
     @staticmethod
     def mix_refusal(cfg: Any) -> str:
-        """Why this configuration makes no sense with images mixed of two; '' where it does."""
+        """Returns why the term is undefined for images mixed of two; '' where it is defined."""
         return "a mixed image has no single class for it"
 
     def memories(self) -> dict[str, MemorySpec]:
-        """As for a base."""
+        """Returns the memories that the term needs, by the names under which the context provides them."""
         return {}
 
     def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
-        """float32 [B], multiplied into the base loss; None: all ones. The mean over the training split (of mixed images,
-        over all pairs of its samples) is 1.
+        """Returns float32 [B] factors of the base loss; None for all ones.
+
+        Their mean over the training split (for mixed images, over all pairs of its samples) is 1.
         """
         return None
 
     def draws(self, memories: Mapping[str, Memory], labels_N: Tensor) -> Tensor | None:
-        """[N] how often each training sample should come in the next epoch, mean 1; None: once. ``labels_N`` are their
-        classes. For terms that show samples more or less often instead of weighing them."""
+        """Returns [N] how often each training sample should come in the next epoch; None for once each.
+
+        The mean is 1. For terms that repeat or leave out samples instead of weighting them. ``labels_N`` are the
+        classes of the samples.
+        """
         return None
 
     def before_base(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> None:
-        """Leaves in ``ctx.shared`` what the base should know before it is computed; nothing in most terms."""
+        """Stores in ``ctx.shared`` what the base needs before it is computed; most terms store nothing."""
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
-        """[C] share of each class under ``sample_weights`` or ``draws`` (sums to 1); None where they leave it alone."""
+        """Returns the share [C] of each class under ``sample_weights`` or ``draws``, with sum 1.
+
+        None where the term does not change the shares.
+        """
         return None
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """float32 scalar penalty, before ``weight``."""
+        """Returns the penalty, a float32 scalar, before it is multiplied by ``weight``."""
         raise NotImplementedError  # abstract

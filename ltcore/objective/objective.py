@@ -1,4 +1,4 @@
-"""Objective = base loss + named terms + the memories they declare.
+"""The objective: base loss + named terms + the memories they declare.
 
     L = mean_i( w_i * base_i ) + sum_t weight_t * term_t
 
@@ -30,19 +30,20 @@ PRIORS = ("stream", "dataset", LEXICOGRAPHIC)
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimised."""
+    """The training objective: a base loss and additional terms."""
 
     base: str = "cross_entropy"
     """Name of the base loss (``ltcore methods``)."""
     base_options: BaseOptions = field(default_factory=BaseOptions)
-    """Options of each base loss; those of a base that is not chosen have no effect and must be left at their
-    defaults."""
+    """Options of each base loss. Options of a base that is not chosen have no effect and must keep their defaults."""
     terms: Terms = field(default_factory=Terms)
     """The named terms; null is off."""
     prior: str = "stream"
     """Class prior for losses that use one: 'stream' (what the model sees, after re-weighting) or 'dataset'.
-    'lexicographic_compat' repeats a mistake of GLT's published code, to compare with its numbers and for nothing else:
-    among more than ten classes the base takes each other's counts for prior, margins and weights. Terms do not."""
+    'lexicographic_compat' reproduces a mistake of GLT's published code and is only for comparison with its numbers:
+    with more than ten classes the base uses the counts of other classes for prior, margins and weights. Terms are not
+    affected.
+    """
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
@@ -52,8 +53,8 @@ class ObjectiveConfig:
         if self.prior == LEXICOGRAPHIC and not BASES[self.base].build.text_order_in_glt:
             known = ", ".join(name for name, row in BASES.items() if row.build.text_order_in_glt)
             raise ValueError(
-                f"prior must be 'stream' or 'dataset' with base={self.base!r}, got {self.prior!r}: the code that it "
-                f"repeats has that mistake in {known} alone"
+                f"prior must be 'stream' or 'dataset' with base={self.base!r}, got {self.prior!r}: the mistake that it "
+                f"reproduces exists only for {known}"
             )
         for name, row in BASES.items():
             if name != self.base and getattr(self.base_options, name) != row.build.Config():
@@ -69,24 +70,25 @@ class ObjectiveConfig:
                 )
 
     def active_terms(self) -> dict[str, Any]:
-        """Name -> config of every term that can ever contribute."""
+        """Returns the config of every term that can contribute at some time, by name."""
         configs = {name: getattr(self.terms, name) for name in TERMS}
         return {name: cfg for name, cfg in configs.items() if cfg is not None and not TERMS[name].build.is_off(cfg)}
 
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """What a step descends on, and what it logs."""
+    """The loss of a step and its parts for logging."""
 
     loss: Tensor
     """Scalar with gradient. The mean over ranks is the loss of the global batch."""
     parts: dict[str, Tensor]
-    """Detached scalars: 'base' and one per live term, before their weights, and what a term logs besides, as
-    '<term>_<name>'. As for the loss, the mean over ranks is global."""
+    """Detached scalars: 'base' and one per active term, before their weights, and additional values logged by a term as
+    '<term>_<name>'. The mean over ranks is the global value, as for the loss.
+    """
 
 
 class Objective(nn.Module):
-    """Base, terms and memories of one run. Parameters of losses (PaCo's centres) are parameters of this module."""
+    """Base, terms and memories of one run. Parameters of losses are parameters of this module."""
 
     def __init__(self, cfg: ObjectiveConfig, stats: ClassStats, dims: FeatureDims, seed: int) -> None:
         super().__init__()
@@ -109,11 +111,11 @@ class Objective(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What base and terms ask of the network, together: see ``ltcore.objective.interface.NEEDS``."""
+        """Returns the network outputs that base and terms require; see ``ltcore.objective.interface.NEEDS``."""
         return frozenset().union(self.base.needs, *(t.needs for t in self._terms.values()))
 
     def forward(self, out: ModelOutput, batch: Batch, progress: float) -> ObjectiveOutput:
-        """``progress`` is the fraction of training done before this step."""
+        """Computes the loss of a batch. ``progress`` is the fraction of training done before this step."""
         with torch.autocast(out.logits_BC.device.type, enabled=False):
             live = self._live(progress)
             log_prior_C = self._log_prior_now(live).to(torch.promote_types(out.logits_BC.dtype, torch.float32))
@@ -137,16 +139,22 @@ class Objective(nn.Module):
                 parts |= {name: penalty.detach()} | {f"{name}_{what}": value for what, value in ctx.logged.items()}
                 loss = loss + term.cfg.weight * penalty
             for parameter in (p for name, term in self._terms.items() if name not in live for p in term.parameters()):
-                loss = loss + 0.0 * parameter.sum()  # DDP waits for the gradient of every parameter
+                loss = loss + 0.0 * parameter.sum()  # DDP expects a gradient of every parameter
             return ObjectiveOutput(loss, parts)
 
     def stream_shares_C(self, progress: float) -> Tensor:
-        """float64 [C] class shares of what the model sees, under the weights or draws in force at ``progress``; sum 1."""
+        """Returns float64 [C], the class shares of what the model sees at ``progress``.
+
+        They sum to 1 and include the weights or draws of the terms.
+        """
         weighted_C = self._weighted_shares(self._live(progress))
         return self.stats.log_prior_C("stream", torch.float64).exp() if weighted_C is None else weighted_C
 
     def draws_N(self, progress: float, labels_N: Tensor) -> Tensor | None:
-        """[N] how often each training sample should come in the epoch that starts at ``progress``, mean 1; None: once each."""
+        """Returns [N] how often each training sample should come in the next epoch; None for once each.
+
+        The mean is 1. ``progress`` is that of the start of the epoch, ``labels_N`` are the classes of the samples.
+        """
         draws = (term.draws(self._named[name], labels_N) for name, term in self._live(progress).items())
         return next((draws_N for draws_N in draws if draws_N is not None), None)
 
@@ -154,12 +162,12 @@ class Objective(nn.Module):
         return {name: term for name, term in self._terms.items() if progress >= term.cfg.start}
 
     def _weighted_shares(self, live: dict[str, Term]) -> Tensor | None:
-        """float64 [C]; None where no term weights samples."""
+        """Returns float64 [C] class shares, or None where no term weights samples."""
         shares = (term.class_shares(self._named[name]) for name, term in live.items())
         return next((share_C for share_C in shares if share_C is not None), None)
 
     def _log_prior_now(self, live: dict[str, Term]) -> Tensor:
-        """float64 [C]; with 'stream', the class shares under the sample weights that are in force."""
+        """Returns float64 [C]; with 'stream', the log class shares under the current sample weights."""
         share_C = self._weighted_shares(live) if self.cfg.prior == "stream" else None
         return self._log_prior_C if share_C is None else share_C.log()
 
@@ -171,7 +179,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def observe(self, out: ModelOutput, batch: Batch, progress: float) -> None:
-        """After the optimiser step: every memory takes in the batch."""
+        """Passes the batch to every memory, after the optimizer step."""
         for memory in self._memories.values():
             memory.observe(out, batch)
             if memory.merge_every_step:
@@ -179,13 +187,13 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def merge(self, progress: float) -> None:
-        """At the end of a virtual epoch, on every rank."""
+        """Merges the memories at the end of a virtual epoch, on every rank."""
         for memory in self._memories.values():
             if not memory.merge_every_step:
                 memory.merge(progress)
 
     def memories(self) -> dict[str, Memory]:
-        """Name -> memory, in a stable order, for checkpoints and reports."""
+        """Returns the memories by name, in a stable order, for checkpoints and reports."""
         names = [type(m).__name__ for m in self._memories.values()]
         return {
             f"{name}{names[:i].count(name) or ''}": m
@@ -193,7 +201,7 @@ class Objective(nn.Module):
         }
 
     def to_device(self, device: torch.device) -> Objective:
-        """Parameters, memories and the prior."""
+        """Moves parameters, memories and the prior."""
         self.to(device)
         self._log_prior_C = self._log_prior_C.to(device)
         for memory in self._memories.values():
@@ -213,15 +221,18 @@ def make_objective(
     seed: int = 0,
     **base_options: Any,
 ) -> Objective:
-    """An objective for a training loop of your own, without configuration files.
+    """Builds an objective for your own training loop, without configuration files.
 
-    ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of
-    the base. ``class_counts`` [C] counts the training images of each class; ``stream_counts`` [C] are the images of
-    each class that an epoch is expected to show where a sampler of yours repeats or leaves out some. ``features`` is
-    D, ``stages`` the same for earlier stages whose features the output brings. Call it with the output and the batch,
-    then ``observe`` after each optimizer step and ``merge`` after each epoch. With IFL's
-    ``env_mode='repeat'``, show each sample ``draws_N`` times in the next epoch on average. Raises ConfigError for an
-    unknown name, ValueError for counts of another number of classes and TypeError for an unknown field.
+    ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of the
+    base. ``class_counts`` [C] counts the training images of each class; ``stream_counts`` [C] are the images of each
+    class that an epoch is expected to show, for samplers that repeat or leave out images. ``features`` is D, ``stages``
+    the same for earlier stages whose features the output contains.
+
+    Call the objective with the output and the batch, then ``observe`` after each optimizer step and ``merge`` after
+    each epoch. With IFL's ``env_mode='repeat'``, show each sample ``draws_N`` times in the next epoch on average.
+
+    Raises ConfigError for an unknown name, ValueError for counts of another number of classes and TypeError for an
+    unknown field.
     """
     counts_C = torch.tensor(list(class_counts), dtype=torch.int64)
     chosen = pick(BASES, base, "base")

@@ -1,8 +1,8 @@
-"""Every base loss, every term and every method of stage 2, by name.
+"""Registry of base losses, terms and stage 2 methods, by name.
 
-A new method is one file plus one line here: the config sections (``objective.base_options.<name>``,
+A new method is one file plus one line here. The config sections (``objective.base_options.<name>``,
 ``objective.terms.<name>``, ``stage2.options.<name>``), the command-line and Tune keys, ``ltcore methods`` and the
-contract tests follow.
+contract tests follow from it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ltcore.objective.terms.lpa.term import Lpa
 
 @dataclass(frozen=True)
 class Row:
-    """One method: what builds it and what it is."""
+    """A registered method and its description."""
 
     build: Any
-    """The ``Base``, ``Term`` or ``HeadMethod`` class, with its options as the nested dataclass ``Config``."""
+    """The ``Base``, ``Term`` or ``HeadMethod`` class; its options are the nested dataclass ``Config``."""
     summary: str
     """What it does, in one line."""
     paper: str
-    """Where it comes from."""
+    """Its source."""
     num_experts: int | None = None
-    """The one number of experts that a base with an expert head is defined for; None: any from 2 on."""
+    """The only number of experts that a base with an expert head supports; None for any from 2 on."""
 
 
 BASES: dict[str, Row] = {
@@ -52,8 +52,8 @@ BASES: dict[str, Row] = {
     "focal": Row(Focal, "cross-entropy that counts well predicted samples less", "Lin et al., ICCV 2017"),
     "ldam": Row(Ldam, "margins by class frequency on a cosine head, then DRW", "Cao et al., NeurIPS 2019"),
     "paco": Row(Paco, "contrast against keys, a queue and one learnable center per class", "Cui et al., ICCV 2021"),
-    "ride": Row(Ride, "LDAM for each of several experts, pushed off their mean", "Wang et al., ICLR 2021"),
-    "sade": Row(Sade, "three experts, each made for another prior", "Zhang et al., NeurIPS 2022", num_experts=3),
+    "ride": Row(Ride, "LDAM for several experts, pushed away from their mean", "Wang et al., ICLR 2021"),
+    "sade": Row(Sade, "three experts, one for each of three priors", "Zhang et al., NeurIPS 2022", num_experts=3),
 }
 
 TERMS: dict[str, Row] = {
@@ -67,11 +67,11 @@ STAGE2: dict[str, Row] = {
     "crt": Row(Crt, "a new classifier on a class-balanced stream", "Kang et al., ICLR 2020"),
     "lws": Row(Lws, "one learned factor per class on a class-balanced stream", "Kang et al., ICLR 2020"),
     "ncm": Row(Ncm, "the nearest class mean, by cosine or distance", "Kang et al., ICLR 2020"),
-    "dro": Row(DroClassifier, "DRO-LT's own: stage 1's classifier, re-balanced", "Samuel and Chechik, ICCV 2021"),
+    "dro": Row(DroClassifier, "the classifier of stage 1 on a balanced stream", "Samuel and Chechik, ICCV 2021"),
     "weight_balance": Row(WeightBalance, "class-balanced loss, decay and MaxNorm", "Alshammari et al., CVPR 2022"),
 }
 
-if TYPE_CHECKING:  # what a type checker may know of the classes generated below
+if TYPE_CHECKING:  # stand-ins for the classes generated below
 
     class BaseOptions:
         def __init__(self, **options: Any) -> None: ...
@@ -89,13 +89,13 @@ else:
 
     def _generate(name: str, doc: str, fields: list[tuple[str, Any, Any]]) -> type:
         made = make_dataclass(name, fields, frozen=True, kw_only=True)
-        made.__module__ = __name__  # make_dataclass leaves 'types'; pickle and pydantic look a class up by its module
+        made.__module__ = __name__  # make_dataclass sets 'types', but pickle and pydantic look classes up by module
         made.__doc__ = doc
         return made
 
     BaseOptions = _generate(
         "BaseOptions",
-        "Options of every base loss, under its name. Those of a base that is not chosen must be left alone.",
+        "Options of every base loss, under its name. Those of a base that is not chosen must keep their defaults.",
         [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in BASES.items()],
     )
     Terms = _generate(
@@ -105,6 +105,6 @@ else:
     )
     Stage2Options = _generate(
         "Stage2Options",
-        "Options of every method of stage 2, under its name. Those of a method that is not chosen must be left alone.",
+        "Options of every method of stage 2, under its name. Those of a method that is not chosen must keep their defaults.",
         [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in STAGE2.items()],
     )

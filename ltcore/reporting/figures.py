@@ -1,4 +1,4 @@
-"""The figures of the reports. Accuracies come in as fractions and are drawn in percent."""
+"""Figures of the reports. Accuracies are passed as fractions and drawn in percent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's metric over epochs."""
+    """A metric of one run over epochs."""
 
     label: str
     role: str
@@ -28,10 +28,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Dot:
-    """One trial in a response plot."""
+    """A trial in a response plot."""
 
     x: Any
-    """A number, or a value of a list."""
+    """A number, or one of the listed values."""
     y: float
     role: str
     """'winner', 'finished' or 'stopped'."""
@@ -49,7 +49,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Difference:
-    """Winner - baseline in one metric, fractions."""
+    """Winner - baseline in one metric, as fractions."""
 
     label: str
     mean: float
@@ -59,7 +59,7 @@ class Difference:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights, moved apart as little as needed so that labels at them do not overlap."""
+    """Moves heights apart as little as needed for labels at them not to overlap."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = list(heights)
     for below, above in pairwise(order):
@@ -68,7 +68,10 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def curves(lines: Sequence[Curve], ylabel: str, name: str, width_px: float = 1000) -> str:
-    """Learning curves. Named curves are labelled at their end, the others stay in the background."""
+    """Draws learning curves.
+
+    Winner, baseline and colored runs are labeled at their end, the others stay in the background.
+    """
     from matplotlib.ticker import MaxNLocator
 
     height_px = 340.0
@@ -107,9 +110,9 @@ _BACK = ("stopped", "finished")
 def response(
     dots: Sequence[Dot], baseline: float | None, searched: Span | Sequence[str], name: str, limits: tuple[float, float]
 ) -> str:
-    """Validation metric against one swept key: a scatter, with the baseline as a line; ``limits`` as fractions.
+    """Draws the validation metric against one swept key as a scatter, with the baseline as a line.
 
-    ``searched`` is a range, or a list of values, which are drawn at equal distances.
+    ``searched`` is a range, or a list of values, which are drawn at equal distances; ``limits`` are fractions.
     """
     span = searched if isinstance(searched, Span) else None
     labels = [] if isinstance(searched, Span) else list(dict.fromkeys([*searched, *(str(d.x) for d in dots)]))
@@ -137,7 +140,7 @@ def response(
 
 
 def _range_axis(axes: Axes, span: Span) -> None:
-    """The whole searched range with a margin, its ends and round values between them as ticks."""
+    """Shows the whole searched range with a margin; ticks are its ends and round values between them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     if span.kind == "log":
@@ -154,7 +157,10 @@ def _range_axis(axes: Axes, span: Span) -> None:
 
 
 def group_bars(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], name: str) -> str:
-    """Accuracy of shot groups: panel title -> group -> role ('winner', 'baseline') -> one value per seed."""
+    """Draws the accuracy of shot groups.
+
+    ``panels``: panel title -> group -> role ('winner', 'baseline') -> one value per seed.
+    """
     highest = max(max(values) for groups in panels.values() for roles in groups.values() for values in roles.values())
     with style():
         figure, all_axes = new_figure(500 if len(panels) == 1 else 1000, 300, len(panels), sharey=True)
@@ -182,7 +188,10 @@ def group_bars(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 
 def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
-    """Winner - baseline with its interval, one row per metric, the same rows in each panel: panel title -> metrics."""
+    """Draws winner - baseline with its interval, one row per metric.
+
+    ``panels``: panel title -> metrics. All panels have the same rows.
+    """
     labels = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
     with style():
         width_px = 500 if len(panels) == 1 else 1000
@@ -207,13 +216,13 @@ def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
 
 MAX_NAMED_CLASSES = 60
 MAX_NAME_CHARS = 60
-"""Of a name in a figure; tables have the whole of it."""
+"""Longest name in a figure; tables show it in full."""
 
 
 def per_class(
     classes: Sequence[str], groups: Sequence[str], means: Mapping[str, Sequence[float | None]], name: str
 ) -> str:
-    """Accuracy of each class, classes of a shot group side by side.
+    """Draws the accuracy of each class, with the classes of a shot group side by side.
 
     ``means``: role ('winner', 'baseline') -> mean over seeds per class, None where untested.
     """

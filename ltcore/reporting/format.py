@@ -1,4 +1,4 @@
-"""Numbers, names and ranges as people read them."""
+"""Formatting of numbers, names and ranges for readers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ METRICS = {
 
 
 def metric_name(metric: str) -> str:
-    """'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation top-1'."""
+    """Returns the display name: 'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation
+    top-1'.
+    """
     if metric.startswith("val/"):
         return f"validation {metric_name(metric.removeprefix('val/'))}"
     return " ".join(METRICS.get(word, word) for word in metric.split("/"))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key's shortest ending that no other key shares; two words at least where there are two."""
+    """Returns each dotted key's shortest ending that no other key has.
+
+    It has at least two words where the key does.
+    """
     keys = list(keys)
     result = {}
     for key in keys:
@@ -42,7 +47,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A configuration value as one reads it: 0.123457, off, a, b."""
+    """Formats a configuration value for readers: 0.123457, off, a, b."""
     if value is None:
         return "off"
     if isinstance(value, bool):
@@ -78,16 +83,17 @@ def range_text(spec: str) -> str:
 
 
 def moment(iso: str) -> str:
-    """'2026-01-02T03:04:05+00:00' -> '2026-01-02 03:04 UTC'."""
+    """Formats a time: '2026-01-02T03:04:05+00:00' -> '2026-01-02 03:04 UTC'."""
     return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def percent(value: float | None) -> str:
+    """Formats a fraction in percent; None gives a dash."""
     return "—" if value is None else f"{100 * value:.1f}%"
 
 
 def mean_sd(values: Sequence[float]) -> str:
-    """'71.2 ± 1.4%'; one value alone has no spread."""
+    """Formats mean and standard deviation, '71.2 ± 1.4%'; a single value has no deviation."""
     if not values:
         return "—"
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""

@@ -1,4 +1,4 @@
-"""Pieces that the reports of sweeps and of plain runs share."""
+"""Parts that the reports of sweeps and of plain runs share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from ltcore.reporting.records import StoredRun
 
 
 def stored_curves(runs: Iterable[tuple[str, str, StoredRun]], metric: str) -> list[Curve]:
-    """A curve for each (label, role, run) that has logged the metric."""
+    """Returns a curve for each (label, role, run) that has logged the metric."""
     found = ((label, role, *run.curve(metric)) for label, role, run in runs)
     return [Curve(label, role, epochs, values) for label, role, epochs, values in found if epochs]
 
 
 def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
-    """One table per test split, and per protocol where it is one of several: a row per run, a column per metric, exact values."""
+    """Returns one table per test split and protocol: a row per run, a column per metric, exact values."""
     tests = {name: run.tests() for name, run in runs.items()}
     tables = []
     for split in ordered_splits({split for test in tests.values() for split in test}):
         found = dict.fromkeys(metric for test in tests.values() for metric in test.get(split, {}))
         metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
         columns = [{"key": f"{split}/{m}", "name": metric_name(m)} for m in metrics]
-        protocols: dict[str, list[dict[str, Any]]] = {}  # the same images test GLT or ALT, by what was trained on
+        protocols: dict[
+            str, list[dict[str, Any]]
+        ] = {}  # the same images test GLT or ALT, depending on the training split
         for name, test in tests.items():
             if split in test:
                 row = {"name": name, "run": runs[name], "values": [test[split].get(m) for m in metrics]}
@@ -35,7 +37,10 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
 
 
 def config_rows(run: StoredRun | None, other: StoredRun | None) -> list[dict[str, Any]]:
-    """The configuration of ``run``, key by key, and that of ``other``: 'off' where a whole section is off there."""
+    """Returns the configuration of ``run``, key by key, beside that of ``other``.
+
+    'off' stands for a whole section that is off in ``other``.
+    """
     mine = (run.info.get("config") or {}) if run else {}
     theirs = (other.info.get("config") or {}) if other else mine
     rows = []
@@ -46,7 +51,10 @@ def config_rows(run: StoredRun | None, other: StoredRun | None) -> list[dict[str
 
 
 def _text_in(config: Mapping[str, Any], key: str) -> str:
-    """The value of a key; a section that is off is one key without a value."""
+    """Returns the value of a key as text.
+
+    A section that is off is one key without a value.
+    """
     words = key.split(".")
     for take in range(len(words), 0, -1):
         if (prefix := ".".join(words[:take])) in config:
@@ -55,11 +63,11 @@ def _text_in(config: Mapping[str, Any], key: str) -> str:
 
 
 IDENTITY = ("name", "seed")
-"""Keys that differ between any two runs and say nothing about the method."""
+"""Keys that differ between any two runs and do not describe the method."""
 
 
 def machine(runs: Sequence[StoredRun], sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, value): hardware, precision, threads, engine, versions; what differs between runs is listed."""
+    """Returns (label, value) of hardware, precision, threads, engine and versions; values that differ are listed."""
     infos = [run.info for run in runs if run.info]
     hardware = [h for h in [sweep.get("hardware"), *(i.get("hardware") for i in infos)] if h]
     rows = [("machine", " / ".join(dict.fromkeys(map(_hardware_text, hardware))))]

@@ -1,4 +1,4 @@
-"""Reads what runs and sweeps wrote: ``run.json``, ``metrics.jsonl``, ``sweep.json``. Plain values, no behavior."""
+"""Readers of what runs and sweeps wrote: ``run.json``, ``metrics.jsonl``, ``sweep.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ltcore.text import storable_json
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run directory. A run that never got as far as writing a file has empty fields."""
+    """One run directory. The fields are empty where the run wrote no file."""
 
     path: Path
     info: Mapping[str, Any]
@@ -29,12 +29,12 @@ class StoredRun:
         return str(self.info.get("id", self.path.name))
 
     def curve(self, metric: str) -> tuple[list[float], list[float]]:
-        """(epochs, values) of the epochs that have this metric."""
+        """Returns (epochs, values) of the epochs that have this metric."""
         points = [(row["epoch"], row[metric]) for row in self.rows if row.get(metric) is not None]
         return [x for x, _ in points], [y for _, y in points]
 
     def tests(self) -> dict[str, dict[str, float | None]]:
-        """split -> metric -> value; empty before the run was tested."""
+        """Returns split -> metric -> value; empty before the run was tested."""
         return dict(self.info.get("test") or {})
 
 
@@ -53,21 +53,26 @@ class StoredSweep:
 
     path: Path
     info: Mapping[str, Any]
-    """``sweep.json``; while the search still runs, with the ``trials`` that are found on disk."""
+    """``sweep.json``; during the search, with the ``trials`` that are found on disk."""
     trials: dict[str, StoredRun]
     baseline: StoredRun | None
     retrains: list[Retrain]
 
     def runs(self) -> list[StoredRun]:
+        """Returns trials, baseline and retrains."""
         baseline = [self.baseline] if self.baseline else []
         return [*self.trials.values(), *baseline, *(r.run for r in self.retrains)]
 
     def of_role(self, role: str) -> list[Retrain]:
+        """Returns the retrains of a role, 'winner' or 'baseline'."""
         return [r for r in self.retrains if r.role == role]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is none; figures take no half of a surrogate pair, which JSON may hold."""
+    """Reads the object in a JSON file, {} where there is none.
+
+    Unpaired surrogates, which JSON may contain, are escaped, because figures cannot draw them.
+    """
     return dict(storable_json(storage.read_json(path) or {}))
 
 
@@ -77,7 +82,7 @@ def read_run(path: Path) -> StoredRun:
 
 
 def read_sweep(path: Path) -> StoredSweep:
-    """The sweep in directory ``path``, its trials and retrains as far as they have come."""
+    """Reads the sweep in directory ``path``, with the trials and retrains that exist so far."""
     if not (path / "sweep.json").exists():
         raise DataError(f"{path} has no sweep.json: give the directory of a sweep.")
     info = _read(path / "sweep.json")
@@ -99,7 +104,10 @@ def read_sweep(path: Path) -> StoredSweep:
 
 
 def _inside(sweep: Path, run_dir: str) -> Path:
-    """``run_dir`` below the directory of its sweep: a sweep from elsewhere shows no other directories of this machine."""
+    """Returns ``run_dir`` below the directory of its sweep.
+
+    Raises DataError for a path outside, so that a sweep from elsewhere cannot show other directories of this machine.
+    """
     if PurePosixPath(run_dir).is_absolute() or ".." in PurePosixPath(run_dir).parts:
         raise DataError(
             f"{sweep / 'sweep.json'}: run_dir {run_dir!r} lies outside the sweep, expected a path like trials/00000. Copy the "
@@ -109,7 +117,7 @@ def _inside(sweep: Path, run_dir: str) -> Path:
 
 
 def _entry(sweep: Mapping[str, Any], trial: str, run: StoredRun) -> dict[str, Any]:
-    """What ``sweep.json`` will say about a trial of a search that is not over."""
+    """Returns what ``sweep.json`` will contain about a trial, during the search."""
     metric, config = sweep.get("metric"), run.info.get("config") or {}
     return {
         "id": trial,
@@ -123,12 +131,15 @@ def _entry(sweep: Mapping[str, Any], trial: str, run: StoredRun) -> dict[str, An
 
 
 def difference_of(cell: Mapping[str, Any]) -> PairedDifference:
-    """One entry of ``comparison``."""
+    """Converts one entry of ``comparison``."""
     return PairedDifference(cell["difference"], cell["low"], cell["high"], cell["distinguishable"], len(cell["winner"]))
 
 
 def primary(sweep: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(split, metric) that the verdict is about: the selection metric's namesake on the first test split, else top-1."""
+    """Returns the (split, metric) that the verdict is about.
+
+    The split is the first test split; the metric is that of the selection where it was tested, otherwise top-1.
+    """
     comparison = sweep.get("comparison") or {}
     splits = ordered_splits(comparison)
     if not splits:

@@ -1,7 +1,7 @@
-"""Self-contained HTML reports of sweeps and runs, rendered from what they wrote; and a sweep in words for the terminal.
+"""Self-contained HTML reports of sweeps and runs, and summaries for the terminal.
 
-Every number in a page stands in an element with ``data-run``, ``data-metric`` and ``data-value`` (exact), so a page can
-be checked against the run files. A page needs no network, no script and no file beside it.
+Every number in a page is in an element with ``data-run``, ``data-metric`` and ``data-value`` (exact), so a page can be
+checked against the run files. A page needs no network, no script and no other file.
 """
 
 from __future__ import annotations
@@ -24,37 +24,40 @@ __all__ = ["make_report", "make_table", "ranked_table", "summary_lines", "write_
 
 
 def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
-    """Write the report of a local sweep directory, finished or not, to ``out`` or its ``report.html``; return the path."""
+    """Writes the report of a local sweep directory, finished or not, and returns its path.
+
+    It goes to ``out``, by default ``report.html`` in the directory.
+    """
     folder = Path(sweep_dir)
     return _write("sweep.html.j2", sweep_page(read_sweep(folder)), Path(out) if out else folder / "report.html")
 
 
 def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Path:
-    """Write the report of one or more local run directories and return its path.
+    """Writes the report of one or more local run directories and returns its path.
 
-    It goes to ``out``; by default into the run directory, or, for several, into the deepest directory they share.
+    It goes to ``out``; by default into the run directory, or, for several, into their deepest common directory.
     """
     folders = [Path(folder).absolute() for folder in run_dirs]
     for folder in folders:
         if not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists():
-            raise DataError(f"{folder} is no run directory: it has neither run.json nor metrics.jsonl.")
+            raise DataError(f"{folder} is not a run directory: it has neither run.json nor metrics.jsonl.")
     path = Path(out) if out else Path(os.path.commonpath(folders)) / "report.html"
     return _write("runs.html.j2", runs_page([read_run(folder) for folder in folders]), path)
 
 
 def make_report(folders: Sequence[Path | str], out: Path | str | None = None) -> Path:
-    """Write the report of whatever is there: one sweep directory, or run directories."""
+    """Writes the report of one sweep directory, or of run directories."""
     if len(folders) == 1 and (Path(folders[0]) / "sweep.json").exists():
         return write_report(folders[0], out)
     return write_runs_report(folders, out)
 
 
 def make_table(folders: Sequence[Path | str]) -> tuple[str, list[str]]:
-    """Finished runs as a Markdown table (``ltcore.reporting.results_table``), and which folders are not in it, and why.
+    """Returns finished runs as a Markdown table, and the folders left out with the reason.
 
-    Raises DataError where none is.
+    The table is that of ``ltcore.reporting.results_table``. Raises DataError where no run is finished.
     """
-    from ltcore.reporting.results_table import missing, results_table  # reads every recipe: only where it is wanted
+    from ltcore.reporting.results_table import missing, results_table  # imported late, because it reads every recipe
 
     runs = [read_run(Path(folder)) for folder in folders]
     left_out = [f"{run.path}: {missing(run)}" for run in runs if missing(run)]

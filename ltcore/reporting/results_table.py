@@ -1,4 +1,4 @@
-"""Runs as one Markdown table, a line per configuration: what a README or a paper quotes, straight from run directories."""
+"""A Markdown table of runs for a README or a paper, one line per configuration."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ COLUMNS = (
     "command",
 )
 ELSEWHERE = (*IDENTITY, "data.uri", "train.threads", "tracking.", "stage2.from_run")
-"""Keys, and beginnings of keys, that say where a run was computed or logged and do not tell methods apart."""
+"""Keys, and prefixes of keys, that tell where a run was computed or logged and do not distinguish methods."""
 METHOD = ("objective.", "model.", "stage2.options.", "train.optim.")
-"""Beginnings of keys that make another method of a recipe."""
+"""Prefixes of keys that change the method of a recipe."""
 PUBLISHED = re.compile(r"top-1 (?:at imbalance ([\d /]+): )?([\d. /]+) published")
-"""In a recipe's header: 'top-1 57.0 published', or 'top-1 at imbalance 100 / 50: 43.0 / 46.6 published'."""
+"""Published numbers in a recipe's header: 'top-1 57.0 published', or 'top-1 at imbalance 100 / 50: 43.0 / 46.6
+published'.
+"""
 
 
 _SELECTION = tuple(f"data.{key}" for key in SELECTION)
@@ -44,21 +46,26 @@ _MADE = re.compile(r"-if([\d.]+)-")
 
 
 def results_table(runs: Sequence[StoredRun]) -> str:
-    """A Markdown table of finished runs; those of the same data that differ in nothing but the seed share a line.
+    """Returns a Markdown table of finished runs; runs that differ only in the seed share a line.
 
     Accuracies are top-1 in percent on the class-balanced test split (``test_cbl``, else ``test``): mean and, from two
-    seeds on, standard deviation (n - 1). 'last' has the weights of the last epoch, 'best on val' those of the best
-    epoch on validation; shot groups are of 'last'. 'published' is what the recipe's header promises for its own number
-    of epochs and augmentation, and for this imbalance factor; nothing where loss, network, optimizer, options of stage 2 or the
-    method of stage 1 are not the recipe's. The command is the packaged recipe that differs in the fewest keys, with these
-    as overrides; of stage 2 with the name of its first run of stage 1, and runs share a line whose stage 1 differs in
-    nothing but the seed. Raises DataError for a run that is not finished or was not tested.
+    seeds on, standard deviation (n - 1). 'last' uses the weights of the last epoch, 'best on val' those of the best
+    epoch on validation; shot groups are of 'last'.
+
+    'published' is the number in the recipe's header, for the recipe's number of epochs and augmentation and for this
+    imbalance factor. It is empty where loss, network, optimizer, options of stage 2 or the method of stage 1 are not
+    those of the recipe.
+
+    The command is the packaged recipe that differs in the fewest keys, with these as overrides; for stage 2 it has the
+    name of its first run of stage 1. Runs of stage 2 share a line if their stage 1 differs only in the seed.
+
+    Raises DataError for a run that is not finished or was not tested.
     """
     recipes = {name: flatten(run_tree(name)) for name in packaged("recipe")}
     lines: dict[tuple[str, str, str, str, str], list[StoredRun]] = {}
     for run in runs:
         if missing(run):
-            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it away.")
+            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it out.")
         config = effective(run.info["config"])
         stage1 = {k: v for k, v in config.items() if "stage1" in run.info and comes_from_stage1(k)}
         recipe, overrides = _closest({k: v for k, v in config.items() if k not in stage1}, recipes)
@@ -73,7 +80,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
 
 
 def missing(run: StoredRun) -> str:
-    """What a folder lacks for a line in the table; '' for a finished run."""
+    """Returns what a folder lacks for a line in the table; '' for a finished run."""
     if not run.info:
         return (
             "a sweep, whose report.html has its results"
@@ -86,8 +93,8 @@ def missing(run: StoredRun) -> str:
 
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """(recipe, overrides) of the packaged recipe closest to a stored configuration."""
-    own_data = config["data.uri"] not in BENCHMARKS  # on which a recipe's selection has no effect by itself
+    """Returns the packaged recipe closest to a stored configuration, and the overrides."""
+    own_data = config["data.uri"] not in BENCHMARKS  # a recipe's selection of images has no effect on the user's data
     told = {
         k: v for k, v in config.items() if not (k.startswith(ELSEWHERE) or (own_data and k in _SELECTION and v is None))
     }
@@ -102,7 +109,10 @@ def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]
 
 
 def _changed_below(recipe: str, stage1: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keys in which the run of stage 1 differs from the recipe that ``recipe`` starts from; none without stage 2."""
+    """Returns the keys in which stage 1 differs from the recipe that ``recipe`` starts from.
+
+    [] without stage 2.
+    """
     if not stage1:
         return []
     base = recipes[PurePosixPath(recipes[recipe]["stage2.from_run"]).name]
@@ -129,7 +139,10 @@ def _row(recipe: str, overrides: str, published: str, runs: Sequence[StoredRun])
 
 
 def _published(recipe: str, changed: Sequence[str], config: Mapping[str, Any], data: str) -> str:
-    """``data`` is the name of the data set; of a long-tailed one it ends with '-if<factor>-<subset>'."""
+    """Returns the published number for this configuration, or a dash.
+
+    ``data`` is the name of the data set; that of a long-tailed one ends with '-if<factor>-<subset>'.
+    """
     promised = PUBLISHED.search(" ".join(header(packaged("recipe")[recipe])))
     if promised is None or any(key.startswith(METHOD) for key in changed):
         return "—"
@@ -137,7 +150,7 @@ def _published(recipe: str, changed: Sequence[str], config: Mapping[str, Any], d
     if factors is None:
         return values[0]
     by_factor = dict(zip(map(float, factors.split(" / ")), values, strict=True))
-    made = _MADE.search(data)  # shards that were made already are what they are, whatever the configuration says
+    made = _MADE.search(data)  # the name of existing shards counts, not the configuration
     return by_factor.get(float(made[1]) if made else config["data.imbalance_factor"] or 1.0, "—")
 
 

@@ -1,4 +1,4 @@
-"""What the report of plain runs shows: one run, or several side by side."""
+"""Content of the report of plain runs: one run, or several side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ltcore.text import duration, printable
 
 
 def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
-    """The context of ``runs.html.j2``."""
+    """Returns the context of ``runs.html.j2``."""
     names = _names(runs)
     return {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
@@ -31,7 +31,7 @@ def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
 
 
 def _names(runs: Sequence[StoredRun]) -> list[str]:
-    """The directories' names, with as many parents as it takes to tell them apart."""
+    """Returns the directories' names, with as many parents as are needed to distinguish them."""
     for depth in range(1, max(len(run.path.parts) for run in runs) + 1):
         names = [printable("/".join(run.path.parts[-depth:])) for run in runs]
         if len(set(names)) == len(names):
@@ -40,7 +40,7 @@ def _names(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The keys whose values are not the same in all runs."""
+    """Returns the keys whose values differ between the runs."""
     rows = []
     for key in dict.fromkeys(key for config in configs for key in config):
         values = [value_text(config.get(key)) for config in configs]
@@ -81,7 +81,7 @@ CURVES = {"val/top1": "validation top-1", "val/macro_precision": "validation mac
 
 
 def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, str]:
-    """One figure per metric; a handful of runs in color, more of them without names."""
+    """Returns one figure per metric; a few runs are drawn in color, more of them without names."""
     few = len(runs) <= len(RUN_COLORS)
     roles = RUN_COLORS if few else ["finished"] * len(runs)
     found = {}

@@ -1,4 +1,4 @@
-"""A sweep in words and as a ranked table; the same for the terminal and the report. Works on a parsed ``sweep.json``."""
+"""A sweep in sentences and as a ranked table, for the terminal and the report, from a parsed ``sweep.json``."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ Sweep = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The one sentence that a reader takes away."""
+    """The main result of a sweep in one sentence."""
 
     text: str
     kind: str
-    """'better', 'worse', 'mixed' (better in one test, worse in another), 'same' (not distinguishable) or 'open' (nothing to
-    compare)."""
+    """'better', 'worse', 'mixed' (better in one test, worse in another), 'same' (not distinguishable) or 'open'
+    (nothing to compare).
+    """
     details: tuple[str, ...] = ()
-    """Each test by itself, with its interval."""
+    """One sentence per test, with its interval."""
 
 
 def trial_of(sweep: Sweep, trial_id: str | None) -> Mapping[str, Any] | None:
+    """Returns the trial with this id, or None."""
     return next((t for t in sweep.get("trials", ()) if t["id"] == trial_id), None)
 
 
 def searched(sweep: Sweep) -> list[Mapping[str, Any]]:
-    """The trials of the search: all but the baseline, which runs outside it."""
+    """Returns the trials of the search: all except the baseline, which runs outside it."""
     return [t for t in sweep.get("trials", ()) if t["id"] != sweep.get("baseline")]
 
 
 def verdict(sweep: Sweep) -> Verdict:
+    """Returns the verdict on the winner against the baseline."""
     finished = [t for t in searched(sweep) if t["status"] == "finished"]
     if not finished:
         return Verdict(f"No trial has reached the end yet ({count_text(sweep)}).", "open")
@@ -61,12 +64,12 @@ def verdict(sweep: Sweep) -> Verdict:
 
 
 def difference_kind(delta: PairedDifference) -> str:
-    """'better', 'worse', or 'same' where the interval does not leave out 0."""
+    """Returns 'better', 'worse', or 'same' where the interval contains 0."""
     return "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
 
 
 def _all_tests(sweep: Sweep, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
-    """Every test in which the two differ, with its points, and those in which they cannot be told apart."""
+    """Describes in which tests the two differ, by how much, and in which they do not."""
     clauses = [
         f"{100 * abs(deltas[split].difference):.1f} points {kind} than the baseline in {_test_name(split, sweep)}"
         for split, kind in kinds.items()
@@ -89,7 +92,7 @@ def _test_text(split: str, sweep: Sweep) -> str:
 
 
 def count_text(sweep: Sweep) -> str:
-    """'8 trials: 5 finished, 3 stopped early'."""
+    """Counts the trials by status: '8 trials: 5 finished, 3 stopped early'."""
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running"}
     trials = searched(sweep)
     counts = {word: sum(t["status"] == status for t in trials) for status, word in words.items()}
@@ -98,13 +101,13 @@ def count_text(sweep: Sweep) -> str:
 
 
 def score(trial: Mapping[str, Any]) -> float | None:
-    """What a trial is ranked by: the validation metric at the end of its training, or else its best."""
+    """Returns the value a trial is ranked by: the validation metric at the end of training, else its best."""
     value = trial.get("last", trial.get("best"))
     return None if value is None else float(value)
 
 
 def ranked(sweep: Sweep) -> list[tuple[int | None, Mapping[str, Any]]]:
-    """(rank, trial): those that reached the end by their score, then stopped, running and failed ones without a rank."""
+    """Returns (rank, trial): finished ones by score, then stopped, running and failed ones without a rank."""
     order = ("finished", "stopped", "running", "failed")
 
     def place(trial: Mapping[str, Any]) -> tuple[int, bool, float]:
@@ -117,7 +120,7 @@ def ranked(sweep: Sweep) -> list[tuple[int | None, Mapping[str, Any]]]:
 
 
 def ranked_table(sweep: Sweep) -> list[dict[str, Any]]:
-    """One flat row per trial for a terminal: rank, trial, the swept keys under short names, metric, epochs, status."""
+    """Returns one flat row per trial for a terminal: rank, trial, swept keys by short name, metric, epochs, status."""
     rows = []
     for rank, trial in ranked(sweep):
         names = short_names(trial["params"])
@@ -135,7 +138,7 @@ def ranked_table(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def summary_lines(sweep: Sweep) -> list[str]:
-    """Verdict, winner, tests and what to try next, one plain sentence per line."""
+    """Returns verdict, winner, tests and next steps, one sentence per line."""
     found = verdict(sweep)
     lines = [found.text, *found.details]
     winner = trial_of(sweep, sweep.get("winner"))
@@ -159,7 +162,7 @@ MAX_SEEDS = 100
 
 
 def next_steps(sweep: Sweep) -> list[str]:
-    """What the numbers suggest to try; empty where they suggest nothing."""
+    """Returns what the numbers suggest to try next, possibly nothing."""
     steps = []
     winner = trial_of(sweep, sweep.get("winner"))
     params = winner["params"] if winner else {}
@@ -167,7 +170,7 @@ def next_steps(sweep: Sweep) -> list[str]:
         end = _near_end(sweep["space"][key], value)
         if end is not None:
             within = range_text(sweep["space"][key])
-            steps.append(f"{key}={value_text(value)} lies at the {end} end of what was searched ({within}): widen it.")
+            steps.append(f"{key}={value_text(value)} is at the {end} end of its searched range ({within}): widen it.")
     found = primary(sweep)
     if found is not None:
         delta = difference_of(sweep["comparison"][found[0]][found[1]])
@@ -185,7 +188,7 @@ def next_steps(sweep: Sweep) -> list[str]:
 
 
 def _near_end(spec: str, value: Any) -> str | None:
-    """'lower' or 'upper' where the value is close to that end of a continuous range."""
+    """Returns 'lower' or 'upper' where the value is near an end of a continuous range."""
     found = parse_range(spec)
     if found is None or found[0] == "int" or not isinstance(value, int | float):
         return None

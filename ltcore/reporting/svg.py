@@ -1,8 +1,8 @@
-"""Matplotlib figures as SVG text: deterministic, readable on light and dark pages, text kept as text.
+"""Matplotlib figures as deterministic SVG for light and dark pages, with text kept as text.
 
-Only matplotlib's object interface is used (no pyplot, no global state); sizes are in CSS pixels. Colors are the blue and
-the vermilion of Okabe and Ito's palette, which people with any color vision tell apart; marks differ in shape as well.
-In the SVG they become CSS variables of the page.
+Only matplotlib's object interface is used (no pyplot, no global state); sizes are in CSS pixels. Colors are the blue
+and the vermilion of Okabe and Ito's palette, which people with any color vision can distinguish; marks differ in shape
+as well. In the SVG, colors become CSS variables of the page.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VARIABLES = {
 }
 COLORS = {"winner": WINNER, "baseline": BASELINE}
 RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""For reports of several runs; more of them are drawn faint."""
+"""Colors for reports of several runs; if there are more runs, they are drawn faint."""
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ltcore",
@@ -57,15 +57,17 @@ PX_PER_INCH = 72  # matplotlib's SVG unit is the point: one inch of figure is 72
 
 @contextmanager
 def style() -> Iterator[None]:
+    """Sets the style of all figures inside the block."""
     import matplotlib
 
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever a user's matplotlibrc says, the same numbers give the same page
+        matplotlib.rcdefaults()  # a user's matplotlibrc must not change the page
         matplotlib.rcParams.update(_STYLE)
         yield
 
 
 def new_figure(width_px: float, height_px: float, columns: int = 1, **axes: Any) -> tuple[Any, list[Axes]]:
+    """Creates a figure with panels side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_px / PX_PER_INCH, height_px / PX_PER_INCH), layout="constrained", facecolor="none")
@@ -76,7 +78,10 @@ def new_figure(width_px: float, height_px: float, columns: int = 1, **axes: Any)
 
 
 def to_svg(figure: Any, name: str) -> str:
-    """The figure as an ``<svg>`` element; ids get ``name`` as a prefix, because several figures share a page."""
+    """Returns the figure as an ``<svg>`` element.
+
+    Ids get ``name`` as a prefix, because several figures share a page.
+    """
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = text.getvalue()
@@ -84,13 +89,14 @@ def to_svg(figure: Any, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 style="max-width: \2px"', svg, count=1)
-    svg = re.sub(r'style="font: [^;"]*?(\d+)px [^;"]*', r'style="font-size: \1px', svg)  # the page's own typeface
+    svg = re.sub(r'style="font: [^;"]*?(\d+)px [^;"]*', r'style="font-size: \1px', svg)  # use the page's typeface
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     return svg
 
 
 def percent_axis(axis: Any) -> None:
+    """Formats the ticks of an axis in percent."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))

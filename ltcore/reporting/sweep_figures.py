@@ -1,4 +1,4 @@
-"""The figures of a sweep's report, drawn from its files."""
+"""Figures of a sweep's report."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ltcore.reporting.summary import score, searched
 
 
 def sweep_figures(sweep: StoredSweep, data: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the figures that the sweep's files allow, by name."""
     info = sweep.info
     found: dict[str, str] = {}
     lines = _curves(sweep)
@@ -78,7 +79,7 @@ def _differences(cells: Mapping[str, Mapping[str, Any]]) -> list[Difference]:
 
 
 def responses(sweep: StoredSweep) -> list[dict[str, str]]:
-    """One figure per swept key, on a common vertical axis."""
+    """Returns one figure per swept key, on a common vertical axis."""
     info = sweep.info
     scored = [(t, value) for t in searched(info) if (value := score(t)) is not None]
     baseline = validation(sweep.baseline, str(info.get("metric")))
@@ -101,12 +102,15 @@ def responses(sweep: StoredSweep) -> list[dict[str, str]]:
 
 
 def validation(run: StoredRun | None, metric: str) -> float | None:
-    """The metric at the end of a run, as the search scores its trials."""
+    """Returns the metric at the end of a run, by which the search scores its trials."""
     return None if run is None else (run.info.get("last") or {}).get(metric)
 
 
 def class_means(sweep: StoredSweep) -> dict[str, list[float | None]]:
-    """role -> accuracy per class, mean over seeds, on the first test split; {} unless both roles have it."""
+    """Returns the accuracy per class on the first test split, averaged over seeds, by role.
+
+    {} unless both roles have it.
+    """
     found: dict[str, list[float | None]] = {}
     for role in ("winner", "baseline"):
         tables = [run.info.get("per_class") or {} for run in (r.run for r in sweep.of_role(role))]

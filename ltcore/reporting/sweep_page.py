@@ -1,4 +1,4 @@
-"""What the report of a sweep shows: plain values, tables and figures for the template."""
+"""Content of the report of a sweep: plain values, tables and figures for the template."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ltcore.reporting.sweep_figures import class_means, responses, sweep_figures
 from ltcore.text import duration
 
 MAX_TABLED_CLASSES = 1000
-"""More classes than this are drawn and not listed."""
+"""With more classes than this, they are drawn and not listed."""
 
 
 def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
-    """The context of ``sweep.html.j2``."""
+    """Returns the context of ``sweep.html.j2``."""
     info = sweep.info
     winner = trial_of(info, info.get("winner"))
     runs = [*(r.run for r in sweep.retrains), *sweep.runs()]
@@ -57,7 +57,7 @@ def _run_id(retrain: Retrain) -> str:
 
 
 def _tiles(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """(label, number, remark) of the facts under the headline."""
+    """Returns (label, number, remark) of the facts below the headline."""
     info, found = sweep.info, primary(sweep.info)
     tiles = []
     if found is not None:
@@ -92,7 +92,7 @@ def _params(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[dict[s
 
 
 def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
-    """One comparison table per test split; metrics that are not defined there keep their row, empty."""
+    """Returns one comparison table per test split; metrics not defined there have an empty row."""
     comparison = sweep.info.get("comparison") or {}
     tables = []
     for split in ordered_splits(comparison):
@@ -121,7 +121,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _ranking(sweep: StoredSweep) -> dict[str, Any]:
-    """The trials by rank, the baseline after those that reached the end."""
+    """Returns the trials by rank, with the baseline after the finished ones."""
     info = sweep.info
     rows = []
     for rank, trial in ranked(info):
@@ -139,7 +139,7 @@ def _ranking(sweep: StoredSweep) -> dict[str, Any]:
 
 
 def _selection(info: Mapping[str, Any]) -> list[str]:
-    """How the winner was chosen, in sentences that the files support."""
+    """Describes how the winner was chosen, in sentences that the files support."""
     trials = searched(info)
     if not trials:
         return []
@@ -147,13 +147,13 @@ def _selection(info: Mapping[str, Any]) -> list[str]:
     when = "at the end of training" if "last" in trials[0] else "at its best epoch"
     lines = [
         f"Trials are ranked by {metric_name(info['metric'])} {when}, on the validation split alone and only among the "
-        f"{finished} of {len(trials)} that reached the end; a trial stopped early is no candidate, however well it did."
+        f"{finished} of {len(trials)} that reached the end; a trial stopped early is not a candidate, whatever its score."
     ]
     for rung in info.get("rungs") or ():
         places = rung["trials"]
         lines.append(
-            f"After epoch {places[0]['epoch']}, when all {len(places)} trials of that round were there, they were compared, and "
-            f"the best {min(rung['keep'], len(places))} went on."
+            f"After epoch {places[0]['epoch']}, all {len(places)} trials of that round were compared, and "
+            f"the best {min(rung['keep'], len(places))} continued."
         )
     start = info.get("shared_start")
     if start:
@@ -190,7 +190,7 @@ def _stages(stages: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """(what for, command) of sensible next commands; only what exists on disk is named."""
+    """Returns (purpose, command) of sensible next commands; they name only files that exist."""
     folder, name = sweep.path, str(sweep.info.get("name"))
     again = shlex.quote(f"{name}-winner")
     commands = []
@@ -221,5 +221,5 @@ def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tupl
 
 
 def _word(value: Any) -> str:
-    """A value as the command line takes it."""
+    """Formats a value for the command line."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""The terminal, through rich: tables and colors are ours, and text is text."""
+"""Terminal output through rich, with untrusted text shown literally."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ltcore.text import message, printable_lines
 
 
 class Terminal(Console):
-    """A console that reads no markup and obeys no control character in the strings that it prints, tables included.
+    """A console that interprets no markup and no control characters in the strings it prints, tables included.
 
-    Messages of libraries hold paths in brackets (gloo's do), which rich takes for tags; what has a style is a ``Text``
+    Messages of libraries contain paths in brackets (gloo's do), which rich takes for tags. Styled output is a ``Text``
     (``styled``).
     """
 
@@ -21,10 +21,10 @@ class Terminal(Console):
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string passes here on its way: printed ones, cells, titles."""
+        """Escapes a string before rendering; printed strings, cells and titles all pass through here."""
         return super().render_str(printable_lines(text), **options)
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
-    """A message of parts, each a string or a pair (string, style)."""
+    """Joins parts, each a string or a pair (string, style), to a message."""
     return Text.assemble(*(message(p) if isinstance(p, str) else (message(p[0]), p[1]) for p in parts))

@@ -1,4 +1,4 @@
-"""The interface of every sink of a run's numbers, and the two trackers that hold none or several."""
+"""The interface of a run's sinks, and the trackers that hold none or several of them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ Scalars = Mapping[str, float | int | None]
 
 
 class Tracker:
-    """A sink that keeps nothing: every rank but 0 has one, and sinks override what they keep."""
+    """A sink that keeps nothing. Ranks other than 0 have one, and sinks override what they keep."""
 
     def log(self, metrics: Scalars, step: int) -> None:
-        """Logs the scalars of one moment; ``step`` counts optimizer steps and never goes back. None means 'not defined'."""
+        """Logs scalars at a step; None means 'not defined'.
+
+        ``step`` counts optimizer steps and never decreases.
+        """
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Logs a small table (per-class accuracy, a ranking); a later one of the same name replaces it."""
 
     def html(self, name: str, path: Path) -> None:
-        """Logs a finished HTML page that lies at ``path``."""
+        """Logs the finished HTML page at ``path``."""
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
-        """Closes. ``summary``: flat final values (best and last); ``status``: finished, stopped or failed."""
+        """Closes the sink.
+
+        ``summary`` has final values (best and last) by flat key; ``status`` is finished, stopped or failed.
+        """
 
 
 class FanOut(Tracker):
-    """Passes every call to each sink in turn."""
+    """A tracker that passes every call to each of its sinks in turn."""
 
     def __init__(self, sinks: Sequence[Tracker]) -> None:
         self.sinks = tuple(sinks)
@@ -49,5 +55,5 @@ class FanOut(Tracker):
 
 
 def scalars_of(metrics: Scalars) -> Iterable[tuple[str, float | int]]:
-    """Yields the metrics that have a value: neither W&B nor TensorBoard knows 'not defined'."""
+    """Returns the metrics that have a value, since neither W&B nor TensorBoard supports 'not defined'."""
     return ((key, value) for key, value in metrics.items() if value is not None)

@@ -14,9 +14,10 @@ from ltcore.tracking.base import Scalars, Tracker
 
 
 class JsonlTracker(Tracker):
-    """Writes ``metrics.jsonl``, one JSON object per ``log`` call, and ``tables/<name>.json``, one file per table.
+    """Writes ``metrics.jsonl``, one JSON object per ``log`` call, and one ``tables/<name>.json`` per table.
 
-    A resumed run first drops what was logged after ``resume_step``, so no epoch stands there twice; with 0 it starts over.
+    A resumed run first drops rows logged after ``resume_step``, so that no epoch occurs twice; with 0 the file starts
+    empty.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
@@ -39,7 +40,7 @@ class JsonlTracker(Tracker):
         )
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
-        del summary, status  # run.json, written by the loop, has both
+        del summary, status  # the training loop writes both to run.json
         self._file.close()
 
 

@@ -11,7 +11,7 @@ from ltcore.tracking.base import Scalars, Tracker, scalars_of
 
 
 class TensorBoardSink(Tracker):
-    """Scalars as curves, tables as Markdown text. A resumed run hides what was logged after ``resume_step``."""
+    """Writes scalars as curves and tables as Markdown text. A resumed run hides values logged after ``resume_step``."""
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         from tensorboardX import SummaryWriter
@@ -28,5 +28,5 @@ class TensorBoardSink(Tracker):
         self._writer.add_text(storable(name), "\n".join(f"| {' | '.join(line)} |" for line in lines))
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
-        del summary, status  # the curves end where the run ended
+        del summary, status  # TensorBoard has no place for them
         self._writer.close()

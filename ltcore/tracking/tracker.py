@@ -1,7 +1,7 @@
-"""Where a run's numbers go: always ``metrics.jsonl``; TensorBoard files and a W&B run beside it where asked for.
+"""The sinks of a run: always ``metrics.jsonl``, and TensorBoard files and a W&B run where configured.
 
-Only rank 0 opens anything. The JSON lines are the record that resuming and reporting read; the other sinks are views of
-it, so a run without network or account loses nothing.
+Only rank 0 opens any. Resuming and reporting read the JSON lines; the other sinks are views of them, so a run without
+network or account loses nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def open_tracker(
     resume_step: int = 0,
     job_type: str = "run",
 ) -> Tracker:
-    """The tracker of one run.
+    """Opens the tracker of one run; on ranks other than 0 it keeps nothing.
 
-    ``run_id`` names the run for good: a resumed run passes the same one and continues the same W&B run, so it must be
-    unique in the W&B project. ``group`` is the sweep, ``job_type`` the kind of run (run, trial, baseline, retrain,
-    sweep), ``config_flat`` the configuration by dotted key, ``resume_step`` the step of the last row that stays.
+    ``run_id`` identifies the run permanently: a resumed run passes the same one and continues the same W&B run, so it
+    must be unique in the W&B project. ``group`` is the sweep, ``job_type`` the kind of run (run, trial, baseline,
+    retrain, sweep), ``config_flat`` the configuration by dotted key, ``resume_step`` the step of the last row that is
+    kept.
     """
     if rank != 0:
         return Tracker()

@@ -1,6 +1,6 @@
-"""Where W&B runs go: online or into offline files, decided before anything is trained.
+"""The choice between online and offline W&B runs, made before training starts.
 
-W&B itself is asked for everything: what its variables may hold, where a login is kept, whether its server answers.
+W&B's own code decides which values its variables may have, where a login is stored and whether its server answers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ ALIASES = {"dryrun": "offline", "run": "online"}
 ONLINE = ("online", "shared")
 PROBE_S = 5
 MAX_WORDS_CHARS = 400
-"""Of an error: a server may have answered with a whole page."""
+"""Limit for the text of an error: a server may have answered with a whole page."""
 
 
 def find_key(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that carry a W&B key: those of the environment, or one made from what ``wandb login`` left here.
+    """Returns the variables that carry a W&B key, from the environment or from ``wandb login``.
 
-    {} where there is no key. For handing on in memory, never for printing or writing.
+    {} where there is no key. Only for passing on in memory, never for printing or writing.
     """
     found = {name: environ[name] for name in KEY_VARIABLES if environ.get(name)}
     return found or _stored_login()
@@ -38,15 +38,17 @@ def _stored_login() -> dict[str, str]:
     try:
         host = wandb_setup.singleton().settings.base_url
         auth = wbauth.authenticate_session(host=host, source="ltcore", prompt=False, update_session=False)
-    except Exception as error:  # a netrc file or settings that cannot be read, a key of another form
-        warnings.warn(f"No login of W&B is read ({_words(error)}).", stacklevel=3)
+    except Exception as error:  # an unreadable netrc or settings file, or a malformed key
+        warnings.warn(f"The stored W&B login cannot be read ({_words(error)}).", stacklevel=3)
         return {}
     return {"WANDB_API_KEY": auth.api_key} if isinstance(auth, wbauth.AuthApiKey) else {}
 
 
 def resolve_mode(mode: str, environ: Mapping[str, str]) -> str:
-    """'online', 'offline', 'disabled' or 'shared': an explicit mode, else WANDB_DISABLED or WANDB_MODE, else by whether
-    there is a key."""
+    """Returns 'online', 'offline', 'disabled' or 'shared'.
+
+    An explicit mode comes first, then WANDB_DISABLED, then WANDB_MODE, then online where there is a key.
+    """
     if mode != "auto":
         return mode
     if _disabled(environ):
@@ -56,10 +58,10 @@ def resolve_mode(mode: str, environ: Mapping[str, str]) -> str:
 
 
 def settle_mode(mode: str) -> str:
-    """The mode in which runs are opened, once W&B has been asked whether it takes them.
+    """Returns the mode in which runs are opened, after asking W&B whether it accepts them.
 
-    Where it does not, within ``PROBE_S`` seconds, runs go offline with a warning, and WANDB_MODE says so to all that this
-    process starts. ConfigError for variables that W&B would refuse, and where 'online' was insisted on.
+    Where it does not within ``PROBE_S`` seconds, runs go offline with a warning, and WANDB_MODE tells all processes
+    that this one starts. Raises ConfigError for variables that W&B would refuse, and where the mode is 'online'.
     """
     settled, problem = ask(mode)
     if not problem:
@@ -75,20 +77,25 @@ def settle_mode(mode: str) -> str:
 
 
 def ask(mode: str) -> tuple[str, str]:
-    """(mode, why W&B takes no run in it or ''). ConfigError for variables that W&B would refuse."""
+    """Returns the mode and the reason why W&B accepts no run in it, or ''.
+
+    Raises ConfigError for variables that W&B would refuse.
+    """
     check_variables()
     settled = resolve_mode(mode, os.environ)
     return settled, _problem() if settled in ONLINE else ""
 
 
 def go_offline() -> None:
-    """Let this process, and those that it starts, ask W&B no more."""
+    """Sets WANDB_MODE so that this process, and those that it starts, do not contact W&B again."""
     os.environ["WANDB_MODE"] = "offline"
 
 
 def check_variables() -> None:
-    """Refuse values of ``WANDB_*`` that W&B would refuse when the first run is opened. Empty variables are unset: to W&B
-    they would be values."""
+    """Raises ConfigError for values of ``WANDB_*`` that W&B would refuse when the first run is opened.
+
+    Removes empty variables first, which W&B would take for values.
+    """
     from wandb import Settings
 
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
@@ -98,14 +105,14 @@ def check_variables() -> None:
         if not name.startswith("WANDB_"):
             continue
         try:
-            Settings(resume="allow").update_from_env_vars({name: value})  # runs are opened so that they can be resumed
+            Settings(resume="allow").update_from_env_vars({name: value})  # as runs are opened
         except Exception as error:
             shown = "(hidden)" if any(word in name for word in SECRET_WORDS) else repr(value)
             raise ConfigError(f"{name}={shown} is refused by W&B: {_words(error)}. Correct or unset it.") from None
 
 
 def _disabled(environ: Mapping[str, str]) -> bool:
-    """WANDB_DISABLED, which other trainers honor and W&B itself does not."""
+    """Reads WANDB_DISABLED, which other trainers honor and W&B itself does not."""
     value = environ.get("WANDB_DISABLED", "")
     if value.lower() in ("", "0", "false", "no", "off"):
         return False
@@ -115,7 +122,7 @@ def _disabled(environ: Mapping[str, str]) -> bool:
 
 
 def _problem() -> str:
-    """Why W&B takes no run, in words; '' where it does."""
+    """Returns why W&B accepts no run; '' where it does."""
     from wandb.sdk import wandb_setup
 
     found = find_key(os.environ)
@@ -125,22 +132,28 @@ def _problem() -> str:
 
 @functools.cache
 def _refusal(host: str, key: str | None) -> str:
-    """One question to the server for each process and key; without a key with the identity token."""
+    """Asks the server once per process and key whether it accepts the key.
+
+    Without a key, the identity token is used.
+    """
     import wandb
 
     theirs = os.environ.get("WANDB_SERVICE")
     try:
         wandb.Api(overrides={"base_url": host}, timeout=PROBE_S, api_key=key)
-    except Exception as error:  # of the network, of the server, of W&B's own process
+    except Exception as error:  # from the network, the server or W&B's own process
         return f"W&B does not answer within {PROBE_S} s or does not take the key ({_words(error)})"
     finally:
-        if theirs is None:  # the process that W&B has started here ends with this one: no other may log through it
+        if theirs is None:  # W&B's service process ends with this one, so no other process may log through it
             os.environ.pop("WANDB_SERVICE", None)
     return ""
 
 
 def _words(error: Exception) -> str:
-    """What an error says, in one line; a validation error without its class, place and link."""
+    """Returns the message of an error in one line.
+
+    Of a validation error, class, location and link are left out.
+    """
     details = getattr(error, "errors", None)
     words = (
         "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details()) if details else str(error)

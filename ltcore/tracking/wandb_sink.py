@@ -1,8 +1,8 @@
-"""One W&B run per training run, opened by rank 0 alone; offline, and complete, where there is no account or no way to it.
+"""One W&B run per training run, opened by rank 0 only; offline, and complete, where W&B cannot be reached.
 
 Ray's own W&B callback is not used: under Train V2 it opens a run on every rank, overwrites the history of a resumed
-trial and drops lists. Everything that belongs to the run, staged tables included, is written under
-``<run_dir>/wandb``, so that ``wandb sync`` works from where the run is kept.
+trial and drops lists. All files of the run, including staged tables, are written under ``<run_dir>/wandb``, so that
+``wandb sync`` works from wherever the run directory is kept.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from ltcore.tracking.wandb_account import go_offline, settle_mode
 MAX_ID_CHARS = 64
 FLUSH_TIMEOUT_S = 5.0
 UPLOAD_TIMEOUT_S = 60.0
-"""How long the end of a run waits for its upload, which then is left to ``wandb sync``."""
+"""How long the end of a run waits for its upload; after that, the rest is left to ``wandb sync``."""
 _STAGING = threading.Lock()
 
 Act = Callable[[Any], None]
-"""Something done with an open W&B run."""
+"""An operation on an open W&B run."""
 
 
 def wandb_id(run_id: str) -> str:
-    """``run_id`` as W&B allows it. One that has to be changed gets a hash of the original, so two never become one."""
+    """Converts ``run_id`` to the characters and length that W&B allows.
+
+    A changed one gets a hash of the original, so that different ids stay different.
+    """
     clean = re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)
     if clean == run_id and len(run_id) <= MAX_ID_CHARS:
         return run_id
@@ -53,9 +56,10 @@ def open_wandb(
     config_flat: Mapping[str, Any],
     options: TrackingConfig,
 ) -> list[Tracker]:
-    """[the sink], or [] where W&B is disabled, or where not even offline files can be written, which is said.
+    """Returns the W&B sink in a list, empty where no W&B run is possible.
 
-    Where W&B takes no run it goes on offline with a warning, unless ``options.wandb_mode`` insists on 'online'.
+    That is where W&B is disabled, or where not even offline files can be written. Where W&B accepts no run it continues
+    offline with a warning; with ``options.wandb_mode`` 'online' it raises ConfigError instead.
     """
     mode = settle_mode(options.wandb_mode)
     if mode == "disabled":
@@ -80,9 +84,9 @@ def open_wandb(
                 init_timeout=30,
                 finish_timeout=UPLOAD_TIMEOUT_S,
                 finish_timeout_raises=True,
-                allow_val_change=True,  # a resumed run may be longer than planned at first
+                allow_val_change=True,  # a resumed run may have more epochs
                 disable_code=True,
-                disable_git=True,  # a remote's address may hold a token
+                disable_git=True,  # the URL of a git remote may contain a token
                 disable_job_creation=True,
                 x_save_requirements=False,
             ),
@@ -95,7 +99,7 @@ def open_wandb(
     sink = WandbSink(start, run_id, run_dir / "wandb")
     try:
         sink.open(mode)
-    except Exception as error:  # of W&B and of its own process: they have no common base
+    except Exception as error:  # errors of W&B and of its service process have no common base class
         if options.wandb_mode == "online":
             raise ConfigError(
                 f"tracking.wandb_mode='online': W&B refused the run ({error}). Check WANDB_API_KEY and tracking.project, or "
@@ -106,10 +110,10 @@ def open_wandb(
 
 
 class WandbSink(Tracker):
-    """Writes to an open W&B run. Curves are drawn over epochs; the last value of each metric is in the summary.
+    """Writes to an open W&B run. Curves are drawn over epochs; the summary has the last value of each metric.
 
-    Whatever goes wrong in W&B, training does not end of it: the run goes on in a new offline file, which ``wandb sync`` joins
-    to the first, or, where that fails as well, without W&B.
+    A failure of W&B never ends training: the run continues in a new offline file, which ``wandb sync`` appends to the
+    first, or, where that fails as well, without W&B.
     """
 
     def __init__(self, start: Callable[[str], Any], run_id: str, folder: Path) -> None:
@@ -119,20 +123,22 @@ class WandbSink(Tracker):
 
     @property
     def is_open(self) -> bool:
+        """Tells whether there is a W&B run to write to."""
         return self._run is not None
 
     def open(self, mode: str) -> None:
+        """Opens the W&B run in a mode."""
         self._run = self._start(mode)
 
     def reopen(self, error: Exception) -> None:
-        """Go on after an error: offline the first time, without W&B after that."""
+        """Continues after an error: offline the first time, without W&B after that."""
         import wandb
 
         self._run = None
-        # Its process holds the id of a run that has failed, or is gone; both make its end an error.
+        # The service process holds the id of the failed run, or has died; teardown fails in both cases.
         with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()
-        os.environ.pop("WANDB_SERVICE", None)  # which says where that process listens
+        os.environ.pop("WANDB_SERVICE", None)  # the address of that process
         go_offline()
         if not self._reopened:
             self._reopened = True
@@ -141,7 +147,7 @@ class WandbSink(Tracker):
             except Exception as second:
                 error = second
         after = (
-            "is logged offline from here on" if self.is_open else "goes on without W&B; metrics.jsonl has its numbers"
+            "is logged offline from here on" if self.is_open else "continues without W&B; metrics.jsonl has its numbers"
         )
         said = printable(f"W&B failed ({type(error).__name__}: {error}): run {self._run_id} {after}.")
         warnings.warn(said, stacklevel=4)
@@ -175,7 +181,7 @@ class WandbSink(Tracker):
         self._do(lambda run: _finish(run, {**values, "status": status}, int(status == "failed")))
 
     def _do(self, act: Act) -> None:
-        """``act`` on the run, and once more on the one that it is continued in."""
+        """Applies ``act`` to the run, and after a failure to the run in which it continues."""
         while self._run is not None:
             try:
                 act(self._run)
@@ -200,10 +206,10 @@ def _finish(run: Any, summary: Mapping[str, Any], exit_code: int) -> None:
 
 
 def _wait_for_growth(path: Path, before_bytes: int) -> None:
-    """Wait until W&B's process has written the end of the run to its file.
+    """Waits until W&B's process has written the end of the run to its file.
 
-    An offline ``finish`` returns earlier, and who ends this process next (Ray stops an actor together with its
-    children) would leave a file with nothing but its header.
+    An offline ``finish`` returns earlier. If this process is ended next (Ray stops an actor together with its
+    children), the file would otherwise contain nothing but its header.
     """
     deadline_s = time.monotonic() + FLUSH_TIMEOUT_S
     seen_bytes = -1
@@ -217,8 +223,11 @@ def _wait_for_growth(path: Path, before_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
-    """W&B stages tables in a folder that only WANDB_DATA_DIR can name, and by default outside the run's."""
-    with _STAGING:  # the variable belongs to the process, the folder to the run of one of its threads
+    """Stages W&B tables in ``folder``; by default they are staged outside the run directory.
+
+    Only WANDB_DATA_DIR can set the folder.
+    """
+    with _STAGING:  # the variable is shared by all threads of the process, each of which may log a different run
         theirs = os.environ.get("WANDB_DATA_DIR")
         os.environ["WANDB_DATA_DIR"] = theirs or str(folder)
         try:

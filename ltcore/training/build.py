@@ -1,4 +1,4 @@
-"""RunConfig + data -> the parts of one run, on their device."""
+"""Construction of the components of a run from RunConfig and data, on their device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ltcore.training.step import TrainStep
 
 @dataclass
 class Components:
-    """Everything that a step touches. ``step`` is the bare module, ``wrapped`` the one to call (DDP where there are ranks)."""
+    """The parts of a training step. ``step`` is the bare module, ``wrapped`` the one to call (DDP with several ranks)."""
 
     step: TrainStep
     wrapped: nn.Module
@@ -35,12 +35,15 @@ class Components:
 
     @property
     def eval_net(self) -> LongTailNet:
-        """What is evaluated and saved: the averaged network where there is one."""
+        """Returns the network that is evaluated and saved: the averaged one where it exists."""
         return self.average.net if self.average else self.step.net
 
 
 def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
-    """Builds on the CPU (so that initial values do not depend on the device), then moves."""
+    """Builds the components on the CPU, then moves them to the device.
+
+    Initial values then do not depend on the device.
+    """
     manifest = loader.store.manifest
     stats = manifest.stats(cfg.data.train_split)
     num_train = manifest.split(cfg.data.train_split).num_samples
@@ -58,27 +61,31 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
 
 
 def num_views(cfg: RunConfig) -> int:
-    """Of each image in training: 2 where a loss looks at a second one, else 1."""
+    """Returns the views of each training image: 2 where a loss needs a second one, else 1."""
     base, terms = cfg.objective.base, cfg.objective.active_terms()
     views = [BASES[base].build.views(getattr(cfg.objective.base_options, base))]
     return max(views + [TERMS[name].build.views(term) for name, term in terms.items()])
 
 
 def parallel(step: TrainStep, device: torch.device) -> nn.Module:
-    """``step`` itself, or wrapped so that gradients are averaged over ranks.
+    """Returns ``step`` itself, or wrapped such that gradients are averaged over ranks.
 
-    Buffers are not synchronized: running statistics are averaged exactly at the end of an epoch, and memories are none.
+    Buffers are not synchronized: running statistics are averaged exactly at the end of an epoch, and memories are not
+    buffers.
     """
     if not dist.is_distributed():
         return step
     ids = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the flag's successor exists only in newer versions of torch
+        warnings.simplefilter("ignore", FutureWarning)  # the flag's replacement exists only in newer torch versions
         return nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
 
 
 def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: int) -> tuple[LongTailNet, Objective]:
-    """Network and objective. The objective needs the network's sizes, the network what the objective asks for."""
+    """Builds network and objective, each of which depends on the other.
+
+    The objective needs the network's sizes, and the network the outputs that the objective requires.
+    """
     probe = LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed)
     dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims)
     objective = Objective(cfg.objective, stats, dims, cfg.seed)  # type: ignore[arg-type]

@@ -3,9 +3,10 @@
     checkpoints/last-00001200/   model.pt  state.pt  meta.json      resume here
     checkpoints/best-00000900/   model.pt  meta.json                predict from here
 
-``model.pt`` holds inference weights alone; what only training needs (optimizer, memories, key encoder) is in ``state.pt``.
-A checkpoint is written beside its final place, synced and renamed, so a reader never sees half of one; older ones go only
-after the new one is in place. Everything is read with ``weights_only=True``, and only where its bytes are those written.
+``model.pt`` contains inference weights only; what only training needs (optimizer, memories, key encoder) is in
+``state.pt``. A checkpoint is written beside its final place, synced and renamed, so a reader never sees half of one;
+older ones are removed only after the new one is in place. Everything is read with ``weights_only=True``, after a check
+that its bytes are undamaged.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ class Checkpoint:
 
     path: Path
     meta: dict[str, Any]
-    """schema, step, epoch, config (flat), classes, shot_groups, mean, std, canvas, metrics, data_hash; and class_prior, but
-    for stage 2."""
+    """schema, step, epoch, config (flat), classes, shot_groups, mean, std, image_size, metrics, data_hash; and
+    class_prior, except for stage 2.
+    """
     place: str
-    """Where people know it to be: its path, or the URI that it was fetched from for a moment."""
+    """Location shown to users: its path, or the URI from which it was fetched temporarily."""
 
     def require(self, *names: str) -> None:
         """Raises CheckpointError where the record lacks one of these fields."""
@@ -54,7 +56,7 @@ class Checkpoint:
             )
 
     def config(self) -> RunConfig:
-        """The configuration of its run. CheckpointError where there is none that this ltcore can have."""
+        """Returns the configuration of its run. Raises CheckpointError where it is missing or invalid for this ltcore."""
         self.require("config")
         try:
             return from_flat(self.meta["config"])
@@ -62,14 +64,20 @@ class Checkpoint:
             raise CheckpointError(f"{self.place}/meta.json: {error} Use another checkpoint.") from error
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers of the network, on the CPU. CheckpointError where they are damaged or not finite."""
+        """Returns weights and buffers of the network, on the CPU.
+
+        Raises CheckpointError where they are damaged or not finite.
+        """
         weights = self._tensors("model.pt", "Use another checkpoint")
         refuse_bad_weights(f"{self.place}/model.pt", weights)
         return weights
 
     def train_state(self) -> dict[str, Any]:
-        """What ``training.state.load_state`` takes. CheckpointError where it is damaged, or not part of this checkpoint."""
-        state = self._tensors("state.pt", "This checkpoint holds inference weights alone and cannot be resumed from")
+        """Returns the input of ``training.state.load_state``.
+
+        Raises CheckpointError where it is damaged or not part of this checkpoint.
+        """
+        state = self._tensors("state.pt", "This checkpoint has only inference weights and cannot be resumed from")
         for part in ("step", "key", "average"):
             refuse_bad_weights(f"{self.place}/state.pt", state.get(part) or {})
         return state
@@ -81,7 +89,7 @@ class Checkpoint:
         try:
             with file.open("rb") as stream:
                 return read_tensors(stream)
-        except Exception as error:  # a word of our own, or what torch raises on foreign bytes, which may be anything
+        except Exception as error:  # our own errors, and torch raises any type on foreign bytes
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise CheckpointError(f"{place} cannot be read ({problem}). Delete its directory and run again.") from error
 
@@ -89,9 +97,10 @@ class Checkpoint:
 def save(
     folder: Path, tag: str, *, step: int, model: dict[str, Any], state: dict[str, Any] | None, meta: dict[str, Any]
 ) -> Path:
-    """Writes ``folder/<tag>-<step>`` atomically, then removes older checkpoints of the same tag. Call on rank 0 alone.
+    """Writes ``folder/<tag>-<step>`` atomically, then removes older checkpoints of the same tag. Call on rank 0 only.
 
-    CheckpointError where it cannot be written, NumericError where the weights are not finite; what is there stays then.
+    Raises CheckpointError where it cannot be written and NumericError where the weights are not finite; existing
+    checkpoints are then kept.
     """
     final = folder / f"{tag}-{step:08d}"
     aside = folder / f".{final.name}.{os.getpid()}"
@@ -105,10 +114,10 @@ def save(
         (aside / "meta.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **meta}, indent=1))
         for file in aside.iterdir():
             _sync(file)
-        if final.exists():  # the same step again, after a resume; moved away in one piece, and removed below
+        if final.exists():  # the same step again, after a resume; moved aside atomically, and removed below
             final.rename(folder / f".{final.name}.old.{os.getpid()}")
         aside.rename(final)
-    except (OSError, RuntimeError) as error:  # torch's writer ends with a RuntimeError on top of the disk's error
+    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError on top of the disk's error
         shutil.rmtree(aside, ignore_errors=True)
         cause = error if isinstance(error, OSError) else error.__context__
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
@@ -126,7 +135,10 @@ def save(
 
 
 def description(config: dict[str, Any], manifest: Manifest, *, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What stands in ``meta.json`` beside schema and step: the flat configuration, and what prediction needs of the data."""
+    """Returns the content of ``meta.json`` besides schema and step.
+
+    It is the flat configuration and what prediction needs to know of the data.
+    """
     return {
         "epoch": epoch,
         "config": config,
@@ -141,7 +153,10 @@ def description(config: dict[str, Any], manifest: Manifest, *, epoch: int, metri
 
 
 def _check_finite(folder: Path, step: int, model: dict[str, Any]) -> None:
-    """The loss of a step is that of the weights before it: it says nothing about those that the step leaves behind."""
+    """Raises NumericError for weights that are not finite.
+
+    The loss of a step belongs to the weights before it, so it does not show whether the step left finite weights.
+    """
     for name, value in model.items():
         if isinstance(value, torch.Tensor) and not bool(torch.isfinite(value).all()):
             good = find(folder)
@@ -153,7 +168,7 @@ def _check_finite(folder: Path, step: int, model: dict[str, Any]) -> None:
 
 
 def _write_tensors(file: Path, value: dict[str, Any]) -> None:
-    with file.open("wb") as stream:  # of a path, torch's writer would hide why it failed
+    with file.open("wb") as stream:  # given a path, torch's writer would hide the reason of a failure
         torch.save(value, stream)
 
 
@@ -166,7 +181,7 @@ def _sync(path: Path) -> None:
 
 
 def find(folder: Path, tag: str = "last") -> Checkpoint | None:
-    """The newest complete checkpoint with this tag under ``folder``, or None."""
+    """Returns the newest complete checkpoint with this tag under ``folder``, or None."""
     newest = _newest(folder, tag)
     return None if newest is None else read(newest)
 
@@ -177,17 +192,17 @@ def _newest(folder: Path, tag: str) -> Path | None:
 
 
 def read(path: Path, uri: str = "") -> Checkpoint:
-    """The checkpoint at ``path``: its directory, or a run directory (then its best, else its last one).
+    """Reads the checkpoint at ``path``: its directory, or a run directory (then its best, else its last one).
 
-    ``uri`` is where ``path`` was fetched from, if it was. CheckpointError where there is none, or where its record is
-    damaged or of another version.
+    ``uri`` is where ``path`` was fetched from, if it was. Raises CheckpointError where there is none, or where its
+    record is damaged or of another version.
     """
     place = str(path) if is_local(uri) else uri.rstrip("/")
     if not (path / "meta.json").exists():
         inner = _newest(path / "checkpoints", "best") or _newest(path / "checkpoints", "last")
         if inner is None:
             raise CheckpointError(
-                f"{place} is no checkpoint: expected meta.json in it, or checkpoints/ of a run directory."
+                f"{place} is not a checkpoint: expected meta.json in it, or checkpoints/ of a run directory."
             )
         path, place = inner, join(place, "checkpoints", inner.name)
     try:
@@ -197,7 +212,7 @@ def read(path: Path, uri: str = "") -> Checkpoint:
             f"{place}/meta.json cannot be read as JSON ({error}). Delete this checkpoint and run again."
         ) from None
     if not isinstance(meta, dict):
-        raise CheckpointError(f"{place}/meta.json holds no JSON object. Delete this checkpoint and run again.")
+        raise CheckpointError(f"{place}/meta.json is not a JSON object. Delete this checkpoint and run again.")
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{place} has checkpoint version {meta.get('schema')!r}; this ltcore reads version {SCHEMA}. "
@@ -211,7 +226,7 @@ def read(path: Path, uri: str = "") -> Checkpoint:
     for name in ("shot_groups", "class_prior"):
         if {"classes", name} <= meta.keys() and len(meta["classes"]) != len(meta[name]):
             raise CheckpointError(
-                f"{place}/meta.json has {len(meta['classes'])} classes and {len(meta[name])} {name}, expected as many. "
+                f"{place}/meta.json has {len(meta['classes'])} classes and {len(meta[name])} {name}, expected one per class. "
                 "Delete this checkpoint and run again."
             )
     return Checkpoint(path, meta, place)
@@ -222,7 +237,7 @@ def _words(value: Any) -> bool:
 
 
 def _numbers(value: Any, *, least: float, most: float, count: int = 0) -> bool:
-    """Whether it is a list of such numbers, ``count`` of them unless that is 0."""
+    """Tells whether it is a list of ``count`` numbers in this range; 0 means any length."""
     fits = isinstance(value, list) and all(type(x) in (int, float) and least <= x <= most for x in value)
     return fits and len(value) == (count or len(value))
 
@@ -237,9 +252,9 @@ def _shown(value: Any) -> str:
 
 
 _LARGE = 1e6
-"""Statistics of pixels in [0, 1] are far smaller; others would make pixels that float32 cannot hold."""
+"""Statistics of pixels in [0, 1] are far smaller; larger ones would give pixels beyond the range of float32."""
 _SMALLEST = 1e-30
-"""Share of a class: one sample in more than there are. Its logarithm is finite in float32."""
+"""Lower limit of a class share, below one sample among all that can exist; its logarithm is finite in float32."""
 _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (lambda value: _words(value) and len(set(value)) == len(value), "names that differ"),
     "shot_groups": (
@@ -262,33 +277,39 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metrics": (lambda value: isinstance(value, dict), "names with values"),
     "data_hash": (lambda value: isinstance(value, str), "a hash"),
 }
-"""What other code relies on: field -> whether a value will do, and what would."""
+"""Fields that other code relies on -> (check of the value, description of a valid value)."""
 
 
 def read_tensors(stream: BinaryIO) -> Any:
-    """What ``torch.save`` wrote, on the CPU. Raises anything where it is damaged, ValueError where it would unpack to more
-    bytes than it has, which torch's own files never do."""
-    if zipfile.is_zipfile(stream):  # else a file of torch before 1.6
+    """Returns the content of a ``torch.save`` file, on the CPU.
+
+    Raises errors of any type where it is damaged, and ValueError where it would unpack to more bytes than it has, which
+    torch's own files never do.
+    """
+    if zipfile.is_zipfile(stream):  # otherwise written by torch before 1.6
         with zipfile.ZipFile(stream) as parts:
             size, unpacked = stream.seek(0, os.SEEK_END), sum(part.file_size for part in parts.infolist())
             if unpacked > size:
                 raise ValueError(f"its {size} bytes would unpack to {unpacked}")
-            if damaged := parts.testzip():  # torch compares no checksum and would load changed weights
+            if damaged := parts.testzip():  # torch does not verify checksums and would load changed weights
                 raise ValueError(f"{damaged} in it is damaged")
     stream.seek(0)
     return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def refuse_bad_weights(where: str, weights: Any) -> None:
-    """Raises CheckpointError where ``weights`` of the file ``where`` are no state dict that a network can compute with."""
+    """Raises CheckpointError unless ``weights`` are a state dict that a network can compute with.
+
+    ``where`` is the file, for the message.
+    """
     if not isinstance(weights, dict):
         raise CheckpointError(
-            f"{where} holds a {type(weights).__name__}, expected names with weights. Use another one."
+            f"{where} contains a {type(weights).__name__}, expected names with weights. Use another one."
         )
     for name, value in weights.items():
         if not _is_plain(value):
-            problem = "no plain tensor"
-        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():  # repeats few numbers endlessly
+            problem = "not a plain tensor"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():  # strides repeat few numbers
             problem = "a tensor with more elements than numbers"
         elif not bool(torch.isfinite(value).all()):
             problem = "not finite"
@@ -298,7 +319,10 @@ def refuse_bad_weights(where: str, weights: Any) -> None:
 
 
 def refuse_other_network(where: str, weights: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
-    """Raises CheckpointError where ``weights`` of the file ``where`` have other names or sizes than ``own``, the network's."""
+    """Raises CheckpointError where ``weights`` differ in names or sizes from ``own``, those of the network.
+
+    ``where`` is the file, for the message.
+    """
     shapes = {name: (_shape(weights.get(name)), _shape(own.get(name))) for name in sorted({*weights, *own})}
     wrong = [f"{name}: {there} there, {here} expected" for name, (there, here) in shapes.items() if there != here]
     if wrong:
@@ -313,7 +337,7 @@ def _shape(tensor: torch.Tensor | None) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor that says of each of its numbers whether it is finite."""
+    """Tells whether it is a dense CPU tensor of a type that ``isfinite`` supports."""
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         return False
     return not value.is_quantized and (value.element_size() > 1 or not value.is_floating_point())
@@ -322,9 +346,10 @@ def _is_plain(value: Any) -> bool:
 def check_same_run(
     checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, mutable: tuple[str, ...] = ()
 ) -> None:
-    """Refuses to continue a run with another configuration or on other data; names the first differences.
+    """Raises CheckpointError where a run would continue with another configuration or on other data.
 
-    ``mutable`` keys may differ, and what does not change the training (FREE_TO_CHANGE). Raises CheckpointError.
+    The message names the first differences. ``mutable`` keys may differ, and keys that do not change the training
+    (FREE_TO_CHANGE).
     """
     if not {"config", "data_hash"} <= checkpoint.meta.keys():
         raise CheckpointError(
@@ -336,10 +361,10 @@ def check_same_run(
 
 
 def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
-    """CheckpointError where the data are not those of the run at ``where``."""
+    """Raises CheckpointError where the data are not those of the run at ``where``."""
     if old_hash != new_hash:
         raise CheckpointError(
-            f"{where} was trained on data {old_hash[:12]}, now data.uri leads to {new_hash[:12]}. Give the same data, another "
+            f"{where} was trained on data {old_hash[:12]}, now data.uri leads to {new_hash[:12]}. Use the same data, another "
             "--name, or --fresh."
         )
 
@@ -347,7 +372,7 @@ def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
 def refuse_differences(
     where: Path | str, old: dict[str, Any], new: dict[str, Any], mutable: tuple[str, ...] = ()
 ) -> None:
-    """CheckpointError that names the first keys in which two flat configurations differ, if any matter."""
+    """Raises CheckpointError where two flat configurations differ in a key that matters; names the first ones."""
     old, new = effective(old), effective(new)
     differences = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"

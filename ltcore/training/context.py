@@ -1,4 +1,7 @@
-"""The seam between the loop and the place it runs in. The loop knows this protocol alone; Ray implements it elsewhere."""
+"""The interface between the training loop and the environment it runs in.
+
+The loop depends on this protocol only; the Ray implementation is in the runtime package.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 
 
 class RunContext(Protocol):
-    """Where a run executes. Every rank has one."""
+    """The environment of a run. Every rank has one."""
 
     engine: str
     """'inline', 'trial' or 'train'."""
@@ -22,23 +25,26 @@ class RunContext(Protocol):
     world: int
     device: torch.device
     checkpoint_every_epoch: bool
-    """Whether whoever takes the reports wants a checkpoint with each (population-based training hands them around)."""
+    """Whether every report needs a checkpoint (population-based training passes them between trials)."""
 
     def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
-        """Hands the metrics of a finished epoch upwards. Called by every rank, equally often."""
+        """Reports the metrics of a finished epoch. Called by every rank, equally often."""
 
     def saved(self) -> None:
-        """A checkpoint inside an epoch is whole on this node's disk. Called by every rank; never waits for a slow storage."""
+        """Signals that a checkpoint inside an epoch is complete on this node's disk.
+
+        Called by every rank; never waits for slow storage.
+        """
 
     def stop_requested(self) -> bool:
-        """True once the run should save a checkpoint at the next step boundary and end."""
+        """Tells whether the run should save a checkpoint at the next step boundary and end."""
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
-        """A sign of life from inside an epoch: cheap, never blocks, may be dropped."""
+        """Sends a heartbeat from inside an epoch: cheap, never blocks, may be dropped."""
 
 
 class LocalContext(AbstractContextManager["LocalContext"]):
-    """This process, no Ray. As a context manager: one Ctrl-C or SIGTERM lets the loop save and end, two interrupt."""
+    """This process without Ray. As a context manager: one Ctrl-C or SIGTERM saves and ends the run, two interrupt it."""
 
     engine = "inline"
     rank = 0
@@ -51,17 +57,17 @@ class LocalContext(AbstractContextManager["LocalContext"]):
         self._previous: dict[int, Any] = {}
 
     def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
-        """Nobody is above this process: what was logged is all there is."""
+        """Does nothing, since there is no other process to report to."""
 
     def saved(self) -> None:
-        """This disk is all there is."""
+        """Does nothing, since there is no other disk."""
 
     def stop_requested(self) -> bool:
-        """True after the first signal."""
+        """Tells whether a signal was received."""
         return self._stop
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
-        """Nobody listens."""
+        """Does nothing, since there is no other process to report to."""
 
     def __enter__(self) -> LocalContext:
         if threading.current_thread() is threading.main_thread():
@@ -77,14 +83,14 @@ class LocalContext(AbstractContextManager["LocalContext"]):
         if self._stop:
             raise KeyboardInterrupt
         self._stop = True
-        print(
-            f"\n{signal.Signals(sig).name}: saving a checkpoint, then stopping. Once more to stop at once.", flush=True
-        )
+        print(f"\n{signal.Signals(sig).name}: saving a checkpoint, then stopping. Repeat to stop at once.", flush=True)
 
 
 DECIDE_EVERY = 16
-"""Steps between the points at which ranks agree on 'checkpoint now?' and 'stop?', and losses are checked to be finite."""
+"""Steps between the points at which ranks agree whether to save and whether to stop, and losses are checked to be
+finite.
+"""
 
 
-class StopRequested(Exception):  # noqa: N818  (a wish, not an error)
-    """The context asked to stop; a checkpoint was saved."""
+class StopRequested(Exception):  # noqa: N818  (a request, not an error)
+    """Raised after a checkpoint was saved because the context asked to stop."""

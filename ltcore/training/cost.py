@@ -1,4 +1,4 @@
-"""What a run needs and does, by arithmetic: memory, bytes read, floating-point operations. Nothing is trained for it."""
+"""Estimates of a run's memory, bytes read and floating-point operations, without training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ltcore.objective.memory.base import Memory
 from ltcore.training.build import build_modules, num_views
 
 RATE = 1e14
-"""Operations per second by which hours are told: what a large GPU sustains in bf16 on these networks."""
+"""Operations per second for estimates in hours: what a large GPU sustains in bf16 on these networks."""
 COPIES = {"sgd": 3, "adamw": 4}
-"""Numbers kept for each parameter: itself, its gradient, and what the optimizer remembers."""
+"""Numbers kept per parameter: itself, its gradient, and the state of the optimizer."""
 
 
 def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
-    """Lines for a person about a run that sees ``images`` training images.
+    """Returns lines of text about the cost of a run that sees ``images`` training images.
 
-    A training step counts three forwards (the backward is two), one more where there is a key encoder;
-    evaluation and losses are left out.
+    A training step counts as three forwards (the backward is two), and one more where there is a key encoder;
+    evaluation and losses are not included.
     """
     split = manifest.split(cfg.data.train_split)
     image_size = cfg.data.image_size or manifest.image_size
@@ -37,20 +37,20 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     parameters = sum(p.numel() for p in net.parameters())
     copies = COPIES[cfg.train.optim.optimizer] + has_key + (cfg.train.ema_decay > 0)
     memories = sum(memory_bytes(memory) for memory in objective.memories().values())
-    cropped = ", cut out of the originals as they are read" if reader_crops(cfg.augment, views, image_size) else ""
+    cropped = ", cropped from the originals while reading" if reader_crops(cfg.augment, views, image_size) else ""
     shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, image_size)
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
         f"{forwards} forwards per image with its training make {total:.2g} FLOP, {_hours(total)} at 100 TFLOP/s.",
         f"Each worker holds {_gib(4 * parameters * copies)} of weights, gradients and optimizer and {_gib(memories)} of "
         f"memories of the objective, besides activations for {cfg.train.batch_size} images over all workers.",
-        f"The training shards are {_gib(shards)}, read once per epoch; decoded to canvases {_gib(decoded)} "
+        f"The training shards are {_gib(shards)}, read once per epoch; decoded images take {_gib(decoded)} "
         f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
 
 
 def forward_flops(net: nn.Module, image_size: int) -> int:
-    """Floating-point operations of one forward on one image; a multiply-add counts two."""
+    """Returns the floating-point operations of one forward on one image; a multiply-add counts as two."""
     was_training = net.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net.eval()(torch.zeros(1, 3, image_size, image_size))
@@ -59,7 +59,7 @@ def forward_flops(net: nn.Module, image_size: int) -> int:
 
 
 def memory_bytes(memory: Memory) -> int:
-    """Of everything that a checkpoint would hold of it."""
+    """Returns the size of all tensors of a memory that a checkpoint contains."""
     tensors = [*memory.published().values(), *memory.pending().values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -80,7 +80,10 @@ def _what(cfg: RunConfig) -> str:
 
 
 def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
-    """How many training images the run sees, each as often as it comes. CapacityError where they fill no batch."""
+    """Returns how many training images the run sees, counting repetitions.
+
+    Raises CapacityError where they do not fill a batch.
+    """
     num_train = manifest.split(cfg.data.train_split).num_samples
     steps = num_train // cfg.train.batch_size
     if steps == 0:
@@ -92,7 +95,7 @@ def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
 
 
 def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
-    """What a run would need and cost, without starting it."""
+    """Describes what a run would need and cost, without starting it."""
     manifest = read_manifest(data_uri)
     num_train = manifest.split(cfg.data.train_split).num_samples
     if cfg.stage2 is not None:

@@ -1,5 +1,8 @@
-"""A run or checkpoint wherever it is, as local files for as long as they are read: the place itself, or the few files that are
-needed of what an object store has, which are gone again afterwards."""
+"""Temporary local access to files of a run or checkpoint.
+
+Local files are read in place; from an object store, the few files that are needed are downloaded and removed
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ltcore.storage import is_local, join, list_files, open_fs, read_bytes, writ
 
 @contextlib.contextmanager
 def fetched(uri: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Iterator[Path]:
-    """A local directory that holds the files whose names ``choose`` picks out of all names below ``uri``."""
+    """Yields a local directory with the files that ``choose`` picks out of all names below ``uri``."""
     if is_local(uri):
         yield Path(open_fs(uri)[1])
         return
@@ -25,9 +28,10 @@ def fetched(uri: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Itera
 
 @contextlib.contextmanager
 def fetched_checkpoint(uri: str, *, weights: bool) -> Iterator[Path]:
-    """The checkpoint at ``uri``, or of a run the one that ``checkpoint.read`` takes, beside the run's record.
+    """Yields the checkpoint at ``uri``, or the best one of a run, beside the run's record.
 
-    Training state is never fetched, and weights only where they are asked for.
+    Of a run it is the one that ``checkpoint.read`` picks. Training state is never fetched, and weights only with
+    ``weights``.
     """
     wanted = ("meta.json", "model.pt") if weights else ("meta.json",)
 
@@ -40,7 +44,10 @@ def fetched_checkpoint(uri: str, *, weights: bool) -> Iterator[Path]:
 
 
 def _newest(names: Sequence[str]) -> str:
-    """The folder of the newest best checkpoint among the names, else of the newest last one; '' where there is none."""
+    """Returns the folder of the newest best checkpoint, else of the newest last one.
+
+    '' where the names contain none.
+    """
     for tag in ("best", "last"):
         complete = [n for n in names if n.startswith(f"checkpoints/{tag}-") and n.endswith("/meta.json")]
         if complete:

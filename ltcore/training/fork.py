@@ -1,4 +1,4 @@
-"""A run that begins where another one stood: the checkpoint becomes its own, the logged epochs go before its first."""
+"""Runs that start from the checkpoint and log of another run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ltcore.training import checkpoint as ckpt
 
 
 def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Copies the newest checkpoint of the run in ``source`` into ``run_dir``, with ``config`` (flat) as its configuration.
+    """Copies the newest checkpoint of the run in ``source`` into ``run_dir``.
 
-    Right only where both configurations give the same run up to that point, which the caller answers for. Returns the
-    rows of ``metrics.jsonl`` up to the checkpoint. Raises CheckpointError where there is no checkpoint.
+    The copy gets the flat ``config`` as its configuration. This is correct only where both configurations give the same
+    run up to that point, for which the caller is responsible. Returns the rows of ``metrics.jsonl`` up to the
+    checkpoint. Raises CheckpointError where there is no checkpoint.
     """
     found = ckpt.find(source / "checkpoints")
     if found is None:

@@ -1,4 +1,4 @@
-"""What the run executes on: device, precision, threads, versions. Chosen once, printed, and stored with the run."""
+"""Device, precision, threads and versions of a run. Chosen once, printed, and stored with the run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from ltcore.version import __version__
 
 @dataclass(frozen=True)
 class Precision:
-    """What convolutions are computed in; losses are float32 always."""
+    """Number format of convolutions; losses are always float32."""
 
     autocast: torch.dtype | None
     """Autocast type, or None for float32 throughout."""
     why: str
-    """For the log: the type, and who chose it."""
+    """For the log: the type, and why it was chosen."""
 
 
 def choose_precision(wish: str, device: torch.device) -> Precision:
-    """``auto``: bf16 on a GPU or CPU with native bf16 arithmetic; else fp32 (emulated bf16 is many times slower)."""
+    """Chooses the precision; ``auto`` is bf16 on a GPU or CPU with native bf16 arithmetic, else fp32.
+
+    Emulated bf16 is many times slower.
+    """
     if wish == "fp32":
-        return Precision(None, "fp32 (asked for)")
+        return Precision(None, "fp32 (configured)")
     if wish == "bf16":
-        return Precision(torch.bfloat16, "bf16 (asked for)")
+        return Precision(torch.bfloat16, "bf16 (configured)")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "bf16 (CUDA)")
@@ -42,19 +45,19 @@ def choose_precision(wish: str, device: torch.device) -> Precision:
 
 
 def allocated_cpus() -> int:
-    """CPUs this process may run on, as the scheduler sees it (not the machine's)."""
+    """Returns the number of CPUs this process may run on, according to the scheduler (not the machine's)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def most_memory_bytes(device: torch.device) -> int:
-    """Most memory that this process has held so far: on its GPU, or resident where it has none."""
+    """Returns the peak memory of this process: on its GPU, or resident where it has none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Name of the processor, CPUs this process may use, GPUs, bytes of memory of the machine, host."""
+    """Returns processor name, CPUs this process may use, GPUs, bytes of memory, and host."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -76,7 +79,10 @@ def _cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, or 'not installed', of what decides the numbers or the format of a run."""
+    """Returns the versions of packages that determine a run's numbers or format.
+
+    The version of a missing package is 'not installed'.
+    """
     found = {"python": platform.python_version(), "torch": torch.__version__, "ltcore": __version__}
     for package in ("torchvision", "ray", "wandb"):
         try:

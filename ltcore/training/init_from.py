@@ -1,4 +1,4 @@
-"""The weights that a run starts from, where these are another run's, or of a pretrained backbone (``train.init_from``)."""
+"""Initial weights from another run or a pretrained backbone (``train.init_from``)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ltcore.training.fetch import fetched_checkpoint
 WEIGHT_FILES = (".pth", ".pt")
 _EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+)\.")
 _SAME = ("model.name", "model.head", "model.cosine_scale", "model.num_experts", "model.expert_width")
-"""What makes a network with the same tensors compute the same function."""
+"""Keys that must be equal for networks with the same tensors to compute the same function."""
 
 
 def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Loads the weights of ``train.init_from`` into the network and its moving averages. A collective: rank 0 reads.
+    """Loads the weights of ``train.init_from`` into the network and its moving averages.
 
-    Returns the checkpoint's place, epoch and step, for the run's record. Raises CheckpointError where it is of another
-    network or of other classes. A projection starts by the run's seed unless the checkpoint has one of the same sizes; of
-    a file of torchvision's weights the backbone alone is taken.
+    A collective; rank 0 reads. Returns the checkpoint's place, epoch and step, for the run's record. Raises
+    CheckpointError where it is of another network or of other classes. A projection is initialized from the run's seed
+    unless the checkpoint has one of the same sizes; from a file of torchvision's weights only the backbone is used.
     """
     uri = cfg.train.init_from
     assert uri is not None
@@ -49,13 +49,18 @@ def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...])
 
 
 def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """``own`` with the backbone's tensors out of a state dict with torchvision's names; every expert takes the same."""
+    """Returns ``own`` with the backbone's tensors from a state dict with torchvision's names.
+
+    Every expert gets the same weights.
+    """
     data = io.BytesIO(read_bytes(uri))
     try:
         theirs = ckpt.read_tensors(data)
-    except Exception as error:  # it raises anything on foreign bytes
+    except Exception as error:  # torch raises any type on foreign bytes
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CheckpointError(f"train.init_from={uri} is no file of tensors ({problem}). Use another file.") from error
+        raise CheckpointError(
+            f"train.init_from={uri} is not a file of tensors ({problem}). Use another file."
+        ) from error
     names = {name: _EXPERT.sub("", name) for name in own if name.startswith("backbone.")}
     known = theirs if isinstance(theirs, dict) else {}
     wrong = [
@@ -70,7 +75,7 @@ def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor],
             f"{len(wrong)} in all). Use the file of the network that model.name names, with model.num_experts=1."
         )
     ckpt.refuse_bad_weights(f"train.init_from={uri}", known)
-    mine = {name: value.cpu() for name, value in own.items()}  # they go to all ranks, each with a device of its own
+    mine = {name: value.cpu() for name, value in own.items()}  # sent to all ranks, which have different devices
     return mine | {name: known[theirs] for name, theirs in names.items() if theirs in known}, {"weights": uri}
 
 
@@ -104,12 +109,12 @@ def _refuse_others(uri: str, found: ckpt.Checkpoint, config: dict[str, Any], cla
     ]
     if different:
         raise CheckpointError(
-            f"train.init_from={uri} holds another network ({'; '.join(different)}). Set these keys alike, or start from "
-            "another checkpoint."
+            f"train.init_from={uri} holds another network ({'; '.join(different)}). Set these keys to the same values, or "
+            "start from another checkpoint."
         )
     if tuple(found.meta["classes"]) != classes:
         raise CheckpointError(
-            f"train.init_from={uri} knows {len(found.meta['classes'])} classes "
+            f"train.init_from={uri} has {len(found.meta['classes'])} classes "
             f"({', '.join(map(str, found.meta['classes'][:3]))}, ...), the data have {len(classes)} "
             f"({', '.join(classes[:3])}, ...): they must be the same, in the same order."
         )

@@ -1,9 +1,9 @@
-"""One process at a time works on a run or sweep, wherever its storage is: another one would remove its checkpoints.
+"""Leases: only one process at a time works on a run or sweep, since a second one would remove its checkpoints.
 
-Whoever works on a place writes a claim below ``<place>/.lease/`` and then lists what is there. Two claims can never miss
-each other, because each is written before its owner lists, and both disks and object stores list what was written. So no
-conditional write is needed, which pyarrow's stores do not offer. A claim that stands alone holds; one that meets another
-is taken back. Its owner renews it; one that is not renewed any more, or whose process is gone from this machine, is void.
+A process writes a claim below ``<place>/.lease/`` and then lists all claims. Two claims never miss each other, because
+each is written before its owner lists, and both disks and object stores list what was written. This needs no
+conditional write, which pyarrow's stores do not offer. A single claim holds; one that meets another is withdrawn. Its
+owner renews it; a claim is void once it is no longer renewed, or once its process has ended on this machine.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ltcore.storage import is_local, join, list_files, local_path, open_fs, writ
 FOLDER = ".lease"
 RENEW_S = 15.0
 VOID_S = 60.0
-"""A claim that nobody renews for this long belongs to a process that is gone."""
+"""Age at which a claim that is not renewed is void: its process is gone."""
 PREDECESSOR_S = 60.0
 """How long a process whose work was handed on may take to end."""
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """Who holds a claim, in words and so that the same machine can look whether it still lives."""
+    """The owner of a claim, with what a process on the same machine needs to tell whether it still lives."""
 
     host: str
     machine: str
-    """Boot and process namespace: inside them a pid means one process."""
+    """Boot id and process namespace, within which a pid identifies one process."""
     pid: int
     born: str
-    """When that process was started, in the kernel's words: a pid is used again."""
+    """Start time of that process as the kernel reports it, since pids are reused."""
     since: str
 
     @property
@@ -66,12 +66,12 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, daemon=True, name="ltcore-lease")
 
     def check(self) -> None:
-        """DataError where another process took the place over, because this one did not renew its claim in time."""
+        """Raises DataError where another process took over because this one did not renew its claim in time."""
         if self._taken:
             place = self._file.partition(f"/{FOLDER}/")[0]
             raise DataError(
-                f"{place} was taken over by another process while this one stood still for over {VOID_S:g} s. This one ends "
-                "without touching it; the other one goes on."
+                f"{place} was taken over by another process while this one was suspended for over {VOID_S:g} s. This process "
+                "ends without touching it; the other one continues."
             )
 
     def _write(self) -> None:
@@ -100,9 +100,9 @@ class Lease:
 
 @contextlib.contextmanager
 def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Lease]:
-    """Holds the run or sweep at ``uri`` against other processes, of any machine that reaches its storage.
+    """Holds the run or sweep at ``uri`` against other processes, on any machine that reaches its storage.
 
-    Waits for a predecessor to end, and says so by ``say``. Raises DataError where one goes on for longer.
+    Waits for a predecessor to end, and reports that to ``say``. Raises DataError where it continues for too long.
     """
     if is_local(uri):
         make_folder(local_path(uri))
@@ -116,12 +116,12 @@ def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Le
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for results; DataError where that is not possible."""
+    """Creates a folder for results. Raises DataError where that is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{path} cannot be made: {error.strerror}. Choose another place with --storage or LTCORE_STORAGE."
+            f"{path} cannot be created: {error.strerror}. Choose another place with --storage or LTCORE_STORAGE."
         ) from error
 
 
@@ -146,7 +146,10 @@ def _acquire(claim: Lease, uri: str, say: Callable[[str], None] | None) -> None:
 
 
 def _living(uri: str, own: str, seen: dict[str, tuple[bytes, float]]) -> dict[str, _Owner]:
-    """Other processes' claims that are not void; void ones are removed. ``seen``: content and when it was first met."""
+    """Returns other processes' claims that are not void, and removes void ones.
+
+    ``seen`` keeps the content of each claim and when it was first seen.
+    """
     found: dict[str, _Owner] = {}
     for name in list_files(join(uri, FOLDER)):
         file = join(uri, FOLDER, name)
@@ -167,7 +170,7 @@ def _owner(data: bytes) -> _Owner | None:
     try:
         fields: dict[str, Any] = json.loads(data)
         return _Owner(**{key: value for key, value in fields.items() if key != "renewals"})
-    except (ValueError, TypeError, AttributeError):  # someone's damage: void when its time is up
+    except (ValueError, TypeError, AttributeError):  # damaged; becomes void like any claim
         return None
 
 
@@ -184,7 +187,7 @@ def _read(file: str) -> bytes | None:
 
 def _remove(file: str) -> None:
     filesystem, path = open_fs(file)
-    with contextlib.suppress(OSError):  # gone already; or void when its time is up
+    with contextlib.suppress(OSError):  # already removed; otherwise it becomes void
         filesystem.delete_file(path)
 
 
@@ -196,19 +199,22 @@ def _me() -> _Owner:
 def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"  # containers share the boot, not their processes
-    except OSError:  # no Linux
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"  # containers share the boot id, but not processes
+    except OSError:  # not Linux
         return platform.node()
 
 
 def _born(pid: int) -> str:
-    """The start time of a process of this machine; '' where there is none, or (but on Linux) where it cannot be told."""
+    """Returns the start time of a process of this machine; '' where there is none.
+
+    Where the system is not Linux, it is 'alive' for a process that exists.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return _alive_elsewhere(pid)
     state, *fields = text.rpartition(")")[2].split()
-    return "" if state == "Z" else fields[18]  # a killed process whose parent has not looked yet
+    return "" if state == "Z" else fields[18]  # "Z": ended, but not yet collected by its parent
 
 
 def _alive_elsewhere(pid: int) -> str:

@@ -1,4 +1,4 @@
-"""What the loop notes about its steps: losses that are not finite, means over an epoch, time lost to waiting for data."""
+"""Bookkeeping of training steps: losses that are not finite, means over an epoch, time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ltcore.training import checkpoint as ckpt
 
 
 class NonFiniteGuard:
-    """Notices the first step whose loss is not finite, without waiting for the device at every step."""
+    """Finds the first step whose loss is not finite, without synchronizing with the device at every step."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: list[tuple[int, dict[str, Tensor]]] = []
 
     def add(self, step: int, parts: dict[str, Tensor]) -> None:
-        """Takes the loss and its parts at a step, still on the device."""
+        """Records the loss and its parts at a step, still on the device."""
         self._seen.append((step, parts))
 
     def check(self) -> None:
         """Raises NumericError for the first step since the last check with a number that is not finite."""
         values = [value.float() for _, parts in self._seen for value in parts.values()]
-        if values and torch.stack(values).isfinite().all():  # one wait for the device instead of one per number
+        if values and torch.stack(values).isfinite().all():  # synchronizes once instead of once per number
             self._seen.clear()
         for step, parts in self._seen:
             bad = [name for name, value in parts.items() if name != "loss" and not math.isfinite(value)]
@@ -45,10 +45,12 @@ class NonFiniteGuard:
 
 
 class MeanMetrics:
-    """Means of the loss parts over the steps of an epoch; of a term that begins in it, over the steps from then on.
+    """Means of the loss parts over the steps of an epoch.
+
+    A term that starts within the epoch is averaged over the steps from then on.
 
     Args:
-        sums, counts: of an epoch that was interrupted, as ``over_ranks`` gave them.
+        sums, counts: those of an interrupted epoch, as returned by ``over_ranks``.
         device: where the parts are, and collectives take place.
     """
 
@@ -57,26 +59,28 @@ class MeanMetrics:
         self._counts = dict(counts)
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
-        """Takes the loss and its parts at a step."""
+        """Adds the loss and its parts at a step."""
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.double()
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def over_ranks(self) -> tuple[dict[str, float], dict[str, int]]:
-        """Sums over the steps, each the mean over ranks, because a rank's loss parts are its share of the global batch's; and
-        the numbers of steps. A collective."""
+        """Returns sums over the steps, averaged over ranks, and the numbers of steps. A collective.
+
+        The sums are averaged because a rank's loss parts are its share of those of the global batch.
+        """
         names = sorted(self._sums)
         sums = dist.all_reduce_sum_(torch.stack([self._sums[name] for name in names])) / dist.world()
         return dict(zip(names, sums.tolist(), strict=True)), dict(self._counts)
 
     def means(self) -> dict[str, float]:
-        """Mean of each part over steps and ranks. A collective."""
+        """Returns the mean of each part over steps and ranks. A collective."""
         sums, counts = self.over_ranks()
         return {name: value / counts[name] for name, value in sums.items()}
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that the loop waited for it."""
+    """Yields each batch with the seconds that the loop waited for it."""
     while True:
         started = time.monotonic()
         batch = next(batches, None)

@@ -1,7 +1,7 @@
-"""Optimizers and learning-rate schedules. A schedule is a function of the epoch and of fractions of training.
+"""Optimizers and learning-rate schedules.
 
-The rate is constant inside an epoch, as in the published CIFAR long-tail codes, so a recipe keeps its meaning when only the
-number of epochs changes.
+A schedule is a function of the epoch and of fractions of training, so a recipe keeps its meaning when only the number
+of epochs changes. The rate is constant within an epoch, as in the published CIFAR long-tail codes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from ltcore.config.schema import OptimConfig
 
 
 def lr_factor(cfg: OptimConfig, epoch: int, epochs: int) -> float:
-    """Factor on the peak rate in 0-based ``epoch`` of ``epochs``.
+    """Returns the factor on the peak rate in 0-based ``epoch`` of ``epochs``.
 
-    Warm-up rises linearly and reaches 1 in its last epoch: (epoch + 1) / warmup_epochs. Afterwards ``multistep`` multiplies
-    by gamma at every passed milestone, ``cosine`` falls as (1 + cos(pi * epoch / epochs)) / 2, ``constant`` stays 1.
+    Warm-up rises linearly and reaches 1 in its last epoch: (epoch + 1) / warmup_epochs. Afterwards ``multistep``
+    multiplies by gamma at every passed milestone, ``cosine`` falls as (1 + cos(pi * epoch / epochs)) / 2, ``constant``
+    stays 1.
     """
     warmup_epochs = round(cfg.warmup * epochs)
     if epoch < warmup_epochs:
@@ -32,7 +33,10 @@ def lr_factor(cfg: OptimConfig, epoch: int, epochs: int) -> float:
 
 
 def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; one group without weight decay where the recipe asks for it."""
+    """Builds SGD or AdamW over the trainable parameters.
+
+    Unless ``decay_norm_and_bias`` is set, norm parameters and biases form a group without weight decay.
+    """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     plain = [p for _, p in named if cfg.decay_norm_and_bias or p.ndim > 1]
     bare = [p for _, p in named if not (cfg.decay_norm_and_bias or p.ndim > 1)]
@@ -45,6 +49,6 @@ def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimize
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same rate for every group."""
+    """Sets the same rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,4 +1,4 @@
-"""Where a run stands."""
+"""The progress of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class TrainProgress:
-    """Saved with every checkpoint."""
+    """Counters and metrics that are saved with every checkpoint."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -18,12 +18,12 @@ class TrainProgress:
     best: dict[str, Any] = field(default_factory=dict)
     """Metrics of the epoch with the best ``train.select``, with its ``epoch``."""
     last: dict[str, Any] = field(default_factory=dict)
-    """Metrics of the last whole epoch."""
+    """Metrics of the last complete epoch."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the loss parts over the steps of the unfinished epoch, each the mean over ranks."""
     counts: dict[str, int] = field(default_factory=dict)
-    """In how many of these steps each part was there."""
+    """Number of these steps in which each part occurred."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
-    """Values of the hot keys, each with the ``images_seen`` from which they held."""
+    """Values of the mutable keys, each with the ``images_seen`` from which on they were used."""
     started_from: dict[str, Any] = field(default_factory=dict)
-    """The checkpoint or file whose weights the run started with, where ``train.init_from`` names one."""
+    """The checkpoint or file with the initial weights, where ``train.init_from`` names one."""

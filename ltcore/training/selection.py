@@ -1,4 +1,4 @@
-"""Whether the metric that chooses can have a value on the data at hand; answered before anything is trained."""
+"""A check, before training, that the metric for selection can have a value on the data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ltcore.shots import SHOT_GROUPS
 
 
 def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
-    """ConfigError where a key of ``wanted`` names a validation metric that these data never give a value.
+    """Raises ConfigError where a key names a validation metric that never has a value here.
 
-    A run without a validation split may keep the default of ``train.select``: it then has no best epoch, only a last one.
+    ``wanted`` maps keys to metrics. A run without a validation split may keep the default of ``train.select``: it then
+    has no best epoch, only a last one.
     """
     there = available(manifest)
     for key, metric in wanted.items():
@@ -22,7 +23,7 @@ def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
         if not there:
             raise ConfigError(
                 f"{key}={metric}: {manifest.name} has no validation image, so nothing can be chosen by it. Make the data again "
-                "with a validation split (data.val_per_class above 0 and classes that can spare images, or val/<class>/)."
+                "with a validation split (data.val_per_class above 0 and classes with enough images, or val/<class>/)."
             )
         raise ConfigError(
             f"{key}={metric}: no {metric.removeprefix('val/')}-shot class of {manifest.name} has a validation image, so it never "
@@ -31,7 +32,7 @@ def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
 
 
 def available(manifest: Manifest) -> list[str]:
-    """The metrics of SELECTABLE that have a value here; [] without validation images."""
+    """Returns the metrics of SELECTABLE that have a value on these data; [] without validation images."""
     counts = manifest.class_counts.get("val", ())
     groups = {group for group, count in zip(manifest.shot_groups, counts, strict=False) if count}
     absent = {f"val/{group}" for group in SHOT_GROUPS if group not in groups}

@@ -1,6 +1,6 @@
-"""Everything that makes a resumed run equal to an undisturbed one, as plain tensors and numbers.
+"""The training state with which a resumed run equals an uninterrupted one, as plain tensors and numbers.
 
-There is no generator state in it: all randomness is keyed by (seed, epoch, index, copy), so the counters are the state.
+It contains no generator state: all randomness is keyed by (seed, epoch, index, copy), so the counters are the state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from ltcore.training.progress import TrainProgress
 
 
 def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: TrainProgress) -> dict[str, Any]:
-    """Collective. Complete on rank 0, which writes it; what memories have pending is empty on the others."""
+    """Returns the complete state on rank 0, which writes it. A collective.
+
+    On other ranks the pending values of memories are missing.
+    """
     memories = components.step.objective.memories()
     return {
         "step": components.step.state_dict(),
@@ -42,15 +45,15 @@ def load_state(
     state: dict[str, Any],
     pending: dict[str, list[dict[str, Tensor]]],
 ) -> TrainProgress:
-    """Restores what ``state_dict`` saved, also by another number of ranks; returns where the run stood. A collective:
-    ``state`` is the same on all ranks, and rank 0 brings what ``take_pending`` took out of it.
+    """Restores what ``state_dict`` saved, possibly with another number of ranks; returns the progress of the run.
 
-    Raises CheckpointError for the state of another version of this package.
+    A collective: ``state`` is the same on all ranks, and rank 0 passes what ``take_pending`` removed from it. Raises
+    CheckpointError for the state of another version of this package.
     """
     if "running_stats" not in state:
         raise CheckpointError(
             "The checkpoint to continue from was written by another version of ltcore. Use that version, or start again with "
-            "--fresh; evaluate.py and stage 2 take it as it is."
+            "--fresh; evaluate.py and stage 2 can use it."
         )
     refuse_other_network("state.pt of the checkpoint to continue from", state["step"], components.step.state_dict())
     components.step.load_state_dict(state["step"])
@@ -58,7 +61,8 @@ def load_state(
         components.step.key.net.load_state_dict(state["key"])
     if components.average:
         components.average.net.load_state_dict(state["average"])
-    # What the optimizer was built with holds: a population-based search changes weight decay and the like between two parts.
+    # Keep the options that the optimizer was built with: a population-based search changes weight decay, for example,
+    # when it continues a trial from a checkpoint.
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
     for group, own in zip(optimizer.param_groups, options, strict=True):
@@ -72,12 +76,15 @@ def load_state(
 
 
 def take_pending(state: dict[str, Any]) -> dict[str, list[dict[str, Tensor]]]:
-    """Memory -> what its ranks had pending, taken out of ``state``: it is large, and no rank needs that of the others."""
+    """Removes the memories' pending values of all ranks from ``state`` and returns them by memory.
+
+    They are large, and no rank needs those of the others.
+    """
     return {name: memory.pop("pending") for name, memory in state["memories"].items()}
 
 
 def _own(of_ranks: list[dict[str, Tensor]], memory: Memory, saved_world: int) -> list[dict[str, Tensor]]:
-    """What ``Memory.load`` takes on this rank. A collective; ``of_ranks`` is complete on rank 0."""
+    """Returns what ``Memory.load`` expects on this rank. A collective; ``of_ranks`` is complete on rank 0."""
     if saved_world != dist.world():
         return of_ranks
     mine = {
@@ -87,7 +94,10 @@ def _own(of_ranks: list[dict[str, Tensor]], memory: Memory, saved_world: int) ->
 
 
 def _running_stats(components: Components) -> list[Tensor]:
-    """Of the trained network and of its average: the same on all ranks only at the end of an epoch."""
+    """Returns the running statistics of the trained network and of its average.
+
+    They are equal on all ranks only at the end of an epoch.
+    """
     return running_stats(components.step.net) + (running_stats(components.average.net) if components.average else [])
 
 

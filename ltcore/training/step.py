@@ -1,4 +1,4 @@
-"""One training step's forward: network, key encoder and objective in the module that DistributedDataParallel wraps."""
+"""The forward of a training step: network, key encoder and objective in the module that DDP wraps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ltcore.objective.objective import Objective
 class TrainStep(nn.Module):
     """``net`` on view 1, the EMA key encoder on the last view where a loss needs keys, then the objective.
 
-    The key encoder is not a submodule: it has no gradient, and DDP would have to be told so.
+    The key encoder is not a submodule: it has no gradient, and DDP would have to be told to ignore it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TrainStep(nn.Module):
 
     @property
     def key(self) -> EmaCopy | None:
-        """The key encoder; None where no loss needs keys."""
+        """Returns the key encoder; None where no loss needs keys."""
         return self._key[0]
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -42,7 +42,10 @@ class TrainStep(nn.Module):
         return torch.autocast(device.type, dtype=self._autocast)
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor], ModelOutput]:
-        """``batch`` is augmented, float32. Returns the loss with gradient, detached parts, and the detached output."""
+        """Returns the loss with gradient, detached parts, and the detached output.
+
+        ``batch`` is augmented, float32.
+        """
         device = batch.labels_B.device
         with self._precision(device):
             out: ModelOutput = self.net(batch.images_VBCHW[0])
@@ -61,13 +64,13 @@ class TrainStep(nn.Module):
         loss = result.loss
         for query_Bd in (out.query_Bd, out.own_query_Bd):
             if query_Bd is not None:
-                # Before its term starts a projection gets a zero gradient rather than none: DDP waits for every parameter.
+                # DDP expects a gradient of every parameter; before its term starts, a projection gets a gradient of zero.
                 loss = loss + 0.0 * query_Bd.sum()
         return loss, result.parts, detached(out)
 
 
 def detached(out: ModelOutput) -> ModelOutput:
-    """The same values without their graph: what memories observe."""
+    """Returns the output without its graph, for memories to observe."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -78,7 +81,7 @@ def detached(out: ModelOutput) -> ModelOutput:
 
 
 def micro_batches(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in ``parts`` equal consecutive pieces, for gradient accumulation."""
+    """Splits the batch into ``parts`` equal consecutive pieces, for gradient accumulation."""
     if parts == 1:
         return [batch]
     size = len(batch) // parts

@@ -1,4 +1,4 @@
-"""What already lies where results are to go: whether it is what is asked for, and what ``--fresh`` may remove of it."""
+"""Existing results at the target of a run or sweep, and what ``--fresh`` may remove of them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ _RUNS_OF_A_SWEEP = ("trials", "retrain")
 
 
 def finished_ago(record: dict[str, Any]) -> str:
-    """How long ago a run or sweep ended, in words."""
+    """Returns how long ago a run or sweep ended, in words."""
     ended = datetime.datetime.fromisoformat(record["finished_at"])
     return f"{duration((datetime.datetime.now(datetime.UTC) - ended).total_seconds())} ago"
 
 
 def remove(uri: str) -> str:
-    """Removes the run or sweep at ``uri``, and nothing else that lies there. Returns what was done in words, '' for nothing.
+    """Removes the run or sweep at ``uri``, and nothing else that is there.
 
-    Raises ConfigError where the place holds something and neither ``run.json`` nor ``sweep.json`` says that it is ours.
+    Returns what was done in words, '' for nothing. Raises ConfigError where the place is not empty and neither
+    ``run.json`` nor ``sweep.json`` shows that it is a run or sweep.
     """
     found = sorted(_entries(uri))
     if not found:
@@ -49,7 +50,7 @@ def _whose(uri: str, found: list[str]) -> re.Pattern[str]:
     for name, entries in (("sweep.json", _SWEEP), ("run.json", _RUN)):
         if name in found and _is_ours(join(uri, name)):
             return entries
-    for entries in (_SWEEP, _RUN):  # a start that was cut off before its record was written
+    for entries in (_SWEEP, _RUN):  # a start that was interrupted before its record was written
         if all(entries.fullmatch(name) or (entries is _SWEEP and name in _RUNS_OF_A_SWEEP) for name in found):
             return entries
     raise ConfigError(
@@ -67,7 +68,7 @@ def _is_ours(file: str) -> bool:
 
 
 def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
-    """Names, relative to ``uri``, of what is not ours and stays."""
+    """Removes known entries and yields the names, relative to ``uri``, of entries that are kept."""
     for name in _entries(uri):
         where = join(uri, name)
         if known is _SWEEP and name in _RUNS_OF_A_SWEEP:
@@ -82,7 +83,10 @@ def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
 
 
 def _entries(uri: str) -> list[str]:
-    """Names right below ``uri`` but for the lease, under which they are looked at; [] for a file or for nothing."""
+    """Returns the names directly below ``uri``; [] for a file or for nothing.
+
+    The lease is left out, because the caller holds it.
+    """
     filesystem, path = open_fs(uri)
     if is_local(uri):
         place = Path(path)
@@ -110,7 +114,7 @@ def _remove_entry(uri: str) -> None:
 
 
 def _remove_if_empty(uri: str) -> None:
-    """Folders are there for what they hold; in an object store they are nothing without it."""
+    """Removes a local folder without entries; object stores have no empty folders."""
     if is_local(uri) and not _entries(uri):
         shutil.rmtree(local_path(uri) / LEASE, ignore_errors=True)
         with contextlib.suppress(OSError):  # a file, or a link to a folder

@@ -1,9 +1,9 @@
-"""Keeps a run's local directory and its copy on shared storage equal, in the background.
+"""Background synchronization of a run's local directory to shared storage.
 
-Training always writes to a local disk; where the run belongs on an object store, changed files follow in one thread. They
-go in an order that leaves something to continue from whenever the node dies: what a resumed run reads beside its
-checkpoint, then checkpoints with their ``meta.json`` last, then ``run.json``, which speaks of them; an old checkpoint goes
-only after a newer one is whole.
+Training always writes to a local disk. Where the run belongs on an object store, one thread copies changed files. Their
+order leaves something to continue from whenever the node dies: first what a resumed run reads beside its checkpoint,
+then checkpoints with their ``meta.json`` last, then ``run.json``, which refers to them. An old checkpoint is removed
+only after a newer one is complete.
 """
 
 from __future__ import annotations
@@ -34,29 +34,31 @@ from ltcore.storage import (
 _LOG = logging.getLogger("ltcore.training")
 _LOCK, _RECORD = ".lock", "run.json"
 PATIENCE_S = 600.0
-"""How long copies may fail, one after the other, before the run ends for it."""
+"""How long copies may keep failing before the run ends with their error."""
 
 Stamp = tuple[int, int]
 
 
 class RunSync:
-    """``local`` mirrored to ``uri``. With a local ``uri`` the two are the same directory and nothing is copied."""
+    """Mirrors ``local`` to ``uri``. With a local ``uri`` the two are the same directory and nothing is copied."""
 
     def __init__(self, uri: str, scratch: Path) -> None:
         self.uri = uri
         self.remote = not is_local(uri)
         self.local = scratch if self.remote else Path(open_fs(uri)[1])
         self._sent: dict[str, Stamp | None] = {}
-        """What lies on the storage -> stamp of the local file it was; None: not known, so it is sent again."""
+        """File on the storage -> stamp of the local file that was copied; None where unknown, so that it is copied
+        again.
+        """
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ltcore-mirror") if self.remote else None
         self._last: Future[None] | None = None
         self._succeeded_at: float | None = None
 
     def pull(self) -> None:
-        """Makes the local directory what the storage has.
+        """Makes the local directory equal to the storage.
 
-        A local directory that the storage's copy came from is kept: it is the same or newer. Any other is of an earlier
-        life of the run (another node went on with it, or ``--fresh`` removed it) and is replaced.
+        A local directory from which the storage's copy was made is kept: it is the same or newer. Any other belongs to
+        an earlier attempt of the run (another node continued it, or ``--fresh`` removed it) and is replaced.
         """
         if not self.remote:
             return
@@ -71,17 +73,20 @@ class RunSync:
                     self._sent = dict.fromkeys(names)
                     return
                 self._clear()
-            for name in sorted(names, key=lambda name: name == _RECORD):  # last: it makes the directory count as whole
+            for name in sorted(
+                names, key=lambda name: name == _RECORD
+            ):  # the record last: it marks the copy as complete
                 target = self.local / name
                 write_bytes_atomic(str(target), stored if name == _RECORD else read_bytes(join(self.uri, name)))
                 self._sent[name] = _stamp(target.stat())
 
     def push(self, *, wait: bool = True) -> None:
-        """Starts copying what changed, and what the previous copy failed to. Raises what that raised where no copy has yet
-        succeeded, or none for ten minutes: a full bucket must not stay unnoticed, a passing disturbance should.
+        """Starts copying what changed, and what the previous copy failed to copy.
 
-        While that is still under way, waits for it, or without ``wait`` leaves the change to the next push.
-        To be called by the thread that saves checkpoints: what is there now is what will be copied of them.
+        Raises the error of the previous copy where no copy has succeeded yet, or none for ten minutes: a full bucket
+        must not stay unnoticed, a short disturbance may. While the previous copy is still running, waits for it, or
+        without ``wait`` leaves the change to the next push. Call it from the thread that saves checkpoints: it copies
+        the checkpoints that exist at this moment.
         """
         if self._pool is None:
             return
@@ -98,10 +103,10 @@ class RunSync:
         elif self._succeeded_at is None or time.monotonic() - self._succeeded_at > PATIENCE_S:
             raise error
         else:
-            _LOG.warning("a copy of the run to its storage failed, the next one takes it along: %s", error)
+            _LOG.warning("a copy of the run to its storage failed, the next copy includes its files: %s", error)
 
     def close(self) -> None:
-        """Copies what is left, also what an earlier copy failed to, and waits."""
+        """Copies what is left, including what an earlier copy failed to copy, and waits."""
         if self._pool is None:
             return
         if self._last is not None:
@@ -120,7 +125,10 @@ class RunSync:
                 path.unlink()
 
     def _open_checkpoints(self) -> dict[str, dict[str, BinaryIO]]:
-        """Folder -> name -> open file, of all checkpoints. Training may remove them: what is open stays readable."""
+        """Opens all files of all checkpoints: folder -> name -> open file.
+
+        Training may remove them meanwhile; open files stay readable.
+        """
         found: dict[str, dict[str, BinaryIO]] = {}
         for name in _visible(self.local, "checkpoints"):
             found.setdefault(name.rpartition("/")[0], {})[name] = (self.local / name).open("rb")
@@ -147,7 +155,7 @@ class RunSync:
                 self._sent = {name: stamp for name, stamp in self._sent.items() if not name.startswith(f"{folder}/")}
 
     def _read(self, name: str) -> tuple[Stamp, bytes] | None:
-        """The file, if it is there and not yet on the storage as it is now."""
+        """Reads the file, if it exists and the storage does not have its present content."""
         try:
             stamp = _stamp((self.local / name).stat())
             return None if self._sent.get(name) == stamp else (stamp, (self.local / name).read_bytes())
@@ -161,7 +169,10 @@ class RunSync:
 
 
 def _visible(root: Path, start: str = "") -> Iterator[str]:
-    """Names below ``root`` of all files but hidden ones; folders may come and go meanwhile, which ``rglob`` cannot bear."""
+    """Yields names below ``root`` of all files that are not hidden.
+
+    Folders may appear and vanish meanwhile, which ``rglob`` does not tolerate.
+    """
     for folder, below, files in os.walk(root / start):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(files):
@@ -189,10 +200,13 @@ def _read(path: Path) -> bytes:
 
 
 def _comes_from(stored: bytes, local: bytes) -> bool:
-    """Whether the stored record is an earlier or equal state of the local one: of the same start, and not ahead of it."""
+    """Tells whether the stored record is an earlier or equal state of the local one.
+
+    Both must be of the same start, and the stored one not ahead.
+    """
     try:
         there, here = json.loads(stored), json.loads(local)
         same = (there["started_at"], there["pid"]) == (here["started_at"], here["pid"])
         return bool(same and there["images_seen"] <= here["images_seen"])
-    except (ValueError, KeyError, TypeError):  # missing, or someone's damage
+    except (ValueError, KeyError, TypeError):  # missing or damaged
         return False

@@ -268,7 +268,7 @@ def test_one_run_many_runs_and_a_run_that_died_at_once(tmp_path: Path) -> None:
 def test_what_is_no_run_or_unreadable_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no sweep"):
         write_report(tmp_path)
-    with pytest.raises(DataError, match="is no run directory"):
+    with pytest.raises(DataError, match="is not a run directory"):
         make_report([tmp_path])
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(DataError, match=r"sweep\.json is not JSON"):

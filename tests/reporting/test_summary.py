@@ -122,7 +122,7 @@ def test_the_verdict_is_about_the_selection_metric_on_the_glt_test() -> None:
 
 def test_next_steps() -> None:
     base = sweep_of(("a", "finished", 0.2), winner="a")  # a.x=0 is the lower end of 0..10
-    assert next_steps(base) == ["a.x=0 lies at the lower end of what was searched (0 to 10): widen it."]
+    assert next_steps(base) == ["a.x=0 is at the lower end of its searched range (0 to 10): widen it."]
     base["space"] = {"a.x": "int:0,4"}  # the end of a list of whole numbers is not 'near' anything
     assert next_steps(base) == []
     # deltas -0.01, 0.03: half width 12.706 * 0.02 = 0.254, mean 0.01: 2 * 25.4^2 seeds

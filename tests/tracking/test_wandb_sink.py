@@ -249,7 +249,7 @@ def test_a_run_whose_service_dies_again_goes_on_without_it(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match=r"the first time.* is logged offline from here on"):
         sink.reopen(ConnectionResetError("the first time"))
     kill_service()
-    with pytest.warns(UserWarning, match=r"run trial-a goes on without W&B; metrics.jsonl has its numbers"):
+    with pytest.warns(UserWarning, match=r"run trial-a continues without W&B; metrics.jsonl has its numbers"):
         sink.finish({"last": 0.5}, "finished")
     assert not sink.is_open
     sink.log({"epoch": 3}, step=30)
@@ -268,7 +268,7 @@ def test_a_service_that_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.
 def test_where_wandb_can_write_nothing_the_run_goes_on_without_it(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("a file where the folder would be")
-    with pytest.warns(UserWarning, match="run trial-1 goes on without W&B"):
+    with pytest.warns(UserWarning, match="run trial-1 continues without W&B"):
         train(tmp_path / "run", "trial-1")
     assert [row["epoch"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
 

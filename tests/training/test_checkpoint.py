@@ -37,7 +37,7 @@ def test_best_and_last_live_side_by_side(tmp_path: Path) -> None:
     best = ckpt.find(tmp_path, "best")
     assert best is not None
     assert best.meta["step"] == 4
-    with pytest.raises(CheckpointError, match="inference weights alone"):
+    with pytest.raises(CheckpointError, match="only inference weights"):
         best.train_state()
 
 

@@ -52,8 +52,8 @@ def test_memory_and_bytes(tiny_shards: str) -> None:
     assert abs(float(line.split(" and ")[-1].split(" MiB")[0]) - reservoir / 2**20) < 0.1
     large = override(tiny_run(), {"augment.view1": "rrc_flip", "augment.crop_from": "original", "data.image_size": 224})
     text = dry_run_text(large, tiny_shards)
-    assert "1 view of each image, cut out of the originals as they are read." in text
-    assert f"decoded to canvases {46 * 3 * 224**2 / 2**20:.1f} MiB" in text
+    assert "1 view of each image, cropped from the originals while reading." in text
+    assert f"decoded images take {46 * 3 * 224**2 / 2**20:.1f} MiB" in text
     assert text.endswith("Nothing was started (--dry-run).")
     assert "originals" not in dry_run_text(tiny_run(), tiny_shards)
 

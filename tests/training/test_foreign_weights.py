@@ -39,11 +39,11 @@ def one(value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "not finite": (one(torch.tensor([0.0, math.inf, 0.0, 0.0])), r"that are not finite \(heads.0.bias\)"),
-    "no tensor": (one(5), r"that are no plain tensor \(heads.0.bias\)"),
-    "sparse": (one(torch.zeros(4).to_sparse()), "that are no plain tensor"),
-    "of one byte": (one(torch.zeros(4).to(torch.float8_e5m2)), "that are no plain tensor"),
+    "no tensor": (one(5), r"that are not a plain tensor \(heads.0.bias\)"),
+    "sparse": (one(torch.zeros(4).to_sparse()), "that are not a plain tensor"),
+    "of one byte": (one(torch.zeros(4).to(torch.float8_e5m2)), "that are not a plain tensor"),
     "without end": (one(torch.zeros(1).expand(2**40)), "a tensor with more elements than numbers"),
-    "a list": (lambda weights: list(weights.values()), "holds a list, expected names with weights"),
+    "a list": (lambda weights: list(weights.values()), "contains a list, expected names with weights"),
     "of another size": (one(torch.zeros(5)), r"\(heads.0.bias: \(5,\) there, \(4,\) expected; 1 in all\)"),
     "one too few": (
         lambda weights: {k: v for k, v in weights.items() if k != "heads.0.bias"},

@@ -217,6 +217,6 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], file)
     assert "does not hold torchvision's weights of this backbone" in refusal()
     file.write_bytes(b"no tensors")
-    assert f"{file} is no file of tensors" in refusal()
+    assert f"{file} is not a file of tensors" in refusal()
     with pytest.raises(ConfigError, match="freeze=classifier needs init_from with a run or checkpoint"):
         override(cfg, {"train.freeze": "classifier"})

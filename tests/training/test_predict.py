@@ -299,8 +299,8 @@ def test_weights_that_are_not_finite_are_refused_wherever_a_checkpoint_is_read(
         ("classes", [1, 2, 3, 4], "names"),
         ("classes", ["ant", "bee", "ant", "dog"], "names that differ"),
         ("shot_groups", ["many", "most", "few", "few"], "words out of many, medium, few"),
-        ("shot_groups", ["many"], "4 classes and 1 shot_groups, expected as many"),
-        ("class_prior", [0.5, 0.5], "4 classes and 2 class_prior, expected as many"),
+        ("shot_groups", ["many"], "4 classes and 1 shot_groups, expected one per class"),
+        ("class_prior", [0.5, 0.5], "4 classes and 2 class_prior, expected one per class"),
         ("class_prior", [0.5, 0.5, 0.0, 0.0], "a share above 0 for each class"),
         ("class_prior", [0.5, math.nan, 0.2, 0.3], "a share above 0 for each class"),
         ("class_prior", "many", "a share above 0 for each class"),
@@ -369,7 +369,7 @@ def test_a_remote_checkpoint_may_be_named_and_what_is_none_is_refused(trained: P
     assert last is not None
     named = ltcore.load(f"{uri}/checkpoints/{last.path.name}")
     assert named.place == f"{uri}/checkpoints/{last.path.name}"
-    with pytest.raises(CheckpointError, match=f"^{bucket.uri}/nothing is no checkpoint"):
+    with pytest.raises(CheckpointError, match=f"^{bucket.uri}/nothing is not a checkpoint"):
         ltcore.load(f"{bucket.uri}/nothing")
     meta = f"run/checkpoints/{last.path.name}/meta.json"
     bucket.put(meta, json.dumps({**json.loads(bucket.get(meta)), "image_size": 0}).encode())

@@ -430,5 +430,5 @@ def test_a_record_or_an_image_that_cannot_be_read_is_named(tiny_shards: str, tmp
 
 
 def test_a_place_in_which_no_run_can_be_made_is_named(tiny_shards: str) -> None:
-    with pytest.raises(DataError, match=r"/proc/nowhere/run cannot be made: .*--storage"):
+    with pytest.raises(DataError, match=r"/proc/nowhere/run cannot be created: .*--storage"):
         run(tiny_run(train__epochs=1), tiny_shards, Path("/proc/nowhere/run"))

@@ -387,7 +387,7 @@ def test_a_store_that_fails_for_a_while_does_not_end_the_run(
         sync.push()
         assert sync._last is not None
         sync._last.exception()
-    assert "the next one takes it along" in caplog.text and bucket.get("run/metrics.jsonl") == b"2\n"
+    assert "the next copy includes its files" in caplog.text and bucket.get("run/metrics.jsonl") == b"2\n"
     monkeypatch.setattr("ltcore.training.sync.PATIENCE_S", 0.0)
     bucket.server.check_keys(True)
     file.write_text("3\n")

@@ -1,8 +1,9 @@
 """Balanced softmax: -log( n_y e^{s_y} / sum_c n_c e^{s_c} ), cross-entropy of the logits plus the log class prior.
 
 Source: Ren et al., "Balanced meta-softmax for long-tailed visual recognition", NeurIPS 2020, equation 4.
-Differs: the prior is indexed by the integer class id and is that of the stream the model sees (``objective.prior``); a
-class without a sample counts half a sample, so nothing is infinite. Predictions use the raw logits, without the prior.
+Differs: the prior is indexed by the integer class id and is that of the stream the model sees (``objective.prior``). A
+class without samples counts as half a sample, so that no value is infinite. Predictions use the raw logits, without the
+prior.
 Shapes: logits [B, C] -> loss [B].
 Cost: B C additions over cross-entropy.
 """
@@ -26,12 +27,12 @@ class BalancedSoftmax(Base):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """No options: ``logit_adjust`` is the form with a strength."""
+        """No options; ``logit_adjust`` is the same loss with adjustable strength."""
 
     @staticmethod
     def balances(cfg: Config) -> str:
         return "adds the log class prior to the logits"
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample."""
+        """Returns the loss [B] of each sample."""
         return F.cross_entropy(widened(out.mean_logits_BC) + ctx.log_prior_C, labels_B, reduction="none")

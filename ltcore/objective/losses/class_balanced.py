@@ -2,9 +2,9 @@
 
 Source: Cui et al., "Class-balanced loss based on effective number of samples", CVPR 2019; deferred re-weighting (DRW),
 which starts late in training, Cao et al., NeurIPS 2019.
-Differs: the weighted loss is divided by the number of samples, so a step does not depend on who else is in the batch;
-``weight_norm='batch_sum'`` is the published normalization. Under IFL's environments the weights are those of the
-re-weighted stream (``EffectiveWeights``). The focal factor uses the unweighted probability.
+Differs: the weighted loss is divided by the number of samples, so that a step does not depend on which other samples
+are in the batch; ``weight_norm='batch_sum'`` is the published normalization. Under IFL's environments the weights are
+those of the re-weighted stream (``EffectiveWeights``). The focal factor uses the unweighted probability.
 Shapes: logits [B, C] -> loss [B].
 Cost: O(B C).
 """
@@ -25,12 +25,12 @@ from ltcore.stats import ClassStats
 
 
 class ClassBalanced(Base):
-    """Re-weighted cross-entropy, from the beginning or deferred."""
+    """Cross-entropy with class weights from the start or, deferred, from a later point of training."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         beta: float = 0.9999
-        """Growth of the effective number. Range [0, 1): 0 is no weighting, towards 1 inverse frequency."""
+        """Base of the effective number. Range [0, 1): 0 is no weighting, towards 1 inverse frequency."""
         drw_start: float = 0.0
         """Fraction of training before which all weights are 1. Range [0, 1); DRW is 0.8."""
         focal_gamma: float = 0.0
@@ -55,11 +55,11 @@ class ClassBalanced(Base):
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
-        """The sum of the weights is that of the batch."""
+        """Tells whether the normalizing sum of weights is taken over the global batch."""
         return cfg.weight_norm == "batch_sum"
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample."""
+        """Returns the loss [B] of each sample."""
         log_p_B = F.log_softmax(widened(out.mean_logits_BC), 1).gather(1, labels_B[:, None])[:, 0]
         loss_B = focal(log_p_B, self.cfg.focal_gamma)
         if ctx.progress < self.cfg.drw_start:

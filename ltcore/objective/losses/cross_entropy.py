@@ -1,7 +1,7 @@
 """Cross-entropy: -log softmax(s)_y.
 
 Source: textbook. Its gradient is softmax(s) - onehot(y); uniform logits give log C.
-Shapes: logits [B, C] -> loss [B]. A head with experts is judged by the mean of their logits.
+Shapes: logits [B, C] -> loss [B]. With several experts, s is the mean of their logits.
 Cost: O(B C).
 """
 
@@ -30,6 +30,6 @@ class CrossEntropy(Base):
                 raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample."""
+        """Returns the loss [B] of each sample."""
         logits_BC = widened(out.mean_logits_BC)
         return F.cross_entropy(logits_BC, labels_B, reduction="none", label_smoothing=self.cfg.label_smoothing)

@@ -1,4 +1,4 @@
-"""Focal loss: cross-entropy of samples that are already well predicted counts less, -(1 - p_y)^gamma log p_y.
+"""Focal loss, -(1 - p_y)^gamma log p_y: cross-entropy in which well predicted samples count less.
 
 Source: Lin et al., "Focal loss for dense object detection", ICCV 2017. Three losses share the name in long-tail codes:
 ``form='softmax'`` with the gradient through the factor (LDAM-DRW), the same without it (``detach``, GLT), and
@@ -24,16 +24,16 @@ FORMS = ("softmax", "sigmoid")
 
 
 class Focal(Base):
-    """Cross-entropy with a factor for hard samples."""
+    """Cross-entropy with a factor that emphasizes hard samples."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         gamma: float = 2.0
         """Exponent of the factor, >= 0. 0 is cross-entropy (softmax) or its binary sum (sigmoid)."""
         form: str = "softmax"
-        """'softmax' over classes, or 'sigmoid' per class."""
+        """'softmax': one distribution over the classes; 'sigmoid': one binary problem per class."""
         detach: bool = False
-        """Whether the factor is a constant for the gradient, as in GLT's code."""
+        """Treat the factor as a constant in the gradient, as in GLT's code."""
 
         def __post_init__(self) -> None:
             if not 0 <= self.gamma < float("inf"):
@@ -42,7 +42,7 @@ class Focal(Base):
                 raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample."""
+        """Returns the loss [B] of each sample."""
         cfg, logits_BC = self.cfg, widened(out.mean_logits_BC)
         if cfg.form == "softmax":
             return focal(F.log_softmax(logits_BC, 1).gather(1, labels_B[:, None])[:, 0], cfg.gamma, cfg.detach)
@@ -51,9 +51,9 @@ class Focal(Base):
 
 
 def focal(log_p: Tensor, gamma: float, detach: bool = False) -> Tensor:
-    """-(1 - p)^gamma log p, elementwise."""
+    """Computes -(1 - p)^gamma log p elementwise."""
     if gamma == 0:
         return -log_p
-    # The power has no gradient at base 0 for gamma < 1: a certain sample gets the smallest base instead.
+    # At base 0 the gradient of the power is infinite for gamma < 1, so the base is kept above 0.
     miss = -log_p.expm1().clamp_max(-1e-12)
     return -((miss.detach() if detach else miss) ** gamma) * log_p

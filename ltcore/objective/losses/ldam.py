@@ -1,12 +1,12 @@
-"""LDAM: a margin for each class, larger for rarer ones, in a softmax over cosines; with deferred re-weighting
+"""LDAM: a softmax over cosines with a margin per class, larger for rarer classes; with deferred re-weighting
 (LDAM-DRW).
 
     L = -log softmax(scale (u - m_y e_y))_y,    m_c = max_margin (n_min / n_c)^(1/4),    u = cosines
 
 Source: Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss", NeurIPS 2019, equations 9
 to 13.
-Differs: the logits that come in are scale * u already (a cosine head of that scale, see ``cosine_scale``), so that
-prediction and scores see the same logits; the margin is scaled here, once. Re-weighting starts at a fraction of
+Differs: the incoming logits are already scale * u (from a cosine head of that scale, see ``cosine_scale``), so that
+predictions and scores use the same logits; only the margin is scaled here. Re-weighting starts at a fraction of
 training. The weighted loss is divided by the number of samples; ``weight_norm='batch_sum'`` is the published
 normalization. Under IFL's environments the weights are those of the re-weighted stream (``EffectiveWeights``).
 Shapes: logits [B, C] -> loss [B].
@@ -28,7 +28,7 @@ from ltcore.stats import ClassStats
 
 
 class Ldam(Base):
-    """Margins by class frequency, then re-weighting; for a cosine head."""
+    """Margins by class frequency on a cosine head, with class weights late in training."""
 
     text_order_in_glt = True
 
@@ -39,7 +39,7 @@ class Ldam(Base):
         scale: float = 30.0
         """Factor on the cosines, > 0; must equal the scale of the head."""
         beta: float = 0.9999
-        """Growth of the effective number in the weights from ``drw_start`` on. Range [0, 1): 0 is no weighting."""
+        """Base of the effective number for the class weights from ``drw_start`` on. Range [0, 1): 0 is no weighting."""
         drw_start: float = 0.8
         """Fraction of training before which all weights are 1. Range [0, 1)."""
         weight_norm: str = "batch"
@@ -63,12 +63,12 @@ class Ldam(Base):
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
-        """The sum of the weights is that of the batch."""
+        """Tells whether the normalizing sum of weights is taken over the global batch."""
         return cfg.weight_norm == "batch_sum"
 
     @staticmethod
     def cosine_scale(cfg: Config) -> float:
-        """Scale of the cosine head that the margins are meant for."""
+        """Returns the scale of the cosine head for which the margins are meant."""
         return cfg.scale
 
     @staticmethod
@@ -76,7 +76,7 @@ class Ldam(Base):
         return f"weighs every class by its effective number from drw_start={cfg.drw_start:g} on" if cfg.beta else ""
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample."""
+        """Returns the loss [B] of each sample."""
         logits_BC = widened(out.mean_logits_BC)
         margin_C = (self.cfg.scale * self.margin_C).to(logits_BC.dtype)
         own_BC = F.one_hot(labels_B, logits_BC.shape[1])

@@ -1,4 +1,4 @@
-"""PaCo: parametric contrastive learning. One softmax over learnable class centers and the contrast set.
+"""PaCo, parametric contrastive learning: one softmax over learnable class centers and the contrast set.
 
     a_ic = (s_ic + log pi_c) / T_c      (centers: the rows of the linear head)
     a_ij = q_i . v_j / T                (contrast set: queries, keys, queue; never i itself)
@@ -6,13 +6,14 @@
     w    = beta at the own center, alpha at elements of the own class, 0 elsewhere
 
 Source: Cui et al., Parametric Contrastive Learning, ICCV 2021, and its code.
-Differs from the code: unfilled queue slots are masked instead of random; the own similarity is -inf before the
-maximum is taken, so nothing underflows; no 1e-12 and 1e-9 are added inside logarithms. The contrast set has the
-queries and keys of all ranks, where theirs has those of one (32 images on each of 4 GPUs) and shares the queue alone:
-more positives per image, and the same value on any number of ranks. Keys are not shuffled between ranks before batch
-norm, so query and key of an image share their batch statistics with the same neighbors. Differs from the paper, as
-the code does: the sum is divided by its weights (``normalize_by_weight``).
-Shapes: logits [B, C], queries and keys [B, d], contrast set A = 2WB + Q. Cost: 2BAd + 2BCD.
+Differs from the code: unfilled queue slots are masked instead of random; the own similarity is set to -inf before the
+maximum is taken, so that nothing underflows; no 1e-12 and 1e-9 are added inside logarithms. The contrast set has the
+queries and keys of all ranks; theirs has those of one rank (32 images on each of 4 GPUs), and only the queue is shared.
+This gives more positives per image, and the same value on any number of ranks. Keys are not shuffled between ranks
+before batch norm, so the query and the key of an image share their batch statistics with the same neighbors. Differs
+from the paper, as the code does: the sum is divided by its weights (``normalize_by_weight``).
+Shapes: logits [B, C], queries and keys [B, d], contrast set A = 2WB + Q.
+Cost: 2BAd + 2BCD.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ltcore.objective.memory.queue import Queue, QueueSpec
 
 
 class Paco(Base):
-    """Balanced softmax where ``sample_weight`` and ``neg_weight`` are 0."""
+    """Contrastive loss with class centers; balanced softmax where ``sample_weight`` and ``neg_weight`` are 0."""
 
     needs = frozenset({"query", "key"})
     label_mix = False
@@ -43,21 +44,24 @@ class Paco(Base):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         sample_weight: float = 0.01
-        """Weight of each positive of the contrast set (alpha), >= 0. The authors: 0.01 for CIFAR, 0.05 for ImageNet-LT."""
+        """Weight of each positive in the contrast set (alpha), >= 0. The authors: 0.01 for CIFAR, 0.05 for ImageNet-LT.
+        """
         center_weight: float = 1.0
         """Weight of the own class center (beta). > 0."""
         neg_weight: float = 1.0
-        """Factor of the contrast set in the denominator (gamma). >= 0; 0 only together with sample_weight 0, since
-        positives outside the denominator could be pulled without limit."""
+        """Factor of the contrast set in the denominator (gamma), >= 0. 0 only together with sample_weight 0: positives
+        missing from the denominator could be pulled without limit.
+        """
         temperature: float = 0.05
         """Divides cosines. > 0. The authors: 0.05 for CIFAR, 0.07 or 0.2 for ImageNet-LT."""
         center_temperature: float = 1.0
         """Divides the logits and the prior. > 0."""
         queue_size: int = 1024
-        """Keys of earlier steps in the contrast set; 0 is none. The authors: 1024 for CIFAR, 8192 else."""
+        """Keys of earlier steps in the contrast set; 0 is none. The authors: 1024 for CIFAR, 8192 otherwise."""
         normalize_by_weight: bool = True
-        """Divide each sample's sum by its weights, as the code does; false is the paper's equation, where head
-        classes, with more positives, weigh more."""
+        """Divide each sample's sum by its weights, as the code does. false is the paper's equation, in which samples of
+        head classes weigh more because they have more positives.
+        """
 
         def __post_init__(self) -> None:
             for name in ("sample_weight", "neg_weight", "queue_size"):
@@ -76,12 +80,12 @@ class Paco(Base):
 
     @staticmethod
     def views(cfg: Config) -> int:
-        """Queries of the first, keys of the second."""
+        """Returns 2: queries come from the first view, keys from the second."""
         return 2
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
-        """The contrast set is the global batch."""
+        """Returns True, since the contrast set is the global batch."""
         return True
 
     @staticmethod
@@ -89,11 +93,11 @@ class Paco(Base):
         return "adds the log class prior to the logits of its centers"
 
     def memories(self) -> dict[str, MemorySpec]:
-        """The queue of keys, unless its size is 0."""
+        """Returns the queue of keys, unless its size is 0."""
         return {"queue": QueueSpec(self.cfg.queue_size)} if self.cfg.queue_size else {}
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample. A collective: the contrast set is the global batch and the queue."""
+        """Returns the loss [B] of each sample. A collective: the contrast set spans the global batch and the queue."""
         cfg = self.cfg
         contrast = ContrastSet.of(out, labels_B, ctx, cast("Queue | None", ctx.memories.get("queue")))
         logits_BC = widened(out.mean_logits_BC)

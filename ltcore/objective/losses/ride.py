@@ -1,4 +1,4 @@
-"""RIDE, stage 1: every expert learns by LDAM on its own, and the experts are kept apart from their mean.
+"""RIDE, stage 1: several experts, each trained by LDAM on its own and pushed away from their mean.
 
     L_i = sum_e [ w_i LDAM(s_ie) - diversity_weight mean_c(T_c)^2 KL( softmax(m_i / T) || softmax(s_ie / T) ) ]
     m_i = mean_e s_ie,    T_c = temperature u_c / max u,    u_c = temperature_spread C pi_c + 1 - temperature_spread
@@ -6,14 +6,14 @@
 Until ``drw_start`` all w_i are 1 and all T_c are ``temperature``.
 
 Source: Wang et al., "Long-tailed recognition by routing diverse distribution-aware experts", ICLR 2021: individual loss
-and diversity loss of stage 1, in the form of the authors' code as SADE and GLT ship it; the router of stage 2 is not part
-of it. The LDAM part is ``ltcore.objective.losses.ldam``, with what is said there of scale, margins and weights.
-Differs: ``diversity_weight`` is positive and subtracted (theirs is added, at -0.2); at 0 experts stay independent,
-where the authors' code gives all of them the loss of the mean logits. The mean is not detached, which changes
-nothing: among all targets it has the smallest sum of divergences, so no gradient passes through it. pi is the prior
-chosen by ``objective.prior``, and the temperatures begin at a fraction of training. The weighted loss is divided by
-the number of samples; ``weight_norm='batch_sum'`` is the published normalization. Mixed images (GLT's code has RIDE
-with mixup) mix the LDAM part; the divergence knows no label.
+and diversity loss of stage 1, in the form of the authors' code that SADE and GLT ship. The router of stage 2 is not
+included. The LDAM part is ``ltcore.objective.losses.ldam``; its notes on scale, margins and weights apply.
+Differs: ``diversity_weight`` is positive and subtracted (theirs is added, at -0.2); at 0 the experts are independent,
+whereas the authors' code then trains all of them on the loss of the mean logits. The mean is not detached, which
+changes nothing: among all targets it has the smallest sum of divergences, so no gradient passes through it. pi is the
+prior chosen by ``objective.prior``, and the temperatures begin at a fraction of training. The weighted loss is divided
+by the number of samples; ``weight_norm='batch_sum'`` is the published normalization. Mixed images (GLT's code has RIDE
+with mixup) mix the LDAM part; the divergence does not depend on labels.
 Shapes: logits [B, E, C] -> loss [B]. Predictions use the mean over experts.
 Cost: O(B E C).
 """
@@ -32,20 +32,22 @@ from ltcore.objective.losses.ldam import Ldam
 
 
 class Ride(Ldam):
-    """LDAM for each expert, less their divergence from the ensemble; for two or more experts with cosine heads."""
+    """LDAM of each expert minus its divergence from the ensemble, for two or more experts with cosine heads."""
 
     expert_head = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Ldam.Config):
         diversity_weight: float = 0.2
-        """Factor of the divergence that is subtracted, >= 0. 0 is independent experts."""
+        """Factor of the divergence that is subtracted, >= 0. 0 trains independent experts."""
         temperature: float = 1.0
-        """Divides the logits (scaled cosines) in the divergence, > 0; from ``drw_start`` on that of the most frequent
-        class."""
+        """Divides the logits (scaled cosines) in the divergence, > 0; from ``drw_start`` on it is the temperature of
+        the most frequent class.
+        """
         temperature_spread: float = 0.05
-        """How much smaller the temperatures of rarer classes are from ``drw_start`` on. Range [0, 1]: 0 is one
-        temperature, 1 proportional to the prior. SADE's copy of the code: 0.05; GLT's: 0.02."""
+        """How much lower the temperatures of rarer classes are from ``drw_start`` on. Range [0, 1]: 0 is one
+        temperature for all, 1 is proportional to the prior. SADE's copy of the code: 0.05; GLT's: 0.02.
+        """
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -59,7 +61,7 @@ class Ride(Ldam):
     cfg: Config
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample, summed over experts. Raises ValueError for logits of a single head."""
+        """Returns the loss [B] of each sample, summed over experts. Raises ValueError for logits of a single head."""
         logits_BEC = widened(out.logits_BC)
         if logits_BEC.dim() != 3:
             raise ValueError(f"RIDE needs logits [B, E, C] of several experts, got shape {tuple(logits_BEC.shape)}")
@@ -70,7 +72,7 @@ class Ride(Ldam):
         return loss_B
 
     def _temperature(self, ctx: LossContext) -> Tensor:
-        """[C], or [1] while all are equal."""
+        """Returns the temperatures [C], or [1] while all are equal."""
         cfg, share_C = self.cfg, ctx.log_prior_C.exp()
         if ctx.progress < cfg.drw_start:
             return share_C.new_full((1,), cfg.temperature)
@@ -79,10 +81,11 @@ class Ride(Ldam):
 
 
 def divergence(logits_BEC: Tensor) -> Tensor:
-    """[B] sum over experts of KL(softmax of the mean logits || softmax of the expert's).
+    """Returns [B], the sum of KL(softmax of the mean logits || softmax of an expert's logits).
 
-    The softmax m of the mean logits is the normalized geometric mean of the experts' p_e: with log Z = log sum_c
-    exp(mean_e log p_ec), log m = mean_e log p_e - log Z, so that the sum of the divergences is -E log Z.
+    The sum runs over experts. The softmax m of the mean logits is the normalized geometric mean of the experts' p_e:
+    with log Z = log sum_c exp(mean_e log p_ec), log m = mean_e log p_e - log Z, so that the sum of the divergences is
+    -E log Z.
     """
     mean_BC = logits_BEC.log_softmax(2).mean(1)
     return -logits_BEC.shape[1] * torch.logsumexp(mean_BC, 1)

@@ -1,16 +1,16 @@
-"""SADE (TADE): three experts, made for the long-tailed, the uniform and the inversely long-tailed class distribution.
+"""SADE (TADE): three experts, for the long-tailed, the uniform and the inversely long-tailed class distribution.
 
     L_i = CE(s_i1) + CE(s_i2 + log pi) + CE(s_i3 + log pi - tau log rho)
 
-pi is the class prior and rho the same with its values in reverse order: the rarest class gets the largest.
+pi is the class prior; rho has the same values in reverse order, so that the rarest class gets the largest.
 
 Source: Zhang et al., "Self-supervised aggregation of diverse experts for test-agnostic long-tailed recognition",
 NeurIPS 2022: the skill-diverse experts; called TADE in its first version.
-Differs: no weights of experts are learned from test images, predictions use the mean of their logits. Classes with
-equal counts share the values of their places in rho evenly; the published code orders them in a way that no
-definition fixes (an unstable sort), ``ties='order'`` by class number: the loss then depends on how classes are
-numbered. The prior is that of the stream the model sees (``objective.prior``), and nothing is added inside
-logarithms. Mixed images, which the source does not have, mix the loss of every expert.
+Differs: no expert weights are learned from test images; predictions use the mean of the experts' logits. Classes with
+equal counts share the values of their ranks in rho evenly; the published code orders them by an unstable sort, which no
+definition fixes. ``ties='order'`` orders them by class number, and the loss then depends on how classes are numbered.
+The prior is that of the stream the model sees (``objective.prior``), and nothing is added inside logarithms. Mixed
+images, which the source does not have, mix the loss of every expert.
 Shapes: logits [B, 3, C] -> loss [B].
 Cost: O(B C) for each expert, and one sort of C numbers.
 """
@@ -30,11 +30,13 @@ from ltcore.objective.interface import Base, LossContext
 NUM_EXPERTS = 3
 TIES = ("mean", "order")
 
-_SAME = 1e-5  # difference of log priors that is rounding: equal shares summed in another order, or kept in float32
+_SAME = (
+    1e-5  # log priors closer than this are equal: shares summed in another order, or kept in float32, differ by less
+)
 
 
 class Sade(Base):
-    """Cross-entropy, balanced softmax and inverse softmax, one for each expert."""
+    """Cross-entropy, balanced softmax and inverse softmax, one per expert."""
 
     expert_head = True
     text_order_in_glt = True
@@ -42,11 +44,13 @@ class Sade(Base):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         tau: float = 2.0
-        """Strength of the reversed prior in the third expert, >= 0; 0 makes it the second once more. The authors: 2 for
-        CIFAR and ImageNet-LT, 1 for iNaturalist and Places-LT."""
+        """Strength of the reversed prior in the third expert, >= 0; at 0 it has the same loss as the second. The
+        authors: 2 for CIFAR and ImageNet-LT, 1 for iNaturalist and Places-LT.
+        """
         ties: str = "mean"
-        """What classes with equal counts get of the reversed prior: 'mean' each the mean of their places, or 'order' the
-        places by class number, as a sort like that of the authors' code gives them."""
+        """Reversed prior of classes with equal counts: 'mean' gives each the mean over their ranks, 'order' assigns the
+        ranks by class number, as the sort in the authors' code may.
+        """
 
         def __post_init__(self) -> None:
             if not 0 <= self.tau < float("inf"):
@@ -59,7 +63,7 @@ class Sade(Base):
         return "adds log class priors to the logits of its experts"
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
-        """[B] loss per sample, summed over experts. Raises ValueError unless there are three."""
+        """Returns the loss [B] of each sample, summed over experts. Raises ValueError unless there are three experts."""
         logits_BEC, prior_C = widened(out.logits_BC), ctx.log_prior_C
         if logits_BEC.dim() != 3 or logits_BEC.shape[1] != NUM_EXPERTS:
             raise ValueError(
@@ -73,7 +77,10 @@ class Sade(Base):
 
 
 def reversed_log_prior(log_prior_C: Tensor, ties: str = "mean") -> Tensor:
-    """[C] log of the prior whose sorted values are assigned to the classes in reverse. ``ties``: see ``Sade.Config``."""
+    """Returns the log prior [C] with its sorted values assigned to the classes in reverse.
+
+    ``ties`` is described in ``Sade.Config``.
+    """
     falling_C, class_C = log_prior_C.double().sort(descending=True, stable=True)
     value_C = falling_C.flip(0)
     if ties == "mean":

@@ -1,8 +1,8 @@
-"""What an objective remembers across steps: observe (rank-local) -> merge (exact all-reduce) -> publish.
+"""Memories: state of an objective across steps, by observe (rank-local) -> merge (exact all-reduce) -> publish.
 
-``observe`` runs after the optimiser step and costs O(batch). ``merge`` runs on every rank at the same fixed points of the
-plan (the end of each virtual epoch) and is the only place with collectives, unless ``merge_every_step`` is set.
-Losses see published values alone, so nothing they compute depends on the number of ranks.
+``observe`` runs after the optimizer step and costs O(batch). ``merge`` runs on every rank at the same fixed points (the
+end of each virtual epoch) and is the only place with collectives, unless ``merge_every_step`` is set. Losses read
+published values only, so nothing they compute depends on the number of ranks.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemorySpec(ABC):
-    """How to build a memory. Two losses that declare an equal spec share one memory."""
+    """A description of a memory and how to build it. Two losses that declare equal specs share one memory."""
 
     @abstractmethod
     def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Memory:
-        """The memory, empty, on the CPU. ``seed`` is the run's, for memories that draw anything."""
+        """Returns the empty memory, on the CPU. ``seed`` is that of the run, for memories that draw random numbers."""
 
     @property
     def key(self) -> Hashable:
-        """What equal specs have in common."""
+        """Returns a key that is the same for equal specs."""
         return (type(self).__name__, self)
 
 
 class Memory(ABC):
-    """Tensors owned by the objective: not parameters, not buffers of a wrapped module, saved beside the model."""
+    """Tensors owned by the objective: neither parameters nor module buffers, saved in checkpoints beside the model."""
 
     merge_every_step: bool = False
 
     @abstractmethod
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        """Takes in one rank-local batch. Called under ``torch.no_grad``, after the optimiser step."""
+        """Takes in one rank-local batch. Called under ``torch.no_grad``, after the optimizer step."""
 
     @abstractmethod
     def merge(self, progress: float) -> None:
@@ -52,18 +52,18 @@ class Memory(ABC):
 
     @abstractmethod
     def published(self) -> dict[str, Tensor]:
-        """What losses see; equal on all ranks. The tensors themselves, not copies."""
+        """Returns the values that losses read, equal on all ranks. The tensors themselves, not copies."""
 
     @abstractmethod
     def pending(self) -> dict[str, Tensor]:
-        """What this rank observed since the last merge. The tensors themselves; same shapes on all ranks."""
+        """Returns what this rank observed since the last merge. The tensors themselves; same shapes on all ranks."""
 
     def load(self, published: dict[str, Tensor], pending_of_ranks: list[dict[str, Tensor]]) -> None:
-        """Restores a checkpoint, also one that another number of ranks wrote.
+        """Restores a checkpoint, including one written by a different number of ranks.
 
-        Pending values are sums: with equal world size each rank takes its own back (bitwise resume), otherwise rank 0 takes
-        the total, and the others need not know what it consists of. A memory whose pending values are not sums overrides
-        ``join_pending``.
+        Pending values are sums. With an equal world size each rank takes its own back (bitwise resume); otherwise rank
+        0 takes the total, and the other ranks need not know what it consists of. A memory whose pending values are not
+        sums overrides ``join_pending``.
         """
         for name, tensor in self.published().items():
             tensor.copy_(published[name])
@@ -77,11 +77,11 @@ class Memory(ABC):
             tensor.copy_(mine[name])
 
     def join_pending(self, pending_of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """One rank's worth of pending values out of those of several ranks."""
+        """Combines the pending values of several ranks into those of one."""
         return {name: torch.stack([p[name] for p in pending_of_ranks]).sum(0) for name in self.pending()}
 
     def to(self, device: torch.device) -> None:
-        """Moves every tensor; attributes that hold tensors are found by type."""
+        """Moves every attribute that is a tensor to the device."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))

@@ -3,12 +3,11 @@
 Source: methods of DRO-LT (robust distance to the empirical class mean) and IFL (one center per class for all
 environments), which share this table.
 Differs: the authors of DRO-LT run two extra passes over the data per epoch, and those of IFL learn centers with an
-optimizer of their own whose rate is the share of the class in the batch. Here the training forward itself is summed
-up, and the means of the last virtual epoch are what the next one sees; they follow the network to the end of
-training. They are of the network that is trained, also where there is a key encoder, and of the first view. A class
-that did not occur in it keeps what it had. The features of a mixed image count for both of its classes, by their
-shares, as in the gradient of GLT's mixup centers.
-Sums are float64, so the published values do not depend on the number of ranks beyond 1e-15.
+optimizer of their own whose rate is the share of the class in the batch. Here the features of the training forward are
+summed, and the means of the last virtual epoch are published for the next one, until the end of training. The features
+are those of the first view by the trained network, even where there is a key encoder. A class that did not occur in the
+epoch keeps its values. The features of a mixed image count for both of its classes, by their shares, as in the gradient
+of GLT's mixup centers. Sums are float64, so the published values depend on the number of ranks by at most 1e-15.
 Cost: O(B D) per step; three all-reduces of C (D + 2) numbers together per virtual epoch.
 """
 
@@ -28,26 +27,28 @@ from ltcore.stats import ClassStats
 
 
 def features_at(out: ModelOutput, stage: str | None) -> Tensor:
-    """[B, D] pooled features after an earlier stage; None: the final ones."""
+    """Returns the pooled features [B, D] after an earlier stage, or the final ones for None."""
     if stage is None:
         return out.features_BD
-    assert out.stage_features_BD is not None, f"whoever reads features of {stage} needs it"
+    assert out.stage_features_BD is not None, f"a loss that reads features of {stage} must list it in its needs"
     return out.stage_features_BD[stage]
 
 
 class ClassCentroids(Memory):
-    """Published ``mean_CD``, ``var_C``, ``count_C`` and ``pooled_var``, all float64; count 0 marks a class that was never
-    seen."""
+    """Published ``mean_CD``, ``var_C``, ``count_C`` and ``pooled_var``, all float64.
+
+    A count of 0 marks a class that was never seen.
+    """
 
     @dataclass(frozen=True)
     class Spec(MemorySpec):
-        """Every loss that asks for the centroids of a layer gets the same ones."""
+        """A layer; all losses that ask for its centroids share one memory."""
 
         stage: str | None = None
         """Name of an earlier stage of the network; None: the final features."""
 
         def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ClassCentroids:
-            """Raises ConfigError where the network has no such stage."""
+            """Returns the empty memory. Raises ConfigError where the network has no such stage."""
             num_features = dims.features if self.stage is None else pick(dims.stages, self.stage, "layers")
             return ClassCentroids(stats.num_classes, num_features, self.stage)
 
@@ -60,7 +61,7 @@ class ClassCentroids(Memory):
         self.var_C = zeros(num_classes)
         """Unbiased total variance: squared distance to the centroid, summed over D; 0 for a class seen only once."""
         self.count_C = zeros(num_classes)
-        """Observations behind the published mean; 0: never seen, the class has no centroid yet."""
+        """Observations behind the published mean; 0 for a class that was never seen and has no centroid yet."""
         self.pooled_var = zeros()
         """Scalar: within-class total variance over all classes, sum of (n_c - 1) var_c over sum of (n_c - 1)."""
         self._sum_CD = zeros(num_classes, num_features)
@@ -68,7 +69,10 @@ class ClassCentroids(Memory):
         self._seen_C = zeros(num_classes)
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        """Adds the features [B, D], each to its class, or to both by their shares where it is mixed."""
+        """Adds the features [B, D] to the sums of their classes.
+
+        A mixed image counts for both of its classes, by their shares.
+        """
         features_BD = features_at(out, self.stage).detach().double()
         square_B = features_BD.square().sum(1)
         if batch.mix is None:
@@ -84,7 +88,7 @@ class ClassCentroids(Memory):
         self._seen_C.index_add_(0, labels_B, seen_B)
 
     def merge(self, progress: float) -> None:
-        """Publishes mean, variance and count of the window's classes. A collective."""
+        """Publishes mean, variance and count of the classes seen since the last merge. A collective."""
         for pending in self.pending().values():
             dist.all_reduce_sum_(pending)
         seen_C = self._seen_C > 0

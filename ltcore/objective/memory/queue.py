@@ -1,9 +1,10 @@
 """Queue of keys: the last ``size`` keys of the global batch stream, in rank order, equal on every rank.
 
-Source: MoCo's queue as PaCo uses it. Differs: unfilled slots are masked by a count instead of being random vectors
-with random labels (which act as positives for the first steps), and writes are modular, so no batch size has to divide
-the length.
-Shapes: Q slots, d projection (or D pooled features). Cost: one gather of [B, d] per step.
+Source: MoCo's queue as PaCo uses it.
+Differs: unfilled slots are masked by a count instead of holding random vectors with random labels (which act as
+positives in the first steps), and positions are modular, so the batch size need not divide the length.
+Shapes: Q slots, d projection (or D pooled features).
+Cost: one gather of [B, d] per step.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from ltcore.stats import ClassStats
 
 @dataclass(frozen=True)
 class QueueSpec(MemorySpec):
-    """A queue of ``size`` keys. Losses that ask for the same size and space share one."""
+    """A queue of ``size`` keys. Losses that ask for the same size and space share one queue."""
 
     size: int
     space: str = QUERY
-    """Which unit vectors of the last view are kept, see ``ltcore.objective.embedding``."""
+    """Space of the stored unit vectors, which are those of the last view; see ``ltcore.objective.embedding``."""
 
     def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Queue:
-        """Empty, for keys as long as the vectors of the space."""
+        """Returns an empty queue for keys of the space's vector length."""
         return Queue(self.size, length(dims, self.space), self.space)
 
 
 class Queue(Memory):
-    """``keys_Qd`` (unit rows) and ``labels_Q``; the first ``valid_Q`` slots hold something."""
+    """``keys_Qd`` (unit rows) and ``labels_Q``, of which the slots in ``valid_Q`` are filled."""
 
     merge_every_step = True
 
@@ -46,20 +47,20 @@ class Queue(Memory):
         self.count = torch.zeros((), dtype=torch.int64)
         """Slots filled so far, at most Q."""
         self.pointer = torch.zeros((), dtype=torch.int64)
-        """Slot that the next key goes to."""
+        """Slot of the next key."""
         self._incoming: tuple[Tensor, Tensor] | None = None
 
     @property
     def valid_Q(self) -> Tensor:
-        """bool [Q]."""
+        """Returns bool [Q], True for filled slots."""
         return torch.arange(len(self.labels_Q), device=self.labels_Q.device) < self.count
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        """Holds the step's keys [B, d] until ``merge``."""
+        """Keeps the step's keys [B, d] until ``merge``."""
         self._incoming = (key_of(out, self.space).detach().to(self.keys_Qd.dtype), batch.labels_B)
 
     def merge(self, progress: float) -> None:
-        """Writes the keys of all ranks over the oldest ones. A collective."""
+        """Overwrites the oldest keys by those of all ranks. A collective."""
         if self._incoming is None:
             return
         keys_nd, labels_n = (dist.gather(tensor) for tensor in self._incoming)
@@ -76,5 +77,5 @@ class Queue(Memory):
         return {"keys": self.keys_Qd, "labels": self.labels_Q, "count": self.count, "pointer": self.pointer}
 
     def pending(self) -> dict[str, Tensor]:
-        """Empty: a step's keys are merged within the step."""
+        """Returns nothing, since the keys of a step are merged within the step."""
         return {}

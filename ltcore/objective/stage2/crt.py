@@ -1,9 +1,9 @@
-"""cRT, classifier re-training: the classifier of stage 1 is thrown away and a new one trained on a balanced stream.
+"""cRT, classifier re-training: a new classifier replaces that of stage 1 and is trained on a balanced stream.
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020; defaults of GLT
 (10 epochs, learning rate 0.1 with cosine decay, 4 samples per class).
-Differs: momentum is 0.9, which GLT sets and never reads; GLT ends an epoch after 4 N images (here ``max_passes``).
-See ``ltcore.objective.stage2.method``. Also for cosine heads, and for several experts, each of which is re-trained by
+Differs: momentum is 0.9, which GLT sets and never reads; GLT ends an epoch after 4 N images (here ``max_passes``). See
+also ``ltcore.objective.stage2.method``. Supports cosine heads, and several experts, each of which is re-trained by
 itself (stage 2 of RIDE in GLT).
 """
 
@@ -21,7 +21,7 @@ from ltcore.stats import ClassStats
 
 
 class Crt(ClassAware):
-    """New classifiers. Weights start normal with variance 2 / D under the run's seed, biases at 0."""
+    """New classifiers: weights drawn under the run's seed from a normal distribution of variance 2 / D, biases 0."""
 
     Config = ClassAwareConfig
 
@@ -34,7 +34,7 @@ class Crt(ClassAware):
 
 @torch.no_grad()
 def restart_(parameter: Any, generator: torch.Generator) -> None:
-    """A weight [C, D] drawn anew, a bias [C] set to zero."""
+    """Draws a weight [C, D] anew, or sets a bias [C] to zero."""
     if parameter.dim() == 1:
         parameter.zero_()
     else:

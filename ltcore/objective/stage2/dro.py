@@ -1,7 +1,7 @@
-"""Classifier stage of DRO-LT: the classifier of stage 1 goes on training on a balanced stream, features frozen.
+"""Classifier stage of DRO-LT: the classifier of stage 1 continues training on a balanced stream, with features frozen.
 
 Source: the authors' code of Samuel and Chechik, "Distributional robustness loss for long-tail learning", ICCV 2021: 20
-epochs at a constant learning rate of 0.01, plain cross-entropy, class-aware stream, no new start.
+epochs at a constant learning rate of 0.01, plain cross-entropy, class-aware stream, no re-initialization.
 Differs: see ``ltcore.objective.stage2.method``; the authors choose the epoch on the test set.
 """
 
@@ -13,7 +13,7 @@ from ltcore.objective.stage2.method import ClassAware, ClassAwareConfig
 
 
 class DroClassifier(ClassAware):
-    """The classifiers of stage 1, re-balanced in small steps."""
+    """The classifiers of stage 1, trained further at a small learning rate."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ClassAwareConfig):

@@ -1,8 +1,9 @@
-"""LWS, learnable weight scaling: logits f_c (w_c z + b_c), where only one factor f_c per class is learned, from 1 on.
+"""LWS, learnable weight scaling: logits f_c (w_c z + b_c), where only the factor f_c of each class is learned, from 1
+on.
 
-Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020, section 4.3; the
+Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020, section 4.3. The
 form with the bias inside is that of their code, the schedule is GLT's (whose LWS has no bias).
-Differs: see ``ltcore.objective.stage2.method``. The result is a linear head with rows f_c w_c and f_c b_c.
+Differs: see ``ltcore.objective.stage2.method``. The result is a linear head with rows f_c w_c and biases f_c b_c.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The contract of stage 2: classifiers on features that no longer change (decoupled training).
+"""Interface of stage 2 methods: classifiers on features that no longer change (decoupled training).
 
-Stage 1 trains the whole network on the natural stream; stage 2 freezes the backbone, with its batch-norm statistics, and
-balances the classifiers alone. A method changes the classifiers it is given in place, in rounds that the loop in
-``ltcore.training.stage2.trainer`` counts as epochs and validates: ``Solved`` methods compute them, ``Trained`` ones descend.
+Stage 1 trains the whole network on the natural stream. Stage 2 freezes the backbone, with its batch-norm statistics,
+and balances only the classifiers. A method changes the given classifiers in place, in rounds that the loop in
+``ltcore.training.stage2.trainer`` counts as epochs and validates: ``Solved`` methods compute them in closed form,
+``Trained`` methods use gradient descent.
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020.
-Differs: features are those of the un-augmented training images, computed once; the published codes augment in stage 2
-too, and some of them (GLT, BoT) leave batch norm in training mode, so that its statistics move to the balanced
+Differs: features are those of the training images without augmentation, computed once. The published codes augment in
+stage 2 too, and some of them (GLT, BoT) leave batch norm in training mode, so that its statistics move to the balanced
 stream.
 Cost: memory N D values for the features; a step is three products of [B, D] and [D, C].
 """
@@ -26,51 +27,52 @@ from ltcore.stats import ClassStats
 
 SCHEDULES = ("cosine", "constant")
 CHUNK = 4096
-"""Rows of features that are looked at together where all are needed."""
+"""Rows of features that are processed at a time where all are needed."""
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The pooled features of one split, row i being sample i; no gradient."""
+    """The pooled features of one split, without gradient; row i is sample i."""
 
     features_ND: Tensor
-    """float32 or float16; the features of E experts side by side, as ``ModelOutput.features_BD`` has them."""
+    """float32 or float16; features of several experts lie side by side, as in ``ModelOutput.features_BD``."""
     labels_N: Tensor
     """int64."""
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(float32 features, labels) of ``CHUNK`` consecutive rows at a time."""
+        """Yields (float32 features, labels) of ``CHUNK`` consecutive rows at a time."""
         for features_BD, labels_B in zip(self.features_ND.split(CHUNK), self.labels_N.split(CHUNK), strict=True):
             yield features_BD.float(), labels_B
 
 
 def expert_logits(heads: nn.ModuleList, features_BD: Tensor) -> Tensor:
-    """[B, E, C] logits of every head on its own share of the features."""
+    """Returns logits [B, E, C], those of every head on its own part of the features."""
     shares = features_BD.chunk(len(heads), 1)
     return torch.stack([head(share_BD) for head, share_BD in zip(heads, shares, strict=True)], 1)
 
 
 def expert_cross_entropy(logits_BEC: Tensor, labels_B: Tensor) -> Tensor:
-    """[B] cross-entropy summed over experts, each a classifier of its own."""
+    """Returns the cross-entropy [B] summed over experts, each a separate classifier."""
     labels_BE = labels_B[:, None].expand(-1, logits_BEC.shape[1])
     return F.cross_entropy(logits_BEC.transpose(1, 2), labels_BE, reduction="none").sum(1)
 
 
 class HeadMethod(nn.Module):
-    """One way to balance classifiers. Subclasses declare a frozen ``Config``.
+    """A method that balances classifiers. Subclasses declare a frozen ``Config``.
 
     Args:
         cfg: its options.
         heads: one classifier per expert, [B, D] -> [B, C], with the weights of stage 1, changed in place; new ones where
-            ``result_head`` asks for another kind. A linear one has ``weight`` [C, D] and ``bias`` [C], a cosine one ``weight``.
-        stats: counts of the training split.
-        seed: of the run, for everything that is drawn.
+            ``result_head`` names another kind. Linear heads have ``weight`` [C, D] and ``bias`` [C], cosine heads only
+            ``weight``.
+        stats: class counts of the training split.
+        seed: seed of the run, for all random numbers.
     """
 
     linear_only: ClassVar[str] = ""
     """Why the method makes no sense on a cosine head; '' where it does."""
     chooses: ClassVar[bool] = False
-    """True: the rounds are candidates, and the one that is best on validation is the result. False: the last one is."""
+    """True: the rounds are candidates, and the best one on validation is the result. False: the last one is."""
 
     def __init__(self, cfg: Any, heads: nn.ModuleList, stats: ClassStats, seed: int) -> None:
         super().__init__()
@@ -78,42 +80,42 @@ class HeadMethod(nn.Module):
 
     @property
     def classifiers(self) -> list[Any]:
-        """The heads, one per expert."""
+        """Returns the heads, one per expert."""
         return list(self.heads)
 
     @staticmethod
     def result_head(cfg: Any) -> str | None:
-        """Kind of classifier that comes out ('linear', 'cosine'); None: that of stage 1."""
+        """Returns the kind of classifier that the method produces ('linear', 'cosine'); None for that of stage 1."""
         return None
 
     @staticmethod
     def rounds(cfg: Any) -> int:
-        """How many times the classifiers are changed and validated."""
+        """Returns how many times the classifiers are changed and validated."""
         raise NotImplementedError  # abstract
 
 
 class Solved(HeadMethod):
-    """Classifiers that are computed."""
+    """Methods that compute the classifiers in closed form."""
 
     def solve_(self, index: int, data: FeatureSet) -> dict[str, float]:
-        """Sets the heads of round ``index``; returns what to log of it."""
+        """Sets the heads of round ``index`` and returns the values to log."""
         raise NotImplementedError  # abstract
 
 
 @dataclass(frozen=True, kw_only=True)
 class SgdConfig:
-    """Options of every method that descends: SGD with momentum on the cached features, no warm-up."""
+    """Options of every trained method: SGD with momentum on the cached features, without warm-up."""
 
     epochs: int = 10
     """Passes over the method's stream. Range >= 1."""
     batch_size: int = 128
     """Features per step. Range >= 1."""
     lr: float = 0.1
-    """Learning rate at the beginning. Range > 0."""
+    """Initial learning rate. Range > 0."""
     momentum: float = 0.9
     """Momentum of SGD. Range [0, 1)."""
     weight_decay: float = 5e-4
-    """L2 penalty added to the gradient of all that is trained. Range >= 0."""
+    """L2 penalty added to the gradient of all trained parameters. Range >= 0."""
     schedule: str = "cosine"
     """'cosine' (to 0, set per epoch) or 'constant'."""
 
@@ -130,7 +132,7 @@ class SgdConfig:
 
 
 class Trained(HeadMethod):
-    """Classifiers that descend on a loss; what requires a gradient is trained."""
+    """Methods that train the classifiers by gradient descent; every parameter that requires a gradient is trained."""
 
     cfg: SgdConfig
 
@@ -139,18 +141,21 @@ class Trained(HeadMethod):
         return cfg.epochs
 
     def rows(self, epoch: int, labels_N: Tensor) -> Tensor:
-        """int64 [L] rows of the features in the order of this epoch; pure. ``labels_N`` lies on the CPU."""
+        """Returns int64 [L], the rows of the features in the order of this epoch.
+
+        A pure function of its arguments. ``labels_N`` is on the CPU.
+        """
         raise NotImplementedError  # abstract
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Scalar loss of a batch, with gradient."""
+        """Returns the loss of a batch, a scalar with gradient."""
         raise NotImplementedError  # abstract
 
     def project_(self) -> None:
-        """After each optimizer step: back into the feasible set, where there is one."""
+        """Projects the parameters onto the feasible set, after each optimizer step; by default there is no constraint."""
 
     def export_(self) -> None:
-        """After each epoch: what was learned into the heads, where it lies elsewhere."""
+        """Writes learned parameters into the heads, after each epoch; needed where the heads do not hold them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +163,12 @@ class ClassAwareConfig(SgdConfig):
     """Options of methods that see every class equally often."""
 
     per_class: int = 4
-    """Samples drawn in a row from a class before the next one. Range >= 1; GLT and DRO-LT: 4."""
+    """Samples drawn in a row from one class before the next class. Range >= 1; GLT and DRO-LT: 4."""
     max_passes: float | None = None
-    """Longest epoch, as a multiple of the number of training images; GLT: 4. null: largest class times number of classes,
-    as published (CIFAR-100-LT at imbalance 100: 50,000 draws, 4.6 times its images). Range > 0."""
+    """Upper limit of the epoch length, as a multiple of the number of training images; GLT: 4. null: size of the
+    largest class times number of classes, as published (CIFAR-100-LT at imbalance 100: 50,000 draws, 4.6 times its
+    images). Range > 0.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,7 +179,7 @@ class ClassAwareConfig(SgdConfig):
 
 
 class ClassAware(Trained):
-    """Cross-entropy on a stream in which every class is equally frequent, so that a uniform prior needs no correction."""
+    """Cross-entropy on a stream with equally frequent classes, so that no prior correction is needed."""
 
     cfg: ClassAwareConfig
 
@@ -183,7 +190,7 @@ class ClassAware(Trained):
         )
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """[B, E, C]."""
+        """Returns logits [B, E, C]."""
         return expert_logits(self.heads, features_BD)
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
     cosine      a cosine head whose weights are the means of the unit features: argmax cos(m_c, z)
     euclidean   a linear head with w_c = m_c, b_c = -|m_c|^2 / 2: argmax w_c z + b_c = argmin |z - m_c|
 
-Both are exact, so the result is an ordinary network. Its probabilities are a softmax of scaled cosines, or of negative half
-squared distances, and are not calibrated.
+Both are exact, so the result is an ordinary network. Its probabilities are a softmax of scaled cosines, or of negative
+half squared distances, and are not calibrated.
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020, section 4.2.
-Differs: for 'cosine' every sample counts by its direction alone, so predictions do not depend on the length of a feature.
-With several experts each has means of its own, and their logits are averaged as always.
+Differs: for 'cosine' every sample contributes its direction only, so predictions do not depend on the length of a
+feature. With several experts each has its own means, and their logits are averaged as usual.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ METRICS = ("cosine", "euclidean")
 
 
 class Ncm(Solved):
-    """Class means in the place of class weights."""
+    """Class means as class weights."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         metric: str = "cosine"
-        """'cosine' (model.head=cosine, with the logits' scale model.cosine_scale) or 'euclidean' (model.head=linear)."""
+        """'cosine' (model.head=cosine, with the logits' scale model.cosine_scale) or 'euclidean' (model.head=linear).
+        """
 
         def __post_init__(self) -> None:
             if self.metric not in METRICS:
@@ -57,7 +58,10 @@ class Ncm(Solved):
 
 
 def class_means(data: FeatureSet, num_classes: int, num_experts: int, unit: bool) -> list[Tensor]:
-    """float64 [C, D] for each expert: means of the features, or of their directions. On the CPU, where sums have one order."""
+    """Returns the class means of the features, or of their directions, for each expert.
+
+    They are float64 [C, D], computed on the CPU, where sums have a fixed order.
+    """
     dim = data.features_ND.shape[1] // num_experts
     sum_CED = torch.zeros(num_classes, num_experts, dim, dtype=torch.float64)
     for features_BD, labels_B in data.chunks():

@@ -1,8 +1,8 @@
 """Orders of the training samples as pure functions of (labels, seed, epoch).
 
-Source of the class-aware order: the ClassAwareSampler of OLTR (Liu et al., CVPR 2019), used by Kang et al., GLT and DRO-LT:
-classes come in shuffled cycles, each time with ``per_class`` consecutive samples out of a shuffled cycle of its own.
-Differs: every epoch starts its cycles anew, so that it depends on its key alone.
+Source of the class-aware order: the ClassAwareSampler of OLTR (Liu et al., CVPR 2019), used by Kang et al., GLT and
+DRO-LT. Classes come in shuffled cycles, each with ``per_class`` consecutive samples from a shuffled cycle of its own.
+Differs: every epoch restarts the cycles, so that its order depends on (labels, seed, epoch) only.
 Cost: two sorts of about max_c n_c * C numbers per epoch.
 """
 
@@ -17,11 +17,11 @@ from ltcore.rng import hash64, hash_tensor
 def class_aware_rows(
     labels_N: Tensor, *, seed: int, epoch: int, per_class: int = 1, max_passes: float | None = None
 ) -> Tensor:
-    """int64 [L] rows, every class equally often: L = max_c n_c * C, at most ``max_passes`` * N.
+    """Returns int64 [L] rows in which every class is equally frequent: L = max_c n_c * C, at most ``max_passes`` * N.
 
-    In each block of ``per_class`` * C rows, counted from the first, every class has one run of ``per_class`` rows. Over the
-    epoch the numbers of draws of two samples of one class differ by at most one. Classes without a sample are left out.
-    ``labels_N`` is int64 on the CPU.
+    In each block of ``per_class`` * C rows, counted from the first, every class has one run of ``per_class`` rows. Over
+    the epoch the numbers of draws of two samples of one class differ by at most one. Classes without a sample are left
+    out. ``labels_N`` is int64 on the CPU.
     """
     classes_C, class_N, counts_C = labels_N.unique(return_inverse=True, return_counts=True)
     num_classes, most = len(classes_C), int(counts_C.max())
@@ -30,8 +30,8 @@ def class_aware_rows(
         length = max(1, min(length, int(max_passes * len(labels_N))))
     num_cycles = -(-length // (per_class * num_classes))
 
-    # Members of a class in shuffled order, again and again, until it has all draws of the epoch: T rows sorted by
-    # (class, pass over the class, key of pass and row).
+    # The members of each class in shuffled order, repeated until the class has all its draws of the epoch: T rows
+    # sorted by (class, pass over the class, key of pass and row).
     draws = num_cycles * per_class
     passes_C = (draws + counts_C - 1) // counts_C
     length_C = passes_C * counts_C
@@ -53,6 +53,6 @@ def class_aware_rows(
 
 
 def shuffled_rows(num_rows: int, *, seed: int, epoch: int) -> Tensor:
-    """int64 [N]: every row once, in an order of this epoch."""
+    """Returns int64 [N], every row once, shuffled by seed and epoch."""
     rows_N = torch.arange(num_rows)
     return hash_tensor(hash64(seed, epoch, "rows"), rows_N).argsort(stable=True)

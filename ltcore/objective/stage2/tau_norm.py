@@ -1,10 +1,11 @@
-"""tau-normalization: w_c / |w_c|^tau. Head classes have longer weight vectors; dividing by a power of the length takes that
-away from them, all of it at tau = 1.
+"""tau-normalization: w_c / |w_c|^tau.
+
+Head classes have longer weight vectors; dividing by a power of the length removes this advantage, entirely at tau = 1.
 
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020, equation 3.
 Differs: nothing; the bias is dropped as in the paper (``keep_bias`` keeps it, as the bag of tricks code does). Several
-candidates are tried and the best on validation is kept; a head that was trained with strong weight decay wants more than 1
-(1.9 in Alshammari et al., CVPR 2022). Experts share one tau.
+candidates are tried and the best on validation is kept. A head that was trained with strong weight decay needs more
+than 1 (1.9 in Alshammari et al., CVPR 2022). Experts share one tau.
 Cost: one product [N, D] x [D, C] per candidate, for the loss that is logged.
 """
 
@@ -30,10 +31,11 @@ class TauNorm(Solved):
         tau: tuple[float, ...] = (
             0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0,
         )  # fmt: skip
-        """Exponents to try, each >= 0; the one with the best ``train.select`` is kept (the first of equals). One alone
-        needs no validation split. 0 leaves the weights, 1 makes their lengths equal."""
+        """Exponents to try, each >= 0; the one with the best ``train.select`` is kept (the first of equals). A single
+        one needs no validation split. 0 leaves the weights unchanged, 1 makes their lengths equal.
+        """
         keep_bias: bool = False
-        """Keep the bias of stage 1, un-scaled; the paper drops it."""
+        """Keep the bias of stage 1, unscaled; the paper drops it."""
 
         def __post_init__(self) -> None:
             if not self.tau or not all(0 <= tau < float("inf") for tau in self.tau):
@@ -60,6 +62,6 @@ class TauNorm(Solved):
 
 
 def tau_normalized(weight_CD: Tensor, tau: float) -> Tensor:
-    """[C, D] rows divided by the power ``tau`` of their length; a row of zeros stays one."""
+    """Divides the rows [C, D] by their length to the power ``tau``; zero rows stay zero."""
     length_C1 = weight_CD.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return weight_CD / length_C1**tau

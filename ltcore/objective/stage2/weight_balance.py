@@ -1,15 +1,17 @@
-"""Weight balancing: the classifier goes on training on the natural stream under a class-balanced loss, while weight decay
-and a ball around zero (MaxNorm) keep the weights of frequent classes short.
+"""Weight balancing: class-balanced loss on the natural stream, with weight decay and MaxNorm on the classifier.
+
+The classifier of stage 1 continues training; decay and the norm limit keep the weights of frequent classes short.
 
     after each step   w_c <- w_c min(1, r / |w_c|),   r = min_c |w_c| + max_norm (max_c |w_c| - min_c |w_c|) of stage 1
 
-Source: Alshammari et al., "Long-tailed recognition via weight balancing", CVPR 2022; radius, rate, batch size and number of
-epochs are those of the authors' code. Stage 1 wants a tuned weight decay as well (recipe ``cifar100_lt_ce_decay``).
-Differs: the loss is the weighted cross-entropy of the paper. The authors' code takes the binary cross-entropy of the softmax
-probabilities and averages it over classes too; their decay of 0.1 belongs to that, and drives all weights to 0 here. The
-default was chosen on validation images of CIFAR-100-LT, where 5e-4 to 5e-3 came to the same. Their code shortens weights
-once per epoch, lowers the rate before the first epoch instead of after it, lets batch norm follow the images, and keeps the
-epoch that is best on test images.
+Source: Alshammari et al., "Long-tailed recognition via weight balancing", CVPR 2022; radius, rate, batch size and
+number of epochs are those of the authors' code. Stage 1 needs a tuned weight decay as well (recipe
+``cifar100_lt_ce_decay``).
+Differs: the loss is the weighted cross-entropy of the paper. The authors' code takes the binary cross-entropy of the
+softmax probabilities and averages it over classes too; their decay of 0.1 belongs to that loss, and drives all weights
+to 0 here. The default was chosen on validation images of CIFAR-100-LT, where 5e-4 to 5e-3 gave the same result. Their
+code shortens weights once per epoch, lowers the rate before the first epoch instead of after it, updates batch-norm
+statistics, and keeps the epoch that is best on test images.
 """
 
 from __future__ import annotations
@@ -36,13 +38,15 @@ class WeightBalance(Trained):
         lr: float = 0.01
         weight_decay: float = 5e-3
         beta: float = 0.9999
-        """Growth of the effective number in the class weights. Range [0, 1): 0 is no weighting, towards 1 inverse
-        frequency."""
+        """Base of the effective number for the class weights. Range [0, 1): 0 is no weighting, towards 1 inverse
+        frequency.
+        """
         weight_norm: str = "batch"
         """Divide by 'batch' (the number of samples) or 'batch_sum' (the sum of their weights)."""
         max_norm: float | None = 0.1
-        """Longest class weight, as a place between the shortest (0) and the longest (1) of stage 1. Range >= 0. null: no
-        MaxNorm."""
+        """Longest class weight, as a position between the shortest (0) and the longest (1) of stage 1. Range >= 0.
+        null: no MaxNorm.
+        """
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -57,7 +61,7 @@ class WeightBalance(Trained):
         self.weights_C: Tensor
         self.register_buffer("weights_C", effective_weights(stats.counts_C, cfg.beta), persistent=False)
         self.radius = [radius(head.weight, cfg.max_norm) for head in self.classifiers]
-        """Of each expert; infinite without MaxNorm."""
+        """Norm limit of each expert; infinite without MaxNorm."""
 
     def rows(self, epoch: int, labels_N: Tensor) -> Tensor:
         return shuffled_rows(len(labels_N), seed=self.seed, epoch=epoch)
@@ -73,7 +77,7 @@ class WeightBalance(Trained):
 
 
 def radius(weight_CD: Tensor, max_norm: float | None) -> float:
-    """The limit that ``max_norm`` sets, from the lengths of the rows."""
+    """Returns the norm limit that ``max_norm`` sets, from the lengths of the rows."""
     if max_norm is None:
         return float("inf")
     length_C = weight_CD.detach().norm(dim=1)
@@ -81,6 +85,6 @@ def radius(weight_CD: Tensor, max_norm: float | None) -> float:
 
 
 def shorten_(weight_CD: Tensor, limit: float) -> None:
-    """Rows that are longer than ``limit`` become that long, in place; the others keep every bit."""
+    """Shortens rows that are longer than ``limit`` to that length, in place; the others keep every bit."""
     length_C1 = weight_CD.norm(dim=1, keepdim=True)
     weight_CD.copy_(torch.where(length_C1 > limit, weight_CD * (limit / length_C1), weight_CD))

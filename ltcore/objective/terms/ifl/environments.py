@@ -1,15 +1,15 @@
-"""Environments from per-sample scores: weights that make a second training distribution out of the badly predicted
-samples.
+"""Environments from per-sample scores: sample weights that form further training distributions with more badly
+predicted samples.
 
 Source: Tang et al., "Invariant feature learning for generalized long-tailed classification", ECCV 2022, and its code
-(``train_center_dual.py``, ``train_center_triple.py``). Environment 1 is the data as they are. In environment e a sample
-has weight v^x: v = 1 - score after scaling to [0, 1], and the exponent x is chosen so that the badly predicted 20%
-weigh about t_e times what the other 80% weigh per sample, t_e = tail_ratio^((e-1)/(E-1)): {1, 4} for two environments,
-{1, 2, 4} for three. The two environments of 'correctness' are the samples predicted right and those predicted wrong.
+(``train_center_dual.py``, ``train_center_triple.py``). Environment 1 is the unweighted data. In environment e a sample
+has weight v^x: v = 1 - score after scaling to [0, 1], and the exponent x is chosen such that the worst predicted 20%
+weigh about t_e times as much per sample as the other 80%, t_e = tail_ratio^((e-1)/(E-1)): {1, 4} for two environments,
+{1, 2, 4} for three. The two environments of 'correctness' are the correctly and the wrongly predicted samples.
 Differs: weights are relative (mean 1 in their group) and multiply the loss instead of driving a sampler with
 replacement, which has the same expectation; a sample without a score is neutral instead of never drawn; scores are
 scaled by their 2% and 98% quantiles and x may fall to 0.05, because min-max scaling with x >= 1 gives nearly all weight
-to a single outlier, such as a mislabelled sample (``scaling='published'`` is that).
+to a single outlier, such as a mislabeled sample (``scaling='published'`` is the published form).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MIN_GROUP = 5
 
 
 def tail_weights(score_n: Tensor, group_n: Tensor, num_groups: int, tail_ratio: float, scaling: str) -> Tensor:
-    """float64 [n], mean 1 in each group, larger for lower scores.
+    """Returns float64 weights [n] with mean 1 in each group, larger for lower scores.
 
-    ``score_n``: probability of the own class, in [0, 1]; ``group_n``: int64 group of each sample (its class). A
-    ``tail_ratio`` of 1 asks nothing of the scores: all weights are 1.
+    ``score_n``: probability of the own class, in [0, 1]; ``group_n``: int64 group of each sample (its class). With a
+    ``tail_ratio`` of 1 the scores have no effect: all weights are 1.
     """
     if len(score_n) == 0 or tail_ratio == 1:
         return torch.ones_like(score_n, dtype=torch.float64)
@@ -63,7 +63,7 @@ def tail_weights(score_n: Tensor, group_n: Tensor, num_groups: int, tail_ratio: 
 
 
 def _sorted_quantile(value: Tensor, first_G: Tensor, size_G: Tensor, quantile: float) -> Tensor:
-    """[groups] linearly interpolated quantile of values that are sorted within each group; 0 for an empty group."""
+    """Returns [groups] the linearly interpolated quantile of values sorted within each group; 0 for an empty group."""
     place_G = quantile * (size_G - 1).clamp_min(0).double()
     below_G, last_G = place_G.floor(), (first_G + size_G - 1).clamp_min(0)
     start_G = (first_G + below_G.long()).clamp_max(len(value) - 1)
@@ -83,11 +83,11 @@ def environment_weights(
     tail_ratio: float,
     scaling: str,
 ) -> tuple[Tensor, Tensor]:
-    """Relative weights [E, N] and class factors [E, C], float64: sample i of class c weighs their product.
+    """Returns relative weights [E, N] and class factors [E, C], float64: sample i of class c weighs their product.
 
     The product has mean 1 over the N samples of the split in every environment. A sample outside ``seen_N`` has
-    relative weight 1, so that its weight is the neutral one of its class. ``label_N`` and ``score_N`` matter where seen
-    only. ``correct_N``: True where at least one prediction was right; only 'correctness' looks at it.
+    relative weight 1, so that its weight is the neutral one of its class. ``label_N`` and ``score_N`` matter only where
+    seen. ``correct_N``: True where at least one prediction was right; used by 'correctness' only.
     """
     num_samples, num_classes = len(score_N), len(counts_C)
     relative_EN = torch.ones(num_envs, num_samples, dtype=torch.float64, device=score_N.device)
@@ -112,7 +112,7 @@ def environment_weights(
 
 
 def class_totals(relative_EN: Tensor, factor_EC: Tensor, seen_N: Tensor, label_N: Tensor, counts_C: Tensor) -> Tensor:
-    """[E, C] sum of the weights of all samples of a class, those without a score included."""
+    """Returns [E, C] the summed weights of all samples of a class, including those without a score."""
     seen_C = torch.bincount(label_N[seen_N], minlength=len(counts_C))
     scored_EC = torch.zeros_like(factor_EC).index_add_(1, label_N[seen_N], relative_EN[:, seen_N])
     return factor_EC * (scored_EC + (counts_C - seen_C))

@@ -1,11 +1,11 @@
-"""How well each training sample is predicted, and the environment weights that follow from it.
+"""Scores of how well each training sample is predicted, and the environment weights that follow from them.
 
 Source: Tang et al., "Invariant feature learning for generalized long-tailed classification", ECCV 2022: a sample's
 score is the softmax probability of its own class (raw logits, no prior), taken from the training forward.
-Differs: the mean over the observations of the epoch instead of the last one; scores are kept by the sample's index, one
-number each, instead of the logits of the whole epoch. A sample that the epoch did not show (``env_mode='repeat'`` leaves
-some out, the well predicted ones above all) keeps the score that it had at the milestone before. Environments: see
-``ltcore.objective.terms.ifl.environments``.
+Differs: the score is the mean over the observations of the epoch instead of the last one, and one number is kept per
+sample, by its index, instead of the logits of the whole epoch. A sample that the epoch did not show
+(``env_mode='repeat'`` leaves some out, mostly well predicted ones) keeps its score of the previous milestone.
+Environments: see ``ltcore.objective.terms.ifl.environments``.
 Cost: O(B) per step; E x N float32 for the weights, 17 N bytes of scores and 24 N of sums; four all-reduces of N numbers
 at each milestone, none at other epochs.
 """
@@ -30,17 +30,17 @@ class ScoreTable(Memory):
 
     @dataclass(frozen=True)
     class Spec(MemorySpec):
-        """What determines the environments; the fields are those of ``Ifl.Config``."""
+        """The parameters of the environments; the fields are those of ``Ifl.Config``."""
 
         env_type: str
         num_envs: int
         tail_ratio: float
         env_scaling: str
         milestones: tuple[float, ...]
-        """Fractions of training, rising. The weights are rebuilt at the first merge at or after each."""
+        """Fractions of training, increasing. The weights are rebuilt at the first merge at or after each."""
 
         def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> ScoreTable:
-            """Weights of 1 for all N samples, until the first milestone."""
+            """Returns a table with weight 1 for all N samples, which holds until the first milestone."""
             return ScoreTable(self, stats.counts_C, dims.num_samples)
 
     def __init__(self, spec: Spec, counts_C: Tensor, num_samples: int) -> None:
@@ -57,14 +57,14 @@ class ScoreTable(Memory):
         self.last_score_N = torch.zeros(num_samples, dtype=torch.float64)
         self.last_right_N = torch.zeros(num_samples, dtype=torch.bool)
         self.last_label_N = torch.full((num_samples,), -1)
-        """int64. These three are what the present weights were built of; label -1: never scored."""
+        """int64, -1 for a sample never scored. The present weights were built from these three tensors."""
         self._score_N = torch.zeros(num_samples, dtype=torch.float64)
         self._times_N = torch.zeros(num_samples, dtype=torch.int32)
         self._right_N = torch.zeros(num_samples, dtype=torch.int32)
-        self._label_N = torch.zeros(num_samples, dtype=torch.int64)  # summed too, so that ranks merge by addition alone
+        self._label_N = torch.zeros(num_samples, dtype=torch.int64)  # summed too, so that ranks merge by addition
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        """Adds softmax(s)_y of each sample, and whether it was predicted rightly; s is the mean over experts."""
+        """Adds softmax(s)_y of each sample and whether its prediction was right; s is the mean over experts."""
         logits_BC = widened(out.mean_logits_BC.detach())
         score_B = logits_BC.softmax(1).gather(1, batch.labels_B[:, None])[:, 0].double()
         right_B = logits_BC.argmax(1) == batch.labels_B
@@ -74,7 +74,7 @@ class ScoreTable(Memory):
         self._label_N.index_add_(0, batch.index_B, batch.labels_B)
 
     def merge(self, progress: float) -> None:
-        """Publishes new weights where a milestone was passed since the last merge; a collective then."""
+        """Publishes new weights where a milestone was passed since the last merge; only then a collective."""
         passed = sum(progress >= milestone for milestone in self.spec.milestones)
         if passed > int(self.passed):
             self._rebuild()
@@ -107,11 +107,17 @@ class ScoreTable(Memory):
         self.mean_weight_C.copy_(torch.where(self._counts_C > 0, total_C / self._counts_C.clamp_min(1), 1.0))
 
     def weights(self, batch: Batch) -> Tensor:
-        """[E, B] float32 weight of each sample in each environment, mean 1 over the training split."""
+        """Returns float32 [E, B], the weight of each sample in each environment.
+
+        The mean over the training split is 1.
+        """
         return self.relative_EN[:, batch.index_B] * self.factor_EC[:, batch.labels_B]
 
     def mean_weights(self, labels_N: Tensor) -> Tensor:
-        """[N] float32 mean over environments of the weight of each sample of the split; ``labels_N`` are their classes."""
+        """Returns float32 [N], the weight of each sample of the split averaged over environments.
+
+        ``labels_N`` are the classes of the samples.
+        """
         return (self.relative_EN * self.factor_EC[:, labels_N]).mean(0)
 
     def published(self) -> dict[str, Tensor]:

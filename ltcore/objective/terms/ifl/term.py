@@ -1,8 +1,8 @@
 """IFL: features that are invariant across environments, which are found from the model's own predictions.
 
 Source: Tang et al., "Invariant feature learning for generalized long-tailed classification", ECCV 2022. The base loss
-and a center loss with ONE center per class are averaged over E environments: environment 1 is the data as they are, the
-others favor samples that are badly predicted within their class (rare attributes); other ways to find them are in
+and a center loss with ONE center per class are averaged over E environments. Environment 1 is the unweighted data; the
+others favor samples that are badly predicted within their class (rare attributes). Other ways to find them are in
 ``ltcore.objective.terms.ifl.environments``.
 
     L = mean_i q_i N [ base_i + weight * center_weight * center_i ],   q_i N = mean over e of the weight of i in
@@ -14,18 +14,18 @@ images of the environments' joint batch, and is pulled to both centers:
     q_i N q_j N [ base_ij + weight * center_weight * (lam d(z_ij, c_i) + (1 - lam) d(z_ij, c_j)) ],
     base_ij = lam base(s_ij, y_i) + (1 - lam) base(s_ij, y_j)
 
-That keeps the target of a mixed image at lam : 1 - lam, where a weight for each label would tilt it to rare classes. A
-product of weights varies more than one weight does, so gradients are noisier: ``train.optim.clip_norm`` helps. The score
-of i is then that of its own class in the mixed image, as in the authors' code, and noisy as well.
+This keeps the target of a mixed image at lam : 1 - lam, whereas one weight per label would shift it to rare classes. A
+product of weights varies more than a single weight, so gradients are noisier: ``train.optim.clip_norm`` helps. The
+score of i is then that of its own class in the mixed image, as in the authors' code, and noisy as well.
 
 Differs: the environments are loss weights instead of E loaders that sample with replacement. The expected gradient is
-the same (batch statistics of BN are not, but with ``env_mode='repeat'``: keyed repetition,
-``ltcore.data.loading.sampler.drawn_copies``), one epoch sees as many images whatever E is, so runs with different E have equal
-budgets, and the prior of the re-weighted stream is known (``class_shares``), which the authors' balanced softmax
-ignores. Centers are the class means of the last virtual epoch, not parameters that stay random until the pull begins.
-The l2 pull is the mean over D, so its weight does not depend on the width of the network: the authors' .001 and .005
-on the sum over D = 2048 are 2.048 and 10.24 here. IRMv1 is the scalar penalty per environment; the authors'
-``irm_dual`` is a vector, an absolute value, and pooled.
+the same. The batch statistics of BN are not, except with ``env_mode='repeat'`` (keyed repetition,
+``ltcore.data.loading.sampler.drawn_copies``). An epoch shows the same number of images for any E, so runs with
+different E have equal budgets, and the prior of the re-weighted stream is known (``class_shares``), which the authors'
+balanced softmax ignores. Centers are the class means of the last virtual epoch, not parameters that stay random until
+the pull begins. The l2 pull is the mean over D, so its weight does not depend on the width of the network: the authors'
+.001 and .005 on the sum over D = 2048 are 2.048 and 10.24 here. IRMv1 is the scalar penalty per environment; the
+authors' ``irm_dual`` is a vector, an absolute value, and pooled.
 Off: one environment, and center and IRM weight 0.
 Shapes: features [B, D], logits [B, C] -> sample weights [B] and a scalar penalty.
 Cost: 3 B D for the center loss; scores are taken from logits that exist anyway.
@@ -63,42 +63,50 @@ class Ifl(Term):
     @dataclass(frozen=True, kw_only=True)
     class Config(TermConfig):
         weight: float = 1.0
-        """Factor of the whole penalty (center and IRM); the environment weights on the base loss do not depend on
-        it."""
+        """Factor of the whole penalty (center and IRM); the environment weights on the base loss do not depend on it.
+        """
         start: float = 0.6
         """Fraction of training at which environments are first built (from the scores of the epoch that ends there) and
-        the pull to the centers begins. Range [0, 1)."""
+        the pull to the centers begins. Range [0, 1).
+        """
         milestones: tuple[float, ...] = (0.8,)
-        """Later fractions of training, rising, at which environments are rebuilt and the pull grows by
-        ``center_growth``."""
+        """Later fractions of training, increasing, at which environments are rebuilt and the pull grows by
+        ``center_growth``.
+        """
         num_envs: int = 2
-        """Environments, 1 to 4. 1 is the data as they are: a plain center loss."""
+        """Number of environments, 1 to 4. 1 is the unweighted data: a plain center loss."""
         env_type: str = "intra"
         """How environments are found: 'intra' by score within each class (also balances the classes), 'inter' by score
         over all samples, 'inter_intra' by the product, 'correctness' right against wrong predictions (at most two
-        environments), 'uniform' all alike (control). No effect with one environment."""
+        environments), 'uniform' with equal weights (control). No effect with one environment.
+        """
         tail_ratio: float = 4.0
-        """Aimed weight of the badly predicted 20% over the rest in the last environment; those between lie on a
-        geometric ladder. >= 1. No effect for 'correctness' and 'uniform'. 1 looks at no score: with 'intra' the second
-        environment is balanced by class and nothing else, the control for what the scores contribute."""
+        """Target weight of the worst predicted 20% relative to the rest in the last environment, >= 1; the environments
+        between follow a geometric series. No effect for 'correctness' and 'uniform'. 1 ignores the scores: with 'intra'
+        the second environment is then balanced by class and nothing else, the control for what the scores contribute.
+        """
         env_mode: str = "weight"
-        """How samples get their weights: 'weight' multiplies their losses, 'repeat' shows them so much more often or not at
-        all, as many images per epoch as without: then batch statistics are those of the environments, and memories
-        too. No effect with one environment."""
+        """How samples get their weights: 'weight' multiplies their losses; 'repeat' shows them more often or leaves
+        them out, with the same number of images per epoch. Batch statistics and memories are then those of the
+        environments. No effect with one environment.
+        """
         env_scaling: str = "quantile"
-        """'quantile': scores between their 2% and 98% quantiles, exponent in [0.05, 10]; 'published': minimum to maximum
-        and exponent in [1, 10], where one outlier can take all the weight. No effect for 'correctness' and
-        'uniform'."""
+        """'quantile': scores between their 2% and 98% quantiles, exponent in [0.05, 10]; 'published': minimum to
+        maximum and exponent in [1, 10], where one outlier can take all the weight. No effect for 'correctness' and
+        'uniform'.
+        """
         center: str = "l2"
         """Pull: 'l2' squared distance, mean over D; 'cosine' 1 - cosine; 'triplet' own center against the center of the
-        most probable wrong class, margin 1."""
+        most probable wrong class, margin 1.
+        """
         center_weight: float = 2.048
-        """Factor of the pull between ``start`` and the first milestone, >= 0. The authors' value for l2; for cosine and
-        triplet theirs is 0.001."""
+        """Factor of the pull between ``start`` and the first milestone, >= 0. The default is the authors' value for l2;
+        for cosine and triplet theirs is 0.001.
+        """
         center_growth: float = 5.0
         """Factor on ``center_weight`` at each milestone. > 0."""
         irm_weight: float = 0.0
-        """Factor of the IRMv1 penalty (of plain cross-entropy), summed over environments. >= 0; 0 is off."""
+        """Factor of the IRMv1 penalty (of plain cross-entropy), summed over environments, >= 0; 0 is off."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -140,23 +148,32 @@ class Ifl(Term):
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
-        """The IRM penalty alone, a square of a batch mean, looks across samples."""
+        """Tells whether the IRM penalty is used, the only part that depends on other samples.
+
+        It is the square of a batch mean.
+        """
         return cfg.irm_weight > 0
 
     @staticmethod
     def mix_refusal(cfg: Config) -> str:
-        """The center loss is defined for mixed images, IRM is not."""
+        """Returns why IRM is undefined for mixed images; '' without IRM.
+
+        The center loss is defined for mixed images.
+        """
         if cfg.irm_weight == 0:
             return ""
-        return "an image mixed of two environments has a place in neither's risk, which irm_weight > 0 differentiates"
+        return "an image mixed of two environments belongs to neither's risk, which irm_weight > 0 differentiates"
 
     @staticmethod
     def is_off(cfg: Config) -> bool:
-        """One environment without a penalty; with more, a weight of 0 still leaves the environment weights."""
+        """Tells whether there is one environment and no penalty.
+
+        With more environments, the environment weights remain even at a weight of 0.
+        """
         return cfg.num_envs == 1 and (cfg.weight == 0 or (cfg.center_weight == 0 and cfg.irm_weight == 0))
 
     def memories(self) -> dict[str, MemorySpec]:
-        """Centroids where there is a pull, scores where there is more than one environment."""
+        """Returns centroids where there is a pull, and scores where there is more than one environment."""
         cfg = self.cfg
         specs: dict[str, MemorySpec] = {}
         if cfg.center_weight > 0:
@@ -167,8 +184,10 @@ class Ifl(Term):
         return specs
 
     def sample_weights(self, batch: Batch, ctx: LossContext) -> Tensor | None:
-        """[B], mean 1 over the training split: q_i N, times q_j N for an image mixed with j. None with one environment, and
-        where samples come so often instead."""
+        """Returns [B] weights with mean 1 over the training split: q_i N, times q_j N for an image mixed with j.
+
+        None with one environment, and where ``draws`` repeats samples instead.
+        """
         if self.cfg.num_envs == 1 or self.cfg.env_mode == "repeat":
             return None
         scores = _scores(ctx.memories)
@@ -176,24 +195,32 @@ class Ifl(Term):
         if batch.mix is None:
             return weight_B
         partners = replace(batch, labels_B=batch.mix.labels_B, index_B=batch.mix.index_B)
-        alone_B = batch.mix.index_B == batch.index_B  # the odd one of a batch has no partner
+        alone_B = batch.mix.index_B == batch.index_B  # in a batch of odd size one image has no partner
         return weight_B * torch.where(alone_B, 1.0, scores.weights(partners).mean(0))
 
     def draws(self, memories: Mapping[str, Memory], labels_N: Tensor) -> Tensor | None:
-        """[N] q_i N, mean 1: how often each sample should come in an epoch; None where it comes once."""
+        """Returns [N] q_i N, how often each sample should come in an epoch; None without repetition.
+
+        The mean is 1.
+        """
         if self.cfg.num_envs == 1 or self.cfg.env_mode == "weight":
             return None
         return _scores(memories).mean_weights(labels_N)
 
     def class_shares(self, memories: Mapping[str, Memory]) -> Tensor | None:
-        """[C] share of each class in the re-weighted stream: 1/2 pi + 1/2 uniform for two 'intra' environments."""
+        """Returns [C] the share of each class in the re-weighted stream: 1/2 pi + 1/2 uniform for two 'intra'
+        environments.
+        """
         if self.cfg.num_envs == 1:
             return None
         share_C = self.stream_C * _scores(memories).mean_weight_C
         return share_C / share_C.sum()
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """Scalar: center loss under the environment weights plus IRM penalty, each times its own weight."""
+        """Returns the weighted sum of center loss and IRM penalty, a scalar.
+
+        The center loss is taken under the environment weights.
+        """
         cfg = self.cfg
         penalty = widened(out.features_BD).new_zeros(())
         if cfg.center_weight > 0:
@@ -211,7 +238,7 @@ class Ifl(Term):
         return penalty
 
     def _pull(self, out: ModelOutput, labels_B: Tensor, centroids: ClassCentroids) -> Tensor:
-        """[B] distance to the center of the label; 0 where the class has no center yet."""
+        """Returns the distance [B] to the center of the label; 0 where the class has none yet."""
         features_BD = widened(out.features_BD)
         known_C = centroids.count_C > 0
         own_BD, known_B = centroids.mean_CD[labels_B].to(features_BD.dtype), known_C[labels_B]
@@ -228,7 +255,10 @@ class Ifl(Term):
         return pull_B * known_B
 
     def _irm(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
-        """Scalar: sum over environments of the squared derivative of their risk by a factor on the logits, at 1."""
+        """Returns the IRMv1 penalty summed over environments, a scalar.
+
+        It is the squared derivative of an environment's risk by a factor on the logits, at 1.
+        """
         logits_BC = widened(out.mean_logits_BC)
         error_BC = logits_BC.softmax(1) - F.one_hot(batch.labels_B, logits_BC.shape[1])
         slope_G = dist.gather_with_grad((error_BC * logits_BC).sum(1))
@@ -243,5 +273,5 @@ def _scores(memories: Mapping[str, Memory]) -> ScoreTable:
 
 
 def _distance(a_BD: Tensor, b_BD: Tensor) -> Tensor:
-    """[B] Euclidean distance, differentiable at 0."""
+    """Returns [B] Euclidean distances, differentiable at 0."""
     return ((a_BD - b_BD).square().sum(1) + 1e-12).sqrt()

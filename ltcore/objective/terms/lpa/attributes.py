@@ -1,6 +1,7 @@
-"""From attribute counts to neighbor classes.
+"""Class descriptions from attribute counts, and the neighbor classes that follow from them.
 
-Shapes: C classes, K attributes, k neighbors, n classes or images. Cost: 2nCK, in rows of ``ROWS``, so that no [C, C] exists.
+Shapes: C classes, K attributes, k neighbors, n classes or images.
+Cost: 2nCK, in chunks of ``ROWS`` rows, so that no [C, C] matrix exists.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ SIMILARITIES = ("cosine", "jaccard")
 
 ROWS = 1024
 _SAME = 1e-8
-"""A description this close to the mean is the mean: rounding leaves about 1e-16, one location in a million 1e-6."""
+"""A description closer to the mean than this equals it: rounding leaves about 1e-16, one location in a million 1e-6."""
 _LOG_FLOOR = 1e-12
 _TIE = 1e-9
-"""Share of the cosine in the order by Jaccard index: two indices of up to 16,000 attributes differ by more, or not at all."""
+"""Weight of the cosine in the order by Jaccard index. Two different indices of up to 16,000 attributes differ by more.
+"""
 
 
 def mean_class(mass_CK: Tensor) -> Tensor:
-    """float64 [K], abar: the mean of the classes seen, each by its shares."""
+    """Returns float64 [K], abar: the mean over the classes seen of their shares."""
     total_C1 = mass_CK.sum(1, keepdim=True).double()
     return (mass_CK / total_C1.clamp_min(1)).sum(0) / (total_C1 > 0).sum().clamp_min(1)
 
 
 def describe(mass_nK: Tensor, images_n: Tensor, mean_K: Tensor, *, shrink: float, centering: str) -> Tensor:
-    """float64 unit vectors [n, K] that are compared, or zero where a row is empty or no different from the mean.
+    """Returns float64 unit vectors [n, K] that describe classes or single images.
 
     a = mass / row sum; a~ = (images a + m0 abar) / (images + m0), with m0 = ``shrink``; then a~ - abar ('centered'), a~
-    ('raw') or log(a~ / abar) ('pmi'). A row is a class, or an image alone.
+    ('raw') or log(a~ / abar) ('pmi'). A row is zero where it is empty or equal to the mean.
     """
     total_n1 = mass_nK.sum(1, keepdim=True).double()
     share_nK = mass_nK / total_n1.clamp_min(1)
@@ -45,7 +47,7 @@ def describe(mass_nK: Tensor, images_n: Tensor, mean_K: Tensor, *, shrink: float
 
 
 def describe_classes(mass_CK: Tensor, images_C: Tensor, *, shrink: float, centering: str) -> Tensor:
-    """float64 [C, K], ``describe`` of every class against the mean of all."""
+    """Returns float64 [C, K], ``describe`` of every class against the mean of all."""
     return describe(mass_CK, images_C, mean_class(mass_CK), shrink=shrink, centering=centering)
 
 
@@ -59,7 +61,10 @@ def class_neighbors(
     centering: str,
     similarity: str = "cosine",
 ) -> tuple[Tensor, Tensor]:
-    """(int64 ids, float64 weights), both [C, min(neighbors, C - 1)]: what ``nearest_classes`` finds for every class."""
+    """Returns (int64 ids, float64 weights) of every class by ``nearest_classes``.
+
+    Both are [C, min(neighbors, C - 1)].
+    """
     vectors_CK = describe_classes(mass_CK, images_C, shrink=shrink, centering=centering)
     own_C = torch.arange(len(vectors_CK), device=mass_CK.device)
     return nearest_classes(
@@ -70,13 +75,13 @@ def class_neighbors(
 def nearest_classes(
     vectors_nK: Tensor, own_n: Tensor, vectors_CK: Tensor, *, neighbors: int, threshold: float, similarity: str
 ) -> tuple[Tensor, Tensor]:
-    """(int64 ids, float64 weights), both [n, min(neighbors, C - 1)]: for each description the classes of largest
-    similarity A above ``threshold``, its own class ``own_n`` left out.
+    """Returns ids and weights of the classes most similar to each description.
 
-    A is the cosine, or the Jaccard index of the attributes that a description has above 0: shared ones over those of either;
-    of classes with the same index the larger cosine comes first.
-    weight = relu((A - t) / (1 - t)). Where there are fewer, and for an empty or average description, the rest is padded with
-    the own class at weight 0.
+    Both are [n, min(neighbors, C - 1)], int64 and float64. The classes are those of largest similarity A above
+    ``threshold``, without the own class ``own_n``. A is the cosine, or the Jaccard index of the attributes that a
+    description has above 0: those that both have over those that either has; of classes with the same index the one
+    with the larger cosine comes first. weight = relu((A - t) / (1 - t)). Where there are fewer classes, and for an
+    empty or average description, the rest is padded with the own class at weight 0.
     """
     described_C = vectors_CK.any(1)
     class_C = torch.arange(len(vectors_CK), device=vectors_CK.device)
@@ -96,7 +101,7 @@ def nearest_classes(
 
 
 def _jaccard(vectors_rK: Tensor, vectors_CK: Tensor) -> Tensor:
-    """[r, C]; 0 where neither has an attribute."""
+    """Returns the Jaccard index [r, C]; 0 where neither has an attribute."""
     has_rK, has_CK = (vectors_rK > 0).double(), (vectors_CK > 0).double()
     shared_rC = has_rK @ has_CK.T
     return shared_rC / (has_rK.sum(1)[:, None] + has_CK.sum(1) - shared_rC).clamp_min(1)

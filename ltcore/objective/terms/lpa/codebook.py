@@ -1,6 +1,7 @@
-"""How local vectors belong to prototypes: metrics and scores of LPA.
+"""Assignment of local vectors to prototypes: metrics and scores of LPA.
 
-Shapes: P locations, K prototypes, D channels, R sampled vectors. Cost: 2PKD per image.
+Shapes: P locations, K prototypes, D channels, R sampled vectors.
+Cost: 2PKD per image.
 """
 
 from __future__ import annotations
@@ -14,25 +15,31 @@ METRICS = ("cosine", "euclid", "whitened")
 SCORES = ("hard", "soft", "presence")
 
 MIN_NORM = 1e-6
-"""A shorter vector has no direction."""
+"""Length below which a vector has no direction."""
 _SOFT_UNIT = 1 << 20
-"""Soft scores are counted in integer steps of 1/_SOFT_UNIT, so that their sums do not depend on the order of adding."""
+"""Soft scores are counted in integer steps of 1/_SOFT_UNIT, so that their sums do not depend on the order of summation.
+"""
 _LEAST_VARIANCE = 1e-3
-"""Of the mean over principal axes: those along which vectors hardly vary are not blown up to noise."""
+"""Fraction of the mean variance that is added along every principal axis, so that axes without variance are not
+amplified to noise.
+"""
 
 
 def lengths(vectors_BPD: Tensor, metric: str) -> Tensor:
-    """[B, P] norms to divide by: 1 unless the metric is 'cosine'. A vector shorter than 1e-6 is then left out."""
+    """Returns the norms [B, P] to divide by: 1 unless the metric is 'cosine'.
+
+    With 'cosine', vectors shorter than 1e-6 are left out of samples and counts.
+    """
     if metric != "cosine":
         return torch.ones_like(vectors_BPD[..., 0])
     return torch.linalg.vector_norm(vectors_BPD, dim=2)
 
 
 def affinities(vectors_BPD: Tensor, prototypes_KD: Tensor, metric: str, offsets_K: Tensor | None = None) -> Tensor:
-    """[B, P, K], largest for the nearest prototype.
+    """Returns [B, P, K] affinities, largest for the nearest prototype.
 
-    Vectors are not normalized: unit prototypes rank by the dot product whatever the length of the vector. With 'whitened',
-    prototypes and ``offsets_K`` are what ``unwhitened`` gives; the other metrics have no offsets.
+    Vectors are not normalized: unit prototypes rank by the dot product whatever the length of the vector. With
+    'whitened', prototypes and ``offsets_K`` are the result of ``unwhitened``; the other metrics have no offsets.
     """
     if metric == "euclid":
         return affinity(vectors_BPD, prototypes_KD)
@@ -41,10 +48,10 @@ def affinities(vectors_BPD: Tensor, prototypes_KD: Tensor, metric: str, offsets_
 
 
 def attribute_scores(affinity_BPK: Tensor, size_BP: Tensor, *, score: str, score_temperature: float) -> Tensor:
-    """int64 [B, K], r_i up to its sum: 'hard' counts locations by nearest prototype, 'soft' adds their softmax, 'presence' is 1
-    for every prototype that is nearest anywhere.
+    """Returns int64 [B, K] scores, r_i up to its sum.
 
-    ``size_BP`` are the vectors' :func:`lengths`.
+    'hard' counts locations by nearest prototype, 'soft' adds their softmax, 'presence' is 1 for every prototype that is
+    nearest to some location. ``size_BP`` are the vectors' :func:`lengths`.
     """
     live_BP = size_BP > MIN_NORM
     if score == "soft":
@@ -57,9 +64,9 @@ def attribute_scores(affinity_BPK: Tensor, size_BP: Tensor, *, score: str, score
 
 
 def whitening(points_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean [D], matrix [D, D]), float64: (x - mean) @ matrix has unit variance along every principal axis of the points.
+    """Returns (mean [D], matrix [D, D]), float64, that give the points unit variance along every principal axis.
 
-    Principal axes along which there is hardly any variance keep less.
+    The whitened vector is (x - mean) @ matrix. Principal axes with hardly any variance keep less.
     """
     mean_D = points_RD.double().mean(0)
     centered_RD = points_RD.double() - mean_D
@@ -69,8 +76,9 @@ def whitening(points_RD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unwhitened(centers_KD: Tensor, mean_D: Tensor, matrix_DD: Tensor) -> tuple[Tensor, Tensor]:
-    """(directions [K, D], offsets [K]) for vectors as they are: x @ directions.T + offsets ranks centers as
-    ``kmeans.affinity`` does for whitened vectors, and is the same number.
+    """Returns (directions [K, D], offsets [K]) by which whitened centers apply to raw vectors.
+
+    x @ directions.T + offsets is the ``kmeans.affinity`` of the whitened vector x.
     """
     directions_KD = centers_KD.double() @ matrix_DD.T
     return directions_KD, -directions_KD @ mean_D - centers_KD.double().square().sum(1) / 2

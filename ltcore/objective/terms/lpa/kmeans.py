@@ -1,9 +1,10 @@
 """k-means for prototypes: seeded, on any device, in chunks.
 
-Source: Lloyd (1982); greedy k-means++ (Arthur and Vassilvitskii 2007) as initial centers. ``spherical`` keeps centers
-at unit norm (Dhillon and Modha 2001) and expects unit points; then the nearest center is the one of the largest cosine.
-Shapes: R points, K centers, D dimensions. Cost: 2RKD per iteration, 128KKD(2 + ln K) for the start. Nothing of size
-R x K lives. Repeatable bit for bit on the CPU at a fixed number of threads; on CUDA sums are added in any order.
+Source: Lloyd (1982); greedy k-means++ (Arthur and Vassilvitskii 2007) for the initial centers. ``spherical`` keeps
+centers at unit norm (Dhillon and Modha 2001) and expects unit points; the nearest center then has the largest cosine.
+Shapes: R points, K centers, D dimensions.
+Cost: 2RKD per iteration, 128KKD(2 + ln K) for the start. No tensor of size R x K is created. Repeatable bit for bit on
+the CPU at a fixed number of threads; on CUDA the order of sums is not fixed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 CHUNK = 2048
-"""Points whose distances to all centers exist at a time: few enough to stay in a processor's cache."""
+"""Points whose distances to all centers are computed at a time: few enough to stay in a processor's cache."""
 START_POINTS = 64
-"""Points per center among which initial centers are looked for: enough to see every cluster that matters."""
+"""Points per center from which initial centers are chosen: enough to see every cluster that matters."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +34,26 @@ class KMeans:
 
 
 def affinity(points_RD: Tensor, centers_KD: Tensor) -> Tensor:
-    """[..., K]: (|x|^2 - |x - c|^2) / 2, largest for the nearest center; the cosine less 1/2 where centers are unit."""
+    """Returns [..., K], (|x|^2 - |x - c|^2) / 2: largest for the nearest center; for unit centers the cosine less 1/2."""
     return points_RD @ centers_KD.T - centers_KD.square().sum(1) / 2
 
 
 def assign(points_RD: Tensor, centers_KD: Tensor) -> Tensor:
-    """int64 [R]: the nearest center, the first of equals."""
+    """Returns int64 [R], the nearest center of each point, the first of equals."""
     bias_K = -centers_KD.square().sum(1) / 2
-    # one pass for product and bias; max is faster than argmax and takes the first of equals as well
+    # addmm adds the bias in the same pass; max is faster than argmax and takes the first of equals as well.
     return torch.cat([torch.addmm(bias_K, chunk, centers_KD.T).max(1).indices for chunk in points_RD.split(CHUNK)])
 
 
 def kmeans(
     points_RD: Tensor, num_centers: int, gen: torch.Generator, *, iterations: int = 20, spherical: bool = True
 ) -> KMeans:
-    """Clusters ``points_RD`` into ``num_centers`` <= R. ``gen`` is a CPU generator; the same numbers on every
-    device."""
+    """Clusters ``points_RD`` into ``num_centers`` <= R. ``gen`` is a CPU generator; draws are equal on every device."""
     return lloyd(points_RD, spread(points_RD, num_centers, gen), iterations=iterations, spherical=spherical)
 
 
 def lloyd(points_RD: Tensor, centers_KD: Tensor, *, iterations: int = 20, spherical: bool = True) -> KMeans:
-    """Lloyd's iterations from given centers, until nothing changes or ``iterations`` are done.
+    """Runs Lloyd's iterations from given centers, until nothing changes or ``iterations`` are done.
 
     A cluster that loses all its points restarts at the point farthest from its own center (the second such cluster at
     the second farthest, and so on).
@@ -84,8 +84,10 @@ def _squared_distance(points_RD: Tensor, centers_KD: Tensor, assigned_R: Tensor)
 
 
 def spread(points_RD: Tensor, num_centers: int, gen: torch.Generator) -> Tensor:
-    """Greedy k-means++ [K, D]: of 2 + ln K points drawn by squared distance to the centers so far, the best one is
-    taken."""
+    """Returns initial centers [K, D] by greedy k-means++.
+
+    Draws 2 + ln K points by squared distance to the centers so far, and takes the one that reduces the distances most.
+    """
     if not 1 <= num_centers <= len(points_RD):
         raise ValueError(f"num_centers must lie in 1..{len(points_RD)}, the number of points, got {num_centers}")
     if len(points_RD) > START_POINTS * num_centers:
@@ -107,5 +109,5 @@ def spread(points_RD: Tensor, num_centers: int, gen: torch.Generator) -> Tensor:
 
 
 def _distance_to(points_RD: Tensor, norm_R: Tensor, rows_L: Tensor) -> Tensor:
-    """[L, R] squared distances of all points to the points in ``rows_L``."""
+    """Returns [L, R] squared distances of all points to the points in ``rows_L``."""
     return (norm_R + norm_R[rows_L, None] - 2 * points_RD[rows_L] @ points_RD.T).clamp_min(0)

@@ -19,21 +19,21 @@ FINAL = "final"
 
 
 def needs_of(layers: Sequence[str]) -> frozenset[str]:
-    """What the maps of these layers ask of the network."""
+    """Returns the network outputs that the maps of these layers require."""
     return frozenset("fmap" if layer == FINAL else f"fmap/{layer}" for layer in layers)
 
 
 def channels_of(layers: Sequence[str], dims: FeatureDims) -> int:
-    """D of ``local_vectors``. Raises ConfigError where the network has no such stage."""
+    """Returns D of ``local_vectors``. Raises ConfigError where the network has no such stage."""
     return sum(dims.features if layer == FINAL else pick(dims.stages, layer, "layers") for layer in layers)
 
 
 def local_vectors(out: ModelOutput, layers: Sequence[str], scales: Sequence[int]) -> Tensor:
-    """[B, P, D], float32 at least.
+    """Returns local vectors [B, P, D], float32 at least.
 
-    Of several layers the maps are averaged down to the coarsest grid and put side by side, each at unit length, so that
-    they weigh the same. For each scale s, non-overlapping windows of s x s locations (at most the whole map) are averaged; a
-    rest at the border is left out. Their means follow one another along P.
+    Maps of several layers are averaged down to the coarsest grid and concatenated, each at unit length, so that they
+    have equal weight. For each scale s, non-overlapping windows of s x s locations (at most the whole map) are
+    averaged; an incomplete window at the border is left out. The scales follow one another along P.
     """
     fmaps = [_map(out, layer) for layer in layers]
     if len(fmaps) == 1:
@@ -48,7 +48,9 @@ def local_vectors(out: ModelOutput, layers: Sequence[str], scales: Sequence[int]
 
 def _map(out: ModelOutput, layer: str) -> Tensor:
     fmap_BDhw = out.fmap_BDhw if layer == FINAL else (out.stage_fmaps_BDhw or {}).get(layer)
-    assert fmap_BDhw is not None, f"whoever looks at local features of {layer} needs {set(needs_of([layer]))}"
+    assert fmap_BDhw is not None, (
+        f"a loss that reads the map of {layer} must list {set(needs_of([layer]))} in its needs"
+    )
     return widened(fmap_BDhw)
 
 

@@ -1,21 +1,24 @@
-"""Prototypes of local features and what each class is made of: LPA's memory.
+"""Prototypes of local features and the composition of each class: LPA's memory.
 
-Every virtual epoch is a window. While it runs, each rank keeps a keyed sample of local feature vectors (``reservoir``)
-and, once prototypes exist, counts for each class how often its locations fall to each prototype. At its end (``merge``)
+Every virtual epoch is a window. During a window, each rank keeps a keyed sample of local feature vectors
+(``reservoir``) and, once prototypes exist, counts for each class how many of its locations are nearest to each
+prototype. At its end (``merge``)
 
-* where a clustering is due, the ranks' samples are joined, rank 0 runs k-means and broadcasts the prototypes; class
-  descriptions come from the sample at once, since the window's counts belong to the old prototypes;
+* where a clustering is due, the ranks' samples are joined, and rank 0 runs k-means and broadcasts the prototypes; class
+  descriptions are computed from the sample, since the window's counts belong to the old prototypes;
 * otherwise the window's counts, summed over ranks, replace the descriptions of the classes that were seen;
 
-and both sample and counts start anew. They have to: the features of an earlier window come from another network. The
-keys ignore the epoch, so the same locations of the same samples are kept in every window.
+and both sample and counts are reset, because the features of an earlier window come from a different network. The keys
+ignore the epoch, so the same locations of the same samples are kept in every window.
 
-Between clusterings prototypes stay, or move to the means of what was nearest to them (``online_rate``).
+Between clusterings prototypes stay, or move to the means of the vectors nearest to them (``online_rate``).
 
 Clusterings are due at ``start``, then every ``refresh_fraction`` of training up to ``freeze_fraction``, each at the
-first merge at or after its point; the first is made up for even where that merge lies beyond the freeze.
-Source: methods of LPA, see ``terms/lpa.py``.
-Shapes: P locations, K prototypes, C classes, D channels, k neighbors, R sampled vectors. Cost: 2PKD per image.
+first merge at or after its point. The first one takes place even where that merge lies beyond the freeze.
+
+Source: methods of LPA, see ``terms/lpa/term.py``.
+Shapes: P locations, K prototypes, C classes, D channels, k neighbors, R sampled vectors.
+Cost: 2PKD per image.
 """
 
 from __future__ import annotations
@@ -43,12 +46,12 @@ from ltcore.stats import ClassStats
 RESERVOIRS = ("class", "instance")
 
 _SLACK = 1e-9
-"""Progress is a ratio of counts; schedule points are decimal fractions."""
+"""Tolerance: progress is a ratio of counts, schedule points are decimal fractions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrototypesSpec(MemorySpec):
-    """The fields of ``Lpa.Config`` that the memory is made by, under the same names."""
+    """The fields of ``Lpa.Config`` that determine the memory, under the same names."""
 
     layers: tuple[str, ...] | None
     scales: tuple[int, ...]
@@ -71,12 +74,12 @@ class PrototypesSpec(MemorySpec):
     iterations: int
 
     def build(self, stats: ClassStats, dims: FeatureDims, seed: int) -> Prototypes:
-        """Empty. Raises ConfigError where the network has no such layer."""
+        """Returns the empty memory. Raises ConfigError where the network has no such layer."""
         return Prototypes(self, stats, channels_of(self.from_layers, dims), seed)
 
     @property
     def from_layers(self) -> tuple[str, ...]:
-        """``layers``, or the final one."""
+        """Returns ``layers``, or the final one by default."""
         return self.layers or (FINAL,)
 
 
@@ -90,9 +93,11 @@ class Prototypes(Memory):
         self.prototypes_KD = torch.zeros(spec.num_attributes, dim)
         """The first ``num_clusters`` rows are in use; unit norm with metric 'cosine', directions with 'whitened'."""
         self.offsets_K = torch.zeros(spec.num_attributes)
-        """Added to the products with the directions; of metric 'whitened' alone."""
+        """Added to the products with the directions; used by metric 'whitened' only."""
         self.mass_CK = torch.zeros(num_classes, spec.num_attributes, dtype=torch.int64)
-        """How often locations of a class fell to a prototype; a row is a(y) up to its sum. 0: class not seen yet."""
+        """How often locations of a class were nearest to a prototype; a row is a(y) up to its sum. 0: class not seen
+        yet.
+        """
         self.neighbors_Ck = torch.arange(num_classes)[:, None].repeat(1, min(spec.neighbors, num_classes - 1))
         """int64 ids of the most similar classes; padded with the class's own id."""
         self.weights_Ck = torch.zeros(self.neighbors_Ck.shape)
@@ -102,14 +107,17 @@ class Prototypes(Memory):
         self.num_clusters, self.next_refresh = 0, spec.start
         self._window_CK = torch.zeros_like(self.mass_CK)
         self._sum_KD = torch.zeros(spec.num_attributes, dim if spec.online_rate else 0, dtype=torch.float64)
-        """Of the vectors nearest to each prototype in this window, where prototypes move."""
+        """Sum of the vectors nearest to each prototype in this window; empty where prototypes do not move."""
         self._seen_K = torch.zeros(spec.num_attributes, dtype=torch.int64)
         by_class = spec.reservoir == "class"
         groups, slots = (num_classes, 1) if by_class else (1, num_classes)
         self._reservoir = KeyedReservoir(groups, slots * spec.reservoir_per_class, dim)
 
     def observe(self, out: ModelOutput, batch: Batch) -> None:
-        """Samples the batch's local vectors [B, P, D] while a clustering is to come, and counts them once there was one."""
+        """Samples the batch's local vectors [B, P, D], and counts them once prototypes exist.
+
+        There is nothing to sample after the last clustering.
+        """
         vectors_BPD, size_BP = self._vectors(out)
         if math.isfinite(self.next_refresh):
             self._sample(vectors_BPD, size_BP, batch)
@@ -120,12 +128,12 @@ class Prototypes(Memory):
                 self._add_to_nearest(affinity_BPK, vectors_BPD, size_BP)
 
     def scores(self, out: ModelOutput) -> Tensor:
-        """int64 [B, num_clusters]: what is counted of each image."""
+        """Returns int64 [B, num_clusters], the attribute scores of each image."""
         vectors_BPD, size_BP = self._vectors(out)
         return self._scores(self._affinities(vectors_BPD), size_BP)
 
     def merge(self, progress: float) -> None:
-        """Clusters where that is due, else publishes what the window counted. A collective."""
+        """Clusters where that is due, otherwise publishes the window's counts. A collective."""
         if self._due(progress):
             self._refresh(progress)
         elif self.num_clusters:
@@ -141,7 +149,7 @@ class Prototypes(Memory):
         self._reservoir.clear()
 
     def published(self) -> dict[str, Tensor]:
-        """Prototypes, what each class counted of them, its neighbors, and where the schedule stands."""
+        """Returns prototypes, attribute counts and neighbors of each class, and the state of the schedule."""
         offsets = {"offsets": self.offsets_K} if self.spec.metric == "whitened" else {}
         return {
             **offsets,
@@ -153,7 +161,7 @@ class Prototypes(Memory):
         }
 
     def pending(self) -> dict[str, Tensor]:
-        """The window's counts, its sums by prototype where these move, and the reservoir."""
+        """Returns the window's counts, its sums by prototype where these move, and the reservoir."""
         return {**self._sums(), **self._reservoir.state()}
 
     def _sums(self) -> dict[str, Tensor]:
@@ -161,18 +169,18 @@ class Prototypes(Memory):
         return {"window": self._window_CK, **moving}
 
     def load(self, published: dict[str, Tensor], pending_of_ranks: list[dict[str, Tensor]]) -> None:
-        """As every memory; the schedule is mirrored on the host again."""
+        """Restores a checkpoint like every memory, and mirrors the schedule on the host."""
         super().load(published, pending_of_ranks)
         num_clusters, self.next_refresh = self._schedule.tolist()
         self.num_clusters = int(num_clusters)
 
     def join_pending(self, pending_of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Sums of the counts; of the reservoirs the one that saw everything."""
+        """Sums the counts and joins the reservoirs into one of all rows."""
         sums = {name: torch.stack([pending[name] for pending in pending_of_ranks]).sum(0) for name in self._sums()}
         return {**sums, **reservoir.join(pending_of_ranks)}
 
     def to(self, device: torch.device) -> None:
-        """Moves the reservoir as well."""
+        """Moves all tensors, including the reservoir."""
         super().to(device)
         self._reservoir.to(device)
 
@@ -184,7 +192,7 @@ class Prototypes(Memory):
         points_RD, labels_R = self._reservoir.gather()
         used = min(self.spec.num_attributes, len(points_RD))
         if not used:
-            return  # nothing seen yet: due again at the next merge
+            return  # nothing was seen yet; the clustering stays due
         self.prototypes_KD.zero_()
         self.mass_CK.zero_()
         self.num_clusters = used
@@ -210,7 +218,7 @@ class Prototypes(Memory):
         self.prototypes_KD[:used], self.offsets_K[:used] = unwhitened(fit.centers_KD, mean_D, matrix_DD)
 
     def _move(self) -> None:
-        """Each prototype towards the mean of the window's vectors that were nearest to it."""
+        """Moves each prototype towards the mean of the window's vectors that were nearest to it."""
         sum_KD, seen_K = dist.all_reduce_sum_(self._sum_KD), dist.all_reduce_sum_(self._seen_K)
         mean_KD = sum_KD / seen_K.clamp_min(1)[:, None]
         moved_KD = torch.lerp(self.prototypes_KD.double(), mean_KD, self.spec.online_rate)
@@ -246,7 +254,7 @@ class Prototypes(Memory):
         locations_1P = torch.arange(size_BP.shape[1], device=size_BP.device)[None]
         base = hash64(self.seed, "reservoir")
         keys_BP = hash_tensor(base, batch.index_B[:, None], batch.copy_B[:, None], locations_1P) & ((1 << 63) - 1)
-        keys_BP = keys_BP.clamp_min(1) * (size_BP > MIN_NORM)  # 0 is what the reservoir ignores
+        keys_BP = keys_BP.clamp_min(1) * (size_BP > MIN_NORM)  # the reservoir ignores key 0
         keys_BL, locations_BL = keys_BP.topk(min(self.spec.locations_per_image, keys_BP.shape[1]), dim=1)
         size_BL1 = size_BP.gather(1, locations_BL)[:, :, None].clamp_min(MIN_NORM)
         image_B1 = torch.arange(len(locations_BL), device=locations_BL.device)[:, None]
@@ -256,14 +264,14 @@ class Prototypes(Memory):
         self._reservoir.add(keys_BL.flatten(), groups_n, labels_n, vectors_BLD.flatten(0, 1))
 
     def _vectors(self, out: ModelOutput) -> tuple[Tensor, Tensor]:
-        """Local vectors [B, P, D] and their lengths [B, P]."""
+        """Returns local vectors [B, P, D] and their lengths [B, P]."""
         vectors_BPD = local_vectors(out, self.spec.from_layers, self.spec.scales)
         return vectors_BPD, lengths(vectors_BPD, self.spec.metric)
 
     def _affinities(self, vectors_BPD: Tensor) -> Tensor:
         used = self.num_clusters
-        # A soft score is rounded to whole units, and in float32 a product of one row is not that row of a product of many on
-        # every processor: near the middle between two units the batch size would decide.
+        # Soft scores are rounded to whole units. In float32 the product of one row can differ from that row of a product
+        # of many, depending on the processor, and near the middle between two units the batch size would then decide.
         if self.spec.score == "soft":
             vectors_BPD = vectors_BPD.double()
         dtype = vectors_BPD.dtype

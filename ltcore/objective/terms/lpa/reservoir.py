@@ -1,11 +1,12 @@
 """A keyed sample of vectors: per group, the ``slots`` rows with the largest keys.
 
-A key is a hash of what the row is (sample, copy, location), so what is kept depends on neither order, batch size nor
+A key is a hash of the identity of a row (sample, copy, location), so the sample does not depend on order, batch size or
 ranks: the sample of a union is the sample of the samples. Keys are positive; 0 marks an empty slot.
-Shapes: G groups, S slots per group, M = G*S, D dimensions, n rows added. Memory: G*S*(4D + 24) bytes (vectors float32; keys,
-labels and places int64), allocated once and changed in place, and up to ``LOOSE_ROWS`` rows that wait. Cost: once per
-``LOOSE_ROWS`` rows a look at all keys and a sort of those of the groups that change. Of the vectors only those that enter
-are written; they are put in order when the state is asked for.
+
+Shapes: G groups, S slots per group, M = G*S, D dimensions, n rows added. Memory: G*S*(4D + 24) bytes (vectors float32;
+keys, labels and places int64), allocated once and changed in place, plus up to ``LOOSE_ROWS`` waiting rows.
+Cost: once per ``LOOSE_ROWS`` rows a pass over all keys and a sort of those in groups that change. Only vectors that
+enter are written; vectors are put in order when the state is read.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch import Tensor
 from ltcore import dist
 
 LOOSE_ROWS = 8192
-"""Rows that may wait before they are taken in."""
+"""Rows that may wait before they are sorted in."""
 ORDER_ROWS = 8192
-"""Vectors that are copied at a time when they are put in order; at least those of one group."""
+"""Vectors copied at a time when they are put in order; at least those of one group."""
 
 
 class KeyedReservoir:
-    """Bottom-up mergeable sample. All state is in ``state()``; slots are sorted by descending key."""
+    """Mergeable sample of rows by largest key. All state is in ``state()``; slots are sorted by descending key."""
 
     def __init__(self, groups: int, slots: int, dim: int) -> None:
         self.groups, self.slots = groups, slots
@@ -34,13 +35,13 @@ class KeyedReservoir:
         self._loose: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, keys_n: Tensor, groups_n: Tensor, labels_n: Tensor, vectors_nD: Tensor) -> None:
-        """Takes in rows; a row with key 0 is ignored."""
+        """Adds rows; a row with key 0 is ignored."""
         self._loose.append((groups_n, keys_n, labels_n, vectors_nD))
         if sum(len(keys) for _, keys, _, _ in self._loose) >= LOOSE_ROWS:
             self._take_in()
 
     def state(self) -> dict[str, Tensor]:
-        """keys [G, S], labels [G, S], vectors [G, S, D]; the tensors themselves."""
+        """Returns keys [G, S], labels [G, S] and vectors [G, S, D]; the tensors themselves."""
         self._take_in()
         self._order()
         return {
@@ -50,17 +51,17 @@ class KeyedReservoir:
         }
 
     def clear(self) -> None:
-        """Keeps nothing."""
+        """Empties the reservoir."""
         self._loose = []
         for tensor in (self._keys_GS, self._labels_GS, self._vectors_MD):
             tensor.zero_()
         torch.arange(len(self._vectors_MD), out=self._places_GS.view(-1))
 
     def gather(self) -> tuple[Tensor, Tensor]:
-        """(vectors [R, D], labels [R]) of the sample over all ranks, by descending key. A collective.
+        """Returns (vectors [R, D], labels [R]) of the sample over all ranks, by descending key. A collective.
 
-        Keys travel first; then every rank puts its surviving vectors into their slots and the slots are summed, so no
-        rank ever holds the vectors of all ranks.
+        Keys travel first. Then every rank puts its surviving vectors into their slots and the slots are summed, so that
+        no rank ever holds the vectors of all ranks.
         """
         self._take_in()
         keys_GS, labels_GS, places_GS = self._keys_GS, self._labels_GS, self._places_GS
@@ -76,13 +77,16 @@ class KeyedReservoir:
         return vectors_MD[places_GS.flatten()[order_R]], labels_GS.flatten()[order_R]
 
     def to(self, device: torch.device) -> None:
-        """Moves all state."""
+        """Moves all state to the device."""
         self._take_in()
         for name in ("_keys_GS", "_labels_GS", "_places_GS", "_vectors_MD"):
             setattr(self, name, getattr(self, name).to(device))
 
     def _take_in(self) -> None:
-        """Sorts the loose rows in; one that stays is written where the vector lay that it drives out."""
+        """Sorts the waiting rows in.
+
+        A row that stays is written to the place of the vector that it replaces.
+        """
         if not self._loose:
             return
         groups_n, keys_n, labels_n = (torch.cat(column) for column in list(zip(*self._loose, strict=True))[:3])
@@ -90,19 +94,19 @@ class KeyedReservoir:
         better_m = (keys_n > self._keys_GS.amin(1)[groups_n]).nonzero()[:, 0]
         changed_T, own_m = groups_n[better_m].unique(return_inverse=True)
         num_old = len(changed_T) * self.slots
-        # of the groups that change: the old slots, then the new rows
+        # For the groups that change: the old slots, then the new rows.
         keys_k = torch.cat([self._keys_GS[changed_T].flatten(), keys_n[better_m]])
         labels_k = torch.cat([self._labels_GS[changed_T].flatten(), labels_n[better_m]])
         groups_T = torch.arange(len(changed_T), device=keys_k.device)
         group_k = torch.cat([groups_T.repeat_interleave(self.slots), own_m])
         order_k = keys_k.argsort(descending=True, stable=True)
         order_k = order_k[group_k[order_k].argsort(stable=True)]
-        # every group brings its own slots, filled or not, so each has at least S rows to take
+        # Every group contributes its own slots, filled or not, so each has at least S rows to choose from.
         first_T = torch.searchsorted(group_k[order_k], groups_T)
         source_TS = order_k[first_T[:, None] + torch.arange(self.slots, device=keys_k.device)]
         new_TS = source_TS >= num_old
         rows_e = better_m[source_TS[new_TS] - num_old]
-        # as many leave a group as enter it, so in the order of groups both lists belong together
+        # As many rows leave a group as enter it, so both lists match when ordered by group.
         gone_k = torch.ones(num_old, dtype=torch.bool, device=keys_k.device)
         gone_k[source_TS[~new_TS]] = False
         old_places_k = self._places_GS[changed_T].flatten()
@@ -129,7 +133,7 @@ class KeyedReservoir:
 
 
 def join(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The state of one reservoir that saw what several saw."""
+    """Joins the states of several reservoirs into that of one reservoir which saw all their rows."""
     source_GS, keys_GS = _survivors(torch.stack([state["reservoir_keys"] for state in states]))
     labels_GM = torch.cat([state["reservoir_labels"] for state in states], 1)
     vectors_GMD = torch.cat([state["reservoir_vectors"] for state in states], 1)
@@ -141,7 +145,10 @@ def join(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _survivors(keys_WGS: Tensor) -> tuple[Tensor, Tensor]:
-    """Of W reservoirs' keys: [G, S] positions w*S + s of the largest per group, and [G, S] their keys."""
+    """Returns the positions w*S + s of the largest keys per group, and the keys.
+
+    Both are [G, S]; ``keys_WGS`` are the keys of W reservoirs.
+    """
     keys_GM = keys_WGS.transpose(0, 1).flatten(1)
     order_GS = keys_GM.argsort(dim=1, descending=True, stable=True)[:, : keys_WGS.shape[2]]
     return order_GS, keys_GM.gather(1, order_GS)
