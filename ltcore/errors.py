@@ -61,18 +61,41 @@ class StallError(LtcoreError):
     exit_code = 3
 
 
-def positive(**values: float) -> None:
-    """Raises ValueError where a value is no finite number above 0."""
+def positive(**values: float | None) -> None:
+    """Refuses a value that is no finite number above 0; null is what an optional value may be."""
     for name, value in values.items():
-        if not 0 < value < math.inf:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number > 0, got {value}")
 
 
-def one_of(allowed: tuple[str, ...], **values: str) -> None:
-    """Raises ValueError where a value is none of the allowed ones."""
+def at_least(least: float, **values: float | None) -> None:
+    """Refuses a value that is no finite number from ``least`` on; null is what an optional value may be."""
     for name, value in values.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number >= {least:g}, got {value}")
+
+
+def within(interval: str, what: str = "", /, **values: float | None) -> None:
+    """Refuses a value outside of an interval, written as in mathematics: ``[0, 1)`` has no 1.
+
+    ``what`` says in a few words what the number is: a fraction of training, a cosine. Null is what an optional value may be.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    for name, value in values.items():
+        if value is None:
+            continue
+        above = low <= value if interval.startswith("[") else low < value
+        below = value <= high if interval.endswith("]") else value < high
+        if not (above and below):
+            raise ValueError(f"{name} must be {f'{what} ' if what else ''}in {interval}, got {value}")
+
+
+def one_of(allowed: Iterable[str], **values: str) -> None:
+    """Refuses a value that is none of the allowed ones."""
+    names = tuple(allowed)
+    for name, value in values.items():
+        if value not in names:
+            raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
 
 
 def refuse_userinfo(**values: str | None) -> None:

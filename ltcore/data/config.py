@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ltcore.errors import refuse_userinfo
 
 LOADERS = ("auto", "cache", "threads", "ray")
 SUBSETS = ("keyed", "legacy")
-BENCHMARKS = ("digits-glt", "cifar10", "cifar100")
-"""Sources that are named rather than found: what a recipe selects out of one goes for the others, and for no other data."""
 SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
 MAX_IMAGE_SIZE = 4096
@@ -20,8 +18,8 @@ class DataConfig:
     """The ``data`` section of a run."""
 
     uri: str = "digits-glt"
-    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source:
-    digits-glt, cifar10, cifar100."""
+    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source
+    that ``ltcore methods`` lists."""
     train_split: str = "train"
     """Name of the split that is trained on. ``train_cbl`` of a GLT data set, whose classes are balanced, gives the ALT
     protocol; shot groups stay those of ``train``."""
@@ -63,11 +61,6 @@ class DataConfig:
     replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
     loader takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
     rest on every sample, nor to damaged shards."""
-
-    def on(self, uri: str) -> DataConfig:
-        """The same for other data, without the selection that was made out of these."""
-        kept = self if uri in (self.uri, *BENCHMARKS) else replace(self, imbalance_factor=None, subset="keyed")
-        return replace(kept, uri=uri)
 
     def __post_init__(self) -> None:
         if not self.uri:

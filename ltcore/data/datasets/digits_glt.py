@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.glt import QUOTAS, GltSizes, Picks, glt_splits
 from ltcore.data.datasets.longtail import IntArray, profile
-from ltcore.data.datasets.source import Source
-from ltcore.data.shards.writer import Sample
+from ltcore.data.shards.source import Sample, Source
 from ltcore.errors import ConfigError
 
 SIZE = 32
@@ -45,6 +45,16 @@ COLORS: dict[str, tuple[RGB, RGB]] = {
 Ink is always dark and paper light: with inverted or fully saturated pairs a small network learns the pair alone, and every
 method stays at chance on test_gbl and on val.
 """
+
+
+class DigitsGlt(Dataset):
+    """``digits-glt``; its imbalance is part of it."""
+
+    has_selection = False
+    is_generated = True
+
+    def source(self) -> Source:
+        return digits_glt(seed=self.cfg.subset_seed, val_per_class=self.cfg.val_per_class)
 
 
 def digits_glt(*, seed: int, val_per_class: int) -> Source:

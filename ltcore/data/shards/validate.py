@@ -19,8 +19,9 @@ from ltcore import storage
 from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 from ltcore.data.shards.remarks import remarks
+from ltcore.data.shards.source import EXTENSIONS, safe_key
 from ltcore.data.shards.tar import Damage, TarSample, walk
-from ltcore.data.shards.writer import EXTENSIONS, WITHOUT_IMAGES, read_index, safe_key
+from ltcore.data.shards.writer import WITHOUT_IMAGES, read_index
 from ltcore.errors import DataError
 from ltcore.shots import SHOT_GROUPS
 from ltcore.text import printable

@@ -18,9 +18,10 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
 from ltcore.data.loading.prefetch import prefetch
 from ltcore.data.loading.samples import decode_rows
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from ltcore.errors import ConfigError, DataError
 from tests.conftest import png
+from tests.shards import write_dataset
 
 
 def open_loader(uri: str, kind: str, rank: int = 0, world: int = 1, **config: Any) -> Loader:
