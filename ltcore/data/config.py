@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ltcore.errors import refuse_userinfo
+from ltcore.errors import at_least, one_of, refuse_userinfo, within
 
 LOADERS = ("auto", "cache", "threads", "ray")
 SUBSETS = ("keyed", "legacy")
@@ -68,23 +68,12 @@ class DataConfig:
         refuse_userinfo(uri=self.uri)
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")
-        if self.imbalance_factor is not None and not 1 <= self.imbalance_factor < float("inf"):
-            raise ValueError(f"imbalance_factor must be a number >= 1 or null, got {self.imbalance_factor}")
-        if self.subset not in SUBSETS:
-            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {self.subset!r}")
-        if self.val_per_class < 0:
-            raise ValueError(f"val_per_class must be >= 0, got {self.val_per_class}")
-        if self.image_size is not None and not 1 <= self.image_size <= MAX_IMAGE_SIZE:
-            raise ValueError(f"image_size must be between 1 and {MAX_IMAGE_SIZE} pixels or null, got {self.image_size}")
-        if self.loader not in LOADERS:
-            raise ValueError(f"loader must be one of {', '.join(LOADERS)}, got {self.loader!r}")
-        if self.cache_px is not None and not 1 <= self.cache_px <= MAX_IMAGE_SIZE:
-            raise ValueError(f"cache_px must be between 1 and {MAX_IMAGE_SIZE} pixels or null, got {self.cache_px}")
-        if self.lanes < 1:
-            raise ValueError(f"lanes must be >= 1, got {self.lanes}")
-        if self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be >= 0, got {self.cache_bytes}")
-        if self.stream_window_steps < 1:
-            raise ValueError(f"stream_window_steps must be >= 1, got {self.stream_window_steps}")
-        if self.max_bad_samples < 0:
-            raise ValueError(f"max_bad_samples must be >= 0, got {self.max_bad_samples}")
+        one_of(SUBSETS, subset=self.subset)
+        one_of(LOADERS, loader=self.loader)
+        within(f"[1, {MAX_IMAGE_SIZE}]", image_size=self.image_size, cache_px=self.cache_px)
+        at_least(
+            1, imbalance_factor=self.imbalance_factor, lanes=self.lanes, stream_window_steps=self.stream_window_steps
+        )
+        at_least(
+            0, val_per_class=self.val_per_class, cache_bytes=self.cache_bytes, max_bad_samples=self.max_bad_samples
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcore import dist
+from ltcore.errors import one_of, within
 from ltcore.stats import ClassStats
 
 WEIGHT_NORMS = ("batch", "batch_sum")
@@ -64,7 +65,5 @@ def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
 
 def check_options(beta: float, weight_norm: str) -> None:
     """Raises ValueError that starts with the name of the wrong option."""
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be in [0, 1), got {beta}")
-    if weight_norm not in WEIGHT_NORMS:
-        raise ValueError(f"weight_norm must be one of {', '.join(WEIGHT_NORMS)}, got {weight_norm!r}")
+    within("[0, 1)", beta=beta)
+    one_of(WEIGHT_NORMS, weight_norm=weight_norm)

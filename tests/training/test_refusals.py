@@ -111,7 +111,7 @@ def trains(done: SimpleNamespace) -> None:
         (("train.epochs=0",), "train.epochs"),
         (("train.optim.lr=-1",), "train.optim.lr"),
         (("data.lanes=many",), "data.lanes"),
-        (("data.loader=disk",), "data.loader must be one of auto, cache, threads, stream, got 'disk'"),
+        (("data.loader=disk",), "data.loader must be one of auto, cache, threads, ray, got 'disk'"),
         (("data.max_bad_samples=-1",), "data.max_bad_samples must be >= 0"),
         (("data.train_split=test",), "train_split must name a split that is not a test"),
     ],

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ltcore.errors import one_of
 from ltcore.objective.stage2.method import FeatureSet, Solved
 
 METRICS = ("cosine", "euclidean")
@@ -33,8 +34,7 @@ class Ncm(Solved):
         """'cosine' (model.head=cosine, with the logits' scale model.cosine_scale) or 'euclidean' (model.head=linear)."""
 
         def __post_init__(self) -> None:
-            if self.metric not in METRICS:
-                raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+            one_of(METRICS, metric=self.metric)
 
     cfg: Config
 
