@@ -9,7 +9,7 @@ learns the pair in place of the shape does well on test_cbl and falls on test_gb
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,15 +87,15 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
                 attribute=attribute,
             )
 
-    pixels_NHW3 = np.stack([paint(coverage_NHW[p], a) for p, a in picks["train"]]) / 255.0
+    mean, std = _statistics(paint(coverage_NHW[p], a) for p, a in picks["train"])
     return Source(
         name="digits-glt",
         classes=tuple(str(c) for c in range(10)),
         attributes=tuple(COLORS),
         splits={name: list(samples(chosen)) for name, chosen in picks.items() if chosen},
         image_size=SIZE,
-        mean=tuple(round(float(x), 4) for x in pixels_NHW3.mean((0, 1, 2))),
-        std=tuple(round(float(x), 4) for x in pixels_NHW3.std((0, 1, 2))),
+        mean=mean,
+        std=std,
         shot_rule="rank",
         provenance={
             "source": f"scikit-learn {sklearn_version} load_digits (UCI optical recognition of handwritten digits)",
@@ -109,6 +109,13 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
             "but test_cbl shows each test digit once and test_gbl in every color",
         },
     )
+
+
+def _statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel."""
+    pixels_NHW3 = np.stack(list(images)) / 255.0
+    mean_3, std_3 = pixels_NHW3.mean((0, 1, 2)), pixels_NHW3.std((0, 1, 2))
+    return tuple(round(float(x), 4) for x in mean_3), tuple(round(float(x), 4) for x in std_3)
 
 
 def enlarge(coverage_88: NDArray[np.float64]) -> NDArray[np.float32]:
