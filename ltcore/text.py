@@ -64,6 +64,11 @@ def _spelled(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
+def byte_size(count: float) -> str:
+    """``1.50 GiB``, or ``3.0 MiB`` for less than an eighth of a GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
+
+
 def duration(seconds: float | None) -> str:
     """``2 h 5 min``: the two largest units of a rounded time; a dash for None."""
     if seconds is None:

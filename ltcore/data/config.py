@@ -46,10 +46,10 @@ class DataConfig:
     cut out of large originals (``augment.crop_from``) their boxes are the same in all loaders, but the cache cuts them out
     of smaller copies, so ``auto`` takes threads."""
     cache_px: int | None = None
-    """Short side in pixels, >= 1, to which the cache shrinks such originals; null: the canvas. Larger keeps small crops
+    """Short side in pixels, >= 1, to which the cache shrinks such originals; null: image_size. Larger keeps small crops
     sharper and takes more disk. No effect unless ``loader`` is cache and crops are cut out of originals."""
     lanes: int = 64
-    """The epoch plan is cut into gcd(lanes, batch size) lanes; the number of workers must divide it, and every such
+    """An epoch is cut into gcd(lanes, batch size) lanes; the number of workers must divide it, and every such
     number gives the same global batches."""
     cache_bytes: int = 20 * 2**30
     """Most bytes that decoded canvases, and, apart from them, raw shards of remote data, may take on a node's disk; the

@@ -33,11 +33,11 @@ class AugmentConfig:
     randaugment_probability: float = 1.0
     """Probability with which each operation is applied, in (0, 1]. No effect without RandAugment."""
     cutout_fraction: float = 0.5
-    """Side of the erased square as a fraction of the canvas, in (0, 1]: 16 px of 32. No effect without cutout."""
+    """Side of the erased square as a fraction of the image's, in (0, 1]: 16 px of 32. No effect without cutout."""
     crop_from: str = "auto"
     """What random resized crops are cut out of: ``canvas`` (the centered square that every image is brought to, on the
     device), ``original`` (the whole image at its own size, by the reader, which then delivers one canvas per view), or
-    ``auto``: original where the canvas is larger than 64 px. No effect on stacks without such a crop."""
+    ``auto``: original where ``data.image_size`` is above 64. No effect on stacks without such a crop."""
     fill: int = 0
     """Gray level 0..255 of what rotations, shears and translations bring in from outside. Crops always bring in 0. No
     effect in stacks without these operations."""

@@ -179,7 +179,7 @@ class _Rows:
 
 
 def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Canvas side (median short side, at most 224), mean and std of a keyed sample of images.
+    """Image size (median short side, at most 224), mean and std of a keyed sample of images.
 
     They are read and decoded twice: together they may be larger than memory.
     """

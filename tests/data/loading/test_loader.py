@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from ltcore import storage
 from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
-from ltcore.data.loading import loader as feed_module
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
@@ -134,7 +134,7 @@ def test_tier_is_chosen_by_size_and_explained(tiny_shards: str, monkeypatch: pyt
     chosen = open_loader(tiny_shards, "auto", cache_bytes=1000)
     assert chosen.kind == "threads"
     assert "exceed data.cache_bytes" in chosen.why
-    monkeypatch.setattr(feed_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
     assert "free disk" in open_loader(tiny_shards, "auto").why
     chosen = open_loader(tiny_shards, "ray")
     assert chosen.kind == "threads"
@@ -169,7 +169,7 @@ def test_what_cannot_work_is_refused_at_once(tiny_shards: str) -> None:
 
 
 def feed_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ltcore-feed")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ltcore-loader")]
 
 
 def test_closing_early_leaves_no_threads(tiny_shards: str) -> None:
