@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,6 +19,7 @@ USERINFO = re.compile(
     r"|\b(s3|gs|gcs)://[^/\s:@]+:\S*@"  # a bucket has no port at all
 )
 """What stands before the host in ``s3://KEY:SECRET@bucket`` or ``http://user@host``; a secret of AWS may hold a slash."""
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 
 class LtcoreError(Exception):
@@ -61,18 +62,66 @@ class StallError(LtcoreError):
     exit_code = 3
 
 
-def positive(**values: float) -> None:
-    """Raises ValueError where a value is no finite number above 0."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a finite number > 0, got {value}")
+# Checks of configuration fields: ``at_least(1, lanes=self.lanes)``. Each takes any number of values by name, lets null pass,
+# which is what an optional field may be, and raises a ValueError that starts with the name, so that a dotted key can be told.
 
 
-def one_of(allowed: tuple[str, ...], **values: str) -> None:
-    """Raises ValueError where a value is none of the allowed ones."""
+def positive(**values: float | None) -> None:
+    """Refuses a value that is no finite number above 0."""
     for name, value in values.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be {_finite(value)}> 0, got {value}")
+
+
+def at_least(least: float, **values: float | None) -> None:
+    """Refuses a value that is no finite number from ``least`` on."""
+    for name, value in values.items():
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} must be {_finite(value)}>= {least:g}, got {value}")
+
+
+def _finite(value: float) -> str:
+    return "" if isinstance(value, int) else "a finite number "
+
+
+def within(interval: str, what: str = "", /, **values: float | None) -> None:
+    """Refuses a value outside of an interval, written as in mathematics: ``[0, 1)`` has no 1.
+
+    ``what`` says in a few words what the number is: a fraction of training, a cosine.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    for name, value in values.items():
+        if value is None:
+            continue
+        above = low <= value if interval.startswith("[") else low < value
+        below = value <= high if interval.endswith("]") else value < high
+        if not (above and below):
+            raise ValueError(f"{name} must be {f'{what} ' if what else ''}in {interval}, got {value}")
+
+
+def one_of(allowed: Iterable[object], **values: object) -> None:
+    """Refuses a value that is none of the allowed ones."""
+    known = tuple(allowed)
+    for name, value in values.items():
+        if value is not None and value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+
+def different(what: str, **values: Sequence[object] | None) -> None:
+    """Refuses an empty list, and one with the same entry twice; ``what`` says what the entries are."""
+    for name, value in values.items():
+        if value is not None and not 0 < len(value) == len(set(value)):
+            raise ValueError(f"{name} must be one or more different {what}, got {list(value)}")
+
+
+def plain_name(**values: str) -> None:
+    """Refuses what cannot be a folder's name everywhere."""
+    for name, value in values.items():
+        if not _PLAIN_NAME.fullmatch(value):
+            raise ValueError(
+                f"{name} must consist of letters, digits, '.', '_' and '-' and start with a letter, a digit or '_', "
+                f"got {value!r}"
+            )
 
 
 def refuse_userinfo(**values: str | None) -> None:

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -220,6 +221,12 @@ def cache_root() -> Path:
     """The node's cache folder: ``LTCORE_CACHE``, or ``ltcore`` in the user's cache folder."""
     chosen = os.environ.get("LTCORE_CACHE")
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("ltcore"))
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Free room on the disk of a folder, or of the nearest one above it that exists."""
+    place = Path(folder)
+    return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
 
 
 @contextlib.contextmanager

@@ -71,6 +71,11 @@ def _spelled(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
+def byte_size(count: float) -> str:
+    """``1.50 GiB``, or ``3.0 MiB`` for less than an eighth of a GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
+
+
 def duration(seconds: float | None) -> str:
     """Formats a time by its two largest units (``2 h 5 min``); None gives a dash."""
     if seconds is None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from tests.commands import command
 from tests.ray_fixtures import color_shards, one_ray
+from tests.shards import write_dataset
 
 __all__ = ["color_shards", "command", "one_ray"]  # fixtures for every folder
 

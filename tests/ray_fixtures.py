@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from ltcore.runtime import cluster
+from tests.shards import write_dataset
 
 COLORS = ((220, 40, 40), (40, 200, 60), (50, 70, 220))
 COUNTS = {"train": (40, 16, 8), "val": (8, 8, 8), "test_cbl": (6, 6, 6), "test_gbl": (6, 6, 6)}

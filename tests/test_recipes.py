@@ -13,13 +13,14 @@ from ltcore.config.recipes import header, packaged
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
 from ltcore.data.loading.factory import make_loader
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from ltcore.objective.registry import STAGE2
 from ltcore.reporting.results_table import PUBLISHED
 from ltcore.training.build import build, num_views
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import dry_run_text
 from ltcore.training.optim import build_optimizer
+from tests.shards import write_dataset
 
 RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from ltcore import storage
 from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.data.shards.writer import EXTENSIONS
+from ltcore.data.shards.source import EXTENSIONS
 
 SHUFFLE_ROWS = 1000
 """Size of each DataLoader worker's shuffle buffer: one shard's rows, the usual setting."""

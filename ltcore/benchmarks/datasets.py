@@ -22,7 +22,8 @@ from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.longtail import profile
 from ltcore.data.datasets.prepare import prepare, write_source
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, Split, read_manifest, write_manifest
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample, Source
+from ltcore.data.shards.writer import write_dataset
 from ltcore.errors import ConfigError
 
 SIDE_PX = 32
@@ -65,20 +66,18 @@ def generated(counts_C: Sequence[int]) -> str:
     folder = storage.cache_root() / "datasets" / f"bench-{len(counts_C)}x{sum(counts_C)}-v{CONSTRUCTION}"
     with storage.locked(folder.with_suffix(".lock")):
         if not storage.exists(storage.join(str(folder), MANIFEST)):
-            write_dataset(
-                str(folder),
+            source = Source(
                 name="bench",
-                classes=[f"class{c}" for c in range(len(counts_C))],
-                attributes=[],
-                splits={"train": _samples(counts_C), "val": _samples([VAL_PER_CLASS] * len(counts_C))},
+                classes=tuple(f"class{c}" for c in range(len(counts_C))),
+                splits={"train": list(_samples(counts_C)), "val": list(_samples([VAL_PER_CLASS] * len(counts_C)))},
                 image_size=SIDE_PX,
                 mean=(0.5, 0.5, 0.5),
                 std=(0.25, 0.25, 0.25),
-                seed=0,
                 shot_rule="count",
                 provenance={"source": "bench", "construction": CONSTRUCTION},
-                shard_size=min(1000, -(-sum(counts_C) // 4)),  # every worker of a peer needs its own shards
             )
+            shard_size = min(1000, -(-sum(counts_C) // 4))  # every worker of a peer needs shards of its own
+            write_dataset(str(folder), source, seed=0, shard_size=shard_size)
     return str(folder)
 
 

@@ -16,6 +16,7 @@ def print_methods() -> None:
         "term": "Terms (objective.terms.<name>)",
         "stage2": "Stage 2, on the frozen features of a run (stage2.method)",
         "model": "Networks (model.name)",
+        "data": "Data (data.uri)",
     }
     for kind, title in titles.items():
         print(title)

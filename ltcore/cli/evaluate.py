@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ltcore.cli.args import EvaluateArgs
 from ltcore.data.datasets.prepare import prepare
+from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError, DataError
 from ltcore.reporting.terminal import Terminal
@@ -39,7 +40,7 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
     """URI of the shards to evaluate on: those of ``--data``, else those that the checkpoint was trained on, and no others."""
     data = predictor.config.data
     if given:
-        uri = _prepared(data.on(given))
+        uri = _prepared(on_other_data(data, given))
         if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
             _say(f"{given} came without a test folder: its test split is {share}")
         return uri

@@ -129,7 +129,7 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     """The command line of ``make_shards.py``."""
     parser = _parser(doc, prog)
     add = parser.add_argument
-    add("source", metavar="SOURCE|check|info", help="folder or zip of images, digits-glt, cifar10, cifar100")
+    add("source", metavar="SOURCE|check|info", help="folder or zip of images, or a name under Data in `ltcore methods`")
     add("target", metavar="OUT|URI", help="where the shards are or will be: folder, s3:// or gs://")
     add("--imbalance-factor", type=float, help="largest / smallest training class (default: images as they are)")
     add("--subset", default="keyed", help="keyed (default), or legacy: the published one, CIFAR only")

@@ -87,7 +87,7 @@ class Method:
     """One registry row, without what it builds."""
 
     kind: str
-    """'base', 'term', 'stage2' or 'model'."""
+    """'base', 'term', 'stage2', 'model' or 'data'."""
     name: str
     summary: str
     paper: str
@@ -109,12 +109,12 @@ def sweep_keys() -> Section:
 
 @functools.cache
 def methods() -> tuple[Method, ...]:
-    """All rows of the registries: base losses, terms, methods of stage 2, networks."""
+    """All rows of the registries: base losses, terms, methods of stage 2, networks, sources of data."""
     own = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("stage2", REGISTRY, "STAGE2"))
-    tables = (*own, ("model", "ltcore.models.registry", "MODELS"))
+    others = (("model", "ltcore.models.registry", "MODELS"), ("data", "ltcore.data.datasets.registry", "DATASETS"))
     return tuple(
         Method(kind, name, summary, paper)
-        for kind, module, table in tables
+        for kind, module, table in (*own, *others)
         for name, (_, summary, paper) in _Module.read(module).rows(table).items()
     )
 

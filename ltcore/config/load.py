@@ -22,7 +22,7 @@ from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import SweepConfig, read_sweep, sweep_tree
 from ltcore.config.validate import plain_run, validate
-from ltcore.data.loading.sampler import EpochSampler
+from ltcore.data.loading.sampler import check_lanes
 from ltcore.errors import ConfigError
 
 GRACE_FRACTION = 0.25
@@ -88,7 +88,7 @@ def config_hash(run: RunConfig) -> str:
 def check_world(run: RunConfig, world: int) -> None:
     """ConfigError where ``world`` workers cannot share the batches of a run."""
     train, group = run.train, run.model.ghost_batch or 1
-    EpochSampler([train.batch_size], seed=0, epoch=0, batch_size=train.batch_size, world=world, lanes=run.data.lanes)
+    check_lanes(run.data.lanes, train.batch_size, world)
     share = train.batch_size // world
     if share % (train.accumulate * group):
         product = f"train.accumulate={train.accumulate}" + (f" times model.ghost_batch={group}" if group > 1 else "")

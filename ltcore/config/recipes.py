@@ -10,7 +10,7 @@ import yaml
 
 from ltcore.config.keys import PACKAGE
 from ltcore.config.overrides import Tree, merge, override
-from ltcore.data.config import BENCHMARKS, SELECTION
+from ltcore.data.config import SELECTION
 from ltcore.errors import ConfigError, nearest
 
 FOLDERS = {"recipe": PACKAGE / "recipes", "sweep": PACKAGE / "sweeps"}
@@ -69,16 +69,22 @@ def _on_other_data(parent: Tree, child: Mapping[str, Any]) -> tuple[Tree, str]:
     """``parent`` for a child that goes on top of it, and a note about what it lost.
 
     Where the child names data of its own, what the parent selects out of its source, so many of CIFAR-100's images, does not
-    carry over: it would throw away most of somebody's photos. Between the benchmark sources it does.
+    carry over: it would throw away most of somebody's photos. Between published data sets it does.
     """
     own, uri = _data(parent), _data(child).get("uri")
-    if uri in (None, own.get("uri"), *BENCHMARKS) or not any(key in own for key in SELECTION):
+    if uri in (None, own.get("uri")) or not any(key in own for key in SELECTION) or not _by_path(uri):
         return parent, ""
     factor, source = own.get("imbalance_factor"), own.get("uri")
     note = ""
     if factor is not None:
         note = f"Images are used as they are: data.imbalance_factor={factor} of the recipe is for {source}. Give it to select."
     return {**parent, "data": {key: value for key, value in own.items() if key not in SELECTION}}, note
+
+
+def _by_path(uri: Any) -> bool:
+    from ltcore.data.datasets.registry import find  # imports numpy and pyarrow, which most commands do without
+
+    return find(str(uri)).by_path
 
 
 def _data(tree: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ SGD 0.1, warm-up over 5 epochs, x 0.01 at epochs 160 and 180, weight decay 2e-4 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from ltcore.config.sweep import SELECTABLE, SweepConfig
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import stacks
 from ltcore.data.config import DataConfig
-from ltcore.errors import one_of, positive, refuse_userinfo
+from ltcore.errors import at_least, one_of, plain_name, positive, refuse_userinfo, within
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
 from ltcore.objective.objective import ObjectiveConfig
@@ -61,21 +60,16 @@ class OptimConfig:
         one_of(("sgd", "adamw"), optimizer=self.optimizer)
         one_of(("multistep", "cosine", "constant"), schedule=self.schedule)
         positive(lr=self.lr)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        within("[0, 1)", momentum=self.momentum)
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a fraction of training in [0, 1), got {self.warmup}")
+        at_least(0, weight_decay=self.weight_decay)
+        within("[0, 1)", "a fraction of training", warmup=self.warmup)
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
         if not rising or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(f"milestones must be rising fractions of training in (0, 1), got {self.milestones}")
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
-        if self.clip_norm is not None:
-            positive(clip_norm=self.clip_norm)
+        within("(0, 1]", gamma=self.gamma)
+        positive(clip_norm=self.clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +110,9 @@ class TrainConfig:
     """Validation metric whose highest value marks the best checkpoint."""
 
     def __post_init__(self) -> None:
-        positive(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            accumulate=self.accumulate,
-            eval_every=self.eval_every,
-            eval_batch_size=self.eval_batch_size,
-            checkpoint_every_s=self.checkpoint_every_s,
-        )
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate, threads=self.threads)
+        at_least(1, eval_every=self.eval_every, eval_batch_size=self.eval_batch_size)
+        positive(checkpoint_every_s=self.checkpoint_every_s)
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         refuse_userinfo(init_from=self.init_from)
@@ -137,10 +126,7 @@ class TrainConfig:
             raise ValueError(
                 "freeze=classifier needs init_from with a run or checkpoint: a random classifier would never learn anything"
             )
-        if self.threads is not None:
-            positive(threads=self.threads)
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        within("[0, 1)", ema_decay=self.ema_decay)
         one_of(("auto", "fp32", "bf16"), precision=self.precision)
         one_of(SELECTABLE, select=self.select)
 
@@ -171,13 +157,8 @@ class RunConfig:
     """Decoupled training: this run replaces the classifier of another one. null: it is an ordinary run."""
 
     def __post_init__(self) -> None:
-        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
-            raise ValueError(
-                f"name must consist of letters, digits, '.', '_' and '-' and start with a letter, a digit or '_', "
-                f"got {self.name!r}"
-            )
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        plain_name(name=self.name)
+        at_least(0, seed=self.seed)
         stacks(self.augment, 2)  # refuses names that are none
         self._check_accumulation()
         self._check_ghost_batch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ltcore.errors import refuse_userinfo
+from ltcore.errors import one_of, refuse_userinfo
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, STAGE2, Row, Stage2Options
 
@@ -31,10 +31,8 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         refuse_userinfo(from_run=self.from_run)
-        if self.method not in STAGE2:
-            raise ValueError(f"method must be one of {', '.join(sorted(STAGE2))}, got {self.method!r}")
-        if self.feature_dtype not in FEATURE_DTYPES:
-            raise ValueError(f"feature_dtype must be one of {', '.join(FEATURE_DTYPES)}, got {self.feature_dtype!r}")
+        one_of(sorted(STAGE2), method=self.method)
+        one_of(FEATURE_DTYPES, feature_dtype=self.feature_dtype)
         for name, row in STAGE2.items():
             if name != self.method and getattr(self.options, name) != row.build.Config():
                 raise ValueError(

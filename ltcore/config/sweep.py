@@ -12,7 +12,7 @@ from ltcore.config.overrides import Tree, lookup, unknown
 from ltcore.config.recipes import read_file
 from ltcore.config.space import SpaceSpec, parse_space
 from ltcore.config.validate import plain, validate
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, at_least, one_of, plain_name, positive, within
 
 _SWEEP, _SPACE = "sweep.", "sweep.space."
 _MAPPINGS = ("space", "overrides")
@@ -115,8 +115,7 @@ class SweepConfig:
     """Seconds without any progress after which the sweep is canceled with the capacity it waits for. Range > 0."""
 
     def __post_init__(self) -> None:
-        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
-            raise ValueError(f"name must consist of letters, digits, '.', '_' and '-', got {self.name!r}")
+        plain_name(name=self.name)
         if not self.space:
             raise ValueError("space is empty: a sweep needs at least one key to vary")
         both = sorted(set(self.space) & set(self.overrides))
@@ -125,19 +124,13 @@ class SweepConfig:
                 f"space and overrides both set {both[0]}; to fix it for all trials, take it out with "
                 f"sweep.space.{both[0]}=null"
             )
-        if self.search not in SEARCHES:
-            raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
-        if self.metric not in SELECTABLE:
-            raise ValueError(f"metric must be one of {', '.join(SELECTABLE)}, got {self.metric!r}")
-        if self.grace_fraction is not None and not 0 < self.grace_fraction <= 1:
-            raise ValueError(f"grace_fraction must be in (0, 1], got {self.grace_fraction}")
-        for name, least in (("num_trials", 1), ("reduction_factor", 2), ("retrain_seeds", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if self.budget_s is not None and not self.budget_s > 0:
-            raise ValueError(f"budget_s must be > 0 or null, got {self.budget_s}")
-        if not self.stall_s > 0:
-            raise ValueError(f"stall_s must be > 0, got {self.stall_s}")
+        one_of(SEARCHES, search=self.search)
+        one_of(SELECTABLE, metric=self.metric)
+        within("(0, 1]", grace_fraction=self.grace_fraction)
+        at_least(0, retrain_seeds=self.retrain_seeds)
+        at_least(1, num_trials=self.num_trials)
+        at_least(2, reduction_factor=self.reduction_factor)
+        positive(budget_s=self.budget_s, stall_s=self.stall_s)
         self._check_search()
 
     def _check_search(self) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ltcore.errors import refuse_userinfo
+from ltcore.errors import at_least, one_of, refuse_userinfo, within
 
 LOADERS = ("auto", "cache", "threads", "ray")
 SUBSETS = ("keyed", "legacy")
-BENCHMARKS = ("digits-glt", "cifar10", "cifar100")
-"""Sources that are named rather than found: what a recipe selects out of one goes for the others, and for no other data."""
 SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
 MAX_IMAGE_SIZE = 4096
@@ -20,8 +18,8 @@ class DataConfig:
     """The ``data`` section of a run."""
 
     uri: str = "digits-glt"
-    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source:
-    digits-glt, cifar10, cifar100."""
+    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source
+    that ``ltcore methods`` lists."""
     train_split: str = "train"
     """Name of the split that is trained on. ``train_cbl`` of a GLT data set, whose classes are balanced, gives the ALT
     protocol; shot groups stay those of ``train``."""
@@ -48,10 +46,10 @@ class DataConfig:
     cut out of large originals (``augment.crop_from``) their boxes are the same in all loaders, but the cache cuts them out
     of smaller copies, so ``auto`` takes threads."""
     cache_px: int | None = None
-    """Short side in pixels, >= 1, to which the cache shrinks such originals; null: the canvas. Larger keeps small crops
+    """Short side in pixels, >= 1, to which the cache shrinks such originals; null: image_size. Larger keeps small crops
     sharper and takes more disk. No effect unless ``loader`` is cache and crops are cut out of originals."""
     lanes: int = 64
-    """The epoch plan is cut into gcd(lanes, batch size) lanes; the number of workers must divide it, and every such
+    """An epoch is cut into gcd(lanes, batch size) lanes; the number of workers must divide it, and every such
     number gives the same global batches."""
     cache_bytes: int = 20 * 2**30
     """Most bytes that decoded canvases, and, apart from them, raw shards of remote data, may take on a node's disk; the
@@ -64,34 +62,18 @@ class DataConfig:
     loader takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
     rest on every sample, nor to damaged shards."""
 
-    def on(self, uri: str) -> DataConfig:
-        """The same for other data, without the selection that was made out of these."""
-        kept = self if uri in (self.uri, *BENCHMARKS) else replace(self, imbalance_factor=None, subset="keyed")
-        return replace(kept, uri=uri)
-
     def __post_init__(self) -> None:
         if not self.uri:
             raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
         refuse_userinfo(uri=self.uri)
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")
-        if self.imbalance_factor is not None and not 1 <= self.imbalance_factor < float("inf"):
-            raise ValueError(f"imbalance_factor must be a number >= 1 or null, got {self.imbalance_factor}")
-        if self.subset not in SUBSETS:
-            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {self.subset!r}")
-        if self.val_per_class < 0:
-            raise ValueError(f"val_per_class must be >= 0, got {self.val_per_class}")
-        if self.image_size is not None and not 1 <= self.image_size <= MAX_IMAGE_SIZE:
-            raise ValueError(f"image_size must be between 1 and {MAX_IMAGE_SIZE} pixels or null, got {self.image_size}")
-        if self.loader not in LOADERS:
-            raise ValueError(f"loader must be one of {', '.join(LOADERS)}, got {self.loader!r}")
-        if self.cache_px is not None and not 1 <= self.cache_px <= MAX_IMAGE_SIZE:
-            raise ValueError(f"cache_px must be between 1 and {MAX_IMAGE_SIZE} pixels or null, got {self.cache_px}")
-        if self.lanes < 1:
-            raise ValueError(f"lanes must be >= 1, got {self.lanes}")
-        if self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be >= 0, got {self.cache_bytes}")
-        if self.stream_window_steps < 1:
-            raise ValueError(f"stream_window_steps must be >= 1, got {self.stream_window_steps}")
-        if self.max_bad_samples < 0:
-            raise ValueError(f"max_bad_samples must be >= 0, got {self.max_bad_samples}")
+        one_of(SUBSETS, subset=self.subset)
+        one_of(LOADERS, loader=self.loader)
+        within(f"[1, {MAX_IMAGE_SIZE}]", image_size=self.image_size, cache_px=self.cache_px)
+        at_least(
+            1, imbalance_factor=self.imbalance_factor, lanes=self.lanes, stream_window_steps=self.stream_window_steps
+        )
+        at_least(
+            0, val_per_class=self.val_per_class, cache_bytes=self.cache_bytes, max_bad_samples=self.max_bad_samples
+        )

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltcore import rng
 from ltcore.batch import ModelOutput
+from ltcore.errors import at_least, one_of, positive, within
 from ltcore.models.backbones import pool
 from ltcore.models.heads import HEADS, CosineHead, Projection
 from ltcore.models.norm import norm1d, norm2d
@@ -56,24 +57,15 @@ class ModelConfig:
     """
 
     def __post_init__(self) -> None:
-        if self.name not in MODELS:
-            raise ValueError(f"name must be one of {', '.join(sorted(MODELS))}, got {self.name!r}")
-        if self.head not in HEADS:
-            raise ValueError(f"head must be one of {', '.join(sorted(HEADS))}, got {self.head!r}")
-        if not 0 < self.cosine_scale < float("inf"):
-            raise ValueError(f"cosine_scale must be a finite number > 0, got {self.cosine_scale}")
-        if not 1 <= self.num_experts <= MAX_EXPERTS:
-            raise ValueError(f"num_experts must be between 1 and {MAX_EXPERTS}, got {self.num_experts}")
-        if not 0 < self.expert_width <= 1:
-            raise ValueError(f"expert_width must be in (0, 1], got {self.expert_width}")
-        if self.projection_dim < 1:
-            raise ValueError(f"projection_dim must be >= 1, got {self.projection_dim}")
-        if self.projection_hidden < 0:
-            raise ValueError(f"projection_hidden must be >= 0, got {self.projection_hidden}")
-        if not 0 <= self.key_decay <= 1:
-            raise ValueError(f"key_decay must be in [0, 1], got {self.key_decay}")
-        if self.ghost_batch is not None and self.ghost_batch < 2:
-            raise ValueError(f"ghost_batch must be >= 2 or null, got {self.ghost_batch}")
+        one_of(sorted(MODELS), name=self.name)
+        one_of(sorted(HEADS), head=self.head)
+        positive(cosine_scale=self.cosine_scale)
+        within(f"[1, {MAX_EXPERTS}]", num_experts=self.num_experts)
+        within("(0, 1]", expert_width=self.expert_width)
+        within("[0, 1]", key_decay=self.key_decay)
+        at_least(0, projection_hidden=self.projection_hidden)
+        at_least(1, projection_dim=self.projection_dim)
+        at_least(2, ghost_batch=self.ghost_batch)
 
 
 class LongTailNet(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcore import dist
+from ltcore.errors import one_of, within
 from ltcore.stats import ClassStats
 
 WEIGHT_NORMS = ("batch", "batch_sum")
@@ -68,8 +69,6 @@ def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
 
 
 def check_options(beta: float, weight_norm: str) -> None:
-    """Raises ValueError for an option out of range; the message starts with the option's name."""
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be in [0, 1), got {beta}")
-    if weight_norm not in WEIGHT_NORMS:
-        raise ValueError(f"weight_norm must be one of {', '.join(WEIGHT_NORMS)}, got {weight_norm!r}")
+    """Raises ValueError that starts with the name of the wrong option."""
+    within("[0, 1)", beta=beta)
+    one_of(WEIGHT_NORMS, weight_norm=weight_norm)

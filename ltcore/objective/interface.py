@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
+from ltcore.errors import at_least, within
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
@@ -119,10 +120,8 @@ class TermConfig:
     """Fraction of training before which the term contributes nothing. Range [0, 1)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight must be a finite number >= 0, got {self.weight}")
-        if not 0 <= self.start < 1:
-            raise ValueError(f"start is a fraction of training in [0, 1), got {self.start}")
+        at_least(0, weight=self.weight)
+        within("[0, 1)", "a fraction of training", start=self.start)
 
 
 class Term(nn.Module):

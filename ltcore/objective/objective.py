@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcore.batch import Batch, ModelOutput
-from ltcore.errors import pick
+from ltcore.errors import one_of, pick
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.interface import Base, LossContext, Term
 from ltcore.objective.memory.base import Memory
@@ -46,10 +46,8 @@ class ObjectiveConfig:
     """
 
     def __post_init__(self) -> None:
-        if self.prior not in PRIORS:
-            raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {self.prior!r}")
-        if self.base not in BASES:
-            raise ValueError(f"base must be one of {', '.join(sorted(BASES))}, got {self.base!r}")
+        one_of(PRIORS, prior=self.prior)
+        one_of(sorted(BASES), base=self.base)
         if self.prior == LEXICOGRAPHIC and not BASES[self.base].build.text_order_in_glt:
             known = ", ".join(name for name, row in BASES.items() if row.build.text_order_in_glt)
             raise ValueError(

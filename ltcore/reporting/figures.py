@@ -230,30 +230,36 @@ def per_class(
     few = len(classes) <= MAX_NAMED_CLASSES
     with style():
         figure, (axes,) = new_figure(1000, 290)
-        for role, values in reversed(list(means.items())):
-            at = [x for x, c in enumerate(order) if values[c] is not None]
-            heights = [100 * v for v in (values[c] for c in order) if v is not None]
-            marker = "D" if role == "baseline" else "o"
-            axes.plot(at, heights, marker, color=COLORS[role], mec=PAGE, ms=9 if few else 5, zorder=3)
-        for x, c in enumerate(order):
-            known = [100 * v for v in (values[c] for values in means.values()) if v is not None]
-            axes.plot([x] * len(known), known, color=FAINT, lw=2.4 if few else 1, zorder=2)
-        starts = [x for x, c in enumerate(order) if x == 0 or groups[c] != groups[order[x - 1]]]
-        for x in starts:
-            axes.axvline(x - 0.5, color=FAINT, lw=0.8 if x else 0, zorder=1)
-            axes.annotate(
-                _label(groups[order[x]]), (x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11
-            )
+        _plot_roles(axes, order, means, few)
+        _mark_groups(axes, [groups[c] for c in order])
         if few:
-            names = [_label(name) for name in classes]
-            long = sum(map(len, names)) > 120
-            axes.set_xticks(range(len(order)), [names[c] for c in order], rotation=90 if long else 0)
+            names = [_label(classes[c]) for c in order]
+            axes.set_xticks(range(len(order)), names, rotation=90 if sum(map(len, names)) > 120 else 0)
         else:
             axes.set_xticks([])
             axes.set_xlabel(f"{len(classes)} classes")
         axes.set_xlim(-0.6, len(order) - 0.4)
         percent_axis(axes.yaxis)
         return to_svg(figure, name)
+
+
+def _plot_roles(axes: Axes, order: Sequence[int], means: Mapping[str, Sequence[float | None]], few: bool) -> None:
+    """Puts a mark for each role at each class, and a line between the marks of a class."""
+    for role, values in reversed(list(means.items())):
+        at = [x for x, c in enumerate(order) if values[c] is not None]
+        heights = [100 * v for v in (values[c] for c in order) if v is not None]
+        marker = "D" if role == "baseline" else "o"
+        axes.plot(at, heights, marker, color=COLORS[role], mec=PAGE, ms=9 if few else 5, zorder=3)
+    for x, c in enumerate(order):
+        of_class = [100 * v for v in (values[c] for values in means.values()) if v is not None]
+        axes.plot([x] * len(of_class), of_class, color=FAINT, lw=2.4 if few else 1, zorder=2)
+
+
+def _mark_groups(axes: Axes, groups: Sequence[str]) -> None:
+    """Draws a line before each run of equal groups and names it above."""
+    for x in (x for x, group in enumerate(groups) if x == 0 or group != groups[x - 1]):
+        axes.axvline(x - 0.5, color=FAINT, lw=0.8 if x else 0, zorder=1)
+        axes.annotate(_label(groups[x]), (x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11)
 
 
 def _label(text: str) -> str:

@@ -13,7 +13,8 @@ from ltcore.config.keys import comes_from_stage1, effective
 from ltcore.config.overrides import as_text, flatten
 from ltcore.config.recipes import header, packaged
 from ltcore.config.show import run_tree
-from ltcore.data.config import BENCHMARKS, SELECTION
+from ltcore.data.config import SELECTION
+from ltcore.data.datasets.registry import find
 from ltcore.errors import DataError
 from ltcore.reporting.page import IDENTITY
 from ltcore.reporting.records import StoredRun
@@ -93,8 +94,8 @@ def missing(run: StoredRun) -> str:
 
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Returns the packaged recipe closest to a stored configuration, and the overrides."""
-    own_data = config["data.uri"] not in BENCHMARKS  # a recipe's selection of images has no effect on the user's data
+    """(recipe, overrides) of the packaged recipe closest to a stored configuration."""
+    own_data = find(config["data.uri"]).by_path  # on which a recipe's selection has no effect by itself
     told = {
         k: v for k, v in config.items() if not (k.startswith(ELSEWHERE) or (own_data and k in _SELECTION and v is None))
     }

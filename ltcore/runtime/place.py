@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ltcore.config.execution import PlaceArgs
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare, selection_remarks
+from ltcore.data.datasets.registry import find
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.errors import ConfigError, refuse_userinfo
 from ltcore.runtime.cluster import Cluster
@@ -39,9 +40,9 @@ def storage_root(storage: str | None) -> str:
 
 def prepare_data(data: DataConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> str:
     """URI of the shards, made where there are none: beside the results where these are in an object store, which every node
-    reaches, else in the cache folder. ``fresh`` makes the embedded data set again, and no other."""
+    reaches, else in the cache folder. ``fresh`` makes generated data again, and no other."""
     place = None if is_local(root) else join(root, "datasets")
-    return prepare(data, fresh=fresh and data.uri == "digits-glt", progress=say, root=place)
+    return prepare(data, fresh=fresh and find(data.uri).is_generated, progress=say, root=place)
 
 
 def prepare_run(cfg: RunConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> tuple[str, Manifest]:

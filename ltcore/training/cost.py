@@ -12,6 +12,7 @@ from ltcore.data.loading.canvas_cache import canvas_bytes
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.errors import CapacityError
 from ltcore.objective.memory.base import Memory
+from ltcore.text import byte_size
 from ltcore.training.build import build_modules, num_views
 
 RATE = 1e14
@@ -42,9 +43,10 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
         f"{forwards} forwards per image with its training make {total:.2g} FLOP, {_hours(total)} at 100 TFLOP/s.",
-        f"Each worker holds {_gib(4 * parameters * copies)} of weights, gradients and optimizer and {_gib(memories)} of "
-        f"memories of the objective, besides activations for {cfg.train.batch_size} images over all workers.",
-        f"The training shards are {_gib(shards)}, read once per epoch; decoded images take {_gib(decoded)} "
+        f"Each worker holds {byte_size(4 * parameters * copies)} of weights, gradients and optimizer and "
+        f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
+        "workers.",
+        f"The training shards are {byte_size(shards)}, read once per epoch; decoded to canvases {byte_size(decoded)} "
         f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
 
@@ -62,10 +64,6 @@ def memory_bytes(memory: Memory) -> int:
     """Returns the size of all tensors of a memory that a checkpoint contains."""
     tensors = [*memory.published().values(), *memory.pending().values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
 
 
 def _hours(flops: float) -> str:

@@ -49,7 +49,7 @@ def test_both_ends_of_a_range_are_tried_before_anything_starts():
         "objective.terms.dro.radius must be a finite number >= 0, got -1.0."
     )
     text = words(sweep__space__objective__terms__ifl__num_envs="int:1,9")
-    assert "objective.terms.ifl.num_envs must be 1 to 4, got 9" in text
+    assert "objective.terms.ifl.num_envs must be in [1, 4], got 9" in text
     text = words(sweep__space__train__epochs="uniform:1,3")
     assert "train.epochs=1.8: expected a whole number" in text
 

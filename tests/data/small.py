@@ -12,8 +12,9 @@ from PIL import Image
 
 from ltcore.data.shards.manifest import Manifest, Shard, read_manifest
 from ltcore.data.shards.reader import ShardStore
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from ltcore.errors import DataError
+from tests.shards import write_dataset
 
 COUNT = 3
 GIB = 2**30

@@ -280,7 +280,7 @@ def test_a_class_without_a_sample_is_left_out() -> None:
         ("tau_norm", {"tau": ()}, "tau must be one or more finite numbers >= 0"),
         ("tau_norm", {"tau": (0.5, -1.0)}, "tau must be"),
         ("ncm", {"metric": "cos"}, "metric must be one of cosine, euclidean, got 'cos'"),
-        ("crt", {"epochs": 0}, "epochs must be a finite number > 0"),
+        ("crt", {"epochs": 0}, "epochs must be >= 1"),
         ("crt", {"lr": float("inf")}, "lr must be"),
         ("lws", {"momentum": 1.0}, "momentum must be in"),
         ("dro", {"weight_decay": -1.0}, "weight_decay must be"),

@@ -104,7 +104,7 @@ def test_a_record_of_a_configuration_that_cannot_be(copy: Path) -> None:
         fields["config"]["model.num_experts"] = 20000
         meta.write_text(json.dumps(fields))
     for read in (lambda: ltcore.load(copy), lambda: resolved(stage2_run(copy, "ncm"))):
-        with pytest.raises(CheckpointError, match=r"best-\d+/meta.json: model.num_experts must be between 1 and 64"):
+        with pytest.raises(CheckpointError, match=r"best-\d+/meta.json: model.num_experts must be in \[1, 64\]"):
             read()
 
 

@@ -23,12 +23,12 @@ from ltcore.cli import parsers as cli
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.data.shards.writer import write_dataset
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.predict import Predictor, evaluate
 from tests.conftest import tiny_samples
 from tests.s3 import Bucket
+from tests.shards import write_dataset
 from tests.training.runs import run, stage2_run, tiny_run
 
 pytest_plugins = ["tests.s3"]

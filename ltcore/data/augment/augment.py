@@ -2,7 +2,7 @@
 
 Every number is keyed by (seed, epoch, index, copy, view and stage), so the image a sample becomes does not depend on
 the batch it is in, on the number of ranks or workers, or on the engine. Shape legend: see ``ltcore.batch``; S is the
-canvas.
+side of a canvas.
 """
 
 from __future__ import annotations

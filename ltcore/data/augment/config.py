@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ltcore.errors import at_least, one_of, within
+
 CROP_FROM = ("auto", "canvas", "original")
 
 
@@ -31,31 +33,20 @@ class AugmentConfig:
     randaugment_probability: float = 1.0
     """Probability with which each operation is applied, in (0, 1]. No effect without RandAugment."""
     cutout_fraction: float = 0.5
-    """Side of the erased square as a fraction of the canvas, in (0, 1]: 16 px of 32. No effect without cutout."""
+    """Side of the erased square as a fraction of the image's, in (0, 1]: 16 px of 32. No effect without cutout."""
     crop_from: str = "auto"
     """What random resized crops are cut out of: ``canvas`` (the centered square that every image is brought to, on the
     device), ``original`` (the whole image at its own size, by the reader, which then delivers one canvas per view), or
-    ``auto``: original where the canvas is larger than 64 px. No effect on stacks without such a crop."""
+    ``auto``: original where ``data.image_size`` is above 64. No effect on stacks without such a crop."""
     fill: int = 0
     """Gray level 0..255 of what rotations, shears and translations bring in from outside. Crops always bring in 0. No
     effect in stacks without these operations."""
 
     def __post_init__(self) -> None:
-        if self.crop_from not in CROP_FROM:
-            raise ValueError(f"crop_from must be one of {', '.join(CROP_FROM)}, got {self.crop_from!r}")
-        if not 0 <= self.mixup_alpha < float("inf"):
-            raise ValueError(f"mixup_alpha must be a finite number >= 0, got {self.mixup_alpha}")
-        if self.randaugment_ops < 1:
-            raise ValueError(f"randaugment_ops must be >= 1, got {self.randaugment_ops}")
-        if self.randaugment_variant not in ("paper", "timm"):
-            raise ValueError(f"randaugment_variant must be paper or timm, got {self.randaugment_variant!r}")
-        if not 0 <= self.randaugment_magnitude <= 30:
-            raise ValueError(f"randaugment_magnitude must be in [0, 30], got {self.randaugment_magnitude}")
-        if not 0 <= self.randaugment_std < float("inf"):
-            raise ValueError(f"randaugment_std must be a finite number >= 0, got {self.randaugment_std}")
-        if not 0 < self.randaugment_probability <= 1:
-            raise ValueError(f"randaugment_probability must be in (0, 1], got {self.randaugment_probability}")
-        if not 0 < self.cutout_fraction <= 1:
-            raise ValueError(f"cutout_fraction must be in (0, 1], got {self.cutout_fraction}")
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"fill must be in 0..255, got {self.fill}")
+        one_of(CROP_FROM, crop_from=self.crop_from)
+        one_of(("paper", "timm"), randaugment_variant=self.randaugment_variant)
+        at_least(0, mixup_alpha=self.mixup_alpha, randaugment_std=self.randaugment_std)
+        at_least(1, randaugment_ops=self.randaugment_ops)
+        within("[0, 30]", randaugment_magnitude=self.randaugment_magnitude)
+        within("(0, 1]", randaugment_probability=self.randaugment_probability, cutout_fraction=self.cutout_fraction)
+        within("[0, 255]", fill=self.fill)

@@ -13,18 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.longtail import IntArray, carve
-from ltcore.data.datasets.source import Source
-from ltcore.data.datasets.tail import tail_name, tail_provenance
-from ltcore.data.shards.writer import Sample
+from ltcore.data.datasets.dataset import Dataset
+from ltcore.data.datasets.longtail import IntArray, carve, tail_name, tail_provenance
+from ltcore.data.shards.source import Sample, Source
 from ltcore.errors import DataError
 from ltcore.storage import cache_root
 
 # CIFAR-10's, for CIFAR-100 as well: so do LDAM, PaCo, DRO-LT, SADE and BoT
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
-CANVAS = 32
+IMAGE_SIZE = 32
 DOWNLOAD_TIMEOUT_S = 30.0
+
+
+class Cifar(Dataset):
+    """CIFAR-10 or CIFAR-100, whichever ``data.uri`` names."""
+
+    def source(self) -> Source:
+        return cifar(self.cfg.uri, self.cfg)
 
 
 def cifar(name: str, cfg: DataConfig) -> Source:
@@ -55,7 +61,7 @@ def cifar(name: str, cfg: DataConfig) -> Source:
         name=tail_name(name, cfg),
         classes=classes,
         splits={split: part for split, part in rows.items() if len(part)},
-        image_size=CANVAS,
+        image_size=IMAGE_SIZE,
         mean=MEAN,
         std=STD,
         shot_rule="count",

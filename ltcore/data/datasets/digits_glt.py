@@ -9,15 +9,15 @@ learns the pair in place of the shape does well on test_cbl and falls on test_gb
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.glt import QUOTAS, GltSizes, Picks, glt_splits
 from ltcore.data.datasets.longtail import IntArray, profile
-from ltcore.data.datasets.source import Source
-from ltcore.data.shards.writer import Sample
+from ltcore.data.shards.source import Sample, Source
 from ltcore.errors import ConfigError
 
 SIZE = 32
@@ -45,6 +45,16 @@ COLORS: dict[str, tuple[RGB, RGB]] = {
 Ink is always dark and paper light: with inverted or fully saturated pairs a small network learns the pair alone, and every
 method stays at chance on test_gbl and on val.
 """
+
+
+class DigitsGlt(Dataset):
+    """``digits-glt``; its imbalance is part of it."""
+
+    has_selection = False
+    is_generated = True
+
+    def source(self) -> Source:
+        return digits_glt(seed=self.cfg.subset_seed, val_per_class=self.cfg.val_per_class)
 
 
 def digits_glt(*, seed: int, val_per_class: int) -> Source:
@@ -77,15 +87,15 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
                 attribute=attribute,
             )
 
-    pixels_NHW3 = np.stack([paint(coverage_NHW[p], a) for p, a in picks["train"]]) / 255.0
+    mean, std = _statistics(paint(coverage_NHW[p], a) for p, a in picks["train"])
     return Source(
         name="digits-glt",
         classes=tuple(str(c) for c in range(10)),
         attributes=tuple(COLORS),
         splits={name: list(samples(chosen)) for name, chosen in picks.items() if chosen},
         image_size=SIZE,
-        mean=tuple(round(float(x), 4) for x in pixels_NHW3.mean((0, 1, 2))),
-        std=tuple(round(float(x), 4) for x in pixels_NHW3.std((0, 1, 2))),
+        mean=mean,
+        std=std,
         shot_rule="rank",
         provenance={
             "source": f"scikit-learn {sklearn_version} load_digits (UCI optical recognition of handwritten digits)",
@@ -99,6 +109,13 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
             "but test_cbl shows each test digit once and test_gbl in every color",
         },
     )
+
+
+def _statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel."""
+    pixels_NHW3 = np.stack(list(images)) / 255.0
+    mean_3, std_3 = pixels_NHW3.mean((0, 1, 2)), pixels_NHW3.std((0, 1, 2))
+    return tuple(round(float(x), 4) for x in mean_3), tuple(round(float(x), 4) for x in std_3)
 
 
 def enlarge(coverage_88: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import gzip
 import io
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -58,22 +58,7 @@ def read_folders(root: Root, *, needs_train: bool = True) -> Layout:
         raise DataError(f"{root.where} holds no images; expected {LAYOUTS}.")
     if root.empty:
         raise DataError(f"{root.where}: the folder {root.empty[0]} holds no image. Fill or remove it.")
-    parts = {path: PurePosixPath(path).parts for path in root.files}
-    first = next(iter(parts.values()))[0]
-    if not split_of(first) and all(p[0] == first and len(p) >= 3 for p in parts.values()):
-        parts = {path: p[1:] for path, p in parts.items()}
-    with_splits = any(split_of(p[0]) and len(p) == 3 for p in parts.values())
-    named: dict[str, list[tuple[str, str]]] = {}
-    folders: dict[str, str] = {}
-    for path, p in parts.items():
-        split = split_of(p[0]) if with_splits else "train"
-        if with_splits and (len(p) != 3 or not split):
-            raise DataError(f"{root.where}: {path} does not fit {LAYOUTS.split(' or ')[0]}, as the other files do.")
-        if not with_splits and len(p) != 2:
-            raise DataError(f"{root.where}: {path} does not fit {LAYOUTS}. Move it, or give list files with --list.")
-        if with_splits and folders.setdefault(split, p[0]) != p[0]:
-            raise DataError(f"{root.where}: the folders {folders[split]} and {p[0]} both mean {split}. Merge them.")
-        named.setdefault(split, []).append((path, p[-2]))
+    named = _by_split(root.where, _inside(root.files))
     if needs_train and "train" not in named:
         raise DataError(f"{root.where} has {', '.join(named)} but no train folder; expected {LAYOUTS}.")
     classes = tuple(sorted({name for _, name in named.get("train") or itertools.chain(*named.values())}))
@@ -87,6 +72,32 @@ def read_folders(root: Root, *, needs_train: bool = True) -> Layout:
         _refuse_one_class(root.where, classes, expected)
     order = [split for split in SPLITS if split in named]
     return Layout(classes, {s: [Entry(path, labels[name]) for path, name in named[s]] for s in order})
+
+
+def _inside(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Splits each path into its parts, without the one folder around everything where there is one."""
+    parts = {path: PurePosixPath(path).parts for path in files}
+    first = next(iter(parts.values()))[0]
+    if not split_of(first) and all(p[0] == first and len(p) >= 3 for p in parts.values()):
+        return {path: p[1:] for path, p in parts.items()}
+    return parts
+
+
+def _by_split(where: str, parts: Mapping[str, tuple[str, ...]]) -> dict[str, list[tuple[str, str]]]:
+    """Sorts (path, class) by split; DataError where a path does not fit the layout of the others."""
+    with_splits = any(split_of(p[0]) and len(p) == 3 for p in parts.values())
+    named: dict[str, list[tuple[str, str]]] = {}
+    folders: dict[str, str] = {}
+    for path, p in parts.items():
+        split = split_of(p[0]) if with_splits else "train"
+        if with_splits and (len(p) != 3 or not split):
+            raise DataError(f"{where}: {path} does not fit {LAYOUTS.split(' or ')[0]}, as the other files do.")
+        if not with_splits and len(p) != 2:
+            raise DataError(f"{where}: {path} does not fit {LAYOUTS}. Move it, or give list files with --list.")
+        if with_splits and folders.setdefault(split, p[0]) != p[0]:
+            raise DataError(f"{where}: the folders {folders[split]} and {p[0]} both mean {split}. Merge them.")
+        named.setdefault(split, []).append((path, p[-2]))
+    return named
 
 
 def _refuse_one_class(where: str, classes: Sequence[str], expected: str) -> None:

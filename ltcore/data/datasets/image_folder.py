@@ -10,24 +10,44 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ltcore import storage
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.folder_layout import Entry, Layout
-from ltcore.data.datasets.image_root import Root
-from ltcore.data.datasets.longtail import carve, keyed_order
-from ltcore.data.datasets.source import Source
-from ltcore.data.datasets.tail import tail_name, tail_provenance
+from ltcore.data.datasets.dataset import Dataset, Lists
+from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders, read_lists
+from ltcore.data.datasets.image_root import Root, open_root
+from ltcore.data.datasets.longtail import carve, keyed_order, tail_name, tail_provenance
 from ltcore.data.images.decode import decode_canvas, decode_image, size_of
-from ltcore.data.shards.writer import EXTENSIONS, Sample, safe_key
-from ltcore.errors import DataError
+from ltcore.data.shards.source import EXTENSIONS, Sample, Source, safe_key
+from ltcore.errors import ConfigError, DataError
 
 TEST_SHARE = 5
 """A root without a test split gives 1/5 of each class, rounded down, to the test."""
-LARGEST_CANVAS = 224
+LARGEST_IMAGE_SIZE = 224
 PROBED = 512
-"""Training images, chosen by hash, from which canvas, mean and std are measured."""
+"""Training images, chosen by hash, from which image size, mean and std are measured."""
 CHUNK, CHUNK_BYTES = 256, 64 * 2**20
 """Images, and about how many bytes of them, that are in memory at once."""
 ALIASES = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif", "pgm": "ppm"}
+
+
+class ImageFolder(Dataset):
+    """The images of a local directory or zip, by class folders or by list files."""
+
+    by_path = True
+
+    def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
+        if cfg.imbalance_factor is not None and cfg.subset == "legacy":
+            raise ConfigError(
+                "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
+                "keep; use data.subset='keyed', which has the same class counts."
+            )
+        path = storage.local_path(cfg.uri).absolute()
+        self.cfg, self.root = cfg, open_root(str(path))
+        self.layout = read_lists(self.root, lists) if lists else read_folders(self.root, needs_train=needs_train)
+        self.name, self.identity = path.stem, self.root.fingerprint
+
+    def source(self) -> Source:
+        return image_folder(self.root, self.layout, self.cfg)
 
 
 def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
@@ -159,14 +179,14 @@ class _Rows:
 
 
 def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Canvas side (median short side, at most 224), mean and std of a keyed sample of images.
+    """Image size (median short side, at most 224), mean and std of a keyed sample of images.
 
     They are read and decoded twice: together they may be larger than memory.
     """
     order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
     chosen = [items[i].path for i in order[:PROBED]]
     sides = [min(size_of(decode_image(root.read(path), f"{root.where}: {path}"))) for path in chosen]
-    image_size = max(1, min(int(np.median(sides)), LARGEST_CANVAS))
+    image_size = max(1, min(int(np.median(sides)), LARGEST_IMAGE_SIZE))
     # sums of integers: the same numbers in any order and on any machine
     sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(chosen) * image_size**2
     for path in chosen:

@@ -14,10 +14,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltcore.data.config import DataConfig
+from ltcore.data.shards.remarks import SELECTED_FROM
 from ltcore.errors import DataError
 from ltcore.hashing import hash64
 
@@ -61,9 +64,8 @@ def long_tail_counts(available_C: IntArray, imbalance_factor: float) -> IntArray
     def too_many(largest: int) -> bool:
         return bool((kept(largest) > room_C).any())
 
-    largest = (
-        bisect.bisect_left(range(int(room_C[0]) + 1), True, key=too_many) - 1
-    )  # the most for which no class lacks any
+    # the most for which no class lacks any
+    largest = bisect.bisect_left(range(int(room_C[0]) + 1), True, key=too_many) - 1
     kept_C = kept(largest)
     if kept_C[-1] < 1:
         raise DataError(
@@ -149,3 +151,24 @@ def carve(
         val_m=np.sort(val_m),
         val_short={c: int(limit) for c, limit in enumerate(limit_C) if limit < val_per_class},
     )
+
+
+def tail_name(base: str, cfg: DataConfig) -> str:
+    """``cifar100-if100-keyed``; the base alone where the data are used as they are."""
+    return base if cfg.imbalance_factor is None else f"{base}-if{cfg.imbalance_factor:g}-{cfg.subset}"
+
+
+def tail_provenance(cfg: DataConfig, carved: Subset, classes: Sequence[str], *, val_given: bool) -> dict[str, Any]:
+    """How train and val were chosen, and which classes have fewer validation images than was asked for."""
+    chosen: dict[str, Any] = {}
+    if cfg.imbalance_factor is not None:
+        chosen |= {"subset": cfg.subset, SELECTED_FROM: carved.available}
+    chosen |= {"imbalance_factor": cfg.imbalance_factor, "subset_seed": cfg.subset_seed}
+    if val_given:
+        return {**chosen, "val": "as given"}
+    spare = "training images, at most a fifth of a class" if cfg.imbalance_factor is None else "unused training images"
+    return {
+        **chosen,
+        "val": f"{cfg.val_per_class} per class of {spare}",
+        "val_short": {classes[c]: count for c, count in carved.val_short.items()},
+    }

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ltcore import storage
-from ltcore.data.config import BENCHMARKS, DataConfig
-from ltcore.data.datasets.source import Rows, Source
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.dataset import Dataset, Lists
+from ltcore.data.datasets.registry import find, names
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest
 from ltcore.data.shards.remarks import remarks
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Rows, Sample, Source
+from ltcore.data.shards.writer import write_dataset
 from ltcore.errors import ConfigError, DataError, nearest
 
 CONSTRUCTION = 2
@@ -45,18 +47,18 @@ def prepare(
 
     Raises DataError or ConfigError with one sentence when there is nothing that could be used.
     """
-    if cfg.uri not in BENCHMARKS and is_shards(cfg.uri):
+    if find(cfg.uri).by_path and is_shards(cfg.uri):
         return cfg.uri
-    origin = _find(cfg, (), needs_train)
-    place = f"{origin.name}-{origin.digest[:12]}"
+    dataset = _open(cfg, needs_train=needs_train)
+    place = f"{dataset.name}-{_digest(cfg, dataset)[:12]}"
     cache = storage.cache_root() / "datasets"
     uri = storage.join(root or str(cache), place)
     try:
         with storage.locked(cache / f"{place}.lock"):
             if fresh or not is_shards(uri):
                 if progress:
-                    progress(f"making {origin.name}, once; it is kept in {uri}")
-                _write(origin, cfg, uri, shard_size=1000, progress=progress)
+                    progress(f"making {dataset.name}, once; it is kept in {uri}")
+                _write(dataset, uri, shard_size=1000, progress=progress)
     except OSError as error:
         raise DataError(
             f"{cache} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another "
@@ -71,10 +73,10 @@ def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
     ConfigError where it has none on finished shards, which somebody made with another one.
     """
     made, factor = manifest.provenance.get("imbalance_factor"), cfg.imbalance_factor
-    found = remarks(manifest)
-    if factor in (None, made) or cfg.uri in BENCHMARKS[1:]:
+    found, build = remarks(manifest), find(cfg.uri)
+    if factor in (None, made) or (build.has_selection and not build.by_path):
         return found
-    if cfg.uri == "digits-glt":
+    if not build.has_selection:
         return [
             f"{cfg.uri} has an imbalance of its own, {made}: data.imbalance_factor={factor:g} has no effect.",
             *found,
@@ -94,7 +96,7 @@ def make(
     cfg: DataConfig,
     uri: str,
     *,
-    lists: Sequence[tuple[str, str]] = (),
+    lists: Lists = (),
     shard_size: int = 1000,
     progress: OnProgress | None = None,
 ) -> Manifest:
@@ -106,99 +108,64 @@ def make(
         shard_size: most images in one tar.
         progress: called with a line of text about once a second.
     """
-    return _write(_find(cfg, lists), cfg, uri, shard_size=shard_size, progress=progress)
+    return _write(_open(cfg, lists), uri, shard_size=shard_size, progress=progress)
 
 
-@dataclass(frozen=True)
-class _DatasetSpec:
-    """Something that shards can be made from."""
-
-    name: str
-    digest: str
-    """Hexadecimal hash of everything that determines the samples."""
-    build: Callable[[], Source]
+def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
+    build = find(cfg.uri)
+    if build.by_path:
+        _check_place(cfg.uri)
+    return build(cfg, lists=lists, needs_train=needs_train)
 
 
-def _find(cfg: DataConfig, lists: Sequence[tuple[str, str]], needs_train: bool = True) -> _DatasetSpec:
-    if cfg.uri in BENCHMARKS:
-        if lists:
-            raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
-        return _DatasetSpec(cfg.uri, _digest(cfg, cfg.uri), lambda: _named(cfg))
-    from ltcore.data.datasets.folder_layout import read_folders, read_lists
-    from ltcore.data.datasets.image_folder import image_folder
-    from ltcore.data.datasets.image_root import open_root
-
-    accepted = f"Accepted: shards with a {MANIFEST}, a local directory or zip of images, {', '.join(BENCHMARKS)}."
-    if not storage.exists(cfg.uri):
-        raise DataError(f"data.uri={cfg.uri!r}: there is nothing.{nearest(cfg.uri, BENCHMARKS)} {accepted}")
-    if not storage.is_local(cfg.uri):
-        raise DataError(f"data.uri={cfg.uri!r} has no {MANIFEST}. {accepted}")
-    if cfg.imbalance_factor is not None and cfg.subset == "legacy":
-        raise ConfigError(
-            "data.subset='legacy' needs the original order of the images, which only data.uri=cifar10 and cifar100 "
-            "keep; use data.subset='keyed', which has the same class counts."
-        )
-    path = storage.local_path(cfg.uri).absolute()
-    root = open_root(str(path))
-    layout = read_lists(root, lists) if lists else read_folders(root, needs_train=needs_train)
-    return _DatasetSpec(path.stem, _digest(cfg, root.fingerprint), lambda: image_folder(root, layout, cfg))
+def _check_place(uri: str) -> None:
+    accepted = f"Accepted: shards with a {MANIFEST}, a local directory or zip of images, {', '.join(names())}."
+    if not storage.exists(uri):
+        raise DataError(f"data.uri={uri!r}: there is nothing.{nearest(uri, names())} {accepted}")
+    if not storage.is_local(uri):
+        raise DataError(f"data.uri={uri!r} has no {MANIFEST}. {accepted}")
 
 
-def _named(cfg: DataConfig) -> Source:
-    if cfg.uri == "digits-glt":
-        from ltcore.data.datasets.digits_glt import digits_glt
-
-        return digits_glt(seed=cfg.subset_seed, val_per_class=cfg.val_per_class)
-    from ltcore.data.datasets.cifar import cifar
-
-    return cifar(cfg.uri, cfg)
-
-
-def _digest(cfg: DataConfig, identity: str) -> str:
-    words: list[Any] = [VERSION, CONSTRUCTION, identity, cfg.subset_seed, cfg.val_per_class]
-    if cfg.imbalance_factor is not None and cfg.uri != "digits-glt":
+def _digest(cfg: DataConfig, dataset: Dataset) -> str:
+    """Hashes everything that determines the samples."""
+    words: list[Any] = [VERSION, CONSTRUCTION, dataset.identity, cfg.subset_seed, cfg.val_per_class]
+    if cfg.imbalance_factor is not None and dataset.has_selection:
         words += [cfg.imbalance_factor, cfg.subset]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 
-def _write(
-    origin: _DatasetSpec, cfg: DataConfig, uri: str, *, shard_size: int, progress: OnProgress | None
-) -> Manifest:
+def _write(dataset: Dataset, uri: str, *, shard_size: int, progress: OnProgress | None) -> Manifest:
     if progress:
-        progress(f"{origin.name}: choosing images")
-    return write_source(origin.build(), uri, seed=cfg.subset_seed, shard_size=shard_size, progress=progress)
+        progress(f"{dataset.name}: choosing images")
+    seed = dataset.cfg.subset_seed
+    return write_source(dataset.source(), uri, seed=seed, shard_size=shard_size, progress=progress)
 
 
 def write_source(
     source: Source, uri: str, *, seed: int, shard_size: int = 1000, progress: OnProgress | None = None
 ) -> Manifest:
     """Writes a data set at ``uri``, replacing an earlier one there; the other arguments are those of :func:`make`."""
-    splits = {
-        split: _reported(rows, f"{source.name}/{split}", progress) if progress else rows
-        for split, rows in source.splits.items()
-    }
-    return write_dataset(
-        uri,
-        name=source.name,
-        classes=source.classes,
-        attributes=source.attributes,
-        splits=splits,
-        image_size=source.image_size,
-        mean=source.mean,
-        std=source.std,
-        seed=seed,
-        shot_rule=source.shot_rule,
-        provenance=source.provenance,
-        shard_size=shard_size,
-        progress=progress,
-    )
+    if progress:
+        told = {split: _Reported(rows, f"{source.name}/{split}", progress) for split, rows in source.splits.items()}
+        source = replace(source, splits=told)
+    return write_dataset(uri, source, seed=seed, shard_size=shard_size, progress=progress)
 
 
-def _reported(rows: Rows, what: str, progress: OnProgress) -> Iterator[Sample]:
-    """The rows, with a line of progress about once a second and one at the end."""
-    told = time.monotonic()
-    for count, row in enumerate(rows, 1):
-        yield row
-        if time.monotonic() - told > PROGRESS_S or count == len(rows):
-            progress(f"{what}: {count:,} of {len(rows):,} images")
-            told = time.monotonic()
+@dataclass(frozen=True)
+class _Reported:
+    """Rows that tell how many are read, about once a second and at the end."""
+
+    rows: Rows
+    what: str
+    progress: OnProgress
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Sample]:
+        told = time.monotonic()
+        for count, row in enumerate(self.rows, 1):
+            yield row
+            if time.monotonic() - told > PROGRESS_S or count == len(self):
+                self.progress(f"{self.what}: {count:,} of {len(self):,} images")
+                told = time.monotonic()

@@ -1,5 +1,7 @@
 """Encoded image -> uint8 canvas, or any part of the image brought to a canvas.
 
+A canvas is the square array [3, S, S] to which every image is brought before it is batched, with S = ``data.image_size``.
+
 JPEGs go through torchvision, which is about a third faster than PIL; everything else goes through PIL, PNG included,
 because torchvision 0.29 ends the whole process with a segmentation fault on a PNG with a damaged IDAT chunk.
 

@@ -25,9 +25,7 @@ from ltcore.errors import DataError
 
 _LOG = logging.getLogger("ltcore.data")
 
-
 ARRAY, _META = "canvases.u8", "meta.json"
-
 
 OnProgress = Callable[[int, int], None]
 
@@ -86,32 +84,11 @@ def open_entry(
     try:
         with storage.locked(path.with_name(f"{path.name}.lock")):
             opened = _open(path, whole)
-            if opened is not None and opened[1]:  # those who fill an entry are told as they go
-                _LOG.warning(
-                    "%s: %d images of %s cannot be decoded and are replaced by others of their class; the first: %s",
-                    store.uri,
-                    len(opened[1]),
-                    split,
-                    opened[1][min(opened[1])],
-                )
             if opened is None:
-                aside = path.with_name(f"{path.name}.partial")
-                with storage.locked(path.with_name("evict.lock")):
-                    for stale in (aside, path):  # of a killed fill, or damaged
-                        shutil.rmtree(stale, ignore_errors=True)
-                    aside.mkdir(parents=True)
-                filling = PartialEntry(aside, BadSamples(max_bad_samples), cache_bytes)
-                try:
-                    fill(filling)
-                    meta = json.dumps({"bad": filling.bad.messages}, sort_keys=True)
-                    storage.write_bytes_atomic(str(aside / _META), meta.encode())
-                    with storage.locked(path.with_name("evict.lock")):  # others count the bytes of all entries under it
-                        aside.rename(path)
-                finally:
-                    with storage.locked(path.with_name("evict.lock")):
-                        shutil.rmtree(aside, ignore_errors=True)
-                storage.sync_folder(path.parent)
+                _fill(path, fill, PartialEntry(_aside(path), BadSamples(max_bad_samples), cache_bytes))
                 opened = _open(path, whole)
+            elif opened[1]:  # those who fill an entry are told as they go
+                _warn_of_bad(store.uri, split, opened[1])
     except OSError as error:
         kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
         raise kind(
@@ -127,6 +104,39 @@ def open_entry(
             f"{bad[min(bad)]} {len(bad)} training images are undecodable; data.max_bad_samples={max_bad_samples}."
         )
     return opened
+
+
+def _fill(path: Path, fill: Callable[[PartialEntry], None], entry: PartialEntry) -> None:
+    """Fills an entry aside and moves it to its place, or leaves nothing; the caller holds the entry's lock."""
+    lock = path.with_name("evict.lock")  # others count the bytes of all entries under it
+    with storage.locked(lock):
+        for stale in (entry.folder, path):  # of a killed fill, or damaged
+            shutil.rmtree(stale, ignore_errors=True)
+        entry.folder.mkdir(parents=True)
+    try:
+        fill(entry)
+        meta = json.dumps({"bad": entry.bad.messages}, sort_keys=True)
+        storage.write_bytes_atomic(str(entry.folder / _META), meta.encode())
+        with storage.locked(lock):
+            entry.folder.rename(path)
+    finally:
+        with storage.locked(lock):
+            shutil.rmtree(entry.folder, ignore_errors=True)
+    storage.sync_folder(path.parent)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _warn_of_bad(uri: str, split: str, bad: dict[int, str]) -> None:
+    _LOG.warning(
+        "%s: %d images of %s cannot be decoded and are replaced by others of their class; the first: %s",
+        uri,
+        len(bad),
+        split,
+        bad[min(bad)],
+    )
 
 
 def _open(path: Path, whole: Callable[[], bool]) -> tuple[BinaryIO, dict[int, str]] | None:

@@ -1,6 +1,6 @@
 """Decoded canvases of one split in one memory-mapped array per node, shared by all processes through the page cache.
 
-An entry is a folder ``canvases/<manifest hash>-<split>-<canvas>/`` with the raw uint8 array and ``meta.json``. It is filled
+An entry is a folder ``canvases/<manifest hash>-<split>-<image size>/`` with the raw uint8 array and ``meta.json``. It is filled
 aside under a lock, so that of several processes one does the work, and renamed when it is complete: a killed fill leaves
 a ``.partial`` folder that is never read and that the next fill removes. ``ltcore.data.loading.original_cache`` keeps whole
 images in entries beside these, under the same cap.

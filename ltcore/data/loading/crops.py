@@ -1,7 +1,7 @@
 """Random resized crops of large images, cut by the reader: one canvas per view, out of the original.
 
 The boxes (``ltcore.data.images.boxes``) are the same in every loader. Pixels come from the original where it is decoded anew
-(threads, stream) and from the copy that the cache keeps, which may be smaller: then the box's edges move to that copy's
+(threads, ray) and from the copy that the cache keeps, which may be smaller: then the box's edges move to that copy's
 nearest pixels. Where the copy has the original's size both are equal bit for bit.
 """
 

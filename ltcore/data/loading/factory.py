@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from ltcore import storage
@@ -13,6 +12,7 @@ from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
 from ltcore.data.loading.loader import CachedLoader, Loader, OnProgress, ThreadedLoader
 from ltcore.data.shards.reader import ShardStore
+from ltcore.text import byte_size
 
 
 def make_loader(
@@ -27,7 +27,7 @@ def make_loader(
     augment: AugmentConfig | None = None,
     num_views: int = 1,
 ) -> Loader:
-    """The feed of one rank over the shards at ``uri``.
+    """Makes the loader of one rank over the shards at ``uri``.
 
     Args:
         batch_size: of all ranks together.
@@ -66,12 +66,9 @@ def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_vi
         return False, "crops are cut out of the originals; data.loader=cache would cut them out of smaller copies"
     sizes = {name: canvas_bytes(split.num_samples, image_size) for name, split in store.manifest.splits.items()}
     missing = sum(size for name, size in sizes.items() if not entry_path(store, name, image_size).is_dir())
-    root = storage.cache_root()
-    existing = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free // 2
-    total, gib = sum(sizes.values()), 2**30
+    free, total = storage.free_bytes(storage.cache_root()) // 2, sum(sizes.values())
     if total > cfg.cache_bytes:
-        return False, f"{total / gib:.2f} GiB decoded exceed data.cache_bytes of {cfg.cache_bytes / gib:.2f} GiB"
+        return False, f"{byte_size(total)} decoded exceed data.cache_bytes of {byte_size(cfg.cache_bytes)}"
     if missing > free:
-        return False, f"{missing / gib:.2f} GiB decoded exceed half of the free disk, {free / gib:.2f} GiB"
-    return True, f"{total / gib:.2f} GiB decoded fit data.cache_bytes of {cfg.cache_bytes / gib:.2f} GiB"
+        return False, f"{byte_size(missing)} decoded exceed half of the free disk, {byte_size(free)}"
+    return True, f"{byte_size(total)} decoded fit data.cache_bytes of {byte_size(cfg.cache_bytes)}"

@@ -20,7 +20,7 @@ from ltcore.data.loading.canvas_cache import CanvasCache, open_canvases
 from ltcore.data.loading.crops import CropDraws, Cropped, decode_crops
 from ltcore.data.loading.original_cache import ImageCache, open_images
 from ltcore.data.loading.prefetch import prefetch
-from ltcore.data.loading.sampler import EpochSampler, Rows, eval_rows
+from ltcore.data.loading.sampler import EpochSampler, Rows, check_batches, check_lanes, eval_rows
 from ltcore.data.loading.samples import BadSamples, decode_rows
 from ltcore.data.shards.reader import ShardStore
 
@@ -60,7 +60,8 @@ class Loader(ABC):
         self.copies_N: Ints | None = None
         """How often each training sample comes in the epochs that start from now on; None is once each. May be set."""
         if trains:
-            self.sampler(0)  # refuses a wrong batch size or number of ranks now rather than at the first step
+            check_lanes(cfg.lanes, batch_size, world)  # now rather than at the first step
+            check_batches(self.store.manifest.split(cfg.train_split).num_samples, batch_size)
 
     @property
     def num_batches(self) -> int:

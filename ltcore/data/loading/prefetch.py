@@ -16,7 +16,7 @@ def prefetch(load: Callable[[T], R], items: Iterable[T], *, ahead: int, threads:
 
     An exception comes out at the place of its item. Closing the iterator early, or dropping it, ends the threads.
     """
-    pool = ThreadPoolExecutor(min(threads, ahead), thread_name_prefix="ltcore-feed")
+    pool = ThreadPoolExecutor(min(threads, ahead), thread_name_prefix="ltcore-loader")
     pending: deque[Future[R]] = deque()
     try:
         for item in items:

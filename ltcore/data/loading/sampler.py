@@ -1,6 +1,6 @@
-"""The epoch plan: which rank reads which rows, in what order and how often. A pure function of its arguments.
+"""Which rank reads which rows of an epoch, in what order and how often: a pure function of its arguments.
 
-A row that is to be seen n times counts as n virtual rows. In plan order (shards permuted, then the rows of each shard,
+A row that is to be seen n times counts as n virtual rows. In epoch order (shards permuted, then the rows of each shard,
 both keyed by seed and epoch) the virtual rows are cut into L equal lanes; a global batch takes B / L rows from each
 lane, and a rank owns L / W neighboring lanes. So the global batch (ranks one after another) does not depend on W, a
 rank reads about 1 / W of the shards, and step k is found by arithmetic.
@@ -61,8 +61,30 @@ def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
     return np.diff(np.floor(reached_N + _generator(seed, epoch, "copies").random()), prepend=0.0).astype(np.int64)
 
 
+def check_lanes(lanes: int, batch_size: int, world: int) -> int:
+    """Returns L = gcd(lanes, batch_size); ConfigError where ``world`` ranks cannot own equally many of these lanes."""
+    shared = math.gcd(lanes, batch_size)
+    if shared % world:
+        raise ConfigError(
+            f"{world} workers cannot share the {shared} lanes of a global batch of {batch_size} equally. "
+            f"Use data.lanes={math.lcm(lanes, world)} and a batch size that is a multiple of {world}, or another number of "
+            "workers."
+        )
+    return shared
+
+
+def check_batches(num_rows: int, batch_size: int) -> int:
+    """Returns how many batches the rows of an epoch fill; ConfigError where they fill none."""
+    if num_rows < batch_size:
+        raise ConfigError(
+            f"The training split has {num_rows} rows in this epoch, fewer than one global batch of {batch_size}. "
+            "Lower the batch size or use more data."
+        )
+    return num_rows // batch_size
+
+
 class EpochSampler:
-    """The plan of one epoch.
+    """Says which rows each rank reads in one epoch.
 
     Args:
         rows_per_shard: samples in each shard, in index order; a shard may be empty.
@@ -87,25 +109,14 @@ class EpochSampler:
         copies_N: Ints | None = None,
     ) -> None:
         self.seed, self.epoch, self.batch_size, self.world = seed, epoch, batch_size, world
-        self.lanes = math.gcd(lanes, batch_size)
-        if self.lanes % world:
-            lanes = math.lcm(lanes, world)
-            raise ConfigError(
-                f"{world} workers cannot share the {self.lanes} lanes of a global batch of {batch_size} equally. "
-                f"Use data.lanes={lanes} and a batch size that is a multiple of {world}, or another number of workers."
-            )
+        self.lanes = check_lanes(lanes, batch_size, world)
         if copies_N is not None and (copies_N.shape != (sum(rows_per_shard),) or copies_N.min(initial=0) < 0):
             raise ConfigError(f"copies_N must be {sum(rows_per_shard)} integers >= 0, one per training sample.")
         self.copies_N = copies_N
         self._first_row_S = _offsets(np.asarray(rows_per_shard, np.int64))
         self._first_S = self._first_row_S if copies_N is None else _offsets(copies_N)[self._first_row_S]
         total = int(self._first_S[-1])
-        self.num_batches = total // batch_size
-        if self.num_batches == 0:
-            raise ConfigError(
-                f"The training split has {total} rows in this epoch, fewer than one global batch of {batch_size}. "
-                "Lower the batch size or use more data."
-            )
+        self.num_batches = check_batches(total, batch_size)
         self.num_rows = self.num_batches * batch_size
         """Virtual rows that are used."""
         self._dropped = self._dropped_ranges(total)
@@ -136,7 +147,7 @@ class EpochSampler:
             yield Rows(rows_2B[0], rows_2B[1])
 
     def _lane(self, start: int, stop: int, take: int) -> Iterator[Ints]:
-        """The rows at the plan positions start..stop, ``take`` at a time, as [2, take] (index, copy)."""
+        """Yields the rows at the positions start..stop, ``take`` at a time, as [2, take] (index, copy)."""
         place = int(np.searchsorted(self._position_S, start, side="right")) - 1
         while start < stop:
             parts, end = [], start + take

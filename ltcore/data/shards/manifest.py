@@ -6,9 +6,11 @@ A folder without ``manifest.json`` is no data set: it is written last, so half-w
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -133,7 +135,7 @@ def read_manifest(uri: str) -> Manifest:
         raise DataError(f"{where}: version {version}, expected {VERSION}. Make the data set again with this ltcore.")
     try:
         manifest = _parse(raw)
-        problem = _mistyped(manifest) or _contradiction(manifest)
+        problem = next(itertools.chain(_mistyped(manifest), _contradiction(manifest)), "")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where} is damaged ({error!r}). Make the data set again.") from error
     if problem:
@@ -148,56 +150,61 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     return Manifest(**{**raw, **tuples, "splits": splits, "class_counts": counts})
 
 
-def _mistyped(manifest: Manifest) -> str:
-    """What in the manifest is not the kind of value that it should be, or ''."""
+def _mistyped(manifest: Manifest) -> Iterator[str]:
+    """Yields what is not the kind of value that it should be; each check relies on those before it."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    numbers = [n for shard in shards for n in (shard.count, shard.first_index, shard.bytes)]
-    numbers += [manifest.image_size, *(n for row in manifest.class_counts.values() for n in row)]
+    yield from (f"found {value!r:.60} where a name or a count should be" for value in _odd_values(manifest, shards))
+    if not 1 <= manifest.image_size <= MAX_IMAGE_SIZE:
+        yield f"image_size is {manifest.image_size}, expected 1 to {MAX_IMAGE_SIZE} pixels"
+    if len(set(manifest.classes)) != len(manifest.classes):
+        yield "two classes have the same name"
+    for name, values in (("mean", manifest.mean), ("std", manifest.std)):
+        if len(values) != 3 or not all(map(math.isfinite, values)):
+            yield f"{name} is {list(values)}, expected three numbers"
+    if min(manifest.std) <= 0:
+        yield f"std is {list(manifest.std)}, expected three numbers above 0"
+    odd_splits = (name for name in manifest.splits if not SPLIT_NAME.fullmatch(name))
+    yield from (f"a split is named {name!r}, expected letters, digits, _ and -" for name in odd_splits)
+    hashes = (
+        text for shard in shards for text in (shard.sha256, shard.index_sha256)
+    )  # both are part of names of files
+    yield from (f"found {text!r} where a sha256 should be" for text in hashes if not _SHA256.fullmatch(text))
+    if not isinstance(manifest.provenance, dict):
+        yield "provenance is no JSON object"
+
+
+def _odd_values(manifest: Manifest, shards: list[Shard]) -> Iterator[Any]:
+    """Yields counts that are no counts and texts that are no texts."""
+    counts = [n for shard in shards for n in (shard.count, shard.first_index, shard.bytes)]
+    counts += [manifest.image_size, *itertools.chain(*manifest.class_counts.values())]
     texts = [manifest.name, *manifest.classes, *manifest.attributes]
     texts += [text for s in shards for text in (s.path, s.sha256, s.index_path, s.index_sha256)]
-    wrong: list[Any] = [value for value in numbers if type(value) is not int or not 0 <= value <= _MAX_COUNT]
-    wrong += [text for text in texts if not isinstance(text, str)]
-    if wrong:
-        return f"found {wrong[0]!r:.60} where a name or a count should be"
-    if not 1 <= manifest.image_size <= MAX_IMAGE_SIZE:
-        return f"canvas is {manifest.image_size}, expected 1 to {MAX_IMAGE_SIZE} pixels"
-    if len(set(manifest.classes)) != len(manifest.classes):
-        return "two classes have the same name"
-    for name, values in (("mean", manifest.mean), ("std", manifest.std)):
-        if len(values) != 3 or not all(math.isfinite(value) for value in values):
-            return f"{name} is {list(values)}, expected three numbers"
-    if min(manifest.std) <= 0:
-        return f"std is {list(manifest.std)}, expected three numbers above 0"
-    for name in manifest.splits:  # both are parts of file names in the caches
-        if not SPLIT_NAME.fullmatch(name):
-            return f"a split is named {name!r}, expected letters, digits, _ and -"
-    for text in (text for shard in shards for text in (shard.sha256, shard.index_sha256)):
-        if not _SHA256.fullmatch(text):
-            return f"found {text!r} where a sha256 should be"
-    return "" if isinstance(manifest.provenance, dict) else "provenance is no JSON object"
+    yield from (value for value in counts if type(value) is not int or not 0 <= value <= _MAX_COUNT)
+    yield from (text for text in texts if not isinstance(text, str))
 
 
-def _contradiction(manifest: Manifest) -> str:
-    """What in the manifest cannot be true, or ''."""
+def _contradiction(manifest: Manifest) -> Iterator[str]:
+    """Yields what cannot be true."""
     num_classes = len(manifest.classes)
     if len(manifest.shot_groups) != num_classes or not set(manifest.shot_groups) <= set(SHOT_GROUPS):
-        return f"shot_groups must give one of {', '.join(SHOT_GROUPS)} for each of the {num_classes} classes"
+        yield f"shot_groups must give one of {', '.join(SHOT_GROUPS)} for each of the {num_classes} classes"
     if manifest.splits.keys() != manifest.class_counts.keys():
-        return f"class_counts has the splits {sorted(manifest.class_counts)}, expected {sorted(manifest.splits)}"
+        yield f"class_counts has the splits {sorted(manifest.class_counts)}, expected {sorted(manifest.splits)}"
     for name, split in manifest.splits.items():
-        counts, first = manifest.class_counts[name], 0
+        counts = manifest.class_counts[name]
         if len(counts) != num_classes or sum(counts) != split.num_samples:
-            return (
+            yield (
                 f"class_counts of {name} sum to {sum(counts)} over {len(counts)} classes, "
                 f"expected {split.num_samples} over {num_classes}"
             )
-        for shard in split.shards:
-            if shard.count < 1 or shard.first_index != first:
-                return (
-                    f"{shard.path}: first_index {shard.first_index}, count {shard.count}, expected first_index {first}"
-                )
-            first += shard.count
-            for path in (shard.path, shard.index_path):
-                if not storage.is_inner(path):
-                    return f"the path {path!r} leaves the data set"
-    return ""
+        yield from _gaps(split)
+        paths = (path for shard in split.shards for path in (shard.path, shard.index_path))
+        yield from (f"the path {path!r} leaves the data set" for path in paths if not storage.is_inner(path))
+
+
+def _gaps(split: Split) -> Iterator[str]:
+    first = 0
+    for shard in split.shards:
+        if shard.count < 1 or shard.first_index != first:
+            yield f"{shard.path}: first_index {shard.first_index}, count {shard.count}, expected first_index {first}"
+        first += shard.count

@@ -19,8 +19,9 @@ from ltcore import storage
 from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 from ltcore.data.shards.remarks import remarks
+from ltcore.data.shards.source import EXTENSIONS, safe_key
 from ltcore.data.shards.tar import Damage, TarSample, walk
-from ltcore.data.shards.writer import EXTENSIONS, WITHOUT_IMAGES, read_index, safe_key
+from ltcore.data.shards.writer import WITHOUT_IMAGES, read_index
 from ltcore.errors import DataError
 from ltcore.shots import SHOT_GROUPS
 from ltcore.text import printable
@@ -227,7 +228,7 @@ def describe(uri: str) -> str:
     lines.append(
         f"  shot groups {', '.join(f'{counts[group]} {group}' for group in SHOT_GROUPS)} (by {manifest.shot_rule})"
     )
-    lines.append(f"  canvas      {manifest.image_size} px, mean {_floats(manifest.mean)}, std {_floats(manifest.std)}")
+    lines.append(f"  image size  {manifest.image_size} px, mean {_floats(manifest.mean)}, std {_floats(manifest.std)}")
     lines.append(f"  {'split':<11} {'images':>9} {'shards':>6} {'MB':>8}  images per class")
     for name in sorted(manifest.splits, key=lambda name: (KINDS.index(_kind(name)), name)):
         part, per_class = manifest.splits[name], manifest.class_counts[name]

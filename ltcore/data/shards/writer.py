@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,17 +14,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.manifest import SPLIT_NAME, Manifest, Shard, Split, write_manifest
 from ltcore.data.shards.publish import published
-from ltcore.errors import ConfigError, DataError, pick
+from ltcore.data.shards.source import EXTENSIONS, MAX_KEY, Sample, Source, is_key
+from ltcore.errors import ConfigError, DataError, at_least, pick, within
 from ltcore.hashing import hash64
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
 
-EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "avif")
 SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank}
 INDEX_SCHEMA = pa.schema(
     {
@@ -41,33 +41,6 @@ INDEX_SCHEMA = pa.schema(
 TAR_BLOCK = 512
 WITHOUT_IMAGES = "classes_without_images"
 """Key of the provenance: split -> names of the classes that it has no image of."""
-MAX_KEY = 90  # with the extension it must fit the 100 bytes that a plain tar header has for a name
-_KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image on its way into a shard."""
-
-    key: str
-    """Unique inside its split: letters, digits, ``_``, ``-`` and inner ``/``; at most 90. See ``safe_key``."""
-    image: bytes
-    """The encoded file, as it is."""
-    ext: str
-    """One of ``EXTENSIONS``."""
-    label: int
-    """Position in the class list."""
-    attribute: int = -1
-    """Position in the attribute list; -1 is unknown."""
-
-
-def safe_key(text: str) -> str:
-    """A legal key for any text, and the same text for a legal key; a hash keeps changed texts apart."""
-    if _KEY.fullmatch(text) and len(text) <= MAX_KEY:
-        return text
-    plain = re.sub(r"[^A-Za-z0-9_/-]+", "_", text)
-    plain = re.sub(r"/+", "/", plain).strip("/")
-    return f"{plain[-(MAX_KEY - 17) :].lstrip('/')}-{hash64(text):016x}"
 
 
 def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> tuple[pa.Table | None, int]:
@@ -80,20 +53,7 @@ def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> t
 
 
 def write_dataset(
-    uri: str,
-    *,
-    name: str,
-    classes: Iterable[str],
-    attributes: Iterable[str],
-    splits: Mapping[str, Iterable[Sample]],
-    image_size: int,
-    mean: Iterable[float],
-    std: Iterable[float],
-    seed: int,
-    shot_rule: str,
-    provenance: Mapping[str, Any],
-    shard_size: int = 1000,
-    progress: Callable[[str], None] | None = None,
+    uri: str, source: Source, *, seed: int, shard_size: int = 1000, progress: Callable[[str], None] | None = None
 ) -> Manifest:
     """Writes shards, indexes and the manifest at ``uri``; returns the manifest.
 
@@ -102,77 +62,77 @@ def write_dataset(
     told; a folder that holds anything else is refused. ``train`` must have every class in it, unless there is none and the data
     are for evaluation alone; classes that have no image in another split are noted in the provenance.
 
-    Raises ConfigError for a wrong argument and DataError for a bad sample or a failing disk; neither leaves anything
-    behind that a reader could take for a data set.
+    Raises ConfigError for a wrong field of the source and DataError for a bad sample or a failing disk; neither leaves
+    anything behind that a reader could take for a data set.
     """
-    classes, attributes = tuple(classes), tuple(attributes)
-    mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    group_classes = pick(SHOT_RULES, shot_rule, "shot_rule")
-    _check_arguments(splits, classes, image_size, mean, std, shard_size)
+    _check_source(source, shard_size)
     try:
         with published(uri, progress) as folder:
-            written, counts = {}, {}
-            for split, samples in splits.items():
+            splits, counts = {}, {}
+            for split, samples in source.splits.items():
                 with tempfile.TemporaryFile(dir=folder) as spool:
-                    rows = _spool(samples, spool, f"{name}/{split}", len(classes), len(attributes), seed)
-                    written[split] = Split(tuple(_write_shards(rows, spool, folder, split, shard_size)))
-                counts[split] = np.bincount([row.label for row in rows], minlength=len(classes))
-            known = counts["train"] if "train" in counts else np.sum(list(counts.values()), 0)
-            absent = [classes[c] for c in np.flatnonzero(known == 0)]
-            if absent:
-                what = "training image" if "train" in counts else "image"
-                raise DataError(
-                    f"{name}: {len(absent)} classes have no {what}, the first is {absent[0]!r}. Leave them out or add images."
-                )
-            manifest = Manifest(
-                name=name,
-                classes=classes,
-                attributes=attributes,
-                splits=written,
-                class_counts={split: tuple(row.tolist()) for split, row in counts.items()},
-                shot_groups=group_classes(known.tolist()),
-                shot_rule=shot_rule,
-                image_size=image_size,
-                mean=mean,
-                std=std,
-                seed=seed,
-                provenance=json.loads(json.dumps({**provenance, **_without_images(classes, counts)})),
-            )
+                    rows = _spool(samples, spool, f"{source.name}/{split}", source, seed)
+                    splits[split] = Split(tuple(_write_shards(rows, spool, folder, split, shard_size)))
+                counts[split] = np.bincount([row.label for row in rows], minlength=len(source.classes))
+            manifest = _manifest(source, splits, counts, seed)
             write_manifest(manifest, str(folder))
     except OSError as error:
         raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
     return manifest
 
 
-def _without_images(classes: tuple[str, ...], counts: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Split -> the classes of which it has no image, for splits that have images of others."""
-    absent = {split: [classes[c] for c in np.flatnonzero(row == 0)] for split, row in counts.items() if row.any()}
-    return {WITHOUT_IMAGES: named} if (named := {split: names for split, names in absent.items() if names}) else {}
-
-
-def _check_arguments(
-    splits: Mapping[str, Any],
-    classes: tuple[str, ...],
-    image_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    shard_size: int,
-) -> None:
-    if not splits:
+def _check_source(source: Source, shard_size: int) -> None:
+    classes = source.classes
+    if not source.splits:
         raise ConfigError("splits has nothing, expected 'train', or a test for evaluation alone.")
-    for split in splits:
+    for split in source.splits:
         if not SPLIT_NAME.fullmatch(split):
             raise ConfigError(f"split {split!r}: use only letters, digits, _ and -.")
     if not classes or len(set(classes)) != len(classes):
         raise ConfigError(
             f"classes must be distinct names, at least one; got {len(classes)}, {len(set(classes))} distinct."
         )
-    if not 1 <= image_size <= MAX_IMAGE_SIZE or shard_size < 1:
-        raise ConfigError(
-            f"canvas must be in 1..{MAX_IMAGE_SIZE} and shard_size >= 1, got {image_size} and {shard_size}."
+    pick(SHOT_RULES, source.shot_rule, "shot_rule")
+    try:
+        within(f"[1, {MAX_IMAGE_SIZE}]", image_size=source.image_size)
+        at_least(1, shard_size=shard_size)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    if len(source.mean) != 3 or len(source.std) != 3 or not all(s > 0 for s in source.std):
+        raise ConfigError(f"mean and std must have three numbers, std positive; got {source.mean} and {source.std}.")
+
+
+def _manifest(
+    source: Source, splits: dict[str, Split], counts: Mapping[str, npt.NDArray[np.int64]], seed: int
+) -> Manifest:
+    """Describes what was written; DataError where a class has no image to learn from."""
+    known_C = counts["train"] if "train" in counts else np.sum(list(counts.values()), 0)
+    absent = [source.classes[c] for c in np.flatnonzero(known_C == 0)]
+    if absent:
+        what = "training image" if "train" in counts else "image"
+        raise DataError(
+            f"{source.name}: {len(absent)} classes have no {what}, the first is {absent[0]!r}. Leave them out or add images."
         )
-    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
-        raise ConfigError(f"mean and std must have three numbers, std positive; got {mean} and {std}.")
+    return Manifest(
+        name=source.name,
+        classes=source.classes,
+        attributes=source.attributes,
+        splits=splits,
+        class_counts={split: tuple(row_C.tolist()) for split, row_C in counts.items()},
+        shot_groups=SHOT_RULES[source.shot_rule](known_C.tolist()),
+        shot_rule=source.shot_rule,
+        image_size=source.image_size,
+        mean=tuple(map(float, source.mean)),
+        std=tuple(map(float, source.std)),
+        seed=seed,
+        provenance=json.loads(json.dumps({**source.provenance, **_without_images(source.classes, counts)})),
+    )
+
+
+def _without_images(classes: tuple[str, ...], counts: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Split -> the classes of which it has no image, for splits that have images of others."""
+    absent = {split: [classes[c] for c in np.flatnonzero(row == 0)] for split, row in counts.items() if row.any()}
+    return {WITHOUT_IMAGES: named} if (named := {split: names for split, names in absent.items() if names}) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +148,12 @@ class _Row:
     size: int
 
 
-def _spool(
-    samples: Iterable[Sample], spool: BinaryIO, where: str, num_classes: int, num_attributes: int, seed: int
-) -> list[_Row]:
+def _spool(samples: Iterable[Sample], spool: BinaryIO, where: str, source: Source, seed: int) -> list[_Row]:
     """Appends the images to ``spool`` and returns the rows in keyed-hash order."""
     rows: dict[str, _Row] = {}
     start = 0
     for sample in samples:
-        problem = _problem(sample, num_classes, num_attributes)
+        problem = _problem(sample, len(source.classes), len(source.attributes))
         if problem or sample.key in rows:
             raise DataError(
                 f"{where}: sample {sample.key!r} {problem or 'comes twice; keys must be unique in a split'}."
@@ -208,7 +166,7 @@ def _spool(
 
 def _problem(sample: Sample, num_classes: int, num_attributes: int) -> str:
     """What is wrong with the sample, or ''."""
-    if not _KEY.fullmatch(sample.key) or len(sample.key) > MAX_KEY:
+    if not is_key(sample.key):
         return f"is no legal key: letters, digits, _, - and inner /, at most {MAX_KEY}; safe_key() makes one"
     if sample.ext not in EXTENSIONS:
         return f"has the extension {sample.ext!r}, expected one of {', '.join(EXTENSIONS)}"

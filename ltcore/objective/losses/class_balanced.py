@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import at_least, within
 from ltcore.objective.class_weights import EffectiveWeights, check_options, weighted
 from ltcore.objective.dims import FeatureDims, widened
 from ltcore.objective.interface import Base, LossContext
@@ -40,10 +41,8 @@ class ClassBalanced(Base):
 
         def __post_init__(self) -> None:
             check_options(self.beta, self.weight_norm)
-            if not 0 <= self.drw_start < 1:
-                raise ValueError(f"drw_start is a fraction of training in [0, 1), got {self.drw_start}")
-            if not 0 <= self.focal_gamma < float("inf"):
-                raise ValueError(f"focal_gamma must be a finite number >= 0, got {self.focal_gamma}")
+            within("[0, 1)", "a fraction of training", drw_start=self.drw_start)
+            at_least(0, focal_gamma=self.focal_gamma)
 
     @staticmethod
     def balances(cfg: Config) -> str:

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import within
 from ltcore.objective.dims import widened
 from ltcore.objective.interface import Base, LossContext
 
@@ -26,8 +27,7 @@ class CrossEntropy(Base):
         """Share of the target spread evenly over all classes. Range [0, 1)."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.label_smoothing < 1:
-                raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+            within("[0, 1)", label_smoothing=self.label_smoothing)
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """Returns the loss [B] of each sample."""

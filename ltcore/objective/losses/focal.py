@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import at_least, one_of
 from ltcore.objective.dims import widened
 from ltcore.objective.interface import Base, LossContext
 
@@ -36,10 +37,8 @@ class Focal(Base):
         """Treat the factor as a constant in the gradient, as in GLT's code."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.gamma < float("inf"):
-                raise ValueError(f"gamma must be a finite number >= 0, got {self.gamma}")
-            if self.form not in FORMS:
-                raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+            at_least(0, gamma=self.gamma)
+            one_of(FORMS, form=self.form)
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """Returns the loss [B] of each sample."""

@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import positive, within
 from ltcore.objective.class_weights import EffectiveWeights, check_options, weighted
 from ltcore.objective.dims import FeatureDims, widened
 from ltcore.objective.interface import Base, LossContext
@@ -47,12 +48,9 @@ class Ldam(Base):
 
         def __post_init__(self) -> None:
             check_options(self.beta, self.weight_norm)
-            if not 0 <= self.max_margin <= 2:
-                raise ValueError(f"max_margin is a difference of cosines in [0, 2], got {self.max_margin}")
-            if not 0 < self.scale < float("inf"):
-                raise ValueError(f"scale must be a finite number > 0, got {self.scale}")
-            if not 0 <= self.drw_start < 1:
-                raise ValueError(f"drw_start is a fraction of training in [0, 1), got {self.drw_start}")
+            within("[0, 2]", "a difference of cosines", max_margin=self.max_margin)
+            positive(scale=self.scale)
+            within("[0, 1)", "a fraction of training", drw_start=self.drw_start)
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import at_least
 from ltcore.objective.dims import widened
 from ltcore.objective.interface import Base, LossContext
 
@@ -27,8 +28,7 @@ class LogitAdjust(Base):
         """Strength of the prior, >= 0. Above 1 it favors rare classes more than a balanced test set rewards."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.tau < float("inf"):
-                raise ValueError(f"tau must be a finite number >= 0, got {self.tau}")
+            at_least(0, tau=self.tau)
 
     @staticmethod
     def balances(cfg: Config) -> str:

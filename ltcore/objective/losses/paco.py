@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import at_least, positive
 from ltcore.objective.contrast import SPARED, ContrastSet
 from ltcore.objective.dims import widened
 from ltcore.objective.interface import Base, LossContext
@@ -64,12 +65,12 @@ class Paco(Base):
         """
 
         def __post_init__(self) -> None:
-            for name in ("sample_weight", "neg_weight", "queue_size"):
-                if not 0 <= getattr(self, name) < math.inf:
-                    raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
-            for name in ("center_weight", "temperature", "center_temperature"):
-                if not 0 < getattr(self, name) < math.inf:
-                    raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
+            at_least(0, sample_weight=self.sample_weight, neg_weight=self.neg_weight, queue_size=self.queue_size)
+            positive(
+                center_weight=self.center_weight,
+                temperature=self.temperature,
+                center_temperature=self.center_temperature,
+            )
             if self.neg_weight == 0 and self.sample_weight > 0:
                 raise ValueError(
                     f"neg_weight may be 0 only where sample_weight is, got sample_weight={self.sample_weight}: "

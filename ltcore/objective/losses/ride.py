@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import at_least, positive, within
 from ltcore.objective.dims import widened
 from ltcore.objective.interface import LossContext
 from ltcore.objective.losses.ldam import Ldam
@@ -51,12 +52,9 @@ class Ride(Ldam):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not 0 <= self.diversity_weight < float("inf"):
-                raise ValueError(f"diversity_weight must be a finite number >= 0, got {self.diversity_weight}")
-            if not 0 < self.temperature < float("inf"):
-                raise ValueError(f"temperature must be a finite number > 0, got {self.temperature}")
-            if not 0 <= self.temperature_spread <= 1:
-                raise ValueError(f"temperature_spread must be in [0, 1], got {self.temperature_spread}")
+            at_least(0, diversity_weight=self.diversity_weight)
+            positive(temperature=self.temperature)
+            within("[0, 1]", temperature_spread=self.temperature_spread)
 
     cfg: Config
 

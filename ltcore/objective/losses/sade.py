@@ -24,6 +24,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
+from ltcore.errors import at_least, one_of
 from ltcore.objective.dims import widened
 from ltcore.objective.interface import Base, LossContext
 
@@ -53,10 +54,8 @@ class Sade(Base):
         """
 
         def __post_init__(self) -> None:
-            if not 0 <= self.tau < float("inf"):
-                raise ValueError(f"tau must be a finite number >= 0, got {self.tau}")
-            if self.ties not in TIES:
-                raise ValueError(f"ties must be one of {', '.join(TIES)}, got {self.ties!r}")
+            at_least(0, tau=self.tau)
+            one_of(TIES, ties=self.ties)
 
     @staticmethod
     def balances(cfg: Config) -> str:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ltcore.errors import at_least, one_of, positive, within
 from ltcore.objective.stage2.sampler import class_aware_rows
 from ltcore.stats import ClassStats
 
@@ -120,15 +121,11 @@ class SgdConfig:
     """'cosine' (to 0, set per epoch) or 'constant'."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        positive(lr=self.lr)
+        within("[0, 1)", momentum=self.momentum)
+        at_least(0, weight_decay=self.weight_decay)
+        one_of(SCHEDULES, schedule=self.schedule)
 
 
 class Trained(HeadMethod):
@@ -172,10 +169,8 @@ class ClassAwareConfig(SgdConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.per_class < 1:
-            raise ValueError(f"per_class must be >= 1, got {self.per_class}")
-        if self.max_passes is not None and not 0 < self.max_passes < float("inf"):
-            raise ValueError(f"max_passes must be a finite number > 0 or null, got {self.max_passes}")
+        at_least(1, per_class=self.per_class)
+        positive(max_passes=self.max_passes)
 
 
 class ClassAware(Trained):

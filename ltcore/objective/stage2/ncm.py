@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ltcore.errors import one_of
 from ltcore.objective.stage2.method import FeatureSet, Solved
 
 METRICS = ("cosine", "euclidean")
@@ -34,8 +35,7 @@ class Ncm(Solved):
         """
 
         def __post_init__(self) -> None:
-            if self.metric not in METRICS:
-                raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+            one_of(METRICS, metric=self.metric)
 
     cfg: Config
 

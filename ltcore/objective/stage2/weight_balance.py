@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ltcore.errors import at_least
 from ltcore.objective.class_weights import check_options, effective_weights, weighted
 from ltcore.objective.stage2.method import SgdConfig, Trained, expert_cross_entropy, expert_logits
 from ltcore.objective.stage2.sampler import shuffled_rows
@@ -51,8 +52,7 @@ class WeightBalance(Trained):
         def __post_init__(self) -> None:
             super().__post_init__()
             check_options(self.beta, self.weight_norm)
-            if self.max_norm is not None and not 0 <= self.max_norm < float("inf"):
-                raise ValueError(f"max_norm must be a finite number >= 0 or null, got {self.max_norm}")
+            at_least(0, max_norm=self.max_norm)
 
     cfg: Config
 

@@ -38,6 +38,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
+from ltcore.errors import at_least, different, one_of, positive
 from ltcore.objective.dims import FeatureDims, widened
 from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import MemorySpec
@@ -84,18 +85,12 @@ class Dro(Term):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not 0 <= self.radius < float("inf"):
-                raise ValueError(f"radius must be a finite number >= 0, got {self.radius}")
-            if self.radius_mode not in RADIUS_MODES:
-                raise ValueError(f"radius_mode must be one of {', '.join(RADIUS_MODES)}, got {self.radius_mode!r}")
-            if not 0 < self.temperature < float("inf"):
-                raise ValueError(f"temperature must be a finite number > 0, got {self.temperature}")
-            if self.denominator not in DENOMINATORS:
-                raise ValueError(f"denominator must be one of {', '.join(DENOMINATORS)}, got {self.denominator!r}")
-            if self.slack not in (1, 2):
-                raise ValueError(f"slack must be 1 or 2, got {self.slack}")
-            if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
-                raise ValueError(f"layers must be null or one or more different names, got {list(self.layers)}")
+            at_least(0, radius=self.radius)
+            positive(temperature=self.temperature)
+            one_of(RADIUS_MODES, radius_mode=self.radius_mode)
+            one_of(DENOMINATORS, denominator=self.denominator)
+            one_of((1, 2), slack=self.slack)
+            different("names", layers=self.layers)
             if self.layers is not None and self.radius_mode == "learned_compat":
                 raise ValueError(
                     f"layers must be null with radius_mode='learned_compat', which reproduces a code with final features "

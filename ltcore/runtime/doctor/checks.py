@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import os
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from typing import Any
 
 from ltcore import storage
 from ltcore.errors import ConfigError, LtcoreError
+from ltcore.text import byte_size
 
-GIB = 2**30
 LEAST_SHM_BYTES = 256 * 2**20
-LEAST_DISK_BYTES = 2 * GIB
+LEAST_DISK_BYTES = 2 * 2**30
 LEAST_FILES = 4096
 NO_NODES = ("driver", "cluster")
 GREEN, YELLOW, RED = "ok", "warning", "red"
@@ -54,9 +53,9 @@ def examine(marker_root: str, data_uri: str, expected: str, *, shared: bool) -> 
         "host": socket.gethostname(),
         "versions": {name: _version(name) for name in ("ray", "torch")} | {"python": sys.version.split()[0]},
         "code": _code(),
-        "shm_bytes": _free("/dev/shm"),
-        "disk_bytes": _free(tempfile.gettempdir()),
-        "cache_bytes": _free(_existing(storage.cache_root())),
+        "shm_bytes": storage.free_bytes("/dev/shm"),
+        "disk_bytes": storage.free_bytes(tempfile.gettempdir()),
+        "cache_bytes": storage.free_bytes(storage.cache_root()),
         "gpus": _gpus(),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "auth": _auth(),
@@ -77,7 +76,7 @@ def checks(
 
     offered = ", ".join(f"{resources.get(k, 0):g} {k}s" for k in ("CPU", "GPU") if resources.get(k))
     memory = resources.get("memory", 0)
-    add("resources", (offered or "none") + (f", {memory / GIB:.1f} GiB" if memory else ""))
+    add("resources", (offered or "none") + (f", {byte_size(memory)}" if memory else ""))
     named = int(resources.get("GPU", 0))
     if named:
         few = report["gpus"] < named
@@ -92,10 +91,13 @@ def checks(
         others = bool(int(mode, 8) & 0o077)
         add("token file", f"mode {mode}", others, "`chmod 600` it: other users of the node can read it", YELLOW)
     shm, disk, cache = report["shm_bytes"], report["disk_bytes"], report["cache_bytes"]
-    add("/dev/shm", _gib(shm), shm < LEAST_SHM_BYTES, "start the container with --shm-size of 30% of its memory")
     low = "free some space, or use a larger volume"
-    add("disk", _gib(disk), disk < LEAST_DISK_BYTES, f"{low} (objects are spilled there)")
-    add("cache disk", _gib(cache), cache < LEAST_DISK_BYTES, f"{low}, or set LTCORE_CACHE to another disk")
+    for what, free, least, fix in (
+        ("/dev/shm", shm, LEAST_SHM_BYTES, "start the container with --shm-size of 30% of its memory"),
+        ("disk", disk, LEAST_DISK_BYTES, f"{low} (objects are spilled there)"),
+        ("cache disk", cache, LEAST_DISK_BYTES, f"{low}, or set LTCORE_CACHE to another disk"),
+    ):
+        add(what, f"{byte_size(free)} free", free < least, fix)
     few = report["files"] < LEAST_FILES
     add("open files", str(report["files"]), few, "`ulimit -n 65536` before `ray start`", YELLOW)
     add("storage", report["storage"] or "read and written", bool(report["storage"]), _STORAGE_FIX)
@@ -248,15 +250,3 @@ def _gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _free(folder: str | Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB free"

@@ -93,7 +93,7 @@ SHARDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "tar is a pipe": (lambda d: pipe(d / "train-00000.tar"), r"train-00000.tar is no plain file"),
     "canvas 30000": (
         lambda d: edited(d, lambda raw: raw.update(image_size=30_000)),
-        "canvas is 30000, expected 1 to 4096",
+        "image_size is 30000, expected 1 to 4096",
     ),
     "count of 400 digits": (
         lambda d: edited(d, lambda raw: shard_of(raw).update(count=10**400)),

@@ -16,7 +16,7 @@ from ltcore.data.datasets.image_folder import image_folder
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.data.shards.writer import safe_key
+from ltcore.data.shards.source import safe_key
 from ltcore.errors import DataError
 
 

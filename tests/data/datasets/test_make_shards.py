@@ -58,7 +58,11 @@ def test_list_files(run, images, tmp_path):
     ("arguments", "code", "message"),
     [
         (("nowhere", "OUT"), 1, "error: data.uri='nowhere': there is nothing. Accepted: shards"),
-        (("IMAGES", "OUT", "--imbalance-factor", "0.5"), 2, "error: data.imbalance_factor must be a number >= 1"),
+        (
+            ("IMAGES", "OUT", "--imbalance-factor", "0.5"),
+            2,
+            "error: data.imbalance_factor must be a finite number >= 1",
+        ),
         (("IMAGES", "OUT", "--subset", "other"), 2, "error: data.subset must be one of keyed, legacy"),
         (("IMAGES", "OUT", "--list", "train.txt"), 2, "expected SPLIT=FILE, got train.txt"),
         (("info", "nowhere"), 1, "nowhere/manifest.json does not exist"),

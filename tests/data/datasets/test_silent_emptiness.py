@@ -13,6 +13,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.folder_layout import read_folders, read_lists
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.prepare import make, prepare, selection_remarks
+from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.remarks import remarks
 from ltcore.data.shards.validate import describe
@@ -218,8 +219,10 @@ def test_a_factor_on_shards_that_were_made_without_one_is_refused(small: Path) -
 
 def test_other_data_than_a_run_was_trained_on_are_evaluated_as_they_are() -> None:
     trained = DataConfig(uri="cifar100", imbalance_factor=100, subset="legacy", val_per_class=3)
-    assert trained.on("photos") == DataConfig(uri="photos", val_per_class=3)
-    assert trained.on("cifar100") == trained
-    assert trained.on("cifar10") == DataConfig(uri="cifar10", imbalance_factor=100, subset="legacy", val_per_class=3)
+    assert on_other_data(trained, "photos") == DataConfig(uri="photos", val_per_class=3)
+    assert on_other_data(trained, "cifar100") == trained
+    assert on_other_data(trained, "cifar10") == DataConfig(
+        uri="cifar10", imbalance_factor=100, subset="legacy", val_per_class=3
+    )
     photos = DataConfig(uri="photos", imbalance_factor=4)
-    assert photos.on("photos") == photos and photos.on("photos2").imbalance_factor is None
+    assert on_other_data(photos, "photos") == photos and on_other_data(photos, "photos2").imbalance_factor is None

@@ -26,10 +26,11 @@ from ltcore.data.images.decode import MAX_PIXELS, decode_canvas
 from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.reader import ShardStore
+from ltcore.data.shards.source import Sample
 from ltcore.data.shards.validate import check_dataset
-from ltcore.data.shards.writer import Sample, write_dataset
 from ltcore.errors import DataError
 from ltcore.storage import cache_root
+from tests.shards import write_dataset
 
 SIDE = 16
 RNG = np.random.default_rng(0)

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from ltcore import storage
 from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
-from ltcore.data.loading import factory
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
 from ltcore.data.loading.prefetch import prefetch
 from ltcore.data.loading.samples import decode_rows
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from ltcore.errors import ConfigError, DataError
 from tests.conftest import png
+from tests.shards import write_dataset
 
 
 def open_loader(uri: str, kind: str, rank: int = 0, world: int = 1, **config: Any) -> Loader:
@@ -133,7 +134,7 @@ def test_the_loader_is_chosen_by_size_and_explained(tiny_shards: str, monkeypatc
     chosen = open_loader(tiny_shards, "auto", cache_bytes=1000)
     assert chosen.kind == "threads"
     assert "exceed data.cache_bytes" in chosen.why
-    monkeypatch.setattr(factory.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
     assert "free disk" in open_loader(tiny_shards, "auto").why
     chosen = open_loader(tiny_shards, "ray")
     assert chosen.kind == "threads"
@@ -168,7 +169,7 @@ def test_what_cannot_work_is_refused_at_once(tiny_shards: str) -> None:
 
 
 def feed_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ltcore-feed")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ltcore-loader")]
 
 
 def test_closing_early_leaves_no_threads(tiny_shards: str) -> None:
@@ -262,11 +263,11 @@ def test_a_class_without_a_single_good_image(spoiled: Callable[..., str]) -> Non
     ("change", "words"),
     [
         ({"uri": ""}, "uri must"),
-        ({"imbalance_factor": 0.5}, "imbalance_factor must be a number >= 1 or null, got 0.5"),
+        ({"imbalance_factor": 0.5}, "imbalance_factor must be a finite number >= 1, got 0.5"),
         ({"imbalance_factor": float("nan")}, "imbalance_factor must"),
         ({"subset": "random"}, "subset must be one of keyed, legacy, got 'random'"),
         ({"val_per_class": -1}, "val_per_class must be >= 0"),
-        ({"image_size": 0}, "image_size must be between 1 and 4096"),
+        ({"image_size": 0}, r"image_size must be in \[1, 4096\]"),
         ({"loader": "disk"}, "loader must be one of auto, cache, threads, ray"),
         ({"lanes": 0}, "lanes must be >= 1"),
         ({"cache_bytes": -1}, "cache_bytes must be >= 0"),

@@ -16,9 +16,10 @@ from ltcore.data.loading import original_cache as image_cache
 from ltcore.data.loading.canvas_cache import open_canvases
 from ltcore.data.loading.original_cache import ImageCache, images_path, kept_size, open_images, typical_bytes
 from ltcore.data.shards.reader import ShardStore
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from ltcore.errors import DataError
 from tests.conftest import png
+from tests.shards import write_dataset
 
 GIB = 2**30
 SIDE = 12

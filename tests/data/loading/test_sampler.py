@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ltcore.data.loading.sampler import EpochSampler, Rows, drawn_copies, eval_rows
+from ltcore.data.loading.sampler import EpochSampler, Rows, check_batches, check_lanes, drawn_copies, eval_rows
 from ltcore.errors import ConfigError
 
 SHARDS = st.lists(st.one_of(st.integers(0, 40), st.sampled_from([0, 1])), min_size=1, max_size=12)
@@ -205,3 +205,12 @@ def test_evaluation_sees_every_row_once(num_rows: int, world: int, batch_size: i
     slices = [part for rank in range(world) for part in eval_rows(num_rows, rank, world, batch_size)]
     assert [row for part in slices for row in part.tolist()] == list(range(num_rows))
     assert all(0 < len(part) <= batch_size for part in slices)
+
+
+def test_lanes_are_checked_without_an_epoch() -> None:
+    assert check_lanes(64, 128, 4) == 64 and check_lanes(64, 96, 2) == 32
+    with pytest.raises(ConfigError, match=r"3 workers cannot share the 64 lanes of a global batch of 64 .*lanes=192"):
+        check_lanes(64, 64, 3)
+    assert check_batches(64, 64) == 1
+    with pytest.raises(ConfigError, match="63 rows in this epoch, fewer than one global batch of 64"):
+        check_batches(63, 64)

@@ -12,9 +12,10 @@ from pyarrow import fs as pafs
 from ltcore import storage
 from ltcore.data.shards import publish
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
-from ltcore.data.shards.writer import Sample, write_dataset
+from ltcore.data.shards.source import Sample
 from ltcore.errors import ConfigError, DataError
 from tests.data.small import tiny_png, write_small
+from tests.shards import write_dataset
 
 Place = tuple[str, Path]
 """URI, and the folder in which its files really are."""

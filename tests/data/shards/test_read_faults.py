@@ -152,7 +152,7 @@ def test_no_flipped_bit_of_a_manifest_is_anything_but_a_sentence(small: Path) ->
     ("change", "words"),
     [
         ({"image_size": "16"}, "found '16' where a name or a count should be"),
-        ({"image_size": 0}, "canvas is 0, expected 1 to 4096 pixels"),
+        ({"image_size": 0}, "image_size is 0, expected 1 to 4096 pixels"),
         ({"classes": ["c0", "c0", "c2"]}, "two classes have the same name"),
         ({"classes": [1, 2, 3]}, "found 1 where"),
         ({"mean": [0.5, 0.5]}, r"mean is \[0.5, 0.5\], expected three numbers"),

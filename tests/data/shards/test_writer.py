@@ -14,9 +14,10 @@ from pyarrow import fs as pafs
 
 from ltcore import storage
 from ltcore.data.shards.manifest import Manifest, read_manifest
-from ltcore.data.shards.writer import Sample, safe_key, write_dataset
+from ltcore.data.shards.source import Sample, safe_key
 from ltcore.errors import ConfigError, DataError
 from ltcore.rng import hash64
+from tests.shards import write_dataset
 
 RNG = np.random.default_rng(0)
 SAMPLES = [Sample(f"k{n}", RNG.bytes(RNG.integers(1, 2000)), "png", n % 3, n % 2 - (n % 4 == 3)) for n in range(25)]
@@ -131,8 +132,8 @@ def test_a_class_without_training_image_is_named(tmp_path: Path) -> None:
         ({"splits": {"train": SAMPLES, "../x": []}}, "use only letters"),
         ({"classes": ["a", "a", "b"]}, "distinct"),
         ({"shot_rule": "rnak"}, "Did you mean rank"),
-        ({"shard_size": 0}, "shard_size >= 1, got 8 and 0"),
-        ({"image_size": 4097}, r"canvas must be in 1\.\.4096"),
+        ({"shard_size": 0}, "shard_size must be >= 1, got 0"),
+        ({"image_size": 4097}, r"image_size must be in \[1, 4096\], got 4097"),
         ({"std": (0.2, 0.2, 0.0)}, "std positive"),
     ],
 )

@@ -140,8 +140,8 @@ def test_it_is_a_list_on_the_command_line_and_null_by_default() -> None:
             r"objective.terms.dro.layers=final,stage3 does not go with model.name=resnet32, which has no layer 'stage3'. "
             r"Choose among final, stage1, stage2",
         ),
-        ({"objective.terms.dro.layers": "final,final"}, r"layers must be null or one or more different names"),
-        ({"objective.terms.dro.layers": ""}, r"layers must be null or one or more different names, got \[\]"),
+        ({"objective.terms.dro.layers": "final,final"}, r"layers must be one or more different names"),
+        ({"objective.terms.dro.layers": ""}, r"layers must be one or more different names, got \[\]"),
         ({"objective.terms.dro.layers": 3}, r"objective.terms.dro.layers=3: expected words such as a,b or null"),
         (
             {"objective.terms.dro.layers": "stage1", "objective.terms.dro.radius_mode": "learned_compat"},

@@ -44,6 +44,7 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
+from ltcore.errors import at_least, one_of, positive, within
 from ltcore.objective.dims import FeatureDims, widened
 from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import Memory, MemorySpec
@@ -115,30 +116,21 @@ class Ifl(Term):
                 raise ValueError(
                     f"milestones must rise, after start={self.start} and before 1, got {list(self.milestones)}"
                 )
-            if not 1 <= self.num_envs <= 4:
-                raise ValueError(f"num_envs must be 1 to 4, got {self.num_envs}")
-            if self.env_type not in ENV_TYPES:
-                raise ValueError(f"env_type must be one of {', '.join(ENV_TYPES)}, got {self.env_type!r}")
+            one_of(ENV_TYPES, env_type=self.env_type)
+            one_of(ENV_MODES, env_mode=self.env_mode)
+            one_of(SCALINGS, env_scaling=self.env_scaling)
+            one_of(CENTERS, center=self.center)
+            within("[1, 4]", num_envs=self.num_envs)
+            at_least(1, tail_ratio=self.tail_ratio)
+            at_least(0, center_weight=self.center_weight, irm_weight=self.irm_weight)
+            positive(center_growth=self.center_growth)
             if self.env_type == "correctness" and self.num_envs > 2:
                 raise ValueError(f"num_envs must be 1 or 2 with env_type='correctness', got {self.num_envs}")
-            if not 1 <= self.tail_ratio < float("inf"):
-                raise ValueError(f"tail_ratio must be a finite number >= 1, got {self.tail_ratio}")
-            if self.env_mode not in ENV_MODES:
-                raise ValueError(f"env_mode must be one of {', '.join(ENV_MODES)}, got {self.env_mode!r}")
             if self.env_mode == "repeat" and self.num_envs > 1 and self.irm_weight > 0:
                 raise ValueError(
                     f"irm_weight must be 0 with env_mode='repeat', got {self.irm_weight}: it needs the risk of each "
                     "environment, and a repeated image does not say in which it was drawn. Set env_mode='weight'"
                 )
-            if self.env_scaling not in SCALINGS:
-                raise ValueError(f"env_scaling must be one of {', '.join(SCALINGS)}, got {self.env_scaling!r}")
-            if self.center not in CENTERS:
-                raise ValueError(f"center must be one of {', '.join(CENTERS)}, got {self.center!r}")
-            for name in ("center_weight", "irm_weight"):
-                if not 0 <= getattr(self, name) < float("inf"):
-                    raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
-            if not 0 < self.center_growth < float("inf"):
-                raise ValueError(f"center_growth must be a finite number > 0, got {self.center_growth}")
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)

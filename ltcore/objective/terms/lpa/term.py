@@ -19,7 +19,6 @@ Cost: 2B(2WB + Q)d for the loss (shared with PaCo), 2PKD per image to assign P l
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import Batch, ModelOutput
+from ltcore.errors import at_least, different, one_of, positive, within
 from ltcore.objective.contrast import SPARED, ContrastSet, mean_over_valid, supcon
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.embedding import EMBEDDINGS, NEEDS, query_of
@@ -143,55 +143,31 @@ class Lpa(Term):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name, low in [
-                ("num_attributes", 2),
-                ("neighbors", 0),
-                ("queue_size", 0),
-                ("shrink", 0),
-                ("reservoir_per_class", 1),
-                ("locations_per_image", 1),
-                ("iterations", 1),
-            ]:
-                if not low <= getattr(self, name) < math.inf:
-                    raise ValueError(f"{name} must be a finite number >= {low}, got {getattr(self, name)}")
-            for name in ("temperature", "score_temperature"):
-                if not 0 < getattr(self, name) < math.inf:
-                    raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
-            if not -1 <= self.threshold < 1:
-                raise ValueError(f"threshold is a cosine in [-1, 1), got {self.threshold}")
-            if not 0 <= self.neighbor_mass <= 1:
-                raise ValueError(f"neighbor_mass is a share in [0, 1], got {self.neighbor_mass}")
-            if not 0 <= self.refresh_fraction <= 1:
-                raise ValueError(f"refresh_fraction is a fraction of training in [0, 1], got {self.refresh_fraction}")
-            if not self.start < self.freeze_fraction <= 1:
-                raise ValueError(
-                    f"freeze_fraction must lie in (start, 1] = ({self.start}, 1], got {self.freeze_fraction}: "
-                    "there would be no clustering to freeze"
-                )
-            if self.views not in (1, 2):
-                raise ValueError(f"views must be 1 or 2, got {self.views}")
-            if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
-                raise ValueError(f"layers must be null or one or more different names, got {list(self.layers)}")
-            if not self.scales or len(set(self.scales)) < len(self.scales) or min(self.scales) < 1:
-                raise ValueError(f"scales must be one or more different whole numbers >= 1, got {list(self.scales)}")
-            if not 0 <= self.online_rate <= 1:
-                raise ValueError(f"online_rate is a share in [0, 1], got {self.online_rate}")
+            at_least(0, neighbors=self.neighbors, queue_size=self.queue_size, shrink=self.shrink)
+            at_least(1, reservoir_per_class=self.reservoir_per_class, locations_per_image=self.locations_per_image)
+            at_least(1, iterations=self.iterations)
+            at_least(2, num_attributes=self.num_attributes)
+            positive(temperature=self.temperature, score_temperature=self.score_temperature)
+            within("[-1, 1)", "a cosine", threshold=self.threshold)
+            within("[0, 1]", "a share", neighbor_mass=self.neighbor_mass, online_rate=self.online_rate)
+            within("[0, 1]", "a fraction of training", refresh_fraction=self.refresh_fraction)
+            within(f"({self.start}, 1]", "a fraction of training after start,", freeze_fraction=self.freeze_fraction)
+            one_of((1, 2), views=self.views)
+            different("names", layers=self.layers)
+            different("sides", scales=self.scales)
+            at_least(1, scales=min(self.scales))
+            one_of(CENTERINGS, centering=self.centering)
+            one_of(SIMILARITIES, similarity=self.similarity)
+            one_of(SCORES, score=self.score)
+            one_of(METRICS, metric=self.metric)
+            one_of(POSITIVES, positives=self.positives)
+            one_of(EMBEDDINGS, embedding=self.embedding)
+            one_of(RESERVOIRS, reservoir=self.reservoir)
             if self.online_rate and self.metric == "whitened":
                 raise ValueError(
-                    f"online_rate must be 0 with metric='whitened', whose axes are those of one clustering, got "
-                    f"{self.online_rate}"
+                    "online_rate must be 0 with metric='whitened', whose axes are those of one clustering, "
+                    f"got {self.online_rate}"
                 )
-            for name, allowed in [
-                ("centering", CENTERINGS),
-                ("score", SCORES),
-                ("metric", METRICS),
-                ("similarity", SIMILARITIES),
-                ("positives", POSITIVES),
-                ("embedding", EMBEDDINGS),
-                ("reservoir", RESERVOIRS),
-            ]:
-                if getattr(self, name) not in allowed:
-                    raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
     cfg: Config
 

@@ -1,0 +1,49 @@
+"""What a source of images is: a class that makes a :class:`Source` under the choices of a ``data`` section."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from ltcore.data.config import DataConfig
+from ltcore.data.shards.source import Source
+from ltcore.errors import ConfigError
+
+Lists = Sequence[tuple[str, str]]
+"""(split, list file of ``path label`` lines)."""
+
+
+class Dataset(ABC):
+    """One source, found and identified but not yet read.
+
+    The class attributes say how it differs from the others, so that nobody else asks for its name.
+    """
+
+    by_path: ClassVar[bool] = False
+    """``data.uri`` is the place of the images, and not the name of a published data set."""
+    has_selection: ClassVar[bool] = True
+    """``data.imbalance_factor`` and ``data.subset`` choose its training images; otherwise its imbalance is its own."""
+    is_generated: ClassVar[bool] = False
+    """It is made out of nothing in seconds, so ``--fresh`` makes it again."""
+
+    name: str
+    """First part of the name of the folder that its shards go to."""
+    identity: str
+    """Changes with everything, beside the ``data`` section, that determines the samples."""
+
+    def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
+        """Finds the data; DataError or ConfigError where that is impossible.
+
+        Args:
+            cfg: of it ``uri``, ``imbalance_factor``, ``subset``, ``subset_seed`` and ``val_per_class`` matter here.
+            lists: list files that say which images are used; for images in a directory or zip alone.
+            needs_train: refuse data without training images, which can only be evaluated on.
+        """
+        if lists:
+            raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
+        self.cfg, self.name, self.identity = cfg, cfg.uri, cfg.uri
+
+    @abstractmethod
+    def source(self) -> Source:
+        """Chooses the images of every split; the same ``data`` section gives the same ones."""

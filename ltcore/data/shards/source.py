@@ -1,0 +1,67 @@
+"""What shards are written from: samples, split by split, and what is known of them together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ltcore.hashing import hash64
+
+EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "avif")
+MAX_KEY = 90  # with the extension it must fit the 100 bytes that a plain tar header has for a name
+_KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image on its way into a shard."""
+
+    key: str
+    """Unique inside its split: letters, digits, ``_``, ``-`` and inner ``/``; at most 90. See ``safe_key``."""
+    image: bytes
+    """The encoded file, as it is."""
+    ext: str
+    """One of ``EXTENSIONS``."""
+    label: int
+    """Position in the class list."""
+    attribute: int = -1
+    """Position in the attribute list; -1 is unknown."""
+
+
+def is_key(text: str) -> bool:
+    """Whether the text may be the key of a sample."""
+    return bool(_KEY.fullmatch(text)) and len(text) <= MAX_KEY
+
+
+def safe_key(text: str) -> str:
+    """A legal key for any text, and the same text for a legal key; a hash keeps changed texts apart."""
+    if is_key(text):
+        return text
+    plain = re.sub(r"[^A-Za-z0-9_/-]+", "_", text)
+    plain = re.sub(r"/+", "/", plain).strip("/")
+    return f"{plain[-(MAX_KEY - 17) :].lstrip('/')}-{hash64(text):016x}"
+
+
+class Rows(Protocol):
+    """The samples of one split, read while they are iterated; every iteration gives the same ones."""
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set before it is written; fields as in ``ltcore.data.shards.manifest.Manifest``."""
+
+    name: str
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    splits: Mapping[str, Rows]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shot_rule: str
+    provenance: Mapping[str, Any]

@@ -1,0 +1,146 @@
+"""What every source of images promises, for each row of the registry, on a few small images."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets import cifar
+from ltcore.data.datasets.dataset import Dataset
+from ltcore.data.datasets.prepare import make, write_source
+from ltcore.data.datasets.registry import DATASETS, PATH, find, names
+from ltcore.data.images.decode import decode_canvas
+from ltcore.data.shards.source import Sample, Source
+from ltcore.data.shards.validate import check_dataset
+from ltcore.errors import ConfigError, DataError
+
+CLASSES, PER_CLASS = 3, 40
+
+Samples = dict[str, list[Sample]]
+
+
+def fake_cifar(name: str, *, train: bool) -> Any:
+    """What torchvision makes of CIFAR's archive, in small."""
+    rng = np.random.default_rng(train)
+    labels = np.repeat(np.arange(CLASSES), PER_CLASS if train else 5)
+    rng.shuffle(labels)
+    pixels = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    return SimpleNamespace(data=pixels, targets=labels.tolist(), classes=[f"class {c}" for c in range(CLASSES)])
+
+
+def write_folder(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for n in range(CLASSES * PER_CLASS):
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
+        path = root / f"class {n % CLASSES}" / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(out.getvalue())
+    return root
+
+
+@pytest.fixture(scope="module", params=DATASETS)
+def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What ``data.uri`` is for the row; nothing is downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cifar, "load", fake_cifar)
+        yield str(write_folder(tmp_path_factory.mktemp("of") / "pets")) if request.param == PATH else request.param
+
+
+def open_row(uri: str, **choices: Any) -> Dataset:
+    """The row's source, with a long tail unless something else is chosen."""
+    return find(uri)(DataConfig(uri=uri, **{"imbalance_factor": 4.0, "val_per_class": 2} | choices))
+
+
+def read(source: Source) -> dict[str, list[Sample]]:
+    return {split: list(rows) for split, rows in source.splits.items()}
+
+
+@pytest.fixture(scope="module")
+def source(uri: str) -> Source:
+    return open_row(uri).source()
+
+
+@pytest.fixture(scope="module")
+def samples(source: Source) -> dict[str, list[Sample]]:
+    return read(source)
+
+
+def test_the_rows_say_what_they_are() -> None:
+    for row in DATASETS.values():
+        assert row.summary and row.paper and "\n" not in row.summary + row.paper
+    assert names() == [name for name in DATASETS if name != PATH]
+
+
+def test_one_seed_gives_the_same_samples_and_another_gives_others(uri: str, source: Source, samples: Samples) -> None:
+    assert read(source) == samples  # every iteration reads the same rows
+    assert {split: len(rows) for split, rows in source.splits.items()} == {s: len(rows) for s, rows in samples.items()}
+    again = open_row(uri).source()
+    assert read(again) == samples and again.provenance == source.provenance
+    assert read(open_row(uri, subset_seed=1).source())["train"] != samples["train"]
+
+
+def test_a_selection_changes_the_training_images_or_is_said_to_have_no_effect(uri: str, samples: Samples) -> None:
+    whole = read(open_row(uri, imbalance_factor=None).source())
+    assert (whole["train"] != samples["train"]) == find(uri).has_selection
+    assert find(uri).has_selection or whole == samples
+
+
+def test_training_validation_and_test_share_no_sample_and_no_image(samples: Samples) -> None:
+    kinds: dict[str, list[Sample]] = {}
+    for split, rows in samples.items():
+        kinds.setdefault(split.split("_")[0], []).extend(rows)
+        assert len({row.key for row in rows}) == len(rows) > 0
+    assert kinds.keys() == {"train", "val", "test"}
+    for field in ("key", "image"):
+        values = [{getattr(row, field) for row in rows} for rows in kinds.values()]
+        assert sum(map(len, values)) == len(set().union(*values)), field
+
+
+def test_classes_have_names_and_images_to_train_and_test_on(source: Source, samples: Samples) -> None:
+    assert all(source.classes) and len(set(source.classes)) == len(source.classes) > 1
+    for split, rows in samples.items():
+        labels = {row.label for row in rows}
+        assert labels <= set(range(len(source.classes)))
+        assert split.startswith("val") or len(labels) == len(source.classes)
+        assert {row.attribute for row in rows} <= {-1, *range(len(source.attributes))}
+
+
+def test_statistics_are_finite_and_images_decode_at_the_size(source: Source, samples: Samples) -> None:
+    assert len(source.mean) == len(source.std) == 3
+    assert all(math.isfinite(m) and 0 <= m <= 1 for m in source.mean)
+    assert all(math.isfinite(s) and 0 < s <= 1 for s in source.std)
+    for row in samples["train"][:3]:
+        pixels = decode_canvas(row.image, source.image_size, row.key)
+        assert pixels.shape == (3, source.image_size, source.image_size) and np.ptp(pixels) > 0
+
+
+def test_the_provenance_names_the_source_and_no_place_of_this_machine(uri: str, source: Source) -> None:
+    text = json.dumps(source.provenance)
+    assert source.provenance["source"] and source.name.startswith(open_row(uri).name)
+    assert str(Path(uri).parent) not in text or not find(uri).by_path
+
+
+def test_wrong_options_are_refused_in_one_sentence(uri: str) -> None:
+    with pytest.raises((ConfigError, DataError)) as refused:
+        make(DataConfig(uri=uri), "nowhere", lists=[("train", "no-such-list.txt")])
+    assert "\n" not in str(refused.value) and str(refused.value).endswith(".")
+    if find(uri).by_path:
+        with pytest.raises(ConfigError, match=r"^data\.subset='legacy' needs the original order"):
+            open_row(uri, subset="legacy")
+
+
+def test_shards_of_it_are_whole(source: Source, tmp_path: Path) -> None:
+    manifest = write_source(source, str(tmp_path / "made"), seed=0, shard_size=1000)
+    assert check_dataset(str(tmp_path / "made")) == []
+    assert manifest.provenance["source"] and manifest.split("train").num_samples > 0
