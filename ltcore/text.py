@@ -72,7 +72,7 @@ def _spelled(char: str) -> str:
 
 
 def byte_size(count: float) -> str:
-    """``1.50 GiB``, or ``3.0 MiB`` for less than an eighth of a GiB."""
+    """Writes a size: ``1.50 GiB``, or ``3.0 MiB`` for less than an eighth of a GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
 
 

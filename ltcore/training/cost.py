@@ -46,7 +46,7 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
         f"Each worker holds {byte_size(4 * parameters * copies)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
         "workers.",
-        f"The training shards are {byte_size(shards)}, read once per epoch; decoded to canvases {byte_size(decoded)} "
+        f"The training shards are {byte_size(shards)}, read once per epoch; decoded images take {byte_size(decoded)} "
         f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
 
