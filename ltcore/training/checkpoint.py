@@ -345,7 +345,7 @@ def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
 
 
 def refuse_differences(
-    where: Path | str, old: dict[str, Any], new: dict[str, Any], mutable: tuple[str, ...] = ()
+    where: Path | str, old: Mapping[str, Any], new: Mapping[str, Any], mutable: tuple[str, ...] = ()
 ) -> None:
     """CheckpointError that names the first keys in which two flat configurations differ, if any matter."""
     old, new = effective(old), effective(new)
