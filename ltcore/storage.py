@@ -22,6 +22,8 @@ from pyarrow import fs as pafs
 from ltcore.errors import ConfigError, DamagedFileError, DataError, refuse_userinfo
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
+DAMAGED = "It is damaged: restore it, or start again with --fresh."
+"""The end of an error about a file that we wrote and cannot read."""
 
 
 def _scheme(uri: str) -> str:
@@ -185,13 +187,10 @@ def _object(where: str, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{where} is not JSON ({error}). {_DAMAGED}") from None
+        raise DamagedFileError(f"{where} is not JSON ({error}). {DAMAGED}") from None
     if not isinstance(value, dict):
-        raise DamagedFileError(f"{where} holds a {type(value).__name__}, expected a JSON object. {_DAMAGED}")
+        raise DamagedFileError(f"{where} holds a {type(value).__name__}, expected a JSON object. {DAMAGED}")
     return value
-
-
-_DAMAGED = "It is damaged: restore it, or start again with --fresh."
 
 
 def _write_local(path: Path, data: bytes) -> None:

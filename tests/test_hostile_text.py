@@ -10,9 +10,9 @@ import json
 import re
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -22,11 +22,12 @@ from ltcore.cli import evaluate as assess
 from ltcore.cli import train as launch
 from ltcore.cli.args import EvaluateArgs
 from ltcore.cli.entry import run_main
+from ltcore.config.records import SweepRecord
 from ltcore.data.shards import validate as check
 from ltcore.data.shards.manifest import Manifest, Split
 from ltcore.errors import DataError
 from ltcore.reporting import figures, svg
-from ltcore.reporting.records import read_run
+from ltcore.reporting.records import read_run, read_sweep
 from ltcore.reporting.report import write_report, write_runs_report
 from ltcore.reporting.results_table import COLUMNS, results_table
 from ltcore.reporting.terminal import Terminal
@@ -39,6 +40,7 @@ from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.tracker import open_tracker
 from ltcore.tuning.sweep import Sweep
 from tests.paths import ROOT
+from tests.records import run_record
 from tests.reporting import fake_sweep
 from tests.reporting.page import Page
 from tests.reporting.test_results_table import write as write_finished_run
@@ -149,7 +151,7 @@ def test_end_of_a_trial(text: str, tmp_path: Path) -> None:
         display=ProgressDisplay(terminal),
         _lost={"00001": text},
     )
-    failed = {"status": "failed", "reason": f"RuntimeError: {text}", "last": {}}
+    failed = run_record(status="failed", reason=f"RuntimeError: {text}")
     Sweep._part_ended(sweep, "00000", {"a.b": text}, "open", failed)  # type: ignore[arg-type]
     Sweep._part_ended(sweep, "00001", {"a.b": text}, "open", None)  # type: ignore[arg-type]
     assert "lost with its process (" in file.getvalue()
@@ -168,20 +170,21 @@ def test_doctor(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return fake_sweep.make_sweep(tmp_path_factory.mktemp("sweep"), num_trials=3)
+def stored(tmp_path_factory: pytest.TempPathFactory) -> SweepRecord:
+    folder = tmp_path_factory.mktemp("sweep")
+    fake_sweep.make_sweep(folder, num_trials=3)
+    return read_sweep(folder).record
 
 
 @each
 def test_stored_results(
-    text: str, stored: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: str, stored: SweepRecord, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
-    trials = [{**t, "id": text, "params": dict.fromkeys(t["params"], text)} for t in stored["trials"]]
-    console.show_result({**stored, "name": text, "trials": trials, "winner": text}, text, age=True)
-    run = {"name": text, "best": {}, "seconds": 1.0, "precision": text}
+    trials = tuple(replace(t, id=text, params=dict.fromkeys(t.params, text)) for t in stored.trials or ())
+    console.show_result(replace(stored, name=text, trials=trials, winner=text), text, age=True)
     metrics = dict.fromkeys(("top1", "macro_precision", "many", "medium", "few"), 0.5)
-    console.show_run({**run, "test": {text: metrics}}, text)
+    console.show_run(run_record(name=text, precision=text, seconds=1.0, test={text: metrics}), text)
     shown = capsys.readouterr().out
     assert harmless(shown)
     for line in text.split("\n"):
@@ -364,7 +367,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         info = json.loads(file.read_text())
         info |= {"reason": all_of_it, "precision": all_of_it, "versions": {all_of_it: all_of_it}}
         info["data"] |= {"name": all_of_it, "shot_groups": HOSTILE[:10]}
-        info["hardware"] = {"cpu": all_of_it, "gpus": [all_of_it]}
+        info["hardware"] |= {"cpu": all_of_it, "gpus": [all_of_it]}
         info["config"] |= {"model.name": all_of_it, all_of_it: "x"}
         fake_sweep.write_json(file, info)
     (folder / all_of_it.translate({0: None, ord("/"): None})[:40]).mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 
 from ltcore.benchmarks.harness import Measurement, rate
 from ltcore.training.context import LocalContext, StopRequested
+from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, execute
 
 
@@ -21,7 +22,7 @@ def full_loop(
         config=config,
         data_uri=data_uri,
         run_uri=str(run_dir),
-        info={"id": "bench", "kind": "run", "group": "", "test": False},
+        info=RunInfo(id="bench", test=False),
     )
     turns = _Turns(peer, rounds)
     with contextlib.suppress(StopRequested):

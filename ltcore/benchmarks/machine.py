@@ -59,7 +59,7 @@ def wait_for(place: torch.device) -> None:
 def state() -> dict[str, Any]:
     """Returns hardware, versions and current load, as plain JSON."""
     found = versions() | {name: importlib.metadata.version(name) for name in PEERS}
-    return describe_hardware() | {
+    return describe_hardware().to_json() | {
         "allocated_cpus": allocated_cpus(),
         "torch_threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()),

@@ -20,8 +20,8 @@ class _Callback(tune.Callback):
         _ends[trial.config["name"]] = time.monotonic()
 
 
-def run_naive(jobs: dict[str, dict[str, Any]], folder: str) -> dict[str, float]:
-    """Trains every job in its own trial, one after another. Returns the time when each ended."""
+def run_naive(jobs: dict[str, Job], folder: str) -> dict[str, float]:
+    """Trains every job in a trial of its own, one after another. Returns when each ended."""
     _ends.clear()
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(naive_trial, jobs=jobs, folder=folder), {"CPU": 0.01}),
@@ -35,8 +35,7 @@ def run_naive(jobs: dict[str, dict[str, Any]], folder: str) -> dict[str, float]:
     return dict(_ends)
 
 
-def naive_trial(config: dict[str, Any], jobs: dict[str, Any], folder: str) -> None:
-    """Runs a TorchTrainer inside a Tune trial."""
+def naive_trial(config: dict[str, Any], jobs: dict[str, Job], folder: str) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -45,12 +44,11 @@ def naive_trial(config: dict[str, Any], jobs: dict[str, Any], folder: str) -> No
     quiet()
     TorchTrainer(
         naive_worker,
-        train_loop_config=jobs[config["name"]],
+        train_loop_config=jobs[config["name"]].to_json(),
         scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(name=f"train-{config['name']}", storage_path=folder),
     ).fit()
 
 
-def naive_worker(job: dict[str, Any]) -> None:
-    """Trains a job inside the TorchTrainer's worker."""
-    execute(Job(**job), LocalContext())
+def naive_worker(config: dict[str, Any]) -> None:
+    execute(Job.from_json(config, "the job"), LocalContext())

@@ -17,14 +17,15 @@ from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section
 from ltcore.benchmarks.naive import run_naive
 from ltcore.benchmarks.options import Options
 from ltcore.config.load import dump, from_flat, override
+from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.data.datasets.longtail import profile
 from ltcore.errors import LtcoreError
 from ltcore.runtime.placement import Scaling
-from ltcore.storage import join, read_json
+from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from ltcore.tuning.rungs import Cohort, Course
-from ltcore.tuning.trials import TrialBook
+from ltcore.tuning.trials import TrialBook, folder_of
 
 KEY = "train.optim.lr"
 TRIALS = 6
@@ -97,6 +98,7 @@ def values(trials: int) -> list[tuple[str, dict[str, Any]]]:
 def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], list[float]]:
     """Returns when the trials of the package's own search ended, and how long each trained."""
     from ltcore.tuning.search import Ears, SearchPlan, run_course
+    from ltcore.tuning.trainable import TrialPlan
 
     ends: dict[str, float] = {}
 
@@ -104,25 +106,17 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
         del params, state, record
         ends[name] = time.monotonic()
 
-    scaling = Scaling(cpus_per_worker=1)
     plan = SearchPlan(
-        trial={
-            "config": dump(cfg),
-            "data_uri": cfg.data.uri,
-            "sweep_uri": folder,
-            "id_prefix": "bench",
-            "group": "bench",
-            "scaling": scaling.plain(),
-            "engine": "trial",
-            "mutable": [],
-            "members": [],
-            "heartbeat": "",
-            "nonce": "",
-            "code": "",  # one machine and one checkout, so there is no code to compare
-            "forked": {},
-        },
-        scaling=scaling,
-        engine="trial",
+        trial=TrialPlan(
+            config=dump(cfg),
+            data_uri=cfg.data.uri,
+            sweep_uri=folder,
+            id_prefix="bench",
+            group="bench",
+            scaling=Scaling(cpus_per_worker=1),
+            engine="trial",
+            code="",  # one machine and one checkout: nothing to compare
+        ),
         concurrent=1,
     )
     book = TrialBook(folder, cfg, "val/top1", 0.0, [], _ignore, ended)
@@ -136,18 +130,17 @@ def _ignore(*_: Any) -> None:
 
 
 def run_naive_trials(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], list[float]]:
-    """Returns when the trials of the naive pattern ended, and how long each trained."""
-    jobs = {}
+    """The same for the naive pattern."""
+    jobs: dict[str, Job] = {}
     for name, params in values(trials):
-        job = Job(
+        jobs[name] = Job(
             config=dump(override(cfg, {**params, "name": f"trial-{name}"})),
             data_uri=cfg.data.uri,
             run_uri=f"{folder}/trials/{name}",
-            info={"id": f"bench-{name}", "kind": "trial", "group": "bench", "test": False},
+            info=RunInfo(id=f"bench-{name}", kind="trial", group="bench", test=False),
             cpus=1,
             code="",
         )
-        jobs[name] = job.plain()
     return collected(folder, run_naive(jobs, folder))
 
 
@@ -157,8 +150,10 @@ def collected(folder: str, ends: dict[str, float]) -> tuple[list[float], list[fl
     Raises LtcoreError where a trial did not finish.
     """
     order = sorted(ends, key=lambda name: ends[name])
-    records = [read_json(join(folder, "trials", name, "run.json")) or {} for name in order]
-    for name, record in zip(order, records, strict=True):
-        if record.get("status") != "finished":
-            raise LtcoreError(f"Trial {name} did not finish: {record.get('reason', 'it has no run.json')}.")
-    return [ends[name] for name in order], [float(record["seconds"]) for record in records]
+    seconds = []
+    for name in order:
+        record = RunRecord.read(folder_of(folder, name))
+        if record is None or record.seconds is None or record.status != "finished":
+            raise LtcoreError(f"Trial {name} did not finish: {record.reason if record else 'it has no run.json'}.")
+        seconds.append(record.seconds)
+    return [ends[name] for name in order], seconds

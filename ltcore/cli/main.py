@@ -22,12 +22,9 @@ Command = Callable[[str | None, Argv, str | None], int | None]
 def train(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """Train one recipe, or continue it."""
     args = parsers.read_train(doc, argv, prog)
-    from ltcore.cli import console
     from ltcore.cli import train as command
 
-    record = command.train(args)
-    if record:
-        console.show_run(record, record["run_uri"])
+    command.train(args)
 
 
 def tune(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:

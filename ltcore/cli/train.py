@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from ltcore.cli.args import TrainArgs
+from ltcore.cli.console import show_run
+from ltcore.cli.epoch_lines import EpochLines
 from ltcore.config.load import check_world, dump, load_run
 from ltcore.config.naming import name_run
+from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import left_out
 from ltcore.errors import ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_run, storage_root
-from ltcore.storage import join, read_json
+from ltcore.storage import join
 from ltcore.text import message, printable_lines
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, dry_run_text
 from ltcore.training.lease import exclusive
+from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run, execute, refuse_other_run
 from ltcore.training.selection import check_selection
 from ltcore.training.stage2.source import resolved
@@ -25,10 +28,10 @@ from ltcore.training.stage2.trainer import refuse_workers
 from ltcore.training.stored import finished_ago
 
 
-def train(args: TrainArgs) -> dict[str, Any]:
+def train(args: TrainArgs) -> RunRecord | None:
     """``train.py``: trains a recipe, or continues it.
 
-    Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``. A run that is
+    Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A run that is
     finished is not repeated; CheckpointError where it is not the one that is asked for.
     """
     cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
@@ -39,38 +42,37 @@ def train(args: TrainArgs) -> dict[str, Any]:
     if cfg.stage2 is not None:
         refuse_workers(args.workers[1] if args.workers else 1)
         _keep_stage1(cfg.stage2.from_run, run_uri)
-    record = None if args.fresh else read_json(join(run_uri, "run.json"))
-    finished = record if record is not None and record["status"] == "finished" else None
+    stored = None if args.fresh else RunRecord.read(run_uri)
+    finished = stored if stored is not None and stored.status == "finished" else None
     if finished is None:
         settle_tracking(cfg)
     data_uri, manifest = prepare_run(cfg, root, _say, fresh=args.fresh and not args.dry_run)
     check_selection({"train.select": cfg.train.select}, manifest)
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))
-        return {}
-    job = Job(
-        config=dump(cfg),
-        data_uri=data_uri,
-        run_uri=run_uri,
-        info={"id": cfg.name, "kind": "run", "group": "", "test": True},
-    )
+        return None
+    job = Job(config=dump(cfg), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
     if finished is not None:
         refuse_other_run(job, finished)
         _say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
-        return finished | {"run_uri": run_uri}
-    budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
-    _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
-    if not wants_ray(args, cfg):
-        from ltcore.cli.console import EpochLines
+        record: RunRecord | None = finished
+    else:
+        budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
+        _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
+        record = _train_on_ray(args, cfg, job, root) if wants_ray(args, cfg) else _train_here(args, cfg, job)
+    if record is not None:
+        show_run(record, run_uri)
+    return record
 
-        check_world(cfg, 1)
-        _make_room(args, run_uri)
-        try:
-            with LocalContext() as ctx:
-                return execute(job, EpochLines(ctx, cfg.epochs)) | {"run_uri": run_uri}
-        except StopRequested as stop:
-            raise KeyboardInterrupt(str(stop)) from None
-    return _train_on_ray(args, cfg, job, root) | {"run_uri": run_uri}
+
+def _train_here(args: TrainArgs, cfg: RunConfig, job: Job) -> RunRecord:
+    check_world(cfg, 1)
+    _make_room(args, job.run_uri)
+    try:
+        with LocalContext() as ctx:
+            return execute(job, EpochLines(ctx, cfg.epochs))
+    except StopRequested as stop:
+        raise KeyboardInterrupt(str(stop)) from None
 
 
 def _make_room(args: TrainArgs, run_uri: str) -> None:
@@ -107,7 +109,7 @@ def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
     return asked or cfg.data.loader == "ray" or on_cluster_node()
 
 
-def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[str, Any]:
+def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> RunRecord | None:
     from ltcore.runtime.launch import run_single
 
     cluster = connect(debug=args.debug)

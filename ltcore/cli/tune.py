@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ltcore.cli.args import TuneArgs
 from ltcore.config.naming import name_sweep
+from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
@@ -22,7 +23,7 @@ from ltcore.runtime.place import (
     prepare_run,
     storage_root,
 )
-from ltcore.storage import join, read_json
+from ltcore.storage import join
 from ltcore.text import message
 from ltcore.training.lease import exclusive
 from ltcore.tuning.identity import adds_trials, check_same_data, check_same_sweep, identity
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from ltcore.runtime.progress import ProgressDisplay
 
 
-def tune(args: TuneArgs) -> dict[str, Any]:
-    """``tune_lpa.py``: runs, continues or shows a sweep. Returns the content of its ``sweep.json``.
+def tune(args: TuneArgs) -> SweepRecord | None:
+    """``tune_lpa.py``: runs, continues or shows a sweep. Returns its record; None after ``--dry-run``.
 
     ConfigError where another sweep lies under its name: another configuration, or other data.
     """
@@ -44,10 +45,10 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     named = read_sweep(args.sweep, args.overrides)
     root = storage_root(args.storage)
     uri = join(root, named.name)
-    stored = None if args.fresh else read_json(join(uri, "sweep.json"))
+    stored = None if args.fresh else SweepRecord.read(uri)
     if stored is not None:
         check_same_sweep(stored, identity(named), uri)
-        if stored["status"] == "finished" and not args.dry_run and not adds_trials(stored, identity(named)):
+        if stored.status == "finished" and not args.dry_run and not adds_trials(stored, identity(named)):
             data = DataConfig(**run_tree(named.recipe, named.overrides)["data"])
             check_same_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
             show_result(stored, uri, age=True)
@@ -83,7 +84,7 @@ def _tell(text: str) -> None:
 
 def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, display: ProgressDisplay
-) -> dict[str, Any]:
+) -> SweepRecord | None:
     from ltcore.cli.console import show_result
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import capacity_source, concurrency, demand
@@ -117,13 +118,12 @@ def _tune_on(
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     if args.dry_run:
         display.say(dry_run_text(base, data_uri))
-        return {}
+        return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
-    stored = read_json(join(uri, "sweep.json"))
+    stored = SweepRecord.read(uri)
     if stored is not None:
         check_same_data(stored, manifest.hash, uri)
-    fields = identity(sweep)
     with display.stage("warm-up"):
         base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, display.say)
     setup = SweepSetup(
@@ -131,6 +131,7 @@ def _tune_on(
         base=base,
         seed=base.seed,
         data_uri=data_uri,
+        data_hash=manifest.hash,
         uri=uri,
         cluster=cluster,
         engine=engine,
@@ -143,8 +144,6 @@ def _tune_on(
         max_hours=args.max_hours,
         debug=args.debug,
     )
-    run = Sweep(setup, fields, display)
-    run.fields |= {"epochs": base.train.epochs, "data_hash": manifest.hash}
-    result = run.run()
+    result = Sweep(setup, identity(sweep), display).run()
     show_result(result, uri, age=False)
     return result

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 Tests = Mapping[str, Mapping[str, float | None]]
 """``test`` of a ``run.json``: split -> metric -> value."""
@@ -17,15 +16,27 @@ Tests = Mapping[str, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of (winner - baseline) over paired seeds; fractions, not points."""
+    """One metric of winner and baseline with the same seeds; fractions, not points."""
 
+    winner: tuple[float, ...]
+    """A value per seed, as in ``baseline``."""
+    baseline: tuple[float, ...]
     difference: float
+    """Mean of (winner - baseline)."""
     low: float | None
     """Lower end of the interval; None with fewer than two seeds."""
     high: float | None
     distinguishable: bool
-    """True where there is an interval and it does not contain 0."""
-    num_seeds: int
+    """True where there is an interval and it leaves out 0."""
+
+    def __post_init__(self) -> None:
+        if not self.winner or len(self.winner) != len(self.baseline):
+            raise ValueError(f"winner has {len(self.winner)} values and baseline {len(self.baseline)}, expected pairs")
+
+    @property
+    def num_seeds(self) -> int:
+        """Counts the pairs."""
+        return len(self.winner)
 
 
 def paired_difference(winner: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> PairedDifference:
@@ -36,14 +47,15 @@ def paired_difference(winner: Sequence[float], baseline: Sequence[float], confid
     deltas = [w - b for w, b in zip(winner, baseline, strict=True)]
     n = len(deltas)
     mean = math.fsum(deltas) / n
+    values = (tuple(winner), tuple(baseline))
     if n < 2:
-        return PairedDifference(mean, None, None, False, n)
+        return PairedDifference(*values, mean, None, None, False)
     from scipy.stats import t  # a dependency of scikit-learn, slow to import
 
     variance = math.fsum((d - mean) ** 2 for d in deltas) / (n - 1)
     half = float(t.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance / n)
     low, high = mean - half, mean + half
-    return PairedDifference(mean, low, high, not low <= 0 <= high, n)
+    return PairedDifference(*values, mean, low, high, not low <= 0 <= high)
 
 
 def points(value: float) -> str:
@@ -66,14 +78,14 @@ def sentence(result: PairedDifference) -> str:
     return f"{side} than the baseline by {100 * abs(result.difference):.1f} points ({interval})"
 
 
-def compare(winner: Mapping[int, Tests], baseline: Mapping[int, Tests]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Builds ``comparison`` of a ``sweep.json``: split -> metric -> values per seed, mean difference and interval.
+def compare(winner: Mapping[int, Tests], baseline: Mapping[int, Tests]) -> dict[str, dict[str, PairedDifference]]:
+    """Compares per test split and metric: split -> metric -> values per seed, mean difference and interval.
 
     Both arguments map a seed to the ``test`` results of its run. Only seeds that both have are compared, in ascending
     order; a metric that is None anywhere (an empty shot group) is left out.
     """
     seeds = sorted(winner.keys() & baseline.keys())
-    result: dict[str, dict[str, dict[str, Any]]] = {}
+    result: dict[str, dict[str, PairedDifference]] = {}
     for split, metrics in winner[seeds[0]].items() if seeds else ():
         for metric in metrics:
             ours = [winner[s][split].get(metric) for s in seeds]
@@ -81,13 +93,5 @@ def compare(winner: Mapping[int, Tests], baseline: Mapping[int, Tests]) -> dict[
             pairs = [(w, b) for w, b in zip(ours, theirs, strict=True) if w is not None and b is not None]
             if len(pairs) < len(seeds):
                 continue
-            delta = paired_difference([w for w, _ in pairs], [b for _, b in pairs])
-            result.setdefault(split, {})[metric] = {
-                "winner": [w for w, _ in pairs],
-                "baseline": [b for _, b in pairs],
-                "difference": delta.difference,
-                "low": delta.low,
-                "high": delta.high,
-                "distinguishable": delta.distinguishable,
-            }
+            result.setdefault(split, {})[metric] = paired_difference([w for w, _ in pairs], [b for _, b in pairs])
     return result

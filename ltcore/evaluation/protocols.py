@@ -5,9 +5,8 @@ Source: Tang et al., Invariant Feature Learning for Generalized Long-Tailed Clas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ltcore.errors import ConfigError
 
@@ -50,10 +49,9 @@ def split_of(protocol: str, train_split: str) -> str:
     return PROTOCOLS[protocol].test_split
 
 
-def protocol_of(split: str, record: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns (name, meaning) of a test on ``split`` after the training described by ``run.json`` or ``sweep.json``."""
-    trained_on = (record.get("identity") or record.get("config") or {}).get("data.train_split", "train")
-    balanced = trained_on == TRAIN_BALANCED
+def protocol_of(split: str, train_split: str) -> tuple[str, str]:
+    """Returns (name, meaning) of a test on ``split`` after training on ``train_split``."""
+    balanced = train_split == TRAIN_BALANCED
     for row in PROTOCOLS.values():
         if (row.test_split, row.class_balanced_training) == (split, balanced):
             return row.name, row.summary

@@ -82,9 +82,9 @@ def range_text(spec: str) -> str:
     return f"{low:g} to {high:g}" + {"log": ", logarithmic", "int": ", whole numbers", "uniform": ""}[kind]
 
 
-def moment(iso: str) -> str:
-    """Formats a time: '2026-01-02T03:04:05+00:00' -> '2026-01-02 03:04 UTC'."""
-    return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+def moment(time: datetime.datetime) -> str:
+    """2026-01-02T03:04:05+00:00 -> '2026-01-02 03:04 UTC'."""
+    return time.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def percent(value: float | None) -> str:

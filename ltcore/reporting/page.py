@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ltcore.config.records import Hardware, SweepRecord
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.figures import Curve
 from ltcore.reporting.format import METRICS, metric_name, value_text
@@ -20,6 +21,7 @@ def stored_curves(runs: Iterable[tuple[str, str, StoredRun]], metric: str) -> li
 def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
     """Returns one table per test split and protocol: a row per run, a column per metric, exact values."""
     tests = {name: run.tests() for name, run in runs.items()}
+    trained_on = {name: run.record.train_split for name, run in runs.items() if run.record is not None}
     tables = []
     for split in ordered_splits({split for test in tests.values() for split in test}):
         found = dict.fromkeys(metric for test in tests.values() for metric in test.get(split, {}))
@@ -31,18 +33,15 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
         for name, test in tests.items():
             if split in test:
                 row = {"name": name, "run": runs[name], "values": [test[split].get(m) for m in metrics]}
-                protocols.setdefault(protocol_of(split, runs[name].info)[0], []).append(row)
+                protocols.setdefault(protocol_of(split, trained_on[name])[0], []).append(row)
         tables += [{"split": split, "name": name, "columns": columns, "rows": rows} for name, rows in protocols.items()]
     return tables
 
 
 def config_rows(run: StoredRun | None, other: StoredRun | None) -> list[dict[str, Any]]:
-    """Returns the configuration of ``run``, key by key, beside that of ``other``.
-
-    'off' stands for a whole section that is off in ``other``.
-    """
-    mine = (run.info.get("config") or {}) if run else {}
-    theirs = (other.info.get("config") or {}) if other else mine
+    """The configuration of ``run``, key by key, and that of ``other``: 'off' where a whole section is off there."""
+    mine = run.record.config if run and run.record else {}
+    theirs = mine if other is None else other.record.config if other.record else {}
     rows = []
     for key in mine:
         ours, others = value_text(mine[key]), _text_in(theirs, key)
@@ -66,23 +65,23 @@ IDENTITY = ("name", "seed")
 """Keys that differ between any two runs and do not describe the method."""
 
 
-def machine(runs: Sequence[StoredRun], sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns (label, value) of hardware, precision, threads, engine and versions; values that differ are listed."""
-    infos = [run.info for run in runs if run.info]
-    hardware = [h for h in [sweep.get("hardware"), *(i.get("hardware") for i in infos)] if h]
-    rows = [("machine", " / ".join(dict.fromkeys(map(_hardware_text, hardware))))]
-    for label, key in (("precision", "precision"), ("threads", "threads"), ("workers", "world"), ("engine", "engine")):
-        rows.append((label, " / ".join(dict.fromkeys(str(i[key]) for i in infos if i.get(key) is not None))))
-    versions = dict.fromkeys(f"{name} {v}" for i in infos for name, v in (i.get("versions") or {}).items())
-    rows.append(("versions", ", ".join(versions)))
-    return [(label, value) for label, value in rows if value]
+def machine(runs: Sequence[StoredRun], sweep: SweepRecord | None) -> list[tuple[str, str]]:
+    """(label, value): hardware, precision, threads, engine, versions; what differs between runs is listed."""
+    records = [run.record for run in runs if run.record is not None]
+    hardware = [*([sweep.hardware] if sweep else []), *(record.hardware for record in records)]
+    rows = {
+        "machine": map(_hardware_text, hardware),
+        "precision": (record.precision for record in records),
+        "threads": (str(record.threads) for record in records),
+        "workers": (str(record.world) for record in records),
+        "engine": (record.engine for record in records),
+    }
+    found = [(label, " / ".join(dict.fromkeys(values))) for label, values in rows.items()]
+    versions = dict.fromkeys(f"{name} {v}" for record in records for name, v in record.versions.items())
+    return [(label, value) for label, value in [*found, ("versions", ", ".join(versions))] if value]
 
 
-def _hardware_text(hardware: Mapping[str, Any]) -> str:
-    gpus = hardware.get("gpus") or []
-    parts = [f"{hardware.get('cpu', 'CPU')}, {hardware.get('cpus', '?')} cores"]
-    if hardware.get("memory_bytes"):
-        parts.append(f"{hardware['memory_bytes'] / 2**30:.0f} GiB")
-    kinds = {gpu: gpus.count(gpu) for gpu in gpus}
-    parts.append(" + ".join(f"{count} x {gpu}" for gpu, count in kinds.items()) or "no GPU")
-    return ", ".join(parts)
+def _hardware_text(hardware: Hardware) -> str:
+    kinds = {gpu: hardware.gpus.count(gpu) for gpu in hardware.gpus}
+    gpus = " + ".join(f"{count} x {gpu}" for gpu, count in kinds.items()) or "no GPU"
+    return f"{hardware.cpu}, {hardware.cpus} cores, {hardware.memory_bytes / 2**30:.0f} GiB, {gpus}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ltcore import storage
+from ltcore.config.json_record import StoredRecord
+from ltcore.config.records import Metrics, RunRecord, SweepRecord, TrialRecord
 from ltcore.errors import DataError
 from ltcore.evaluation.paired import PairedDifference
 from ltcore.evaluation.protocols import ordered_splits
@@ -16,26 +17,26 @@ from ltcore.text import storable_json
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run directory. The fields are empty where the run wrote no file."""
+    """One run directory."""
 
     path: Path
-    info: Mapping[str, Any]
-    """``run.json``."""
+    record: RunRecord | None
+    """None of a run that never got as far as writing it."""
     rows: list[dict[str, Any]]
     """``metrics.jsonl``, one mapping per epoch."""
-
-    @property
-    def id(self) -> str:
-        return str(self.info.get("id", self.path.name))
 
     def curve(self, metric: str) -> tuple[list[float], list[float]]:
         """Returns (epochs, values) of the epochs that have this metric."""
         points = [(row["epoch"], row[metric]) for row in self.rows if row.get(metric) is not None]
         return [x for x, _ in points], [y for _, y in points]
 
-    def tests(self) -> dict[str, dict[str, float | None]]:
-        """Returns split -> metric -> value; empty before the run was tested."""
-        return dict(self.info.get("test") or {})
+    def tests(self) -> dict[str, Metrics]:
+        """split -> metric -> value; empty before the run was tested."""
+        return {} if self.record is None else dict(self.record.test or {})
+
+    def last(self, metric: str) -> float | None:
+        """The metric at the end of the run, as the search scores its trials."""
+        return None if self.record is None else self.record.last.get(metric)
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class StoredSweep:
     """One sweep directory."""
 
     path: Path
-    info: Mapping[str, Any]
-    """``sweep.json``; during the search, with the ``trials`` that are found on disk."""
+    record: SweepRecord
+    """``sweep.json``; while the search still runs, with the ``trials`` that are found on disk."""
     trials: dict[str, StoredRun]
     baseline: StoredRun | None
     retrains: list[Retrain]
@@ -68,37 +69,42 @@ class StoredSweep:
         return [r for r in self.retrains if r.role == role]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Reads the object in a JSON file, {} where there is none.
+R = TypeVar("R", bound=StoredRecord)
 
-    Unpaired surrogates, which JSON may contain, are escaped, because figures cannot draw them.
-    """
-    return dict(storable_json(storage.read_json(path) or {}))
+
+def _read(kind: type[R], folder: Path) -> R | None:
+    """The record in a folder, None where there is none; pages take no half of a surrogate pair, which JSON may hold."""
+    file = folder / kind.FILE
+    value = storage.read_json(file)
+    return None if value is None else kind.from_json(storable_json(value), str(file))
 
 
 def read_run(path: Path) -> StoredRun:
-    """Reads what a run has left in directory ``path``; its record is empty where there is none."""
-    return StoredRun(path, _read(path / "run.json"), storage.read_jsonl(path / "metrics.jsonl"))
+    return StoredRun(path, _read(RunRecord, path), storage.read_jsonl(path / "metrics.jsonl"))
 
 
 def read_sweep(path: Path) -> StoredSweep:
-    """Reads the sweep in directory ``path``, with the trials and retrains that exist so far."""
-    if not (path / "sweep.json").exists():
+    """The sweep in directory ``path``, its trials and retrains as far as they have come."""
+    record = _read(SweepRecord, path)
+    if record is None:
         raise DataError(f"{path} has no sweep.json: give the directory of a sweep.")
-    info = _read(path / "sweep.json")
-    name = info.get("baseline") or "baseline"
-    listed = {t["id"]: _inside(path, t["run_dir"]) for t in info.get("trials") or ()}
-    baseline = listed.pop(name, _inside(path, f"trials/{name}"))
-    trials = {trial: read_run(folder) for trial, folder in listed.items()}
-    if "trials" not in info:
+    name = record.baseline or "baseline"
+    baseline = _inside(path, f"trials/{name}")
+    if record.trials is None:
         folders = sorted(p.parent for p in path.glob("trials/*/run.json") if p.parent != baseline)
         trials = {folder.name: read_run(folder) for folder in folders}
-    retrains = [Retrain(r["role"], r["seed"], read_run(_inside(path, r["run_dir"]))) for r in info.get("retrain") or ()]
+        found = (_entry(record, trial, run.record) for trial, run in trials.items() if run.record is not None)
+        record = replace(record, trials=tuple(found))
+    else:
+        listed = {trial.id: _inside(path, trial.run_dir) for trial in record.trials}
+        baseline = listed.pop(name, baseline)
+        trials = {trial: read_run(folder) for trial, folder in listed.items()}
+    retrains = [Retrain(r.role, r.seed, read_run(_inside(path, r.run_dir))) for r in record.retrain or ()]
     return StoredSweep(
         path,
-        {**info, "trials": info.get("trials") or [_entry(info, trial, run) for trial, run in trials.items()]},
+        record,
         trials,
-        read_run(baseline) if (baseline / "run.json").exists() else None,
+        read_run(baseline) if (baseline / RunRecord.FILE).exists() else None,
         sorted(retrains, key=lambda r: (r.role != "winner", r.seed)),
     )
 
@@ -116,33 +122,26 @@ def _inside(sweep: Path, run_dir: str) -> Path:
     return sweep / run_dir
 
 
-def _entry(sweep: Mapping[str, Any], trial: str, run: StoredRun) -> dict[str, Any]:
-    """Returns what ``sweep.json`` will contain about a trial, during the search."""
-    metric, config = sweep.get("metric"), run.info.get("config") or {}
-    return {
-        "id": trial,
-        "status": run.info.get("status", "running"),
-        "reason": run.info.get("reason"),
-        "params": {key: config.get(key) for key in sweep.get("space") or ()},
-        "epochs_done": run.info.get("epochs_done"),
-        "best": (run.info.get("best") or {}).get(metric),
-        "last": (run.info.get("last") or {}).get(metric),
-    }
+def _entry(sweep: SweepRecord, trial: str, run: RunRecord) -> TrialRecord:
+    """What ``sweep.json`` will say about a trial of a search that is not over."""
+    return TrialRecord(
+        id=trial,
+        run_dir=f"trials/{trial}",
+        status=run.status,
+        reason=run.reason,
+        params={key: run.config.get(key) for key in sweep.space},
+        epochs_done=run.epochs_done,
+        best=run.best.get(sweep.metric),
+        last=run.last.get(sweep.metric),
+    )
 
 
-def difference_of(cell: Mapping[str, Any]) -> PairedDifference:
-    """Converts one entry of ``comparison``."""
-    return PairedDifference(cell["difference"], cell["low"], cell["high"], cell["distinguishable"], len(cell["winner"]))
-
-
-def primary(sweep: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Returns the (split, metric) that the verdict is about.
-
-    The split is the first test split; the metric is that of the selection where it was tested, otherwise top-1.
-    """
-    comparison = sweep.get("comparison") or {}
-    splits = ordered_splits(comparison)
-    if not splits:
+def primary(sweep: SweepRecord) -> tuple[str, str, PairedDifference] | None:
+    """(split, metric, difference) of the verdict: the selection metric's namesake on the first test split, else top-1."""
+    comparison = sweep.comparison or {}
+    split = next(iter(ordered_splits(comparison)), None)
+    if split is None:
         return None
-    selected = str(sweep.get("metric", "")).rsplit("/", 1)[-1]
-    return splits[0], selected if selected in comparison[splits[0]] else "top1"
+    cells = comparison[split]
+    metric = next((name for name in (sweep.metric.rsplit("/", 1)[-1], "top1") if name in cells), None)
+    return None if metric is None else (split, metric, cells[metric])

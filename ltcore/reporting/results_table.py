@@ -12,6 +12,7 @@ from typing import Any
 from ltcore.config.keys import comes_from_stage1, effective
 from ltcore.config.overrides import as_text, flatten
 from ltcore.config.recipes import header, packaged
+from ltcore.config.records import Metrics, RunRecord
 from ltcore.config.show import run_tree
 from ltcore.data.config import SELECTION
 from ltcore.data.datasets.registry import find
@@ -63,39 +64,38 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     Raises DataError for a run that is not finished or was not tested.
     """
     recipes = {name: flatten(run_tree(name)) for name in packaged("recipe")}
-    lines: dict[tuple[str, str, str, str, str], list[StoredRun]] = {}
+    lines: dict[tuple[str, str, str, str, str], list[RunRecord]] = {}
     for run in runs:
-        if missing(run):
-            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it out.")
-        config = effective(run.info["config"])
-        stage1 = {k: v for k, v in config.items() if "stage1" in run.info and comes_from_stage1(k)}
+        record = run.record
+        if record is None or missing(run):
+            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it away.")
+        config = effective(record.config)
+        stage1 = {k: v for k, v in config.items() if record.stage1 is not None and comes_from_stage1(k)}
         recipe, overrides = _closest({k: v for k, v in config.items() if k not in stage1}, recipes)
-        published = _published(
-            recipe, [*overrides, *_changed_below(recipe, stage1, recipes)], config, run.info["data"]["name"]
-        )
+        published = _published(recipe, [*overrides, *_changed_below(recipe, stage1, recipes)], config, record.data.name)
         command = shlex.join(f"{key}={as_text(value)}" for key, value in overrides.items())
         stage1_text = str(sorted(stage1.items()))
-        lines.setdefault((recipe, command, published, run.info["data"]["hash"], stage1_text), []).append(run)
+        lines.setdefault((recipe, command, published, record.data.hash, stage1_text), []).append(record)
     rows = [_row(recipe, command, published, group) for (recipe, command, published, *_), group in lines.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in [COLUMNS, ["---"] * len(COLUMNS), *rows])
 
 
 def missing(run: StoredRun) -> str:
-    """Returns what a folder lacks for a line in the table; '' for a finished run."""
-    if not run.info:
+    """What a folder lacks for a line in the table; '' for a finished run."""
+    if run.record is None:
         return (
             "a sweep, whose report.html has its results"
             if (run.path / "sweep.json").exists()
             else "no run: without run.json"
         )
-    if run.info.get("status") != "finished":
-        return f"{run.info.get('status')}, not finished"
+    if run.record.status != "finished":
+        return f"{run.record.status}, not finished"
     return "" if run.tests() else "not tested: a trial of a sweep"
 
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """(recipe, overrides) of the packaged recipe closest to a stored configuration."""
-    own_data = find(config["data.uri"]).by_path  # on which a recipe's selection has no effect by itself
+    own_data = find(str(config.get("data.uri", ""))).by_path  # a recipe's selection has no effect on it
     told = {
         k: v for k, v in config.items() if not (k.startswith(ELSEWHERE) or (own_data and k in _SELECTION and v is None))
     }
@@ -120,23 +120,31 @@ def _changed_below(recipe: str, stage1: Mapping[str, Any], recipes: Mapping[str,
     return [k for k, v in stage1.items() if not k.startswith(ELSEWHERE) and (k not in base or base[k] != v)]
 
 
-def _row(recipe: str, overrides: str, published: str, runs: Sequence[StoredRun]) -> list[str]:
-    last = [_balanced(run.tests()) for run in runs]
-    best = [_balanced(run.info["test_best"]) for run in runs if run.info.get("test_best")]
-    stage1 = shlex.quote(f"stage2.from_run={runs[0].info['stage1']['name']}") if "stage1" in runs[0].info else ""
-    groups = [[m[group] for m in last if m.get(group) is not None] for group in ("many", "medium", "few")]
+def _row(recipe: str, overrides: str, published: str, runs: Sequence[RunRecord]) -> list[str]:
+    first = runs[0]
+    last = [_balanced(run.test or {}) for run in runs]
+    best = [_balanced(run.test_best) for run in runs if run.test_best]
+    stage1 = shlex.quote(f"stage2.from_run={first.stage1.name}") if first.stage1 is not None else ""
     return [
         recipe,
-        markdown_cell(runs[0].info["data"]["name"]),
-        markdown_cell(str(runs[0].info["epochs_done"])),
-        markdown_cell(", ".join(str(run.info["seed"]) for run in runs)),
-        _spread([m["top1"] for m in last]),
-        _spread([m["top1"] for m in best]) if best else "—",
-        " / ".join(f"{100 * fmean(values):.1f}" if values else "—" for values in groups),
+        markdown_cell(first.data.name),
+        markdown_cell(str(first.epochs_done)),
+        markdown_cell(", ".join(str(run.seed) for run in runs)),
+        _spread(_values(last, "top1")),
+        _spread(_values(best, "top1")) if best else "—",
+        " / ".join(_mean(_values(last, group)) for group in ("many", "medium", "few")),
         published,
-        duration(fmean(run.info["seconds"] for run in runs)),
+        duration(fmean(run.seconds or 0.0 for run in runs)),
         markdown_code(f"train.py {' '.join(filter(None, [recipe, stage1, overrides]))}"),
     ]
+
+
+def _values(tests: Sequence[Metrics], metric: str) -> list[float]:
+    return [value for metrics in tests if (value := metrics.get(metric)) is not None]
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{100 * fmean(values):.1f}" if values else "—"
 
 
 def _published(recipe: str, changed: Sequence[str], config: Mapping[str, Any], data: str) -> str:
@@ -151,11 +159,11 @@ def _published(recipe: str, changed: Sequence[str], config: Mapping[str, Any], d
     if factors is None:
         return values[0]
     by_factor = dict(zip(map(float, factors.split(" / ")), values, strict=True))
-    made = _MADE.search(data)  # the name of existing shards counts, not the configuration
-    return by_factor.get(float(made[1]) if made else config["data.imbalance_factor"] or 1.0, "—")
+    made = _MADE.search(data)  # shards that were made already are what they are, whatever the configuration says
+    return by_factor.get(float(made[1]) if made else config.get("data.imbalance_factor") or 1.0, "—")
 
 
-def _balanced(tests: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+def _balanced(tests: Mapping[str, Metrics]) -> Metrics:
     for split in ("test_cbl", "test"):
         if split in tests:
             return tests[split]
@@ -163,5 +171,7 @@ def _balanced(tests: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "—"
     spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * fmean(values):.2f}{spread}"

@@ -22,11 +22,11 @@ def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
         "headline": _headline(runs),
         "runs": [_row(name, run) for name, run in zip(names, runs, strict=True)],
-        "differing": _differing([effective(run.info.get("config") or {}) for run in runs]),
+        "differing": _differing([effective(run.record.config if run.record else {}) for run in runs]),
         "tests": table_of_tests(dict(zip(names, runs, strict=True))),
         "figures": _curves(names, runs),
         "config": config_rows(runs[0], None),
-        "machine": machine(runs, {}),
+        "machine": machine(runs, None),
     }
 
 
@@ -51,29 +51,36 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _headline(runs: Sequence[StoredRun]) -> str:
     if len(runs) > 1:
-        states = [run.info.get("status", "without run.json") for run in runs]
+        states = [run.record.status if run.record else "without run.json" for run in runs]
         return f"{len(runs)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) + "."
-    info = runs[0].info
-    done, planned = info.get("epochs_done", 0), info.get("epochs_planned", "?")
-    tests = [f"{protocol_of(split, info)[0]} top-1 {percent(m.get('top1'))}" for split, m in runs[0].tests().items()]
-    return f"{str(info.get('status', 'unknown')).capitalize()} after {done} of {planned} epochs" + (
+    record = runs[0].record
+    if record is None:
+        return "Unknown after 0 of ? epochs."
+    tests = [
+        f"{protocol_of(split, record.train_split)[0]} top-1 {percent(metrics.get('top1'))}"
+        for split, metrics in runs[0].tests().items()
+    ]
+    return f"{record.status.capitalize()} after {record.epochs_done} of {record.epochs_planned} epochs" + (
         f": {', '.join(tests)}." if tests else "."
     )
 
 
 def _row(name: str, run: StoredRun) -> dict[str, Any]:
-    info = run.info
+    record = run.record
+    if record is None:
+        fields = ("reason", "seed", "done", "planned", "last", "best")
+        return {"name": name, "status": "unknown", **dict.fromkeys(fields), "time": "—", "data": "—"}
     return {
         "name": name,
-        "status": info.get("status", "unknown"),
-        "reason": info.get("reason"),
-        "seed": info.get("seed"),
-        "done": info.get("epochs_done"),
-        "planned": info.get("epochs_planned"),
-        "last": (info.get("last") or {}).get("val/top1"),
-        "best": (info.get("best") or {}).get("val/top1"),
-        "time": duration(info.get("seconds")),
-        "data": (info.get("data") or {}).get("name", "—"),
+        "status": record.status,
+        "reason": record.reason,
+        "seed": record.seed,
+        "done": record.epochs_done,
+        "planned": record.epochs_planned,
+        "last": record.last.get("val/top1"),
+        "best": record.best.get("val/top1"),
+        "time": duration(record.seconds),
+        "data": record.data.name,
     }
 
 

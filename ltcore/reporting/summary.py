@@ -1,4 +1,4 @@
-"""A sweep in sentences and as a ranked table, for the terminal and the report, from a parsed ``sweep.json``."""
+"""A sweep in words and as a ranked table; the same for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ltcore.config.records import SweepRecord, TrialRecord
 from ltcore.evaluation.paired import PairedDifference, sentence
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.format import mean_sd, metric_name, parse_range, percent, range_text, short_names, value_text
-from ltcore.reporting.records import difference_of, primary
-
-Sweep = Mapping[str, Any]
+from ltcore.reporting.records import primary
 
 
 @dataclass(frozen=True)
@@ -28,32 +27,22 @@ class Verdict:
     """One sentence per test, with its interval."""
 
 
-def trial_of(sweep: Sweep, trial_id: str | None) -> Mapping[str, Any] | None:
-    """Returns the trial with this id, or None."""
-    return next((t for t in sweep.get("trials", ()) if t["id"] == trial_id), None)
+def searched(sweep: SweepRecord) -> list[TrialRecord]:
+    """The trials of the search: all but the baseline, which runs outside it."""
+    return [trial for trial in sweep.trials or () if trial.id != sweep.baseline]
 
 
-def searched(sweep: Sweep) -> list[Mapping[str, Any]]:
-    """Returns the trials of the search: all except the baseline, which runs outside it."""
-    return [t for t in sweep.get("trials", ()) if t["id"] != sweep.get("baseline")]
-
-
-def verdict(sweep: Sweep) -> Verdict:
-    """Returns the verdict on the winner against the baseline."""
-    finished = [t for t in searched(sweep) if t["status"] == "finished"]
-    if not finished:
+def verdict(sweep: SweepRecord) -> Verdict:
+    if not any(trial.status == "finished" for trial in searched(sweep)):
         return Verdict(f"No trial has reached the end yet ({count_text(sweep)}).", "open")
-    if sweep.get("winner") is None:
+    if sweep.winner is None:
         return Verdict(f"The search is not over: {count_text(sweep)}.", "open")
     found = primary(sweep)
     if found is None:
-        return Verdict(f"Trial {sweep['winner']} won on validation; it was not compared with the baseline.", "open")
-    metric = found[1]
-    deltas = {
-        split: difference_of(sweep["comparison"][split][metric])
-        for split in ordered_splits(sweep["comparison"])
-        if metric in sweep["comparison"][split]
-    }
+        return Verdict(f"Trial {sweep.winner} won on validation; it was not compared with the baseline.", "open")
+    _, metric, _ = found
+    comparison = sweep.comparison or {}
+    deltas = {split: comparison[split][metric] for split in ordered_splits(comparison) if metric in comparison[split]}
     kinds = {split: difference_kind(delta) for split, delta in deltas.items()}
     differing = sorted({kind for kind in kinds.values() if kind != "same"})
     return Verdict(
@@ -68,8 +57,8 @@ def difference_kind(delta: PairedDifference) -> str:
     return "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
 
 
-def _all_tests(sweep: Sweep, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
-    """Describes in which tests the two differ, by how much, and in which they do not."""
+def _all_tests(sweep: SweepRecord, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
+    """Every test in which the two differ, with its points, and those in which they cannot be told apart."""
     clauses = [
         f"{100 * abs(deltas[split].difference):.1f} points {kind} than the baseline in {_test_name(split, sweep)}"
         for split, kind in kinds.items()
@@ -81,77 +70,70 @@ def _all_tests(sweep: Sweep, deltas: Mapping[str, PairedDifference], kinds: Mapp
     return (", but " if len(set(kinds.values())) > 1 else " and ").join(clauses)
 
 
-def _test_name(split: str, sweep: Sweep) -> str:
-    name, meaning = protocol_of(split, sweep)
+def _test_name(split: str, sweep: SweepRecord) -> str:
+    name, meaning = protocol_of(split, sweep.train_split)
     return meaning if name == "test" else name
 
 
-def _test_text(split: str, sweep: Sweep) -> str:
-    name, meaning = protocol_of(split, sweep)
+def _test_text(split: str, sweep: SweepRecord) -> str:
+    name, meaning = protocol_of(split, sweep.train_split)
     return meaning.capitalize() if name == "test" else f"{name} ({meaning})" if meaning else name
 
 
-def count_text(sweep: Sweep) -> str:
-    """Counts the trials by status: '8 trials: 5 finished, 3 stopped early'."""
+def count_text(sweep: SweepRecord) -> str:
+    """'8 trials: 5 finished, 3 stopped early'."""
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running"}
     trials = searched(sweep)
-    counts = {word: sum(t["status"] == status for t in trials) for status, word in words.items()}
+    counts = {word: sum(trial.status == status for trial in trials) for status, word in words.items()}
     parts = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return f"{len(trials)} trial{'s' * (len(trials) != 1)}" + (f": {parts}" if parts else "")
 
 
-def score(trial: Mapping[str, Any]) -> float | None:
-    """Returns the value a trial is ranked by: the validation metric at the end of training, else its best."""
-    value = trial.get("last", trial.get("best"))
-    return None if value is None else float(value)
-
-
-def ranked(sweep: Sweep) -> list[tuple[int | None, Mapping[str, Any]]]:
-    """Returns (rank, trial): finished ones by score, then stopped, running and failed ones without a rank."""
+def ranked(sweep: SweepRecord) -> list[tuple[int | None, TrialRecord]]:
+    """(rank, trial): those that reached the end by their last value, then stopped, running and failed ones without a rank."""
     order = ("finished", "stopped", "running", "failed")
 
-    def place(trial: Mapping[str, Any]) -> tuple[int, bool, float]:
-        value = score(trial)
-        return order.index(trial["status"]), trial["id"] != sweep.get("winner"), math.inf if value is None else -value
+    def place(trial: TrialRecord) -> tuple[int, bool, float]:
+        value = math.inf if trial.last is None else -trial.last
+        return order.index(trial.status), trial.id != sweep.winner, value
 
     trials = sorted(searched(sweep), key=place)
-    finished = sum(t["status"] == "finished" for t in trials)
+    finished = sum(trial.status == "finished" for trial in trials)
     return [(i + 1 if i < finished else None, trial) for i, trial in enumerate(trials)]
 
 
-def ranked_table(sweep: Sweep) -> list[dict[str, Any]]:
-    """Returns one flat row per trial for a terminal: rank, trial, swept keys by short name, metric, epochs, status."""
-    rows = []
-    for rank, trial in ranked(sweep):
-        names = short_names(trial["params"])
-        rows.append(
-            {
-                "rank": rank,
-                "trial": trial["id"],
-                **{names[key]: value for key, value in trial["params"].items()},
-                sweep.get("metric", "metric"): score(trial),
-                "epochs": trial.get("epochs_done"),
-                "status": trial["status"],
-            }
-        )
-    return rows
+def ranked_table(sweep: SweepRecord) -> list[dict[str, Any]]:
+    """One flat row per trial for a terminal: rank, trial, the swept keys under short names, metric, epochs, status."""
+    names = short_names(sweep.space)
+    return [
+        {
+            "rank": rank,
+            "trial": trial.id,
+            **{names[key]: value for key, value in trial.params.items()},
+            sweep.metric: trial.last,
+            "epochs": trial.epochs_done,
+            "status": trial.status,
+        }
+        for rank, trial in ranked(sweep)
+    ]
 
 
-def summary_lines(sweep: Sweep) -> list[str]:
-    """Returns verdict, winner, tests and next steps, one sentence per line."""
+def summary_lines(sweep: SweepRecord) -> list[str]:
+    """Verdict, winner, tests and what to try next, one plain sentence per line."""
     found = verdict(sweep)
     lines = [found.text, *found.details]
-    winner = trial_of(sweep, sweep.get("winner"))
+    winner = sweep.trial(sweep.winner)
     if winner is not None:
-        names = short_names(winner["params"])
-        params = ", ".join(f"{names[key]}={value_text(value)}" for key, value in winner["params"].items())
-        lines.append(f"Winner {winner['id']}: {params}; {metric_name(sweep['metric'])} {percent(score(winner))}.")
-    for split in ordered_splits(sweep.get("comparison") or {}):
-        cell = sweep["comparison"][split].get("top1")
+        names = short_names(winner.params)
+        params = ", ".join(f"{names[key]}={value_text(value)}" for key, value in winner.params.items())
+        lines.append(f"Winner {winner.id}: {params}; {metric_name(sweep.metric)} {percent(winner.last)}.")
+    comparison = sweep.comparison or {}
+    for split in ordered_splits(comparison):
+        cell = comparison[split].get("top1")
         if cell is not None:
             lines.append(
-                f"{protocol_of(split, sweep)[0]} ({split}) top-1: winner {mean_sd(cell['winner'])}, "
-                f"baseline {mean_sd(cell['baseline'])}."
+                f"{protocol_of(split, sweep.train_split)[0]} ({split}) top-1: winner {mean_sd(cell.winner)}, "
+                f"baseline {mean_sd(cell.baseline)}."
             )
     return lines + next_steps(sweep)
 
@@ -161,19 +143,18 @@ EDGE = 0.1
 MAX_SEEDS = 100
 
 
-def next_steps(sweep: Sweep) -> list[str]:
-    """Returns what the numbers suggest to try next, possibly nothing."""
+def next_steps(sweep: SweepRecord) -> list[str]:
+    """What the numbers suggest to try; empty where they suggest nothing."""
     steps = []
-    winner = trial_of(sweep, sweep.get("winner"))
-    params = winner["params"] if winner else {}
-    for key, value in params.items():
-        end = _near_end(sweep["space"][key], value)
+    winner = sweep.trial(sweep.winner)
+    for key, value in (winner.params if winner else {}).items():
+        end = _near_end(sweep.space[key], value)
         if end is not None:
-            within = range_text(sweep["space"][key])
+            within = range_text(sweep.space[key])
             steps.append(f"{key}={value_text(value)} is at the {end} end of its searched range ({within}): widen it.")
     found = primary(sweep)
     if found is not None:
-        delta = difference_of(sweep["comparison"][found[0]][found[1]])
+        delta = found[2]
         if delta.low is None or delta.high is None:
             steps.append("Retrain with at least three paired seeds: one tells nothing about the spread.")
         elif not delta.distinguishable:

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from ltcore.evaluation.paired import points
+from ltcore.config.records import SweepRecord, TrainedData, TrialRecord
+from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.format import METRICS, mean_sd, metric_name, percent, range_text, short_names
 from ltcore.reporting.page import config_rows, machine, table_of_tests
-from ltcore.reporting.records import Retrain, StoredSweep, difference_of, primary
-from ltcore.reporting.summary import count_text, difference_kind, next_steps, ranked, score, searched, trial_of, verdict
-from ltcore.reporting.sweep_figures import class_means, responses, sweep_figures, validation
+from ltcore.reporting.records import Retrain, StoredSweep, primary
+from ltcore.reporting.summary import count_text, difference_kind, next_steps, ranked, searched, verdict
+from ltcore.reporting.sweep_figures import class_means, responses, sweep_figures
 from ltcore.text import duration
 
 MAX_TABLED_CLASSES = 1000
@@ -22,32 +23,32 @@ MAX_TABLED_CLASSES = 1000
 
 
 def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
-    """Returns the context of ``sweep.html.j2``."""
-    info = sweep.info
-    winner = trial_of(info, info.get("winner"))
+    """The context of ``sweep.html.j2``."""
+    record = sweep.record
+    winner = record.trial(record.winner)
     runs = [*(r.run for r in sweep.retrains), *sweep.runs()]
-    data: dict[str, Any] = next((run.info["data"] for run in runs if "data" in run.info), {})
+    data = next((run.record.data for run in runs if run.record is not None), None)
     return {
-        "title": info.get("name", sweep.path.name),
-        "sweep": info,
-        "metric_title": metric_name(str(info.get("metric"))),
+        "title": record.name,
+        "sweep": record,
+        "metric_title": metric_name(record.metric),
         "data": data,
-        "verdict": verdict(info),
+        "verdict": verdict(record),
         "tiles": _tiles(sweep, winner),
         "winner": winner,
-        "params": _params(sweep, winner),
+        "params": _params(record, winner),
         "protocols": _protocols(sweep),
         "tests": table_of_tests({_run_id(r): r.run for r in sweep.retrains}),
         "figures": sweep_figures(sweep, data),
         "responses": responses(sweep),
         "ranking": _ranking(sweep),
-        "selection": _selection(info),
+        "selection": _selection(record),
         "classes": _classes(sweep, data),
-        "class_split": next(iter(ordered_splits(info.get("comparison") or {})), None),
-        "config": config_rows(sweep.trials.get(info.get("winner", "")), sweep.baseline),
-        "stages": _stages(info.get("stages") or {}),
-        "machine": machine(sweep.runs(), info),
-        "next_steps": next_steps(info),
+        "class_split": next(iter(ordered_splits(record.comparison or {})), None),
+        "config": config_rows(sweep.trials.get(record.winner or ""), sweep.baseline),
+        "stages": _stages(record.stages),
+        "machine": machine(sweep.runs(), record),
+        "next_steps": next_steps(record),
         "commands": _commands(sweep, winner),
     }
 
@@ -56,64 +57,66 @@ def _run_id(retrain: Retrain) -> str:
     return f"{retrain.role}-seed{retrain.seed}"
 
 
-def _tiles(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """Returns (label, number, remark) of the facts below the headline."""
-    info, found = sweep.info, primary(sweep.info)
+def _tiles(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str, str, str]]:
+    """(label, number, remark) of the facts under the headline."""
+    record, found = sweep.record, primary(sweep.record)
     tiles = []
     if found is not None:
-        cell = info["comparison"][found[0]][found[1]]
-        remark = f"baseline {mean_sd(cell['baseline'])}, {len(cell['winner'])} seeds"
-        tiles.append(
-            (f"{protocol_of(found[0], info)[0]} {metric_name(found[1])} of the winner", mean_sd(cell["winner"]), remark)
-        )
+        split, metric, cell = found
+        protocol = protocol_of(split, record.train_split)[0]
+        remark = f"baseline {mean_sd(cell.baseline)}, {cell.num_seeds} seeds"
+        tiles.append((f"{protocol} {metric_name(metric)} of the winner", mean_sd(cell.winner), remark))
     if winner is not None:
-        baseline = validation(sweep.baseline, info["metric"])
+        baseline = sweep.baseline.last(record.metric) if sweep.baseline else None
         tiles.append(
-            (f"{metric_name(info['metric'])} of the winner", percent(score(winner)), f"baseline {percent(baseline)}")
+            (f"{metric_name(record.metric)} of the winner", percent(winner.last), f"baseline {percent(baseline)}")
         )
-    count, _, states = count_text(info).partition(": ")
+    count, _, states = count_text(record).partition(": ")
     tiles.append(("searched", count, states))
-    seconds = sum((info.get("stages") or {}).values())
+    seconds = sum(record.stages.values())
     if seconds:
-        hours = info.get("node_hours")
-        spent = ", ".join(f"{value:.2g} {kind}" for kind, value in hours.items()) if hours else ""
+        spent = ", ".join(f"{value:.2g} {kind}" for kind, value in record.node_hours.items())
         tiles.append(("took", duration(seconds), f"node-hours: {spent}" if spent else "all stages"))
     return tiles
 
 
-def _params(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _params(record: SweepRecord, winner: TrialRecord | None) -> list[dict[str, Any]]:
     if winner is None:
         return []
-    names = short_names(winner["params"])
+    names = short_names(winner.params)
     return [
-        {"key": key, "short": names[key], "value": value, "range": range_text(sweep.info["space"][key])}
-        for key, value in winner["params"].items()
+        {"key": key, "short": names[key], "value": value, "range": range_text(record.space[key])}
+        for key, value in winner.params.items()
     ]
 
 
 def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
-    """Returns one comparison table per test split; metrics not defined there have an empty row."""
-    comparison = sweep.info.get("comparison") or {}
+    """One comparison table per test split; metrics that are not defined there keep their row, empty."""
+    comparison = sweep.record.comparison or {}
+    order = {metric: at for at, metric in enumerate(METRICS)}
     tables = []
     for split in ordered_splits(comparison):
         tested = [m for r in sweep.retrains for m in r.run.tests().get(split, {})]
         names = [m for m in dict.fromkeys([*comparison[split], *tested]) if not m.endswith("/macro_precision")]
-        order = {metric: at for at, metric in enumerate(METRICS)}
-        rows = []
-        for metric in sorted(names, key=lambda m: order.get(m, len(order))):
-            cell = comparison[split].get(metric)
-            row: dict[str, Any] = {"metric": metric, "name": metric_name(metric), "cell": cell}
-            if cell is not None:
-                delta = difference_of(cell)
-                row["means"] = {role: fmean(cell[role]) for role in ("winner", "baseline")}
-                row["texts"] = {role: mean_sd(cell[role]) for role in ("winner", "baseline")}
-                row["difference"] = points(delta.difference)
-                row["interval"] = None if delta.low is None or delta.high is None else _interval(delta.low, delta.high)
-                row["kind"] = difference_kind(delta)
-            rows.append(row)
-        name, meaning = protocol_of(split, sweep.info)
+        names.sort(key=lambda m: order.get(m, len(order)))
+        name, meaning = protocol_of(split, sweep.record.train_split)
+        rows = [_compared(metric, comparison[split].get(metric)) for metric in names]
         tables.append({"split": split, "name": name, "meaning": meaning, "rows": rows})
     return tables
+
+
+def _compared(metric: str, cell: PairedDifference | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"metric": metric, "name": metric_name(metric), "cell": cell}
+    if cell is None:
+        return row
+    values = {"winner": cell.winner, "baseline": cell.baseline}
+    return row | {
+        "means": {role: fmean(of_role) for role, of_role in values.items()},
+        "texts": {role: mean_sd(of_role) for role, of_role in values.items()},
+        "difference": points(cell.difference),
+        "interval": None if cell.low is None or cell.high is None else _interval(cell.low, cell.high),
+        "kind": difference_kind(cell),
+    }
 
 
 def _interval(low: float, high: float) -> str:
@@ -121,47 +124,67 @@ def _interval(low: float, high: float) -> str:
 
 
 def _ranking(sweep: StoredSweep) -> dict[str, Any]:
-    """Returns the trials by rank, with the baseline after the finished ones."""
-    info = sweep.info
-    rows = []
-    for rank, trial in ranked(info):
-        run = sweep.trials[trial["id"]].info
-        role = "winner" if trial["id"] == info.get("winner") else ""
-        own = {"rank": rank, "role": role, "score": score(trial), "seconds": run.get("seconds")}
-        rows.append({**trial, **own, "planned": run.get("epochs_planned")})
-    if sweep.baseline is not None:
-        of = sweep.baseline.info
-        kept = {key: of.get(key) for key in ("status", "reason", "epochs_done", "seconds")}
-        own = {"id": "baseline", "rank": None, "role": "baseline", "score": validation(sweep.baseline, info["metric"])}
-        rows.insert(sum(row["status"] == "finished" for row in rows), {**own, **kept, "planned": of["epochs_planned"]})
-    keys = list(info.get("space") or {})
+    """The trials by rank, the baseline after those that reached the end."""
+    record = sweep.record
+    rows = [_ranked(rank, trial, sweep) for rank, trial in ranked(record)]
+    if sweep.baseline is not None and sweep.baseline.record is not None:
+        of = sweep.baseline.record
+        row = {
+            "id": "baseline",
+            "rank": None,
+            "role": "baseline",
+            "score": of.last.get(record.metric),
+            "status": of.status,
+            "reason": of.reason,
+            "epochs_done": of.epochs_done,
+            "planned": of.epochs_planned,
+            "seconds": of.seconds,
+        }
+        rows.insert(sum(row["status"] == "finished" for row in rows), row)
+    keys = list(record.space)
     return {"columns": keys, "names": short_names(keys), "rows": rows}
 
 
-def _selection(info: Mapping[str, Any]) -> list[str]:
-    """Describes how the winner was chosen, in sentences that the files support."""
-    trials = searched(info)
+def _ranked(rank: int | None, trial: TrialRecord, sweep: StoredSweep) -> dict[str, Any]:
+    run = sweep.trials[trial.id].record
+    return {
+        "id": trial.id,
+        "rank": rank,
+        "role": "winner" if trial.id == sweep.record.winner else "",
+        "params": trial.params,
+        "score": trial.last,
+        "status": trial.status,
+        "reason": trial.reason,
+        "epochs_done": trial.epochs_done,
+        "planned": run.epochs_planned if run else None,
+        "seconds": run.seconds if run else None,
+    }
+
+
+def _selection(record: SweepRecord) -> list[str]:
+    """How the winner was chosen, in sentences that the files support."""
+    trials = searched(record)
     if not trials:
         return []
-    finished = sum(t["status"] == "finished" for t in trials)
-    when = "at the end of training" if "last" in trials[0] else "at its best epoch"
+    finished = sum(trial.status == "finished" for trial in trials)
     lines = [
-        f"Trials are ranked by {metric_name(info['metric'])} {when}, on the validation split alone and only among the "
-        f"{finished} of {len(trials)} that reached the end; a trial stopped early is not a candidate, whatever its score."
+        f"Trials are ranked by {metric_name(record.metric)} at the end of training, on the validation split alone and only "
+        f"among the {finished} of {len(trials)} that reached the end; a trial stopped early is no candidate, however well it "
+        "did."
     ]
-    for rung in info.get("rungs") or ():
-        places = rung["trials"]
+    for rung in record.rungs:
+        compared = len(rung.trials)
         lines.append(
-            f"After epoch {places[0]['epoch']}, all {len(places)} trials of that round were compared, and "
-            f"the best {min(rung['keep'], len(places))} continued."
+            f"After epoch {rung.trials[0].epoch}, when all {compared} trials of that round were there, they were compared, and "
+            f"the best {min(rung.keep, compared)} went on."
         )
-    start = info.get("shared_start")
+    start = record.shared_start
     if start:
         lines.append(
-            f"{start['trials']} trials share their first {start['epochs']} epochs, before any term acts: these were trained "
-            f"once, which saved {duration(start['saved_s'])} of training."
+            f"{start.trials} trials share their first {start.epochs} epochs, before any term acts: these were trained "
+            f"once, which saved {duration(start.saved_s)} of training."
         )
-    seeds = len({r["seed"] for r in info.get("retrain") or ()})
+    seeds = len({entry.seed for entry in record.retrain or ()})
     if seeds:
         lines.append(
             f"Winner and baseline were then trained again with {seeds} paired seed{'s' * (seeds != 1)}; these "
@@ -171,13 +194,11 @@ def _selection(info: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _classes(sweep: StoredSweep, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _classes(sweep: StoredSweep, data: TrainedData | None) -> list[dict[str, Any]]:
     means = class_means(sweep)
-    if not means or len(means["winner"]) > MAX_TABLED_CLASSES:
+    if data is None or not means or len(means["winner"]) > MAX_TABLED_CLASSES:
         return []
-    count = len(means["winner"])
-    names, groups = data.get("classes") or range(count), data.get("shot_groups") or [""] * count
-    columns = zip(names, groups, means["winner"], means["baseline"], strict=True)
+    columns = zip(data.classes, data.shot_groups, means["winner"], means["baseline"], strict=True)
     return [{"name": n, "group": g, "winner": w, "baseline": b} for n, g, w, b in columns]
 
 
@@ -189,28 +210,28 @@ def _stages(stages: Mapping[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def _commands(sweep: StoredSweep, winner: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Returns (purpose, command) of sensible next commands; they name only files that exist."""
-    folder, name = sweep.path, str(sweep.info.get("name"))
-    again = shlex.quote(f"{name}-winner")
+def _commands(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str, str]]:
+    """(what for, command) of sensible next commands; only what exists on disk is named."""
+    folder, record = sweep.path, sweep.record
+    again = shlex.quote(f"{record.name}-winner")
     commands = []
     if winner is not None:
-        config = shlex.quote(str(sweep.trials[winner["id"]].path / "config.yaml"))
+        config = shlex.quote(str(sweep.trials[winner.id].path / "config.yaml"))
         commands.append(
             (
                 "train the winner's configuration again",
                 f"python pipelines/train.py {config} --name {again} --seed 10",
             )
         )
-        params = shlex.join(f"{k}={_word(v)}" for k, v in winner["params"].items() if v is not None)
+        params = shlex.join(f"{k}={_word(v)}" for k, v in winner.params.items() if v is not None)
         commands.append(("use its parameters in another recipe", f"python pipelines/train.py RECIPE {params}"))
-        tested = next((r for r in sweep.of_role("winner") if r.run.info), None)
+        tested = next((r for r in sweep.of_role("winner") if r.run.record), None)
         if tested is not None:
             model = shlex.quote(str(tested.run.path))
             commands.append(("classify images with it", f"python pipelines/evaluate.py {model} IMAGE ..."))
-    recipe = shlex.quote(str(sweep.info.get("recipe", "")))
-    more = 2 * int(sweep.info.get("num_trials") or len(searched(sweep.info)))
-    further = shlex.quote(f"{name}-{more}")
+    recipe = shlex.quote(record.recipe)
+    more = 2 * record.num_trials
+    further = shlex.quote(f"{record.name}-{more}")
     commands.append(("search further", f"python pipelines/tune_lpa.py {recipe} --num-trials {more} --name {further}"))
     offline = [p for p in ("*/wandb/offline-run-*", "*/*/wandb/offline-run-*") if any(folder.glob(p))]
     if offline:

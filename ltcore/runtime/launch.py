@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.errors import StallError
 from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster, nodes_are_coming
@@ -27,8 +28,8 @@ STALL_S = 900.0
 
 def run_single(
     job: Job, cfg: RunConfig, engine: str, scaling: Scaling, cluster: Cluster, max_gpus: float | None
-) -> dict[str, Any]:
-    """Runs the job on the cluster and returns its record."""
+) -> RunRecord | None:
+    """Runs the job on the cluster. Returns its record, None where it was told to stop."""
     need = demand(scaling, engine, streams=cfg.data.loader == "ray")
     display = ProgressDisplay()
     check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, display.console)
@@ -52,7 +53,7 @@ def run_single(
         options["resources"] = {DRIVER_RESOURCE: 0.01}
     try:
         with display.stage("train", expected=1):
-            ref = run_job.options(**options).remote(job.plain(), engine, scaling.plain())
+            ref = run_job.options(**options).remote(job.to_json(), engine, scaling)
             while not ray.wait([ref], timeout=1.0)[0]:
                 if watch.stalled.is_set():
                     ray.cancel(ref, force=True)
@@ -60,6 +61,7 @@ def run_single(
                         f"Nothing happened for {STALL_S:g} s. The run needs {need.describe()}; the cluster has "
                         f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs. It was canceled; the same command continues."
                     )
-            return result_of(ref)
+            record: RunRecord | None = result_of(ref)
+            return record
     finally:
         watch.end()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ltcore.errors import CapacityError
 from ltcore.runtime.cluster import Cluster
@@ -23,9 +22,6 @@ class Scaling:
     @property
     def most(self) -> int:
         return max(self.workers, self.max_workers)
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import ray
 from ltcore.errors import LtcoreError
 
 
-def result_of(ref: Any) -> dict[str, Any]:
+def result_of(ref: Any) -> Any:
     """The value of a finished task. An ``LtcoreError`` raised in it is raised here as itself."""
     try:
         return ray.get(ref)

@@ -370,7 +370,7 @@ def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
 
 
 def refuse_differences(
-    where: Path | str, old: dict[str, Any], new: dict[str, Any], mutable: tuple[str, ...] = ()
+    where: Path | str, old: Mapping[str, Any], new: Mapping[str, Any], mutable: tuple[str, ...] = ()
 ) -> None:
     """Raises CheckpointError where two flat configurations differ in a key that matters; names the first ones."""
     old, new = effective(old), effective(new)

@@ -43,6 +43,31 @@ class RunContext(Protocol):
         """Sends a heartbeat from inside an epoch: cheap, never blocks, may be dropped."""
 
 
+class ForwardingContext:
+    """Passes everything on to another context; what a subclass overrides comes in between."""
+
+    def __init__(self, inner: RunContext) -> None:
+        self.inner = inner
+        self.engine, self.rank, self.world, self.device = inner.engine, inner.rank, inner.world, inner.device
+        self.checkpoint_every_epoch = inner.checkpoint_every_epoch
+
+    def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
+        """Passes the metrics on."""
+        self.inner.report(metrics, checkpoint)
+
+    def saved(self) -> None:
+        """Passes the word on."""
+        self.inner.saved()
+
+    def stop_requested(self) -> bool:
+        """Asks the other context."""
+        return self.inner.stop_requested()
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        """Passes the sign of life on."""
+        self.inner.beat(epoch, images_seen, total_images)
+
+
 class LocalContext(AbstractContextManager["LocalContext"]):
     """This process without Ray. As a context manager: one Ctrl-C or SIGTERM saves and ends the run, two interrupt it."""
 

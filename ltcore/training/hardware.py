@@ -9,10 +9,10 @@ import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ltcore.config.records import Hardware
 from ltcore.version import __version__
 
 
@@ -56,17 +56,13 @@ def most_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def describe_hardware() -> dict[str, Any]:
-    """Returns processor name, CPUs this process may use, GPUs, bytes of memory, and host."""
+def describe_hardware() -> Hardware:
+    """Describes this machine, as far as the process may use it."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": _cpu_name(),
-        "cpus": allocated_cpus(),
-        "gpus": gpus,
-        "memory_bytes": memory,
-        "host": socket.gethostname(),
-    }
+    return Hardware(
+        cpu=_cpu_name(), cpus=allocated_cpus(), gpus=tuple(gpus), memory_bytes=memory, host=socket.gethostname()
+    )
 
 
 def _cpu_name() -> str:

@@ -1,13 +1,14 @@
-"""``run.json``: what a run is, was asked to do, and came to. Rewritten whole and atomically."""
+"""Who asked for a run, and what its record says while it goes on."""
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ltcore.storage import join, read_json, write_json
+from ltcore.config.json_record import RecordFile
+from ltcore.config.records import RunRecord
+
+RunLog = RecordFile[RunRecord]
+"""The record of a run that goes on. Rank 0 alone has one with a file."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class RunInfo:
     id: str
     """Stable across restarts; also the W&B id."""
     kind: str = "run"
-    """'run', 'trial', 'baseline' or 'retrain'."""
+    """'run', 'trial', 'baseline', 'retrain' or 'shared_start'."""
     group: str = ""
     """Sweep the run belongs to, or ''."""
     test: bool = True
@@ -28,30 +29,7 @@ class RunInfo:
     """Epochs after which the run stops with a checkpoint, to be continued or not; 0: at its end."""
 
 
-class RunRecord:
-    """The content of ``run.json`` and the file itself. Only rank 0 has one with a path."""
-
-    def __init__(self, path: Path | None, fields: dict[str, Any]) -> None:
-        self._path = path
-        self.fields: dict[str, Any] = {"schema": 1, "status": "running", "reason": "", **fields}
-
-    def update(self, **fields: Any) -> None:
-        """Sets fields and writes the file."""
-        self.fields.update(fields)
-        self.write()
-
-    def write(self) -> None:
-        """The whole file; nothing on a rank without one. DataError where the place cannot be written."""
-        if self._path is not None:
-            write_json(self._path, self.fields)
-
-
-def now() -> str:
-    """The time as it stands in records."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def has_failed(run_uri: str) -> bool:
     """Tells whether a run has written down that it failed, and why."""
-    record = read_json(join(run_uri, "run.json"))
-    return record is not None and record["status"] == "failed"
+    record = RunRecord.read(run_uri)
+    return record is not None and record.status == "failed"

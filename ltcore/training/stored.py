@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs as pafs
 
+from ltcore.config.records import RunRecord, SweepRecord, now
 from ltcore.errors import ConfigError, DataError
 from ltcore.storage import is_local, join, local_path, open_fs, read_bytes
 from ltcore.text import duration
@@ -25,10 +24,10 @@ _SWEEP = re.compile(r"sweep\.json|report\.html|sweep|shared_start(-\d+)?|tune(-.
 _RUNS_OF_A_SWEEP = ("trials", "retrain")
 
 
-def finished_ago(record: dict[str, Any]) -> str:
-    """Returns how long ago a run or sweep ended, in words."""
-    ended = datetime.datetime.fromisoformat(record["finished_at"])
-    return f"{duration((datetime.datetime.now(datetime.UTC) - ended).total_seconds())} ago"
+def finished_ago(record: RunRecord | SweepRecord) -> str:
+    """Says how long ago a run or sweep ended."""
+    assert record.finished_at is not None, "it is asked of what is finished"
+    return f"{duration((now() - record.finished_at).total_seconds())} ago"
 
 
 def remove(uri: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.batch import Batch
 from ltcore.config.load import check_world, flat
+from ltcore.config.records import RunRecord, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import Ints, drawn_copies
@@ -27,17 +28,17 @@ from ltcore.training.init_from import start_from
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.progress import TrainProgress
-from ltcore.training.record import RunInfo, RunRecord, now
+from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
 
 
 def fit(
-    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Tracker, info: RunInfo, record: RunRecord
-) -> dict[str, Any]:
+    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Tracker, info: RunInfo, record: RunLog
+) -> RunRecord:
     """Trains until ``train.epochs`` epochs are done, continuing from the newest checkpoint in ``run_dir``.
 
-    Every rank calls it with the same arguments; rank 0 alone writes. Returns the fields of ``run.json``.
+    Every rank calls it with the same arguments; rank 0 alone writes. Returns the run's record.
     Raises StopRequested after saving if the context asked to stop, NumericError if a loss is not finite.
     """
     check_train_split(loader, cfg.data.train_split)
@@ -56,7 +57,7 @@ class Trainer:
         run_dir: Path,
         log: Tracker,
         info: RunInfo,
-        record: RunRecord,
+        record: RunLog,
     ) -> None:
         self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
         self.folder = run_dir / "checkpoints"
@@ -82,8 +83,8 @@ class Trainer:
 
     # ---- the run
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the end, or to where it is told to stop. Returns the fields of ``run.json``."""
+    def run(self) -> RunRecord:
+        """Trains to the end, or to where it is told to stop. Returns the run's record."""
         self._resume()
         self._note_schedule()
         metrics = dict(self.at.last)
@@ -99,7 +100,7 @@ class Trainer:
         if self.info.test:
             fields |= self._test()
         self.record.update(**fields)
-        return self.record.fields
+        return self.record.value
 
     def _note_schedule(self) -> None:
         """Adds the mutable keys' present values to the schedule where they differ from the last."""
@@ -110,7 +111,7 @@ class Trainer:
         last = self.at.schedule[-1] if self.at.schedule else {}
         if any(last.get(key) != value for key, value in now.items()):
             self.at.schedule.append({"images_seen": self.at.images_seen, **now})
-        self.record.update(schedule=self.at.schedule)
+        self.record.update(schedule=list(self.at.schedule))
 
     def _epoch(self) -> dict[str, Any]:
         cfg, at = self.cfg, self.at

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ltcore.config.load import grace_fraction, override
+from ltcore.config.records import SweepRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest
@@ -64,7 +65,7 @@ def fitted_epochs(
     base: RunConfig,
     data_uri: str,
     concurrent: int,
-    stored: dict[str, Any] | None,
+    stored: SweepRecord | None,
     scaling: Scaling,
     local: bool,
     say: Callable[[str], None],
@@ -74,7 +75,7 @@ def fitted_epochs(
     On a cluster nothing is cut: this process does not run where trials will.
     """
     if stored is not None:
-        return override(base, {"train.epochs": stored["epochs"]})
+        return override(base, {"train.epochs": stored.epochs})
     if sweep.budget_s is None or not local:
         return base
     rate = images_per_s(base, data_uri, scaling.cpus_per_worker)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, effective
 from ltcore.config.overrides import flatten
+from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import SweepConfig, sweep_tree
 from ltcore.errors import ConfigError
@@ -39,25 +40,25 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 _SIZE = "sweep.num_trials"
 
 
-def adds_trials(existing: dict[str, Any], fields: dict[str, Any]) -> bool:
+def adds_trials(existing: SweepRecord, fields: dict[str, Any]) -> bool:
     """Whether the new sweep is a stored random search with more trials, which then are added to it."""
-    return fields["sweep.search"] == "random" and fields[_SIZE] > existing["identity"][_SIZE]
+    return fields["sweep.search"] == existing.search == "random" and fields[_SIZE] > existing.num_trials
 
 
-def check_same_data(existing: dict[str, Any], data_hash: str, uri: str) -> None:
+def check_same_data(existing: SweepRecord, data_hash: str, uri: str) -> None:
     """ConfigError where the stored sweep was computed on other data than those that the name leads to now."""
-    if existing["data_hash"] != data_hash:
+    if existing.data_hash != data_hash:
         raise ConfigError(
-            f"{uri} holds a sweep on other data ({existing['data_hash'][:12]} there, {data_hash[:12]} now). Give the same data, "
+            f"{uri} holds a sweep on other data ({existing.data_hash[:12]} there, {data_hash[:12]} now). Give the same data, "
             "another --name, or replace it with --fresh."
         )
 
 
-def check_same_sweep(existing: dict[str, Any], fields: dict[str, Any], uri: str) -> None:
+def check_same_sweep(existing: SweepRecord, fields: dict[str, Any], uri: str) -> None:
     """The same name with another configuration would mix two sweeps."""
     if adds_trials(existing, fields):
-        fields = {**fields, _SIZE: existing["identity"][_SIZE]}
-    changed = difference(effective(existing["identity"]), fields)
+        fields = {**fields, _SIZE: existing.num_trials}
+    changed = difference(effective(existing.identity), fields)
     if changed:
         raise ConfigError(
             f"{uri} holds a sweep with another configuration ({'; '.join(changed[:6])}{'; ...' if len(changed) > 6 else ''}). "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from ltcore.config.records import SweepRecord
 from ltcore.reporting.report import write_report
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import is_local, join, write_bytes_atomic
@@ -23,39 +23,36 @@ def of_report(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.rpartition("/")[2] in REPORT_FILES]
 
 
-def report(setup: SweepSetup, fields: dict[str, Any], display: ProgressDisplay, id_prefix: str) -> None:
+def report(setup: SweepSetup, record: SweepRecord, display: ProgressDisplay, id_prefix: str) -> None:
     """Writes report.html beside sweep.json, and the sweep's own W&B run."""
     with display.stage("report"), fetched(setup.uri, of_report) as folder:
         path = write_report(folder)
         if not is_local(setup.uri):
             write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes())
-        _log_sweep(setup, fields, id_prefix, folder, path)
+        _log_sweep(setup, record, id_prefix, folder, path)
         RunSync(join(setup.uri, "sweep"), folder / "sweep").close()
 
 
-def _log_sweep(setup: SweepSetup, fields: dict[str, Any], id_prefix: str, folder: Path, report: Path) -> None:
+def _log_sweep(setup: SweepSetup, record: SweepRecord, id_prefix: str, folder: Path, report: Path) -> None:
     cfg = setup.base
     tracker = open_tracker(
         run_dir=folder / "sweep",
         run_id=f"{id_prefix}-sweep",
         group=setup.sweep.name,
         name=f"{setup.sweep.name}-sweep",
-        config_flat=fields["identity"],
+        config_flat=dict(record.identity),
         options=replace(cfg.tracking, tensorboard=False),
         job_type="sweep",
     )
     keys = list(setup.sweep.space)
-    ranked = sorted(fields["trials"], key=lambda t: -(t["last"] if t["last"] is not None else -1.0))
-    rows = [
-        [t["id"], t["status"], *(t["params"][k] for k in keys), t["last"], t["best"], t["epochs_done"]] for t in ranked
-    ]
+    ranked = sorted(record.trials or (), key=lambda t: -(t.last if t.last is not None else -1.0))
+    rows = [[t.id, t.status, *(t.params[k] for k in keys), t.last, t.best, t.epochs_done] for t in ranked]
     tracker.table("trials", ["trial", "status", *keys, "last", "best", "epochs"], rows)
     tracker.html("report", report)
     flat_summary = {
-        f"{split}/{metric}/{field}": value
-        for split, metrics in fields.get("comparison", {}).items()
-        for metric, values in metrics.items()
-        for field, value in values.items()
-        if field in ("difference", "low", "high")
+        f"{split}/{metric}/{field}": getattr(difference, field)
+        for split, metrics in (record.comparison or {}).items()
+        for metric, difference in metrics.items()
+        for field in ("difference", "low", "high")
     }
-    tracker.finish({"winner": fields.get("winner", ""), **flat_summary}, str(fields["status"]))
+    tracker.finish({"winner": record.winner or "", **flat_summary}, record.status)

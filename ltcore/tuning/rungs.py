@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-Record = Mapping[str, Any]
-"""The content of a trial's ``run.json``."""
+from ltcore.config.records import Place, RungDecision, RunRecord, TrialRecord
 
 FINALISTS = 3
 """Trials that always reach the end: one value ranks nothing on small validation sets."""
@@ -37,7 +36,7 @@ class Part:
     """A stretch of one trial, which goes on from wherever the trial stands."""
 
     trial: str
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     until: int
     """Epoch at which it ends with a checkpoint; 0: the end of the trial."""
 
@@ -81,7 +80,7 @@ def _number(value: float | None) -> float:
     return -math.inf if value is None or math.isnan(value) else value
 
 
-def standing(record: Record | None, until: int = 0) -> str:
+def standing(record: RunRecord | TrialRecord | None, until: int = 0) -> str:
     """What a trial's record says of it.
 
     'finished', 'failed' (for good) or 'stopped' (by the decision of a rung) is what it came to. 'there': it stands at epoch
@@ -89,11 +88,13 @@ def standing(record: Record | None, until: int = 0) -> str:
     """
     if record is None:
         return "open"
-    if record["status"] == "finished" or "decision" in record:
-        return "stopped" if "decision" in record else "finished"
-    if record["status"] == "failed":
-        return "failed" if str(record["reason"]).partition(":")[0] in FINAL_ERRORS else "open"
-    return "there" if until and record["epochs_done"] == until else "open"
+    if record.decision is not None:
+        return "stopped"
+    if record.status == "finished":
+        return "finished"
+    if record.status == "failed":
+        return "failed" if record.reason.partition(":")[0] in FINAL_ERRORS else "open"
+    return "there" if until and record.epochs_done == until else "open"
 
 
 class Book(Protocol):
@@ -101,38 +102,38 @@ class Book(Protocol):
 
     metric: str
 
-    def read(self, trial: str) -> Record | None:
+    def read(self, trial: str) -> RunRecord | None:
         """The trial's record."""
 
     def epoch(self, params: Mapping[str, Any], rung: Rung) -> int:
         """The rung's epoch in a trial of these parameters; 0 where that trial has no such rung."""
 
-    def decision(self, cohort: int, rung: Rung) -> Mapping[str, Any] | None:
+    def decision(self, cohort: int, rung: Rung) -> RungDecision | None:
         """What was decided at the rung earlier."""
 
-    def decide(self, decision: dict[str, Any]) -> None:
+    def decide(self, decision: RungDecision) -> None:
         """Writes the decision down: for the sweep, and in the records of the trials that it stops."""
 
-    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: Record | None) -> None:
+    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         """A part of the trial has ended; ``state`` is its standing."""
 
 
 class Cohort:
     """Trials that are compared with each other."""
 
-    def __init__(self, number: int, trials: Mapping[str, dict[str, Any]], cuts: Sequence[Rung], book: Book) -> None:
+    def __init__(self, number: int, trials: Mapping[str, Mapping[str, Any]], cuts: Sequence[Rung], book: Book) -> None:
         self._number, self._trials, self._book = number, trials, book
         self._rungs = list(cuts)
         self._alive = list(trials)
         self._waiting: list[Part] = []
         self._running: set[str] = set()
         self._ended: list[str] = []
-        self._records: dict[str, Record | None] = {}
+        self._records: dict[str, RunRecord | None] = {}
         self.over = False
         self.open: list[str] = []
         """Once it is over: trials that came to no end, so that nothing could be decided."""
         while self._rungs and (decision := book.decision(number, self._rungs[0])) is not None:
-            book.decide(dict(decision))  # again: whoever wrote it may have been killed on the way
+            book.decide(decision)  # again: whoever wrote it may have been killed on the way
             self._apply(decision)
         self._fill()
         self._go_on()
@@ -192,29 +193,23 @@ class Cohort:
             self._rungs.pop(0)
         self._fill()
 
-    def _compare(self, rung: Rung) -> dict[str, Any] | None:
+    def _compare(self, rung: Rung) -> RungDecision | None:
         """The cut among those that stand at the rung; None where that is nobody."""
         values: dict[str, float | None] = {}
         for trial in self._alive:
             record = self._records[trial]
             if record is not None and self._state(trial) == "there":
-                values[trial] = record["last"].get(self._book.metric)
-        places = [
-            {
-                "id": trial,
-                "epoch": self._until(trial),
-                "value": values[trial],
-                "rank": place,
-                "goes_on": place <= rung.keep,
-            }
-            for place, trial in enumerate(ranked(values), 1)
-        ]
+                values[trial] = record.last.get(self._book.metric)
+        places = tuple(
+            Place(id=trial, epoch=self._until(trial), value=values[trial], rank=rank, goes_on=rank <= rung.keep)
+            for rank, trial in enumerate(ranked(values), 1)
+        )
         if not places:
             return None
-        return {"cohort": self._number, "fraction": rung.fraction, "keep": rung.keep, "trials": places}
+        return RungDecision(cohort=self._number, fraction=rung.fraction, keep=rung.keep, trials=places)
 
-    def _apply(self, decision: Mapping[str, Any]) -> None:
-        stopped = {place["id"] for place in decision["trials"] if not place["goes_on"]}
+    def _apply(self, decision: RungDecision) -> None:
+        stopped = {place.id for place in decision.trials if not place.goes_on}
         self._alive = [trial for trial in self._alive if trial not in stopped]
         self._rungs.pop(0)
 

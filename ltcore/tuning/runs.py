@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 
 from ltcore.config import overrides as trees
 from ltcore.config.load import dump, from_dict, override
+from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import CheckpointError, StallError
 from ltcore.objective.registry import TERMS
@@ -20,8 +22,9 @@ from ltcore.runtime.placement import Demand, Scaling
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import run_job
 from ltcore.runtime.results import result_of
-from ltcore.storage import join, read_json
+from ltcore.storage import join
 from ltcore.training.checkpoint import refuse_differences
+from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run
 
 TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
@@ -35,6 +38,7 @@ class SweepSetup:
     base: RunConfig
     seed: int
     data_uri: str
+    data_hash: str
     uri: str
     """Directory of the sweep on the storage."""
     cluster: Cluster
@@ -66,19 +70,19 @@ class Runs:
         self.setup, self.display, self.watch = setup, display, watch
         self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
 
-    def job(self, role: str, seed: int, kind: str, where: str, params: dict[str, Any]) -> Job:
+    def job(self, role: str, seed: int, kind: str, where: str, params: Mapping[str, Any]) -> Job:
         changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
-        changes |= TERMS_OFF if role == "baseline" else params
+        changes |= TERMS_OFF if role == "baseline" else dict(params)
         return Job(
             config=dump(override(self.setup.base, changes)),
             data_uri=self.setup.data_uri,
             run_uri=join(self.setup.uri, where),
-            info={
-                "id": f"{self.id_prefix}-{where.replace('/', '-')}",
-                "kind": kind,
-                "group": self.setup.sweep.name,
-                "test": kind == "retrain",
-            },
+            info=RunInfo(
+                id=f"{self.id_prefix}-{where.replace('/', '-')}",
+                kind=kind,
+                group=self.setup.sweep.name,
+                test=kind == "retrain",
+            ),
             cpus=self.setup.scaling.cpus_per_worker,
             heartbeat=self.heartbeat_name,
             nonce=self.nonce,
@@ -91,7 +95,7 @@ class Runs:
             options = {"num_cpus": 0, "num_gpus": 0}
             if self.setup.cluster.holds_drivers:
                 options["resources"] = {DRIVER_RESOURCE: 0.01}
-        return run_job.options(**options).remote(job.plain(), engine, scaling.plain())
+        return run_job.options(**options).remote(job.to_json(), engine, scaling)
 
     def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
         """As many at a time as there are real resources for: a local Ray counts more CPUs than there are.
@@ -117,19 +121,22 @@ class Runs:
         ready, _ = ray.wait(list(running), timeout=1.0)
         for ref in ready:
             name = running.pop(ref)
-            record = result_of(ref)
+            record: RunRecord | None = result_of(ref)
             self.watch.touch()
-            tested = record.get("test", {})
-            values = [v["top1"] for v in tested.values()] or [record.get("last", {}).get(self.setup.sweep.metric)]
-            shown = ", ".join(f"{100 * v:.1f}%" for v in values if v is not None)
-            where = f"test top-1 on {' and '.join(tested)}" if tested else "validation top-1"
-            self.display.ended(name, f"{name}: {where} {shown}" if shown else f"{name}: done")
+            self.display.ended(name, f"{name}: {'done' if record is None else self._came_to(record)}")
         if self.watch.stop_wanted:
             for ref in running:
                 ray.cancel(ref, force=True)
             self.raise_if_stalled()
             if running:
                 raise TimeIsUp
+
+    def _came_to(self, record: RunRecord) -> str:
+        tested = record.test or {}
+        values = [metrics.get("top1") for metrics in tested.values()] or [record.last.get(self.setup.sweep.metric)]
+        shown = ", ".join(f"{100 * value:.1f}%" for value in values if value is not None)
+        where = f"test top-1 on {' and '.join(tested)}" if tested else "validation top-1"
+        return f"{where} {shown}" if shown else "done"
 
     def raise_if_stalled(self) -> None:
         if self.watch.stalled.is_set():
@@ -143,10 +150,10 @@ class Runs:
 
 def forget_other(job: Job) -> None:
     """Trials that were added may have made another winner: a retrain of the one before makes room."""
-    record = read_json(join(job.run_uri, "run.json"))
+    record = RunRecord.read(job.run_uri)
     if record is None:
         return
     try:
-        refuse_differences(job.run_uri, record["config"], trees.flatten(job.config))
+        refuse_differences(job.run_uri, record.config, trees.flatten(job.config))
     except CheckpointError:
         delete_run(job.run_uri)

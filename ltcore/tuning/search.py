@@ -22,10 +22,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ltcore.config.space import SpaceSpec
 from ltcore.config.sweep import SweepConfig
-from ltcore.runtime.placement import Scaling
 from ltcore.storage import open_fs
 from ltcore.tuning.rungs import Course
-from ltcore.tuning.trainable import TRIAL, UNTIL, trial_name, tune_trial
+from ltcore.tuning.trainable import TRIAL, UNTIL, TrialPlan, trial_name, tune_trial
 
 LOST = 3
 """How often a trial whose process dies is started again within one command."""
@@ -35,10 +34,7 @@ LOST = 3
 class SearchPlan:
     """What the search stage needs to know."""
 
-    trial: dict[str, Any]
-    """What all trials share (see ``worker.tune_trial``); plain JSON."""
-    scaling: Scaling
-    engine: str
+    trial: TrialPlan
     concurrent: int
     driver_resource: str = ""
     """Custom resource that holds trial drivers on a stable node; '' takes a hundredth of a CPU anywhere."""
@@ -152,7 +148,7 @@ def run_course(plan: SearchPlan, course: Course, ears: Ears) -> None:
                 scheduler=FIFOScheduler(),
                 num_samples=-1,
                 # A driver of Ray Train cannot be interrupted: ended with its process, its workers go at once.
-                reuse_actors=plan.engine != "train",
+                reuse_actors=plan.trial.engine != "train",
             ),
             {"name": "search", "storage_path": scratch, "stop": stop, "callbacks": [_Callback(ears)]},
         )
@@ -186,7 +182,7 @@ def run_population(
     )
     members = list(points)
     _fit(
-        dataclasses.replace(plan, trial={**plan.trial, "members": members}),
+        dataclasses.replace(plan, trial=dataclasses.replace(plan.trial, members=tuple(members))),
         tune.TuneConfig(
             search_alg=BasicVariantGenerator(points_to_evaluate=list(points.values()), max_concurrent=plan.concurrent),
             scheduler=scheduler,
@@ -206,14 +202,14 @@ def run_population(
 
 def _fit(plan: SearchPlan, config: tune.TuneConfig, run: dict[str, Any], space: dict[str, Any] | None = None) -> None:
     resources: dict[str, float]
-    if plan.engine == "train":
+    if plan.trial.engine == "train":
         resources = {plan.driver_resource: 0.01} if plan.driver_resource else {"CPU": 0.01}
     else:
-        resources = {"CPU": plan.scaling.cpus_per_worker, "GPU": plan.scaling.gpus_per_worker}
+        resources = {"CPU": plan.trial.scaling.cpus_per_worker, "GPU": plan.trial.scaling.gpus_per_worker}
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if plan.debug else logging.CRITICAL)
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(tune_trial, plan=plan.trial), resources),
+        tune.with_resources(tune.with_parameters(tune_trial, plan=plan.trial.to_json()), resources),
         param_space=space,
         tune_config=config,
         run_config=tune.RunConfig(

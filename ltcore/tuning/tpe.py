@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ltcore.config.records import RunRecord
 from ltcore.config.space import SpaceSpec
 from ltcore.errors import ConfigError
-from ltcore.tuning.rungs import Record
 
 if TYPE_CHECKING:
     import optuna
@@ -27,13 +27,13 @@ class Past:
     """Of its training that it got."""
 
 
-def past_of(record: Record | None, metric: str) -> Past:
+def past_of(record: RunRecord | None, metric: str) -> Past:
     """What a settled trial's record tells."""
     assert record is not None, "a batch follows when all before it is settled"
-    params, at = record["config"], record.get("decision")
+    at = record.decision
     if at is not None:
-        return Past(params, at["value"], at["epoch"] / record["epochs_planned"])
-    return Past(params, record["last"].get(metric) if record["status"] == "finished" else None, 1.0)
+        return Past(record.config, at.value, at.epoch / record.epochs_planned)
+    return Past(record.config, record.last.get(metric) if record.status == "finished" else None, 1.0)
 
 
 def batch_size(num_trials: int) -> int:

@@ -8,9 +8,11 @@ import os
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ltcore.config.json_record import JsonRecord
 from ltcore.config.load import dump, from_dict, override
 from ltcore.errors import LtcoreError
 from ltcore.runtime.cluster import quiet
@@ -19,14 +21,41 @@ from ltcore.runtime.placement import Scaling
 from ltcore.runtime.ray_data import make_ray_loader
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
-from ltcore.storage import join
 from ltcore.training.context import StopRequested
-from ltcore.training.record import has_failed
+from ltcore.training.record import RunInfo, has_failed
 from ltcore.training.run import Job, execute, scratch_dir
 from ltcore.training.sync import RunSync
+from ltcore.tuning.trials import folder_of
+from ltcore.version import code_version
 
 TRIAL, UNTIL = "trial", "until"
 """Keys beside a trial's parameters: its name, which outlives Tune's own, and the epoch at which this part of it ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan(JsonRecord):
+    """What all trials of a search share. Plain JSON."""
+
+    config: Mapping[str, Any]
+    """Tree of the ``RunConfig`` that the parameters of a trial change."""
+    data_uri: str
+    sweep_uri: str
+    id_prefix: str
+    """Start of the ids of all runs of the sweep."""
+    group: str
+    """Name of the sweep."""
+    scaling: Scaling
+    engine: str
+    mutable: tuple[str, ...] = ()
+    """Keys that population-based training may change."""
+    members: tuple[str, ...] = ()
+    """Names of the trials of a population; () elsewhere."""
+    heartbeat: str = ""
+    """See ``Job.heartbeat``."""
+    nonce: str = field(default="", repr=False)
+    code: str = field(default_factory=code_version)
+    forked: Mapping[str, str] = field(default_factory=dict)
+    """Trial -> directory of the run whose checkpoint it starts from."""
 
 
 def trial_name(config: Mapping[str, Any], tune_id: str, members: Sequence[str]) -> str:
@@ -54,47 +83,51 @@ class TrialContext(TaskContext):
 
 def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     """Tune's function trainable: one part of a trial. ``config`` holds the swept dotted keys, TRIAL and UNTIL; ``plan`` what
-    all trials share."""
+    all trials share, a ``TrialPlan``."""
     quiet()
-    adopt_secrets(plan["heartbeat"], plan["nonce"])
+    shared = TrialPlan.from_json(plan, "the plan of the trials")
+    adopt_secrets(shared.heartbeat, shared.nonce)
     from ray import tune
 
     params = dict(config)
-    trial = trial_name(params, tune.get_context().get_trial_id(), plan["members"])
+    trial = trial_name(params, tune.get_context().get_trial_id(), shared.members)
     until = params.pop(UNTIL, 0)
     params.pop(TRIAL, None)
-    scaling = Scaling(**plan["scaling"])
-    job = Job(
-        config=dump(override(from_dict(plan["config"]), {**params, "name": f"trial-{trial}"})),
-        data_uri=plan["data_uri"],
-        run_uri=join(plan["sweep_uri"], "trials", trial),
-        info={
-            "id": f"{plan['id_prefix']}-{trial}",
-            "kind": "trial",
-            "group": plan["group"],
-            "test": False,
-            "mutable": plan["mutable"],
-            "until": until,
-        },
-        cpus=scaling.cpus_per_worker,
-        heartbeat=plan["heartbeat"],
-        nonce=plan["nonce"],
-        code=plan["code"],
-        label=f"trial {trial}",
-        fork_of=plan["forked"].get(trial, ""),
-    )
-    if plan["engine"] == "train":
+    job = _job(shared, trial, params, until)
+    if shared.engine == "train":
         from ray.tune.integration.ray_train import TuneReportCallback
 
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "1"  # Tune waits this long for a driver that does not hear it
 
         with _told_by_record(job.run_uri):
-            fit_with_train(job, scaling, storage=plan["sweep_uri"], callbacks=[TuneReportCallback()])
+            fit_with_train(job, shared.scaling, storage=shared.sweep_uri, callbacks=[TuneReportCallback()])
         return
-    if plan["mutable"]:
+    if shared.mutable:
         _adopt_checkpoint(job.run_uri)
     with _told_by_record(job.run_uri):
-        execute(job, TrialContext(job, keep_checkpoints=bool(plan["mutable"])), make_ray_loader)
+        execute(job, TrialContext(job, keep_checkpoints=bool(shared.mutable)), make_ray_loader)
+
+
+def _job(plan: TrialPlan, trial: str, params: dict[str, Any], until: int) -> Job:
+    return Job(
+        config=dump(override(from_dict(plan.config), {**params, "name": f"trial-{trial}"})),
+        data_uri=plan.data_uri,
+        run_uri=folder_of(plan.sweep_uri, trial),
+        info=RunInfo(
+            id=f"{plan.id_prefix}-{trial}",
+            kind="trial",
+            group=plan.group,
+            test=False,
+            mutable=plan.mutable,
+            until=until,
+        ),
+        cpus=plan.scaling.cpus_per_worker,
+        heartbeat=plan.heartbeat,
+        nonce=plan.nonce,
+        code=plan.code,
+        label=f"trial {trial}",
+        fork_of=plan.forked.get(trial, ""),
+    )
 
 
 @contextlib.contextmanager

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+from ltcore.config.records import Place, RungDecision, RunRecord, Stopped, TrialRecord
 from ltcore.config.schema import RunConfig
 from ltcore.config.space import grid_points, sample_space
 from ltcore.config.sweep import SweepConfig
-from ltcore.storage import join, read_json, write_json
-from ltcore.tuning.rungs import Record, Rung, rung_epoch, standing
+from ltcore.storage import join
+from ltcore.tuning.rungs import Rung, rung_epoch, standing
 
 BY_TIME = "ended by the time limit (--max-hours)"
 AT_A_TIME = 16
@@ -36,26 +38,26 @@ def name_of(number: int) -> str:
     return f"{number:05d}"
 
 
-def where(sweep_uri: str, name: str) -> str:
-    """A trial's ``run.json``."""
-    return join(sweep_uri, "trials", name, "run.json")
+def folder_of(sweep_uri: str, name: str) -> str:
+    """The run directory of a trial."""
+    return join(sweep_uri, "trials", name)
 
 
-def read_records(sweep_uri: str, names: Iterable[str]) -> dict[str, Record | None]:
+def read_records(sweep_uri: str, names: Iterable[str]) -> dict[str, RunRecord | None]:
     """The trials' records; None where there is none yet."""
     names = list(names)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        found = pool.map(lambda name: read_json(where(sweep_uri, name)), names)
+        found = pool.map(lambda name: RunRecord.read(folder_of(sweep_uri, name)), names)
         return dict(zip(names, found, strict=True))
 
 
-def last_values(params: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
+def last_values(params: Mapping[str, Any], record: RunRecord | None) -> dict[str, Any]:
     """Population-based training: what a member trained with last, which may be another one's; ``params`` before it began."""
-    config = {} if record is None else record["config"]
+    config = {} if record is None else record.config
     return {key: config.get(key, value) for key, value in params.items()}
 
 
-Heard = Callable[[str, Mapping[str, Any], str, Record | None], None]
+Heard = Callable[[str, Mapping[str, Any], str, RunRecord | None], None]
 
 
 class TrialBook:
@@ -67,18 +69,18 @@ class TrialBook:
         base: RunConfig,
         metric: str,
         start: float,
-        rungs: list[dict[str, Any]],
-        save: Callable[[dict[str, Any]], None],
+        rungs: Sequence[RungDecision],
+        save: Callable[[RungDecision], None],
         on_part: Heard,
     ) -> None:
-        """``start`` is that of the latest term of any trial, ``rungs`` the decisions in ``sweep.json``; ``save`` writes that
-        file, and is told of the decision that it is for."""
+        """``start`` is that of the latest term of any trial, ``rungs`` the decisions in ``sweep.json``; ``save`` adds a
+        further one there."""
         self.metric = metric
         self._uri, self._base, self._start = uri, base, start
-        self._rungs, self._save, self._on_part = rungs, save, on_part
+        self._rungs, self._save, self._on_part = list(rungs), save, on_part
 
-    def read(self, trial: str) -> Record | None:
-        return read_json(where(self._uri, trial))
+    def read(self, trial: str) -> RunRecord | None:
+        return RunRecord.read(folder_of(self._uri, trial))
 
     def epoch(self, params: Mapping[str, Any], rung: Rung) -> int:
         train = self._base.train
@@ -89,28 +91,27 @@ class TrialBook:
             start=self._start,
         )
 
-    def decision(self, cohort: int, rung: Rung) -> Mapping[str, Any] | None:
-        return next((d for d in self._rungs if (d["cohort"], d["fraction"]) == (cohort, rung.fraction)), None)
+    def decision(self, cohort: int, rung: Rung) -> RungDecision | None:
+        return next((d for d in self._rungs if (d.cohort, d.fraction) == (cohort, rung.fraction)), None)
 
-    def decide(self, decision: dict[str, Any]) -> None:
+    def decide(self, decision: RungDecision) -> None:
         if decision not in self._rungs:
             self._rungs.append(decision)
             self._save(decision)
-        stopped = [place for place in decision["trials"] if not place["goes_on"]]
+        stopped = [place for place in decision.trials if not place.goes_on]
         with ThreadPoolExecutor(AT_A_TIME) as pool:
-            list(pool.map(lambda place: self._note(place, len(decision["trials"]), decision["keep"]), stopped))
+            list(pool.map(lambda place: self._note(place, len(decision.trials), decision.keep), stopped))
 
-    def _note(self, place: Mapping[str, Any], of: int, keep: int) -> None:
-        record = read_json(where(self._uri, place["id"]))
+    def _note(self, place: Place, of: int, keep: int) -> None:
+        record = self.read(place.id)
         assert record is not None, "its value was read there"
-        if "decision" not in record:
-            evidence = {key: place[key] for key in ("epoch", "value", "rank")} | {"of": of, "keep": keep}
-            reason = f"stopped after epoch {place['epoch']}: rank {place['rank']} of {of}, the best {keep} went on"
-            write_json(
-                where(self._uri, place["id"]), record | {"status": "stopped", "reason": reason, "decision": evidence}
-            )
+        if record.decision is None:
+            evidence = Stopped(epoch=place.epoch, value=place.value, rank=place.rank, of=of, keep=keep)
+            reason = f"stopped after epoch {place.epoch}: rank {place.rank} of {of}, the best {keep} went on"
+            ended = replace(record, status="stopped", reason=reason, decision=evidence)
+            ended.write(folder_of(self._uri, place.id))
 
-    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: Record | None) -> None:
+    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         self._on_part(trial, params, state, record)
 
 
@@ -121,7 +122,7 @@ def collect(
     lost: Mapping[str, str],
     *,
     out_of_time: bool,
-) -> list[dict[str, Any]]:
+) -> tuple[TrialRecord, ...]:
     """What every trial came to, one that never began left out.
 
     Args:
@@ -135,28 +136,28 @@ def collect(
             continue
         entry = _entry(name, record, trials[name], sweep)
         if standing(record) == "open":
-            if name in lost and entry["status"] != "failed":
-                entry |= {"status": "failed", "reason": lost[name]}
-            elif record is not None and out_of_time and record["status"] != "failed":
-                ended = {"status": "stopped", "reason": f"{BY_TIME} after epoch {record['epochs_done']}"}
-                write_json(where(sweep_uri, name), {**record, **ended})
-                entry |= ended
+            if name in lost and entry.status != "failed":
+                entry = replace(entry, status="failed", reason=lost[name])
+            elif record is not None and out_of_time and record.status != "failed":
+                reason = f"{BY_TIME} after epoch {record.epochs_done}"
+                replace(record, status="stopped", reason=reason).write(folder_of(sweep_uri, name))
+                entry = replace(entry, status="stopped", reason=reason)
         found.append(entry)
-    return sorted(found, key=lambda entry: entry["id"])
+    return tuple(sorted(found, key=lambda entry: entry.id))
 
 
-def _entry(name: str, record: Record | None, params: Mapping[str, Any], sweep: SweepConfig) -> dict[str, Any]:
-    if record is None:
-        record = {"status": "running", "reason": "", "config": params, "epochs_done": 0, "best": {}, "last": {}}
-    return {
-        "id": name,
-        "run_dir": f"trials/{name}",
-        "status": record["status"],
-        "reason": record["reason"],
-        "params": {key: record["config"].get(key) for key in sweep.space},
-        "epochs_done": record["epochs_done"],
-        "best": record["best"].get(sweep.metric),
-        "last": record["last"].get(sweep.metric),
-        **({"schedule": record["schedule"]} if "schedule" in record else {}),
-        **({"decision": record["decision"]} if "decision" in record else {}),
-    }
+def _entry(name: str, record: RunRecord | None, params: Mapping[str, Any], sweep: SweepConfig) -> TrialRecord:
+    """What the sweep says of a trial; of one that left no record, that it began."""
+    config, last, best = (params, {}, {}) if record is None else (record.config, record.last, record.best)
+    return TrialRecord(
+        id=name,
+        run_dir=f"trials/{name}",
+        status="running" if record is None else record.status,
+        reason="" if record is None else record.reason,
+        params={key: config.get(key) for key in sweep.space},
+        epochs_done=0 if record is None else record.epochs_done,
+        best=best.get(sweep.metric),
+        last=last.get(sweep.metric),
+        schedule=None if record is None else record.schedule,
+        decision=None if record is None else record.decision,
+    )

@@ -29,6 +29,7 @@ from ltcore.benchmarks.sweep import beyond, collected
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.objective.objective import Objective
+from tests.records import run_record
 
 VERDICT = re.compile(r"met|no aim|missed by \d+\.\d%")
 
@@ -225,9 +226,7 @@ def test_a_further_trial_beyond_its_training() -> None:
 
 
 def test_a_trial_that_did_not_finish_is_named(tmp_path: Path) -> None:
-    run = tmp_path / "trials" / "b"
-    run.mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"status": "failed", "reason": "no luck", "seconds": 1.0}))
+    run_record(status="failed", reason="no luck", seconds=1.0).write(tmp_path / "trials" / "b")
     with pytest.raises(LtcoreError, match="Trial b did not finish: no luck"):
         collected(str(tmp_path), {"b": 1.0})
     with pytest.raises(LtcoreError, match=r"it has no run\.json"):

@@ -43,7 +43,7 @@ def dry_run(tmp_path: Path, *words: str) -> None:
         "data.image_size=8",
         *words,
     ]
-    assert train(read_train("doc", args)) == {}
+    assert train(read_train("doc", args)) is None
 
 
 def test_photos_are_used_as_they_are_and_it_is_said(

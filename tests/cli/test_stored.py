@@ -14,12 +14,14 @@ import pytest
 from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.train import train
 from ltcore.cli.tune import tune
+from ltcore.config.records import RunRecord, now
 from ltcore.config.sweep import read_sweep
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError, LtcoreError
 from ltcore.training.stored import finished_ago, remove
 from ltcore.tuning.identity import identity
 from tests.conftest import make_tiny
+from tests.records import BEGAN, run_record, sweep_record
 from tests.s3 import Bucket
 from tests.training.runs import run, stage2_run, tiny_run
 
@@ -28,6 +30,12 @@ SMALL = ["model.name=resnet8", "train.epochs=1", "train.batch_size=8", "train.th
 SMALL += ["tracking.tensorboard=false", "train.precision=fp32", "--engine", "inline"]
 Put = Callable[[str, str], None]
 pytest_plugins = ["tests.s3"]
+
+
+def trained(*words: str) -> RunRecord:
+    record = train(read_train(None, words))
+    assert record is not None
+    return record
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -113,7 +121,7 @@ def test_nothing_and_the_rest_of_a_start_that_was_cut_off_are_removed_without_a_
 
 def test_fresh_removes_nothing_before_all_else_is_known_to_be_good(tiny_shards: str, tmp_path: Path) -> None:
     command = [*SMALL, "--name", "x", "--storage", str(tmp_path)]
-    assert train(read_train(None, [*command, "--data", tiny_shards]))["status"] == "finished"
+    assert trained(*command, "--data", tiny_shards).status == "finished"
     before = (tmp_path / "x" / "metrics.jsonl").read_bytes()
     larger = [word.replace("batch_size=8", "batch_size=64") for word in command]
     for wrong in (
@@ -151,9 +159,9 @@ def test_a_finished_run_answers_for_itself_alone(
 
 def test_on_other_data_it_is_refused_and_on_the_same_data_elsewhere_it_is_not(tiny_shards: str, tmp_path: Path) -> None:
     command = [*SMALL, "--name", "x", "--storage", str(tmp_path)]
-    first = train(read_train(None, [*command, "--data", tiny_shards]))
+    first = trained(*command, "--data", tiny_shards)
     copy = shutil.copytree(tiny_shards, tmp_path / "copy")
-    assert train(read_train(None, [*command, "--data", str(copy)]))["test"] == first["test"]
+    assert trained(*command, "--data", str(copy)).test == first.test
     make_tiny(str(tmp_path / "other"), seed=1)
     with pytest.raises(
         CheckpointError, match=r"x was trained on data .* now data.uri leads to .* another --name, or --fresh"
@@ -163,8 +171,8 @@ def test_on_other_data_it_is_refused_and_on_the_same_data_elsewhere_it_is_not(ti
 
 def test_without_a_name_a_second_seed_simply_trains(tiny_shards: str, tmp_path: Path) -> None:
     command = [*SMALL, "--storage", str(tmp_path), "--data", tiny_shards]
-    records = [train(read_train(None, [*command, "--seed", seed])) for seed in ("1", "2")]
-    assert [record["seed"] for record in records] == [1, 2]
+    records = [trained(*command, "--seed", seed) for seed in ("1", "2")]
+    assert [record.seed for record in records] == [1, 2]
     assert len(list(tmp_path.glob("*/run.json"))) == 2
 
 
@@ -193,7 +201,8 @@ def test_stage_2_does_not_answer_for_a_stage_1_that_was_trained_anew(tiny_shards
 
 
 def test_how_long_ago_is_said_in_words() -> None:
-    assert finished_ago({"finished_at": "2020-01-01T00:00:00+00:00"}).endswith("h ago")
+    assert finished_ago(run_record(status="finished", finished_at=BEGAN)).endswith(" ago")
+    assert finished_ago(sweep_record(status="finished", finished_at=now())) == "0 s ago"
 
 
 def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +222,8 @@ def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
     shown: list[str] = []
     monkeypatch.setattr("ltcore.cli.console.show_result", lambda sweep, uri, age: shown.append(uri))
     overrides = {"sweep.name": "s", "data.uri": tiny_shards}
-    fields = {"schema": 1, "status": "finished", "identity": identity(read_sweep("tune_lpa", overrides))}
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "sweep.json").write_text(json.dumps({**fields, "data_hash": read_manifest(tiny_shards).hash}))
+    fields = {"status": "finished", "identity": identity(read_sweep("tune_lpa", overrides))}
+    sweep_record(data_hash=read_manifest(tiny_shards).hash, **fields).write(tmp_path / "s")
     command = ["--name", "s", "--storage", str(tmp_path)]
     tune(read_tune(None, [*command, "--data", tiny_shards]))
     copy = shutil.copytree(tiny_shards, tmp_path / "copy")

@@ -64,10 +64,10 @@ def test_compare_pairs_by_seed_and_leaves_out_what_is_undefined() -> None:
     assert set(result) == {"test"}
     assert set(result["test"]) == {"top1"}
     row = result["test"]["top1"]
-    assert (row["winner"], row["baseline"]) == ([0.6, 0.8], [0.5, 0.6])
-    assert row["difference"] == pytest.approx(0.15)
-    assert row["low"] < 0.15 < row["high"]
-    assert row["distinguishable"] is False
+    assert (row.winner, row.baseline) == ((0.6, 0.8), (0.5, 0.6))
+    assert row.difference == pytest.approx(0.15)
+    assert row.low is not None and row.high is not None and row.low < 0.15 < row.high
+    assert row.distinguishable is False
     assert compare(winner, {}) == {}
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ltcore.config.json_record import encode
 from ltcore.evaluation.paired import compare
 from ltcore.rng import hash64
 
@@ -69,7 +70,7 @@ def write_run(
         "group": "demo",
         "seed": seed,
         "status": status,
-        "reason": f"stopped after epoch {epochs}: rank 7 of 8, the best 3 went on" if status == "stopped" else None,
+        "reason": f"stopped after epoch {epochs}: rank 7 of 8, the best 3 went on" if status == "stopped" else "",
         "config": {"name": folder.name, "seed": seed, "objective.base": "balanced_softmax", "train.epochs": EPOCHS}
         | {"model.name": "resnet8", "augment.mean": "0.5,0.5,0.5"}
         | (params or {f"objective.terms.{term}": None for term in ("lpa", "dro", "ifl")}),
@@ -84,16 +85,23 @@ def write_run(
             "num_train": 370,
             "classes": CLASSES,
             "shot_groups": GROUPS,
+            "loader": "cache",
+            "loader_reason": "fits",
         },
         "hardware": {"cpu": "A CPU <fast> @ 2 GHz", "cpus": 2, "gpus": [], "memory_bytes": 8 * 2**30, "host": "box"},
         "precision": "bf16 (AVX512-BF16)",
         "threads": 1,
         "world": 1,
+        "device": "cpu",
         "engine": "trial",
+        "pid": 7,
         "versions": {"python": "3.11.7", "torch": "2.11.0", "ray": "2.60.0", "ltcore": "0.1.0"},
         "started_at": "2026-01-02T03:04:05+00:00",
+        "wandb_id": f"demo-{folder.name}-abc",
         "seconds": 0.4 * epochs,
     }
+    if status == "finished":
+        info["finished_at"] = "2026-01-02T03:06:05+00:00"
     if tested:
         info["test"] = {split: _test(folder.name, split, quality) for split in ("test_cbl", "test_gbl")}
         info["per_class"] = {
@@ -120,6 +128,37 @@ def _test(name: str, split: str, quality: float) -> dict[str, float | None]:
         values[f"attribute/{attribute}"] = base + 0.05 * (keyed(name, split, attribute) - 0.5)
         values[f"attribute/{attribute}/macro_precision"] = base + 0.01
     return values
+
+
+def begun(num_trials: int = 8) -> dict[str, Any]:
+    """The content of sweep.json before anything has run."""
+    return {
+        "schema": 1,
+        "status": "running",
+        "reason": "",
+        "name": "demo",
+        "recipe": "digits_glt_demo",
+        "space": SPACE,
+        "search": "random",
+        "metric": METRIC,
+        "num_trials": num_trials,
+        "sizes": [num_trials],
+        "config_hash": "0123456789abcdef",
+        "identity": {"sweep.num_trials": num_trials, "data.train_split": "train"},
+        "data_hash": "5eed" * 16,
+        "epochs": EPOCHS,
+        "engine": "trial",
+        "hardware": {"cpu": "A CPU <fast> @ 2 GHz", "cpus": 2, "gpus": [], "memory_bytes": 8 * 2**30, "host": "box"},
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "stages": {},
+        "stages_before": {},
+        "node_hours": {},
+        "most_nodes": 1,
+        "suggested": [],
+        "rungs": [],
+        "forked": {},
+        "populations": 0,
+    }
 
 
 def make_sweep(folder: Path, *, num_trials: int = 8, seeds: int = 3, gain: float = 0.06) -> dict[str, Any]:
@@ -159,24 +198,15 @@ def make_sweep(folder: Path, *, num_trials: int = 8, seeds: int = 3, gain: float
             tests[role][seed] = info["test"]
             retrain.append({"role": role, "seed": seed, "run_dir": where})
     sweep = {
-        "schema": 1,
-        "name": "demo",
-        "created_at": "2026-01-02T03:04:05+00:00",
+        **begun(num_trials),
         "finished_at": "2026-01-02T03:07:45+00:00",
         "status": "finished",
-        "recipe": "digits_glt_demo",
-        "space": SPACE,
-        "search": "random",
-        "num_trials": num_trials,
-        "metric": METRIC,
-        "config_hash": "0123456789abcdef",
         "trials": trials,
         "winner": winner["id"],
         "baseline": "baseline",
         "retrain": retrain,
-        "comparison": compare(tests["winner"], tests["baseline"]),
+        "comparison": encode(compare(tests["winner"], tests["baseline"])),
         "stages": {"data": 4.0, "warm-up": 6.5, "search": 88.2, "retrain": 41.0, "retrain on Ray Train": 38.9},
-        "hardware": {"cpu": "A CPU <fast> @ 2 GHz", "cpus": 2, "gpus": [], "memory_bytes": 8 * 2**30, "host": "box"},
         "node_hours": {"head": 0.061, "gpu": 0.25},
     }
     write_json(folder / "sweep.json", sweep)

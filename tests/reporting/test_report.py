@@ -14,7 +14,7 @@ import pytest
 from ltcore.errors import DataError
 from ltcore.reporting.report import make_report, write_report, write_runs_report
 from tests.paths import ROOT
-from tests.reporting.fake_sweep import METRIC, make_sweep, write_json, write_run
+from tests.reporting.fake_sweep import METRIC, begun, make_sweep, write_json, write_run
 from tests.reporting.page import Page
 
 
@@ -196,9 +196,7 @@ def test_while_the_search_runs_trials_are_found_on_disk(tmp_path: Path) -> None:
 
 
 def test_before_anything_has_run(tmp_path: Path) -> None:
-    write_json(
-        tmp_path / "sweep.json", {"schema": 1, "name": "new", "status": "running", "space": {}, "metric": METRIC}
-    )
+    write_json(tmp_path / "sweep.json", begun())
     assert "No trial has reached the end yet (0 trials)." in Page(write_report(tmp_path)).words
 
 

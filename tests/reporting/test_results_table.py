@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltcore.config.load import flat, load_run
+from ltcore.config.records import RunRecord, Stage1
 from ltcore.errors import DataError
 from ltcore.reporting.records import read_run
 from ltcore.reporting.report import make_table
 from ltcore.reporting.results_table import COLUMNS, results_table
-from tests.reporting.fake_sweep import write_json
+from tests.records import DATA, ENDED, run_record
 
 RECIPE = "cifar100_lt_balanced_softmax"
 HERE = {"data.uri": "/images.zip", "data.imbalance_factor": "100", "train.threads": "1", "tracking.wandb": "false"}
@@ -24,18 +26,32 @@ def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
     }
     cfg = load_run(RECIPE, {**HERE, "name": folder.name, "train.epochs": "30", **overrides})
     metrics = {"top1": top1, "many": top1 + 0.2, "medium": top1, "few": None}
-    info = {
-        "status": changes.get("status", "finished"),
-        "seed": cfg.seed,
-        "config": flat(cfg),
-        "epochs_done": cfg.train.epochs,
-        "seconds": 3600 + 120 * cfg.seed,
-        "data": {"name": "images", "hash": changes.get("hash", "a")},
-        "test": {"test": metrics} if changes.get("tested", True) else {},
-        "test_best": {"test": {**metrics, "top1": best}},
-    }
-    write_json(folder / "run.json", info)
+    run_record(
+        status=changes.get("status", "finished"),
+        seed=cfg.seed,
+        config=flat(cfg),
+        epochs_done=cfg.train.epochs,
+        seconds=3600 + 120 * cfg.seed,
+        finished_at=ENDED,
+        data=replace(DATA, name="images", hash=changes.get("hash", "a")),
+        test={"test": metrics} if changes.get("tested", True) else {},
+        test_best={"test": {**metrics, "top1": best}},
+    ).write(folder)
     return folder
+
+
+def after_test(config: dict[str, Any], data: str = "x") -> RunRecord:
+    tests = {"test": dict.fromkeys(("top1", "many", "medium", "few"), 0.5)}
+    return run_record(status="finished", epochs_done=1, config=config, test=tests, data=replace(DATA, name=data))
+
+
+def change(folder: Path, **fields: Any) -> None:
+    record = read_run(folder).record
+    assert record is not None
+    replace(record, **fields).write(folder)
+
+
+STAGE1 = Stage1(run="/one", name="one", seed=1, checkpoint="best-00000001", epoch=1, step=1, fingerprint="f")
 
 
 def cells(*folders: Path) -> list[dict[str, str]]:
@@ -85,10 +101,8 @@ def test_images_that_were_used_as_they_are_are_no_override_and_have_no_published
 
 @pytest.mark.parametrize("recipe", ["cifar100_lt_ce", "cifar100_lt_paco_lpa", "cifar100_lt_dro"])
 def test_the_command_is_that_of_the_closest_recipe(tmp_path: Path, recipe: str) -> None:
-    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": "x", "hash": "x"}}
-    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
     config = flat(load_run(recipe, {"train.epochs": "7"}))
-    write_json(tmp_path / "run.json", {**info, "config": config, "test": tests})
+    after_test(config).write(tmp_path)
     (row,) = cells(tmp_path)
     assert (row["method"], row["best on val"]) == (recipe, "—")
     assert row["command"] == f"`train.py {recipe} train.epochs=7`"
@@ -114,9 +128,7 @@ def test_the_published_value_is_that_of_the_imbalance_factor(
     tmp_path: Path, recipe: str, imbalance_factor: str, published: str
 ) -> None:
     config = flat(load_run(recipe, {"data.imbalance_factor": imbalance_factor}))
-    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": "x", "hash": "x"}}
-    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
-    write_json(tmp_path / "run.json", {**info, "config": config, "test": tests})
+    after_test(config).write(tmp_path)
     (row,) = cells(tmp_path)
     assert (row["method"], row["published"]) == (recipe, published)
 
@@ -126,9 +138,7 @@ def test_the_published_value_is_that_of_shards_that_were_made_already(
     tmp_path: Path, data: str, published: str
 ) -> None:
     """They have their own imbalance, and the key of the recipe has no effect on them."""
-    info = {"status": "finished", "seed": 0, "epochs_done": 1, "seconds": 1.0, "data": {"name": data, "hash": "x"}}
-    tests = {"test": {"top1": 0.5, "many": 0.5, "medium": 0.5, "few": 0.5}}
-    write_json(tmp_path / "run.json", {**info, "config": flat(load_run("cifar100_lt_ce")), "test": tests})
+    after_test(flat(load_run("cifar100_lt_ce")), data).write(tmp_path)
     (row,) = cells(tmp_path)
     assert row["published"] == published
 
@@ -164,8 +174,7 @@ def test_runs_of_stage_2_are_told_apart_by_their_stage_1_and_ordinary_ones_get_n
     for name, seed, epochs in (("ce-1", "1", "30"), ("ce-2", "2", "30"), ("long", "1", "60")):
         options = {"stage2__from_run": f"/{name}", "stage2__options__crt__epochs": "5", "train__epochs": epochs}
         folder = write(tmp_path / f"crt-{name}", 0.4, 0.4, seed=seed, **crt, **options)
-        info = read_run(folder).info
-        write_json(folder / "run.json", {**info, "stage1": {"name": name}})
+        change(folder, stage1=replace(STAGE1, name=name))
         folders.append(folder)
     ordinary = write(tmp_path / "plain", 0.3, 0.3, objective__base="cross_entropy", data__imbalance_factor="null")
     two, long, plain = cells(*folders, ordinary)
@@ -184,8 +193,7 @@ def test_the_published_value_of_stage_2_is_for_one_stage_1(
 ) -> None:
     crt = {"stage2__method": "crt", "stage2__from_run": "/one", "objective__base": "cross_entropy"}
     folder = write(tmp_path / "crt", 0.4, 0.4, seed="1", **crt, **stage1)
-    info = read_run(folder).info
-    write_json(folder / "run.json", {**info, "stage1": {"name": "one"}})
+    change(folder, stage1=STAGE1)
     (row,) = cells(folder)
     assert (row["method"], row["published"]) == ("cifar100_lt_crt", published)
 
@@ -193,8 +201,8 @@ def test_the_published_value_of_stage_2_is_for_one_stage_1(
 def test_options_of_a_loss_that_is_not_chosen_say_nothing(tmp_path: Path) -> None:
     """As another version stored them, with other defaults."""
     folder = write(tmp_path / "a", 0.3, 0.3)
-    info = read_run(folder).info
     other = {"objective.base_options.paco.sample_weight": 0.7, "objective.base_options.gone.option": 1}
-    write_json(folder / "run.json", {**info, "config": info["config"] | other})
+    config = flat(load_run(RECIPE, {**HERE, "name": "a", "train.epochs": "30"}))
+    change(folder, config=config | other)
     (row,) = cells(folder)
     assert (row["published"], row["command"]) == ("43.0", f"`train.py {RECIPE} train.epochs=30`")

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ltcore.config.records import SweepRecord
 from ltcore.evaluation.paired import paired_difference
 from ltcore.evaluation.protocols import protocol_of
 from ltcore.reporting.format import mean_sd, metric_name, range_text, short_names, value_text
 from ltcore.reporting.page import table_of_tests
-from ltcore.reporting.records import StoredRun, primary
+from ltcore.reporting.records import StoredRun, primary, read_sweep
 from ltcore.reporting.summary import count_text, next_steps, ranked_table, summary_lines, verdict
+from tests.records import run_record, sweep_record, trial_record
 from tests.reporting.fake_sweep import make_sweep
 
 
-def sweep_of(*trials: tuple[str, str, float | None], **fields: Any) -> dict[str, Any]:
-    entries = [
-        {"id": i, "status": status, "params": {"a.x": n}, "last": value, "epochs_done": 2}
-        for n, (i, status, value) in enumerate(trials)
-    ]
-    return {"metric": "val/top1", "space": {"a.x": "uniform:0,10"}, "trials": entries, **fields}
-
-
-def cell(winner: list[float], baseline: list[float]) -> dict[str, Any]:
-    delta = paired_difference(winner, baseline)
-    ends = {"low": delta.low, "high": delta.high, "distinguishable": delta.distinguishable}
-    return {"winner": winner, "baseline": baseline, "difference": delta.difference, **ends}
+def sweep_of(*trials: tuple[str, str, float | None], **fields: Any) -> SweepRecord:
+    entries = tuple(
+        trial_record(i, status=status, params={"a.x": n}, last=value) for n, (i, status, value) in enumerate(trials)
+    )
+    return sweep_record(space={"a.x": "uniform:0,10"}, trials=entries, **fields)
 
 
 def test_ranking() -> None:
@@ -42,7 +38,7 @@ def test_ranking() -> None:
     rows = ranked_table(sweep)
     assert [(row["rank"], row["trial"]) for row in rows] == [(1, "e"), (2, "d"), (3, "b"), (None, "a"), (None, "c")]
     assert rows[0] == {"rank": 1, "trial": "e", "a.x": 4, "val/top1": 0.7, "epochs": 2, "status": "finished"}
-    assert ranked_table({"trials": []}) == []
+    assert ranked_table(sweep_of()) == []
 
 
 def test_the_baseline_is_no_trial_of_the_search() -> None:
@@ -52,7 +48,8 @@ def test_the_baseline_is_no_trial_of_the_search() -> None:
 
 
 def test_summary_of_a_whole_sweep(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path)
+    make_sweep(tmp_path)
+    sweep = read_sweep(tmp_path).record
     lines = summary_lines(sweep)
     assert lines[0] == verdict(sweep).text
     assert lines[0].startswith("In top-1 the winner is ")
@@ -60,7 +57,7 @@ def test_summary_of_a_whole_sweep(tmp_path: Path) -> None:
     assert lines[2].startswith(
         "CLT (tested with classes balanced, attributes as they come): better than the baseline by "
     )
-    assert lines[3].startswith(f"Winner {sweep['winner']}: lpa.weight=")
+    assert lines[3].startswith(f"Winner {sweep.winner}: lpa.weight=")
     assert lines[4].startswith("GLT (test_gbl) top-1: winner ")
     assert lines[5].startswith("CLT (test_cbl) top-1: winner ")
 
@@ -77,12 +74,12 @@ def test_summary_of_a_whole_sweep(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_nothing_to_compare(sweep: dict[str, Any], text: str) -> None:
+def test_nothing_to_compare(sweep: SweepRecord, text: str) -> None:
     assert (verdict(sweep).text, verdict(sweep).kind) == (text, "open")
 
 
 def test_worse_is_said() -> None:
-    comparison = {"test": {"top1": cell([0.4, 0.41], [0.6, 0.61])}}
+    comparison = {"test": {"top1": paired_difference([0.4, 0.41], [0.6, 0.61])}}
     found = verdict(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
     assert found.kind == "worse"
     assert found.text == "In top-1 the winner is 20.0 points worse than the baseline in the test split."
@@ -105,7 +102,7 @@ SAME = "not distinguishable from the baseline in"
     ],
 )
 def test_the_headline_names_every_protocol_and_losses_too(glt: Any, clt: Any, kind: str, text: str) -> None:
-    comparison = {"test_cbl": {"top1": cell(*clt)}, "test_gbl": {"top1": cell(*glt)}}
+    comparison = {"test_cbl": {"top1": paired_difference(*clt)}, "test_gbl": {"top1": paired_difference(*glt)}}
     found = verdict(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
     assert (found.kind, found.text) == (kind, f"In top-1 the winner is {text}.")
     assert [line.split(" ")[0] for line in found.details] == ["GLT", "CLT"]
@@ -113,24 +110,28 @@ def test_the_headline_names_every_protocol_and_losses_too(glt: Any, clt: Any, ki
 
 
 def test_the_verdict_is_about_the_selection_metric_on_the_glt_test() -> None:
-    cells = {"top1": cell([0.5, 0.6], [0.5, 0.5]), "macro_precision": cell([0.5, 0.6], [0.5, 0.5])}
+    cells = {
+        "top1": paired_difference([0.5, 0.6], [0.5, 0.5]),
+        "macro_precision": paired_difference([0.5, 0.6], [0.5, 0.5]),
+    }
     comparison = {"test": cells, "test_cbl": cells, "test_gbl": cells}
-    assert primary({"metric": "val/macro_precision", "comparison": comparison}) == ("test_gbl", "macro_precision")
-    assert primary({"metric": "val/few", "comparison": comparison}) == ("test_gbl", "top1")
-    assert primary({"metric": "val/top1"}) is None
+    for metric, found in (("val/macro_precision", "macro_precision"), ("val/few", "top1")):
+        cell = cells[found]
+        assert primary(sweep_record(metric=metric, comparison=comparison)) == ("test_gbl", found, cell)
+    assert primary(sweep_record()) is None
 
 
 def test_next_steps() -> None:
     base = sweep_of(("a", "finished", 0.2), winner="a")  # a.x=0 is the lower end of 0..10
     assert next_steps(base) == ["a.x=0 is at the lower end of its searched range (0 to 10): widen it."]
-    base["space"] = {"a.x": "int:0,4"}  # the end of a list of whole numbers is not 'near' anything
+    base = replace(base, space={"a.x": "int:0,4"})  # the end of a list of whole numbers is not 'near' anything
     assert next_steps(base) == []
     # deltas -0.01, 0.03: half width 12.706 * 0.02 = 0.254, mean 0.01: 2 * 25.4^2 seeds
-    step = next_steps(base | {"comparison": {"test": {"top1": cell([0.5, 0.53], [0.51, 0.5])}}})
+    step = next_steps(replace(base, comparison={"test": {"top1": paired_difference([0.5, 0.53], [0.51, 0.5])}}))
     assert len(step) == 1
     assert "±25.4 points wide with 2 seeds" in step[0]
     assert "more than 100" in step[0]
-    alone = next_steps(base | {"comparison": {"test": {"top1": cell([0.5], [0.1])}}})
+    alone = next_steps(replace(base, comparison={"test": {"top1": paired_difference([0.5], [0.1])}}))
     assert alone == ["Retrain with at least three paired seeds: one tells nothing about the spread."]
 
 
@@ -155,18 +156,20 @@ def test_words() -> None:
 
 
 def test_a_test_is_named_after_what_was_trained_on() -> None:
-    long_tailed, balanced = {"config": {"data.train_split": "train"}}, {"identity": {"data.train_split": "train_cbl"}}
-    assert [protocol_of("test_gbl", info)[0] for info in (long_tailed, balanced, {})] == ["GLT", "ALT", "GLT"]
-    assert protocol_of("test_cbl", long_tailed)[0] == "CLT"
-    assert protocol_of("test_cbl", balanced)[0] == "test_cbl"
+    long_tailed = run_record(config={"data.train_split": "train"})
+    balanced = sweep_record(identity={"data.train_split": "train_cbl"})
+    found = [protocol_of("test_gbl", record.train_split)[0] for record in (long_tailed, balanced, run_record())]
+    assert found == ["GLT", "ALT", "GLT"]
+    assert protocol_of("test_cbl", long_tailed.train_split)[0] == "CLT"
+    assert protocol_of("test_cbl", balanced.train_split)[0] == "test_cbl"
 
 
 def test_one_split_tests_glt_or_alt_by_what_was_trained_on() -> None:
     """Side by side they are two tables, whichever run comes first."""
 
     def stored(train_split: str) -> StoredRun:
-        info = {"config": {"data.train_split": train_split}, "test": {"test_gbl": {"top1": 0.5}}}
-        return StoredRun(Path(train_split), info, [])
+        record = run_record(config={"data.train_split": train_split}, test={"test_gbl": {"top1": 0.5}})
+        return StoredRun(Path(train_split), record, [])
 
     for order in (("train", "train_cbl"), ("train_cbl", "train")):
         tables = table_of_tests({split: stored(split) for split in order})

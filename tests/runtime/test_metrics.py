@@ -14,6 +14,7 @@ from wandb.sdk.lib.urls import DEFAULT_BASE_URL
 from wandb.sdk.lib.wbauth import write_netrc_auth
 
 from ltcore.runtime.cluster import connect, disconnect, forwarded_environment, secret_environment
+from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from ltcore.tuning.node_hours import NodeHours, kind_of
 
@@ -135,9 +136,9 @@ def test_workers_adopt_the_key_of_their_driver(cluster: Any, monkeypatch: pytest
 
 
 def test_the_nonce_stands_in_no_text_of_a_job() -> None:
-    job = Job(config={}, data_uri="d", run_uri="r", info={}, nonce="nonce-of-the-driver")
+    job = Job(config={}, data_uri="d", run_uri="r", info=RunInfo(id="x"), nonce="nonce-of-the-driver")
     assert "nonce-of-the-driver" not in repr(job)
-    assert job.plain()["nonce"] == "nonce-of-the-driver"  # it travels to the worker all the same
+    assert job.to_json()["nonce"] == "nonce-of-the-driver"  # it travels to the worker all the same
 
 
 def test_silence_is_no_stall_while_nodes_are_being_started(cluster: Any) -> None:

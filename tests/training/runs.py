@@ -15,6 +15,7 @@ from ltcore.models.norm import average_running_stats_
 from ltcore.training.build import Components, build, parallel
 from ltcore.training.context import LocalContext, RunContext
 from ltcore.training.optim import build_optimizer
+from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, execute
 
 TERMS = {
@@ -61,9 +62,8 @@ def stage2_run(from_run: Path | str, method: str, **changes: Any) -> RunConfig:
 
 def run(cfg: RunConfig, uri: str, run_dir: Path, ctx: RunContext | None = None, **info: Any) -> dict[str, Any]:
     """Executes the run in this process; returns the content of run.json."""
-    fields = {"id": cfg.name, "kind": "run", "group": "", "test": True, **info}
-    job = Job(config=dump(cfg), data_uri=uri, run_uri=str(run_dir), info=fields)
-    return execute(job, ctx or LocalContext(torch.device("cpu")))
+    job = Job(config=dump(cfg), data_uri=uri, run_uri=str(run_dir), info=RunInfo(**{"id": cfg.name, **info}))
+    return execute(job, ctx or LocalContext(torch.device("cpu"))).to_json()
 
 
 class Rank(LocalContext):

@@ -112,5 +112,7 @@ def test_a_run_that_does_not_say_how_it_ended(copy: Path) -> None:
     record = json.loads((copy / "run.json").read_text())
     del record["status"]
     (copy / "run.json").write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match=r"copy/run.json does not say how the run ended"):
+    with pytest.raises(
+        CheckpointError, match=r"copy/run.json: status is missing. .* give one of the run's checkpoints"
+    ):
         resolved(stage2_run(copy, "ncm"))

@@ -43,7 +43,10 @@ def arguments(uri: str, storage: Path, *flags: str, **changes: str) -> list[str]
 
 
 def tune(uri: str, storage: Path, *flags: str, **changes: str) -> dict[str, Any]:
-    return launch_sweep.tune(cli.read_tune("test", arguments(uri, storage, *flags, **changes)))
+    """Runs the sweep. Returns the content of sweep.json."""
+    record = launch_sweep.tune(cli.read_tune("test", arguments(uri, storage, *flags, **changes)))
+    assert record is not None
+    return record.to_json()
 
 
 def runs(storage: Path, place: str) -> dict[str, dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from ltcore.tuning.rungs import Cohort, Course, Part, Record, Rung, ranked, rung_epoch, rungs, standing, whole_runs
+from ltcore.config.records import RungDecision, RunRecord, Stopped
+from ltcore.tuning.rungs import Cohort, Course, Part, Rung, ranked, rung_epoch, rungs, standing, whole_runs
+from tests.records import run_record
 
 EPOCHS = 16
 VALUES = {f"{n:05d}": value for n, value in enumerate((0.31, 0.12, 0.40, 0.22, 0.40, 0.05, 0.27, 0.33))}
@@ -20,42 +22,45 @@ class Shelf:
     """Records as trials leave them: a value is that of the trial, plus what the epochs bring."""
 
     metric: str = "val/top1"
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    decisions: list[dict[str, Any]] = field(default_factory=list)
+    records: dict[str, RunRecord] = field(default_factory=dict)
+    decisions: list[RungDecision] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     """Trial -> the error that it meets."""
     blind: bool = False
     """No trial has a value."""
 
-    def read(self, trial: str) -> Record | None:
+    def read(self, trial: str) -> RunRecord | None:
         return self.records.get(trial)
 
     def epoch(self, params: Mapping[str, Any], rung: Rung) -> int:
         return rung_epoch(rung.fraction, epochs=params.get("epochs", EPOCHS), eval_every=4, start=0.2)
 
-    def decision(self, cohort: int, rung: Rung) -> Mapping[str, Any] | None:
-        return next((d for d in self.decisions if (d["cohort"], d["fraction"]) == (cohort, rung.fraction)), None)
+    def decision(self, cohort: int, rung: Rung) -> RungDecision | None:
+        return next((d for d in self.decisions if (d.cohort, d.fraction) == (cohort, rung.fraction)), None)
 
-    def decide(self, decision: dict[str, Any]) -> None:
+    def decide(self, decision: RungDecision) -> None:
         if decision not in self.decisions:
             self.decisions.append(decision)
-        for place in decision["trials"]:
-            if not place["goes_on"]:
-                self.records[place["id"]] |= {"status": "stopped", "decision": place}
+        for place in decision.trials:
+            if not place.goes_on:
+                why = Stopped(
+                    epoch=place.epoch, value=place.value, rank=place.rank, of=len(decision.trials), keep=decision.keep
+                )
+                self.records[place.id] = replace(self.records[place.id], status="stopped", decision=why)
 
-    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: Record | None) -> None:
+    def heard(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         pass
 
     def run(self, part: Part, value: float) -> None:
         """What the trial does: it trains to the end of the part, or fails."""
         if part.trial in self.broken:
-            self.records[part.trial] = {"status": "failed", "reason": self.broken[part.trial], "epochs_done": 0}
+            self.records[part.trial] = run_record(status="failed", reason=self.broken[part.trial])
             return
         epochs = part.params.get("epochs", EPOCHS)
         epoch = part.until or epochs
         last = {} if self.blind else {self.metric: value + 0.001 * epoch}
         status = "stopped" if part.until else "finished"
-        self.records[part.trial] = {"status": status, "reason": "", "epochs_done": epoch, "last": last}
+        self.records[part.trial] = run_record(status=status, epochs_done=epoch, last=last)
 
 
 def course_of(shelf: Shelf, trials: Mapping[str, dict[str, Any]] | None = None) -> Course:
@@ -91,10 +96,10 @@ def test_the_same_trials_reach_the_end_on_any_number_of_slots(slots: int) -> Non
         assert course.over
         assert finished(shelf) == {"00002", "00004", "00007"}
         stopped = [record for record in shelf.records.values() if standing(record) == "stopped"]
-        assert len(stopped) == 5 and {record["epochs_done"] for record in stopped} == {4}
+        assert len(stopped) == 5 and {record.epochs_done for record in stopped} == {4}
         (decision,) = shelf.decisions
-        assert [place["id"] for place in decision["trials"]][:3] == ["00002", "00004", "00007"]
-        assert [place["rank"] for place in decision["trials"]] == list(range(1, 9))
+        assert [place.id for place in decision.trials][:3] == ["00002", "00004", "00007"]
+        assert [place.rank for place in decision.trials] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("killed_after", range(11))
@@ -110,10 +115,9 @@ def test_an_interrupted_search_goes_on_to_the_same_end(killed_after: int) -> Non
 def test_a_decision_whose_writer_was_killed_is_written_out() -> None:
     shelf = Shelf()
     run(shelf, course_of(shelf), 2, seed=0)
-    for record in shelf.records.values():
-        record.pop("decision", None)
+    shelf.records = {name: replace(record, decision=None) for name, record in shelf.records.items()}
     assert course_of(shelf).over
-    assert len([r for r in shelf.records.values() if "decision" in r]) == 5
+    assert len([r for r in shelf.records.values() if r.decision]) == 5
 
 
 def test_nothing_is_decided_while_a_trial_of_the_cohort_is_missing() -> None:
@@ -131,7 +135,7 @@ def test_a_trial_that_failed_for_good_leaves_its_cohort() -> None:
     shelf = Shelf(broken={"00002": "NumericError: Step 3: loss is nan"})
     run(shelf, course_of(shelf), 2, seed=0)
     assert finished(shelf) == {"00004", "00007", "00000"}
-    assert len(shelf.decisions[0]["trials"]) == 7
+    assert len(shelf.decisions[0].trials) == 7
 
 
 def test_a_trial_without_a_value_ranks_last() -> None:
@@ -146,7 +150,7 @@ def test_a_rung_lies_in_each_trials_own_training() -> None:
     shelf = Shelf()
     lengths = {"00000": 16, "00001": 16, "00002": 32, "00003": 16, "00004": 4}
     run(shelf, course_of(shelf, {name: {"epochs": n} for name, n in lengths.items()}), 2, seed=0)
-    assert {place["id"]: place["epoch"] for place in shelf.decisions[0]["trials"]} == {
+    assert {place.id: place.epoch for place in shelf.decisions[0].trials} == {
         "00000": 4,
         "00001": 4,
         "00002": 8,
@@ -212,21 +216,24 @@ def test_what_a_search_costs() -> None:
     assert whole_runs([5, 3], 1.0, 3) == 8
 
 
+RANK_5 = Stopped(epoch=4, value=0.1, rank=5, of=8, keep=3)
+
+
 @pytest.mark.parametrize(
     ("record", "until", "state"),
     [
         (None, 4, "open"),
-        ({"status": "running", "epochs_done": 3, "reason": ""}, 4, "open"),
-        ({"status": "running", "epochs_done": 4, "reason": ""}, 4, "there"),
-        ({"status": "stopped", "epochs_done": 4, "reason": "stopped after epoch 4 of 16"}, 4, "there"),
-        ({"status": "stopped", "epochs_done": 4, "reason": "stopped after epoch 4 of 16"}, 0, "open"),
-        ({"status": "stopped", "epochs_done": 4, "reason": "", "decision": {"rank": 5}}, 0, "stopped"),
-        ({"status": "failed", "epochs_done": 4, "reason": "NumericError: x"}, 4, "failed"),
-        ({"status": "failed", "epochs_done": 4, "reason": "ConfigError: x"}, 0, "failed"),
-        ({"status": "failed", "epochs_done": 4, "reason": "CheckpointError: No space left on device"}, 4, "open"),
-        ({"status": "failed", "epochs_done": 0, "reason": "The memory of cuda is full"}, 0, "open"),
-        ({"status": "finished", "epochs_done": 16, "reason": ""}, 4, "finished"),
+        (run_record(epochs_done=3), 4, "open"),
+        (run_record(epochs_done=4), 4, "there"),
+        (run_record(status="stopped", epochs_done=4, reason="stopped after epoch 4 of 16"), 4, "there"),
+        (run_record(status="stopped", epochs_done=4, reason="stopped after epoch 4 of 16"), 0, "open"),
+        (run_record(status="stopped", epochs_done=4, decision=RANK_5), 0, "stopped"),
+        (run_record(status="failed", epochs_done=4, reason="NumericError: x"), 4, "failed"),
+        (run_record(status="failed", epochs_done=4, reason="ConfigError: x"), 0, "failed"),
+        (run_record(status="failed", epochs_done=4, reason="CheckpointError: No space left on device"), 4, "open"),
+        (run_record(status="failed", reason="The memory of cuda is full"), 0, "open"),
+        (run_record(status="finished", epochs_done=16), 4, "finished"),
     ],
 )
-def test_what_a_record_says(record: dict[str, Any] | None, until: int, state: str) -> None:
+def test_what_a_record_says(record: RunRecord | None, until: int, state: str) -> None:
     assert standing(record, until) == state

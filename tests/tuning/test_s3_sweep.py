@@ -38,7 +38,9 @@ WORDS = {
 def tune(bucket: Bucket) -> dict[str, Any]:
     words = [f"{key}={value}" for key, value in WORDS.items()]
     places = ["--data", f"{bucket.uri}/data", "--storage", f"{bucket.uri}/runs", "--name", "small"]
-    return launch_sweep.tune(cli.read_tune("test", [*words, *places]))
+    record = launch_sweep.tune(cli.read_tune("test", [*words, *places]))
+    assert record is not None
+    return record.to_json()
 
 
 def load(bucket: Bucket, key: str) -> dict[str, Any]:

@@ -13,13 +13,15 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from ltcore.config.json_record import RecordFile
 from ltcore.config.load import base_run, load_sweep
+from ltcore.config.records import Stopped, SweepRecord
 from ltcore.config.space import SpaceSpec
-from ltcore.storage import read_json, write_json
 from ltcore.tuning.rungs import Course, Part
 from ltcore.tuning.sweep import Sweep
 from ltcore.tuning.tpe import Past, batch_size, past_of, suggest
-from ltcore.tuning.trials import collect, where
+from ltcore.tuning.trials import collect, folder_of
+from tests.records import run_record, sweep_record
 
 SPACE = {
     "lr": SpaceSpec("log", (1e-3, 1.0)),
@@ -69,11 +71,13 @@ def test_stopped_trials_are_told_as_pruned_and_failed_ones_as_failed(monkeypatch
 
 
 def test_what_a_record_tells() -> None:
-    common = {"config": {"lr": 0.1}, "epochs_planned": 16, "last": {"val/top1": 0.5}}
-    assert past_of({**common, "status": "finished"}, "val/top1") == Past({"lr": 0.1}, 0.5, 1.0)
-    stopped = {**common, "status": "stopped", "decision": {"epoch": 4, "value": 0.2}}
-    assert past_of(stopped, "val/top1") == Past({"lr": 0.1}, 0.2, 0.25)
-    assert past_of({**common, "status": "failed"}, "val/top1").value is None
+    common: dict[str, Any] = {"config": {"lr": 0.1}, "epochs_planned": 16, "last": {"val/top1": 0.5}}
+    assert past_of(run_record(status="finished", **common), "val/top1") == Past({"lr": 0.1}, 0.5, 1.0)
+    decision = Stopped(epoch=4, value=0.2, rank=4, of=4, keep=3)
+    assert past_of(run_record(status="stopped", decision=decision, **common), "val/top1") == Past(
+        {"lr": 0.1}, 0.2, 0.25
+    )
+    assert past_of(run_record(status="failed", **common), "val/top1").value is None
 
 
 def test_batches_depend_on_the_number_of_trials_alone() -> None:
@@ -85,9 +89,9 @@ def make_sweep(folder: Path) -> Sweep:
     config = load_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
     sweep = Sweep.__new__(Sweep)
     setup = SimpleNamespace(sweep=config, base=base_run(config), seed=0, uri=str(folder))
-    stored = read_json(str(folder / "sweep.json")) or {"suggested": [], "rungs": []}
-    sweep.setup, sweep.fields, sweep._lost = setup, stored, {}
-    sweep.save = lambda: write_json(str(folder / "sweep.json"), sweep.fields)
+    sweep.setup, sweep._lost = setup, {}
+    sweep.file = RecordFile(folder, SweepRecord.read(folder) or sweep_record(space=dict.fromkeys(config.space, "")))
+    sweep.save = sweep.file.update
     sweep.display = sweep.watch = Mock()
     return sweep
 
@@ -97,17 +101,14 @@ def train(folder: Path, part: Part) -> None:
     weight, radius = (part.params[f"objective.terms.{key}"] for key in ("lpa.weight", "dro.radius"))
     epoch = part.until or 16
     value = 0.5 - abs(math.log10(weight) + 1) / 5 - abs(math.log10(radius)) / 5 + 0.01 * epoch
-    record = {
-        "kind": "trial",
-        "status": "stopped" if part.until else "finished",
-        "reason": "",
-        "config": part.params,
-        "epochs_done": epoch,
-        "epochs_planned": 16,
-        "last": {"val/top1": value},
-        "best": {"val/top1": value},
-    }
-    write_json(where(str(folder), part.trial), record)
+    record = run_record(
+        status="stopped" if part.until else "finished",
+        config=part.params,
+        epochs_done=epoch,
+        last={"val/top1": value},
+        best={"val/top1": value},
+    )
+    record.write(folder_of(str(folder), part.trial))
 
 
 @pytest.mark.parametrize(("slots", "killed_after"), [(2, None), (4, None), (3, 13)])
@@ -137,9 +138,10 @@ def searched_through(folder: Path, slots: int, killed_after: int | None = None) 
             train(folder, part)
             course.ended(part.trial)
             ran += 1
-    sweep.fields["trials"] = collect(str(folder), sweep.setup.sweep, sweep._points(), {}, out_of_time=False)
+    sweep.save(trials=collect(str(folder), sweep.setup.sweep, sweep._points(), {}, out_of_time=False))
     sweep.watch.out_of_time.is_set.return_value = False
     assert sweep.choose()
-    assert len(sweep.fields["trials"]) == 20 and len(sweep.fields["rungs"]) == 4
-    assert [t["status"] for t in sweep.fields["trials"]].count("finished") == 12
-    return {key: sweep.fields[key] for key in ("suggested", "rungs", "winner", "trials")}
+    found = sweep.record.to_json()
+    assert len(found["trials"]) == 20 and len(found["rungs"]) == 4
+    assert [t["status"] for t in found["trials"]].count("finished") == 12
+    return {key: found[key] for key in ("suggested", "rungs", "winner", "trials")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,15 @@ import pytest
 
 from ltcore.config.load import dump, flat, load_run, load_sweep, override
 from ltcore.config.overrides import flatten
+from ltcore.config.records import RungDecision
 from ltcore.errors import ConfigError
+from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from ltcore.tuning.identity import adds_trials, check_same_sweep, identity
 from ltcore.tuning.rungs import Cohort, rungs, standing
 from ltcore.tuning.runs import forget_other
 from ltcore.tuning.trials import BY_TIME, TrialBook, collect, known_trials, last_values, read_records
+from tests.records import run_record, sweep_record
 
 SWEEP = load_sweep("tune_lpa")
 
@@ -26,11 +28,9 @@ TRIALS: dict[str, dict[str, Any]] = {name: {} for name in ("bad", "cut", "done",
 
 
 def record(folder: Path, name: str, status: str, reason: str = "", epochs: int = 3, value: float | None = None) -> Path:
-    path = folder / "trials" / name / "run.json"
-    path.parent.mkdir(parents=True)
-    fields: dict[str, Any] = {"kind": "trial", "status": status, "reason": reason, "epochs_done": epochs}
-    path.write_text(json.dumps({**fields, "config": {}, "best": {}, "last": {"val/top1": value}}))
-    return path
+    run_dir = folder / "trials" / name
+    run_record(status=status, reason=reason, epochs_done=epochs, last={"val/top1": value}).write(run_dir)
+    return run_dir / "run.json"
 
 
 def test_added_trials_leave_those_before_as_they_are() -> None:
@@ -56,7 +56,7 @@ def test_nobody_is_said_to_have_ended_a_trial_that_nobody_ended(tmp_path: Path) 
     record(tmp_path, "lost", "running")
     before = killed.read_text()
     found = {
-        t["id"]: (t["status"], t["reason"])
+        t.id: (t.status, t.reason)
         for t in collect(str(tmp_path), SWEEP, TRIALS, {"lost": "The actor died", "unheard": "x"}, out_of_time=False)
     }
     assert found == {
@@ -73,10 +73,10 @@ def test_who_ended_a_trial_is_written_down_where_time_did(tmp_path: Path) -> Non
     record(tmp_path, "cut", "stopped", "ended early by the driver")
     record(tmp_path, "unheard", "running")
     record(tmp_path, "bad", "failed", "OSError: No space left on device")
-    found = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, TRIALS, {}, out_of_time=True)}
+    found = {t.id: t.reason for t in collect(str(tmp_path), SWEEP, TRIALS, {}, out_of_time=True)}
     assert found["cut"] == found["unheard"] == f"{BY_TIME} after epoch 3"
     assert found["bad"] == "OSError: No space left on device"
-    again = {t["id"]: t["reason"] for t in collect(str(tmp_path), SWEEP, TRIALS, {}, out_of_time=False)}
+    again = {t.id: t.reason for t in collect(str(tmp_path), SWEEP, TRIALS, {}, out_of_time=False)}
     assert again == found
 
 
@@ -84,7 +84,7 @@ def test_a_decision_is_in_the_sweep_before_it_is_in_the_records(tmp_path: Path) 
     """Killed between the two, the sweep still knows; the records get it when it goes on."""
     for n, value in enumerate((0.3, 0.2, None, 0.4)):
         record(tmp_path, f"{n:05d}", "stopped", "stopped after epoch 5 of 16", epochs=5, value=value)
-    decisions: list[dict[str, Any]] = []
+    decisions: list[RungDecision] = []
     base = override(load_run("digits_glt_lpa_dro_ifl"), {"train.eval_every": 5})
     points: dict[str, dict[str, Any]] = {f"{n:05d}": {} for n in range(4)}
 
@@ -92,39 +92,41 @@ def test_a_decision_is_in_the_sweep_before_it_is_in_the_records(tmp_path: Path) 
         book = TrialBook(str(tmp_path), base, "val/top1", 0.2, decisions, save, lambda *_: None)
         return Cohort(0, points, rungs(4, 0.25, 3), book)
 
-    def killed(decision: dict[str, Any]) -> None:
+    def killed(decision: RungDecision) -> None:
+        decisions.append(decision)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cohort(killed)
     assert standing(read_records(str(tmp_path), ["00002"])["00002"]) == "open"
     parts = []
-    goes_on = cohort(lambda decision: None)
+    goes_on = cohort(decisions.append)
     while (part := goes_on.next_part()) is not None:
         parts.append(part.trial)
     assert parts == ["00000", "00001", "00003"]
     found = read_records(str(tmp_path), points)
     assert [standing(r) for r in found.values()] == ["open", "open", "stopped", "open"]
-    assert found["00002"]["reason"] == "stopped after epoch 5: rank 4 of 4, the best 3 went on"
+    assert found["00002"] is not None
+    assert found["00002"].reason == "stopped after epoch 5: rank 4 of 4, the best 3 went on"
     assert len(decisions) == 1
 
 
 def test_a_member_of_a_population_goes_on_with_the_values_that_it_had_last() -> None:
     params = {"lr": 0.1, "envs": 2}
-    assert last_values(params, {"config": {"lr": 0.2, "envs": 4, "seed": 0}}) == {"lr": 0.2, "envs": 4}
+    assert last_values(params, run_record(config={"lr": 0.2, "envs": 4, "seed": 0})) == {"lr": 0.2, "envs": 4}
     assert last_values(params, None) == params
 
 
 def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:
-    stored = {"identity": identity(SWEEP)}
+    stored = sweep_record(identity=identity(SWEEP))
     more = identity(load_sweep("tune_lpa", {"sweep.num_trials": "12"}))
     assert adds_trials(stored, more)
     check_same_sweep(stored, more, "somewhere")
     fewer = identity(load_sweep("tune_lpa", {"sweep.num_trials": "4"}))
     with pytest.raises(ConfigError, match=r"sweep.num_trials: 8 there, 4 now"):
         check_same_sweep(stored, fewer, "somewhere")
-    of_another_version = {**stored["identity"], "objective.base_options.paco.sample_weight": 0.7}
-    check_same_sweep({"identity": of_another_version}, identity(SWEEP), "somewhere")
+    of_another_version = {**stored.identity, "objective.base_options.paco.sample_weight": 0.7}
+    check_same_sweep(sweep_record(identity=of_another_version), identity(SWEEP), "somewhere")
     other = identity(load_sweep("tune_lpa", {"sweep.num_trials": "12", "train.batch_size": "32"}))
     with pytest.raises(ConfigError, match=r"train.batch_size: 64 there, 32 now"):
         check_same_sweep(stored, other, "somewhere")
@@ -133,12 +135,11 @@ def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:
 @pytest.mark.parametrize("keep_all", [False, True], ids=["as now", "as another version stored it"])
 def test_a_retrain_stays_unless_another_trial_won(tmp_path: Path, keep_all: bool) -> None:
     winner = load_run("digits_glt_lpa_dro_ifl", {"seed": "3"})
-    job = Job(config=dump(winner), data_uri="data", run_uri=str(tmp_path / "retrain"), info={})
+    job = Job(config=dump(winner), data_uri="data", run_uri=str(tmp_path / "retrain"), info=RunInfo(id="x"))
     other = replace(job, config=dump(override(winner, {"objective.terms.dro.radius": 0.3})))
     stored = flatten(dump(winner)) if keep_all else flat(winner)
     path = tmp_path / "retrain" / "run.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps({"config": stored}))
+    run_record(config=stored).write(path.parent)
     forget_other(job)
     assert path.exists()
     forget_other(other)

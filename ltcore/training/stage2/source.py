@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ltcore.config.keys import comes_from_stage1
 from ltcore.config.load import dump, flat, from_flat
 from ltcore.config.overrides import flatten
+from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
-from ltcore.errors import CheckpointError, ConfigError
+from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
 from ltcore.storage import is_local, local_path, read_json
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.fetch import fetched_checkpoint
@@ -35,19 +37,24 @@ def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
                 f"stage2.from_run={uri} is neither a run nor a checkpoint: expected meta.json or checkpoints/ in it. Train "
                 "stage 1 first, and give its run directory."
             )
-        record = read_json(path / "run.json")
-        if record is not None and not {"status", "epochs_done", "epochs_planned"} <= record.keys():
-            raise CheckpointError(
-                f"{uri}/run.json does not say how the run ended. It is damaged: remove it, or give one of the run's checkpoints/ "
-                "by name."
-            )
-        if record is not None and record["status"] != "finished":
+        record = _record(path, uri)
+        if record is not None and record.status != "finished":
             raise ConfigError(
-                f"stage2.from_run={uri} is a run that {_how(record['status'])} after {record['epochs_done']} of "
-                f"{record['epochs_planned']} epochs. Let it finish (the same command continues it), or give one of its "
+                f"stage2.from_run={uri} is a run that {_how(record.status)} after {record.epochs_done} of "
+                f"{record.epochs_planned} epochs. Let it finish (the same command continues it), or give one of its "
                 "checkpoints/ by name."
             )
         yield ckpt.read(path, uri)
+
+
+def _record(path: Path, uri: str) -> RunRecord | None:
+    """The record of the run; None where only its checkpoint was copied."""
+    file = f"{uri}/{RunRecord.FILE}"  # where the person finds it: ``path`` may be a copy
+    try:
+        value = read_json(path / RunRecord.FILE)
+        return None if value is None else RunRecord.from_json(value, file)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error} Or give one of the run's checkpoints/ by name.") from None
 
 
 def origin(found: ckpt.Checkpoint) -> dict[str, Any]:

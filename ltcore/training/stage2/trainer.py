@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ltcore.config.load import flat
+from ltcore.config.records import RunRecord, Stage1, now
 from ltcore.config.schema import OptimConfig, RunConfig
 from ltcore.config.stage2 import Stage2Config
 from ltcore.data.augment.augment import Augment
@@ -32,7 +33,7 @@ from ltcore.training.evaluate import Evaluator, check_train_split
 from ltcore.training.hardware import choose_precision, most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.predict import predictor_of
-from ltcore.training.record import RunInfo, RunRecord, now
+from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.stage2.features import pooled_features
 from ltcore.training.stage2.source import origin, stage1_checkpoint
 
@@ -47,9 +48,9 @@ def refuse_workers(workers: int) -> None:
 
 
 def fit_stage2(
-    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Tracker, info: RunInfo, record: RunRecord
-) -> dict[str, Any]:
-    """Runs stage 2 from its beginning; as ``training.fit.fit`` does, it returns the fields of ``run.json``.
+    cfg: RunConfig, loader: Loader, ctx: RunContext, run_dir: Path, log: Tracker, info: RunInfo, record: RunLog
+) -> RunRecord:
+    """Runs stage 2 from its beginning; as ``trainer.fit`` does, it returns the run's record.
 
     ``cfg`` is what ``stage1.resolved`` gives. Raises StopRequested if the context asked to stop, NumericError if a loss is
     not finite, CheckpointError if stage 1 was trained on other data or ``run_dir`` holds another run.
@@ -73,7 +74,7 @@ class Stage2Trainer:
         run_dir: Path,
         log: Tracker,
         info: RunInfo,
-        record: RunRecord,
+        record: RunLog,
     ) -> None:
         assert cfg.stage2 is not None
         self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
@@ -107,12 +108,9 @@ class Stage2Trainer:
                     f"data.uri leads to {manifest.hash[:12]}. Give the data of stage 1."
                 )
             self.record.update(
-                stage1={
-                    "run": self.stage2.from_run,
-                    "name": stage1.config.name,
-                    "seed": stage1.config.seed,
-                    **origin(found),
-                }
+                stage1=Stage1(
+                    run=self.stage2.from_run, name=stage1.config.name, seed=stage1.config.seed, **origin(found)
+                )
             )
         net = LongTailNet(self.cfg.model, len(manifest.classes), frozenset(), self.cfg.seed)
         keep_heads = self.cfg.model.head == stage1.config.model.head
@@ -120,8 +118,8 @@ class Stage2Trainer:
         net.load_state_dict({**net.state_dict(), **weights})
         return net
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the end, or to where it is told to stop. Returns the fields of ``run.json``."""
+    def run(self) -> RunRecord:
+        """Trains to the end, or to where it is told to stop. Returns the run's record."""
         cfg, stats = self.cfg, self.loader.store.manifest.stats(self.cfg.data.train_split)
         self.val = self._features("val") if "val" in self.loader.store.manifest.splits else None
         self.train = self._features(cfg.data.train_split)
@@ -148,7 +146,7 @@ class Stage2Trainer:
         if self.info.test:
             fields |= self._test(last_heads, same=last == self.best)
         self.record.update(**fields)
-        return self.record.fields
+        return self.record.value
 
     def _optim(self) -> OptimConfig:
         options = self.stage2.chosen

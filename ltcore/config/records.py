@@ -1,0 +1,298 @@
+"""What runs and sweeps write down about themselves: ``run.json`` and ``sweep.json``, field by field.
+
+Training and tuning write these records, reports and commands read them, and training and reports know nothing of each
+other. So they live here, in the highest layer below both, beside the schema of what a person asks for; importing them
+pulls in no torch. Metrics, parameters and configurations stay mappings: their keys are data.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ltcore.config.json_record import JsonRecord, StoredRecord
+from ltcore.evaluation.paired import PairedDifference
+
+Metrics = Mapping[str, float | None]
+"""Name of a metric -> value; None where it is not defined, as for an empty shot group."""
+Status = Literal["running", "finished", "stopped", "failed"]
+
+
+def now() -> datetime.datetime:
+    """Returns the time as it stands in records."""
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware(JsonRecord):
+    """The machine that something was computed on."""
+
+    cpu: str
+    """Name of the processor."""
+    cpus: int
+    """CPUs that the process may use."""
+    gpus: tuple[str, ...]
+    memory_bytes: int
+    """Of the machine."""
+    host: str
+    cluster: str | None = None
+    """Of a sweep: the cluster in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedData(JsonRecord):
+    """The data that a run was trained on."""
+
+    name: str
+    hash: str
+    num_train: int
+    classes: tuple[str, ...]
+    shot_groups: tuple[str, ...]
+    """'many', 'medium' or 'few' of each class."""
+    loader: str
+    loader_reason: str
+
+    def __post_init__(self) -> None:
+        if len(self.shot_groups) != len(self.classes):
+            raise ValueError(f"shot_groups has {len(self.shot_groups)} entries for {len(self.classes)} classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1(JsonRecord):
+    """The checkpoint that a run of stage 2 started from."""
+
+    run: str
+    """``stage2.from_run``."""
+    name: str
+    seed: int
+    checkpoint: str
+    epoch: int
+    step: int
+    fingerprint: str
+    """Of the checkpoint's own record: another one after stage 1 was trained anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(JsonRecord):
+    """Why a trial was stopped at a rung."""
+
+    epoch: int
+    value: float | None
+    rank: int
+    of: int
+    """Trials that were compared."""
+    keep: int
+    """Trials that went on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(StoredRecord):
+    """``run.json``: what a run is, was asked to do, and came to."""
+
+    FILE: ClassVar[str] = "run.json"
+
+    schema: Literal[1] = 1
+    status: Status = "running"
+    reason: str = ""
+    """Why it was stopped or failed."""
+    id: str
+    name: str
+    kind: str
+    """See ``RunInfo.kind``."""
+    group: str
+    seed: int
+    config: Mapping[str, Any]
+    """The whole configuration, flat."""
+    epochs_planned: int
+    epochs_done: int = 0
+    images_seen: int = 0
+    last: Metrics
+    """Metrics of the last whole epoch."""
+    best: Metrics
+    """Metrics of the epoch with the best ``train.select``."""
+    data: TrainedData
+    hardware: Hardware
+    precision: str
+    threads: int
+    world: int
+    device: str
+    engine: str
+    pid: int
+    versions: Mapping[str, str]
+    started_at: datetime.datetime
+    wandb_id: str
+    """Drawn when the run begins, so that neither --fresh nor another storage continues a run of W&B that is not this one."""
+    seconds: float | None = None
+    """Of training."""
+    finished_at: datetime.datetime | None = None
+    bad_samples: int | None = None
+    test: Mapping[str, Metrics] | None = None
+    """Split -> metrics with the weights of the last epoch; None before the run was tested."""
+    test_best: Mapping[str, Metrics] | None = None
+    """The same with the weights of the best epoch on validation."""
+    per_class: Mapping[str, Sequence[float | None]] | None = None
+    """Split -> accuracy of each class."""
+    schedule: Sequence[Mapping[str, Any]] | None = None
+    """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
+    started_from: Mapping[str, Any] | None = None
+    """Where ``train.init_from`` took the weights."""
+    stage1: Stage1 | None = None
+    decision: Stopped | None = None
+
+    def __post_init__(self) -> None:
+        if self.status == "finished" and (self.finished_at is None or self.seconds is None):
+            raise ValueError(f"{'finished_at' if self.finished_at is None else 'seconds'} is missing")
+        for split, values in (self.per_class or {}).items():
+            if len(values) != len(self.data.classes):
+                raise ValueError(f"per_class.{split} has {len(values)} values for {len(self.data.classes)} classes")
+
+    @property
+    def train_split(self) -> str:
+        """The split that it was trained on."""
+        return _train_split(self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(JsonRecord):
+    """One trial in a comparison at a rung."""
+
+    id: str
+    epoch: int
+    value: float | None
+    rank: int
+    goes_on: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungDecision(JsonRecord):
+    """Who of a cohort goes on after a rung."""
+
+    cohort: int
+    fraction: float
+    """Of a whole training."""
+    keep: int
+    trials: tuple[Place, ...]
+    """By rank."""
+
+    def __post_init__(self) -> None:
+        if not self.trials:
+            raise ValueError("trials is empty, expected those that were compared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord(JsonRecord):
+    """What a trial came to, as its sweep says it."""
+
+    id: str
+    run_dir: str
+    """Below the directory of the sweep."""
+    status: Status
+    reason: str
+    params: Mapping[str, Any]
+    """The swept keys and their values."""
+    epochs_done: int
+    best: float | None
+    """The sweep's metric at its best epoch."""
+    last: float | None
+    """The sweep's metric after its last epoch, by which trials are ranked."""
+    schedule: Sequence[Mapping[str, Any]] | None = None
+    decision: Stopped | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainRecord(JsonRecord):
+    """A run of the winner's or the baseline's configuration with one of the paired seeds."""
+
+    role: Literal["winner", "baseline"]
+    seed: int
+    run_dir: str
+    """Below the directory of the sweep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedStart(JsonRecord):
+    """The epochs that trials had in common and that were trained once."""
+
+    epochs: int
+    trials: int
+    saved_s: float
+
+
+Comparison = Mapping[str, Mapping[str, PairedDifference]]
+"""Test split -> metric -> winner against baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord(StoredRecord):
+    """``sweep.json``: what a sweep is, what it has decided, and what it came to."""
+
+    FILE: ClassVar[str] = "sweep.json"
+
+    schema: Literal[1] = 1
+    status: Status = "running"
+    reason: str = ""
+    """Why it failed."""
+    name: str
+    recipe: str
+    space: Mapping[str, str]
+    """Swept key -> range."""
+    search: str
+    metric: str
+    """What trials are ranked by, such as 'val/top1'."""
+    num_trials: int
+    sizes: tuple[int, ...]
+    """The numbers of trials that it has had, rising."""
+    config_hash: str
+    identity: Mapping[str, Any]
+    """All that the result depends on but the data, flat."""
+    data_hash: str
+    epochs: int
+    """Of one training."""
+    engine: str
+    hardware: Hardware
+    created_at: datetime.datetime
+    finished_at: datetime.datetime | None = None
+    stages: Mapping[str, float]
+    """Stage -> seconds."""
+    stages_before: Mapping[str, float]
+    """Those of the interrupted sweep that this one continues."""
+    node_hours: Mapping[str, float]
+    """Kind of node -> hours."""
+    most_nodes: int = 0
+    suggested: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
+    """The batches of search=tpe: name -> parameters."""
+    rungs: tuple[RungDecision, ...] = ()
+    forked: Mapping[str, str]
+    """Trial -> folder of the shared start that it goes on from."""
+    shared_start: SharedStart | None = None
+    populations: int = 0
+    """How often population-based training was started."""
+    trials: tuple[TrialRecord, ...] | None = None
+    """None before the search was over for the first time."""
+    winner: str | None = None
+    baseline: str | None = None
+    """Name of the baseline's trial."""
+    retrain: tuple[RetrainRecord, ...] | None = None
+    comparison: Comparison | None = None
+
+    def __post_init__(self) -> None:
+        if self.status == "finished" and (self.finished_at is None or self.trials is None):
+            raise ValueError(f"{'finished_at' if self.finished_at is None else 'trials'} is missing")
+        for number, trial in enumerate(self.trials or ()):
+            if trial.params.keys() != self.space.keys():
+                raise ValueError(f"trials[{number}].params are not the keys of space")
+
+    @property
+    def train_split(self) -> str:
+        """The split that its runs are trained on."""
+        return _train_split(self.identity)
+
+    def trial(self, name: str | None) -> TrialRecord | None:
+        """Returns what is said of a trial; None where nothing is."""
+        return next((trial for trial in self.trials or () if trial.id == name), None)
+
+
+def _train_split(config: Mapping[str, Any]) -> str:
+    return str(config.get("data.train_split", "train"))

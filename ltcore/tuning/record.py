@@ -1,0 +1,59 @@
+"""What a sweep starts from and ends with: the record that it goes on with, and the tests of its retrained runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ltcore.config.records import RunRecord, SweepRecord, now
+from ltcore.errors import DamagedFileError
+from ltcore.evaluation.paired import Tests
+from ltcore.storage import DAMAGED, join
+from ltcore.training.hardware import describe_hardware
+from ltcore.tuning.identity import identity_hash
+from ltcore.tuning.runs import SweepSetup
+
+
+def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
+    """Returns the record of a sweep that begins, or the stored one of the sweep that goes on."""
+    sweep = setup.sweep
+    stored = SweepRecord.read(setup.uri)
+    record = stored or SweepRecord(
+        name=sweep.name,
+        recipe=sweep.recipe,
+        space={key: str(spec) for key, spec in sweep.space.items()},
+        search=sweep.search,
+        metric=sweep.metric,
+        num_trials=sweep.size,
+        sizes=(),
+        config_hash=identity_hash(identity),
+        identity=identity,
+        data_hash=setup.data_hash,
+        epochs=setup.base.train.epochs,
+        engine=setup.engine,
+        hardware=describe_hardware(),
+        created_at=now(),
+        stages={},
+        stages_before={},
+        node_hours={},
+        forked={},
+    )
+    if sweep.size not in record.sizes:  # new, or trials are added to a finished sweep
+        record = replace(record, sizes=(*record.sizes, sweep.size), identity=identity)
+    return replace(
+        record,
+        status="running",
+        reason="",
+        num_trials=sweep.size,
+        hardware=replace(describe_hardware(), cluster=setup.cluster.describe()),
+        engine=setup.engine,
+        stages_before=record.stages,
+    )
+
+
+def tested(run_uri: str) -> Tests:
+    """Returns what the tests of a finished run came to. DamagedFileError where its record does not say so."""
+    record = RunRecord.read(run_uri)
+    if record is None or record.test is None:
+        raise DamagedFileError(f"{join(run_uri, RunRecord.FILE)}: test is missing. {DAMAGED}")
+    return record.test
