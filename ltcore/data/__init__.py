@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ltcore.data.augment.config import AugmentConfig as AugmentConfig
     from ltcore.data.config import DataConfig as DataConfig
     from ltcore.data.datasets.prepare import prepare as prepare
-    from ltcore.data.datasets.source import Source as Source
+    from ltcore.data.shards.source import Source as Source
     from ltcore.data.loading.factory import make_loader as make_loader
     from ltcore.data.loading.loader import Loader as Loader
     from ltcore.data.shards.manifest import Manifest as Manifest
@@ -45,7 +45,7 @@ __getattr__ = lazy(
         "Manifest": "ltcore.data.shards.manifest",
         "Sample": "ltcore.data.shards.writer",
         "ShardStore": "ltcore.data.shards.reader",
-        "Source": "ltcore.data.datasets.source",
+        "Source": "ltcore.data.shards.source",
         "check_dataset": "ltcore.data.shards.validate",
         "make_loader": "ltcore.data.loading.factory",
         "prepare": "ltcore.data.datasets.prepare",
