@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
 from ltcore.cli.args import TrainArgs
+from ltcore.cli.prepare import prepare_run, storage_root
 from ltcore.config.load import check_world, dump, load_run
 from ltcore.config.naming import name_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import left_out
 from ltcore.errors import ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
-from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_run, storage_root
+from ltcore.runtime.placement import Placement
 from ltcore.storage import join, read_json
 from ltcore.text import message, printable_lines
 from ltcore.training.context import LocalContext, StopRequested
@@ -108,21 +110,20 @@ def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
 
 
 def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> dict[str, Any]:
+    """Runs the job on the cluster, with Ray Train unless another engine is asked for."""
+    if args.engine == "inline":
+        raise ConfigError(
+            "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
+            "--max-gpus away, or use --engine train."
+        )
     from ltcore.runtime.launch import run_single
 
+    args = dataclasses.replace(args, engine="train" if args.engine == "auto" else args.engine)
     cluster = connect(debug=args.debug)
     try:
-        check_storage(root, cluster)
-        engine = "train" if args.engine == "auto" else args.engine
-        if engine == "inline":
-            raise ConfigError(
-                "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
-                "--max-gpus away, or use --engine train."
-            )
-        scaling = choose_scaling(args, cluster, engine)
-        check_workers(cfg, scaling)
+        placement = Placement.decide(args, cluster, root, cfg)
         _make_room(args, job.run_uri)
-        return run_single(job, cfg, engine, scaling, cluster, args.max_gpus)
+        return run_single(job, cfg.name, placement, cluster)
     finally:
         disconnect()
 

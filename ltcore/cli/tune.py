@@ -7,21 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ltcore.cli.args import TuneArgs
+from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
 from ltcore.config.naming import name_sweep
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
-from ltcore.runtime.place import (
-    check_storage,
-    check_workers,
-    choose_engine,
-    choose_scaling,
-    prepare_data,
-    prepare_run,
-    storage_root,
-)
 from ltcore.storage import join, read_json
 from ltcore.text import message
 from ltcore.training.lease import exclusive
@@ -31,6 +23,7 @@ if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig, SweepConfig
     from ltcore.runtime.cluster import Cluster
     from ltcore.runtime.progress import ProgressDisplay
+    from ltcore.tuning.runs import SweepSetup
 
 
 def tune(args: TuneArgs) -> dict[str, Any]:
@@ -52,6 +45,8 @@ def tune(args: TuneArgs) -> dict[str, Any]:
             check_same_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
             show_result(stored, uri, age=True)
             return stored
+    if args.engine == "inline":
+        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
     from ltcore.cli.train import settle_tracking
     from ltcore.config.load import base_run, load_sweep
     from ltcore.config.show import left_out
@@ -84,30 +79,17 @@ def _tell(text: str) -> None:
 def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, display: ProgressDisplay
 ) -> dict[str, Any]:
-    from ltcore.cli.console import show_result
+    """Places the sweep and prepares its data, then runs it; {} after ``--dry-run``."""
     from ltcore.runtime.doctor.doctor import check_nodes
-    from ltcore.runtime.placement import capacity_source, concurrency, demand
+    from ltcore.runtime.placement import Placement
     from ltcore.training.cost import dry_run_text
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
-    from ltcore.tuning.budget import fitted_epochs
     from ltcore.tuning.runs import SweepSetup
-    from ltcore.tuning.sweep import Sweep
 
-    check_storage(root, cluster)
-    engine = choose_engine(args, cluster, sweep.search)
-    if engine == "inline":
-        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
-    scaling = choose_scaling(args, cluster, engine)
-    check_workers(base, scaling)
-    need = demand(scaling, engine, streams=base.data.loader == "ray")
-    concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
-    counted = capacity_source(cluster, args.max_gpus)
-    display.say(
-        f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time"
-        + (f", {counted}" if counted else "")
-    )
-    check_nodes(cluster, root, base.data.uri if "://" in base.data.uri else "", need, args.max_gpus, display.console)
+    placement = Placement.decide(args, cluster, root, base, search=sweep.search)
+    display.say(f"engine {placement.engine}: one trial takes {placement.describe()}")
+    check_nodes(cluster, placement, root, base.data.uri if "://" in base.data.uri else "", display.console)
     if cluster.local:
         from ltcore.runtime.ray_task import preload
 
@@ -120,12 +102,7 @@ def _tune_on(
         return {}
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
-    stored = read_json(join(uri, "sweep.json"))
-    if stored is not None:
-        check_same_data(stored, manifest.hash, uri)
-    fields = identity(sweep)
-    with display.stage("warm-up"):
-        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, display.say)
+    num_train, batch_size = manifest.split(base.data.train_split).num_samples, base.train.batch_size
     setup = SweepSetup(
         sweep=sweep,
         base=base,
@@ -133,18 +110,37 @@ def _tune_on(
         data_uri=data_uri,
         uri=uri,
         cluster=cluster,
-        engine=engine,
-        scaling=scaling,
-        need=need,
-        concurrent=concurrent,
-        images_per_epoch=manifest.split(base.data.train_split).num_samples
-        // base.train.batch_size
-        * base.train.batch_size,
+        placement=placement,
+        images_per_epoch=num_train // batch_size * batch_size,
         max_hours=args.max_hours,
         debug=args.debug,
     )
-    run = Sweep(setup, fields, display)
-    run.fields |= {"epochs": base.train.epochs, "data_hash": manifest.hash}
+    return _run_sweep(setup, manifest.hash, display)
+
+
+def _run_sweep(setup: SweepSetup, data_hash: str, display: ProgressDisplay) -> dict[str, Any]:
+    """Runs the sweep, or continues it on the same data, and shows its result."""
+    from ltcore.cli.console import show_result
+    from ltcore.tuning.budget import fitted_epochs
+    from ltcore.tuning.sweep import Sweep
+
+    stored = read_json(join(setup.uri, "sweep.json"))
+    if stored is not None:
+        check_same_data(stored, data_hash, setup.uri)
+    fields = identity(setup.sweep)
+    with display.stage("warm-up"):
+        base = fitted_epochs(
+            setup.sweep,
+            setup.base,
+            setup.data_uri,
+            setup.placement.concurrent,
+            stored,
+            setup.placement.scaling,
+            setup.cluster.local,
+            display.say,
+        )
+    run = Sweep(dataclasses.replace(setup, base=base), fields, display)
+    run.fields |= {"epochs": base.train.epochs, "data_hash": data_hash}
     result = run.run()
-    show_result(result, uri, age=False)
+    show_result(result, setup.uri, age=False)
     return result

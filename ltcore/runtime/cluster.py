@@ -69,7 +69,6 @@ class Cluster:
     gpus: float
     nodes: int
     address: str
-    dashboard: str
     holds_drivers: bool = False
     """A node offers DRIVER_RESOURCE: drivers of trials go there."""
     limits: Limits | None = None
@@ -304,7 +303,6 @@ def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
         gpus=total.get("GPU", 0.0),
         nodes=len(alive),
         address=context.gcs_address,
-        dashboard=ray._private.worker.get_dashboard_url() or "",
         holds_drivers=total.get(DRIVER_RESOURCE, 0) > 0,
         limits=None if local else read_limits(),
     )

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ltcore.errors import LtcoreError
-from ltcore.runtime.place import BACKEND
-from ltcore.runtime.placement import Scaling
+from ltcore.runtime.placement import BACKEND, Scaling
 from ltcore.training.context import StopRequested
 from ltcore.training.record import has_failed
 from ltcore.training.run import Job, execute

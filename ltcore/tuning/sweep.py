@@ -64,7 +64,7 @@ class Sweep:
             "reason": "",
             "num_trials": setup.sweep.size,
             "hardware": describe_hardware() | {"cluster": setup.cluster.describe()},
-            "engine": setup.engine,
+            "engine": setup.placement.engine,
         }
         if setup.sweep.size not in self.fields["sizes"]:  # new, or trials are added to a finished sweep
             self.fields["sizes"].append(setup.sweep.size)
@@ -133,7 +133,7 @@ class Sweep:
         setup = self.setup
         with self.display.stage("search", expected=setup.sweep.size + 1):
             job = self.runs.job("baseline", setup.seed, "baseline", "trials/baseline", {})
-            baseline = {self.runs.submit(job, setup.engine, setup.scaling): "baseline"}
+            baseline = {self.runs.submit(job): "baseline"}
             with contextlib.suppress(TimeIsUp):
                 if setup.sweep.search == "pbt":
                     self._search_population()
@@ -215,7 +215,7 @@ class Sweep:
     def _share_start(self, number: int, points: dict[str, dict[str, Any]]) -> None:
         """Trains the epochs that the trials of a cohort have in common, once; they start from its checkpoint."""
         setup, folder = self.setup, FOLDER if number == 0 else f"{FOLDER}-{number + 1}"
-        if not setup.sweep.share_start or setup.scaling.most > 1 or folder in self.fields["forked"].values():
+        if not setup.sweep.share_start or setup.placement.scaling.most > 1 or folder in self.fields["forked"].values():
             return
         records = read_records(setup.uri, points)
         names = [name for name in points if records[name] is None]
@@ -247,8 +247,8 @@ class Sweep:
                 "sweep_uri": setup.uri,
                 "id_prefix": self.id_prefix,
                 "group": setup.sweep.name,
-                "scaling": setup.scaling.plain(),
-                "engine": setup.engine,
+                "scaling": setup.placement.scaling.plain(),
+                "engine": setup.placement.engine,
                 "mutable": list(setup.sweep.mutable) if setup.sweep.search == "pbt" else [],
                 "members": [],
                 "heartbeat": self.heartbeat_name,
@@ -256,9 +256,9 @@ class Sweep:
                 "code": code_version(),
                 "forked": {name: join(setup.uri, folder) for name, folder in self.fields["forked"].items()},
             },
-            scaling=setup.scaling,
-            engine=setup.engine,
-            concurrent=setup.concurrent,
+            scaling=setup.placement.scaling,
+            engine=setup.placement.engine,
+            concurrent=setup.placement.concurrent,
             driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
             debug=setup.debug,
         )
@@ -368,7 +368,7 @@ class Sweep:
             first = f"winner-seed{seeds[0]}"
             if (
                 sweep.train_engine_retrain
-                and setup.engine == "trial"
+                and setup.placement.engine == "trial"
                 and setup.cluster.local
                 and not setup.cluster.gpus
             ):
