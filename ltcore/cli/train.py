@@ -28,10 +28,10 @@ from ltcore.training.stored import finished_ago
 
 
 def train(args: TrainArgs) -> dict[str, Any]:
-    """``train.py``: trains a recipe, or continues it.
+    """Trains a recipe, or continues it.
 
     Returns the content of its ``run.json`` and, as ``run_uri``, where that lies; {} after ``--dry-run``. A run that is
-    finished is not repeated; CheckpointError where it is not the one that is asked for.
+    finished is not repeated; raises CheckpointError where it is not the one that is asked for.
     """
     cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
     if note := left_out(args.recipe, args.overrides):

@@ -27,40 +27,39 @@ if TYPE_CHECKING:
 
 
 def tune(args: TuneArgs) -> dict[str, Any]:
-    """``tune_lpa.py``: runs, continues or shows a sweep. Returns the content of its ``sweep.json``.
+    """Runs, continues or shows a sweep, and returns the content of its ``sweep.json``.
 
-    ConfigError where another sweep lies under its name: another configuration, or other data.
+    Raises ConfigError where another sweep lies under its name: another configuration, or other data.
     """
     from ltcore.cli.console import show_result
 
-    args = dataclasses.replace(args, overrides=name_sweep(args.sweep, args.overrides))
-    named = read_sweep(args.sweep, args.overrides)
+    sweep = read_sweep(args.sweep, name_sweep(args.sweep, args.overrides))
     root = storage_root(args.storage)
-    uri = join(root, named.name)
+    uri = join(root, sweep.name)
     stored = None if args.fresh else read_json(join(uri, "sweep.json"))
     if stored is not None:
-        check_same_sweep(stored, identity(named), uri)
-        if stored["status"] == "finished" and not args.dry_run and not adds_trials(stored, identity(named)):
-            data = DataConfig(**run_tree(named.recipe, named.overrides)["data"])
+        fields = identity(sweep)
+        check_same_sweep(stored, fields, uri)
+        if stored["status"] == "finished" and not args.dry_run and not adds_trials(stored, fields):
+            data = DataConfig(**run_tree(sweep.recipe, sweep.overrides)["data"])
             check_same_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
             show_result(stored, uri, age=True)
             return stored
     if args.engine == "inline":
         raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
     from ltcore.cli.train import settle_tracking
-    from ltcore.config.load import base_run, load_sweep
+    from ltcore.config.load import load_sweep
     from ltcore.config.show import left_out
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.progress import ProgressDisplay
 
+    base = load_sweep(sweep)
     display = ProgressDisplay()
-    sweep = load_sweep(args.sweep, args.overrides)
     display.say(
         "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
     )
     if note := left_out(sweep.recipe, sweep.overrides):
         display.say(note)
-    base = base_run(sweep)
     settle_tracking(base)
     with exclusive(uri, display.say):
         with display.stage("start Ray"):

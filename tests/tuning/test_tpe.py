@@ -13,8 +13,9 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from ltcore.config.load import base_run, load_sweep
+from ltcore.config.load import base_run
 from ltcore.config.space import SpaceSpec
+from ltcore.config.sweep import read_sweep
 from ltcore.storage import read_json, write_json
 from ltcore.tuning.rungs import Course, Part
 from ltcore.tuning.sweep import Sweep
@@ -82,7 +83,7 @@ def test_batches_depend_on_the_number_of_trials_alone() -> None:
 
 def make_sweep(folder: Path) -> Sweep:
     """The driver's side of a sweep of 20 trials, without Ray."""
-    config = load_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
+    config = read_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
     sweep = Sweep.__new__(Sweep)
     setup = SimpleNamespace(sweep=config, base=base_run(config), seed=0, uri=str(folder))
     stored = read_json(str(folder / "sweep.json")) or {"suggested": [], "rungs": []}
