@@ -1,12 +1,12 @@
-"""``tune_lpa.py``: shows, continues or runs a sweep. What is stored is answered before Ray or torch are imported."""
+"""``tune``: shows, continues or runs a sweep. What is stored is answered before Ray or torch are imported."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING, Any
 
 from ltcore.cli.args import TuneArgs
+from ltcore.cli.entry import say
 from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
 from ltcore.config.naming import name_sweep
 from ltcore.config.show import run_tree
@@ -15,7 +15,6 @@ from ltcore.data.config import DataConfig
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.storage import join, read_json
-from ltcore.text import message
 from ltcore.training.lease import exclusive
 from ltcore.tuning.identity import adds_trials, check_same_data, check_same_sweep, identity
 
@@ -42,7 +41,7 @@ def tune(args: TuneArgs) -> dict[str, Any]:
         check_same_sweep(stored, fields, uri)
         if stored["status"] == "finished" and not args.dry_run and not adds_trials(stored, fields):
             data = DataConfig(**run_tree(sweep.recipe, sweep.overrides)["data"])
-            check_same_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
+            check_same_data(stored, read_manifest(prepare_data(data, root, say)).hash, uri)
             show_result(stored, uri, age=True)
             return stored
     if args.engine == "inline":
@@ -69,10 +68,6 @@ def tune(args: TuneArgs) -> dict[str, Any]:
             return _tune_on(args, sweep, base, root, uri, cluster, display)
         finally:
             disconnect()
-
-
-def _tell(text: str) -> None:
-    print(message(text), file=sys.stderr, flush=True)
 
 
 def _tune_on(

@@ -35,9 +35,11 @@ class Scaling:
 
     @property
     def most(self) -> int:
+        """Most workers that Ray may start."""
         return max(self.workers, self.max_workers)
 
     def plain(self) -> dict[str, Any]:
+        """Returns the fields as they cross a process boundary."""
         return asdict(self)
 
 
@@ -51,6 +53,7 @@ class Demand:
     """CPUs that must stay free for data tasks: Ray Data never runs where workers reserved everything."""
 
     def describe(self) -> str:
+        """Says it in words."""
         parts = [f"{self.cpus:g} CPUs"]
         if self.data_cpus:
             parts[0] += f" + {self.data_cpus} for data tasks"

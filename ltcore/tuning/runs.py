@@ -63,6 +63,7 @@ class Runs:
         self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
 
     def job(self, role: str, seed: int, kind: str, where: str, params: dict[str, Any]) -> Job:
+        """Returns the job of a run with these parameters, or, as baseline, without any term."""
         changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
         changes |= TERMS_OFF if role == "baseline" else params
         return Job(
@@ -125,6 +126,7 @@ class Runs:
                 raise TimeIsUp
 
     def raise_if_stalled(self) -> None:
+        """Raises StallError where nothing moves any more."""
         if self.watch.stalled.is_set():
             raise stall_error(self.setup.sweep.stall_s, self.setup.placement.demand, self.setup.cluster)
 
