@@ -19,9 +19,8 @@ from markdown_it import MarkdownIt
 
 from ltcore.cli import console
 from ltcore.cli import evaluate as assess
-from ltcore.cli import train as launch
 from ltcore.cli.args import EvaluateArgs
-from ltcore.cli.entry import run_main
+from ltcore.cli.entry import run_main, say
 from ltcore.config.records import SweepRecord
 from ltcore.data.shards import validate as check
 from ltcore.data.shards.manifest import Manifest, Split
@@ -260,7 +259,7 @@ def test_errors_and_progress(text: str, capsys: pytest.CaptureFixture[str]) -> N
         assert harmless(shown)
         assert shown.startswith("error: ")
         assert all(line.startswith("  ") for line in shown.split("\n")[1:])
-    launch._say(text)
+    say(text)
     assert harmless(capsys.readouterr().err)
 
 

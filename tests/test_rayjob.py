@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ltcore.cli import parsers as cli
+from ltcore.config.load import load_run
 from tests.paths import ROOT
 
 FILE = importlib.resources.files("ltcore") / "runtime" / "kuberay" / "rayjob.yaml"
@@ -196,8 +197,7 @@ def test_the_entrypoint_is_a_pipeline_and_its_arguments_are_accepted(monkeypatch
 
 def test_the_sweep_counts_with_every_gpu_before_a_worker_is_there() -> None:
     from ltcore.runtime.cluster import Cluster
-    from ltcore.runtime.place import choose_engine, choose_scaling
-    from ltcore.runtime.placement import concurrency, demand
+    from ltcore.runtime.placement import Placement
 
     head = autoscaling_config()["available_node_types"]["headgroup"]["resources"]
     bare = Cluster(
@@ -207,17 +207,16 @@ def test_the_sweep_counts_with_every_gpu_before_a_worker_is_there() -> None:
         gpus=0.0,
         nodes=1,
         address="",
-        dashboard="",
         holds_drivers=True,
     )
     args = cli.read_tune(None, argv())
-    engine = choose_engine(args, bare)
-    scaling = choose_scaling(args, bare, engine)
-    assert (engine, scaling.gpus_per_worker) == ("train", 1)
-    for streams in (False, True):
-        assert concurrency(demand(scaling, engine, streams), bare, max_gpus=args.max_gpus) == args.max_gpus
+    for loader in ("cache", "ray"):
+        cfg = load_run("cifar100_lt_ce", {"data.loader": loader})
+        placement = Placement.decide(args, bare, args.storage, cfg)
+        assert (placement.engine, placement.scaling.gpus_per_worker) == ("train", 1)
+        assert placement.concurrent == args.max_gpus
     gpu = autoscaling_config()["available_node_types"]["gpu"]["resources"]
-    assert scaling.cpus_per_worker <= gpu["CPU"] // 2  # data tasks find CPUs beside every worker
+    assert placement.scaling.cpus_per_worker <= gpu["CPU"] // 2  # data tasks find CPUs beside every worker
 
 
 # --- cluster ----------------------------------------------------------------------------------------------------------

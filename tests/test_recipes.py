@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcore.config.load import base_run, dump, load_run, load_sweep, override
+from ltcore.config.load import dump, load_run, load_sweep, override
 from ltcore.config.recipes import header, packaged
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
+from ltcore.config.sweep import read_sweep
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.source import Sample
 from ltcore.objective.registry import STAGE2
@@ -63,9 +64,9 @@ def test_published_values_say_for_which_imbalance(name):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_sweep_loads_with_every_value_of_its_space(name):
-    sweep = load_sweep(name)
+    sweep = read_sweep(name)
     assert sweep.name == name
-    assert base_run(sweep).objective.active_terms()
+    assert load_sweep(sweep).objective.active_terms()
 
 
 CLASSES = 4

@@ -30,7 +30,7 @@ class TuneArgs(PlaceArgs):
 
     sweep: str
     overrides: dict[str, str]
-    """For ``load_sweep``: dotted keys of every run, and ``sweep.`` keys, those given as flags included."""
+    """For ``read_sweep``: dotted keys of every run, and ``sweep.`` keys, those given as flags included."""
     max_hours: float | None
     """Most hours that the sweep may take."""
 

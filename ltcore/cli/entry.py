@@ -1,4 +1,4 @@
-"""The way in and out of every command: exit codes, errors as one sentence, interruptions."""
+"""The way in and out of every command: exit codes, errors as one sentence, interruptions, remarks."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     if sys._getframe(1).f_globals.get("__name__") in ("__main__", "ltcore.cli.main"):  # not called by a test
         _leave(code)
     raise SystemExit(code)
+
+
+def say(text: str) -> None:
+    """Prints a remark for the person at the terminal, beside what the command puts out."""
+    print(message(text), file=sys.stderr, flush=True)
 
 
 def _refuse_passwords(argv: Sequence[str]) -> None:

@@ -1,27 +1,28 @@
-"""``evaluate.py``: metrics of a checkpoint as a table and as JSON, or predictions for image files. Needs no Ray."""
+"""``evaluate``: metrics of a checkpoint as a table and as JSON, or predictions for image files. Needs no Ray."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
 from ltcore.cli.args import EvaluateArgs
+from ltcore.cli.entry import say
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError, DataError
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join, write_bytes_atomic
-from ltcore.text import message, printable
+from ltcore.text import printable
 from ltcore.training import predict
 
 
 def run(args: EvaluateArgs) -> None:
+    """Prints predictions for the given images, else evaluates the checkpoint and stores its metrics."""
     predictor = predict.load(args.checkpoint, args.posthoc_tau)
     if args.images:
         for file, (name, probability) in zip(args.images, predictor.predict_each(args.images), strict=True):
@@ -37,12 +38,12 @@ def run(args: EvaluateArgs) -> None:
 
 
 def _data(predictor: predict.Predictor, given: str | None) -> str:
-    """URI of the shards to evaluate on: those of ``--data``, else those that the checkpoint was trained on, and no others."""
+    """Returns the URI of the shards to evaluate on: those of ``--data``, else those of training, and no others."""
     data = predictor.config.data
     if given:
         uri = _prepared(on_other_data(data, given))
         if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
-            _say(f"{given} came without a test folder: its test split is {share}")
+            say(f"{given} came without a test folder: its test split is {share}")
         return uri
     try:
         uri = _prepared(data)
@@ -58,16 +59,12 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
 
 
 def _prepared(data: Any) -> str:
-    _say(f"evaluating on {data.uri}")
-    return prepare(data, progress=_say, needs_train=False)
-
-
-def _say(text: str) -> None:
-    print(message(text), file=sys.stderr, flush=True)
+    say(f"evaluating on {data.uri}")
+    return prepare(data, progress=say, needs_train=False)
 
 
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One file for each data set, split and adjustment, so that none replaces another's."""
+    """Yields one file for each data set, split and adjustment, so that none replaces another's."""
     for split, values in result["splits"].items():
         tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
         name = re.sub(

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from ltcore.cli.args import ShardsArgs
+from ltcore.cli.entry import say
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import make
 from ltcore.data.shards.validate import check_dataset, describe
 from ltcore.errors import ConfigError
-from ltcore.text import message
 
 
 def make_shards(args: ShardsArgs) -> int:
     """Makes, checks or describes shards. Returns the exit code: 1 where the check found a problem."""
     started = time.monotonic()
     if args.source == "check":
-        problems = check_dataset(args.target, progress=_tell)
+        problems = check_dataset(args.target, progress=say)
         print("".join(f"{problem}\n" for problem in problems), end="")
-        _tell(f"{len(problems)} problems found in {time.monotonic() - started:.1f} s")
+        say(f"{len(problems)} problems found in {time.monotonic() - started:.1f} s")
         return 1 if problems else 0
     if args.source != "info":
         try:
@@ -32,11 +31,7 @@ def make_shards(args: ShardsArgs) -> int:
             )
         except ValueError as error:
             raise ConfigError(f"data.{error}.") from error
-        make(cfg, args.target, lists=args.lists, shard_size=args.shard_size, progress=_tell)
-        _tell(f"made in {time.monotonic() - started:.1f} s")
+        make(cfg, args.target, lists=args.lists, shard_size=args.shard_size, progress=say)
+        say(f"made in {time.monotonic() - started:.1f} s")
     print(describe(args.target))
     return 0
-
-
-def _tell(text: str) -> None:
-    print(message(text), file=sys.stderr, flush=True)

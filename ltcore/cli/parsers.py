@@ -1,4 +1,4 @@
-"""The command lines. Reading one imports neither torch nor Ray: help and configurations are shown at once."""
+"""The command lines, one function each. Reading one imports neither torch nor Ray, so help is shown at once."""
 
 from __future__ import annotations
 
@@ -17,16 +17,12 @@ from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
 
 DEMO_RECIPE = "digits_glt_lpa_dro_ifl"
-
-
 DEMO_SWEEP = "tune_lpa"
-
-
 N = TypeVar("N", int, float)
 
 
 def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainArgs:
-    """The command line of ``train.py``. ``--show`` prints the resolved configuration and exits."""
+    """Reads the command line of ``train``; ``--show`` prints the resolved configuration and exits."""
     parser = _parser(doc, prog)
     help_words = f"recipe (default: {DEMO_RECIPE}) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
@@ -48,7 +44,7 @@ def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
 
 
 def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TuneArgs:
-    """The command line of ``tune_lpa.py``. ``--show`` prints sweep and resolved configuration and exits."""
+    """Reads the command line of ``tune``; ``--show`` prints sweep and resolved configuration and exits."""
     parser = _parser(doc, prog)
     help_words = "recipe (default: the sweep's) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
@@ -76,7 +72,7 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
 
 
 def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> EvaluateArgs:
-    """The command line of ``evaluate.py``."""
+    """Reads the command line of ``evaluate``."""
     parser = _parser(doc, prog)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files to predict instead of evaluating")
@@ -114,7 +110,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
 
 
 def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ReportArgs:
-    """The command line of ``report.py``."""
+    """Reads the command line of ``report``."""
     parser = _parser(doc, prog)
     parser.add_argument("directories", nargs="+", metavar="DIR", type=Path, help="a sweep directory or run directories")
     parser.add_argument("--output", metavar="FILE", type=Path, help="where the page goes (default: into the directory)")
@@ -126,16 +122,33 @@ def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
 
 
 def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ShardsArgs:
-    """The command line of ``make_shards.py``."""
+    """Reads the command line of ``shards``."""
     parser = _parser(doc, prog)
     add = parser.add_argument
     add("source", metavar="SOURCE|check|info", help="folder or zip of images, or a name under Data in `ltcore methods`")
     add("target", metavar="OUT|URI", help="where the shards are or will be: folder, s3:// or gs://")
-    add("--imbalance-factor", type=float, help="largest / smallest training class (default: images as they are)")
-    add("--subset", default="keyed", help="keyed (default), or legacy: the published one, CIFAR only")
-    add("--subset-seed", type=int, default=0, help="of the selection and of the order in the shards (default 0)")
-    add("--val-per-class", type=int, default=10, help="from training images that are not used otherwise (default 10)")
-    add("--shard-size", type=int, default=1000, help="most images in one tar (default 1000)")
+    add(
+        "--imbalance-factor",
+        type=float,
+        metavar="X",
+        help="largest / smallest training class (default: images as they are)",
+    )
+    add("--subset", default="keyed", metavar="NAME", help="keyed (default), or legacy: the published one, CIFAR only")
+    add(
+        "--subset-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the selection and of the order in the shards (default 0)",
+    )
+    add(
+        "--val-per-class",
+        type=int,
+        default=10,
+        metavar="N",
+        help="from training images that are not used otherwise (default 10)",
+    )
+    add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
     add("--list", action="append", default=[], type=_pair, metavar="SPLIT=FILE", help="list file; repeatable")
     args = vars(parser.parse_args(argv))
     del args["debug"]
@@ -143,7 +156,7 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
 
 
 def read_bench(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> Options:
-    """The command line of ``bench.py``."""
+    """Reads the command line of ``bench``."""
     parser = _parser(doc, prog)
     add = parser.add_argument
     add("what", nargs="?", default="ladder", choices=(*BENCHES, "all"), help="what to measure (default: ladder)")
@@ -156,17 +169,17 @@ def read_bench(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
 
 
 def read_doctor(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> DoctorArgs:
-    """The command line of ``ltcore doctor``."""
+    """Reads the command line of ``doctor``."""
     parser = _parser(doc, prog)
     parser.add_argument("--storage", metavar="URI", help="where results go (default: LTCORE_STORAGE)")
     parser.add_argument("--data", metavar="URI", help="shards that must be reachable (default: LTCORE_DATA)")
-    parser.add_argument("--max-gpus", type=_not_negative, metavar="N", help="as for a sweep")
+    parser.add_argument("--max-gpus", type=_not_negative, metavar="N", help="most GPUs that a sweep may hold together")
     args = parser.parse_args(argv)
     return DoctorArgs(storage=args.storage, data=args.data, max_gpus=args.max_gpus)
 
 
 def read_keys(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> str | None:
-    """The pattern that ``ltcore keys`` looks for."""
+    """Reads the pattern that ``keys`` looks for; None lists all."""
     parser = _parser(doc, prog)
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a key, or a pattern with *")
     pattern: str | None = parser.parse_args(argv).pattern
@@ -176,7 +189,7 @@ def read_keys(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
 def read_show(
     doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None
 ) -> tuple[str, dict[str, str]]:
-    """Recipe and overrides of ``ltcore show``."""
+    """Reads recipe and overrides of ``show``."""
     parser = _parser(doc, prog)
     parser.add_argument("words", nargs="+", metavar="RECIPE key=value", help="recipe and overrides")
     recipe, overrides = split_words(parser, parser.parse_args(argv).words)
@@ -186,7 +199,7 @@ def read_show(
 
 
 def read_nothing(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """The command line of a command without arguments."""
+    """Reads the command line of a command that takes no arguments, and refuses any."""
     _parser(doc, prog).parse_args(argv)
 
 
@@ -241,7 +254,7 @@ def _place(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """(recipe or None, overrides) out of words in any order."""
+    """Returns (recipe or None, overrides) out of words in any order."""
     recipes = [word for word in words if "=" not in word]
     if len(recipes) > 1:
         parser.error(f"one recipe expected, got {' and '.join(recipes)} (overrides are written key=value)")
@@ -254,7 +267,7 @@ def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[
 
 
 def _fold(parser: argparse.ArgumentParser, overrides: dict[str, str], flags: dict[str, object]) -> None:
-    """Flags become overrides. LTCORE_DATA comes last: it replaces the recipe's data, nothing that was typed."""
+    """Turns flags into overrides. LTCORE_DATA comes last: it replaces the recipe's data, nothing that was typed."""
     for key, value in flags.items():
         if value is not None and overrides.setdefault(key, str(value)) != str(value):
             parser.error(f"{key} is given twice: {overrides[key]} and {value}")

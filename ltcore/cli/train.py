@@ -1,12 +1,14 @@
-"""``train.py``: from the command line's answers to a run, in this process or on Ray."""
+"""``train``: from the command line's answers to a run, in this process or on Ray."""
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 
 from ltcore.cli.args import TrainArgs
 from ltcore.cli.console import show_run
+from ltcore.cli.entry import say
 from ltcore.cli.epoch_lines import EpochLines
+from ltcore.cli.prepare import prepare_run, storage_root
 from ltcore.config.load import check_world, dump, load_run
 from ltcore.config.naming import name_run
 from ltcore.config.records import RunRecord
@@ -14,9 +16,9 @@ from ltcore.config.schema import RunConfig
 from ltcore.config.show import left_out
 from ltcore.errors import ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
-from ltcore.runtime.place import check_storage, check_workers, choose_scaling, prepare_run, storage_root
+from ltcore.runtime.placement import Placement
 from ltcore.storage import join
-from ltcore.text import message, printable_lines
+from ltcore.text import printable_lines
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, dry_run_text
 from ltcore.training.lease import exclusive
@@ -29,14 +31,14 @@ from ltcore.training.stored import finished_ago
 
 
 def train(args: TrainArgs) -> RunRecord | None:
-    """``train.py``: trains a recipe, or continues it.
+    """Trains a recipe, or continues it.
 
     Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A run that is
-    finished is not repeated; CheckpointError where it is not the one that is asked for.
+    finished is not repeated; raises CheckpointError where it is not the one that is asked for.
     """
     cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
     if note := left_out(args.recipe, args.overrides):
-        _say(note)
+        say(note)
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
     if cfg.stage2 is not None:
@@ -46,7 +48,7 @@ def train(args: TrainArgs) -> RunRecord | None:
     finished = stored if stored is not None and stored.status == "finished" else None
     if finished is None:
         settle_tracking(cfg)
-    data_uri, manifest = prepare_run(cfg, root, _say, fresh=args.fresh and not args.dry_run)
+    data_uri, manifest = prepare_run(cfg, root, say, fresh=args.fresh and not args.dry_run)
     check_selection({"train.select": cfg.train.select}, manifest)
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))
@@ -54,11 +56,11 @@ def train(args: TrainArgs) -> RunRecord | None:
     job = Job(config=dump(cfg), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
     if finished is not None:
         refuse_other_run(job, finished)
-        _say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
+        say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
         record: RunRecord | None = finished
     else:
         budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
-        _say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
+        say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
         record = _train_on_ray(args, cfg, job, root) if wants_ray(args, cfg) else _train_here(args, cfg, job)
     if record is not None:
         show_run(record, run_uri)
@@ -78,9 +80,9 @@ def _train_here(args: TrainArgs, cfg: RunConfig, job: Job) -> RunRecord:
 def _make_room(args: TrainArgs, run_uri: str) -> None:
     """Waits for another process that works on the run; after it, and with all that could be wrong known to be right,
     ``--fresh`` removes what is there."""
-    with exclusive(run_uri, _say):
+    with exclusive(run_uri, say):
         if args.fresh and (done := delete_run(run_uri)):
-            _say(done)
+            say(done)
 
 
 def settle_tracking(cfg: RunConfig) -> None:
@@ -92,7 +94,7 @@ def settle_tracking(cfg: RunConfig) -> None:
 
 
 def _keep_stage1(from_run: str, run_uri: str) -> None:
-    """Before anything is removed or written: stage 2 may have the name of no run that it starts from."""
+    """Refuses the name of a run that stage 2 starts from, before anything is removed or written."""
     if f"{from_run.rstrip('/')}/".startswith(f"{run_uri}/"):
         raise ConfigError(
             f"--name {run_uri.rpartition('/')[2]} is the run that stage 2 starts from ({from_run}). Give this one another "
@@ -101,8 +103,10 @@ def _keep_stage1(from_run: str, run_uri: str) -> None:
 
 
 def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
-    """Whether a single run goes through Ray: for workers and what they take, for the Ray loader, and where a cluster is at
-    hand."""
+    """Tells whether a single run goes through Ray.
+
+    It does where workers or what they take are given, for the Ray loader, and where a cluster is at hand.
+    """
     asked = (args.workers, args.cpus_per_worker, args.gpus_per_worker, args.max_gpus) != (None,) * 4
     if args.engine != "auto":
         return args.engine != "inline" or asked
@@ -110,24 +114,19 @@ def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
 
 
 def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> RunRecord | None:
+    """Runs the job on the cluster, with Ray Train unless another engine is asked for."""
+    if args.engine == "inline":
+        raise ConfigError(
+            "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
+            "--max-gpus away, or use --engine train."
+        )
     from ltcore.runtime.launch import run_single
 
+    args = dataclasses.replace(args, engine="train" if args.engine == "auto" else args.engine)
     cluster = connect(debug=args.debug)
     try:
-        check_storage(root, cluster)
-        engine = "train" if args.engine == "auto" else args.engine
-        if engine == "inline":
-            raise ConfigError(
-                "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
-                "--max-gpus away, or use --engine train."
-            )
-        scaling = choose_scaling(args, cluster, engine)
-        check_workers(cfg, scaling)
+        placement = Placement.decide(args, cluster, root, cfg)
         _make_room(args, job.run_uri)
-        return run_single(job, cfg, engine, scaling, cluster, args.max_gpus)
+        return run_single(job, cfg.name, placement, cluster)
     finally:
         disconnect()
-
-
-def _say(text: str) -> None:
-    print(message(text), file=sys.stderr, flush=True)

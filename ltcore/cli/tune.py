@@ -1,12 +1,13 @@
-"""``tune_lpa.py``: shows, continues or runs a sweep. What is stored is answered before Ray or torch are imported."""
+"""``tune``: shows, continues or runs a sweep. What is stored is answered before Ray or torch are imported."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING
 
 from ltcore.cli.args import TuneArgs
+from ltcore.cli.entry import say
+from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
 from ltcore.config.naming import name_sweep
 from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
@@ -14,17 +15,7 @@ from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
-from ltcore.runtime.place import (
-    check_storage,
-    check_workers,
-    choose_engine,
-    choose_scaling,
-    prepare_data,
-    prepare_run,
-    storage_root,
-)
 from ltcore.storage import join
-from ltcore.text import message
 from ltcore.training.lease import exclusive
 from ltcore.tuning.identity import adds_trials, check_same_data, check_same_sweep, identity
 
@@ -32,41 +23,43 @@ if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig, SweepConfig
     from ltcore.runtime.cluster import Cluster
     from ltcore.runtime.progress import ProgressDisplay
+    from ltcore.tuning.runs import SweepSetup
 
 
 def tune(args: TuneArgs) -> SweepRecord | None:
-    """``tune_lpa.py``: runs, continues or shows a sweep. Returns its record; None after ``--dry-run``.
+    """Runs, continues or shows a sweep. Returns its record; None after ``--dry-run``.
 
-    ConfigError where another sweep lies under its name: another configuration, or other data.
+    Raises ConfigError where another sweep lies under its name: another configuration, or other data.
     """
     from ltcore.cli.console import show_result
 
-    args = dataclasses.replace(args, overrides=name_sweep(args.sweep, args.overrides))
-    named = read_sweep(args.sweep, args.overrides)
+    sweep = read_sweep(args.sweep, name_sweep(args.sweep, args.overrides))
     root = storage_root(args.storage)
-    uri = join(root, named.name)
+    uri = join(root, sweep.name)
     stored = None if args.fresh else SweepRecord.read(uri)
     if stored is not None:
-        check_same_sweep(stored, identity(named), uri)
-        if stored.status == "finished" and not args.dry_run and not adds_trials(stored, identity(named)):
-            data = DataConfig(**run_tree(named.recipe, named.overrides)["data"])
-            check_same_data(stored, read_manifest(prepare_data(data, root, _tell)).hash, uri)
+        fields = identity(sweep)
+        check_same_sweep(stored, fields, uri)
+        if stored.status == "finished" and not args.dry_run and not adds_trials(stored, fields):
+            data = DataConfig(**run_tree(sweep.recipe, sweep.overrides)["data"])
+            check_same_data(stored, read_manifest(prepare_data(data, root, say)).hash, uri)
             show_result(stored, uri, age=True)
             return stored
+    if args.engine == "inline":
+        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
     from ltcore.cli.train import settle_tracking
-    from ltcore.config.load import base_run, load_sweep
+    from ltcore.config.load import load_sweep
     from ltcore.config.show import left_out
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.progress import ProgressDisplay
 
+    base = load_sweep(sweep)
     display = ProgressDisplay()
-    sweep = load_sweep(args.sweep, args.overrides)
     display.say(
         "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
     )
     if note := left_out(sweep.recipe, sweep.overrides):
         display.say(note)
-    base = base_run(sweep)
     settle_tracking(base)
     with exclusive(uri, display.say):
         with display.stage("start Ray"):
@@ -78,37 +71,20 @@ def tune(args: TuneArgs) -> SweepRecord | None:
             disconnect()
 
 
-def _tell(text: str) -> None:
-    print(message(text), file=sys.stderr, flush=True)
-
-
 def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, display: ProgressDisplay
 ) -> SweepRecord | None:
-    from ltcore.cli.console import show_result
+    """Places the sweep and prepares its data, then runs it; None after ``--dry-run``."""
     from ltcore.runtime.doctor.doctor import check_nodes
-    from ltcore.runtime.placement import capacity_source, concurrency, demand
+    from ltcore.runtime.placement import Placement
     from ltcore.training.cost import dry_run_text
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
-    from ltcore.tuning.budget import fitted_epochs
     from ltcore.tuning.runs import SweepSetup
-    from ltcore.tuning.sweep import Sweep
 
-    check_storage(root, cluster)
-    engine = choose_engine(args, cluster, sweep.search)
-    if engine == "inline":
-        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
-    scaling = choose_scaling(args, cluster, engine)
-    check_workers(base, scaling)
-    need = demand(scaling, engine, streams=base.data.loader == "ray")
-    concurrent = concurrency(need, cluster, max_gpus=args.max_gpus)
-    counted = capacity_source(cluster, args.max_gpus)
-    display.say(
-        f"engine {engine}: one trial takes {need.describe()}; {concurrent} at a time"
-        + (f", {counted}" if counted else "")
-    )
-    check_nodes(cluster, root, base.data.uri if "://" in base.data.uri else "", need, args.max_gpus, display.console)
+    placement = Placement.decide(args, cluster, root, base, search=sweep.search)
+    display.say(f"engine {placement.engine}: one trial takes {placement.describe()}")
+    check_nodes(cluster, placement, root, base.data.uri if "://" in base.data.uri else "", display.console)
     if cluster.local:
         from ltcore.runtime.ray_task import preload
 
@@ -121,11 +97,7 @@ def _tune_on(
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
-    stored = SweepRecord.read(uri)
-    if stored is not None:
-        check_same_data(stored, manifest.hash, uri)
-    with display.stage("warm-up"):
-        base = fitted_epochs(sweep, base, data_uri, concurrent, stored, scaling, cluster.local, display.say)
+    num_train, batch_size = manifest.split(base.data.train_split).num_samples, base.train.batch_size
     setup = SweepSetup(
         sweep=sweep,
         base=base,
@@ -134,16 +106,34 @@ def _tune_on(
         data_hash=manifest.hash,
         uri=uri,
         cluster=cluster,
-        engine=engine,
-        scaling=scaling,
-        need=need,
-        concurrent=concurrent,
-        images_per_epoch=manifest.split(base.data.train_split).num_samples
-        // base.train.batch_size
-        * base.train.batch_size,
+        placement=placement,
+        images_per_epoch=num_train // batch_size * batch_size,
         max_hours=args.max_hours,
         debug=args.debug,
     )
-    result = Sweep(setup, identity(sweep), display).run()
-    show_result(result, uri, age=False)
+    return _run_sweep(setup, display)
+
+
+def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
+    """Runs the sweep, or continues it on the same data, and shows its result."""
+    from ltcore.cli.console import show_result
+    from ltcore.tuning.budget import fitted_epochs
+    from ltcore.tuning.sweep import Sweep
+
+    stored = SweepRecord.read(setup.uri)
+    if stored is not None:
+        check_same_data(stored, setup.data_hash, setup.uri)
+    with display.stage("warm-up"):
+        base = fitted_epochs(
+            setup.sweep,
+            setup.base,
+            setup.data_uri,
+            setup.placement.concurrent,
+            stored,
+            setup.placement.scaling,
+            setup.cluster.local,
+            display.say,
+        )
+    result = Sweep(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()
+    show_result(result, setup.uri, age=False)
     return result

@@ -11,19 +11,19 @@ ENGINES = ("auto", "inline", "trial", "train")
 class PlaceArgs:
     """Where and how something is computed; nothing here changes what is computed."""
 
-    engine: str
+    engine: str = "auto"
     """'auto', 'inline' (this process), 'trial' (a Tune trial) or 'train' (Ray Train workers)."""
-    workers: tuple[int, int] | None
+    workers: tuple[int, int] | None = None
     """Fewest and most Ray Train workers; None: the engine chooses."""
-    cpus_per_worker: float | None
-    gpus_per_worker: float | None
-    max_gpus: float | None
+    cpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None
+    max_gpus: float | None = None
     """Most GPUs that runs may hold together; on a cluster that grows by itself also how far it may."""
-    storage: str | None
+    storage: str | None = None
     """Path or URI under which run directories go (``--storage``, else LTCORE_STORAGE); None: the default place."""
-    fresh: bool
+    fresh: bool = False
     """Do everything anew, whatever is stored."""
-    dry_run: bool
+    dry_run: bool = False
     """Prepare the data, check everything, say the cost, train nothing."""
-    debug: bool
+    debug: bool = False
     """Show tracebacks and library logs."""

@@ -9,8 +9,6 @@ and the column in W&B. Everything that is wrong raises ``ConfigError`` with the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +18,7 @@ from ltcore.config import overrides as trees
 from ltcore.config.keys import effective, leaves, run_keys
 from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
-from ltcore.config.sweep import SweepConfig, read_sweep, sweep_tree
+from ltcore.config.sweep import SweepConfig, sweep_tree
 from ltcore.config.validate import plain_run, validate
 from ltcore.data.loading.sampler import check_lanes
 from ltcore.errors import ConfigError
@@ -31,7 +29,6 @@ GRACE_FRACTION = 0.25
 __all__ = [
     "base_run",
     "check_sweep",
-    "config_hash",
     "dump",
     "flat",
     "from_dict",
@@ -79,12 +76,6 @@ def to_yaml(run: RunConfig | SweepConfig) -> str:
     return yaml.safe_dump(dump(run), sort_keys=False, allow_unicode=True, width=120)
 
 
-def config_hash(run: RunConfig) -> str:
-    """16 hex digits of what determines the result: all keys but ``name`` and ``tracking``."""
-    tree = {key: value for key, value in dump(run).items() if key not in ("name", "tracking")}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def check_world(run: RunConfig, world: int) -> None:
     """ConfigError where ``world`` workers cannot share the batches of a run."""
     train, group = run.train, run.model.ghost_batch or 1
@@ -98,15 +89,11 @@ def check_world(run: RunConfig, world: int) -> None:
         )
 
 
-def load_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
-    """A sweep (packaged name, path or URI of YAML), checked against its recipe at both ends of every range.
-
-    Overrides that start with ``sweep.`` set keys of the sweep (``sweep.num_trials``, ``sweep.space.<key>=log:0.1,1``,
-    where null takes the key out of the space), all others set keys of every run.
-    """
-    config = read_sweep(sweep, overrides)
-    check_sweep(config, base_run(config))
-    return config
+def load_sweep(sweep: SweepConfig) -> RunConfig:
+    """Loads the run that every trial starts from, and tries both ends of every range of the sweep on it."""
+    base = base_run(sweep)
+    check_sweep(sweep, base)
+    return base
 
 
 def base_run(sweep: SweepConfig) -> RunConfig:

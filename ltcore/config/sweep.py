@@ -1,4 +1,4 @@
-"""Sweep files: YAML plus overrides -> ``SweepConfig``. ``load.load_sweep`` also tries the values on the recipe."""
+"""Sweep files: YAML plus overrides -> ``SweepConfig``. ``load.load_sweep`` tries the values on the recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _MAPPINGS = ("space", "overrides")
 
 
 def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
-    """A sweep (packaged name, path or URI of YAML) with overrides; see ``load.load_sweep`` for their form."""
+    """Reads a sweep (packaged name, path or URI of YAML) with overrides.
+
+    Overrides that start with ``sweep.`` set keys of the sweep (``sweep.num_trials``, ``sweep.space.<key>=log:0.1,1``,
+    where null takes the key out of the space), all others set keys of every run.
+    """
     tree, stem = read_file("sweep", sweep)
     tree.setdefault("name", stem)
     for key in _MAPPINGS:

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from ltcore.data.augment.config import AugmentConfig as AugmentConfig
     from ltcore.data.config import DataConfig as DataConfig
     from ltcore.data.datasets.prepare import prepare as prepare
-    from ltcore.data.shards.source import Source as Source
     from ltcore.data.loading.factory import make_loader as make_loader
     from ltcore.data.loading.loader import Loader as Loader
     from ltcore.data.shards.manifest import Manifest as Manifest
     from ltcore.data.shards.manifest import read_manifest as read_manifest
     from ltcore.data.shards.reader import ShardStore as ShardStore
+    from ltcore.data.shards.source import Sample as Sample
+    from ltcore.data.shards.source import Source as Source
     from ltcore.data.shards.validate import check_dataset as check_dataset
-    from ltcore.data.shards.writer import Sample as Sample
     from ltcore.data.shards.writer import write_dataset as write_dataset
 
 __all__ = [
@@ -43,7 +43,7 @@ __getattr__ = lazy(
         "DataConfig": "ltcore.data.config",
         "Loader": "ltcore.data.loading.loader",
         "Manifest": "ltcore.data.shards.manifest",
-        "Sample": "ltcore.data.shards.writer",
+        "Sample": "ltcore.data.shards.source",
         "ShardStore": "ltcore.data.shards.reader",
         "Source": "ltcore.data.shards.source",
         "check_dataset": "ltcore.data.shards.validate",

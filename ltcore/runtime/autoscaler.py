@@ -25,7 +25,7 @@ class Limits:
 
 
 def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
-    """The autoscaler's maximum, or None where there is no such file or its node types do not say what they have."""
+    """Returns the autoscaler's maximum, or None without such a file or where node types do not say what they have."""
     path = file.expanduser()
     if not path.is_file():
         return None
@@ -41,7 +41,7 @@ def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
 
 
 def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
-    """Why this machine, the head, may not start a worker on AWS: the cloud's own answer to a dry run; '' where it may.
+    """Asks AWS by a dry run why this machine, the head, may not start a worker; '' where it may.
 
     None where nothing is known: no such file, another cloud, or no client for AWS.
     """
@@ -74,7 +74,7 @@ def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
 
 
 def _request(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What Ray asks EC2 for: the node's configuration as `ray up` has filled it in, in its first subnet, with tags."""
+    """Returns what Ray asks EC2 for: the node's configuration as `ray up` has filled it in, in its first subnet, with tags."""
     asked = {key: value for key, value in wanted.items() if key != "SubnetIds"}
     if subnets := wanted.get("SubnetIds"):
         asked["SubnetId"] = subnets[0]
@@ -83,7 +83,10 @@ def _request(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def limits_of(config: Mapping[str, Any]) -> Limits | None:
-    """The largest cluster of a configuration: GPU nodes first, up to the maximum of each type and of all together."""
+    """Returns the largest cluster of a configuration.
+
+    GPU nodes come first, up to the maximum of each type and of all together.
+    """
     types = config["available_node_types"]
     head = config["head_node_type"]
     left = int(config.get("max_workers", 0))

@@ -1,4 +1,4 @@
-"""Joins the Ray cluster this machine belongs to, or starts a local one, quietly; and knows what the cluster offers."""
+"""Joins the Ray cluster that this machine belongs to, or starts a local one, and says what it offers."""
 
 from __future__ import annotations
 
@@ -51,8 +51,6 @@ DRIVER_RESOURCE = "trial_driver"
 FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_")
 SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
-
-
 CONNECT_S = 10.0
 """How long the head of a cluster may take to answer."""
 
@@ -69,7 +67,6 @@ class Cluster:
     gpus: float
     nodes: int
     address: str
-    dashboard: str
     holds_drivers: bool = False
     """A node offers DRIVER_RESOURCE: drivers of trials go there."""
     limits: Limits | None = None
@@ -77,23 +74,24 @@ class Cluster:
 
     @property
     def most_cpus(self) -> float:
+        """CPUs of the cluster at its largest."""
         return max(self.cpus, self.limits.cpus if self.limits else 0.0)
 
     @property
     def most_gpus(self) -> float:
+        """GPUs of the cluster at its largest."""
         return max(self.gpus, self.limits.gpus if self.limits else 0.0)
 
     def describe(self) -> str:
+        """Says in one line where it is and what it has."""
         where = "local Ray" if self.local else f"cluster {self.address} ({self.nodes} node{'s' * (self.nodes > 1)})"
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ", no GPU"
-        adds_trials = (
-            f"; the autoscaler allows {self.most_cpus:g} CPUs and {self.most_gpus:g} GPUs" if self.limits else ""
-        )
-        return f"{where}: {self.real_cpus} CPUs{gpus}{adds_trials}"
+        most = f"; the autoscaler allows {self.most_cpus:g} CPUs and {self.most_gpus:g} GPUs" if self.limits else ""
+        return f"{where}: {self.real_cpus} CPUs{gpus}{most}"
 
 
 def quiet() -> None:
-    """Environment and loggers for a silent Ray. Call before ray is imported."""
+    """Sets environment and loggers for a silent Ray. Call before ray is imported."""
     _set(QUIET)
     warnings.filterwarnings("ignore", module="ray")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
@@ -124,10 +122,7 @@ def connect(*, debug: bool = False) -> Cluster:
     # Ray reads these variables when it is first imported, which may have been before this call.
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False)
     ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
-    common: dict[str, Any] = {
-        "logging_level": level,
-        "log_to_driver": debug,
-    }
+    common: dict[str, Any] = {"logging_level": level, "log_to_driver": debug}
     if address:
         _join(address, common)
     else:
@@ -177,7 +172,7 @@ def _start(real_cpus: int, common: dict[str, Any]) -> None:
 
 @functools.cache
 def _token() -> str:
-    """One token for the life of this process: Ray ends a process whose open connections meet another one."""
+    """Returns one token for the life of this process: Ray ends a process whose open connections meet another one."""
     return secrets.token_hex(32)
 
 
@@ -198,7 +193,7 @@ def _read_authentication() -> None:
 
 
 def _cluster_address() -> str:
-    """Where the cluster answers; '' for none. ConfigError where there should be one and it is silent, or is none."""
+    """Returns where the cluster answers; '' for none. Raises ConfigError where there should be one and none answers."""
     given = os.environ.get("RAY_ADDRESS") or "auto"
     if given == "local":
         return ""
@@ -224,8 +219,8 @@ _HOST_PORT = re.compile(r"[^/\s@]+:\d{1,5}")
 
 
 def noted_address() -> str:
-    """The address that `ray start` noted on this machine; '' for none, or for one that is another user's: whoever joins a
-    cluster runs that user's commands, and a note in a folder for everyone is no invitation."""
+    """Returns the address that `ray start` noted on this machine; '' for none, or for another user's: whoever joins a cluster
+    runs that user's commands, and a note in a folder for everyone is no invitation."""
     note = current_cluster_file()
     try:
         folder, file = note.parent.lstat(), note.lstat()
@@ -244,7 +239,7 @@ def noted_address() -> str:
 
 
 def _answers(address: str, *, noted: bool) -> bool:
-    """Whether the head of a cluster is there. ConfigError where it does not take this machine's token.
+    """Tells whether the head of a cluster is there. Raises ConfigError where it does not take this machine's token.
 
     One request to the part of Ray that drivers ask first: ray.init would go on asking anything else for minutes.
     """
@@ -278,14 +273,14 @@ def _answers(address: str, *, noted: bool) -> bool:
 
 
 def current_cluster_file() -> Path:
-    """Where `ray start` notes the address of this machine's cluster."""
+    """Returns the file in which `ray start` notes the address of this machine's cluster."""
     ours = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # as Ray's own get_ray_address_file
     folder = os.environ.get("RAY_TMPDIR") or ours or "/tmp"
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
 def on_cluster_node() -> bool:
-    """Whether someone meant this process to run on a cluster: then it must not quietly start a Ray of its own."""
+    """Tells whether this process is meant to run on a cluster, and must not quietly start a Ray of its own."""
     from ltcore.runtime.autoscaler import BOOTSTRAP
 
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or BOOTSTRAP.expanduser().exists()
@@ -304,14 +299,13 @@ def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
         gpus=total.get("GPU", 0.0),
         nodes=len(alive),
         address=context.gcs_address,
-        dashboard=ray._private.worker.get_dashboard_url() or "",
         holds_drivers=total.get(DRIVER_RESOURCE, 0) > 0,
         limits=None if local else read_limits(),
     )
 
 
 def nodes_are_coming(cluster: Cluster) -> bool:
-    """Whether the autoscaler is starting nodes now; False where there is none to ask."""
+    """Tells whether the autoscaler is starting nodes now; False where there is none to ask."""
     if cluster.local:
         return False
     from ray.autoscaler.v2.sdk import get_cluster_status
@@ -324,16 +318,17 @@ def nodes_are_coming(cluster: Cluster) -> bool:
 
 
 def forwarded_environment() -> dict[str, str]:
-    """Variables that every worker gets through Ray's runtime environment, which Ray also logs: none is a secret, by its name
-    or by a password inside its value."""
+    """Returns variables that every worker gets through Ray's runtime environment. Ray logs them, so none is a secret, by its
+    name or by a password inside its value."""
     named = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED) and not SECRET.search(key)}
     passed = {key: value for key, value in named.items() if not USERINFO.search(value)}
     return passed | {key: os.environ[key] for key in (*QUIET, *REMOTE) if key in os.environ}
 
 
 def secret_environment() -> dict[str, str]:
-    """What workers need to log to W&B (``heartbeat.adopt_secrets``): variables that are not forwarded, or a key that ``wandb
-    login`` left here.
+    """Returns what workers need to log to W&B and is not forwarded: variables, or the key of ``wandb login``.
+
+    They take it by ``heartbeat.adopt_secrets``.
 
     Not the credentials of object stores: every node needs those for itself, also for what Ray does there.
     """

@@ -1,4 +1,4 @@
-"""One run on Ray, outside a sweep: capacity first, then a worker group or a task, watched from here."""
+"""One run on Ray, outside a sweep: a worker group or a task, watched from here."""
 
 from __future__ import annotations
 
@@ -6,61 +6,45 @@ import dataclasses
 import secrets
 import time
 from functools import partial
-from typing import Any
 
 import ray
 
 from ltcore.config.records import RunRecord
-from ltcore.config.schema import RunConfig
-from ltcore.errors import StallError
-from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster, nodes_are_coming
+from ltcore.runtime.cluster import Cluster, nodes_are_coming
 from ltcore.runtime.doctor.doctor import check_nodes
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
-from ltcore.runtime.placement import Scaling, demand
+from ltcore.runtime.placement import Placement
 from ltcore.runtime.progress import ProgressDisplay
-from ltcore.runtime.ray_task import run_job
-from ltcore.runtime.results import result_of
+from ltcore.runtime.ray_task import result_of, stall_error, submit
 from ltcore.training.run import Job
 
 STALL_S = 900.0
 """Longer than collectives and Ray wait for a worker (600 s): a group that hangs is started again rather than given up."""
 
 
-def run_single(
-    job: Job, cfg: RunConfig, engine: str, scaling: Scaling, cluster: Cluster, max_gpus: float | None
-) -> RunRecord | None:
-    """Runs the job on the cluster. Returns its record, None where it was told to stop."""
-    need = demand(scaling, engine, streams=cfg.data.loader == "ray")
+def run_single(job: Job, name: str, placement: Placement, cluster: Cluster) -> RunRecord | None:
+    """Runs the job on the cluster, shown as ``name``. Returns its record, None where it was told to stop."""
     display = ProgressDisplay()
-    check_nodes(cluster, job.run_uri.rpartition("/")[0], job.data_uri, need, max_gpus, display.console)
-    display.say(f"{cluster.describe()}; engine {engine}, {need.describe()}")
-    name, nonce = f"heartbeat-{cfg.name}-{time.time_ns()}", secrets.token_hex(16)
+    check_nodes(cluster, placement, job.run_uri.rpartition("/")[0], job.data_uri, display.console)
+    display.say(f"{cluster.describe()}; engine {placement.engine}, {placement.demand.describe()}")
+    heartbeat, nonce = f"heartbeat-{name}-{time.time_ns()}", secrets.token_hex(16)
     watch = Watchdog(
-        start_heartbeat(name, nonce),
+        start_heartbeat(heartbeat, nonce),
         display.update,
         stall_s=STALL_S,
         deadline_s=None,
         nodes_are_coming=partial(nodes_are_coming, cluster),
     )
     watch.start()
-    job = dataclasses.replace(job, heartbeat=name, nonce=nonce, label=cfg.name, cpus=scaling.cpus_per_worker)
-    inside = engine == "trial"
-    options: dict[str, Any] = {
-        "num_cpus": scaling.cpus_per_worker if inside else 0,
-        "num_gpus": scaling.gpus_per_worker if inside else 0,
-    }
-    if cluster.holds_drivers and not inside:
-        options["resources"] = {DRIVER_RESOURCE: 0.01}
+    cpus = placement.scaling.cpus_per_worker
+    job = dataclasses.replace(job, heartbeat=heartbeat, nonce=nonce, label=name, cpus=cpus)
     try:
         with display.stage("train", expected=1):
-            ref = run_job.options(**options).remote(job.to_json(), engine, scaling)
+            ref = submit(job, placement.engine, placement.scaling, cluster)
             while not ray.wait([ref], timeout=1.0)[0]:
                 if watch.stalled.is_set():
                     ray.cancel(ref, force=True)
-                    raise StallError(
-                        f"Nothing happened for {STALL_S:g} s. The run needs {need.describe()}; the cluster has "
-                        f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs. It was canceled; the same command continues."
-                    )
+                    raise stall_error(STALL_S, placement.demand, cluster)
             record: RunRecord | None = result_of(ref)
             return record
     finally:

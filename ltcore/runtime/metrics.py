@@ -32,6 +32,7 @@ class RayMetrics:
         self._log = _logger()
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Sets the gauges to what a finished epoch came to, and logs it."""
         for name, gauge in _gauges().items():
             if metrics.get(name) is not None:
                 gauge.set(float(metrics[name]), tags=self._tags)
@@ -48,7 +49,7 @@ class RayMetrics:
 
 @functools.cache
 def _logger() -> logging.Logger:
-    """To stderr, which Ray keeps as the worker's log file."""
+    """Returns a logger to stderr, which Ray keeps as the worker's log file."""
     log = logging.getLogger("ltcore.run")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

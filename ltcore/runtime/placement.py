@@ -1,12 +1,26 @@
-"""The arithmetic before the start: what cannot be placed is refused at once, with the numbers."""
+"""Where runs go on Ray: decided once, before anything starts. Imports neither Ray nor torch.
+
+What cannot be placed is refused at once, with the numbers: Ray would wait for it without a word.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ltcore.errors import CapacityError
+from ltcore.config.execution import PlaceArgs
+from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import Cluster
+from ltcore.storage import is_local
+
+if TYPE_CHECKING:
+    from ltcore.config.schema import RunConfig
+
+BACKEND = "LTCORE_DIST_BACKEND"
+"""Variable that names the collectives' backend instead of Ray's choice (nccl with GPUs, else gloo): gloo on nodes whose GPUs
+exist in name only, or to see whether NCCL is what hangs."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +35,13 @@ class Scaling:
 
     @property
     def most(self) -> int:
+        """Most workers that Ray may start."""
         return max(self.workers, self.max_workers)
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one trial reserves, and what it needs beside it."""
+    """What one run reserves, and what it needs beside it."""
 
     cpus: float
     gpus: float
@@ -34,6 +49,7 @@ class Demand:
     """CPUs that must stay free for data tasks: Ray Data never runs where workers reserved everything."""
 
     def describe(self) -> str:
+        """Says it in words."""
         parts = [f"{self.cpus:g} CPUs"]
         if self.data_cpus:
             parts[0] += f" + {self.data_cpus} for data tasks"
@@ -42,17 +58,116 @@ class Demand:
         return " and ".join(parts)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Which engine computes runs, what each of them takes, and how many fit at a time."""
+
+    engine: str
+    scaling: Scaling
+    demand: Demand
+    concurrent: int
+    capacity_source: str
+    """What ``concurrent`` was counted with, in words; '' on one machine, where there is nothing to guess."""
+
+    @classmethod
+    def decide(
+        cls, args: PlaceArgs, cluster: Cluster, root: str, cfg: RunConfig | None = None, *, search: str = "random"
+    ) -> Placement:
+        """Decides for runs of ``cfg`` whose results go to ``root``; for runs of any recipe where ``cfg`` is None.
+
+        Raises ConfigError where the answers of the command line do not go together, or not with this cluster, and
+        CapacityError where not even one run fits.
+        """
+        check_storage(root, cluster)
+        engine = choose_engine(args, cluster, search)
+        scaling = choose_scaling(args, cluster, engine)
+        if cfg is not None:
+            check_workers(cfg, scaling)
+        need = demand(scaling, engine, streams=cfg is not None and cfg.data.loader == "ray")
+        return cls(
+            engine=engine,
+            scaling=scaling,
+            demand=need,
+            concurrent=concurrency(need, cluster, max_gpus=args.max_gpus),
+            capacity_source=capacity_source(cluster, args.max_gpus),
+        )
+
+    def describe(self) -> str:
+        """Says what one run takes and how many fit at a time, counted with what."""
+        counted = f", {self.capacity_source}" if self.capacity_source else ""
+        return f"{self.demand.describe()}; {self.concurrent} at a time{counted}"
+
+
+def check_storage(root: str, cluster: Cluster) -> None:
+    """Refuses a path of one machine where other nodes write results too, or will."""
+    if (cluster.nodes > 1 or cluster.limits) and is_local(root):
+        size = f"has {cluster.nodes} nodes" if cluster.nodes > 1 else "adds nodes as they are needed"
+        raise ConfigError(
+            f"Storage {root} is a path of one machine, but the cluster {size}: set LTCORE_STORAGE (or "
+            "--storage) to a place that all nodes reach, such as s3://bucket/runs."
+        )
+
+
+def choose_engine(args: PlaceArgs, cluster: Cluster, search: str = "random") -> str:
+    """Returns the engine asked for, or for ``auto`` the one that suits the cluster.
+
+    That is in-process trials on one machine with at most one GPU and one worker, and for ``search=pbt``; else Ray Train.
+    """
+    if search == "pbt":
+        if args.engine not in ("auto", "trial") or (args.workers or (1, 1))[1] > 1:
+            raise ConfigError(
+                "sweep.search=pbt needs --engine trial and one worker per trial: trials go on from each other's checkpoints, "
+                "which runs of Ray Train keep to themselves."
+            )
+        return "trial"
+    if args.engine != "auto":
+        return args.engine
+    several = args.workers is not None and args.workers[1] > 1
+    return "train" if several or cluster.gpus > 1 or not cluster.local else "trial"
+
+
+def choose_scaling(args: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
+    """Returns the workers asked for, with CPUs and GPUs as the cluster has them where nothing was said."""
+    low, high = args.workers or (1, 1)
+    if engine == "trial" and high > 1:
+        raise ConfigError(f"--workers {low}-{high} needs --engine train: a trial of --engine trial is one process.")
+    gpus = args.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster.most_gpus or (not cluster.local and (args.max_gpus or 0) > 0) else 0.0
+    if 0 < gpus < 1 and high > 1 and os.environ.get(BACKEND) != "gloo":
+        raise ConfigError(
+            f"--gpus-per-worker {gpus:g} would put workers of one run on the same GPU, which NCCL refuses: give each a whole one."
+        )
+    cpus = args.cpus_per_worker
+    if cpus is None:
+        # Half of the CPUs beside a GPU; the other half is for data tasks, which find none where workers reserved all.
+        cpus = gpus * cluster.limits.cpus_per_gpu // 2 if cluster.limits else 1
+    return Scaling(workers=low, max_workers=high, cpus_per_worker=max(1, math.ceil(cpus)), gpus_per_worker=gpus)
+
+
+def check_workers(cfg: RunConfig, scaling: Scaling) -> None:
+    """Refuses workers that cannot share the batches, for every number of them that Ray may start."""
+    from ltcore.config.load import check_world
+
+    for world in range(scaling.workers, scaling.most + 1):
+        try:
+            check_world(cfg, world)
+        except ConfigError as error:
+            several = f"--workers {scaling.workers}-{scaling.most}: Ray may start any number of these. "
+            raise ConfigError(f"{several if scaling.most > scaling.workers else ''}{error}") from None
+
+
 def demand(scaling: Scaling, engine: str, streams: bool) -> Demand:
-    """Resources of one run at its smallest size."""
+    """Returns what one run takes at its smallest size."""
     workers = scaling.workers if engine == "train" else 1
     return Demand(workers * scaling.cpus_per_worker, workers * scaling.gpus_per_worker, 1 if streams else 0)
 
 
 def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> int:
-    """How many such runs fit at a time, at least one. Raises CapacityError where not even one does.
+    """Counts how many such runs fit at a time, at least one. Raises CapacityError where not even one does.
 
     Counted with the most that the cluster may become: what the autoscaler allows, else ``max_gpus`` for its GPUs, else the
-    nodes of now. ``max_gpus`` never lets trials hold more than it says.
+    nodes of now. ``max_gpus`` never lets runs hold more than it says.
     """
     cpus, gpus = offer(cluster, max_gpus)
     if need.cpus + need.data_cpus > cpus or need.gpus > gpus:
@@ -69,7 +184,7 @@ def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> in
 
 
 def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:
-    """(CPUs, GPUs) to count with. Nodes to come that only ``max_gpus`` knows of bring as many CPUs as a run asks for."""
+    """Returns (CPUs, GPUs) to count with. Nodes to come that only ``max_gpus`` knows of bring as many CPUs as are asked for."""
     if max_gpus is None:
         return cluster.most_cpus, cluster.most_gpus
     if cluster.local or cluster.limits:
@@ -78,7 +193,7 @@ def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:
 
 
 def capacity_source(cluster: Cluster, max_gpus: float | None) -> str:
-    """What ``concurrency`` counted with, in words; '' on one machine, where there is nothing to guess."""
+    """Says what ``concurrency`` counted with; '' on one machine."""
     if cluster.local:
         return ""
     if cluster.limits:

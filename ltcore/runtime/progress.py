@@ -71,7 +71,7 @@ class ProgressDisplay:
             self.say(*parts)
 
     def rest(self, run: str) -> None:
-        """The run stands still until it is heard of again."""
+        """Takes a run as standing still until it is heard of again."""
         self._resting[run] = self._runs.get(run, {})
 
     def _moves(self, run: str, state: dict[str, Any]) -> bool:
@@ -89,7 +89,7 @@ class ProgressDisplay:
         )
 
     def _time_left(self) -> float | None:
-        """Elapsed time scaled by the images still to come; an upper bound, since trials may be stopped early."""
+        """Scales the elapsed time by the images still to come; an upper bound, since trials may be stopped early."""
         totals = [state["total_images"] for state in self._runs.values() if state.get("total_images")]
         if not totals:
             return None
@@ -119,5 +119,5 @@ class ProgressDisplay:
 
 
 def _at_end(state: dict[str, Any]) -> bool:
-    """It has seen all its images; what is left is a matter of seconds, and of the driver taking notice."""
+    """Tells whether a run has seen all its images: what is left takes seconds."""
     return 0 < state.get("total_images", 0) <= state.get("images_seen", 0)

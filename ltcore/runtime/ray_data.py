@@ -43,7 +43,7 @@ class RayLoader(ThreadedLoader):
         """Of the running execution."""
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The rank's batches of one epoch; continues the running execution where it stands there."""
+        """Yields the rank's batches of one epoch; continues the running execution where it stands there."""
         for step in range(start_step, self.num_batches):
             if self._rows is None or self._at != (epoch, step) or self._copies is not self.copies_N:
                 self._rows = self._execute(epoch, step)
@@ -65,7 +65,7 @@ class RayLoader(ThreadedLoader):
                 yield Batch(torch.tensor(row["image"])[None], label_B, index_B, copy_B)
 
     def _execute(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
-        import ray.data  # a second, which processes of other tiers save
+        import ray.data  # a second, which processes of other loaders save
 
         self._rows = None  # ends an execution that others replace, before the next takes its CPUs
         self._copies = self.copies_N
@@ -96,14 +96,14 @@ class RayLoader(ThreadedLoader):
             )
 
     def _task_cpus(self) -> int:
-        """Data tasks of this worker at a time: its share of the CPUs that no worker reserved."""
+        """Returns how many data tasks this worker has at a time: its share of the CPUs that no worker reserved."""
         import ray
 
         free = ray.cluster_resources().get("CPU", 1.0) - self.world
         return int(free // self.world)
 
     def _task(self) -> dict[str, Any]:
-        """What a data task needs to know; small but for ``copies_N``."""
+        """Returns what a data task needs to know; small but for ``copies_N``."""
         return {
             "uri": self.uri,
             "split": self.cfg.train_split,
@@ -122,12 +122,13 @@ class RayLoader(ThreadedLoader):
         }
 
     def close(self) -> None:
+        """Ends the running execution, and the threads of evaluation."""
         self._rows = None
         super().close()
 
 
 def make_ray_loader(cfg: RunConfig, uri: str, ctx: RunContext) -> Loader:
-    """Opens the loader of one rank where Ray is at hand: through Ray Data for ``data.loader=stream``."""
+    """Opens the loader of one rank where Ray is at hand: through Ray Data for ``data.loader=ray``."""
     if cfg.data.loader != "ray":
         return make_local_loader(cfg, uri, ctx)
     return RayLoader(cfg.data, uri, epochs=cfg.train.epochs, **loader_options(cfg, ctx))

@@ -1,4 +1,4 @@
-"""The worker side: contexts that let ``fit`` report to Ray, and the functions that Ray runs."""
+"""One job as a Ray task: how the driver submits it and takes its result, and what runs on the worker."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import ray
 import torch
 
 from ltcore.config.records import RunRecord
-from ltcore.runtime.cluster import quiet
+from ltcore.errors import LtcoreError, StallError
+from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster, quiet
 from ltcore.runtime.heartbeat import adopt_secrets
-from ltcore.runtime.placement import Scaling
+from ltcore.runtime.placement import Demand, Scaling
 from ltcore.runtime.ray_context import ReportingContext
 from ltcore.runtime.ray_data import make_ray_loader
 from ltcore.runtime.ray_train import fit_with_train
@@ -45,3 +46,37 @@ def run_job(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord 
         return execute(job, TaskContext(job), make_ray_loader)
     except StopRequested:
         return None  # what it came to lies in its directory
+
+
+def submit(job: Job, engine: str, scaling: Scaling, cluster: Cluster) -> Any:
+    """Starts the job on the cluster and returns the reference of its result."""
+    options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
+    if engine == "train":  # the task only drives; its workers reserve what they need
+        options = {"num_cpus": 0, "num_gpus": 0}
+        if cluster.holds_drivers:
+            options["resources"] = {DRIVER_RESOURCE: 0.01}
+    return run_job.options(**options).remote(job.to_json(), engine, scaling)
+
+
+def result_of(ref: Any) -> Any:
+    """Returns the value of a finished task. An ``LtcoreError`` raised in it is raised here as itself."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LtcoreError):
+            raise error.cause from None
+        raise LtcoreError(f"A run failed: {error.cause!r}") from error
+    except ray.exceptions.RayError as error:
+        raise LtcoreError(
+            f"A run was lost with its process or node ({type(error).__name__}), several times. The same command continues it."
+        ) from error
+
+
+def stall_error(seconds: float, need: Demand, cluster: Cluster) -> StallError:
+    """Returns the error of a driver that heard nothing for ``seconds``, with what a run needs and what is free."""
+    free = ray.available_resources()
+    return StallError(
+        f"Nothing happened for {seconds:g} s. One run needs {need.describe()}; of {cluster.cpus:g} CPUs and "
+        f"{cluster.gpus:g} GPUs, {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free now. "
+        "Everything was canceled; the same command continues."
+    )

@@ -15,8 +15,7 @@ from ltcore.config.records import RunRecord
 from ltcore.errors import LtcoreError
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
-from ltcore.runtime.place import BACKEND
-from ltcore.runtime.placement import Scaling
+from ltcore.runtime.placement import BACKEND, Scaling
 from ltcore.runtime.ray_context import ReportingContext
 from ltcore.storage import is_local, join, open_fs
 from ltcore.training.context import StopRequested

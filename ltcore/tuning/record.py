@@ -30,7 +30,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         identity=identity,
         data_hash=setup.data_hash,
         epochs=setup.base.train.epochs,
-        engine=setup.engine,
+        engine=setup.placement.engine,
         hardware=describe_hardware(),
         created_at=now(),
         stages={},
@@ -46,7 +46,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         reason="",
         num_trials=sweep.size,
         hardware=replace(describe_hardware(), cluster=setup.cluster.describe()),
-        engine=setup.engine,
+        engine=setup.placement.engine,
         stages_before=record.stages,
     )
 

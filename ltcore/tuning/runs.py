@@ -14,14 +14,13 @@ from ltcore.config import overrides as trees
 from ltcore.config.load import dump, from_dict, override
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
-from ltcore.errors import CheckpointError, StallError
+from ltcore.errors import CheckpointError
 from ltcore.objective.registry import TERMS
-from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
+from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.heartbeat import Watchdog
-from ltcore.runtime.placement import Demand, Scaling
+from ltcore.runtime.placement import Placement, Scaling
 from ltcore.runtime.progress import ProgressDisplay
-from ltcore.runtime.ray_task import run_job
-from ltcore.runtime.results import result_of
+from ltcore.runtime.ray_task import result_of, stall_error, submit
 from ltcore.storage import join
 from ltcore.training.checkpoint import refuse_differences
 from ltcore.training.record import RunInfo
@@ -42,10 +41,7 @@ class SweepSetup:
     uri: str
     """Directory of the sweep on the storage."""
     cluster: Cluster
-    engine: str
-    scaling: Scaling
-    need: Demand
-    concurrent: int
+    placement: Placement
     images_per_epoch: int
     max_hours: float | None
     debug: bool
@@ -71,6 +67,7 @@ class Runs:
         self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
 
     def job(self, role: str, seed: int, kind: str, where: str, params: Mapping[str, Any]) -> Job:
+        """Returns the job of a run with these parameters, or, as baseline, without any term."""
         changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
         changes |= TERMS_OFF if role == "baseline" else dict(params)
         return Job(
@@ -83,19 +80,16 @@ class Runs:
                 group=self.setup.sweep.name,
                 test=kind == "retrain",
             ),
-            cpus=self.setup.scaling.cpus_per_worker,
+            cpus=self.setup.placement.scaling.cpus_per_worker,
             heartbeat=self.heartbeat_name,
             nonce=self.nonce,
             label=Path(where).name,
         )
 
-    def submit(self, job: Job, engine: str, scaling: Scaling) -> Any:
-        options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
-        if engine == "train":  # the task only drives; its workers reserve what they need
-            options = {"num_cpus": 0, "num_gpus": 0}
-            if self.setup.cluster.holds_drivers:
-                options["resources"] = {DRIVER_RESOURCE: 0.01}
-        return run_job.options(**options).remote(job.to_json(), engine, scaling)
+    def submit(self, job: Job, engine: str = "") -> Any:
+        """Starts a run where the trials of the sweep go; ``engine`` is theirs too unless another is given."""
+        placement = self.setup.placement
+        return submit(job, engine or placement.engine, placement.scaling, self.setup.cluster)
 
     def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
         """As many at a time as there are real resources for: a local Ray counts more CPUs than there are.
@@ -108,12 +102,12 @@ class Runs:
         if streamed:
             config = dump(override(from_dict(jobs[streamed].config), {"data.loader": "ray"}))
             job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
-            running[self.submit(job, "train", Scaling(workers=2))] = streamed
+            running[submit(job, "train", Scaling(workers=2), self.setup.cluster)] = streamed
             waiting = [(name, job) for name, job in waiting if name != streamed]
         while waiting or running:
-            while waiting and len(running) < max(self.setup.concurrent, 2 if streamed else 1):
+            while waiting and len(running) < max(self.setup.placement.concurrent, 2 if streamed else 1):
                 name, job = waiting.pop(0)
-                running[self.submit(job, engine or self.setup.engine, self.setup.scaling)] = name
+                running[self.submit(job, engine)] = name
             self.wait_any(running)
 
     def wait_any(self, running: dict[Any, str]) -> None:
@@ -139,13 +133,9 @@ class Runs:
         return f"{where} {shown}" if shown else "done"
 
     def raise_if_stalled(self) -> None:
+        """Raises StallError where nothing moves any more."""
         if self.watch.stalled.is_set():
-            free = ray.available_resources()
-            raise StallError(
-                f"Nothing happened for {self.setup.sweep.stall_s:g} s. One run needs {self.setup.need.describe()}; of "
-                f"{self.setup.cluster.cpus:g} CPUs and {self.setup.cluster.gpus:g} GPUs, {free.get('CPU', 0):g} CPUs and "
-                f"{free.get('GPU', 0):g} GPUs are free now. Everything was canceled; the same command continues."
-            )
+            raise stall_error(self.setup.sweep.stall_s, self.setup.placement.demand, self.setup.cluster)
 
 
 def forget_other(job: Job) -> None:

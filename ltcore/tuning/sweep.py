@@ -126,7 +126,7 @@ class Sweep:
         setup = self.setup
         with self.display.stage("search", expected=setup.sweep.size + 1):
             job = self.runs.job("baseline", setup.seed, "baseline", "trials/baseline", {})
-            baseline = {self.runs.submit(job, setup.engine, setup.scaling): "baseline"}
+            baseline = {self.runs.submit(job): "baseline"}
             with contextlib.suppress(TimeIsUp):
                 if setup.sweep.search == "pbt":
                     self._search_population()
@@ -201,7 +201,7 @@ class Sweep:
     def _share_start(self, number: int, points: Points) -> None:
         """Trains the epochs that the trials of a cohort have in common, once; they start from its checkpoint."""
         setup, folder = self.setup, FOLDER if number == 0 else f"{FOLDER}-{number + 1}"
-        if not setup.sweep.share_start or setup.scaling.most > 1 or folder in self.record.forked.values():
+        if not setup.sweep.share_start or setup.placement.scaling.most > 1 or folder in self.record.forked.values():
             return
         records = read_records(setup.uri, points)
         names = [name for name in points if records[name] is None]
@@ -233,14 +233,14 @@ class Sweep:
                 sweep_uri=setup.uri,
                 id_prefix=self.id_prefix,
                 group=setup.sweep.name,
-                scaling=setup.scaling,
-                engine=setup.engine,
+                scaling=setup.placement.scaling,
+                engine=setup.placement.engine,
                 mutable=setup.sweep.mutable if setup.sweep.search == "pbt" else (),
                 heartbeat=self.heartbeat_name,
                 nonce=self.nonce,
                 forked={name: join(setup.uri, folder) for name, folder in self.record.forked.items()},
             ),
-            concurrent=setup.concurrent,
+            concurrent=setup.placement.concurrent,
             driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
             debug=setup.debug,
         )
@@ -315,7 +315,7 @@ class Sweep:
         }
         for job in jobs.values():
             forget_other(job)
-        one_cpu_node = setup.engine == "trial" and setup.cluster.local and not setup.cluster.gpus
+        one_cpu_node = setup.placement.engine == "trial" and setup.cluster.local and not setup.cluster.gpus
         streamed = f"winner-seed{seeds[0]}" if setup.sweep.train_engine_retrain and one_cpu_node else ""
         with self.display.stage("retrain", expected=len(jobs)):
             self.runs.run_all(jobs, streamed=streamed)

@@ -1,5 +1,6 @@
 """``python -m ltcore``: what it prints, and that describing itself needs neither torch nor Ray."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from ltcore.cli import describe as main
+from ltcore.cli.main import COMMANDS
 from ltcore.config.recipes import packaged
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, STAGE2, TERMS
@@ -66,6 +68,36 @@ def test_check_runs_linter_types_and_tests_and_reports_a_failure(monkeypatch, tm
     monkeypatch.setattr(main.keys, "PACKAGE", tmp_path / "ltcore")
     with pytest.raises(ConfigError, match="check needs a source checkout"):
         main.check()
+
+
+def test_help_of_every_command_is_there_at_once():
+    """In one process, as the console script calls them; what one of them imports would still be there at the end."""
+    code = """
+import contextlib, io, json, sys, time
+from ltcore.cli import main
+said, seconds = {}, {}
+for name in main.COMMANDS:
+    sys.argv, out, began = ["ltcore", name, "--help"], io.StringIO(), time.monotonic()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out):
+        main.main()
+    said[name], seconds[name] = out.getvalue(), time.monotonic() - began
+heavy = [m for m in ("torch", "numpy", "ray", "wandb", "pyarrow", "pydantic", "rich") if m in sys.modules]
+print(json.dumps([said, max(seconds.values()), heavy]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, slowest, heavy = json.loads(done.stdout)
+    assert heavy == [] and slowest < 1
+    for name, command in COMMANDS.items():
+        assert said[name].startswith(f"usage: ltcore {name} ")
+        assert command.__doc__ in " ".join(said[name].split())
+
+
+def test_help_lists_every_command_and_a_wrong_name_is_answered_with_those_that_exist():
+    listed = run("--help")
+    assert all(f"\n  {name} " in listed and command.__doc__ in listed for name, command in COMMANDS.items())
+    refused = run("trian", code=2)
+    assert "invalid choice: 'trian'" in refused and all(f"'{name}'" in refused for name in COMMANDS)
+    assert run(code=2).endswith(listed[-200:]), "without a command, help is what it says"
 
 
 @pytest.mark.parametrize("command", ["methods", "recipes", "keys", "show cifar100_lt_lpa_dro_ifl"])

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from ltcore.cli.parsers import read_train, read_tune
+from ltcore.cli.prepare import prepare_run
 from ltcore.cli.train import train
 from ltcore.cli.tune import tune
 from ltcore.config.load import override
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster
-from ltcore.runtime.place import prepare_run
 from tests.data.small import tiny_png
 from tests.training.runs import tiny_run
 

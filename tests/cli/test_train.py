@@ -9,20 +9,21 @@ import pytest
 import torch
 
 from ltcore.batch import Batch
+from ltcore.cli import train as cli_train
 from ltcore.cli.parsers import read_train, read_tune
+from ltcore.cli.prepare import storage_root
 from ltcore.cli.train import wants_ray
 from ltcore.config.load import load_run
-from ltcore.errors import ConfigError
+from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import Cluster
-from ltcore.runtime.place import check_storage, check_workers, choose_engine, choose_scaling, storage_root
-from ltcore.runtime.placement import Scaling
+from ltcore.runtime.placement import Scaling, check_storage, check_workers, choose_engine, choose_scaling
 from ltcore.training.context import LocalContext
 from ltcore.tuning import budget as warmup
 from tests.training.runs import tiny_run
 
-LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
-WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="", dashboard="")
-POOL = Cluster(local=False, cpus=64, real_cpus=64, gpus=8, nodes=9, address="10.0.0.1:6379", dashboard="")
+LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="")
+WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="")
+POOL = Cluster(local=False, cpus=64, real_cpus=64, gpus=8, nodes=9, address="10.0.0.1:6379")
 
 
 def test_a_path_of_one_machine_is_refused_on_a_cluster_and_the_variable_is_named() -> None:
@@ -131,3 +132,20 @@ def test_the_warm_up_before_a_sweep_computes_where_trials_will(
 def test_several_workers_need_the_train_engine() -> None:
     with pytest.raises(ConfigError, match=r"--workers 2-2 needs --engine train"):
         choose_scaling(read_tune("test", ["--workers", "2", "--engine", "trial"]), LAPTOP, "trial")
+
+
+def test_a_run_that_never_fits_is_refused_before_fresh_removes_what_is_stored(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "x" / "run.json"
+    record.parent.mkdir()
+    record.write_text("{}")
+    monkeypatch.setattr(cli_train, "connect", lambda debug=False: LAPTOP)
+    monkeypatch.setattr(cli_train, "disconnect", lambda: None)
+    words = ["cifar100_lt_ce", "--data", tiny_shards, "--storage", str(tmp_path), "--name", "x", "--fresh"]
+    words += ["train.batch_size=8", "tracking.wandb=false"]
+    with pytest.raises(CapacityError, match=r"One run needs 8 CPUs; this machine offers at most 4 CPUs"):
+        cli_train.train(read_train("train", [*words, "--workers", "8"]))
+    with pytest.raises(ConfigError, match=r"--engine inline is one process without Ray"):
+        cli_train.train(read_train("train", [*words, "--workers", "1", "--engine", "inline"]))
+    assert record.exists()

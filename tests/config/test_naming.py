@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.load import load_run, load_sweep
+from ltcore.config.load import load_run
 from ltcore.config.naming import MAX_CHARS, name_run, name_sweep
+from ltcore.config.sweep import read_sweep
 
 
 def run_name(recipe: str, **overrides: Any) -> str:
@@ -90,5 +91,5 @@ def test_names_of_many_changes_stay_short_legal_and_apart() -> None:
 )
 def test_sweeps_likewise(overrides: dict[str, str], name: str | None) -> None:
     named = name_sweep("tune_lpa", overrides)
-    assert load_sweep("tune_lpa", named).name == named["sweep.name"]
+    assert read_sweep("tune_lpa", named).name == named["sweep.name"]
     assert named["sweep.name"] == (name or "tune_lpa-cifar100_lt_ifl-lr_log_0.01_1")

@@ -6,14 +6,20 @@ from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
 
 
+def checked(*words):
+    config = read_sweep(*words)
+    load_sweep(config)
+    return config
+
+
 def words(**overrides):
     with pytest.raises(ConfigError) as caught:
-        load_sweep("tune_lpa", {key.replace("__", "."): value for key, value in overrides.items()})
+        checked("tune_lpa", {key.replace("__", "."): value for key, value in overrides.items()})
     return str(caught.value)
 
 
 def test_the_packaged_sweep_and_its_overrides():
-    sweep = load_sweep("tune_lpa", {"sweep.num_trials": "4", "train.epochs": "3", "sweep.name": "mine"})
+    sweep = checked("tune_lpa", {"sweep.num_trials": "4", "train.epochs": "3", "sweep.name": "mine"})
     assert (sweep.name, sweep.num_trials, sweep.recipe) == ("mine", 4, "digits_glt_lpa_dro_ifl")
     assert {key: str(spec) for key, spec in sweep.space.items()} == {
         "objective.terms.lpa.weight": "log:0.02,1.0",
@@ -25,7 +31,7 @@ def test_the_packaged_sweep_and_its_overrides():
 
 
 def test_the_space_is_edited_from_the_command_line():
-    sweep = load_sweep(
+    sweep = checked(
         "tune_lpa",
         {
             "sweep.space.objective.terms.lpa.weight": "null",
@@ -39,7 +45,7 @@ def test_the_space_is_edited_from_the_command_line():
 
 def test_the_name_of_a_sweep_is_its_file(tmp_path):
     (tmp_path / "lr.yaml").write_text("recipe: cifar100_lt_ce\nspace: {train.optim.lr: {log: [1e-3, 1]}}\n")
-    assert load_sweep(str(tmp_path / "lr.yaml")).name == "lr"
+    assert checked(str(tmp_path / "lr.yaml")).name == "lr"
 
 
 def test_both_ends_of_a_range_are_tried_before_anything_starts():
@@ -64,9 +70,9 @@ def test_a_grace_period_before_the_last_term_begins_is_refused_with_both_numbers
 
 def test_the_grace_period_waits_for_the_last_term_by_itself():
     for overrides, expected in [({}, 0.25), ({"sweep.space.objective.terms.dro.start": "choice:0.1,0.4"}, 0.4)]:
-        sweep = load_sweep("tune_lpa", overrides)
+        sweep = checked("tune_lpa", overrides)
         assert sweep.grace_fraction is None and grace_fraction(sweep, base_run(sweep)) == expected
-    assert grace_fraction(load_sweep("tune_lpa", {"sweep.grace_fraction": "0.7"}), base_run(sweep)) == 0.7
+    assert grace_fraction(checked("tune_lpa", {"sweep.grace_fraction": "0.7"}), base_run(sweep)) == 0.7
 
 
 @pytest.mark.parametrize("recipe", packaged("recipe"))
@@ -75,17 +81,17 @@ def test_every_recipe_of_a_first_stage_takes_the_main_sweep(recipe):
     overrides = {"sweep.recipe": recipe, "sweep.name": "mine"}
     if base_run(read_sweep("tune_lpa", overrides)).stage2 is not None:
         with pytest.raises(ConfigError, match="a sweep trains stage 1"):
-            load_sweep("tune_lpa", overrides)
+            checked("tune_lpa", overrides)
         return
-    sweep = load_sweep("tune_lpa", overrides)
+    sweep = checked("tune_lpa", overrides)
     assert grace_fraction(sweep, base_run(sweep)) < 1
     assert (sweep.budget_s is None) == (recipe != "digits_glt_lpa_dro_ifl")
-    assert load_sweep("tune_lpa", overrides | {"sweep.budget_s": "60"}).budget_s == 60
+    assert checked("tune_lpa", overrides | {"sweep.budget_s": "60"}).budget_s == 60
 
 
 def test_pbt_has_no_grace_period():
     mutable = {"sweep.search": "pbt", "sweep.mutable": "objective.terms.lpa.weight", "sweep.grace_fraction": "0.1"}
-    sweep = load_sweep("tune_lpa", mutable)
+    sweep = checked("tune_lpa", mutable)
     assert sweep.mutable == ("objective.terms.lpa.weight",)
     check_sweep(sweep, base_run(sweep))
 
@@ -100,7 +106,7 @@ def test_pbt_has_no_grace_period():
 )
 def test_what_population_based_training_may_not_change(key, spec, why):
     with pytest.raises(ConfigError, match=f"^sweep.mutable holds {key}: {why}"):
-        load_sweep("tune_lpa", {"sweep.search": "pbt", "sweep.mutable": key, f"sweep.space.{key}": spec})
+        checked("tune_lpa", {"sweep.search": "pbt", "sweep.mutable": key, f"sweep.space.{key}": spec})
 
 
 def test_wrong_keys_are_named():
@@ -120,4 +126,4 @@ def test_wrong_keys_are_named():
 def test_a_space_that_is_no_mapping_is_refused(tmp_path):
     (tmp_path / "s.yaml").write_text("recipe: cifar100_lt_ce\nspace: [train.optim.lr]\n")
     with pytest.raises(ConfigError, match=r"^sweep.space=\['train.optim.lr'\] must map dotted keys to values"):
-        load_sweep(str(tmp_path / "s.yaml"))
+        checked(str(tmp_path / "s.yaml"))

@@ -10,6 +10,7 @@ import pytest
 
 from ltcore.errors import ConfigError, DataError
 from ltcore.runtime.doctor import checks as doctor
+from ltcore.runtime.doctor import probe
 
 RESOURCES = {"CPU": 8.0, "GPU": 1.0, "memory": 32.0 * 2**30}
 
@@ -17,9 +18,9 @@ RESOURCES = {"CPU": 8.0, "GPU": 1.0, "memory": 32.0 * 2**30}
 @pytest.fixture
 def report(tmp_path: Path) -> dict[str, Any]:
     """A node that is fit."""
-    marker = doctor.leave_marker(str(tmp_path))
-    found = doctor.examine(str(tmp_path), str(tmp_path), marker, shared=True)
-    doctor.remove_markers(str(tmp_path), [marker])
+    marker = probe.leave_marker(str(tmp_path))
+    found = probe.examine(str(tmp_path), str(tmp_path), marker, shared=True)
+    probe.remove_marker(str(tmp_path), marker)
     return {**found, "gpus": 1, "shm_bytes": 2**33, "disk_bytes": 2**36, "cache_bytes": 2**36, "files": 65536}
 
 
@@ -64,13 +65,13 @@ def test_what_may_still_work_is_a_warning(report: dict[str, Any], change: dict[s
 
 def test_a_storage_of_its_own_is_seen(tmp_path: Path) -> None:
     """Two machines with the same path and different disks: the driver's marker is not there."""
-    said = doctor.examine(str(tmp_path), "", "marker-of-the-driver", shared=True)["storage"]
+    said = probe.examine(str(tmp_path), "", "marker-of-the-driver", shared=True)["storage"]
     assert "another place here than on the node that drives" in said
 
 
 def test_a_storage_that_cannot_be_written_is_said_at_once() -> None:
     with pytest.raises(DataError, match="cannot be written"):
-        doctor.leave_marker("/proc/nowhere")
+        probe.leave_marker("/proc/nowhere")
 
 
 def test_a_token_is_compared_but_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,12 +80,12 @@ def test_a_token_is_compared_but_never_shown(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    first = doctor.examine(str(tmp_path), "", "x", shared=False)["auth"]
+    first = probe.examine(str(tmp_path), "", "x", shared=False)["auth"]
     assert first.startswith("token ") and "secret" not in first
     file.write_text("another")
-    assert doctor.examine(str(tmp_path), "", "x", shared=False)["auth"] != first
+    assert probe.examine(str(tmp_path), "", "x", shared=False)["auth"] != first
     file.unlink()
-    assert "there is no token" in doctor.examine(str(tmp_path), "", "x", shared=False)["auth"]
+    assert "there is no token" in probe.examine(str(tmp_path), "", "x", shared=False)["auth"]
 
 
 @pytest.mark.parametrize(("mode", "state"), [(0o600, doctor.GREEN), (0o400, doctor.GREEN), (0o644, doctor.YELLOW)])
@@ -98,8 +99,8 @@ def test_a_token_that_others_can_read_is_a_warning(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    read = {"token_mode": doctor.examine(str(tmp_path), "", "x", shared=False)["token_mode"]}
+    read = {"token_mode": probe.examine(str(tmp_path), "", "x", shared=False)["token_mode"]}
     (line,) = [c for c in doctor.checks({**report, **read}, "a", report, RESOURCES) if c.what == "token file"]
     assert (line.found, line.state) == (f"mode {mode:o}", state)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "in memory")
-    assert doctor.examine(str(tmp_path), "", "x", shared=False)["token_mode"] == ""
+    assert probe.examine(str(tmp_path), "", "x", shared=False)["token_mode"] == ""

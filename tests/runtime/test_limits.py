@@ -11,12 +11,11 @@ from ltcore.cli.parsers import read_tune
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.autoscaler import Limits, limits_of, read_limits
 from ltcore.runtime.cluster import Cluster
-from ltcore.runtime.place import check_storage, choose_engine, choose_scaling
-from ltcore.runtime.placement import Demand, capacity_source, concurrency
+from ltcore.runtime.placement import Demand, capacity_source, check_storage, choose_engine, choose_scaling, concurrency
 from tests.paths import ROOT
 
 SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
-HEAD = Cluster(local=False, cpus=4, real_cpus=4, gpus=0, nodes=1, address="10.0.0.1:6379", dashboard="")
+HEAD = Cluster(local=False, cpus=4, real_cpus=4, gpus=0, nodes=1, address="10.0.0.1:6379")
 GPU_WORKER = Demand(cpus=4, gpus=1, data_cpus=0)
 
 
@@ -28,7 +27,6 @@ def with_limits(**values: float) -> Cluster:
         gpus=0,
         nodes=1,
         address="10.0.0.1:6379",
-        dashboard="",
         limits=Limits(**{"cpus": 68, "gpus": 8, "cpus_per_gpu": 8, **values}),
     )
 

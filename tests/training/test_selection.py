@@ -20,7 +20,7 @@ from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.doctor import doctor as doctor_nodes
 from ltcore.training.selection import available, check_selection
 
-LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="", dashboard="")
+LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="")
 
 
 @pytest.fixture

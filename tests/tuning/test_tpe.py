@@ -14,9 +14,10 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from ltcore.config.json_record import RecordFile
-from ltcore.config.load import base_run, load_sweep
+from ltcore.config.load import base_run
 from ltcore.config.records import Stopped, SweepRecord
 from ltcore.config.space import SpaceSpec
+from ltcore.config.sweep import read_sweep
 from ltcore.tuning.rungs import Course, Part
 from ltcore.tuning.sweep import Sweep
 from ltcore.tuning.tpe import Past, batch_size, past_of, suggest
@@ -86,7 +87,7 @@ def test_batches_depend_on_the_number_of_trials_alone() -> None:
 
 def make_sweep(folder: Path) -> Sweep:
     """The driver's side of a sweep of 20 trials, without Ray."""
-    config = load_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
+    config = read_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
     sweep = Sweep.__new__(Sweep)
     setup = SimpleNamespace(sweep=config, base=base_run(config), seed=0, uri=str(folder))
     sweep.setup, sweep._lost = setup, {}

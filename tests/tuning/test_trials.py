@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.load import dump, flat, load_run, load_sweep, override
+from ltcore.config.load import dump, flat, load_run, override
 from ltcore.config.overrides import flatten
 from ltcore.config.records import RungDecision
+from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
@@ -21,7 +22,7 @@ from ltcore.tuning.runs import forget_other
 from ltcore.tuning.trials import BY_TIME, TrialBook, collect, known_trials, last_values, read_records
 from tests.records import run_record, sweep_record
 
-SWEEP = load_sweep("tune_lpa")
+SWEEP = read_sweep("tune_lpa")
 
 
 TRIALS: dict[str, dict[str, Any]] = {name: {} for name in ("bad", "cut", "done", "killed", "never", "lost", "unheard")}
@@ -119,15 +120,15 @@ def test_a_member_of_a_population_goes_on_with_the_values_that_it_had_last() -> 
 
 def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:
     stored = sweep_record(identity=identity(SWEEP))
-    more = identity(load_sweep("tune_lpa", {"sweep.num_trials": "12"}))
+    more = identity(read_sweep("tune_lpa", {"sweep.num_trials": "12"}))
     assert adds_trials(stored, more)
     check_same_sweep(stored, more, "somewhere")
-    fewer = identity(load_sweep("tune_lpa", {"sweep.num_trials": "4"}))
+    fewer = identity(read_sweep("tune_lpa", {"sweep.num_trials": "4"}))
     with pytest.raises(ConfigError, match=r"sweep.num_trials: 8 there, 4 now"):
         check_same_sweep(stored, fewer, "somewhere")
     of_another_version = {**stored.identity, "objective.base_options.paco.sample_weight": 0.7}
     check_same_sweep(sweep_record(identity=of_another_version), identity(SWEEP), "somewhere")
-    other = identity(load_sweep("tune_lpa", {"sweep.num_trials": "12", "train.batch_size": "32"}))
+    other = identity(read_sweep("tune_lpa", {"sweep.num_trials": "12", "train.batch_size": "32"}))
     with pytest.raises(ConfigError, match=r"train.batch_size: 64 there, 32 now"):
         check_same_sweep(stored, other, "somewhere")
 

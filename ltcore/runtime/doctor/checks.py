@@ -1,26 +1,17 @@
-"""Is every node fit to run? Asked before a sweep starts, and by ``ltcore doctor``.
+"""Judges what nodes measured: is each of them fit to run? Asked before a start on Ray, and by ``ltcore doctor``.
 
 A check that fails says what to do. Red stops a run before it costs anything; yellow is said and goes on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import os
-import resource
-import socket
-import subprocess
-import sys
-import tempfile
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ltcore import storage
-from ltcore.errors import ConfigError, LtcoreError
+from ltcore.errors import CapacityError, ConfigError
+from ltcore.runtime.placement import Placement
 from ltcore.text import byte_size
 
 LEAST_SHM_BYTES = 256 * 2**20
@@ -41,34 +32,17 @@ class Check:
     fix: str = ""
 
 
-def examine(marker_root: str, data_uri: str, expected: str, *, shared: bool) -> dict[str, Any]:
-    """What one node says about itself. Plain values; runs as a Ray task on the node, or in this process.
-
-    Args:
-        marker_root: storage in which the driver has left the file ``expected``, and the node leaves one of its own.
-        data_uri: URI whose existence is asked; '' for none.
-        shared: whether the storage must show the driver's file, as it must on several nodes.
-    """
-    return {
-        "host": socket.gethostname(),
-        "versions": {name: _version(name) for name in ("ray", "torch")} | {"python": sys.version.split()[0]},
-        "code": _code(),
-        "shm_bytes": storage.free_bytes("/dev/shm"),
-        "disk_bytes": storage.free_bytes(tempfile.gettempdir()),
-        "cache_bytes": storage.free_bytes(storage.cache_root()),
-        "gpus": _gpus(),
-        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        "auth": _auth(),
-        "token_mode": _token_mode(),
-        "storage": _tried(lambda: _touch(marker_root, expected, shared)),
-        "data": _tried(lambda: _reach(data_uri)) if data_uri else "",
-    }
+_AUTH_FIX = (
+    "{} on the node that drives: set RAY_AUTH_MODE on every node before `ray start`, and in token mode give all of them the "
+    "same ~/.ray/auth_token (cluster_synced_files in cluster.yaml), mode 600"
+)
+_STORAGE_FIX = "give every node the same LTCORE_STORAGE and the right to read and write it (an instance profile for S3)"
 
 
 def checks(
     report: Mapping[str, Any], name: str, lead: Mapping[str, Any], resources: Mapping[str, float]
 ) -> list[Check]:
-    """The lines about one node; ``lead`` is the report of the node that drives."""
+    """Returns the lines about one node; ``lead`` is the report of the node that drives."""
     found: list[Check] = []
 
     def add(what: str, value: str, bad: bool = False, fix: str = "", state: str = RED) -> None:
@@ -108,7 +82,7 @@ def checks(
 
 
 def tracking(*, ask: bool = False) -> Check:
-    """Where runs will be logged; the driver's key, if it has one, reaches all workers.
+    """Returns the line about where runs will be logged; the driver's key, if it has one, reaches all workers.
 
     Args:
         ask: whether W&B's server is asked if it takes the key, as the start of a run does.
@@ -126,25 +100,19 @@ def tracking(*, ask: bool = False) -> Check:
     return Check("driver", "W&B", words.get(mode, mode))
 
 
-_AUTH_FIX = (
-    "{} on the node that drives: set RAY_AUTH_MODE on every node before `ray start`, and in token mode give all of them the "
-    "same ~/.ray/auth_token (cluster_synced_files in cluster.yaml), mode 600"
-)
-_STORAGE_FIX = "give every node the same LTCORE_STORAGE and the right to read and write it (an instance profile for S3)"
+def capacity(placement: Placement) -> Check:
+    """Returns the line about what one run takes and how many fit."""
+    return Check("cluster", "capacity", f"one run takes {placement.describe()}")
 
 
-def examine_here(root: str, data_uri: str, *, shared: bool = False, ask: bool = False) -> list[Check]:
-    """The lines about this machine alone; needs no Ray."""
-    marker = leave_marker(root)
-    try:
-        report = examine(root, data_uri, marker, shared=shared)
-    finally:
-        remove_markers(root, [marker])
-    return [*checks(report, "this machine", report, {"CPU": len(os.sched_getaffinity(0))}), tracking(ask=ask)]
+def no_capacity(error: CapacityError) -> Check:
+    """Returns the line about a run that does not fit, and what to lower."""
+    what, fix = str(error).split(". ", 1)
+    return Check("cluster", "capacity", what, RED, fix)
 
 
 def verdict(found: Sequence[Check]) -> tuple[str, str]:
-    """(state, sentence) about all lines together."""
+    """Returns (state, sentence) about all lines together."""
     red, yellow = ([c for c in found if c.state == state] for state in (RED, YELLOW))
     nodes = len({c.where for c in found if c.where not in NO_NODES})
     on = f"{nodes} nodes" if nodes > 1 else "one node"
@@ -163,90 +131,3 @@ def refuse_red(found: Sequence[Check]) -> None:
         raise ConfigError(
             f"The run does not start ({len(red)} of {len(found)} checks failed; `ltcore doctor`):\n{lines}"
         )
-
-
-# ---- the marker files
-
-
-def leave_marker(root: str) -> str:
-    """Writes a small file into the storage and returns its name. Raises DataError where it cannot."""
-    name = f".ltcore-doctor-{uuid.uuid4().hex[:12]}"
-    storage.write_bytes_atomic(storage.join(root, name), name.encode())
-    return name
-
-
-def remove_markers(root: str, names: Sequence[str]) -> None:
-    filesystem, path = storage.open_fs(root)
-    for name in names:
-        for file in (name, f"{name}-answer"):
-            target = f"{path}/{file}"
-            if storage.exists(storage.join(root, file)):
-                filesystem.delete_file(target)
-
-
-def _touch(root: str, expected: str, shared: bool) -> str:
-    """'' where this node sees the driver's file and can write one itself, else what is wrong."""
-    if shared and not storage.exists(storage.join(root, expected)):
-        return f"{root} is another place here than on the node that drives"
-    storage.write_bytes_atomic(storage.join(root, f"{expected}-answer"), b"")
-    return ""
-
-
-def _reach(uri: str) -> str:
-    return "reachable" if storage.exists(uri) else f"{uri} does not exist"
-
-
-def _tried(attempt: Callable[[], str]) -> str:
-    try:
-        return attempt()
-    except (LtcoreError, OSError) as error:
-        return str(error)
-
-
-# ---- readings
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
-def _code() -> str:
-    from ltcore.version import code_version
-
-    return code_version()
-
-
-def _auth() -> str:
-    """The mode, and in token mode 8 hex digits that differ where tokens differ; never the token."""
-    mode = os.environ.get("RAY_AUTH_MODE", "not set")
-    if mode != "token":
-        return mode
-    token, file = os.environ.get("RAY_AUTH_TOKEN"), _token_file()
-    if token is None and not file.is_file():
-        return "token, but there is no token"
-    token = token if token is not None else file.read_text(encoding="utf-8").strip()
-    return f"token {hashlib.sha256(token.encode()).hexdigest()[:8]}"
-
-
-def _token_file() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-
-
-def _token_mode() -> str:
-    """Permissions of the file that holds the token, as `chmod` takes them; '' where no file does."""
-    file = _token_file()
-    if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" in os.environ or not file.is_file():
-        return ""
-    return f"{file.stat().st_mode & 0o777:o}"
-
-
-def _gpus() -> int:
-    """GPUs that the driver lists, whatever this process was given."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())

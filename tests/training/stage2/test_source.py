@@ -14,6 +14,7 @@ from ltcore import dist
 from ltcore.config.keys import comes_from_stage1
 from ltcore.config.load import check_sweep, flat, load_run, load_sweep, override
 from ltcore.config.schema import RunConfig
+from ltcore.config.sweep import read_sweep
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.objective.registry import BASES, STAGE2
 from ltcore.training import checkpoint as ckpt
@@ -256,8 +257,8 @@ def test_stage_1_is_not_removed_by_its_own_name(stage1: Path, tmp_path: Path) ->
 
 
 def test_a_sweep_trains_stage_1() -> None:
-    sweep = load_sweep("tune_lpa")
+    sweep, overrides = read_sweep("tune_lpa"), {"sweep.space.stage2.options.crt.lr": "log:0.01,1"}
     with pytest.raises(ConfigError, match=r"^stage2: a sweep trains stage 1\."):
         check_sweep(sweep, load_run("cifar100_lt_ncm"))
     with pytest.raises(ConfigError, match=r"^stage2: a sweep trains stage 1\."):
-        load_sweep("tune_lpa", {"sweep.space.stage2.options.crt.lr": "log:0.01,1", "objective.base": "cross_entropy"})
+        load_sweep(read_sweep("tune_lpa", {**overrides, "objective.base": "cross_entropy"}))

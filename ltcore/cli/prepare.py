@@ -1,0 +1,57 @@
+"""What a run needs before anything is placed: where its results go, and the shards that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import prepare, selection_remarks
+from ltcore.data.datasets.registry import find
+from ltcore.data.shards.manifest import Manifest, read_manifest
+from ltcore.errors import ConfigError, refuse_userinfo
+from ltcore.storage import is_local, join
+
+if TYPE_CHECKING:
+    from ltcore.config.schema import RunConfig
+
+DEFAULT_STORAGE = Path.home() / "ltcore-runs"
+
+
+def storage_root(storage: str | None) -> str:
+    """Returns the given storage or the default one, absolute because workers change directory.
+
+    Raises ConfigError for a URI that holds a password.
+    """
+    root = storage or str(DEFAULT_STORAGE)
+    try:
+        refuse_userinfo(**{"--storage (or LTCORE_STORAGE)": root})
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    return str(Path(root).expanduser().resolve()) if is_local(root) and "://" not in root else root.rstrip("/")
+
+
+def prepare_data(data: DataConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> str:
+    """Returns the URI of the shards, made where there are none.
+
+    They go beside the results where these are in an object store, which every node reaches, else into the cache folder.
+    ``fresh`` makes generated data again, and no other.
+    """
+    place = None if is_local(root) else join(root, "datasets")
+    return prepare(data, fresh=fresh and find(data.uri).is_generated, progress=say, root=place)
+
+
+def prepare_run(cfg: RunConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> tuple[str, Manifest]:
+    """Returns URI and manifest of a run's shards, after saying what a person should know of them.
+
+    Raises ConfigError as ``selection_remarks`` does.
+    """
+    uri = prepare_data(cfg.data, root, say, fresh=fresh)
+    manifest = read_manifest(uri)
+    # the factor of stage 2 only repeats that of stage 1
+    chosen = cfg.data if cfg.stage2 is None else replace(cfg.data, imbalance_factor=None)
+    for remark in selection_remarks(chosen, manifest):
+        say(remark)
+    return uri, manifest

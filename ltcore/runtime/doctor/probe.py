@@ -1,0 +1,125 @@
+"""What a node measures of itself, and the marker files by which nodes see that they share a storage.
+
+Runs as a Ray task on every node of a cluster, or in this process where there is no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ltcore import storage
+from ltcore.errors import LtcoreError
+from ltcore.version import code_version
+
+
+def examine(marker_root: str, data_uri: str, expected: str, shared: bool) -> dict[str, Any]:
+    """Returns what one node says about itself, in plain values.
+
+    Args:
+        marker_root: storage in which the driver has left the file ``expected``, and the node leaves one of its own.
+        data_uri: URI whose existence is asked; '' for none.
+        shared: whether the storage must show the driver's file, as it must on several nodes.
+    """
+    return {
+        "versions": {name: _version(name) for name in ("ray", "torch")} | {"python": sys.version.split()[0]},
+        "code": code_version(),
+        "shm_bytes": storage.free_bytes("/dev/shm"),
+        "disk_bytes": storage.free_bytes(tempfile.gettempdir()),
+        "cache_bytes": storage.free_bytes(storage.cache_root()),
+        "gpus": _gpus(),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "auth": _auth(),
+        "token_mode": _token_mode(),
+        "storage": _tried(lambda: _touch(marker_root, expected, shared)),
+        "data": _tried(lambda: _reach(data_uri)) if data_uri else "",
+    }
+
+
+# ---- storage and data
+
+
+def leave_marker(root: str) -> str:
+    """Writes a small file into the storage and returns its name. Raises DataError where it cannot."""
+    name = f".ltcore-doctor-{uuid.uuid4().hex[:12]}"
+    storage.write_bytes_atomic(storage.join(root, name), name.encode())
+    return name
+
+
+def remove_marker(root: str, name: str) -> None:
+    """Removes the file of ``leave_marker``, and what nodes answered."""
+    filesystem, path = storage.open_fs(root)
+    for file in (name, f"{name}-answer"):
+        if storage.exists(storage.join(root, file)):
+            filesystem.delete_file(f"{path}/{file}")
+
+
+def _touch(root: str, expected: str, shared: bool) -> str:
+    """Returns '' where this node sees the driver's file and can write one itself, else what is wrong."""
+    if shared and not storage.exists(storage.join(root, expected)):
+        return f"{root} is another place here than on the node that drives"
+    storage.write_bytes_atomic(storage.join(root, f"{expected}-answer"), b"")
+    return ""
+
+
+def _reach(uri: str) -> str:
+    return "reachable" if storage.exists(uri) else f"{uri} does not exist"
+
+
+def _tried(attempt: Callable[[], str]) -> str:
+    try:
+        return attempt()
+    except (LtcoreError, OSError) as error:
+        return str(error)
+
+
+# ---- readings
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _auth() -> str:
+    """Returns the mode, and in token mode 8 hex digits that differ where tokens differ; never the token."""
+    mode = os.environ.get("RAY_AUTH_MODE", "not set")
+    if mode != "token":
+        return mode
+    token, file = os.environ.get("RAY_AUTH_TOKEN"), _token_file()
+    if token is None and not file.is_file():
+        return "token, but there is no token"
+    token = token if token is not None else file.read_text(encoding="utf-8").strip()
+    return f"token {hashlib.sha256(token.encode()).hexdigest()[:8]}"
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+
+
+def _token_mode() -> str:
+    """Returns the permissions of the file that holds the token, as `chmod` takes them; '' where no file does."""
+    file = _token_file()
+    if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" in os.environ or not file.is_file():
+        return ""
+    return f"{file.stat().st_mode & 0o777:o}"
+
+
+def _gpus() -> int:
+    """Counts the GPUs that the driver lists, whatever this process was given."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
