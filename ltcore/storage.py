@@ -204,12 +204,12 @@ def _write_local(path: Path, data: bytes) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_to_disk(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside the folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync_to_disk(path: Path) -> None:
+    """Makes the content of a file, or the renames inside a folder, survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

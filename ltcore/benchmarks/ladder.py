@@ -119,7 +119,7 @@ def _reads(loader: ThreadedLoader) -> Work:
         read = prefetch(
             lambda index_B: loader.store.read_rows(loader.cfg.train_split, index_B),
             rows,
-            ahead=loader.cfg.stream_window_steps,
+            ahead=loader.cfg.prefetch_steps,
             threads=CPUS,
         )
         return sum(len(encoded) for encoded in read)

@@ -38,7 +38,7 @@ FREE_TO_CHANGE = (
     "data.loader",
     "data.uri",
     "data.cache_bytes",
-    "data.stream_window_steps",
+    "data.prefetch_steps",
     "train.checkpoint_every_s",
     "train.threads",
 )
@@ -52,7 +52,7 @@ STAGE2_OWN = (
     "data.loader",
     "data.cache_bytes",
     "data.max_bad_samples",
-    "data.stream_window_steps",
+    "data.prefetch_steps",
     "train.precision",
     "train.threads",
     "train.eval_batch_size",

@@ -54,7 +54,7 @@ class DataConfig:
     cache_bytes: int = 20 * 2**30
     """Most bytes that decoded canvases, and, apart from them, raw shards of remote data, may take on a node's disk; the
     least recently used go first."""
-    stream_window_steps: int = 8
+    prefetch_steps: int = 8
     """How many steps ahead of the loop images are read, decoded and cropped, >= 1. No effect on canvases in the cache."""
     max_bad_samples: int = 0
     """How many undecodable images a worker tolerates in the training split. 0 stops at the first. Otherwise each is
@@ -71,9 +71,7 @@ class DataConfig:
         one_of(SUBSETS, subset=self.subset)
         one_of(LOADERS, loader=self.loader)
         within(f"[1, {MAX_IMAGE_SIZE}]", image_size=self.image_size, cache_px=self.cache_px)
-        at_least(
-            1, imbalance_factor=self.imbalance_factor, lanes=self.lanes, stream_window_steps=self.stream_window_steps
-        )
+        at_least(1, imbalance_factor=self.imbalance_factor, lanes=self.lanes, prefetch_steps=self.prefetch_steps)
         at_least(
             0, val_per_class=self.val_per_class, cache_bytes=self.cache_bytes, max_bad_samples=self.max_bad_samples
         )

@@ -16,11 +16,6 @@ from ltcore.objective.embedding import QUERY, key_of, query_of
 from ltcore.objective.interface import LossContext
 from ltcore.objective.memory.queue import Queue
 
-SPARED = "spared"
-"""Key in ``LossContext.shared`` for a function from the labels [A] of a contrast set to bool [B, A]: the elements that
-a contrastive base must not use as negatives of an anchor. A term may set it.
-"""
-
 
 @dataclass(frozen=True)
 class ContrastSet:

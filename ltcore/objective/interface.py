@@ -30,6 +30,18 @@ an EMA key encoder (applied to the second view, where there is one). Besides the
 
 
 @dataclass
+class Shared:
+    """What the losses of one forward hand to each other."""
+
+    results: dict[Any, Any] = field(default_factory=dict)
+    """What several losses use, such as the similarity matrix of PaCo and LPA."""
+    spared: Callable[[Tensor], Tensor] | None = None
+    """Maps the labels [A] of a contrast set to bool [B, A]: the elements that a contrastive base must not use as negatives of
+    an anchor. A term may set it.
+    """
+
+
+@dataclass
 class LossContext:
     """Inputs of a loss besides the current output. One object per loss and forward."""
 
@@ -40,8 +52,8 @@ class LossContext:
     """Fraction of training done, in [0, 1]: images seen over images in total."""
     memories: Mapping[str, Memory]
     """The memories that this loss declared, under its own names for them."""
-    shared: dict[Any, Any] = field(default_factory=dict)
-    """Results that several losses of one forward use, such as the similarity matrix of PaCo and LPA."""
+    shared: Shared = field(default_factory=Shared)
+    """The same object for all losses of one forward."""
     logged: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars to log beside the loss, each under its own name. The mean over ranks is the global value, as for
     the loss.
@@ -49,9 +61,10 @@ class LossContext:
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """Returns the result of ``compute``, which is called at most once per forward for each ``key``."""
-        if key not in self.shared:
-            self.shared[key] = compute()
-        return self.shared[key]
+        results = self.shared.results
+        if key not in results:
+            results[key] = compute()
+        return results[key]
 
 
 class Base(nn.Module):
@@ -63,7 +76,7 @@ class Base(nn.Module):
     label_mix: ClassVar[bool] = True
     """True: the loss depends only on (logits, label), so mixup may combine two labels."""
     contrasts: ClassVar[bool] = False
-    """True: the other samples are its negatives, except those that a term marks as ``SPARED``."""
+    """True: the other samples are its negatives, except those in ``Shared.spared``."""
     learns_centers: ClassVar[bool] = False
     """True: the classifier's rows are class centers that this loss itself has to train."""
     text_order_in_glt: ClassVar[bool] = False

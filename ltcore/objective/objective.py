@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ltcore.batch import Batch, ModelOutput
 from ltcore.errors import one_of, pick
 from ltcore.objective.dims import FeatureDims
-from ltcore.objective.interface import Base, LossContext, Term
+from ltcore.objective.interface import Base, LossContext, Shared, Term
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
 from ltcore.shots import shot_groups_by_count
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         with torch.autocast(out.logits_BC.device.type, enabled=False):
             live = self._live(progress)
             log_prior_C = self._log_prior_now(live).to(torch.promote_types(out.logits_BC.dtype, torch.float32))
-            shared: dict[Any, Any] = {}
+            shared = Shared()
 
             def context(name: str) -> LossContext:
                 return LossContext(self.stats, log_prior_C, progress, self._named[name], shared)

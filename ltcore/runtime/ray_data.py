@@ -73,7 +73,7 @@ class RayLoader(ThreadedLoader):
         # with copies, the next epoch has others
         several = 1 if self.copies_N is not None else max(1, ROWS_PER_EXECUTION // rows_per_epoch)
         last = min(self._epochs, epoch + several)
-        window = self.cfg.stream_window_steps
+        window = self.cfg.prefetch_steps
         windows = [
             {"epoch": e, "first": first, "last": min(first + window, self.num_batches)}
             for e in range(epoch, last)

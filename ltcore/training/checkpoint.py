@@ -30,7 +30,7 @@ from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.shots import SHOT_GROUPS
-from ltcore.storage import is_local, join
+from ltcore.storage import is_local, join, sync_to_disk
 
 SCHEMA = 1
 
@@ -113,7 +113,7 @@ def save(
             _write_tensors(aside / "state.pt", state)
         (aside / "meta.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **meta}, indent=1))
         for file in aside.iterdir():
-            _sync(file)
+            sync_to_disk(file)
         if final.exists():  # the same step again, after a resume; moved aside atomically, and removed below
             final.rename(folder / f".{final.name}.old.{os.getpid()}")
         aside.rename(final)
@@ -125,7 +125,7 @@ def save(
             f"Checkpoint {final} could not be written: {reason}. Free space, correct the permissions, or choose another "
             "--storage; the last complete checkpoint is untouched and the same command continues from it."
         ) from error
-    _sync(folder)
+    sync_to_disk(folder)
     for old in folder.glob(f"{tag}-*"):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
@@ -170,14 +170,6 @@ def _check_finite(folder: Path, step: int, model: dict[str, Any]) -> None:
 def _write_tensors(file: Path, value: dict[str, Any]) -> None:
     with file.open("wb") as stream:  # given a path, torch's writer would hide the reason of a failure
         torch.save(value, stream)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def find(folder: Path, tag: str = "last") -> Checkpoint | None:

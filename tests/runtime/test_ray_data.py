@@ -33,7 +33,7 @@ def local_ray() -> Iterator[None]:
 def stream(uri: str, **options: Any) -> Any:
     from ltcore.runtime.ray_data import RayLoader
 
-    return RayLoader(DataConfig(uri=uri, loader="ray", stream_window_steps=3), uri, epochs=3, **options)
+    return RayLoader(DataConfig(uri=uri, loader="ray", prefetch_steps=3), uri, epochs=3, **options)
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -95,7 +95,7 @@ def test_bad_samples_are_counted_over_the_whole_run(
     augment = AugmentConfig(view1="rrc_flip", crop_from=crop_from)
 
     def loader(kind: str, limit: int) -> Any:
-        cfg = DataConfig(uri=uri, loader=kind, max_bad_samples=limit, stream_window_steps=1)
+        cfg = DataConfig(uri=uri, loader=kind, max_bad_samples=limit, prefetch_steps=1)
         options: dict[str, Any] = {"batch_size": 4, "seed": 0, "augment": augment}
         return RayLoader(cfg, uri, epochs=2, **options) if kind == "ray" else make_loader(cfg, uri, **options)
 

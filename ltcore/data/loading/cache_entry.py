@@ -122,7 +122,7 @@ def _fill(path: Path, fill: Callable[[PartialEntry], None], entry: PartialEntry)
     finally:
         with storage.locked(lock):
             shutil.rmtree(entry.folder, ignore_errors=True)
-    storage.sync_folder(path.parent)
+    storage.sync_to_disk(path.parent)
 
 
 def _aside(path: Path) -> Path:

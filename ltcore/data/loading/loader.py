@@ -140,7 +140,7 @@ class Loader(ABC):
 
     def _ahead(self, load: Callable[[Rows], Batch], rows: Iterable[Rows]) -> Iterator[Batch]:
         threads = min(MAX_THREADS, max(2, torch.get_num_threads()))  # the CPUs that the run gave to this process
-        return prefetch(load, rows, ahead=self.cfg.stream_window_steps, threads=threads)
+        return prefetch(load, rows, ahead=self.cfg.prefetch_steps, threads=threads)
 
     def _batch(
         self, split: str, rows: Rows, canvases_VB3SS: npt.NDArray[np.uint8], boxes_VB4: Ints | None = None
@@ -215,7 +215,7 @@ class CachedLoader(Loader):
 
 
 class ThreadedLoader(Loader):
-    """Reads and decodes with threads of this process, at most ``stream_window_steps`` steps ahead of the loop."""
+    """Reads and decodes with threads of this process, at most ``prefetch_steps`` steps ahead of the loop."""
 
     kind = "threads"
 

@@ -98,7 +98,7 @@ def _swap(aside: Path, target: Path, names: Collection[str]) -> None:
         old.rmdir()
     else:
         aside.rename(target)
-    storage.sync_folder(target.parent)
+    storage.sync_to_disk(target.parent)
 
 
 def _upload(folder: Path, uri: str, old: Collection[str]) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ltcore.batch import ModelOutput
 from ltcore.errors import at_least, positive
-from ltcore.objective.contrast import SPARED, ContrastSet
+from ltcore.objective.contrast import ContrastSet
 from ltcore.objective.dims import widened
 from ltcore.objective.interface import Base, LossContext
 from ltcore.objective.memory.base import MemorySpec
@@ -105,7 +105,7 @@ class Paco(Base):
         centers_BC = (logits_BC + ctx.log_prior_C.to(logits_BC.dtype)) / cfg.center_temperature
         samples_BA = contrast.cosine_BA / cfg.temperature
         log_gamma = math.log(cfg.neg_weight) if cfg.neg_weight else -math.inf
-        spared = ctx.shared.get(SPARED)
+        spared = ctx.shared.spared
         outside_BA = contrast.excluded_BA if spared is None else contrast.excluded_BA | spared(contrast.labels_A)
         in_sum_BA = (samples_BA + log_gamma).masked_fill(outside_BA, -math.inf)
         log_sum_B = torch.cat([centers_BC, in_sum_BA], 1).logsumexp(1)

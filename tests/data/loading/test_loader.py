@@ -271,7 +271,7 @@ def test_a_class_without_a_single_good_image(spoiled: Callable[..., str]) -> Non
         ({"loader": "disk"}, "loader must be one of auto, cache, threads, ray"),
         ({"lanes": 0}, "lanes must be >= 1"),
         ({"cache_bytes": -1}, "cache_bytes must be >= 0"),
-        ({"stream_window_steps": 0}, "stream_window_steps must be >= 1"),
+        ({"prefetch_steps": 0}, "prefetch_steps must be >= 1"),
         ({"max_bad_samples": -1}, "max_bad_samples must be >= 0"),
     ],
 )

@@ -221,7 +221,7 @@ def test_shares_queue_and_similarities_with_paco() -> None:
     ctx = context(memories)
     paco(out, batch.labels_B, ctx)
     term(out, batch, ctx)
-    assert sum(isinstance(value, ContrastSet) for value in ctx.shared.values()) == 1
+    assert sum(isinstance(value, ContrastSet) for value in ctx.shared.results.values()) == 1
 
 
 def _train(steps: int, under_paco: bool) -> dict[str, Tensor]:

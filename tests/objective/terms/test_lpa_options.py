@@ -125,13 +125,15 @@ def test_spared_neighbors_are_no_negatives_of_paco() -> None:
     near_BA = of_neighbors(contrast.labels_A, term._neighbor_classes(out, batch, ctx)) > 0
     assert near_BA.any() and not (near_BA & (batch.labels_B[:, None] == contrast.labels_A)).any()
     without = context(memories)
-    without.shared[("contrast", queue, "query", True)] = replace(contrast, excluded_BA=contrast.excluded_BA | near_BA)
+    without.shared.results[("contrast", queue, "query", True)] = replace(
+        contrast, excluded_BA=contrast.excluded_BA | near_BA
+    )
     torch.testing.assert_close(spared, paco(out, batch.labels_B, without))
     assert (spared < plain).all()
     kept, _, _, _ = filled()
     untouched = context(memories)
     kept.before_base(out, batch, untouched)
-    assert not untouched.shared
+    assert untouched.shared.spared is None
 
 
 def test_sparing_needs_a_base_with_negatives() -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ltcore.batch import Batch, ModelOutput
 from ltcore.errors import at_least, different, one_of, positive, within
-from ltcore.objective.contrast import SPARED, ContrastSet, mean_over_valid, supcon
+from ltcore.objective.contrast import ContrastSet, mean_over_valid, supcon
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.embedding import EMBEDDINGS, NEEDS, query_of
 from ltcore.objective.interface import LossContext, Term, TermConfig
@@ -203,7 +203,7 @@ class Lpa(Term):
         """Tells the base which contrast elements to spare because they belong to neighbor classes."""
         if self.cfg.spare_neighbors and cast(Prototypes, ctx.memories["prototypes"]).num_clusters:
             by_class_BC = self._neighbor_classes(out, batch, ctx)
-            ctx.shared[SPARED] = lambda labels_A: of_neighbors(labels_A, by_class_BC) > 0
+            ctx.shared.spared = lambda labels_A: of_neighbors(labels_A, by_class_BC) > 0
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         """Returns this rank's share of the mean over the anchors with a positive, a scalar.
