@@ -64,10 +64,9 @@ def open_wandb(
     mode = settle_mode(options.wandb_mode)
     if mode == "disabled":
         return []
-    import wandb
 
     def start(mode: str) -> Any:
-        run = wandb.init(
+        run = _init(
             project=options.project,
             id=wandb_id(run_id),
             name=storable(name),
@@ -76,20 +75,6 @@ def open_wandb(
             config={storable(key): value for key, value in config_flat.items()},
             dir=run_dir,
             mode=cast(Any, mode),
-            resume="allow",
-            reinit="create_new",  # a process may run several trials, one after another or at once
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=30,
-                finish_timeout=UPLOAD_TIMEOUT_S,
-                finish_timeout_raises=True,
-                allow_val_change=True,  # a resumed run may have more epochs
-                disable_code=True,
-                disable_git=True,  # the URL of a git remote may contain a token
-                disable_job_creation=True,
-                x_save_requirements=False,
-            ),
         )
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
@@ -107,6 +92,28 @@ def open_wandb(
             ) from error
         sink.reopen(error)
     return [sink] if sink.is_open else []
+
+
+def _init(**of_the_run: Any) -> Any:
+    import wandb
+
+    return wandb.init(
+        **of_the_run,
+        resume="allow",
+        reinit="create_new",  # a process may run several trials, one after another or at once
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=30,
+            finish_timeout=UPLOAD_TIMEOUT_S,
+            finish_timeout_raises=True,
+            allow_val_change=True,  # a resumed run may have more epochs
+            disable_code=True,
+            disable_git=True,  # the URL of a git remote may contain a token
+            disable_job_creation=True,
+            x_save_requirements=False,
+        ),
+    )
 
 
 class WandbSink(Tracker):

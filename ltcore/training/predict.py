@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from ltcore.batch import Batch
 from ltcore.config.schema import RunConfig
+from ltcore.data.augment.augment import Augment
 from ltcore.data.images.boxes import centered_square
 from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
 from ltcore.data.loading.loader import ThreadedLoader
+from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.evaluation.protocols import split_of
 from ltcore.models.net import PROJECTIONS, LongTailNet
@@ -33,7 +36,6 @@ ImageLike = str | Path | bytes | Image.Image
 IMAGES = "a path, the bytes of a file or a PIL image"
 BATCH_BYTES = 64 * 2**20
 """Of the float32 images of one forward pass of ``predict``."""
-"""Test split of each GLT protocol (Tang et al., ECCV 2022): ALT for models trained on ``train_cbl``, else CLT and GLT."""
 
 
 @dataclass(frozen=True)
@@ -185,57 +187,20 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
 
 
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
-    """Metrics of every asked split: ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "splits": {split: {metric:
-    value}}, "classes_present": {split: number of classes with images}}``.
+    """Computes the metrics of every asked split.
 
-    Size of the images and shot groups are those of training, also on other data. Classes go by name: the data may have fewer,
-    or the same in another order. Raises ConfigError for a split that is not there or a protocol that does not fit,
-    CheckpointError for classes that the checkpoint does not know.
+    Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "splits": {split: {metric: value}},
+    "classes_present": {split: number of classes with images}}``. Size of the images and shot groups are those of training,
+    also on other data. Classes go by name: the data may have fewer, or the same in another order. Raises ConfigError for a
+    split that is not there or a protocol that does not fit, CheckpointError for classes that the checkpoint does not know.
     """
     # Threads, not the cache: it would decode the training split first.
     data = replace(predictor.config.data, image_size=predictor.image_size, loader="threads")
-    loader = ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)
-    try:
+    with contextlib.closing(ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)) as loader:
         manifest = loader.store.manifest
-        to_network_K = _classes_by_name(predictor, manifest.classes, data_uri)
-        wanted = (
-            list(splits)
-            or [split_of(p, predictor.config.data.train_split) for p in protocols]
-            or [s for s in manifest.splits if s.startswith("test")]
-        )
-        missing = [split for split in wanted if split not in manifest.splits]
-        if missing or not wanted:
-            what = f"split {missing[0]!r} is not in {data_uri}" if missing else f"{data_uri} has no test split"
-            raise ConfigError(
-                f"{what}: there are {', '.join(manifest.splits)}. Choose one with --split, or other data."
-            )
-        empty = [split for split in wanted if not manifest.splits[split].num_samples]
-        if empty:
-            raise DataError(
-                f"{data_uri}: split {empty[0]!r} holds no image, so there is nothing to measure. Choose another with --split, or "
-                "add images."
-            )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        net = predictor.net.to(device)
-        from ltcore.data.augment.augment import Augment
-
-        augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
-
-        def normalize(batch: Batch) -> Batch:
-            return replace(augment.evaluate(batch), labels_B=to_network_K.to(batch.labels_B.device)[batch.labels_B])
-
-        evaluator = Evaluator(
-            net=net,
-            loader=loader,
-            device=device,
-            batch_size=512,
-            normalize=normalize,
-            adjust=lambda logits_BC: predictor.adjusted(predictor._finite(logits_BC)),
-            num_classes=len(predictor.classes),
-            shot_groups=predictor.shot_groups,
-        )
+        evaluator = _evaluator(predictor, loader, _classes_by_name(predictor, manifest.classes, data_uri))
         result, present = {}, {}
-        for split in dict.fromkeys(wanted):
+        for split in _wanted(predictor, manifest, data_uri, splits, protocols):
             counts = evaluator.counts(split)
             present[split] = int((counts.counts_ACC.sum((0, 2)) > 0).sum())
             result[split] = evaluator.metrics(counts)
@@ -248,8 +213,47 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
             "splits": result,
             "classes_present": present,
         }
-    finally:
-        loader.close()
+
+
+def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tensor) -> Evaluator:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
+
+    def normalize(batch: Batch) -> Batch:
+        return replace(augment.evaluate(batch), labels_B=to_network_K.to(batch.labels_B.device)[batch.labels_B])
+
+    return Evaluator(
+        net=predictor.net.to(device),
+        loader=loader,
+        device=device,
+        batch_size=512,
+        normalize=normalize,
+        adjust=lambda logits_BC: predictor.adjusted(predictor._finite(logits_BC)),
+        num_classes=len(predictor.classes),
+        shot_groups=predictor.shot_groups,
+    )
+
+
+def _wanted(
+    predictor: Predictor, manifest: Manifest, data_uri: str, splits: Sequence[str], protocols: Sequence[str]
+) -> list[str]:
+    """Returns the splits to evaluate, each once. ConfigError or DataError where one is missing or empty."""
+    wanted = (
+        list(splits)
+        or [split_of(p, predictor.config.data.train_split) for p in protocols]
+        or [s for s in manifest.splits if s.startswith("test")]
+    )
+    missing = [split for split in wanted if split not in manifest.splits]
+    if missing or not wanted:
+        what = f"split {missing[0]!r} is not in {data_uri}" if missing else f"{data_uri} has no test split"
+        raise ConfigError(f"{what}: there are {', '.join(manifest.splits)}. Choose one with --split, or other data.")
+    empty = [split for split in wanted if not manifest.splits[split].num_samples]
+    if empty:
+        raise DataError(
+            f"{data_uri}: split {empty[0]!r} holds no image, so there is nothing to measure. Choose another with --split, or "
+            "add images."
+        )
+    return list(dict.fromkeys(wanted))
 
 
 def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) -> Tensor:
