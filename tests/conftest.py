@@ -18,6 +18,18 @@ from tests.shards import write_dataset
 
 __all__ = ["color_shards", "command", "one_ray"]  # fixtures for every folder
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps each file in one process, and all that start Ray in the same one: two of them would wait for each other's cores.
+
+    They come first, so that at the end no process waits for the longest.
+    """
+    for item in items:
+        starts_ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.path.as_posix()))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 torch.set_num_threads(1)  # results are bitwise repeatable for one number of threads, and tests share few cores
 
 TINY_COUNTS = {"train": (23, 12, 7, 4), "val": (3, 3, 3, 3), "test": (5, 4, 3, 2)}

@@ -71,6 +71,7 @@ def test_the_console_script_describes_itself(installed: Path, tmp_path: Path) ->
     assert all(f"\n  {f.stem}\n" in listed for f in PACKAGED if f.parent.name in ("recipes", "sweeps"))
 
 
+@pytest.mark.slow
 def test_it_trains_on_the_embedded_data(installed: Path, tmp_path: Path) -> None:
     terms = [f"objective.terms.{name}=null" for name in ("lpa", "dro", "ifl")]  # which take half of the time
     words = ["train.epochs=1", *terms, "tracking.wandb=false", "tracking.tensorboard=false", "--engine", "inline"]

@@ -268,6 +268,7 @@ def test_resident_memory_leaves_out_what_is_shared() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_trials_and_memory_with_ray(tmp_path: Path) -> None:
     from ltcore.runtime.cluster import connect, disconnect
 

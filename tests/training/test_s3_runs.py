@@ -227,7 +227,7 @@ def test_load_predicts_from_the_store(bucket: Bucket, tiny_shards: str, tmp_path
         assert predictor.classes == ("ant", "bee", "cat", "dog")
         assert torch.equal(predictor(images), local(images))
     assert bucket.names() == keys
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         ltcore.load(f"{bucket.uri}/runs/other")
 
 
