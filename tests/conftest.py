@@ -19,6 +19,7 @@ from tests.shards import write_dataset
 __all__ = ["color_shards", "command", "one_ray"]  # fixtures for every folder
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps each file in one process, and all that start Ray in the same one: two of them would wait for each other's cores.
 
