@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from xdist.scheduler import LoadFileScheduling
 
 from ltcore.data.shards.source import Sample
 from tests.commands import command
+from tests.paths import ROOT
 from tests.ray_fixtures import color_shards, one_ray
 from tests.shards import write_dataset
 
 __all__ = ["color_shards", "command", "one_ray"]  # fixtures for every folder
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps each file in one process, and all that start Ray in the same one: two of them would wait for each other's cores.
+class OneRayAtATime(LoadFileScheduling):
+    """Keeps each file in one process, and all files that start Ray in the same one.
 
-    They come first, so that at the end no process waits for the longest.
+    Two of them would wait for each other's cores. They are one piece of work, and the first: at the end nobody waits for it.
     """
-    for item in items:
-        starts_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.path.as_posix()))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "Ray" if _starts_ray(file) else file
+
+
+@functools.cache
+def _starts_ray(file: str) -> bool:
+    return "mark.ray" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRayAtATime:
+    """Replaces xdist's distribution of files."""
+    return OneRayAtATime(config, log)
 
 
 torch.set_num_threads(1)  # results are bitwise repeatable for one number of threads, and tests share few cores
