@@ -24,8 +24,8 @@ PACKAGES = (ltcore.objective, ltcore.models, ltcore.evaluation, ltcore.training)
 """Packages whose public names all have docstrings; an override may inherit its docstring."""
 ROOT = Path(ltcore.__file__).parent
 VERB_FIRST = (
-    *("objective", "models", "evaluation", "tracking", "benchmarks", "reporting"),
-    *("batch.py", "dist.py", "hashing.py", "rng.py", "shots.py", "stats.py", "text.py"),
+    *("objective", "models", "evaluation", "tracking", "benchmarks", "reporting", "config"),
+    *("batch.py", "dist.py", "errors.py", "hashing.py", "rng.py", "shots.py", "stats.py", "storage.py", "text.py"),
     *("training/build.py", "training/checkpoint.py", "training/context.py", "training/cost.py", "training/fetch.py"),
     *("training/fork.py", "training/hardware.py", "training/init_from.py", "training/lease.py", "training/monitor.py"),
     *("training/optim.py", "training/selection.py", "training/state.py", "training/step.py", "training/stored.py"),

@@ -150,7 +150,7 @@ class RunRecord(StoredRecord):
 
     @property
     def train_split(self) -> str:
-        """The split that it was trained on."""
+        """Returns the split that the run was trained on."""
         return _train_split(self.config)
 
 
@@ -286,7 +286,7 @@ class SweepRecord(StoredRecord):
 
     @property
     def train_split(self) -> str:
-        """The split that its runs are trained on."""
+        """Returns the split that the runs of the sweep are trained on."""
         return _train_split(self.identity)
 
     def trial(self, name: str | None) -> TrialRecord | None:
