@@ -29,7 +29,7 @@ VERB_FIRST = (
     *("training/build.py", "training/checkpoint.py", "training/context.py", "training/cost.py", "training/fetch.py"),
     *("training/fork.py", "training/hardware.py", "training/init_from.py", "training/lease.py", "training/monitor.py"),
     *("training/optim.py", "training/selection.py", "training/state.py", "training/step.py", "training/stored.py"),
-    "training/sync.py",
+    *("training/sync.py", "data"),
 )
 """Packages and modules below ``ltcore`` whose docstrings follow the form; add those that have been rewritten."""
 MOST_WORDS = 25

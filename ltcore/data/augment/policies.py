@@ -89,7 +89,10 @@ def stacks(cfg: AugmentConfig, num_views: int) -> dict[str, Stack]:
 
 
 def reader_crops(cfg: AugmentConfig, num_views: int, image_size: int) -> tuple[Crop, ...]:
-    """What a reader cuts out of the originals, view by view; () where it delivers canvases and they are cropped here."""
+    """Returns what a reader cuts out of the originals, view by view.
+
+    It is () where the reader delivers canvases, which are cropped here.
+    """
     used = stacks(cfg, num_views)
     original = cfg.crop_from == "original" or (cfg.crop_from == "auto" and image_size > LARGE_PX)
     if not original or all(stack.min_area is None for stack in used.values()):

@@ -43,16 +43,17 @@ class Layout:
 
 
 def split_of(word: str) -> str:
-    """The split that a word means, '' where it means none: train, Training, valid, dev, ..."""
+    """Returns the split that a word (train, Training, valid, dev, ...) means, or '' where it means none."""
     return SPLIT_WORDS.get(word.lower(), "")
 
 
 def read_folders(root: Root, *, needs_train: bool = True) -> Layout:
-    """The layout of ``train|val|test/<class>/<image>``, or of ``<class>/<image>`` as one split ``train``.
+    """Reads the layout ``train|val|test/<class>/<image>``, or ``<class>/<image>`` as one split ``train``.
 
-    Classes are sorted by name; one folder around everything, as many zips have it, is ignored, and splits may have any name
-    of ``SPLIT_WORDS``. Without ``needs_train`` there may be a test folder alone, with any number of classes, to evaluate on.
-    DataError names the first file that does not fit, a folder without images, and a single class.
+    Classes are sorted by name; one folder around everything, as many zips have it, is ignored, and splits may have any
+    name of ``SPLIT_WORDS``. Without ``needs_train`` there may be a test folder alone, with any number of classes, to
+    evaluate on. Raises DataError that names the first file that does not fit, a folder without images, or a single
+    class.
     """
     if not root.files:
         raise DataError(f"{root.where} holds no images; expected {LAYOUTS}.")
@@ -108,7 +109,10 @@ def _refuse_one_class(where: str, classes: Sequence[str], expected: str) -> None
 
 
 def list_split(word: str) -> str:
-    """The split of a list file; ``train_...`` and ``test_...`` name further ones. ConfigError for other words."""
+    """Returns the split of a list file; ``train_...`` and ``test_...`` name further ones.
+
+    Raises ConfigError for other words.
+    """
     split = split_of(word)
     if not split and word.split("_")[0] in ("train", "test"):
         return word
@@ -121,10 +125,10 @@ def list_split(word: str) -> str:
 
 
 def read_lists(root: Root, lists: Iterable[tuple[str, str]]) -> Layout:
-    """The layout that list files (split, path) give, OLTR style: a line is ``path label``, the path relative to the root.
+    """Reads the layout from list files (split, path), OLTR style.
 
-    Files may be gzipped. Where every label has a folder of its own, the folders name the classes; else the numbers do.
-    DataError names file and line.
+    A line is ``path label``, the path relative to the root. Files may be gzipped. Where every label has a folder of its
+    own, the folders name the classes; else the numbers do. Raises DataError with file and line.
     """
     files: dict[str, str] = {}
     for word, file in lists:
@@ -158,7 +162,10 @@ def read_lists(root: Root, lists: Iterable[tuple[str, str]]) -> Layout:
 
 
 def _num_classes(train: Sequence[Entry], file: str) -> int:
-    """One more than the largest label, which cannot reach the number of images: every class needs one."""
+    """Returns one more than the largest label.
+
+    Raises DataError where that exceeds the number of images, since every class needs one.
+    """
     last = max(train, key=lambda entry: entry.label)
     if last.label >= len(train):
         raise DataError(

@@ -35,12 +35,15 @@ class Root(Protocol):
     """Changes when a file is added, removed, renamed or changed; the same wherever the root lies."""
 
     def read(self, path: str) -> bytes:
-        """The bytes of one of the files; DataError where it is damaged."""
+        """Reads one of the files. Raises DataError where it is damaged."""
         ...
 
 
 def open_root(where: str) -> Root:
-    """The directory or zip ``where``; DataError where it is neither, or a zip has names that point outside."""
+    """Opens the directory or zip ``where``.
+
+    Raises DataError where it is neither, or a zip has names that point outside.
+    """
     path = Path(where)
     if path.is_dir():
         return _Directory(path)

@@ -75,7 +75,9 @@ def open_entry(
     cache_bytes: int,
     max_bad_samples: int,
 ) -> tuple[BinaryIO, dict[int, str]]:
-    """The entry at ``path``, filled first if need be: its array, open and marked as in use, and its bad samples.
+    """Opens the entry at ``path``, filled first if need be.
+
+    Returns its array, open and marked as in use, and its bad samples.
 
     Args:
         whole: whether its files have the sizes that they must have; OSError where one is missing.
@@ -140,7 +142,10 @@ def _warn_of_bad(uri: str, split: str, bad: dict[int, str]) -> None:
 
 
 def _open(path: Path, whole: Callable[[], bool]) -> tuple[BinaryIO, dict[int, str]] | None:
-    """The complete entry, or None. The shared lock on the array tells evictors that it is in use."""
+    """Opens the complete entry; None where there is none.
+
+    The shared lock on the array tells evictors that it is in use.
+    """
     with storage.locked(path.with_name("evict.lock")):
         try:
             if not whole():
@@ -168,7 +173,7 @@ def _evict(array: Path) -> bool:
 
 
 def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progress: OnProgress | None) -> None:
-    """``fill(first row)`` for every piece, on all CPUs; each gives the number of its rows."""
+    """Calls ``fill(first row)`` for every piece, on all CPUs; each call returns the number of its rows."""
     done = 0
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="ltcore-canvases")
     try:
@@ -181,7 +186,7 @@ def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progres
 
 
 def write_at(stream: FileIO, offset: int, array: npt.NDArray[np.uint8]) -> None:
-    """The whole array at a place in the file."""
+    """Writes the whole array at a place in the file."""
     view = array.data.cast("B")
     while view:
         written = os.pwrite(stream.fileno(), view, offset)

@@ -59,7 +59,7 @@ def make_loader(
 
 
 def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
-    """Whether the decoded data set fits this node's cache, and the arithmetic in words."""
+    """Tells whether the decoded data set fits this node's cache, and returns the arithmetic in words."""
     store = ShardStore(uri)
     image_size = cfg.image_size or store.manifest.image_size
     if augment and reader_crops(augment, num_views, image_size):

@@ -76,7 +76,7 @@ class Loader(ABC):
     @property
     @abstractmethod
     def bad_samples(self) -> dict[int, str]:
-        """Undecodable training samples that were replaced so far in this process -> what is wrong."""
+        """Returns index -> what is wrong, of undecodable training samples replaced so far in this process."""
 
     def sampler(self, epoch: int) -> EpochSampler:
         """Returns the sampler of one epoch for the present ``copies_N``."""
@@ -101,9 +101,9 @@ class Loader(ABC):
         return self._batches(self.cfg.train_split, rows)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """Yields the rank's share of the split in index order, at most ``batch_size`` rows each; nothing dropped or doubled.
+        """Yields the rank's share of the split in index order, at most ``batch_size`` rows each.
 
-        Ranks may differ in the number of batches.
+        No row is dropped or doubled, so ranks may differ in the number of batches.
         """
         num_rows = self.store.manifest.split(split).num_samples
         slices = eval_rows(num_rows, self.rank, self.world, batch_size)
@@ -118,7 +118,7 @@ class Loader(ABC):
         """Gives up files and locks."""
 
     def _cropped_batches(self, rows: Iterable[Rows], epoch: int) -> Iterator[Batch]:
-        """Training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
+        """Yields training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
 
         def load(step: Rows) -> Batch:
             cropped = self._crop(step.index_B, CropDraws(self.crops, self.seed, epoch, step))

@@ -95,11 +95,11 @@ class Manifest:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the canonical JSON."""
+        """Returns the sha256 of the canonical JSON."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """The split of that name, or a DataError that lists those there are."""
+        """Returns the split of that name. Raises DataError that lists the existing ones where there is none."""
         if name not in self.splits:
             raise DataError(
                 f"{self.name}: no split {name!r}.{nearest(name, self.splits)} It has: {', '.join(self.splits)}."
@@ -123,7 +123,10 @@ def write_manifest(manifest: Manifest, uri: str) -> None:
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest of the data set at ``uri``; DataError where there is none or it contradicts itself."""
+    """Reads the manifest of the data set at ``uri``.
+
+    Raises DataError where there is none or it contradicts itself.
+    """
     where = storage.join(uri, MANIFEST)
     data = storage.read_bytes(where)
     try:

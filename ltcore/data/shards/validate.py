@@ -60,9 +60,10 @@ class _Report:
 
 
 def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> list[Problem]:
-    """Reads every byte of the data set and decodes every image, in parallel; sorted, empty where all is well.
+    """Reads every byte of the data set and decodes every image, in parallel.
 
-    ``progress`` is called with a line of text after every shard.
+    The problems are sorted; the list is empty where all is well. ``progress`` is called with a line of text after every
+    shard.
     """
     try:
         manifest = read_manifest(uri)
@@ -122,7 +123,7 @@ def _repeats(by_split: dict[str, list[_Report]]) -> Iterator[Problem]:
 
 
 def _kind(split: str) -> str:
-    """``train`` for train and train_cbl, and so on; data sets may have splits of other names."""
+    """Returns ``train`` for train and train_cbl, and so on; data sets may have splits of other names."""
     prefix = split.split("_")[0]
     return prefix if prefix in KINDS else "other"
 
@@ -153,7 +154,7 @@ def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
 
 
 def _read_index(uri: str, shard: Shard, report: _Report) -> list[dict[str, Any]]:
-    """The index as rows; empty where it is unusable, which is reported."""
+    """Returns the rows of the index; empty where it is unusable, which is reported."""
     try:
         data = storage.read_bytes(storage.join(uri, shard.index_path))
         if (sha256 := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
@@ -203,7 +204,7 @@ def _check_sample(sample: TarSample, row: dict[str, Any] | None, manifest: Manif
 
 
 def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
-    """The attribute, -1 where there is none or (reported) none that makes sense."""
+    """Returns the attribute, -1 where there is none or, which is reported, none that makes sense."""
     if "json" not in sample.members:
         return -1
     try:
@@ -218,7 +219,10 @@ def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
 
 
 def describe(uri: str) -> str:
-    """The manifest as text for a person: classes, splits, imbalance, shot groups, attributes, size, hash, provenance."""
+    """Returns the manifest as text for a person.
+
+    It names classes, splits, imbalance, shot groups, attributes, size, hash and provenance.
+    """
     manifest = read_manifest(uri)
     lines = [f"{manifest.name}  {uri}", f"  hash        {manifest.hash[:12]}   seed {manifest.seed}"]
     lines.append(f"  classes     {len(manifest.classes)}: {_few(manifest.classes)}")

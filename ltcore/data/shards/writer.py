@@ -44,8 +44,10 @@ WITHOUT_IMAGES = "classes_without_images"
 
 
 def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> tuple[pa.Table | None, int]:
-    """The index of a shard and its number of rows; no table where that is not the shard's, as a few bytes can claim
-    millions of rows."""
+    """Reads the index of a shard, and returns it with its number of rows.
+
+    There is no table where that number is not the shard's, as a few bytes can claim millions of rows.
+    """
     rows = pq.read_metadata(io.BytesIO(data)).num_rows
     return (
         pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA, columns=columns) if rows == shard.count else None
@@ -130,7 +132,7 @@ def _manifest(
 
 
 def _without_images(classes: tuple[str, ...], counts: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Split -> the classes of which it has no image, for splits that have images of others."""
+    """Returns split -> classes of which it has no image, for splits that have images of others."""
     absent = {split: [classes[c] for c in np.flatnonzero(row == 0)] for split, row in counts.items() if row.any()}
     return {WITHOUT_IMAGES: named} if (named := {split: names for split, names in absent.items() if names}) else {}
 
@@ -165,7 +167,7 @@ def _spool(samples: Iterable[Sample], spool: BinaryIO, where: str, source: Sourc
 
 
 def _problem(sample: Sample, num_classes: int, num_attributes: int) -> str:
-    """What is wrong with the sample, or ''."""
+    """Returns what is wrong with the sample, or ''."""
     if not is_key(sample.key):
         return f"is no legal key: letters, digits, _, - and inner /, at most {MAX_KEY}; safe_key() makes one"
     if sample.ext not in EXTENSIONS:
