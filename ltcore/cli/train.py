@@ -78,8 +78,10 @@ def _train_here(args: TrainArgs, cfg: RunConfig, job: Job) -> RunRecord:
 
 
 def _make_room(args: TrainArgs, run_uri: str) -> None:
-    """Waits for another process that works on the run; after it, and with all that could be wrong known to be right,
-    ``--fresh`` removes what is there."""
+    """Waits for another process that works on the run, then lets ``--fresh`` remove what is there.
+
+    By then everything that could be wrong has been checked.
+    """
     with exclusive(run_uri, say):
         if args.fresh and (done := delete_run(run_uri)):
             say(done)

@@ -104,8 +104,11 @@ def _set(variables: dict[str, str]) -> None:
 
 
 def connect(*, debug: bool = False) -> Cluster:
-    """Joins the running cluster (``RAY_ADDRESS``, or the one that `ray start` made this machine a node of), else starts
-    Ray here: never the private Ray of another program, which ends with that program."""
+    """Joins the running cluster, else starts Ray here.
+
+    The running cluster is that of ``RAY_ADDRESS``, or the one that `ray start` made this machine a node of. It never is
+    the private Ray of another program, which ends with that program.
+    """
     quiet()
     import ray
     from ray._private import ray_constants
@@ -219,8 +222,10 @@ _HOST_PORT = re.compile(r"[^/\s@]+:\d{1,5}")
 
 
 def noted_address() -> str:
-    """Returns the address that `ray start` noted on this machine; '' for none, or for another user's: whoever joins a cluster
-    runs that user's commands, and a note in a folder for everyone is no invitation."""
+    """Returns the address that `ray start` noted on this machine; '' for none, or for another user's.
+
+    Whoever joins a cluster runs that user's commands, and a note in a folder for everyone is no invitation.
+    """
     note = current_cluster_file()
     try:
         folder, file = note.parent.lstat(), note.lstat()

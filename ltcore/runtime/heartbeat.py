@@ -122,7 +122,7 @@ class Watchdog(Poller):
 
     @property
     def stop_wanted(self) -> bool:
-        """Whether runs are to be ended: after silence, or because time is up."""
+        """Tells whether runs are to be ended: after silence, or because time is up."""
         return self.stalled.is_set() or self.out_of_time.is_set()
 
     def touch(self) -> None:

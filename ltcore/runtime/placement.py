@@ -35,7 +35,7 @@ class Scaling:
 
     @property
     def most(self) -> int:
-        """Most workers that Ray may start."""
+        """Returns the most workers that Ray may start."""
         return max(self.workers, self.max_workers)
 
 

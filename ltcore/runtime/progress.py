@@ -65,7 +65,7 @@ class ProgressDisplay:
             self.say(self._headline())
 
     def ended(self, run: str, *parts: str | tuple[str, str]) -> None:
-        """Says how a run ended, if there is more to say, which is not shown as running from now on."""
+        """Notes that a run ended, and no longer shows it as running; ``parts`` tell how, if there is more to say."""
         self._ended.add(run)
         if parts:
             self.say(*parts)

@@ -41,7 +41,10 @@ class Evaluator:
     """Called at every batch: a large split takes minutes."""
 
     def outputs(self, split: str) -> Iterator[tuple[Batch, ModelOutput]]:
-        """Yields each batch of the rank's share of a split, beside what the network, in evaluation mode, makes of it."""
+        """Yields each batch of the rank's share of a split, and the network's output for it.
+
+        The network is in evaluation mode.
+        """
         was_training = self.net.training
         self.net.eval()
         for raw in self.loader.eval_batches(split, self.batch_size):
@@ -93,7 +96,10 @@ class Evaluator:
 
 
 def check_train_split(loader: Loader, split: str) -> None:
-    """Every class needs a training sample: a class without one has no centroid, no prior and no chance. Raises DataError."""
+    """Raises DataError where a class has no training sample.
+
+    A class without one has no centroid and no prior, and cannot be learned.
+    """
     manifest = loader.store.manifest
     labels = loader.store.labels(split)
     counts = np.bincount(labels, minlength=len(manifest.classes))

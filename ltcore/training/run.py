@@ -73,7 +73,10 @@ class Job(JsonRecord):
 
 
 def scratch_dir(run_uri: str) -> Path:
-    """Where a run whose directory is on an object store works on this node; the same for every attempt."""
+    """Returns the directory on this node in which a run with an object store works.
+
+    It is the same for every attempt.
+    """
     return cache_root() / "runs" / hashlib.sha256(run_uri.encode()).hexdigest()[:16]
 
 
@@ -130,8 +133,10 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
 
 
 def refuse_other_run(job: Job, done: RunRecord) -> None:
-    """CheckpointError where the finished run whose record is ``done`` is not the one that the job describes: another
-    configuration, other data, or other weights to start from under the same name."""
+    """Raises CheckpointError where the finished run ``done`` is not the one that the job describes.
+
+    Under the same name it has another configuration, other data, or other weights to start from.
+    """
     cfg = resolved(from_dict(job.config))
     ckpt.refuse_differences(job.run_uri, done.config, flat(cfg), job.info.mutable)
     ckpt.check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
@@ -282,7 +287,7 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
 
 
 def _summary(record: RunRecord) -> dict[str, Any]:
-    """What stands in the W&B summary: best, last and test values, flat."""
+    """Returns the content of the W&B summary: best, last and test values, flat."""
     sections = {"last": record.last, "best": record.best, **(record.test or {})}
     return {f"{section}/{key}": value for section, values in sections.items() for key, value in values.items()}
 

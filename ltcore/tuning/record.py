@@ -15,7 +15,7 @@ from ltcore.tuning.runs import SweepSetup
 
 
 def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
-    """Returns the record of a sweep that begins, or the stored one of the sweep that goes on."""
+    """Returns the record of a sweep that begins, or the stored one of a sweep that continues."""
     sweep = setup.sweep
     stored = SweepRecord.read(setup.uri)
     record = stored or SweepRecord(

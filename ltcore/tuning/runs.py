@@ -87,15 +87,16 @@ class Runs:
         )
 
     def submit(self, job: Job, engine: str = "") -> Any:
-        """Starts a run where the trials of the sweep go; ``engine`` is theirs too unless another is given."""
+        """Starts a run where the trials of the sweep go; ``engine`` is theirs unless another is given."""
         placement = self.setup.placement
         return submit(job, engine or placement.engine, placement.scaling, self.setup.cluster)
 
     def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
-        """As many at a time as there are real resources for: a local Ray counts more CPUs than there are.
+        """Runs jobs, as many at a time as there are real resources for.
 
-        The job named ``streamed`` goes first, through Ray Data's Ray loader and Ray Train with two workers: they take long
-        to start, and the other runs use that time. ``engine`` is that of the sweep unless another is given.
+        A local Ray counts more CPUs than there are. The job named ``streamed`` goes first, through Ray Data's Ray
+        loader and Ray Train with two workers: they take long to start, and the other runs use that time. ``engine`` is
+        that of the sweep unless another is given.
         """
         waiting = list(jobs.items())
         running: dict[Any, str] = {}

@@ -42,7 +42,7 @@ class SearchPlan:
 
 
 def _nothing(trial: str) -> None:
-    """Nobody asks."""
+    """Does nothing, for drivers that need not hear of it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Parts(_StaysHere, Searcher):
         self._course.ended(self._running.pop(trial_id))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the records say where the search stands."""
+        """Saves nothing: the records say where the search is."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search goes on from the trials' records")
@@ -108,7 +108,10 @@ class _Callback(_StaysHere, tune.Callback):
 
 
 def last_error(file: str | None) -> str:
-    """What Tune's text file says of a trial's last failure, in a line: Ray's own words, or the end of a traceback."""
+    """Returns what Tune's text file says of a trial's last failure, in a line.
+
+    It is in Ray's own words, or the end of a traceback.
+    """
     if file is None:
         return "it ended without a word"
     lines = Path(file).read_text(errors="replace").rpartition("Failure # ")[2].strip().splitlines()[1:]
@@ -127,7 +130,7 @@ class _Stopper(_StaysHere, tune.Stopper):
 
 
 def domain(spec: SpaceSpec) -> Any:
-    """The same values as a Tune domain, for population-based training to draw from."""
+    """Returns the same values as a Tune domain, for population-based training to draw from."""
     if spec.kind == "choice":
         return tune.choice(list(spec.values))
     low, high = (float(str(value)) for value in spec.values)

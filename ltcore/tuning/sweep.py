@@ -69,12 +69,12 @@ class Sweep:
 
     @property
     def record(self) -> SweepRecord:
-        """What stands in ``sweep.json``."""
+        """Returns what is written to ``sweep.json``."""
         return self.file.value
 
     @property
     def id_prefix(self) -> str:
-        """Start of the ids of all its runs."""
+        """Returns the start of the ids of all its runs."""
         return f"{self.setup.sweep.name}-{self.record.config_hash[:6]}"
 
     # ---- the whole
@@ -145,7 +145,7 @@ class Sweep:
             self.runs.raise_if_stalled()
 
     def _search_population(self) -> None:
-        """Goes on with the members that came to no end, each with the values that it had last."""
+        """Continues the members that did not finish, each with its last values."""
         setup, points = self.setup, self._points()
         records = read_records(setup.uri, points)
         left = {
@@ -166,12 +166,12 @@ class Sweep:
         self.runs.raise_if_stalled()
 
     def _known(self) -> Sequence[Points]:
-        """The cohorts whose parameters are known beforehand; those of search=tpe come one after another."""
+        """Returns the cohorts whose parameters are known beforehand; those of search=tpe come one after another."""
         setup = self.setup
         return [] if setup.sweep.search == "tpe" else known_trials(setup.sweep, setup.seed, self.record.sizes)
 
     def _points(self) -> Points:
-        """The trials that are known of by now."""
+        """Returns the trials that are known so far."""
         return {name: params for cohort in self._known() or self.record.suggested for name, params in cohort.items()}
 
     def _cohorts(self) -> Iterator[Cohort]:
@@ -183,7 +183,7 @@ class Sweep:
             yield Cohort(number, points, rungs(len(points), grace, sweep.reduction_factor), book)
 
     def _suggested(self) -> Iterator[Points]:
-        """The batches of search=tpe; a new one is written down before it is run."""
+        """Yields the batches of search=tpe; a new one is written down before it is run."""
         num_trials = self.setup.sweep.num_trials
         size = batch_size(num_trials)
         for number, first in enumerate(range(0, num_trials, size)):
@@ -293,7 +293,10 @@ class Sweep:
         return winner
 
     def _tell_schedule(self) -> None:
-        """Population-based training ends with a course of values, which a retrain with one value would not repeat."""
+        """Says that the winner of population-based training had a schedule of values.
+
+        A retrain with one value would not repeat it.
+        """
         self.display.say("the winner is a schedule, not one setting, so it is not retrained; it held")
         for part in self._winner().schedule or ():
             values = ", ".join(f"{key}={value}" for key, value in part.items() if key != "images_seen")
@@ -322,7 +325,7 @@ class Sweep:
         self.save(retrain=entries, comparison=self._compare(entries))
 
     def _compare(self, entries: Sequence[RetrainRecord]) -> Comparison:
-        """Paired over seeds, per test split and metric."""
+        """Compares winner and baseline, paired over seeds, per test split and metric."""
         tests: dict[str, dict[int, Tests]] = {"winner": {}, "baseline": {}}
         for entry in entries:
             tests[entry.role][entry.seed] = tested(join(self.setup.uri, entry.run_dir))
