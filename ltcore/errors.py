@@ -67,14 +67,14 @@ class StallError(LtcoreError):
 
 
 def positive(**values: float | None) -> None:
-    """Refuses a value that is no finite number above 0."""
+    """Refuses a value that is not a finite number above 0."""
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be {_finite(value)}> 0, got {value}")
 
 
 def at_least(least: float, **values: float | None) -> None:
-    """Refuses a value that is no finite number from ``least`` on."""
+    """Refuses a value that is not a finite number from ``least`` on."""
     for name, value in values.items():
         if value is not None and not least <= value < math.inf:
             raise ValueError(f"{name} must be {_finite(value)}>= {least:g}, got {value}")
@@ -100,7 +100,7 @@ def within(interval: str, what: str = "", /, **values: float | None) -> None:
 
 
 def one_of(allowed: Iterable[object], **values: object) -> None:
-    """Refuses a value that is none of the allowed ones."""
+    """Refuses a value that is not one of those allowed."""
     known = tuple(allowed)
     for name, value in values.items():
         if value is not None and value not in known:

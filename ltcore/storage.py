@@ -169,7 +169,10 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str | Path) -> dict[str, Any] | None:
-    """Reads the object in a JSON file; None where there is no such file. DamagedFileError names a file that is damaged."""
+    """Reads the object in a JSON file; None where there is no such file.
+
+    Raises DamagedFileError with the name of a file that is damaged.
+    """
     place = str(uri)
     return _object(place, read_bytes(place)) if exists(place) else None
 
@@ -182,7 +185,7 @@ def write_json(uri: str | Path, value: Any) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Reads the objects of a JSON-lines file; [] where there is none. A last line cut off by a kill is left out.
 
-    DamagedFileError names a file that is damaged anywhere else.
+    Raises DamagedFileError with the name of a file that is damaged anywhere else.
     """
     if not path.exists():
         return []

@@ -28,6 +28,8 @@ NOT_VERB_FIRST = {"cli/main.py"}
 MOST_WORDS = 25
 """Longest first sentence of a docstring; about 12 words read best."""
 NOT_VERBS = {"This", "Its", "Always", "As", "Less", "Plus", "Whereas"}
+NOUNS = {"Images", "Values", "Keys", "Metrics", "Trials", "Steps"}
+"""Plurals that would pass for verbs."""
 
 
 def modules() -> Iterator[str]:
@@ -82,7 +84,7 @@ def first_sentence(doc: str) -> list[str]:
 def is_verb(word: str) -> bool:
     """Whether the word can be a verb in the third person singular."""
     word = word.removesuffix(",")
-    return word.isalpha() and word[0].isupper() and word.endswith("s") and word not in NOT_VERBS
+    return word.isalpha() and word[0].isupper() and word.endswith("s") and word not in NOT_VERBS | NOUNS
 
 
 def verb_first_modules() -> list[str]:

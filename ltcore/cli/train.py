@@ -88,7 +88,10 @@ def _make_room(args: TrainArgs, run_uri: str) -> None:
 
 
 def settle_tracking(cfg: RunConfig) -> None:
-    """Decides where runs are logged, once for all that this process starts and before it starts any."""
+    """Decides where runs are logged, before this process starts any of them.
+
+    The decision holds for all of them.
+    """
     if cfg.tracking.wandb:
         from ltcore.tracking.wandb_account import settle_mode
 

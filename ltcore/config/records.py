@@ -21,7 +21,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 
 
 def now() -> datetime.datetime:
-    """Returns the time as it stands in records."""
+    """Returns the current time as it is written in records."""
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
@@ -290,7 +290,7 @@ class SweepRecord(StoredRecord):
         return _train_split(self.identity)
 
     def trial(self, name: str | None) -> TrialRecord | None:
-        """Returns what is said of a trial; None where nothing is."""
+        """Returns the entry of a trial; None where there is none."""
         return next((trial for trial in self.trials or () if trial.id == name), None)
 
 

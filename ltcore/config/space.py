@@ -61,7 +61,10 @@ class SpaceSpec:
         return f"{self.kind}:{','.join(as_text(v) for v in self.values)}"
 
     def probes(self) -> tuple[Scalar, ...]:
-        """Values to try before a sweep starts: both ends and one between of a range, or the whole list."""
+        """Returns values to try before a sweep starts.
+
+        They are both ends of a range and one value between, or the whole list.
+        """
         return self.values if self.kind in LISTS else (*self.values, self.at(0.4))
 
     def at(self, u: float) -> Scalar:

@@ -50,7 +50,10 @@ def _sentence(problem: Any, section: Section, prefix: str) -> str:
 
 @functools.cache
 def shape(name: str) -> type:
-    """Dataclasses with the fields, types and defaults of a run, made from its keys: without the owners' checks."""
+    """Returns dataclasses with the fields, types and defaults of a run.
+
+    They are made from its keys, without the owners' checks.
+    """
     from ltcore.config.keys import run_keys
 
     return _shape(name, run_keys())

@@ -79,7 +79,10 @@ def result_of(ref: Any) -> Any:
 
 
 def stall_error(seconds: float, need: Demand, cluster: Cluster) -> StallError:
-    """Returns the error of a driver that heard nothing for ``seconds``, with what a run needs and what is free."""
+    """Returns the error of a driver that heard nothing for ``seconds``.
+
+    It says what a run needs and what is free.
+    """
     free = ray.available_resources()
     return StallError(
         f"Nothing happened for {seconds:g} s. One run needs {need.describe()}; of {cluster.cpus:g} CPUs and "

@@ -59,9 +59,9 @@ class Evaluator:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext()
 
     def counts(self, split: str) -> Confusion:
-        """Counts the predictions of a whole split as [A, C, C], equal on every rank. DataError if a row is lost or doubled.
+        """Counts the predictions of a whole split as [A, C, C], equal on every rank.
 
-        The prediction is the largest logit (the mean over experts).
+        The prediction is the largest logit (the mean over experts). Raises DataError if a row is lost or doubled.
         """
         manifest = self.loader.store.manifest
         counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
@@ -83,7 +83,7 @@ class Evaluator:
         return flat
 
     def test(self) -> dict[str, Confusion]:
-        """Counts every test split, with the weights of the moment."""
+        """Counts every test split, with the current weights."""
         return {split: self.counts(split) for split in self.loader.store.manifest.splits if split.startswith("test")}
 
     def test_fields(self, last: Mapping[str, Confusion], best: Mapping[str, Confusion]) -> dict[str, Any]:

@@ -196,12 +196,13 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
 
 
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
-    """Computes the metrics of every asked split.
+    """Computes the metrics of every split asked for.
 
     Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "splits": {split: {metric: value}},
-    "classes_present": {split: number of classes with images}}``. Size of the images and shot groups are those of training,
-    also on other data. Classes go by name: the data may have fewer, or the same in another order. Raises ConfigError for a
-    split that is not there or a protocol that does not fit, CheckpointError for classes that the checkpoint does not know.
+    "classes_present": {split: number of classes with images}}``. Size of the images and shot groups are those of
+    training, also on other data. Classes go by name: the data may have fewer, or the same in another order. Raises
+    ConfigError for a split that does not exist or a protocol that does not fit, CheckpointError for classes that the
+    checkpoint does not know.
     """
     # Threads, not the cache: it would decode the training split first.
     data = replace(predictor.config.data, image_size=predictor.image_size, loader="threads")
@@ -246,7 +247,7 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
 def _wanted(
     predictor: Predictor, manifest: Manifest, data_uri: str, splits: Sequence[str], protocols: Sequence[str]
 ) -> list[str]:
-    """Returns the splits to evaluate, each once. ConfigError or DataError where one is missing or empty."""
+    """Returns the splits to evaluate, each once. Raises ConfigError or DataError where one is missing or empty."""
     wanted = (
         list(splits)
         or [split_of(p, predictor.config.data.train_split) for p in protocols]

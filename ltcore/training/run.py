@@ -81,7 +81,7 @@ def scratch_dir(run_uri: str) -> Path:
 
 
 def loader_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
-    """Arguments of every loader of a run, beside where the data are."""
+    """Returns the arguments of every loader of a run, except the place of the data."""
     return {
         "batch_size": cfg.train.batch_size,
         "seed": cfg.seed,
@@ -104,10 +104,10 @@ MakeLoader = Callable[[RunConfig, str, RunContext], Loader]
 def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_loader) -> RunRecord:
     """Runs or continues the job. Returns the run's record (that of rank 0).
 
-    ``make_run_loader`` says where batches come from; Ray's side hands in its own, which streams.
+    ``make_run_loader`` says where batches come from; Ray's side passes its own, which streams.
 
-    A run that already finished is not repeated: its stored record comes back. Whatever ends the run early is written into
-    ``run.json`` (stopped or failed, with the reason) before it travels on.
+    A run that already finished is not repeated: its stored record is returned. Whatever ends the run early is written
+    into ``run.json`` (stopped or failed, with the reason) before it is raised again.
     """
     check_same_code(job.code)
     with dist.expecting(ctx.world), exclusive(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext() as lease:
@@ -172,7 +172,7 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
 
 
 def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync, *, fresh: bool) -> list[dict[str, Any]]:
-    """Makes this start of the run known, also to a node that goes on with it. Returns logged rows that it takes over."""
+    """Publishes this start of the run, also for a node that continues it. Returns the logged rows that it takes over."""
     earlier = _fork(job.fork_of, sync.local, flat(cfg)) if fresh and job.fork_of else []
     (sync.local / "config.yaml").write_text(to_yaml(cfg))
     record.write()
@@ -196,7 +196,7 @@ def _track(info: RunInfo, cfg: RunConfig, ctx: RunContext, run_dir: Path, wandb_
 
 @contextlib.contextmanager
 def _record_end(record: RunLog, device: torch.device) -> Iterator[None]:
-    """Writes down what ends the run early, and lets it travel on."""
+    """Writes down what ends the run early, and raises it again."""
     try:
         yield
     except StopRequested as stop:

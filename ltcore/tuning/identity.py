@@ -34,7 +34,7 @@ def identity_hash(fields: dict[str, Any]) -> str:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Sentences about the keys in which two identities differ."""
+    """Returns sentences about the keys in which two identities differ."""
     keys = sorted(set(old) | set(new))
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 

@@ -52,7 +52,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
 
 
 def tested(run_uri: str) -> Tests:
-    """Returns what the tests of a finished run came to. DamagedFileError where its record does not say so."""
+    """Returns the test results of a finished run. Raises DamagedFileError where its record has none."""
     record = RunRecord.read(run_uri)
     if record is None or record.test is None:
         raise DamagedFileError(f"{join(run_uri, RunRecord.FILE)}: test is missing. {DAMAGED}")

@@ -172,7 +172,7 @@ class Cohort:
         return self._book.epoch(self._trials[trial], self._rungs[0]) if self._rungs else 0
 
     def _fill(self) -> None:
-        """Lines up what is missing until the next rung, or until the end after the last."""
+        """Queues the parts that are missing until the next rung, or until the end after the last."""
         missing = [trial for trial in self._alive if trial not in self._records]
         with ThreadPoolExecutor(16) as pool:  # an object store answers in its own time
             self._records.update(zip(missing, pool.map(self._book.read, missing), strict=True))

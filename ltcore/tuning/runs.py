@@ -112,7 +112,7 @@ class Runs:
             self.wait_any(running)
 
     def wait_any(self, running: dict[Any, str]) -> None:
-        """Takes finished runs out of ``running``; cancels everything where nothing moves any more."""
+        """Takes finished runs out of ``running``; cancels everything where nothing progresses any more."""
         ready, _ = ray.wait(list(running), timeout=1.0)
         for ref in ready:
             name = running.pop(ref)
@@ -134,13 +134,16 @@ class Runs:
         return f"{where} {shown}" if shown else "done"
 
     def raise_if_stalled(self) -> None:
-        """Raises StallError where nothing moves any more."""
+        """Raises StallError where nothing progresses any more."""
         if self.watch.stalled.is_set():
             raise stall_error(self.setup.sweep.stall_s, self.setup.placement.demand, self.setup.cluster)
 
 
 def forget_other(job: Job) -> None:
-    """Trials that were added may have made another winner: a retrain of the one before makes room."""
+    """Deletes a retrain of another configuration.
+
+    Added trials may have made another winner: the retrain of the earlier one makes room.
+    """
     record = RunRecord.read(job.run_uri)
     if record is None:
         return

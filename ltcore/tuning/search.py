@@ -140,7 +140,7 @@ def domain(spec: SpaceSpec) -> Any:
 
 
 def run_course(plan: SearchPlan, course: Course, ears: Ears) -> None:
-    """Runs parts of trials until the course is over. Results lie in the trials' run directories."""
+    """Runs parts of trials until the course is over. Results are in the trials' run directories."""
     parts = _Parts(course)
     stop = _Stopper(lambda: parts.problem is not None or ears.stop_wanted())
     with tempfile.TemporaryDirectory(prefix="ltcore-tune-") as scratch:
@@ -169,11 +169,11 @@ def run_population(
     folder: str,
     ears: Ears,
 ) -> None:
-    """Runs population-based training over ``points`` (name -> parameters), each from wherever it stands.
+    """Runs population-based training over ``points`` (name -> parameters), continuing each where it is.
 
-    Which trial copies which depends on who is there at the time, so two runs of one seed differ: waiting for the whole
-    population would hang for ever where a member fails. ``folder`` below the sweep's holds the checkpoints that are copied,
-    for all nodes to reach.
+    Which trial copies which depends on which are there at the time, so two runs of one seed differ: waiting for the
+    whole population would hang forever where a member fails. ``folder`` below the sweep's contains the checkpoints that
+    are copied, within reach of all nodes.
     """
     filesystem, storage = open_fs(sweep_uri)
     scheduler = PopulationBasedTraining(

@@ -80,7 +80,10 @@ class Sweep:
     # ---- the whole
 
     def run(self) -> SweepRecord:
-        """Goes through all stages. Returns the record; what ends the sweep early is written there before it travels on."""
+        """Runs all stages and returns the record.
+
+        What ends the sweep early is written there before it is raised again.
+        """
         self.save()
         self.watch.start()
         self.meter.start()
@@ -250,7 +253,7 @@ class Sweep:
         self._part_ended(trial, last_values(self._points()[trial], record), standing(record), record)
 
     def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
-        """Says how far the trial has come, and why it came no further."""
+        """Says how far the trial has come, and why it stopped there."""
         self.watch.touch()
         text = f"trial {trial}: {params_text(params)}: "
         how = end_of_part(record, self.setup.sweep.metric, state, self._lost.get(trial))
@@ -271,12 +274,12 @@ class Sweep:
         )
 
     def _collect(self) -> None:
-        """Reads what every trial came to from its own directory, which also holds after a restart."""
+        """Reads the outcome of every trial from its own directory, which also works after a restart."""
         setup, late = self.setup, self.watch.out_of_time.is_set()
         self.save(trials=collect(setup.uri, setup.sweep, self._points(), self._lost, out_of_time=late))
 
     def choose(self) -> bool:
-        """Writes the winner down. False where time ran out before every trial came to its end."""
+        """Writes the winner down. Returns False where time ran out before every trial was settled."""
         trials, sweep = self.record.trials or (), self.setup.sweep
         if num_settled(trials) < sweep.size and self.watch.out_of_time.is_set():
             self.display.say("time is up before every trial came to its end; the same command continues")

@@ -37,7 +37,10 @@ def past_of(record: RunRecord | None, metric: str) -> Past:
 
 
 def batch_size(num_trials: int) -> int:
-    """Trials that are suggested at a time: a tenth, five at least. It depends on nothing else, so neither do the trials."""
+    """Returns the number of trials that are suggested at a time: a tenth, at least five.
+
+    It depends only on ``num_trials``, so the trials do too.
+    """
     return max(5, -(-num_trials // 10))
 
 

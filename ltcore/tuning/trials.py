@@ -76,8 +76,11 @@ class TrialBook:
         save: Callable[[RungDecision], None],
         on_part: Heard,
     ) -> None:
-        """``start`` is that of the latest term of any trial, ``rungs`` the decisions in ``sweep.json``; ``save`` adds a
-        further one there."""
+        """Keeps the sweep's decisions for its cohorts.
+
+        ``start`` is that of the latest term of any trial, ``rungs`` the decisions in ``sweep.json``; ``save`` adds a
+        further one there.
+        """
         self.metric = metric
         self._uri, self._base, self._start = uri, base, start
         self._rungs, self._save, self._on_part = list(rungs), save, on_part

@@ -76,11 +76,12 @@ class Augment:
 
 
 def _mixup(batch: Batch, alpha: float, seed: int, epoch: int) -> Batch:
-    """Mixes rows 2k and 2k + 1 with each other, both by the same keyed share; an odd last row stays as it is.
+    """Mixes rows 2k and 2k + 1 with each other, both by the same keyed share.
 
-    Published codes permute the whole batch, which no split over ranks could repeat. Neighbors are the same for every
-    number of ranks whose rank-local batch is even, because a rank's rows are a contiguous piece of the global batch;
-    and as rows of a batch are in random order, a neighbor is as good a partner as any.
+    An odd last row stays as it is. Published codes permute the whole batch, which no split over ranks could repeat.
+    Neighbors are the same for every number of ranks whose rank-local batch is even, because a rank's rows are a
+    contiguous piece of the global batch; and as rows of a batch are in random order, a neighbor is as good a partner as
+    any.
     """
     rows = torch.arange(len(batch), device=batch.labels_B.device)
     partner_B = torch.where((rows ^ 1) < len(batch), rows ^ 1, rows)

@@ -162,7 +162,7 @@ def _sign(uniform: Tensor) -> Tensor:
 
 
 def _apply_rounds(images: Tensor, op_BR: Tensor, m_BR: Tensor, fill: int) -> Tensor:
-    """Operations and magnitudes are on the host."""
+    """Applies the operations of each round in turn, to a copy; operations and magnitudes are on the host."""
     images = images.clone()
     there_BR, m_BR = to_device(op_BR, images.device), to_device(m_BR, images.device)
     for r in range(op_BR.shape[1]):

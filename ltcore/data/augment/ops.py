@@ -220,7 +220,7 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def shift_hue(images: Tensor, turns_B: Tensor) -> Tensor:
-    """Rotates the hue by a fraction of the color circle, saturation and value of HSV kept.
+    """Rotates the hue by a fraction of the color circle; saturation and value of HSV are kept.
 
     Uses value - range * clamp(min(k, 4 - k), 0, 1) with k = (n + 6 h) mod 6 for n = 5, 3, 1, the closed form of HSV to
     RGB.

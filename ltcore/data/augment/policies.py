@@ -83,7 +83,7 @@ AUGMENTS: dict[str, Stack] = {
 
 
 def stacks(cfg: AugmentConfig, num_views: int) -> dict[str, Stack]:
-    """Maps the first ``num_views`` views to their stacks. ConfigError where a name is unknown."""
+    """Maps the first ``num_views`` views to their stacks. Raises ConfigError where a name is unknown."""
     names = {"view1": cfg.view1, "view2": cfg.view2}
     return {view: pick(AUGMENTS, names[view], f"augment.{view}") for view in list(names)[:num_views]}
 

@@ -64,7 +64,10 @@ def _between(uniform_B: Tensor, low: float, high: float) -> Tensor:
 
 
 def _on_rows(images: Tensor, rows: Tensor, apply: Callable[..., Tensor], *parameters_B: Tensor) -> None:
-    """Applies an operation in place to the samples that drew it; ``rows`` is a host index, so none costs nothing."""
+    """Applies an operation in place to the samples that drew it.
+
+    ``rows`` is an index on the host, so an empty one costs nothing.
+    """
     if len(rows):
         rows = to_device(rows, images.device)
         picked = apply(images.index_select(0, rows), *(p.index_select(0, rows) for p in parameters_B))

@@ -76,7 +76,7 @@ def read_folders(root: Root, *, needs_train: bool = True) -> Layout:
 
 
 def _inside(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Splits each path into its parts, without the one folder around everything where there is one."""
+    """Splits each path into its parts, and drops the one folder around everything where there is one."""
     parts = {path: PurePosixPath(path).parts for path in files}
     first = next(iter(parts.values()))[0]
     if not split_of(first) and all(p[0] == first and len(p) >= 3 for p in parts.values()):
@@ -85,7 +85,7 @@ def _inside(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _by_split(where: str, parts: Mapping[str, tuple[str, ...]]) -> dict[str, list[tuple[str, str]]]:
-    """Sorts (path, class) by split; DataError where a path does not fit the layout of the others."""
+    """Sorts (path, class) by split. Raises DataError where a path does not fit the layout of the others."""
     with_splits = any(split_of(p[0]) and len(p) == 3 for p in parts.values())
     named: dict[str, list[tuple[str, str]]] = {}
     folders: dict[str, str] = {}

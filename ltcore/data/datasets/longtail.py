@@ -43,7 +43,10 @@ class Subset:
 
 
 def profile(largest: int, num_classes: int, imbalance_factor: float) -> list[int]:
-    """Images per class rank, ``largest`` first: ``int(largest * (1 / IF) ** (r / (C - 1)))``, truncated as published."""
+    """Returns the number of images per class rank, ``largest`` first.
+
+    It is ``int(largest * (1 / IF) ** (r / (C - 1)))``, truncated as published.
+    """
     if imbalance_factor < 1:
         raise ValueError(f"imbalance_factor={imbalance_factor} must be at least 1 (largest class / smallest class)")
     mu = 1.0 / imbalance_factor

@@ -113,7 +113,10 @@ def _foreign_format(data: bytes) -> str:
 
 
 def _scans(data: bytes) -> int:
-    """Marks of a scan's start in a JPEG; pixels cannot look like one. By numpy in a third of the time of ``bytes.count``."""
+    """Counts the marks of a scan's start in a JPEG; pixels cannot look like one.
+
+    numpy takes a third of the time of ``bytes.count``.
+    """
     bytes_N = np.frombuffer(data, np.uint8)
     return int(np.count_nonzero((bytes_N[:-1] == 0xFF) & (bytes_N[1:] == 0xDA)))
 

@@ -43,7 +43,7 @@ class PartialEntry:
     cache_bytes: int
 
     def claim(self, size: int) -> None:
-        """Makes room under the cap and takes the disk space, so that a full disk shows before the work."""
+        """Makes room under the cap and takes the disk space, so that a full disk is noticed before the work."""
         with storage.locked(self.folder.with_name("evict.lock")):
             own = self.folder / ARRAY
             arrays = [array for array in self.folder.parent.glob(f"*/{ARRAY}") if array != own]
@@ -109,7 +109,10 @@ def open_entry(
 
 
 def _fill(path: Path, fill: Callable[[PartialEntry], None], entry: PartialEntry) -> None:
-    """Fills an entry aside and moves it to its place, or leaves nothing; the caller holds the entry's lock."""
+    """Fills an entry aside and moves it to its place, or leaves nothing behind.
+
+    The caller holds the entry's lock.
+    """
     lock = path.with_name("evict.lock")  # others count the bytes of all entries under it
     with storage.locked(lock):
         for stale in (entry.folder, path):  # of a killed fill, or damaged

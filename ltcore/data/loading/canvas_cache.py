@@ -41,7 +41,7 @@ class CanvasCache:
     _file: BinaryIO
 
     def close(self) -> None:
-        """Gives up the mark; the array stays valid as long as it is referred to."""
+        """Releases the mark; the array stays valid as long as it is referred to."""
         self._file.close()
 
 

@@ -60,7 +60,7 @@ class ImageCache:
         return cut(map(self.image, index_n.tolist()), draws, len(index_n), image_size)
 
     def close(self) -> None:
-        """Gives up the mark; the arrays stay valid as long as they are referred to."""
+        """Releases the mark; the arrays stay valid as long as they are referred to."""
         self._file.close()
 
 

@@ -62,7 +62,10 @@ def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
 
 
 def check_lanes(lanes: int, batch_size: int, world: int) -> int:
-    """Returns L = gcd(lanes, batch_size); ConfigError where ``world`` ranks cannot own equally many of these lanes."""
+    """Returns L = gcd(lanes, batch_size).
+
+    Raises ConfigError where ``world`` ranks cannot own equally many of these lanes.
+    """
     shared = math.gcd(lanes, batch_size)
     if shared % world:
         raise ConfigError(
@@ -74,7 +77,7 @@ def check_lanes(lanes: int, batch_size: int, world: int) -> int:
 
 
 def check_batches(num_rows: int, batch_size: int) -> int:
-    """Returns how many batches the rows of an epoch fill; ConfigError where they fill none."""
+    """Returns how many batches the rows of an epoch fill. Raises ConfigError where they fill none."""
     if num_rows < batch_size:
         raise ConfigError(
             f"The training split has {num_rows} rows in this epoch, fewer than one global batch of {batch_size}. "

@@ -27,7 +27,7 @@ class BadSamples:
         self._lock = threading.Lock()
 
     def add(self, index: int, message: str) -> None:
-        """Notes a bad image; DataError when it is one too many."""
+        """Notes a bad image. Raises DataError when it is one too many."""
         with self._lock:
             known = index in self.messages
             self.messages[index] = message

@@ -90,7 +90,10 @@ def _reserved(aside: Path, size: int, cache_bytes: int) -> Iterator[BinaryIO]:
 
 
 def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
-    """Makes room under the cap and takes it by a file of the final size; None while others' downloads leave no room."""
+    """Makes room under the cap and takes it by a file of the final size.
+
+    Returns None while others' downloads leave no room.
+    """
     folder = aside.parent
     with storage.locked(folder / "evict.lock"):
         running = sum(_size_if_running(partial) for partial in folder.glob("*.partial"))
@@ -127,7 +130,7 @@ def _size_if_running(partial: Path) -> int:
 
 
 def _download(uri: str, shard: Shard, target: BinaryIO) -> None:
-    """Fills ``target``, which has the size that is expected; DataError where something else comes."""
+    """Fills ``target``, which has the expected size. Raises DataError where something else arrives."""
     filesystem, source = storage.open_fs(uri)
     digest, count = hashlib.sha256(), 0
     with filesystem.open_input_stream(source) as stream:

@@ -92,7 +92,10 @@ def _known(uri: str, files: Collection[str]) -> set[str]:
 
 
 def _swap(aside: Path, target: Path, names: Collection[str]) -> None:
-    """Puts the finished folder in its place; open files of the old one, which held ``names``, stay readable."""
+    """Puts the finished folder in its place.
+
+    Open files of the old one, which held ``names``, stay readable.
+    """
     if target.exists():
         old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
         target.rename(old)

@@ -236,7 +236,7 @@ class ShardStore:
 
 
 def _check_places(index: pa.Table, shard: Shard, where: str) -> None:
-    """Refuses samples that lie outside the tar: to read one would take as much memory as it claims."""
+    """Refuses samples that lie outside the tar: reading one would take as much memory as it claims."""
     offset_n, size_n = (index[name].to_numpy() for name in ("offset", "size"))
     wrong = np.flatnonzero((offset_n < TAR_BLOCK) | (size_n < 0) | (size_n > shard.bytes - offset_n))
     if len(wrong):

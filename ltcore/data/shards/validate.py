@@ -85,7 +85,7 @@ def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> li
 
 
 def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
-    """Splits and classes that are missing, files that are too many."""
+    """Yields splits and classes that are missing, and files that are too many."""
     for kind in KINDS[:3]:
         if not any(_kind(name) == kind and part.shards for name, part in manifest.splits.items()):
             yield Problem(MANIFEST, "", f"there is no {kind} split; it has {', '.join(manifest.splits)}")
@@ -100,7 +100,7 @@ def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _counts(by_split: dict[str, list[_Report]], manifest: Manifest) -> Iterator[Problem]:
-    """Class counts unlike the manifest's; silent where a damaged shard explains them."""
+    """Yields class counts that differ from the manifest's, unless a damaged shard explains them."""
     for split, reports in by_split.items():
         labels = Counter(label for report in reports for label in report.labels)
         for label, expected in enumerate(manifest.class_counts[split]):
@@ -111,7 +111,7 @@ def _counts(by_split: dict[str, list[_Report]], manifest: Manifest) -> Iterator[
 
 
 def _repeats(by_split: dict[str, list[_Report]]) -> Iterator[Problem]:
-    """Keys that come twice in a split, or both in training and in validation or test."""
+    """Yields keys that come twice in a split, or both in training and in validation or test."""
     keys = {split: Counter(key for r in reports for key in r.keys) for split, reports in by_split.items()}
     for split, counts in keys.items():
         for key in (key for key, times in counts.items() if times > 1):

@@ -60,9 +60,9 @@ def write_dataset(
     """Writes shards, indexes and the manifest at ``uri``; returns the manifest.
 
     Samples may come in any order and are spooled to disk, so memory holds only keys. Equal samples give equal bytes for
-    equal library versions. A data set that is there already is replaced once the new one is complete, which ``progress`` is
-    told; a folder that holds anything else is refused. ``train`` must have every class in it, unless there is none and the data
-    are for evaluation alone; classes that have no image in another split are noted in the provenance.
+    equal library versions. An existing data set is replaced once the new one is complete, and ``progress`` is told so;
+    a folder with anything else in it is refused. ``train`` must have every class in it, unless there is none and the
+    data are for evaluation only; classes that have no image in another split are noted in the provenance.
 
     Raises ConfigError for a wrong field of the source and DataError for a bad sample or a failing disk; neither leaves
     anything behind that a reader could take for a data set.
@@ -107,7 +107,7 @@ def _check_source(source: Source, shard_size: int) -> None:
 def _manifest(
     source: Source, splits: dict[str, Split], counts: Mapping[str, npt.NDArray[np.int64]], seed: int
 ) -> Manifest:
-    """Describes what was written; DataError where a class has no image to learn from."""
+    """Describes what was written. Raises DataError where a class has no image to learn from."""
     known_C = counts["train"] if "train" in counts else np.sum(list(counts.values()), 0)
     absent = [source.classes[c] for c in np.flatnonzero(known_C == 0)]
     if absent:
@@ -182,7 +182,7 @@ def _problem(sample: Sample, num_classes: int, num_attributes: int) -> str:
 
 
 def _write_shards(rows: Sequence[_Row], spool: BinaryIO, folder: Path, split: str, shard_size: int) -> Iterator[Shard]:
-    """Shards of equal size, give or take one row."""
+    """Writes shards of equal size, give or take one row, and yields them."""
     num_shards = -(-len(rows) // shard_size)
     for number in range(num_shards):
         first, last = (len(rows) * n // num_shards for n in (number, number + 1))

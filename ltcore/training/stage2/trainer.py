@@ -238,7 +238,7 @@ class Stage2Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Any]:
-        """Metrics of the validation split, from its features."""
+        """Returns the metrics of the validation split, from its features."""
         if self.val is None:
             return {}
         manifest = self.loader.store.manifest
