@@ -33,8 +33,8 @@ from ltcore.training.stored import finished_ago
 def train(args: TrainArgs) -> RunRecord | None:
     """Trains a recipe, or continues it.
 
-    Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A run that is
-    finished is not repeated; raises CheckpointError where it is not the one that is asked for.
+    Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A finished run
+    is not repeated. Raises CheckpointError where the finished run is not the one asked for.
     """
     cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
     if note := left_out(args.recipe, args.overrides):

@@ -154,7 +154,7 @@ def effective(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comes_from_stage1(key: str) -> bool:
-    """Tells whether a run of stage 2 has this key from the run that it starts from."""
+    """Tells whether a run of stage 2 takes this key from its run of stage 1."""
     return not any(key == own or (own.endswith(".") and key.startswith(own)) for own in STAGE2_OWN)
 
 

@@ -41,7 +41,10 @@ __all__ = [
 
 
 def load_run(recipe: str, overrides: Mapping[str, Any] = {}) -> RunConfig:
-    """Loads a recipe (packaged name, path or URI of YAML), sets dotted overrides and validates the result."""
+    """Loads a recipe with dotted overrides, and validates it.
+
+    ``recipe`` is a packaged name, or the path or URI of a YAML file.
+    """
     return from_dict(read_run(recipe, overrides)[0])
 
 

@@ -27,7 +27,10 @@ _NO_RESULT = ("name", "num_trials", "stall_s", "budget_s", "share_start", "train
 
 
 def name_run(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns ``overrides`` with the ``name`` of the run, made from the others where it is not given."""
+    """Returns ``overrides`` with the ``name`` of the run.
+
+    Where it is not given, it is made from the other overrides.
+    """
     if "name" in overrides:
         return dict(overrides)
     plain, wanted = flatten(run_tree(recipe)), flatten(run_tree(recipe, overrides))
@@ -36,7 +39,10 @@ def name_run(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def name_sweep(sweep: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns ``overrides`` with ``sweep.name``, made from the others where it is not given."""
+    """Returns ``overrides`` with ``sweep.name``.
+
+    Where it is not given, it is made from the other overrides.
+    """
     if "sweep.name" in overrides:
         return dict(overrides)
     plain, wanted = read_sweep(sweep), read_sweep(sweep, overrides)

@@ -88,7 +88,10 @@ def _by_path(uri: Any) -> bool:
 
 
 def _data(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the section ``data``; empty where it is absent or not a mapping, an error that validation reports."""
+    """Returns the section ``data``; empty where there is no mapping.
+
+    If it is something else than a mapping, validation reports that.
+    """
     section = tree.get("data")
     return section if isinstance(section, Mapping) else {}
 
@@ -130,10 +133,10 @@ def _parse(text: str, where: str) -> Tree:
 
 
 def read_run(recipe: str, overrides: Mapping[str, Any] = {}) -> tuple[Tree, str]:
-    """Returns the tree of a recipe merged over its parents (``base:``) with dotted keys set, and a note.
+    """Returns the tree of a recipe with dotted keys set, and a note.
 
-    ``name`` is the file's unless it is given. The note is '' unless a selection from the recipe's own data was left out
-    for other data, see :func:`_on_other_data`.
+    The recipe is merged over its parents (``base:``). ``name`` is the file's unless it is given. The note is '' unless
+    a selection from the recipe's own data was left out for other data, see :func:`_on_other_data`.
     """
     tree, note = _inherit(*_locate("recipe", recipe, near=None), children=())
     tree, later = _on_other_data(tree, override({}, overrides))

@@ -45,7 +45,10 @@ def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:
 
 
 def left_out(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
-    """Returns what the run does not take over from its recipe because it has other data; usually ''."""
+    """Returns what the run does not take over from its recipe; usually ''.
+
+    It is left out because the run has other data than the recipe.
+    """
     return read_run(recipe, overrides)[1]
 
 

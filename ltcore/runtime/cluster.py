@@ -231,9 +231,10 @@ _HOST_PORT = re.compile(r"[^/\s@]+:\d{1,5}")
 
 
 def noted_address() -> str:
-    """Returns the address that `ray start` noted on this machine; '' for none, or for another user's.
+    """Returns the address that `ray start` noted on this machine, or ''.
 
-    Whoever joins a cluster runs that user's commands, and a note in a folder for everyone is no invitation.
+    It is '' also where the note is another user's: whoever joins a cluster runs that user's commands, and a note in a
+    folder for everyone is no invitation.
     """
     note = current_cluster_file()
     try:

@@ -93,7 +93,10 @@ class Placement:
         )
 
     def describe(self) -> str:
-        """Says what one run takes, how many fit at a time, and on which resources that is based."""
+        """Says what one run takes and how many fit at a time.
+
+        It also says on which resources that is based.
+        """
         counted = f", {self.capacity_source}" if self.capacity_source else ""
         return f"{self.demand.describe()}; {self.concurrent} at a time{counted}"
 

@@ -68,7 +68,10 @@ class ProgressDisplay:
             self.say(self._headline())
 
     def ended(self, run: str, *parts: str | tuple[str, str]) -> None:
-        """Notes that a run ended, and no longer shows it as running; ``parts`` tell how, if there is more to say."""
+        """Notes that a run ended; it is no longer shown as running.
+
+        ``parts`` tell how it ended, if there is more to say.
+        """
         self._ended.add(run)
         if parts:
             self.say(*parts)

@@ -43,7 +43,10 @@ class RayLoader(ThreadedLoader):
         """Of the running execution."""
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the rank's batches of one epoch; continues the running execution where that is at the same place."""
+        """Yields the rank's batches of one epoch.
+
+        Continues the running execution where that is at the same place.
+        """
         for step in range(start_step, self.num_batches):
             if self._rows is None or self._at != (epoch, step) or self._copies is not self.copies_N:
                 self._rows = self._execute(epoch, step)

@@ -43,7 +43,10 @@ _SIZE = "sweep.num_trials"
 
 
 def adds_trials(existing: SweepRecord, fields: dict[str, Any]) -> bool:
-    """Tells whether the new sweep is a stored random search with more trials, which are then added to it."""
+    """Tells whether the new sweep is a stored random search with more trials.
+
+    They are then added to it.
+    """
     return fields["sweep.search"] == existing.search == "random" and fields[_SIZE] > existing.num_trials
 
 

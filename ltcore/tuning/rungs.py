@@ -158,7 +158,10 @@ class Cohort:
         return part
 
     def ended(self, trial: str) -> None:
-        """Notes that a part has ended, for whatever reason; its record is read at the next call of ``next_part``."""
+        """Notes that a part has ended, for whatever reason.
+
+        Its record is read at the next call of ``next_part``.
+        """
         self._ended.append(trial)
 
     def _hear(self) -> None:

@@ -43,7 +43,10 @@ class Layout:
 
 
 def split_of(word: str) -> str:
-    """Returns the split that a word (train, Training, valid, dev, ...) means, or '' where it means none."""
+    """Returns the split that a word means, or '' where it means none.
+
+    Known words are train, Training, valid, dev and others.
+    """
     return SPLIT_WORDS.get(word.lower(), "")
 
 

@@ -182,9 +182,10 @@ class _Rows:
 
 
 def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Returns image size (median short side, at most 224), mean and std of a keyed sample of images.
+    """Returns image size, mean and std of a keyed sample of images.
 
-    They are read and decoded twice: together they may be larger than memory.
+    The size is the median short side, at most 224. Images are read and decoded twice: together they may be larger than
+    memory.
     """
     order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
     chosen = [items[i].path for i in order[:PROBED]]

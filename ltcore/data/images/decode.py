@@ -103,7 +103,7 @@ def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
 
 
 def _foreign_format(data: bytes) -> str:
-    """Returns the name of a format that PIL knows and that is not opened here, or ''.
+    """Returns the name of a format that PIL knows but that is not opened here, or ''.
 
     Only the first bytes are read.
     """

@@ -75,7 +75,7 @@ def open_entry(
     cache_bytes: int,
     max_bad_samples: int,
 ) -> tuple[BinaryIO, dict[int, str]]:
-    """Opens the entry at ``path``, filled first if need be.
+    """Opens the entry at ``path``, filled first where necessary.
 
     Returns its array, open and marked as in use, and its bad samples.
 

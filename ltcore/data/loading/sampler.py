@@ -49,11 +49,15 @@ def _generator(*words: int | str) -> np.random.Generator:
 
 
 def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
-    """Returns how often each of N samples comes in an epoch of N images, in proportion to weights >= 0.
+    """Returns how often each of N samples comes in an epoch of N images.
 
-    Systematic sampling: with v the weights scaled to mean 1 and one keyed number u in [0, 1), sample i comes floor(v_0
-    + ... + v_i + u) - floor(v_0 + ... + v_(i-1) + u) times. That is v_i in expectation, never further from it than one,
-    and N in sum, where rounding each sample with a number of its own would change the length of the epoch.
+    The numbers are in proportion to weights >= 0. They come from systematic sampling: with v the weights scaled to mean
+    1 and one keyed number u in [0, 1), sample i comes
+
+        floor(v_0 + ... + v_i + u) - floor(v_0 + ... + v_(i-1) + u)
+
+    times. That is v_i in expectation, never further from it than one, and N in sum, where rounding each sample with a
+    number of its own would change the length of the epoch.
     """
     reached_N = np.cumsum(weights_N, dtype=np.float64)
     reached_N *= len(weights_N) / reached_N[-1]

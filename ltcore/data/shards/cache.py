@@ -113,9 +113,9 @@ def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
 
 
 def _size_if_running(partial: Path) -> int:
-    """Returns the size of an unfinished file, or 0 where nobody writes it.
+    """Returns the size of a file that another process still writes, else 0.
 
-    It was finished meanwhile, or its process is gone, in which case it is removed.
+    Then the file was finished meanwhile, or its process is gone; what such a process left is removed.
     """
     try:
         with partial.open("rb") as stream:

@@ -77,10 +77,10 @@ def _how(status: str) -> str:
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
-    """Returns ``cfg`` of stage 2 with what it takes over from stage 1, or ``cfg`` itself for an ordinary run.
+    """Returns ``cfg`` of stage 2 with what it takes over from stage 1.
 
-    Doing it twice changes nothing. Raises ConfigError where a key contradicts stage 1, or where the method does not go
-    with what stage 1 was.
+    An ordinary run is returned as it is, and doing it twice changes nothing. Raises ConfigError where a key contradicts
+    stage 1, or where the method does not go with what stage 1 was.
     """
     if cfg.stage2 is None:
         return cfg
