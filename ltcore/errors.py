@@ -67,14 +67,14 @@ class StallError(LtcoreError):
 
 
 def positive(**values: float | None) -> None:
-    """Refuses a value that is no finite number above 0."""
+    """Refuses a value that is not a finite number above 0."""
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be {_finite(value)}> 0, got {value}")
 
 
 def at_least(least: float, **values: float | None) -> None:
-    """Refuses a value that is no finite number from ``least`` on."""
+    """Refuses a value that is not a finite number from ``least`` on."""
     for name, value in values.items():
         if value is not None and not least <= value < math.inf:
             raise ValueError(f"{name} must be {_finite(value)}>= {least:g}, got {value}")
@@ -100,7 +100,7 @@ def within(interval: str, what: str = "", /, **values: float | None) -> None:
 
 
 def one_of(allowed: Iterable[object], **values: object) -> None:
-    """Refuses a value that is none of the allowed ones."""
+    """Refuses a value that is not one of those allowed."""
     known = tuple(allowed)
     for name, value in values.items():
         if value is not None and value not in known:
@@ -108,7 +108,7 @@ def one_of(allowed: Iterable[object], **values: object) -> None:
 
 
 def different(what: str, **values: Sequence[object] | None) -> None:
-    """Refuses an empty list, and one with the same entry twice; ``what`` says what the entries are."""
+    """Refuses an empty list, and one with the same entry twice. ``what`` names the entries in the message."""
     for name, value in values.items():
         if value is not None and not 0 < len(value) == len(set(value)):
             raise ValueError(f"{name} must be one or more different {what}, got {list(value)}")
@@ -125,7 +125,10 @@ def plain_name(**values: str) -> None:
 
 
 def refuse_userinfo(**values: str | None) -> None:
-    """ValueError, which does not repeat the value, where a URI holds a user name or password: URIs are stored and shown."""
+    """Raises ValueError where a URI contains a user name or password, because URIs are stored and shown.
+
+    The message does not repeat the value.
+    """
     for name, value in values.items():
         if value is not None and USERINFO.search(value):
             raise ValueError(
@@ -135,7 +138,7 @@ def refuse_userinfo(**values: str | None) -> None:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """' Did you mean a, b?' with the closest allowed names, or '' where nothing is close."""
+    """Returns ' Did you mean a, b?' with the closest allowed names, or '' where nothing is close."""
     names = list(allowed)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if not close:  # a dotted key is often right but for its section; the outer ones come to mind first
@@ -145,7 +148,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def pick(table: Mapping[str, T], name: str, where: str) -> T:
-    """``table[name]``, or a ConfigError that names ``where``, the nearest names and all of them."""
+    """Returns ``table[name]``, or raises ConfigError with ``where``, the nearest names and all of them."""
     try:
         return table[name]
     except KeyError:

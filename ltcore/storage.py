@@ -31,23 +31,26 @@ def _scheme(uri: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI is a plain path or ``file://``."""
+    """Tells whether the URI is a plain path or ``file://``."""
     return _scheme(uri) in ("", "file")
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI; ``~`` is expanded."""
+    """Returns the path of a local URI; ``~`` is expanded."""
     return Path(uri.removeprefix("file://")).expanduser()
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri/part/part``."""
+    """Returns ``uri/part/part``."""
     return "/".join([uri.rstrip("/") or "/", *parts])
 
 
 @functools.lru_cache(maxsize=16)
 def _remote_fs(root: str, endpoint: str | None) -> pafs.FileSystem:
-    """The file system of ``scheme://bucket``. A given endpoint skips the region look-up, which only AWS answers."""
+    """Returns the file system of ``scheme://bucket``.
+
+    A given endpoint skips the region look-up, which only AWS answers.
+    """
     if root.startswith("s3://") and endpoint:
         address = urlsplit(endpoint)
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -56,9 +59,10 @@ def _remote_fs(root: str, endpoint: str | None) -> pafs.FileSystem:
 
 
 def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of a URI and the path inside it.
+    """Returns the pyarrow file system of a URI and the path inside it.
 
-    Plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL) and ``gs://``; anything else is a ConfigError.
+    Takes plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL) and ``gs://``. Raises ConfigError for anything
+    else.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
@@ -78,7 +82,7 @@ def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or folder of that name."""
+    """Tells whether there is a file or folder of that name."""
     filesystem, path = open_fs(uri)
     try:
         return bool(filesystem.get_file_info(_encoded(path)).type != pafs.FileType.NotFound)
@@ -87,15 +91,15 @@ def exists(uri: str) -> bool:
 
 
 def _encoded(path: str) -> str | bytes:
-    """The path as pyarrow takes it: a name on a disk may be no text, and pyarrow knows UTF-8 alone."""
+    """Returns the path as pyarrow takes it: a name on a disk may be no text, and pyarrow knows only UTF-8."""
     return path if path.isascii() else os.fsencode(path)
 
 
 def list_files(uri: str) -> list[str]:
-    """Names, relative to ``uri``, of all files below it; [] where there is nothing.
+    """Returns the names, relative to ``uri``, of all files below it; [] where there is nothing.
 
-    They are safe to join to a folder: an object store knows no folders, and a name there may climb (``run/../x``). DataError
-    where one does.
+    The names are safe to join to a folder. An object store has no folders, and a name there may climb (``run/../x``):
+    that raises DataError.
     """
     filesystem, root = open_fs(uri)
     root = root.rstrip("/")
@@ -113,12 +117,12 @@ def list_files(uri: str) -> list[str]:
 
 
 def is_inner(name: str) -> bool:
-    """Whether a name that somebody else chose is a plain path below the folder that it is joined to."""
+    """Tells whether a name from elsewhere is a plain path below the folder that it is joined to."""
     return not {"", ".", ".."} & set(name.split("/")) and not re.search(r"[\\\0]", name)
 
 
 def remove_folder(uri: str, first: str) -> None:
-    """Removes a folder in an object store with all that is in it; the file ``first`` goes before the others."""
+    """Removes a folder in an object store with all its files; the file ``first`` goes before the others."""
     filesystem, path = open_fs(uri)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -130,7 +134,7 @@ def remove_folder(uri: str, first: str) -> None:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file; DataError where it is missing or unreadable."""
+    """Reads the whole file. Raises DataError where it is missing or unreadable."""
     filesystem, path = open_fs(uri)
     try:
         if is_local(uri) and not is_plain(Path(path).stat()):
@@ -144,7 +148,10 @@ def read_bytes(uri: str) -> bytes:
 
 
 def is_plain(found: os.stat_result) -> bool:
-    """Whether reading ends: pipes and devices may give nothing, or something without end."""
+    """Tells whether reading the file comes to an end.
+
+    Pipes and devices may give nothing, or give data without end.
+    """
     return stat.S_ISREG(found.st_mode)
 
 
@@ -162,7 +169,10 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str | Path) -> dict[str, Any] | None:
-    """Reads the object in a JSON file; None where there is no such file. DamagedFileError names a file that is damaged."""
+    """Reads the object in a JSON file; None where there is no such file.
+
+    Raises DamagedFileError with the name of a file that is damaged.
+    """
     place = str(uri)
     return _object(place, read_bytes(place)) if exists(place) else None
 
@@ -175,7 +185,7 @@ def write_json(uri: str | Path, value: Any) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Reads the objects of a JSON-lines file; [] where there is none. A last line cut off by a kill is left out.
 
-    DamagedFileError names a file that is damaged anywhere else.
+    Raises DamagedFileError with the name of a file that is damaged anywhere else.
     """
     if not path.exists():
         return []
@@ -217,20 +227,20 @@ def sync_to_disk(path: Path) -> None:
 
 
 def cache_root() -> Path:
-    """The node's cache folder: ``LTCORE_CACHE``, or ``ltcore`` in the user's cache folder."""
+    """Returns the node's cache folder: ``LTCORE_CACHE``, or ``ltcore`` in the user's cache folder."""
     chosen = os.environ.get("LTCORE_CACHE")
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("ltcore"))
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Free room on the disk of a folder, or of the nearest one above it that exists."""
+    """Returns the free bytes on the disk of a folder, or of its nearest parent that exists."""
     place = Path(folder)
     return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock between processes (and threads) on the file ``path``, which is made if missing."""
+    """Holds an exclusive lock between processes (and threads) on the file ``path``, which is created if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

@@ -14,7 +14,10 @@ SUFFIXES = (".py", ".yaml", ".j2")
 
 @functools.cache
 def code_version() -> str:
-    """Version and 8 hex digits of the installed package's files: equal on nodes that run the same code."""
+    """Returns version and 8 hex digits of the installed package's files.
+
+    It is equal on nodes that run the same code.
+    """
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for file in sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES):

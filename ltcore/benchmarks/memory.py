@@ -65,7 +65,10 @@ def measured(uri: str, num_images: int) -> dict[str, int]:
 
 
 def read_stream(uri: str, num_images: int) -> dict[str, int]:
-    """Reads through Ray Data as a training worker does, with this process as the worker; returns peaks."""
+    """Reads through Ray Data as a training worker does, and returns peaks.
+
+    This process is the worker.
+    """
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.ray_data import RayLoader
 

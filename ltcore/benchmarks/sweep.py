@@ -130,7 +130,7 @@ def _ignore(*_: Any) -> None:
 
 
 def run_naive_trials(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], list[float]]:
-    """The same for the naive pattern."""
+    """Runs the same trials by the naive pattern, and returns the same as the function before."""
     jobs: dict[str, Job] = {}
     for name, params in values(trials):
         jobs[name] = Job(

@@ -13,7 +13,7 @@ from ltcore.text import duration
 
 
 def show_run(record: RunRecord, run_uri: str) -> None:
-    """The numbers of a finished run; the rest (per attribute, per class) is in ``run.json``."""
+    """Shows the numbers of a finished run; the rest (per attribute, per class) is in ``run.json``."""
     console = Terminal()
     names = ("top1", "macro_precision", "many", "medium", "few")
     table = Table("weights", "split", *names, title=f"{record.name}: test, %")
@@ -27,7 +27,7 @@ def show_run(record: RunRecord, run_uri: str) -> None:
 
 
 def show_result(sweep: SweepRecord, uri: str, *, age: bool) -> None:
-    """Ranked table, verdict, and where everything lies."""
+    """Shows the ranked table, the verdict, and where everything is stored."""
     from ltcore.reporting.report import ranked_table, summary_lines
 
     console = Terminal()

@@ -46,7 +46,7 @@ def print_keys(pattern: str | None) -> None:
 
 
 def check() -> int:
-    """ruff, mypy and pytest, all three also after a failure."""
+    """Runs ruff, mypy and pytest, all three also after a failure."""
     root = keys.PACKAGE.parent
     if not (root / "pyproject.toml").is_file() or not (root / "tests").is_dir():
         raise ConfigError(

@@ -15,7 +15,7 @@ from ltcore.runtime.placement import Placement
 
 
 def examination(storage: str | None, data: str | None, max_gpus: float | None) -> int:
-    """Examines this machine, or every node of the cluster that it belongs to; prints one table and one verdict.
+    """Examines this machine, or every node of its cluster; prints one table and one verdict.
 
     Returns the exit code: 0 where a run would start, 1 where it would be refused.
     """

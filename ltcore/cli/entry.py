@@ -41,12 +41,15 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Prints a remark for the person at the terminal, beside what the command puts out."""
+    """Prints a remark for the user at the terminal, apart from the output of the command."""
     print(message(text), file=sys.stderr, flush=True)
 
 
 def _refuse_passwords(argv: Sequence[str]) -> None:
-    """Refuses URIs with a password wherever they stand: parsers repeat what they do not take, and W&B keeps the command."""
+    """Refuses URIs with a password anywhere in the command.
+
+    Parsers repeat arguments that they do not accept, and W&B keeps the command.
+    """
     for before, word in zip(["", *argv], argv, strict=False):
         key, _, _ = word.partition("=")
         flag = before if before.startswith("--") else "an argument"
@@ -57,8 +60,11 @@ def _refuse_passwords(argv: Sequence[str]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends the process as the interpreter does, but for the destructors of C++ libraries: after an error their threads may
-    still run, and the process would now and then abort (exit code -6) with all its work done."""
+    """Ends the process as the interpreter does, but without the destructors of C++ libraries.
+
+    After an error their threads may still run, and the process would sometimes abort (exit code -6) with all its work
+    done.
+    """
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

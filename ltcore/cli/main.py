@@ -175,7 +175,7 @@ def _summary(command: Command) -> str:
 
 
 def console_script() -> None:
-    """Starts ``ltcore``, which is a file that others write and that knows this function alone."""
+    """Starts ``ltcore``; the generated script of that name knows only this function."""
     from ltcore.cli.entry import run_main
 
     run_main(main)

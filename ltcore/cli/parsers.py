@@ -254,7 +254,7 @@ def _place(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """Returns (recipe or None, overrides) out of words in any order."""
+    """Splits words in any order into (recipe or None, overrides)."""
     recipes = [word for word in words if "=" not in word]
     if len(recipes) > 1:
         parser.error(f"one recipe expected, got {' and '.join(recipes)} (overrides are written key=value)")
@@ -267,7 +267,7 @@ def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[
 
 
 def _fold(parser: argparse.ArgumentParser, overrides: dict[str, str], flags: dict[str, object]) -> None:
-    """Turns flags into overrides. LTCORE_DATA comes last: it replaces the recipe's data, nothing that was typed."""
+    """Turns flags into overrides. LTCORE_DATA comes last: it replaces the recipe's data, but nothing that was typed."""
     for key, value in flags.items():
         if value is not None and overrides.setdefault(key, str(value)) != str(value):
             parser.error(f"{key} is given twice: {overrides[key]} and {value}")

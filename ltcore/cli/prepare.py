@@ -23,7 +23,7 @@ DEFAULT_STORAGE = Path.home() / "ltcore-runs"
 def storage_root(storage: str | None) -> str:
     """Returns the given storage or the default one, absolute because workers change directory.
 
-    Raises ConfigError for a URI that holds a password.
+    Raises ConfigError for a URI with a password.
     """
     root = storage or str(DEFAULT_STORAGE)
     try:
@@ -44,7 +44,7 @@ def prepare_data(data: DataConfig, root: str, say: Callable[[str], None], *, fre
 
 
 def prepare_run(cfg: RunConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> tuple[str, Manifest]:
-    """Returns URI and manifest of a run's shards, after saying what a person should know of them.
+    """Returns URI and manifest of a run's shards, after remarks on what the user should know of them.
 
     Raises ConfigError as ``selection_remarks`` does.
     """

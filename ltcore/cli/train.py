@@ -33,8 +33,8 @@ from ltcore.training.stored import finished_ago
 def train(args: TrainArgs) -> RunRecord | None:
     """Trains a recipe, or continues it.
 
-    Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A run that is
-    finished is not repeated; raises CheckpointError where it is not the one that is asked for.
+    Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A finished run
+    is not repeated. Raises CheckpointError where the finished run is not the one asked for.
     """
     cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
     if note := left_out(args.recipe, args.overrides):
@@ -78,15 +78,20 @@ def _train_here(args: TrainArgs, cfg: RunConfig, job: Job) -> RunRecord:
 
 
 def _make_room(args: TrainArgs, run_uri: str) -> None:
-    """Waits for another process that works on the run; after it, and with all that could be wrong known to be right,
-    ``--fresh`` removes what is there."""
+    """Waits for another process that works on the run, then lets ``--fresh`` remove what is there.
+
+    By then everything that could be wrong has been checked.
+    """
     with exclusive(run_uri, say):
         if args.fresh and (done := delete_run(run_uri)):
             say(done)
 
 
 def settle_tracking(cfg: RunConfig) -> None:
-    """Decides where runs are logged, once for all that this process starts and before it starts any."""
+    """Decides where runs are logged, before this process starts any of them.
+
+    The decision holds for all of them.
+    """
     if cfg.tracking.wandb:
         from ltcore.tracking.wandb_account import settle_mode
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def tune(args: TuneArgs) -> SweepRecord | None:
     """Runs, continues or shows a sweep. Returns its record; None after ``--dry-run``.
 
-    Raises ConfigError where another sweep lies under its name: another configuration, or other data.
+    Raises ConfigError where a sweep of its name has another configuration, or other data.
     """
     from ltcore.cli.console import show_result
 

@@ -36,7 +36,7 @@ class Pair:
 
 
 def columns() -> dict[str, Keys]:
-    """Name -> keys of everything that a row may be combined with."""
+    """Returns name -> keys of everything that a row may be combined with."""
     terms: dict[str, Keys] = {name: {f"objective.terms.{name}": "on"} for name in TERMS}
     return {
         **terms,
@@ -51,7 +51,7 @@ def columns() -> dict[str, Keys]:
 
 
 def pairs() -> list[Pair]:
-    """Every base, then every term, with every column but itself; with default options."""
+    """Returns every base, then every term, paired with every column but itself, with default options."""
     plain = RunConfig(name="plain")
     return [
         Pair(row, column, _reason(plain, {**_row(row, column), **others}))
@@ -62,7 +62,7 @@ def pairs() -> list[Pair]:
 
 
 def markdown() -> str:
-    """A table of 'yes' and the numbers of reasons, and the reasons."""
+    """Returns a table of 'yes' and the numbers of reasons, followed by the reasons."""
     found = {(pair.row, pair.column): _general(pair) for pair in pairs()}
     numbers = {reason: number for number, reason in enumerate(dict.fromkeys(filter(None, found.values())), 1)}
     header = ["", *columns()]
@@ -83,7 +83,7 @@ def _row(name: str, column: str) -> Keys:
 
 
 def _base(name: str) -> dict[str, Any]:
-    """The base with the head that it asks for."""
+    """Returns the keys of the base with the head that it needs."""
     row = BASES[name]
     keys: dict[str, Any] = {"objective.base": name}
     if row.build.expert_head:
@@ -101,6 +101,6 @@ def _reason(plain: RunConfig, keys: Keys) -> str:
 
 
 def _general(pair: Pair) -> str:
-    """The reason in words that hold for every row it is given for."""
+    """Returns the reason in words that hold for every row with this reason."""
     of_base = pair.reason.replace(f"objective.base={pair.row}", "this base")
     return of_base.replace(f"objective.terms.{pair.row}", "this term")

@@ -37,7 +37,10 @@ class JsonRecord:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Self:
-        """Reads the fields back. DamagedFileError names ``where`` and the first field that is missing or wrong."""
+        """Reads the fields back.
+
+        Raises DamagedFileError with ``where`` and the first field that is missing or wrong.
+        """
         try:
             record: Self = _decoder(cls)(value)  # type: ignore[arg-type]  # a class is hashable
         except _WrongError as wrong:
@@ -52,7 +55,10 @@ class StoredRecord(JsonRecord):
 
     @classmethod
     def read(cls, folder: str | Path) -> Self | None:
-        """Reads the record of a folder; None where there is none. DamagedFileError names a file that is damaged."""
+        """Reads the record of a folder; None where there is none.
+
+        Raises DamagedFileError with the name of a file that is damaged.
+        """
         file = join(str(folder), cls.FILE)
         value = read_json(file)
         return None if value is None else cls.from_json(value, file)
@@ -77,7 +83,7 @@ class RecordFile(Generic[R]):
         self.write()
 
     def write(self) -> None:
-        """Writes the whole file. DataError where the place cannot be written."""
+        """Writes the whole file. Raises DataError where the place cannot be written."""
         if self._folder is not None:
             self.value.write(self._folder)
 
@@ -116,7 +122,7 @@ def _expected(kind: str, value: Any) -> _WrongError:
 
 @functools.cache
 def _decoder(kind: Any) -> Decoder:
-    """Returns the function that turns a JSON value into a ``kind``, one of those that records are made of."""
+    """Returns the function that turns a JSON value into a ``kind``, which is one of the types of records."""
     if dataclasses.is_dataclass(kind):
         return _decode_object(kind)
     makers: dict[Any, Callable[..., Decoder]] = {

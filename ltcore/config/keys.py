@@ -95,21 +95,21 @@ class Method:
 
 @functools.cache
 def run_keys() -> Section:
-    """The tree of all keys of a run."""
+    """Returns the tree of all keys of a run."""
     module = _Module.read("ltcore.config.schema")
     return module.section(module.names["RunConfig"])
 
 
 @functools.cache
 def sweep_keys() -> Section:
-    """The keys of a sweep file."""
+    """Returns the keys of a sweep file."""
     module = _Module.read("ltcore.config.sweep")
     return module.section(module.names["SweepConfig"])
 
 
 @functools.cache
 def methods() -> tuple[Method, ...]:
-    """All rows of the registries: base losses, terms, methods of stage 2, networks, sources of data."""
+    """Returns all rows of the registries: base losses, terms, methods of stage 2, networks, sources of data."""
     own = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("stage2", REGISTRY, "STAGE2"))
     others = (("model", "ltcore.models.registry", "MODELS"), ("data", "ltcore.data.datasets.registry", "DATASETS"))
     return tuple(
@@ -120,7 +120,7 @@ def methods() -> tuple[Method, ...]:
 
 
 def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-    """(dotted key, leaf) in the order of the source."""
+    """Yields (dotted key, leaf) in the order of the source."""
     for name, field in section.fields.items():
         if isinstance(field, Section):
             yield from leaves(field, f"{prefix}{name}.")
@@ -129,7 +129,10 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
 
 
 def find(pattern: str | None) -> list[tuple[str, Leaf]]:
-    """Leaves of runs and sweeps whose key contains ``pattern``, or matches it where it has a ``*``; all without one."""
+    """Returns the leaves of runs and sweeps whose key contains ``pattern``.
+
+    A pattern with a ``*`` has to match the whole key. Without a pattern all leaves are returned.
+    """
     table = [*leaves(run_keys()), *leaves(sweep_keys(), "sweep.")]
     if not pattern:
         return table
@@ -138,8 +141,11 @@ def find(pattern: str | None) -> list[tuple[str, Leaf]]:
 
 
 def effective(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys of a run without the options of losses and methods of stage 2 that are not chosen: these have no effect,
-    and their defaults may be others in another version."""
+    """Returns the dotted keys of a run that have an effect.
+
+    The options of losses and methods of stage 2 that are not chosen are left out: they have no effect, and another
+    version may have other defaults for them.
+    """
     chosen = {
         f"objective.base_options.{keys.get('objective.base')}.",
         f"stage2.options.{keys.get('stage2.method')}.",
@@ -148,7 +154,7 @@ def effective(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comes_from_stage1(key: str) -> bool:
-    """Whether a run of stage 2 has this key from the run that it starts from."""
+    """Tells whether a run of stage 2 takes this key from its run of stage 1."""
     return not any(key == own or (own.endswith(".") and key.startswith(own)) for own in STAGE2_OWN)
 
 
@@ -186,7 +192,7 @@ class _Module:
         return _Module(name)
 
     def resolve(self, expr: ast.AST) -> tuple[_Module, ast.AST] | None:
-        """Where a name or ``Class.Inner`` is defined inside this package, and its definition."""
+        """Returns the place inside this package where a name or ``Class.Inner`` is defined, and its definition."""
         if isinstance(expr, ast.Name):
             if expr.id in self.names:
                 return self, self.names[expr.id]
@@ -205,7 +211,7 @@ class _Module:
         return None
 
     def rows(self, table: str) -> dict[str, tuple[ast.expr, str, str]]:
-        """Name -> (what it builds, says, paper) of a registry table."""
+        """Returns name -> (what it builds, says, paper) of a registry table."""
         rows = self.names[table]
         assert isinstance(rows, ast.Dict)
         result = {}
@@ -216,7 +222,7 @@ class _Module:
         return result
 
     def section(self, node: ast.AST, doc: str = "", optional: bool = False) -> Section:
-        """The fields of a configuration dataclass, inherited ones first."""
+        """Returns the fields of a configuration dataclass, inherited ones first."""
         if isinstance(node, ast.Name):
             return self._generated(node.id, doc)
         assert isinstance(node, ast.ClassDef)
@@ -249,7 +255,7 @@ class _Module:
         return Leaf(ast.unparse(kind), REQUIRED if node.value is None else self.constant(node.value), doc)
 
     def constant(self, expr: ast.AST) -> Any:
-        """The value of a default."""
+        """Returns the value of a default."""
         if isinstance(expr, ast.Tuple | ast.List):
             return tuple(self.constant(item) for item in expr.elts)
         if isinstance(expr, ast.BinOp) and type(expr.op) in _OPERATORS:
@@ -268,7 +274,7 @@ class _Module:
 
 
 def _doc(node: ast.stmt | None) -> str:
-    """The text under a field, on one line."""
+    """Returns the text under a field, on one line."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         return " ".join(node.value.value.split())
     return ""

@@ -41,43 +41,52 @@ __all__ = [
 
 
 def load_run(recipe: str, overrides: Mapping[str, Any] = {}) -> RunConfig:
-    """A recipe (packaged name, path or URI of YAML) with dotted overrides, validated."""
+    """Loads a recipe with dotted overrides, and validates it.
+
+    ``recipe`` is a packaged name, or the path or URI of a YAML file.
+    """
     return from_dict(read_run(recipe, overrides)[0])
 
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:
-    """A run out of a tree of plain values (what ``dump`` gives), validated."""
+    """Makes a validated run from a tree of plain values, as ``dump`` returns it."""
     return validate(RunConfig, run_keys(), tree)
 
 
 def from_flat(keys: Mapping[str, Any]) -> RunConfig:
-    """A run out of all its dotted keys (what ``flat`` gives, also in another version), validated."""
+    """Makes a validated run from all its dotted keys.
+
+    The keys are as ``flat`` returns them, also in another version.
+    """
     return from_dict(trees.override({}, effective(keys)))
 
 
 def override(run: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """``run`` with dotted keys set, validated again."""
+    """Sets dotted keys of ``run`` and validates it again."""
     return from_dict(trees.override(dump(run), overrides))
 
 
 def dump(run: RunConfig | SweepConfig) -> dict[str, Any]:
-    """The configuration as plain JSON values."""
+    """Returns the configuration as plain JSON values."""
     tree: dict[str, Any] = sweep_tree(run) if isinstance(run, SweepConfig) else plain_run(run)
     return tree
 
 
 def flat(run: RunConfig) -> dict[str, Any]:
-    """Dotted key -> scalar, of all keys that have an effect; lists as ``a,b``, a term that is off as one null."""
+    """Returns dotted key -> scalar, of all keys that have an effect.
+
+    Lists are written as ``a,b``, and a term that is off as one null.
+    """
     return effective(trees.flatten(dump(run)))
 
 
 def to_yaml(run: RunConfig | SweepConfig) -> str:
-    """YAML text that reads back as the same configuration."""
+    """Returns YAML text that reads back as the same configuration."""
     return yaml.safe_dump(dump(run), sort_keys=False, allow_unicode=True, width=120)
 
 
 def check_world(run: RunConfig, world: int) -> None:
-    """ConfigError where ``world`` workers cannot share the batches of a run."""
+    """Raises ConfigError where ``world`` workers cannot share the batches of a run."""
     train, group = run.train, run.model.ghost_batch or 1
     check_lanes(run.data.lanes, train.batch_size, world)
     share = train.batch_size // world
@@ -90,19 +99,22 @@ def check_world(run: RunConfig, world: int) -> None:
 
 
 def load_sweep(sweep: SweepConfig) -> RunConfig:
-    """Loads the run that every trial starts from, and tries both ends of every range of the sweep on it."""
+    """Loads the run that every trial starts from, and tries both ends of every range on it."""
     base = base_run(sweep)
     check_sweep(sweep, base)
     return base
 
 
 def base_run(sweep: SweepConfig) -> RunConfig:
-    """The run that every trial starts from: recipe plus the sweep's overrides."""
+    """Returns the run that every trial starts from: the recipe with the sweep's overrides."""
     return load_run(sweep.recipe, sweep.overrides)
 
 
 def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
-    """Refuses a space whose values the recipe does not take, and a grace period in which a term has not yet begun."""
+    """Refuses a space with values that the recipe does not take.
+
+    It also refuses a grace period in which some term has not yet begun.
+    """
     if base.stage2 is not None or any(key.startswith("stage2.") for key in sweep.space):
         raise ConfigError(
             "stage2: a sweep trains stage 1. Take stage2 out of it, and run stage 2 by train.py on the run of your choice."
@@ -118,7 +130,10 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
 
 
 def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
-    """Population-based training changes keys between two parts of one run: they may not change what a checkpoint holds."""
+    """Refuses swept keys that may not change during a run, for population-based training.
+
+    It changes keys between two parts of one run, so they may not change what a checkpoint contains.
+    """
     types = {key: leaf.type for key, leaf in leaves(run_keys())}
     for key in sweep.mutable:
         runs = [override(base, {key: value}) for value in sweep.space[key].probes()]
@@ -132,14 +147,17 @@ def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
 
 
 def grace_fraction(sweep: SweepConfig, base: RunConfig) -> float:
-    """``sweep.grace_fraction``, found where it is null."""
+    """Returns ``sweep.grace_fraction``, or computes it where it is null."""
     if sweep.grace_fraction is not None:
         return sweep.grace_fraction
     return max(GRACE_FRACTION, latest_start(sweep, base)[0])
 
 
 def latest_start(sweep: SweepConfig, base: RunConfig) -> tuple[float, str]:
-    """Start and name of the term that begins last in any trial. Raises ConfigError for values that the recipe does not take."""
+    """Returns start and name of the term that begins last in any trial.
+
+    Raises ConfigError for values that the recipe does not take.
+    """
     latest = (0.0, "")
     for run in (base, *_probed(sweep, base)):
         latest = max([latest, *((cfg.start, name) for name, cfg in run.objective.active_terms().items())])

@@ -27,7 +27,10 @@ _NO_RESULT = ("name", "num_trials", "stall_s", "budget_s", "share_start", "train
 
 
 def name_run(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``overrides`` with the ``name`` of the run, which is made of the others where it is not given."""
+    """Returns ``overrides`` with the ``name`` of the run.
+
+    Where it is not given, it is made from the other overrides.
+    """
     if "name" in overrides:
         return dict(overrides)
     plain, wanted = flatten(run_tree(recipe)), flatten(run_tree(recipe, overrides))
@@ -36,7 +39,10 @@ def name_run(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def name_sweep(sweep: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``overrides`` with ``sweep.name``, which is made of the others where it is not given."""
+    """Returns ``overrides`` with ``sweep.name``.
+
+    Where it is not given, it is made from the other overrides.
+    """
     if "sweep.name" in overrides:
         return dict(overrides)
     plain, wanted = read_sweep(sweep), read_sweep(sweep, overrides)
@@ -53,7 +59,11 @@ def name_sweep(sweep: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_words(plain: Mapping[str, Any], wanted: Mapping[str, Any], typed: Mapping[str, Any]) -> Iterator[str]:
-    """A word for the data, one for each key or section that was typed and is not what it was, and one for the seed."""
+    """Yields the words of a run's name.
+
+    They are a word for the data, one for each key or section that was typed and differs from the recipe, and one for
+    the seed.
+    """
     if wanted["data.uri"] != plain["data.uri"]:
         yield _data_word(wanted["data.uri"])
     for key in sorted(typed):
@@ -67,7 +77,7 @@ def _run_words(plain: Mapping[str, Any], wanted: Mapping[str, Any], typed: Mappi
 
 
 def _data_word(uri: str) -> str:
-    """The last part of the place and a hash of the whole: many folders are called ``images``."""
+    """Returns the last part of the place and a hash of the whole, since many folders are called ``images``."""
     if not re.search(r"[/.\\~]", uri):
         return uri  # the name of a source
     local = "://" not in uri.removeprefix("file://")

@@ -16,7 +16,7 @@ Tree: TypeAlias = dict[str, Any]
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> Tree:
-    """``child`` over ``parent``: mappings are merged, everything else, null too, replaces."""
+    """Merges ``child`` over ``parent``: mappings are merged, everything else, null included, replaces."""
     result = dict(parent)
     for key, value in child.items():
         below = result.get(key)
@@ -26,7 +26,7 @@ def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> Tree:
 
 
 def override(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Tree:
-    """``tree`` with dotted keys set, in order. A key below a term that is null switches it on with its defaults."""
+    """Sets dotted keys of ``tree``, in order. A key below a term that is null switches it on with its defaults."""
     result = dict(tree)
     for key, value in overrides.items():
         found = lookup(key)
@@ -52,7 +52,10 @@ def _section_value(key: str, section: Section, value: Any) -> Any:
 
 
 def lookup(key: str) -> Leaf | Section:
-    """The leaf or section at a dotted key of a run, or a ConfigError with the nearest keys."""
+    """Returns the leaf or section at a dotted key of a run.
+
+    Raises ConfigError with the nearest keys where there is none.
+    """
     node: Leaf | Section = run_keys()
     for name in key.split("."):
         if not isinstance(node, Section) or name not in node.fields:
@@ -62,7 +65,10 @@ def lookup(key: str) -> Leaf | Section:
 
 
 def unknown(key: str, root: Section | None = None, prefix: str = "") -> ConfigError:
-    """The error for a key that does not exist: nearest key on the same level first, then anywhere."""
+    """Returns the error for a key that does not exist.
+
+    It suggests the nearest key on the same level first, then the nearest anywhere.
+    """
     root = root or run_keys()
     *above, name = key.split(".")
     section, known, rest = root, list[str](), [*above, name]
@@ -79,7 +85,10 @@ def unknown(key: str, root: Section | None = None, prefix: str = "") -> ConfigEr
 
 
 def checked(tree: Mapping[str, Any], section: Section, path: str = "") -> Tree:
-    """The tree with every name known, lists split, ``null`` read, and no bool where a number is expected."""
+    """Returns the tree with every name checked, lists split and ``null`` read.
+
+    Raises ConfigError for unknown names and for a bool where a number is expected.
+    """
     return dict(_checked(tree, section, section, path))
 
 
@@ -116,7 +125,7 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A value in the spelling of the command line: ``a,b``, ``null``, ``true``."""
+    """Returns a value as it is spelled on the command line: ``a,b``, ``null``, ``true``."""
     if value is None:
         return "null"
     if isinstance(value, list | tuple):
@@ -125,7 +134,7 @@ def as_text(value: Any) -> str:
 
 
 def expected(kind: str) -> str:
-    """An annotation in words."""
+    """Puts an annotation into words."""
     words = {
         "int": "a whole number",
         "float": "a finite number",
@@ -141,7 +150,7 @@ def expected(kind: str) -> str:
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> scalar; lists as ``a,b``."""
+    """Returns dotted key -> scalar; lists are written as ``a,b``."""
     return dict(_pairs(tree, ""))
 
 

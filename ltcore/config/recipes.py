@@ -30,12 +30,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def packaged(kind: str) -> dict[str, Path]:
-    """Name -> file of the recipes (``kind='recipe'``) or sweeps that come with the package."""
+    """Returns name -> file of the recipes (``kind='recipe'``) or sweeps that come with the package."""
     return {file.stem: file for file in sorted(FOLDERS[kind].glob("*.yaml"))}
 
 
 def header(file: Path) -> list[str]:
-    """The comment lines at the top of a recipe or sweep file."""
+    """Returns the comment lines at the top of a recipe or sweep file."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -45,7 +45,7 @@ def header(file: Path) -> list[str]:
 
 
 def read_file(kind: str, name: str) -> tuple[Tree, str]:
-    """One file without inheritance, and its stem."""
+    """Reads one file without inheritance, and returns its tree and its stem."""
     where, text = _locate(kind, name, near=None)
     return _parse(text, where), Path(where).stem
 
@@ -66,10 +66,10 @@ def _inherit(where: str, text: str, children: tuple[str, ...]) -> tuple[Tree, st
 
 
 def _on_other_data(parent: Tree, child: Mapping[str, Any]) -> tuple[Tree, str]:
-    """``parent`` for a child that goes on top of it, and a note about what it lost.
+    """Returns ``parent`` for a child that is merged over it, and a note about what was left out.
 
-    Where the child names data of its own, what the parent selects out of its source, so many of CIFAR-100's images, does not
-    carry over: it would throw away most of somebody's photos. Between published data sets it does.
+    Where the child names other data, the parent's selection from its source, such as a number of CIFAR-100's images,
+    does not carry over: it would discard most of a user's photos. Between published data sets it does carry over.
     """
     own, uri = _data(parent), _data(child).get("uri")
     if uri in (None, own.get("uri")) or not any(key in own for key in SELECTION) or not _by_path(uri):
@@ -88,13 +88,16 @@ def _by_path(uri: Any) -> bool:
 
 
 def _data(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The section; empty where it is absent or, which is an error that validation names, something else."""
+    """Returns the section ``data``; empty where there is no mapping.
+
+    If it is something else than a mapping, validation reports that.
+    """
     section = tree.get("data")
     return section if isinstance(section, Mapping) else {}
 
 
 def _locate(kind: str, name: str, near: str | None) -> tuple[str, str]:
-    """(where, text) of a packaged name, a path (also relative to the file ``near``) or a URI."""
+    """Returns (place, text) of a packaged name, a path (also relative to the file ``near``) or a URI."""
     if "://" in name:
         from ltcore.storage import read_bytes
 
@@ -130,10 +133,10 @@ def _parse(text: str, where: str) -> Tree:
 
 
 def read_run(recipe: str, overrides: Mapping[str, Any] = {}) -> tuple[Tree, str]:
-    """The tree of a recipe on top of its parents (``base:``), with dotted keys set, and what a person should know of that.
+    """Returns the tree of a recipe with dotted keys set, and a note.
 
-    ``name`` is the file's unless it is given. The note is '' unless a selection out of the recipe's own data was left away
-    for other data, see :func:`_on_other_data`.
+    The recipe is merged over its parents (``base:``). ``name`` is the file's unless it is given. The note is '' unless
+    a selection from the recipe's own data was left out for other data, see :func:`_on_other_data`.
     """
     tree, note = _inherit(*_locate("recipe", recipe, near=None), children=())
     tree, later = _on_other_data(tree, override({}, overrides))

@@ -21,7 +21,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 
 
 def now() -> datetime.datetime:
-    """Returns the time as it stands in records."""
+    """Returns the current time as it is written in records."""
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
@@ -150,7 +150,7 @@ class RunRecord(StoredRecord):
 
     @property
     def train_split(self) -> str:
-        """The split that it was trained on."""
+        """Returns the split that the run was trained on."""
         return _train_split(self.config)
 
 
@@ -286,11 +286,11 @@ class SweepRecord(StoredRecord):
 
     @property
     def train_split(self) -> str:
-        """The split that its runs are trained on."""
+        """Returns the split that the runs of the sweep are trained on."""
         return _train_split(self.identity)
 
     def trial(self, name: str | None) -> TrialRecord | None:
-        """Returns what is said of a trial; None where nothing is."""
+        """Returns the entry of a trial; None where there is none."""
         return next((trial for trial in self.trials or () if trial.id == name), None)
 
 

@@ -171,7 +171,7 @@ class RunConfig:
 
     @property
     def epochs(self) -> int:
-        """How many epochs this run itself trains."""
+        """Returns the number of epochs that this run itself trains."""
         return self.train.epochs if self.stage2 is None else self.stage2.rounds
 
     def _check_accumulation(self) -> None:

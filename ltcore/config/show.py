@@ -25,14 +25,14 @@ STAGE2_NOTE = (
 
 
 def show_run(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
-    """YAML of a recipe with overrides and all defaults; reads back as a recipe."""
+    """Returns the YAML of a recipe with overrides and all defaults; it reads back as a recipe."""
     tree = run_tree(recipe, overrides)
     notes = [f"# {note}" for note in (left_out(recipe, overrides),) if note]
     return "\n".join([f"{_yaml(tree)}{NOTE}", *notes, *([STAGE2_NOTE] if "stage2" in tree else [])])
 
 
 def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
-    """YAML of a sweep, then of the run that its trials start from."""
+    """Returns the YAML of a sweep, then that of the run from which its trials start."""
     config = read_sweep(sweep, overrides)
     return (
         f"{_yaml(sweep_tree(config))}--- # every trial starts from\n{_run_yaml(config.recipe, config.overrides)}{NOTE}"
@@ -40,12 +40,15 @@ def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
 
 
 def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:
-    """What ``dump(load_run(recipe, overrides))`` gives, without the owners' checks and without torch."""
+    """Returns the same as ``dump(load_run(recipe, overrides))``, without the owners' checks and without torch."""
     return plain_run(validate(shape("Run"), run_keys(), read_run(recipe, overrides)[0]))
 
 
 def left_out(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
-    """What the run does not take over from its recipe, because that is for other data; '' mostly."""
+    """Returns what the run does not take over from its recipe; usually ''.
+
+    It is left out because the run has other data than the recipe.
+    """
     return read_run(recipe, overrides)[1]
 
 

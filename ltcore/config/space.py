@@ -61,11 +61,17 @@ class SpaceSpec:
         return f"{self.kind}:{','.join(as_text(v) for v in self.values)}"
 
     def probes(self) -> tuple[Scalar, ...]:
-        """Values to try before a sweep starts: both ends and one between of a range, or the whole list."""
+        """Returns values to try before a sweep starts.
+
+        They are both ends of a range and one value between, or the whole list.
+        """
         return self.values if self.kind in LISTS else (*self.values, self.at(0.4))
 
     def at(self, u: float) -> Scalar:
-        """The value at ``u`` in [0, 1): uniform over the list, the whole numbers, the range or its logarithm."""
+        """Returns the value at ``u`` in [0, 1).
+
+        Values are uniform over the list, the whole numbers, the range or its logarithm.
+        """
         if self.kind in LISTS:
             return self.values[int(u * len(self.values))]
         low, high = (v for v in self.values if isinstance(v, int | float))
@@ -75,7 +81,7 @@ class SpaceSpec:
         return min(max(float(f"{value:.6g}"), low), high)  # six digits: what reports print is what was run
 
     def enumerate(self) -> tuple[Scalar, ...]:
-        """All values of a list or of a range of whole numbers."""
+        """Returns all values of a list or of a range of whole numbers."""
         if self.kind == "int":
             low, high = (v for v in self.values if isinstance(v, int))
             return tuple(range(low, high + 1))
@@ -88,7 +94,10 @@ _HINT = "Write {log: [a, b]}, {uniform: [a, b]}, {int: [a, b]}, {choice: [..]} o
 
 
 def parse_space(key: str, raw: Any) -> SpaceSpec:
-    """A spec out of YAML (``{log: [0.02, 1]}``) or text (``log:0.02,1``); ConfigError names ``key``."""
+    """Parses a spec from YAML (``{log: [0.02, 1]}``) or text (``log:0.02,1``).
+
+    Raises ConfigError, which names ``key``, for anything else.
+    """
     if isinstance(raw, SpaceSpec):
         return raw
     if isinstance(raw, str) and ":" in raw:
@@ -106,7 +115,7 @@ def parse_space(key: str, raw: Any) -> SpaceSpec:
 
 
 def parse_scalar(text: str) -> Scalar:
-    """null, true, false, a whole number, a number, or the text itself."""
+    """Returns null, true, false, a whole number, a number, or the text itself."""
     words: dict[str, Scalar] = {"null": None, "none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
@@ -123,7 +132,10 @@ def _is_number(value: Scalar) -> TypeGuard[int | float]:
 
 
 def sample_space(space: Mapping[str, SpaceSpec], trial: int, *, num_trials: int, seed: int) -> dict[str, Scalar]:
-    """Dotted key -> value of trial number ``trial`` (from 0). Trials beyond ``num_trials`` start another hypercube."""
+    """Returns dotted key -> value of trial number ``trial`` (from 0).
+
+    Trials beyond ``num_trials`` start another hypercube.
+    """
     from ltcore.hashing import hash64
 
     block, row = divmod(trial, num_trials)
@@ -137,14 +149,14 @@ def sample_space(space: Mapping[str, SpaceSpec], trial: int, *, num_trials: int,
 
 @functools.lru_cache(maxsize=256)
 def _strata(num_trials: int, seed: int, key: str, block: int) -> tuple[int, ...]:
-    """Which stratum of a key each trial of a hypercube gets."""
+    """Returns the stratum of a key for each trial of a hypercube."""
     from ltcore.hashing import hash64
 
     return tuple(sorted(range(num_trials), key=lambda s: hash64(seed, "stratum", key, block, s)))
 
 
 def grid_points(space: Mapping[str, SpaceSpec]) -> list[dict[str, Scalar]]:
-    """All combinations; the last key varies fastest."""
+    """Returns all combinations; the last key varies fastest."""
     return [
         dict(zip(space, point, strict=True)) for point in itertools.product(*(s.enumerate() for s in space.values()))
     ]

@@ -41,21 +41,24 @@ class Stage2Config:
 
     @property
     def row(self) -> Row:
-        """The chosen method."""
+        """Returns the registry row of the chosen method."""
         return STAGE2[self.method]
 
     @property
     def chosen(self) -> Any:
-        """Its options."""
+        """Returns the options of the chosen method."""
         return getattr(self.options, self.method)
 
     @property
     def rounds(self) -> int:
-        """Epochs, or candidates."""
+        """Returns the number of epochs, or of candidates."""
         return int(self.row.build.rounds(self.chosen))
 
     def refusal(self, objective: ObjectiveConfig, head: str) -> str:
-        """Why stage 2 makes no sense after this stage 1; '' where it does. ``head`` is the kind of its classifier."""
+        """Returns why stage 2 makes no sense after this stage 1; '' where it does.
+
+        ``head`` is the kind of stage 1's classifier.
+        """
         base = objective.base
         balances = BASES[base].build.balances(getattr(objective.base_options, base))
         if balances:

@@ -41,7 +41,7 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
 
 
 def sweep_tree(config: SweepConfig) -> Tree:
-    """The sweep as plain JSON values, its space as people write it."""
+    """Returns the sweep as plain JSON values, with its space as people write it."""
     return plain(config) | {"space": {key: str(spec) for key, spec in config.space.items()}}
 
 
@@ -159,5 +159,5 @@ class SweepConfig:
 
     @property
     def size(self) -> int:
-        """Number of trials: ``num_trials``, or the number of combinations with search=grid."""
+        """Returns the number of trials: ``num_trials``, or the number of combinations with search=grid."""
         return math.prod(len(s.enumerate()) for s in self.space.values()) if self.search == "grid" else self.num_trials

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def validate(kind: type[T], section: Section, tree: Mapping[str, Any], prefix: str = "") -> T:
-    """An instance of the dataclass ``kind`` out of a tree, or a ConfigError that names every wrong key."""
+    """Makes an instance of the dataclass ``kind`` from a tree. Raises ConfigError that names every wrong key."""
     try:
         instance: T = _adapter(kind).validate_python(checked(tree, section))  # type: ignore[arg-type]  # a class is hashable
         return instance
@@ -50,7 +50,10 @@ def _sentence(problem: Any, section: Section, prefix: str) -> str:
 
 @functools.cache
 def shape(name: str) -> type:
-    """Dataclasses with the fields, types and defaults of a run, made from its keys: without the owners' checks."""
+    """Returns dataclasses with the fields, types and defaults of a run.
+
+    They are made from its keys, without the owners' checks.
+    """
     from ltcore.config.keys import run_keys
 
     return _shape(name, run_keys())
@@ -77,7 +80,7 @@ _TYPES = {kind.__name__: kind for kind in (int, float, bool, str, tuple, dict, l
 
 
 def plain(value: Any) -> Any:
-    """A configuration as JSON values: dataclasses to dicts, tuples to lists."""
+    """Returns a configuration as JSON values: dataclasses become dicts, tuples lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -86,8 +89,10 @@ def plain(value: Any) -> Any:
 
 
 def plain_run(run: Any) -> dict[str, Any]:
-    """A run as JSON values; without ``stage2`` where there is none, so that an ordinary run is written, hashed and compared
-    as it was before there was a stage 2."""
+    """Returns a run as JSON values; without ``stage2`` where there is none.
+
+    So an ordinary run is written, hashed and compared as it was before stage 2 existed.
+    """
     tree: dict[str, Any] = plain(run)
     if tree["stage2"] is None:
         del tree["stage2"]

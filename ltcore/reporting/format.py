@@ -83,7 +83,7 @@ def range_text(spec: str) -> str:
 
 
 def moment(time: datetime.datetime) -> str:
-    """2026-01-02T03:04:05+00:00 -> '2026-01-02 03:04 UTC'."""
+    """Returns a time in UTC to the minute: 2026-01-02T03:04:05+00:00 becomes '2026-01-02 03:04 UTC'."""
     return time.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

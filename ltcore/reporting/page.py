@@ -39,7 +39,10 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
 
 
 def config_rows(run: StoredRun | None, other: StoredRun | None) -> list[dict[str, Any]]:
-    """The configuration of ``run``, key by key, and that of ``other``: 'off' where a whole section is off there."""
+    """Returns the configuration of ``run``, key by key, beside that of ``other``.
+
+    A value is 'off' where a whole section is off in that run.
+    """
     mine = run.record.config if run and run.record else {}
     theirs = mine if other is None else other.record.config if other.record else {}
     rows = []
@@ -66,7 +69,10 @@ IDENTITY = ("name", "seed")
 
 
 def machine(runs: Sequence[StoredRun], sweep: SweepRecord | None) -> list[tuple[str, str]]:
-    """(label, value): hardware, precision, threads, engine, versions; what differs between runs is listed."""
+    """Returns (label, value) of hardware, precision, threads, engine and versions.
+
+    Where the runs differ, all their values are listed.
+    """
     records = [run.record for run in runs if run.record is not None]
     hardware = [*([sweep.hardware] if sweep else []), *(record.hardware for record in records)]
     rows = {

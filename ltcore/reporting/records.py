@@ -31,11 +31,11 @@ class StoredRun:
         return [x for x, _ in points], [y for _, y in points]
 
     def tests(self) -> dict[str, Metrics]:
-        """split -> metric -> value; empty before the run was tested."""
+        """Returns the test metrics as split -> metric -> value; empty before the run was tested."""
         return {} if self.record is None else dict(self.record.test or {})
 
     def last(self, metric: str) -> float | None:
-        """The metric at the end of the run, as the search scores its trials."""
+        """Returns the metric at the end of the run, as the search scores its trials."""
         return None if self.record is None else self.record.last.get(metric)
 
 
@@ -73,18 +73,28 @@ R = TypeVar("R", bound=StoredRecord)
 
 
 def _read(kind: type[R], folder: Path) -> R | None:
-    """The record in a folder, None where there is none; pages take no half of a surrogate pair, which JSON may hold."""
+    """Returns the record in a folder, or None where there is none.
+
+    JSON may hold half of a surrogate pair, which pages cannot show; they are escaped.
+    """
     file = folder / kind.FILE
     value = storage.read_json(file)
     return None if value is None else kind.from_json(storable_json(value), str(file))
 
 
 def read_run(path: Path) -> StoredRun:
+    """Reads the run in directory ``path``, as far as it has come.
+
+    Raises DataError where its ``run.json`` is not the record of a run.
+    """
     return StoredRun(path, _read(RunRecord, path), storage.read_jsonl(path / "metrics.jsonl"))
 
 
 def read_sweep(path: Path) -> StoredSweep:
-    """The sweep in directory ``path``, its trials and retrains as far as they have come."""
+    """Reads the sweep in directory ``path``, with its trials and retrains as far as they have come.
+
+    Raises DataError where there is no ``sweep.json``.
+    """
     record = _read(SweepRecord, path)
     if record is None:
         raise DataError(f"{path} has no sweep.json: give the directory of a sweep.")
@@ -123,7 +133,7 @@ def _inside(sweep: Path, run_dir: str) -> Path:
 
 
 def _entry(sweep: SweepRecord, trial: str, run: RunRecord) -> TrialRecord:
-    """What ``sweep.json`` will say about a trial of a search that is not over."""
+    """Returns what ``sweep.json`` will say about a trial of a search that is not over."""
     return TrialRecord(
         id=trial,
         run_dir=f"trials/{trial}",
@@ -137,7 +147,10 @@ def _entry(sweep: SweepRecord, trial: str, run: RunRecord) -> TrialRecord:
 
 
 def primary(sweep: SweepRecord) -> tuple[str, str, PairedDifference] | None:
-    """(split, metric, difference) of the verdict: the selection metric's namesake on the first test split, else top-1."""
+    """Returns (split, metric, difference) of the verdict, or None where there is no comparison.
+
+    It is the first test split, with the test metric of the same name as the selection metric, else top-1.
+    """
     comparison = sweep.comparison or {}
     split = next(iter(ordered_splits(comparison)), None)
     if split is None:

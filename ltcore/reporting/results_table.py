@@ -81,7 +81,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
 
 
 def missing(run: StoredRun) -> str:
-    """What a folder lacks for a line in the table; '' for a finished run."""
+    """Returns what a folder lacks for a line in the table; '' for a finished run."""
     if run.record is None:
         return (
             "a sweep, whose report.html has its results"
@@ -94,7 +94,7 @@ def missing(run: StoredRun) -> str:
 
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """(recipe, overrides) of the packaged recipe closest to a stored configuration."""
+    """Returns (recipe, overrides) of the packaged recipe closest to a stored configuration."""
     own_data = find(str(config.get("data.uri", ""))).by_path  # a recipe's selection has no effect on it
     told = {
         k: v for k, v in config.items() if not (k.startswith(ELSEWHERE) or (own_data and k in _SELECTION and v is None))

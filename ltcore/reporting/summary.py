@@ -28,7 +28,7 @@ class Verdict:
 
 
 def searched(sweep: SweepRecord) -> list[TrialRecord]:
-    """The trials of the search: all but the baseline, which runs outside it."""
+    """Returns the trials of the search: all but the baseline, which runs outside it."""
     return [trial for trial in sweep.trials or () if trial.id != sweep.baseline]
 
 
@@ -58,7 +58,7 @@ def difference_kind(delta: PairedDifference) -> str:
 
 
 def _all_tests(sweep: SweepRecord, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
-    """Every test in which the two differ, with its points, and those in which they cannot be told apart."""
+    """Names every test in which the two differ, with its points, and those in which they cannot be told apart."""
     clauses = [
         f"{100 * abs(deltas[split].difference):.1f} points {kind} than the baseline in {_test_name(split, sweep)}"
         for split, kind in kinds.items()
@@ -81,7 +81,7 @@ def _test_text(split: str, sweep: SweepRecord) -> str:
 
 
 def count_text(sweep: SweepRecord) -> str:
-    """'8 trials: 5 finished, 3 stopped early'."""
+    """Returns the number of trials by status, such as '8 trials: 5 finished, 3 stopped early'."""
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running"}
     trials = searched(sweep)
     counts = {word: sum(trial.status == status for trial in trials) for status, word in words.items()}
@@ -90,7 +90,10 @@ def count_text(sweep: SweepRecord) -> str:
 
 
 def ranked(sweep: SweepRecord) -> list[tuple[int | None, TrialRecord]]:
-    """(rank, trial): those that reached the end by their last value, then stopped, running and failed ones without a rank."""
+    """Returns (rank, trial) of all trials, best first.
+
+    Trials that reached the end are ranked by their last value; stopped, running and failed ones follow without a rank.
+    """
     order = ("finished", "stopped", "running", "failed")
 
     def place(trial: TrialRecord) -> tuple[int, bool, float]:
@@ -103,7 +106,10 @@ def ranked(sweep: SweepRecord) -> list[tuple[int | None, TrialRecord]]:
 
 
 def ranked_table(sweep: SweepRecord) -> list[dict[str, Any]]:
-    """One flat row per trial for a terminal: rank, trial, the swept keys under short names, metric, epochs, status."""
+    """Returns one flat row per trial for a terminal.
+
+    Its columns: rank, trial, the swept keys under short names, metric, epochs, status.
+    """
     names = short_names(sweep.space)
     return [
         {
@@ -119,7 +125,7 @@ def ranked_table(sweep: SweepRecord) -> list[dict[str, Any]]:
 
 
 def summary_lines(sweep: SweepRecord) -> list[str]:
-    """Verdict, winner, tests and what to try next, one plain sentence per line."""
+    """Returns verdict, winner, tests and what to try next, one plain sentence per line."""
     found = verdict(sweep)
     lines = [found.text, *found.details]
     winner = sweep.trial(sweep.winner)
@@ -144,7 +150,7 @@ MAX_SEEDS = 100
 
 
 def next_steps(sweep: SweepRecord) -> list[str]:
-    """What the numbers suggest to try; empty where they suggest nothing."""
+    """Returns what the numbers suggest to try; empty where they suggest nothing."""
     steps = []
     winner = sweep.trial(sweep.winner)
     for key, value in (winner.params if winner else {}).items():

@@ -78,7 +78,7 @@ def _differences(cells: Mapping[str, PairedDifference]) -> list[Difference]:
 
 
 def responses(sweep: StoredSweep) -> list[dict[str, str]]:
-    """One figure per swept key, on a common vertical axis."""
+    """Draws one figure per swept key, on a common vertical axis."""
     record = sweep.record
     scored = [(trial, trial.last) for trial in searched(record) if trial.last is not None]
     baseline = sweep.baseline.last(record.metric) if sweep.baseline else None

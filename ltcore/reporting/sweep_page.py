@@ -23,7 +23,7 @@ MAX_TABLED_CLASSES = 1000
 
 
 def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
-    """The context of ``sweep.html.j2``."""
+    """Returns the context of ``sweep.html.j2``."""
     record = sweep.record
     winner = record.trial(record.winner)
     runs = [*(r.run for r in sweep.retrains), *sweep.runs()]
@@ -58,7 +58,7 @@ def _run_id(retrain: Retrain) -> str:
 
 
 def _tiles(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str, str, str]]:
-    """(label, number, remark) of the facts under the headline."""
+    """Returns (label, number, remark) of the facts under the headline."""
     record, found = sweep.record, primary(sweep.record)
     tiles = []
     if found is not None:
@@ -91,7 +91,7 @@ def _params(record: SweepRecord, winner: TrialRecord | None) -> list[dict[str, A
 
 
 def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
-    """One comparison table per test split; metrics that are not defined there keep their row, empty."""
+    """Returns one comparison table per test split; metrics that are not defined there keep their row, empty."""
     comparison = sweep.record.comparison or {}
     order = {metric: at for at, metric in enumerate(METRICS)}
     tables = []
@@ -124,7 +124,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _ranking(sweep: StoredSweep) -> dict[str, Any]:
-    """The trials by rank, the baseline after those that reached the end."""
+    """Returns the trials by rank, the baseline after those that reached the end."""
     record = sweep.record
     rows = [_ranked(rank, trial, sweep) for rank, trial in ranked(record)]
     if sweep.baseline is not None and sweep.baseline.record is not None:
@@ -162,7 +162,7 @@ def _ranked(rank: int | None, trial: TrialRecord, sweep: StoredSweep) -> dict[st
 
 
 def _selection(record: SweepRecord) -> list[str]:
-    """How the winner was chosen, in sentences that the files support."""
+    """Tells in sentences that the files support how the winner was chosen."""
     trials = searched(record)
     if not trials:
         return []
@@ -211,7 +211,7 @@ def _stages(stages: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def _commands(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str, str]]:
-    """(what for, command) of sensible next commands; only what exists on disk is named."""
+    """Returns (purpose, command) of sensible next commands; only what exists on disk is named."""
     folder, record = sweep.path, sweep.record
     again = shlex.quote(f"{record.name}-winner")
     commands = []

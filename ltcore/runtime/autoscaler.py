@@ -25,7 +25,10 @@ class Limits:
 
 
 def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
-    """Returns the autoscaler's maximum, or None without such a file or where node types do not say what they have."""
+    """Returns the autoscaler's maximum.
+
+    It is None without such a file, or where node types do not say what they have.
+    """
     path = file.expanduser()
     if not path.is_file():
         return None
@@ -41,9 +44,9 @@ def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
 
 
 def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
-    """Asks AWS by a dry run why this machine, the head, may not start a worker; '' where it may.
+    """Asks AWS by a dry run why this machine, the head, may not start a worker.
 
-    None where nothing is known: no such file, another cloud, or no client for AWS.
+    Returns '' where it may, and None where nothing is known: no such file, another cloud, or no client for AWS.
     """
     path = file.expanduser()
     if not path.is_file():
@@ -74,7 +77,10 @@ def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
 
 
 def _request(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what Ray asks EC2 for: the node's configuration as `ray up` has filled it in, in its first subnet, with tags."""
+    """Returns the request that Ray sends to EC2.
+
+    It is the node's configuration as `ray up` has filled it in, in its first subnet, with tags.
+    """
     asked = {key: value for key, value in wanted.items() if key != "SubnetIds"}
     if subnets := wanted.get("SubnetIds"):
         asked["SubnetId"] = subnets[0]

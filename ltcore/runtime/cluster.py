@@ -74,12 +74,12 @@ class Cluster:
 
     @property
     def most_cpus(self) -> float:
-        """CPUs of the cluster at its largest."""
+        """Returns the CPUs of the cluster at its largest."""
         return max(self.cpus, self.limits.cpus if self.limits else 0.0)
 
     @property
     def most_gpus(self) -> float:
-        """GPUs of the cluster at its largest."""
+        """Returns the GPUs of the cluster at its largest."""
         return max(self.gpus, self.limits.gpus if self.limits else 0.0)
 
     def describe(self) -> str:
@@ -104,8 +104,11 @@ def _set(variables: dict[str, str]) -> None:
 
 
 def connect(*, debug: bool = False) -> Cluster:
-    """Joins the running cluster (``RAY_ADDRESS``, or the one that `ray start` made this machine a node of), else starts
-    Ray here: never the private Ray of another program, which ends with that program."""
+    """Joins the running cluster, else starts Ray here.
+
+    The running cluster is that of ``RAY_ADDRESS``, or the one that `ray start` made this machine a node of. It never is
+    the private Ray of another program, which ends with that program.
+    """
     quiet()
     import ray
     from ray._private import ray_constants
@@ -172,20 +175,26 @@ def _start(real_cpus: int, common: dict[str, Any]) -> None:
 
 @functools.cache
 def _token() -> str:
-    """Returns one token for the life of this process: Ray ends a process whose open connections meet another one."""
+    """Returns one token for the life of this process.
+
+    Ray ends a process whose open connections meet another one.
+    """
     return secrets.token_hex(32)
 
 
 def _lock() -> None:
-    """Gives the local Ray a token of its own, which its processes inherit: whoever reaches its ports could otherwise run
-    commands in them. No file holds it, and none of an earlier session is used."""
+    """Gives the local Ray a token of its own, which its processes inherit.
+
+    Without one, whoever reaches its ports could run commands in them. No file contains it, and none of an earlier
+    session is used.
+    """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = _token()
     _read_authentication()
 
 
 def _read_authentication() -> None:
-    """Lets Ray read mode and token from the environment as it is now, and not as it was when Ray was imported."""
+    """Lets Ray read mode and token from the environment as it is now, not as when Ray was imported."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
     Config.initialize("")
@@ -193,7 +202,10 @@ def _read_authentication() -> None:
 
 
 def _cluster_address() -> str:
-    """Returns where the cluster answers; '' for none. Raises ConfigError where there should be one and none answers."""
+    """Returns the address where the cluster answers; '' for none.
+
+    Raises ConfigError where there should be one and none answers.
+    """
     given = os.environ.get("RAY_ADDRESS") or "auto"
     if given == "local":
         return ""
@@ -219,8 +231,11 @@ _HOST_PORT = re.compile(r"[^/\s@]+:\d{1,5}")
 
 
 def noted_address() -> str:
-    """Returns the address that `ray start` noted on this machine; '' for none, or for another user's: whoever joins a cluster
-    runs that user's commands, and a note in a folder for everyone is no invitation."""
+    """Returns the address that `ray start` noted on this machine, or ''.
+
+    It is '' also where the note is another user's: whoever joins a cluster runs that user's commands, and a note in a
+    folder for everyone is no invitation.
+    """
     note = current_cluster_file()
     try:
         folder, file = note.parent.lstat(), note.lstat()
@@ -239,9 +254,9 @@ def noted_address() -> str:
 
 
 def _answers(address: str, *, noted: bool) -> bool:
-    """Tells whether the head of a cluster is there. Raises ConfigError where it does not take this machine's token.
+    """Tells whether the head of a cluster answers. Raises ConfigError where it does not accept this machine's token.
 
-    One request to the part of Ray that drivers ask first: ray.init would go on asking anything else for minutes.
+    This is one request to the part of Ray that drivers ask first; ray.init would repeat any other request for minutes.
     """
     import grpc
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -280,7 +295,10 @@ def current_cluster_file() -> Path:
 
 
 def on_cluster_node() -> bool:
-    """Tells whether this process is meant to run on a cluster, and must not quietly start a Ray of its own."""
+    """Tells whether this process is meant to run on a cluster.
+
+    If so, it must not quietly start a Ray of its own.
+    """
     from ltcore.runtime.autoscaler import BOOTSTRAP
 
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or BOOTSTRAP.expanduser().exists()
@@ -305,7 +323,7 @@ def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
 
 
 def nodes_are_coming(cluster: Cluster) -> bool:
-    """Tells whether the autoscaler is starting nodes now; False where there is none to ask."""
+    """Tells whether the autoscaler is starting nodes now; False where there is no autoscaler."""
     if cluster.local:
         return False
     from ray.autoscaler.v2.sdk import get_cluster_status
@@ -318,8 +336,10 @@ def nodes_are_coming(cluster: Cluster) -> bool:
 
 
 def forwarded_environment() -> dict[str, str]:
-    """Returns variables that every worker gets through Ray's runtime environment. Ray logs them, so none is a secret, by its
-    name or by a password inside its value."""
+    """Returns the variables that every worker gets through Ray's runtime environment.
+
+    Ray logs them, so none is a secret, by its name or by a password inside its value.
+    """
     named = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED) and not SECRET.search(key)}
     passed = {key: value for key, value in named.items() if not USERINFO.search(value)}
     return passed | {key: os.environ[key] for key in (*QUIET, *REMOTE) if key in os.environ}
@@ -328,9 +348,8 @@ def forwarded_environment() -> dict[str, str]:
 def secret_environment() -> dict[str, str]:
     """Returns what workers need to log to W&B and is not forwarded: variables, or the key of ``wandb login``.
 
-    They take it by ``heartbeat.adopt_secrets``.
-
-    Not the credentials of object stores: every node needs those for itself, also for what Ray does there.
+    They take it by ``heartbeat.adopt_secrets``. The credentials of object stores are not included: every node needs its
+    own, also for what Ray does there.
     """
     from ltcore.tracking.wandb_account import find_key
 

@@ -34,7 +34,10 @@ class HeartbeatActor:
         self._runs[run] = {**known, **state, "beats": known.get("beats", 0) + 1}  # a change also where nothing else has
 
     def secrets(self, nonce: str) -> dict[str, str]:
-        """Returns the W&B key to who knows the nonce of the driver's jobs: any job can find this actor by its name."""
+        """Returns the W&B key to callers that know the nonce of the driver's jobs.
+
+        Any job can find this actor by its name.
+        """
         if not hmac.compare_digest(nonce, self._nonce):
             raise PermissionError("The nonce is not that of this driver's jobs, so the W&B key is not handed over.")
         return self._secrets
@@ -47,8 +50,8 @@ class HeartbeatActor:
 def start_heartbeat(name: str, nonce: str) -> Any:
     """Starts the actor of one driver, with the W&B key that its workers may need.
 
-    It stays on the driver's node: Ray would put an actor without demands on any, also on one that is taken away. ``nonce``
-    travels in the jobs alone, never in names or settings, which Ray shows to everyone.
+    It stays on the driver's node: Ray would put an actor without demands on any node, also on one that is taken away.
+    ``nonce`` travels only in the jobs, never in names or settings, which Ray shows to everyone.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = HeartbeatActor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here)  # type: ignore[attr-defined]
@@ -58,7 +61,7 @@ def start_heartbeat(name: str, nonce: str) -> Any:
 def adopt_secrets(heartbeat: str, nonce: str) -> None:
     """Takes the driver's W&B key into this process's environment.
 
-    It travels through memory alone: variables of a runtime environment would end up in Ray's logs on every node.
+    It travels only through memory: variables of a runtime environment would end up in Ray's logs on every node.
     """
     if not heartbeat:
         return
@@ -82,12 +85,12 @@ class HeartbeatSender:
             self._actor = None
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
-        """Says how far an epoch is, where nothing was said for a while."""
+        """Sends how far an epoch is, where nothing was sent for a while."""
         if time.monotonic() - self._sent > self._every_s:
             self._send({"epoch": epoch, "images_seen": images_seen, "total_images": total_images})
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Says what a finished epoch came to."""
+        """Sends the numbers of a finished epoch."""
         kept = ("epoch", "images_seen", "images_per_s", "val/top1", "data_wait_fraction", "time_s")
         total = round(metrics["images_seen"] / metrics["progress"])
         self._send({"total_images": total, **{key: metrics[key] for key in kept if key in metrics}})
@@ -122,11 +125,11 @@ class Watchdog(Poller):
 
     @property
     def stop_wanted(self) -> bool:
-        """Whether runs are to be ended: after silence, or because time is up."""
+        """Tells whether runs are to be ended: after silence, or because time is up."""
         return self.stalled.is_set() or self.out_of_time.is_set()
 
     def touch(self) -> None:
-        """Takes note of what is no sign of life of a run: a trial ended, a stage began."""
+        """Notes activity that is no sign of life of a run: a trial ended, a stage began."""
         self._moved = self._heard = time.monotonic()
 
     def poll(self) -> bool:

@@ -32,7 +32,7 @@ class RayMetrics:
         self._log = _logger()
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Sets the gauges to what a finished epoch came to, and logs it."""
+        """Sets the gauges to the values of a finished epoch, and logs it."""
         for name, gauge in _gauges().items():
             if metrics.get(name) is not None:
                 gauge.set(float(metrics[name]), tags=self._tags)

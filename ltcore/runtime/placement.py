@@ -35,7 +35,7 @@ class Scaling:
 
     @property
     def most(self) -> int:
-        """Most workers that Ray may start."""
+        """Returns the most workers that Ray may start."""
         return max(self.workers, self.max_workers)
 
 
@@ -49,7 +49,7 @@ class Demand:
     """CPUs that must stay free for data tasks: Ray Data never runs where workers reserved everything."""
 
     def describe(self) -> str:
-        """Says it in words."""
+        """Describes the demand in words."""
         parts = [f"{self.cpus:g} CPUs"]
         if self.data_cpus:
             parts[0] += f" + {self.data_cpus} for data tasks"
@@ -73,7 +73,7 @@ class Placement:
     def decide(
         cls, args: PlaceArgs, cluster: Cluster, root: str, cfg: RunConfig | None = None, *, search: str = "random"
     ) -> Placement:
-        """Decides for runs of ``cfg`` whose results go to ``root``; for runs of any recipe where ``cfg`` is None.
+        """Decides for runs of ``cfg`` whose results go to ``root``; without ``cfg``, for runs of any recipe.
 
         Raises ConfigError where the answers of the command line do not go together, or not with this cluster, and
         CapacityError where not even one run fits.
@@ -93,13 +93,16 @@ class Placement:
         )
 
     def describe(self) -> str:
-        """Says what one run takes and how many fit at a time, counted with what."""
+        """Says what one run takes and how many fit at a time.
+
+        It also says on which resources that is based.
+        """
         counted = f", {self.capacity_source}" if self.capacity_source else ""
         return f"{self.demand.describe()}; {self.concurrent} at a time{counted}"
 
 
 def check_storage(root: str, cluster: Cluster) -> None:
-    """Refuses a path of one machine where other nodes write results too, or will."""
+    """Refuses a path on one machine where other nodes write results too, or will."""
     if (cluster.nodes > 1 or cluster.limits) and is_local(root):
         size = f"has {cluster.nodes} nodes" if cluster.nodes > 1 else "adds nodes as they are needed"
         raise ConfigError(
@@ -127,7 +130,7 @@ def choose_engine(args: PlaceArgs, cluster: Cluster, search: str = "random") -> 
 
 
 def choose_scaling(args: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
-    """Returns the workers asked for, with CPUs and GPUs as the cluster has them where nothing was said."""
+    """Returns the workers asked for, with the cluster's CPUs and GPUs where none were given."""
     low, high = args.workers or (1, 1)
     if engine == "trial" and high > 1:
         raise ConfigError(f"--workers {low}-{high} needs --engine train: a trial of --engine trial is one process.")
@@ -166,8 +169,8 @@ def demand(scaling: Scaling, engine: str, streams: bool) -> Demand:
 def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> int:
     """Counts how many such runs fit at a time, at least one. Raises CapacityError where not even one does.
 
-    Counted with the most that the cluster may become: what the autoscaler allows, else ``max_gpus`` for its GPUs, else the
-    nodes of now. ``max_gpus`` never lets runs hold more than it says.
+    It counts with the most that the cluster may become: what the autoscaler allows, else ``max_gpus`` for its GPUs,
+    else the present nodes. Runs never take more than ``max_gpus``.
     """
     cpus, gpus = offer(cluster, max_gpus)
     if need.cpus + need.data_cpus > cpus or need.gpus > gpus:
@@ -184,7 +187,10 @@ def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> in
 
 
 def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:
-    """Returns (CPUs, GPUs) to count with. Nodes to come that only ``max_gpus`` knows of bring as many CPUs as are asked for."""
+    """Returns (CPUs, GPUs) to count with.
+
+    Future nodes that are known only from ``max_gpus`` bring as many CPUs as are asked for.
+    """
     if max_gpus is None:
         return cluster.most_cpus, cluster.most_gpus
     if cluster.local or cluster.limits:
@@ -193,7 +199,7 @@ def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:
 
 
 def capacity_source(cluster: Cluster, max_gpus: float | None) -> str:
-    """Says what ``concurrency`` counted with; '' on one machine."""
+    """Says on which resources ``concurrency`` is based; '' on one machine."""
     if cluster.local:
         return ""
     if cluster.limits:

@@ -23,7 +23,7 @@ class Poller(threading.Thread, ABC):
         self._ended.set()
 
     def run(self) -> None:
-        """Runs in the thread."""
+        """Polls until the end; runs in the thread."""
         while not self._ended.wait(self._every_s):
             if not self.poll():
                 return

@@ -34,7 +34,7 @@ class ProgressDisplay:
 
     @contextmanager
     def stage(self, name: str, expected: int = 0) -> Iterator[None]:
-        """Times a stage and shows it; ``expected`` is the number of runs that will be heard of in it."""
+        """Times a stage and shows it; ``expected`` is the number of runs that will report in it."""
         self._stage, self._stage_began, self._expected = name, time.monotonic(), expected
         self._before |= set(self._runs)
         self._runs, self._ended = {}, set()
@@ -58,20 +58,26 @@ class ProgressDisplay:
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def update(self, snapshot: dict[str, dict[str, Any]]) -> None:
-        """Takes the latest state of all runs; prints a line now and then where there is no terminal."""
+        """Takes the latest state of all runs.
+
+        Prints a line now and then where there is no terminal.
+        """
         self._runs = {run: state for run, state in snapshot.items() if run not in self._before}
         if self._live is None and time.monotonic() - self._last_line > 10 and self._expected:
             self._last_line = time.monotonic()
             self.say(self._headline())
 
     def ended(self, run: str, *parts: str | tuple[str, str]) -> None:
-        """Says how a run ended, if there is more to say, which is not shown as running from now on."""
+        """Notes that a run ended; it is no longer shown as running.
+
+        ``parts`` tell how it ended, if there is more to say.
+        """
         self._ended.add(run)
         if parts:
             self.say(*parts)
 
     def rest(self, run: str) -> None:
-        """Takes a run as standing still until it is heard of again."""
+        """Takes a run as idle until it reports again."""
         self._resting[run] = self._runs.get(run, {})
 
     def _moves(self, run: str, state: dict[str, Any]) -> bool:
@@ -89,7 +95,10 @@ class ProgressDisplay:
         )
 
     def _time_left(self) -> float | None:
-        """Scales the elapsed time by the images still to come; an upper bound, since trials may be stopped early."""
+        """Estimates the time left from the elapsed time and the images still to come.
+
+        It is an upper bound, since trials may be stopped early.
+        """
         totals = [state["total_images"] for state in self._runs.values() if state.get("total_images")]
         if not totals:
             return None

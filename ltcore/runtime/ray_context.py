@@ -26,7 +26,7 @@ class ReportingContext:
         self._metrics.epoch(metrics)
 
     def saved(self) -> None:
-        """Nobody above takes checkpoints inside an epoch."""
+        """Does nothing: nobody above takes checkpoints inside an epoch."""
 
     def stop_requested(self) -> bool:
         return False

@@ -43,7 +43,10 @@ class RayLoader(ThreadedLoader):
         """Of the running execution."""
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the rank's batches of one epoch; continues the running execution where it stands there."""
+        """Yields the rank's batches of one epoch.
+
+        Continues the running execution where that is at the same place.
+        """
         for step in range(start_step, self.num_batches):
             if self._rows is None or self._at != (epoch, step) or self._copies is not self.copies_N:
                 self._rows = self._execute(epoch, step)
@@ -103,7 +106,7 @@ class RayLoader(ThreadedLoader):
         return int(free // self.world)
 
     def _task(self) -> dict[str, Any]:
-        """Returns what a data task needs to know; small but for ``copies_N``."""
+        """Returns what a data task needs to know; it is small except for ``copies_N``."""
         return {
             "uri": self.uri,
             "split": self.cfg.train_split,
@@ -128,7 +131,7 @@ class RayLoader(ThreadedLoader):
 
 
 def make_ray_loader(cfg: RunConfig, uri: str, ctx: RunContext) -> Loader:
-    """Opens the loader of one rank where Ray is at hand: through Ray Data for ``data.loader=ray``."""
+    """Opens the loader of one rank where Ray is available: through Ray Data for ``data.loader=ray``."""
     if cfg.data.loader != "ray":
         return make_local_loader(cfg, uri, ctx)
     return RayLoader(cfg.data, uri, epochs=cfg.train.epochs, **loader_options(cfg, ctx))

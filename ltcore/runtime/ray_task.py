@@ -31,12 +31,18 @@ class TaskContext(ReportingContext):
 
 @ray.remote
 def preload() -> None:
-    """Does nothing; unpickling it imported this module, so the process, which Ray keeps, starts its first run at once."""
+    """Does nothing, but unpickling it imports this module.
+
+    So the process, which Ray keeps, starts its first run at once.
+    """
 
 
 @ray.remote(max_retries=2)
 def run_job(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | None:
-    """One job as a Ray task: in this process, or as the driver of a Ray Train run. None where it was told to stop."""
+    """Runs one job as a Ray task: in this process, or as the driver of a Ray Train run.
+
+    Returns None where it was told to stop.
+    """
     quiet()
     job = Job.from_json(fields, "the job")
     adopt_secrets(job.heartbeat, job.nonce)
@@ -73,7 +79,10 @@ def result_of(ref: Any) -> Any:
 
 
 def stall_error(seconds: float, need: Demand, cluster: Cluster) -> StallError:
-    """Returns the error of a driver that heard nothing for ``seconds``, with what a run needs and what is free."""
+    """Returns the error of a driver that heard nothing for ``seconds``.
+
+    It says what a run needs and what is free.
+    """
     free = ray.available_resources()
     return StallError(
         f"Nothing happened for {seconds:g} s. One run needs {need.describe()}; of {cluster.cpus:g} CPUs and "

@@ -75,12 +75,15 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
 
 
 def has_validation(metrics: Mapping[str, Any]) -> bool:
-    """Whether an epoch was validated: only then does it tell a scheduler anything, and schedulers refuse what does not."""
+    """Tells whether an epoch was validated.
+
+    Only then does it tell a scheduler anything, and schedulers refuse reports that lack their metric.
+    """
     return any(key.startswith("val/") for key in metrics)
 
 
 def _cause(error: Any) -> Exception:
-    """The first worker's own exception where it is one of ours; it says more than the frame around it."""
+    """Returns the first worker's own exception where it is one of ours; it says more than the frame around it."""
     for failure in getattr(error, "worker_failures", {}).values():
         inner = getattr(failure, "cause", failure)
         if isinstance(inner, LtcoreError):
@@ -89,7 +92,7 @@ def _cause(error: Any) -> Exception:
 
 
 def train_worker(job: Job) -> None:
-    """What every Ray Train worker runs."""
+    """Runs the job in a Ray Train worker; every worker runs this."""
     from ltcore.runtime.ray_data import make_ray_loader
 
     quiet()

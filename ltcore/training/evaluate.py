@@ -41,7 +41,10 @@ class Evaluator:
     """Called at every batch: a large split takes minutes."""
 
     def outputs(self, split: str) -> Iterator[tuple[Batch, ModelOutput]]:
-        """Yields each batch of the rank's share of a split, beside what the network, in evaluation mode, makes of it."""
+        """Yields each batch of the rank's share of a split, and the network's output for it.
+
+        The network is in evaluation mode.
+        """
         was_training = self.net.training
         self.net.eval()
         for raw in self.loader.eval_batches(split, self.batch_size):
@@ -56,9 +59,9 @@ class Evaluator:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext()
 
     def counts(self, split: str) -> Confusion:
-        """Counts the predictions of a whole split as [A, C, C], equal on every rank. DataError if a row is lost or doubled.
+        """Counts the predictions of a whole split as [A, C, C], equal on every rank.
 
-        The prediction is the largest logit (the mean over experts).
+        The prediction is the largest logit (the mean over experts). Raises DataError if a row is lost or doubled.
         """
         manifest = self.loader.store.manifest
         counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
@@ -80,7 +83,7 @@ class Evaluator:
         return flat
 
     def test(self) -> dict[str, Confusion]:
-        """Counts every test split, with the weights of the moment."""
+        """Counts every test split, with the current weights."""
         return {split: self.counts(split) for split in self.loader.store.manifest.splits if split.startswith("test")}
 
     def test_fields(self, last: Mapping[str, Confusion], best: Mapping[str, Confusion]) -> dict[str, Any]:
@@ -93,7 +96,10 @@ class Evaluator:
 
 
 def check_train_split(loader: Loader, split: str) -> None:
-    """Every class needs a training sample: a class without one has no centroid, no prior and no chance. Raises DataError."""
+    """Raises DataError where a class has no training sample.
+
+    A class without one has no centroid and no prior, and cannot be learned.
+    """
     manifest = loader.store.manifest
     labels = loader.store.labels(split)
     counts = np.bincount(labels, minlength=len(manifest.classes))

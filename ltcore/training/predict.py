@@ -61,7 +61,10 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """float32 [B, C] probabilities for uint8 RGB images [B, 3, S, S]. Raises DataError for other shapes."""
+        """Returns float32 [B, C] probabilities for uint8 RGB images [B, 3, S, S].
+
+        Raises DataError for other shapes.
+        """
         if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != (3, self.image_size, self.image_size):
             raise DataError(
                 f"Expected uint8 images of shape [B, 3, {self.image_size}, {self.image_size}], got {images_BCHW.dtype} "
@@ -72,13 +75,19 @@ class Predictor:
         return self.adjusted(self._finite(logits_BC)).softmax(1).to(images_BCHW.device)
 
     def adjusted(self, logits_BC: Tensor) -> Tensor:
-        """[B, C] logits to predict with: less ``posthoc_tau`` times the log prior where the classifier is adjusted."""
+        """Returns the [B, C] logits to predict with.
+
+        They are lowered by ``posthoc_tau`` times the log prior where the classifier is adjusted.
+        """
         if self.log_prior_C is None:
             return logits_BC
         return posthoc_logits(logits_BC, self.log_prior_C.to(logits_BC.device), self.posthoc_tau)
 
     def _finite(self, logits_BC: Tensor) -> Tensor:
-        """The logits; NumericError where there is none to predict by: finite weights may be too large to compute with."""
+        """Returns the logits. Raises NumericError where some are not finite.
+
+        Finite weights may be too large to compute with.
+        """
         if not bool(torch.isfinite(logits_BC).all()):
             raise NumericError(f"{self.place} predicts numbers that are not finite. Use another checkpoint.")
         return logits_BC
@@ -88,7 +97,7 @@ class Predictor:
         return (images_BCHW.float() / 255 - mean) / std
 
     def read(self, images: Iterable[ImageLike] | ImageLike) -> Tensor:
-        """uint8 [B, 3, S, S] out of images: paths of files, bytes of files, or PIL images."""
+        """Reads images as uint8 [B, 3, S, S]: paths of files, bytes of files, or PIL images."""
         canvases = list(self._canvases(images))
         return (
             torch.from_numpy(np.stack(canvases))
@@ -104,14 +113,14 @@ class Predictor:
             yield _canvas(image, self.image_size, number)
 
     def predict(self, images: Iterable[ImageLike] | ImageLike) -> list[tuple[str, float]]:
-        """(class name, probability) of the most probable class of each image; see ``predict_each``."""
+        """Returns (class name, probability) of the most probable class of each image; see ``predict_each``."""
         return list(self.predict_each(images))
 
     def predict_each(self, images: Iterable[ImageLike] | ImageLike) -> Iterator[tuple[str, float]]:
-        """The same one by one, for any number of images: they are read and computed in batches of ``BATCH_BYTES``.
+        """Yields the same as ``predict`` one by one, for any number of images.
 
-        One image counts as a list of it. Raises DataError for what is missing or no image, NumericError where the network
-        computes no finite number.
+        They are read and computed in batches of ``BATCH_BYTES``. One image counts as a list of it. Raises DataError for
+        what is missing or no image, NumericError where the network computes numbers that are not finite.
         """
         canvases = self._canvases(images)
         size = max(1, BATCH_BYTES // (3 * self.image_size**2 * 4))
@@ -122,7 +131,7 @@ class Predictor:
 
 
 def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
-    """The classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI.
+    """Loads the classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI.
 
     ``posthoc_tau`` > 0 predicts with logits less that multiple of the log prior it was trained under (post-hoc logit
     adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum). Raises CheckpointError where there is none or it is
@@ -135,7 +144,7 @@ def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
 
 
 def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
-    """The classifier in a checkpoint that is at hand; the rest as for ``load``."""
+    """Returns the classifier in a checkpoint that is at hand; the rest as for ``load``."""
     found.require("config", "classes", "shot_groups", "image_size", "mean", "std", "data_hash")
     meta, config = found.meta, found.config()
     predictor = Predictor(
@@ -163,7 +172,7 @@ def _network(found: ckpt.Checkpoint, config: RunConfig) -> LongTailNet:
 
 
 def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Tensor:
-    """float32 [C] log prior of the stream that the checkpoint was trained on."""
+    """Returns the float32 [C] log prior of the stream that the checkpoint was trained on."""
     if not 0 < tau < math.inf:
         raise ConfigError(f"posthoc_tau must be a finite number >= 0, got {tau:g}.")
     base = config.objective.base
@@ -187,12 +196,13 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
 
 
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
-    """Computes the metrics of every asked split.
+    """Computes the metrics of every split asked for.
 
     Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "splits": {split: {metric: value}},
-    "classes_present": {split: number of classes with images}}``. Size of the images and shot groups are those of training,
-    also on other data. Classes go by name: the data may have fewer, or the same in another order. Raises ConfigError for a
-    split that is not there or a protocol that does not fit, CheckpointError for classes that the checkpoint does not know.
+    "classes_present": {split: number of classes with images}}``. Size of the images and shot groups are those of
+    training, also on other data. Classes go by name: the data may have fewer, or the same in another order. Raises
+    ConfigError for a split that does not exist or a protocol that does not fit, CheckpointError for classes that the
+    checkpoint does not know.
     """
     # Threads, not the cache: it would decode the training split first.
     data = replace(predictor.config.data, image_size=predictor.image_size, loader="threads")
@@ -237,7 +247,7 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
 def _wanted(
     predictor: Predictor, manifest: Manifest, data_uri: str, splits: Sequence[str], protocols: Sequence[str]
 ) -> list[str]:
-    """Returns the splits to evaluate, each once. ConfigError or DataError where one is missing or empty."""
+    """Returns the splits to evaluate, each once. Raises ConfigError or DataError where one is missing or empty."""
     wanted = (
         list(splits)
         or [split_of(p, predictor.config.data.train_split) for p in protocols]
@@ -257,7 +267,7 @@ def _wanted(
 
 
 def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) -> Tensor:
-    """int64 [K] class of the checkpoint for each of the data's classes."""
+    """Returns int64 [K]: the checkpoint's class for each of the data's classes."""
     known = {name: c for c, name in enumerate(predictor.classes)}
     unknown = [name for name in names if name not in known]
     if unknown:

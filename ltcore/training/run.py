@@ -73,12 +73,15 @@ class Job(JsonRecord):
 
 
 def scratch_dir(run_uri: str) -> Path:
-    """Where a run whose directory is on an object store works on this node; the same for every attempt."""
+    """Returns the directory on this node in which a run with an object store works.
+
+    It is the same for every attempt.
+    """
     return cache_root() / "runs" / hashlib.sha256(run_uri.encode()).hexdigest()[:16]
 
 
 def loader_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
-    """Arguments of every loader of a run, beside where the data are."""
+    """Returns the arguments of every loader of a run, except the place of the data."""
     return {
         "batch_size": cfg.train.batch_size,
         "seed": cfg.seed,
@@ -101,10 +104,10 @@ MakeLoader = Callable[[RunConfig, str, RunContext], Loader]
 def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_loader) -> RunRecord:
     """Runs or continues the job. Returns the run's record (that of rank 0).
 
-    ``make_run_loader`` says where batches come from; Ray's side hands in its own, which streams.
+    ``make_run_loader`` says where batches come from; Ray's side passes its own, which streams.
 
-    A run that already finished is not repeated: its stored record comes back. Whatever ends the run early is written into
-    ``run.json`` (stopped or failed, with the reason) before it travels on.
+    A run that already finished is not repeated: its stored record is returned. Whatever ends the run early is written
+    into ``run.json`` (stopped or failed, with the reason) before it is raised again.
     """
     check_same_code(job.code)
     with dist.expecting(ctx.world), exclusive(job.run_uri) if ctx.rank == 0 else contextlib.nullcontext() as lease:
@@ -130,8 +133,10 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
 
 
 def refuse_other_run(job: Job, done: RunRecord) -> None:
-    """CheckpointError where the finished run whose record is ``done`` is not the one that the job describes: another
-    configuration, other data, or other weights to start from under the same name."""
+    """Raises CheckpointError where the finished run ``done`` is not the one that the job describes.
+
+    Under the same name it has another configuration, other data, or other weights to start from.
+    """
     cfg = resolved(from_dict(job.config))
     ckpt.refuse_differences(job.run_uri, done.config, flat(cfg), job.info.mutable)
     ckpt.check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
@@ -167,7 +172,7 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
 
 
 def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync, *, fresh: bool) -> list[dict[str, Any]]:
-    """Makes this start of the run known, also to a node that goes on with it. Returns logged rows that it takes over."""
+    """Publishes this start of the run, also for a node that continues it. Returns the logged rows that it takes over."""
     earlier = _fork(job.fork_of, sync.local, flat(cfg)) if fresh and job.fork_of else []
     (sync.local / "config.yaml").write_text(to_yaml(cfg))
     record.write()
@@ -191,7 +196,7 @@ def _track(info: RunInfo, cfg: RunConfig, ctx: RunContext, run_dir: Path, wandb_
 
 @contextlib.contextmanager
 def _record_end(record: RunLog, device: torch.device) -> Iterator[None]:
-    """Writes down what ends the run early, and lets it travel on."""
+    """Writes down what ends the run early, and raises it again."""
     try:
         yield
     except StopRequested as stop:
@@ -282,7 +287,7 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
 
 
 def _summary(record: RunRecord) -> dict[str, Any]:
-    """What stands in the W&B summary: best, last and test values, flat."""
+    """Returns the content of the W&B summary: best, last and test values, flat."""
     sections = {"last": record.last, "best": record.best, **(record.test or {})}
     return {f"{section}/{key}": value for section, values in sections.items() for key, value in values.items()}
 

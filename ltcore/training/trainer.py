@@ -160,7 +160,7 @@ class Trainer:
         return metrics
 
     def _copies(self) -> Ints | None:
-        """How often each training sample comes in this epoch, the same on all ranks; None: once."""
+        """Returns how often each training sample comes in this epoch, the same on all ranks; None: once."""
         labels_N = torch.tensor(self.loader.store.labels(self.cfg.data.train_split), device=self.ctx.device)
         progress = self.at.epoch / self.cfg.train.epochs  # of its start, also where a resumed run is further on
         draws_N = self.components.step.objective.draws_N(progress, labels_N)
@@ -303,7 +303,10 @@ class Trainer:
         self.saving_s += time.monotonic() - began
 
     def _resume(self) -> None:
-        """Rank 0 finds and reads the checkpoint; the others get it from there, so no rank needs to see its disk."""
+        """Restores the newest checkpoint, which rank 0 finds and reads.
+
+        The other ranks receive it from there, so no rank needs to see rank 0's disk.
+        """
         state, pending = None, {}
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
             ckpt.check_same_run(found, flat(self.cfg), self.loader.store.manifest.hash, self.info.mutable)

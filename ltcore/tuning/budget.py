@@ -23,9 +23,10 @@ LEAST_EPOCHS = 8
 
 
 def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1.5) -> float:
-    """Training speed of the composed objective in this process, all terms acting, after one epoch that fills memories.
+    """Measures the training speed of the composed objective in this process, in images per second.
 
-    Without the optimizer's step: it costs next to nothing, but importing ``torch.optim``'s machinery takes seconds.
+    All terms act, after one epoch that fills memories. The optimizer's step is left out: it costs next to nothing, but
+    importing ``torch.optim``'s machinery takes seconds.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -70,9 +71,9 @@ def fitted_epochs(
     local: bool,
     say: Callable[[str], None],
 ) -> RunConfig:
-    """``base``, with fewer epochs where the search would not fit into ``sweep.budget_s``. A continued sweep keeps its epochs.
+    """Returns ``base``, with fewer epochs where the search would not fit into ``sweep.budget_s``.
 
-    On a cluster nothing is cut: this process does not run where trials will.
+    A continued sweep keeps its epochs. On a cluster nothing is cut: this process does not run where trials will.
     """
     if stored is not None:
         return override(base, {"train.epochs": stored.epochs})

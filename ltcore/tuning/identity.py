@@ -18,8 +18,10 @@ _HOW = ("stall_s", "budget_s", "share_start", "overrides")
 
 
 def identity(sweep: SweepConfig) -> dict[str, Any]:
-    """Everything that the result of a sweep depends on but its data, flat: two sweeps with equal identity on equal data are
-    the same sweep."""
+    """Returns everything but the data that the result of a sweep depends on, flat.
+
+    Two sweeps with equal identity on equal data are the same sweep.
+    """
     base = flatten(run_tree(sweep.recipe, sweep.overrides))
     fields = {f"sweep.{key}": value for key, value in sweep_tree(sweep).items() if key not in (*_HOW, "space")}
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
@@ -32,7 +34,7 @@ def identity_hash(fields: dict[str, Any]) -> str:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Sentences about the keys in which two identities differ."""
+    """Returns sentences about the keys in which two identities differ."""
     keys = sorted(set(old) | set(new))
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 
@@ -41,12 +43,18 @@ _SIZE = "sweep.num_trials"
 
 
 def adds_trials(existing: SweepRecord, fields: dict[str, Any]) -> bool:
-    """Whether the new sweep is a stored random search with more trials, which then are added to it."""
+    """Tells whether the new sweep is a stored random search with more trials.
+
+    They are then added to it.
+    """
     return fields["sweep.search"] == existing.search == "random" and fields[_SIZE] > existing.num_trials
 
 
 def check_same_data(existing: SweepRecord, data_hash: str, uri: str) -> None:
-    """ConfigError where the stored sweep was computed on other data than those that the name leads to now."""
+    """Raises ConfigError where the stored sweep was computed on other data.
+
+    They are compared with the data that the name leads to now.
+    """
     if existing.data_hash != data_hash:
         raise ConfigError(
             f"{uri} holds a sweep on other data ({existing.data_hash[:12]} there, {data_hash[:12]} now). Give the same data, "
@@ -55,7 +63,10 @@ def check_same_data(existing: SweepRecord, data_hash: str, uri: str) -> None:
 
 
 def check_same_sweep(existing: SweepRecord, fields: dict[str, Any], uri: str) -> None:
-    """The same name with another configuration would mix two sweeps."""
+    """Raises ConfigError where the stored sweep has another configuration.
+
+    The same name with another configuration would mix two sweeps.
+    """
     if adds_trials(existing, fields):
         fields = {**fields, _SIZE: existing.num_trials}
     changed = difference(effective(existing.identity), fields)

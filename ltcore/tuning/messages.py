@@ -29,7 +29,7 @@ def end_of_part(record: RunRecord | None, metric: str, state: str, lost: str | N
     """Says how a part of a trial ended: the text and its style.
 
     Args:
-        state: what the trial comes to by its record (``rungs.standing``).
+        state: the outcome by the trial's record (``rungs.standing``).
         lost: Ray's words, where its process died for the last time.
     """
     value = None if record is None else record.last.get(metric)

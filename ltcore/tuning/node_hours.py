@@ -21,7 +21,7 @@ class NodeHours(Poller):
         self._last = time.monotonic()
 
     def hours(self) -> dict[str, float]:
-        """Kind of node (head, gpu, cpu) -> hours."""
+        """Returns kind of node (head, gpu, cpu) -> hours."""
         return {kind: round(value, 4) for kind, value in self._hours.items()}
 
     def poll(self) -> bool:

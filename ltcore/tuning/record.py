@@ -15,7 +15,7 @@ from ltcore.tuning.runs import SweepSetup
 
 
 def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
-    """Returns the record of a sweep that begins, or the stored one of the sweep that goes on."""
+    """Returns the record of a sweep that begins, or the stored one of a sweep that continues."""
     sweep = setup.sweep
     stored = SweepRecord.read(setup.uri)
     record = stored or SweepRecord(
@@ -52,7 +52,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
 
 
 def tested(run_uri: str) -> Tests:
-    """Returns what the tests of a finished run came to. DamagedFileError where its record does not say so."""
+    """Returns the test results of a finished run. Raises DamagedFileError where its record has none."""
     record = RunRecord.read(run_uri)
     if record is None or record.test is None:
         raise DamagedFileError(f"{join(run_uri, RunRecord.FILE)}: test is missing. {DAMAGED}")

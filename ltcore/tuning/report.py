@@ -19,7 +19,7 @@ REPORT_FILES = ("sweep.json", "run.json", "metrics.jsonl", "config.yaml")
 
 
 def of_report(names: Sequence[str]) -> list[str]:
-    """Those of the files of a sweep that its report reads."""
+    """Returns those files of a sweep that its report reads."""
     return [name for name in names if name.rpartition("/")[2] in REPORT_FILES]
 
 

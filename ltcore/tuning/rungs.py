@@ -42,8 +42,11 @@ class Part:
 
 
 def rungs(num_trials: int, grace: float, factor: int) -> tuple[Rung, ...]:
-    """The cuts of a cohort: the first after ``grace`` of training, each further one ``factor`` times as late, down to one in
-    ``factor``, but never below ``FINALISTS``. A rung that would stop nobody is left out."""
+    """Returns the cuts of a cohort.
+
+    The first is after ``grace`` of training, each further one ``factor`` times as late. Each leaves one trial in
+    ``factor``, but never fewer than ``FINALISTS``. A rung that would stop nobody is left out.
+    """
     found, left, fraction = [], num_trials, grace
     while fraction < 1 and (keep := max(FINALISTS, math.ceil(left / factor))) < left:
         found.append(Rung(fraction, keep))
@@ -52,15 +55,18 @@ def rungs(num_trials: int, grace: float, factor: int) -> tuple[Rung, ...]:
 
 
 def rung_epoch(fraction: float, *, epochs: int, eval_every: int, start: float) -> int:
-    """The epoch of a rung: the first that is validated, at or after ``fraction`` of training, in which every term has acted
-    for a whole epoch (``start``: that of the latest). 0 where only the end of training is."""
+    """Returns the epoch of a rung: the first validated one at or after ``fraction`` of training.
+
+    Every term has then acted for a whole epoch (``start``: that of the latest). It is 0 where only the end of training
+    meets this.
+    """
     least = max(math.ceil(fraction * epochs - 1e-9), int(start * epochs + 1e-9) + 1)
     epoch = math.ceil(least / eval_every) * eval_every
     return epoch if epoch < epochs else 0
 
 
 def whole_runs(cohorts: Sequence[int], grace: float, factor: int) -> float:
-    """What cohorts of these sizes cost, in whole trainings."""
+    """Returns what cohorts of these sizes cost, in whole trainings."""
     total = 0.0
     for size in cohorts:
         left, before = size, 0.0
@@ -72,7 +78,7 @@ def whole_runs(cohorts: Sequence[int], grace: float, factor: int) -> float:
 
 
 def ranked(values: Mapping[str, float | None]) -> list[str]:
-    """Names by value, the highest first and equal ones by name; those without a number last."""
+    """Returns names by value, the highest first and equal ones by name; those without a number last."""
     return sorted(values, key=lambda name: (-_number(values[name]), name))
 
 
@@ -81,10 +87,10 @@ def _number(value: float | None) -> float:
 
 
 def standing(record: RunRecord | TrialRecord | None, until: int = 0) -> str:
-    """What a trial's record says of it.
+    """Returns what a trial's record says of it.
 
-    'finished', 'failed' (for good) or 'stopped' (by the decision of a rung) is what it came to. 'there': it stands at epoch
-    ``until``. Everything else is 'open': nobody has decided about it, so it has to run, or to run again.
+    'finished', 'failed' (for good) and 'stopped' (by the decision of a rung) are outcomes. 'there': it is at epoch
+    ``until``. Everything else is 'open': nothing has been decided about it, so it has to run, or to run again.
     """
     if record is None:
         return "open"
@@ -103,19 +109,19 @@ class Book(Protocol):
     metric: str
 
     def read(self, trial: str) -> RunRecord | None:
-        """The trial's record."""
+        """Returns the trial's record, or None where there is none yet."""
 
     def epoch(self, params: Mapping[str, Any], rung: Rung) -> int:
-        """The rung's epoch in a trial of these parameters; 0 where that trial has no such rung."""
+        """Returns the rung's epoch in a trial of these parameters; 0 where that trial has no such rung."""
 
     def decision(self, cohort: int, rung: Rung) -> RungDecision | None:
-        """What was decided at the rung earlier."""
+        """Returns what was decided at the rung earlier, or None."""
 
     def decide(self, decision: RungDecision) -> None:
         """Writes the decision down: for the sweep, and in the records of the trials that it stops."""
 
     def heard(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
-        """A part of the trial has ended; ``state`` is its standing."""
+        """Hears that a part of the trial has ended; ``state`` is its standing."""
 
 
 class Cohort:
@@ -139,7 +145,10 @@ class Cohort:
         self._go_on()
 
     def next_part(self) -> Part | None:
-        """The part to start next; None while none may start before another has ended, and when the cohort is over."""
+        """Returns the part to start next.
+
+        It is None while none may start before another has ended, and when the cohort is over.
+        """
         self._hear()
         self._go_on()
         if self.over or not self._waiting:
@@ -149,7 +158,10 @@ class Cohort:
         return part
 
     def ended(self, trial: str) -> None:
-        """A part has ended, by whatever; its record is read when the next part is asked for."""
+        """Notes that a part has ended, for whatever reason.
+
+        Its record is read at the next call of ``next_part``.
+        """
         self._ended.append(trial)
 
     def _hear(self) -> None:
@@ -163,7 +175,7 @@ class Cohort:
         return self._book.epoch(self._trials[trial], self._rungs[0]) if self._rungs else 0
 
     def _fill(self) -> None:
-        """Lines up what is missing until the next rung, or until the end after the last."""
+        """Queues the parts that are missing until the next rung, or until the end after the last."""
         missing = [trial for trial in self._alive if trial not in self._records]
         with ThreadPoolExecutor(16) as pool:  # an object store answers in its own time
             self._records.update(zip(missing, pool.map(self._book.read, missing), strict=True))
@@ -194,7 +206,7 @@ class Cohort:
         self._fill()
 
     def _compare(self, rung: Rung) -> RungDecision | None:
-        """The cut among those that stand at the rung; None where that is nobody."""
+        """Returns the cut among the trials that are at the rung; None where there are none."""
         values: dict[str, float | None] = {}
         for trial in self._alive:
             record = self._records[trial]
@@ -224,11 +236,14 @@ class Course:
 
     @property
     def over(self) -> bool:
-        """Whether no part is left to start, and none will be."""
+        """Tells whether no part is left to start, and none will be."""
         return self._now is None or self._now.over
 
     def next_part(self) -> Part | None:
-        """See ``Cohort.next_part``. After a cohort with open trials no other one begins."""
+        """Returns the part to start next, as ``Cohort.next_part``.
+
+        After a cohort with open trials no other one begins.
+        """
         while self._now is not None:
             part = self._now.next_part()
             if part is not None or not self._skip():
@@ -236,13 +251,13 @@ class Course:
         return None
 
     def _skip(self) -> bool:
-        """Leaves cohorts behind in which all is decided; whether there was one."""
+        """Skips cohorts in which all is decided; tells whether there was one."""
         before = self._now
         while self._now is not None and self._now.over and not self._now.open:
             self._now = next(self._cohorts, None)
         return self._now is not before
 
     def ended(self, trial: str) -> None:
-        """See ``Cohort.ended``."""
+        """Notes that a part has ended, as ``Cohort.ended``."""
         assert self._now is not None, "parts come from a cohort"
         self._now.ended(trial)

@@ -87,15 +87,16 @@ class Runs:
         )
 
     def submit(self, job: Job, engine: str = "") -> Any:
-        """Starts a run where the trials of the sweep go; ``engine`` is theirs too unless another is given."""
+        """Starts a run where the trials of the sweep go; ``engine`` is theirs unless another is given."""
         placement = self.setup.placement
         return submit(job, engine or placement.engine, placement.scaling, self.setup.cluster)
 
     def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
-        """As many at a time as there are real resources for: a local Ray counts more CPUs than there are.
+        """Runs jobs, as many at a time as there are real resources for.
 
-        The job named ``streamed`` goes first, through Ray Data's Ray loader and Ray Train with two workers: they take long
-        to start, and the other runs use that time. ``engine`` is that of the sweep unless another is given.
+        A local Ray counts more CPUs than there are. The job named ``streamed`` goes first, through Ray Data's Ray
+        loader and Ray Train with two workers: they take long to start, and the other runs use that time. ``engine`` is
+        that of the sweep unless another is given.
         """
         waiting = list(jobs.items())
         running: dict[Any, str] = {}
@@ -111,7 +112,7 @@ class Runs:
             self.wait_any(running)
 
     def wait_any(self, running: dict[Any, str]) -> None:
-        """Takes finished runs out of ``running``; cancels everything where nothing moves any more."""
+        """Takes finished runs out of ``running``; cancels everything where nothing progresses any more."""
         ready, _ = ray.wait(list(running), timeout=1.0)
         for ref in ready:
             name = running.pop(ref)
@@ -133,13 +134,16 @@ class Runs:
         return f"{where} {shown}" if shown else "done"
 
     def raise_if_stalled(self) -> None:
-        """Raises StallError where nothing moves any more."""
+        """Raises StallError where nothing progresses any more."""
         if self.watch.stalled.is_set():
             raise stall_error(self.setup.sweep.stall_s, self.setup.placement.demand, self.setup.cluster)
 
 
 def forget_other(job: Job) -> None:
-    """Trials that were added may have made another winner: a retrain of the one before makes room."""
+    """Deletes a retrain of another configuration.
+
+    Added trials may have made another winner: the retrain of the earlier one makes room.
+    """
     record = RunRecord.read(job.run_uri)
     if record is None:
         return

@@ -42,7 +42,7 @@ class SearchPlan:
 
 
 def _nothing(trial: str) -> None:
-    """Nobody asks."""
+    """Does nothing, for drivers that need not hear of it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Parts(_StaysHere, Searcher):
         self._course.ended(self._running.pop(trial_id))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the records say where the search stands."""
+        """Saves nothing: the records say where the search is."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search goes on from the trials' records")
@@ -108,7 +108,10 @@ class _Callback(_StaysHere, tune.Callback):
 
 
 def last_error(file: str | None) -> str:
-    """What Tune's text file says of a trial's last failure, in a line: Ray's own words, or the end of a traceback."""
+    """Returns what Tune's text file says of a trial's last failure, in a line.
+
+    It is in Ray's own words, or the end of a traceback.
+    """
     if file is None:
         return "it ended without a word"
     lines = Path(file).read_text(errors="replace").rpartition("Failure # ")[2].strip().splitlines()[1:]
@@ -127,7 +130,7 @@ class _Stopper(_StaysHere, tune.Stopper):
 
 
 def domain(spec: SpaceSpec) -> Any:
-    """The same values as a Tune domain, for population-based training to draw from."""
+    """Returns the same values as a Tune domain, for population-based training to draw from."""
     if spec.kind == "choice":
         return tune.choice(list(spec.values))
     low, high = (float(str(value)) for value in spec.values)
@@ -137,7 +140,7 @@ def domain(spec: SpaceSpec) -> Any:
 
 
 def run_course(plan: SearchPlan, course: Course, ears: Ears) -> None:
-    """Runs parts of trials until the course is over. Results lie in the trials' run directories."""
+    """Runs parts of trials until the course is over. Results are in the trials' run directories."""
     parts = _Parts(course)
     stop = _Stopper(lambda: parts.problem is not None or ears.stop_wanted())
     with tempfile.TemporaryDirectory(prefix="ltcore-tune-") as scratch:
@@ -166,11 +169,11 @@ def run_population(
     folder: str,
     ears: Ears,
 ) -> None:
-    """Runs population-based training over ``points`` (name -> parameters), each from wherever it stands.
+    """Runs population-based training over ``points`` (name -> parameters), continuing each where it is.
 
-    Which trial copies which depends on who is there at the time, so two runs of one seed differ: waiting for the whole
-    population would hang for ever where a member fails. ``folder`` below the sweep's holds the checkpoints that are copied,
-    for all nodes to reach.
+    Which trial copies which depends on which are there at the time, so two runs of one seed differ: waiting for the
+    whole population would hang forever where a member fails. ``folder`` below the sweep's contains the checkpoints that
+    are copied, within reach of all nodes.
     """
     filesystem, storage = open_fs(sweep_uri)
     scheduler = PopulationBasedTraining(

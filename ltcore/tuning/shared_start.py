@@ -17,7 +17,7 @@ FOLDER = "shared_start"
 
 
 def start_epochs(base: RunConfig, trials: Sequence[RunConfig], stats: ClassStats) -> tuple[int, list[bool]]:
-    """(whole epochs before any term of any trial acts, which trials share them with ``base``).
+    """Returns (whole epochs before any term of any trial acts, which trials share them with ``base``).
 
     A trial shares them if all its keys outside of the terms are those of ``base``, and its terms bring the same
     parameters and the same memories: what is observed before a term acts is then the same as well.

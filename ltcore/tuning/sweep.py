@@ -69,18 +69,21 @@ class Sweep:
 
     @property
     def record(self) -> SweepRecord:
-        """What stands in ``sweep.json``."""
+        """Returns what is written to ``sweep.json``."""
         return self.file.value
 
     @property
     def id_prefix(self) -> str:
-        """Start of the ids of all its runs."""
+        """Returns the start of the ids of all its runs."""
         return f"{self.setup.sweep.name}-{self.record.config_hash[:6]}"
 
     # ---- the whole
 
     def run(self) -> SweepRecord:
-        """Goes through all stages. Returns the record; what ends the sweep early is written there before it travels on."""
+        """Runs all stages and returns the record.
+
+        What ends the sweep early is written there before it is raised again.
+        """
         self.save()
         self.watch.start()
         self.meter.start()
@@ -145,7 +148,7 @@ class Sweep:
             self.runs.raise_if_stalled()
 
     def _search_population(self) -> None:
-        """Goes on with the members that came to no end, each with the values that it had last."""
+        """Continues the members that did not finish, each with its last values."""
         setup, points = self.setup, self._points()
         records = read_records(setup.uri, points)
         left = {
@@ -166,12 +169,12 @@ class Sweep:
         self.runs.raise_if_stalled()
 
     def _known(self) -> Sequence[Points]:
-        """The cohorts whose parameters are known beforehand; those of search=tpe come one after another."""
+        """Returns the cohorts whose parameters are known beforehand; those of search=tpe come one after another."""
         setup = self.setup
         return [] if setup.sweep.search == "tpe" else known_trials(setup.sweep, setup.seed, self.record.sizes)
 
     def _points(self) -> Points:
-        """The trials that are known of by now."""
+        """Returns the trials that are known so far."""
         return {name: params for cohort in self._known() or self.record.suggested for name, params in cohort.items()}
 
     def _cohorts(self) -> Iterator[Cohort]:
@@ -183,7 +186,7 @@ class Sweep:
             yield Cohort(number, points, rungs(len(points), grace, sweep.reduction_factor), book)
 
     def _suggested(self) -> Iterator[Points]:
-        """The batches of search=tpe; a new one is written down before it is run."""
+        """Yields the batches of search=tpe; a new one is written down before it is run."""
         num_trials = self.setup.sweep.num_trials
         size = batch_size(num_trials)
         for number, first in enumerate(range(0, num_trials, size)):
@@ -250,7 +253,7 @@ class Sweep:
         self._part_ended(trial, last_values(self._points()[trial], record), standing(record), record)
 
     def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
-        """Says how far the trial has come, and why it came no further."""
+        """Says how far the trial has come, and why it stopped there."""
         self.watch.touch()
         text = f"trial {trial}: {params_text(params)}: "
         how = end_of_part(record, self.setup.sweep.metric, state, self._lost.get(trial))
@@ -271,12 +274,12 @@ class Sweep:
         )
 
     def _collect(self) -> None:
-        """Reads what every trial came to from its own directory, which also holds after a restart."""
+        """Reads the outcome of every trial from its own directory, which also works after a restart."""
         setup, late = self.setup, self.watch.out_of_time.is_set()
         self.save(trials=collect(setup.uri, setup.sweep, self._points(), self._lost, out_of_time=late))
 
     def choose(self) -> bool:
-        """Writes the winner down. False where time ran out before every trial came to its end."""
+        """Writes the winner down. Returns False where time ran out before every trial was settled."""
         trials, sweep = self.record.trials or (), self.setup.sweep
         if num_settled(trials) < sweep.size and self.watch.out_of_time.is_set():
             self.display.say("time is up before every trial came to its end; the same command continues")
@@ -293,7 +296,10 @@ class Sweep:
         return winner
 
     def _tell_schedule(self) -> None:
-        """Population-based training ends with a course of values, which a retrain with one value would not repeat."""
+        """Says that the winner of population-based training had a schedule of values.
+
+        A retrain with one value would not repeat it.
+        """
         self.display.say("the winner is a schedule, not one setting, so it is not retrained; it held")
         for part in self._winner().schedule or ():
             values = ", ".join(f"{key}={value}" for key, value in part.items() if key != "images_seen")
@@ -322,7 +328,7 @@ class Sweep:
         self.save(retrain=entries, comparison=self._compare(entries))
 
     def _compare(self, entries: Sequence[RetrainRecord]) -> Comparison:
-        """Paired over seeds, per test split and metric."""
+        """Compares winner and baseline, paired over seeds, per test split and metric."""
         tests: dict[str, dict[int, Tests]] = {"winner": {}, "baseline": {}}
         for entry in entries:
             tests[entry.role][entry.seed] = tested(join(self.setup.uri, entry.run_dir))

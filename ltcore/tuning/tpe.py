@@ -28,7 +28,7 @@ class Past:
 
 
 def past_of(record: RunRecord | None, metric: str) -> Past:
-    """What a settled trial's record tells."""
+    """Returns what a settled trial's record tells."""
     assert record is not None, "a batch follows when all before it is settled"
     at = record.decision
     if at is not None:
@@ -37,15 +37,19 @@ def past_of(record: RunRecord | None, metric: str) -> Past:
 
 
 def batch_size(num_trials: int) -> int:
-    """Trials that are suggested at a time: a tenth, five at least. It depends on nothing else, so neither do the trials."""
+    """Returns the number of trials that are suggested at a time: a tenth, at least five.
+
+    It depends only on ``num_trials``, so the trials do too.
+    """
     return max(5, -(-num_trials // 10))
 
 
 def suggest(space: Mapping[str, SpaceSpec], past: Sequence[Past], *, count: int, seed: int) -> list[dict[str, Any]]:
-    """The parameters of the next ``count`` trials: a function of the arguments alone, for one version of Optuna.
+    """Returns the parameters of the next ``count`` trials.
 
-    A trial that was stopped at a rung is told as pruned with the value that it had there: as a whole one it would bias the
-    model of what a full training comes to. The first ten trials are random.
+    They depend only on the arguments, for one version of Optuna. A trial that was stopped at a rung is reported to
+    Optuna as pruned, with the value that it had there: as a finished one it would bias the model of what a full
+    training reaches. The first ten trials are random.
     """
     try:
         import optuna
@@ -88,7 +92,7 @@ def _told(trial: Past, axes: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
 
 
 def _rounded(spec: SpaceSpec, value: Any) -> Any:
-    """Six digits, as the other searches draw: what reports print is what was run."""
+    """Rounds to six digits, as the other searches draw, so that reports print the values that were run."""
     if not isinstance(value, float) or spec.kind == "choice":
         return value
     low, high = (float(str(end)) for end in spec.values)

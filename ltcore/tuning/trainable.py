@@ -59,8 +59,11 @@ class TrialPlan(JsonRecord):
 
 
 def trial_name(config: Mapping[str, Any], tune_id: str, members: Sequence[str]) -> str:
-    """Name of a trial. In a population a member takes over the whole ``config`` of a better one, so there it is the place
-    among ``members`` that Tune's id ends with."""
+    """Returns the name of a trial.
+
+    In a population a member takes over the whole ``config`` of a better one, so there the name is the place among
+    ``members`` with which Tune's id ends.
+    """
     return members[int(tune_id.rsplit("_", 1)[-1])] if members else config[TRIAL]
 
 
@@ -82,8 +85,10 @@ class TrialContext(TaskContext):
 
 
 def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Tune's function trainable: one part of a trial. ``config`` holds the swept dotted keys, TRIAL and UNTIL; ``plan`` what
-    all trials share, a ``TrialPlan``."""
+    """Trains one part of a trial, as Tune's function trainable.
+
+    ``config`` contains the swept dotted keys, TRIAL and UNTIL; ``plan`` what all trials share, a ``TrialPlan``.
+    """
     quiet()
     shared = TrialPlan.from_json(plan, "the plan of the trials")
     adopt_secrets(shared.heartbeat, shared.nonce)
@@ -132,7 +137,10 @@ def _job(plan: TrialPlan, trial: str, params: dict[str, Any], until: int) -> Job
 
 @contextlib.contextmanager
 def _told_by_record(run_uri: str) -> Iterator[None]:
-    """An error that stands in the run's record is the driver's to judge: Tune starts again what died without a word."""
+    """Suppresses errors that are in the run's record, which the driver judges.
+
+    Any other error is raised, so that Tune starts the trial again.
+    """
     try:
         yield
     except StopRequested:
@@ -145,7 +153,7 @@ def _told_by_record(run_uri: str) -> Iterator[None]:
 
 
 def _adopt_checkpoint(run_uri: str) -> None:
-    """Population-based training: Tune hands over the checkpoint of a better trial, which replaces this trial's own."""
+    """Replaces this trial's checkpoint by that of a better trial, which Tune hands over in population-based training."""
     from ray import tune
 
     handed = tune.get_checkpoint()

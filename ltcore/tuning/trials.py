@@ -20,10 +20,10 @@ AT_A_TIME = 16
 
 
 def known_trials(sweep: SweepConfig, seed: int, sizes: Sequence[int]) -> list[dict[str, dict[str, Any]]]:
-    """Name -> parameters of every trial whose values are known beforehand, by cohorts: all but those of search=tpe.
+    """Returns name -> parameters of every trial whose values are known beforehand, by cohorts.
 
-    ``sizes`` are the numbers of trials that the sweep has had, rising: trials that are added later are a cohort of their own
-    and leave those that were there before as they are.
+    These are all trials but those of search=tpe. ``sizes`` are the numbers of trials that the sweep has had, rising:
+    trials that are added later are a cohort of their own and leave the earlier ones as they are.
     """
     if sweep.search == "grid":
         return [{name_of(t): dict(point) for t, point in enumerate(grid_points(sweep.space))}]
@@ -34,17 +34,17 @@ def known_trials(sweep: SweepConfig, seed: int, sizes: Sequence[int]) -> list[di
 
 
 def name_of(number: int) -> str:
-    """Name of a trial by its number."""
+    """Returns the name of a trial by its number."""
     return f"{number:05d}"
 
 
 def folder_of(sweep_uri: str, name: str) -> str:
-    """The run directory of a trial."""
+    """Returns the run directory of a trial."""
     return join(sweep_uri, "trials", name)
 
 
 def read_records(sweep_uri: str, names: Iterable[str]) -> dict[str, RunRecord | None]:
-    """The trials' records; None where there is none yet."""
+    """Reads the trials' records; None where there is none yet."""
     names = list(names)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         found = pool.map(lambda name: RunRecord.read(folder_of(sweep_uri, name)), names)
@@ -52,7 +52,10 @@ def read_records(sweep_uri: str, names: Iterable[str]) -> dict[str, RunRecord | 
 
 
 def last_values(params: Mapping[str, Any], record: RunRecord | None) -> dict[str, Any]:
-    """Population-based training: what a member trained with last, which may be another one's; ``params`` before it began."""
+    """Returns the values with which a member of a population trained last.
+
+    They may be another member's; ``params`` before it began.
+    """
     config = {} if record is None else record.config
     return {key: config.get(key, value) for key, value in params.items()}
 
@@ -73,8 +76,11 @@ class TrialBook:
         save: Callable[[RungDecision], None],
         on_part: Heard,
     ) -> None:
-        """``start`` is that of the latest term of any trial, ``rungs`` the decisions in ``sweep.json``; ``save`` adds a
-        further one there."""
+        """Keeps the sweep's decisions for its cohorts.
+
+        ``start`` is that of the latest term of any trial, ``rungs`` the decisions in ``sweep.json``; ``save`` adds a
+        further one there.
+        """
         self.metric = metric
         self._uri, self._base, self._start = uri, base, start
         self._rungs, self._save, self._on_part = list(rungs), save, on_part
@@ -123,12 +129,12 @@ def collect(
     *,
     out_of_time: bool,
 ) -> tuple[TrialRecord, ...]:
-    """What every trial came to, one that never began left out.
+    """Returns the outcome of every trial; one that never began is left out.
 
     Args:
         trials: name -> parameters.
         lost: trials whose process died for the last time, and what Ray said of it.
-        out_of_time: the time limit ended those that came to no end; their ``run.json`` says so from now on.
+        out_of_time: the time limit ended those that did not finish; their ``run.json`` says so from now on.
     """
     found = []
     for name, record in read_records(sweep_uri, trials).items():
@@ -147,7 +153,7 @@ def collect(
 
 
 def _entry(name: str, record: RunRecord | None, params: Mapping[str, Any], sweep: SweepConfig) -> TrialRecord:
-    """What the sweep says of a trial; of one that left no record, that it began."""
+    """Returns what the sweep says of a trial; of one that left no record, that it began."""
     config, last, best = (params, {}, {}) if record is None else (record.config, record.last, record.best)
     return TrialRecord(
         id=name,

@@ -11,14 +11,14 @@ from ltcore.tuning.rungs import ranked, standing
 
 
 def num_settled(trials: Sequence[TrialRecord]) -> int:
-    """Counts the trials that came to their end."""
+    """Counts the settled trials."""
     return sum(standing(trial) != "open" for trial in trials)
 
 
 def winner_of(trials: Sequence[TrialRecord], name: str, size: int) -> TrialRecord:
     """Chooses the best of the ``size`` trials of the sweep ``name``.
 
-    LtcoreError while a trial is left that came to no end, which might have won, and where none reached the end of training.
+    Raises LtcoreError while a trial that might have won is not settled, and where none reached the end of training.
     """
     settled = [trial for trial in trials if standing(trial) != "open"]
     if len(settled) < size:

@@ -42,11 +42,11 @@ class Augment:
         ]
 
     def __call__(self, batch: Batch, epoch: int, host: Batch | None = None) -> Batch:
-        """uint8 [1, B, 3, S, S] -> float32 [V, B, 3, S, S] on the same device; sets ``mix`` where mixup is on.
+        """Augments uint8 [1, B, 3, S, S] to float32 [V, B, 3, S, S] on the same device.
 
-        CropDraws are made on the host, by what ``host``, the same batch there, knows of its samples; without it a batch on a GPU
-        has to be asked, which waits for all that the GPU still computes.
-        A batch that the reader cropped (``boxes_VB4``) brings all V views, and is not cropped again.
+        Sets ``mix`` where mixup is on. CropDraws are made on the host, from what ``host``, the same batch there, knows
+        of its samples; without it a batch on a GPU has to be read back, which waits for all pending work of the GPU. A
+        batch that the reader cropped (``boxes_VB4``) has all V views already, and is not cropped again.
         """
         views = []
         known = host or batch
@@ -66,7 +66,7 @@ class Augment:
         return _mixup(batch.with_images(images_VBCHW), self._cfg.mixup_alpha, self._seed, epoch)
 
     def evaluate(self, batch: Batch) -> Batch:
-        """uint8 [1, B, 3, S, S] -> float32 [1, B, 3, S, S], normalized and nothing else."""
+        """Normalizes uint8 [1, B, 3, S, S] to float32 [1, B, 3, S, S], and does nothing else."""
         return batch.with_images(self._normalize(batch.images_VBCHW[0])[None])
 
     def _normalize(self, images: Tensor) -> Tensor:
@@ -76,11 +76,12 @@ class Augment:
 
 
 def _mixup(batch: Batch, alpha: float, seed: int, epoch: int) -> Batch:
-    """Mixes rows 2k and 2k + 1 with each other, both by the same keyed share; an odd last row stays as it is.
+    """Mixes rows 2k and 2k + 1 with each other, both by the same keyed share.
 
-    Published codes permute the whole batch, which no split over ranks could repeat. Neighbors are the same for every
-    number of ranks whose rank-local batch is even, because a rank's rows are a contiguous piece of the global batch;
-    and as rows of a batch are in random order, a neighbor is as good a partner as any.
+    An odd last row stays as it is. Published codes permute the whole batch, which no split over ranks could repeat.
+    Neighbors are the same for every number of ranks whose rank-local batch is even, because a rank's rows are a
+    contiguous piece of the global batch; and as rows of a batch are in random order, a neighbor is as good a partner as
+    any.
     """
     rows = torch.arange(len(batch), device=batch.labels_B.device)
     partner_B = torch.where((rows ^ 1) < len(batch), rows ^ 1, rows)
@@ -92,11 +93,11 @@ def _mixup(batch: Batch, alpha: float, seed: int, epoch: int) -> Batch:
 
 
 def mix_share(index_B: Tensor, copy_B: Tensor, partner_B: Tensor, alpha: float, seed: int, epoch: int) -> Tensor:
-    """float32 [B] from Beta(alpha, alpha), equal for both rows of a pair and 1 for a row that is its own partner.
+    """Returns float32 [B] from Beta(alpha, alpha), equal for both rows of a pair.
 
-    The sum of two uniforms modulo 1 is uniform and symmetric in the pair. Beta(a, a) is (1 + t / sqrt(2a + t^2)) / 2
-    for t of Student's distribution with 2a degrees of freedom, and t has a closed form in two uniforms (Bailey 1994,
-    Math. Comp. 62:779), so no rejection loop is needed.
+    It is 1 for a row that is its own partner. The sum of two uniforms modulo 1 is uniform and symmetric in the pair.
+    Beta(a, a) is (1 + t / sqrt(2a + t^2)) / 2 for t of Student's distribution with 2a degrees of freedom, and t has a
+    closed form in two uniforms (Bailey 1994, Math. Comp. 62:779), so no rejection loop is needed.
     """
     u_B2 = rng.uniform(seed, epoch, index_B, copy_B, "augment/mixup", 2).double()
     shared_B2 = (u_B2 + u_B2[partner_B]) % 1.0

@@ -88,7 +88,7 @@ _POLICY_LEVEL_P2 = torch.tensor([[level / 9 for _, _, level in pair] for pair in
 
 
 def apply_op(images: Tensor, op_B: Tensor, op_host_B: Tensor, m_B: Tensor, fill: int) -> None:
-    """In place, one operation per sample: ``OPS[op]`` at the signed magnitude ``m`` in [-1, 1].
+    """Applies one operation per sample in place: ``OPS[op]`` at the signed magnitude ``m`` in [-1, 1].
 
     ``op_host_B`` is ``op_B`` on the host, where the samples of each operation are looked up without waiting for the
     device.
@@ -116,7 +116,10 @@ def apply_op(images: Tensor, op_B: Tensor, op_host_B: Tensor, m_B: Tensor, fill:
 
 
 def autoaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
-    """One of the 25 sub-policies that AutoAugment found on CIFAR-10; signs are drawn where an operation has one."""
+    """Applies one of the 25 sub-policies that AutoAugment found on CIFAR-10.
+
+    Signs are drawn where an operation has one.
+    """
     u = draw.host("autoaugment", 5)
     policy_B = _integer(u[0], len(CIFAR10_POLICY))
     applied_B2 = torch.stack(u[1:3], 1) < _POLICY_PROBABILITY_P2[policy_B]
@@ -126,12 +129,14 @@ def autoaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
 
 
 def randaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
-    """``randaugment_ops`` operations out of 14 in turn, each at the same magnitude (Cubuk et al. 2020,
-    arXiv:1909.13719); with ``randaugment_variant='timm'`` out of the 15 of timm, which PaCo uses at 224 px.
+    """Applies ``randaugment_ops`` operations of 14 in turn, each at the same magnitude.
 
-    timm's 'm10-n2-mstd0.5' is magnitude 30 with ``randaugment_std`` 1.5 and ``randaugment_probability`` 0.5. Differs from it:
-    pixels move to the nearest place (timm draws between bilinear and bicubic), and a translation reaches 150/331 of the side
-    instead of 0.45.
+    Source: Cubuk et al. 2020, arXiv:1909.13719. With ``randaugment_variant='timm'`` operations come from the 15 of
+    timm, which PaCo uses at 224 px.
+
+    timm's 'm10-n2-mstd0.5' is magnitude 30 with ``randaugment_std`` 1.5 and ``randaugment_probability`` 0.5. Two things
+    differ from it: pixels move to the nearest place (timm draws between bilinear and bicubic), and a translation
+    reaches 150/331 of the side instead of 0.45.
     """
     n = cfg.randaugment_ops
     u_B2n = torch.stack(draw.host("randaugment", 2 * n), 1)
@@ -157,7 +162,7 @@ def _sign(uniform: Tensor) -> Tensor:
 
 
 def _apply_rounds(images: Tensor, op_BR: Tensor, m_BR: Tensor, fill: int) -> Tensor:
-    """Operations and magnitudes are on the host."""
+    """Applies the operations of each round in turn, to a copy; operations and magnitudes are on the host."""
     images = images.clone()
     there_BR, m_BR = to_device(op_BR, images.device), to_device(m_BR, images.device)
     for r in range(op_BR.shape[1]):

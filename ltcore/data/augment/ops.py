@@ -21,12 +21,12 @@ _FIXED_POINT = 65536  # steps per unit for exact sums of [0, 1] values
 
 
 def column(parameter_B: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1]."""
+    """Views [B] as [B, 1, 1, 1]."""
     return parameter_B[:, None, None, None]
 
 
 def unit_range(images: Tensor) -> Tensor:
-    """float32 in [0, 1]; float images pass as they are."""
+    """Scales images to float32 in [0, 1]; float images pass unchanged."""
     return images if images.is_floating_point() else images.to(torch.float32) * (1 / 255)
 
 
@@ -34,8 +34,10 @@ def unit_range(images: Tensor) -> Tensor:
 
 
 def take_pixels(images: Tensor, row: Tensor, col: Tensor, fill: int) -> Tensor:
-    """images[b, :, row[b, i, j], col[b, i, j]]; ``fill`` where that lies outside. row and col broadcast to [B, S,
-    S]."""
+    """Returns images[b, :, row[b, i, j], col[b, i, j]]; ``fill`` where that lies outside.
+
+    row and col broadcast to [B, S, S].
+    """
     batch, channels, size, _ = images.shape
     inside = (row >= 0) & (row < size) & (col >= 0) & (col < size)
     flat = row.clamp(0, size - 1) * size + col.clamp(0, size - 1)
@@ -56,7 +58,7 @@ def flip(images: Tensor, flip_B: Tensor) -> Tensor:
 
 
 def affine_map(size: int, *, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """float32 [B, 2, 3]: where each output pixel comes from, in pixels from the image center.
+    """Returns float32 [B, 2, 3]: the source of each output pixel, in pixels from the image center.
 
     Rotation is counter-clockwise about the center, shear keeps the top left corner, translation is in pixels; only one
     of the three kinds may differ from 0 in a sample.
@@ -69,7 +71,7 @@ def affine_map(size: int, *, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, 
 
 
 def affine(images: Tensor, map_B23: Tensor, fill: int) -> Tensor:
-    """Nearest-neighbor resampling at ``map @ (x, y, 1)``."""
+    """Resamples each image to the nearest neighbor at ``map @ (x, y, 1)``."""
     size = images.shape[-1]
     center = (size - 1) / 2
     at = torch.arange(size, device=images.device, dtype=torch.float32) - center
@@ -80,7 +82,10 @@ def affine(images: Tensor, map_B23: Tensor, fill: int) -> Tensor:
 
 
 def resized_crop(images: Tensor, top_B: Tensor, left_B: Tensor, height_B: Tensor, width_B: Tensor) -> Tensor:
-    """The box of each image, enlarged to S x S bilinearly (never reading outside the box) and rounded to uint8."""
+    """Enlarges the box of each image to S x S, bilinearly and rounded to uint8.
+
+    Nothing outside the box is read.
+    """
     size = images.shape[-1]
     center = torch.arange(size, device=images.device) + 0.5
 
@@ -112,27 +117,28 @@ def erase(images: Tensor, row_B: Tensor, col_B: Tensor, side: int) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor | float, factor_B: Tensor) -> Tensor:
-    """factor * images + (1 - factor) * other, kept in range and in the type of ``images``."""
+    """Returns factor * images + (1 - factor) * other, in the range and the type of ``images``."""
     top = 1.0 if images.is_floating_point() else 255.0
     factor = column(factor_B)
     return (images * factor + (1 - factor) * other).clamp(0, top).to(images.dtype)
 
 
 def luma(images: Tensor) -> Tensor:
-    """[B, 1, S, S] float32 brightness, in the range of the images."""
+    """Returns the brightness as float32 [B, 1, S, S], in the range of the images."""
     red, green, blue = images.to(torch.float32).split(1, 1)
     return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
 
 
 def brightness(images: Tensor, factor_B: Tensor) -> Tensor:
-    """uint8 or float. 0 is black, 1 the image itself."""
+    """Changes the brightness of uint8 or float images: 0 is black, 1 the image itself."""
     return _blend(images, 0.0, factor_B)
 
 
 def contrast(images: Tensor, factor_B: Tensor) -> Tensor:
-    """uint8 or float. 0 is the mean gray, 1 the image itself.
+    """Changes the contrast of uint8 or float images: 0 is the mean gray, 1 the image itself.
 
-    The mean is a sum of integers (for float images of 2^-16 steps), so that no summation order shows in it.
+    The mean is a sum of integers (for float images of 2^-16 steps), so the result does not depend on the order of
+    summation.
     """
     steps = _FIXED_POINT if images.is_floating_point() else 1
     total_B = (luma(images) * steps).floor().long().sum((1, 2, 3))
@@ -141,7 +147,7 @@ def contrast(images: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def saturation(images: Tensor, factor_B: Tensor) -> Tensor:
-    """uint8 or float. 0 is gray, 1 the image itself."""
+    """Changes the saturation of uint8 or float images: 0 is gray, 1 the image itself."""
     gray = luma(images)
     return _blend(images, gray if images.is_floating_point() else gray.floor(), factor_B)
 
@@ -150,7 +156,10 @@ def saturation(images: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor_B: Tensor) -> Tensor:
-    """0 is smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13, 1 the image itself; the outermost pixels stay."""
+    """Changes the sharpness: 0 is the smoothed image, 1 the image itself.
+
+    The smoothing kernel is [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the outermost pixels stay.
+    """
     exact = images.float()
     rows = exact[:, :, :-2] + exact[:, :, 1:-1] + exact[:, :, 2:]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -206,12 +215,12 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Three equal channels."""
+    """Returns three equal channels."""
     return luma(images).expand_as(images)
 
 
 def shift_hue(images: Tensor, turns_B: Tensor) -> Tensor:
-    """Rotates the hue by a fraction of the color circle, saturation and value of HSV kept.
+    """Rotates the hue by a fraction of the color circle; saturation and value of HSV are kept.
 
     Uses value - range * clamp(min(k, 4 - k), 0, 1) with k = (n + 6 h) mod 6 for n = 5, 3, 1, the closed form of HSV to
     RGB.
@@ -232,7 +241,7 @@ def shift_hue(images: Tensor, turns_B: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
-    """Gaussian blur, cut at ``radius`` pixels; the border is continued by its last pixel."""
+    """Applies a Gaussian blur, cut at ``radius`` pixels; the border is continued by its last pixel."""
     distance = torch.arange(radius + 1, device=images.device, dtype=torch.float64)
     weights = (-0.5 * (distance / sigma_B.double()[:, None]).square()).exp()
     weights = (weights / (2 * weights.sum(1, keepdim=True) - 1)).float()  # the center counts once

@@ -83,13 +83,16 @@ AUGMENTS: dict[str, Stack] = {
 
 
 def stacks(cfg: AugmentConfig, num_views: int) -> dict[str, Stack]:
-    """Maps the first ``num_views`` views to their stacks. ConfigError where a name is unknown."""
+    """Maps the first ``num_views`` views to their stacks. Raises ConfigError where a name is unknown."""
     names = {"view1": cfg.view1, "view2": cfg.view2}
     return {view: pick(AUGMENTS, names[view], f"augment.{view}") for view in list(names)[:num_views]}
 
 
 def reader_crops(cfg: AugmentConfig, num_views: int, image_size: int) -> tuple[Crop, ...]:
-    """What a reader cuts out of the originals, view by view; () where it delivers canvases and they are cropped here."""
+    """Returns what a reader cuts out of the originals, view by view.
+
+    It is () where the reader delivers canvases, which are cropped here.
+    """
     used = stacks(cfg, num_views)
     original = cfg.crop_from == "original" or (cfg.crop_from == "auto" and image_size > LARGE_PX)
     if not original or all(stack.min_area is None for stack in used.values()):

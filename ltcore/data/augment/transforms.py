@@ -34,11 +34,14 @@ class Draw:
     """Where the images are."""
 
     def __call__(self, purpose: str, n: int) -> list[Tensor]:
-        """n columns, each float32 [B] in [0, 1), beside the images."""
+        """Draws n columns, each float32 [B] in [0, 1), on the device of the images."""
         return list(to_device(self._draw(purpose, n), self.device).unbind(1))
 
     def host(self, purpose: str, n: int) -> list[Tensor]:
-        """The same on the host: for choices among operations, whose samples are looked up there."""
+        """Draws the same columns on the host.
+
+        They are for choices among operations, whose samples are looked up there.
+        """
         return list(self._draw(purpose, n).unbind(1))
 
     def _draw(self, purpose: str, n: int) -> Tensor:
@@ -52,7 +55,7 @@ Stage = Callable[[Tensor, Draw, AugmentConfig], Tensor]
 
 
 def _integer(uniform_B: Tensor, count: int | Tensor) -> Tensor:
-    """int64 [B], uniform over 0 .. count - 1."""
+    """Returns int64 [B], uniform over 0 .. count - 1."""
     return (uniform_B * count).long()
 
 
@@ -61,7 +64,10 @@ def _between(uniform_B: Tensor, low: float, high: float) -> Tensor:
 
 
 def _on_rows(images: Tensor, rows: Tensor, apply: Callable[..., Tensor], *parameters_B: Tensor) -> None:
-    """Applies an operation in place to the samples that drew it; ``rows`` is a host index, so none costs nothing."""
+    """Applies an operation in place to the samples that drew it.
+
+    ``rows`` is an index on the host, so an empty one costs nothing.
+    """
     if len(rows):
         rows = to_device(rows, images.device)
         picked = apply(images.index_select(0, rows), *(p.index_select(0, rows) for p in parameters_B))
@@ -94,10 +100,10 @@ def rotate15(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
 
 
 def resized_crop(images: Tensor, draw: Draw, min_area: float) -> Tensor:
-    """Random box with ``min_area``..1 of the area and aspect 3/4..4/3, enlarged to S x S.
+    """Enlarges a random box with ``min_area``..1 of the area and aspect 3/4..4/3 to S x S.
 
-    As torchvision's ``RandomResizedCrop``: the first of ten draws that fits, else the whole image. For images that are not
-    square: ``ltcore.data.images.boxes``.
+    Like torchvision's ``RandomResizedCrop``, it takes the first of ten draws that fits, else the whole image. For
+    images that are not square: ``ltcore.data.images.boxes``.
     """
     size = images.shape[-1]
     columns = draw(PURPOSE, 2 * ATTEMPTS + 2)
@@ -124,8 +130,10 @@ def cutout(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
 
 
 def color_jitter(*, hue: float, probability: float) -> Stage:
-    """Brightness, contrast and saturation (0.6..1.4), and hue (+-``hue`` turns) where it is not 0, in an order of its
-    own."""
+    """Returns a stage that changes brightness, contrast and saturation (0.6..1.4), and hue.
+
+    Hue changes by up to +-``hue`` turns, where that is not 0. Each sample has its own order of these operations.
+    """
 
     def stage(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
         images = ops.unit_range(images).clone()
@@ -155,19 +163,19 @@ jitter_no_hue = color_jitter(hue=0.0, probability=1.0)
 
 
 def eight_bits(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
-    """Back to uint8, for operations that need it."""
+    """Converts images back to uint8, for operations that need it."""
     return (images * 255).round().to(torch.uint8)
 
 
 def gray(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
-    """Gray with probability 0.2."""
+    """Makes images gray with probability 0.2."""
     (u,) = draw("gray", 1)
     images = ops.unit_range(images)
     return torch.where(ops.column(u < 0.2), ops.grayscale(images), images)
 
 
 def blur(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
-    """Gaussian blur with sigma 0.1..2 pixels, with probability 0.5."""
+    """Blurs images with probability 0.5, by a Gaussian with sigma 0.1..2 pixels."""
     u = draw.host("blur", 2)
     images = ops.unit_range(images).clone()
     sigma_B = to_device(_between(u[0], 0.1, 2.0), images.device)

@@ -34,9 +34,10 @@ class Cifar(Dataset):
 
 
 def cifar(name: str, cfg: DataConfig) -> Source:
-    """``cifar10`` or ``cifar100``: the key of an image is ``<name>/<train|test>/<original index>``.
+    """Returns the source ``cifar10`` or ``cifar100``.
 
-    Looks for the original archive below the cache folder and downloads it where it is not there.
+    The key of an image is ``<name>/<train|test>/<original index>``. The original archive is looked up below the cache
+    folder and downloaded where it is not there.
     """
     train, test = load(name, train=True), load(name, train=False)
     classes = tuple(train.classes)
@@ -74,7 +75,10 @@ def cifar(name: str, cfg: DataConfig) -> Source:
 
 
 def load(name: str, *, train: bool) -> Any:
-    """torchvision's data set (``data`` uint8 [N, 32, 32, 3], ``targets``, ``classes``), downloaded where it is missing."""
+    """Loads torchvision's data set, downloaded where it is missing.
+
+    It has ``data`` uint8 [N, 32, 32, 3], ``targets`` and ``classes``.
+    """
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]

@@ -33,11 +33,11 @@ class Dataset(ABC):
     """Changes with everything, beside the ``data`` section, that determines the samples."""
 
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
-        """Finds the data; DataError or ConfigError where that is impossible.
+        """Finds the data. Raises DataError or ConfigError where that is impossible.
 
         Args:
             cfg: of it ``uri``, ``imbalance_factor``, ``subset``, ``subset_seed`` and ``val_per_class`` matter here.
-            lists: list files that say which images are used; for images in a directory or zip alone.
+            lists: list files that say which images are used; only for images in a directory or zip.
             needs_train: refuse data without training images, which can only be evaluated on.
         """
         if lists:

@@ -58,10 +58,10 @@ class DigitsGlt(Dataset):
 
 
 def digits_glt(*, seed: int, val_per_class: int) -> Source:
-    """The data set for one choice of its parameters; the same arguments give the same bytes.
+    """Returns the data set for one choice of its parameters; the same arguments give the same bytes.
 
     Args:
-        seed: chooses which digits go where and which color a training digit wears.
+        seed: chooses which digits go where and which color a training digit has.
         val_per_class: validation digits per class, each drawn in all colors; 0..18, 0 makes no val split.
     """
     if val_per_class > MAX_VAL_PER_CLASS:
@@ -112,14 +112,17 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
 
 
 def _statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel."""
+    """Returns mean and standard deviation of each channel."""
     pixels_NHW3 = np.stack(list(images)) / 255.0
     mean_3, std_3 = pixels_NHW3.mean((0, 1, 2)), pixels_NHW3.std((0, 1, 2))
     return tuple(round(float(x), 4) for x in mean_3), tuple(round(float(x), 4) for x in std_3)
 
 
 def enlarge(coverage_88: NDArray[np.float64]) -> NDArray[np.float32]:
-    """float32 [32, 32]: the digit's ink coverage (8x8 in 0..1), bicubically enlarged to 24x24, with a margin."""
+    """Returns float32 [32, 32]: the digit's ink coverage, bicubically enlarged, with a margin.
+
+    The coverage is 8x8 in 0..1; it is enlarged to 24x24.
+    """
     from PIL import Image
 
     inner = SIZE - 2 * MARGIN
@@ -128,7 +131,7 @@ def enlarge(coverage_88: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def paint(coverage_HW: NDArray[np.float32], attribute: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: the attribute's ink mixed over its paper."""
+    """Returns uint8 [H, W, 3]: the attribute's ink mixed over its paper."""
     ink, paper = (np.array(rgb, np.float32) for rgb in tuple(COLORS.values())[attribute])
     return np.rint(paper + coverage_HW[:, :, None] * (ink - paper)).astype(np.uint8)
 

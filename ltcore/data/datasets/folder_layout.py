@@ -43,16 +43,20 @@ class Layout:
 
 
 def split_of(word: str) -> str:
-    """The split that a word means, '' where it means none: train, Training, valid, dev, ..."""
+    """Returns the split that a word means, or '' where it means none.
+
+    Known words are train, Training, valid, dev and others.
+    """
     return SPLIT_WORDS.get(word.lower(), "")
 
 
 def read_folders(root: Root, *, needs_train: bool = True) -> Layout:
-    """The layout of ``train|val|test/<class>/<image>``, or of ``<class>/<image>`` as one split ``train``.
+    """Reads the layout ``train|val|test/<class>/<image>``, or ``<class>/<image>`` as one split ``train``.
 
-    Classes are sorted by name; one folder around everything, as many zips have it, is ignored, and splits may have any name
-    of ``SPLIT_WORDS``. Without ``needs_train`` there may be a test folder alone, with any number of classes, to evaluate on.
-    DataError names the first file that does not fit, a folder without images, and a single class.
+    Classes are sorted by name; one folder around everything, as many zips have it, is ignored, and splits may have any
+    name of ``SPLIT_WORDS``. Without ``needs_train`` there may be a test folder alone, with any number of classes, to
+    evaluate on. Raises DataError that names the first file that does not fit, a folder without images, or a single
+    class.
     """
     if not root.files:
         raise DataError(f"{root.where} holds no images; expected {LAYOUTS}.")
@@ -75,7 +79,7 @@ def read_folders(root: Root, *, needs_train: bool = True) -> Layout:
 
 
 def _inside(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Splits each path into its parts, without the one folder around everything where there is one."""
+    """Splits each path into its parts, and drops the one folder around everything where there is one."""
     parts = {path: PurePosixPath(path).parts for path in files}
     first = next(iter(parts.values()))[0]
     if not split_of(first) and all(p[0] == first and len(p) >= 3 for p in parts.values()):
@@ -84,7 +88,7 @@ def _inside(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _by_split(where: str, parts: Mapping[str, tuple[str, ...]]) -> dict[str, list[tuple[str, str]]]:
-    """Sorts (path, class) by split; DataError where a path does not fit the layout of the others."""
+    """Sorts (path, class) by split. Raises DataError where a path does not fit the layout of the others."""
     with_splits = any(split_of(p[0]) and len(p) == 3 for p in parts.values())
     named: dict[str, list[tuple[str, str]]] = {}
     folders: dict[str, str] = {}
@@ -108,7 +112,10 @@ def _refuse_one_class(where: str, classes: Sequence[str], expected: str) -> None
 
 
 def list_split(word: str) -> str:
-    """The split of a list file; ``train_...`` and ``test_...`` name further ones. ConfigError for other words."""
+    """Returns the split of a list file; ``train_...`` and ``test_...`` name further ones.
+
+    Raises ConfigError for other words.
+    """
     split = split_of(word)
     if not split and word.split("_")[0] in ("train", "test"):
         return word
@@ -121,10 +128,10 @@ def list_split(word: str) -> str:
 
 
 def read_lists(root: Root, lists: Iterable[tuple[str, str]]) -> Layout:
-    """The layout that list files (split, path) give, OLTR style: a line is ``path label``, the path relative to the root.
+    """Reads the layout from list files (split, path), OLTR style.
 
-    Files may be gzipped. Where every label has a folder of its own, the folders name the classes; else the numbers do.
-    DataError names file and line.
+    A line is ``path label``, the path relative to the root. Files may be gzipped. Where every label has a folder of its
+    own, the folders name the classes; else the numbers do. Raises DataError with file and line.
     """
     files: dict[str, str] = {}
     for word, file in lists:
@@ -158,7 +165,10 @@ def read_lists(root: Root, lists: Iterable[tuple[str, str]]) -> Layout:
 
 
 def _num_classes(train: Sequence[Entry], file: str) -> int:
-    """One more than the largest label, which cannot reach the number of images: every class needs one."""
+    """Returns one more than the largest label.
+
+    Raises DataError where that exceeds the number of images, since every class needs one.
+    """
     last = max(train, key=lambda entry: entry.label)
     if last.label >= len(train):
         raise DataError(

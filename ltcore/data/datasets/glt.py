@@ -42,10 +42,11 @@ class GltSizes:
 
 
 def quota_counts(n: int, order: Sequence[int], quotas: tuple[int, int, int] = QUOTAS) -> IntArray:
-    """[A] images of each attribute when a class has ``n``: ``order[0]`` gets 7/10, ``order[1]`` 2/10, the others share 1/10.
+    """Returns [A] images of each attribute for a class of ``n`` images.
 
-    Rounded by largest remainder (ties to the rarer share, so that a small class keeps its minorities); the last share
-    goes around the remaining attributes one by one. ``order`` is a permutation of 0..A-1, most frequent first, A >= 3.
+    ``order[0]`` gets 7/10, ``order[1]`` 2/10, the others share 1/10. Counts are rounded by largest remainder (ties to
+    the rarer share, so that a small class keeps its minorities); the last share goes around the remaining attributes
+    one by one. ``order`` is a permutation of 0..A-1, most frequent first, A >= 3.
     """
     exact = [n * share / sum(quotas) for share in quotas]
     shares = [int(x) for x in exact]
@@ -60,7 +61,10 @@ def quota_counts(n: int, order: Sequence[int], quotas: tuple[int, int, int] = QU
 
 
 def attribute_order(label: int, num_attributes: int, attributes_n: IntArray | None) -> list[int]:
-    """Attributes of a class, most frequent first (ties by id); by rotation from ``label`` where keys are rendered."""
+    """Returns the attributes of a class, most frequent first (ties by id).
+
+    Where keys are rendered, it is a rotation from ``label``.
+    """
     if attributes_n is None:
         return [(label + i) % num_attributes for i in range(num_attributes)]
     counts_A = np.bincount(attributes_n, minlength=num_attributes)
@@ -125,7 +129,7 @@ class _Filler:
     order: list[int]
 
     def __call__(self, name: str, counts_A: IntArray, pool: list[int]) -> tuple[Picks, list[int]]:
-        """The first keys that fill the quotas, and the pool without them."""
+        """Returns the first keys that fill the quotas, and the pool without them."""
         need = counts_A.tolist()
         picks: Picks = []
         rest: list[int] = []

@@ -51,10 +51,10 @@ class ImageFolder(Dataset):
 
 
 def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
-    """The source for the images below ``root``.
+    """Returns the source for the images below ``root``.
 
-    Where ``layout`` has no test split (and no val split), a fifth of each class becomes one; where it has no val
-    split, :func:`ltcore.data.datasets.longtail.carve` makes one. The split of an image depends on its path and the seed alone.
+    Where ``layout`` has no test split (and no val split), a fifth of each class becomes one; where it has no val split,
+    :func:`ltcore.data.datasets.longtail.carve` makes one. The split of an image depends only on its path and the seed.
     Data without a train split, which are for evaluation, stay as they are.
     """
     if "train" not in layout.splits:
@@ -120,7 +120,10 @@ class _Item:
 
 
 def _items(root: Root, entries: Sequence[Entry]) -> list[_Item]:
-    """Key (the path without its extension, unless two files differ in nothing else) and type of every image."""
+    """Returns key and type of every image.
+
+    The key is the path without its extension, unless two files differ in nothing else.
+    """
     stems = Counter(PurePosixPath(entry.path).with_suffix("") for entry in entries)
     items = []
     for entry in entries:
@@ -135,7 +138,7 @@ def _items(root: Root, entries: Sequence[Entry]) -> list[_Item]:
 
 
 def _hold_out(items: Sequence[_Item], num_classes: int, seed: int) -> tuple[list[_Item], list[_Item]]:
-    """The items without, and with, the test share of each class."""
+    """Returns the items without the test share of each class, and that share."""
     keys, labels_N = [item.key for item in items], np.array([item.label for item in items])
     test: set[int] = set()
     for c in range(num_classes):
@@ -163,7 +166,7 @@ class _Rows:
                     yield Sample(key=item.key, image=image, ext=item.ext, label=item.label)
 
     def _chunks(self) -> Iterator[list[tuple[_Item, bytes]]]:
-        """The items with their bytes, as many at a time as may be in memory together."""
+        """Yields the items with their bytes, as many at a time as may be in memory together."""
         chunk, held = list[tuple[_Item, bytes]](), 0
         for item in self.items:
             chunk.append((item, self.root.read(item.path)))
@@ -179,9 +182,10 @@ class _Rows:
 
 
 def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Image size (median short side, at most 224), mean and std of a keyed sample of images.
+    """Returns image size, mean and std of a keyed sample of images.
 
-    They are read and decoded twice: together they may be larger than memory.
+    The size is the median short side, at most 224. Images are read and decoded twice: together they may be larger than
+    memory.
     """
     order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
     chosen = [items[i].path for i in order[:PROBED]]

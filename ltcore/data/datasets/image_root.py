@@ -35,12 +35,15 @@ class Root(Protocol):
     """Changes when a file is added, removed, renamed or changed; the same wherever the root lies."""
 
     def read(self, path: str) -> bytes:
-        """The bytes of one of the files; DataError where it is damaged."""
+        """Reads one of the files. Raises DataError where it is damaged."""
         ...
 
 
 def open_root(where: str) -> Root:
-    """The directory or zip ``where``; DataError where it is neither, or a zip has names that point outside."""
+    """Opens the directory or zip ``where``.
+
+    Raises DataError where it is neither, or a zip has names that point outside.
+    """
     path = Path(where)
     if path.is_dir():
         return _Directory(path)
@@ -78,10 +81,10 @@ class _Directory:
 
 
 def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """Folders and files below ``root``, by relative path; links to folders are followed.
+    """Returns folders and files below ``root``, by relative path; links to folders are followed.
 
-    DataError for a folder that cannot be listed, and for one that is reached twice: through a link to a folder above it the
-    walk would have no end, and through one beside it its images would count twice.
+    Raises DataError for a folder that cannot be listed, and for one that is reached twice. Through a link to a folder
+    above it the walk would have no end, and through a link to one beside it, images would count twice.
     """
     folders, files, seen = [], [], dict[tuple[int, int], str]()
 
@@ -142,7 +145,7 @@ def _check_size(where: str, path: str, size: int) -> None:
 
 
 def _hidden(name: str) -> bool:
-    """Files that operating systems leave behind."""
+    """Tells whether a file is one of those that operating systems leave behind."""
     return any(
         part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "lost+found") for part in PurePosixPath(name).parts
     )

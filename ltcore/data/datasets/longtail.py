@@ -43,7 +43,10 @@ class Subset:
 
 
 def profile(largest: int, num_classes: int, imbalance_factor: float) -> list[int]:
-    """Images per class rank, ``largest`` first: ``int(largest * (1 / IF) ** (r / (C - 1)))``, truncated as published."""
+    """Returns the number of images per class rank, ``largest`` first.
+
+    It is ``int(largest * (1 / IF) ** (r / (C - 1)))``, truncated as published.
+    """
     if imbalance_factor < 1:
         raise ValueError(f"imbalance_factor={imbalance_factor} must be at least 1 (largest class / smallest class)")
     mu = 1.0 / imbalance_factor
@@ -51,7 +54,7 @@ def profile(largest: int, num_classes: int, imbalance_factor: float) -> list[int
 
 
 def long_tail_counts(available_C: IntArray, imbalance_factor: float) -> IntArray:
-    """[C] images that each class keeps, by class id, so that the profile holds exactly.
+    """Returns [C] images that each class keeps, by class id, so that the profile holds exactly.
 
     Raises DataError where the smallest class would be left without an image.
     """
@@ -78,12 +81,15 @@ def long_tail_counts(available_C: IntArray, imbalance_factor: float) -> IntArray
 
 
 def keyed_order(keys: Sequence[str], positions: IntArray, seed: int, purpose: str) -> IntArray:
-    """The positions by ascending hash of (seed, purpose, key): a shuffle that no listing order can change."""
+    """Returns the positions by ascending hash of (seed, purpose, key).
+
+    This is a shuffle that does not depend on the order of the listing.
+    """
     return np.array(sorted(positions.tolist(), key=lambda p: (hash64(seed, purpose, keys[p]), keys[p])), np.int64)
 
 
 def select_keyed(keys: Sequence[str], labels_N: IntArray, counts_C: IntArray, seed: int) -> IntArray:
-    """Of every class the ``counts_C`` keys with the smallest hash; positions ascending."""
+    """Selects the ``counts_C`` keys with the smallest hash from every class; positions ascend."""
     chosen = [
         keyed_order(keys, np.flatnonzero(labels_N == c), seed, "longtail")[:count] for c, count in enumerate(counts_C)
     ]
@@ -91,10 +97,10 @@ def select_keyed(keys: Sequence[str], labels_N: IntArray, counts_C: IntArray, se
 
 
 def select_legacy(labels_N: IntArray, counts_C: IntArray, seed: int) -> IntArray:
-    """The published selection; ``labels_N`` must be in the data set's original order, positions ascending.
+    """Makes the published selection; ``labels_N`` must be in the data set's original order.
 
     One legacy MT19937 stream (published seed: 0) shuffles the ascending positions of class 0, 1, ... in place and keeps
-    the first ``counts_C`` of each.
+    the first ``counts_C`` of each. The positions returned ascend.
     """
     stream = np.random.RandomState(seed)
     chosen = []
@@ -115,11 +121,11 @@ def carve(
     seed: int = 0,
     val_per_class: int = 0,
 ) -> Subset:
-    """Long-tailed training positions, and ``val_per_class`` validation positions per class.
+    """Selects long-tailed training positions, and ``val_per_class`` validation positions per class.
 
-    With an ``imbalance_factor`` validation images come only from those the long tail leaves over: the largest class
-    has none left and gets fewer or none, and the training split keeps its published size. Without one (the data is used
-    as it is) they are taken out of training, at most a fifth of each class. ``val_short`` says which classes got fewer.
+    With an ``imbalance_factor`` validation images come only from those the long tail leaves over: the largest class has
+    none left and gets fewer or none, and the training split keeps its published size. Without one (the data are used as
+    they are) they are taken out of training, at most a fifth of each class. ``val_short`` says which classes got fewer.
 
     Args:
         keys: [N] distinct keys; for ``subset="legacy"`` in the data set's original order.
@@ -154,12 +160,12 @@ def carve(
 
 
 def tail_name(base: str, cfg: DataConfig) -> str:
-    """``cifar100-if100-keyed``; the base alone where the data are used as they are."""
+    """Returns a name such as ``cifar100-if100-keyed``, or the base alone for data used as they are."""
     return base if cfg.imbalance_factor is None else f"{base}-if{cfg.imbalance_factor:g}-{cfg.subset}"
 
 
 def tail_provenance(cfg: DataConfig, carved: Subset, classes: Sequence[str], *, val_given: bool) -> dict[str, Any]:
-    """How train and val were chosen, and which classes have fewer validation images than was asked for."""
+    """Returns how train and val were chosen, and which classes have too few validation images."""
     chosen: dict[str, Any] = {}
     if cfg.imbalance_factor is not None:
         chosen |= {"subset": cfg.subset, SELECTED_FROM: carved.available}

@@ -34,9 +34,10 @@ def prepare(
     root: str | None = None,
     needs_train: bool = True,
 ) -> str:
-    """URI of the shards for ``cfg.uri``: itself if it has a manifest, otherwise a copy that is made once.
+    """Returns the URI of the shards for ``cfg.uri``.
 
-    Several processes of one node may call this at the same time; one makes the copy, the others wait for it.
+    That is ``cfg.uri`` itself if it has a manifest, otherwise a copy that is made once. Several processes of one node
+    may call this at the same time; one makes the copy, the others wait for it.
 
     Args:
         cfg: of it ``uri``, ``imbalance_factor``, ``subset``, ``subset_seed`` and ``val_per_class`` matter here.
@@ -68,9 +69,9 @@ def prepare(
 
 
 def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
-    """:func:`remarks` about the data that ``cfg`` leads to, and where its ``imbalance_factor`` has no effect on them.
+    """Returns :func:`remarks` about the data of ``cfg``, and where its ``imbalance_factor`` has no effect.
 
-    ConfigError where it has none on finished shards, which somebody made with another one.
+    Raises ConfigError where it has no effect because the shards were finished with another one.
     """
     made, factor = manifest.provenance.get("imbalance_factor"), cfg.imbalance_factor
     found, build = remarks(manifest), find(cfg.uri)
@@ -88,7 +89,7 @@ def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
 
 
 def is_shards(uri: str) -> bool:
-    """Whether there are finished shards."""
+    """Tells whether there are finished shards."""
     return storage.exists(storage.join(uri, MANIFEST))
 
 

@@ -54,9 +54,9 @@ def names() -> list[str]:
 
 
 def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
-    """Points a ``data`` section at other data, without the selection that was made out of its own.
+    """Points a ``data`` section at other data, without the selection made from its own.
 
-    Between published data sets the selection carries over; out of somebody's photos it would throw away most.
+    Between published data sets the selection carries over; from a user's photos it would discard most.
     """
     kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
     return replace(kept, uri=uri)

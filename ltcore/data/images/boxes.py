@@ -32,10 +32,10 @@ class Crop:
 
 
 def random_box(numbers_n: Sequence[float], min_area: float, original: Size) -> Box:
-    """A box with ``min_area``..1 of the area and an aspect of 3/4..4/3, out of 22 numbers in [0, 1).
+    """Returns a random box with ``min_area``..1 of the area and an aspect of 3/4..4/3.
 
-    As torchvision's ``RandomResizedCrop``: the first of ten draws that fits; else the largest centered box of an aspect
-    in that range.
+    It is computed from 22 numbers in [0, 1). Like torchvision's ``RandomResizedCrop``, it is the first of ten draws
+    that fits; else the largest centered box of an aspect in that range.
     """
     height, width = original
     low, high = map(math.log, ASPECTS)
@@ -51,14 +51,17 @@ def random_box(numbers_n: Sequence[float], min_area: float, original: Size) -> B
 
 
 def centered_square(original: Size) -> Box:
-    """The largest centered square."""
+    """Returns the largest centered square."""
     height, width = original
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
 def scaled(box: Box, original: Size, stored: Size) -> Box:
-    """The box on a copy of another size: each edge at the nearest pixel, at least one pixel high and wide."""
+    """Returns the box on a copy of another size.
+
+    Each edge is at the nearest pixel, and the box is at least one pixel high and wide.
+    """
     (top, bottom), (left, right) = (
         _span(start, length, original[axis], stored[axis])
         for axis, (start, length) in enumerate(((box[0], box[2]), (box[1], box[3])))

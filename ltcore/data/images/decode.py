@@ -37,19 +37,20 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a Dat
 
 
 def decode_canvas(data: bytes, image_size: int, where: str) -> Pixels:
-    """[3, S, S] RGB of an encoded image: its largest centered square (short side to canvas, center crop).
+    """Decodes an image to [3, S, S] RGB: its largest centered square.
 
-    ``where`` names the sample in the DataError that empty, undecodable or too large images raise.
+    The short side is scaled to the canvas, then the center is cropped. ``where`` names the sample in the DataError that
+    empty, undecodable or too large images raise.
     """
     image_3HW = decode_image(data, where)
     return resample(image_3HW, centered_square(size_of(image_3HW)), (image_size, image_size))
 
 
 def decode_image(data: bytes, where: str) -> Pixels:
-    """[3, H, W] RGB of an encoded image at its own size.
+    """Decodes an image to [3, H, W] RGB at its own size.
 
     EXIF orientation is applied, grey, palette, CMYK and 16-bit images become 8-bit RGB, of an animation the first frame
-    is taken, transparency is ignored. DataError as for :func:`decode_canvas`.
+    is taken, transparency is ignored. Raises DataError as :func:`decode_canvas` does.
     """
     if not data:
         raise DataError(f"{where}: the image has 0 bytes. Remove the sample or restore its file.")
@@ -66,7 +67,7 @@ def decode_image(data: bytes, where: str) -> Pixels:
 
 
 def pixels_of(image: Image.Image, where: str) -> Pixels:
-    """[3, H, W] RGB of an image that PIL opened or made, by the rules of :func:`decode_image`."""
+    """Returns [3, H, W] RGB of an image that PIL opened or made, by the rules of :func:`decode_image`."""
     _check_size(image, where)
     try:
         return _upright_pixels(ImageOps.exif_transpose(image), image.format, where)
@@ -78,12 +79,15 @@ def pixels_of(image: Image.Image, where: str) -> Pixels:
 
 
 def size_of(image_3HW: Pixels) -> Size:
-    """(height, width)."""
+    """Returns (height, width)."""
     return image_3HW.shape[1], image_3HW.shape[2]
 
 
 def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
-    """[3, *size]: the box, bilinearly and with antialiasing, never reading outside it; as it is where it has that size."""
+    """Resamples the box to [3, *size], bilinearly and with antialiasing.
+
+    Nothing outside the box is read. A box that has this size already is returned as it is.
+    """
     top, left, height, width = box
     part_3hw = image_3HW[:, top : top + height, left : left + width]
     if (height, width) == size:
@@ -99,14 +103,20 @@ def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
 
 
 def _foreign_format(data: bytes) -> str:
-    """Name of a format that PIL would know and that is not opened here, '' where there is none; reads the first bytes alone."""
+    """Returns the name of a format that PIL knows but that is not opened here, or ''.
+
+    Only the first bytes are read.
+    """
     Image.init()
     kinds = ((name, accept) for name, (_, accept) in Image.OPEN.items() if accept and name not in FORMATS)
     return next((f"{name} by its first bytes" for name, accept in kinds if accept(data[:16].ljust(16))), "")
 
 
 def _scans(data: bytes) -> int:
-    """Marks of a scan's start in a JPEG; pixels cannot look like one. By numpy in a third of the time of ``bytes.count``."""
+    """Counts the marks of a scan's start in a JPEG; pixels cannot look like one.
+
+    numpy takes a third of the time of ``bytes.count``.
+    """
     bytes_N = np.frombuffer(data, np.uint8)
     return int(np.count_nonzero((bytes_N[:-1] == 0xFF) & (bytes_N[1:] == 0xDA)))
 
@@ -133,7 +143,7 @@ def _check_size(image: Image.Image, where: str) -> None:
 
 
 def _upright_pixels(image: Image.Image, kind: str | None, where: str) -> Pixels:
-    """[3, H, W] of an image that needs no turning; ``kind`` is PIL's name for the format of its file."""
+    """Returns [3, H, W] of an image that needs no turning; ``kind`` is PIL's name for the format of its file."""
     sixteen = image.mode != "I" or kind == "PPM"  # whose 16 bits PIL puts into 32
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_eight_bits(np.asarray(image), sixteen, where))
@@ -143,7 +153,10 @@ def _upright_pixels(image: Image.Image, kind: str | None, where: str) -> Pixels:
 
 
 def _eight_bits(grey_HW: npt.NDArray[Any], sixteen: bool, where: str) -> Pixels:
-    """Deep grey as 8 bits; DataError where nobody knows what white is. ``sixteen``: integers hold 0..65535."""
+    """Converts deep grey to 8 bits. ``sixteen``: integers hold 0..65535.
+
+    Raises DataError where the value of white is unknown.
+    """
     if grey_HW.dtype.kind != "f":
         if sixteen:
             return (np.clip(grey_HW, 0, 65535) >> 8).astype(np.uint8)

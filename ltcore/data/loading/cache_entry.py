@@ -43,7 +43,7 @@ class PartialEntry:
     cache_bytes: int
 
     def claim(self, size: int) -> None:
-        """Makes room under the cap and takes the disk space, so that a full disk shows before the work."""
+        """Makes room under the cap and takes the disk space, so that a full disk is noticed before the work."""
         with storage.locked(self.folder.with_name("evict.lock")):
             own = self.folder / ARRAY
             arrays = [array for array in self.folder.parent.glob(f"*/{ARRAY}") if array != own]
@@ -75,7 +75,9 @@ def open_entry(
     cache_bytes: int,
     max_bad_samples: int,
 ) -> tuple[BinaryIO, dict[int, str]]:
-    """The entry at ``path``, filled first if need be: its array, open and marked as in use, and its bad samples.
+    """Opens the entry at ``path``, filled first where necessary.
+
+    Returns its array, open and marked as in use, and its bad samples.
 
     Args:
         whole: whether its files have the sizes that they must have; OSError where one is missing.
@@ -107,7 +109,10 @@ def open_entry(
 
 
 def _fill(path: Path, fill: Callable[[PartialEntry], None], entry: PartialEntry) -> None:
-    """Fills an entry aside and moves it to its place, or leaves nothing; the caller holds the entry's lock."""
+    """Fills an entry aside and moves it to its place, or leaves nothing behind.
+
+    The caller holds the entry's lock.
+    """
     lock = path.with_name("evict.lock")  # others count the bytes of all entries under it
     with storage.locked(lock):
         for stale in (entry.folder, path):  # of a killed fill, or damaged
@@ -140,7 +145,10 @@ def _warn_of_bad(uri: str, split: str, bad: dict[int, str]) -> None:
 
 
 def _open(path: Path, whole: Callable[[], bool]) -> tuple[BinaryIO, dict[int, str]] | None:
-    """The complete entry, or None. The shared lock on the array tells evictors that it is in use."""
+    """Opens the complete entry; None where there is none.
+
+    The shared lock on the array tells evictors that it is in use.
+    """
     with storage.locked(path.with_name("evict.lock")):
         try:
             if not whole():
@@ -168,7 +176,7 @@ def _evict(array: Path) -> bool:
 
 
 def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progress: OnProgress | None) -> None:
-    """``fill(first row)`` for every piece, on all CPUs; each gives the number of its rows."""
+    """Calls ``fill(first row)`` for every piece, on all CPUs; each call returns the number of its rows."""
     done = 0
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="ltcore-canvases")
     try:
@@ -181,7 +189,7 @@ def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progres
 
 
 def write_at(stream: FileIO, offset: int, array: npt.NDArray[np.uint8]) -> None:
-    """The whole array at a place in the file."""
+    """Writes the whole array at a place in the file."""
     view = array.data.cast("B")
     while view:
         written = os.pwrite(stream.fileno(), view, offset)

@@ -26,7 +26,7 @@ _ROWS = 256
 
 
 def canvas_bytes(num_samples: int, image_size: int) -> int:
-    """Size of the decoded split."""
+    """Returns the size of the decoded split in bytes."""
     return num_samples * 3 * image_size * image_size
 
 
@@ -41,12 +41,12 @@ class CanvasCache:
     _file: BinaryIO
 
     def close(self) -> None:
-        """Gives up the mark; the array stays valid as long as it is referred to."""
+        """Releases the mark; the array stays valid as long as it is referred to."""
         self._file.close()
 
 
 def entry_path(store: ShardStore, split: str, image_size: int) -> Path:
-    """Where the entry of a split is, or would be."""
+    """Returns the path that the entry of a split has, or would have."""
     name = f"{store.manifest.hash[:20]}-{split}-{image_size}-v{DECODE_VERSION}"
     return storage.cache_root() / "canvases" / name
 
@@ -60,15 +60,17 @@ def open_canvases(
     max_bad_samples: int = 0,
     progress: OnProgress | None = None,
 ) -> CanvasCache:
-    """The decoded split; fills the entry first if this node has none, which other processes wait for.
+    """Opens the decoded split; fills the entry first if this node has none.
+
+    Other processes wait while it is filled.
 
     Args:
         cache_bytes: most bytes of all entries together; the least recently used that nobody has open go first.
         max_bad_samples: how many undecodable training images are tolerated, see ``decode_rows``.
         progress: called with (rows done, rows) while the entry is filled, from the calling thread.
 
-    NoRoomError where the entry does not fit the cap or the disk, DataError where it cannot be written or has too many bad
-    samples.
+    Raises NoRoomError where the entry does not fit the cap or the disk, DataError where it cannot be written or has too
+    many bad samples.
     """
     shape = (store.manifest.split(split).num_samples, 3, image_size, image_size)
     size = int(np.prod(shape))
@@ -95,7 +97,10 @@ def open_canvases(
 def _fill(
     filling: PartialEntry, store: ShardStore, split: str, shape: tuple[int, ...], progress: OnProgress | None
 ) -> None:
-    """Decodes all rows into the file; plain writes, because a full disk under a memory map is a signal, not an error."""
+    """Decodes all rows into the file by plain writes.
+
+    A full disk under a memory map is a signal, not an error.
+    """
     num_rows, image_size = shape[0], shape[-1]
     with (filling.folder / ARRAY).open("r+b", buffering=0) as stream:
 

@@ -31,7 +31,10 @@ class Cropped:
 
 
 def cut(images: Iterable[tuple[Pixels, Size]], draws: CropDraws, num_rows: int, image_size: int) -> Cropped:
-    """One canvas per view of each image; the images in batch order, each with the size of its original."""
+    """Cuts one canvas per view out of each image.
+
+    The images are in batch order, each with the size of its original.
+    """
     made = Cropped(
         np.empty((draws.num_views, num_rows, 3, image_size, image_size), np.uint8),
         np.empty((draws.num_views, num_rows, 4), np.int64),
@@ -52,7 +55,7 @@ def decode_crops(
     draws: CropDraws,
     bad: BadSamples | None,
 ) -> Cropped:
-    """One canvas per view of each sample, cut out of its original; ``bad`` as for ``decode_each``."""
+    """Cuts one canvas per view of each sample out of its original; ``bad`` as for ``decode_each``."""
     images = decode_each(store, split, index_n, decode_image, bad)
     return cut(((image_3HW, size_of(image_3HW)) for image_3HW in images), draws, len(index_n), image_size)
 
@@ -72,7 +75,7 @@ class CropDraws:
         return len(self._crops)
 
     def boxes(self, position: int, original: Size) -> list[Box]:
-        """One per view, for the sample at ``position`` of the batch."""
+        """Returns one box per view, for the sample at ``position`` of the batch."""
         return [
             centered_square(original)
             if crop.min_area is None

@@ -36,9 +36,9 @@ def make_loader(
         augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
         num_views: how many views of each image the loss looks at.
 
-    ``loader=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops of
-    large originals it takes threads, so that the room on a disk never decides about pixels.
-    ``loader=ray`` gives threads here as well: the same reader and the same batches without Ray.
+    ``loader=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops
+    of large originals it takes threads, so that the pixels never depend on the room on a disk. ``loader=ray`` gives
+    threads here as well: the same reader and the same batches without Ray.
     """
     kind, why = cfg.loader, "asked for"
     if kind == "auto":
@@ -59,7 +59,7 @@ def make_loader(
 
 
 def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
-    """Whether the decoded data set fits this node's cache, and the arithmetic in words."""
+    """Tells whether the decoded data set fits this node's cache, and returns the arithmetic in words."""
     store = ShardStore(uri)
     image_size = cfg.image_size or store.manifest.image_size
     if augment and reader_crops(augment, num_views, image_size):

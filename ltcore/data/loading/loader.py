@@ -50,7 +50,10 @@ class Loader(ABC):
         num_views: int = 1,
         trains: bool = True,
     ) -> None:
-        """``trains=False`` is for evaluation alone, also of data without a training split."""
+        """Opens the shards at ``uri``.
+
+        ``trains=False`` is for evaluation only, also of data without a training split.
+        """
         self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
         self.store = ShardStore(uri, cfg.cache_bytes)
         self.image_size = cfg.image_size or self.store.manifest.image_size
@@ -65,7 +68,7 @@ class Loader(ABC):
 
     @property
     def num_batches(self) -> int:
-        """Steps per epoch, the same on every rank."""
+        """Returns the steps per epoch, the same on every rank."""
         num_rows = (
             self.store.manifest.split(self.cfg.train_split).num_samples
             if self.copies_N is None
@@ -76,7 +79,7 @@ class Loader(ABC):
     @property
     @abstractmethod
     def bad_samples(self) -> dict[int, str]:
-        """Undecodable training samples that were replaced so far in this process -> what is wrong."""
+        """Returns index -> what is wrong, of undecodable training samples replaced so far in this process."""
 
     def sampler(self, epoch: int) -> EpochSampler:
         """Returns the sampler of one epoch for the present ``copies_N``."""
@@ -91,9 +94,10 @@ class Loader(ABC):
         )
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the rank's share of the epoch's batches from ``start_step`` on: uint8 images [V, B / W, 3, S, S] on the CPU.
+        """Yields the rank's share of the epoch's batches from ``start_step`` on.
 
-        V is 1, or the number of views where the reader cuts them out of large originals (``AugmentConfig.crop_from``).
+        They are uint8 images [V, B / W, 3, S, S] on the CPU. V is 1, or the number of views where the reader cuts them
+        out of large originals (``AugmentConfig.crop_from``).
         """
         rows = self.sampler(epoch).rank_batches(self.rank, start_step)
         if self.crops:
@@ -101,9 +105,9 @@ class Loader(ABC):
         return self._batches(self.cfg.train_split, rows)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """Yields the rank's share of the split in index order, at most ``batch_size`` rows each; nothing dropped or doubled.
+        """Yields the rank's share of the split in index order, at most ``batch_size`` rows each.
 
-        Ranks may differ in the number of batches.
+        No row is dropped or doubled, so ranks may differ in the number of batches.
         """
         num_rows = self.store.manifest.split(split).num_samples
         slices = eval_rows(num_rows, self.rank, self.world, batch_size)
@@ -115,10 +119,10 @@ class Loader(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Gives up files and locks."""
+        """Releases files and locks."""
 
     def _cropped_batches(self, rows: Iterable[Rows], epoch: int) -> Iterator[Batch]:
-        """Training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
+        """Yields training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
 
         def load(step: Rows) -> Batch:
             cropped = self._crop(step.index_B, CropDraws(self.crops, self.seed, epoch, step))
@@ -131,7 +135,7 @@ class Loader(ABC):
         """Cuts the crops of some training samples out of their originals."""
 
     def _decoded(self, split: str, rows: Iterable[Rows], bad: BadSamples | None) -> Iterator[Batch]:
-        """Batches that threads decode ahead of the loop."""
+        """Yields batches that threads decode ahead of the loop."""
 
         def load(step: Rows) -> Batch:
             return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.image_size, bad)[None])
@@ -228,7 +232,7 @@ class ThreadedLoader(Loader):
         return dict(self._bad.messages)
 
     def close(self) -> None:
-        """Threads belong to an iterator and end with it; there is nothing else to give up."""
+        """Does nothing: threads belong to an iterator and end with it, and there is nothing else to release."""
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
         return self._decoded(split, rows, self._bad if split == self.cfg.train_split else None)

@@ -34,7 +34,7 @@ GROWTH = 1.25
 
 
 def typical_bytes(num_samples: int, side: int) -> int:
-    """About the size of a split of photographs."""
+    """Returns about the size in bytes of a split of photographs."""
     return round(canvas_bytes(num_samples, side) * TYPICAL_ASPECT)
 
 
@@ -50,22 +50,22 @@ class ImageCache:
     _file: BinaryIO
 
     def image(self, index: int) -> tuple[Pixels, Size]:
-        """[3, h, w] as it is kept, and the (height, width) of its original."""
+        """Returns the image as it is kept, [3, h, w], and the (height, width) of its original."""
         offset, height, width, *original = self.table_N5[index].tolist()
         pixels = self.pixels_P[offset : offset + 3 * height * width]
         return pixels.reshape(3, height, width), (original[0], original[1])
 
     def crops(self, index_n: npt.NDArray[np.int64], image_size: int, draws: CropDraws) -> Cropped:
-        """One canvas per view of each sample."""
+        """Cuts one canvas per view of each sample."""
         return cut(map(self.image, index_n.tolist()), draws, len(index_n), image_size)
 
     def close(self) -> None:
-        """Gives up the mark; the arrays stay valid as long as they are referred to."""
+        """Releases the mark; the arrays stay valid as long as they are referred to."""
         self._file.close()
 
 
 def images_path(store: ShardStore, split: str, side: int) -> Path:
-    """Where the entry of a split is, or would be."""
+    """Returns the path that the entry of a split has, or would have."""
     squares = entry_path(store, split, side)
     return squares.with_name(f"{squares.name}-whole")
 
@@ -79,7 +79,7 @@ def open_images(
     max_bad_samples: int = 0,
     progress: OnProgress | None = None,
 ) -> ImageCache:
-    """The decoded split; arguments, filling and errors as for ``open_canvases``."""
+    """Opens the decoded split; arguments, filling and errors as for ``open_canvases``."""
     path = images_path(store, split, side)
     num_rows = store.manifest.split(split).num_samples
 
@@ -105,7 +105,7 @@ def _pixels(table_N5: npt.NDArray[np.int64]) -> int:
 
 
 def kept_size(original: Size, side: int) -> Size:
-    """(height, width) at which an image is kept."""
+    """Returns the (height, width) at which an image is kept."""
     short = min(original)
     return original if short <= side else (round(original[0] * side / short), round(original[1] * side / short))
 

@@ -12,9 +12,9 @@ R = TypeVar("R")
 
 
 def prefetch(load: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int) -> Iterator[R]:
-    """``load(item)`` for each item, in order, computed by threads at most ``ahead`` items before they are asked for.
+    """Yields ``load(item)`` for each item, in order, computed by threads at most ``ahead`` items early.
 
-    An exception comes out at the place of its item. Closing the iterator early, or dropping it, ends the threads.
+    An exception is raised at the place of its item. Closing the iterator early, or dropping it, ends the threads.
     """
     pool = ThreadPoolExecutor(min(threads, ahead), thread_name_prefix="ltcore-loader")
     pending: deque[Future[R]] = deque()

@@ -40,7 +40,7 @@ class Rows:
 
 
 def _offsets(counts: Ints) -> Ints:
-    """[n + 1] cumulative sums with a leading 0."""
+    """Returns [n + 1] cumulative sums with a leading 0."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
@@ -49,11 +49,15 @@ def _generator(*words: int | str) -> np.random.Generator:
 
 
 def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
-    """How often each of N samples comes in an epoch that shows them in proportion to weights >= 0, N images in all.
+    """Returns how often each of N samples comes in an epoch of N images.
 
-    Systematic sampling: with v the weights scaled to mean 1 and one keyed number u in [0, 1), sample i comes
-    floor(v_0 + ... + v_i + u) - floor(v_0 + ... + v_(i-1) + u) times. That is v_i in expectation, never further from it than
-    one, and N in sum, where rounding each sample with a number of its own would change the length of the epoch.
+    The numbers are in proportion to weights >= 0. They come from systematic sampling: with v the weights scaled to mean
+    1 and one keyed number u in [0, 1), sample i comes
+
+        floor(v_0 + ... + v_i + u) - floor(v_0 + ... + v_(i-1) + u)
+
+    times. That is v_i in expectation, never further from it than one, and N in sum, where rounding each sample with a
+    number of its own would change the length of the epoch.
     """
     reached_N = np.cumsum(weights_N, dtype=np.float64)
     reached_N *= len(weights_N) / reached_N[-1]
@@ -62,7 +66,10 @@ def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
 
 
 def check_lanes(lanes: int, batch_size: int, world: int) -> int:
-    """Returns L = gcd(lanes, batch_size); ConfigError where ``world`` ranks cannot own equally many of these lanes."""
+    """Returns L = gcd(lanes, batch_size).
+
+    Raises ConfigError where ``world`` ranks cannot own equally many of these lanes.
+    """
     shared = math.gcd(lanes, batch_size)
     if shared % world:
         raise ConfigError(
@@ -74,7 +81,7 @@ def check_lanes(lanes: int, batch_size: int, world: int) -> int:
 
 
 def check_batches(num_rows: int, batch_size: int) -> int:
-    """Returns how many batches the rows of an epoch fill; ConfigError where they fill none."""
+    """Returns how many batches the rows of an epoch fill. Raises ConfigError where they fill none."""
     if num_rows < batch_size:
         raise ConfigError(
             f"The training split has {num_rows} rows in this epoch, fewer than one global batch of {batch_size}. "
@@ -128,13 +135,16 @@ class EpochSampler:
         self._expanded: weakref.WeakValueDictionary[int, Ints] = weakref.WeakValueDictionary()
 
     def _dropped_ranges(self, total: int) -> list[tuple[int, int]]:
-        """The virtual rows, counted in index order, that this epoch leaves out: used ones start at epoch * used."""
+        """Returns the ranges of virtual rows, counted in index order, that this epoch leaves out.
+
+        Used ones start at epoch * used.
+        """
         start = (self.epoch + 1) * self.num_rows % total
         stop = start + total - self.num_rows
         return [(start, stop)] if stop <= total else [(start, total), (0, stop - total)]
 
     def rank_batches(self, rank: int, start_step: int = 0) -> Iterator[Rows]:
-        """The rows of ``rank``, B / W per step, from ``start_step`` on; skipped steps cost nothing."""
+        """Yields the rows of ``rank``, B / W per step, from ``start_step`` on; skipped steps cost nothing."""
         owned = self.lanes // self.world
         per_lane = self.num_rows // self.lanes
         take = self.batch_size // self.lanes
@@ -161,7 +171,7 @@ class EpochSampler:
             yield np.concatenate(parts, axis=1)
 
     def _expand(self, place: int) -> Ints:
-        """[2, n] (index, copy) of the kept virtual rows of the shard at ``place`` of the order, permuted.
+        """Returns [2, n] (index, copy) of the kept virtual rows of the shard at ``place`` of the order, permuted.
 
         Lanes whose cursors are in the same shard share the array; it goes when the last of them moves on.
         """
@@ -187,7 +197,7 @@ class EpochSampler:
 
 
 def eval_rows(num_rows: int, rank: int, world: int, batch_size: int) -> Iterator[Ints]:
-    """The rank's contiguous share of 0..num_rows-1 in slices of at most ``batch_size`` rows.
+    """Yields the rank's contiguous share of 0..num_rows-1 in slices of at most ``batch_size`` rows.
 
     Nothing is dropped or doubled, so ranks may differ by one row and by one batch: no collective may run per batch.
     """

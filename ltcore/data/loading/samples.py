@@ -27,7 +27,7 @@ class BadSamples:
         self._lock = threading.Lock()
 
     def add(self, index: int, message: str) -> None:
-        """Notes a bad image; DataError when it is one too many."""
+        """Notes a bad image. Raises DataError when it is one too many."""
         with self._lock:
             known = index in self.messages
             self.messages[index] = message
@@ -42,7 +42,7 @@ class BadSamples:
 def decode_rows(
     store: ShardStore, split: str, index_n: Ints, image_size: int, bad: BadSamples | None = None
 ) -> npt.NDArray[np.uint8]:
-    """[n, 3, S, S] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
+    """Returns [n, 3, S, S] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
     canvases = np.empty((len(index_n), 3, image_size, image_size), np.uint8)
     decoded = decode_each(store, split, index_n, lambda data, where: decode_canvas(data, image_size, where), bad)
     for position, canvas_3SS in enumerate(decoded):
@@ -53,10 +53,10 @@ def decode_rows(
 def decode_each(
     store: ShardStore, split: str, index_n: Ints, decode: Callable[[bytes, str], T], bad: BadSamples | None = None
 ) -> Iterator[T]:
-    """``decode(encoded image, name for messages)`` of each sample, in the order asked for.
+    """Yields ``decode(encoded image, name for messages)`` of each sample, in the order asked for.
 
-    An undecodable image is a DataError; with ``bad`` given, for training, it is noted there and another image
-    of its class takes its place: the first decodable one in an order keyed by its index, so that all take the same.
+    An undecodable image raises DataError. With ``bad`` given, for training, it is noted there and another image of its
+    class takes its place: the first decodable one in an order keyed by its index, so that all take the same.
     """
     for index, data in zip(index_n.tolist(), store.read_rows(split, index_n), strict=True):
         try:
@@ -69,7 +69,10 @@ def decode_each(
 def _named(
     store: ShardStore, split: str, index: int, data: bytes, decode: Callable[[bytes, str], T], bad: BadSamples | None
 ) -> T:
-    """Once more, for the message: a name is found in the shard, which would have to be opened for every image."""
+    """Decodes the image once more, with its name for the message.
+
+    Finding a name opens the shard, which is too slow to do for every image.
+    """
     try:
         return decode(data, store.where(split, index))
     except DataError as error:

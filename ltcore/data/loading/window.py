@@ -23,7 +23,8 @@ def _store(uri: str, cache_bytes: int) -> ShardStore:
 def read_window(batch: dict[str, np.ndarray], *, job: dict[str, Any]) -> dict[str, np.ndarray]:
     """Decodes the rows of one window of steps, in the sampler's order, in a data task.
 
-    Beside them is what is wrong with those that were replaced, where that is allowed: the worker that gets them counts them.
+    With them come the errors of rows that were replaced, where that is allowed: the worker that receives them counts
+    them.
     """
     store = _store(job["uri"], job["cache_bytes"])
     epoch, first, last = (int(batch[name][0]) for name in ("epoch", "first", "last"))

@@ -26,17 +26,17 @@ _WAIT_S = 0.05
 
 
 def cached_path(shard: Shard) -> Path:
-    """Where a shard of remote data is on this node, or would be."""
+    """Returns the path that a shard of remote data has on this node, or would have."""
     return storage.cache_root() / "shards" / f"{shard.sha256}.tar"
 
 
 def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
-    """A readable file descriptor of the shard at the remote ``uri``.
+    """Returns a readable file descriptor of the shard at the remote ``uri``.
 
     The file's name is its sha256, so equal shards of several data sets are one file. The least recently used files go
-    when ``cache_bytes`` would be exceeded; where downloads of others leave no room, their end is waited for. A descriptor
-    that is open stays readable, and its disk space taken, until it is closed. DataError where the download differs from
-    the manifest, is larger than ``cache_bytes``, or cannot be stored.
+    when ``cache_bytes`` would be exceeded; where downloads of others leave no room, this waits for their end. A
+    descriptor that is open stays readable, and its disk space taken, until it is closed. Raises DataError where the
+    download differs from the manifest, is larger than ``cache_bytes``, or cannot be stored.
     """
     path = cached_path(shard)
     folder = path.parent
@@ -58,7 +58,10 @@ def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
 
 
 def _open(path: Path, size: int) -> int | None:
-    """A descriptor of the file if it is there and has that size, marked as used now. It may be evicted at any time."""
+    """Returns a descriptor of the file if it exists and has that size, and marks it as used now.
+
+    The file may be evicted at any time.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -72,7 +75,10 @@ def _open(path: Path, size: int) -> int | None:
 
 @contextlib.contextmanager
 def _reserved(aside: Path, size: int, cache_bytes: int) -> Iterator[BinaryIO]:
-    """The locked file ``aside`` with its disk space taken; on the way out it is removed if it still has that name."""
+    """Yields the locked file ``aside`` with its disk space taken.
+
+    At the end it is removed if it still has that name.
+    """
     try:
         while (target := _reserve(aside, size, cache_bytes)) is None:
             time.sleep(_WAIT_S)
@@ -84,7 +90,10 @@ def _reserved(aside: Path, size: int, cache_bytes: int) -> Iterator[BinaryIO]:
 
 
 def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
-    """Makes room under the cap and takes it by a file of the final size; None while others' downloads leave no room."""
+    """Makes room under the cap and takes it by a file of the final size.
+
+    Returns None while others' downloads leave no room.
+    """
     folder = aside.parent
     with storage.locked(folder / "evict.lock"):
         running = sum(_size_if_running(partial) for partial in folder.glob("*.partial"))
@@ -104,7 +113,10 @@ def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
 
 
 def _size_if_running(partial: Path) -> int:
-    """Size of an unfinished file; 0 if it was finished meanwhile, or its process is gone, in which case it is removed."""
+    """Returns the size of a file that another process still writes, else 0.
+
+    Then the file was finished meanwhile, or its process is gone; what such a process left is removed.
+    """
     try:
         with partial.open("rb") as stream:
             try:
@@ -118,7 +130,7 @@ def _size_if_running(partial: Path) -> int:
 
 
 def _download(uri: str, shard: Shard, target: BinaryIO) -> None:
-    """Fills ``target``, which has the size that is expected; DataError where something else comes."""
+    """Fills ``target``, which has the expected size. Raises DataError where something else arrives."""
     filesystem, source = storage.open_fs(uri)
     digest, count = hashlib.sha256(), 0
     with filesystem.open_input_stream(source) as stream:

@@ -95,11 +95,11 @@ class Manifest:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the canonical JSON."""
+        """Returns the sha256 of the canonical JSON."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """The split of that name, or a DataError that lists those there are."""
+        """Returns the split of that name. Raises DataError that lists the existing ones where there is none."""
         if name not in self.splits:
             raise DataError(
                 f"{self.name}: no split {name!r}.{nearest(name, self.splits)} It has: {', '.join(self.splits)}."
@@ -107,7 +107,7 @@ class Manifest:
         return self.splits[name]
 
     def stats(self, split: str = "train") -> ClassStats:
-        """Counts of the split and the shot groups of the training split."""
+        """Returns the counts of the split and the shot groups of the training split."""
         self.split(split)
         import torch  # reading a manifest alone does not wait for it
 
@@ -123,7 +123,10 @@ def write_manifest(manifest: Manifest, uri: str) -> None:
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest of the data set at ``uri``; DataError where there is none or it contradicts itself."""
+    """Reads the manifest of the data set at ``uri``.
+
+    Raises DataError where there is none or it contradicts itself.
+    """
     where = storage.join(uri, MANIFEST)
     data = storage.read_bytes(where)
     try:
@@ -151,7 +154,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
 
 
 def _mistyped(manifest: Manifest) -> Iterator[str]:
-    """Yields what is not the kind of value that it should be; each check relies on those before it."""
+    """Yields values of the wrong type; each check relies on those before it."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     yield from (f"found {value!r:.60} where a name or a count should be" for value in _odd_values(manifest, shards))
     if not 1 <= manifest.image_size <= MAX_IMAGE_SIZE:
@@ -174,7 +177,7 @@ def _mistyped(manifest: Manifest) -> Iterator[str]:
 
 
 def _odd_values(manifest: Manifest, shards: list[Shard]) -> Iterator[Any]:
-    """Yields counts that are no counts and texts that are no texts."""
+    """Yields counts that are not counts and texts that are not texts."""
     counts = [n for shard in shards for n in (shard.count, shard.first_index, shard.bytes)]
     counts += [manifest.image_size, *itertools.chain(*manifest.class_counts.values())]
     texts = [manifest.name, *manifest.classes, *manifest.attributes]

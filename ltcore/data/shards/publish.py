@@ -26,9 +26,10 @@ PARTIAL = f"{MANIFEST}.partial"
 
 @contextlib.contextmanager
 def published(uri: str, progress: Callable[[str], None] | None = None) -> Iterator[Path]:
-    """A folder to write in, whose content appears at ``uri`` when the block ends well and vanishes when it fails.
+    """Yields a folder to write in, whose content appears at ``uri`` when the block ends well.
 
-    ``progress`` is told when an earlier data set is replaced. ConfigError where other files would have to go.
+    It vanishes when the block fails. ``progress`` is told when an earlier data set is replaced. Raises ConfigError
+    where other files would have to be removed.
     """
     _replaceable(uri)
     if storage.is_local(uri):
@@ -48,7 +49,7 @@ def published(uri: str, progress: Callable[[str], None] | None = None) -> Iterat
 
 
 def _replaced(uri: str, progress: Callable[[str], None] | None) -> list[str]:
-    """What goes, looked up again: making the new data set took its time."""
+    """Returns the files to remove, looked up again because making the new data set took a while."""
     names = _replaceable(uri)
     if names and progress:
         progress(f"replacing the data set at {uri} ({len(names)} files)")
@@ -56,7 +57,10 @@ def _replaced(uri: str, progress: Callable[[str], None] | None) -> list[str]:
 
 
 def _replaceable(uri: str) -> list[str]:
-    """Names of the files at ``uri``, all of an earlier data set; ConfigError where there is anything else."""
+    """Returns the names of the files at ``uri``, all of an earlier data set.
+
+    Raises ConfigError where there is anything else.
+    """
     filesystem, path = storage.open_fs(uri)
     entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     files = {entry.base_name for entry in entries if entry.type == pafs.FileType.File}
@@ -71,7 +75,7 @@ def _replaceable(uri: str) -> list[str]:
 
 
 def _known(uri: str, files: Collection[str]) -> set[str]:
-    """The names that belong to a data set, whole or half-replaced."""
+    """Returns the names that belong to a data set, whole or half-replaced."""
     known: set[str] = set()
     try:
         if MANIFEST in files:
@@ -88,7 +92,10 @@ def _known(uri: str, files: Collection[str]) -> set[str]:
 
 
 def _swap(aside: Path, target: Path, names: Collection[str]) -> None:
-    """Puts the finished folder in its place; open files of the old one, which held ``names``, stay readable."""
+    """Puts the finished folder in its place.
+
+    Open files of the old one, which held ``names``, stay readable.
+    """
     if target.exists():
         old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
         target.rename(old)

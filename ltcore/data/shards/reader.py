@@ -59,7 +59,7 @@ class _OpenShard:
         self._crcs: list[int] = index["crc32"].to_pylist()
 
     def read(self, row: int) -> bytes:
-        """The encoded image of one row."""
+        """Reads the encoded image of one row."""
         key, size = self.keys[row], self._sizes[row]
         try:
             block = os.pread(self._descriptor, TAR_BLOCK + size, self._offsets[row] - TAR_BLOCK)
@@ -95,26 +95,29 @@ class ShardStore:
         self._lock = threading.Lock()
 
     def labels(self, split: str) -> Ints:
-        """[N] label of every sample."""
+        """Returns [N] label of every sample."""
         return self._split_tags(split).labels_N
 
     def attributes(self, split: str) -> Ints:
-        """[N] attribute of every sample, -1 where unknown."""
+        """Returns [N] attribute of every sample, -1 where unknown."""
         return self._split_tags(split).attributes_N
 
     def keys(self, split: str) -> list[str]:
-        """Key of every sample."""
+        """Returns the key of every sample."""
         shards = self.manifest.split(split).shards
         return [key for shard in shards for key in self._index(shard, ["key"])["key"].to_pylist()]
 
     def where(self, split: str, index: int) -> str:
-        """File and key of a sample, for messages."""
+        """Returns file and key of a sample, for messages."""
         shard, row = self._find(split, index)
         opened = self._shard(shard)
         return f"{opened.where}: sample {opened.keys[row]!r}"
 
     def read_rows(self, split: str, index_n: Ints) -> list[bytes]:
-        """The encoded images of the samples, in the order asked for; DataError for anything short, stale or damaged."""
+        """Reads the encoded images of the samples, in the order asked for.
+
+        Raises DataError for anything short, stale or damaged.
+        """
         rows: list[bytes] = [b""] * len(index_n)
         first_S = self._split_tags(split).first_index_S
         shard_n = np.searchsorted(first_S, index_n, side="right") - 1
@@ -186,7 +189,7 @@ class ShardStore:
         return table
 
     def _shard(self, shard: Shard) -> _OpenShard:
-        """The open shard; kept among the most recently used."""
+        """Returns the open shard, and keeps it among the most recently used."""
         with self._lock:
             opened = self._open.get(shard.path)
             if opened is not None:
@@ -212,7 +215,7 @@ class ShardStore:
             return opened
 
     def _held_bytes(self) -> int:
-        """Disk space that open files keep even where their names were evicted."""
+        """Returns the disk space that open files keep even where their names were evicted."""
         return sum(opened.cached_bytes for opened in self._open.values())
 
     def _open_tar(self, shard: Shard, where: str) -> int:
@@ -233,7 +236,7 @@ class ShardStore:
 
 
 def _check_places(index: pa.Table, shard: Shard, where: str) -> None:
-    """Refuses samples that lie outside the tar: to read one would take as much memory as it claims."""
+    """Refuses samples that lie outside the tar: reading one would take as much memory as it claims."""
     offset_n, size_n = (index[name].to_numpy() for name in ("offset", "size"))
     wrong = np.flatnonzero((offset_n < TAR_BLOCK) | (size_n < 0) | (size_n > shard.bytes - offset_n))
     if len(wrong):

@@ -12,7 +12,10 @@ SELECTED_FROM = "selected_from"
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """How many training images were left away, and what no number will be about: classes or tests without images."""
+    """Returns how many training images were left out, and which classes or tests have no images.
+
+    No number of a run will be about those.
+    """
     found = []
     before, factor = (manifest.provenance.get(key) for key in (SELECTED_FROM, "imbalance_factor"))
     if isinstance(before, int) and isinstance(factor, int | float):

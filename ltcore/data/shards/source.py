@@ -31,12 +31,15 @@ class Sample:
 
 
 def is_key(text: str) -> bool:
-    """Whether the text may be the key of a sample."""
+    """Tells whether the text may be the key of a sample."""
     return bool(_KEY.fullmatch(text)) and len(text) <= MAX_KEY
 
 
 def safe_key(text: str) -> str:
-    """A legal key for any text, and the same text for a legal key; a hash keeps changed texts apart."""
+    """Returns a legal key for any text, and the same text for a legal key.
+
+    A hash keeps changed texts apart.
+    """
     if is_key(text):
         return text
     plain = re.sub(r"[^A-Za-z0-9_/-]+", "_", text)

@@ -53,15 +53,17 @@ class Damage:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension as WebDataset has them: the first dot of the last part divides."""
+    """Splits a name into key and extension as WebDataset does: at the first dot of the last part."""
     folder, slash, base = name.rpartition("/")
     stem, _, ext = base.partition(".")
     return f"{folder}{slash}{stem}", ext.lower()
 
 
 def walk(data: bytes) -> Iterator[TarSample | Damage]:
-    """The samples of a tar in order, and what is wrong with it: truncation, unreadable headers, odd members, and
-    samples whose files do not lie side by side."""
+    """Yields the samples of a tar in order, and what is wrong with it.
+
+    Damage is truncation, an unreadable header, an odd member, or a sample whose files do not lie side by side.
+    """
     seen: set[str] = set()
     key, members = "", dict[str, Member]()
     for item in _members(data):
@@ -124,7 +126,7 @@ def _next_block(at: int) -> int:
 
 
 def _header(block: bytes) -> _Header:
-    """The fields of a header; ValueError where it is none."""
+    """Parses the fields of a header. Raises ValueError where it is none."""
     if len(block) < BLOCK:
         raise ValueError(f"a header of {len(block)} bytes, expected {BLOCK}")
     if 256 + sum(block[:148]) + sum(block[156:]) != _number(block[148:156]):  # its own 8 bytes count as spaces
@@ -138,7 +140,7 @@ def _text(field: bytes) -> str:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or base 256 after a first byte of 0x80."""
+    """Parses octal digits, or a number to base 256 after a first byte of 0x80."""
     if field[0] >= 0x80:
         if field[0] != 0x80:
             raise ValueError("a number below zero")
@@ -161,7 +163,10 @@ def _check_extended(size: int, left: int) -> None:
 
 
 def _extended(kind: bytes, data: bytes) -> dict[str, str]:
-    """What a long name (GNU) or a list of records ``length key=value`` (pax) says about the next member."""
+    """Returns what an extended header says about the next member.
+
+    It is a long name (GNU) or a list of records ``length key=value`` (pax).
+    """
     if kind == b"L":
         return {"path": _text(data)}
     found: dict[str, str] = {}

@@ -60,9 +60,10 @@ class _Report:
 
 
 def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> list[Problem]:
-    """Reads every byte of the data set and decodes every image, in parallel; sorted, empty where all is well.
+    """Reads every byte of the data set and decodes every image, in parallel.
 
-    ``progress`` is called with a line of text after every shard.
+    The problems are sorted; the list is empty where all is well. ``progress`` is called with a line of text after every
+    shard.
     """
     try:
         manifest = read_manifest(uri)
@@ -84,7 +85,7 @@ def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> li
 
 
 def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
-    """Splits and classes that are missing, files that are too many."""
+    """Yields splits and classes that are missing, and files that are too many."""
     for kind in KINDS[:3]:
         if not any(_kind(name) == kind and part.shards for name, part in manifest.splits.items()):
             yield Problem(MANIFEST, "", f"there is no {kind} split; it has {', '.join(manifest.splits)}")
@@ -99,7 +100,7 @@ def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _counts(by_split: dict[str, list[_Report]], manifest: Manifest) -> Iterator[Problem]:
-    """Class counts unlike the manifest's; silent where a damaged shard explains them."""
+    """Yields class counts that differ from the manifest's, unless a damaged shard explains them."""
     for split, reports in by_split.items():
         labels = Counter(label for report in reports for label in report.labels)
         for label, expected in enumerate(manifest.class_counts[split]):
@@ -110,7 +111,7 @@ def _counts(by_split: dict[str, list[_Report]], manifest: Manifest) -> Iterator[
 
 
 def _repeats(by_split: dict[str, list[_Report]]) -> Iterator[Problem]:
-    """Keys that come twice in a split, or both in training and in validation or test."""
+    """Yields keys that come twice in a split, or both in training and in validation or test."""
     keys = {split: Counter(key for r in reports for key in r.keys) for split, reports in by_split.items()}
     for split, counts in keys.items():
         for key in (key for key, times in counts.items() if times > 1):
@@ -122,7 +123,7 @@ def _repeats(by_split: dict[str, list[_Report]]) -> Iterator[Problem]:
 
 
 def _kind(split: str) -> str:
-    """``train`` for train and train_cbl, and so on; data sets may have splits of other names."""
+    """Returns ``train`` for train and train_cbl, and so on; data sets may have splits of other names."""
     prefix = split.split("_")[0]
     return prefix if prefix in KINDS else "other"
 
@@ -153,7 +154,7 @@ def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
 
 
 def _read_index(uri: str, shard: Shard, report: _Report) -> list[dict[str, Any]]:
-    """The index as rows; empty where it is unusable, which is reported."""
+    """Returns the rows of the index; empty where it is unusable, which is reported."""
     try:
         data = storage.read_bytes(storage.join(uri, shard.index_path))
         if (sha256 := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
@@ -203,7 +204,7 @@ def _check_sample(sample: TarSample, row: dict[str, Any] | None, manifest: Manif
 
 
 def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
-    """The attribute, -1 where there is none or (reported) none that makes sense."""
+    """Returns the attribute, -1 where there is none or, which is reported, none that makes sense."""
     if "json" not in sample.members:
         return -1
     try:
@@ -218,7 +219,10 @@ def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
 
 
 def describe(uri: str) -> str:
-    """The manifest as text for a person: classes, splits, imbalance, shot groups, attributes, size, hash, provenance."""
+    """Returns the manifest as text for a person.
+
+    It names classes, splits, imbalance, shot groups, attributes, size, hash and provenance.
+    """
     manifest = read_manifest(uri)
     lines = [f"{manifest.name}  {uri}", f"  hash        {manifest.hash[:12]}   seed {manifest.seed}"]
     lines.append(f"  classes     {len(manifest.classes)}: {_few(manifest.classes)}")

@@ -44,8 +44,10 @@ WITHOUT_IMAGES = "classes_without_images"
 
 
 def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> tuple[pa.Table | None, int]:
-    """The index of a shard and its number of rows; no table where that is not the shard's, as a few bytes can claim
-    millions of rows."""
+    """Reads the index of a shard, and returns it with its number of rows.
+
+    There is no table where that number is not the shard's, as a few bytes can claim millions of rows.
+    """
     rows = pq.read_metadata(io.BytesIO(data)).num_rows
     return (
         pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA, columns=columns) if rows == shard.count else None
@@ -58,9 +60,9 @@ def write_dataset(
     """Writes shards, indexes and the manifest at ``uri``; returns the manifest.
 
     Samples may come in any order and are spooled to disk, so memory holds only keys. Equal samples give equal bytes for
-    equal library versions. A data set that is there already is replaced once the new one is complete, which ``progress`` is
-    told; a folder that holds anything else is refused. ``train`` must have every class in it, unless there is none and the data
-    are for evaluation alone; classes that have no image in another split are noted in the provenance.
+    equal library versions. An existing data set is replaced once the new one is complete, and ``progress`` is told so;
+    a folder with anything else in it is refused. ``train`` must have every class in it, unless there is none and the
+    data are for evaluation only; classes that have no image in another split are noted in the provenance.
 
     Raises ConfigError for a wrong field of the source and DataError for a bad sample or a failing disk; neither leaves
     anything behind that a reader could take for a data set.
@@ -105,7 +107,7 @@ def _check_source(source: Source, shard_size: int) -> None:
 def _manifest(
     source: Source, splits: dict[str, Split], counts: Mapping[str, npt.NDArray[np.int64]], seed: int
 ) -> Manifest:
-    """Describes what was written; DataError where a class has no image to learn from."""
+    """Describes what was written. Raises DataError where a class has no image to learn from."""
     known_C = counts["train"] if "train" in counts else np.sum(list(counts.values()), 0)
     absent = [source.classes[c] for c in np.flatnonzero(known_C == 0)]
     if absent:
@@ -130,7 +132,7 @@ def _manifest(
 
 
 def _without_images(classes: tuple[str, ...], counts: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Split -> the classes of which it has no image, for splits that have images of others."""
+    """Returns split -> classes of which it has no image, for splits that have images of others."""
     absent = {split: [classes[c] for c in np.flatnonzero(row == 0)] for split, row in counts.items() if row.any()}
     return {WITHOUT_IMAGES: named} if (named := {split: names for split, names in absent.items() if names}) else {}
 
@@ -165,7 +167,7 @@ def _spool(samples: Iterable[Sample], spool: BinaryIO, where: str, source: Sourc
 
 
 def _problem(sample: Sample, num_classes: int, num_attributes: int) -> str:
-    """What is wrong with the sample, or ''."""
+    """Returns what is wrong with the sample, or ''."""
     if not is_key(sample.key):
         return f"is no legal key: letters, digits, _, - and inner /, at most {MAX_KEY}; safe_key() makes one"
     if sample.ext not in EXTENSIONS:
@@ -180,7 +182,7 @@ def _problem(sample: Sample, num_classes: int, num_attributes: int) -> str:
 
 
 def _write_shards(rows: Sequence[_Row], spool: BinaryIO, folder: Path, split: str, shard_size: int) -> Iterator[Shard]:
-    """Shards of equal size, give or take one row."""
+    """Writes shards of equal size, give or take one row, and yields them."""
     num_shards = -(-len(rows) // shard_size)
     for number in range(num_shards):
         first, last = (len(rows) * n // num_shards for n in (number, number + 1))

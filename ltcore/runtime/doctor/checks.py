@@ -82,10 +82,12 @@ def checks(
 
 
 def tracking(*, ask: bool = False) -> Check:
-    """Returns the line about where runs will be logged; the driver's key, if it has one, reaches all workers.
+    """Returns the line about where runs will be logged.
+
+    The driver's key, if it has one, reaches all workers.
 
     Args:
-        ask: whether W&B's server is asked if it takes the key, as the start of a run does.
+        ask: whether W&B's server is asked if it accepts the key, as the start of a run does.
     """
     from ltcore.tracking import wandb_account
 

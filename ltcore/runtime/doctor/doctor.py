@@ -30,7 +30,10 @@ def examine_here(root: str, data_uri: str, *, ask: bool = False) -> list[Check]:
 
 
 def examine_nodes(root: str, data_uri: str, *, ask: bool = False) -> list[Check]:
-    """Examines every node that is there now. Nodes that come later are held to the driver's code by the runs."""
+    """Examines every node that is there now.
+
+    Whether nodes that come later have the driver's code is checked by the runs.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
@@ -70,9 +73,10 @@ def _starting() -> list[Check]:
 
 
 def check_nodes(cluster: Cluster, placement: Placement, root: str, data_uri: str, console: Terminal) -> None:
-    """Examines all nodes before a start: says what is wrong, if anything, and raises where a run would only fail later.
+    """Examines all nodes before a start and says what is wrong, if anything.
 
-    One machine is examined from this process, which takes no time.
+    Raises ConfigError where a run would only fail later. One machine is examined from this process, which takes no
+    time.
     """
     found = examine_here(root, data_uri) if cluster.local else examine_nodes(root, data_uri)
     found.append(capacity(placement))
@@ -82,7 +86,7 @@ def check_nodes(cluster: Cluster, placement: Placement, root: str, data_uri: str
 
 
 def show(found: Sequence[Check], console: Terminal, *, only_problems: bool = False) -> None:
-    """Prints the table, nodes that say the same in one row, and the verdict under it."""
+    """Prints the table and the verdict under it; nodes with equal lines share one row."""
     colors = {GREEN: "green", YELLOW: "yellow", RED: "red"}
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for check in found:

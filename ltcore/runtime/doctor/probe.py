@@ -23,11 +23,11 @@ from ltcore.version import code_version
 
 
 def examine(marker_root: str, data_uri: str, expected: str, shared: bool) -> dict[str, Any]:
-    """Returns what one node says about itself, in plain values.
+    """Returns one node's report on itself, in plain values.
 
     Args:
         marker_root: storage in which the driver has left the file ``expected``, and the node leaves one of its own.
-        data_uri: URI whose existence is asked; '' for none.
+        data_uri: URI whose existence is checked; '' for none.
         shared: whether the storage must show the driver's file, as it must on several nodes.
     """
     return {
@@ -56,7 +56,7 @@ def leave_marker(root: str) -> str:
 
 
 def remove_marker(root: str, name: str) -> None:
-    """Removes the file of ``leave_marker``, and what nodes answered."""
+    """Removes the file of ``leave_marker``, and those that nodes left in answer."""
     filesystem, path = storage.open_fs(root)
     for file in (name, f"{name}-answer"):
         if storage.exists(storage.join(root, file)):
@@ -117,7 +117,7 @@ def _token_mode() -> str:
 
 
 def _gpus() -> int:
-    """Counts the GPUs that the driver lists, whatever this process was given."""
+    """Counts the GPUs that the driver lists, not only those given to this process."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

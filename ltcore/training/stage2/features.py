@@ -10,10 +10,10 @@ from ltcore.training.evaluate import Evaluator
 
 
 def pooled_features(evaluator: Evaluator, split: str, dtype: torch.dtype) -> FeatureSet:
-    """Computes the features of the un-augmented images of a split, row i of sample i, on the device: N D values of ``dtype``.
+    """Computes the features of the un-augmented images of a split, row i of sample i.
 
-    One process reads the whole split. Raises DataError if a row was lost or doubled, NumericError if a feature is not finite
-    in ``dtype``.
+    They are on the device: N D values of ``dtype``. One process reads the whole split. Raises DataError if a row was
+    lost or doubled, NumericError if a feature is not finite in ``dtype``.
     """
     num_rows = evaluator.loader.store.manifest.split(split).num_samples
     features_ND = torch.empty(num_rows, evaluator.net.feature_dim, dtype=dtype, device=evaluator.device)

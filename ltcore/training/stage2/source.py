@@ -26,10 +26,11 @@ from ltcore.training.fetch import fetched_checkpoint
 
 @contextlib.contextmanager
 def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
-    """The checkpoint at a path or URI, as ``evaluate.py`` finds it: of a run directory the best one, else the last.
+    """Yields the checkpoint at a path or URI, found as ``evaluate.py`` does.
 
-    From an object store only what is needed is fetched, without the weights unless they are asked for, and it is gone again
-    when the context ends. CheckpointError where there is none, ConfigError where the run has not finished.
+    Of a run directory it is the best one, else the last. From an object store only what is needed is fetched, without
+    the weights unless they are asked for, and it is removed when the context ends. Raises CheckpointError where there
+    is none, ConfigError where the run has not finished.
     """
     with fetched_checkpoint(uri, weights=weights) as path:
         if not (path / "meta.json").exists() and not (path / "checkpoints").is_dir():
@@ -48,7 +49,7 @@ def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
 
 
 def _record(path: Path, uri: str) -> RunRecord | None:
-    """The record of the run; None where only its checkpoint was copied."""
+    """Returns the record of the run; None where only its checkpoint was copied."""
     file = f"{uri}/{RunRecord.FILE}"  # where the person finds it: ``path`` may be a copy
     try:
         value = read_json(path / RunRecord.FILE)
@@ -58,7 +59,10 @@ def _record(path: Path, uri: str) -> RunRecord | None:
 
 
 def origin(found: ckpt.Checkpoint) -> dict[str, Any]:
-    """What tells one checkpoint from another of the same name: its record holds the metrics that its weights came to."""
+    """Returns what distinguishes a checkpoint from another of the same name.
+
+    Its record contains the metrics that its weights reached, so a hash of the record is enough.
+    """
     record = (found.path / "meta.json").read_bytes()
     return {
         "checkpoint": found.path.name,
@@ -73,9 +77,10 @@ def _how(status: str) -> str:
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
-    """``cfg`` itself for an ordinary run; of stage 2 with what it takes over from stage 1. Doing it twice changes nothing.
+    """Returns ``cfg`` of stage 2 with what it takes over from stage 1.
 
-    Raises ConfigError where a key contradicts stage 1, or where the method does not go with what stage 1 was.
+    An ordinary run is returned as it is, and doing it twice changes nothing. Raises ConfigError where a key contradicts
+    stage 1, or where the method does not go with what stage 1 was.
     """
     if cfg.stage2 is None:
         return cfg

@@ -39,7 +39,7 @@ from ltcore.training.stage2.source import origin, stage1_checkpoint
 
 
 def refuse_workers(workers: int) -> None:
-    """ConfigError for more than one worker."""
+    """Raises ConfigError for more than one worker."""
     if workers > 1:
         raise ConfigError(
             f"Stage 2 was given {workers} workers, but trains a classifier on features in the memory of one process, in "
@@ -98,7 +98,7 @@ class Stage2Trainer:
         self.best_heads: dict[str, Tensor] = {}
 
     def _network(self) -> LongTailNet:
-        """Stage 1's, with classifiers of the kind that the method leaves."""
+        """Returns the network of stage 1, with classifiers of the kind that the method leaves."""
         manifest = self.loader.store.manifest
         with stage1_checkpoint(self.stage2.from_run, weights=True) as found:
             stage1 = predictor_of(found)
@@ -162,7 +162,7 @@ class Stage2Trainer:
         return pooled_features(self.evaluator, split, getattr(torch, self.stage2.feature_dtype))
 
     def _tick(self) -> None:
-        """A sign of life, and the place to stop."""
+        """Gives a sign of life, and stops where that is requested."""
         self.ctx.beat(self.epoch, self.draws, max(self.draws, 1))
         if self.ctx.stop_requested():
             raise StopRequested(
@@ -201,7 +201,7 @@ class Stage2Trainer:
         return metrics
 
     def _descend(self) -> dict[str, float]:
-        """One epoch of SGD."""
+        """Trains one epoch of SGD."""
         assert self.optim is not None and self.optimizer is not None
         lr = self.optim.lr * lr_factor(self.optim, self.epoch, self.cfg.epochs)
         set_lr(self.optimizer, lr)
@@ -223,7 +223,7 @@ class Stage2Trainer:
 
     @torch.no_grad()
     def _solve(self) -> dict[str, float]:
-        """The next computed classifiers, and their cross-entropy on the training features."""
+        """Computes the next classifiers, and returns their cross-entropy on the training features."""
         self._tick()
         values = self.method.solve_(self.epoch, self.train)
         self.step += 1
@@ -238,7 +238,7 @@ class Stage2Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Any]:
-        """Metrics of the validation split, from its features."""
+        """Returns the metrics of the validation split, from its features."""
         if self.val is None:
             return {}
         manifest = self.loader.store.manifest
@@ -262,8 +262,10 @@ class Stage2Trainer:
             self.best, self.best_heads = dict(metrics), copy.deepcopy(self.net.heads.state_dict())
 
     def _test(self, last_heads: dict[str, Tensor], *, same: bool) -> dict[str, Any]:
-        """Every test split, from its images, with the last classifiers and with those that were best on validation (the
-        ``same`` ones are tested once)."""
+        """Tests every test split, from its images, with the last and the best classifiers.
+
+        The best are those with the highest value on validation; the ``same`` ones are tested once.
+        """
         self.net.heads.load_state_dict(last_heads)
         last = best = self.evaluator.test()
         if not same:
