@@ -102,7 +102,15 @@ def photographs(tmp_path_factory):
     return uri
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if load_run(name).stage2 is None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # recipes for photographs take seconds each, in the largest networks
+        pytest.param(name, marks=[pytest.mark.slow] if load_run(name).data.image_size == 224 else [])
+        for name in RECIPES
+        if load_run(name).stage2 is None
+    ],
+)
 def test_recipe_trains(name, photographs):
     """Two steps of its own network and objective; between them memories are merged, so that every term acts."""
     overrides = {"train.batch_size": 4, "train.init_from": None, "train.freeze": None, "train.precision": "fp32"}

@@ -100,6 +100,7 @@ def check_document(document: dict[str, Any], output: Path) -> None:
             assert (rung["wanted"] == "") == (rung["verdict"] == "no aim")
 
 
+@pytest.mark.slow
 def test_the_ladder(tmp_path: Path) -> None:
     threads, cpus, output = torch.get_num_threads(), os.sched_getaffinity(0), tmp_path / "bench.json"
     document = bench(Options(what="ladder", quick=True, output=str(output)))

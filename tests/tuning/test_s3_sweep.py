@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket, Server
 
 pytest_plugins = ["tests.s3"]
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 WORDS = {
     "sweep.space.objective.terms.lpa.weight": "null",

@@ -100,6 +100,7 @@ def test_a_time_limit_ends_with_a_report_and_the_same_command_goes_on(color_shar
     assert done["stages"]["search"] > cut["stages"]["search"]
 
 
+@pytest.mark.slow
 def test_trials_can_be_added_to_a_finished_sweep(color_shards: str, tmp_path: Path) -> None:
     changes = {**QUICK, **RANDOM, "train__epochs": "2"}
     first = tune(color_shards, tmp_path, sweep__num_trials="2", **changes)
