@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ltcore.batch import Batch
 from ltcore.data.shards import writer
 from ltcore.data.shards.manifest import Manifest
 from ltcore.data.shards.source import Source
@@ -38,3 +41,10 @@ def write_dataset(
         **fields,
     )
     return writer.write_dataset(str(uri), source, seed=seed, shard_size=shard_size, progress=progress)
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all(
+        torch.equal(getattr(first, name), getattr(second, name))
+        for name in ("images_VBCHW", "labels_B", "index_B", "copy_B")
+    )

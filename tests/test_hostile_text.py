@@ -41,8 +41,8 @@ from ltcore.tuning.sweep import Sweep
 from tests.paths import ROOT
 from tests.records import run_record
 from tests.reporting import fake_sweep
+from tests.reporting.finished_run import write as write_finished_run
 from tests.reporting.page import Page
-from tests.reporting.test_results_table import write as write_finished_run
 from tests.tracking.wandb_file import read_offline_run
 
 HOSTILE = [

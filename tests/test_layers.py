@@ -129,6 +129,13 @@ def test_mathematics_needs_torch_and_numpy_alone(layer):
         assert names <= LIGHT, f"{file.name} imports {names - LIGHT} at module level"
 
 
+def test_tests_import_nothing_from_tests():
+    """What several of them use lies in a module of its own."""
+    for file in (ROOT / "tests").rglob("*.py"):
+        names = imports(tree(file))
+        assert not [name for name in names if name.startswith("tests.") and ".test_" in name], file
+
+
 def test_pipelines_import_nothing_but_ltcore():
     allowed = set(sys.stdlib_module_names) | {"ltcore"}
     for file in (ROOT / "pipelines").glob("*.py"):

@@ -14,30 +14,8 @@ from ltcore.errors import DataError
 from ltcore.reporting.records import read_run
 from ltcore.reporting.report import make_table
 from ltcore.reporting.results_table import COLUMNS, results_table
-from tests.records import DATA, ENDED, run_record
-
-RECIPE = "cifar100_lt_balanced_softmax"
-HERE = {"data.uri": "/images.zip", "data.imbalance_factor": "100", "train.threads": "1", "tracking.wandb": "false"}
-
-
-def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
-    overrides = {
-        key.replace("__", "."): value for key, value in changes.items() if key not in ("status", "hash", "tested")
-    }
-    cfg = load_run(RECIPE, {**HERE, "name": folder.name, "train.epochs": "30", **overrides})
-    metrics = {"top1": top1, "many": top1 + 0.2, "medium": top1, "few": None}
-    run_record(
-        status=changes.get("status", "finished"),
-        seed=cfg.seed,
-        config=flat(cfg),
-        epochs_done=cfg.train.epochs,
-        seconds=3600 + 120 * cfg.seed,
-        finished_at=ENDED,
-        data=replace(DATA, name="images", hash=changes.get("hash", "a")),
-        test={"test": metrics} if changes.get("tested", True) else {},
-        test_best={"test": {**metrics, "top1": best}},
-    ).write(folder)
-    return folder
+from tests.records import DATA, run_record
+from tests.reporting.finished_run import HERE, RECIPE, write
 
 
 def after_test(config: dict[str, Any], data: str = "x") -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ltcore.config.load import dump, override
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.models.norm import average_running_stats_
+from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components, build, parallel
 from ltcore.training.context import LocalContext, RunContext
 from ltcore.training.optim import build_optimizer
@@ -128,3 +130,34 @@ def _as(dtype: torch.dtype, parts: Components) -> Components:
         parts.step.key.net.to(dtype)
     parts.wrapped = parallel(parts.step, torch.device("cpu"))
     return parts
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    found = ckpt.find(run_dir / "checkpoints")
+    assert found is not None
+    return found.model_state()
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    for name, value in weights(a).items():
+        assert torch.equal(value, weights(b)[name]), name
+    timeless = [
+        [
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction", "_bytes"))}
+            for line in (d / "metrics.jsonl").open()
+        ]
+        for d in (a, b)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+class StopAfter(LocalContext):
+    """Asks to stop after a number of questions."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__(torch.device("cpu"))
+        self._left = questions
+
+    def stop_requested(self) -> bool:
+        self._left -= 1
+        return self._left < 0

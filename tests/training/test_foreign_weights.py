@@ -18,8 +18,7 @@ from ltcore.errors import CheckpointError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.stage2.source import resolved
-from tests.training.runs import run, stage2_run, tiny_run
-from tests.training.test_trainer import StopAfter
+from tests.training.runs import StopAfter, run, stage2_run, tiny_run
 
 
 @pytest.fixture

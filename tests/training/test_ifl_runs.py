@@ -17,8 +17,7 @@ from ltcore.data.loading.sampler import drawn_copies
 from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
 from ltcore.training.cost import dry_run_text
-from tests.training.runs import run, tiny_run
-from tests.training.test_trainer import StopAfter, assert_equal_runs
+from tests.training.runs import StopAfter, assert_equal_runs, run, tiny_run
 
 IFL = {"objective.terms.ifl.start": 0.0, "objective.terms.ifl.milestones": "0.5"}
 COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}

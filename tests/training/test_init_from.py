@@ -23,8 +23,7 @@ from ltcore.training.build import Components, build_modules
 from ltcore.training.context import StopRequested
 from ltcore.training.init_from import start_from
 from ltcore.training.step import TrainStep
-from tests.training.runs import TERMS, run, tiny_run
-from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
+from tests.training.runs import TERMS, StopAfter, assert_equal_runs, run, tiny_run, weights
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from tests.paths import ROOT
 from tests.training.kill_runs import CONFIG
-from tests.training.runs import run
-from tests.training.test_trainer import assert_equal_runs
+from tests.training.runs import assert_equal_runs, run
 
 
 def test_a_killed_run_ends_where_the_undisturbed_one_does(tiny_shards: str, tmp_path: Path) -> None:

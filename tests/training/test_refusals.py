@@ -29,8 +29,7 @@ from tests.commands import Command
 from tests.conftest import make_tiny, png
 from tests.faults import files_no_larger_than, full_disk, unwritable
 from tests.paths import ROOT
-from tests.training.runs import run, tiny_run
-from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
+from tests.training.runs import StopAfter, assert_equal_runs, run, tiny_run, weights
 
 SMALL = (
     "model.name=resnet8",

@@ -27,8 +27,7 @@ from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.run import scratch_dir
 from ltcore.training.sync import RunSync
 from tests.paths import ROOT
-from tests.training.runs import TERMS, run, tiny_run
-from tests.training.test_trainer import StopAfter, assert_equal_runs
+from tests.training.runs import TERMS, StopAfter, assert_equal_runs, run, tiny_run
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket

@@ -13,40 +13,9 @@ import torch
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
 from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.context import LocalContext, StopRequested
+from ltcore.training.context import StopRequested
 from ltcore.training.lease import exclusive
-from tests.training.runs import TERMS, run, tiny_run
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    found = ckpt.find(run_dir / "checkpoints")
-    assert found is not None
-    return found.model_state()
-
-
-def assert_equal_runs(a: Path, b: Path) -> None:
-    for name, value in weights(a).items():
-        assert torch.equal(value, weights(b)[name]), name
-    timeless = [
-        [
-            {k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction", "_bytes"))}
-            for line in (d / "metrics.jsonl").open()
-        ]
-        for d in (a, b)
-    ]
-    assert timeless[0] == timeless[1]
-
-
-class StopAfter(LocalContext):
-    """Asks to stop after a number of questions."""
-
-    def __init__(self, questions: int) -> None:
-        super().__init__(torch.device("cpu"))
-        self._left = questions
-
-    def stop_requested(self) -> bool:
-        self._left -= 1
-        return self._left < 0
+from tests.training.runs import TERMS, StopAfter, assert_equal_runs, run, tiny_run, weights
 
 
 def test_a_run_leaves_a_complete_record(tiny_shards: str, tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ from ltcore.data.loading.samples import decode_rows
 from ltcore.data.loading.window import read_window
 from ltcore.data.shards.source import Sample
 from ltcore.training.step import micro_batches
-from tests.data.loading.test_loader import same
-from tests.shards import write_dataset
+from tests.shards import same, write_dataset
 
 CANVAS = 32
 SIZES = [(60, 80), (80, 60), (64, 200), (32, 32), (40, 40), (20, 30), (48, 32), (90, 33)]

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from ltcore import storage
-from ltcore.batch import Batch
 from ltcore.data.config import DataConfig
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.factory import make_loader
@@ -21,18 +20,11 @@ from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.source import Sample
 from ltcore.errors import ConfigError, DataError
 from tests.conftest import png
-from tests.shards import write_dataset
+from tests.shards import same, write_dataset
 
 
 def open_loader(uri: str, kind: str, rank: int = 0, world: int = 1, **config: Any) -> Loader:
     return make_loader(DataConfig(loader=kind, **config), uri, batch_size=8, seed=0, rank=rank, world=world)
-
-
-def same(first: Batch, second: Batch) -> bool:
-    return all(
-        torch.equal(getattr(first, name), getattr(second, name))
-        for name in ("images_VBCHW", "labels_B", "index_B", "copy_B")
-    )
 
 
 @pytest.fixture

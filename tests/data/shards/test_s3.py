@@ -25,9 +25,9 @@ from ltcore.data.shards.publish import PARTIAL
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError, DataError
 from tests.conftest import TINY_COUNTS, make_tiny
-from tests.data.loading.test_loader import same
 from tests.data.small import write_small
 from tests.paths import ROOT
+from tests.shards import same
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket

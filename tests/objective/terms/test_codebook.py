@@ -15,7 +15,8 @@ from ltcore.objective.terms.lpa.attributes import class_neighbors
 from ltcore.objective.terms.lpa.codebook import affinities, attribute_scores, lengths, unwhitened, whitening
 from ltcore.objective.terms.lpa.kmeans import affinity
 from ltcore.objective.terms.lpa.prototypes import Prototypes
-from tests.objective.terms.test_prototypes import CLASSES, DIM, SPEC, STATS, copies, memory, observe, window
+from tests.objective.terms.prototypes_case import CLASSES, DIM, SPEC, STATS, memory, observe, window
+from tests.objective.toy import copies
 
 
 def test_whitened_points_have_unit_covariance_and_flat_directions_stay_small() -> None:

@@ -22,8 +22,7 @@ from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.run import delete_run
 from ltcore.training.stage2.source import _take_over, resolved
 from tests.conftest import make_tiny
-from tests.training.runs import run, stage2_run, tiny_run
-from tests.training.test_trainer import StopAfter
+from tests.training.runs import StopAfter, run, stage2_run, tiny_run
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket

@@ -19,8 +19,7 @@ from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.stage2 import trainer as stage2
 from tests.commands import Command
-from tests.training.runs import TERMS, run, stage2_run, tiny_run
-from tests.training.test_trainer import StopAfter, assert_equal_runs, weights
+from tests.training.runs import TERMS, StopAfter, assert_equal_runs, run, stage2_run, tiny_run, weights
 
 SHORT = {
     "crt": {"epochs": 3, "batch_size": 16},
