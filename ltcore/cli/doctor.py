@@ -14,7 +14,7 @@ from ltcore.runtime.doctor.doctor import examine_here, examine_nodes, show
 from ltcore.runtime.placement import Placement
 
 
-def examination(storage: str | None, data: str | None, max_gpus: float | None) -> int:
+def run_doctor(storage: str | None, data: str | None, max_gpus: float | None) -> int:
     """Examines this machine, or every node of its cluster; prints one table and one verdict.
 
     Returns the exit code: 0 where a run would start, 1 where it would be refused.

@@ -76,9 +76,9 @@ def bench(doc: str | None = None, argv: Argv = None, prog: str | None = None) ->
 def doctor(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
     """Examine this machine, or every node of its cluster: versions, GPUs, disk, storage, data, authentication."""
     args = parsers.read_doctor(doc, argv, prog)
-    from ltcore.cli.doctor import examination
+    from ltcore.cli.doctor import run_doctor
 
-    return examination(args.storage, args.data, args.max_gpus)
+    return run_doctor(args.storage, args.data, args.max_gpus)
 
 
 def methods(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:

@@ -50,7 +50,7 @@ class RunSync:
         """File on the storage -> stamp of the local file that was copied; None where unknown, so that it is copied
         again.
         """
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ltcore-mirror") if self.remote else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ltcore-sync") if self.remote else None
         self._last: Future[None] | None = None
         self._succeeded_at: float | None = None
 
