@@ -20,7 +20,6 @@ from ltcore.benchmarks.full_loop import full_loop
 from ltcore.benchmarks.harness import Aim, Rung, Section, Work, interleave
 from ltcore.benchmarks.machine import device, on_cpus, wait_for
 from ltcore.benchmarks.options import Options
-from ltcore.config.load import dump, from_flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
 from ltcore.data.loading.prefetch import prefetch
@@ -66,7 +65,7 @@ def config(uri: str, options: Options, cpus: int) -> RunConfig:
         "tracking.wandb": not options.quick,
         "tracking.wandb_mode": "offline",
     }
-    return from_flat(keys)
+    return RunConfig.from_flat(keys)
 
 
 class Epochs:
@@ -148,7 +147,7 @@ def training_rungs(section: Section, cfg: RunConfig, rounds: int) -> None:
     sides = {"step": _steps(cfg, parts, batch, steps), "bare: step": _bare_steps(bare, batch, steps)}
     section.measurements += interleave(sides, rounds)
     with tempfile.TemporaryDirectory(prefix="ltcore-bench-") as folder:
-        section.measurements += full_loop(dump(cfg), cfg.data.uri, Path(folder) / "run", bare.epoch, rounds)
+        section.measurements += full_loop(cfg.to_dict(), cfg.data.uri, Path(folder) / "run", bare.epoch, rounds)
     loader.close()
     section.rungs += [
         Rung("to device", "bare: to device"),

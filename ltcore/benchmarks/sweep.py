@@ -16,7 +16,6 @@ from ltcore.benchmarks import datasets as images
 from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section
 from ltcore.benchmarks.naive import run_naive
 from ltcore.benchmarks.options import Options
-from ltcore.config.load import dump, from_flat, override
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.data.datasets.longtail import profile
@@ -74,7 +73,7 @@ def beyond(ends: list[float], trained_s: list[float]) -> float:
 def config(options: Options) -> RunConfig:
     """Returns about 0.6 s of training on a core: a small network on a few hundred images of 16 px."""
     uri = images.generated(profile(60, 10, 10))
-    return from_flat(
+    return RunConfig.from_flat(
         {
             "name": "bench",
             "data.uri": uri,
@@ -108,7 +107,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
 
     plan = SearchPlan(
         trial=TrialPlan(
-            config=dump(cfg),
+            config=cfg.to_dict(),
             data_uri=cfg.data.uri,
             sweep_uri=folder,
             id_prefix="bench",
@@ -134,7 +133,7 @@ def run_naive_trials(cfg: RunConfig, folder: str, trials: int) -> tuple[list[flo
     jobs: dict[str, Job] = {}
     for name, params in values(trials):
         jobs[name] = Job(
-            config=dump(override(cfg, {**params, "name": f"trial-{name}"})),
+            config=cfg.replace({**params, "name": f"trial-{name}"}).to_dict(),
             data_uri=cfg.data.uri,
             run_uri=f"{folder}/trials/{name}",
             info=RunInfo(id=f"bench-{name}", kind="trial", group="bench", test=False),

@@ -9,7 +9,7 @@ from ltcore.cli.console import show_run
 from ltcore.cli.entry import say
 from ltcore.cli.epoch_lines import EpochLines
 from ltcore.cli.prepare import prepare_run, storage_root
-from ltcore.config.load import check_world, dump, load_run
+from ltcore.config.load import check_world, load_run
 from ltcore.config.naming import name_run
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
@@ -53,7 +53,7 @@ def train(args: TrainArgs) -> RunRecord | None:
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))
         return None
-    job = Job(config=dump(cfg), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
+    job = Job(config=cfg.to_dict(), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
     if finished is not None:
         refuse_other_run(job, finished)
         say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")

@@ -5,16 +5,14 @@ from typing import TYPE_CHECKING
 from ltcore.lazy import lazy
 
 if TYPE_CHECKING:
-    from ltcore.config.load import from_dict as from_dict
     from ltcore.config.load import load_run as load_run
     from ltcore.config.load import load_sweep as load_sweep
-    from ltcore.config.load import override as override
     from ltcore.config.schema import OptimConfig as OptimConfig
     from ltcore.config.schema import RunConfig as RunConfig
     from ltcore.config.schema import TrainConfig as TrainConfig
     from ltcore.config.sweep import SweepConfig as SweepConfig
 
-__all__ = ["OptimConfig", "RunConfig", "SweepConfig", "TrainConfig", "from_dict", "load_run", "load_sweep", "override"]
+__all__ = ["OptimConfig", "RunConfig", "SweepConfig", "TrainConfig", "load_run", "load_sweep"]
 
 __getattr__ = lazy(
     __name__,
@@ -23,9 +21,7 @@ __getattr__ = lazy(
         "RunConfig": "ltcore.config.schema",
         "SweepConfig": "ltcore.config.sweep",
         "TrainConfig": "ltcore.config.schema",
-        "from_dict": "ltcore.config.load",
         "load_run": "ltcore.config.load",
         "load_sweep": "ltcore.config.load",
-        "override": "ltcore.config.load",
     },
 )

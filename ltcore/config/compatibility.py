@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltcore.config.load import override
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, TERMS
@@ -94,7 +93,7 @@ def _base(name: str) -> dict[str, Any]:
 
 def _reason(plain: RunConfig, keys: Keys) -> str:
     try:
-        override(plain, keys)
+        plain.replace(keys)
     except ConfigError as error:
         return str(error).partition(". ")[0]
     return ""

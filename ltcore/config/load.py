@@ -1,7 +1,7 @@
 """From recipe, overrides or plain JSON to a validated ``RunConfig``, and back.
 
     run = load_run("cifar100_lt_dro", {"objective.terms.dro.radius": "0.5", "train.epochs": 30})
-    from_dict(dump(run)) == run
+    RunConfig.from_dict(run.to_dict()) == run
 
 One dotted key (``objective.terms.dro.radius``) is the command line's override, the YAML path, the key of a search space
 and the column in W&B. Everything that is wrong raises ``ConfigError`` with the key, the value and what was expected.
@@ -12,14 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
-from ltcore.config import overrides as trees
-from ltcore.config.keys import effective, leaves, run_keys
+from ltcore.config.keys import leaves, run_keys
 from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
-from ltcore.config.sweep import SweepConfig, sweep_tree
-from ltcore.config.validate import plain_run, validate
+from ltcore.config.sweep import SweepConfig
 from ltcore.data.loading.sampler import check_lanes
 from ltcore.errors import ConfigError
 
@@ -29,14 +25,8 @@ GRACE_FRACTION = 0.25
 __all__ = [
     "base_run",
     "check_sweep",
-    "dump",
-    "flat",
-    "from_dict",
-    "from_flat",
     "load_run",
     "load_sweep",
-    "override",
-    "to_yaml",
 ]
 
 
@@ -45,44 +35,7 @@ def load_run(recipe: str, overrides: Mapping[str, Any] = {}) -> RunConfig:
 
     ``recipe`` is a packaged name, or the path or URI of a YAML file.
     """
-    return from_dict(read_run(recipe, overrides)[0])
-
-
-def from_dict(tree: Mapping[str, Any]) -> RunConfig:
-    """Makes a validated run from a tree of plain values, as ``dump`` returns it."""
-    return validate(RunConfig, run_keys(), tree)
-
-
-def from_flat(keys: Mapping[str, Any]) -> RunConfig:
-    """Makes a validated run from all its dotted keys.
-
-    The keys are as ``flat`` returns them, also in another version.
-    """
-    return from_dict(trees.override({}, effective(keys)))
-
-
-def override(run: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """Sets dotted keys of ``run`` and validates it again."""
-    return from_dict(trees.override(dump(run), overrides))
-
-
-def dump(run: RunConfig | SweepConfig) -> dict[str, Any]:
-    """Returns the configuration as plain JSON values."""
-    tree: dict[str, Any] = sweep_tree(run) if isinstance(run, SweepConfig) else plain_run(run)
-    return tree
-
-
-def flat(run: RunConfig) -> dict[str, Any]:
-    """Returns dotted key -> scalar, of all keys that have an effect.
-
-    Lists are written as ``a,b``, and a term that is off as one null.
-    """
-    return effective(trees.flatten(dump(run)))
-
-
-def to_yaml(run: RunConfig | SweepConfig) -> str:
-    """Returns YAML text that reads back as the same configuration."""
-    return yaml.safe_dump(dump(run), sort_keys=False, allow_unicode=True, width=120)
+    return RunConfig.from_dict(read_run(recipe, overrides)[0])
 
 
 def check_world(run: RunConfig, world: int) -> None:
@@ -136,7 +89,7 @@ def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
     """
     types = {key: leaf.type for key, leaf in leaves(run_keys())}
     for key in sweep.mutable:
-        runs = [override(base, {key: value}) for value in sweep.space[key].probes()]
+        runs = [base.replace({key: value}) for value in sweep.space[key].probes()]
         if types[key] != "float" or not key.startswith(("objective.", "train.optim.")):
             why = "only numbers of losses and optimizer may change while training"
         elif len({tuple(run.objective.active_terms()) for run in runs}) > 1:
@@ -168,6 +121,6 @@ def _probed(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
     for key, spec in sweep.space.items():
         for value in spec.probes():
             try:
-                yield override(base, {key: value})
+                yield base.replace({key: value})
             except ConfigError as error:
                 raise ConfigError(f"sweep.space.{key}={spec} does not go with recipe {sweep.recipe}: {error}") from None

@@ -18,7 +18,7 @@ from typing import Any
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, leaves, run_keys
 from ltcore.config.overrides import flatten
 from ltcore.config.show import run_tree
-from ltcore.config.sweep import read_sweep, sweep_tree
+from ltcore.config.sweep import read_sweep
 
 MAX_CHARS = 64
 _OWN_WORDS = ("data.uri", "seed")
@@ -47,7 +47,7 @@ def name_sweep(sweep: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         return dict(overrides)
     plain, wanted = read_sweep(sweep), read_sweep(sweep, overrides)
     words = [wanted.recipe.rpartition("/")[2].removesuffix(".yaml")] if wanted.recipe != plain.recipe else []
-    ours, theirs = sweep_tree(plain), sweep_tree(wanted)
+    ours, theirs = plain.to_dict(), wanted.to_dict()
     skipped = (*_NO_RESULT, "recipe")
     words += [_word(key, value) for key, value in theirs.items() if key not in skipped and value != ours[key]]
     for key in sorted(ours["space"].keys() | theirs["space"].keys()):

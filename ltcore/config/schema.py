@@ -2,7 +2,7 @@
 
 Frozen dataclasses; the text under a field is its documentation (``ltcore keys``). A field's check lives
 beside it in ``__post_init__`` and starts its message with the field's name, so that an error can name the dotted key.
-``ltcore.config.load`` is the only way from text to a ``RunConfig``.
+``RunConfig.from_dict`` is the only way from text to a run.
 
 Source of the defaults of ``OptimConfig`` and ``TrainConfig``: the CIFAR-LT recipe of LDAM-DRW (200 epochs, batch 128,
 SGD 0.1, warm-up over 5 epochs, x 0.01 at epochs 160 and 180, weight decay 2e-4 on everything).
@@ -10,11 +10,17 @@ SGD 0.1, warm-up over 5 epochs, x 0.01 at epochs 160 and 180, weight decay 2e-4 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import yaml
+
+from ltcore.config.keys import effective, run_keys
+from ltcore.config.overrides import flatten, override
 from ltcore.config.stage2 import Stage2Config
 from ltcore.config.sweep import SELECTABLE, SweepConfig
+from ltcore.config.validate import plain_run, validate
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import stacks
 from ltcore.data.config import DataConfig
@@ -173,6 +179,35 @@ class RunConfig:
     def epochs(self) -> int:
         """Returns the number of epochs that this run itself trains."""
         return self.train.epochs if self.stage2 is None else self.stage2.rounds
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> RunConfig:
+        """Makes a validated run from a tree of plain values, as ``to_dict`` returns it."""
+        return validate(cls, run_keys(), tree)
+
+    @classmethod
+    def from_flat(cls, keys: Mapping[str, Any]) -> RunConfig:
+        """Makes a validated run from all its dotted keys, as ``to_flat`` returns them, also in another version."""
+        return cls.from_dict(override({}, effective(keys)))
+
+    def replace(self, overrides: Mapping[str, Any]) -> RunConfig:
+        """Sets dotted keys and validates the run again."""
+        return self.from_dict(override(self.to_dict(), overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the run as plain JSON values; without ``stage2`` where there is none."""
+        return plain_run(self)
+
+    def to_flat(self) -> dict[str, Any]:
+        """Returns dotted key -> scalar, of all keys that have an effect.
+
+        Lists are written as ``a,b``, and a term that is off as one null.
+        """
+        return effective(flatten(self.to_dict()))
+
+    def to_yaml(self) -> str:
+        """Returns YAML text that reads back as the same run."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
 
     def _check_accumulation(self) -> None:
         if self.train.accumulate == 1:

@@ -14,7 +14,7 @@ import yaml
 from ltcore.config.keys import run_keys
 from ltcore.config.overrides import Tree
 from ltcore.config.recipes import read_run
-from ltcore.config.sweep import read_sweep, sweep_tree
+from ltcore.config.sweep import read_sweep
 from ltcore.config.validate import plain_run, shape, validate
 
 NOTE = "# Names and types are checked; ranges and combinations are when it runs, or now with --dry-run."
@@ -34,9 +34,7 @@ def show_run(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
 def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
     """Returns the YAML of a sweep, then that of the run from which its trials start."""
     config = read_sweep(sweep, overrides)
-    return (
-        f"{_yaml(sweep_tree(config))}--- # every trial starts from\n{_run_yaml(config.recipe, config.overrides)}{NOTE}"
-    )
+    return f"{_yaml(config.to_dict())}--- # every trial starts from\n{_run_yaml(config.recipe, config.overrides)}{NOTE}"
 
 
 def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:

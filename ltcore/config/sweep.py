@@ -40,11 +40,6 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     return validate(SweepConfig, sweep_keys(), tree, prefix=_SWEEP)
 
 
-def sweep_tree(config: SweepConfig) -> Tree:
-    """Returns the sweep as plain JSON values, with its space as people write it."""
-    return plain(config) | {"space": {key: str(spec) for key, spec in config.space.items()}}
-
-
 def _set(tree: Tree, key: str, value: Any) -> None:
     if key.startswith(_SPACE):
         name = key.removeprefix(_SPACE)
@@ -117,6 +112,10 @@ class SweepConfig:
     with search=tpe or pbt."""
     stall_s: float = 300.0
     """Seconds without any progress after which the sweep is canceled with the capacity it waits for. Range > 0."""
+
+    def to_dict(self) -> Tree:
+        """Returns the sweep as plain JSON values, with its space as people write it."""
+        return plain(self) | {"space": {key: str(spec) for key, spec in self.space.items()}}
 
     def __post_init__(self) -> None:
         plain_name(name=self.name)

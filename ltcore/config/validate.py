@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
 def plain_run(run: Any) -> dict[str, Any]:
     """Returns a run as JSON values; without ``stage2`` where there is none.
 
-    So an ordinary run is written, hashed and compared as it was before stage 2 existed.
+    So an ordinary run is written, hashed and compared without a word about stage 2.
     """
     tree: dict[str, Any] = plain(run)
     if tree["stage2"] is None:

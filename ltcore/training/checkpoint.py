@@ -24,7 +24,6 @@ from typing import Any, BinaryIO
 import torch
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
-from ltcore.config.load import from_flat
 from ltcore.config.schema import RunConfig
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.manifest import Manifest
@@ -59,7 +58,7 @@ class Checkpoint:
         """Returns the configuration of its run. Raises CheckpointError where it is missing or invalid for this ltcore."""
         self.require("config")
         try:
-            return from_flat(self.meta["config"])
+            return RunConfig.from_flat(self.meta["config"])
         except ConfigError as error:
             raise CheckpointError(f"{self.place}/meta.json: {error} Use another checkpoint.") from error
 

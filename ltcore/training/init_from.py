@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from ltcore import dist
-from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError
 from ltcore.models.net import PROJECTIONS
@@ -37,7 +36,9 @@ def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...])
     found = None
     if dist.rank() == 0:
         is_file = uri.endswith(WEIGHT_FILES)
-        found = _read_backbone(uri, net.state_dict()) if is_file else _read(uri, flat(cfg), classes, net.state_dict())
+        found = (
+            _read_backbone(uri, net.state_dict()) if is_file else _read(uri, cfg.to_flat(), classes, net.state_dict())
+        )
     weights, origin = dist.broadcast_object(found)
     own, theirs = _projection(net.state_dict()), _projection(weights)
     fits = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}

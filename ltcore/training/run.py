@@ -22,7 +22,6 @@ import torch
 
 from ltcore import dist
 from ltcore.config.json_record import JsonRecord
-from ltcore.config.load import flat, from_dict, to_yaml
 from ltcore.config.records import RunRecord, TrainedData, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.factory import make_loader
@@ -115,7 +114,7 @@ def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_
 
 
 def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: MakeLoader) -> RunRecord:
-    cfg = resolved(from_dict(job.config))
+    cfg = resolved(RunConfig.from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
     sync = RunSync(job.run_uri, scratch_dir(job.run_uri))
     done: RunRecord | None = None
@@ -137,8 +136,8 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
 
     Under the same name it has another configuration, other data, or other weights to start from.
     """
-    cfg = resolved(from_dict(job.config))
-    ckpt.refuse_differences(job.run_uri, done.config, flat(cfg), job.info.mutable)
+    cfg = resolved(RunConfig.from_dict(job.config))
+    ckpt.refuse_differences(job.run_uri, done.config, cfg.to_flat(), job.info.mutable)
     ckpt.check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
     if cfg.stage2 is not None:
         with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:
@@ -173,8 +172,8 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
 
 def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync, *, fresh: bool) -> list[dict[str, Any]]:
     """Publishes this start of the run, also for a node that continues it. Returns the logged rows that it takes over."""
-    earlier = _fork(job.fork_of, sync.local, flat(cfg)) if fresh and job.fork_of else []
-    (sync.local / "config.yaml").write_text(to_yaml(cfg))
+    earlier = _fork(job.fork_of, sync.local, cfg.to_flat()) if fresh and job.fork_of else []
+    (sync.local / "config.yaml").write_text(cfg.to_yaml())
     record.write()
     sync.push()
     return earlier
@@ -186,7 +185,7 @@ def _track(info: RunInfo, cfg: RunConfig, ctx: RunContext, run_dir: Path, wandb_
         run_id=wandb_id,
         group=info.group,
         name=cfg.name,
-        config_flat=flat(cfg),
+        config_flat=cfg.to_flat(),
         options=cfg.tracking,
         rank=ctx.rank,
         resume_step=resume_step,
@@ -260,7 +259,7 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
         kind=info.kind,
         group=info.group,
         seed=cfg.seed,
-        config=flat(cfg),
+        config=cfg.to_flat(),
         epochs_planned=cfg.epochs,
         last={},
         best={},

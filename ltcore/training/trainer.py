@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import Batch
-from ltcore.config.load import check_world, flat
+from ltcore.config.load import check_world
 from ltcore.config.records import RunRecord, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
@@ -106,7 +106,7 @@ class Trainer:
         """Adds the mutable keys' present values to the schedule where they differ from the last."""
         if not self.info.mutable:
             return
-        keys = flat(self.cfg)
+        keys = self.cfg.to_flat()
         now = {key: keys[key] for key in self.info.mutable}
         last = self.at.schedule[-1] if self.at.schedule else {}
         if any(last.get(key) != value for key, value in now.items()):
@@ -292,7 +292,7 @@ class Trainer:
         )  # a collective: memories of all ranks
         if self.ctx.rank == 0:
             meta = ckpt.description(
-                flat(self.cfg), self.loader.store.manifest, epoch=self.at.epoch, metrics=self.at.best
+                self.cfg.to_flat(), self.loader.store.manifest, epoch=self.at.epoch, metrics=self.at.best
             )
             meta["class_prior"] = self.class_prior
             model = self.components.eval_net.state_dict()
@@ -309,7 +309,7 @@ class Trainer:
         """
         state, pending = None, {}
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
-            ckpt.check_same_run(found, flat(self.cfg), self.loader.store.manifest.hash, self.info.mutable)
+            ckpt.check_same_run(found, self.cfg.to_flat(), self.loader.store.manifest.hash, self.info.mutable)
             state = found.train_state()
             best = ckpt.find(self.folder, "best")
             if best is not None and best.meta["step"] > state["progress"]["step"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ltcore.config.load import grace_fraction, override
+from ltcore.config.load import grace_fraction
 from ltcore.config.records import SweepRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.loading.factory import make_loader
@@ -76,7 +76,7 @@ def fitted_epochs(
     A continued sweep keeps its epochs. On a cluster nothing is cut: this process does not run where trials will.
     """
     if stored is not None:
-        return override(base, {"train.epochs": stored.epochs})
+        return base.replace({"train.epochs": stored.epochs})
     if sweep.budget_s is None or not local:
         return base
     rate = images_per_s(base, data_uri, scaling.cpus_per_worker)
@@ -96,4 +96,4 @@ def fitted_epochs(
         f"{sweep.budget_s:.0f} s; training is cut from {base.train.epochs} to {epochs} epochs. "
         "For the full length: sweep.budget_s=null"
     )
-    return override(base, {"train.epochs": epochs})
+    return base.replace({"train.epochs": epochs})

@@ -10,7 +10,7 @@ from ltcore.config.keys import FREE_TO_CHANGE, effective
 from ltcore.config.overrides import flatten
 from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
-from ltcore.config.sweep import SweepConfig, sweep_tree
+from ltcore.config.sweep import SweepConfig
 from ltcore.errors import ConfigError
 
 _HOW = ("stall_s", "budget_s", "share_start", "overrides")
@@ -23,7 +23,7 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
     Two sweeps with equal identity on equal data are the same sweep.
     """
     base = flatten(run_tree(sweep.recipe, sweep.overrides))
-    fields = {f"sweep.{key}": value for key, value in sweep_tree(sweep).items() if key not in (*_HOW, "space")}
+    fields = {f"sweep.{key}": value for key, value in sweep.to_dict().items() if key not in (*_HOW, "space")}
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
     return json.loads(json.dumps(effective({**fields, **kept})))

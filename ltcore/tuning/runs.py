@@ -11,7 +11,6 @@ from typing import Any
 import ray
 
 from ltcore.config import overrides as trees
-from ltcore.config.load import dump, from_dict, override
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import CheckpointError
@@ -71,7 +70,7 @@ class Runs:
         changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
         changes |= TERMS_OFF if role == "baseline" else dict(params)
         return Job(
-            config=dump(override(self.setup.base, changes)),
+            config=self.setup.base.replace(changes).to_dict(),
             data_uri=self.setup.data_uri,
             run_uri=join(self.setup.uri, where),
             info=RunInfo(
@@ -101,7 +100,7 @@ class Runs:
         waiting = list(jobs.items())
         running: dict[Any, str] = {}
         if streamed:
-            config = dump(override(from_dict(jobs[streamed].config), {"data.loader": "ray"}))
+            config = RunConfig.from_dict(jobs[streamed].config).replace({"data.loader": "ray"}).to_dict()
             job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
             running[submit(job, "train", Scaling(workers=2), self.setup.cluster)] = streamed
             waiting = [(name, job) for name, job in waiting if name != streamed]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from ltcore.config.load import flat
 from ltcore.config.schema import RunConfig
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.registry import TERMS
@@ -37,5 +36,7 @@ def _signature(run: RunConfig, stats: ClassStats) -> dict[str, Any]:
         parameters = tuple((key, tuple(value.shape)) for key, value in term.named_parameters())
         memories = tuple((local, spec.key) for local, spec in term.memories().items())
         terms[name] = (parameters, memories, term.needs)
-    own = {key: value for key, value in flat(run).items() if key != "name" and not key.startswith("objective.terms.")}
+    own = {
+        key: value for key, value in run.to_flat().items() if key != "name" and not key.startswith("objective.terms.")
+    }
     return {**own, "terms": terms}

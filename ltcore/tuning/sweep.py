@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.json_record import RecordFile
-from ltcore.config.load import dump, grace_fraction, latest_start, override
+from ltcore.config.load import grace_fraction, latest_start
 from ltcore.config.records import (
     Comparison,
     RetrainRecord,
@@ -208,7 +208,7 @@ class Sweep:
             return
         records = read_records(setup.uri, points)
         names = [name for name in points if records[name] is None]
-        configs = [override(setup.base, points[name]) for name in names]
+        configs = [setup.base.replace(points[name]) for name in names]
         stats = read_manifest(setup.data_uri).stats(setup.base.data.train_split)
         epochs, shares = start_epochs(setup.base, configs, stats)
         sharing = [name for name, same in zip(names, shares, strict=True) if same]
@@ -231,7 +231,7 @@ class Sweep:
         setup = self.setup
         return SearchPlan(
             trial=TrialPlan(
-                config=dump(setup.base),
+                config=setup.base.to_dict(),
                 data_uri=setup.data_uri,
                 sweep_uri=setup.uri,
                 id_prefix=self.id_prefix,

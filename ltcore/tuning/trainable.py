@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.json_record import JsonRecord
-from ltcore.config.load import dump, from_dict, override
+from ltcore.config.schema import RunConfig
 from ltcore.errors import LtcoreError
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
@@ -115,7 +115,7 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
 
 def _job(plan: TrialPlan, trial: str, params: dict[str, Any], until: int) -> Job:
     return Job(
-        config=dump(override(from_dict(plan.config), {**params, "name": f"trial-{trial}"})),
+        config=RunConfig.from_dict(plan.config).replace({**params, "name": f"trial-{trial}"}).to_dict(),
         data_uri=plan.data_uri,
         run_uri=folder_of(plan.sweep_uri, trial),
         info=RunInfo(

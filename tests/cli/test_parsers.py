@@ -6,7 +6,8 @@ import yaml
 
 from ltcore.cli import parsers as cli
 from ltcore.cli.entry import run_main
-from ltcore.config.load import dump, from_dict, load_run
+from ltcore.config.load import load_run
+from ltcore.config.schema import RunConfig
 from ltcore.config.show import show_run, show_sweep
 from ltcore.errors import CapacityError, ConfigError, DataError, StallError
 
@@ -157,8 +158,8 @@ def test_the_result_of_main_is_the_exit_code():
 def test_show_prints_what_load_resolves(recipe):
     overrides = {"train.epochs": "3", "objective.terms.dro": "on", "train.optim.milestones": "0.5,0.6"}
     shown = yaml.safe_load(show_run(recipe, overrides))
-    assert shown == dump(load_run(recipe, overrides))
-    assert from_dict(shown) == load_run(recipe, overrides)
+    assert shown == load_run(recipe, overrides).to_dict()
+    assert RunConfig.from_dict(shown) == load_run(recipe, overrides)
 
 
 def test_show_checks_names_and_types_with_the_same_words():

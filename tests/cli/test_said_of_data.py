@@ -12,7 +12,6 @@ from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.prepare import prepare_run
 from ltcore.cli.train import train
 from ltcore.cli.tune import tune
-from ltcore.config.load import override
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster
 from tests.data.small import tiny_png
@@ -99,4 +98,4 @@ def test_stage_2_repeats_the_factor_of_its_stage_1_and_is_not_refused_for_it(tmp
     with pytest.raises(ConfigError, match="has no effect on"):
         prepare_run(cfg, str(tmp_path), print)
     stage2 = {"stage2.method": "crt", "stage2.from_run": "/run"}
-    assert prepare_run(override(cfg, stage2), str(tmp_path), print)[0] == tiny_shards
+    assert prepare_run(cfg.replace(stage2), str(tmp_path), print)[0] == tiny_shards

@@ -5,8 +5,9 @@ import math
 import pytest
 import yaml
 
-from ltcore.config.load import dump, flat, from_dict, from_flat, load_run, override, to_yaml
+from ltcore.config.load import load_run
 from ltcore.config.recipes import read_run
+from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.training.checkpoint import refuse_differences
@@ -14,7 +15,7 @@ from ltcore.training.checkpoint import refuse_differences
 
 @pytest.fixture(scope="module")
 def plain():
-    return from_dict({"name": "plain"})
+    return RunConfig.from_dict({"name": "plain"})
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def full():
 def words(run, **overrides):
     """The message of the ConfigError that the override causes."""
     with pytest.raises(ConfigError) as caught:
-        override(run, {key.replace("__", "."): value for key, value in overrides.items()})
+        run.replace({key.replace("__", "."): value for key, value in overrides.items()})
     return str(caught.value)
 
 
@@ -35,36 +36,35 @@ def words(run, **overrides):
 
 
 def test_every_form_reads_back_as_the_same_run(full):
-    assert from_dict(dump(full)) == full
-    assert from_dict(json.loads(json.dumps(dump(full)))) == full
-    assert from_dict(yaml.safe_load(to_yaml(full))) == full
-    assert from_flat(flat(full)) == full
-    assert from_flat({key: None if v is None else str(v) for key, v in flat(full).items()}) == full
+    assert RunConfig.from_dict(full.to_dict()) == full
+    assert RunConfig.from_dict(json.loads(json.dumps(full.to_dict()))) == full
+    assert RunConfig.from_dict(yaml.safe_load(full.to_yaml())) == full
+    assert RunConfig.from_flat(full.to_flat()) == full
+    assert RunConfig.from_flat({key: None if v is None else str(v) for key, v in full.to_flat().items()}) == full
 
 
 def test_options_of_what_is_not_chosen_are_not_stored_and_not_read():
     run = load_run("cifar100_lt_paco")
-    values = flat(run)
+    values = run.to_flat()
     options = {key for key in values if key.startswith("objective.base_options.")}
     assert "objective.base_options.paco.sample_weight" in options
     assert all(key.startswith("objective.base_options.paco.") for key in options)
     of_another_version = {"objective.base_options.gone.option": 1, "objective.base_options.focal.gamma": 9.0}
-    assert from_flat(values | of_another_version) == run
+    assert RunConfig.from_flat(values | of_another_version) == run
     refuse_differences("a run", values | of_another_version, values)
 
 
 def test_flat_holds_scalars_under_dotted_keys(plain, full):
-    values = flat(full)
+    values = full.to_flat()
     assert values["train.optim.milestones"] == "0.5"
     assert values["objective.terms.lpa.num_attributes"] == 16
-    assert flat(plain)["objective.terms.lpa"] is None
-    assert flat(plain)["train.optim.milestones"] == "0.8,0.9"
+    assert plain.to_flat()["objective.terms.lpa"] is None
+    assert plain.to_flat()["train.optim.milestones"] == "0.8,0.9"
     assert all(isinstance(v, str | int | float | bool | None) for v in values.values())
 
 
 def test_text_is_read_by_the_type_of_the_field(plain):
-    run = override(
-        plain,
+    run = plain.replace(
         {
             "train.optim.lr": "1e-4",
             "train.epochs": "12",
@@ -91,7 +91,7 @@ def test_yaml_1e_4_is_a_number_where_the_field_says_so(tmp_path):
 
 
 def test_a_key_below_a_null_term_switches_it_on_with_its_defaults(plain):
-    run = override(plain, {"objective.terms.dro.radius": "0.5"})
+    run = plain.replace({"objective.terms.dro.radius": "0.5"})
     assert run.objective.terms.dro == dataclasses.replace(TERMS["dro"].build.Config(), radius=0.5)
     assert run.objective.terms.lpa is None
 
@@ -99,16 +99,16 @@ def test_a_key_below_a_null_term_switches_it_on_with_its_defaults(plain):
 @pytest.mark.parametrize("name", TERMS)
 def test_on_and_null_switch_a_term(plain, name):
     key = f"objective.terms.{name}"
-    run = override(plain, {key: "on"})
+    run = plain.replace({key: "on"})
     assert getattr(run.objective.terms, name) == TERMS[name].build.Config()
-    assert override(run, {key: "null"}) == plain
-    assert override(run, {key: None}) == plain
+    assert run.replace({key: "null"}) == plain
+    assert run.replace({key: None}) == plain
 
 
 def test_the_last_override_wins(plain):
-    run = override(plain, {"objective.terms.dro.radius": "0.5", "objective.terms.dro": "null"})
+    run = plain.replace({"objective.terms.dro.radius": "0.5", "objective.terms.dro": "null"})
     assert run.objective.terms.dro is None
-    run = override(plain, {"objective.terms.dro": "null", "objective.terms.dro.radius": "0.5"})
+    run = plain.replace({"objective.terms.dro": "null", "objective.terms.dro.radius": "0.5"})
     assert run.objective.terms.dro.radius == 0.5
 
 
@@ -174,27 +174,27 @@ def test_every_wrong_key_is_reported_at_once(plain):
 
 def test_missing_name_is_named():
     with pytest.raises(ConfigError, match=r"^name: required key is missing"):
-        from_dict({})
+        RunConfig.from_dict({})
 
 
 # ---- combinations
 
 
 def test_accumulation_is_refused_for_losses_that_compare_the_batch(plain):
-    assert override(plain, {"train.accumulate": 4}).train.accumulate == 4
+    assert plain.replace({"train.accumulate": 4}).train.accumulate == 4
     text = words(plain, train__accumulate=2, objective__terms__dro="on")
     assert text.startswith(
         "train.accumulate=2 would change the value of objective.terms.dro, which compares the samples"
     )
     assert words(plain, train__accumulate=3).startswith("train.accumulate=3 must divide batch_size=128")
     assert words(plain, model__ghost_batch=48).startswith("model.ghost_batch=48 must divide the 128 images of a pass")
-    assert override(plain, {"model.ghost_batch": 32, "train.accumulate": 4}).model.ghost_batch == 32
+    assert plain.replace({"model.ghost_batch": 32, "train.accumulate": 4}).model.ghost_batch == 32
     assert words(plain, model__ghost_batch=64, train__accumulate=4).startswith(
         "model.ghost_batch=64 must divide the 32"
     )
     irm = words(plain, train__accumulate=2, objective__terms__ifl__irm_weight=0.1)
     assert irm.startswith("train.accumulate=2 would change the value of objective.terms.ifl, which")
-    assert override(plain, {"train.accumulate": 2, "objective.terms.ifl": "on"}).train.accumulate == 2
+    assert plain.replace({"train.accumulate": 2, "objective.terms.ifl": "on"}).train.accumulate == 2
 
 
 @pytest.mark.parametrize("base", ["class_balanced", "ldam", "ride"])
@@ -204,7 +204,7 @@ def test_accumulation_is_refused_where_a_sum_over_the_batch_divides_the_loss(pla
         keys |= {"model.head": "cosine", "model.cosine_scale": 30}
     if base == "ride":
         keys["model.num_experts"] = 3
-    assert override(plain, keys).train.accumulate == 2
+    assert plain.replace(keys).train.accumulate == 2
     text = words(
         plain,
         **{k.replace(".", "__"): v for k, v in keys.items()},
@@ -215,7 +215,7 @@ def test_accumulation_is_refused_where_a_sum_over_the_batch_divides_the_loss(pla
 
 
 def test_a_term_with_weight_zero_does_not_stand_in_the_way(plain):
-    run = override(plain, {"train.accumulate": 2, "objective.terms.dro.weight": 0, "augment.mixup_alpha": 1})
+    run = plain.replace({"train.accumulate": 2, "objective.terms.dro.weight": 0, "augment.mixup_alpha": 1})
     assert run.objective.active_terms() == {}
 
 
@@ -224,7 +224,7 @@ def test_mixup_is_refused_with_terms_and_bases_that_need_one_class(plain):
         assert words(plain, augment__mixup_alpha=1, **{f"objective__terms__{term}": "on"}).startswith(
             f"augment.mixup_alpha=1.0 does not go with objective.terms.{term}: a mixed image has no single class"
         )
-    assert override(plain, {"augment.mixup_alpha": 1, "objective.terms.ifl": "on"}).augment.mixup_alpha == 1
+    assert plain.replace({"augment.mixup_alpha": 1, "objective.terms.ifl": "on"}).augment.mixup_alpha == 1
     assert "irm_weight > 0" in words(plain, augment__mixup_alpha=1, objective__terms__ifl__irm_weight=0.1)
     for name, row in BASES.items():
         if not row.build.label_mix:
@@ -242,16 +242,16 @@ def test_experts_and_base_must_agree(plain):
 
 def test_a_run_without_stage_2_is_written_as_before_there_was_one(plain):
     assert plain.stage2 is None and plain.epochs == plain.train.epochs
-    assert "stage2" not in dump(plain) and "stage2" not in to_yaml(plain)
-    assert not any(key.startswith("stage2") for key in flat(plain))
-    assert override(override(plain, {"stage2.options.crt.epochs": 3}), {"stage2": "null"}) == plain
+    assert "stage2" not in plain.to_dict() and "stage2" not in plain.to_yaml()
+    assert not any(key.startswith("stage2") for key in plain.to_flat())
+    assert plain.replace({"stage2.options.crt.epochs": 3}).replace({"stage2": "null"}) == plain
 
 
 def test_a_run_with_stage_2_reads_back_and_is_another_run(plain):
-    run = override(plain, {"stage2.method": "tau_norm", "stage2.options.tau_norm.tau": "0.5,1"})
+    run = plain.replace({"stage2.method": "tau_norm", "stage2.options.tau_norm.tau": "0.5,1"})
     assert run.stage2.options.tau_norm.tau == (0.5, 1.0) and run.epochs == 2
-    assert from_dict(json.loads(json.dumps(dump(run)))) == run == from_flat(flat(run))
-    assert override(plain, {"stage2": "on"}).stage2.method == "crt"
+    assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run == RunConfig.from_flat(run.to_flat())
+    assert plain.replace({"stage2": "on"}).stage2.method == "crt"
 
 
 def test_wrong_keys_of_stage_2_are_named(plain):

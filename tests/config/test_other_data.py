@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.load import base_run, dump, load_run
+from ltcore.config.load import base_run, load_run
 from ltcore.config.show import left_out, run_tree, show_run
 from ltcore.config.sweep import read_sweep
 from ltcore.tuning.identity import identity
@@ -52,7 +52,7 @@ def test_a_selection_goes_with_the_data_that_it_is_for(tmp_path: Path, case: str
     run = load_run(name, overrides)
     assert (run.data.uri, run.data.imbalance_factor, run.data.subset) == expected
     assert left_out(name, overrides) == note
-    assert run_tree(name, overrides) == dump(run)
+    assert run_tree(name, overrides) == run.to_dict()
     shown = show_run(name, overrides)
     assert (f"# {note}" in shown) if note else ("used as they are" not in shown)
 

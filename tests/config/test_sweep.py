@@ -1,6 +1,6 @@
 import pytest
 
-from ltcore.config.load import base_run, check_sweep, dump, grace_fraction, load_sweep
+from ltcore.config.load import base_run, check_sweep, grace_fraction, load_sweep
 from ltcore.config.recipes import packaged
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
@@ -27,7 +27,7 @@ def test_the_packaged_sweep_and_its_overrides():
         "objective.terms.ifl.num_envs": "choice:1,2,3,4",
     }
     assert base_run(sweep).train.epochs == 3
-    assert dump(sweep)["space"]["objective.terms.dro.radius"] == "log:0.25,4.0"
+    assert sweep.to_dict()["space"]["objective.terms.dro.radius"] == "log:0.25,4.0"
 
 
 def test_the_space_is_edited_from_the_command_line():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ltcore.config.load import flat, load_run
+from ltcore.config.load import load_run
 from tests.records import DATA, ENDED, run_record
 
 RECIPE = "cifar100_lt_balanced_softmax"
@@ -24,7 +24,7 @@ def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
     run_record(
         status=changes.get("status", "finished"),
         seed=cfg.seed,
-        config=flat(cfg),
+        config=cfg.to_flat(),
         epochs_done=cfg.train.epochs,
         seconds=3600 + 120 * cfg.seed,
         finished_at=ENDED,

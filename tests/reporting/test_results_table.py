@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.load import flat, load_run
+from ltcore.config.load import load_run
 from ltcore.config.records import RunRecord, Stage1
 from ltcore.errors import DataError
 from ltcore.reporting.records import read_run
@@ -79,7 +79,7 @@ def test_images_that_were_used_as_they_are_are_no_override_and_have_no_published
 
 @pytest.mark.parametrize("recipe", ["cifar100_lt_ce", "cifar100_lt_paco_lpa", "cifar100_lt_dro"])
 def test_the_command_is_that_of_the_closest_recipe(tmp_path: Path, recipe: str) -> None:
-    config = flat(load_run(recipe, {"train.epochs": "7"}))
+    config = load_run(recipe, {"train.epochs": "7"}).to_flat()
     after_test(config).write(tmp_path)
     (row,) = cells(tmp_path)
     assert (row["method"], row["best on val"]) == (recipe, "—")
@@ -105,7 +105,7 @@ def test_the_command_is_that_of_the_closest_recipe(tmp_path: Path, recipe: str) 
 def test_the_published_value_is_that_of_the_imbalance_factor(
     tmp_path: Path, recipe: str, imbalance_factor: str, published: str
 ) -> None:
-    config = flat(load_run(recipe, {"data.imbalance_factor": imbalance_factor}))
+    config = load_run(recipe, {"data.imbalance_factor": imbalance_factor}).to_flat()
     after_test(config).write(tmp_path)
     (row,) = cells(tmp_path)
     assert (row["method"], row["published"]) == (recipe, published)
@@ -116,7 +116,7 @@ def test_the_published_value_is_that_of_shards_that_were_made_already(
     tmp_path: Path, data: str, published: str
 ) -> None:
     """They have their own imbalance, and the key of the recipe has no effect on them."""
-    after_test(flat(load_run("cifar100_lt_ce")), data).write(tmp_path)
+    after_test(load_run("cifar100_lt_ce").to_flat(), data).write(tmp_path)
     (row,) = cells(tmp_path)
     assert row["published"] == published
 
@@ -180,7 +180,7 @@ def test_options_of_a_loss_that_is_not_chosen_say_nothing(tmp_path: Path) -> Non
     """As another version stored them, with other defaults."""
     folder = write(tmp_path / "a", 0.3, 0.3)
     other = {"objective.base_options.paco.sample_weight": 0.7, "objective.base_options.gone.option": 1}
-    config = flat(load_run(RECIPE, {**HERE, "name": "a", "train.epochs": "30"}))
+    config = load_run(RECIPE, {**HERE, "name": "a", "train.epochs": "30"}).to_flat()
     change(folder, config=config | other)
     (row,) = cells(folder)
     assert (row["published"], row["command"]) == ("43.0", f"`train.py {RECIPE} train.epochs=30`")

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ltcore import dist
-from ltcore.config.load import dump, override
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.models.norm import average_running_stats_
@@ -37,8 +36,7 @@ TERMS = {
 
 def tiny_run(**changes: Any) -> RunConfig:
     """ResNet-8 on the 46 images of ``tiny_shards``, batch 8, no tracking; dots in keys are written as double underscores."""
-    base = override(
-        RunConfig(name="tiny"),
+    base = RunConfig(name="tiny").replace(
         {
             "model.name": "resnet8",
             "train.epochs": 3,
@@ -52,19 +50,19 @@ def tiny_run(**changes: Any) -> RunConfig:
             "augment.view2": "sim_noflip",
         },
     )
-    return override(base, {key.replace("__", "."): value for key, value in changes.items()})
+    return base.replace({key.replace("__", "."): value for key, value in changes.items()})
 
 
 def stage2_run(from_run: Path | str, method: str, **changes: Any) -> RunConfig:
     """Only what belongs to stage 2 is said; the rest comes from the run. No tracking, one thread; keys as for ``tiny_run``."""
     own = {"tracking.wandb": False, "tracking.tensorboard": False, "train.threads": 1, "train.precision": "fp32"}
     own |= {"stage2.from_run": str(from_run), "stage2.method": method}
-    return override(RunConfig(name=method), own | {key.replace("__", "."): value for key, value in changes.items()})
+    return RunConfig(name=method).replace(own | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def run(cfg: RunConfig, uri: str, run_dir: Path, ctx: RunContext | None = None, **info: Any) -> dict[str, Any]:
     """Executes the run in this process; returns the content of run.json."""
-    job = Job(config=dump(cfg), data_uri=uri, run_uri=str(run_dir), info=RunInfo(**{"id": cfg.name, **info}))
+    job = Job(config=cfg.to_dict(), data_uri=uri, run_uri=str(run_dir), info=RunInfo(**{"id": cfg.name, **info}))
     return execute(job, ctx or LocalContext(torch.device("cpu"))).to_json()
 
 
@@ -81,9 +79,8 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
 
     Returns the loss of the global batch per step, gradients of the last step, parameters, BN buffers, and published memories.
     """
-    from ltcore.config.load import from_dict
 
-    cfg = from_dict(cfg_tree)
+    cfg = RunConfig.from_dict(cfg_tree)
     ctx = Rank()
     loader = make_loader(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, rank=ctx.rank, world=ctx.world)
     parts = _as(dtype, build(cfg, loader, ctx))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.load import dump
 from tests.paths import ROOT
 from tests.training.runs import TERMS, plain_steps, tiny_run
 
@@ -32,7 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def trace(uri: str, name: str) -> list[float]:
-    return plain_steps(dump(tiny_run(**RUNS[name])), uri, STEPS)["losses"].tolist()
+    return plain_steps(tiny_run(**RUNS[name]).to_dict(), uri, STEPS)["losses"].tolist()
 
 
 @pytest.mark.parametrize("name", list(RUNS))

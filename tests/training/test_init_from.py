@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from ltcore.config.load import load_run, override
+from ltcore.config.load import load_run
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import read_manifest, write_manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError
@@ -126,7 +126,7 @@ def test_a_checkpoint_that_would_run_code_is_not_unpickled(first: Path, tiny_sha
 )
 def test_what_makes_no_sense_is_refused(keys: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(RunConfig(name="plain"), keys)
+        RunConfig(name="plain").replace(keys)
 
 
 def test_the_authors_stages_of_dro_lt(tiny_shards: str, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_authors_stages_of_dro_lt(tiny_shards: str, tmp_path: Path) -> None:
     assert two.train.init_from == f"~/ltcore-runs/{one.name}"
     assert (one.augment, one.model) == (two.augment, two.model)
     run(one, tiny_shards, tmp_path / "one")
-    two = override(two, {"train.init_from": str(tmp_path / "one")})
+    two = two.replace({"train.init_from": str(tmp_path / "one")})
     assert two.train.freeze == "classifier" and two.objective.terms.dro.start == 0
     record = run(two, tiny_shards, tmp_path / "two")
     assert record["last"]["train/dro"] > 0
@@ -165,7 +165,7 @@ def backbone_file(path: Path, name: str = "resnet50", drop: str = "", **extra: t
 
 
 def large(**changes: object) -> Components:
-    cfg = override(tiny_run(model__name="resnet50", train__epochs=1), changes)
+    cfg = tiny_run(model__name="resnet50", train__epochs=1).replace(changes)
     net, objective = build_modules(cfg, 4, ClassStats(torch.tensor([4, 3, 2, 1]), ("many",) * 4), 10)
     step = TrainStep(net, objective, EmaCopy(net, 0.5, buffers="own"), None)
     return Components(step, step, None, None, None)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def test_a_file_of_torchvisions_weights_gives_the_backbone_and_no_classifier(tmp
     state = backbone_file(tmp_path / "r50.pth", drop="bn1.num_batches_tracked" if old else "")
     parts = large()
     before = {name: value.clone() for name, value in parts.step.net.state_dict().items()}
-    cfg = override(tiny_run(model__name="resnet50"), {"train.init_from": str(tmp_path / "r50.pth")})
+    cfg = tiny_run(model__name="resnet50").replace({"train.init_from": str(tmp_path / "r50.pth")})
     assert start_from(cfg, parts, ("a", "b", "c", "d")) == {"weights": str(tmp_path / "r50.pth")}
     assert parts.step.key is not None
     for net in (parts.step.net, parts.step.key.net):
@@ -191,7 +191,7 @@ def test_a_file_of_torchvisions_weights_gives_the_backbone_and_no_classifier(tmp
 
 def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     parts, file = large(), tmp_path / "file.pth"
-    cfg = override(tiny_run(model__name="resnet50"), {"train.init_from": str(file)})
+    cfg = tiny_run(model__name="resnet50").replace({"train.init_from": str(file)})
 
     def refusal() -> str:
         with pytest.raises((CheckpointError, DataError)) as found:
@@ -218,4 +218,4 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"no tensors")
     assert f"{file} is not a file of tensors" in refusal()
     with pytest.raises(ConfigError, match="freeze=classifier needs init_from with a run or checkpoint"):
-        override(cfg, {"train.freeze": "classifier"})
+        cfg.replace({"train.freeze": "classifier"})

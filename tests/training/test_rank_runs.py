@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from ltcore.config.load import dump, from_dict
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.training import checkpoint as ckpt
@@ -41,7 +40,7 @@ def begin(cfg: RunConfig, uri: str, run_dir: Path) -> None:
 
 
 def _on_two_ranks(tree: dict[str, Any], uri: str, folder: str) -> None:
-    cfg, runs = from_dict(tree), Path(folder)
+    cfg, runs = RunConfig.from_dict(tree), Path(folder)
     run(cfg, uri, runs / "whole", Rank())
     begin(cfg, uri, runs / "cut")
     run(cfg, uri, runs / "cut", Rank())
@@ -67,7 +66,7 @@ def runs(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg = tiny_run(**TERMS, train__ema_decay=0.5, train__optim__lr=0.002, model__ghost_batch=4)
     run(cfg, tiny_shards, folder / "alone")
     begin(cfg, tiny_shards, folder / "grown")
-    run_ranks(_on_two_ranks, 2, dump(cfg), tiny_shards, str(folder))
+    run_ranks(_on_two_ranks, 2, cfg.to_dict(), tiny_shards, str(folder))
     run(cfg, tiny_shards, folder / "shrunk")
     return folder
 
@@ -97,8 +96,8 @@ def test_the_number_of_ranks_changes_rounding_alone(runs: Path, other: str) -> N
 
 def _refused(tree: dict[str, Any], uri: str, folder: str) -> None:
     with pytest.raises(ConfigError, match="accumulate=8 does not divide the 4 images that each of 2 workers takes"):
-        run(from_dict(tree), uri, Path(folder), Rank())
+        run(RunConfig.from_dict(tree), uri, Path(folder), Rank())
 
 
 def test_accumulation_that_does_not_divide_the_share_of_a_worker_is_refused(tiny_shards: str, tmp_path: Path) -> None:
-    run_ranks(_refused, 2, dump(tiny_run(train__accumulate=8)), tiny_shards, str(tmp_path))
+    run_ranks(_refused, 2, tiny_run(train__accumulate=8).to_dict(), tiny_shards, str(tmp_path))

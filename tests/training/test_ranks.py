@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from ltcore.config.load import dump
 from tests.ddp import run_ranks
 from tests.training.runs import TERMS, plain_steps, tiny_run
 
@@ -23,7 +22,8 @@ Results = dict[tuple[str, torch.dtype], dict[str, Any]]
 
 def all_cases(uri: str) -> Results:
     trees = {
-        name: dump(tiny_run(model__ghost_batch=4, train__optim__lr=LR, **terms)) for name, terms in OBJECTIVES.items()
+        name: tiny_run(model__ghost_batch=4, train__optim__lr=LR, **terms).to_dict()
+        for name, terms in OBJECTIVES.items()
     }
     return {(name, dtype): plain_steps(trees[name], uri, STEPS[dtype], dtype) for name, dtype in CASES}
 

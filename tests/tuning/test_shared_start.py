@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from ltcore.config.load import override
 from ltcore.stats import ClassStats
 from ltcore.training import checkpoint
 from ltcore.tuning import shared_start as prefix
@@ -40,11 +39,11 @@ SEARCHED = {
 
 
 def test_what_is_shared_ends_before_the_first_term_of_any_trial_acts() -> None:
-    base = override(tiny_run(train__epochs=10), {**TERMS, **LATE})
+    base = tiny_run(train__epochs=10).replace({**TERMS, **LATE})
     trials = [
-        override(base, {"objective.terms.lpa.weight": 0.7}),
-        override(base, {"objective.terms.dro.radius": 3.0, "objective.terms.ifl.center_weight": 4.0}),
-        override(base, {"objective.terms.dro.start": 0.31}),
+        base.replace({"objective.terms.lpa.weight": 0.7}),
+        base.replace({"objective.terms.dro.radius": 3.0, "objective.terms.ifl.center_weight": 4.0}),
+        base.replace({"objective.terms.dro.start": 0.31}),
     ]
     assert prefix.start_epochs(base, trials, STATS) == (3, [True, True, True])
 
@@ -61,8 +60,8 @@ def test_what_is_shared_ends_before_the_first_term_of_any_trial_acts() -> None:
     ],
 )
 def test_a_trial_that_differs_from_the_first_step_on_does_not_share(change: dict[str, Any]) -> None:
-    base = override(tiny_run(train__epochs=10, objective__base="balanced_softmax"), {**TERMS, **LATE})
-    assert prefix.start_epochs(base, [override(base, change)], STATS)[1] == [False]
+    base = tiny_run(train__epochs=10, objective__base="balanced_softmax").replace({**TERMS, **LATE})
+    assert prefix.start_epochs(base, [base.replace(change)], STATS)[1] == [False]
 
 
 def parameters(storage: Path) -> dict[str, dict[str, torch.Tensor]]:

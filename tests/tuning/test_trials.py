@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.load import dump, flat, load_run, override
+from ltcore.config.load import load_run
 from ltcore.config.overrides import flatten
 from ltcore.config.records import RungDecision
 from ltcore.config.sweep import read_sweep
@@ -86,7 +86,7 @@ def test_a_decision_is_in_the_sweep_before_it_is_in_the_records(tmp_path: Path) 
     for n, value in enumerate((0.3, 0.2, None, 0.4)):
         record(tmp_path, f"{n:05d}", "stopped", "stopped after epoch 5 of 16", epochs=5, value=value)
     decisions: list[RungDecision] = []
-    base = override(load_run("digits_glt_lpa_dro_ifl"), {"train.eval_every": 5})
+    base = load_run("digits_glt_lpa_dro_ifl").replace({"train.eval_every": 5})
     points: dict[str, dict[str, Any]] = {f"{n:05d}": {} for n in range(4)}
 
     def cohort(save: Any) -> Cohort:
@@ -136,9 +136,9 @@ def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:
 @pytest.mark.parametrize("keep_all", [False, True], ids=["as now", "as another version stored it"])
 def test_a_retrain_stays_unless_another_trial_won(tmp_path: Path, keep_all: bool) -> None:
     winner = load_run("digits_glt_lpa_dro_ifl", {"seed": "3"})
-    job = Job(config=dump(winner), data_uri="data", run_uri=str(tmp_path / "retrain"), info=RunInfo(id="x"))
-    other = replace(job, config=dump(override(winner, {"objective.terms.dro.radius": 0.3})))
-    stored = flatten(dump(winner)) if keep_all else flat(winner)
+    job = Job(config=winner.to_dict(), data_uri="data", run_uri=str(tmp_path / "retrain"), info=RunInfo(id="x"))
+    other = replace(job, config=winner.replace({"objective.terms.dro.radius": 0.3}).to_dict())
+    stored = flatten(winner.to_dict()) if keep_all else winner.to_flat()
     path = tmp_path / "retrain" / "run.json"
     run_record(config=stored).write(path.parent)
     forget_other(job)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.keys import comes_from_stage1
-from ltcore.config.load import dump, flat, from_flat
 from ltcore.config.overrides import flatten
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
@@ -103,7 +102,7 @@ def resolved(cfg: RunConfig) -> RunConfig:
 
 def _take_over(cfg: RunConfig, first: RunConfig) -> RunConfig:
     assert cfg.stage2 is not None
-    mine, defaults = flat(cfg), flatten(dump(RunConfig(name=cfg.name)))
+    mine, defaults = cfg.to_flat(), flatten(RunConfig(name=cfg.name).to_dict())
     own = {key: value for key, value in mine.items() if not comes_from_stage1(key)}
     if mine["data.uri"] == defaults["data.uri"]:
         del own["data.uri"]
@@ -112,7 +111,7 @@ def _take_over(cfg: RunConfig, first: RunConfig) -> RunConfig:
             local_path(cfg.stage2.from_run).absolute()
         )  # workers have other working directories
     head = cfg.stage2.row.build.result_head(cfg.stage2.chosen)
-    theirs = {**flat(first), **own, **({"model.head": head} if head else {})}
+    theirs = {**first.to_flat(), **own, **({"model.head": head} if head else {})}
     for key, value in mine.items():
         if comes_from_stage1(key) and value != defaults.get(key, _NONE) and value != theirs.get(key, _NONE):
             there = f"{theirs[key]}" if key in theirs else "not set"
@@ -120,7 +119,7 @@ def _take_over(cfg: RunConfig, first: RunConfig) -> RunConfig:
                 f"{key}={value} contradicts stage2.from_run={cfg.stage2.from_run}, where it is {there}: stage 2 keeps "
                 "everything of stage 1 but the classifier. Leave the key away."
             )
-    return from_flat(theirs)
+    return RunConfig.from_flat(theirs)
 
 
 _NONE: Any = object()

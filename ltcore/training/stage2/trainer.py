@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltcore.config.load import flat
 from ltcore.config.records import RunRecord, Stage1, now
 from ltcore.config.schema import OptimConfig, RunConfig
 from ltcore.config.stage2 import Stage2Config
@@ -59,7 +58,7 @@ def fit_stage2(
     check_train_split(loader, cfg.data.train_split)
     previous = ckpt.find(run_dir / "checkpoints")
     if previous is not None:
-        ckpt.check_same_run(previous, flat(cfg), loader.store.manifest.hash)
+        ckpt.check_same_run(previous, cfg.to_flat(), loader.store.manifest.hash)
     return Stage2Trainer(cfg, loader, ctx, run_dir, log, info, record).run()
 
 
@@ -277,5 +276,5 @@ class Stage2Trainer:
 
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
         manifest = self.loader.store.manifest
-        meta = ckpt.description(flat(self.cfg), manifest, epoch=metrics["epoch"], metrics=self.best)
+        meta = ckpt.description(self.cfg.to_flat(), manifest, epoch=metrics["epoch"], metrics=self.best)
         ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)

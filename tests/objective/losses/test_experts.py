@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softmax
 
-from ltcore.config.load import override
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.objective.interface import Base
@@ -179,14 +178,14 @@ COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}
 )
 def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(RunConfig(name="plain"), changes)
+        RunConfig(name="plain").replace(changes)
 
 
 def test_what_goes_together() -> None:
-    override(RunConfig(name="plain"), {"objective.base": "ride", "model.num_experts": 4} | COSINE)
+    RunConfig(name="plain").replace({"objective.base": "ride", "model.num_experts": 4} | COSINE)
     ride_mixup = {"objective.base": "ride", "model.num_experts": 2, "augment.mixup_alpha": 1.0}
-    override(RunConfig(name="plain"), ride_mixup | COSINE)
-    override(RunConfig(name="plain"), {"objective.base": "sade", "model.num_experts": 3, "augment.mixup_alpha": 1.0})
+    RunConfig(name="plain").replace(ride_mixup | COSINE)
+    RunConfig(name="plain").replace({"objective.base": "sade", "model.num_experts": 3, "augment.mixup_alpha": 1.0})
 
 
 def with_terms(base: str) -> Objective:

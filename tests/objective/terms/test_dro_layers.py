@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ltcore.batch import ModelOutput
-from ltcore.config.load import flat, from_dict, from_flat, override
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.models.net import LongTailNet, ModelConfig
@@ -122,14 +121,14 @@ def test_a_loop_of_ones_own_names_the_sizes_of_the_stages() -> None:
 
 
 def test_it_is_a_list_on_the_command_line_and_null_by_default() -> None:
-    plain = override(RunConfig(name="plain"), {"objective.terms.dro": "on"})
-    assert flat(plain)["objective.terms.dro.layers"] is None, "a run of an older version, without the key, goes on"
-    several = override(plain, {"objective.terms.dro.layers": "final,stage2"})
+    plain = RunConfig(name="plain").replace({"objective.terms.dro": "on"})
+    assert plain.to_flat()["objective.terms.dro.layers"] is None, "a run of an older version, without the key, goes on"
+    several = plain.replace({"objective.terms.dro.layers": "final,stage2"})
     assert several.objective.terms.dro.layers == ("final", "stage2")
     for run in (plain, several):
-        assert from_flat(flat(run)) == run
-    assert override(several, {"objective.terms.dro.layers": "null"}) == plain
-    assert from_dict({"name": "plain", "objective": {"terms": {"dro": {"layers": None}}}}) == plain
+        assert RunConfig.from_flat(run.to_flat()) == run
+    assert several.replace({"objective.terms.dro.layers": "null"}) == plain
+    assert RunConfig.from_dict({"name": "plain", "objective": {"terms": {"dro": {"layers": None}}}}) == plain
 
 
 @pytest.mark.parametrize(
@@ -151,5 +150,5 @@ def test_it_is_a_list_on_the_command_line_and_null_by_default() -> None:
 )
 def test_what_is_refused(keys: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(RunConfig(name="plain"), keys)
-    assert override(RunConfig(name="plain"), {"model.name": "resnet50", "objective.terms.dro.layers": "stage3"})
+        RunConfig(name="plain").replace(keys)
+    assert RunConfig(name="plain").replace({"model.name": "resnet50", "objective.terms.dro.layers": "stage3"})

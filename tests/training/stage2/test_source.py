@@ -12,7 +12,7 @@ import pytest
 
 from ltcore import dist
 from ltcore.config.keys import comes_from_stage1
-from ltcore.config.load import check_sweep, flat, load_run, load_sweep, override
+from ltcore.config.load import check_sweep, load_run, load_sweep
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import CheckpointError, ConfigError
@@ -42,7 +42,7 @@ def refused(cfg: RunConfig) -> str:
 def test_everything_but_its_own_keys_comes_from_stage_1(stage1: Path) -> None:
     cfg = resolved(stage2_run(stage1, "crt", seed=7, train__eval_batch_size=9))
     first = json.loads((stage1 / "run.json").read_text())["config"]
-    for key, value in flat(cfg).items():
+    for key, value in cfg.to_flat().items():
         if comes_from_stage1(key):
             assert value == first[key], key
     assert (cfg.name, cfg.seed, cfg.train.eval_batch_size, cfg.data.uri) == ("crt", 7, 9, first["data.uri"])
@@ -53,7 +53,7 @@ def test_everything_but_its_own_keys_comes_from_stage_1(stage1: Path) -> None:
 
 def test_options_of_the_loss_that_are_left_away_come_from_stage_1() -> None:
     focal = {"objective.base": "focal"}
-    first = override(tiny_run(), {**focal, "objective.base_options.focal.gamma": 1.5})
+    first = tiny_run().replace({**focal, "objective.base_options.focal.gamma": 1.5})
     taken = _take_over(stage2_run("/nowhere", "crt", **focal), first)
     assert taken.objective == first.objective
     with pytest.raises(ConfigError, match=r"focal.gamma=3.0 contradicts .* where it is 1.5"):
@@ -166,7 +166,7 @@ def test_every_base_either_balances_or_may_be_followed() -> None:
 def test_classes_are_not_balanced_twice(base: str) -> None:
     for method in STAGE2:
         with pytest.raises(ConfigError) as caught:
-            override(tiny_run(**BALANCED[base], objective__base=base), {"stage2.method": method})
+            tiny_run(**BALANCED[base], objective__base=base).replace({"stage2.method": method})
         text = str(caught.value)
         assert text.startswith(f"stage2 does not go with objective.base={base}, which "), text
         assert "balanced twice" in text and "Use that run as it is" in text
@@ -174,7 +174,7 @@ def test_classes_are_not_balanced_twice(base: str) -> None:
 
 @pytest.mark.parametrize("base", PLAIN)
 def test_a_base_that_does_not_balance_may_be_followed(base: str) -> None:
-    cfg = override(tiny_run(**PLAIN[base], objective__base=base), {"stage2.method": "crt"})
+    cfg = tiny_run(**PLAIN[base], objective__base=base).replace({"stage2.method": "crt"})
     assert cfg.stage2 is not None
 
 
@@ -190,7 +190,7 @@ def test_what_acts_on_the_lengths_of_weights_needs_a_linear_head(method: str) ->
     with pytest.raises(
         ConfigError, match=rf"stage2.method={method} does not go with model.head=cosine, which divides by"
     ):
-        override(tiny_run(model__head="cosine"), {"stage2.method": method})
+        tiny_run(model__head="cosine").replace({"stage2.method": method})
     assert {"tau_norm", "lws", "weight_balance"} == {n for n, row in STAGE2.items() if row.build.linear_only}
 
 
