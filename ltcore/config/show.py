@@ -38,7 +38,7 @@ def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
 
 
 def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:
-    """Returns the same as ``dump(load_run(recipe, overrides))``, without the owners' checks and without torch."""
+    """Returns the same as ``load_run(recipe, overrides).to_dict()``, without the owners' checks and without torch."""
     return plain_run(validate(shape("Run"), run_keys(), read_run(recipe, overrides)[0]))
 
 
