@@ -68,7 +68,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     for run in runs:
         record = run.record
         if record is None or missing(run):
-            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it away.")
+            raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it out.")
         config = effective(record.config)
         stage1 = {k: v for k, v in config.items() if record.stage1 is not None and comes_from_stage1(k)}
         recipe, overrides = _closest({k: v for k, v in config.items() if k not in stage1}, recipes)

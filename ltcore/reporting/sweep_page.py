@@ -169,14 +169,14 @@ def _selection(record: SweepRecord) -> list[str]:
     finished = sum(trial.status == "finished" for trial in trials)
     lines = [
         f"Trials are ranked by {metric_name(record.metric)} at the end of training, on the validation split alone and only "
-        f"among the {finished} of {len(trials)} that reached the end; a trial stopped early is no candidate, however well it "
-        "did."
+        f"among the {finished} of {len(trials)} that reached the end; a trial stopped early is not a candidate, whatever its "
+        "score."
     ]
     for rung in record.rungs:
         compared = len(rung.trials)
         lines.append(
-            f"After epoch {rung.trials[0].epoch}, when all {compared} trials of that round were there, they were compared, and "
-            f"the best {min(rung.keep, compared)} went on."
+            f"After epoch {rung.trials[0].epoch}, all {compared} trials of that round were compared, and the best "
+            f"{min(rung.keep, compared)} continued."
         )
     start = record.shared_start
     if start:

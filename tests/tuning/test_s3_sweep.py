@@ -10,6 +10,7 @@ import pytest
 
 from ltcore.cli import parsers as cli
 from ltcore.cli import tune as launch_sweep
+from tests.tuning.sweeps import SPACE
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket, Server
@@ -18,13 +19,7 @@ pytest_plugins = ["tests.s3"]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 WORDS = {
-    "sweep.space.objective.terms.lpa.weight": "null",
-    "sweep.space.objective.terms.dro.radius": "null",
-    "sweep.space.objective.terms.ifl.num_envs": "null",
-    "sweep.space.train.optim.lr": "grid:0.05,1e-9",
-    "sweep.search": "grid",
-    "sweep.reduction_factor": "2",
-    "sweep.budget_s": "null",
+    **SPACE,
     "sweep.retrain_seeds": "1",
     "sweep.train_engine_retrain": "false",
     "train.epochs": "4",
