@@ -1,4 +1,4 @@
-"""From recipe, overrides or plain JSON to a validated ``RunConfig``, and back.
+"""From recipes and sweep files to validated runs.
 
     run = load_run("cifar100_lt_dro", {"objective.terms.dro.radius": "0.5", "train.epochs": 30})
     RunConfig.from_dict(run.to_dict()) == run

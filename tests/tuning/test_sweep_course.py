@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from ltcore.errors import LtcoreError
+from ltcore.runtime import cluster
 from tests.paths import ROOT
 from tests.tuning.sweeps import arguments, runs, tune
 
@@ -61,6 +63,12 @@ class Killer(threading.Thread):
             time.sleep(0.02)
 
 
+def give_slots(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Makes the sweeps from here on run ``count`` trials at a time, whatever the machine has."""
+    found = cluster.connect()
+    monkeypatch.setattr(cluster, "connect", lambda debug=False: dataclasses.replace(found, real_cpus=count))
+
+
 @pytest.mark.slow
 def test_neither_slots_nor_killed_processes_change_what_a_sweep_comes_to(
     color_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -68,7 +76,12 @@ def test_neither_slots_nor_killed_processes_change_what_a_sweep_comes_to(
     """A process that dies is replaced; where that happens too often, there is no winner until the trial has run."""
     changes = {**QUICK, **RANDOM, "sweep__num_trials": "4", "sweep__grace_fraction": "null", "train__epochs": "8"}
     changes |= {"sweep__space__train__optim__lr": "log:1e-7,0.03", "train__eval_every": "2"}
-    one_slot = tune(color_shards, tmp_path / "one", "--cpus-per-worker", "2", **changes)
+    give_slots(monkeypatch, 1)
+    one_slot = tune(color_shards, tmp_path / "one", **changes)
+    give_slots(monkeypatch, 4)
+    four_slots = tune(color_shards, tmp_path / "four", **changes)
+    assert "; 4 at a time" in capsys.readouterr().out
+    give_slots(monkeypatch, 2)
     monkeypatch.setattr("ltcore.tuning.search.LOST", 1)
     killer = Killer(tmp_path / "two", "00002", times=2)
     with pytest.raises(LtcoreError, match=r"1 of 4 trials of small failed .* without them: 00002 \(.*The same command"):
@@ -79,12 +92,13 @@ def test_neither_slots_nor_killed_processes_change_what_a_sweep_comes_to(
     assert (left["status"], left["rungs"], "winner" in left) == ("failed", [], False)
     assert not list((tmp_path / "two" / "small").rglob("*.pkl")), "nothing that would be unpickled"
     two_slots = tune(color_shards, tmp_path / "two", **changes)
-    for sweep in (one_slot, two_slots):
-        assert sorted(t["status"] for t in sweep["trials"]) == ["finished"] * 3 + ["stopped"]
-    for key in ("winner", "rungs"):
-        assert two_slots[key] == one_slot[key]
-    ours, theirs = ([(t["params"], t["last"], t["best"]) for t in sweep["trials"]] for sweep in (one_slot, two_slots))
-    assert ours == theirs
+    assert sorted(t["status"] for t in one_slot["trials"]) == ["finished"] * 3 + ["stopped"]
+    for sweep in (two_slots, four_slots):
+        assert [(t["params"], t["last"], t["best"]) for t in sweep["trials"]] == [
+            (t["params"], t["last"], t["best"]) for t in one_slot["trials"]
+        ]
+        for key in ("winner", "rungs"):
+            assert sweep[key] == one_slot[key]
 
 
 @pytest.mark.slow
