@@ -20,6 +20,9 @@ from ltcore.storage import join, write_bytes_atomic
 from ltcore.text import printable
 from ltcore.training import predict
 
+PER_SPLIT = ("splits", "classes_present", "per_class", "support", "calibration", "confusion")
+"""Fields of an evaluation that map splits."""
+
 
 def run(args: EvaluateArgs) -> None:
     """Prints predictions for the given images, else evaluates the checkpoint and stores its metrics."""
@@ -65,12 +68,12 @@ def _prepared(data: Any) -> str:
 
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields one file for each data set, split and adjustment, so that none replaces another's."""
-    for split, values in result["splits"].items():
+    for split in result["splits"]:
         tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
         name = re.sub(
             r"[^A-Za-z0-9._-]+", "_", f"{result['name'][:60]}-{result['data_hash'][:8]}-{split[:60]}{tau}.json"
         )
-        part = {"splits": {split: values}, "classes_present": {split: result["classes_present"][split]}}
+        part = {name: {split: found[split]} for name, found in result.items() if name in PER_SPLIT}
         yield join(checkpoint, "metrics", name), {**result, **part}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ltcore.config.json_record import JsonRecord, StoredRecord
+from ltcore.evaluation.calibration import ReliabilityBin
 from ltcore.evaluation.paired import PairedDifference
 
 Metrics = Mapping[str, float | None]
@@ -133,7 +134,15 @@ class RunRecord(StoredRecord):
     test_best: Mapping[str, Metrics] | None = None
     """The same with the weights of the best epoch on validation."""
     per_class: Mapping[str, Sequence[float | None]] | None = None
-    """Split -> accuracy of each class."""
+    """Split -> recall of each class with the weights of the last epoch; None of a class without test samples."""
+    per_class_best: Mapping[str, Sequence[float | None]] | None = None
+    """The same with the weights of the best epoch on validation."""
+    support: Mapping[str, Sequence[int]] | None = None
+    """Split -> test samples of each class."""
+    calibration: Mapping[str, Sequence[ReliabilityBin]] | None = None
+    """Split -> reliability bins with the weights of the last epoch, from the lowest confidence to the highest."""
+    calibration_best: Mapping[str, Sequence[ReliabilityBin]] | None = None
+    """The same with the weights of the best epoch on validation."""
     schedule: Sequence[Mapping[str, Any]] | None = None
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
@@ -144,9 +153,10 @@ class RunRecord(StoredRecord):
     def __post_init__(self) -> None:
         if self.status == "finished" and (self.finished_at is None or self.seconds is None):
             raise ValueError(f"{'finished_at' if self.finished_at is None else 'seconds'} is missing")
-        for split, values in (self.per_class or {}).items():
-            if len(values) != len(self.data.classes):
-                raise ValueError(f"per_class.{split} has {len(values)} values for {len(self.data.classes)} classes")
+        for name in ("per_class", "per_class_best", "support"):
+            for split, values in (getattr(self, name) or {}).items():
+                if len(values) != len(self.data.classes):
+                    raise ValueError(f"{name}.{split} has {len(values)} values for {len(self.data.classes)} classes")
 
     @property
     def train_split(self) -> str:

@@ -112,8 +112,11 @@ class TrainConfig:
     """Images per evaluation batch on each worker; metrics do not depend on it. Range >= 1."""
     checkpoint_every_s: float = 120.0
     """Seconds between checkpoints; one is also written for the best epoch and at the end of the run. Range > 0."""
-    select: str = "val/top1"
-    """Validation metric whose highest value marks the best checkpoint."""
+    select: str = "val/balanced_accuracy"
+    """Validation metric whose best value marks the best checkpoint: val/balanced_accuracy (the mean recall of the classes;
+    top-1 where they have as many images), val/top1, val/top5, val/macro_f1, val/macro_precision, val/glt_f1,
+    val/geometric_mean, val/harmonic_mean, val/worst_class, val/ece, and val/<group>, val/<group>/macro_precision and
+    val/<group>/ece of many, medium and few. The lowest ECE is the best, of all others the highest value."""
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate, threads=self.threads)

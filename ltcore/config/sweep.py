@@ -13,6 +13,7 @@ from ltcore.config.recipes import read_file
 from ltcore.config.space import SpaceSpec, parse_space
 from ltcore.config.validate import plain, validate
 from ltcore.errors import ConfigError, at_least, one_of, plain_name, positive, within
+from ltcore.evaluation.catalog import METRICS, VALIDATION
 
 _SWEEP, _SPACE = "sweep.", "sweep.space."
 _MAPPINGS = ("space", "overrides")
@@ -57,8 +58,9 @@ def _set(tree: Tree, key: str, value: Any) -> None:
         raise unknown(name, sweep_keys(), _SWEEP)
 
 
-SELECTABLE = ("val/top1", "val/macro_precision", "val/glt_f1", "val/many", "val/medium", "val/few")
-"""Metrics that may choose a checkpoint or a trial: of the validation split alone, the test splits are read once."""
+SELECTABLE = tuple(VALIDATION + name for name in METRICS)
+"""Metrics that may choose a checkpoint or a trial: of the validation split alone, the test splits are read once. The first
+is the default."""
 
 
 SEARCHES = ("random", "grid", "tpe", "pbt")
@@ -84,8 +86,9 @@ class SweepConfig:
     winner for one seed, however many trials run at a time."""
     num_trials: int = 8
     """Trials. Range >= 1. No effect with search=grid, whose size is the product of the lists."""
-    metric: str = "val/top1"
-    """Validation metric that ranks trials; the highest wins."""
+    metric: str = "val/balanced_accuracy"
+    """Validation metric that ranks trials; see ``train.select``. The highest wins, of val/ece and val/<group>/ece the
+    lowest."""
     grace_fraction: float | None = None
     """Fraction of a full training after which trials are compared first, all of them, and the worse ones stopped; from there
     on whenever training is reduction_factor times as far. Range (0, 1]; 1 never stops one. Not less than the start of the

@@ -1,7 +1,7 @@
-"""Confusion counts: the one integer table from which every metric of an evaluation follows.
+"""Confusion counts: the integer tables from which every metric of an evaluation follows.
 
 Integer sums are exact, so the counts, and with them every metric, are the same for any split of the data over ranks.
-Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction), B batch.
+Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction), B batch, K bins of confidence.
 """
 
 from __future__ import annotations
@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 
 from ltcore import dist
+from ltcore.evaluation.calibration import NUM_BINS, SCALE
+from ltcore.evaluation.catalog import TOP
 
 
 class Confusion:
-    """Prediction counts of one evaluation. Memory: 8 (A + 1) C^2 bytes."""
+    """Prediction counts of one evaluation. Memory: 8 (A + 1) C^2 + 368 C bytes."""
 
     def __init__(self, num_classes: int, num_attributes: int = 0, device: torch.device | str = "cpu") -> None:
-        self.counts_ACC = torch.zeros(
-            num_attributes + 1, num_classes, num_classes, dtype=torch.int64, device=torch.device(device)
-        )
+        place = torch.device(device)
+        self.counts_ACC = torch.zeros(num_attributes + 1, num_classes, num_classes, dtype=torch.int64, device=place)
         """int64; the last slot of axis 0 counts samples without an attribute."""
+        self.top_C = torch.zeros(num_classes, dtype=torch.int64, device=place)
+        """int64, samples of each class whose own logit is among the five largest."""
+        self.bins_CK3 = torch.zeros(num_classes, NUM_BINS, 3, dtype=torch.int64, device=place)
+        """int64, per class of the label and bin: samples, correct ones, and their confidences (see ``calibration``)."""
 
     def update(self, logits_BC: Tensor, labels_B: Tensor, attributes_B: Tensor | None = None) -> None:
         """Counts one batch. Equal logits go to the lower class id; an attribute of -1, or none at all, is 'unknown'.
@@ -29,11 +34,20 @@ class Confusion:
         device = self.counts_ACC.device
         if attributes_B is None:
             attributes_B = torch.full_like(labels_B, -1)
-        cells = (attributes_B.to(device), labels_B.to(device), logits_BC.argmax(-1).to(device))
-        self.counts_ACC.index_put_(cells, torch.ones_like(cells[1]), accumulate=True)  # -1 is the last slot
+        logits_BC, labels_B, attributes_B = logits_BC.to(device), labels_B.to(device), attributes_B.to(device)
+        predictions_B = logits_BC.argmax(-1)
+        one_B = torch.ones_like(labels_B)
+        # -1 is the last slot
+        self.counts_ACC.index_put_((attributes_B, labels_B, predictions_B), one_B, accumulate=True)
+        self.top_C.index_put_((labels_B,), _in_top(logits_BC, labels_B).long(), accumulate=True)
+        units_B, bins_B = _confidence(logits_BC)
+        sums_B3 = torch.stack([one_B, (predictions_B == labels_B).long(), units_B], 1)
+        self.bins_CK3.index_put_((labels_B, bins_B), sums_B3, accumulate=True)
 
     def reduce(self) -> Tensor:
         """Sums over ranks in place, once, after the last ``update``; returns ``counts_ACC``."""
+        dist.all_reduce_sum_(self.top_C)
+        dist.all_reduce_sum_(self.bins_CK3)
         return dist.all_reduce_sum_(self.counts_ACC)
 
     @property
@@ -43,3 +57,24 @@ class Confusion:
         After ``reduce`` it must equal the size of the split; otherwise rows were lost or counted twice.
         """
         return int(self.counts_ACC.sum())
+
+
+def _in_top(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Tells for each sample whether fewer than five classes come before its own; equal logits by class id.
+
+    ``topk`` leaves the order of equal logits open. A label whose logit is NaN comes last.
+    """
+    own_B1 = logits_BC.gather(1, labels_B[:, None])
+    later_BC = torch.arange(logits_BC.shape[1], device=logits_BC.device) >= labels_B[:, None]
+    behind_BC = (logits_BC < own_B1) | ((logits_BC == own_B1) & later_BC)
+    return logits_BC.shape[1] - behind_BC.sum(1) < TOP
+
+
+def _confidence(logits_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the top-1 confidences in units of 1 / SCALE, and their bins, both int64 [B].
+
+    NaN, which has no place among integers, counts as no confidence.
+    """
+    confidence_B = logits_BC.double().softmax(1).amax(1).nan_to_num(0.0)
+    bins_B = ((confidence_B * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1)
+    return (confidence_B * SCALE).round().long(), bins_B

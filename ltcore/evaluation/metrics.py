@@ -1,59 +1,124 @@
 """Metrics of long-tailed recognition as functions of the confusion counts. All are fractions in [0, 1], in float64.
 
-Source: OLTR (many / medium / few), GLT ``utils/general_utils.py`` (macro precision and its F1).
-Differs: a group or class without test samples is None where the published code returns 0; GLT's F1 is 0 where theirs is
-NaN.
-Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction).
+Source: OLTR (many / medium / few), GLT ``utils/general_utils.py`` (macro precision and its F1), Brodersen et al., ICPR
+2010 (balanced accuracy), Kubat & Matwin, ICML 1997 (geometric mean of recalls), Guo et al., ICML 2017 (ECE, see
+``calibration``); macro F1 is the mean of the classes' F1, as in scikit-learn.
+Differs: classes without test samples are left out of every mean, and a group of such classes is None, where OLTR and GLT
+return 0 and scikit-learn counts an F1 of 0 for them once they are predicted; GLT's F1 is 0 where theirs is NaN.
+Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction), K bins of confidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ltcore.evaluation.calibration import ReliabilityBin, expected_calibration_error, reliability
+from ltcore.evaluation.catalog import METRICS
+from ltcore.evaluation.confusion import Confusion
 from ltcore.shots import SHOT_GROUPS
 
 
-def metrics(counts_ACC: Tensor, shot_groups: Sequence[str]) -> dict[str, float | None]:
-    """Computes top1, macro_precision, glt_f1, worst_class, and many, medium and few, each with its macro_precision.
+@dataclass(frozen=True)
+class ClassCounts:
+    """What was counted of each class that has samples; all metrics but ECE and top-5 follow from it."""
 
-    ``shot_groups`` names the group of each class. A group's value is the mean accuracy, or precision, over those of its
-    classes that have test samples; None where there is no such class. For the precision, predictions of a class count
-    that were made for any test sample (GLT's rule for groups of classes).
+    ids: tuple[int, ...]
+    hits: tuple[int, ...]
+    samples: tuple[int, ...]
+    predicted: tuple[int, ...]
+    """Samples of any class that were taken for it."""
+
+    @classmethod
+    def of(cls, counts: Tensor) -> ClassCounts:
+        """Reads the counts [C, C] or [A, C, C]; no copy of their size is made."""
+        counts_ACC = counts if counts.dim() == 3 else counts[None]
+        hits, samples, predicted = (
+            values_C.tolist()
+            for values_C in (
+                counts_ACC.diagonal(dim1=1, dim2=2).sum(0),
+                counts_ACC.sum((0, 2)),
+                counts_ACC.sum((0, 1)),
+            )
+        )
+        return cls(tuple(range(len(hits))), tuple(hits), tuple(samples), tuple(predicted)).only(range(len(hits)))
+
+    def only(self, ids: Iterable[int]) -> ClassCounts:
+        """Returns those of the classes ``ids`` that have samples."""
+        wanted = set(ids)
+        at = [i for i, c in enumerate(self.ids) if c in wanted and self.samples[i]]
+        columns = (self.ids, self.hits, self.samples, self.predicted)
+        return ClassCounts(*(tuple(column[i] for i in at) for column in columns))
+
+    def recalls(self) -> list[float]:
+        """Returns hits / samples of each class."""
+        return [hit / count for hit, count in zip(self.hits, self.samples, strict=True)]
+
+
+def metrics(confusion: Confusion, shot_groups: Sequence[str]) -> dict[str, float | None]:
+    """Computes the metrics of ``catalog.METRICS``; None where one is not defined.
+
+    ``shot_groups`` names the group of each class. A group's value is the mean recall, or precision, over those of its
+    classes that have test samples, and ECE over the samples of its classes. For the precision, predictions of a class
+    count that were made for any test sample (GLT's rule for groups of classes).
     """
-    counts_CC = counts_ACC.sum(0)
-    accuracies = per_class(counts_CC)
-    tested = [a for a in accuracies if a is not None]
-    top1, precision = accuracy(counts_CC), macro_precision(counts_CC)
-    result = {"top1": top1, "macro_precision": precision, "glt_f1": glt_f1(top1, precision)}
+    counts = ClassCounts.of(confusion.counts_ACC)
+    top1, precision = accuracy(counts), macro_precision(counts)
+    result = {
+        "balanced_accuracy": balanced_accuracy(counts),
+        "top1": top1,
+        "top5": top5(confusion),
+        "macro_f1": macro_f1(counts),
+        "macro_precision": precision,
+        "glt_f1": glt_f1(top1, precision),
+        "geometric_mean": geometric_mean(counts),
+        "harmonic_mean": harmonic_mean(counts),
+        "ece": expected_calibration_error(confusion.bins_CK3.sum(0).tolist()),
+        "worst_class": min(counts.recalls(), default=None),
+    }
     for name in SHOT_GROUPS:
-        group = [a for a, g in zip(accuracies, shot_groups, strict=True) if g == name and a is not None]
-        result[name] = sum(group) / len(group) if group else None
-        in_group_C = torch.tensor([g == name for g in shot_groups], device=counts_CC.device)
-        result[f"{name}/macro_precision"] = macro_precision(counts_CC * in_group_C[:, None], counts_CC.sum(0))
-    return result | {"worst_class": min(tested, default=None)}
+        ids = [c for c, group in zip(range(len(confusion.top_C)), shot_groups, strict=True) if group == name]
+        group = counts.only(ids)
+        result[name] = balanced_accuracy(group)
+        result[f"{name}/macro_precision"] = macro_precision(group)
+        result[f"{name}/ece"] = expected_calibration_error(confusion.bins_CK3[ids].sum(0).tolist())
+    return {name: result[name] for name in METRICS}
 
 
-def accuracy(counts_CC: Tensor) -> float | None:
-    """Returns the share of correct predictions; None for an empty evaluation."""
-    total = int(counts_CC.sum())
-    return int(counts_CC.diagonal().sum()) / total if total else None
+def accuracy(counts: ClassCounts) -> float | None:
+    """Returns the share of correct predictions (top-1); None for an empty evaluation."""
+    total = sum(counts.samples)
+    return sum(counts.hits) / total if total else None
 
 
-def macro_precision(counts_CC: Tensor, predicted_C: Tensor | None = None) -> float | None:
+def balanced_accuracy(counts: ClassCounts) -> float | None:
+    """Returns the mean recall of the classes; None without one.
+
+    Where all have as many samples it equals top-1 to the last bit, so that neither ranks what the other holds equal.
+    """
+    hits: dict[int, int] = {}
+    for hit, count in zip(counts.hits, counts.samples, strict=True):
+        hits[count] = hits.get(count, 0) + hit
+    num_classes = len(counts.samples)
+    return math.fsum(hit / (count * num_classes) for count, hit in hits.items()) if hits else None
+
+
+def macro_precision(counts: ClassCounts) -> float | None:
     """Returns the mean of hits / predictions over the classes *present in the labels*.
 
-    A class that is never predicted contributes 0. ``predicted_C`` [C] replaces the number of predictions per class; by
-    default those in ``counts_CC`` are counted.
+    A class that is never predicted contributes 0.
     """
-    present_C = counts_CC.sum(1) > 0
-    if not bool(present_C.any()):
-        return None
-    predicted_C = counts_CC.sum(0) if predicted_C is None else predicted_C
-    share_C = counts_CC.diagonal().double() / predicted_C.clamp_min(1).double()
-    return float(share_C[present_C].mean())
+    return _mean(hit / max(taken, 1) for hit, taken in zip(counts.hits, counts.predicted, strict=True))
+
+
+def macro_f1(counts: ClassCounts) -> float | None:
+    """Returns the mean F1 over the classes present in the labels: harmonic mean of a class's precision and recall."""
+    columns = zip(counts.hits, counts.samples, counts.predicted, strict=True)
+    return _mean(2 * hit / (count + taken) for hit, count, taken in columns)
 
 
 def glt_f1(top1: float | None, precision: float | None) -> float | None:
@@ -63,14 +128,46 @@ def glt_f1(top1: float | None, precision: float | None) -> float | None:
     return 2 * top1 * precision / (top1 + precision) if top1 + precision > 0 else 0.0
 
 
+def geometric_mean(counts: ClassCounts) -> float | None:
+    """Returns the geometric mean of the recalls; a single recall of 0 makes it 0."""
+    recalls = counts.recalls()
+    if not recalls:
+        return None
+    return 0.0 if min(recalls) == 0 else statistics.geometric_mean(recalls)
+
+
+def harmonic_mean(counts: ClassCounts) -> float | None:
+    """Returns the harmonic mean of the recalls; a single recall of 0 makes it 0."""
+    recalls = counts.recalls()
+    return statistics.harmonic_mean(recalls) if recalls else None
+
+
+def top5(confusion: Confusion) -> float | None:
+    """Returns the share of samples with their class among the five largest logits; None with five classes or fewer."""
+    if len(confusion.top_C) <= METRICS["top5"].above_classes or not (total := confusion.total):
+        return None
+    return int(confusion.top_C.sum()) / total
+
+
+def reliability_bins(confusion: Confusion) -> tuple[ReliabilityBin, ...]:
+    """Returns the reliability bins of all samples."""
+    return reliability(confusion.bins_CK3.sum(0).tolist())
+
+
+def support(counts: Tensor) -> list[int]:
+    """Returns the number of test samples of each class. ``counts`` is [C, C] or [A, C, C]."""
+    samples: list[int] = (counts if counts.dim() == 3 else counts[None]).sum((0, 2)).tolist()
+    return samples
+
+
 def per_class(counts: Tensor) -> list[float | None]:
-    """Returns the accuracy of each class; None for a class without test samples.
+    """Returns the recall of each class, its own accuracy; None for a class without test samples.
 
     ``counts`` is [C, C] or [A, C, C].
     """
-    counts_CC = counts.sum(0) if counts.dim() == 3 else counts
-    hits, totals = counts_CC.diagonal().tolist(), counts_CC.sum(1).tolist()
-    return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+    found = ClassCounts.of(counts)
+    recalls = dict(zip(found.ids, found.recalls(), strict=True))
+    return [recalls.get(c) for c in range(counts.shape[-1])]
 
 
 def per_attribute(counts_ACC: Tensor, names: Sequence[str] | None = None) -> dict[str, float | None]:
@@ -82,6 +179,12 @@ def per_attribute(counts_ACC: Tensor, names: Sequence[str] | None = None) -> dic
     known_ACC = counts_ACC[:-1]
     result: dict[str, float | None] = {}
     for name, counts_CC in zip(names or [str(a) for a in range(len(known_ACC))], known_ACC, strict=True):
-        result[f"attribute/{name}"] = accuracy(counts_CC)
-        result[f"attribute/{name}/macro_precision"] = macro_precision(counts_CC)
+        counts = ClassCounts.of(counts_CC)
+        result[f"attribute/{name}"] = accuracy(counts)
+        result[f"attribute/{name}/macro_precision"] = macro_precision(counts)
     return result
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return math.fsum(found) / len(found) if found else None

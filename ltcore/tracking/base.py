@@ -21,6 +21,12 @@ class Tracker:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Logs a small table (per-class accuracy, a ranking); a later one of the same name replaces it."""
 
+    def bars(self, name: str, label: str, value: str, rows: Sequence[tuple[str, float]]) -> None:
+        """Logs a chart with a bar per row; ``label`` and ``value`` say what its two columns are."""
+
+    def confusion(self, name: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """Logs a confusion matrix as a picture; rows of ``counts`` are labels, columns predictions."""
+
     def html(self, name: str, path: Path) -> None:
         """Logs the finished HTML page at ``path``."""
 
@@ -44,6 +50,14 @@ class FanOut(Tracker):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         for sink in self.sinks:
             sink.table(name, columns, rows)
+
+    def bars(self, name: str, label: str, value: str, rows: Sequence[tuple[str, float]]) -> None:
+        for sink in self.sinks:
+            sink.bars(name, label, value, rows)
+
+    def confusion(self, name: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        for sink in self.sinks:
+            sink.confusion(name, classes, counts)
 
     def html(self, name: str, path: Path) -> None:
         for sink in self.sinks:

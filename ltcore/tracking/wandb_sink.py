@@ -164,24 +164,47 @@ class WandbSink(Tracker):
         self._do(lambda run: run.log(values, step=step))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        import wandb
+        self._log_staged(name, lambda: _table(columns, rows))
+
+    def bars(self, name: str, label: str, value: str, rows: Sequence[tuple[str, float]]) -> None:
+        def chart() -> Any:
+            import wandb
+
+            return wandb.plot.bar(_table([label, value], rows), label, value, title=storable(name))
+
+        self._log_staged(name, chart)
+
+    def confusion(self, name: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """Logs W&B's own confusion chart: ``wandb.plot.confusion_matrix`` takes predictions one by one, not counts."""
+
+        def chart() -> Any:
+            import wandb
+
+            columns = ["Actual", "Predicted", "nPredictions"]
+            named = zip(classes, counts, strict=True)
+            rows = [(label, other, n) for label, row in named for other, n in zip(classes, row, strict=True)]
+            return wandb.plot_table(
+                vega_spec_name="wandb/confusion_matrix/v1",
+                data_table=_table(columns, rows),
+                fields={column: column for column in columns},
+                string_fields={"title": storable(name)},
+            )
+
+        self._log_staged(name, chart)
+
+    def _log_staged(self, name: str, make: Callable[[], Any]) -> None:
+        """Logs what ``make`` returns, a table or chart that W&B stages as a file; made anew for a run that goes on."""
 
         def act(run: Any) -> None:
-            data = [[storable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-            table = wandb.Table(columns=list(map(storable, columns)), data=data, allow_mixed_types=True)
             with _staged_in(self._folder):
-                run.log({storable(name): table})
+                run.log({storable(name): make()})
 
         self._do(act)
 
     def html(self, name: str, path: Path) -> None:
         import wandb
 
-        def act(run: Any) -> None:
-            with _staged_in(self._folder):
-                run.log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
-
-        self._do(act)
+        self._log_staged(name, lambda: wandb.Html(path.read_text(encoding="utf-8"), inject=False))
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         values = {storable(key): value for key, value in summary.items()}
@@ -196,6 +219,13 @@ class WandbSink(Tracker):
                 self.reopen(error)
             else:
                 return
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    import wandb
+
+    data = [[storable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    return wandb.Table(columns=list(map(storable, columns)), data=data, allow_mixed_types=True)
 
 
 def _finish(run: Any, summary: Mapping[str, Any], exit_code: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,24 @@ from torch import Tensor
 from ltcore.batch import Batch, ModelOutput
 from ltcore.data.loading.loader import Loader
 from ltcore.errors import DataError
+from ltcore.evaluation.calibration import ReliabilityBin
 from ltcore.evaluation.confusion import Confusion
-from ltcore.evaluation.metrics import metrics, per_attribute, per_class
+from ltcore.evaluation.confusion_file import ConfusionCells
+from ltcore.evaluation.metrics import metrics, per_attribute, per_class, reliability_bins, support
 from ltcore.models.net import LongTailNet
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What one split came to, in a size that does not grow with the square of the classes."""
+
+    metrics: dict[str, float | None]
+    per_class: list[float | None]
+    """[C] recalls."""
+    support: list[int]
+    """[C] samples."""
+    calibration: tuple[ReliabilityBin, ...]
+    confusion: ConfusionCells
 
 
 @dataclass(kw_only=True)
@@ -74,25 +89,28 @@ class Evaluator:
             raise DataError(f"Evaluation of split {split!r} saw {counts.total} rows; the manifest has {expected}.")
         return counts
 
-    def metrics(self, counts: Confusion) -> dict[str, Any]:
+    def metrics(self, counts: Confusion) -> dict[str, float | None]:
         """Returns the flat metrics of one split: ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist."""
         manifest = self.loader.store.manifest
-        flat: dict[str, Any] = dict(metrics(counts.counts_ACC, self.shot_groups or manifest.shot_groups))
+        flat = metrics(counts, self.shot_groups or manifest.shot_groups)
         if manifest.attributes:
             flat |= per_attribute(counts.counts_ACC, manifest.attributes)
         return flat
 
-    def test(self) -> dict[str, Confusion]:
-        """Counts every test split, with the current weights."""
-        return {split: self.counts(split) for split in self.loader.store.manifest.splits if split.startswith("test")}
+    def tested(self, split: str) -> Tested:
+        """Evaluates a split with the current weights; the counts, which may be large, are given up."""
+        counts = self.counts(split)
+        return Tested(
+            metrics=self.metrics(counts),
+            per_class=per_class(counts.counts_ACC),
+            support=support(counts.counts_ACC),
+            calibration=reliability_bins(counts),
+            confusion=ConfusionCells.of(counts.counts_ACC),
+        )
 
-    def test_fields(self, last: Mapping[str, Confusion], best: Mapping[str, Confusion]) -> dict[str, Any]:
-        """Returns the fields of ``run.json`` for the tests with the last weights, and with those best on validation."""
-        return {
-            "test": {split: self.metrics(counts) for split, counts in last.items()},
-            "test_best": {split: self.metrics(counts) for split, counts in best.items()},
-            "per_class": {split: per_class(counts.counts_ACC) for split, counts in last.items()},
-        }
+    def test(self) -> dict[str, Tested]:
+        """Evaluates every test split, with the current weights."""
+        return {split: self.tested(split) for split in self.loader.store.manifest.splits if split.startswith("test")}
 
 
 def check_train_split(loader: Loader, split: str) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ltcore.batch import Batch
+from ltcore.config.json_record import encode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.augment import Augment
 from ltcore.data.images.boxes import centered_square
@@ -198,30 +199,32 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
     """Computes the metrics of every split asked for.
 
-    Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "splits": {split: {metric: value}},
-    "classes_present": {split: number of classes with images}}``. Size of the images and shot groups are those of
-    training, also on other data. Classes go by name: the data may have fewer, or the same in another order. Raises
-    ConfigError for a split that does not exist or a protocol that does not fit, CheckpointError for classes that the
-    checkpoint does not know.
+    Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "classes": names, "splits": {split: {metric:
+    value}}, "classes_present": {split: number of classes with images}}``, and per split, in the order of ``classes``,
+    ``per_class`` (recalls) and ``support`` (images), ``calibration`` (reliability bins) and ``confusion`` (its cells above
+    0). Size of the images and shot groups are those of training, also on other data. Classes go by name: the data may
+    have fewer, or the same in another order. Raises ConfigError for a split that does not exist or a protocol that does
+    not fit, CheckpointError for classes that the checkpoint does not know.
     """
     # Threads, not the cache: it would decode the training split first.
     data = replace(predictor.config.data, image_size=predictor.image_size, loader="threads")
     with contextlib.closing(ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)) as loader:
         manifest = loader.store.manifest
         evaluator = _evaluator(predictor, loader, _classes_by_name(predictor, manifest.classes, data_uri))
-        result, present = {}, {}
-        for split in _wanted(predictor, manifest, data_uri, splits, protocols):
-            counts = evaluator.counts(split)
-            present[split] = int((counts.counts_ACC.sum((0, 2)) > 0).sum())
-            result[split] = evaluator.metrics(counts)
+        tested = {split: evaluator.tested(split) for split in _wanted(predictor, manifest, data_uri, splits, protocols)}
         return {
             "checkpoint": predictor.place,
             "data": data_uri,
             "name": manifest.name,
             "data_hash": manifest.hash,
             "posthoc_tau": predictor.posthoc_tau,
-            "splits": result,
-            "classes_present": present,
+            "classes": list(predictor.classes),
+            "splits": {split: found.metrics for split, found in tested.items()},
+            "classes_present": {split: sum(map(bool, found.support)) for split, found in tested.items()},
+            "per_class": {split: found.per_class for split, found in tested.items()},
+            "support": {split: found.support for split, found in tested.items()},
+            "calibration": {split: encode(found.calibration) for split, found in tested.items()},
+            "confusion": {split: found.confusion.columns() for split, found in tested.items()},
         }
 
 

@@ -42,6 +42,7 @@ from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
 from ltcore.training.stage2.trainer import fit_stage2
 from ltcore.training.stored import remove
 from ltcore.training.sync import RunSync
+from ltcore.training.tested import log_tests, summary
 from ltcore.training.trainer import fit
 from ltcore.version import check_same_code, code_version
 
@@ -164,8 +165,9 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
             loop = fit if cfg.stage2 is None else fit_stage2
             return loop(cfg, loader, ctx, run_dir, tracker, job.info, record)
     finally:
-        _log_per_class(tracker, record.value)
-        tracker.finish(_summary(record.value), record.value.status)
+        if ctx.rank == 0:
+            log_tests(tracker, record.value, run_dir)
+        tracker.finish(summary(record.value), record.value.status)
         if ctx.rank == 0:
             sync.close()
 
@@ -223,12 +225,6 @@ def _fork(source_uri: str, run_dir: Path, config: dict[str, Any]) -> list[dict[s
         return fork(source.local, run_dir, config)
 
 
-def _log_per_class(tracker: Tracker, record: RunRecord) -> None:
-    for split, values in (record.per_class or {}).items():
-        rows = list(zip(record.data.classes, record.data.shot_groups, values, strict=True))
-        tracker.table(f"{split}/per_class", ["class", "shot", "accuracy"], rows)
-
-
 class _SyncedContext(ForwardingContext):
     """Pushes the run directory to its storage whenever an epoch is reported or a checkpoint saved, as long as the directory
     is this process's."""
@@ -283,12 +279,6 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
         started_at=now(),
         wandb_id=wandb_id,
     )
-
-
-def _summary(record: RunRecord) -> dict[str, Any]:
-    """Returns the content of the W&B summary: best, last and test values, flat."""
-    sections = {"last": record.last, "best": record.best, **(record.test or {})}
-    return {f"{section}/{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
 def delete_run(run_uri: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ltcore.config.sweep import SELECTABLE
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import ConfigError
-from ltcore.shots import SHOT_GROUPS
+from ltcore.evaluation.catalog import METRICS, VALIDATION
 
 
 def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
@@ -16,6 +16,7 @@ def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
     ``wanted`` maps keys to metrics. A run without a validation split may keep the default of ``train.select``: it then
     has no best epoch, only a last one.
     """
+    reasons = _reasons(manifest)
     there = available(manifest)
     for key, metric in wanted.items():
         if metric in there or (not there and (key, metric) == ("train.select", SELECTABLE[0])):
@@ -26,14 +27,20 @@ def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
                 "with a validation split (data.val_per_class above 0 and classes with enough images, or val/<class>/)."
             )
         raise ConfigError(
-            f"{key}={metric}: no {metric.removeprefix('val/')}-shot class of {manifest.name} has a validation image, so it never "
-            f"has a value. There are {', '.join(there)}."
+            f"{key}={metric}: {reasons[metric]} in the validation split of {manifest.name}, so it never has a value. There "
+            f"are {', '.join(there)}."
         )
 
 
 def available(manifest: Manifest) -> list[str]:
     """Returns the metrics of SELECTABLE that have a value on these data; [] without validation images."""
+    if not any(manifest.class_counts.get("val", ())):
+        return []
+    return [metric for metric, reason in _reasons(manifest).items() if not reason]
+
+
+def _reasons(manifest: Manifest) -> dict[str, str]:
+    """Returns why each metric of SELECTABLE has no value; '' where it has one."""
     counts = manifest.class_counts.get("val", ())
     groups = {group for group, count in zip(manifest.shot_groups, counts, strict=False) if count}
-    absent = {f"val/{group}" for group in SHOT_GROUPS if group not in groups}
-    return [metric for metric in SELECTABLE if metric not in absent] if groups else []
+    return {VALIDATION + name: metric.missing(groups, len(manifest.classes)) for name, metric in METRICS.items()}

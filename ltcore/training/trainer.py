@@ -17,12 +17,13 @@ from ltcore.config.records import RunRecord, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import Ints, drawn_copies
+from ltcore.evaluation.catalog import goodness
 from ltcore.models.norm import average_running_stats_
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components, build
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
-from ltcore.training.evaluate import Evaluator, check_train_split
+from ltcore.training.evaluate import Evaluator, Tested, check_train_split
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.init_from import start_from
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
@@ -31,6 +32,7 @@ from ltcore.training.progress import TrainProgress
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
+from ltcore.training.tested import keep_tests
 
 
 def fit(
@@ -60,7 +62,7 @@ class Trainer:
         record: RunLog,
     ) -> None:
         self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
-        self.folder = run_dir / "checkpoints"
+        self.run_dir, self.folder = run_dir, run_dir / "checkpoints"
         self.components: Components = build(cfg, loader, ctx)
         self.evaluator = Evaluator(
             net=self.components.eval_net,
@@ -250,20 +252,24 @@ class Trainer:
 
     def _test(self) -> dict[str, Any]:
         """Tests once, with the weights of the last epoch, and with those of the best epoch on validation."""
-        last = self.evaluator.test()
-        if self.info.kind != "run":  # in a sweep the test splits are read once; what was best decides nothing there
-            return self.evaluator.test_fields(last, {})
+        last, best = self.evaluator.test(), {}
+        if self.info.kind == "run":  # in a sweep the test splits are read once; what was best decides nothing there
+            best = last if self.at.best == self.at.last else self._test_best()
+        return keep_tests(last, best, self.run_dir if self.ctx.rank == 0 else None)
+
+    def _test_best(self) -> dict[str, Tested]:
+        """Tests with the weights of the best epoch on validation; nothing where there is none."""
         found = ckpt.find(self.folder, "best") if self.ctx.rank == 0 else None
         weights = dist.broadcast_object(found.model_state() if found else None)
         if weights is None:
-            return self.evaluator.test_fields(last, {})
+            return {}
         self.components.eval_net.load_state_dict(weights)
-        return self.evaluator.test_fields(last, self.evaluator.test())
+        return self.evaluator.test()
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         key = self.cfg.train.select
         value = metrics.get(key)
-        return value is not None and (not self.at.best or value > self.at.best[key])
+        return value is not None and (not self.at.best or goodness(key, value) > goodness(key, self.at.best[key]))
 
     # ---- state
 

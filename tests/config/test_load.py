@@ -155,7 +155,7 @@ def test_unknown_key_in_a_file_is_named_to_its_leaf(tmp_path):
         ("train.optim.milestones", "0.9,0.8", "train.optim.milestones must be rising fractions of training in (0, 1)"),
         ("objective.terms.dro.radius", -1, "objective.terms.dro.radius must be a finite number >= 0, got -1.0."),
         ("objective.base", "nope", "objective.base must be one of"),
-        ("train.select", "test/top1", "train.select must be one of val/top1"),
+        ("train.select", "test/top1", "train.select must be one of val/balanced_accuracy, val/top1"),
         ("tracking.wandb_mode", "on", "tracking.wandb_mode must be one of auto, online, offline, disabled, got 'on'."),
         ("name", "a b", "name must consist of letters, digits, '.', '_' and '-'"),
         ("seed", -1, "seed must be >= 0, got -1."),

@@ -41,7 +41,10 @@ def test_a_group_without_validation_images_chooses_nothing(manifest: Manifest) -
     check_selection({"sweep.metric": "val/few", "train.select": "val/medium"}, manifest)
     lacking = without_val(manifest, "few")
     assert "val/few" not in available(lacking) and "val/top1" in available(lacking)
-    with pytest.raises(ConfigError, match=r"sweep.metric=val/few: no few-shot class of tiny .* There are val/top1, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"sweep.metric=val/few: no few-shot class .* of tiny, .* There are val/balanced_accuracy, val/top1, ",
+    ):
         check_selection({"train.select": "val/top1", "sweep.metric": "val/few"}, lacking)
     with pytest.raises(ConfigError, match=r"^train.select=val/few: no few-shot class"):
         check_selection({"train.select": "val/few"}, lacking)
@@ -55,8 +58,8 @@ def test_without_validation_images_nothing_is_chosen_and_a_single_run_still_trai
     if not empty:
         counts = {name: row for name, row in manifest.class_counts.items() if name != "val"}
         bare = replace(manifest, class_counts=counts)
-    check_selection({"train.select": "val/top1"}, bare)
-    for key, metric in (("sweep.metric", "val/top1"), ("train.select", "val/few")):
+    check_selection({"train.select": "val/balanced_accuracy"}, bare)
+    for key, metric in (("sweep.metric", "val/balanced_accuracy"), ("train.select", "val/few")):
         with pytest.raises(ConfigError, match=rf"^{key}={metric}: tiny has no validation image"):
             check_selection({key: metric}, bare)
 

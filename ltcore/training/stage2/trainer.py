@@ -22,6 +22,7 @@ from ltcore.config.stage2 import Stage2Config
 from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import Loader
 from ltcore.errors import CheckpointError, ConfigError, NumericError
+from ltcore.evaluation.catalog import goodness
 from ltcore.evaluation.confusion import Confusion
 from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
@@ -35,6 +36,7 @@ from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.stage2.features import pooled_features
 from ltcore.training.stage2.source import origin, stage1_checkpoint
+from ltcore.training.tested import keep_tests
 
 
 def refuse_workers(workers: int) -> None:
@@ -78,7 +80,7 @@ class Stage2Trainer:
         assert cfg.stage2 is not None
         self.cfg, self.loader, self.ctx, self.log, self.info, self.record = cfg, loader, ctx, log, info, record
         self.stage2: Stage2Config = cfg.stage2
-        self.folder = run_dir / "checkpoints"
+        self.run_dir, self.folder = run_dir, run_dir / "checkpoints"
         self.began = time.monotonic()
         manifest = loader.store.manifest
         self.net = self._network().to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -257,13 +259,13 @@ class Stage2Trainer:
                 f"validation split, or no class of that group. Give one candidate alone, such as stage2.options."
                 f"{self.stage2.method}.tau=1.0."
             )
-        if value is not None and (not self.best or value > self.best[key]):
+        if value is not None and (not self.best or goodness(key, value) > goodness(key, self.best[key])):
             self.best, self.best_heads = dict(metrics), copy.deepcopy(self.net.heads.state_dict())
 
     def _test(self, last_heads: dict[str, Tensor], *, same: bool) -> dict[str, Any]:
         """Tests every test split, from its images, with the last and the best classifiers.
 
-        The best are those with the highest value on validation; the ``same`` ones are tested once.
+        The best are those with the best value on validation; the ``same`` ones are tested once.
         """
         self.net.heads.load_state_dict(last_heads)
         last = best = self.evaluator.test()
@@ -272,7 +274,7 @@ class Stage2Trainer:
             if self.best_heads:
                 self.net.heads.load_state_dict(self.best_heads)
                 best = self.evaluator.test()
-        return self.evaluator.test_fields(last, best)
+        return keep_tests(last, best, self.run_dir)
 
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
         manifest = self.loader.store.manifest

@@ -1,0 +1,105 @@
+"""The metrics of an evaluation: what each is called, means, whether lower is better, and when it has a value.
+
+Plain Python, so that configurations and reports are read without torch. ``metrics.metrics`` computes them under these
+names; in training they are logged as ``val/<name>``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ltcore.shots import SHOT_GROUPS
+
+VALIDATION = "val/"
+TOP = 5
+"""The k of top-k."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. All are fractions in [0, 1]."""
+
+    name: str
+    title: str
+    """Its name for readers."""
+    summary: str
+    minimize: bool = False
+    """True where lower values are better."""
+    group: str = ""
+    """Shot group whose classes alone count; without samples of them it has no value. '': all classes."""
+    above_classes: int = 0
+    """It has a value only with more classes than this."""
+
+    def missing(self, groups: Collection[str], num_classes: int) -> str:
+        """Returns why it never has a value on some data; '' where it does.
+
+        ``groups`` are the shot groups of the classes with samples, ``num_classes`` counts all classes.
+        """
+        if self.group and self.group not in groups:
+            return f"no {self.group}-shot class has a sample"
+        if num_classes <= self.above_classes:
+            return f"{self.title} needs more than {self.above_classes} classes, there are {num_classes}"
+        return ""
+
+
+_OVERALL = (
+    Metric(
+        "balanced_accuracy", "balanced accuracy", "mean recall of the classes; top-1 where all have as many samples"
+    ),
+    Metric("top1", "top-1", "share of correct predictions"),
+    Metric("top5", "top-5", "share of samples whose class is among the five largest logits", above_classes=TOP),
+    Metric("macro_f1", "macro F1", "mean F1 of the classes"),
+    Metric("macro_precision", "macro precision", "mean precision of the classes; 0 for one that is never predicted"),
+    Metric("glt_f1", "GLT F1", "harmonic mean of top-1 and macro precision, as GLT reports it"),
+    Metric("geometric_mean", "geometric mean", "geometric mean of the recalls; 0 with any recall of 0"),
+    Metric("harmonic_mean", "harmonic mean", "harmonic mean of the recalls; 0 with any recall of 0"),
+    Metric("ece", "ECE", "expected calibration error of the top-1 confidence over 15 equal bins", minimize=True),
+)
+
+
+def _of_group(group: str) -> tuple[Metric, ...]:
+    title = f"{group}-shot"
+    return (
+        Metric(group, title, f"mean recall of the {title} classes", group=group),
+        Metric(
+            f"{group}/macro_precision",
+            f"{title} macro precision",
+            f"mean precision of the {title} classes",
+            group=group,
+        ),
+        Metric(f"{group}/ece", f"{title} ECE", f"ECE of the samples of {title} classes", minimize=True, group=group),
+    )
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *_OVERALL,
+        *(metric for group in SHOT_GROUPS for metric in _of_group(group)),
+        Metric("worst_class", "worst class", "lowest recall of any class"),
+    )
+}
+"""Name -> metric, in the order of tables; ``metrics.per_attribute`` adds those of the data's own attributes."""
+DETAILS = ("/macro_precision", "/ece")
+"""Endings of metrics of a part of the samples that only complete tables show."""
+
+
+def minimized(metric: str) -> bool:
+    """Tells whether lower values of a metric are better; 'val/ece' is the same metric as 'ece'."""
+    found = METRICS.get(metric.removeprefix(VALIDATION))
+    return found is not None and found.minimize
+
+
+def goodness(metric: str, value: float | None) -> float:
+    """Returns a number that is higher the better the value; the lowest where there is none."""
+    if value is None or math.isnan(value):
+        return -math.inf
+    return -value if minimized(metric) else value
+
+
+def headline(values: Mapping[str, float | None]) -> tuple[str, ...]:
+    """Returns the accuracies to name first: top-1 alone on a balanced split, where the balanced accuracy is the same."""
+    same = values.get("balanced_accuracy") == values.get("top1")
+    return ("top1",) if same else ("balanced_accuracy", "top1")
