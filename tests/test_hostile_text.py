@@ -211,8 +211,17 @@ def test_predictions_and_metrics(
     rows = capsys.readouterr().out.splitlines()
     assert [row.split("\t") for row in rows] == [[printable(f), printable(text), "0.5000"] for f in (text, "b.png")]
     monkeypatch.setenv("COLUMNS", "1000")
-    result = {"checkpoint": text, "data": {"name": text}, "splits": {text: {text: 0.5}}, "classes_present": {text: 1}}
-    assess._print(result, num_classes=2)
+    result = {
+        "checkpoint": text,
+        "data": {"name": text},
+        "classes": [text, f"{text}2", "c"],
+        "splits": {text: {text: 0.5}},
+        "classes_present": {text: 2},
+        "per_class": {text: [0.5, 1.0, None]},
+        "support": {text: [2, 1, 0]},
+        "confusion": {text: {"label": [0, 0, 1], "prediction": [0, 1, 1], "count": [1, 1, 1]}},
+    }
+    assess._print(result)
     assert harmless(capsys.readouterr().out)
     names = {"name": text, "data_hash": "0123456789", "posthoc_tau": 0}
     ((file, _),) = assess._files("run", {**result, **names})

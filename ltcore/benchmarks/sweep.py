@@ -118,7 +118,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
         ),
         concurrent=1,
     )
-    book = TrialBook(folder, cfg, "val/top1", 0.0, [], _ignore, ended)
+    book = TrialBook(folder, cfg, "val/balanced_accuracy", 0.0, [], _ignore, ended)
     course = Course(iter([Cohort(0, dict(values(trials)), (), book)]))
     run_course(plan, course, Ears(lambda: False, _ignore))
     return collected(folder, ends)

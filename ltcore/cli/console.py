@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
 
-from ltcore.config.records import RunRecord, SweepRecord
+from ltcore.config.records import Metrics, RunRecord, SweepRecord
+from ltcore.evaluation.balance import remarks
+from ltcore.evaluation.catalog import METRICS, headline
 from ltcore.reporting.terminal import Terminal
+from ltcore.shots import SHOT_GROUPS
 from ltcore.storage import join
 from ltcore.text import duration
 
@@ -15,15 +19,29 @@ from ltcore.text import duration
 def show_run(record: RunRecord, run_uri: str) -> None:
     """Shows the numbers of a finished run; the rest (per attribute, per class) is in ``run.json``."""
     console = Terminal()
-    names = ("top1", "macro_precision", "many", "medium", "few")
-    table = Table("weights", "split", *names, title=f"{record.name}: test, %")
+    names = shown_metrics((record.test or {}).values())
+    table = Table("weights", "split", *(METRICS[name].title for name in names), title=f"{record.name}: test, %")
     best = f"best on validation (epoch {record.best.get('epoch', '-')})"
     for weights, tests in (("last epoch", record.test), (best, record.test_best)):
         for split, metrics in (tests or {}).items():
-            values = [metrics.get(name) for name in names]
-            table.add_row(weights, split, *("-" if value is None else f"{100 * value:.2f}" for value in values))
+            table.add_row(weights, split, *(percent_cell(metrics.get(name)) for name in names))
     console.print(table)
+    for split, support in (record.support or {}).items():
+        for remark in remarks(split, support):
+            console.print(remark)
     console.print(f"Run directory: {run_uri}   ({duration(record.seconds)} of training, {record.precision})")
+
+
+def shown_metrics(tests: Iterable[Metrics]) -> list[str]:
+    """Returns the metrics that a terminal has room for, the balanced accuracy first where a split is not balanced."""
+    first = dict.fromkeys(name for values in tests for name in headline(values))
+    order = [name for name in METRICS if name in first]
+    return [*order, "macro_f1", "macro_precision", *SHOT_GROUPS, "ece"]
+
+
+def percent_cell(value: float | None) -> str:
+    """Returns a fraction in percent for a table; a dash where it is not defined."""
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def show_result(sweep: SweepRecord, uri: str, *, age: bool) -> None:

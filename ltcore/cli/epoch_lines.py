@@ -29,8 +29,8 @@ class EpochLines(ForwardingContext):
             self._printed = now
             done = epoch - self._began[1]
             left = f", about {duration((now - self._began[0]) / done * (self._epochs - epoch))} left" if done else ""
-            value = metrics.get("val/top1")
-            shown = "" if value is None else f"  val top-1 {100 * value:5.2f}%"
+            value = metrics.get("val/balanced_accuracy")
+            shown = "" if value is None else f"  val balanced accuracy {100 * value:5.2f}%"
             print(
                 f"epoch {epoch:4d}/{self._epochs}  loss {metrics['train/loss']:.4f}{shown}  lr {metrics['lr']:.4g}  "
                 f"{metrics['images_per_s']:,.0f} images/s, data wait {100 * metrics['data_wait_fraction']:.0f}%{left}",

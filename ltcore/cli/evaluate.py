@@ -10,11 +10,15 @@ from typing import Any
 from rich.table import Table
 
 from ltcore.cli.args import EvaluateArgs
+from ltcore.cli.class_table import class_table
+from ltcore.cli.console import percent_cell
 from ltcore.cli.entry import say
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError, DataError
+from ltcore.evaluation.balance import remarks
+from ltcore.evaluation.catalog import title_of
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join, write_bytes_atomic
 from ltcore.text import printable
@@ -32,7 +36,7 @@ def run(args: EvaluateArgs) -> None:
             print(f"{printable(file)}\t{printable(name)}\t{probability:.4f}", flush=True)
         return
     result = predict.evaluate(predictor, _data(predictor, args.data), args.splits, args.protocols)
-    _print(result, len(predictor.classes))
+    _print(result)
     if args.output:
         _write(args.output, result)
     else:
@@ -82,17 +86,17 @@ def _write(file: str, result: dict[str, Any]) -> None:
     print(f"Metrics: {printable(file)}")
 
 
-def _print(result: dict[str, Any], num_classes: int) -> None:
+def _print(result: dict[str, Any]) -> None:
     table = Table(title=f"{result['checkpoint']} on {json.dumps(result['data'])}")
     table.add_column("metric, %")
     for split in result["splits"]:
         table.add_column(split, justify="right")
-    names = list(dict.fromkeys(name for values in result["splits"].values() for name in values))
+    names = dict.fromkeys(name for values in result["splits"].values() for name in values)
     for name in names:
-        cells = [values.get(name) for values in result["splits"].values()]
-        table.add_row(name, *("-" if v is None else f"{100 * v:.2f}" for v in cells))
+        table.add_row(title_of(name), *(percent_cell(values.get(name)) for values in result["splits"].values()))
     terminal = Terminal()
     terminal.print(table)
-    for split, count in result["classes_present"].items():
-        if count < num_classes:
-            terminal.print(f"{split}: {count} of {num_classes} classes have images; the metrics are of these alone.")
+    for split, support in result["support"].items():
+        terminal.print(class_table(result, split))
+        for remark in remarks(split, support):
+            terminal.print(remark)

@@ -250,7 +250,7 @@ class SweepRecord(StoredRecord):
     """Swept key -> range."""
     search: str
     metric: str
-    """What trials are ranked by, such as 'val/top1'."""
+    """What trials are ranked by, such as 'val/balanced_accuracy'."""
     num_trials: int
     sizes: tuple[int, ...]
     """The numbers of trials that it has had, rising."""

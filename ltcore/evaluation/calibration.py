@@ -31,12 +31,12 @@ class ReliabilityBin:
     """Share of correct predictions."""
 
 
-def reliability(sums: Sums) -> tuple[ReliabilityBin, ...]:
+def reliability(sums: Sums) -> list[ReliabilityBin]:
     """Returns the bins, from the lowest confidence to the highest."""
-    return tuple(
+    return [
         ReliabilityBin(count, confidence / (count * SCALE), correct / count) if count else ReliabilityBin(0)
         for count, correct, confidence in sums
-    )
+    ]
 
 
 def expected_calibration_error(sums: Sums) -> float | None:

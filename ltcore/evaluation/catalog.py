@@ -86,6 +86,18 @@ DETAILS = ("/macro_precision", "/ece")
 """Endings of metrics of a part of the samples that only complete tables show."""
 
 
+def title_of(metric: str) -> str:
+    """Returns a metric's name for readers.
+
+    'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation top-1'.
+    """
+    if metric.startswith(VALIDATION):
+        return f"validation {title_of(metric.removeprefix(VALIDATION))}"
+    if metric in METRICS:
+        return METRICS[metric].title
+    return " ".join(METRICS[word].title if word in METRICS else word for word in metric.split("/"))
+
+
 def minimized(metric: str) -> bool:
     """Tells whether lower values of a metric are better; 'val/ece' is the same metric as 'ece'."""
     found = METRICS.get(metric.removeprefix(VALIDATION))

@@ -69,7 +69,7 @@ class ConfusionCells:
 
 def confusion_name(split: str, weights: str) -> str:
     """Returns where a run keeps a matrix, below its directory; ``weights`` is 'last' or 'best'."""
-    return f"metrics/confusion-{split}-{weights}.npz"
+    return f"confusion/{split}-{weights}.npz"
 
 
 def write_confusion(file: str, confusion: ConfusionCells) -> None:

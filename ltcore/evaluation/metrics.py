@@ -149,7 +149,7 @@ def top5(confusion: Confusion) -> float | None:
     return int(confusion.top_C.sum()) / total
 
 
-def reliability_bins(confusion: Confusion) -> tuple[ReliabilityBin, ...]:
+def reliability_bins(confusion: Confusion) -> list[ReliabilityBin]:
     """Returns the reliability bins of all samples."""
     return reliability(confusion.bins_CK3.sum(0).tolist())
 

@@ -64,8 +64,11 @@ def points(value: float) -> str:
     return text[1:] if float(f"{100 * value:.1f}") == 0 else text
 
 
-def sentence(result: PairedDifference) -> str:
-    """Returns 'not distinguishable from the baseline (...)' or 'better (worse) than the baseline by x points (...)'."""
+def sentence(result: PairedDifference, *, minimize: bool = False) -> str:
+    """Returns 'not distinguishable from the baseline (...)' or 'better (worse) than the baseline by x points (...)'.
+
+    ``minimize`` where lower values are better.
+    """
     if result.low is None or result.high is None:
         return (
             f"not distinguishable from the baseline (difference {points(result.difference)} points from one seed: "
@@ -74,7 +77,7 @@ def sentence(result: PairedDifference) -> str:
     interval = f"95% CI {points(result.low)}..{points(result.high)}, {result.num_seeds} seeds"
     if not result.distinguishable:
         return f"not distinguishable from the baseline (difference {points(result.difference)} points, {interval})"
-    side = "better" if result.difference > 0 else "worse"
+    side = "better" if (result.difference > 0) != minimize else "worse"
     return f"{side} than the baseline by {100 * abs(result.difference):.1f} points ({interval})"
 
 

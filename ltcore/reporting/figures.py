@@ -56,6 +56,8 @@ class Difference:
     low: float | None
     high: float | None
     distinguishable: bool
+    minimize: bool = False
+    """True where lower values are better."""
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -200,7 +202,7 @@ def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
             axes.axvline(0, color=BASELINE, lw=1.6, ls="--", zorder=1)
             for line in lines:
                 at = labels.index(line.label)
-                color = FAINT if not line.distinguishable else WINNER if line.mean > 0 else BASELINE
+                color = FAINT if not line.distinguishable else WINNER if (line.mean > 0) != line.minimize else BASELINE
                 if line.low is not None and line.high is not None:
                     axes.plot([100 * line.low, 100 * line.high], [at, at], color=color, lw=2.4)
                 axes.plot(100 * line.mean, at, "o" if line.distinguishable else "D", color=color, mec=PAGE, ms=8)

@@ -9,25 +9,6 @@ from typing import Any
 
 from ltcore.config.space import RANGES, parse_space
 
-METRICS = {
-    "top1": "top-1",
-    "macro_precision": "macro precision",
-    "glt_f1": "GLT F1",
-    "many": "many-shot",
-    "medium": "medium-shot",
-    "few": "few-shot",
-    "worst_class": "worst class",
-}
-
-
-def metric_name(metric: str) -> str:
-    """Returns the display name: 'top1' -> 'top-1', 'attribute/red' -> 'attribute red', 'val/top1' -> 'validation
-    top-1'.
-    """
-    if metric.startswith("val/"):
-        return f"validation {metric_name(metric.removeprefix('val/'))}"
-    return " ".join(METRICS.get(word, word) for word in metric.split("/"))
-
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Returns each dotted key's shortest ending that no other key has.

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ltcore.config.records import Hardware, SweepRecord
+from ltcore.evaluation.balance import remarks
+from ltcore.evaluation.catalog import METRICS, title_of
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.figures import Curve
-from ltcore.reporting.format import METRICS, metric_name, value_text
+from ltcore.reporting.format import value_text
 from ltcore.reporting.records import StoredRun
 
 
@@ -26,7 +28,7 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
     for split in ordered_splits({split for test in tests.values() for split in test}):
         found = dict.fromkeys(metric for test in tests.values() for metric in test.get(split, {}))
         metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
-        columns = [{"key": f"{split}/{m}", "name": metric_name(m)} for m in metrics]
+        columns = [{"key": f"{split}/{m}", "name": title_of(m)} for m in metrics]
         protocols: dict[
             str, list[dict[str, Any]]
         ] = {}  # the same images test GLT or ALT, depending on the training split
@@ -34,8 +36,18 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
             if split in test:
                 row = {"name": name, "run": runs[name], "values": [test[split].get(m) for m in metrics]}
                 protocols.setdefault(protocol_of(split, trained_on[name])[0], []).append(row)
-        tables += [{"split": split, "name": name, "columns": columns, "rows": rows} for name, rows in protocols.items()]
+        said = split_remarks(runs.values(), split)
+        tables += [
+            {"split": split, "name": name, "columns": columns, "rows": rows, "remarks": said}
+            for name, rows in protocols.items()
+        ]
     return tables
+
+
+def split_remarks(runs: Iterable[StoredRun], split: str) -> list[str]:
+    """Returns what has to be known of the classes of a test split to read its numbers."""
+    supports = [(run.record.support or {}).get(split, ()) for run in runs if run.record is not None]
+    return list(dict.fromkeys(remark for support in supports for remark in remarks(split, support)))
 
 
 def config_rows(run: StoredRun | None, other: StoredRun | None) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from ltcore import storage
 from ltcore.config.json_record import StoredRecord
 from ltcore.config.records import Metrics, RunRecord, SweepRecord, TrialRecord
 from ltcore.errors import DataError
+from ltcore.evaluation.catalog import VALIDATION
 from ltcore.evaluation.paired import PairedDifference
 from ltcore.evaluation.protocols import ordered_splits
 from ltcore.text import storable_json
@@ -149,12 +150,14 @@ def _entry(sweep: SweepRecord, trial: str, run: RunRecord) -> TrialRecord:
 def primary(sweep: SweepRecord) -> tuple[str, str, PairedDifference] | None:
     """Returns (split, metric, difference) of the verdict, or None where there is no comparison.
 
-    It is the first test split, with the test metric of the same name as the selection metric, else top-1.
+    It is the first test split, with the test metric of the same name as the selection metric, else the balanced accuracy.
     """
     comparison = sweep.comparison or {}
     split = next(iter(ordered_splits(comparison)), None)
     if split is None:
         return None
     cells = comparison[split]
-    metric = next((name for name in (sweep.metric.rsplit("/", 1)[-1], "top1") if name in cells), None)
+    metric = next(
+        (name for name in (sweep.metric.removeprefix(VALIDATION), "balanced_accuracy") if name in cells), None
+    )
     return None if metric is None else (split, metric, cells[metric])

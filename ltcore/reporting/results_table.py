@@ -50,9 +50,9 @@ _MADE = re.compile(r"-if([\d.]+)-")
 def results_table(runs: Sequence[StoredRun]) -> str:
     """Returns a Markdown table of finished runs; runs that differ only in the seed share a line.
 
-    Accuracies are top-1 in percent on the class-balanced test split (``test_cbl``, else ``test``): mean and, from two
-    seeds on, standard deviation (n - 1). 'last' uses the weights of the last epoch, 'best on val' those of the best
-    epoch on validation; shot groups are of 'last'.
+    Accuracies are balanced accuracies in percent on ``test_cbl``, else ``test``, which are top-1 where the split is
+    balanced: mean and, from two seeds on, standard deviation (n - 1). 'last' uses the weights of the last epoch, 'best on
+    val' those of the best epoch on validation; shot groups are of 'last'.
 
     'published' is the number in the recipe's header, for the recipe's number of epochs and augmentation and for this
     imbalance factor. It is empty where loss, network, optimizer, options of stage 2 or the method of stage 1 are not
@@ -130,8 +130,8 @@ def _row(recipe: str, overrides: str, published: str, runs: Sequence[RunRecord])
         markdown_cell(first.data.name),
         markdown_cell(str(first.epochs_done)),
         markdown_cell(", ".join(str(run.seed) for run in runs)),
-        _spread(_values(last, "top1")),
-        _spread(_values(best, "top1")) if best else "—",
+        _spread(_values(last, "balanced_accuracy")),
+        _spread(_values(best, "balanced_accuracy")) if best else "—",
         " / ".join(_mean(_values(last, group)) for group in ("many", "medium", "few")),
         published,
         duration(fmean(run.seconds or 0.0 for run in runs)),

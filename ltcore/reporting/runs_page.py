@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltcore.config.keys import effective
+from ltcore.evaluation.catalog import headline, title_of
 from ltcore.evaluation.protocols import protocol_of
 from ltcore.reporting import figures
+from ltcore.reporting.figures import Curve
 from ltcore.reporting.format import percent, value_text
 from ltcore.reporting.page import IDENTITY, config_rows, machine, stored_curves, table_of_tests
 from ltcore.reporting.records import StoredRun
@@ -57,8 +59,9 @@ def _headline(runs: Sequence[StoredRun]) -> str:
     if record is None:
         return "Unknown after 0 of ? epochs."
     tests = [
-        f"{protocol_of(split, record.train_split)[0]} top-1 {percent(metrics.get('top1'))}"
+        f"{protocol_of(split, record.train_split)[0]} {title_of(metric)} {percent(metrics.get(metric))}"
         for split, metrics in runs[0].tests().items()
+        for metric in headline(metrics)
     ]
     return f"{record.status.capitalize()} after {record.epochs_done} of {record.epochs_planned} epochs" + (
         f": {', '.join(tests)}." if tests else "."
@@ -77,23 +80,28 @@ def _row(name: str, run: StoredRun) -> dict[str, Any]:
         "seed": record.seed,
         "done": record.epochs_done,
         "planned": record.epochs_planned,
-        "last": record.last.get("val/top1"),
-        "best": record.best.get("val/top1"),
+        "last": record.last.get("val/balanced_accuracy"),
+        "best": record.best.get("val/balanced_accuracy"),
         "time": duration(record.seconds),
         "data": record.data.name,
     }
 
 
-CURVES = {"val/top1": "validation top-1", "val/macro_precision": "validation macro precision"}
+CURVES = ("val/balanced_accuracy", "val/top1", "val/macro_precision", "val/ece")
 
 
 def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, str]:
-    """Returns one figure per metric; a few runs are drawn in color, more of them without names."""
+    """Returns one figure per metric; a few runs are drawn in color, more of them without names.
+
+    On a balanced validation split top-1 is the balanced accuracy, and is not drawn again.
+    """
     few = len(runs) <= len(RUN_COLORS)
     roles = RUN_COLORS if few else ["finished"] * len(runs)
-    found = {}
-    for metric, title in CURVES.items():
+    found: dict[str, str] = {}
+    drawn: list[list[Curve]] = []
+    for metric in CURVES:
         lines = stored_curves([(n, role, run) for n, role, run in zip(names, roles, runs, strict=False)], metric)
-        if lines:
-            found[title] = figures.curves(lines, title, metric.replace("/", "-"))
+        if lines and lines not in drawn:
+            drawn.append(lines)
+            found[metric] = figures.curves(lines, title_of(metric), metric.replace("/", "-"))
     return found

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltcore.config.records import SweepRecord, TrialRecord
+from ltcore.evaluation.catalog import goodness, minimized, title_of
 from ltcore.evaluation.paired import PairedDifference, sentence
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
-from ltcore.reporting.format import mean_sd, metric_name, parse_range, percent, range_text, short_names, value_text
+from ltcore.reporting.format import mean_sd, parse_range, percent, range_text, short_names, value_text
 from ltcore.reporting.records import primary
 
 
@@ -43,18 +44,21 @@ def verdict(sweep: SweepRecord) -> Verdict:
     _, metric, _ = found
     comparison = sweep.comparison or {}
     deltas = {split: comparison[split][metric] for split in ordered_splits(comparison) if metric in comparison[split]}
-    kinds = {split: difference_kind(delta) for split, delta in deltas.items()}
+    kinds = {split: difference_kind(metric, delta) for split, delta in deltas.items()}
     differing = sorted({kind for kind in kinds.values() if kind != "same"})
     return Verdict(
-        f"In {metric_name(metric)} the winner is {_all_tests(sweep, deltas, kinds)}.",
+        f"In {title_of(metric)} the winner is {_all_tests(sweep, deltas, kinds)}.",
         "same" if not differing else differing[0] if len(differing) == 1 else "mixed",
-        tuple(f"{_test_text(split, sweep)}: {sentence(delta)}." for split, delta in deltas.items()),
+        tuple(
+            f"{_test_text(split, sweep)}: {sentence(delta, minimize=minimized(metric))}."
+            for split, delta in deltas.items()
+        ),
     )
 
 
-def difference_kind(delta: PairedDifference) -> str:
+def difference_kind(metric: str, delta: PairedDifference) -> str:
     """Returns 'better', 'worse', or 'same' where the interval contains 0."""
-    return "same" if not delta.distinguishable else "better" if delta.difference > 0 else "worse"
+    return "same" if not delta.distinguishable else "better" if goodness(metric, delta.difference) > 0 else "worse"
 
 
 def _all_tests(sweep: SweepRecord, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
@@ -97,8 +101,7 @@ def ranked(sweep: SweepRecord) -> list[tuple[int | None, TrialRecord]]:
     order = ("finished", "stopped", "running", "failed")
 
     def place(trial: TrialRecord) -> tuple[int, bool, float]:
-        value = math.inf if trial.last is None else -trial.last
-        return order.index(trial.status), trial.id != sweep.winner, value
+        return order.index(trial.status), trial.id != sweep.winner, -goodness(sweep.metric, trial.last)
 
     trials = sorted(searched(sweep), key=place)
     finished = sum(trial.status == "finished" for trial in trials)
@@ -132,15 +135,17 @@ def summary_lines(sweep: SweepRecord) -> list[str]:
     if winner is not None:
         names = short_names(winner.params)
         params = ", ".join(f"{names[key]}={value_text(value)}" for key, value in winner.params.items())
-        lines.append(f"Winner {winner.id}: {params}; {metric_name(sweep.metric)} {percent(winner.last)}.")
+        lines.append(f"Winner {winner.id}: {params}; {title_of(sweep.metric)} {percent(winner.last)}.")
     comparison = sweep.comparison or {}
     for split in ordered_splits(comparison):
-        cell = comparison[split].get("top1")
-        if cell is not None:
-            lines.append(
-                f"{protocol_of(split, sweep.train_split)[0]} ({split}) top-1: winner {mean_sd(cell.winner)}, "
-                f"baseline {mean_sd(cell.baseline)}."
-            )
+        cells = comparison[split]
+        balanced, top1 = cells.get("balanced_accuracy"), cells.get("top1")
+        for metric, cell in {"balanced_accuracy": balanced, "top1": top1}.items():
+            if cell is not None and (metric == "top1" or cell != top1):
+                lines.append(
+                    f"{protocol_of(split, sweep.train_split)[0]} ({split}) {title_of(metric)}: winner "
+                    f"{mean_sd(cell.winner)}, baseline {mean_sd(cell.baseline)}."
+                )
     return lines + next_steps(sweep)
 
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from ltcore.config.records import SweepRecord, TrainedData, TrialRecord
+from ltcore.evaluation.catalog import DETAILS, METRICS, minimized, title_of
 from ltcore.evaluation.paired import PairedDifference
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import figures
 from ltcore.reporting.figures import Curve, Difference, Dot, Span
 from ltcore.reporting.format import (
-    METRICS,
     listed_values,
-    metric_name,
     parse_range,
     range_text,
     short_names,
@@ -29,7 +28,7 @@ def sweep_figures(sweep: StoredSweep, data: TrainedData | None) -> dict[str, str
     found: dict[str, str] = {}
     lines = _curves(sweep)
     if lines:
-        found["curves"] = figures.curves(lines, metric_name(record.metric), "curves")
+        found["curves"] = figures.curves(lines, title_of(record.metric), "curves")
     compared = record.comparison or {}
     comparison = {_title(split, record): compared[split] for split in ordered_splits(compared)}
     if comparison:
@@ -62,7 +61,7 @@ def _role(sweep: SweepRecord, trial: TrialRecord) -> str:
 
 
 def _bars(cells: Mapping[str, PairedDifference]) -> dict[str, dict[str, Sequence[float]]]:
-    groups = {"top1": "all", "many": "many", "medium": "medium", "few": "few"}
+    groups = {"balanced_accuracy": "all", "many": "many", "medium": "medium", "few": "few"}
     return {
         label: {"winner": cells[metric].winner, "baseline": cells[metric].baseline}
         for metric, label in groups.items()
@@ -72,9 +71,9 @@ def _bars(cells: Mapping[str, PairedDifference]) -> dict[str, dict[str, Sequence
 
 def _differences(cells: Mapping[str, PairedDifference]) -> list[Difference]:
     order = [m for m in METRICS if m in cells]
-    order += [m for m in cells if m not in METRICS and not m.endswith("/macro_precision")]
-    deltas = [(metric_name(m), cells[m]) for m in order]
-    return [Difference(name, d.difference, d.low, d.high, d.distinguishable) for name, d in deltas]
+    order += [m for m in cells if m not in METRICS]
+    deltas = [(m, cells[m]) for m in order if not m.endswith(DETAILS)]
+    return [Difference(title_of(m), d.difference, d.low, d.high, d.distinguishable, minimized(m)) for m, d in deltas]
 
 
 def responses(sweep: StoredSweep) -> list[dict[str, str]]:

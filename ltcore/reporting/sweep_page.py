@@ -9,10 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from ltcore.config.records import SweepRecord, TrainedData, TrialRecord
+from ltcore.evaluation.catalog import DETAILS, METRICS, minimized, title_of
 from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
-from ltcore.reporting.format import METRICS, mean_sd, metric_name, percent, range_text, short_names
-from ltcore.reporting.page import config_rows, machine, table_of_tests
+from ltcore.reporting.format import mean_sd, percent, range_text, short_names
+from ltcore.reporting.page import config_rows, machine, split_remarks, table_of_tests
 from ltcore.reporting.records import Retrain, StoredSweep, primary
 from ltcore.reporting.summary import count_text, difference_kind, next_steps, ranked, searched, verdict
 from ltcore.reporting.sweep_figures import class_means, responses, sweep_figures
@@ -31,7 +32,7 @@ def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
     return {
         "title": record.name,
         "sweep": record,
-        "metric_title": metric_name(record.metric),
+        "metric_title": title_of(record.metric),
         "data": data,
         "verdict": verdict(record),
         "tiles": _tiles(sweep, winner),
@@ -65,11 +66,11 @@ def _tiles(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str, st
         split, metric, cell = found
         protocol = protocol_of(split, record.train_split)[0]
         remark = f"baseline {mean_sd(cell.baseline)}, {cell.num_seeds} seeds"
-        tiles.append((f"{protocol} {metric_name(metric)} of the winner", mean_sd(cell.winner), remark))
+        tiles.append((f"{protocol} {title_of(metric)} of the winner", mean_sd(cell.winner), remark))
     if winner is not None:
         baseline = sweep.baseline.last(record.metric) if sweep.baseline else None
         tiles.append(
-            (f"{metric_name(record.metric)} of the winner", percent(winner.last), f"baseline {percent(baseline)}")
+            (f"{title_of(record.metric)} of the winner", percent(winner.last), f"baseline {percent(baseline)}")
         )
     count, _, states = count_text(record).partition(": ")
     tiles.append(("searched", count, states))
@@ -97,16 +98,17 @@ def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
     tables = []
     for split in ordered_splits(comparison):
         tested = [m for r in sweep.retrains for m in r.run.tests().get(split, {})]
-        names = [m for m in dict.fromkeys([*comparison[split], *tested]) if not m.endswith("/macro_precision")]
+        names = [m for m in dict.fromkeys([*comparison[split], *tested]) if not m.endswith(DETAILS)]
         names.sort(key=lambda m: order.get(m, len(order)))
         name, meaning = protocol_of(split, sweep.record.train_split)
         rows = [_compared(metric, comparison[split].get(metric)) for metric in names]
-        tables.append({"split": split, "name": name, "meaning": meaning, "rows": rows})
+        said = split_remarks((retrain.run for retrain in sweep.retrains), split)
+        tables.append({"split": split, "name": name, "meaning": meaning, "rows": rows, "remarks": said})
     return tables
 
 
 def _compared(metric: str, cell: PairedDifference | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"metric": metric, "name": metric_name(metric), "cell": cell}
+    row: dict[str, Any] = {"metric": metric, "name": title_of(metric), "cell": cell}
     if cell is None:
         return row
     values = {"winner": cell.winner, "baseline": cell.baseline}
@@ -115,7 +117,7 @@ def _compared(metric: str, cell: PairedDifference | None) -> dict[str, Any]:
         "texts": {role: mean_sd(of_role) for role, of_role in values.items()},
         "difference": points(cell.difference),
         "interval": None if cell.low is None or cell.high is None else _interval(cell.low, cell.high),
-        "kind": difference_kind(cell),
+        "kind": difference_kind(metric, cell),
     }
 
 
@@ -168,9 +170,9 @@ def _selection(record: SweepRecord) -> list[str]:
         return []
     finished = sum(trial.status == "finished" for trial in trials)
     lines = [
-        f"Trials are ranked by {metric_name(record.metric)} at the end of training, on the validation split alone and only "
-        f"among the {finished} of {len(trials)} that reached the end; a trial stopped early is not a candidate, whatever its "
-        "score."
+        f"Trials are ranked by {title_of(record.metric)}{', the lowest first,' * minimized(record.metric)} at the end of "
+        f"training, on the validation split alone and only among the {finished} of {len(trials)} that reached the end; a "
+        "trial stopped early is not a candidate, whatever its score."
     ]
     for rung in record.rungs:
         compared = len(rung.trials)

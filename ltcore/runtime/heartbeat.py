@@ -91,7 +91,7 @@ class HeartbeatSender:
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Sends the numbers of a finished epoch."""
-        kept = ("epoch", "images_seen", "images_per_s", "val/top1", "data_wait_fraction", "time_s")
+        kept = ("epoch", "images_seen", "images_per_s", "val/balanced_accuracy", "data_wait_fraction", "time_s")
         total = round(metrics["images_seen"] / metrics["progress"])
         self._send({"total_images": total, **{key: metrics[key] for key in kept if key in metrics}})
 

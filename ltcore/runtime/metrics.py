@@ -36,13 +36,13 @@ class RayMetrics:
         for name, gauge in _gauges().items():
             if metrics.get(name) is not None:
                 gauge.set(float(metrics[name]), tags=self._tags)
-        value = metrics.get("val/top1")
+        value = metrics.get("val/balanced_accuracy")
         self._log.info(
             "run=%s trial=%s rank=%s epoch=%s loss=%.4f%s images_per_s=%.0f",
             *self._tags.values(),
             metrics["epoch"],
             metrics["train/loss"],
-            "" if value is None else f" val/top1={value:.4f}",
+            "" if value is None else f" val/balanced_accuracy={value:.4f}",
             metrics["images_per_s"],
         )
 

@@ -86,8 +86,9 @@ class ProgressDisplay:
     def _headline(self) -> str:
         running = [state for run, state in self._runs.items() if self._moves(run, state)]
         rate = sum(state.get("images_per_s", 0.0) for state in running)
-        values = [state["val/top1"] for state in self._runs.values() if state.get("val/top1") is not None]
-        best = f", best val top-1 so far {100 * max(values):.1f}%" if values else ""
+        found = [state.get("val/balanced_accuracy") for state in self._runs.values()]
+        values = [value for value in found if value is not None]
+        best = f", best val balanced accuracy so far {100 * max(values):.1f}%" if values else ""
         left = self._time_left()
         return (
             f"{self._stage}: {len(self._ended)} of {self._expected} done, {len(running)} running, "
@@ -111,12 +112,12 @@ class ProgressDisplay:
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for name in ("run", "epoch", "seen", "val top-1", "images/s"):
+        for name in ("run", "epoch", "seen", "val balanced acc.", "images/s"):
             table.add_column(name, justify="left" if name == "run" else "right")
         for run, state in self._runs.items():
             if self._moves(run, state):
                 share = state.get("images_seen", 0) / max(state.get("total_images", 0), 1)
-                value = state.get("val/top1")
+                value = state.get("val/balanced_accuracy")
                 table.add_row(
                     run,
                     str(state.get("epoch", 0)),

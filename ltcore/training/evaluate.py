@@ -31,7 +31,7 @@ class Tested:
     """[C] recalls."""
     support: list[int]
     """[C] samples."""
-    calibration: tuple[ReliabilityBin, ...]
+    calibration: list[ReliabilityBin]
     confusion: ConfusionCells
 
 

@@ -18,7 +18,7 @@ from ltcore.text import duration
 from ltcore.training.lease import FOLDER as LEASE
 
 _RUN = re.compile(
-    r"run\.json|config\.yaml|metrics\.jsonl|metrics|tables|checkpoints|tensorboard|wandb|report\.html|\.?ray_train"
+    r"run\.json|config\.yaml|metrics\.jsonl|metrics|confusion|tables|checkpoints|tensorboard|wandb|report\.html|\.?ray_train"
 )
 _SWEEP = re.compile(r"sweep\.json|report\.html|sweep|shared_start(-\d+)?|tune(-.+)?|\.?ray_train")
 _RUNS_OF_A_SWEEP = ("trials", "retrain")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltcore.config.records import SweepRecord
+from ltcore.evaluation.catalog import goodness
 from ltcore.reporting.report import write_report
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import is_local, join, write_bytes_atomic
@@ -45,7 +46,7 @@ def _log_sweep(setup: SweepSetup, record: SweepRecord, id_prefix: str, folder: P
         job_type="sweep",
     )
     keys = list(setup.sweep.space)
-    ranked = sorted(record.trials or (), key=lambda t: -(t.last if t.last is not None else -1.0))
+    ranked = sorted(record.trials or (), key=lambda t: -goodness(record.metric, t.last))
     rows = [[t.id, t.status, *(t.params[k] for k in keys), t.last, t.best, t.epochs_done] for t in ranked]
     tracker.table("trials", ["trial", "status", *keys, "last", "best", "epochs"], rows)
     tracker.html("report", report)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltcore.config.records import Place, RungDecision, RunRecord, TrialRecord
+from ltcore.evaluation.catalog import goodness
 
 FINALISTS = 3
 """Trials that always reach the end: one value ranks nothing on small validation sets."""
@@ -77,13 +78,9 @@ def whole_runs(cohorts: Sequence[int], grace: float, factor: int) -> float:
     return total
 
 
-def ranked(values: Mapping[str, float | None]) -> list[str]:
-    """Returns names by value, the highest first and equal ones by name; those without a number last."""
-    return sorted(values, key=lambda name: (-_number(values[name]), name))
-
-
-def _number(value: float | None) -> float:
-    return -math.inf if value is None or math.isnan(value) else value
+def ranked(values: Mapping[str, float | None], metric: str) -> list[str]:
+    """Returns names by their value of ``metric``, the best first and equal ones by name; those without a number last."""
+    return sorted(values, key=lambda name: (-goodness(metric, values[name]), name))
 
 
 def standing(record: RunRecord | TrialRecord | None, until: int = 0) -> str:
@@ -214,7 +211,7 @@ class Cohort:
                 values[trial] = record.last.get(self._book.metric)
         places = tuple(
             Place(id=trial, epoch=self._until(trial), value=values[trial], rank=rank, goes_on=rank <= rung.keep)
-            for rank, trial in enumerate(ranked(values), 1)
+            for rank, trial in enumerate(ranked(values, self._book.metric), 1)
         )
         if not places:
             return None

@@ -14,6 +14,7 @@ from ltcore.config import overrides as trees
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import CheckpointError
+from ltcore.evaluation.catalog import title_of
 from ltcore.objective.registry import TERMS
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.heartbeat import Watchdog
@@ -127,9 +128,10 @@ class Runs:
 
     def _came_to(self, record: RunRecord) -> str:
         tested = record.test or {}
-        values = [metrics.get("top1") for metrics in tested.values()] or [record.last.get(self.setup.sweep.metric)]
+        metric = self.setup.sweep.metric
+        values = [found.get("balanced_accuracy") for found in tested.values()] or [record.last.get(metric)]
         shown = ", ".join(f"{100 * value:.1f}%" for value in values if value is not None)
-        where = f"test top-1 on {' and '.join(tested)}" if tested else "validation top-1"
+        where = f"test balanced accuracy on {' and '.join(tested)}" if tested else title_of(metric)
         return f"{where} {shown}" if shown else "done"
 
     def raise_if_stalled(self) -> None:

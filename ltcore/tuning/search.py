@@ -22,6 +22,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ltcore.config.space import SpaceSpec
 from ltcore.config.sweep import SweepConfig
+from ltcore.evaluation.catalog import minimized
 from ltcore.storage import open_fs
 from ltcore.tuning.rungs import Course
 from ltcore.tuning.trainable import TRIAL, UNTIL, TrialPlan, trial_name, tune_trial
@@ -179,7 +180,7 @@ def run_population(
     scheduler = PopulationBasedTraining(
         time_attr="images_seen",
         metric=sweep.metric,
-        mode="max",
+        mode="min" if minimized(sweep.metric) else "max",
         perturbation_interval=max(1, total_images // 8),
         hyperparam_mutations={key: domain(sweep.space[key]) for key in sweep.mutable},
     )

@@ -24,6 +24,7 @@ from ltcore.config.records import (
     now,
 )
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.evaluation.catalog import minimized
 from ltcore.evaluation.paired import Tests, compare
 from ltcore.hashing import hash64
 from ltcore.runtime.cluster import DRIVER_RESOURCE, nodes_are_coming
@@ -198,7 +199,8 @@ class Sweep:
     def _suggest(self, number: int, first: int, count: int) -> Points:
         sweep = self.setup.sweep
         past = [past_of(record, sweep.metric) for record in read_records(self.setup.uri, self._points()).values()]
-        found = suggest(sweep.space, past, count=count, seed=hash64(self.setup.seed, "tpe", number) % 2**32)
+        seed = hash64(self.setup.seed, "tpe", number) % 2**32
+        found = suggest(sweep.space, past, count=count, seed=seed, minimize=minimized(sweep.metric))
         return {name_of(first + i): params for i, params in enumerate(found)}
 
     def _share_start(self, number: int, points: Points) -> None:
@@ -284,7 +286,7 @@ class Sweep:
         if num_settled(trials) < sweep.size and self.watch.out_of_time.is_set():
             self.display.say("time is up before every trial came to its end; the same command continues")
             return False
-        winner = winner_of(trials, sweep.name, sweep.size)
+        winner = winner_of(trials, sweep.name, sweep.size, sweep.metric)
         self.save(winner=winner.id, baseline="baseline")
         settings = ", ".join(f"{key}={short(value)}" for key, value in winner.params.items())
         self.display.say(f"winner on validation: trial {winner.id} ({100 * (winner.last or 0):.1f}%): {settings}")

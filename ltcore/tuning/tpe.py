@@ -44,12 +44,14 @@ def batch_size(num_trials: int) -> int:
     return max(5, -(-num_trials // 10))
 
 
-def suggest(space: Mapping[str, SpaceSpec], past: Sequence[Past], *, count: int, seed: int) -> list[dict[str, Any]]:
+def suggest(
+    space: Mapping[str, SpaceSpec], past: Sequence[Past], *, count: int, seed: int, minimize: bool = False
+) -> list[dict[str, Any]]:
     """Returns the parameters of the next ``count`` trials.
 
     They depend only on the arguments, for one version of Optuna. A trial that was stopped at a rung is reported to
     Optuna as pruned, with the value that it had there: as a finished one it would bias the model of what a full
-    training reaches. The first ten trials are random.
+    training reaches. The first ten trials are random. ``minimize`` where lower values are better.
     """
     try:
         import optuna
@@ -61,7 +63,7 @@ def suggest(space: Mapping[str, SpaceSpec], past: Sequence[Past], *, count: int,
     ):  # a batch would be one point many times without the liar, which Optuna calls experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study = optuna.create_study(direction="minimize" if minimize else "maximize", sampler=sampler)
     axes = {key: _axis(spec) for key, spec in space.items()}
     for trial in past:
         study.add_trial(_told(trial, axes))

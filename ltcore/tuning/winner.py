@@ -1,4 +1,4 @@
-"""The winner of a search: the highest validation metric at the end of training, among the trials that reached it."""
+"""The winner of a search: the best validation metric at the end of training, among the trials that reached it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def num_settled(trials: Sequence[TrialRecord]) -> int:
     return sum(standing(trial) != "open" for trial in trials)
 
 
-def winner_of(trials: Sequence[TrialRecord], name: str, size: int) -> TrialRecord:
-    """Chooses the best of the ``size`` trials of the sweep ``name``.
+def winner_of(trials: Sequence[TrialRecord], name: str, size: int, metric: str) -> TrialRecord:
+    """Chooses the best of the ``size`` trials of the sweep ``name``, by ``metric``.
 
     Raises LtcoreError while a trial that might have won is not settled, and where none reached the end of training.
     """
@@ -28,7 +28,7 @@ def winner_of(trials: Sequence[TrialRecord], name: str, size: int) -> TrialRecor
         reasons = sorted({trial.reason for trial in settled if trial.status == "failed"})
         first = f" First reason: {reasons[0]}" if reasons else ""
         raise LtcoreError(f"No trial of {name} reached the end with a value, so there is no winner.{first}")
-    return finished[ranked({trial: found.last for trial, found in finished.items()})[0]]
+    return finished[ranked({trial: found.last for trial, found in finished.items()}, metric)[0]]
 
 
 def _why_open(trials: Sequence[TrialRecord], name: str, size: int) -> str:

@@ -20,7 +20,7 @@ def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
         key.replace("__", "."): value for key, value in changes.items() if key not in ("status", "hash", "tested")
     }
     cfg = load_run(RECIPE, {**HERE, "name": folder.name, "train.epochs": "30", **overrides})
-    metrics = {"top1": top1, "many": top1 + 0.2, "medium": top1, "few": None}
+    metrics = {"balanced_accuracy": top1, "top1": top1, "many": top1 + 0.2, "medium": top1, "few": None}
     run_record(
         status=changes.get("status", "finished"),
         seed=cfg.seed,
@@ -30,6 +30,6 @@ def write(folder: Path, top1: float, best: float, **changes: Any) -> Path:
         finished_at=ENDED,
         data=replace(DATA, name="images", hash=changes.get("hash", "a")),
         test={"test": metrics} if changes.get("tested", True) else {},
-        test_best={"test": {**metrics, "top1": best}},
+        test_best={"test": {**metrics, "balanced_accuracy": best, "top1": best}},
     ).write(folder)
     return folder

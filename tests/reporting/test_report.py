@@ -49,7 +49,7 @@ def test_every_test_number_of_every_seed_is_there_exactly(sweep_dir: Path, page:
         if d.get("metric", "").startswith("test_") and "run" in d
     }
     assert found == expected
-    assert len(expected) == 6 * 2 * 13
+    assert len(expected) == 6 * 2 * 14
 
 
 def test_comparison_is_that_of_the_sweep(sweep_dir: Path, page: Page) -> None:
@@ -87,7 +87,7 @@ def test_accuracy_per_class_is_the_mean_over_seeds(sweep_dir: Path, page: Page) 
 def test_it_says_the_verdict_first_and_what_was_done(page: Page) -> None:
     assert [d for d in page.data if "verdict" in d] == [{"verdict": "better"}]
     for text in (
-        "In top-1 the winner is ",
+        "In balanced accuracy the winner is ",
         " points better than the baseline in GLT and ",
         "GLT (tested with classes and attributes balanced): better than the baseline by",
         "on the validation split alone and only among the 5 of 8 that reached the end",
@@ -99,7 +99,7 @@ def test_it_says_the_verdict_first_and_what_was_done(page: Page) -> None:
         "python pipelines/train.py",
     ):
         assert text in page.words, text
-    assert page.words.index("In top-1") < page.words.index("The winner: trial")
+    assert page.words.index("In balanced accuracy") < page.words.index("The winner: trial")
 
 
 def test_it_stands_alone(page: Page) -> None:
@@ -129,7 +129,7 @@ def test_text_from_files_is_escaped(page: Page) -> None:
 def test_figures_are_text_that_names_what_it_shows(page: Page) -> None:
     assert page.tags.count("svg") == 4 + 3  # curves, differences, bars, classes; one response per key
     assert page.words.count("winner") > 3
-    for text in ("many", "seven", "points against the baseline", "validation top-1", "epoch"):
+    for text in ("many", "seven", "points against the baseline", "validation balanced accuracy", "epoch"):
         assert text in page.words
 
 
@@ -244,8 +244,8 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert "2 runs: 2 finished." in page.words
     assert "Where the configurations differ" in page.words
     for name, info in infos.items():
-        assert page.values(run=name, metric="last/val/top1") == [info["last"][METRIC]]
-        assert page.values(run=name, metric="best/val/top1") == [info["best"][METRIC]]
+        assert page.values(run=name, metric="last/val/balanced_accuracy") == [info["last"][METRIC]]
+        assert page.values(run=name, metric="best/val/balanced_accuracy") == [info["best"][METRIC]]
         for split, metrics in info["test"].items():
             for metric, value in metrics.items():
                 assert page.values(run=name, metric=f"{split}/{metric}") == [value]

@@ -11,7 +11,7 @@ import pytest
 from ltcore.config.records import SweepRecord
 from ltcore.evaluation.paired import paired_difference
 from ltcore.evaluation.protocols import protocol_of
-from ltcore.reporting.format import mean_sd, metric_name, range_text, short_names, value_text
+from ltcore.reporting.format import mean_sd, range_text, short_names, value_text
 from ltcore.reporting.page import table_of_tests
 from ltcore.reporting.records import StoredRun, primary, read_sweep
 from ltcore.reporting.summary import count_text, next_steps, ranked_table, summary_lines, verdict
@@ -52,7 +52,7 @@ def test_summary_of_a_whole_sweep(tmp_path: Path) -> None:
     sweep = read_sweep(tmp_path).record
     lines = summary_lines(sweep)
     assert lines[0] == verdict(sweep).text
-    assert lines[0].startswith("In top-1 the winner is ")
+    assert lines[0].startswith("In balanced accuracy the winner is ")
     assert lines[1].startswith("GLT (tested with classes and attributes balanced): better than the baseline by ")
     assert lines[2].startswith(
         "CLT (tested with classes balanced, attributes as they come): better than the baseline by "
@@ -111,11 +111,11 @@ def test_the_headline_names_every_protocol_and_losses_too(glt: Any, clt: Any, ki
 
 def test_the_verdict_is_about_the_selection_metric_on_the_glt_test() -> None:
     cells = {
-        "top1": paired_difference([0.5, 0.6], [0.5, 0.5]),
+        "balanced_accuracy": paired_difference([0.5, 0.6], [0.5, 0.5]),
         "macro_precision": paired_difference([0.5, 0.6], [0.5, 0.5]),
     }
     comparison = {"test": cells, "test_cbl": cells, "test_gbl": cells}
-    for metric, found in (("val/macro_precision", "macro_precision"), ("val/few", "top1")):
+    for metric, found in (("val/macro_precision", "macro_precision"), ("val/few", "balanced_accuracy")):
         cell = cells[found]
         assert primary(sweep_record(metric=metric, comparison=comparison)) == ("test_gbl", found, cell)
     assert primary(sweep_record()) is None
@@ -149,8 +149,6 @@ def test_words() -> None:
     ]
     assert range_text("log:0.02,1.0") == "0.02 to 1, logarithmic"
     assert range_text("choice:a,1.0,null") == "a, 1, off"
-    assert metric_name("val/top1") == "validation top-1"
-    assert metric_name("attribute/red/macro_precision") == "attribute red macro precision"
     assert mean_sd([0.5]) == "50.0%"
     assert mean_sd([0.5, 0.6]) == "55.0 ± 7.1%"
 

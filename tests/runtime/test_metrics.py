@@ -20,7 +20,13 @@ from ltcore.tuning.node_hours import NodeHours, kind_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
-METRICS = {"epoch": 3, "train/loss": 1.25, "val/top1": 0.5, "images_per_s": 812.0, "data_wait_fraction": 0.125}
+METRICS = {
+    "epoch": 3,
+    "train/loss": 1.25,
+    "val/balanced_accuracy": 0.5,
+    "images_per_s": 812.0,
+    "data_wait_fraction": 0.125,
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,9 @@ def test_a_log_line_says_whose_it_is(cluster: Any, capfd: pytest.CaptureFixture[
         return said.getvalue()
 
     line = ray.get(work.remote())
-    assert "run=sweep-a trial=trial 00003 rank=1 epoch=3 loss=1.2500 val/top1=0.5000 images_per_s=812" in line
+    assert (
+        "run=sweep-a trial=trial 00003 rank=1 epoch=3 loss=1.2500 val/balanced_accuracy=0.5000 images_per_s=812" in line
+    )
 
 
 def test_node_hours_grow_while_a_node_is_there_and_go_on_after_an_interruption(cluster: Any) -> None:

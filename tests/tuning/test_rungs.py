@@ -139,7 +139,7 @@ def test_a_trial_that_failed_for_good_leaves_its_cohort() -> None:
 
 
 def test_a_trial_without_a_value_ranks_last() -> None:
-    assert ranked({"a": None, "b": float("nan"), "c": 0.0, "d": 0.1, "e": 0.1}) == ["d", "e", "c", "a", "b"]
+    assert ranked({"a": None, "b": float("nan"), "c": 0.0, "d": 0.1, "e": 0.1}, "val/top1") == ["d", "e", "c", "a", "b"]
     shelf = Shelf(blind=True)
     run(shelf, course_of(shelf), 2, seed=0)
     assert len(finished(shelf)) == 3
