@@ -9,9 +9,8 @@ from rich.table import Table
 
 from ltcore.config.records import Metrics, RunRecord, SweepRecord
 from ltcore.evaluation.balance import remarks
-from ltcore.evaluation.catalog import METRICS, headline
+from ltcore.evaluation.catalog import DETAILS, METRICS, headline
 from ltcore.reporting.terminal import Terminal
-from ltcore.shots import SHOT_GROUPS
 from ltcore.storage import join
 from ltcore.text import duration
 
@@ -19,12 +18,12 @@ from ltcore.text import duration
 def show_run(record: RunRecord, run_uri: str) -> None:
     """Shows the numbers of a finished run; the rest (per attribute, per class) is in ``run.json``."""
     console = Terminal()
-    names = shown_metrics((record.test or {}).values())
-    table = Table("weights", "split", *(METRICS[name].title for name in names), title=f"{record.name}: test, %")
-    best = f"best on validation (epoch {record.best.get('epoch', '-')})"
-    for weights, tests in (("last epoch", record.test), (best, record.test_best)):
-        for split, metrics in (tests or {}).items():
-            table.add_row(weights, split, *(percent_cell(metrics.get(name)) for name in names))
+    columns = _test_columns(record)
+    table = Table("metric, %", title=f"{record.name}: test")
+    for header in columns:
+        table.add_column(header, justify="right")
+    for name in shown_metrics(columns.values()):
+        table.add_row(METRICS[name].title, *(percent_cell(values.get(name)) for values in columns.values()))
     console.print(table)
     for split, support in (record.support or {}).items():
         for remark in remarks(split, support):
@@ -32,11 +31,27 @@ def show_run(record: RunRecord, run_uri: str) -> None:
     console.print(f"Run directory: {run_uri}   ({duration(record.seconds)} of training, {record.precision})")
 
 
+def _test_columns(record: RunRecord) -> dict[str, Metrics]:
+    """Returns the metrics of each test by the header of its column: split and weights."""
+    last, best, epoch = record.test or {}, record.test_best or {}, record.best.get("epoch", "-")
+    if last == best:
+        return {f"{split}, last epoch (also best on validation)": values for split, values in last.items()}
+    return {
+        **{f"{split}, last epoch": values for split, values in last.items()},
+        **{f"{split}, best on validation (epoch {epoch})": values for split, values in best.items()},
+    }
+
+
 def shown_metrics(tests: Iterable[Metrics]) -> list[str]:
-    """Returns the metrics that a terminal has room for, the balanced accuracy first where a split is not balanced."""
-    first = dict.fromkeys(name for values in tests for name in headline(values))
-    order = [name for name in METRICS if name in first]
-    return [*order, "macro_f1", "macro_precision", *SHOT_GROUPS, "ece"]
+    """Returns the metrics of all classes and of each group that have a value.
+
+    The balanced accuracy is among them, and comes first, where it is not top-1.
+    """
+    found = list(tests)
+    first = {name for values in found for name in headline(values)}
+    defined = {name for values in found for name, value in values.items() if value is not None}
+    others = {"balanced_accuracy", "top1"} - first
+    return [name for name in METRICS if name in defined and name not in others and not name.endswith(DETAILS)]
 
 
 def percent_cell(value: float | None) -> str:

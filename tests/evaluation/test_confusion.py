@@ -28,14 +28,14 @@ def _naive() -> list[list[list[int]]]:
     return counts
 
 
-def _counts_of_rank(bounds: list[list[int]]) -> torch.Tensor:
+def _counts_of_rank(bounds: list[list[int]]) -> list[torch.Tensor]:
     import torch.distributed as td
 
     logits_BC, labels_B, attributes_B = _predictions()
     confusion = Confusion(CLASSES, ATTRIBUTES)
     for start, stop in bounds[td.get_rank()]:
         confusion.update(logits_BC[start:stop], labels_B[start:stop], attributes_B[start:stop])
-    return confusion.reduce()
+    return [confusion.reduce(), confusion.top_C, confusion.bins_CK3]
 
 
 @pytest.mark.parametrize("batch", [1, 10, SAMPLES])
@@ -49,9 +49,12 @@ def test_counts_equal_a_loop_for_any_batching(batch: int) -> None:
 
 def test_two_ranks_give_the_same_integers_for_any_split() -> None:
     uneven = [[[0, 20], [20, 21]], [[21, SAMPLES]]]
-    for counts_ACC in run_ranks(_counts_of_rank, 2, uneven):
-        assert counts_ACC.dtype == torch.int64
+    alone = Confusion(CLASSES, ATTRIBUTES)
+    alone.update(*_predictions())
+    for counts_ACC, top_C, bins_CK3 in run_ranks(_counts_of_rank, 2, uneven):
+        assert counts_ACC.dtype == top_C.dtype == bins_CK3.dtype == torch.int64
         assert counts_ACC.tolist() == _naive()
+        assert torch.equal(top_C, alone.top_C) and torch.equal(bins_CK3, alone.bins_CK3)
 
 
 def test_without_attributes_everything_is_unknown() -> None:

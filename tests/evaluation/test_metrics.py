@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from ltcore.evaluation.confusion import Confusion
-from ltcore.evaluation.metrics import ClassCounts, glt_f1, macro_f1, macro_precision, metrics, per_attribute, per_class
+from ltcore.evaluation.metrics import (
+    ClassCounts,
+    glt_f1,
+    macro_f1,
+    macro_precision,
+    metrics,
+    per_attribute,
+    per_class,
+    reliability_bins,
+)
 from ltcore.shots import shot_groups_by_count
 
 GROUPS = ("many", "medium", "few")
@@ -108,3 +117,55 @@ def test_renaming_classes_changes_nothing() -> None:
     base = metrics(counts_of("000111222", "001111021"), GROUPS)
     renamed = metrics(counts_of("222000111", "220000210"), ("medium", "few", "many"))
     assert renamed == pytest.approx(base)
+
+
+def test_balanced_accuracy_and_the_means_of_recalls_by_hand() -> None:
+    """Recalls 1, 1/2 and 1/4 of 1, 2 and 4 samples."""
+    result = metrics(counts_of("0112222", "0102000"), GROUPS)
+    assert result["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
+    assert result["top1"] == pytest.approx(3 / 7)
+    assert result["geometric_mean"] == pytest.approx(1 / 2)
+    assert result["harmonic_mean"] == pytest.approx(3 / (1 + 2 + 4))
+
+
+def test_one_class_that_is_never_recognized_makes_both_means_zero_and_not_the_balanced_accuracy() -> None:
+    result = metrics(counts_of("0012", "0010"), GROUPS)
+    assert (result["geometric_mean"], result["harmonic_mean"]) == (0.0, 0.0)
+    assert result["balanced_accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_on_a_balanced_split_the_balanced_accuracy_is_top1_to_the_last_bit(seed: int) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    predictions = torch.randint(3, (3 * 7,), generator=gen)
+    result = metrics(counts_of("0" * 7 + "1" * 7 + "2" * 7, "".join(map(str, predictions.tolist()))), GROUPS)
+    assert result["balanced_accuracy"] == result["top1"]
+
+
+def test_top5_needs_more_than_five_classes_and_goes_by_class_id_where_logits_are_equal() -> None:
+    for classes, expected in ((5, None), (6, 5 / 6), (7, 5 / 7)):
+        confusion = Confusion(classes)
+        confusion.update(torch.zeros(classes, classes), torch.arange(classes))
+        assert metrics(confusion, ["many"] * classes)["top5"] == expected
+
+
+def test_logits_that_are_not_finite_are_no_hit_and_no_confidence() -> None:
+    confusion = Confusion(6)
+    confusion.update(torch.full((1, 6), torch.nan), torch.tensor([3]))
+    result = metrics(confusion, ["many"] * 6)
+    assert (result["top5"], result["ece"], result["top1"]) == (0.0, 0.0, 0.0)
+
+
+def test_calibration_by_hand() -> None:
+    """Confidences 0.9, twice, one of them wrong, and 1: |1/2 - 0.9| of two samples, 0 of the third."""
+    logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [1.0, 0.0]]).double().log()
+    confusion = Confusion(2)
+    confusion.update(logits, torch.tensor([0, 1, 0]))
+    result = metrics(confusion, ("many", "few"))
+    assert result["ece"] == pytest.approx(2 / 3 * 0.4)
+    assert result["few/ece"] == pytest.approx(0.9)  # alone in its bin, and wrong
+    assert result["many/ece"] == pytest.approx(1 / 2 * 0.1)
+    bins = reliability_bins(confusion)
+    assert [found.count for found in bins] == [0] * 13 + [2, 1]
+    assert (bins[13].confidence, bins[13].accuracy) == (pytest.approx(0.9), 0.5)
+    assert (bins[14].confidence, bins[14].accuracy) == (1.0, 1.0)

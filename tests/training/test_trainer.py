@@ -31,7 +31,7 @@ def test_a_run_leaves_a_complete_record(tiny_shards: str, tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[-1]["val/top1"] == record["last"]["val/top1"]
-    assert record["best"]["val/top1"] == max(line["val/top1"] for line in lines)
+    assert record["best"]["val/balanced_accuracy"] == max(line["val/balanced_accuracy"] for line in lines)
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -240,9 +240,9 @@ def test_the_best_epoch_of_a_lost_part_is_the_one_whose_weights_are_there(tiny_s
     folder = tmp_path / "run" / "checkpoints"
     found = ckpt.find(folder)
     assert found is not None
-    ahead = found.meta | {"metrics": found.meta["metrics"] | {"val/top1": 2.0, "epoch": 2}, "step": 10}
+    ahead = found.meta | {"metrics": found.meta["metrics"] | {"val/balanced_accuracy": 2.0, "epoch": 2}, "step": 10}
     ckpt.save(folder, "best", step=10, model=found.model_state(), state=None, meta=ahead)
-    assert run(cfg, tiny_shards, tmp_path / "run")["best"]["val/top1"] == 2.0
+    assert run(cfg, tiny_shards, tmp_path / "run")["best"]["val/balanced_accuracy"] == 2.0
 
 
 def test_the_state_of_another_version_is_refused_with_words(tiny_shards: str, tmp_path: Path) -> None:

@@ -220,7 +220,9 @@ def test_tau_without_validation(
     stage1: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ltcore.training.stage2.trainer.Stage2Trainer._validate", lambda self: {})
-    with pytest.raises(ConfigError, match=r"tau_norm chooses by train.select=val/top1, .*options\.tau_norm\.tau=1\.0"):
+    with pytest.raises(
+        ConfigError, match=r"tau_norm chooses by train.select=val/balanced_accuracy, .*options\.tau_norm\.tau=1\.0"
+    ):
         run(stage2_run(stage1, "tau_norm"), tiny_shards, tmp_path / "run")
 
 
