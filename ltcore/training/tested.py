@@ -23,9 +23,10 @@ def keep_tests(last: Mapping[str, Tested], best: Mapping[str, Tested], run_dir: 
 
     The confusion matrices go to ``run_dir``, which rank 0 alone gives: they would bloat what is read often.
     """
-    for weights, tests in (("last", last), ("best", best)):
-        for split, found in tests.items() if run_dir is not None else ():
-            write_confusion(str(run_dir / confusion_name(split, weights)), found.confusion)
+    if run_dir is not None:
+        for weights, tests in (("last", last), ("best", best)):
+            for split, found in tests.items():
+                write_confusion(str(run_dir / confusion_name(split, weights)), found.confusion)
     return {
         "test": {split: found.metrics for split, found in last.items()},
         "test_best": {split: found.metrics for split, found in best.items()},

@@ -42,6 +42,8 @@ def test_sentences() -> None:
     assert sentence(paired_difference([0.41, 0.42, 0.425], [0.51, 0.52, 0.53])) == (
         "worse than the baseline by 10.2 points (95% CI −10.9..−9.4, 3 seeds)"
     )
+    lower = paired_difference([0.41, 0.42, 0.425], [0.51, 0.52, 0.53])
+    assert sentence(lower, minimize=True).startswith("better than the baseline by ")
     alone = paired_difference([0.9], [0.1])
     assert not alone.distinguishable
     assert sentence(alone) == (

@@ -10,8 +10,9 @@ import pytest
 
 from ltcore.errors import NumericError
 from ltcore.storage import read_jsonl
-from ltcore.tracking.base import Tracker
+from ltcore.tracking.base import FanOut, Tracker
 from ltcore.tracking.config import TrackingConfig
+from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.tracking.tracker import open_tracker
 
 
@@ -94,6 +95,29 @@ def test_tensorboard_files_hold_the_scalars(tmp_path: Path) -> None:
     assert ("epoch", 10, 1.0) in scalars
     assert [(tag, step) for tag, step, _ in scalars if tag == "val/top1"] == [("val/top1", 10), ("val/top1", 20)]
     assert not any(tag == "val/few" for tag, _, _ in scalars)
+
+
+def test_charts_go_through_and_leave_the_record_alone(tmp_path: Path) -> None:
+    """Of a chart the record holds the table, and the matrix is a file of its own."""
+    heard = Heard()
+    tracker = FanOut([JsonlTracker(tmp_path), heard])
+    tracker.bars("test/last/recall", "class", "recall", [("ant", 0.5)])
+    tracker.confusion("test/last/confusion", ["ant"], [[1]])
+    assert heard.calls == ["test/last/recall", "test/last/confusion"]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+class Heard(Tracker):
+    """A sink that remembers which charts it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def bars(self, name: str, label: str, value: str, rows: Any) -> None:
+        self.calls.append(name)
+
+    def confusion(self, name: str, classes: Any, counts: Any) -> None:
+        self.calls.append(name)
 
 
 def test_unknown_mode_is_refused() -> None:

@@ -21,7 +21,7 @@ from ltcore.tracking import wandb_sink
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.tracker import open_tracker
 from ltcore.tracking.wandb_sink import wandb_id
-from tests.tracking.wandb_file import read_offline_run
+from tests.tracking.wandb_file import read_offline_run, records
 from tests.tracking.wandb_server import CLOSES, serve
 
 CONFIG = {"objective.terms.lpa.weight": 0.5, "optim.epochs": 3, "model.name": "resnet8", "data.image_size": None}
@@ -85,6 +85,37 @@ def test_an_offline_run_is_complete(tmp_path: Path, capfd: pytest.CaptureFixture
     assert stored.staged
     assert all(p.is_file() and p.is_relative_to(tmp_path) for p in stored.staged)
     assert capfd.readouterr() == ("", "")
+
+
+def test_charts_are_those_of_wandb(tmp_path: Path) -> None:
+    (sink,) = open_sink(tmp_path)
+    classes, counts = ["ant", "bee \x1b[31m"], [[3, 1], [0, 2]]
+    sink.confusion("test/last/confusion", classes, counts)
+    sink.bars("test/last/recall", "class", "recall", [("ant", 0.75), ("bee", 1.0)])
+    sink.finish({}, "finished")
+    (path,) = run_files(tmp_path)
+    stored = read_offline_run(path)
+    tables = {
+        str(file.relative_to(path.parent / "files/media/table")): file for file in path.parent.rglob("*.table.json")
+    }
+    (confusion,) = (json.loads(file.read_text()) for name, file in tables.items() if "confusion" in name)
+    assert confusion["columns"] == ["Actual", "Predicted", "nPredictions"]
+    assert [row[2] for row in confusion["data"]] == [3, 1, 0, 2]
+    assert [row[:2] for row in confusion["data"][:2]] == [["ant", "ant"], ["ant", classes[1]]]
+    (bars,) = (json.loads(file.read_text()) for name, file in tables.items() if "recall" in name)
+    assert (bars["columns"], bars["data"]) == (["class", "recall"], [["ant", 0.75], ["bee", 1.0]])
+    shown = {chart["panel_config"]["panelDefId"] for chart in charts(path)}
+    assert shown == {"wandb/confusion_matrix/v1", "wandb/bar/v0"}
+    assert all(p.is_relative_to(tmp_path) for p in stored.staged)
+
+
+def charts(path: Path) -> list[Any]:
+    """What W&B draws its charts by, as the run's configuration tells it."""
+    updates = [
+        u for record in records(path) if record.WhichOneof("record_type") == "config" for u in record.config.update
+    ]
+    found = [json.loads(u.value_json) for u in updates if "visualize" in [u.key, *u.nested_key]]
+    return found
 
 
 def test_resuming_keeps_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

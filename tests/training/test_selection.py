@@ -50,6 +50,17 @@ def test_a_group_without_validation_images_chooses_nothing(manifest: Manifest) -
         check_selection({"train.select": "val/few"}, lacking)
 
 
+def test_what_a_metric_needs_is_said(manifest: Manifest) -> None:
+    everything = {"train.select": "val/ece", "sweep.metric": "val/few/ece"}
+    check_selection(everything, manifest)
+    with pytest.raises(ConfigError, match=r"val/top5: top-5 needs more than 5 classes, there are 4 in the validation"):
+        check_selection({"train.select": "val/top5"}, manifest)
+    with pytest.raises(
+        ConfigError, match=r"sweep.metric=val/few/ece: no few-shot class has a sample in the validation"
+    ):
+        check_selection(everything, without_val(manifest, "few"))
+
+
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "absent"])
 def test_without_validation_images_nothing_is_chosen_and_a_single_run_still_trains(
     manifest: Manifest, empty: bool

@@ -11,7 +11,8 @@ import pytest
 
 from ltcore.config.records import RungDecision, RunRecord, Stopped
 from ltcore.tuning.rungs import Cohort, Course, Part, Rung, ranked, rung_epoch, rungs, standing, whole_runs
-from tests.records import run_record
+from ltcore.tuning.winner import winner_of
+from tests.records import run_record, trial_record
 
 EPOCHS = 16
 VALUES = {f"{n:05d}": value for n, value in enumerate((0.31, 0.12, 0.40, 0.22, 0.40, 0.05, 0.27, 0.33))}
@@ -143,6 +144,13 @@ def test_a_trial_without_a_value_ranks_last() -> None:
     shelf = Shelf(blind=True)
     run(shelf, course_of(shelf), 2, seed=0)
     assert len(finished(shelf)) == 3
+
+
+def test_the_lowest_calibration_error_ranks_first() -> None:
+    assert ranked({"a": None, "b": float("nan"), "c": 0.3, "d": 0.1}, "val/ece") == ["d", "c", "a", "b"]
+    trials = [trial_record(name, last=value) for name, value in (("a", 0.3), ("b", 0.1), ("c", None))]
+    assert winner_of(trials, "demo", 3, "val/few/ece").id == "b"
+    assert winner_of(trials, "demo", 3, "val/few").id == "a"
 
 
 def test_a_rung_lies_in_each_trials_own_training() -> None:

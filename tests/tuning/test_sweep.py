@@ -56,7 +56,7 @@ def test_of_four_trials_the_worst_is_stopped_with_evidence_and_three_reach_the_e
     assert (bad["status"], bad["epochs_done"], bad["decision"]["rank"]) == ("stopped", 4, 4)
     record = records[bad["id"]]
     assert record["reason"] == "stopped after epoch 4: rank 4 of 4, the best 3 went on"
-    assert record["decision"]["value"] == record["last"]["val/top1"]
+    assert record["decision"]["value"] == record["last"]["val/balanced_accuracy"]
     for trial in trials.values():
         rows = (storage / "small" / trial["run_dir"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(row)["epoch"] for row in rows] == list(range(1, 9)), "no epoch is trained twice"

@@ -62,6 +62,13 @@ def test_what_was_good_draws_the_next_ones() -> None:
     assert len({point["lr"] for point in points[-5:]}) == 5, "a batch is not one point five times"
 
 
+def test_where_lower_is_better_the_low_ones_draw_the_next_ones() -> None:
+    """The same points with the values' signs turned around are the same search."""
+    past = [Past(params, worth(params), 1.0) for params in searched(4)]
+    turned = [Past(trial.params, -(trial.value or 0.0), 1.0) for trial in past]
+    assert suggest(SPACE, turned, count=5, seed=3, minimize=True) == suggest(SPACE, past, count=5, seed=3)
+
+
 def test_stopped_trials_are_told_as_pruned_and_failed_ones_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     monkeypatch.setattr(Study, "add_trial", lambda self, trial: told.append(trial))
@@ -106,8 +113,8 @@ def train(folder: Path, part: Part) -> None:
         status="stopped" if part.until else "finished",
         config=part.params,
         epochs_done=epoch,
-        last={"val/top1": value},
-        best={"val/top1": value},
+        last={"val/balanced_accuracy": value},
+        best={"val/balanced_accuracy": value},
     )
     record.write(folder_of(str(folder), part.trial))
 
