@@ -32,6 +32,11 @@ class Metric:
     above_classes: int = 0
     """It has a value only with more classes than this."""
 
+    @property
+    def meaning(self) -> str:
+        """Returns the summary, and which values are better."""
+        return f"{self.summary}; {'lower' if self.minimize else 'higher'} is better"
+
     def missing(self, groups: Collection[str], num_classes: int) -> str:
         """Returns why it never has a value on some data; '' where it does.
 

@@ -28,7 +28,10 @@ def table_of_tests(runs: Mapping[str, StoredRun]) -> list[dict[str, Any]]:
     for split in ordered_splits({split for test in tests.values() for split in test}):
         found = dict.fromkeys(metric for test in tests.values() for metric in test.get(split, {}))
         metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
-        columns = [{"key": f"{split}/{m}", "name": title_of(m)} for m in metrics]
+        columns = [
+            {"key": f"{split}/{m}", "name": title_of(m), "meaning": METRICS[m].meaning if m in METRICS else ""}
+            for m in metrics
+        ]
         protocols: dict[
             str, list[dict[str, Any]]
         ] = {}  # the same images test GLT or ALT, depending on the training split

@@ -252,6 +252,31 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_an_unbalanced_test_is_said_beside_its_numbers(tmp_path: Path) -> None:
+    info = write_run(tmp_path / "own", kind="run", quality=0.5, tested=True)
+    info["test"]["test_cbl"] |= {"balanced_accuracy": 0.25, "top1": 0.75}
+    info["support"] = {"test_cbl": [40, *[7] * 7, 2, 0], "test_gbl": [5] * 10}
+    write_json(tmp_path / "own" / "run.json", info)
+    page = Page(write_runs_report([tmp_path / "own"]))
+    assert "CLT balanced accuracy 25.0%, CLT top-1 75.0%" in page.words
+    assert "test_cbl is not balanced (largest/smallest class 40/2): top-1 follows the large classes" in page.words
+    assert "test_cbl: 9 of 10 classes have images" in page.words
+    assert (
+        "GLT top-1 " in page.words and "GLT balanced" not in page.words and "test_gbl is not balanced" not in page.words
+    )
+    assert 'title="expected calibration error' not in page.html and 'title="mean recall of the classes' in page.html
+
+
+def test_a_sweep_on_unbalanced_tests_says_so(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    for entry in sweep["retrain"]:
+        path = tmp_path / entry["run_dir"] / "run.json"
+        write_json(path, json.loads(path.read_text()) | {"support": {"test_cbl": [40, *[7] * 9]}})
+    page = Page(write_report(tmp_path))
+    said = "test_cbl is not balanced (largest/smallest class 40/7)"
+    assert page.words.count(said) == 2, "where winner and baseline are compared, and where every seed is listed"
+
+
 def test_one_run_many_runs_and_a_run_that_died_at_once(tmp_path: Path) -> None:
     folders = [tmp_path / f"run{n}" for n in range(8)]
     for n, folder in enumerate(folders):

@@ -14,7 +14,7 @@ from ltcore.evaluation.protocols import protocol_of
 from ltcore.reporting.format import mean_sd, range_text, short_names, value_text
 from ltcore.reporting.page import table_of_tests
 from ltcore.reporting.records import StoredRun, primary, read_sweep
-from ltcore.reporting.summary import count_text, next_steps, ranked_table, summary_lines, verdict
+from ltcore.reporting.summary import count_text, next_steps, ranked, ranked_table, summary_lines, verdict
 from tests.records import run_record, sweep_record, trial_record
 from tests.reporting.fake_sweep import make_sweep
 
@@ -119,6 +119,28 @@ def test_the_verdict_is_about_the_selection_metric_on_the_glt_test() -> None:
         cell = cells[found]
         assert primary(sweep_record(metric=metric, comparison=comparison)) == ("test_gbl", found, cell)
     assert primary(sweep_record()) is None
+
+
+def test_a_lower_calibration_error_is_better_and_ranks_first() -> None:
+    comparison = {"test": {"ece": paired_difference([0.1, 0.11], [0.2, 0.21])}}
+    record = sweep_of(("a", "finished", 0.3), ("b", "finished", 0.1), winner="b", comparison=comparison)
+    record = replace(record, metric="val/ece")
+    assert [trial.id for _, trial in ranked(record)] == ["b", "a"]
+    found = verdict(record)
+    assert (found.kind, found.text) == (
+        "better",
+        "In ECE the winner is 10.0 points better than the baseline in the test split.",
+    )
+    assert found.details[0].startswith("The test split: better than the baseline by 10.0 points")
+
+
+def test_an_accuracy_that_is_not_top1_is_said_beside_it() -> None:
+    same, other = paired_difference([0.5, 0.6], [0.4, 0.5]), paired_difference([0.3, 0.4], [0.2, 0.3])
+    for balanced, said in ((same, ["top-1"]), (other, ["balanced accuracy", "top-1"])):
+        comparison = {"test": {"balanced_accuracy": balanced, "top1": same}}
+        lines = summary_lines(sweep_of(("a", "finished", 0.2), winner="a", comparison=comparison))
+        assert [name for line in lines for name in said if line.startswith(f"test (test) {name}: winner")] == said
+        assert sum(line.startswith("test (test) ") for line in lines) == len(said)
 
 
 def test_next_steps() -> None:
