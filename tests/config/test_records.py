@@ -27,6 +27,7 @@ from ltcore.config.records import (
     Stopped,
 )
 from ltcore.errors import ConfigError, DamagedFileError
+from ltcore.evaluation.calibration import ReliabilityBin
 from ltcore.evaluation.paired import paired_difference
 from ltcore.reporting.report import make_report
 from ltcore.runtime.placement import Scaling
@@ -45,6 +46,10 @@ RUN = run_record(
     test={"test": {"top1": 0.5, "few": None}},
     test_best={},
     per_class={"test": [0.5, None]},
+    per_class_best={"test": [1.0, None]},
+    support={"test": [3, 0]},
+    calibration={"test": [ReliabilityBin(0), ReliabilityBin(3, 0.75, 0.5)]},
+    calibration_best={},
     schedule=[{"images_seen": 0, "train.optim.lr": 0.1}],
     started_from={"checkpoint": "there", "epoch": 1},
     stage1=Stage1(run="/one", name="one", seed=1, checkpoint="best-1", epoch=1, step=5, fingerprint="f"),
@@ -202,6 +207,12 @@ def test_damage_of_a_sweep_is_a_sentence(damage: Damage, tmp_path: Path) -> None
         (RUN, {"config": "x" * 99}, f"config is '{'x' * 59}..., expected an object."),
         (SWEEP, {"rungs": [{"cohort": 0}]}, "rungs[0].fraction is missing."),
         (SWEEP, {"trials": [{**SWEEP.to_json()["trials"][0], "params": {}}]}, "trials[0].params are not the keys of"),
+        (RUN, {"support": {"test": [3]}}, "support.test has 1 values for 2 classes."),
+        (
+            RUN,
+            {"calibration": {"test": [{"count": 1.5}]}},
+            "calibration.test[0].count is 1.5, expected a whole number.",
+        ),
         (SWEEP, {"comparison": {"test": {"top1": {}}}}, "comparison.test.top1.winner is missing."),
         (SWEEP, {"suggested": [[]]}, "suggested[0] is [], expected an object."),
     ],
