@@ -16,12 +16,12 @@ from ltcore.config.load import check_world
 from ltcore.config.records import RunRecord, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
-from ltcore.data.loading.sampler import Ints, drawn_copies
 from ltcore.models.norm import average_running_stats_
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components, build
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
+from ltcore.training.copies import epoch_copies
 from ltcore.training.evaluate import Evaluator, check_train_split
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.init_from import start_from
@@ -117,8 +117,8 @@ class Trainer:
         cfg, at = self.cfg, self.at
         lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
         set_lr(self.optimizer, lr)
+        self.loader.copies_N = epoch_copies(cfg, self.loader, self.components.step.objective, at.epoch, self.ctx.device)
         self.class_prior = self.components.step.objective.stream_shares_C(self._progress()).tolist()
-        self.loader.copies_N = self._copies()
         started, first_image = time.monotonic(), at.images_seen
         self.counted_at = started
         sums = MeanMetrics(at.sums, at.counts, self.ctx.device)
@@ -158,16 +158,6 @@ class Trainer:
         metrics["time_s"] = at.seconds
         self._finish_epoch(metrics)
         return metrics
-
-    def _copies(self) -> Ints | None:
-        """Returns how often each training sample comes in this epoch, the same on all ranks; None: once."""
-        labels_N = torch.tensor(self.loader.store.labels(self.cfg.data.train_split), device=self.ctx.device)
-        progress = self.at.epoch / self.cfg.train.epochs  # of its start, also where a resumed run is further on
-        draws_N = self.components.step.objective.draws_N(progress, labels_N)
-        if draws_N is None:
-            return None
-        copies_N = torch.from_numpy(drawn_copies(draws_N.double().cpu().numpy(), self.cfg.seed, self.at.epoch))
-        return dist.broadcast_(copies_N.to(self.ctx.device)).cpu().numpy()
 
     def _finish_epoch(self, metrics: dict[str, Any]) -> None:
         cfg, at = self.cfg, self.at

@@ -14,6 +14,7 @@ from ltcore import dist
 from ltcore.batch import Batch
 from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import drawn_copies
+from ltcore.training import copies
 from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
 from ltcore.training.cost import dry_run_text
@@ -68,7 +69,7 @@ def test_repeated_samples_fill_epochs_of_the_same_length(
         drawn.append(drawn_copies(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(fit, "drawn_copies", note)
+    monkeypatch.setattr(copies, "drawn_copies", note)
     record = run(tiny_run(**REPEAT), tiny_shards, tmp_path / "run")
     assert record["images_seen"] == 4 * 40
     assert [copies_N.sum() for copies_N in drawn] == [46] * 4
