@@ -23,6 +23,8 @@ def show_run(record: RunRecord, run_uri: str) -> None:
             values = [metrics.get(name) for name in names]
             table.add_row(weights, split, *("-" if value is None else f"{100 * value:.2f}" for value in values))
     console.print(table)
+    if record.reason:
+        console.print(f"{record.reason[0].upper()}{record.reason[1:]}; {record.epochs_planned} epochs were planned.")
     console.print(f"Run directory: {run_uri}   ({duration(record.seconds)} of training, {record.precision})")
 
 

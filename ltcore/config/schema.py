@@ -121,9 +121,17 @@ class TrainConfig:
     """Seconds between checkpoints; one is also written for the best epoch and at the end of the run. Range > 0."""
     select: str = "val/top1"
     """Validation metric whose highest value marks the best checkpoint."""
+    patience: int | None = None
+    """Evaluations in a row without a better ``select`` after which the run ends as finished; learning rate and terms still
+    follow ``epochs``. null: trains all epochs. Range >= 1; needs a validation split. No effect in stage 2."""
+    min_delta: float = 0.0
+    """By how much ``select`` (0.01 is one percentage point) has to rise above the last value that counted, to count as better
+    for ``patience``. Range [0, 1). No effect without ``patience``, nor on which checkpoint is the best."""
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate, threads=self.threads)
+        at_least(1, patience=self.patience)
+        within("[0, 1)", min_delta=self.min_delta)
         at_least(1, eval_every=self.eval_every, eval_batch_size=self.eval_batch_size)
         positive(checkpoint_every_s=self.checkpoint_every_s)
         if self.batch_size % self.accumulate:

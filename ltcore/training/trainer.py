@@ -88,10 +88,11 @@ class Trainer:
         self._resume()
         self._note_schedule()
         metrics = dict(self.at.last)
-        while self.at.epoch < self.cfg.train.epochs:
+        while not self._over:
             metrics = self._epoch()
         fields = {
             "status": "finished",
+            "reason": self._stopped_early(),
             "finished_at": now(),
             "last": metrics,
             "best": self.at.best,
@@ -164,17 +165,19 @@ class Trainer:
         at.last = dict(metrics)
         # before the checkpoint: a resumed run drops rows that are ahead of it, not the other way
         self.log.log(metrics, at.step)
+        if (value := metrics.get(cfg.train.select)) is not None:
+            at.judge(value, cfg.train.min_delta)
         if self._is_best(metrics):
             at.best = dict(metrics)
             self._save("best")
         late = time.monotonic() - self.saved_at > cfg.train.checkpoint_every_s
-        due = late or at.epoch == cfg.train.epochs or self.ctx.checkpoint_every_epoch
+        due = late or self._over or self.ctx.checkpoint_every_epoch
         if dist.broadcast_object(due):
             self._save("last")
         self._record_epoch()
         newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
         self.ctx.report(metrics, newest)
-        if dist.broadcast_object(self.ctx.stop_requested()) and at.epoch < cfg.train.epochs:
+        if dist.broadcast_object(self.ctx.stop_requested()) and not self._over:
             self._stop()
         self._stop_if_there()
 
@@ -190,7 +193,7 @@ class Trainer:
         )
 
     def _stop_if_there(self) -> None:
-        if 0 < self.info.until <= self.at.epoch < self.cfg.train.epochs:
+        if 0 < self.info.until <= self.at.epoch and not self._over:
             self._stop()
 
     def _stop(self) -> None:
@@ -249,6 +252,17 @@ class Trainer:
             return self.evaluator.test_fields(last, {})
         self.components.eval_net.load_state_dict(weights)
         return self.evaluator.test_fields(last, self.evaluator.test())
+
+    @property
+    def _over(self) -> bool:
+        return self.at.epoch == self.cfg.train.epochs or bool(self._stopped_early())
+
+    def _stopped_early(self) -> str:
+        """Returns why training ends before its last epoch; '' where it does not."""
+        cfg, at = self.cfg.train, self.at
+        if cfg.patience is None or at.in_vain < cfg.patience or at.epoch == cfg.epochs:
+            return ""
+        return f"early stopping at epoch {at.epoch}: no better {cfg.select} since epoch {at.peak_epoch}"
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         key = self.cfg.train.select
