@@ -13,19 +13,20 @@ from ltcore.objective.registry import BASES, TERMS
 
 def check_mixing(augment: AugmentConfig, objective: ObjectiveConfig) -> None:
     """Raises ValueError where images are mixed and the objective needs images of one class."""
-    if augment.mixup_alpha == 0:
+    on = {key: getattr(augment, key) for key in ("mixup_alpha", "cutmix_alpha") if getattr(augment, key) > 0}
+    if not on:
         return
+    what = " and ".join(f"augment.{key}={value}" for key, value in on.items()) + (" does" if len(on) == 1 else " do")
+    off = " and ".join(f"augment.{key}=0" for key in on)
     base = objective.base
     if not BASES[base].build.label_mix:
         raise ValueError(
-            f"augment.mixup_alpha={augment.mixup_alpha} does not go with objective.base={base}, which is not "
-            "a function of one label. Set augment.mixup_alpha=0 or choose another base"
+            f"{what} not go with objective.base={base}, which is not a function of one label. Set {off} or choose another base"
         )
     for name, cfg in objective.active_terms().items():
         if reason := TERMS[name].build.mix_refusal(cfg):
             raise ValueError(
-                f"augment.mixup_alpha={augment.mixup_alpha} does not go with objective.terms.{name}: {reason}. "
-                f"Set augment.mixup_alpha=0 or objective.terms.{name}=null"
+                f"{what} not go with objective.terms.{name}: {reason}. Set {off} or objective.terms.{name}=null"
             )
 
 

@@ -42,6 +42,7 @@ def columns() -> dict[str, Keys]:
         " + ".join(terms): {key: value for keys in terms.values() for key, value in keys.items()},
         "mixup": {"augment.mixup_alpha": 1.0},
         "mixup + ifl": {"augment.mixup_alpha": 1.0, **terms["ifl"]},
+        "cutmix + remix": {"augment.cutmix_alpha": 1.0, "augment.remix_kappa": 3.0},
         "class-balanced sampling": {"train.sampling": "class_balanced"},
         "progressive sampling": {"train.sampling": "progressive"},
         "accumulation": {"train.accumulate": 2},

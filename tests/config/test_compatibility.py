@@ -48,6 +48,7 @@ def test_what_is_refused_and_why() -> None:
     assert {pair.row for pair in PAIRS if pair.column == "mixup" and pair.reason} == {"paco", "lpa", "dro"}
     assert {pair.row for pair in PAIRS if pair.column == "accumulation" and pair.reason} == {"paco", "lpa", "dro"}
     assert {pair.row for pair in PAIRS if pair.column == "experts" and not pair.reason} == {"ride", "sade", *TERMS}
+    assert {pair.row for pair in PAIRS if pair.column == "cutmix + remix" and pair.reason} == {"paco", "lpa", "dro"}
     balancing = set(BASES) - {"cross_entropy", "focal"}
     sampled = {pair.row for pair in PAIRS if pair.column == "class-balanced sampling" and pair.reason}
     assert sampled == balancing | {"ifl"} and "nothing is left to balance" in reasons("ldam")["class-balanced sampling"]

@@ -231,6 +231,14 @@ def test_mixup_is_refused_with_terms_and_bases_that_need_one_class(plain):
             assert f"objective.base={name}" in words(plain, augment__mixup_alpha=1, objective__base=name)
 
 
+def test_every_way_to_mix_is_named_where_it_is_refused(plain):
+    cut = {"augment__cutmix_alpha": 1, "objective__terms__lpa": "on"}
+    assert words(plain, **cut).endswith("Set augment.cutmix_alpha=0 or objective.terms.lpa=null.")
+    both = words(plain, augment__cutmix_alpha=1, augment__mixup_alpha=0.2, objective__base="paco")
+    assert both.startswith("augment.mixup_alpha=0.2 and augment.cutmix_alpha=1.0 do not go with objective.base=paco")
+    assert words(plain, augment__remix_kappa=3).startswith("augment.remix_kappa=3 needs mixed images")
+
+
 TABLE = "objective.base_options.cross_entropy.class_weights"
 
 

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ldam-cosine": {"objective.base": "ldam", "objective.terms.ifl.center": "cosine"} | COSINE,
     "ride-mixup": {"objective.base": "ride", "model.num_experts": 3, "augment.mixup_alpha": 1.0} | COSINE,
     "sade-triplet": {"objective.base": "sade", "model.num_experts": 3, "objective.terms.ifl.center": "triplet"},
+    "cross_entropy-cutmix-remix": {"augment.cutmix_alpha": 1.0, "augment.remix_kappa": 3.0},
     "cross_entropy-repeat-mixup": {"objective.terms.ifl.env_mode": "repeat", "augment.mixup_alpha": 1.0},
     "sade-mixup": {"objective.base": "sade", "model.num_experts": 3, "augment.mixup_alpha": 1.0},
 }

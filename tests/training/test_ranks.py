@@ -19,6 +19,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "base": {},
     "all-terms": TERMS,
     "sampled": {"train.sampling": "progressive", "train.epochs": 40, "objective.base": "balanced_softmax"},
+    "mixed": {"augment.mixup_alpha": 1.0, "augment.cutmix_alpha": 1.0, "augment.remix_kappa": 2.0},
 }
 CASES = [(name, dtype) for name in OBJECTIVES for dtype in STEPS]
 Results = dict[tuple[str, torch.dtype], dict[str, Any]]
