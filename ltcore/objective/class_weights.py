@@ -179,6 +179,8 @@ def own_weights(value: Any, stats: ClassStats) -> Tensor:
     """
     table = weight_table(value)
     if isinstance(table, Mapping):
+        if not stats.class_names:
+            raise ConfigError("class_weights: the classes have no names here. Give a list with one weight per class.")
         known = set(stats.class_names)
         for name in table:
             if name not in known:

@@ -232,7 +232,8 @@ def make_objective(
 
     ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of the
     base. ``class_counts`` [C] counts the training images of each class; ``stream_counts`` [C] are the images of each
-    class that an epoch is expected to show, for samplers that repeat or leave out images. ``features`` is D, ``stages``
+    class that an epoch is expected to show, for samplers that repeat or leave out images; where that changes from epoch to
+    epoch, call ``sample_classes`` before each. ``features`` is D, ``stages``
     the same for earlier stages whose features the output contains.
 
     Call the objective with the output and the batch, then ``observe`` after each optimizer step and ``merge`` after

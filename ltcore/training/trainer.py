@@ -255,12 +255,12 @@ class Trainer:
 
     @property
     def _over(self) -> bool:
-        return self.at.epoch == self.cfg.train.epochs or bool(self._stopped_early())
+        return self.at.epoch >= self.cfg.train.epochs or bool(self._stopped_early())
 
     def _stopped_early(self) -> str:
         """Returns why training ends before its last epoch; '' where it does not."""
         cfg, at = self.cfg.train, self.at
-        if cfg.patience is None or at.in_vain < cfg.patience or at.epoch == cfg.epochs:
+        if cfg.patience is None or at.in_vain < cfg.patience or at.epoch >= cfg.epochs:
             return ""
         return f"early stopping at epoch {at.epoch}: no better {cfg.select} since epoch {at.peak_epoch}"
 

@@ -6,7 +6,8 @@ class c is drawn with probability in proportion to n_c^q. 'class_balanced' is q 
 authors' code does (the paper's t / T would end one step before).
 Differs: images are repeated a planned number of times instead of being drawn with replacement. Image i of class c comes
 floor(v) or ceil(v) times, v = share_c N / n_c, each image equally often in expectation; class c comes floor or ceil of
-share_c N times, and the epoch has N images, as a natural one. A pure function of (labels, shares, seed, epoch).
+share_c N times, and the epoch has N images, as a natural one. A pure function of (labels, shares, seed, epoch). The
+copies of an image stay in its shard, so each comes in the stretches of the epoch in which that shard is read.
 Cost: one sort of N numbers per epoch.
 """
 

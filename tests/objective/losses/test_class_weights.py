@@ -122,4 +122,6 @@ def test_names_are_those_of_the_data() -> None:
         own_weights({"dgo": 2}, STATS)
     with pytest.raises(ConfigError, match="list of 2 weights for 3 classes"):
         own_weights([1.0, 2.0], STATS)
+    with pytest.raises(ConfigError, match="the classes have no names here"):
+        own_weights({"cat": 2}, dataclasses.replace(STATS, class_names=()))
     assert weight_table(json.dumps({"7": 1})) == {"7": 1.0}
