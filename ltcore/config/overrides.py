@@ -131,7 +131,7 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
     return value
 
 
-def _table(key: str, value: Any) -> Any:
+def _table(key: str, value: Any) -> str:
     """Returns a table, or one as YAML text, as JSON text: one value, as configurations are compared, swept and stored.
 
     Another text is returned as it is.
@@ -145,10 +145,10 @@ def _table(key: str, value: Any) -> Any:
     for name in value if isinstance(value, Mapping) else ():
         if not isinstance(name, str) and type(name) is not int:
             raise ConfigError(f"{key} has the name {name!r}, which YAML does not read as text: put it in quotes.")
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{key}: expected names and numbers ({error}).") from None
+    for item in value.values() if isinstance(value, Mapping) else value:
+        if not isinstance(item, str | int | float):
+            raise ConfigError(f"{key}: expected one number for each class, got {item!r:.80}.")
+    return json.dumps(value)
 
 
 def _yaml(key: str, text: str) -> Any:

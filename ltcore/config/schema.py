@@ -95,8 +95,8 @@ class TrainConfig:
     sampling: str = "natural"
     """How often images of a class come: 'natural' (every image once per epoch), 'class_balanced' (all classes equally often),
     'square_root' (in proportion to the square root of their sizes) or 'progressive' (natural in the first epoch, balanced in
-    the last, in equal steps between). An epoch has as many images; those of small classes are repeated, and some of large ones
-    left out. Priors of losses are those of this stream (``objective.prior``). No effect in stage 2, which has its own."""
+    the last, in equal steps between). An epoch keeps its number of images: those of small classes are repeated, and some of
+    large ones left out. Priors of losses are those of this stream (``objective.prior``). No effect in stage 2."""
     init_from: str | None = None
     """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
     checkpoint in it, as an absolute path or URI. Network and classes must be the same. Or a file (.pth) of torchvision's

@@ -259,7 +259,8 @@ def test_a_table_that_is_none_is_refused(plain):
             f"{TABLE}={{cat: [1}}: expected a table such as {{cat: 2.0}} (expected ',' or ']', but got '}}').",
         ),
         ("{no: 2}", f"{TABLE} has the name False, which YAML does not read as text: put it in quotes."),
-        ("{cat: 2000-01-01}", f"{TABLE}: expected names and numbers (Object of type date is not JSON serializable)."),
+        ("{cat: 2000-01-01}", f"{TABLE}: expected one number for each class, got datetime.date(2000, 1, 1)."),
+        ("[&a [1], *a]", f"{TABLE}: expected one number for each class, got [1]."),
         ("{" * 2**20 + "}", f"{TABLE} has 1048577 characters; at most 1048576 are read."),
         ("{cat: -2}", f"{TABLE} must be finite numbers >= 0, got -2."),
         (
