@@ -13,7 +13,7 @@ from torch import Tensor
 from ltcore.batch import Batch, Mix
 from ltcore.data.augment.augment import Augment
 from ltcore.data.augment.config import AugmentConfig
-from ltcore.data.augment.mixing import _Pairs, label_share
+from ltcore.data.augment.mixing import _Pairs, label_share, mixed
 
 COUNTS = torch.tensor([90, 30, 10])
 
@@ -177,6 +177,15 @@ def test_remix_changes_labels_alone_and_both_rows_of_a_pair_agree() -> None:
         assert 0.2 < float(moved.double().mean()) < 1
         kept = torch.where(own_B[moved] > other_B[moved], 0.0, 1.0)
         assert torch.equal(mix_of(remixed).lam_B[moved], kept), "the whole label goes to the rarer class"
+
+
+def test_nothing_is_asked_of_the_device() -> None:
+    """A tensor without values can only be computed with; whoever looked at one would wait for a GPU."""
+    batch = batch_of(8).to("meta")
+    batch = batch.with_images(batch.images_VBCHW.float())
+    cfg = AugmentConfig(mixup_alpha=1.0, cutmix_alpha=1.0, remix_kappa=3.0, mix_probability=0.5)
+    out = mixed(batch, cfg, COUNTS.to("meta"), 0, 0)
+    assert out.images_VBCHW.is_meta and mix_of(out).lam_B.is_meta
 
 
 @pytest.mark.parametrize(
