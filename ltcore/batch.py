@@ -24,12 +24,16 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """The second image of mixed samples: ``x = lam * x_i + (1 - lam) * x_partner``."""
+    """The second image of mixed samples.
+
+    Of the image a share ``lam`` of the light (mixup) or of the pixels (CutMix) is the sample's own, unless Remix gave the
+    label to one of the two.
+    """
 
     labels_B: Tensor
     """int64, label of the partner."""
     lam_B: Tensor
-    """float32 in [0, 1], share of the sample's own image and label."""
+    """float32 in [0, 1], share of the sample's own label."""
     index_B: Tensor
     """int64, the partner's number in its split; the sample's own where it has no partner."""
 

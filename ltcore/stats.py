@@ -23,6 +23,9 @@ class ClassStats:
     stream_counts_C: Tensor | None = None
     """float64 expected images per class and epoch that the model really sees; None means ``counts_C``."""
 
+    class_names: tuple[str, ...] = ()
+    """[C], or () where nobody gave them."""
+
     def __post_init__(self) -> None:
         if len(self.shot_groups) != len(self.counts_C):
             raise ValueError(f"{len(self.shot_groups)} shot groups for {len(self.counts_C)} classes")

@@ -28,6 +28,8 @@ def show_run(record: RunRecord, run_uri: str) -> None:
     for split, support in (record.support or {}).items():
         for remark in remarks(split, support):
             console.print(remark)
+    if record.reason:
+        console.print(f"{record.reason[0].upper()}{record.reason[1:]}; {record.epochs_planned} epochs were planned.")
     console.print(f"Run directory: {run_uri}   ({duration(record.seconds)} of training, {record.precision})")
 
 

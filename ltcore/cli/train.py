@@ -22,6 +22,7 @@ from ltcore.text import printable_lines
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, dry_run_text
 from ltcore.training.lease import exclusive
+from ltcore.training.preflight import check_run
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run, execute, refuse_other_run
 from ltcore.training.selection import check_selection
@@ -50,6 +51,7 @@ def train(args: TrainArgs) -> RunRecord | None:
         settle_tracking(cfg)
     data_uri, manifest = prepare_run(cfg, root, say, fresh=args.fresh and not args.dry_run)
     check_selection({"train.select": cfg.train.select}, manifest)
+    check_run(cfg, manifest)
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))
         return None

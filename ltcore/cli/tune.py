@@ -78,6 +78,7 @@ def _tune_on(
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
     from ltcore.training.cost import dry_run_text
+    from ltcore.training.preflight import check_run
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.tuning.runs import SweepSetup
@@ -92,6 +93,7 @@ def _tune_on(
     with display.stage("data"):
         data_uri, manifest = prepare_run(base, root, display.say, fresh=args.fresh and not args.dry_run)
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
+    check_run(base, manifest)
     if args.dry_run:
         display.say(dry_run_text(base, data_uri))
         return None

@@ -15,7 +15,7 @@ from ltcore.objective.registry import BASES, TERMS
 
 Keys = Mapping[str, Any]
 
-UNDER_TERMS = {"experts": "sade", "stage 2": "cross_entropy"}
+UNDER_TERMS = {"experts": "sade", "stage 2": "cross_entropy", "class-balanced sampling": "cross_entropy"}
 """The base over which terms are asked what they go with, by the column; elsewhere balanced softmax."""
 
 
@@ -42,6 +42,9 @@ def columns() -> dict[str, Keys]:
         " + ".join(terms): {key: value for keys in terms.values() for key, value in keys.items()},
         "mixup": {"augment.mixup_alpha": 1.0},
         "mixup + ifl": {"augment.mixup_alpha": 1.0, **terms["ifl"]},
+        "cutmix + remix": {"augment.cutmix_alpha": 1.0, "augment.remix_kappa": 3.0},
+        "class-balanced sampling": {"train.sampling": "class_balanced"},
+        "progressive sampling": {"train.sampling": "progressive"},
         "accumulation": {"train.accumulate": 2},
         "experts": {"model.num_experts": 3},
         "frozen classifier": {"train.init_from": "/run", "train.freeze": "classifier"},

@@ -72,6 +72,11 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
         raise ConfigError(
             "stage2: a sweep trains stage 1. Take stage2 out of it, and run stage 2 by train.py on the run of your choice."
         )
+    if sweep.search == "pbt" and (base.train.patience is not None or "train.patience" in sweep.space):
+        raise ConfigError(
+            f"train.patience={base.train.patience} does not go with sweep.search=pbt, whose members take over each other's state "
+            "until the last epoch. Set train.patience=null, or another sweep.search."
+        )
     _check_hot(sweep, base)
     start, name = latest_start(sweep, base)
     if sweep.search != "pbt" and sweep.grace_fraction is not None and sweep.grace_fraction < start:

@@ -6,13 +6,18 @@ Needs neither torch nor pydantic. Values are left as they were written; ``ltcore
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
+
+import yaml
 
 from ltcore.config.keys import Leaf, Section, leaves, run_keys
 from ltcore.errors import ConfigError, nearest
 
 Tree: TypeAlias = dict[str, Any]
+MAX_TABLE = 2**20
+"""Characters of a table of classes on a command line: some 40,000 classes."""
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> Tree:
@@ -85,7 +90,7 @@ def unknown(key: str, root: Section | None = None, prefix: str = "") -> ConfigEr
 
 
 def checked(tree: Mapping[str, Any], section: Section, path: str = "") -> Tree:
-    """Returns the tree with every name checked, lists split and ``null`` read.
+    """Returns the tree with every name checked, lists split, tables written as JSON and ``null`` read.
 
     Raises ConfigError for unknown names and for a bool where a number is expected.
     """
@@ -119,9 +124,43 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(item.strip() for item in value.split(",") if item.strip())
         return value if isinstance(value, list | tuple) else (value,)
+    if leaf.type.startswith("str | dict") and isinstance(value, str | Mapping | list):
+        return _table(key, value)
     if isinstance(value, bool) and "bool" not in leaf.type and "Any" not in leaf.type:
         raise ConfigError(f"{key}={str(value).lower()}: expected {expected(leaf.type)} (ltcore keys {key}).")
     return value
+
+
+def _table(key: str, value: Any) -> str:
+    """Returns a table, or one as YAML text, as JSON text: one value, as configurations are compared, swept and stored.
+
+    Another text is returned as it is.
+    """
+    if isinstance(value, str):
+        if not value.startswith(("{", "[")):
+            return value
+        if len(value) > MAX_TABLE:
+            raise ConfigError(f"{key} has {len(value)} characters; at most {MAX_TABLE} are read.")
+        value = _yaml(key, value)
+    for name in value if isinstance(value, Mapping) else ():
+        if not isinstance(name, str) and type(name) is not int:
+            raise ConfigError(f"{key} has the name {name!r}, which YAML does not read as text: put it in quotes.")
+    for item in value.values() if isinstance(value, Mapping) else value:
+        if not isinstance(item, str | int | float):
+            raise ConfigError(f"{key}: expected one number for each class, got {item!r:.80}.")
+    return json.dumps(value)
+
+
+def _yaml(key: str, text: str) -> Any:
+    try:
+        return json.loads(text)  # as it is stored; YAML takes seconds for thousands of classes
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = getattr(error, "problem", error)
+        raise ConfigError(f"{key}={text[:80]}: expected a table such as {{cat: 2.0}} ({why}).") from None
 
 
 def as_text(value: Any) -> str:
@@ -140,6 +179,7 @@ def expected(kind: str) -> str:
         "float": "a finite number",
         "bool": "true or false",
         "str": "text",
+        "dict[str, float]": "a table",
         "None": "null",
     }
     if kind.startswith("tuple"):

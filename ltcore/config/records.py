@@ -97,7 +97,7 @@ class RunRecord(StoredRecord):
     schema: Literal[1] = 1
     status: Status = "running"
     reason: str = ""
-    """Why it was stopped or failed."""
+    """Why it was stopped or failed, or finished before its last epoch."""
     id: str
     name: str
     kind: str

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from ltcore.config.combinations import check_mixing, check_sampling
 from ltcore.config.keys import effective, run_keys
 from ltcore.config.overrides import flatten, override
 from ltcore.config.stage2 import Stage2Config
@@ -24,6 +25,7 @@ from ltcore.config.validate import plain_run, validate
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import stacks
 from ltcore.data.config import DataConfig
+from ltcore.data.loading.class_sampling import SAMPLINGS
 from ltcore.errors import at_least, one_of, plain_name, positive, refuse_userinfo, within
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
@@ -90,6 +92,11 @@ class TrainConfig:
     accumulate: int = 1
     """Backward passes per optimizer step, each over batch_size / accumulate images, to fit into memory. Must divide
     ``batch_size``; refused for losses that look across the batch."""
+    sampling: str = "natural"
+    """How often images of a class come: 'natural' (every image once per epoch), 'class_balanced' (all classes equally often),
+    'square_root' (in proportion to the square root of their sizes) or 'progressive' (natural in the first epoch, balanced in
+    the last, in equal steps between). An epoch keeps its number of images: those of small classes are repeated, and some of
+    large ones left out. Priors of losses are those of this stream (``objective.prior``). No effect in stage 2."""
     init_from: str | None = None
     """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
     checkpoint in it, as an absolute path or URI. Network and classes must be the same. Or a file (.pth) of torchvision's
@@ -117,9 +124,17 @@ class TrainConfig:
     top-1 where they have as many images), val/top1, val/top5, val/macro_f1, val/macro_precision, val/glt_f1,
     val/geometric_mean, val/harmonic_mean, val/worst_class, val/ece, and val/<group>, val/<group>/macro_precision and
     val/<group>/ece of many, medium and few. The lowest ECE is the best, of all others the highest value."""
+    patience: int | None = None
+    """Evaluations in a row without a better ``select`` after which the run ends as finished; learning rate and terms still
+    follow ``epochs``. null: trains all epochs. Range >= 1; needs a validation split. No effect in stage 2."""
+    min_delta: float = 0.0
+    """By how much ``select`` (0.01 is one percentage point) has to improve on the last value that counted, to count as better
+    for ``patience``. Range [0, 1). No effect without ``patience``, nor on which checkpoint is the best."""
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate, threads=self.threads)
+        at_least(1, patience=self.patience)
+        within("[0, 1)", min_delta=self.min_delta)
         at_least(1, eval_every=self.eval_every, eval_batch_size=self.eval_batch_size)
         positive(checkpoint_every_s=self.checkpoint_every_s)
         if self.batch_size % self.accumulate:
@@ -137,6 +152,7 @@ class TrainConfig:
             )
         within("[0, 1)", ema_decay=self.ema_decay)
         one_of(("auto", "fp32", "bf16"), precision=self.precision)
+        one_of(SAMPLINGS, sampling=self.sampling)
         one_of(SELECTABLE, select=self.select)
 
 
@@ -171,7 +187,8 @@ class RunConfig:
         stacks(self.augment, 2)  # refuses names that are none
         self._check_accumulation()
         self._check_ghost_batch()
-        self._check_mixup()
+        check_mixing(self.augment, self.objective)
+        check_sampling(self.train.sampling, self.objective)
         self._check_experts()
         self._check_head()
         self._check_layers()
@@ -235,22 +252,6 @@ class RunConfig:
                 f"model.ghost_batch={group} must divide the {at_once} images of a pass (train.batch_size / "
                 "train.accumulate), and with several workers those of each"
             )
-
-    def _check_mixup(self) -> None:
-        if self.augment.mixup_alpha == 0:
-            return
-        base = self.objective.base
-        if not BASES[base].build.label_mix:
-            raise ValueError(
-                f"augment.mixup_alpha={self.augment.mixup_alpha} does not go with objective.base={base}, which is not "
-                "a function of one label. Set augment.mixup_alpha=0 or choose another base"
-            )
-        for name, cfg in self.objective.active_terms().items():
-            if reason := TERMS[name].build.mix_refusal(cfg):
-                raise ValueError(
-                    f"augment.mixup_alpha={self.augment.mixup_alpha} does not go with objective.terms.{name}: {reason}. "
-                    f"Set augment.mixup_alpha=0 or objective.terms.{name}=null"
-                )
 
     def _check_experts(self) -> None:
         wants_experts = BASES[self.objective.base].build.expert_head

@@ -65,7 +65,7 @@ class Stage2Config:
             return (
                 f"stage2 does not go with objective.base={base}, which {balances}: the classes would be balanced twice, and "
                 "that costs accuracy (ImageNet-LT: balanced softmax 51.2, with cRT on top 50.6; Zhang et al., TPAMI 2023). "
-                "Use that run as it is, or start from one with objective.base=cross_entropy"
+                "Use that run as it is, or start from one with objective.base=cross_entropy and no class_weights"
             )
         why = self.row.build.linear_only
         if why and head != "linear":

@@ -169,6 +169,11 @@ class Term(nn.Module):
         """Returns why the term is undefined for images mixed of two; '' where it is defined."""
         return "a mixed image has no single class for it"
 
+    @staticmethod
+    def sampling_refusal(cfg: Any) -> str:
+        """Returns why the term needs every image once per epoch (``train.sampling``); '' where any stream will do."""
+        return ""
+
     def memories(self) -> dict[str, MemorySpec]:
         """Returns the memories that the term needs, by the names under which the context provides them."""
         return {}

@@ -39,7 +39,7 @@ class ObjectiveConfig:
     terms: Terms = field(default_factory=Terms)
     """The named terms; null is off."""
     prior: str = "stream"
-    """Class prior for losses that use one: 'stream' (what the model sees, after re-weighting) or 'dataset'.
+    """Class prior for losses that use one: 'stream' (what the model sees, after sampling and re-weighting) or 'dataset'.
     'lexicographic_compat' reproduces a mistake of GLT's published code and is only for comparison with its numbers:
     with more than ten classes the base uses the counts of other classes for prior, margins and weights. Terms are not
     affected.
@@ -106,6 +106,7 @@ class Objective(nn.Module):
                     self._memories[spec.key] = spec.build(stats, dims, seed)
             self._named[name] = {local: self._memories[spec.key] for local, spec in specs.items()}
         self._log_prior_C = base_stats.log_prior_C("stream" if cfg.prior == "stream" else "dataset", torch.float64)
+        self._sampled_C: Tensor | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -145,8 +146,16 @@ class Objective(nn.Module):
 
         They sum to 1 and include the weights or draws of the terms.
         """
-        weighted_C = self._weighted_shares(self._live(progress))
-        return self.stats.log_prior_C("stream", torch.float64).exp() if weighted_C is None else weighted_C
+        changed_C = self._changed_shares(self._live(progress))
+        return self.stats.log_prior_C("stream", torch.float64).exp() if changed_C is None else changed_C
+
+    def sample_classes(self, shares_C: Tensor | None) -> None:
+        """Takes note of the class shares [C] of the next epoch; None where they are those of ``ClassStats``.
+
+        To be called before every epoch by whoever samples by class; terms that change the shares themselves do not go with it
+        (``Term.sampling_refusal``).
+        """
+        self._sampled_C = None if shares_C is None else shares_C.to(self._log_prior_C)
 
     def draws_N(self, progress: float, labels_N: Tensor) -> Tensor | None:
         """Returns [N] how often each training sample should come in the next epoch; None for once each.
@@ -159,14 +168,14 @@ class Objective(nn.Module):
     def _live(self, progress: float) -> dict[str, Term]:
         return {name: term for name, term in self._terms.items() if progress >= term.cfg.start}
 
-    def _weighted_shares(self, live: dict[str, Term]) -> Tensor | None:
-        """Returns float64 [C] class shares, or None where no term weights samples."""
+    def _changed_shares(self, live: dict[str, Term]) -> Tensor | None:
+        """Returns float64 [C] class shares, or None where neither a term nor a sampler changes them."""
         shares = (term.class_shares(self._named[name]) for name, term in live.items())
-        return next((share_C for share_C in shares if share_C is not None), None)
+        return next((share_C for share_C in shares if share_C is not None), self._sampled_C)
 
     def _log_prior_now(self, live: dict[str, Term]) -> Tensor:
-        """Returns float64 [C]; with 'stream', the log class shares under the current sample weights."""
-        share_C = self._weighted_shares(live) if self.cfg.prior == "stream" else None
+        """Returns float64 [C]; with 'stream', the log class shares under the current sampling and sample weights."""
+        share_C = self._changed_shares(live) if self.cfg.prior == "stream" else None
         return self._log_prior_C if share_C is None else share_C.log()
 
     def _base_per_sample(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
@@ -223,7 +232,8 @@ def make_objective(
 
     ``terms`` maps names to fields of their ``Config`` (``{"dro": {"weight": 0.5}}``), ``base_options`` are those of the
     base. ``class_counts`` [C] counts the training images of each class; ``stream_counts`` [C] are the images of each
-    class that an epoch is expected to show, for samplers that repeat or leave out images. ``features`` is D, ``stages``
+    class that an epoch is expected to show, for samplers that repeat or leave out images; where that changes from epoch to
+    epoch, call ``sample_classes`` before each. ``features`` is D, ``stages``
     the same for earlier stages whose features the output contains.
 
     Call the objective with the output and the batch, then ``observe`` after each optimizer step and ``merge`` after

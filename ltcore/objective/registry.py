@@ -45,7 +45,7 @@ class Row:
 
 
 BASES: dict[str, Row] = {
-    "cross_entropy": Row(CrossEntropy, "cross-entropy, optionally with label smoothing", "-"),
+    "cross_entropy": Row(CrossEntropy, "cross-entropy; label smoothing, class weights of your own", "-"),
     "balanced_softmax": Row(BalancedSoftmax, "cross-entropy of logits plus the log prior", "Ren et al., NeurIPS 2020"),
     "logit_adjust": Row(LogitAdjust, "cross-entropy of logits plus tau times the log prior", "Menon et al., ICLR 2021"),
     "class_balanced": Row(ClassBalanced, "cross-entropy or focal by effective number, or DRW", "Cui et al., CVPR 2019"),

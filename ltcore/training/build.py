@@ -56,7 +56,14 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None
     step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
     step.train()
-    augment = Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=views)
+    augment = Augment(
+        cfg.augment,
+        seed=cfg.seed,
+        mean=manifest.mean,
+        std=manifest.std,
+        num_views=views,
+        counts_C=stats.counts_C,
+    )
     return Components(step, parallel(step, ctx.device), augment, average, precision)
 
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.policies import reader_crops
 from ltcore.data.loading.canvas_cache import canvas_bytes
+from ltcore.data.loading.class_sampling import NATURAL
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.errors import CapacityError
 from ltcore.objective.memory.base import Memory
@@ -104,6 +105,10 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
     ifl = cfg.objective.active_terms().get("ifl")
     budget = ""
+    if cfg.train.sampling != NATURAL:
+        budget = (
+            f" train.sampling={cfg.train.sampling} repeats images of small classes and leaves out some of large ones."
+        )
     if ifl is not None:
         repeats = ifl.env_mode == "repeat" and ifl.num_envs > 1
         how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"

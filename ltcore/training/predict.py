@@ -186,7 +186,7 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
         raise ConfigError(
             f"posthoc_tau={tau:g} does not go with {key} of {found.place}, which {balances}: the classes would be balanced "
             "twice, and that costs accuracy (ImageNet-LT: balanced softmax 51.2, adjusted on top 46.6; Zhang et al., TPAMI "
-            "2023). Predict with it as it is, or adjust a run with objective.base=cross_entropy."
+            "2023). Predict with it as it is, or adjust a run with objective.base=cross_entropy and no class_weights."
         )
     if "class_prior" not in found.meta:
         raise CheckpointError(

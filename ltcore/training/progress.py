@@ -19,6 +19,12 @@ class TrainProgress:
     """Metrics of the epoch with the best ``train.select``, with its ``epoch``."""
     last: dict[str, Any] = field(default_factory=dict)
     """Metrics of the last complete epoch."""
+    peak: float | None = None
+    """Value of ``train.select`` by which patience judges: that of the last evaluation that was better by ``train.min_delta``."""
+    peak_epoch: int = 0
+    """Epoch of that evaluation."""
+    in_vain: int = 0
+    """Evaluations since then."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the loss parts over the steps of the unfinished epoch, each the mean over ranks."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -27,3 +33,10 @@ class TrainProgress:
     """Values of the mutable keys, each with the ``images_seen`` from which on they were used."""
     started_from: dict[str, Any] = field(default_factory=dict)
     """The checkpoint or file with the initial weights, where ``train.init_from`` names one."""
+
+    def judge(self, value: float, min_delta: float) -> None:
+        """Counts an evaluation of the present epoch for patience."""
+        if self.peak is None or value > self.peak + min_delta:
+            self.peak, self.peak_epoch, self.in_vain = value, self.epoch, 0
+        else:
+            self.in_vain += 1

@@ -16,13 +16,13 @@ from ltcore.config.load import check_world
 from ltcore.config.records import RunRecord, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
-from ltcore.data.loading.sampler import Ints, drawn_copies
 from ltcore.evaluation.catalog import goodness
 from ltcore.models.norm import average_running_stats_
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components, build
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
+from ltcore.training.copies import epoch_copies
 from ltcore.training.evaluate import Evaluator, Tested, check_train_split
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.init_from import start_from
@@ -90,10 +90,11 @@ class Trainer:
         self._resume()
         self._note_schedule()
         metrics = dict(self.at.last)
-        while self.at.epoch < self.cfg.train.epochs:
+        while not self._over:
             metrics = self._epoch()
         fields = {
             "status": "finished",
+            "reason": self._stopped_early(),
             "finished_at": now(),
             "last": metrics,
             "best": self.at.best,
@@ -119,8 +120,8 @@ class Trainer:
         cfg, at = self.cfg, self.at
         lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
         set_lr(self.optimizer, lr)
+        self.loader.copies_N = epoch_copies(cfg, self.loader, self.components.step.objective, at.epoch, self.ctx.device)
         self.class_prior = self.components.step.objective.stream_shares_C(self._progress()).tolist()
-        self.loader.copies_N = self._copies()
         started, first_image = time.monotonic(), at.images_seen
         self.counted_at = started
         sums = MeanMetrics(at.sums, at.counts, self.ctx.device)
@@ -161,32 +162,24 @@ class Trainer:
         self._finish_epoch(metrics)
         return metrics
 
-    def _copies(self) -> Ints | None:
-        """Returns how often each training sample comes in this epoch, the same on all ranks; None: once."""
-        labels_N = torch.tensor(self.loader.store.labels(self.cfg.data.train_split), device=self.ctx.device)
-        progress = self.at.epoch / self.cfg.train.epochs  # of its start, also where a resumed run is further on
-        draws_N = self.components.step.objective.draws_N(progress, labels_N)
-        if draws_N is None:
-            return None
-        copies_N = torch.from_numpy(drawn_copies(draws_N.double().cpu().numpy(), self.cfg.seed, self.at.epoch))
-        return dist.broadcast_(copies_N.to(self.ctx.device)).cpu().numpy()
-
     def _finish_epoch(self, metrics: dict[str, Any]) -> None:
         cfg, at = self.cfg, self.at
         at.last = dict(metrics)
         # before the checkpoint: a resumed run drops rows that are ahead of it, not the other way
         self.log.log(metrics, at.step)
+        if (value := metrics.get(cfg.train.select)) is not None:
+            at.judge(goodness(cfg.train.select, value), cfg.train.min_delta)
         if self._is_best(metrics):
             at.best = dict(metrics)
             self._save("best")
         late = time.monotonic() - self.saved_at > cfg.train.checkpoint_every_s
-        due = late or at.epoch == cfg.train.epochs or self.ctx.checkpoint_every_epoch
+        due = late or self._over or self.ctx.checkpoint_every_epoch
         if dist.broadcast_object(due):
             self._save("last")
         self._record_epoch()
         newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
         self.ctx.report(metrics, newest)
-        if dist.broadcast_object(self.ctx.stop_requested()) and at.epoch < cfg.train.epochs:
+        if dist.broadcast_object(self.ctx.stop_requested()) and not self._over:
             self._stop()
         self._stop_if_there()
 
@@ -202,7 +195,7 @@ class Trainer:
         )
 
     def _stop_if_there(self) -> None:
-        if 0 < self.info.until <= self.at.epoch < self.cfg.train.epochs:
+        if 0 < self.info.until <= self.at.epoch and not self._over:
             self._stop()
 
     def _stop(self) -> None:
@@ -265,6 +258,17 @@ class Trainer:
             return {}
         self.components.eval_net.load_state_dict(weights)
         return self.evaluator.test()
+
+    @property
+    def _over(self) -> bool:
+        return self.at.epoch >= self.cfg.train.epochs or bool(self._stopped_early())
+
+    def _stopped_early(self) -> str:
+        """Returns why training ends before its last epoch; '' where it does not."""
+        cfg, at = self.cfg.train, self.at
+        if cfg.patience is None or at.in_vain < cfg.patience or at.epoch >= cfg.epochs:
+            return ""
+        return f"early stopping at epoch {at.epoch}: no better {cfg.select} since epoch {at.peak_epoch}"
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         key = self.cfg.train.select

@@ -40,4 +40,6 @@ def end_of_part(record: RunRecord | None, metric: str, state: str, lost: str | N
         return f"failed ({last_line(record.reason)})", "red"
     if lost is not None:
         return f"lost with its process ({lost})", "red"
+    if state == "finished" and record is not None and record.reason:
+        return f"{text}, {record.reason}", ""
     return (f"{text}, cut short; the same command goes on with it" if state == "open" else f"{text} at the end"), ""

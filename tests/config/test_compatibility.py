@@ -48,6 +48,11 @@ def test_what_is_refused_and_why() -> None:
     assert {pair.row for pair in PAIRS if pair.column == "mixup" and pair.reason} == {"paco", "lpa", "dro"}
     assert {pair.row for pair in PAIRS if pair.column == "accumulation" and pair.reason} == {"paco", "lpa", "dro"}
     assert {pair.row for pair in PAIRS if pair.column == "experts" and not pair.reason} == {"ride", "sade", *TERMS}
+    assert {pair.row for pair in PAIRS if pair.column == "cutmix + remix" and pair.reason} == {"paco", "lpa", "dro"}
+    balancing = set(BASES) - {"cross_entropy", "focal"}
+    sampled = {pair.row for pair in PAIRS if pair.column == "class-balanced sampling" and pair.reason}
+    assert sampled == balancing | {"ifl"} and "nothing is left to balance" in reasons("ldam")["class-balanced sampling"]
+    assert {pair.row for pair in PAIRS if pair.column == "progressive sampling" and pair.reason} == {"ifl"}
     assert {pair.row for pair in PAIRS if pair.column == "frozen classifier" and pair.reason} == {"paco"}
     plain = {"cross_entropy", "focal", *TERMS}
     assert {pair.row for pair in PAIRS if pair.column == "stage 2" and not pair.reason} == plain
@@ -96,4 +101,8 @@ def test_the_readme_says_the_same() -> None:
         for row in names(rows):
             for group, cell in zip(columns, cells, strict=True):
                 said |= {(row, column): cell.strip() == "yes" for column in group if column != row}
-    assert said == {(pair.row, pair.column): not pair.reason for pair in PAIRS if " + " not in pair.column}
+    true = {(pair.row, pair.column): not pair.reason for pair in PAIRS if " + " not in pair.column}
+    shown = {*TERMS, "mixup", "accumulation", "experts", "frozen classifier", "stage 2"}
+    assert {column for _, column in said} >= shown
+    assert said == {(row, column): goes for (row, column), goes in true.items() if (row, column) in said}
+    assert said.keys() >= {(row, column) for row, column in true if column in shown}

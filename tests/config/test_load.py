@@ -231,6 +231,58 @@ def test_mixup_is_refused_with_terms_and_bases_that_need_one_class(plain):
             assert f"objective.base={name}" in words(plain, augment__mixup_alpha=1, objective__base=name)
 
 
+def test_every_way_to_mix_is_named_where_it_is_refused(plain):
+    cut = {"augment__cutmix_alpha": 1, "objective__terms__lpa": "on"}
+    assert words(plain, **cut).endswith("Set augment.cutmix_alpha=0 or objective.terms.lpa=null.")
+    both = words(plain, augment__cutmix_alpha=1, augment__mixup_alpha=0.2, objective__base="paco")
+    assert both.startswith("augment.mixup_alpha=0.2 and augment.cutmix_alpha=1.0 do not go with objective.base=paco")
+    assert words(plain, augment__remix_kappa=3).startswith("augment.remix_kappa=3 needs mixed images")
+
+
+TABLE = "objective.base_options.cross_entropy.class_weights"
+
+
+@pytest.mark.parametrize("written", ["{cat: 2, no way: 0.5}", {"cat": 2, "no way": 0.5}, '{"cat": 2, "no way": 0.5}'])
+def test_a_table_of_classes_is_one_value_however_it_is_written(plain, written):
+    run = plain.replace({TABLE: written})
+    assert run.to_flat()[TABLE] == '{"cat": 2, "no way": 0.5}'
+    assert RunConfig.from_flat(run.to_flat()) == run == RunConfig.from_dict(yaml.safe_load(run.to_yaml()))
+    assert plain.replace({TABLE: "[1, 2.5]"}).to_flat()[TABLE] == "[1, 2.5]"
+    assert plain.replace({TABLE: "null"}) == plain
+
+
+def test_a_table_that_is_none_is_refused(plain):
+    key = {"objective__base_options__cross_entropy__class_weights": None}
+    for value, said in (
+        (
+            "{cat: [1}",
+            f"{TABLE}={{cat: [1}}: expected a table such as {{cat: 2.0}} (expected ',' or ']', but got '}}').",
+        ),
+        ("{no: 2}", f"{TABLE} has the name False, which YAML does not read as text: put it in quotes."),
+        ("{cat: 2000-01-01}", f"{TABLE}: expected one number for each class, got datetime.date(2000, 1, 1)."),
+        ("[&a [1], *a]", f"{TABLE}: expected one number for each class, got [1]."),
+        ("{" * 2**20 + "}", f"{TABLE} has 1048577 characters; at most 1048576 are read."),
+        ("{cat: -2}", f"{TABLE} must be finite numbers >= 0, got -2."),
+        (
+            "inverse",
+            f"{TABLE} must be null, auto, a table such as {{cat: 2.0}} or a list with one weight per class, got 'inverse'.",
+        ),
+        (True, f"{TABLE}=true: expected text or a table or null (ltcore keys {TABLE})."),
+    ):
+        assert words(plain, **dict.fromkeys(key, value)) == said
+
+
+def test_weights_by_class_balance_once(plain):
+    auto = {f"{TABLE.replace('.', '__')}": "auto"}
+    assert "balanced twice" in words(plain, **auto, train__sampling="square_root", objective__prior="dataset")
+    assert "nothing is left to balance" in words(plain, **auto, train__sampling="class_balanced")
+    assert plain.replace({TABLE: "auto", "train.sampling": "square_root"}).train.sampling == "square_root"
+    assert "balanced twice" in words(plain, **auto, stage2="on")
+    norm = {"objective__base_options__cross_entropy__weight_norm": "batch_sum", "train__accumulate": 2}
+    assert words(plain, **auto, **norm).endswith("or objective.base_options.cross_entropy.weight_norm=batch.")
+    assert plain.replace({k.replace("__", "."): v for k, v in norm.items()}).train.accumulate == 2
+
+
 def test_experts_and_base_must_agree(plain):
     assert words(plain, model__num_experts=3).startswith(
         "model.num_experts=3 does not go with objective.base=cross_entropy"

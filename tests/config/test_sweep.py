@@ -89,6 +89,14 @@ def test_every_recipe_of_a_first_stage_takes_the_main_sweep(recipe):
     assert checked("tune_lpa", overrides | {"sweep.budget_s": "60"}).budget_s == 60
 
 
+def test_members_of_a_population_do_not_stop_early():
+    mutable = {"sweep.search": "pbt", "sweep.mutable": "objective.terms.lpa.weight"}
+    for patience in ({"train.patience": 3}, {"sweep.space.train.patience": "int:2,5"}):
+        with pytest.raises(ConfigError, match=r"train\.patience=\w+ does not go with sweep\.search=pbt"):
+            checked("tune_lpa", mutable | patience)
+        assert checked("tune_lpa", patience)
+
+
 def test_pbt_has_no_grace_period():
     mutable = {"sweep.search": "pbt", "sweep.mutable": "objective.terms.lpa.weight", "sweep.grace_fraction": "0.1"}
     sweep = checked("tune_lpa", mutable)

@@ -42,6 +42,8 @@ def stats(order_C: Tensor | None = None) -> ClassStats:
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross_entropy+smoothing": ("cross_entropy", {"label_smoothing": 0.1}),
     "class_balanced+focal": ("class_balanced", {"focal_gamma": 2.0, "weight_norm": "batch_sum"}),
+    "cross_entropy+weights": ("cross_entropy", {"class_weights": "auto", "weight_norm": "batch_sum"}),
+    "focal+weights": ("focal", {"class_weights": "auto"}),
     "focal+sigmoid": ("focal", {"form": "sigmoid"}),
     "focal+detach": ("focal", {"detach": True}),
     "ldam+batch_sum": ("ldam", {"weight_norm": "batch_sum"}),

@@ -31,6 +31,21 @@ def test_one_number_per_sample(objective: Objective) -> None:
     assert loss_B.isfinite().all()
 
 
+def test_shares_are_those_of_the_stream(objective: Objective) -> None:
+    """Said before an epoch: the natural ones change nothing, others replace the prior, and the next epoch's replace them."""
+    out, batch = harness.output_of(objective, harness.ragged()), harness.batch_of(harness.ragged())
+
+    def loss(shares_C: torch.Tensor | None) -> torch.Tensor:
+        objective.sample_classes(shares_C)
+        return objective(out, batch, harness.PROGRESS).loss.detach()
+
+    plain, natural_C = loss(None), objective.stats.log_prior_C("dataset", torch.float64).exp()
+    equal = loss(torch.full((harness.CLASSES,), 1 / harness.CLASSES))
+    assert equal.isfinite()
+    harness.assert_close(loss(natural_C), plain)
+    assert torch.equal(loss(None), plain)
+
+
 def test_loss_is_the_mean_over_samples(objective: Objective) -> None:
     out, batch = harness.output_of(objective, harness.ragged()), harness.batch_of(harness.ragged())
     result = objective(out, batch, harness.PROGRESS)

@@ -91,3 +91,13 @@ def test_weight_and_start_are_checked(key: str) -> None:
 
 def test_default_section_is_null() -> None:
     assert all(getattr(Terms(), name) is None for name in TERMS)
+
+
+def test_a_term_that_changes_the_shares_of_classes_refuses_another_that_does(name: str, key: str) -> None:
+    """``train.sampling`` may repeat images where the term neither weighs nor repeats them."""
+    cfg = harness.term_config(name)
+    objective = harness.fill(harness.build("balanced_softmax", **{key: cfg}))
+    labels_N = harness.batch_of(torch.arange(harness.SAMPLES)).labels_B
+    term, memories = objective.terms[key], objective._named[key]
+    shares, draws = term.class_shares(memories), term.draws(memories, labels_N)  # type: ignore[operator]
+    assert bool(TERMS[key].build.sampling_refusal(cfg)) == (shares is not None or draws is not None)

@@ -84,6 +84,26 @@ def test_a_loop_with_a_sampler_of_its_own() -> None:
         loss("balanced_softmax", [2.0])
 
 
+def test_shares_that_change_from_epoch_to_epoch() -> None:
+    """As ``stream_counts_C``, but said anew before each epoch; None goes back to the natural stream."""
+    logits, z = outputs()
+    out, batch = toy.make_output(logits, z), toy.make_batch(LABELS)
+    objective, shares_C = make(), toy.f64([0.2, 0.5, 0.3])
+    natural = objective(out, batch, 0.5).loss
+    objective.sample_classes(shares_C)
+    fixed = make(stats=dataclasses.replace(STATS, stream_counts_C=10 * shares_C))
+    torch.testing.assert_close(objective(out, batch, 0.5).loss, fixed(out, batch, 0.5).loss)
+    torch.testing.assert_close(objective.stream_shares_C(0.5), shares_C)
+    objective.sample_classes(None)
+    assert torch.equal(objective(out, batch, 0.5).loss, natural)
+    torch.testing.assert_close(objective.stream_shares_C(0.5), toy.f64([0.6, 0.3, 0.1]))
+    of_data = Objective(
+        ObjectiveConfig(base="balanced_softmax", prior="dataset"), STATS, toy.make_dims(5, STATS), seed=0
+    )
+    of_data.sample_classes(shares_C)
+    assert torch.equal(of_data(out, batch, 0.5).loss, natural)
+
+
 def test_environments_on_a_resampled_stream_multiply_its_shares() -> None:
     stream = dataclasses.replace(STATS, stream_counts_C=torch.tensor([2.0, 4.0, 2.0]))
     objective = make(stats=stream, ifl=Ifl.Config(start=0.0))

@@ -15,6 +15,7 @@ from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components, build, parallel
 from ltcore.training.context import LocalContext, RunContext
+from ltcore.training.copies import epoch_copies
 from ltcore.training.optim import build_optimizer
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, execute
@@ -87,6 +88,7 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
     optimizer = build_optimizer(cfg.train.optim, parts.step)
     objective, losses, done, epoch = parts.step.objective, [], 0, 0
     while done < steps:
+        loader.copies_N = epoch_copies(cfg, loader, objective, epoch, ctx.device)
         for raw in loader.train_batches(epoch):
             progress = done / steps
             batch = parts.augment(raw, epoch)

@@ -14,6 +14,7 @@ from ltcore import dist
 from ltcore.batch import Batch
 from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import drawn_copies
+from ltcore.training import copies
 from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
 from ltcore.training.cost import dry_run_text
@@ -28,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ldam-cosine": {"objective.base": "ldam", "objective.terms.ifl.center": "cosine"} | COSINE,
     "ride-mixup": {"objective.base": "ride", "model.num_experts": 3, "augment.mixup_alpha": 1.0} | COSINE,
     "sade-triplet": {"objective.base": "sade", "model.num_experts": 3, "objective.terms.ifl.center": "triplet"},
+    "cross_entropy-cutmix-remix": {"augment.cutmix_alpha": 1.0, "augment.remix_kappa": 3.0},
     "cross_entropy-repeat-mixup": {"objective.terms.ifl.env_mode": "repeat", "augment.mixup_alpha": 1.0},
     "sade-mixup": {"objective.base": "sade", "model.num_experts": 3, "augment.mixup_alpha": 1.0},
 }
@@ -68,7 +70,7 @@ def test_repeated_samples_fill_epochs_of_the_same_length(
         drawn.append(drawn_copies(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(fit, "drawn_copies", note)
+    monkeypatch.setattr(copies, "drawn_copies", note)
     record = run(tiny_run(**REPEAT), tiny_shards, tmp_path / "run")
     assert record["images_seen"] == 4 * 40
     assert [copies_N.sum() for copies_N in drawn] == [46] * 4

@@ -15,7 +15,12 @@ LR = 0.002
 """Training amplifies rounding: at 0.05 a difference of 1e-16 doubles every seven steps of this tiny data set and has
 reached 1e-9 by step 140; here it stays below 1e-13 for all 200. In float32 five steps are compared for the same reason."""
 WITHIN = {torch.float64: 1e-9, torch.float32: 1e-5}
-OBJECTIVES: dict[str, dict[str, Any]] = {"base": {}, "all-terms": TERMS}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "all-terms": TERMS,
+    "sampled": {"train.sampling": "progressive", "train.epochs": 40, "objective.base": "balanced_softmax"},
+    "mixed": {"augment.mixup_alpha": 1.0, "augment.cutmix_alpha": 1.0, "augment.remix_kappa": 2.0},
+}
 CASES = [(name, dtype) for name in OBJECTIVES for dtype in STEPS]
 Results = dict[tuple[str, torch.dtype], dict[str, Any]]
 

@@ -27,6 +27,8 @@ class Shelf:
     decisions: list[RungDecision] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     """Trial -> the error that it meets."""
+    early: Mapping[str, int] = field(default_factory=dict)
+    """Trial -> the epoch at which its patience ends it."""
     blind: bool = False
     """No trial has a value."""
 
@@ -61,6 +63,8 @@ class Shelf:
         epoch = part.until or epochs
         last = {} if self.blind else {self.metric: value + 0.001 * epoch}
         status = "stopped" if part.until else "finished"
+        if epoch >= (at := self.early.get(part.trial, EPOCHS + 1)):
+            epoch, status = at, "finished"
         self.records[part.trial] = run_record(status=status, epochs_done=epoch, last=last)
 
 
@@ -101,6 +105,23 @@ def test_the_same_trials_reach_the_end_on_any_number_of_slots(slots: int) -> Non
         (decision,) = shelf.decisions
         assert [place.id for place in decision.trials][:3] == ["00002", "00004", "00007"]
         assert [place.rank for place in decision.trials] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("at", [2, 4, 9])
+def test_a_trial_that_stops_early_is_finished_and_is_not_compared_at_rungs(at: int) -> None:
+    """Before the rung, at it, and after it; the others are cut among themselves."""
+    shelf = Shelf(early={"00001": at, "00002": at})
+    course = course_of(shelf)
+    run(shelf, course, 2, seed=0)
+    assert course.over
+    (decision,) = shelf.decisions
+    compared = {place.id for place in decision.trials}
+    if at <= 4:
+        assert compared == VALUES.keys() - {"00001", "00002"}
+        assert finished(shelf) == {"00001", "00002", "00000", "00004", "00007"}
+    else:
+        assert compared == VALUES.keys() and finished(shelf) == {"00002", "00004", "00007"}
+    assert shelf.records["00002"].epochs_done == at
 
 
 @pytest.mark.parametrize("killed_after", range(11))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ltcore.errors import at_least, one_of, within
@@ -18,7 +19,21 @@ class AugmentConfig:
     view2: str = "sim"
     """Stack of the second view. No effect unless a loss asks for a key."""
     mixup_alpha: float = 0.0
-    """Mixes neighbors of a batch with a share drawn from Beta(alpha, alpha); 0 is off. Published: 1."""
+    """mixup: blends neighbors of a batch with a share drawn from Beta(alpha, alpha); 0 is off. Published: 1."""
+    cutmix_alpha: float = 0.0
+    """CutMix: exchanges a box between neighbors of a batch, of about 1 - Beta(alpha, alpha) of the area; labels are mixed by the
+    exact share of pixels. 0 is off. Published: 1. With ``mixup_alpha`` above 0 a pair is either cut or blended."""
+    cutmix_probability: float = 0.5
+    """Share of the mixed pairs that are cut, in [0, 1]. No effect unless both ``mixup_alpha`` and ``cutmix_alpha`` are above 0.
+    """
+    mix_probability: float = 1.0
+    """Share of all pairs that are mixed, in (0, 1]; CutMix's code for CIFAR: 0.5. No effect without mixup and CutMix."""
+    remix_kappa: float | None = None
+    """Remix: gives the whole label of a mixed image to the rarer class where the other one has at least this many times its
+    training images, > 1, and the rarer image's share is large enough (``remix_tau``). Priors of losses stay those of the
+    images. null: labels are mixed like the images. Published: 3. Needs mixup or CutMix."""
+    remix_tau: float = 0.5
+    """Upper limit, in [0, 1], of the frequent image's share for that. No effect without ``remix_kappa``."""
     randaugment_ops: int = 2
     """Operations per image, >= 1. No effect on stacks without RandAugment."""
     randaugment_magnitude: float = 9.0
@@ -45,8 +60,21 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         one_of(CROP_FROM, crop_from=self.crop_from)
         one_of(("paper", "timm"), randaugment_variant=self.randaugment_variant)
-        at_least(0, mixup_alpha=self.mixup_alpha, randaugment_std=self.randaugment_std)
+        at_least(0, mixup_alpha=self.mixup_alpha, cutmix_alpha=self.cutmix_alpha, randaugment_std=self.randaugment_std)
+        within("[0, 1]", cutmix_probability=self.cutmix_probability, remix_tau=self.remix_tau)
+        within("(0, 1]", mix_probability=self.mix_probability)
+        if self.remix_kappa is not None and not 1 < self.remix_kappa < math.inf:
+            raise ValueError(f"remix_kappa must be a finite number > 1, got {self.remix_kappa}")
+        if self.remix_kappa is not None and not self.mixes:
+            raise ValueError(
+                f"remix_kappa={self.remix_kappa:g} needs mixed images: set augment.mixup_alpha or augment.cutmix_alpha above 0"
+            )
         at_least(1, randaugment_ops=self.randaugment_ops)
         within("[0, 30]", randaugment_magnitude=self.randaugment_magnitude)
         within("(0, 1]", randaugment_probability=self.randaugment_probability, cutout_fraction=self.cutout_fraction)
         within("[0, 255]", fill=self.fill)
+
+    @property
+    def mixes(self) -> bool:
+        """Tells whether training images are mixed of two."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0

@@ -44,7 +44,7 @@ def _offsets(counts: Ints) -> Ints:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
-def _generator(*words: int | str) -> np.random.Generator:
+def keyed_generator(*words: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(hash64(*words)))
 
 
@@ -62,7 +62,7 @@ def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
     reached_N = np.cumsum(weights_N, dtype=np.float64)
     reached_N *= len(weights_N) / reached_N[-1]
     reached_N[-1] = len(weights_N)
-    return np.diff(np.floor(reached_N + _generator(seed, epoch, "copies").random()), prepend=0.0).astype(np.int64)
+    return np.diff(np.floor(reached_N + keyed_generator(seed, epoch, "copies").random()), prepend=0.0).astype(np.int64)
 
 
 def check_lanes(lanes: int, batch_size: int, world: int) -> int:
@@ -130,7 +130,7 @@ class EpochSampler:
         kept_S = np.diff(self._first_S)
         for start, stop in self._dropped:
             kept_S = kept_S - np.diff(np.clip(self._first_S, start, stop))
-        self._order_S = _generator(seed, epoch, "shards").permutation(len(kept_S))
+        self._order_S = keyed_generator(seed, epoch, "shards").permutation(len(kept_S))
         self._position_S = _offsets(kept_S[self._order_S])
         self._expanded: weakref.WeakValueDictionary[int, Ints] = weakref.WeakValueDictionary()
 
@@ -191,7 +191,7 @@ class EpochSampler:
             for start, stop in self._dropped:
                 kept_n &= (virtual_n < start) | (virtual_n >= stop)
             rows_2n = np.stack([index_n, copy_n])[:, kept_n]
-            rows_2n = rows_2n[:, _generator(self.seed, self.epoch, "rows", shard).permutation(rows_2n.shape[1])]
+            rows_2n = rows_2n[:, keyed_generator(self.seed, self.epoch, "rows", shard).permutation(rows_2n.shape[1])]
             self._expanded[place] = rows_2n
         return rows_2n
 

@@ -113,7 +113,8 @@ class Manifest:
 
         from ltcore.stats import ClassStats
 
-        return ClassStats(torch.tensor(self.class_counts[split], dtype=torch.int64), self.shot_groups)
+        counts_C = torch.tensor(self.class_counts[split], dtype=torch.int64)
+        return ClassStats(counts_C, self.shot_groups, class_names=self.classes)
 
 
 def write_manifest(manifest: Manifest, uri: str) -> None:

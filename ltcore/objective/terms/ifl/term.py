@@ -157,6 +157,13 @@ class Ifl(Term):
         return "an image mixed of two environments belongs to neither's risk, which irm_weight > 0 differentiates"
 
     @staticmethod
+    def sampling_refusal(cfg: Config) -> str:
+        """Returns why several environments need the natural stream; '' for one."""
+        if cfg.num_envs == 1:
+            return ""
+        return "its environments weigh or repeat the images of the natural stream, where each comes once"
+
+    @staticmethod
     def is_off(cfg: Config) -> bool:
         """Tells whether there is one environment and no penalty.
 

@@ -1,0 +1,54 @@
+"""Combinations of an objective with a stream of images that are refused: mixed images, and sampling by class.
+
+Raised from ``RunConfig.__post_init__``; each message starts with the key that would have to change.
+"""
+
+from __future__ import annotations
+
+from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.loading.class_sampling import NATURAL
+from ltcore.objective.objective import ObjectiveConfig
+from ltcore.objective.registry import BASES, TERMS
+
+
+def check_mixing(augment: AugmentConfig, objective: ObjectiveConfig) -> None:
+    """Raises ValueError where images are mixed and the objective needs images of one class."""
+    on = {key: getattr(augment, key) for key in ("mixup_alpha", "cutmix_alpha") if getattr(augment, key) > 0}
+    if not on:
+        return
+    what = " and ".join(f"augment.{key}={value}" for key, value in on.items()) + (" does" if len(on) == 1 else " do")
+    off = " and ".join(f"augment.{key}=0" for key in on)
+    base = objective.base
+    if not BASES[base].build.label_mix:
+        raise ValueError(
+            f"{what} not go with objective.base={base}, which is not a function of one label. Set {off} or choose another base"
+        )
+    for name, cfg in objective.active_terms().items():
+        if reason := TERMS[name].build.mix_refusal(cfg):
+            raise ValueError(
+                f"{what} not go with objective.terms.{name}: {reason}. Set {off} or objective.terms.{name}=null"
+            )
+
+
+def check_sampling(sampling: str, objective: ObjectiveConfig) -> None:
+    """Raises ValueError where the classes would be balanced twice, or a term needs the natural stream."""
+    if sampling == NATURAL:
+        return
+    base = objective.base
+    balances = BASES[base].build.balances(getattr(objective.base_options, base))
+    if balances and objective.prior != "stream":
+        raise ValueError(
+            f"train.sampling={sampling} does not go with objective.base={base}, which {balances}, as long as its prior is "
+            f"that of the data set: the classes would be balanced twice. Set objective.prior=stream or train.sampling={NATURAL}"
+        )
+    if balances and sampling == "class_balanced":
+        raise ValueError(
+            f"train.sampling={sampling} does not go with objective.base={base}, which {balances}: in a stream with equally "
+            f"frequent classes nothing is left to balance. Set train.sampling={NATURAL} or objective.base=cross_entropy"
+        )
+    for name, cfg in objective.active_terms().items():
+        if reason := TERMS[name].build.sampling_refusal(cfg):
+            raise ValueError(
+                f"train.sampling={sampling} does not go with objective.terms.{name}: {reason}. Set "
+                f"train.sampling={NATURAL} or objective.terms.{name}=null"
+            )

@@ -1,0 +1,65 @@
+"""What is checked against the data before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltcore.cli import train as launch
+from ltcore.cli.parsers import read_train
+from ltcore.data.shards.manifest import read_manifest
+from ltcore.errors import ConfigError
+from ltcore.training.preflight import check_run
+from tests.training.runs import run, stage2_run, tiny_run, weights
+
+TABLE = "objective.base_options.cross_entropy.class_weights"
+
+
+def test_patience_needs_validation_images(tiny_shards: str) -> None:
+    manifest = read_manifest(tiny_shards)
+    bare = replace(manifest, class_counts={k: v for k, v in manifest.class_counts.items() if k != "val"})
+    check_run(tiny_run(train__patience=2), manifest)
+    check_run(tiny_run(), bare)
+    check_run(stage2_run("/run", "crt", train__patience=2), bare)
+    with pytest.raises(ConfigError, match=r"^train\.patience=2: tiny has no validation image"):
+        check_run(tiny_run(train__patience=2), bare)
+
+
+def test_class_weights_name_classes_of_the_data(tiny_shards: str) -> None:
+    manifest = read_manifest(tiny_shards)
+    name = manifest.classes[3]
+    for value in ("auto", None, {name: 2.0}, [1, 2, 3, 4]):
+        check_run(tiny_run(**{TABLE: value}), manifest)
+    with pytest.raises(ConfigError, match=rf"^{TABLE}: no class is named '{name}x'. Did you mean {name}"):
+        check_run(tiny_run(**{TABLE: {f"{name}x": 2.0}}), manifest)
+    with pytest.raises(ConfigError, match=rf"^{TABLE} is a list of 2 weights for 4 classes"):
+        check_run(tiny_run(**{TABLE: "[1, 2]"}), manifest)
+
+
+def test_the_command_says_it_before_it_writes(tiny_shards: str, tmp_path: Path) -> None:
+    args = [
+        "cifar100_lt_ce",
+        "--data",
+        tiny_shards,
+        "--storage",
+        str(tmp_path),
+        "tracking.wandb=false",
+        f"{TABLE}={{x: 2}}",
+    ]
+    with pytest.raises(ConfigError, match="no class is named 'x'"):
+        launch.train(read_train("", args))
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_weights_change_what_is_learned(tiny_shards: str, tmp_path: Path) -> None:
+    """A table of ones is the plain loss; a heavy class is predicted more often."""
+    plain: dict[str, Any] = {"train.epochs": 2}
+    run(tiny_run(**plain), tiny_shards, tmp_path / "plain")
+    run(tiny_run(**plain, **{TABLE: [1, 1, 1, 1]}), tiny_shards, tmp_path / "ones")
+    run(tiny_run(**plain, **{TABLE: "auto"}), tiny_shards, tmp_path / "auto")
+    base, ones, auto = (weights(tmp_path / name) for name in ("plain", "ones", "auto"))
+    assert all((ones[name] == value).all() for name, value in base.items())
+    assert any((auto[name] != value).any() for name, value in base.items())
