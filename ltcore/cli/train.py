@@ -25,6 +25,7 @@ from ltcore.training.lease import exclusive
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run, execute, refuse_other_run
 from ltcore.training.selection import check_selection
+from ltcore.training.settle import settled
 from ltcore.training.stage2.source import resolved
 from ltcore.training.stage2.trainer import refuse_workers
 from ltcore.training.stored import finished_ago
@@ -49,6 +50,7 @@ def train(args: TrainArgs) -> RunRecord | None:
     if finished is None:
         settle_tracking(cfg)
     data_uri, manifest = prepare_run(cfg, root, say, fresh=args.fresh and not args.dry_run)
+    cfg = settled(cfg, manifest, say, typed=args.overrides, stored=None if stored is None else stored.config)
     check_selection({"train.select": cfg.train.select}, manifest)
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))

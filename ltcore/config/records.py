@@ -137,7 +137,7 @@ class RunRecord(StoredRecord):
     schedule: Sequence[Mapping[str, Any]] | None = None
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
-    """Where ``train.init_from`` took the weights."""
+    """Where ``train.init_from`` or ``model.weights`` took the weights."""
     stage1: Stage1 | None = None
     decision: Stopped | None = None
 
