@@ -6,6 +6,7 @@ import dataclasses
 
 from ltcore.cli.args import TrainArgs
 from ltcore.cli.console import show_run
+from ltcore.cli.default_recipe import recipe_for
 from ltcore.cli.entry import say
 from ltcore.cli.epoch_lines import EpochLines
 from ltcore.cli.prepare import prepare_run, storage_root
@@ -37,8 +38,9 @@ def train(args: TrainArgs) -> RunRecord | None:
     Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A finished run
     is not repeated. Raises CheckpointError where the finished run is not the one asked for.
     """
-    cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
-    if note := left_out(args.recipe, args.overrides):
+    recipe = args.recipe or recipe_for(args.overrides, args.storage)
+    cfg = resolved(load_run(recipe, name_run(recipe, args.overrides)))
+    if note := left_out(recipe, args.overrides):
         say(note)
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ltcore.cli.args import TuneArgs
+from ltcore.cli.default_recipe import with_recipe
 from ltcore.cli.entry import say
 from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
 from ltcore.config.naming import name_sweep
@@ -33,7 +34,8 @@ def tune(args: TuneArgs) -> SweepRecord | None:
     """
     from ltcore.cli.console import show_result
 
-    sweep = read_sweep(args.sweep, name_sweep(args.sweep, args.overrides))
+    overrides = with_recipe(args.sweep, args.overrides, args.storage)
+    sweep = read_sweep(args.sweep, name_sweep(args.sweep, overrides))
     root = storage_root(args.storage)
     uri = join(root, sweep.name)
     stored = None if args.fresh else SweepRecord.read(uri)

@@ -72,8 +72,9 @@ class SweepConfig:
 
     name: str
     """Name of the sweep: directory and W&B group. Letters, digits, '.', '_' and '-'."""
-    recipe: str
-    """The recipe that every trial starts from: a packaged name, or a path or URI of a YAML file."""
+    recipe: str = ""
+    """The recipe that every trial starts from: a packaged name, or a path or URI of a YAML file. Empty: it has to be given on
+    the command line, or data, whose image size then chooses folder or folder_small."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted keys set in every trial, the baseline and the retrains."""
     space: dict[str, SpaceSpec] = field(default_factory=dict)
