@@ -55,12 +55,12 @@ def _trials(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _variants(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Returns a table that fits into 80 columns: words may wrap, numbers and names may not."""
+    """Returns a table that fits into 80 columns: numbers and names do not wrap."""
     title = "methods, ranked on validation; in percent, shots are many/medium/few"
     table = Table(title=title, box=box.SIMPLE, collapse_padding=True)
     *columns, last = rows[0]
     for column in columns:
-        table.add_column(column, no_wrap=False, min_width=max(len(row[column]) for row in rows))
+        table.add_column(column.replace(" ", "\n"), no_wrap=True)
     table.add_column(last)
     for row in rows:
         table.add_row(*row.values())

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltcore.cli.entry import say
-from ltcore.cli.prepare import prepare_data, storage_root
-from ltcore.config.show import run_tree
 from ltcore.config.sweep import read_sweep
-from ltcore.data.config import DataConfig
-from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 
 LARGE, SMALL = "folder", "folder_small"
@@ -23,8 +19,12 @@ def recipe_for(overrides: Mapping[str, Any], storage: str | None) -> str:
 
     Data that are no shards yet are made, as a run would make them.
     """
+    from ltcore.cli.prepare import prepare_data, storage_root  # these import numpy and torch, which --show does without
+    from ltcore.config.load import load_run
+    from ltcore.data.shards.manifest import read_manifest
+
     own = {key: value for key, value in overrides.items() if key == "data" or key.startswith("data.")}
-    small = DataConfig(**run_tree(SMALL, own)["data"])
+    small = load_run(SMALL, own).data
     manifest = read_manifest(prepare_data(small, storage_root(storage), say))
     side = small.image_size or manifest.image_size
     recipe = SMALL if side <= SMALL_PX else LARGE

@@ -41,7 +41,7 @@ def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[
         tests, name = (variant.test or {}).get(split, {}), _name(split, sweep)
         row[f"{name} {metric_name(_test_metric(sweep, split))}"] = _mean_sd(tests, _test_metric(sweep, split))
         row[f"{name} shots"] = _groups(tests, "")
-    return row | {"time": _time(variant), "beside the chosen": _words(variant, sweep, split)}
+    return row | {"time": _time(variant), "verdict": _words(variant, sweep, split)}
 
 
 def _words(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> str:

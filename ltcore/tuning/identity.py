@@ -51,8 +51,11 @@ def adds_trials(existing: SweepRecord, fields: dict[str, Any]) -> bool:
 
     They are then added to it.
     """
-    key = _SIZES.get(existing.search, "")
-    return fields["sweep.search"] == existing.search and bool(key) and fields[key] > existing.identity[key]
+    if fields["sweep.search"] != existing.search or existing.search not in _SIZES:
+        return False
+    key = _SIZES[existing.search]
+    stored = existing.identity.get(key)
+    return isinstance(stored, int) and fields[key] > stored
 
 
 def check_same_data(existing: SweepRecord, data_hash: str, uri: str) -> None:

@@ -26,7 +26,14 @@ from tests.s3 import Bucket
 from tests.training.runs import run, stage2_run, tiny_run
 
 RECORD = json.dumps({"schema": 1, "status": "finished"})
-SMALL = ["model.name=resnet8", "train.epochs=1", "train.batch_size=8", "train.threads=1", "tracking.wandb=false"]
+SMALL = [
+    "digits_glt_lpa_dro_ifl",
+    "model.name=resnet8",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "train.threads=1",
+    "tracking.wandb=false",
+]
 SMALL += ["tracking.tensorboard=false", "train.precision=fp32", "--engine", "inline"]
 Put = Callable[[str, str], None]
 pytest_plugins = ["tests.s3"]
