@@ -255,16 +255,13 @@ class Sweep:
     def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         """Says how far the trial has come, and why it stopped there."""
         self.watch.touch()
-        text = f"{self._words_of(trial, params)}: "
+        text = f"trial {trial}: " + (f"{params_text(params)}: " if params else "")
         how = end_of_part(record, self.setup.sweep.metric, state, self._lost.get(trial))
         if state == "there":
             self.display.rest(f"trial {trial}")
             self.display.say(text, how)
         else:
             self.display.ended(f"trial {trial}", text, how)
-
-    def _words_of(self, trial: str, params: Mapping[str, Any]) -> str:
-        return f"trial {trial}: {params_text(params)}"
 
     def _decided(self, decision: RungDecision) -> None:
         self.save(rungs=(*self.record.rungs, decision))

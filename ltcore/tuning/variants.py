@@ -88,8 +88,8 @@ class VariantSweep(Sweep):
     def _seeds(self) -> range:
         return range(self.setup.seed, self.setup.seed + self.setup.sweep.seeds)
 
-    def _words_of(self, trial: str, params: Mapping[str, Any]) -> str:
-        return trial
+    def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
+        super()._part_ended(trial, {}, state, record)  # its name says what it is
 
     def _plan_of_stage2(self) -> SearchPlan:
         """Returns the plan of trials of stage 2: one process each, and nothing said that they take from stage 1."""
