@@ -57,11 +57,11 @@ def _trials(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _variants(rows: Sequence[Mapping[str, str]]) -> Table:
     """Returns a table that fits into 80 columns: numbers and names do not wrap."""
     title = "methods, ranked on validation; in percent, shots are many/medium/few"
-    table = Table(title=title, box=box.SIMPLE, collapse_padding=True)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     *columns, last = rows[0]
     for column in columns:
         table.add_column(column.replace(" ", "\n"), no_wrap=True)
-    table.add_column(last)
+    table.add_column(last, min_width=len("distinguishable"))
     for row in rows:
         table.add_row(*row.values())
     return table

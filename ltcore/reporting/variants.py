@@ -76,7 +76,7 @@ def _numbers(values: Values, metric: str) -> list[float]:
 
 
 def _mean_sd(values: Values, metric: str) -> str:
-    return mean_sd(_numbers(values, metric)).removesuffix("%")
+    return mean_sd(_numbers(values, metric)).removesuffix("%").replace(" ± ", "±")  # of a table that should stay narrow
 
 
 def _groups(values: Values, prefix: str) -> str:
@@ -124,7 +124,7 @@ def variants_lines(sweep: SweepRecord) -> list[str]:
     if chosen is None:
         return ["Nothing is chosen yet: not every variant has been trained."]
     lines = [
-        f"Chosen on validation: {chosen.name} ({metric_name(sweep.metric)} {_mean_sd(chosen.val, sweep.metric)}%)."
+        f"Chosen on validation: {chosen.name} ({metric_name(sweep.metric)} {mean_sd(_numbers(chosen.val, sweep.metric))})."
     ]
     lines += [f"{v.name} is not ranked: {v.reason.strip().rpartition(chr(10))[2]}" for v in sweep.variants if v.reason]
     split, num_seeds = _split(sweep), len(chosen.trials)

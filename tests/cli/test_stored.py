@@ -243,3 +243,13 @@ def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
         ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 16 there, 6 now\)"
     ):
         tune(read_tune(None, [*command, "--data", tiny_shards, "train.epochs=6"]))
+
+
+def test_a_comparison_of_methods_fits_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    from ltcore.cli.console import show_result
+    from tests.reporting.comparison import comparison
+
+    show_result(comparison(3), "/runs/x", age=False)
+    out = capsys.readouterr().out
+    assert "distinguishable" in out and "…" not in out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80

@@ -4,48 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ltcore.config.records import SweepRecord, VariantRecord
-from ltcore.evaluation.paired import compare
 from ltcore.reporting.report import variants_lines, variants_table, write_report
-from tests.reporting.fake_sweep import begun
-
-VALUES = {"lpa": (0.60, 0.62, 0.61), "ce": (0.30, 0.31, 0.32), "dro": (0.58, 0.66, 0.57), "ride": (0.70, 0.72, 0.71)}
-"""Test top-1 by seed; the first was chosen on validation."""
-
-
-def variant(name: str, seeds: int) -> VariantRecord:
-    tests = {
-        who: {seed: {"test": {"top1": value, "few": None}} for seed, value in enumerate(values[:seeds])}
-        for who, values in VALUES.items()
-    }
-    values = VALUES[name][:seeds]
-    return VariantRecord(
-        name=name,
-        changes={"objective.base": name},
-        trials=tuple(f"{name}-seed{seed}" for seed in range(seeds)),
-        seconds=tuple(10.0 + len(name) for _ in values),
-        val={"val/top1": values, "val/many": values},
-        test={"test": {"top1": values, "few": (None,) * seeds}},
-        difference=None if name == "lpa" else compare(tests["lpa"], tests[name]),
-    )
-
-
-def comparison(seeds: int, **fields: Any) -> SweepRecord:
-    nothing: dict[str, Any] = {"seconds": (), "val": {}, "test": None, "difference": None}
-    broken = replace(variant("ce", seeds), name="paco", reason="NumericError: nan", **nothing)
-    record = SweepRecord.from_json({**begun(), "search": "variants", "space": {}}, "sweep.json")
-    variants = (*(variant(name, seeds) for name in VALUES), broken)
-    return replace(record, **{"variants": variants, "winner": "lpa", "trials": (), **fields})
+from tests.reporting.comparison import comparison
 
 
 def test_the_table_of_three_seeds() -> None:
     rows = {row.pop("method"): row for row in variants_table(comparison(3))}
     assert rows["lpa"] == {
-        "val top-1": "61.0 ± 1.0",
+        "val top-1": "61.0±1.0",
         "val shots": "61/–/–",
-        "test top-1": "61.0 ± 1.0",
+        "test top-1": "61.0±1.0",
         "test shots": "–/–/–",
         "time": "13 s",
         "verdict": "chosen",
@@ -54,7 +23,7 @@ def test_the_table_of_three_seeds() -> None:
         "lpa": "chosen",
         "ce": "worse",
         "dro": "not distinguishable",
-        "ride": "better",
+        "balanced_softmax": "better",
         "paco": "not ranked",
     }
     assert rows["paco"]["test top-1"] == rows["paco"]["time"] == "—"
@@ -65,7 +34,7 @@ def test_the_sentences_of_three_seeds() -> None:
     assert first == "Chosen on validation: lpa (validation top-1 61.0 ± 1.0%)."
     assert broken == "paco is not ranked: NumericError: nan"
     assert told.startswith(
-        "In test top-1, not distinguishable from it: dro; worse: ce; better: ride (95% intervals over 3 "
+        "In test top-1, not distinguishable from it: dro; worse: ce; better: balanced_softmax (95% intervals over 3 "
     )
     assert fastest == "Of those that cannot be told apart, lpa trains the fastest (13 s)."
 
