@@ -102,7 +102,8 @@ class SweepConfig:
     """Dotted key -> values to try. At least one, except with search=variants, which takes none."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> dotted keys in which it differs from the recipe, with search=variants. One whose ``stage2.from_run`` is the
-    name of another variant is a stage 2 of that one's runs."""
+    name of another variant is a stage 2 of that one's runs. What is said here of stopping, retraining and shared starts has
+    no effect then."""
     seeds: int = 1
     """Paired seeds with which every variant is trained, counted from the run's ``seed``. Range >= 1. Three or more give
     intervals. No effect unless search=variants."""
