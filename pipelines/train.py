@@ -1,6 +1,7 @@
 """Train one recipe, or continue it, on this machine or on the Ray cluster it belongs to.
 
-python pipelines/train.py                                    the demo recipe on embedded data
+python pipelines/train.py --data FOLDER                      your images; their size chooses the recipe
+python pipelines/train.py digits_glt_lpa_dro_ifl             a demonstration on embedded data
 python pipelines/train.py cifar100_lt_ce --data images.zip   a recipe on your images
 python pipelines/train.py cifar100_lt_dro objective.terms.dro.radius=0.5 --name dro-half
 python pipelines/train.py cifar100_lt_ce --workers 2         Ray Train with two workers

@@ -53,9 +53,10 @@ def test_a_missing_package_is_named_with_what_to_install(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["train.py", "tune_lpa.py"])
 def test_show_prints_the_resolved_configuration(name, tmp_path):
-    done = run_alone(name, tmp_path, "--show", "train.epochs=2", path=ROOT)
+    recipe = ["digits_glt_lpa_dro_ifl"] if name == "train.py" else []
+    done = run_alone(name, tmp_path, *recipe, "--show", "train.epochs=2", path=ROOT)
     assert done.returncode == 0, done.stderr
     assert "epochs: 2" in done.stdout
-    wrong = run_alone(name, tmp_path, "--show", "lr=1", path=ROOT)
+    wrong = run_alone(name, tmp_path, *recipe, "--show", "lr=1", path=ROOT)
     assert wrong.returncode == 2
     assert wrong.stderr == "error: lr: unknown key. Did you mean train.optim.lr? (ltcore keys)\n"

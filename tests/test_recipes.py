@@ -29,7 +29,9 @@ RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
 def test_what_the_package_brings():
     cifar = ("ce", "balanced_softmax", "logit_adjust", "ride", "sade", "dro", "lpa", "ifl", "lpa_dro_ifl")
     assert {"digits_glt_lpa_dro_ifl", *(f"cifar100_lt_{m}" for m in cifar)} <= set(RECIPES)
-    assert "tune_lpa" in SWEEPS
+    large = {f"{data}_{m}" for data in ("imagenet_lt", "places_lt", "inat18") for m in cifar[:3]}
+    assert {"folder", "folder_small", *large} <= set(RECIPES)
+    assert {"tune_lpa", "compare_methods"} <= set(SWEEPS)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,11 +64,23 @@ def test_published_values_say_for_which_imbalance(name):
         assert len(found[1].split(" / ")) == len(found[2].split(" / "))
 
 
-@pytest.mark.parametrize("name", SWEEPS)
-def test_sweep_loads_with_every_value_of_its_space(name):
-    sweep = read_sweep(name)
-    assert sweep.name == name
+def test_the_main_sweep_loads_with_every_value_of_its_space():
+    sweep = read_sweep("tune_lpa")
+    assert sweep.name == "tune_lpa"
     assert load_sweep(sweep).objective.active_terms()
+
+
+@pytest.mark.parametrize("recipe", ["folder", "folder_small", "cifar100_lt_lpa_dro_ifl", "imagenet_lt_ce"])
+def test_the_methods_are_compared_on_any_recipe(recipe):
+    sweep = read_sweep("compare_methods", {"sweep.recipe": recipe})
+    base = load_sweep(sweep)
+    assert not base.objective.active_terms(), "the terms of the recipe are in none of them"
+    runs = {name: base.replace(changes) for name, changes in sweep.variants.items() if name != "crt"}
+    terms = {name: tuple(run.objective.active_terms()) for name, run in runs.items()}
+    assert {name: found for name, found in terms.items() if found} == {n: (n,) for n in ("lpa", "dro", "ifl")}
+    assert runs["ldam_drw"].objective.base_options == load_run("cifar100_lt_ldam_drw").objective.base_options
+    assert sweep.variants["crt"] == {"stage2.from_run": "ce", "stage2.method": "crt"}
+    assert (len(sweep.variants), sweep.size) == (8, 24)
 
 
 CLASSES = 4
@@ -151,6 +165,24 @@ def test_a_dry_run_tells_capacity_and_cost(name, photographs):
     text = dry_run_text(run, photographs)
     assert f"4 steps per epoch of 4, {run.train.epochs} epochs, {16 * run.train.epochs:,} images in all" in text
     assert f"{run.model.name} at 64 px" in text and "FLOP" in text and "Each worker holds" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "epochs", "batch", "rate", "decay", "weights"),
+    [
+        ("imagenet_lt", "resnext50_32x4d", 200, 256, 0.1, 5e-4, None),
+        ("places_lt", "resnet152", 30, 128, 0.02, 5e-4, "auto"),
+        ("inat18", "resnet50", 200, 256, 0.1, 1e-4, None),
+    ],
+)
+def test_the_plain_settings_at_224_px(name, network, epochs, batch, rate, decay, weights):
+    for method, base in (("ce", "cross_entropy"), ("balanced_softmax", None), ("logit_adjust", None)):
+        run = load_run(f"{name}_{method}")
+        optim = run.train.optim
+        assert (run.model.name, run.model.weights, run.data.image_size) == (network, weights, 224)
+        assert (run.train.epochs, run.train.batch_size, optim.lr, optim.weight_decay) == (epochs, batch, rate, decay)
+        assert (optim.schedule, run.objective.base) == ("cosine", base or method)
+        assert not run.objective.active_terms()
 
 
 LDAM_SCHEDULE = (

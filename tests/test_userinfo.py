@@ -20,9 +20,10 @@ URI = "s3://AKIA:pa55word@bucket/x"
     ("words", "key"),
     [
         (["--data", URI], "data.uri"),
-        ([f"train.init_from={URI}"], "train.init_from"),
+        (["folder", f"train.init_from={URI}"], "train.init_from"),
+        (["folder", f"model.weights={URI}/x.pth"], "model.weights"),
         (["cifar100_lt_crt", f"stage2.from_run={URI}"], "stage2.from_run"),
-        (["--storage", URI, "--fresh"], r"--storage \(or LTCORE_STORAGE\)"),
+        (["folder", "--storage", URI, "--fresh"], r"--storage \(or LTCORE_STORAGE\)"),
         ([f"{URI}/recipe.yaml"], "s3://..."),
     ],
 )

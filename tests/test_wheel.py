@@ -74,7 +74,15 @@ def test_the_console_script_describes_itself(installed: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_it_trains_on_the_embedded_data(installed: Path, tmp_path: Path) -> None:
     terms = [f"objective.terms.{name}=null" for name in ("lpa", "dro", "ifl")]  # which take half of the time
-    words = ["train.epochs=1", *terms, "tracking.wandb=false", "tracking.tensorboard=false", "--engine", "inline"]
+    words = [
+        "digits_glt_lpa_dro_ifl",
+        "train.epochs=1",
+        *terms,
+        "tracking.wandb=false",
+        "tracking.tensorboard=false",
+        "--engine",
+        "inline",
+    ]
     out = run(installed / "ltcore", "train", *words, "--name", "x", "--storage", "runs", cwd=tmp_path)
     assert "x: test, %" in out
     record = json.loads((tmp_path / "runs" / "x" / "run.json").read_text(encoding="utf-8"))

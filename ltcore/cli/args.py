@@ -20,13 +20,14 @@ class TrainArgs(PlaceArgs):
     """``train.py``"""
 
     recipe: str
+    """'' where only data are named: the size of their images chooses."""
     overrides: dict[str, str]
     """Dotted keys of the run, those given as flags included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneArgs(PlaceArgs):
-    """``tune_lpa.py``"""
+    """``tune`` and ``tune_lpa.py``"""
 
     sweep: str
     overrides: dict[str, str]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ltcore.config.records import Metrics, RunRecord, SweepRecord
@@ -62,8 +63,8 @@ def percent_cell(value: float | None) -> str:
 
 
 def show_result(sweep: SweepRecord, uri: str, *, age: bool) -> None:
-    """Shows the ranked table, the verdict, and where everything is stored."""
-    from ltcore.reporting.report import ranked_table, summary_lines
+    """Shows the ranked trials or the compared variants, the verdict, and where everything is stored."""
+    from ltcore.reporting.report import ranked_table, summary_lines, variants_lines, variants_table
 
     console = Terminal()
     if age:
@@ -72,17 +73,32 @@ def show_result(sweep: SweepRecord, uri: str, *, age: bool) -> None:
         console.print(
             f"Sweep {sweep.name} finished {finished_ago(sweep)}; this is its stored result (--fresh to repeat it)."
         )
-    rows = ranked_table(sweep)
-    if rows:
-        table = Table(title="trials, ranked on validation")
-        for column in rows[0]:
-            table.add_column(str(column))
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row.values()))
-        console.print(table)
-    for line in summary_lines(sweep):
+    compared = sweep.search == "variants"
+    if rows := variants_table(sweep) if compared else ranked_table(sweep):
+        console.print(_variants(rows) if compared else _trials(rows))
+    for line in variants_lines(sweep) if compared else summary_lines(sweep):
         console.print(line)
     console.print(f"Report: {join(uri, 'report.html')}")
+
+
+def _trials(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(*map(str, rows[0]), title="trials, ranked on validation")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _variants(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Returns a table that fits into 80 columns: numbers and names do not wrap."""
+    title = "methods, ranked on validation; in percent, shots are many/medium/few"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    *columns, last = rows[0]
+    for column in columns:
+        table.add_column(column.replace(" ", "\n"), no_wrap=True)
+    table.add_column(last, min_width=len("distinguishable"))
+    for row in rows:
+        table.add_row(*row.values())
+    return table
 
 
 def _cell(value: Any) -> str:

@@ -28,7 +28,7 @@ def train(doc: str | None = None, argv: Argv = None, prog: str | None = None) ->
 
 
 def tune(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
-    """Sweep LPA's alpha, DRO's epsilon and the number of IFL environments; retrain and test the winner."""
+    """Sweep any keys of a recipe, then retrain and test the winner; or compare methods (--sweep compare_methods)."""
     args = parsers.read_tune(doc, argv, prog)
     from ltcore.cli import tune as command
 

@@ -24,7 +24,7 @@ N = TypeVar("N", int, float)
 def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainArgs:
     """Reads the command line of ``train``; ``--show`` prints the resolved configuration and exits."""
     parser = _parser(doc, prog)
-    help_words = f"recipe (default: {DEMO_RECIPE}) and overrides"
+    help_words = "recipe (default: folder or folder_small, by the size of the images) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
     parser.add_argument(
         "--name", help="name of the run (default: recipe, data, changed keys, seed); one that exists continues"
@@ -34,13 +34,14 @@ def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
     args = parser.parse_intermixed_args(argv)
     recipe, overrides = split_words(parser, args.words)
     _fold(parser, overrides, {"name": args.name, "seed": args.seed, "data.uri": args.data})
-    recipe = recipe or DEMO_RECIPE
+    if recipe is None and "data.uri" not in overrides:
+        parser.error(
+            "which recipe, or which data? `ltcore recipes` lists the recipes; --data FOLDER alone trains on your images; "
+            f"the recipe {DEMO_RECIPE} is a demonstration that needs no data"
+        )
     if args.show:
-        from ltcore.config.naming import name_run
-        from ltcore.config.show import show_run
-
-        _print_and_exit(lambda: show_run(recipe, name_run(recipe, overrides)))
-    return TrainArgs(recipe=recipe, overrides=overrides, **_place(args))
+        _print_and_exit(lambda: _shown_run(recipe, overrides, args.storage))
+    return TrainArgs(recipe=recipe or "", overrides=overrides, **_place(args))
 
 
 def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TuneArgs:
@@ -64,10 +65,7 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
     folded |= {"stall_s": args.stall_s}
     _fold(parser, overrides, {"seed": args.seed, "data.uri": args.data, **{f"sweep.{k}": v for k, v in folded.items()}})
     if args.show:
-        from ltcore.config.naming import name_sweep
-        from ltcore.config.show import show_sweep
-
-        _print_and_exit(lambda: show_sweep(args.sweep, name_sweep(args.sweep, overrides)))
+        _print_and_exit(lambda: _shown_sweep(args.sweep, overrides, args.storage))
     return TuneArgs(sweep=args.sweep, overrides=overrides, max_hours=args.max_hours, **_place(args))
 
 
@@ -273,6 +271,26 @@ def _fold(parser: argparse.ArgumentParser, overrides: dict[str, str], flags: dic
             parser.error(f"{key} is given twice: {overrides[key]} and {value}")
     if data := os.environ.get("LTCORE_DATA"):
         overrides.setdefault("data.uri", data)
+
+
+def _shown_run(recipe: str | None, overrides: dict[str, str], storage: str | None) -> str:
+    from ltcore.config.naming import name_run
+    from ltcore.config.show import show_run
+
+    if recipe is None:
+        from ltcore.cli.default_recipe import recipe_for
+
+        recipe = recipe_for(overrides, storage or os.environ.get("LTCORE_STORAGE"))
+    return show_run(recipe, name_run(recipe, overrides))
+
+
+def _shown_sweep(sweep: str, overrides: dict[str, str], storage: str | None) -> str:
+    from ltcore.cli.default_recipe import with_recipe
+    from ltcore.config.naming import name_sweep
+    from ltcore.config.show import show_sweep
+
+    overrides = with_recipe(sweep, overrides, storage or os.environ.get("LTCORE_STORAGE"))
+    return show_sweep(sweep, name_sweep(sweep, overrides))
 
 
 def _print_and_exit(text: Callable[[], str]) -> NoReturn:

@@ -6,6 +6,7 @@ import dataclasses
 
 from ltcore.cli.args import TrainArgs
 from ltcore.cli.console import show_run
+from ltcore.cli.default_recipe import recipe_for
 from ltcore.cli.entry import say
 from ltcore.cli.epoch_lines import EpochLines
 from ltcore.cli.prepare import prepare_run, storage_root
@@ -26,6 +27,7 @@ from ltcore.training.preflight import check_run
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run, execute, refuse_other_run
 from ltcore.training.selection import check_selection
+from ltcore.training.settle import settled
 from ltcore.training.stage2.source import resolved
 from ltcore.training.stage2.trainer import refuse_workers
 from ltcore.training.stored import finished_ago
@@ -37,8 +39,9 @@ def train(args: TrainArgs) -> RunRecord | None:
     Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A finished run
     is not repeated. Raises CheckpointError where the finished run is not the one asked for.
     """
-    cfg = resolved(load_run(args.recipe, name_run(args.recipe, args.overrides)))
-    if note := left_out(args.recipe, args.overrides):
+    recipe = args.recipe or recipe_for(args.overrides, args.storage)
+    cfg = resolved(load_run(recipe, name_run(recipe, args.overrides)))
+    if note := left_out(recipe, args.overrides):
         say(note)
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
@@ -50,6 +53,7 @@ def train(args: TrainArgs) -> RunRecord | None:
     if finished is None:
         settle_tracking(cfg)
     data_uri, manifest = prepare_run(cfg, root, say, fresh=args.fresh and not args.dry_run)
+    cfg = settled(cfg, manifest, say, typed=args.overrides, stored=None if stored is None else stored.config)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
     if args.dry_run:

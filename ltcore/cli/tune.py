@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ltcore.cli.args import TuneArgs
+from ltcore.cli.default_recipe import with_recipe
 from ltcore.cli.entry import say
 from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
 from ltcore.config.naming import name_sweep
@@ -33,7 +34,8 @@ def tune(args: TuneArgs) -> SweepRecord | None:
     """
     from ltcore.cli.console import show_result
 
-    sweep = read_sweep(args.sweep, name_sweep(args.sweep, args.overrides))
+    overrides = with_recipe(args.sweep, args.overrides, args.storage)
+    sweep = read_sweep(args.sweep, name_sweep(args.sweep, overrides))
     root = storage_root(args.storage)
     uri = join(root, sweep.name)
     stored = None if args.fresh else SweepRecord.read(uri)
@@ -81,6 +83,7 @@ def _tune_on(
     from ltcore.training.preflight import check_run
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
+    from ltcore.training.settle import settled
     from ltcore.tuning.runs import SweepSetup
 
     placement = Placement.decide(args, cluster, root, base, search=sweep.search)
@@ -99,6 +102,9 @@ def _tune_on(
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
+    stored = SweepRecord.read(uri)
+    began = None if stored is None else {"model.weights": stored.weights}
+    base = settled(base, manifest, display.say, typed=sweep.overrides, stored=began)
     num_train, batch_size = manifest.split(base.data.train_split).num_samples, base.train.batch_size
     setup = SweepSetup(
         sweep=sweep,
@@ -121,6 +127,7 @@ def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
     from ltcore.cli.console import show_result
     from ltcore.tuning.budget import fitted_epochs
     from ltcore.tuning.sweep import Sweep
+    from ltcore.tuning.variants import VariantSweep
 
     stored = SweepRecord.read(setup.uri)
     if stored is not None:
@@ -136,6 +143,7 @@ def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
             setup.cluster.local,
             display.say,
         )
-    result = Sweep(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()
+    kind = VariantSweep if setup.sweep.variants else Sweep
+    result = kind(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()
     show_result(result, setup.uri, age=False)
     return result

@@ -15,7 +15,7 @@ from typing import Any
 from ltcore.config.keys import leaves, run_keys
 from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
-from ltcore.config.sweep import SweepConfig
+from ltcore.config.sweep import STAGE1, SweepConfig
 from ltcore.data.loading.sampler import check_lanes
 from ltcore.errors import ConfigError
 
@@ -77,6 +77,7 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
             f"train.patience={base.train.patience} does not go with sweep.search=pbt, whose members take over each other's state "
             "until the last epoch. Set train.patience=null, or another sweep.search."
         )
+    _check_variants(sweep, base)
     _check_hot(sweep, base)
     start, name = latest_start(sweep, base)
     if sweep.search != "pbt" and sweep.grace_fraction is not None and sweep.grace_fraction < start:
@@ -85,6 +86,16 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
             f"trials would be stopped before that term acts. Set sweep.grace_fraction={start} or more, or start the "
             "term earlier."
         )
+
+
+def _check_variants(sweep: SweepConfig, base: RunConfig) -> None:
+    """Refuses a variant that the recipe does not take, or, of stage 2, the variant that it starts from."""
+    for name, changes in sweep.variants.items():
+        first = sweep.variants.get(changes.get(STAGE1, ""), {})
+        try:
+            base.replace({**first, **changes})
+        except ConfigError as error:
+            raise ConfigError(f"sweep.variants.{name} does not go with recipe {sweep.recipe}: {error}") from None
 
 
 def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
@@ -105,7 +116,9 @@ def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
 
 
 def grace_fraction(sweep: SweepConfig, base: RunConfig) -> float:
-    """Returns ``sweep.grace_fraction``, or computes it where it is null."""
+    """Returns ``sweep.grace_fraction``, or computes it where it is null; 1 for variants, of which none is stopped."""
+    if sweep.variants:
+        return 1.0
     if sweep.grace_fraction is not None:
         return sweep.grace_fraction
     return max(GRACE_FRACTION, latest_start(sweep, base)[0])

@@ -22,7 +22,17 @@ from ltcore.config.sweep import read_sweep
 
 MAX_CHARS = 64
 _OWN_WORDS = ("data.uri", "seed")
-_NO_RESULT = ("name", "num_trials", "stall_s", "budget_s", "share_start", "train_engine_retrain", "overrides", "space")
+_NO_RESULT = (
+    "name",
+    "num_trials",
+    "stall_s",
+    "budget_s",
+    "share_start",
+    "train_engine_retrain",
+    "overrides",
+    "space",
+    "seeds",
+)
 """Keys of a sweep that leave its result as it is, or, as ``num_trials``, are added to what is there."""
 
 
@@ -48,14 +58,26 @@ def name_sweep(sweep: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     plain, wanted = read_sweep(sweep), read_sweep(sweep, overrides)
     words = [wanted.recipe.rpartition("/")[2].removesuffix(".yaml")] if wanted.recipe != plain.recipe else []
     ours, theirs = plain.to_dict(), wanted.to_dict()
-    skipped = (*_NO_RESULT, "recipe")
+    skipped = (*_NO_RESULT, "recipe", "variants")
     words += [_word(key, value) for key, value in theirs.items() if key not in skipped and value != ours[key]]
     for key in sorted(ours["space"].keys() | theirs["space"].keys()):
         if ours["space"].get(key) != theirs["space"].get(key):
             words.append(_word(key, theirs["space"].get(key)))
+    words += _variant_words(plain.variants, wanted.variants)
     base, run = (flatten(run_tree(wanted.recipe, changes)) for changes in (plain.overrides, wanted.overrides))
     words += _run_words(base, run, wanted.overrides)
     return {**overrides, "sweep.name": _joined(plain.name, words)}
+
+
+def _variant_words(plain: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yields a word for each variant that is left out, and one for each key in which another one was changed."""
+    for name in sorted(plain.keys() | wanted.keys()):
+        if name not in wanted:
+            yield f"{name}_off"
+            continue
+        before = plain.get(name, {})
+        changed = (key for key, value in wanted[name].items() if key not in before or before[key] != value)
+        yield from (f"{name}_{_word(key, wanted[name][key])}" for key in changed)
 
 
 def _run_words(plain: Mapping[str, Any], wanted: Mapping[str, Any], typed: Mapping[str, Any]) -> Iterator[str]:

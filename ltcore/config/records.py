@@ -146,7 +146,7 @@ class RunRecord(StoredRecord):
     schedule: Sequence[Mapping[str, Any]] | None = None
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
-    """Where ``train.init_from`` took the weights."""
+    """Where ``train.init_from`` or ``model.weights`` took the weights."""
     stage1: Stage1 | None = None
     decision: Stopped | None = None
 
@@ -232,6 +232,29 @@ class SharedStart(JsonRecord):
 
 Comparison = Mapping[str, Mapping[str, PairedDifference]]
 """Test split -> metric -> winner against baseline."""
+Values = Mapping[str, tuple[float | None, ...]]
+"""Metric -> a value for each seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantRecord(JsonRecord):
+    """What one of the compared variants came to."""
+
+    name: str
+    changes: Mapping[str, Any]
+    """Dotted keys in which it differs from the recipe."""
+    trials: tuple[str, ...]
+    """Its trials, one for each seed."""
+    reason: str = ""
+    """Why it is not ranked; '' where it is."""
+    seconds: tuple[float, ...] = ()
+    """Of training of each trial that finished; with stage 2, of both stages."""
+    val: Values
+    """At the end of training, of the trials that finished."""
+    test: Mapping[str, Values] | None = None
+    """Split -> values; None before it was tested."""
+    difference: Comparison | None = None
+    """The chosen variant against this one, where both were tested with the same seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +283,8 @@ class SweepRecord(StoredRecord):
     data_hash: str
     epochs: int
     """Of one training."""
+    weights: str | None = None
+    """``model.weights`` of the recipe, as decided when the sweep began."""
     engine: str
     hardware: Hardware
     created_at: datetime.datetime
@@ -282,6 +307,9 @@ class SweepRecord(StoredRecord):
     trials: tuple[TrialRecord, ...] | None = None
     """None before the search was over for the first time."""
     winner: str | None = None
+    """The chosen trial, or variant."""
+    variants: tuple[VariantRecord, ...] = ()
+    """With search=variants, the best on validation first, those without a rank last; () before the choice."""
     baseline: str | None = None
     """Name of the baseline's trial."""
     retrain: tuple[RetrainRecord, ...] | None = None

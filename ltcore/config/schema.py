@@ -29,6 +29,7 @@ from ltcore.data.loading.class_sampling import SAMPLINGS
 from ltcore.errors import at_least, one_of, plain_name, positive, refuse_userinfo, within
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
+from ltcore.models.weights import WEIGHT_FILES
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.tracking.config import TrackingConfig
@@ -89,6 +90,10 @@ class TrainConfig:
     1."""
     batch_size: int = 128
     """Images per optimizer step over all workers together. Range >= 1."""
+    least_batches: int | None = None
+    """Batches that the training images should fill in an epoch. Where they are too few, ``batch_size`` and ``optim.lr`` are
+    halved together until they do, down to 8 images, and it is said. null: never. No effect beside a batch size on the
+    command line. Range >= 1."""
     accumulate: int = 1
     """Backward passes per optimizer step, each over batch_size / accumulate images, to fit into memory. Must divide
     ``batch_size``; refused for losses that look across the batch."""
@@ -99,8 +104,7 @@ class TrainConfig:
     large ones left out. Priors of losses are those of this stream (``objective.prior``). No effect in stage 2."""
     init_from: str | None = None
     """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
-    checkpoint in it, as an absolute path or URI. Network and classes must be the same. Or a file (.pth) of torchvision's
-    weights of the same backbone, ImageNet's for example; the classifier is then drawn by ``seed``. null: everything is."""
+    checkpoint in it, as an absolute path or URI. Network and classes must be the same. null: as ``model.weights`` says."""
     freeze: str | None = None
     """'classifier' keeps the classifier as ``init_from`` gave it and trains the features under it, as DRO-LT's second
     stage does. null: everything is trained."""
@@ -136,6 +140,7 @@ class TrainConfig:
         at_least(1, patience=self.patience)
         within("[0, 1)", min_delta=self.min_delta)
         at_least(1, eval_every=self.eval_every, eval_batch_size=self.eval_batch_size)
+        at_least(1, least_batches=self.least_batches)
         positive(checkpoint_every_s=self.checkpoint_every_s)
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
@@ -146,7 +151,12 @@ class TrainConfig:
             )
         if self.freeze not in (None, "classifier"):
             raise ValueError(f"freeze must be classifier or null, got {self.freeze!r}")
-        if self.freeze and (self.init_from is None or self.init_from.endswith((".pth", ".pt"))):
+        if self.init_from is not None and self.init_from.endswith(WEIGHT_FILES):
+            raise ValueError(
+                f"init_from={self.init_from} is a file of weights, expected a run or checkpoint directory. Give the file as "
+                "model.weights"
+            )
+        if self.freeze and self.init_from is None:
             raise ValueError(
                 "freeze=classifier needs init_from with a run or checkpoint: a random classifier would never learn anything"
             )
@@ -193,6 +203,7 @@ class RunConfig:
         self._check_head()
         self._check_layers()
         self._check_frozen()
+        self._check_weights()
         self._check_stage2()
 
     @property
@@ -300,6 +311,13 @@ class RunConfig:
             raise ValueError(
                 f"train.freeze={self.train.freeze} does not go with objective.base={base}, which contrasts images with the "
                 "rows of the classifier as its learnable centers. Set train.freeze=null"
+            )
+
+    def _check_weights(self) -> None:
+        if self.train.init_from is not None and self.model.weights is not None:
+            raise ValueError(
+                f"model.weights={self.model.weights} would have no effect beside train.init_from={self.train.init_from}, which "
+                "brings all weights. Set one of them to null"
             )
 
     def _check_stage2(self) -> None:

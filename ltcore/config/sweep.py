@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,30 +14,36 @@ from ltcore.config.overrides import Tree, lookup, unknown
 from ltcore.config.recipes import read_file
 from ltcore.config.space import SpaceSpec, parse_space
 from ltcore.config.validate import plain, validate
-from ltcore.errors import ConfigError, at_least, one_of, plain_name, positive, within
+from ltcore.errors import ConfigError, at_least, nearest, one_of, plain_name, positive, within
 from ltcore.evaluation.catalog import METRICS, VALIDATION
 
-_SWEEP, _SPACE = "sweep.", "sweep.space."
-_MAPPINGS = ("space", "overrides")
+_SWEEP, _SPACE, _VARIANTS = "sweep.", "sweep.space.", "sweep.variants."
+_MAPPINGS = ("space", "overrides", "variants")
+STAGE1 = "stage2.from_run"
+"""Key of a variant of stage 2 that names the variant whose runs it starts from."""
 
 
 def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     """Reads a sweep (packaged name, path or URI of YAML) with overrides.
 
     Overrides that start with ``sweep.`` set keys of the sweep (``sweep.num_trials``, ``sweep.space.<key>=log:0.1,1``,
-    where null takes the key out of the space), all others set keys of every run.
+    ``sweep.variants.<name>.<key>=value``; null takes the key out of the space, or the variant out), all others set keys
+    of every run.
     """
     tree, stem = read_file("sweep", sweep)
     tree.setdefault("name", stem)
     for key in _MAPPINGS:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"sweep.{key}={tree[key]!r} must map dotted keys to values.")
+    for name, changes in tree["variants"].items():
+        if not isinstance(changes, dict):
+            raise ConfigError(f"sweep.variants.{name}={changes!r} must map dotted keys to values.")
     own_recipe = tree.get("recipe")
     for key, value in overrides.items():
         _set(tree, key, value)
     if tree.get("recipe") != own_recipe and "sweep.budget_s" not in overrides:
         tree.pop("budget_s", None)
-    for key in (*tree["space"], *tree["overrides"]):
+    for key in (*tree["space"], *tree["overrides"], *itertools.chain(*tree["variants"].values())):
         lookup(key)
     tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}
     return validate(SweepConfig, sweep_keys(), tree, prefix=_SWEEP)
@@ -48,6 +56,8 @@ def _set(tree: Tree, key: str, value: Any) -> None:
             tree["space"].pop(name, None)
         else:
             tree["space"][name] = value
+    elif key.startswith(_VARIANTS):
+        _set_variant(tree["variants"], *key.removeprefix(_VARIANTS).partition(".")[::2], value)
     elif not key.startswith(_SWEEP):
         tree["overrides"][key] = value
     elif (name := key.removeprefix(_SWEEP)) in _MAPPINGS:
@@ -58,12 +68,23 @@ def _set(tree: Tree, key: str, value: Any) -> None:
         raise unknown(name, sweep_keys(), _SWEEP)
 
 
+def _set_variant(variants: Tree, name: str, key: str, value: Any) -> None:
+    if key:
+        variants.setdefault(name, {})[key] = value
+    elif name not in variants:
+        raise ConfigError(f"{_VARIANTS}{name}: there is no such variant.{nearest(name, variants)}")
+    elif value not in (None, "null"):
+        raise ConfigError(f"{_VARIANTS}{name}={value}: give {_VARIANTS}{name}.<key>=value, or null to leave it out.")
+    else:
+        del variants[name]
+
+
 SELECTABLE = tuple(VALIDATION + name for name in METRICS)
 """Metrics that may choose a checkpoint or a trial: of the validation split alone, the test splits are read once. The first
 is the default."""
 
 
-SEARCHES = ("random", "grid", "tpe", "pbt")
+SEARCHES = ("random", "grid", "tpe", "pbt", "variants")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +95,27 @@ class SweepConfig:
 
     name: str
     """Name of the sweep: directory and W&B group. Letters, digits, '.', '_' and '-'."""
-    recipe: str
-    """The recipe that every trial starts from: a packaged name, or a path or URI of a YAML file."""
+    recipe: str = ""
+    """The recipe that every trial starts from: a packaged name, or a path or URI of a YAML file. Empty: it has to be given on
+    the command line, or data, whose image size then chooses folder or folder_small."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted keys set in every trial, the baseline and the retrains."""
     space: dict[str, SpaceSpec] = field(default_factory=dict)
-    """Dotted key -> values to try. At least one."""
+    """Dotted key -> values to try. At least one, except with search=variants, which takes none."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> dotted keys in which it differs from the recipe, with search=variants. One whose ``stage2.from_run`` is the
+    name of another variant is a stage 2 of that one's runs. What is said here of stopping, retraining and shared starts has
+    no effect then."""
+    seeds: int = 1
+    """Paired seeds with which every variant is trained, counted from the run's ``seed``. Range >= 1. Three or more give
+    intervals. No effect unless search=variants."""
     search: str = "random"
     """'random' (Latin hypercube), 'grid' (all combinations), 'tpe' (Optuna, in batches of a tenth of the trials and five at
-    least; needs 20 trials) or 'pbt' (population based: keys in ``mutable`` change while training). All but pbt choose the same
-    winner for one seed, however many trials run at a time."""
+    least; needs 20 trials), 'pbt' (population based: keys in ``mutable`` change while training) or 'variants' (each of
+    ``variants`` is trained to its end, the best on validation chosen, and all are tested and compared). All but pbt choose
+    the same winner for one seed, however many trials run at a time."""
     num_trials: int = 8
-    """Trials. Range >= 1. No effect with search=grid, whose size is the product of the lists."""
+    """Trials. Range >= 1. No effect with search=grid, whose size is the product of the lists, nor with search=variants."""
     metric: str = "val/balanced_accuracy"
     """Validation metric that ranks trials; see ``train.select``. The highest wins, of val/ece and val/<group>/ece the
     lowest."""
@@ -122,7 +152,16 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         plain_name(name=self.name)
-        if not self.space:
+        at_least(1, seeds=self.seeds)
+        one_of(SEARCHES, search=self.search)
+        if (self.search == "variants") != bool(self.variants):
+            raise ValueError(
+                f"search={self.search} does not go with {len(self.variants)} variants: search=variants compares what variants "
+                "names, and nothing else does"
+            )
+        if self.variants:
+            self._check_variants()
+        elif not self.space:
             raise ValueError("space is empty: a sweep needs at least one key to vary")
         both = sorted(set(self.space) & set(self.overrides))
         if both:
@@ -130,7 +169,6 @@ class SweepConfig:
                 f"space and overrides both set {both[0]}; to fix it for all trials, take it out with "
                 f"sweep.space.{both[0]}=null"
             )
-        one_of(SEARCHES, search=self.search)
         one_of(SELECTABLE, metric=self.metric)
         within("(0, 1]", grace_fraction=self.grace_fraction)
         at_least(0, retrain_seeds=self.retrain_seeds)
@@ -138,6 +176,24 @@ class SweepConfig:
         at_least(2, reduction_factor=self.reduction_factor)
         positive(budget_s=self.budget_s, stall_s=self.stall_s)
         self._check_search()
+
+    def _check_variants(self) -> None:
+        if self.space:
+            raise ValueError(f"space varies {next(iter(self.space))}, but search=variants takes only variants")
+        for name, changes in self.variants.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+                raise ValueError(f"variants has {name!r}, expected a name of letters, digits, '_' and '-'")
+            if both := sorted(set(changes) & set(self.overrides)):
+                raise ValueError(f"variants.{name} and overrides both set {both[0]}: leave it to one of them")
+            stage2 = [key for key in changes if key.startswith("stage2")]
+            if not stage2:
+                continue
+            first = changes.get(STAGE1)
+            if len(stage2) < len(changes) or first not in self.variants or STAGE1 in self.variants[str(first)]:
+                raise ValueError(
+                    f"variants.{name} is a stage 2: it takes keys of stage2 alone, and {STAGE1} must be the name of a variant "
+                    f"of stage 1, got {first!r}"
+                )
 
     def _check_search(self) -> None:
         if self.search == "grid":
@@ -161,5 +217,7 @@ class SweepConfig:
 
     @property
     def size(self) -> int:
-        """Returns the number of trials: ``num_trials``, or the number of combinations with search=grid."""
+        """Returns the number of trials: ``num_trials``, or that of combinations (grid), or of variants and seeds."""
+        if self.variants:
+            return len(self.variants) * self.seeds
         return math.prod(len(s.enumerate()) for s in self.space.values()) if self.search == "grid" else self.num_trials

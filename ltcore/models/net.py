@@ -15,11 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltcore import rng
 from ltcore.batch import ModelOutput
-from ltcore.errors import at_least, one_of, positive, within
+from ltcore.errors import at_least, one_of, positive, refuse_userinfo, within
 from ltcore.models.backbones import pool
 from ltcore.models.heads import HEADS, CosineHead, Projection
 from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS
+from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES
 
 MAP = "fmap/"
 """Prefix of a stage name in ``needs`` that requires its feature map instead of its pooled features."""
@@ -36,6 +37,11 @@ class ModelConfig:
 
     name: str = "resnet32"
     """Backbone (``ltcore methods``)."""
+    weights: str | None = None
+    """Initial weights of the backbone; the classifier is always drawn by ``seed``. null: drawn, too. 'auto': the published
+    ImageNet weights if their file is in torch's hub cache, else null; when the run starts it says which. 'default': these,
+    or an error. Or a file (.pth, .pt) of torchvision's weights of this backbone, as an absolute path or URI. Nothing is
+    downloaded."""
     head: str = "linear"
     """Classifier: 'linear' (with bias) or 'cosine'."""
     cosine_scale: float = 16.0
@@ -58,6 +64,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of(sorted(MODELS), name=self.name)
+        self._check_weights()
         one_of(sorted(HEADS), head=self.head)
         positive(cosine_scale=self.cosine_scale)
         within(f"[1, {MAX_EXPERTS}]", num_experts=self.num_experts)
@@ -66,6 +73,22 @@ class ModelConfig:
         at_least(0, projection_hidden=self.projection_hidden)
         at_least(1, projection_dim=self.projection_dim)
         at_least(2, ghost_batch=self.ghost_batch)
+
+    def _check_weights(self) -> None:
+        refuse_userinfo(weights=self.weights)
+        if self.weights == DEFAULT and not MODELS[self.name].weights:
+            raise ValueError(
+                f"weights={DEFAULT}: no weights of {self.name} are published. Set it to null or give a file"
+            )
+        if self.weights in (None, AUTO, DEFAULT):
+            return
+        if not self.weights.endswith(WEIGHT_FILES) or not (
+            self.weights.startswith(("/", "~")) or "://" in self.weights
+        ):
+            raise ValueError(
+                f"weights must be null, {AUTO}, {DEFAULT} or a file ({', '.join(WEIGHT_FILES)}) as an absolute path or URI, "
+                f"because workers change directory, got {self.weights!r}"
+            )
 
 
 class LongTailNet(nn.Module):

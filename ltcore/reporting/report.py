@@ -17,10 +17,20 @@ from ltcore.reporting.records import read_run, read_sweep
 from ltcore.reporting.runs_page import runs_page
 from ltcore.reporting.summary import ranked_table, summary_lines
 from ltcore.reporting.sweep_page import sweep_page
+from ltcore.reporting.variants import variants_lines, variants_page, variants_table
 from ltcore.storage import write_bytes_atomic
 from ltcore.text import duration, storable
 
-__all__ = ["make_report", "make_table", "ranked_table", "summary_lines", "write_report", "write_runs_report"]
+__all__ = [
+    "make_report",
+    "make_table",
+    "ranked_table",
+    "summary_lines",
+    "variants_lines",
+    "variants_table",
+    "write_report",
+    "write_runs_report",
+]
 
 
 def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
@@ -29,7 +39,10 @@ def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
     It goes to ``out``, by default ``report.html`` in the directory.
     """
     folder = Path(sweep_dir)
-    return _write("sweep.html.j2", sweep_page(read_sweep(folder)), Path(out) if out else folder / "report.html")
+    sweep, path = read_sweep(folder), Path(out) if out else folder / "report.html"
+    if sweep.record.search == "variants":
+        return _write("variants.html.j2", variants_page(sweep), path)
+    return _write("sweep.html.j2", sweep_page(sweep), path)
 
 
 def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Path:

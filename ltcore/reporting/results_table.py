@@ -63,7 +63,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
 
     Raises DataError for a run that is not finished or was not tested.
     """
-    recipes = {name: flatten(run_tree(name)) for name in packaged("recipe")}
+    recipes = {name: _decided(flatten(run_tree(name))) for name in packaged("recipe")}
     lines: dict[tuple[str, str, str, str, str], list[RunRecord]] = {}
     for run in runs:
         record = run.record
@@ -91,6 +91,11 @@ def missing(run: StoredRun) -> str:
     if run.record.status != "finished":
         return f"{run.record.status}, not finished"
     return "" if run.tests() else "not tested: a trial of a sweep"
+
+
+def _decided(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe as runs store it where published weights, which it takes if it can, were at hand."""
+    return {**recipe, **({"model.weights": "default"} if recipe.get("model.weights") == "auto" else {})}
 
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:

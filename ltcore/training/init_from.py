@@ -1,9 +1,10 @@
-"""Initial weights from another run or a pretrained backbone (``train.init_from``)."""
+"""Initial weights from another run (``train.init_from``) or of a pretrained backbone (``model.weights``)."""
 
 from __future__ import annotations
 
 import io
 import re
+import socket
 from typing import Any
 
 from torch import Tensor
@@ -11,35 +12,30 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError
-from ltcore.models.net import PROJECTIONS
+from ltcore.models.net import PROJECTIONS, ModelConfig
+from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
 from ltcore.storage import read_bytes
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components
 from ltcore.training.fetch import fetched_checkpoint
 
-WEIGHT_FILES = (".pth", ".pt")
 _EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+)\.")
 _SAME = ("model.name", "model.head", "model.cosine_scale", "model.num_experts", "model.expert_width")
 """Keys that must be equal for networks with the same tensors to compute the same function."""
 
 
 def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Loads the weights of ``train.init_from`` into the network and its moving averages.
+    """Loads the weights that the run starts from into the network and its moving averages.
 
-    A collective; rank 0 reads. Returns the checkpoint's place, epoch and step, for the run's record. Raises
-    CheckpointError where it is of another network or of other classes. A projection is initialized from the run's seed
-    unless the checkpoint has one of the same sizes; from a file of torchvision's weights only the backbone is used.
+    They are those of ``train.init_from``, or the backbone's of ``model.weights``. A collective; rank 0 reads. Returns where
+    they came from, for the run's record; {} where ``model.weights`` is auto and they are not at hand. Raises
+    CheckpointError where they are of another network or of other classes. A projection is initialized from the run's seed
+    unless a checkpoint has one of the same sizes.
     """
-    uri = cfg.train.init_from
-    assert uri is not None
     net = components.step.net
-    found = None
-    if dist.rank() == 0:
-        is_file = uri.endswith(WEIGHT_FILES)
-        found = (
-            _read_backbone(uri, net.state_dict()) if is_file else _read(uri, cfg.to_flat(), classes, net.state_dict())
-        )
-    weights, origin = dist.broadcast_object(found)
+    weights, origin = dist.broadcast_object(_found(cfg, net.state_dict(), classes) if dist.rank() == 0 else None)
+    if not origin:
+        return {}
     own, theirs = _projection(net.state_dict()), _projection(weights)
     fits = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}
     net.load_state_dict(_beside_projections(weights) | (theirs if fits else own))
@@ -47,6 +43,32 @@ def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...])
         if copy is not None:
             copy.net.load_state_dict(net.state_dict())
     return origin
+
+
+def _found(
+    cfg: RunConfig, own: dict[str, Tensor], classes: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if cfg.train.init_from is not None:
+        return _read(cfg.train.init_from, cfg.to_flat(), classes, own)
+    file = weights_file(cfg.model)
+    return ({}, {}) if file is None else _read_backbone(file, own)
+
+
+def weights_file(model: ModelConfig) -> str | None:
+    """Returns the file that ``model.weights`` means on this machine; None where weights are drawn.
+
+    Raises CheckpointError for published weights that are not here.
+    """
+    if model.weights not in (AUTO, DEFAULT):
+        return model.weights
+    if at_hand(model.name):
+        return str(published_file(model.name))
+    if model.weights == AUTO:
+        return None
+    raise CheckpointError(
+        f"model.weights={DEFAULT}: {published_file(model.name)} is not on {socket.gethostname()}. Fetch it there with "
+        f"{download_command(model.name)}, or set model.weights to a file that all nodes reach, or to null."
+    )
 
 
 def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,9 +81,7 @@ def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor],
         theirs = ckpt.read_tensors(data)
     except Exception as error:  # torch raises any type on foreign bytes
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CheckpointError(
-            f"train.init_from={uri} is not a file of tensors ({problem}). Use another file."
-        ) from error
+        raise CheckpointError(f"model.weights={uri} is not a file of tensors ({problem}). Use another file.") from error
     names = {name: _EXPERT.sub("", name) for name in own if name.startswith("backbone.")}
     known = theirs if isinstance(theirs, dict) else {}
     wrong = [
@@ -72,10 +92,10 @@ def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor],
     wrong += [f"{name}: not part of it" for name in known.keys() - set(names.values()) if not name.startswith("fc.")]
     if wrong:
         raise CheckpointError(
-            f"train.init_from={uri} does not hold torchvision's weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
+            f"model.weights={uri} does not hold torchvision's weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
             f"{len(wrong)} in all). Use the file of the network that model.name names, with model.num_experts=1."
         )
-    ckpt.refuse_bad_weights(f"train.init_from={uri}", known)
+    ckpt.refuse_bad_weights(f"model.weights={uri}", known)
     mine = {name: value.cpu() for name, value in own.items()}  # sent to all ranks, which have different devices
     return mine | {name: known[theirs] for name, theirs in names.items() if theirs in known}, {"weights": uri}
 

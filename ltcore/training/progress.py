@@ -32,7 +32,7 @@ class TrainProgress:
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """Values of the mutable keys, each with the ``images_seen`` from which on they were used."""
     started_from: dict[str, Any] = field(default_factory=dict)
-    """The checkpoint or file with the initial weights, where ``train.init_from`` names one."""
+    """The checkpoint or file with the initial weights, where there is one."""
 
     def judge(self, value: float, min_delta: float) -> None:
         """Counts an evaluation of the present epoch for patience."""

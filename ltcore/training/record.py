@@ -22,7 +22,7 @@ class RunInfo:
     group: str = ""
     """Sweep the run belongs to, or ''."""
     test: bool = True
-    """Evaluate the test splits once, at the end. Trials of a sweep never do."""
+    """Evaluate the test splits once, at the end. Trials of a sweep do not, unless all of them are compared after it."""
     mutable: tuple[str, ...] = ()
     """Dotted keys that may change from one start to the next (population-based training); their course is recorded."""
     until: int = 0

@@ -106,7 +106,8 @@ def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_
 
     ``make_run_loader`` says where batches come from; Ray's side passes its own, which streams.
 
-    A run that already finished is not repeated: its stored record is returned. Whatever ends the run early is written
+    A run that already finished is not repeated: its stored record is returned, after the test if that is asked for only
+    now. Whatever ends the run early is written
     into ``run.json`` (stopped or failed, with the reason) before it is raised again.
     """
     check_same_code(job.code)
@@ -126,7 +127,8 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
     done = dist.broadcast_object(done)
     if done is not None and done.status == "finished":
         refuse_other_run(job, done)
-        return done
+        if done.test is not None or not job.info.test:
+            return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
     with contextlib.closing(make_run_loader(cfg, job.data_uri, ctx)) as loader:
         wandb_id = f"{job.info.id}-{secrets.token_hex(3)}" if done is None else done.wandb_id
         return _run(job, cfg, _SyncedContext(ctx, sync, lease), sync, loader, wandb_id)

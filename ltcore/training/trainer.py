@@ -331,7 +331,7 @@ class Trainer:
             self.at = load_state(self.components, self.optimizer, state, pending)
             self.last_saved_step = self.at.step
             self._record_epoch()  # no epoch may follow that would
-        elif self.cfg.train.init_from is not None:
+        elif self.cfg.train.init_from is not None or self.cfg.model.weights is not None:
             self.at.started_from = start_from(self.cfg, self.components, self.loader.store.manifest.classes)
         if self.at.started_from:
             self.record.update(started_from=self.at.started_from)

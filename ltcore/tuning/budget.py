@@ -85,7 +85,7 @@ def fitted_epochs(
     grace = 1.0 if sweep.search == "pbt" else grace_fraction(sweep, base)
     size = batch_size(sweep.size) if sweep.search == "tpe" else sweep.size
     cohorts = [min(size, sweep.size - first) for first in range(0, sweep.size, size)]
-    runs = 1 + whole_runs(cohorts, grace, sweep.reduction_factor)
+    runs = (0 if sweep.variants else 1) + whole_runs(cohorts, grace, sweep.reduction_factor)  # 1: the baseline
     estimate_s = runs * images / rate / concurrent
     if estimate_s <= sweep.budget_s:
         say(f"warm-up: {rate:,.0f} images/s per trial, search in about {estimate_s:.0f} s")

@@ -23,8 +23,11 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
     Two sweeps with equal identity on equal data are the same sweep.
     """
     base = flatten(run_tree(sweep.recipe, sweep.overrides))
-    fields = {f"sweep.{key}": value for key, value in sweep.to_dict().items() if key not in (*_HOW, "space")}
+    fields = {
+        f"sweep.{key}": value for key, value in sweep.to_dict().items() if key not in (*_HOW, "space", "variants")
+    }
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
+    fields |= {f"sweep.variants.{key}": value for key, value in flatten(sweep.variants).items()}
     kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
     return json.loads(json.dumps(effective({**fields, **kept})))
 
@@ -39,15 +42,20 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 
 
-_SIZE = "sweep.num_trials"
+_SIZES = {"random": "sweep.num_trials", "variants": "sweep.seeds"}
+"""Search -> the key of its size; more of it adds trials to what is stored."""
 
 
 def adds_trials(existing: SweepRecord, fields: dict[str, Any]) -> bool:
-    """Tells whether the new sweep is a stored random search with more trials.
+    """Tells whether the new sweep is a stored random search with more trials, or a comparison with more seeds.
 
     They are then added to it.
     """
-    return fields["sweep.search"] == existing.search == "random" and fields[_SIZE] > existing.num_trials
+    if fields["sweep.search"] != existing.search or existing.search not in _SIZES:
+        return False
+    key = _SIZES[existing.search]
+    stored = existing.identity.get(key)
+    return isinstance(stored, int) and fields[key] > stored
 
 
 def check_same_data(existing: SweepRecord, data_hash: str, uri: str) -> None:
@@ -68,7 +76,8 @@ def check_same_sweep(existing: SweepRecord, fields: dict[str, Any], uri: str) ->
     The same name with another configuration would mix two sweeps.
     """
     if adds_trials(existing, fields):
-        fields = {**fields, _SIZE: existing.num_trials}
+        key = _SIZES[existing.search]
+        fields = {**fields, key: existing.identity[key]}
     changed = difference(effective(existing.identity), fields)
     if changed:
         raise ConfigError(

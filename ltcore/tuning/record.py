@@ -30,6 +30,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         identity=identity,
         data_hash=setup.data_hash,
         epochs=setup.base.train.epochs,
+        weights=setup.base.model.weights,
         engine=setup.placement.engine,
         hardware=describe_hardware(),
         created_at=now(),

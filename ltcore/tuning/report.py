@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ltcore.config.records import SweepRecord
 from ltcore.evaluation.catalog import goodness
-from ltcore.reporting.report import write_report
+from ltcore.reporting.report import variants_table, write_report
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import is_local, join, write_bytes_atomic
 from ltcore.tracking.tracker import open_tracker
@@ -49,6 +49,8 @@ def _log_sweep(setup: SweepSetup, record: SweepRecord, id_prefix: str, folder: P
     ranked = sorted(record.trials or (), key=lambda t: -goodness(record.metric, t.last))
     rows = [[t.id, t.status, *(t.params[k] for k in keys), t.last, t.best, t.epochs_done] for t in ranked]
     tracker.table("trials", ["trial", "status", *keys, "last", "best", "epochs"], rows)
+    if compared := variants_table(record):
+        tracker.table("variants", list(compared[0]), [list(row.values()) for row in compared])
     tracker.html("report", report)
     flat_summary = {
         f"{split}/{metric}/{field}": getattr(difference, field)

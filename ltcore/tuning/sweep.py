@@ -257,7 +257,7 @@ class Sweep:
     def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         """Says how far the trial has come, and why it stopped there."""
         self.watch.touch()
-        text = f"trial {trial}: {params_text(params)}: "
+        text = f"trial {trial}: " + (f"{params_text(params)}: " if params else "")
         how = end_of_part(record, self.setup.sweep.metric, state, self._lost.get(trial))
         if state == "there":
             self.display.rest(f"trial {trial}")

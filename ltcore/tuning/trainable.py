@@ -98,7 +98,7 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     trial = trial_name(params, tune.get_context().get_trial_id(), shared.members)
     until = params.pop(UNTIL, 0)
     params.pop(TRIAL, None)
-    job = _job(shared, trial, params, until)
+    job = trial_job(shared, trial, params, until)
     if shared.engine == "train":
         from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -113,7 +113,8 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         execute(job, TrialContext(job, keep_checkpoints=bool(shared.mutable)), make_ray_loader)
 
 
-def _job(plan: TrialPlan, trial: str, params: dict[str, Any], until: int) -> Job:
+def trial_job(plan: TrialPlan, trial: str, params: Mapping[str, Any], until: int = 0, *, test: bool = False) -> Job:
+    """Returns the job of one part of a trial; with ``test`` it ends with the test, also where the trial is finished."""
     return Job(
         config=RunConfig.from_dict(plan.config).replace({**params, "name": f"trial-{trial}"}).to_dict(),
         data_uri=plan.data_uri,
@@ -122,7 +123,7 @@ def _job(plan: TrialPlan, trial: str, params: dict[str, Any], until: int) -> Job
             id=f"{plan.id_prefix}-{trial}",
             kind="trial",
             group=plan.group,
-            test=False,
+            test=test,
             mutable=plan.mutable,
             until=until,
         ),

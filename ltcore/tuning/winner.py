@@ -20,6 +20,15 @@ def winner_of(trials: Sequence[TrialRecord], name: str, size: int, metric: str) 
 
     Raises LtcoreError while a trial that might have won is not settled, and where none reached the end of training.
     """
+    finished = finished_of(trials, name, size)
+    return finished[ranked({trial: found.last for trial, found in finished.items()}, metric)[0]]
+
+
+def finished_of(trials: Sequence[TrialRecord], name: str, size: int) -> dict[str, TrialRecord]:
+    """Returns the trials among which a choice is made: name -> trial.
+
+    Raises LtcoreError while one of all ``size`` is not settled, and where none reached the end of training.
+    """
     settled = [trial for trial in trials if standing(trial) != "open"]
     if len(settled) < size:
         raise LtcoreError(_why_open([trial for trial in trials if standing(trial) == "open"], name, size))
@@ -28,7 +37,7 @@ def winner_of(trials: Sequence[TrialRecord], name: str, size: int, metric: str) 
         reasons = sorted({trial.reason for trial in settled if trial.status == "failed"})
         first = f" First reason: {reasons[0]}" if reasons else ""
         raise LtcoreError(f"No trial of {name} reached the end with a value, so there is no winner.{first}")
-    return finished[ranked({trial: found.last for trial, found in finished.items()}, metric)[0]]
+    return finished
 
 
 def _why_open(trials: Sequence[TrialRecord], name: str, size: int) -> str:

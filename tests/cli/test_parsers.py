@@ -18,12 +18,20 @@ def clean_environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_nothing_given_is_the_demo():
-    args = cli.read_train("doc", [])
-    assert (args.recipe, args.overrides, args.engine) == ("digits_glt_lpa_dro_ifl", {}, "auto")
+def test_without_a_recipe_the_data_choose_one_and_a_sweep_is_the_demo():
+    args = cli.read_train("doc", ["--data", "photos"])
+    assert (args.recipe, args.overrides, args.engine) == ("", {"data.uri": "photos"}, "auto")
     assert (args.workers, args.storage, args.fresh, args.dry_run, args.debug) == (None, None, False, False, False)
     tune = cli.read_tune("doc", [])
     assert (tune.sweep, tune.overrides, tune.max_hours, tune.max_gpus) == ("tune_lpa", {}, None, None)
+
+
+def test_neither_recipe_nor_data_is_answered_by_what_to_give(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.read_train("doc", ["train.epochs=3"])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "`ltcore recipes` lists" in said and "--data FOLDER" in said and "digits_glt_lpa_dro_ifl" in said
 
 
 def test_words_and_flags_mix_in_any_order():
@@ -192,7 +200,7 @@ def test_show_flag_prints_and_exits(capsys):
         assert caught.value.code == 0
     assert "num_trials: 3" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
-        cli.read_train("doc", ["--show", "lr=1"])
+        cli.read_train("doc", ["cifar100_lt_ce", "--show", "lr=1"])
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: lr: unknown key.")
 
@@ -201,7 +209,7 @@ def test_show_and_help_import_neither_torch_nor_ray():
     code = """
 import sys
 from ltcore.cli import parsers as cli
-for read, argv in ((cli.read_train, ["--show"]), (cli.read_tune, ["--show"]), (cli.read_tune, ["--help"])):
+for read, argv in ((cli.read_train, ["folder", "--show"]), (cli.read_tune, ["--show"]), (cli.read_tune, ["--help"])):
     try:
         read("doc", argv)
     except SystemExit as stop:

@@ -26,7 +26,14 @@ from tests.s3 import Bucket
 from tests.training.runs import run, stage2_run, tiny_run
 
 RECORD = json.dumps({"schema": 1, "status": "finished"})
-SMALL = ["model.name=resnet8", "train.epochs=1", "train.batch_size=8", "train.threads=1", "tracking.wandb=false"]
+SMALL = [
+    "digits_glt_lpa_dro_ifl",
+    "model.name=resnet8",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "train.threads=1",
+    "tracking.wandb=false",
+]
 SMALL += ["tracking.tensorboard=false", "train.precision=fp32", "--engine", "inline"]
 Put = Callable[[str, str], None]
 pytest_plugins = ["tests.s3"]
@@ -236,3 +243,13 @@ def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
         ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 16 there, 6 now\)"
     ):
         tune(read_tune(None, [*command, "--data", tiny_shards, "train.epochs=6"]))
+
+
+def test_a_comparison_of_methods_fits_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    from ltcore.cli.console import show_result
+    from tests.reporting.comparison import comparison
+
+    show_result(comparison(3), "/runs/x", age=False)
+    out = capsys.readouterr().out
+    assert "distinguishable" in out and "…" not in out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80

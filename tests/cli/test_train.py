@@ -71,7 +71,7 @@ def test_auto_stays_in_process_on_one_machine_and_takes_ray_train_elsewhere(
 def test_a_single_run_goes_through_ray_where_something_is_asked_of_its_workers(
     flags: list[str], through_ray: bool
 ) -> None:
-    assert wants_ray(read_train("test", flags), load_run("cifar100_lt_ce")) == through_ray
+    assert wants_ray(read_train("test", ["cifar100_lt_ce", *flags]), load_run("cifar100_lt_ce")) == through_ray
 
 
 def test_on_a_cluster_every_trial_gets_a_gpu_worker() -> None:

@@ -180,7 +180,11 @@ def test_damage_of_a_run_is_a_sentence(damage: Damage, tmp_path: Path) -> None:
         make_report([folder])
     one_sentence(reported, folder / "run.json", damage)
     with pytest.raises(DamagedFileError) as trained:
-        train(read_train(None, ["--name", "run", "--storage", str(tmp_path), "tracking.wandb=false"]))
+        train(
+            read_train(
+                None, ["digits_glt_lpa_dro_ifl", "--name", "run", "--storage", str(tmp_path), "tracking.wandb=false"]
+            )
+        )
     one_sentence(trained, folder / "run.json", damage)
 
 

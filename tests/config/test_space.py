@@ -124,7 +124,7 @@ def test_grid_is_the_product_in_reading_order():
     [
         ({"space": {}}, "space is empty"),
         ({"overrides": {"a": 1}}, "space and overrides both set a"),
-        ({"search": "bayes"}, "search must be one of random, grid, tpe, pbt, got 'bayes'"),
+        ({"search": "bayes"}, "search must be one of random, grid, tpe, pbt, variants, got 'bayes'"),
         ({"metric": "test/top1"}, "metric must be one of val/balanced_accuracy, val/top1"),
         ({"grace_fraction": 0.0}, r"grace_fraction must be in \(0, 1\]"),
         ({"reduction_factor": 1}, "reduction_factor must be >= 2, got 1"),

@@ -166,6 +166,8 @@ def begun(num_trials: int = 8) -> dict[str, Any]:
         "rungs": [],
         "forked": {},
         "populations": 0,
+        "weights": None,
+        "variants": [],
     }
 
 

@@ -25,7 +25,7 @@ def values(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def metrics(self: Evaluator, counts: Any) -> dict[str, Any]:
         found = real(self, counts)
-        return found | {"top1": given.pop(0)} if given else found
+        return found | {"balanced_accuracy": given.pop(0)} if given else found
 
     monkeypatch.setattr(Evaluator, "metrics", metrics)
     return given
@@ -61,7 +61,7 @@ def test_a_run_ends_as_finished_and_says_why(tiny_shards: str, tmp_path: Path, v
     values += [0.3, 0.5, 0.4, 0.5]
     record = run(tiny_run(train__epochs=10, train__patience=2), tiny_shards, tmp_path / "run")
     assert (record["status"], record["epochs_done"], record["epochs_planned"]) == ("finished", 4, 10)
-    assert record["reason"] == "early stopping at epoch 4: no better val/top1 since epoch 2"
+    assert record["reason"] == "early stopping at epoch 4: no better val/balanced_accuracy since epoch 2"
     assert (record["best"]["epoch"], record["last"]["epoch"]) == (2, 4)
     assert set(record["test"]) == set(record["test_best"]) == {"test"}
     last, best = (ckpt.find(tmp_path / "run" / "checkpoints", tag) for tag in ("last", "best"))
@@ -84,14 +84,14 @@ def test_small_gains_do_not_count_but_are_still_the_best(tiny_shards: str, tmp_p
     values += [0.5, 0.505, 0.509, 0.4]
     cfg = tiny_run(train__epochs=10, train__patience=3, train__min_delta=0.01)
     record = run(cfg, tiny_shards, tmp_path / "run")
-    assert record["reason"] == "early stopping at epoch 4: no better val/top1 since epoch 1"
+    assert record["reason"] == "early stopping at epoch 4: no better val/balanced_accuracy since epoch 1"
     assert record["best"]["epoch"] == 3
 
 
 def test_only_evaluations_count(tiny_shards: str, tmp_path: Path, values: list[float]) -> None:
     values += [0.5, 0.4, 0.4]
     record = run(tiny_run(train__epochs=10, train__eval_every=2, train__patience=2), tiny_shards, tmp_path / "run")
-    assert record["reason"] == "early stopping at epoch 6: no better val/top1 since epoch 2"
+    assert record["reason"] == "early stopping at epoch 6: no better val/balanced_accuracy since epoch 2"
 
 
 def test_at_the_last_epoch_nothing_is_early(tiny_shards: str, tmp_path: Path, values: list[float]) -> None:
@@ -112,7 +112,7 @@ def test_a_stopped_run_counts_on(
     with pytest.raises(StopRequested):
         run(cfg, tiny_shards, tmp_path / "cut", StopAfter(questions))
     record = run(cfg, tiny_shards, tmp_path / "cut")
-    assert record["reason"] == "early stopping at epoch 4: no better val/top1 since epoch 2"
+    assert record["reason"] == "early stopping at epoch 4: no better val/balanced_accuracy since epoch 2"
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -177,7 +177,7 @@ def test_a_file_of_torchvisions_weights_gives_the_backbone_and_no_classifier(tmp
     state = backbone_file(tmp_path / "r50.pth", drop="bn1.num_batches_tracked" if old else "")
     parts = large()
     before = {name: value.clone() for name, value in parts.step.net.state_dict().items()}
-    cfg = tiny_run(model__name="resnet50").replace({"train.init_from": str(tmp_path / "r50.pth")})
+    cfg = tiny_run(model__name="resnet50").replace({"model.weights": str(tmp_path / "r50.pth")})
     assert start_from(cfg, parts, ("a", "b", "c", "d")) == {"weights": str(tmp_path / "r50.pth")}
     assert parts.step.key is not None
     for net in (parts.step.net, parts.step.key.net):
@@ -191,7 +191,7 @@ def test_a_file_of_torchvisions_weights_gives_the_backbone_and_no_classifier(tmp
 
 def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     parts, file = large(), tmp_path / "file.pth"
-    cfg = tiny_run(model__name="resnet50").replace({"train.init_from": str(file)})
+    cfg = tiny_run(model__name="resnet50").replace({"model.weights": str(file)})
 
     def refusal() -> str:
         with pytest.raises((CheckpointError, DataError)) as found:
@@ -209,7 +209,7 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     backbone_file(file, **{"layer5.weight": torch.zeros(2)})
     assert "(layer5.weight: not part of it; 1 in all)" in refusal()
     backbone_file(file, **{"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))})
-    assert f"train.init_from={file} holds weights that are not finite (conv1.weight)" in refusal()
+    assert f"model.weights={file} holds weights that are not finite (conv1.weight)" in refusal()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(2**24))
     assert "would unpack to 16777216" in refusal()

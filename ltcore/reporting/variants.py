@@ -1,0 +1,237 @@
+"""A comparison of variants in words and as one table, for the terminal; and as a page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from ltcore.config.records import SweepRecord, Values, VariantRecord
+from ltcore.config.sweep import STAGE1
+from ltcore.evaluation.catalog import DETAILS, METRICS, goodness, title_of
+from ltcore.evaluation.paired import PairedDifference, points
+from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.reporting import figures
+from ltcore.reporting.figures import Curve
+from ltcore.reporting.format import mean_sd, short_names, value_text
+from ltcore.reporting.page import machine
+from ltcore.reporting.records import StoredSweep
+from ltcore.reporting.svg import RUN_COLORS
+from ltcore.shots import SHOT_GROUPS
+from ltcore.text import duration
+
+SEEDS = 3
+"""Fewer make intervals of little use."""
+
+
+def variants_table(sweep: SweepRecord) -> list[dict[str, str]]:
+    """Returns one row of text per variant, the best on validation first; [] before the choice."""
+    split = _split(sweep)
+    return [_row(variant, sweep, split) for variant in sweep.variants]
+
+
+def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[str, str]:
+    metric = title_of(sweep.metric.removeprefix("val/"))
+    row = {
+        "method": variant.name,
+        f"val {metric}": _mean_sd(variant.val, sweep.metric),
+        "val shots": _groups(variant.val, "val/"),
+    }
+    if split is not None:
+        tests, name = (variant.test or {}).get(split, {}), _name(split, sweep)
+        row[f"{name} {title_of(_test_metric(sweep, split))}"] = _mean_sd(tests, _test_metric(sweep, split))
+        row[f"{name} shots"] = _groups(tests, "")
+    return row | {"time": _time(variant), "verdict": _words(variant, sweep, split)}
+
+
+def _words(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> str:
+    """Says in a word or two how the variant stands to the chosen one in the test."""
+    if variant.reason:
+        return "not ranked"
+    if variant.name == sweep.winner:
+        return "chosen"
+    cell = _cell(variant, sweep, split)
+    if cell is None or split is None:
+        return "—"
+    if cell.low is None:
+        return "one seed"
+    kind = _kind(cell, _test_metric(sweep, split))
+    return "not distinguishable" if kind == "same" else kind
+
+
+def _split(sweep: SweepRecord) -> str | None:
+    """Returns the test split by which variants are compared in the first place; None before they were tested."""
+    return next(iter(ordered_splits({split for variant in sweep.variants for split in variant.test or ()})), None)
+
+
+def _test_metric(sweep: SweepRecord, split: str) -> str:
+    """Returns the test metric of the same name as that of the choice, else top-1."""
+    name = sweep.metric.rpartition("/")[2]
+    return name if any(name in (variant.test or {}).get(split, {}) for variant in sweep.variants) else "top1"
+
+
+def _name(split: str, sweep: SweepRecord) -> str:
+    return protocol_of(split, sweep.train_split)[0]
+
+
+def _numbers(values: Values, metric: str) -> list[float]:
+    return [value for value in values.get(metric, ()) if value is not None]
+
+
+def _mean_sd(values: Values, metric: str) -> str:
+    return mean_sd(_numbers(values, metric)).removesuffix("%").replace(" ± ", "±")  # of a table that should stay narrow
+
+
+def _groups(values: Values, prefix: str) -> str:
+    """Returns the means of the shot groups, in percent."""
+    means = [_numbers(values, f"{prefix}{group}") for group in SHOT_GROUPS]
+    return "/".join(f"{100 * fmean(numbers):.0f}" if numbers else "–" for numbers in means)
+
+
+def _time(variant: VariantRecord) -> str:
+    return duration(fmean(variant.seconds)) if variant.seconds else "—"
+
+
+def _standing(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> str:
+    """Says how the variant stands to the chosen one in the test."""
+    if variant.reason:
+        return f"not ranked: {variant.reason}"
+    if variant.name == sweep.winner:
+        return "chosen on validation"
+    cell = _cell(variant, sweep, split)
+    return "—" if cell is None or split is None else _beside(cell, _test_metric(sweep, split))
+
+
+def _cell(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> PairedDifference | None:
+    return None if split is None else (variant.difference or {}).get(split, {}).get(_test_metric(sweep, split))
+
+
+def _beside(cell: PairedDifference, metric: str) -> str:
+    """Says how a variant stands to the chosen one, of which ``cell`` is the difference to it."""
+    if cell.low is None or cell.high is None:
+        return f"{points(-cell.difference)}, one seed"
+    interval = f"{points(-cell.high)}..{points(-cell.low)}"
+    if not cell.distinguishable:
+        return f"not distinguishable ({interval})"
+    return f"{_kind(cell, metric)} by {100 * abs(cell.difference):.1f} ({interval})"
+
+
+def _kind(cell: PairedDifference, metric: str) -> str:
+    """Returns 'better' or 'worse' of the variant that is compared with the chosen one; 'same' if they cannot be told apart."""
+    return "same" if not cell.distinguishable else "worse" if goodness(metric, cell.difference) > 0 else "better"
+
+
+def variants_lines(sweep: SweepRecord) -> list[str]:
+    """Returns what the table says, and what it cannot say, one plain sentence per line."""
+    chosen = next((variant for variant in sweep.variants if variant.name == sweep.winner), None)
+    if chosen is None:
+        return ["Nothing is chosen yet: not every variant has been trained."]
+    lines = [
+        f"Chosen on validation: {chosen.name} ({title_of(sweep.metric)} {mean_sd(_numbers(chosen.val, sweep.metric))})."
+    ]
+    lines += [f"{v.name} is not ranked: {v.reason.strip().rpartition(chr(10))[2]}" for v in sweep.variants if v.reason]
+    split, num_seeds = _split(sweep), len(chosen.trials)
+    if split is None:
+        return [*lines, "It was not tested: the data have no test split, or the sweep ended before."]
+    what = f"{_name(split, sweep)} {title_of(_test_metric(sweep, split))}"
+    kinds: dict[str, list[str]] = {}
+    for variant in sweep.variants:
+        if (cell := _cell(variant, sweep, split)) is not None:
+            kinds.setdefault(_kind(cell, _test_metric(sweep, split)) if cell.low is not None else "one seed", []).append(variant.name)
+    told = {"same": "not distinguishable from it", "worse": "worse", "better": "better"}
+    found = [f"{words}: {', '.join(kinds[kind])}" for kind, words in told.items() if kind in kinds]
+    if found:
+        lines.append(
+            f"In {what}, {'; '.join(found)} (95% intervals over {num_seeds} paired seeds, not corrected for their number)."
+        )
+    if num_seeds < SEEDS:
+        lines.append(
+            f"{num_seeds} seed{'s' * (num_seeds > 1)} cannot tell methods apart: sweep.seeds={SEEDS} with the same command adds "
+            f"the other{'s' * (SEEDS - num_seeds > 1)}."
+        )
+    if "same" in kinds:
+        alike = [v for v in sweep.variants if v.name in (chosen.name, *kinds["same"]) and v.seconds]
+        quickest = min(alike, key=lambda v: fmean(v.seconds))
+        lines.append(f"Of those that cannot be told apart, {quickest.name} trains the fastest ({_time(quickest)}).")
+    return lines
+
+
+def variants_page(sweep: StoredSweep) -> dict[str, Any]:
+    """Returns the context of ``variants.html.j2``."""
+    record, runs = sweep.record, sweep.runs()
+    data = next((run.record.data for run in runs if run.record is not None), None)
+    headline, *details = variants_lines(record)
+    curves = _curves(sweep)
+    return {
+        "title": record.name,
+        "sweep": record,
+        "data": data,
+        "headline": headline,
+        "details": details,
+        "columns": _columns(record),
+        "rows": [_page_row(variant, record) for variant in record.variants],
+        "curves": figures.curves(curves, title_of(record.metric), "curves") if curves else "",
+        "changes": [(variant.name, _changes(variant.changes)) for variant in record.variants],
+        "stages": [(name, duration(seconds)) for name, seconds in record.stages.items()],
+        "machine": machine(runs, record),
+        "commands": _commands(sweep),
+    }
+
+
+def _columns(sweep: SweepRecord) -> list[dict[str, str]]:
+    """Returns the columns of numbers: validation, then every test split, each with the metrics that have values."""
+    sections = {"val": [variant.val for variant in sweep.variants]}
+    for split in ordered_splits({split for variant in sweep.variants for split in variant.test or ()}):
+        sections[split] = [variant.test[split] for variant in sweep.variants if variant.test]
+    order = [name for name in METRICS if not name.endswith(DETAILS) and name != "macro_precision"]
+    columns = []
+    for section, values in sections.items():
+        prefix = "val/" if section == "val" else ""
+        names = [name for name in order if any(_numbers(value, prefix + name) for value in values)]
+        title = "validation" if section == "val" else _name(section, sweep)
+        columns += [{"section": section, "metric": prefix + n, "name": f"{title} {title_of(n)}"} for n in names]
+    return columns
+
+
+def _page_row(variant: VariantRecord, sweep: SweepRecord) -> dict[str, Any]:
+    split = _split(sweep)
+    cell, cells = _cell(variant, sweep, split), []
+    for column in _columns(sweep):
+        values = variant.val if column["section"] == "val" else (variant.test or {}).get(column["section"], {})
+        numbers = _numbers(values, column["metric"])
+        cells.append({**column, "text": mean_sd(numbers), "value": fmean(numbers) if numbers else None})
+    return {
+        "name": variant.name,
+        "role": "winner" if variant.name == sweep.winner else "dim" if variant.reason else "",
+        "cells": cells,
+        "time": _time(variant),
+        "standing": _standing(variant, sweep, split),
+        "kind": "" if cell is None or split is None else _kind(cell, _test_metric(sweep, split)),
+    }
+
+
+def _curves(sweep: StoredSweep) -> list[Curve]:
+    """Returns the validation curve of each variant's first seed, without stage 2, whose epochs are others."""
+    found = []
+    shown = [variant for variant in sweep.record.variants if STAGE1 not in variant.changes]
+    for variant, color in zip(shown, RUN_COLORS, strict=False):
+        epochs, values = sweep.trials[variant.trials[0]].curve(sweep.record.metric)
+        if epochs:
+            found.append(Curve(variant.name, color, epochs, values))
+    return found
+
+
+def _changes(changes: Mapping[str, Any]) -> str:
+    names = short_names(changes)
+    return ", ".join(f"{names[key]}={value_text(value)}" for key, value in changes.items())
+
+
+def _commands(sweep: StoredSweep) -> list[tuple[str, str]]:
+    """Returns (purpose, command) of sensible next commands."""
+    commands = [("render this page again", f"python pipelines/report.py {shlex.quote(str(sweep.path))}")]
+    chosen = next((variant for variant in sweep.record.variants if variant.name == sweep.record.winner), None)
+    if chosen is None:
+        return commands
+    run = shlex.quote(str(sweep.trials[chosen.trials[0]].path))
+    return [("classify images with the chosen method", f"python pipelines/evaluate.py {run} IMAGE ..."), *commands]

@@ -1,0 +1,57 @@
+"""The table of a comparison says who was chosen, who cannot be told from it, and who was not ranked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ltcore.reporting.report import variants_lines, variants_table, write_report
+from tests.reporting.comparison import comparison
+
+
+def test_the_table_of_three_seeds() -> None:
+    rows = {row.pop("method"): row for row in variants_table(comparison(3))}
+    assert rows["lpa"] == {
+        "val top-1": "61.0±1.0",
+        "val shots": "61/–/–",
+        "test top-1": "61.0±1.0",
+        "test shots": "–/–/–",
+        "time": "13 s",
+        "verdict": "chosen",
+    }
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        "lpa": "chosen",
+        "ce": "worse",
+        "dro": "not distinguishable",
+        "balanced_softmax": "better",
+        "paco": "not ranked",
+    }
+    assert rows["paco"]["test top-1"] == rows["paco"]["time"] == "—"
+
+
+def test_the_sentences_of_three_seeds() -> None:
+    first, broken, told, fastest = variants_lines(comparison(3))
+    assert first == "Chosen on validation: lpa (validation top-1 61.0 ± 1.0%)."
+    assert broken == "paco is not ranked: NumericError: nan"
+    assert told.startswith(
+        "In test top-1, not distinguishable from it: dro; worse: ce; better: balanced_softmax (95% intervals over 3 "
+    )
+    assert fastest == "Of those that cannot be told apart, lpa trains the fastest (13 s)."
+
+
+def test_one_seed_tells_nothing_and_no_test_is_said() -> None:
+    sweep = comparison(1)
+    assert [row["verdict"] for row in variants_table(sweep)] == ["chosen", *["one seed"] * 3, "not ranked"]
+    assert "1 seed cannot tell methods apart: sweep.seeds=3" in variants_lines(sweep)[-1]
+    untested = replace(sweep, variants=tuple(replace(v, test=None, difference=None) for v in sweep.variants))
+    assert list(variants_table(untested)[0]) == ["method", "val top-1", "val shots", "time", "verdict"]
+    assert "It was not tested" in variants_lines(untested)[-1]
+    assert variants_lines(replace(sweep, variants=(), winner=None)) == [
+        "Nothing is chosen yet: not every variant has been trained."
+    ]
+
+
+def test_a_page_before_anything_was_trained(tmp_path: Path) -> None:
+    comparison(3, variants=(), winner=None).write(tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert "Nothing is chosen yet" in page and "<h2>The methods</h2>" not in page
