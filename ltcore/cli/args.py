@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltcore.config.execution import PlaceArgs
+from ltcore.config.execution import PREDICTION_FORMATS, PlaceArgs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class EvaluateArgs:
     checkpoint: str
     """A checkpoint or run directory, or its URI."""
     images: tuple[str, ...]
-    """Image files to predict; empty: evaluate."""
+    """What to predict: image files, folders, zips, lists of files, or shards; empty: the data."""
     data: str | None
     """URI of the data to evaluate on; None: what the checkpoint was trained on."""
     splits: tuple[str, ...]
@@ -52,8 +52,22 @@ class EvaluateArgs:
     posthoc_tau: float
     """Strength of post-hoc logit adjustment; 0 is none."""
     output: str | None
-    """File for all metrics as JSON; None: one file for each data set and split in metrics/ of the run or checkpoint."""
+    """File for all metrics as JSON; None: one file for each data set and split in metrics/ of the run or checkpoint. Or,
+    with another ending, the file for predictions; None: the standard output."""
     debug: bool
+    tta: str = "none"
+    """Test-time augmentation: 'none' or 'flip'."""
+    top_k: int = 1
+    """Most probable classes of each image in predictions."""
+    logits: bool = False
+    """Whether predictions have the logits."""
+    engine: str = "inline"
+    """Where predictions are computed: 'inline' (this process) or 'ray' (a pool of actors)."""
+
+    @property
+    def predicts(self) -> bool:
+        """Tells whether predictions are asked for rather than metrics."""
+        return bool(self.images) or (self.output or "").endswith(PREDICTION_FORMATS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,12 +35,17 @@ def tune(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> 
     command.tune(args)
 
 
-def evaluate(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
-    """Evaluate a checkpoint, or predict image files with it."""
+def evaluate(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
+    """Evaluate a checkpoint, or predict images with it."""
     args = parsers.read_evaluate(doc, argv, prog)
+    if args.predicts:
+        from ltcore.cli.predict import predict
+
+        return predict(args)
     from ltcore.cli import evaluate as command
 
     command.run(args)
+    return 0
 
 
 def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ltcore.benchmarks.options import BENCHES, Options
 from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
-from ltcore.config.execution import ENGINES
+from ltcore.config.execution import ENGINES, PREDICTION_FORMATS
 from ltcore.errors import LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
@@ -75,7 +75,13 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
     """Reads the command line of ``evaluate``."""
     parser = _parser(doc, prog)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files to predict instead of evaluating")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="predict these instead of measuring: image files, folders, zips, shards, or lists (.txt: a line 'path' or "
+        "'path label' for each image, the label a number by the order of the run's classes)",
+    )
     parser.add_argument("--data", metavar="URI", help="data to evaluate on (default: LTCORE_DATA, else training's)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", action="append", default=[], metavar="NAME", help="split to evaluate; repeatable")
@@ -87,16 +93,20 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         metavar="TAU",
         help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
     )
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="mean logits of image and mirror image")
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="all metrics as one JSON file (default: metrics/ of the run or checkpoint, a file for each data set and split)",
+        help="FILE.json: all metrics in one file (default: metrics/ of the run or checkpoint, a file for each data set and "
+        "split); FILE.parquet, .csv or .jsonl: predictions, a row for each image of IMAGES, or of --data",
+    )
+    parser.add_argument("--top-k", type=_count, default=1, metavar="K", help="classes of each prediction (default: 1)")
+    parser.add_argument("--logits", action="store_true", help="predictions with logits, as .parquet or .jsonl")
+    parser.add_argument(
+        "--engine", choices=("inline", "ray"), default="inline", help="ray: predict shards with a pool of Ray actors"
     )
     args = parser.parse_intermixed_args(argv)
-    if args.images and (args.split or args.protocol):
-        parser.error("--split and --protocol choose data to evaluate; leave them out when predicting images")
-    if args.images and (args.data or args.output):
-        parser.error("--data and --output are of an evaluation; predictions of images go to the standard output")
+    _check_evaluate(parser, args)
     return EvaluateArgs(
         checkpoint=args.checkpoint,
         images=tuple(args.images),
@@ -106,7 +116,34 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         posthoc_tau=args.posthoc_tau,
         output=args.output,
         debug=args.debug,
+        tta=args.tta,
+        top_k=args.top_k,
+        logits=args.logits,
+        engine=args.engine,
     )
+
+
+def _check_evaluate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses what would be of metrics and of predictions at once."""
+    predicts = args.images or (args.output or "").endswith(PREDICTION_FORMATS)
+    if args.images and args.data:
+        parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
+    if args.images and args.output and not args.output.endswith(PREDICTION_FORMATS):
+        parser.error(
+            f"--output {args.output}: predictions are written as {', '.join(PREDICTION_FORMATS)}; choose one by the ending"
+        )
+    if len(args.images) != 1 and args.images and (args.split or args.protocol):
+        parser.error("--split and --protocol choose images of one data set; leave them out, or give shards alone")
+    if args.output and not predicts and not args.output.endswith(".json"):
+        known = f".json for metrics, or {', '.join(PREDICTION_FORMATS)} for predictions"
+        parser.error(f"--output {args.output}: expected the ending {known}")
+    if not predicts and (args.top_k > 1 or args.logits or args.engine == "ray"):
+        parser.error(
+            "--top-k, --logits and --engine ray are of predictions; give IMAGES, or --output with the ending "
+            f"{', '.join(PREDICTION_FORMATS)}"
+        )
+    if args.logits and not (args.output or "").endswith((".parquet", ".jsonl")):
+        parser.error("--logits needs --output FILE.parquet or FILE.jsonl, which hold lists")
 
 
 def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ReportArgs:
