@@ -202,7 +202,7 @@ def test_stored_results(
 def test_predictions_and_metrics(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = {"config": SimpleNamespace(data=None), "classes": (text,), "place": text, "data_hash": text}
+    fields = {"config": SimpleNamespace(data=None, name=text), "classes": (text,), "place": text, "data_hash": text}
     predictor = SimpleNamespace(**fields, posthoc_tau=0.0, tta="none", batch_size=8, image_size=8)
     predictor.logits = lambda images_BCHW: torch.zeros(len(images_BCHW), 1)
     monkeypatch.setattr(forecast, "load", lambda *_, **__: predictor)

@@ -142,7 +142,7 @@ def test_flip_is_the_mean_of_the_logits_of_image_and_mirror_image(trained: Path,
     assert torch.allclose(flip.logits(images_BCHW), both, atol=1e-5)
     assert torch.allclose(flip(images_BCHW), both.softmax(1), atol=1e-6)
     assert evaluate(flip, tiny_shards, [], [])["tta"] == "flip"
-    with pytest.raises(ConfigError, match="tta='five' is unknown. Known: none, flip"):
+    with pytest.raises(ConfigError, match=r"tta='five' is unknown\. Known: none, flip"):
         ltcore.load(trained, tta="five")
 
 
