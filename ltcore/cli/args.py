@@ -71,6 +71,30 @@ class EvaluateArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """``ltcore export``"""
+
+    checkpoint: str
+    """A checkpoint or run directory, or its URI."""
+    file: str
+    """Where the model goes, with its format as the ending."""
+    images: tuple[str, ...]
+    """What the file is compared on; empty: images of training's data, where they are at hand."""
+    posthoc_tau: float
+    tta: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardArgs:
+    """``ltcore card``"""
+
+    run: str
+    """A run directory, or its URI."""
+    output: str | None
+    """None: the standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportArgs:
     """``report.py``"""
 

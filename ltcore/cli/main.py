@@ -86,6 +86,22 @@ def doctor(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
     return run_doctor(args.storage, args.data, args.max_gpus)
 
 
+def export(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Export a trained model as ONNX or for torch.export, checked against its checkpoint."""
+    args = parsers.read_export(doc, argv, prog)
+    from ltcore.cli.export import run_export
+
+    run_export(args)
+
+
+def card(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Write the model card of a run: classes, data, training, results, limitations."""
+    args = parsers.read_card(doc, argv, prog)
+    from ltcore.cli.export import run_card
+
+    run_card(args)
+
+
 def methods(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """List losses, terms, stage-2 methods and networks, with papers."""
     parsers.read_nothing(doc, argv, prog)
@@ -142,6 +158,8 @@ COMMANDS: dict[str, Command] = {
     "shards": shards,
     "bench": bench,
     "doctor": doctor,
+    "export": export,
+    "card": card,
     "methods": methods,
     "recipes": recipes,
     "keys": keys,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ltcore.benchmarks.options import BENCHES, Options
-from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
+from ltcore.cli.args import CardArgs, DoctorArgs, EvaluateArgs, ExportArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
 from ltcore.config.execution import ENGINES, PREDICTION_FORMATS
 from ltcore.errors import LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
@@ -86,14 +86,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", action="append", default=[], metavar="NAME", help="split to evaluate; repeatable")
     which.add_argument("--protocol", action="append", default=[], choices=PROTOCOLS, help="GLT protocol; repeatable")
-    parser.add_argument(
-        "--posthoc-tau",
-        type=_not_negative,
-        default=0.0,
-        metavar="TAU",
-        help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
-    )
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="mean logits of image and mirror image")
+    _add_prediction_flags(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -144,6 +137,42 @@ def _check_evaluate(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         )
     if args.logits and not (args.output or "").endswith((".parquet", ".jsonl")):
         parser.error("--logits needs --output FILE.parquet or FILE.jsonl, which hold lists")
+
+
+def read_export(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ExportArgs:
+    """Reads the command line of ``export``."""
+    parser = _parser(doc, prog)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
+    parser.add_argument(
+        "file",
+        metavar="FILE.onnx|FILE.pt2",
+        help="ONNX, or PyTorch's own format: uint8 images [B, 3, S, S] in, logits out, normalization inside; a model card "
+        "FILE.md is written beside it",
+    )
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="image files or folders on which the file is compared with the checkpoint",
+    )
+    _add_prediction_flags(parser)
+    args = parser.parse_intermixed_args(argv)
+    return ExportArgs(
+        checkpoint=args.checkpoint,
+        file=args.file,
+        images=tuple(args.images),
+        posthoc_tau=args.posthoc_tau,
+        tta=args.tta,
+    )
+
+
+def read_card(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> CardArgs:
+    """Reads the command line of ``card``."""
+    parser = _parser(doc, prog)
+    parser.add_argument("run", metavar="RUN", help="run directory, path or URI")
+    parser.add_argument("--output", metavar="FILE.md", help="where the card goes (default: the standard output)")
+    args = parser.parse_args(argv)
+    return CardArgs(run=args.run, output=args.output)
 
 
 def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ReportArgs:
@@ -246,6 +275,17 @@ def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the logs of libraries")
     return parser
+
+
+def _add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--posthoc-tau",
+        type=_not_negative,
+        default=0.0,
+        metavar="TAU",
+        help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
+    )
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="mean logits of image and mirror image")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
