@@ -69,6 +69,21 @@ class EvaluateArgs:
         """Tells whether predictions are asked for rather than metrics."""
         return bool(self.images) or (self.output or "").endswith(PREDICTION_FORMATS)
 
+    def contradiction(self) -> str:
+        """Returns what would be of metrics and of predictions at once, in words; '' where there is nothing."""
+        known, output = ", ".join(PREDICTION_FORMATS), self.output or ""
+        if self.images and output and not output.endswith(PREDICTION_FORMATS):
+            return f"--output {output}: predictions are written as {known}; choose one by the ending"
+        if len(self.images) > 1 and (self.splits or self.protocols):
+            return "--split and --protocol choose images of one data set; leave them out, or give shards alone"
+        if output and not self.predicts and not output.endswith(".json"):
+            return f"--output {output}: expected the ending .json for metrics, or {known} for predictions"
+        if not self.predicts and (self.top_k > 1 or self.logits or self.engine == "ray"):
+            return f"--top-k, --logits and --engine ray are of predictions; give IMAGES, or --output with the ending {known}"
+        if self.logits and not output.endswith((".parquet", ".jsonl")):
+            return "--logits needs --output FILE.parquet or FILE.jsonl, which hold lists"
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArgs:

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from ltcore.cli import parsers
+from ltcore.cli import export_parsers, parsers
 from ltcore.text import printable, printable_lines
 from ltcore.version import __version__
 
@@ -88,7 +88,7 @@ def doctor(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
 
 def export(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """Export a trained model as ONNX or for torch.export, checked against its checkpoint."""
-    args = parsers.read_export(doc, argv, prog)
+    args = export_parsers.read_export(doc, argv, prog)
     from ltcore.cli.export import run_export
 
     run_export(args)
@@ -96,7 +96,7 @@ def export(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
 
 def card(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """Write the model card of a run: classes, data, training, results, limitations."""
-    args = parsers.read_card(doc, argv, prog)
+    args = export_parsers.read_card(doc, argv, prog)
     from ltcore.cli.export import run_card
 
     run_card(args)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ltcore.benchmarks.options import BENCHES, Options
-from ltcore.cli.args import CardArgs, DoctorArgs, EvaluateArgs, ExportArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
-from ltcore.config.execution import ENGINES, PREDICTION_FORMATS
+from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
+from ltcore.config.execution import ENGINES
 from ltcore.errors import LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
@@ -86,7 +86,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", action="append", default=[], metavar="NAME", help="split to evaluate; repeatable")
     which.add_argument("--protocol", action="append", default=[], choices=PROTOCOLS, help="GLT protocol; repeatable")
-    _add_prediction_flags(parser)
+    add_prediction_flags(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -99,8 +99,9 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         "--engine", choices=("inline", "ray"), default="inline", help="ray: predict shards with a pool of Ray actors"
     )
     args = parser.parse_intermixed_args(argv)
-    _check_evaluate(parser, args)
-    return EvaluateArgs(
+    if args.images and args.data:
+        parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
+    found = EvaluateArgs(
         checkpoint=args.checkpoint,
         images=tuple(args.images),
         data=args.data or os.environ.get("LTCORE_DATA"),
@@ -114,65 +115,9 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         logits=args.logits,
         engine=args.engine,
     )
-
-
-def _check_evaluate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses what would be of metrics and of predictions at once."""
-    predicts = args.images or (args.output or "").endswith(PREDICTION_FORMATS)
-    if args.images and args.data:
-        parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
-    if args.images and args.output and not args.output.endswith(PREDICTION_FORMATS):
-        parser.error(
-            f"--output {args.output}: predictions are written as {', '.join(PREDICTION_FORMATS)}; choose one by the ending"
-        )
-    if len(args.images) != 1 and args.images and (args.split or args.protocol):
-        parser.error("--split and --protocol choose images of one data set; leave them out, or give shards alone")
-    if args.output and not predicts and not args.output.endswith(".json"):
-        known = f".json for metrics, or {', '.join(PREDICTION_FORMATS)} for predictions"
-        parser.error(f"--output {args.output}: expected the ending {known}")
-    if not predicts and (args.top_k > 1 or args.logits or args.engine == "ray"):
-        parser.error(
-            "--top-k, --logits and --engine ray are of predictions; give IMAGES, or --output with the ending "
-            f"{', '.join(PREDICTION_FORMATS)}"
-        )
-    if args.logits and not (args.output or "").endswith((".parquet", ".jsonl")):
-        parser.error("--logits needs --output FILE.parquet or FILE.jsonl, which hold lists")
-
-
-def read_export(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ExportArgs:
-    """Reads the command line of ``export``."""
-    parser = _parser(doc, prog)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
-    parser.add_argument(
-        "file",
-        metavar="FILE.onnx|FILE.pt2",
-        help="ONNX, or PyTorch's own format: uint8 images [B, 3, S, S] in, logits out, normalization inside; a model card "
-        "FILE.md is written beside it",
-    )
-    parser.add_argument(
-        "images",
-        nargs="*",
-        metavar="IMAGES",
-        help="image files or folders on which the file is compared with the checkpoint",
-    )
-    _add_prediction_flags(parser)
-    args = parser.parse_intermixed_args(argv)
-    return ExportArgs(
-        checkpoint=args.checkpoint,
-        file=args.file,
-        images=tuple(args.images),
-        posthoc_tau=args.posthoc_tau,
-        tta=args.tta,
-    )
-
-
-def read_card(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> CardArgs:
-    """Reads the command line of ``card``."""
-    parser = _parser(doc, prog)
-    parser.add_argument("run", metavar="RUN", help="run directory, path or URI")
-    parser.add_argument("--output", metavar="FILE.md", help="where the card goes (default: the standard output)")
-    args = parser.parse_args(argv)
-    return CardArgs(run=args.run, output=args.output)
+    if problem := found.contradiction():
+        parser.error(problem)
+    return found
 
 
 def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ReportArgs:
@@ -277,7 +222,8 @@ def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser
     return parser
 
 
-def _add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what changes the logits of a trained classifier."""
     parser.add_argument(
         "--posthoc-tau",
         type=_not_negative,

@@ -10,7 +10,7 @@ from typing import Any
 from ltcore.cli.args import EvaluateArgs
 from ltcore.cli.entry import say
 from ltcore.cli.evaluate import find_data
-from ltcore.data.datasets.inputs import Inputs, is_remote
+from ltcore.data.datasets.inputs import Inputs, in_store
 from ltcore.data.datasets.prepare import is_shards
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError
@@ -32,6 +32,14 @@ def predict(args: EvaluateArgs) -> int:
 
     Its row says why, and the last line how many there are.
     """
+    try:
+        return _predict(args)
+    except KeyboardInterrupt:  # there is nothing that the same command could continue
+        say(f"interrupted; {args.output} was not written" if args.output else "interrupted")
+        return 130
+
+
+def _predict(args: EvaluateArgs) -> int:
     predictor = load(args.checkpoint, args.posthoc_tau, device="auto", tta=args.tta)
     shards = _shards(predictor, args)
     if shards is None:
@@ -49,7 +57,7 @@ def _shards(predictor: Predictor, args: EvaluateArgs) -> str | None:
     """Returns the URI of the data set to predict; None where there are images alone."""
     if not args.images:
         return find_data(predictor, args.data, "predicting images of")
-    uris = [word for word in args.images if (is_remote(word) or local_path(word).is_dir()) and is_shards(word)]
+    uris = [word for word in args.images if (in_store(word) or local_path(word).is_dir()) and is_shards(word)]
     if uris and len(args.images) > 1:
         raise ConfigError(
             f"{uris[0]} holds shards. Give them alone, or with --data, for they are chosen from by --split."
@@ -86,14 +94,13 @@ def _of_shards(args: EvaluateArgs, predictor: Predictor, store: ShardStore, spli
 def _deliver(args: EvaluateArgs, predictor: Predictor, parts: Parts, total: int, columns: dict[str, bool]) -> int:
     """Writes or prints the predictions, shows how far they are, and returns the exit code."""
     tally, began = _Tally(), time.monotonic()
-    with contextlib.closing(parts):
-        if args.output:
-            layout = Layout(predictor.classes, min(args.top_k, len(predictor.classes)), logits=args.logits, **columns)
-            with _progress(total) as advance:
-                write_predictions(args.output, tally.count(parts, advance), layout, _about(predictor))
-        else:
-            for part in tally.count(parts):
-                _print(predictor, part)
+    if args.output:
+        layout = Layout(predictor.classes, min(args.top_k, len(predictor.classes)), logits=args.logits, **columns)
+        with _progress(total) as advance:
+            write_predictions(args.output, tally.count(parts, advance), layout, _about(predictor))
+    else:
+        for part in tally.count(parts):
+            _print(predictor, part)
     if args.output or total > 1 or tally.failed:
         rate = tally.done / max(time.monotonic() - began, 1e-9)
         say(tally.summary(rate, args.output))

@@ -38,6 +38,7 @@ def model_card(run_uri: str, file: Mapping[str, Any] | None = None) -> str:
             "record": record,
             "use": _use(run_uri, file),
             "file": file and {"name": file["name"], "rows": _file_rows(file)},
+            "changed": _changed(file or {}),
             "tests": (tests := _tests(record)),
             "limitations": _limitations(record, tests),
             "training": _training(record),
@@ -85,6 +86,14 @@ def _file_rows(file: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value_text(value)) for name, value in file.items() if name not in ("name", "classes")]
 
 
+def _changed(file: Mapping[str, Any]) -> str:
+    """Says in what the file differs from the network whose results are shown; '' where it does not."""
+    tau = f"post-hoc adjustment of {file['posthoc_tau']:g}" if file.get("posthoc_tau") else ""
+    flip = "the mean over mirror images" if file.get("tta") == "flip" else ""
+    changes = " and ".join(filter(None, (tau, flip)))
+    return f"These are of the checkpoint itself; the file has {changes} on top." if changes else ""
+
+
 def _tests(record: RunRecord) -> list[dict[str, Any]]:
     """Returns a table for each test split, with the weights that ``load`` takes: the best on validation, else the last."""
     best = record.test_best or {}
@@ -126,12 +135,13 @@ def _limitations(record: RunRecord, tests: Sequence[Mapping[str, Any]]) -> list[
         values = (record.per_class or {}).get(split, ())
         if names := [name for name, value in zip(data.classes, values, strict=False) if value is None]:
             found.append(
-                f"{split} has no image of {len(names)} classes, of which nothing is known: {_listed(names)}. Its numbers are of "
+                f"{split} has no image of these classes, of which nothing is known: {_listed(names)}. Its numbers are of "
                 "the other classes alone."
             )
     if few := _groups(record).get("few"):
         least = min(data.class_counts)
-        found.append(f"{few} classes are few-shot, the smallest with {least} training image{'s' * (least != 1)}.")
+        classes = "class is" if few == 1 else "classes are"
+        found.append(f"{few} {classes} few-shot; the smallest has {least} training image{'s' * (least != 1)}.")
     found.append(f"One run with seed {record.seed}: another seed gives other numbers.")
     if record.bad_samples:
         found.append(

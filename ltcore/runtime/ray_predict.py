@@ -6,6 +6,7 @@ what is predicted but not yet written, and the driver proves that every row came
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ def predict_split_on_ray(
     """Yields what ``training.predictions.predict_split`` yields, computed by actors on the cluster that is connected."""
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # which the import has set to show every step
     rows, size = store.manifest.split(split).num_samples, predictor.batch_size
     spans = [{"first": first, "last": min(first + size, rows)} for first in range(0, rows, size)]
     gpus, cpus = (ray.cluster_resources().get(name, 0.0) for name in ("GPU", "CPU"))

@@ -34,6 +34,10 @@ Run = Callable[[Tensor], Tensor]
 class ExportedNet(nn.Module):
     """From uint8 images to the logits to predict with."""
 
+    scale: Tensor
+    shift: Tensor
+    lowered_by: Tensor
+
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.net = copy.deepcopy(predictor.net).cpu().eval()
@@ -153,6 +157,6 @@ def _run_pt2(path: Path) -> Run:
 
     def run(images_BCHW: Tensor) -> Tensor:
         with torch.no_grad():
-            return module(images_BCHW)  # type: ignore[no-any-return]
+            return module(images_BCHW)
 
     return run

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
         return replace(augment.evaluate(batch), labels_B=to_network_K.to(batch.labels_B.device)[batch.labels_B])
 
     return Evaluator(
-        net=predictor.net.to(device),
+        net=cast(LongTailNet, predictor.net.to(device)),  # or Mirrored, whose output has the same logits
         loader=loader,
         device=device,
         batch_size=512,

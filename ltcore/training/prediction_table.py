@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltcore.storage import written
@@ -70,7 +70,7 @@ class Layout:
         for k in range(self.top_k):
             columns[f"class{_rank(k)}"] = names.take(pa.array(part.classes_Bk[:, k], mask=failed_B))
             columns[f"probability{_rank(k)}"] = pa.array(part.probabilities_Bk[:, k], mask=failed_B)
-        if part.logits_BC is not None:
+        if self.logits and part.logits_BC is not None:
             rows = zip(part.logits_BC, failed_B, strict=True)
             columns["logits"] = pa.array([None if failed else row for row, failed in rows], schema.field("logits").type)
         return pa.table([columns[name] for name in schema.names], schema=schema)
@@ -79,7 +79,8 @@ class Layout:
 def write_predictions(file: str, parts: Iterable[Predictions], layout: Layout, about: dict[str, Any]) -> None:
     """Writes the table when all parts have come, or nothing; ``about`` becomes metadata of a parquet file."""
     schema = layout.schema().with_metadata({"ltcore": json.dumps(about)})
-    with written(file) as aside, _WRITERS[PurePosixPath(file).suffix](aside, schema) as write:
+    writer = next(writer for ending, writer in _WRITERS.items() if file.endswith(ending))
+    with written(file) as aside, writer(aside, schema) as write:
         for table in _pieces((layout.table(part) for part in parts), MOST_CELLS // _width(layout)):
             write(table)
 

@@ -17,7 +17,7 @@ from ltcore.data.datasets.folder_layout import MAX_DIGITS, MAX_LIST_BYTES
 from ltcore.data.datasets.image_root import Root, open_root
 from ltcore.data.images.given import read_image
 from ltcore.errors import DataError
-from ltcore.storage import is_plain, local_path
+from ltcore.storage import REMOTE_SCHEMES, is_plain, local_path
 
 LISTS = (".txt", ".lst")
 """Endings of files that list images."""
@@ -67,14 +67,14 @@ class _Part(Protocol):
     def __iter__(self) -> Iterator[Item]: ...
 
 
-def is_remote(word: str) -> bool:
-    """Tells whether it is a URI of something that is not on this machine's disk."""
-    return bool(re.match(r"[a-z][a-z0-9+.-]*://", word)) and not word.startswith("file://")
+def in_store(word: str) -> bool:
+    """Tells whether it is a URI in an object store."""
+    return word.partition("://")[0] in REMOTE_SCHEMES and "://" in word
 
 
 def _part(word: str, classes: Sequence[str]) -> _Part:
-    if is_remote(word):
-        raise DataError(f"{word}: images are predicted from this machine's disk, or as shards. Copy them here.")
+    if in_store(word) or re.match(r"https?://", word):
+        raise DataError(f"{word}: only shards are predicted from elsewhere. Copy the images to this machine.")
     path = local_path(word)
     if path.is_dir() or path.suffix.lower() == ".zip":
         return _RootPart(word, open_root(word), frozenset(classes))
