@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,17 +205,47 @@ def _object(where: str, data: bytes) -> dict[str, Any]:
 
 
 def _write_local(path: Path, data: bytes) -> None:
+    with _beside(path) as aside, aside.open("wb") as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yields the name of a temporary file, which becomes ``path`` when the block ends well and vanishes when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
-        with aside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield aside
+        sync_to_disk(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     sync_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def written(uri: str) -> Iterator[Path]:
+    """Yields a local path to write a large file to; it appears at ``uri`` when the block ends well, or not at all.
+
+    The path has the same ending. Raises DataError where it cannot be written.
+    """
+    try:
+        if is_local(uri):
+            target = local_path(uri)
+            if target.is_dir():
+                raise DataError(f"{uri} is a folder. Give the name of a file.")
+            with _beside(target) as aside:
+                yield aside
+        else:
+            filesystem, path = open_fs(uri)
+            with tempfile.TemporaryDirectory(prefix="ltcore-") as folder:
+                aside = Path(folder) / uri.rpartition("/")[2]
+                yield aside
+                pafs.copy_files(
+                    str(aside), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
+                )
+    except OSError as error:
+        raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
 
 
 def sync_to_disk(path: Path) -> None:

@@ -1,10 +1,19 @@
-"""Evaluate a checkpoint under the CLT, ALT and GLT protocols, or predict image files with it.
+"""Evaluate a checkpoint under the CLT, ALT and GLT protocols, or predict images with it.
 
 python pipelines/evaluate.py ~/ltcore-runs/my-run                  every test split -> metrics/
 python pipelines/evaluate.py ~/ltcore-runs/my-run --protocol glt
 python pipelines/evaluate.py ~/ltcore-runs/my-run --posthoc-tau 1  logits less the log class prior of training
 python pipelines/evaluate.py ~/ltcore-runs/my-run --data photos/   another test set: its classes go by name
-python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and probability of each image
+python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and probability of each image, as lines
+
+Predictions as a table (.parquet, .csv or .jsonl), a row for each image, also for those that cannot be read:
+
+python pipelines/evaluate.py ~/ltcore-runs/my-run new-photos/ --output predictions.csv --top-k 5
+python pipelines/evaluate.py ~/ltcore-runs/my-run --data photos/ --split test --output predictions.parquet --logits
+python pipelines/evaluate.py ~/ltcore-runs/my-run s3://bucket/shards --output predictions.parquet --engine ray
+
+IMAGES are predicted as they are; --data is a data set with splits, measured, or with such an --output predicted. The exit code
+is 1 where an image could not be read.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ DATA = TrainedData(
     num_train=46,
     classes=("ant", "bee"),
     shot_groups=("many", "few"),
+    class_counts=(40, 6),
+    image_size=16,
     loader="cache",
     loader_reason="fits",
 )

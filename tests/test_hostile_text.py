@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import dataclasses
 import html
 import io
@@ -14,14 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from markdown_it import MarkdownIt
 
 from ltcore.cli import console
 from ltcore.cli import evaluate as assess
+from ltcore.cli import predict as forecast
 from ltcore.cli.args import EvaluateArgs
 from ltcore.cli.entry import run_main, say
+from ltcore.config.execution import PREDICTION_FORMATS
 from ltcore.config.records import SweepRecord
+from ltcore.data.datasets import inputs
 from ltcore.data.shards import validate as check
 from ltcore.data.shards.manifest import Manifest, Split
 from ltcore.errors import DataError
@@ -38,6 +45,7 @@ from ltcore.text import markdown_cell, markdown_code, message, printable, printa
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.tracker import open_tracker
 from ltcore.tuning.sweep import Sweep
+from tests.conftest import png
 from tests.paths import ROOT
 from tests.records import run_record
 from tests.reporting import fake_sweep
@@ -194,9 +202,11 @@ def test_stored_results(
 def test_predictions_and_metrics(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = SimpleNamespace(data=None)
-    predictor = SimpleNamespace(predict_each=lambda files: [(text, 0.5) for _ in files], config=config)
-    monkeypatch.setattr(assess.predict, "load", lambda *_: predictor)
+    fields = {"config": SimpleNamespace(data=None, name=text), "classes": (text,), "place": text, "data_hash": text}
+    predictor = SimpleNamespace(**fields, posthoc_tau=0.0, tta="none", batch_size=8, image_size=8)
+    predictor.logits = lambda images_BCHW: torch.zeros(len(images_BCHW), 1)
+    monkeypatch.setattr(forecast, "load", lambda *_, **__: predictor)
+    monkeypatch.setattr(inputs, "read_image", lambda _: png(np.random.default_rng(0)))
     args = EvaluateArgs(
         checkpoint="run",
         images=(text, "b.png"),
@@ -207,9 +217,18 @@ def test_predictions_and_metrics(
         output=None,
         debug=False,
     )
-    assess.run(args)
-    rows = capsys.readouterr().out.splitlines()
-    assert [row.split("\t") for row in rows] == [[printable(f), printable(text), "0.5000"] for f in (text, "b.png")]
+    assert forecast.predict(args) == 0
+    said = capsys.readouterr()
+    rows = said.out.splitlines()
+    assert [row.split("\t") for row in rows] == [[printable(f), printable(text), "1.0000"] for f in (text, "b.png")]
+    assert harmless(said.err)
+    for ending in PREDICTION_FORMATS:
+        assert forecast.predict(dataclasses.replace(args, output=str(tmp_path / f"out{ending}"))) == 0
+    rows = read_jsonl(tmp_path / "out.jsonl")
+    assert [row["file"] for row in rows] == [storable(text), "b.png"] and rows[0]["class"] == storable(text)
+    assert pq.read_table(tmp_path / "out.parquet")["class"].to_pylist() == [storable(text)] * 2
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row["file"] for row in csv.DictReader(stream)] == [storable(text), "b.png"]
     monkeypatch.setenv("COLUMNS", "1000")
     result = {
         "checkpoint": text,
@@ -223,7 +242,7 @@ def test_predictions_and_metrics(
     }
     assess._print(result)
     assert harmless(capsys.readouterr().out)
-    names = {"name": text, "data_hash": "0123456789", "posthoc_tau": 0}
+    names = {"name": text, "data_hash": "0123456789", "posthoc_tau": 0, "tta": "none"}
     ((file, _),) = assess._files("run", {**result, **names})
     assert re.fullmatch(r"run/metrics/[A-Za-z0-9._-]+\.json", file)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltcore.config.execution import PlaceArgs
+from ltcore.config.execution import PREDICTION_FORMATS, PlaceArgs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class EvaluateArgs:
     checkpoint: str
     """A checkpoint or run directory, or its URI."""
     images: tuple[str, ...]
-    """Image files to predict; empty: evaluate."""
+    """What to predict: image files, folders, zips, lists of files, or shards; empty: the data."""
     data: str | None
     """URI of the data to evaluate on; None: what the checkpoint was trained on."""
     splits: tuple[str, ...]
@@ -53,8 +53,61 @@ class EvaluateArgs:
     posthoc_tau: float
     """Strength of post-hoc logit adjustment; 0 is none."""
     output: str | None
-    """File for all metrics as JSON; None: one file for each data set and split in metrics/ of the run or checkpoint."""
+    """File for all metrics as JSON; None: one file for each data set and split in metrics/ of the run or checkpoint. Or,
+    with another ending, the file for predictions; None: the standard output."""
     debug: bool
+    tta: str = "none"
+    """Test-time augmentation: 'none' or 'flip'."""
+    top_k: int = 1
+    """Most probable classes of each image in predictions."""
+    logits: bool = False
+    """Whether predictions have the logits."""
+    engine: str = "inline"
+    """Where predictions are computed: 'inline' (this process) or 'ray' (a pool of actors)."""
+
+    @property
+    def predicts(self) -> bool:
+        """Tells whether predictions are asked for rather than metrics."""
+        return bool(self.images) or (self.output or "").endswith(PREDICTION_FORMATS)
+
+    def contradiction(self) -> str:
+        """Returns what would be of metrics and of predictions at once, in words; '' where there is nothing."""
+        known, output = ", ".join(PREDICTION_FORMATS), self.output or ""
+        if self.images and output and not output.endswith(PREDICTION_FORMATS):
+            return f"--output {output}: predictions are written as {known}; choose one by the ending"
+        if len(self.images) > 1 and (self.splits or self.protocols):
+            return "--split and --protocol choose images of one data set; leave them out, or give shards alone"
+        if output and not self.predicts and not output.endswith(".json"):
+            return f"--output {output}: expected the ending .json for metrics, or {known} for predictions"
+        if not self.predicts and (self.top_k > 1 or self.logits or self.engine == "ray"):
+            return f"--top-k, --logits and --engine ray are of predictions; give IMAGES, or --output with the ending {known}"
+        if self.logits and not output.endswith((".parquet", ".jsonl")):
+            return "--logits needs --output FILE.parquet or FILE.jsonl, which hold lists"
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """``ltcore export``"""
+
+    checkpoint: str
+    """A checkpoint or run directory, or its URI."""
+    file: str
+    """Where the model goes, with its format as the ending."""
+    images: tuple[str, ...]
+    """What the file is compared on; empty: images of training's data, where they are at hand."""
+    posthoc_tau: float
+    tta: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardArgs:
+    """``ltcore card``"""
+
+    run: str
+    """A run directory, or its URI."""
+    output: str | None
+    """None: the standard output."""
 
 
 @dataclass(frozen=True, kw_only=True)

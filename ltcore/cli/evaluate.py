@@ -1,4 +1,4 @@
-"""``evaluate``: metrics of a checkpoint as a table and as JSON, or predictions for image files. Needs no Ray."""
+"""``evaluate``: metrics of a checkpoint as a table and as JSON. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -23,19 +23,16 @@ from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join, write_bytes_atomic
 from ltcore.text import printable
 from ltcore.training import predict
+from ltcore.training.predictor import Predictor
 
 PER_SPLIT = ("splits", "classes_present", "per_class", "support", "calibration", "confusion")
 """Fields of an evaluation that map splits."""
 
 
 def run(args: EvaluateArgs) -> None:
-    """Prints predictions for the given images, else evaluates the checkpoint and stores its metrics."""
-    predictor = predict.load(args.checkpoint, args.posthoc_tau)
-    if args.images:
-        for file, (name, probability) in zip(args.images, predictor.predict_each(args.images), strict=True):
-            print(f"{printable(file)}\t{printable(name)}\t{probability:.4f}", flush=True)
-        return
-    result = predict.evaluate(predictor, _data(predictor, args.data), args.splits, args.protocols)
+    """Evaluates the checkpoint and stores its metrics."""
+    predictor = predict.load(args.checkpoint, args.posthoc_tau, tta=args.tta)
+    result = predict.evaluate(predictor, find_data(predictor, args.data), args.splits, args.protocols)
     _print(result)
     if args.output:
         _write(args.output, result)
@@ -44,16 +41,16 @@ def run(args: EvaluateArgs) -> None:
             _write(file, part)
 
 
-def _data(predictor: predict.Predictor, given: str | None) -> str:
-    """Returns the URI of the shards to evaluate on: those of ``--data``, else those of training, and no others."""
+def find_data(predictor: Predictor, given: str | None, doing: str = "evaluating on") -> str:
+    """Returns the URI of the shards to evaluate on or to predict: those of ``--data``, else those of training, and no others."""
     data = predictor.config.data
     if given:
-        uri = _prepared(on_other_data(data, given))
+        uri = _prepared(on_other_data(data, given), doing)
         if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
             say(f"{given} came without a test folder: its test split is {share}")
         return uri
     try:
-        uri = _prepared(data)
+        uri = _prepared(data, doing)
     except DataError as error:
         raise DataError(f"{error} It is what the checkpoint was trained on: give the data with --data.") from error
     found = read_manifest(uri).hash
@@ -65,8 +62,8 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
     return uri
 
 
-def _prepared(data: Any) -> str:
-    say(f"evaluating on {data.uri}")
+def _prepared(data: Any, doing: str) -> str:
+    say(f"{doing} {data.uri}")
     return prepare(data, progress=say, needs_train=False)
 
 
@@ -74,6 +71,7 @@ def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[
     """Yields one file for each data set, split and adjustment, so that none replaces another's."""
     for split in result["splits"]:
         tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
+        tau += "-flip" if result["tta"] == "flip" else ""
         name = re.sub(
             r"[^A-Za-z0-9._-]+", "_", f"{result['name'][:60]}-{result['data_hash'][:8]}-{split[:60]}{tau}.json"
         )

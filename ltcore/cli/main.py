@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from ltcore.cli import parsers
+from ltcore.cli import export_parsers, parsers
 from ltcore.text import printable, printable_lines
 from ltcore.version import __version__
 
@@ -35,12 +35,17 @@ def tune(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> 
     command.tune(args)
 
 
-def evaluate(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
-    """Evaluate a checkpoint, or predict image files with it."""
+def evaluate(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
+    """Evaluate a checkpoint, or predict images with it."""
     args = parsers.read_evaluate(doc, argv, prog)
+    if args.predicts:
+        from ltcore.cli.predict import predict
+
+        return predict(args)
     from ltcore.cli import evaluate as command
 
     command.run(args)
+    return 0
 
 
 def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
@@ -79,6 +84,22 @@ def doctor(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
     from ltcore.cli.doctor import run_doctor
 
     return run_doctor(args.storage, args.data, args.max_gpus)
+
+
+def export(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Export a trained model as ONNX or for torch.export, checked against its checkpoint."""
+    args = export_parsers.read_export(doc, argv, prog)
+    from ltcore.cli.export import run_export
+
+    run_export(args)
+
+
+def card(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Write the model card of a run: classes, data, training, results, limitations."""
+    args = export_parsers.read_card(doc, argv, prog)
+    from ltcore.cli.export import run_card
+
+    run_card(args)
 
 
 def methods(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
@@ -137,6 +158,8 @@ COMMANDS: dict[str, Command] = {
     "shards": shards,
     "bench": bench,
     "doctor": doctor,
+    "export": export,
+    "card": card,
     "methods": methods,
     "recipes": recipes,
     "keys": keys,

@@ -73,29 +73,33 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
     """Reads the command line of ``evaluate``."""
     parser = _parser(doc, prog)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files to predict instead of evaluating")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="predict these instead of measuring: image files, folders, zips, shards, or lists (.txt: a line 'path' or "
+        "'path label' for each image, the label a number by the order of the run's classes)",
+    )
     parser.add_argument("--data", metavar="URI", help="data to evaluate on (default: LTCORE_DATA, else training's)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", action="append", default=[], metavar="NAME", help="split to evaluate; repeatable")
     which.add_argument("--protocol", action="append", default=[], choices=PROTOCOLS, help="GLT protocol; repeatable")
-    parser.add_argument(
-        "--posthoc-tau",
-        type=_not_negative,
-        default=0.0,
-        metavar="TAU",
-        help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
-    )
+    add_prediction_flags(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="all metrics as one JSON file (default: metrics/ of the run or checkpoint, a file for each data set and split)",
+        help="FILE.json: all metrics in one file (default: metrics/ of the run or checkpoint, a file for each data set and "
+        "split); FILE.parquet, .csv or .jsonl: predictions, a row for each image of IMAGES, or of --data",
+    )
+    parser.add_argument("--top-k", type=_count, default=1, metavar="K", help="classes of each prediction (default: 1)")
+    parser.add_argument("--logits", action="store_true", help="predictions with logits, as .parquet or .jsonl")
+    parser.add_argument(
+        "--engine", choices=("inline", "ray"), default="inline", help="ray: predict shards with a pool of Ray actors"
     )
     args = parser.parse_intermixed_args(argv)
-    if args.images and (args.split or args.protocol):
-        parser.error("--split and --protocol choose data to evaluate; leave them out when predicting images")
-    if args.images and (args.data or args.output):
-        parser.error("--data and --output are of an evaluation; predictions of images go to the standard output")
-    return EvaluateArgs(
+    if args.images and args.data:
+        parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
+    found = EvaluateArgs(
         checkpoint=args.checkpoint,
         images=tuple(args.images),
         data=args.data or os.environ.get("LTCORE_DATA"),
@@ -104,7 +108,14 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         posthoc_tau=args.posthoc_tau,
         output=args.output,
         debug=args.debug,
+        tta=args.tta,
+        top_k=args.top_k,
+        logits=args.logits,
+        engine=args.engine,
     )
+    if problem := found.contradiction():
+        parser.error(problem)
+    return found
 
 
 def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ReportArgs:
@@ -207,6 +218,18 @@ def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the logs of libraries")
     return parser
+
+
+def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what changes the logits of a trained classifier."""
+    parser.add_argument(
+        "--posthoc-tau",
+        type=_not_negative,
+        default=0.0,
+        metavar="TAU",
+        help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
+    )
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="mean logits of image and mirror image")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:

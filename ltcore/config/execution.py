@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ENGINES = ("auto", "inline", "trial", "train")
+PREDICTION_FORMATS = (".parquet", ".csv", ".jsonl")
+"""Endings of a file that ask for predictions in it."""
 
 
 @dataclass(frozen=True, kw_only=True)

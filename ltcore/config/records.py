@@ -52,12 +52,17 @@ class TrainedData(JsonRecord):
     classes: tuple[str, ...]
     shot_groups: tuple[str, ...]
     """'many', 'medium' or 'few' of each class."""
+    class_counts: tuple[int, ...]
+    """Training images of each class."""
+    image_size: int
+    """Side in pixels at which images are decoded."""
     loader: str
     loader_reason: str
 
     def __post_init__(self) -> None:
-        if len(self.shot_groups) != len(self.classes):
-            raise ValueError(f"shot_groups has {len(self.shot_groups)} entries for {len(self.classes)} classes")
+        for name, values in (("shot_groups", self.shot_groups), ("class_counts", self.class_counts)):
+            if len(values) != len(self.classes):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.classes)} classes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,17 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [COLUMNS, ["---"] * len(COLUMNS), *rows])
 
 
+def command(record: RunRecord) -> str:
+    """Returns the command of a run: the packaged recipe that differs in the fewest keys, with these as overrides."""
+    recipes = {name: flatten(run_tree(name)) for name in packaged("recipe")}
+    config = effective(record.config)
+    own = {k: v for k, v in config.items() if record.stage1 is None or not comes_from_stage1(k)}
+    recipe, overrides = _closest(own, recipes)
+    stage1 = [] if record.stage1 is None else [f"stage2.from_run={record.stage1.name}"]
+    words = [recipe, *stage1, *(f"{key}={as_text(value)}" for key, value in overrides.items()), f"seed={record.seed}"]
+    return f"train.py {shlex.join(words)}"
+
+
 def missing(run: StoredRun) -> str:
     """Returns what a folder lacks for a line in the table; '' for a finished run."""
     if run.record is None:

@@ -138,7 +138,8 @@ def variants_lines(sweep: SweepRecord) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for variant in sweep.variants:
         if (cell := _cell(variant, sweep, split)) is not None:
-            kinds.setdefault(_kind(cell, _test_metric(sweep, split)) if cell.low is not None else "one seed", []).append(variant.name)
+            kind = _kind(cell, _test_metric(sweep, split)) if cell.low is not None else "one seed"
+            kinds.setdefault(kind, []).append(variant.name)
     told = {"same": "not distinguishable from it", "worse": "worse", "better": "better"}
     found = [f"{words}: {', '.join(kinds[kind])}" for kind, words in told.items() if kind in kinds]
     if found:

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from ltcore.training.checkpoint import Checkpoint as Checkpoint
     from ltcore.training.context import LocalContext as LocalContext
     from ltcore.training.context import RunContext as RunContext
-    from ltcore.training.predict import Predictor as Predictor
     from ltcore.training.predict import load as load
+    from ltcore.training.predictor import Predictor as Predictor
     from ltcore.training.run import Job as Job
     from ltcore.training.run import execute as execute
 
@@ -21,7 +21,7 @@ __getattr__ = lazy(
         "Checkpoint": "ltcore.training.checkpoint",
         "Job": "ltcore.training.run",
         "LocalContext": "ltcore.training.context",
-        "Predictor": "ltcore.training.predict",
+        "Predictor": "ltcore.training.predictor",
         "RunContext": "ltcore.training.context",
         "execute": "ltcore.training.run",
         "load": "ltcore.training.predict",

@@ -3,145 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ltcore.batch import Batch
 from ltcore.config.json_record import encode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.augment import Augment
-from ltcore.data.images.boxes import centered_square
-from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
 from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.data.shards.manifest import Manifest
-from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
+from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.evaluation.protocols import split_of
 from ltcore.models.net import PROJECTIONS, LongTailNet
-from ltcore.objective.losses.logit_adjust import posthoc_logits
 from ltcore.objective.registry import BASES
-from ltcore.storage import is_plain
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
-
-ImageLike = str | Path | bytes | Image.Image
-IMAGES = "a path, the bytes of a file or a PIL image"
-BATCH_BYTES = 64 * 2**20
-"""Of the float32 images of one forward pass of ``predict``."""
+from ltcore.training.predictor import TTA, Mirrored, Predictor
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A trained classifier. Call it with images; it returns probabilities."""
-
-    net: LongTailNet
-    config: RunConfig
-    classes: tuple[str, ...]
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    shot_groups: tuple[str, ...]
-    """[C] many, medium or few, by the images that it was trained on."""
-    place: str
-    """Path or URI of the checkpoint."""
-    data_hash: str
-    """Hash of the data that it was trained on."""
-    posthoc_tau: float = 0.0
-    """Strength of post-hoc logit adjustment; 0 is none."""
-    log_prior_C: Tensor | None = None
-    """[C] log class shares that the classifier was trained on; only where it is adjusted."""
-
-    @torch.no_grad()
-    def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """Returns float32 [B, C] probabilities for uint8 RGB images [B, 3, S, S].
-
-        Raises DataError for other shapes.
-        """
-        if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != (3, self.image_size, self.image_size):
-            raise DataError(
-                f"Expected uint8 images of shape [B, 3, {self.image_size}, {self.image_size}], got {images_BCHW.dtype} "
-                f"{list(images_BCHW.shape)}. Predictor.read(files) makes them."
-            )
-        device = next(self.net.parameters()).device  # an evaluation moved it
-        logits_BC = self.net(self._normalize(images_BCHW).to(device)).mean_logits_BC
-        return self.adjusted(self._finite(logits_BC)).softmax(1).to(images_BCHW.device)
-
-    def adjusted(self, logits_BC: Tensor) -> Tensor:
-        """Returns the [B, C] logits to predict with.
-
-        They are lowered by ``posthoc_tau`` times the log prior where the classifier is adjusted.
-        """
-        if self.log_prior_C is None:
-            return logits_BC
-        return posthoc_logits(logits_BC, self.log_prior_C.to(logits_BC.device), self.posthoc_tau)
-
-    def _finite(self, logits_BC: Tensor) -> Tensor:
-        """Returns the logits. Raises NumericError where some are not finite.
-
-        Finite weights may be too large to compute with.
-        """
-        if not bool(torch.isfinite(logits_BC).all()):
-            raise NumericError(f"{self.place} predicts numbers that are not finite. Use another checkpoint.")
-        return logits_BC
-
-    def _normalize(self, images_BCHW: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        return (images_BCHW.float() / 255 - mean) / std
-
-    def read(self, images: Iterable[ImageLike] | ImageLike) -> Tensor:
-        """Reads images as uint8 [B, 3, S, S]: paths of files, bytes of files, or PIL images."""
-        canvases = list(self._canvases(images))
-        return (
-            torch.from_numpy(np.stack(canvases))
-            if canvases
-            else torch.empty(0, 3, self.image_size, self.image_size).byte()
-        )
-
-    def _canvases(self, images: Iterable[ImageLike] | ImageLike) -> Iterator[Pixels]:
-        listed = [images] if isinstance(images, str | Path | bytes | Image.Image) else images
-        if not isinstance(listed, Iterable):
-            raise DataError(f"Expected {IMAGES}, or several of them, got a {type(images).__name__}.")
-        for number, image in enumerate(listed):
-            yield _canvas(image, self.image_size, number)
-
-    def predict(self, images: Iterable[ImageLike] | ImageLike) -> list[tuple[str, float]]:
-        """Returns (class name, probability) of the most probable class of each image; see ``predict_each``."""
-        return list(self.predict_each(images))
-
-    def predict_each(self, images: Iterable[ImageLike] | ImageLike) -> Iterator[tuple[str, float]]:
-        """Yields the same as ``predict`` one by one, for any number of images.
-
-        They are read and computed in batches of ``BATCH_BYTES``. One image counts as a list of it. Raises DataError for
-        what is missing or no image, NumericError where the network computes numbers that are not finite.
-        """
-        canvases = self._canvases(images)
-        size = max(1, BATCH_BYTES // (3 * self.image_size**2 * 4))
-        while batch := list(itertools.islice(canvases, size)):
-            values_B, classes_B = self(torch.from_numpy(np.stack(batch))).max(1)
-            for c, value in zip(classes_B.tolist(), values_B.tolist(), strict=True):
-                yield self.classes[c], value
-
-
-def load(checkpoint: str | Path, posthoc_tau: float = 0.0) -> Predictor:
+def load(
+    checkpoint: str | Path, posthoc_tau: float = 0.0, *, device: str | torch.device = "cpu", tta: str = "none"
+) -> Predictor:
     """Loads the classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI.
 
     ``posthoc_tau`` > 0 predicts with logits less that multiple of the log prior it was trained under (post-hoc logit
-    adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum). Raises CheckpointError where there is none or it is
-    damaged, ConfigError where the run balanced its classes in training.
+    adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum). ``device`` may be 'auto', the GPU where there is one.
+    ``tta='flip'`` predicts with the mean of the logits of each image and its mirror image. Raises CheckpointError where
+    there is none or it is damaged, ConfigError where the run balanced its classes in training.
     """
     with fetched_checkpoint(str(checkpoint), weights=True) as path:
         if not path.exists():
             raise CheckpointError(f"{checkpoint} does not exist: expected a checkpoint directory or a run directory.")
-        return predictor_of(ckpt.read(path, str(checkpoint)), posthoc_tau)
+        predictor = predictor_of(ckpt.read(path, str(checkpoint)), posthoc_tau)
+    if tta not in TTA:
+        raise ConfigError(f"tta={tta!r} is unknown. Known: {', '.join(TTA)}.")
+    if tta == "flip":
+        predictor = replace(predictor, net=Mirrored(predictor.net).eval(), tta=tta)
+    return predictor.to(device)
 
 
 def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
@@ -199,7 +104,7 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
 def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
     """Computes the metrics of every split asked for.
 
-    Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "classes": names, "splits": {split: {metric:
+    Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "tta", "classes": names, "splits": {split: {metric:
     value}}, "classes_present": {split: number of classes with images}}``, and per split, in the order of ``classes``,
     ``per_class`` (recalls) and ``support`` (images), ``calibration`` (reliability bins) and ``confusion`` (its cells above
     0). Size of the images and shot groups are those of training, also on other data. Classes go by name: the data may
@@ -211,13 +116,16 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
     with contextlib.closing(ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)) as loader:
         manifest = loader.store.manifest
         evaluator = _evaluator(predictor, loader, _classes_by_name(predictor, manifest.classes, data_uri))
-        tested = {split: evaluator.tested(split) for split in _wanted(predictor, manifest, data_uri, splits, protocols)}
+        tested = {
+            split: evaluator.tested(split) for split in wanted_splits(predictor, manifest, data_uri, splits, protocols)
+        }
         return {
             "checkpoint": predictor.place,
             "data": data_uri,
             "name": manifest.name,
             "data_hash": manifest.hash,
             "posthoc_tau": predictor.posthoc_tau,
+            "tta": predictor.tta,
             "classes": list(predictor.classes),
             "splits": {split: found.metrics for split, found in tested.items()},
             "classes_present": {split: sum(map(bool, found.support)) for split, found in tested.items()},
@@ -236,18 +144,18 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
         return replace(augment.evaluate(batch), labels_B=to_network_K.to(batch.labels_B.device)[batch.labels_B])
 
     return Evaluator(
-        net=predictor.net.to(device),
+        net=cast(LongTailNet, predictor.net.to(device)),  # or Mirrored, whose output has the same logits
         loader=loader,
         device=device,
         batch_size=512,
         normalize=normalize,
-        adjust=lambda logits_BC: predictor.adjusted(predictor._finite(logits_BC)),
+        adjust=lambda logits_BC: predictor.adjusted(predictor.finite(logits_BC)),
         num_classes=len(predictor.classes),
         shot_groups=predictor.shot_groups,
     )
 
 
-def _wanted(
+def wanted_splits(
     predictor: Predictor, manifest: Manifest, data_uri: str, splits: Sequence[str], protocols: Sequence[str]
 ) -> list[str]:
     """Returns the splits to evaluate, each once. Raises ConfigError or DataError where one is missing or empty."""
@@ -280,19 +188,3 @@ def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) 
             "as in training, or leave them out."
         )
     return torch.tensor([known[name] for name in names])
-
-
-def _canvas(image: ImageLike, image_size: int, number: int) -> Pixels:
-    if isinstance(image, Image.Image):
-        pixels_3HW = pixels_of(image, f"image {number}, given as a PIL image")
-        return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (image_size, image_size))
-    if isinstance(image, bytes):
-        return decode_canvas(image, image_size, f"image {number}, given as bytes")
-    if not isinstance(image, str | Path):
-        raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
-    try:
-        if not is_plain(Path(image).stat()):
-            raise DataError(f"{image} is no plain file. Give the path of an image file.")
-        return decode_canvas(Path(image).read_bytes(), image_size, str(image))
-    except OSError as error:
-        raise DataError(f"{image} cannot be read: {error.strerror}. Give the path of an image file.") from error

@@ -267,6 +267,8 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
             num_train=manifest.split(cfg.data.train_split).num_samples,
             classes=tuple(manifest.classes),
             shot_groups=tuple(manifest.shot_groups),
+            class_counts=manifest.class_counts[cfg.data.train_split],
+            image_size=loader.image_size,
             loader=loader.kind,
             loader_reason=loader.why,
         ),

@@ -109,14 +109,51 @@ def test_evaluate_reads_a_checkpoint_or_images(capsys):
     assert cli.read_evaluate("doc", ["runs/x", "--protocol", "clt"]).protocols == ("clt",)
     taus = [cli.read_evaluate("doc", ["runs/x", *more]).posthoc_tau for more in ([], ["--posthoc-tau", "1.5"])]
     assert taus == [0.0, 1.5]
-    for argv in (["x", "a.png", "--split", "test"], ["x", "--split", "a", "--protocol", "clt"], []):
+    for argv in (["x", "--split", "a", "--protocol", "clt"], []):
         with pytest.raises(SystemExit):
             cli.read_evaluate("doc", argv)
-    assert "leave them out when predicting images" in capsys.readouterr().err
-    for flag in ("--data", "--output"):
-        with pytest.raises(SystemExit):
-            cli.read_evaluate("doc", ["x", "a.png", flag, "y"])
-        assert "--data and --output are of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "predicts"),
+    [
+        (["a.png"], True),
+        (["folder", "--output", "p.csv"], True),
+        (["shards", "--split", "test", "--engine", "ray"], True),
+        (["--data", "shards", "--split", "test", "--output", "p.parquet", "--logits", "--top-k", "5"], True),
+        (["--output", "p.jsonl"], True),
+        (["--data", "shards", "--output", "m.json"], False),
+        ([], False),
+    ],
+)
+def test_images_or_the_ending_of_the_output_ask_for_predictions(argv, predicts):
+    assert cli.read_evaluate("doc", ["run", *argv]).predicts is predicts
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["a.png", "--data", "y"],
+            "IMAGES are predicted as they are, --data is a data set with splits; give one of the",
+        ),
+        (
+            ["a.png", "--output", "m.json"],
+            "predictions are written as .parquet, .csv, .jsonl; choose one by the ending",
+        ),
+        (["--output", "m.txt"], "expected the ending .json for metrics, or .parquet, .csv, .jsonl for predictions"),
+        (["a.png", "b.png", "--split", "test"], "--split and --protocol choose images of one data set"),
+        (["--top-k", "5"], "--top-k, --logits and --engine ray are of predictions; give IMAGES, or --output with the"),
+        (["--engine", "ray"], "--engine ray are of predictions"),
+        (["a.png", "--logits"], "--logits needs --output FILE.parquet or FILE.jsonl"),
+        (["a.png", "--logits", "--output", "p.csv"], "--logits needs --output FILE.parquet or FILE.jsonl"),
+        (["a.png", "--top-k", "0"], "expected a whole number >= 1, got 0"),
+    ],
+)
+def test_what_would_be_of_metrics_and_predictions_at_once_is_refused(capsys, argv, message):
+    with pytest.raises(SystemExit):
+        cli.read_evaluate("doc", ["x", *argv])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ def write_run(
             "num_train": 370,
             "classes": CLASSES,
             "shot_groups": GROUPS,
+            "class_counts": [370 // len(CLASSES)] * len(CLASSES),
+            "image_size": 32,
             "loader": "cache",
             "loader_reason": "fits",
         },

@@ -223,7 +223,8 @@ def test_lists_terms_that_are_off_and_hundreds_of_classes(tmp_path: Path) -> Non
     change(tmp_path, trials=trials, space={"train.optim.name": "choice:adam<w>,null,true"})
     for path in tmp_path.glob("retrain/*/run.json"):
         info = json.loads(path.read_text())
-        info["data"] |= {"classes": [f"class ${c}$ <b>" for c in range(150)], "shot_groups": ["many"] * 150}
+        names = [f"class ${c}$ <b>" for c in range(150)]
+        info["data"] |= {"classes": names, "shot_groups": ["many"] * 150, "class_counts": [200] * 150}
         info["per_class"] = {"test_gbl": [None, *[0.5] * 149]}
         write_json(path, info)
     page = Page(write_report(tmp_path))

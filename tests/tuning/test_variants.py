@@ -90,7 +90,15 @@ def test_the_table_says_all_of_it(finished: tuple[Path, dict[str, Any]], capsys:
     _, result = finished
     sweep = SweepRecord.from_json(result, "sweep.json")
     rows = variants_table(sweep)
-    assert list(rows[0]) == ["method", "val balanced accuracy", "val shots", "GLT balanced accuracy", "GLT shots", "time", "verdict"]
+    assert list(rows[0]) == [
+        "method",
+        "val balanced accuracy",
+        "val shots",
+        "GLT balanced accuracy",
+        "GLT shots",
+        "time",
+        "verdict",
+    ]
     assert {row["method"] for row in rows} == set(METHODS)
     assert [row["verdict"] for row in rows] == ["chosen", *["one seed"] * 7]
     assert rows[0]["val balanced accuracy"] == f"{100 * result['variants'][0]['val']['val/balanced_accuracy'][0]:.1f}"

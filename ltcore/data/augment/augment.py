@@ -45,10 +45,7 @@ class Augment:
         self._counts_C = counts_C
         self._seed = seed
         self._stacks = stacks(cfg, num_views)
-        self._scale = torch.tensor(std, dtype=torch.float64).reciprocal().float()[:, None, None]
-        self._shift = (-torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)).float()[
-            :, None, None
-        ]
+        self._scale, self._shift = ops.scale_and_shift(mean, std)
 
     def __call__(self, batch: Batch, epoch: int, host: Batch | None = None) -> Batch:
         """Augments uint8 [1, B, 3, S, S] to float32 [V, B, 3, S, S] on the same device.

@@ -12,6 +12,8 @@ Parameters that need a transcendental function are computed in float64 and round
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -28,6 +30,12 @@ def column(parameter_B: Tensor) -> Tensor:
 def unit_range(images: Tensor) -> Tensor:
     """Scales images to float32 in [0, 1]; float images pass unchanged."""
     return images if images.is_floating_point() else images.to(torch.float32) * (1 / 255)
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Returns float32 [3, 1, 1] factors and summands that normalize images in [0, 1]."""
+    mean_C, std_C = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    return std_C.reciprocal().float()[:, None, None], (-mean_C / std_C).float()[:, None, None]
 
 
 # --- geometry

@@ -1,0 +1,83 @@
+"""Images as a program has them, brought to a canvas as training's evaluation does.
+
+Paths, bytes of files, PIL images, numpy arrays and torch tensors all become the largest centered square, resampled to
+[3, S, S].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ltcore.data.datasets.image_root import MAX_BYTES
+from ltcore.data.images.boxes import centered_square
+from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
+from ltcore.errors import DataError
+from ltcore.storage import is_plain
+
+ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
+IMAGES = "a path, the bytes of a file, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W]"
+
+
+def is_one(images: Any) -> bool:
+    """Tells whether this is a single image rather than several of them."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    return isinstance(images, str | Path | bytes | Image.Image)
+
+
+def canvas_of(image: ImageLike, image_size: int, number: int) -> Pixels:
+    """Returns the image as a canvas [3, S, S].
+
+    Arrays have their channels last, as PIL and OpenCV have them, tensors first, as torchvision has them; both are RGB.
+    ``number`` names what has no name in the DataError that a wrong image raises.
+    """
+    if isinstance(image, bytes):
+        return decode_canvas(image, image_size, f"image {number}, given as bytes")
+    if isinstance(image, str | Path):
+        return decode_canvas(read_image(Path(image)), image_size, str(image))
+    if isinstance(image, Image.Image):
+        pixels_3HW = pixels_of(image, f"image {number}, given as a PIL image")
+    elif isinstance(image, np.ndarray | Tensor):
+        pixels_3HW = _planes(image, number)
+    else:
+        raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
+    return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (image_size, image_size))
+
+
+def read_image(path: Path) -> bytes:
+    """Reads an image file. Raises DataError for what is missing, no plain file, or too large for an image."""
+    try:
+        found = path.stat()
+        if not is_plain(found):
+            raise DataError(f"{path} is no plain file. Give the path of an image file.")
+        if found.st_size > MAX_BYTES:
+            raise DataError(f"{path} has {found.st_size} bytes, expected at most {MAX_BYTES}. Give an image file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Give the path of an image file.") from error
+    except ValueError as error:  # a zero byte in the name
+        raise DataError(f"{path} cannot be read: {error}. Give the path of an image file.") from error
+
+
+def _planes(image: npt.NDArray[Any] | Tensor, number: int) -> Pixels:
+    """Returns [3, H, W] of an array [H, W, 3] or [H, W], or of a tensor [3, H, W]."""
+    if isinstance(image, Tensor):
+        pixels, fits = image.detach().cpu(), image.ndim == 3 and image.shape[0] == 3
+        array = pixels.numpy() if pixels.dtype == torch.uint8 else pixels
+    else:
+        array, fits = image, image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    if not fits or array.dtype != np.uint8 or 0 in image.shape:
+        raise DataError(
+            f"Image {number} is {'a tensor' if isinstance(image, Tensor) else 'an array'} of {image.dtype} "
+            f"{list(image.shape)}, expected {IMAGES}."
+        )
+    if isinstance(image, Tensor):
+        return np.asarray(array)
+    return np.asarray(array).transpose(2, 0, 1) if array.ndim == 3 else np.stack([array] * 3)
