@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from ltcore.cli.args import EvaluateArgs
-from ltcore.cli.entry import say
+from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
@@ -28,7 +28,7 @@ def run(args: EvaluateArgs) -> None:
         for file, (name, probability) in zip(args.images, predictor.predict_each(args.images), strict=True):
             print(f"{printable(file)}\t{printable(name)}\t{probability:.4f}", flush=True)
         return
-    result = predict.evaluate(predictor, _data(predictor, args.data), args.splits, args.protocols)
+    result = measured(predictor, args.data, args.splits, args.protocols)
     _print(result, len(predictor.classes))
     if args.output:
         _write(args.output, result)
@@ -37,16 +37,27 @@ def run(args: EvaluateArgs) -> None:
             _write(file, part)
 
 
-def _data(predictor: predict.Predictor, given: str | None) -> str:
+def measured(
+    predictor: predict.Predictor,
+    data: str | None,
+    splits: Sequence[str],
+    protocols: Sequence[str],
+    out: Output = COMMAND_LINE,
+) -> dict[str, Any]:
+    """Evaluates on the given data, or on those of training. Returns what ``predict.evaluate`` does."""
+    return predict.evaluate(predictor, _data(predictor, data, out), splits, protocols)
+
+
+def _data(predictor: predict.Predictor, given: str | None, out: Output) -> str:
     """Returns the URI of the shards to evaluate on: those of ``--data``, else those of training, and no others."""
     data = predictor.config.data
     if given:
-        uri = _prepared(on_other_data(data, given))
+        uri = _prepared(on_other_data(data, given), out)
         if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
-            say(f"{given} came without a test folder: its test split is {share}")
+            out.say(f"{given} came without a test folder: its test split is {share}")
         return uri
     try:
-        uri = _prepared(data)
+        uri = _prepared(data, out)
     except DataError as error:
         raise DataError(f"{error} It is what the checkpoint was trained on: give the data with --data.") from error
     found = read_manifest(uri).hash
@@ -58,9 +69,9 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
     return uri
 
 
-def _prepared(data: Any) -> str:
-    say(f"evaluating on {data.uri}")
-    return prepare(data, progress=say, needs_train=False)
+def _prepared(data: Any, out: Output) -> str:
+    out.say(f"evaluating on {data.uri}")
+    return prepare(data, progress=out.say, needs_train=False)
 
 
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ltcore.benchmarks.options import BENCHES, Options
-from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
+from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs, fold
 from ltcore.config.execution import ENGINES
-from ltcore.errors import LtcoreError
+from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
 
@@ -267,12 +267,10 @@ def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[
 
 
 def _fold(parser: argparse.ArgumentParser, overrides: dict[str, str], flags: dict[str, object]) -> None:
-    """Turns flags into overrides. LTCORE_DATA comes last: it replaces the recipe's data, but nothing that was typed."""
-    for key, value in flags.items():
-        if value is not None and overrides.setdefault(key, str(value)) != str(value):
-            parser.error(f"{key} is given twice: {overrides[key]} and {value}")
-    if data := os.environ.get("LTCORE_DATA"):
-        overrides.setdefault("data.uri", data)
+    try:
+        fold(overrides, flags)
+    except ConfigError as error:
+        parser.error(str(error))
 
 
 def _print_and_exit(text: Callable[[], str]) -> NoReturn:

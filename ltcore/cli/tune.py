@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ltcore.cli.args import TuneArgs
-from ltcore.cli.entry import say
+from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
 from ltcore.config.naming import name_sweep
 from ltcore.config.records import SweepRecord
@@ -26,13 +26,11 @@ if TYPE_CHECKING:
     from ltcore.tuning.runs import SweepSetup
 
 
-def tune(args: TuneArgs) -> SweepRecord | None:
+def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     """Runs, continues or shows a sweep. Returns its record; None after ``--dry-run``.
 
     Raises ConfigError where a sweep of its name has another configuration, or other data.
     """
-    from ltcore.cli.console import show_result
-
     sweep = read_sweep(args.sweep, name_sweep(args.sweep, args.overrides))
     root = storage_root(args.storage)
     uri = join(root, sweep.name)
@@ -42,8 +40,8 @@ def tune(args: TuneArgs) -> SweepRecord | None:
         check_same_sweep(stored, fields, uri)
         if stored.status == "finished" and not args.dry_run and not adds_trials(stored, fields):
             data = DataConfig(**run_tree(sweep.recipe, sweep.overrides)["data"])
-            check_same_data(stored, read_manifest(prepare_data(data, root, say)).hash, uri)
-            show_result(stored, uri, age=True)
+            check_same_data(stored, read_manifest(prepare_data(data, root, out.say)).hash, uri)
+            out.show_sweep(stored, uri, age=True)
             return stored
     if args.engine == "inline":
         raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
@@ -54,7 +52,7 @@ def tune(args: TuneArgs) -> SweepRecord | None:
     from ltcore.runtime.progress import ProgressDisplay
 
     base = load_sweep(sweep)
-    display = ProgressDisplay()
+    display = ProgressDisplay(out.terminal())
     display.say(
         "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
     )
@@ -66,9 +64,12 @@ def tune(args: TuneArgs) -> SweepRecord | None:
             cluster = connect(debug=args.debug)
             display.say(cluster.describe())
         try:
-            return _tune_on(args, sweep, base, root, uri, cluster, display)
+            result = _tune_on(args, sweep, base, root, uri, cluster, display)
         finally:
             disconnect()
+    if result is not None:
+        out.show_sweep(result, uri, age=False)
+    return result
 
 
 def _tune_on(
@@ -115,8 +116,7 @@ def _tune_on(
 
 
 def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
-    """Runs the sweep, or continues it on the same data, and shows its result."""
-    from ltcore.cli.console import show_result
+    """Runs the sweep, or continues it on the same data."""
     from ltcore.tuning.budget import fitted_epochs
     from ltcore.tuning.sweep import Sweep
 
@@ -134,6 +134,4 @@ def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
             setup.cluster.local,
             display.say,
         )
-    result = Sweep(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()
-    show_result(result, setup.uri, age=False)
-    return result
+    return Sweep(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()

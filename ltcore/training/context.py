@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -76,7 +76,8 @@ class LocalContext(AbstractContextManager["LocalContext"]):
     world = 1
     checkpoint_every_epoch = False
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, say: Callable[[str], None] = print) -> None:
+        self._say = say
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._stop = False
         self._previous: dict[int, Any] = {}
@@ -108,7 +109,7 @@ class LocalContext(AbstractContextManager["LocalContext"]):
         if self._stop:
             raise KeyboardInterrupt
         self._stop = True
-        print(f"\n{signal.Signals(sig).name}: saving a checkpoint, then stopping. Repeat to stop at once.", flush=True)
+        self._say(f"{signal.Signals(sig).name}: saving a checkpoint, then stopping. Repeat to stop at once.")
 
 
 DECIDE_EVERY = 16
