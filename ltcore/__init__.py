@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ltcore import errors
 from ltcore.lazy import lazy
 from ltcore.version import __version__
 
@@ -22,6 +23,7 @@ __all__ = [
     "Batch",
     "ModelOutput",
     "__version__",
+    "errors",
     "evaluate",
     "load",
     "make_objective",

@@ -7,6 +7,7 @@ the work, so that ``--help`` and mistakes are answered at once.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -113,6 +114,14 @@ def show(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> 
     print(printable_lines(show_run(recipe, overrides)))
 
 
+def schema(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Print the JSON Schema of recipes or sweep files, by which editors complete and check them."""
+    of_sweep = parsers.read_schema(doc, argv, prog)
+    from ltcore.config.json_schema import recipe_schema, sweep_schema
+
+    print(json.dumps(sweep_schema() if of_sweep else recipe_schema(), indent=1))
+
+
 def composition(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """Print what goes with what, and why not."""
     parsers.read_nothing(doc, argv, prog)
@@ -141,6 +150,7 @@ COMMANDS: dict[str, Command] = {
     "recipes": recipes,
     "keys": keys,
     "show": show,
+    "schema": schema,
     "composition": composition,
     "check": check,
 }

@@ -198,6 +198,19 @@ def read_show(
     return recipe, overrides
 
 
+def read_schema(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> bool:
+    """Reads the command line of ``schema``. Returns whether that of sweep files is asked for."""
+    how = (
+        "Keep it beside your recipes, and name it in the first line of each, for editors with yaml-language-server:\n"
+        "  ltcore schema > recipe.schema.json\n"
+        "  # yaml-language-server: $schema=recipe.schema.json"
+    )
+    parser = _parser(f"{doc}\n\n{how}" if doc else how, prog)
+    parser.add_argument("--sweep", action="store_true", help="the schema of sweep files")
+    of_sweep: bool = parser.parse_args(argv).sweep
+    return of_sweep
+
+
 def read_nothing(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Reads the command line of a command that takes no arguments, and refuses any."""
     _parser(doc, prog).parse_args(argv)
