@@ -122,6 +122,14 @@ def schema(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
     print(json.dumps(sweep_schema() if of_sweep else recipe_schema(), indent=1))
 
 
+def completion(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Print a script that teaches a shell to complete commands, flags, recipes and keys."""
+    args = parsers.read_completion(doc, argv, prog)
+    from ltcore.cli.complete import candidates, script
+
+    print(script(args.shell) if args.shell != "words" else "\n".join(candidates(args.words, COMMANDS)))
+
+
 def composition(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """Print what goes with what, and why not."""
     parsers.read_nothing(doc, argv, prog)
@@ -151,6 +159,7 @@ COMMANDS: dict[str, Command] = {
     "keys": keys,
     "show": show,
     "schema": schema,
+    "completion": completion,
     "composition": composition,
     "check": check,
 }

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ltcore.benchmarks.options import BENCHES, Options
 from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs, fold
+from ltcore.cli.parser import Parser
 from ltcore.config.execution import ENGINES
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
@@ -211,15 +212,22 @@ def read_schema(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     return of_sweep
 
 
+def read_completion(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads the shell, and with ``words`` in its place the words so far, which its script asks about."""
+    how = "Once: source <(ltcore completion bash), or into the shell's start-up file; fish: ltcore completion fish | source"
+    parser = _parser(f"{doc}\n\n{how}" if doc else how, prog)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish", "words"), metavar="bash|zsh|fish", help="which shell")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
 def read_nothing(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Reads the command line of a command that takes no arguments, and refuses any."""
     _parser(doc, prog).parse_args(argv)
 
 
 def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the logs of libraries")
     return parser
 
