@@ -20,7 +20,8 @@ from ltcore.runtime.placement import Placement
 from ltcore.storage import join
 from ltcore.text import printable_lines
 from ltcore.training.context import LocalContext, StopRequested
-from ltcore.training.cost import _num_images, _what, dry_run_text
+from ltcore.training.cost import _num_images, _what
+from ltcore.training.hardware import allocated_cpus, wished_cpus
 from ltcore.training.lease import exclusive
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run, execute, refuse_other_run
@@ -82,6 +83,7 @@ def _train_here(args: PlaceArgs, cfg: RunConfig, job: Job, out: Output) -> RunRe
     check_world(cfg, 1)
     _make_room(args, job.run_uri, out)
     try:
+    job = dataclasses.replace(job, cpus=allocated_cpus() if on_cluster_node() else wished_cpus())
         with LocalContext(say=out.say) as ctx, EpochLines(ctx, cfg.epochs, out.terminal()) as shown:
             return execute(job, shown)
     except StopRequested as stop:

@@ -69,7 +69,11 @@ class ForwardingContext:
 
 
 class LocalContext(AbstractContextManager["LocalContext"]):
-    """This process without Ray. As a context manager: one Ctrl-C or SIGTERM saves and ends the run, two interrupt it."""
+    """This process without Ray.
+
+    As a context manager: one Ctrl-C or SIGTERM saves and ends the run, two interrupt it; afterwards the process computes
+    with as many threads as before.
+    """
 
     engine = "inline"
     rank = 0
@@ -96,6 +100,7 @@ class LocalContext(AbstractContextManager["LocalContext"]):
         """Does nothing, since there is no other process to report to."""
 
     def __enter__(self) -> LocalContext:
+        self._threads = torch.get_num_threads()
         if threading.current_thread() is threading.main_thread():
             for sig in (signal.SIGINT, signal.SIGTERM):
                 self._previous[sig] = signal.signal(sig, self._on_signal)
@@ -104,6 +109,7 @@ class LocalContext(AbstractContextManager["LocalContext"]):
     def __exit__(self, *_: object) -> None:
         for sig, handler in self._previous.items():
             signal.signal(sig, handler)
+        torch.set_num_threads(self._threads)
 
     def _on_signal(self, sig: int, _: FrameType | None) -> None:
         if self._stop:
