@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ltcore.cli.args import TrainArgs
+from ltcore.cli.dry_run import dry_run
 from ltcore.cli.epoch_lines import EpochLines
 from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.cli.prepare import prepare_run, storage_root
@@ -63,7 +64,7 @@ def train_config(cfg: RunConfig, args: PlaceArgs, out: Output = COMMAND_LINE) ->
     data_uri, manifest = prepare_run(cfg, root, out.say, fresh=args.fresh and not args.dry_run)
     check_selection({"train.select": cfg.train.select}, manifest)
     if args.dry_run:
-        print(printable_lines(dry_run_text(cfg, data_uri)))
+        print(printable_lines(dry_run(cfg, data_uri, root)))
         return None
     job = Job(config=cfg.to_dict(), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
     if finished is not None:
@@ -82,8 +83,8 @@ def train_config(cfg: RunConfig, args: PlaceArgs, out: Output = COMMAND_LINE) ->
 def _train_here(args: PlaceArgs, cfg: RunConfig, job: Job, out: Output) -> RunRecord:
     check_world(cfg, 1)
     _make_room(args, job.run_uri, out)
-    try:
     job = dataclasses.replace(job, cpus=allocated_cpus() if on_cluster_node() else wished_cpus())
+    try:
         with LocalContext(say=out.say) as ctx, EpochLines(ctx, cfg.epochs, out.terminal()) as shown:
             return execute(job, shown)
     except StopRequested as stop:

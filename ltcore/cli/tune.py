@@ -76,9 +76,9 @@ def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, display: ProgressDisplay
 ) -> SweepRecord | None:
     """Places the sweep and prepares its data, then runs it; None after ``--dry-run``."""
+    from ltcore.cli.dry_run import dry_run
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
-    from ltcore.training.cost import dry_run_text
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.tuning.runs import SweepSetup
@@ -94,7 +94,7 @@ def _tune_on(
         data_uri, manifest = prepare_run(base, root, display.say, fresh=args.fresh and not args.dry_run)
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     if args.dry_run:
-        display.say(dry_run_text(base, data_uri))
+        display.say(dry_run(base, data_uri, root, runs=sweep.size, concurrent=placement.concurrent))
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
