@@ -24,7 +24,7 @@ _ltcore() {
     [[ "${COMP_LINE:0:COMP_POINT}" == *' ' ]] && words+=('')
     current="${words[${#words[@]}-1]}"
     IFS=$'\\n'
-    COMPREPLY=($("$1" completion words -- "${words[@]:1}" 2>/dev/null))
+    COMPREPLY=($("$1" completion --words "${words[@]:1}" 2>/dev/null))
     # bash takes what follows = or : for a word of its own
     if [[ "$COMP_WORDBREAKS" == *=* ]]; then
         head="${current%"${current##*[=:]}"}"
@@ -38,7 +38,7 @@ _ZSH = """\
 #compdef ltcore
 _ltcore() {
     local -a found open
-    found=("${(@f)$("${words[1]}" completion words -- "${(@)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)}")
+    found=("${(@f)$("${words[1]}" completion --words "${(@)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)}")
     found=(${found:#})
     open=(${(M)found:#*=})
     (( $#found )) || { _files; return }
@@ -53,7 +53,7 @@ _FISH = """\
 function __ltcore_complete
     set -l words (commandline -opc)
     set -l current (commandline -ct)
-    set -l found ($words[1] completion words -- $words[2..] "$current" 2>/dev/null | string match -r '.+')
+    set -l found ($words[1] completion --words $words[2..] "$current" 2>/dev/null | string match -r '.+')
     if set -q found[1]
         printf '%s\\n' $found
     else
@@ -78,7 +78,8 @@ def candidates(words: Sequence[str], commands: Iterable[str]) -> list[str]:
     if not before:
         return _beginning_with(current, [*commands, "--help", "--version"])
     parser = _parser_of(before[0])
-    flags = {flag: action for action in parser._actions for flag in action.option_strings}
+    shown = (action for action in parser._actions if action.help != argparse.SUPPRESS)
+    flags = {flag: action for action in shown for flag in action.option_strings}
     given = flags.get(before[-1])
     if given is not None and given.nargs is None:
         return _beginning_with(current, _values(given))

@@ -127,7 +127,7 @@ def completion(doc: str | None = None, argv: Argv = None, prog: str | None = Non
     args = parsers.read_completion(doc, argv, prog)
     from ltcore.cli.complete import candidates, script
 
-    print(script(args.shell) if args.shell != "words" else "\n".join(candidates(args.words, COMMANDS)))
+    print("\n".join(candidates(args.words, COMMANDS)) if args.words is not None else script(args.shell))
 
 
 def composition(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:

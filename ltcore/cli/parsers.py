@@ -213,12 +213,17 @@ def read_schema(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
 
 
 def read_completion(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
-    """Reads the shell, and with ``words`` in its place the words so far, which its script asks about."""
+    """Reads the shell, or the words so far, which its script asks about."""
     how = "Once: source <(ltcore completion bash), or into the shell's start-up file; fish: ltcore completion fish | source"
     parser = _parser(f"{doc}\n\n{how}" if doc else how, prog)
-    parser.add_argument("shell", choices=("bash", "zsh", "fish", "words"), metavar="bash|zsh|fish", help="which shell")
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "shell", nargs="?", choices=("bash", "zsh", "fish"), metavar="bash|zsh|fish", help="which shell"
+    )
+    parser.add_argument("--words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if (args.shell is None) == (args.words is None):
+        parser.error("which shell? bash, zsh or fish")
+    return args
 
 
 def read_nothing(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> None:

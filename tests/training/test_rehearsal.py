@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from ltcore.cli.dry_run import dry_run
 from ltcore.config.schema import RunConfig
+from ltcore.data.datasets.prepare import prepare
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError, DataError
 from ltcore.training import rehearsal
@@ -144,8 +146,12 @@ def test_a_class_without_training_images_is_found(tmp_path: Path) -> None:
             for n in range(8):
                 (tmp_path / "images" / split / name).mkdir(parents=True, exist_ok=True)
                 (tmp_path / "images" / split / name / f"{n}.png").write_bytes(tiny_png(n))
-    from ltcore.data.datasets.prepare import prepare
-
     cfg: RunConfig = tiny_run().replace({"data.uri": str(tmp_path / "images"), "train.batch_size": 4})
     with pytest.raises(DataError, match="bee"):
         rehearse(cfg, prepare(cfg.data), str(tmp_path))
+
+
+def test_of_a_sweep_the_number_of_runs_is_said(tiny_shards: str, tmp_path: Path) -> None:
+    text = dry_run(tiny_run(), tiny_shards, str(tmp_path), runs=8, concurrent=2)
+    assert "The sweep has 8 trials, 2 at a time, and retrains; the times above are of one run." in text
+    assert "The sweep" not in dry_run(tiny_run(), tiny_shards, str(tmp_path))
