@@ -4,23 +4,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ltcore import errors
 from ltcore.lazy import lazy
 from ltcore.version import __version__
 
 if TYPE_CHECKING:
+    from ltcore.api.commands import evaluate as evaluate
+    from ltcore.api.commands import open_run as open_run
+    from ltcore.api.commands import open_sweep as open_sweep
+    from ltcore.api.commands import train as train
+    from ltcore.api.commands import tune as tune
     from ltcore.batch import Batch as Batch
     from ltcore.batch import ModelOutput as ModelOutput
     from ltcore.objective.objective import make_objective as make_objective
     from ltcore.training.predict import load as load
 
-__all__ = ["Batch", "ModelOutput", "__version__", "load", "make_objective"]
+__all__ = [
+    "Batch",
+    "ModelOutput",
+    "__version__",
+    "errors",
+    "evaluate",
+    "load",
+    "make_objective",
+    "open_run",
+    "open_sweep",
+    "train",
+    "tune",
+]
 
 __getattr__ = lazy(
     __name__,
     {
         "Batch": "ltcore.batch",
         "ModelOutput": "ltcore.batch",
+        "evaluate": "ltcore.api.commands",
         "load": "ltcore.training.predict",
+        "open_run": "ltcore.api.commands",
+        "open_sweep": "ltcore.api.commands",
+        "train": "ltcore.api.commands",
+        "tune": "ltcore.api.commands",
         "make_objective": "ltcore.objective.objective",
     },
 )

@@ -1,6 +1,6 @@
 """The direction of imports, read from the source, and what importing a layer pulls in.
 
-pipelines -> cli -> benchmarks -> tuning -> runtime -> training | reporting -> config
+pipelines | api -> cli -> benchmarks -> tuning -> runtime -> training | reporting -> config
           -> data | models | objective | evaluation | tracking -> base modules
 """
 
@@ -24,6 +24,7 @@ LEVEL = {
     "tuning": 5,
     "benchmarks": 6,
     "cli": 7,
+    "api": 8,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIGHT = set(sys.stdlib_module_names) | {"torch", "numpy", "ltcore"}

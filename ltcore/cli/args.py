@@ -9,10 +9,26 @@ What a flag says about the run itself is folded into ``overrides`` (``--data`` i
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ltcore.config.execution import PREDICTION_FORMATS, PlaceArgs
+from ltcore.errors import ConfigError
+
+
+def fold(overrides: dict[str, Any], flags: Mapping[str, object]) -> None:
+    """Turns flags into overrides. LTCORE_DATA comes last: it replaces the recipe's data, but nothing that was given.
+
+    Raises ConfigError for a key that is given twice, with different values.
+    """
+    for key, value in flags.items():
+        if value is not None and str(overrides.setdefault(key, str(value))) != str(value):
+            raise ConfigError(f"{key} is given twice: {overrides[key]} and {value}")
+    if data := os.environ.get("LTCORE_DATA"):
+        overrides.setdefault("data.uri", data)
 
 
 @dataclass(frozen=True, kw_only=True)

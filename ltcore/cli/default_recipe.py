@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ltcore.cli.entry import say
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
 
@@ -14,7 +13,7 @@ SMALL_PX = 64
 """Largest image side for the network of ``SMALL``."""
 
 
-def recipe_for(overrides: Mapping[str, Any], storage: str | None) -> str:
+def recipe_for(overrides: Mapping[str, Any], storage: str | None, say: Callable[[str], None]) -> str:
     """Returns the recipe for the data that ``overrides`` name, and says which it is.
 
     Data that are no shards yet are made, as a run would make them.
@@ -32,7 +31,9 @@ def recipe_for(overrides: Mapping[str, Any], storage: str | None) -> str:
     return recipe
 
 
-def with_recipe(sweep: str, overrides: Mapping[str, Any], storage: str | None) -> dict[str, Any]:
+def with_recipe(
+    sweep: str, overrides: Mapping[str, Any], storage: str | None, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Returns ``overrides`` with ``sweep.recipe`` where neither the sweep nor they name one.
 
     Raises ConfigError where no data are named either.
@@ -44,4 +45,4 @@ def with_recipe(sweep: str, overrides: Mapping[str, Any], storage: str | None) -
             f"sweep {sweep} names no recipe: give your images (--data FOLDER, whose size then chooses {LARGE} or {SMALL}), or a "
             "recipe (`ltcore recipes` lists them)."
         )
-    return {**overrides, "sweep.recipe": recipe_for(overrides, storage)}
+    return {**overrides, "sweep.recipe": recipe_for(overrides, storage, say)}

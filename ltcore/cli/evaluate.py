@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.table import Table
 from ltcore.cli.args import EvaluateArgs
 from ltcore.cli.class_table import class_table
 from ltcore.cli.console import percent_cell
-from ltcore.cli.entry import say
+from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
@@ -32,7 +32,7 @@ PER_SPLIT = ("splits", "classes_present", "per_class", "support", "calibration",
 def run(args: EvaluateArgs) -> None:
     """Evaluates the checkpoint and stores its metrics."""
     predictor = predict.load(args.checkpoint, args.posthoc_tau, tta=args.tta)
-    result = predict.evaluate(predictor, find_data(predictor, args.data), args.splits, args.protocols)
+    result = measured(predictor, args.data, args.splits, args.protocols)
     _print(result)
     if args.output:
         _write(args.output, result)
@@ -41,16 +41,27 @@ def run(args: EvaluateArgs) -> None:
             _write(file, part)
 
 
-def find_data(predictor: Predictor, given: str | None, doing: str = "evaluating on") -> str:
+def measured(
+    predictor: Predictor,
+    data: str | None,
+    splits: Sequence[str],
+    protocols: Sequence[str],
+    out: Output = COMMAND_LINE,
+) -> dict[str, Any]:
+    """Evaluates on the given data, or on those of training. Returns what ``predict.evaluate`` does."""
+    return predict.evaluate(predictor, find_data(predictor, data, out), splits, protocols)
+
+
+def find_data(predictor: Predictor, given: str | None, out: Output = COMMAND_LINE, doing: str = "evaluating on") -> str:
     """Returns the URI of the shards to evaluate on or to predict: those of ``--data``, else those of training, and no others."""
     data = predictor.config.data
     if given:
-        uri = _prepared(on_other_data(data, given), doing)
+        uri = _prepared(on_other_data(data, given), out, doing)
         if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
-            say(f"{given} came without a test folder: its test split is {share}")
+            out.say(f"{given} came without a test folder: its test split is {share}")
         return uri
     try:
-        uri = _prepared(data, doing)
+        uri = _prepared(data, out, doing)
     except DataError as error:
         raise DataError(f"{error} It is what the checkpoint was trained on: give the data with --data.") from error
     found = read_manifest(uri).hash
@@ -62,9 +73,9 @@ def find_data(predictor: Predictor, given: str | None, doing: str = "evaluating 
     return uri
 
 
-def _prepared(data: Any, doing: str) -> str:
-    say(f"{doing} {data.uri}")
-    return prepare(data, progress=say, needs_train=False)
+def _prepared(data: Any, out: Output, doing: str) -> str:
+    out.say(f"{doing} {data.uri}")
+    return prepare(data, progress=out.say, needs_train=False)
 
 
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,6 +7,7 @@ the work, so that ``--help`` and mistakes are answered at once.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -134,6 +135,22 @@ def show(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> 
     print(printable_lines(show_run(recipe, overrides)))
 
 
+def schema(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Print the JSON Schema of recipes or sweep files, by which editors complete and check them."""
+    of_sweep = parsers.read_schema(doc, argv, prog)
+    from ltcore.config.json_schema import recipe_schema, sweep_schema
+
+    print(json.dumps(sweep_schema() if of_sweep else recipe_schema(), indent=1))
+
+
+def completion(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Print a script that teaches a shell to complete commands, flags, recipes and keys."""
+    args = parsers.read_completion(doc, argv, prog)
+    from ltcore.cli.complete import candidates, script
+
+    print("\n".join(candidates(args.words, COMMANDS)) if args.words is not None else script(args.shell))
+
+
 def composition(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """Print what goes with what, and why not."""
     parsers.read_nothing(doc, argv, prog)
@@ -164,6 +181,8 @@ COMMANDS: dict[str, Command] = {
     "recipes": recipes,
     "keys": keys,
     "show": show,
+    "schema": schema,
+    "completion": completion,
     "composition": composition,
     "check": check,
 }

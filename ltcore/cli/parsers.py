@@ -7,18 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from ltcore.benchmarks.options import BENCHES, Options
-from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
+from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs, fold
+from ltcore.cli.parser import Parser
+from ltcore.cli.values import count, not_negative, pair, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
-from ltcore.errors import LtcoreError
+from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
 
 DEMO_RECIPE = "digits_glt_lpa_dro_ifl"
 DEMO_SWEEP = "tune_lpa"
-N = TypeVar("N", int, float)
 
 
 def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainArgs:
@@ -53,10 +54,10 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
     parser.add_argument(
         "--name", help="name of the sweep (default: file, data, changed keys, seed); one that exists continues"
     )
-    parser.add_argument("--num-trials", type=_count, metavar="N", help="number of trials")
+    parser.add_argument("--num-trials", type=count, metavar="N", help="number of trials")
     parser.add_argument("--search", choices=("random", "grid", "tpe", "pbt"), help="search algorithm")
-    parser.add_argument("--stall-s", type=_positive, metavar="S", help="seconds of silence after which it gives up")
-    parser.add_argument("--max-hours", type=_positive, metavar="H", help="most hours for the whole sweep")
+    parser.add_argument("--stall-s", type=positive, metavar="S", help="seconds of silence after which it gives up")
+    parser.add_argument("--max-hours", type=positive, metavar="H", help="most hours for the whole sweep")
     _add_run_flags(parser)
     _add_place_flags(parser)
     args = parser.parse_intermixed_args(argv)
@@ -91,7 +92,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         help="FILE.json: all metrics in one file (default: metrics/ of the run or checkpoint, a file for each data set and "
         "split); FILE.parquet, .csv or .jsonl: predictions, a row for each image of IMAGES, or of --data",
     )
-    parser.add_argument("--top-k", type=_count, default=1, metavar="K", help="classes of each prediction (default: 1)")
+    parser.add_argument("--top-k", type=count, default=1, metavar="K", help="classes of each prediction (default: 1)")
     parser.add_argument("--logits", action="store_true", help="predictions with logits, as .parquet or .jsonl")
     parser.add_argument(
         "--engine", choices=("inline", "ray"), default="inline", help="ray: predict shards with a pool of Ray actors"
@@ -158,7 +159,7 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         help="from training images that are not used otherwise (default 10)",
     )
     add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
-    add("--list", action="append", default=[], type=_pair, metavar="SPLIT=FILE", help="list file; repeatable")
+    add("--list", action="append", default=[], type=pair, metavar="SPLIT=FILE", help="list file; repeatable")
     args = vars(parser.parse_args(argv))
     del args["debug"]
     return ShardsArgs(lists=args.pop("list"), **args)
@@ -170,7 +171,7 @@ def read_bench(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
     add = parser.add_argument
     add("what", nargs="?", default="ladder", choices=(*BENCHES, "all"), help="what to measure (default: ladder)")
     add("--data", metavar="URI", help="shards, image folder or zip for ladder and large (default: generated images)")
-    add("--rounds", type=_count, default=5, metavar="N", help="measured rounds of every side (default: 5)")
+    add("--rounds", type=count, default=5, metavar="N", help="measured rounds of every side (default: 5)")
     add("--quick", action="store_true", help="small sizes, one round: shows that it runs, says nothing about speed")
     add("--output", default="bench.json", metavar="FILE", help="all measurements as JSON (default: bench.json)")
     args = parser.parse_args(argv)
@@ -182,7 +183,7 @@ def read_doctor(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     parser = _parser(doc, prog)
     parser.add_argument("--storage", metavar="URI", help="where results go (default: LTCORE_STORAGE)")
     parser.add_argument("--data", metavar="URI", help="shards that must be reachable (default: LTCORE_DATA)")
-    parser.add_argument("--max-gpus", type=_not_negative, metavar="N", help="most GPUs that a sweep may hold together")
+    parser.add_argument("--max-gpus", type=not_negative, metavar="N", help="most GPUs that a sweep may hold together")
     args = parser.parse_args(argv)
     return DoctorArgs(storage=args.storage, data=args.data, max_gpus=args.max_gpus)
 
@@ -207,15 +208,40 @@ def read_show(
     return recipe, overrides
 
 
+def read_schema(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> bool:
+    """Reads the command line of ``schema``. Returns whether that of sweep files is asked for."""
+    how = (
+        "Keep it beside your recipes, and name it in the first line of each, for editors with yaml-language-server:\n"
+        "  ltcore schema > recipe.schema.json\n"
+        "  # yaml-language-server: $schema=recipe.schema.json"
+    )
+    parser = _parser(f"{doc}\n\n{how}" if doc else how, prog)
+    parser.add_argument("--sweep", action="store_true", help="the schema of sweep files")
+    of_sweep: bool = parser.parse_args(argv).sweep
+    return of_sweep
+
+
+def read_completion(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads the shell, or the words so far, which its script asks about."""
+    how = "Once: source <(ltcore completion bash), or into the shell's start-up file; fish: ltcore completion fish | source"
+    parser = _parser(f"{doc}\n\n{how}" if doc else how, prog)
+    parser.add_argument(
+        "shell", nargs="?", choices=("bash", "zsh", "fish"), metavar="bash|zsh|fish", help="which shell"
+    )
+    parser.add_argument("--words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if (args.shell is None) == (args.words is None):
+        parser.error("which shell? bash, zsh or fish")
+    return args
+
+
 def read_nothing(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Reads the command line of a command that takes no arguments, and refuses any."""
     _parser(doc, prog).parse_args(argv)
 
 
 def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the logs of libraries")
     return parser
 
@@ -224,7 +250,7 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what changes the logits of a trained classifier."""
     parser.add_argument(
         "--posthoc-tau",
-        type=_not_negative,
+        type=not_negative,
         default=0.0,
         metavar="TAU",
         help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
@@ -234,22 +260,22 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="URI", help="shards, image folder or zip, or source (default: LTCORE_DATA)")
-    parser.add_argument("--seed", type=_whole, metavar="N", help="seed of the run, or of the sweep and its runs")
+    parser.add_argument("--seed", type=whole, metavar="N", help="seed of the run, or of the sweep and its runs")
 
 
 def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="where runs are computed (default: auto)")
     parser.add_argument(
         "--workers",
-        type=_range,
+        type=worker_range,
         metavar="N|MIN-MAX",
         help="Ray Train workers of a run; each number of a range has to divide batch size and lanes",
     )
-    parser.add_argument("--cpus-per-worker", type=_positive, metavar="N", help="CPUs that each worker takes of Ray")
+    parser.add_argument("--cpus-per-worker", type=positive, metavar="N", help="CPUs that each worker takes of Ray")
     parser.add_argument(
-        "--gpus-per-worker", type=_not_negative, metavar="N", help="GPUs of each worker, or a part of one"
+        "--gpus-per-worker", type=not_negative, metavar="N", help="GPUs of each worker, or a part of one"
     )
-    parser.add_argument("--max-gpus", type=_not_negative, metavar="N", help="most GPUs that all runs may hold together")
+    parser.add_argument("--max-gpus", type=not_negative, metavar="N", help="most GPUs that all runs may hold together")
     parser.add_argument("--storage", metavar="URI", help="where run directories go (default: LTCORE_STORAGE)")
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever is stored under this name")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and exit")
@@ -288,12 +314,10 @@ def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[
 
 
 def _fold(parser: argparse.ArgumentParser, overrides: dict[str, str], flags: dict[str, object]) -> None:
-    """Turns flags into overrides. LTCORE_DATA comes last: it replaces the recipe's data, but nothing that was typed."""
-    for key, value in flags.items():
-        if value is not None and overrides.setdefault(key, str(value)) != str(value):
-            parser.error(f"{key} is given twice: {overrides[key]} and {value}")
-    if data := os.environ.get("LTCORE_DATA"):
-        overrides.setdefault("data.uri", data)
+    try:
+        fold(overrides, flags)
+    except ConfigError as error:
+        parser.error(str(error))
 
 
 def _shown_run(recipe: str | None, overrides: dict[str, str], storage: str | None) -> str:
@@ -302,17 +326,19 @@ def _shown_run(recipe: str | None, overrides: dict[str, str], storage: str | Non
 
     if recipe is None:
         from ltcore.cli.default_recipe import recipe_for
+        from ltcore.cli.entry import say
 
-        recipe = recipe_for(overrides, storage or os.environ.get("LTCORE_STORAGE"))
+        recipe = recipe_for(overrides, storage or os.environ.get("LTCORE_STORAGE"), say)
     return show_run(recipe, name_run(recipe, overrides))
 
 
 def _shown_sweep(sweep: str, overrides: dict[str, str], storage: str | None) -> str:
     from ltcore.cli.default_recipe import with_recipe
+    from ltcore.cli.entry import say
     from ltcore.config.naming import name_sweep
     from ltcore.config.show import show_sweep
 
-    overrides = with_recipe(sweep, overrides, storage or os.environ.get("LTCORE_STORAGE"))
+    overrides = with_recipe(sweep, overrides, storage or os.environ.get("LTCORE_STORAGE"), say)
     return show_sweep(sweep, name_sweep(sweep, overrides))
 
 
@@ -323,44 +349,3 @@ def _print_and_exit(text: Callable[[], str]) -> NoReturn:
         print(message(f"error: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     raise SystemExit(0)
-
-
-def _whole(text: str) -> int:
-    return _number(text, int, 0, "a whole number >= 0")
-
-
-def _count(text: str) -> int:
-    return _number(text, int, 1, "a whole number >= 1")
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, float, 0.0, "a number >= 0")
-
-
-def _positive(text: str) -> float:
-    return _number(text, float, sys.float_info.min, "a number > 0")
-
-
-def _range(text: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    pair = (_count(low), _count(high) if dash else _count(low))
-    if pair[0] > pair[1]:
-        raise argparse.ArgumentTypeError(f"expected N or MIN-MAX, got {text}")
-    return pair
-
-
-def _number(text: str, kind: type[N], least: float, words: str) -> N:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = kind(-1)
-    if not least <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected {words}, got {text}")
-    return value
-
-
-def _pair(text: str) -> tuple[str, str]:
-    split, equals, file = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"expected SPLIT=FILE, got {text}")
-    return split, file

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ltcore.cli.args import TrainArgs
-from ltcore.cli.console import show_run
 from ltcore.cli.default_recipe import recipe_for
-from ltcore.cli.entry import say
+from ltcore.cli.dry_run import dry_run
 from ltcore.cli.epoch_lines import EpochLines
+from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.cli.prepare import prepare_run, storage_root
+from ltcore.config.execution import PlaceArgs
 from ltcore.config.load import check_world, load_run
 from ltcore.config.naming import name_run
 from ltcore.config.records import RunRecord
@@ -21,7 +24,8 @@ from ltcore.runtime.placement import Placement
 from ltcore.storage import join
 from ltcore.text import printable_lines
 from ltcore.training.context import LocalContext, StopRequested
-from ltcore.training.cost import _num_images, _what, dry_run_text
+from ltcore.training.cost import _num_images, _what
+from ltcore.training.hardware import allocated_cpus, wished_cpus
 from ltcore.training.lease import exclusive
 from ltcore.training.preflight import check_run
 from ltcore.training.record import RunInfo
@@ -33,16 +37,32 @@ from ltcore.training.stage2.trainer import refuse_workers
 from ltcore.training.stored import finished_ago
 
 
-def train(args: TrainArgs) -> RunRecord | None:
+def train(args: TrainArgs, out: Output = COMMAND_LINE) -> RunRecord | None:
     """Trains a recipe, or continues it.
 
     Shows the run's record and returns it; None after ``--dry-run``, and where the run was told to stop. A finished run
     is not repeated. Raises CheckpointError where the finished run is not the one asked for.
     """
-    recipe = args.recipe or recipe_for(args.overrides, args.storage)
-    cfg = resolved(load_run(recipe, name_run(recipe, args.overrides)))
+    return train_config(load(args, out), args, out, typed=args.overrides)
+
+
+def load(args: TrainArgs, out: Output) -> RunConfig:
+    """Loads the run that the arguments name, and says what of its recipe is left out."""
+    recipe = args.recipe or recipe_for(args.overrides, args.storage, out.say)
+    cfg = load_run(recipe, name_run(recipe, args.overrides))
     if note := left_out(recipe, args.overrides):
-        say(note)
+        out.say(note)
+    return cfg
+
+
+def train_config(
+    cfg: RunConfig, args: PlaceArgs, out: Output = COMMAND_LINE, typed: Mapping[str, Any] = {}
+) -> RunRecord | None:
+    """Trains the run that a configuration describes; the rest as for :func:`train`.
+
+    ``typed``: dotted keys that the person gave.
+    """
+    cfg = resolved(cfg)
     root = storage_root(args.storage)
     run_uri = join(root, cfg.name)
     if cfg.stage2 is not None:
@@ -52,45 +72,46 @@ def train(args: TrainArgs) -> RunRecord | None:
     finished = stored if stored is not None and stored.status == "finished" else None
     if finished is None:
         settle_tracking(cfg)
-    data_uri, manifest = prepare_run(cfg, root, say, fresh=args.fresh and not args.dry_run)
-    cfg = settled(cfg, manifest, say, typed=args.overrides, stored=None if stored is None else stored.config)
+    data_uri, manifest = prepare_run(cfg, root, out.say, fresh=args.fresh and not args.dry_run)
+    cfg = settled(cfg, manifest, out.say, typed=typed, stored=None if stored is None else stored.config)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
     if args.dry_run:
-        print(printable_lines(dry_run_text(cfg, data_uri)))
+        print(printable_lines(dry_run(cfg, data_uri, root)))
         return None
     job = Job(config=cfg.to_dict(), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
     if finished is not None:
         refuse_other_run(job, finished)
-        say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
+        out.say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
         record: RunRecord | None = finished
     else:
         budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
-        say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
-        record = _train_on_ray(args, cfg, job, root) if wants_ray(args, cfg) else _train_here(args, cfg, job)
+        out.say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
+        record = _train_on_ray(args, cfg, job, root, out) if wants_ray(args, cfg) else _train_here(args, cfg, job, out)
     if record is not None:
-        show_run(record, run_uri)
+        out.show_run(record, run_uri)
     return record
 
 
-def _train_here(args: TrainArgs, cfg: RunConfig, job: Job) -> RunRecord:
+def _train_here(args: PlaceArgs, cfg: RunConfig, job: Job, out: Output) -> RunRecord:
     check_world(cfg, 1)
-    _make_room(args, job.run_uri)
+    _make_room(args, job.run_uri, out)
+    job = dataclasses.replace(job, cpus=allocated_cpus() if on_cluster_node() else wished_cpus())
     try:
-        with LocalContext() as ctx:
-            return execute(job, EpochLines(ctx, cfg.epochs))
+        with LocalContext(say=out.say) as ctx, EpochLines(ctx, cfg.epochs, out.terminal()) as shown:
+            return execute(job, shown)
     except StopRequested as stop:
         raise KeyboardInterrupt(str(stop)) from None
 
 
-def _make_room(args: TrainArgs, run_uri: str) -> None:
+def _make_room(args: PlaceArgs, run_uri: str, out: Output) -> None:
     """Waits for another process that works on the run, then lets ``--fresh`` remove what is there.
 
     By then everything that could be wrong has been checked.
     """
-    with exclusive(run_uri, say):
+    with exclusive(run_uri, out.say):
         if args.fresh and (done := delete_run(run_uri)):
-            say(done)
+            out.say(done)
 
 
 def settle_tracking(cfg: RunConfig) -> None:
@@ -113,7 +134,7 @@ def _keep_stage1(from_run: str, run_uri: str) -> None:
         )
 
 
-def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
+def wants_ray(args: PlaceArgs, cfg: RunConfig) -> bool:
     """Tells whether a single run goes through Ray.
 
     It does where workers or what they take are given, for the Ray loader, and where a cluster is at hand.
@@ -124,7 +145,7 @@ def wants_ray(args: TrainArgs, cfg: RunConfig) -> bool:
     return asked or cfg.data.loader == "ray" or on_cluster_node()
 
 
-def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> RunRecord | None:
+def _train_on_ray(args: PlaceArgs, cfg: RunConfig, job: Job, root: str, out: Output) -> RunRecord | None:
     """Runs the job on the cluster, with Ray Train unless another engine is asked for."""
     if args.engine == "inline":
         raise ConfigError(
@@ -137,7 +158,7 @@ def _train_on_ray(args: TrainArgs, cfg: RunConfig, job: Job, root: str) -> RunRe
     cluster = connect(debug=args.debug)
     try:
         placement = Placement.decide(args, cluster, root, cfg)
-        _make_room(args, job.run_uri)
-        return run_single(job, cfg.name, placement, cluster)
+        _make_room(args, job.run_uri, out)
+        return run_single(job, cfg.name, placement, cluster, out.terminal())
     finally:
         disconnect()

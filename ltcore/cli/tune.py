@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ltcore.cli.args import TuneArgs
 from ltcore.cli.default_recipe import with_recipe
-from ltcore.cli.entry import say
+from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
 from ltcore.config.naming import name_sweep
 from ltcore.config.records import SweepRecord
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from ltcore.tuning.runs import SweepSetup
 
 
-def tune(args: TuneArgs) -> SweepRecord | None:
+def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     """Runs, continues or shows a sweep. Returns its record; None after ``--dry-run``.
 
     Raises ConfigError where a sweep of its name has another configuration, or other data.
     """
-    from ltcore.cli.console import show_result
-
-    overrides = with_recipe(args.sweep, args.overrides, args.storage)
+    overrides = with_recipe(args.sweep, args.overrides, args.storage, out.say)
     sweep = read_sweep(args.sweep, name_sweep(args.sweep, overrides))
     root = storage_root(args.storage)
     uri = join(root, sweep.name)
@@ -44,8 +42,8 @@ def tune(args: TuneArgs) -> SweepRecord | None:
         check_same_sweep(stored, fields, uri)
         if stored.status == "finished" and not args.dry_run and not adds_trials(stored, fields):
             data = DataConfig(**run_tree(sweep.recipe, sweep.overrides)["data"])
-            check_same_data(stored, read_manifest(prepare_data(data, root, say)).hash, uri)
-            show_result(stored, uri, age=True)
+            check_same_data(stored, read_manifest(prepare_data(data, root, out.say)).hash, uri)
+            out.show_sweep(stored, uri, age=True)
             return stored
     if args.engine == "inline":
         raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
@@ -56,7 +54,7 @@ def tune(args: TuneArgs) -> SweepRecord | None:
     from ltcore.runtime.progress import ProgressDisplay
 
     base = load_sweep(sweep)
-    display = ProgressDisplay()
+    display = ProgressDisplay(out.terminal())
     display.say(
         "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
     )
@@ -68,18 +66,21 @@ def tune(args: TuneArgs) -> SweepRecord | None:
             cluster = connect(debug=args.debug)
             display.say(cluster.describe())
         try:
-            return _tune_on(args, sweep, base, root, uri, cluster, display)
+            result = _tune_on(args, sweep, base, root, uri, cluster, display)
         finally:
             disconnect()
+    if result is not None:
+        out.show_sweep(result, uri, age=False)
+    return result
 
 
 def _tune_on(
     args: TuneArgs, sweep: SweepConfig, base: RunConfig, root: str, uri: str, cluster: Cluster, display: ProgressDisplay
 ) -> SweepRecord | None:
     """Places the sweep and prepares its data, then runs it; None after ``--dry-run``."""
+    from ltcore.cli.dry_run import dry_run
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
-    from ltcore.training.cost import dry_run_text
     from ltcore.training.preflight import check_run
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
@@ -98,7 +99,7 @@ def _tune_on(
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     check_run(base, manifest)
     if args.dry_run:
-        display.say(dry_run_text(base, data_uri))
+        display.say(dry_run(base, data_uri, root, runs=sweep.size, concurrent=placement.concurrent))
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
@@ -123,8 +124,7 @@ def _tune_on(
 
 
 def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
-    """Runs the sweep, or continues it on the same data, and shows its result."""
-    from ltcore.cli.console import show_result
+    """Runs the sweep, or continues it on the same data."""
     from ltcore.tuning.budget import fitted_epochs
     from ltcore.tuning.sweep import Sweep
     from ltcore.tuning.variants import VariantSweep
@@ -144,6 +144,4 @@ def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
             display.say,
         )
     kind = VariantSweep if setup.sweep.variants else Sweep
-    result = kind(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()
-    show_result(result, setup.uri, age=False)
-    return result
+    return kind(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()

@@ -17,7 +17,7 @@ import fnmatch
 import functools
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ STAGE2_OWN = (
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """Which values a key takes, where one of the checks of ``ltcore.errors`` says it in the class's ``__post_init__``."""
+
+    choices: tuple[Any, ...] = ()
+    """All of them; (): they are not listed."""
+    interval: str = ""
+    """As in mathematics: '[0, 1)', '(0, inf)'; '': nothing is known."""
+
+
+@dataclass(frozen=True)
 class Leaf:
     """A key that holds a value."""
 
@@ -70,6 +80,7 @@ class Leaf:
     default: Any
     """Plain value, or ``REQUIRED``."""
     doc: str
+    allowed: Allowed = Allowed()
 
 
 @dataclass(frozen=True)
@@ -235,7 +246,13 @@ class _Module:
                 assert isinstance(field.target, ast.Name)
                 text = _doc(after)
                 inherited = fields.get(field.target.id)
-                fields[field.target.id] = self._field(field, text or (inherited.doc if inherited else ""))
+                made = self._field(field, text or (inherited.doc if inherited else ""))
+                if isinstance(made, Leaf) and isinstance(inherited, Leaf):
+                    made = replace(made, allowed=inherited.allowed)
+                fields[field.target.id] = made
+        for name, allowed in self._allowed(node):
+            if isinstance(leaf := fields.get(name), Leaf):
+                fields[name] = replace(leaf, allowed=allowed)
         return Section(doc or (ast.get_docstring(node) or ""), fields, optional)
 
     def _generated(self, name: str, doc: str) -> Section:
@@ -254,8 +271,43 @@ class _Module:
             return found[0].section(found[1], doc, optional)
         return Leaf(ast.unparse(kind), REQUIRED if node.value is None else self.constant(node.value), doc)
 
+    def _allowed(self, node: ast.ClassDef) -> Iterator[tuple[str, Allowed]]:
+        """Yields what the checks in ``__post_init__`` say of fields, as far as it can be read without running them."""
+        for call in (c for f in node.body if getattr(f, "name", "") == "__post_init__" for c in ast.walk(f)):
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) not in (
+                "one_of",
+                "within",
+                "at_least",
+                "positive",
+            ):
+                continue
+            try:
+                allowed = self._said_by(ast.unparse(call.func), call.args)
+            except (TypeError, ValueError):  # it depends on another field
+                continue
+            yield from ((k.arg, allowed) for k in call.keywords if k.arg and ast.unparse(k.value) == f"self.{k.arg}")
+
+    def _said_by(self, check: str, args: list[ast.expr]) -> Allowed:
+        if check == "positive":
+            return Allowed(interval="(0, inf)")
+        if check == "at_least":
+            return Allowed(interval=f"[{self.constant(args[0])}, inf)")
+        if check == "within":
+            return Allowed(interval=self.constant(args[0]))
+        expr: ast.AST = args[0]
+        if isinstance(expr, ast.Call) and ast.unparse(expr.func) == "sorted":
+            expr = expr.args[0]
+        module, expr = (isinstance(expr, ast.Name) and self.resolve(expr)) or (self, expr)
+        entries = expr.keys if isinstance(expr, ast.Dict) else getattr(expr, "elts", None)
+        if entries is None:
+            raise TypeError(f"{self.file}: {ast.unparse(expr)} is no list")
+        return Allowed(choices=tuple(module.constant(entry) for entry in entries if entry is not None))
+
     def constant(self, expr: ast.AST) -> Any:
         """Returns the value of a default."""
+        if isinstance(expr, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.FormattedValue) else part for part in expr.values)
+            return "".join(str(self.constant(part)) for part in parts)
         if isinstance(expr, ast.Tuple | ast.List):
             return tuple(self.constant(item) for item in expr.elts)
         if isinstance(expr, ast.BinOp) and type(expr.op) in _OPERATORS:

@@ -114,7 +114,8 @@ class TrainConfig:
     """'fp32', 'bf16' (autocast; losses stay fp32) or 'auto': bf16 where the processor computes in it, else fp32."""
     threads: int | None = None
     """CPU threads of torch in each worker; results are bitwise repeatable for one number of threads. null: the CPUs
-    that the worker was given. Range >= 1."""
+    that the worker was given, and no more than affinity and cgroup allow; a run in the process that was started keeps to a
+    smaller OMP_NUM_THREADS too. Ray's processes do not: Ray sets that variable itself. Range >= 1."""
     ema_decay: float = 0.0
     """Decay per step of an averaged copy of the network that is evaluated in its place. Range [0, 1); 0 is off."""
     eval_every: int = 1

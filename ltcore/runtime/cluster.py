@@ -51,6 +51,8 @@ DRIVER_RESOURCE = "trial_driver"
 FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_")
 SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
+_found_running = False
+"""Whether the last ``connect`` found a Ray that the program had started itself."""
 CONNECT_S = 10.0
 """How long the head of a cluster may take to answer."""
 
@@ -116,7 +118,9 @@ def connect(*, debug: bool = False) -> Cluster:
     from ltcore.training.hardware import allocated_cpus
 
     real = allocated_cpus()
-    if ray.is_initialized():  # by the program that calls this; another token would end its process
+    global _found_running
+    _found_running = ray.is_initialized()
+    if _found_running:  # by the program that calls this; another token would end its process
         return _describe(ray, local=False, real=real)
     level = logging.INFO if debug else logging.ERROR
     logging.getLogger("ray").setLevel(level)  # which importing Ray has set anew
@@ -359,7 +363,8 @@ def secret_environment() -> dict[str, str]:
 
 
 def disconnect() -> None:
-    """Leaves the cluster, or ends the local Ray."""
+    """Leaves the cluster, or ends the local Ray. A Ray that the program started itself goes on."""
     import ray
 
-    ray.shutdown()
+    if not _found_running:
+        ray.shutdown()

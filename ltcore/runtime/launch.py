@@ -10,6 +10,7 @@ from functools import partial
 import ray
 
 from ltcore.config.records import RunRecord
+from ltcore.reporting.terminal import Terminal
 from ltcore.runtime.cluster import Cluster, nodes_are_coming
 from ltcore.runtime.doctor.doctor import check_nodes
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
@@ -22,9 +23,11 @@ STALL_S = 900.0
 """Longer than collectives and Ray wait for a worker (600 s): a group that hangs is started again rather than given up."""
 
 
-def run_single(job: Job, name: str, placement: Placement, cluster: Cluster) -> RunRecord | None:
+def run_single(
+    job: Job, name: str, placement: Placement, cluster: Cluster, console: Terminal | None = None
+) -> RunRecord | None:
     """Runs the job on the cluster, shown as ``name``. Returns its record, None where it was told to stop."""
-    display = ProgressDisplay()
+    display = ProgressDisplay(console)
     check_nodes(cluster, placement, job.run_uri.rpartition("/")[0], job.data_uri, display.console)
     display.say(f"{cluster.describe()}; engine {placement.engine}, {placement.demand.describe()}")
     heartbeat, nonce = f"heartbeat-{name}-{time.time_ns()}", secrets.token_hex(16)
@@ -41,10 +44,13 @@ def run_single(job: Job, name: str, placement: Placement, cluster: Cluster) -> R
     try:
         with display.stage("train", expected=1):
             ref = submit(job, placement.engine, placement.scaling, cluster)
-            while not ray.wait([ref], timeout=1.0)[0]:
-                if watch.stalled.is_set():
-                    ray.cancel(ref, force=True)
-                    raise stall_error(STALL_S, placement.demand, cluster)
+            try:
+                while not ray.wait([ref], timeout=1.0)[0]:
+                    if watch.stalled.is_set():
+                        raise stall_error(STALL_S, placement.demand, cluster)
+            except BaseException:  # an interrupt too: a Ray that goes on after this would go on with the run
+                ray.cancel(ref, force=True)
+                raise
             record: RunRecord | None = result_of(ref)
             return record
     finally:

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from ltcore.reporting.live import NotebookBlock, can_redraw, live_block
 from ltcore.reporting.terminal import Terminal, styled
 
 
@@ -29,7 +30,7 @@ class ProgressDisplay:
         self._resting: dict[str, dict[str, Any]] = {}
         """Runs that wait to be continued, and what was heard of them last."""
         self._expected = 0
-        self._live: Live | None = None
+        self._live: Live | NotebookBlock | None = None
         self._last_line = 0.0
 
     @contextmanager
@@ -39,11 +40,10 @@ class ProgressDisplay:
         self._before |= set(self._runs)
         self._runs, self._ended = {}, set()
         self.say((name, "bold"))
-        live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
         try:
-            if expected and self.console.is_terminal:
-                self._live = live
-                with live:
+            if expected and can_redraw(self.console):
+                self._live = live_block(self.console, self._render)
+                with self._live:
                     yield
             else:
                 yield
@@ -63,7 +63,9 @@ class ProgressDisplay:
         Prints a line now and then where there is no terminal.
         """
         self._runs = {run: state for run, state in snapshot.items() if run not in self._before}
-        if self._live is None and time.monotonic() - self._last_line > 10 and self._expected:
+        if isinstance(self._live, NotebookBlock):
+            self._live.refresh()
+        elif self._live is None and time.monotonic() - self._last_line > 10 and self._expected:
             self._last_line = time.monotonic()
             self.say(self._headline())
 

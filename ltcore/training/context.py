@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -69,14 +69,19 @@ class ForwardingContext:
 
 
 class LocalContext(AbstractContextManager["LocalContext"]):
-    """This process without Ray. As a context manager: one Ctrl-C or SIGTERM saves and ends the run, two interrupt it."""
+    """This process without Ray.
+
+    As a context manager: one Ctrl-C or SIGTERM saves and ends the run, two interrupt it; afterwards the process computes
+    with as many threads as before.
+    """
 
     engine = "inline"
     rank = 0
     world = 1
     checkpoint_every_epoch = False
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, say: Callable[[str], None] = print) -> None:
+        self._say = say
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._stop = False
         self._previous: dict[int, Any] = {}
@@ -95,6 +100,7 @@ class LocalContext(AbstractContextManager["LocalContext"]):
         """Does nothing, since there is no other process to report to."""
 
     def __enter__(self) -> LocalContext:
+        self._threads = torch.get_num_threads()
         if threading.current_thread() is threading.main_thread():
             for sig in (signal.SIGINT, signal.SIGTERM):
                 self._previous[sig] = signal.signal(sig, self._on_signal)
@@ -103,12 +109,13 @@ class LocalContext(AbstractContextManager["LocalContext"]):
     def __exit__(self, *_: object) -> None:
         for sig, handler in self._previous.items():
             signal.signal(sig, handler)
+        torch.set_num_threads(self._threads)
 
     def _on_signal(self, sig: int, _: FrameType | None) -> None:
         if self._stop:
             raise KeyboardInterrupt
         self._stop = True
-        print(f"\n{signal.Signals(sig).name}: saving a checkpoint, then stopping. Repeat to stop at once.", flush=True)
+        self._say(f"{signal.Signals(sig).name}: saving a checkpoint, then stopping. Repeat to stop at once.")
 
 
 DECIDE_EVERY = 16

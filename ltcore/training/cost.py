@@ -1,4 +1,4 @@
-"""Estimates of a run's memory, bytes read and floating-point operations, without training."""
+"""A run's memory, bytes read and floating-point operations, counted without training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from ltcore.objective.memory.base import Memory
 from ltcore.text import byte_size
 from ltcore.training.build import build_modules, num_views
 
-RATE = 1e14
-"""Operations per second for estimates in hours: what a large GPU sustains in bf16 on these networks."""
 COPIES = {"sgd": 3, "adamw": 4}
 """Numbers kept per parameter: itself, its gradient, and the state of the optimizer."""
 
@@ -43,7 +41,7 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, image_size)
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
-        f"{forwards} forwards per image with its training make {total:.2g} FLOP, {_hours(total)} at 100 TFLOP/s.",
+        f"{forwards} forwards per image with its training make {total:.2g} FLOP.",
         f"Each worker holds {byte_size(4 * parameters * copies)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
         "workers.",
@@ -65,11 +63,6 @@ def memory_bytes(memory: Memory) -> int:
     """Returns the size of all tensors of a memory that a checkpoint contains."""
     tensors = [*memory.published().values(), *memory.pending().values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _hours(flops: float) -> str:
-    hours = flops / RATE / 3600
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.2g} minutes"
 
 
 def _what(cfg: RunConfig) -> str:
@@ -94,13 +87,13 @@ def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
 
 
 def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
-    """Describes what a run would need and cost, without starting it."""
+    """Describes what a run would read, hold and compute, without starting it. Its time is measured elsewhere."""
     manifest = read_manifest(data_uri)
     num_train = manifest.split(cfg.data.train_split).num_samples
     if cfg.stage2 is not None:
         return (
             f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
-            "computed once. Nothing was started (--dry-run)."
+            "computed once."
         )
     images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
     ifl = cfg.objective.active_terms().get("ifl")
@@ -116,6 +109,5 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     return (
         f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
         f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget}\n"
-        + "".join(f"{line}\n" for line in cost(cfg, manifest, images))
-        + "Nothing was started (--dry-run)."
+        + "\n".join(cost(cfg, manifest, images))
     )

@@ -45,8 +45,21 @@ def choose_precision(wish: str, device: torch.device) -> Precision:
 
 
 def allocated_cpus() -> int:
-    """Returns the number of CPUs this process may run on, according to the scheduler (not the machine's)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of CPUs that this process may use: of its affinity and the quota of its cgroup the smaller."""
+    import joblib  # comes with scikit-learn
+
+    return int(joblib.cpu_count())
+
+
+def wished_cpus() -> int:
+    """Returns ``allocated_cpus``, or OMP_NUM_THREADS where that is smaller.
+
+    For the process that a user started. In others the variable is no wish of the user: Ray sets it in its workers, and
+    `ray submit` sets it for the script.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list names nested levels
+    wish = int(first) if first.isdecimal() else 0
+    return min(wish or allocated_cpus(), allocated_cpus())
 
 
 def most_memory_bytes(device: torch.device) -> int:

@@ -117,7 +117,7 @@ def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_
 
 def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: MakeLoader) -> RunRecord:
     cfg = resolved(RunConfig.from_dict(job.config))
-    torch.set_num_threads(cfg.train.threads or job.cpus or allocated_cpus())
+    torch.set_num_threads(cfg.train.threads or min(job.cpus or allocated_cpus(), allocated_cpus()))
     sync = RunSync(job.run_uri, scratch_dir(job.run_uri))
     done: RunRecord | None = None
     if ctx.rank == 0:  # it alone knows the run directory; what it finds is true for all

@@ -65,6 +65,7 @@ class Runs:
     ) -> None:
         self.setup, self.display, self.watch = setup, display, watch
         self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
+        self._submitted: list[Any] = []
 
     def job(self, role: str, seed: int, kind: str, where: str, params: Mapping[str, Any]) -> Job:
         """Returns the job of a run with these parameters, or, as baseline, without any term."""
@@ -89,7 +90,16 @@ class Runs:
     def submit(self, job: Job, engine: str = "") -> Any:
         """Starts a run where the trials of the sweep go; ``engine`` is theirs unless another is given."""
         placement = self.setup.placement
-        return submit(job, engine or placement.engine, placement.scaling, self.setup.cluster)
+        return self._submit(job, engine or placement.engine, placement.scaling)
+
+    def _submit(self, job: Job, engine: str, scaling: Scaling) -> Any:
+        self._submitted.append(submit(job, engine, scaling, self.setup.cluster))
+        return self._submitted[-1]
+
+    def cancel(self) -> None:
+        """Cancels what still runs, as it would go on where Ray goes on."""
+        for ref in self._submitted:
+            ray.cancel(ref, force=True)
 
     def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
         """Runs jobs, as many at a time as there are real resources for.
@@ -103,7 +113,7 @@ class Runs:
         if streamed:
             config = RunConfig.from_dict(jobs[streamed].config).replace({"data.loader": "ray"}).to_dict()
             job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
-            running[submit(job, "train", Scaling(workers=2), self.setup.cluster)] = streamed
+            running[self._submit(job, "train", Scaling(workers=2))] = streamed
             waiting = [(name, job) for name, job in waiting if name != streamed]
         while waiting or running:
             while waiting and len(running) < max(self.setup.placement.concurrent, 2 if streamed else 1):

@@ -8,6 +8,7 @@ unpickled. Population-based training alone is Tune's: its scheduler copies check
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -212,7 +213,7 @@ def _fit(plan: SearchPlan, config: tune.TuneConfig, run: dict[str, Any], space: 
         resources = {"CPU": plan.trial.scaling.cpus_per_worker, "GPU": plan.trial.scaling.gpus_per_worker}
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if plan.debug else logging.CRITICAL)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(tune_trial, plan=plan.trial.to_json()), resources),
         param_space=space,
         tune_config=config,
@@ -222,4 +223,14 @@ def _fit(plan: SearchPlan, config: tune.TuneConfig, run: dict[str, Any], space: 
             sync_config=tune.SyncConfig(sync_period=30),
             **run,
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+        return
+    except KeyboardInterrupt:
+        pass
+    # Tune cleans up after errors alone, and the interrupt's traceback would hold its actors: on a Ray that goes on they would
+    # wait for ever, on CPUs that others need.
+    del tuner
+    gc.collect()
+    raise KeyboardInterrupt

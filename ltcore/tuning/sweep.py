@@ -96,6 +96,7 @@ class Sweep:
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             ended = {"status": status, "reason": f"{type(error).__name__}: {error}"}
+            self.runs.cancel()
             raise
         finally:
             self.watch.end()

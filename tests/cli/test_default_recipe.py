@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ltcore.cli.default_recipe import recipe_for, with_recipe
+from ltcore.cli.entry import say
 from ltcore.cli.main import train
 from ltcore.errors import ConfigError
 
@@ -44,18 +45,18 @@ def test_up_to_64_px_are_small(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], side: int, keys: dict[str, str], recipe: str
 ) -> None:
     data = {"data.uri": photos(tmp_path / "photos", side), **keys}
-    assert recipe_for(data, str(tmp_path / "runs")) == recipe
+    assert recipe_for(data, str(tmp_path / "runs"), say) == recipe
     said = capsys.readouterr().err
     assert f"so it is {recipe} (others: `ltcore recipes`)" in said
-    chosen = with_recipe("compare_methods", data, str(tmp_path / "runs"))
+    chosen = with_recipe("compare_methods", data, str(tmp_path / "runs"), say)
     assert chosen == {**data, "sweep.recipe": recipe}
 
 
 def test_a_sweep_without_recipe_and_data_says_what_to_give() -> None:
     with pytest.raises(ConfigError, match=r"sweep compare_methods names no recipe: give your images \(--data FOLDER"):
-        with_recipe("compare_methods", {}, None)
-    assert with_recipe("compare_methods", {"sweep.recipe": "folder"}, None) == {"sweep.recipe": "folder"}
-    assert with_recipe("tune_lpa", {}, None) == {}
+        with_recipe("compare_methods", {}, None, say)
+    assert with_recipe("compare_methods", {"sweep.recipe": "folder"}, None, say) == {"sweep.recipe": "folder"}
+    assert with_recipe("tune_lpa", {}, None, say) == {}
 
 
 def test_a_folder_of_sixty_small_photos_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -314,5 +314,7 @@ def test_a_ray_that_the_program_started_itself_is_left_as_it_is(nowhere: Path, m
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr(cluster, "_describe", lambda ray, *, local, real: (local, real))
     monkeypatch.setattr(cluster, "_cluster_address", lambda: pytest.fail("it has one"))
+    monkeypatch.setattr("ray.shutdown", lambda: pytest.fail("it goes on"))
     assert cluster.connect()[0] is False  # type: ignore[index]  # not a Cluster here
+    cluster.disconnect()
     assert not set(AUTHENTICATION) & set(os.environ)

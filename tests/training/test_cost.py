@@ -28,7 +28,6 @@ def test_training_counts_three_forwards_and_a_key_encoder_one_more(tiny_shards: 
     cfg = tiny_run().replace({"model.name": "resnet32", "data.image_size": 32})
     plain = cost(cfg, manifest, 10**9)
     assert f"3 forwards per image with its training make {3 * 2 * RESNET32_MACS * 10**9:.2g} FLOP" in plain[0]
-    assert f"{3 * 2 * RESNET32_MACS * 1e9 / 1e14 / 3600:.1f} hours at 100 TFLOP/s" in plain[0]
     assert f"{3 * 4 * 470_004 / 2**20:.1f} MiB of weights, gradients and optimizer" in plain[1]
     keyed = cost(cfg.replace({"objective.base": "paco"}), manifest, 10**9)
     assert "0.5 million parameters" in keyed[0] and "; 4 forwards per image" in keyed[0]
@@ -53,7 +52,6 @@ def test_memory_and_bytes(tiny_shards: str) -> None:
     text = dry_run_text(large, tiny_shards)
     assert "1 view of each image, cropped from the originals while reading." in text
     assert f"decoded images take {46 * 3 * 224**2 / 2**20:.1f} MiB" in text
-    assert text.endswith("Nothing was started (--dry-run).")
     assert "originals" not in dry_run_text(tiny_run(), tiny_shards)
 
 

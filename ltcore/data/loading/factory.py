@@ -42,7 +42,7 @@ def make_loader(
     """
     kind, why = cfg.loader, "asked for"
     if kind == "auto":
-        fits, why = _cache_fits(cfg, uri, augment, num_views)
+        fits, why = cache_fits(cfg, uri, augment, num_views)
         kind = "cache" if fits else "threads"
     elif kind == "ray":
         why = "ray asked for, read by threads where there is no Ray"
@@ -58,8 +58,8 @@ def make_loader(
     return ThreadedLoader(cfg, uri, **options)
 
 
-def _cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
-    """Tells whether the decoded data set fits this node's cache, and returns the arithmetic in words."""
+def cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
+    """Tells whether ``loader=auto`` takes this node's cache for the data set, and returns the arithmetic in words."""
     store = ShardStore(uri)
     image_size = cfg.image_size or store.manifest.image_size
     if augment and reader_crops(augment, num_views, image_size):

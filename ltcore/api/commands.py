@@ -1,0 +1,240 @@
+"""``ltcore.train``, ``tune`` and ``evaluate``: the commands of the same names, for scripts and notebooks.
+
+    run = ltcore.train("cifar100_lt_ce", data="photos", **{"train.epochs": 5})
+    run.metrics["test"]["top1"], run.predictor().predict("cat.jpg")
+
+They share names, defaults and directories with the command line: what one began, the other continues. Whatever is wrong
+raises a class of ``ltcore.errors``. An interrupt saves a checkpoint first, and the same call goes on from there; after a
+second one, or through Ray, it goes on from the last checkpoint. A Ray that the program has started itself is used where
+Ray is needed, and left running.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltcore.api.results import Evaluation, Run, Sweep
+from ltcore.cli.args import TrainArgs, TuneArgs, fold
+from ltcore.cli.output import Output
+from ltcore.cli.parsers import DEMO_SWEEP
+from ltcore.cli.prepare import storage_root
+from ltcore.config.execution import ENGINES, PlaceArgs
+from ltcore.config.records import RunRecord, SweepRecord
+from ltcore.config.schema import RunConfig
+from ltcore.errors import CheckpointError, ConfigError, one_of
+from ltcore.reporting.terminal import Terminal
+from ltcore.storage import join
+from ltcore.text import message
+
+if TYPE_CHECKING:
+    from ltcore.training.predictor import Predictor
+
+PathLike = str | Path
+
+
+def train(
+    recipe: PathLike | RunConfig | None = None,
+    *,
+    data: PathLike | None = None,
+    name: str | None = None,
+    seed: int | None = None,
+    storage: PathLike | None = None,
+    fresh: bool = False,
+    engine: str = "auto",
+    workers: int | tuple[int, int] | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
+    max_gpus: float | None = None,
+    verbose: bool = True,
+    **overrides: Any,
+) -> Run:
+    """Trains a recipe, or continues it, and returns the run. A finished run is returned as it is stored.
+
+    Args:
+        recipe: name of a packaged recipe, path or URI of a YAML file, or a configuration; None: the one for own images,
+            by their size.
+        data: folder or zip of images, shards, or the name of a source; None: LTCORE_DATA, else the recipe's.
+        name: name of the run; None makes it from recipe, data, changed keys and seed. One that exists continues.
+        seed: seed of the run; None: the recipe's.
+        storage: path or URI under which run directories go; None: LTCORE_STORAGE, else ``~/ltcore-runs``.
+        fresh: start anew, whatever is stored under this name.
+        engine: 'auto', 'inline' (this process), 'trial' (a Ray task) or 'train' (Ray Train workers).
+        workers: Ray Train workers, or the fewest and the most of them.
+        cpus_per_worker, gpus_per_worker, max_gpus: as the flags of these names.
+        verbose: tell what is done, and the progress.
+        overrides: dotted keys of ``ltcore keys``, such as ``**{"train.epochs": 5}``.
+    """
+    out = _output(verbose)
+    place = _place(storage, fresh, engine, workers, cpus_per_worker, gpus_per_worker, max_gpus)
+    changes = _folded(overrides, {"name": name, "seed": seed, "data.uri": data})
+    if recipe is None and "data.uri" not in changes:
+        raise ConfigError(
+            "train() needs data=, whose image size then chooses the recipe, or a recipe (`ltcore recipes`)."
+        )
+    from ltcore.cli.train import load, train_config
+
+    if isinstance(recipe, RunConfig):
+        cfg = _configured(recipe, changes)
+    else:
+        cfg = load(TrainArgs(recipe=str(recipe or ""), overrides=changes, **place), out)
+    record = train_config(cfg, PlaceArgs(**place), out, typed=changes)
+    uri = join(storage_root(place["storage"]), cfg.name)
+    return open_run(uri) if record is None else Run(record, uri)
+
+
+def tune(
+    recipe: PathLike | None = None,
+    *,
+    sweep: PathLike = DEMO_SWEEP,
+    space: Mapping[str, Any] | None = None,
+    num_trials: int | None = None,
+    search: str | None = None,
+    max_hours: float | None = None,
+    data: PathLike | None = None,
+    name: str | None = None,
+    seed: int | None = None,
+    storage: PathLike | None = None,
+    fresh: bool = False,
+    engine: str = "auto",
+    workers: int | tuple[int, int] | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
+    max_gpus: float | None = None,
+    verbose: bool = True,
+    **overrides: Any,
+) -> Sweep:
+    """Runs a sweep, or continues it, and returns it. A finished one is returned as it is stored.
+
+    Args:
+        recipe: the recipe of every trial, as a name, path or URI; None: the sweep file's.
+        sweep: name of a packaged sweep, or path or URI of a YAML file.
+        space: changes to the search space: dotted key -> 'log:0.01,1', ``{"log": [0.01, 1]}``, or None to take it out.
+        num_trials, search, max_hours: as the flags of these names.
+        overrides: dotted keys of every run, and keys of the sweep that start with ``sweep.``.
+
+    The other arguments are those of :func:`train`.
+    """
+    from ltcore.cli import tune as command
+
+    place = _place(storage, fresh, engine, workers, cpus_per_worker, gpus_per_worker, max_gpus)
+    own = {"recipe": recipe, "name": name, "num_trials": num_trials, "search": search}
+    keys = {"seed": seed, "data.uri": data, **{f"sweep.{key}": value for key, value in own.items()}}
+    spaces = {f"sweep.space.{key}": "null" if spec is None else spec for key, spec in (space or {}).items()}
+    changes = _folded({**overrides, **spaces}, keys)
+    record = command.tune(TuneArgs(sweep=str(sweep), overrides=changes, max_hours=max_hours, **place), _output(verbose))
+    assert record is not None, "it is None after --dry-run alone"
+    return Sweep(record, join(storage_root(place["storage"]), record.name))
+
+
+def evaluate(
+    run: Run | Sweep | Predictor | PathLike,
+    data: PathLike | None = None,
+    *,
+    splits: Sequence[str] = (),
+    protocols: Sequence[str] = (),
+    posthoc_tau: float = 0.0,
+    verbose: bool = True,
+) -> Evaluation:
+    """Computes the metrics of a trained classifier on the test splits of its data, or of other data.
+
+    Args:
+        run: what was trained (of a sweep its winner), or the path or URI of a run or checkpoint directory.
+        data: other data to evaluate on, whose classes go by name; None: LTCORE_DATA, else those of training.
+        splits: splits by name; without them and ``protocols``, every test split.
+        protocols: any of 'clt', 'alt', 'glt'.
+        posthoc_tau: strength of post-hoc logit adjustment; a ``Predictor`` brings its own.
+        verbose: tell what is done.
+    """
+    from ltcore.cli.evaluate import measured
+    from ltcore.evaluation.protocols import PROTOCOLS
+    from ltcore.training.predict import load
+    from ltcore.training.predictor import Predictor
+
+    for protocol in protocols:
+        _checked(PROTOCOLS, protocols=protocol)
+    if isinstance(run, Run | Sweep):
+        predictor = run.predictor(posthoc_tau)
+    else:
+        predictor = run if isinstance(run, Predictor) else load(run, posthoc_tau)
+    given = data if data is not None else os.environ.get("LTCORE_DATA")
+    found = measured(predictor, None if given is None else str(given), splits, protocols, _output(verbose))
+    return Evaluation(found, predictor)
+
+
+def open_run(directory: PathLike) -> Run:
+    """Opens a run that was trained before, finished or not. Raises CheckpointError where there is none."""
+    record = RunRecord.read(directory)
+    if record is None:
+        raise CheckpointError(f"{directory} has no run.json: expected the directory of a run, as a path or URI.")
+    return Run(record, str(directory))
+
+
+def open_sweep(directory: PathLike) -> Sweep:
+    """Opens a sweep that was run before, finished or not. Raises CheckpointError where there is none."""
+    record = SweepRecord.read(directory)
+    if record is None:
+        raise CheckpointError(f"{directory} has no sweep.json: expected the directory of a sweep, as a path or URI.")
+    return Sweep(record, str(directory))
+
+
+def _configured(cfg: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Returns the configuration with changed keys; other data are taken whole, as beside a recipe."""
+    from ltcore.data.datasets.registry import on_other_data
+
+    if "data.uri" in changes:
+        cfg = dataclasses.replace(cfg, data=on_other_data(cfg.data, changes["data.uri"]))
+    return cfg.replace(changes) if changes else cfg
+
+
+def _folded(overrides: Mapping[str, Any], keys: Mapping[str, object]) -> dict[str, Any]:
+    """Joins the arguments that stand for keys to the overrides, as the command line does."""
+    changes = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
+    fold(changes, keys)
+    return changes
+
+
+def _place(
+    storage: PathLike | None,
+    fresh: bool,
+    engine: str,
+    workers: int | tuple[int, int] | None,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float | None,
+    max_gpus: float | None,
+) -> dict[str, Any]:
+    _checked(ENGINES, engine=engine)
+    pair = (workers, workers) if isinstance(workers, int) else workers
+    if pair is not None and not 1 <= pair[0] <= pair[1]:
+        raise ConfigError(f"workers={workers}: expected a whole number >= 1, or the fewest and the most of them.")
+    return {
+        "engine": engine,
+        "workers": pair,
+        "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": gpus_per_worker,
+        "max_gpus": max_gpus,
+        "storage": str(storage) if storage is not None else os.environ.get("LTCORE_STORAGE"),
+        "fresh": fresh,
+    }
+
+
+def _checked(allowed: Iterable[str], **values: str) -> None:
+    try:
+        one_of(allowed, **values)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+
+
+def _output(verbose: bool) -> Output:
+    """Returns an output that shows no results, which the caller gets, and where asked to nothing at all."""
+
+    def terminal() -> Terminal:
+        return Terminal(quiet=not verbose)
+
+    def say(text: str) -> None:
+        terminal().print(message(text), soft_wrap=True)
+
+    return Output(say=say, terminal=terminal, shows_results=False)

@@ -1,0 +1,224 @@
+"""What ``ltcore.train``, ``tune`` and ``evaluate`` return: the stored records, with what one does next as methods.
+
+Names of metrics are those of ``run.json``; values are fractions, and None where a metric is not defined.
+"""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ltcore.config.records import Metrics, RunRecord, SweepRecord
+from ltcore.errors import CheckpointError
+from ltcore.reporting.summary import ranked, summary_lines
+from ltcore.storage import join
+from ltcore.text import duration, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ltcore.training.predictor import Predictor
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A run, as far as it has come."""
+
+    record: RunRecord
+    """``run.json``, field by field."""
+    uri: str
+    """Path or URI of the run's directory."""
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the run."""
+        return self.record.name
+
+    @property
+    def status(self) -> str:
+        """Returns 'running', 'finished', 'stopped' or 'failed'."""
+        return self.record.status
+
+    @property
+    def metrics(self) -> Mapping[str, Metrics]:
+        """Returns test split -> metric -> value, with the weights of the last epoch; empty before the run was tested."""
+        return self.record.test or {}
+
+    @property
+    def best(self) -> Metrics:
+        """Returns the metrics of the epoch that was best on validation, with its ``epoch``."""
+        return self.record.best
+
+    def predictor(self, posthoc_tau: float = 0.0) -> Predictor:
+        """Loads the classifier: the best checkpoint on validation, else the last. See ``ltcore.load``."""
+        from ltcore.training.predict import load
+
+        return load(self.uri, posthoc_tau)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns the course of the run: a row for each epoch, a column for each metric."""
+        import pandas as pd
+
+        from ltcore.reporting.records import read_run
+        from ltcore.training.fetch import fetched
+
+        with fetched(self.uri, lambda names: [n for n in names if n in ("run.json", "metrics.jsonl")]) as folder:
+            return pd.DataFrame(read_run(folder).rows)
+
+    def __repr__(self) -> str:
+        return _line("Run", self.name, self.status, *_top1(self.metrics), self.uri)
+
+    def _repr_html_(self) -> str:
+        sides = {"last epoch": self.record.test or {}, "best on validation": self.record.test_best or {}}
+        rows = {f"{split}, {side}": values for side, splits in sides.items() for split, values in splits.items()}
+        notes = [f"{self.record.epochs_done} of {self.record.epochs_planned} epochs in {duration(self.record.seconds)}"]
+        return _table(f"Run {self.name}: {self.status}", rows, [*notes, self.record.reason, self.uri])
+
+
+@dataclass(frozen=True, repr=False)
+class Sweep:
+    """A sweep, as far as it has come."""
+
+    record: SweepRecord
+    """``sweep.json``, field by field."""
+    uri: str
+    """Path or URI of the sweep's directory."""
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the sweep."""
+        return self.record.name
+
+    @property
+    def status(self) -> str:
+        """Returns 'running', 'finished', 'stopped' or 'failed'."""
+        return self.record.status
+
+    @property
+    def metrics(self) -> Mapping[str, Metrics]:
+        """Returns test split -> metric -> mean over the winner's retrains; empty without a comparison.
+
+        Single values, those of the baseline and the intervals are in ``record.comparison``.
+        """
+        compared = self.record.comparison or {}
+        return {
+            split: {metric: statistics.fmean(cell.winner) for metric, cell in cells.items()}
+            for split, cells in compared.items()
+        }
+
+    @property
+    def best(self) -> Run:
+        """Returns the winner's run: its first retrain, which was tested, else its trial.
+
+        Raises CheckpointError while there is no winner.
+        """
+        winner = self.record.trial(self.record.winner)
+        if winner is None:
+            raise CheckpointError(f"Sweep {self.name} ({self.status}) has no winner yet. Run it to its end.")
+        retrained = [each.run_dir for each in self.record.retrain or () if each.role == "winner"]
+        uri = join(self.uri, *retrained[:1] or [winner.run_dir])
+        record = RunRecord.read(uri)
+        if record is None:
+            raise CheckpointError(
+                f"{uri} has no run.json, but sweep {self.name} names it. Restore it, or run it again."
+            )
+        return Run(record, uri)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Returns swept key -> value of the winner; empty while there is none."""
+        winner = self.record.trial(self.record.winner)
+        return {} if winner is None else winner.params
+
+    def predictor(self, posthoc_tau: float = 0.0) -> Predictor:
+        """Loads the classifier of the winner."""
+        return self.best.predictor(posthoc_tau)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns a row for each trial, best first, with the swept keys and ``record.metric`` as columns."""
+        import pandas as pd
+
+        found, metric = ranked(self.record), self.record.metric
+        columns: dict[str, Any] = {
+            "trial": [trial.id for _, trial in found],
+            "rank": pd.array([rank for rank, _ in found], dtype="Int64"),
+            "status": [trial.status for _, trial in found],
+            "epochs": [trial.epochs_done for _, trial in found],
+            **{key: [trial.params[key] for _, trial in found] for key in self.record.space},
+            metric: [trial.last for _, trial in found],
+            f"best {metric}": [trial.best for _, trial in found],
+        }
+        return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        return _line("Sweep", self.name, self.status, f"winner={self.record.winner}", self.uri)
+
+    def _repr_html_(self) -> str:
+        rows = {
+            trial.id: {**trial.params, self.record.metric: trial.last, "epochs": trial.epochs_done, "": trial.status}
+            for _, trial in ranked(self.record)
+        }
+        return _table(f"Sweep {self.name}: {self.status}", rows, [*summary_lines(self.record), self.uri])
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Metrics of a classifier on some data."""
+
+    record: Mapping[str, Any]
+    """What ``ltcore evaluate --output FILE`` writes."""
+    _predictor: Predictor
+
+    @property
+    def metrics(self) -> Mapping[str, Metrics]:
+        """Returns split -> metric -> value."""
+        splits: Mapping[str, Metrics] = self.record["splits"]
+        return splits
+
+    def predictor(self) -> Predictor:
+        """Returns the classifier that was evaluated."""
+        return self._predictor
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns a row for each split, a column for each metric."""
+        import pandas as pd
+
+        return pd.DataFrame.from_dict(self.metrics, orient="index")
+
+    def __repr__(self) -> str:
+        return _line("Evaluation", self.record["name"], *_top1(self.metrics), self.record["checkpoint"])
+
+    def _repr_html_(self) -> str:
+        notes = [f"checkpoint {self.record['checkpoint']}", f"data {self.record['data']}"]
+        return _table(f"Evaluation on {self.record['name']}", self.metrics, notes)
+
+
+def _top1(metrics: Mapping[str, Metrics]) -> list[str]:
+    found = {split: values.get("top1") for split, values in metrics.items()}
+    return [f"{split} top1={value:.4f}" for split, value in found.items() if value is not None]
+
+
+def _line(kind: str, *words: str) -> str:
+    return printable(f"<{kind} {', '.join(words)}>")
+
+
+def _table(title: str, rows: Mapping[str, Mapping[str, Any]], notes: Iterable[str]) -> str:
+    """Returns an HTML table with everything escaped; metrics of a fraction are shown as they are, to four digits."""
+    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
+    lines = [_cells("th", ["", *columns])] if rows else []
+    lines += [_cells("td", [name, *(values.get(column) for column in columns)]) for name, values in rows.items()]
+    body = f"<table>{''.join(lines)}</table>" if lines else ""
+    below = "".join(f"<div>{_text(note)}</div>" for note in notes if note)
+    return f"<div><strong>{_text(title)}</strong>{body}{below}</div>"
+
+
+def _cells(tag: str, values: Sequence[Any]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{_text(value)}</{tag}>' for value in values)}</tr>"
+
+
+def _text(value: Any) -> str:
+    shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return html.escape(printable(shown))
