@@ -8,7 +8,7 @@ from ltcore.cli.args import TrainArgs
 from ltcore.cli.console import show_run
 from ltcore.cli.entry import say
 from ltcore.cli.epoch_lines import EpochLines
-from ltcore.cli.prepare import prepare_run, storage_root
+from ltcore.cli.prepare import prepare_run, show_classes, storage_root
 from ltcore.config.load import check_world, load_run
 from ltcore.config.naming import name_run
 from ltcore.config.records import RunRecord
@@ -49,6 +49,8 @@ def train(args: TrainArgs) -> RunRecord | None:
     if finished is None:
         settle_tracking(cfg)
     data_uri, manifest = prepare_run(cfg, root, say, fresh=args.fresh and not args.dry_run)
+    if finished is None:
+        show_classes(cfg, manifest, say)
     check_selection({"train.select": cfg.train.select}, manifest)
     if args.dry_run:
         print(printable_lines(dry_run_text(cfg, data_uri)))
