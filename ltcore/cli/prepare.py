@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare, selection_remarks
 from ltcore.data.datasets.registry import find
+from ltcore.data.shards.histogram import class_histogram
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.errors import ConfigError, refuse_userinfo
 from ltcore.storage import is_local, join
@@ -55,3 +56,9 @@ def prepare_run(cfg: RunConfig, root: str, say: Callable[[str], None], *, fresh:
     for remark in selection_remarks(chosen, manifest):
         say(remark)
     return uri, manifest
+
+
+def show_classes(cfg: RunConfig, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Says how many images the classes have that a run trains on, and what measures it."""
+    for line in class_histogram(manifest, cfg.data.train_split):
+        say(line)

@@ -11,7 +11,7 @@ from ltcore.cli.default_recipe import recipe_for
 from ltcore.cli.dry_run import dry_run
 from ltcore.cli.epoch_lines import EpochLines
 from ltcore.cli.output import COMMAND_LINE, Output
-from ltcore.cli.prepare import prepare_run, storage_root
+from ltcore.cli.prepare import prepare_run, show_classes, storage_root
 from ltcore.config.execution import PlaceArgs
 from ltcore.config.load import check_world, load_run
 from ltcore.config.naming import name_run
@@ -74,6 +74,8 @@ def train_config(
         settle_tracking(cfg)
     data_uri, manifest = prepare_run(cfg, root, out.say, fresh=args.fresh and not args.dry_run)
     cfg = settled(cfg, manifest, out.say, typed=typed, stored=None if stored is None else stored.config)
+    if finished is None:
+        show_classes(cfg, manifest, out.say)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
     if args.dry_run:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ltcore.cli.args import TuneArgs
 from ltcore.cli.default_recipe import with_recipe
 from ltcore.cli.output import COMMAND_LINE, Output
-from ltcore.cli.prepare import prepare_data, prepare_run, storage_root
+from ltcore.cli.prepare import prepare_data, prepare_run, show_classes, storage_root
 from ltcore.config.naming import name_sweep
 from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
@@ -96,6 +96,7 @@ def _tune_on(
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
     with display.stage("data"):
         data_uri, manifest = prepare_run(base, root, display.say, fresh=args.fresh and not args.dry_run)
+    show_classes(base, manifest, display.say)
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     check_run(base, manifest)
     if args.dry_run:
