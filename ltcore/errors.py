@@ -38,6 +38,14 @@ class DataError(LtcoreError):
     """Input data, a manifest or a shard is not what it should be."""
 
 
+class BadImageError(DataError):
+    """An image cannot be read or decoded. ``problem`` says why, without its name and without advice."""
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem or message
+
+
 class DamagedFileError(DataError):
     """A record of ours cannot be parsed."""
 

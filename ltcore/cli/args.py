@@ -80,6 +80,8 @@ class ShardsArgs:
     subset: str
     subset_seed: int
     val_per_class: int
+    classes_from: str | None
+    max_bad_samples: int
     shard_size: int
     lists: list[tuple[str, str]]
     """(split, list file) pairs."""

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from ltcore.benchmarks.options import BENCHES, Options
 from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs
 from ltcore.config.execution import ENGINES
+from ltcore.data.config import CLASSES_FROM
 from ltcore.errors import LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
@@ -147,6 +148,14 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         default=10,
         metavar="N",
         help="from training images that are not used otherwise (default 10)",
+    )
+    add("--classes-from", choices=CLASSES_FROM, help="class in nested folders: the first level (depth) or all (path)")
+    add(
+        "--max-bad-samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="most broken images that are left out instead of an error (default 0)",
     )
     add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
     add("--list", action="append", default=[], type=_pair, metavar="SPLIT=FILE", help="list file; repeatable")

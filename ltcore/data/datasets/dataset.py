@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 from ltcore.data.config import DataConfig
@@ -32,16 +33,21 @@ class Dataset(ABC):
     identity: str
     """Changes with everything, beside the ``data`` section, that determines the samples."""
 
+    broken: Mapping[str, str] = MappingProxyType({})
+    """Images that :meth:`source` leaves out because they cannot be decoded: path -> problem."""
+
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
         """Finds the data. Raises DataError or ConfigError where that is impossible.
 
         Args:
-            cfg: of it ``uri``, ``imbalance_factor``, ``subset``, ``subset_seed`` and ``val_per_class`` matter here.
+            cfg: of it ``uri`` and the keys that choose images, classes and splits matter here.
             lists: list files that say which images are used; only for images in a directory or zip.
             needs_train: refuse data without training images, which can only be evaluated on.
         """
         if lists:
             raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
+        if cfg.classes_from:
+            raise ConfigError(f"data.classes_from={cfg.classes_from} is about folders of images; {cfg.uri} has none.")
         self.cfg, self.name, self.identity = cfg, cfg.uri, cfg.uri
 
     @abstractmethod

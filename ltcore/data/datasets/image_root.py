@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from ltcore.data.images.decode import MAX_PIXELS
-from ltcore.errors import DataError
+from ltcore.data.shards.source import image_ext
+from ltcore.errors import BadImageError, DataError
 
 MAX_BYTES = 8 * MAX_PIXELS
 """Of one file, that is, of the largest image uncompressed: more in a zip is a bomb rather than a picture."""
@@ -20,6 +21,11 @@ MAX_BYTES = 8 * MAX_PIXELS
 
 PACKED_BYTES, MAX_RATIO = 16 * 2**20, 200
 """Files of a zip that are larger than the first and than the second times their packed size are no pictures either."""
+SYSTEM_NAMES = {
+    *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
+    *("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"),
+}
+"""What operating systems and network drives leave behind, in lower case; thumbnails of theirs are images by name."""
 
 
 class Root(Protocol):
@@ -28,14 +34,16 @@ class Root(Protocol):
     where: str
     """The directory or zip, for messages."""
     files: tuple[str, ...]
-    """Relative paths with ``/``, sorted; hidden files are left out."""
+    """Relative paths with ``/`` of the images, which are told by their extension; sorted."""
+    skipped: tuple[str, ...]
+    """Relative paths of all that is no image or is hidden, sorted. A hidden folder ends with ``/`` and stands for all in it."""
     empty: tuple[str, ...]
-    """Relative paths of folders without any of these files, sorted; hidden ones are left out."""
+    """Relative paths of folders without any image, sorted; hidden ones are left out."""
     fingerprint: str
-    """Changes when a file is added, removed, renamed or changed; the same wherever the root lies."""
+    """Changes when an image is added, removed, renamed or changed; the same wherever the root lies."""
 
     def read(self, path: str) -> bytes:
-        """Reads one of the files. Raises DataError where it is damaged."""
+        """Reads one of the images. Raises BadImageError where its file is damaged."""
         ...
 
 
@@ -56,55 +64,74 @@ class _Directory:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.where = str(root)
-        folders, found = _walk(root)
-        self.files = tuple(sorted(name for name in found if not _hidden(name)))
+        folders, found, hidden = _walk(root)
+        self.files, self.skipped = _sorted_out(found, hidden)
         self.empty = _empty(folders, self.files)
         self._sizes: dict[str, int] = {}
+        self._unreadable: dict[str, tuple[str, str]] = {}
         self.fingerprint = _digest(self._describe(name) for name in self.files)
 
     def _describe(self, name: str) -> str:
         try:
             found = (self._root / name).stat()
-        except OSError as error:
-            raise DataError(f"{self.where}: {name} cannot be read ({error.strerror}). Restore or remove it.") from error
+        except OSError as error:  # a link that leads nowhere, say; named with all other broken images when it is read
+            self._unreadable[name] = f"cannot be read ({error.strerror})", "Restore or remove it."
+            return f"{name}\0unreadable"
         if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
-            raise DataError(f"{self.where}: {name} is no plain file. Remove it.")
+            self._unreadable[name] = "is no plain file", "Remove it."
         self._sizes[name] = found.st_size
         return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
+        if path in self._unreadable:
+            raise _bad(self.where, path, *self._unreadable[path])
         _check_size(self.where, path, self._sizes[path])
         try:
             return (self._root / path).read_bytes()
         except OSError as error:
-            raise DataError(f"{self.where}: {path} cannot be read ({error}).") from error
+            raise _bad(self.where, path, f"cannot be read ({error.strerror})", "Correct or remove it.") from error
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """Returns folders and files below ``root``, by relative path; links to folders are followed.
+def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
+    """Returns folders, files and hidden folders below ``root``, by relative path; links to folders are followed.
 
     Raises DataError for a folder that cannot be listed, and for one that is reached twice. Through a link to a folder
     above it the walk would have no end, and through a link to one beside it, images would count twice.
     """
-    folders, files, seen = [], [], dict[tuple[int, int], str]()
+    folders, files, hidden, seen = [], [], [], dict[tuple[int, int], str]()
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Correct its permissions or remove it.")
 
     for folder, below, names in os.walk(root, followlinks=True, onerror=refuse):
-        below[:] = sorted(name for name in below if not _hidden(name))
         here, found = Path(folder).relative_to(root), Path(folder).stat()
+        hidden += [f"{(here / name).as_posix()}/" for name in below if is_hidden(name)]
+        below[:] = sorted(name for name in below if not is_hidden(name))
         first = seen.setdefault((found.st_dev, found.st_ino), str(here))
         if first != str(here):
             raise DataError(f"{root}: {here} and {first} are the same folder, through a link. Remove one of them.")
         folders.append(here.as_posix())
         files += [(here / name).as_posix() for name in names]
-    return folders, files
+    return folders, files, hidden
+
+
+def _sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the images among the files that were found, and all else with the hidden folders."""
+    files, skipped = list[str](), set(hidden)
+    for path in found:
+        if (at := _hidden_at(path)) is not None:
+            parts = PurePosixPath(path).parts
+            skipped.add("/".join(parts[: at + 1]) + ("/" if at + 1 < len(parts) else ""))
+        elif image_ext(path):
+            files.append(path)
+        else:
+            skipped.add(path)
+    return tuple(sorted(files)), tuple(sorted(skipped))
 
 
 def _empty(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
     full = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-    return tuple(sorted(folder for folder in folders if folder not in full and not _hidden(folder)))
+    return tuple(sorted(folder for folder in folders if folder not in full and not is_hidden(folder)))
 
 
 class _Zip:
@@ -112,7 +139,7 @@ class _Zip:
         self.where = str(path)
         try:
             self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # a name that is no UTF-8, say
             raise DataError(
                 f"{path} is no readable zip ({error}); expected a directory or a zip of images. If it was one, copy or "
                 "download it again."
@@ -121,34 +148,42 @@ class _Zip:
         for name in infos:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
                 raise DataError(f"{path}: the name {name!r} points outside the zip; make the zip again without it.")
-        self.files = tuple(sorted(name for name in infos if not _hidden(name)))
-        self.empty = _empty((info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir()), self.files)
+        self.files, self.skipped = _sorted_out(infos, ())
+        folders = {info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir()}
+        folders |= {str(parent) for name in infos for parent in list(PurePosixPath(name).parents)[:-1]}
+        self.empty = _empty(folders, self.files)
         self.fingerprint = _digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
         info = self._zip.getinfo(path)
         _check_size(self.where, path, info.file_size)
         if info.file_size > max(PACKED_BYTES, MAX_RATIO * info.compress_size):
-            raise DataError(
-                f"{self.where}: {path} has {info.file_size} bytes, packed into {info.compress_size}; expected at most "
-                f"{MAX_RATIO} times as many. Remove it, or pack it without compression."
-            )
+            problem = f"has {info.file_size} bytes, packed into {info.compress_size}; expected at most {MAX_RATIO} times as many"
+            raise _bad(self.where, path, problem, "Remove it, or pack it without compression.")
         try:
             return self._zip.read(path)
         except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{self.where}: {path} cannot be read ({error}). Copy or download it again.") from error
+            raise _bad(self.where, path, f"cannot be read ({error})", "Copy or download it again.") from error
 
 
 def _check_size(where: str, path: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise DataError(f"{where}: {path} has {size} bytes, expected at most {MAX_BYTES}. Remove or shrink it.")
+        raise _bad(where, path, f"has {size} bytes, expected at most {MAX_BYTES}", "Remove or shrink it.")
 
 
-def _hidden(name: str) -> bool:
-    """Tells whether a file is one of those that operating systems leave behind."""
-    return any(
-        part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "lost+found") for part in PurePosixPath(name).parts
-    )
+def _bad(where: str, path: str, problem: str, advice: str) -> BadImageError:
+    return BadImageError(f"{where}: {path} {problem}. {advice}", problem)
+
+
+def is_hidden(path: str) -> bool:
+    """Tells whether a file or folder is hidden or left behind by the system, or lies in such a folder."""
+    return _hidden_at(path) is not None
+
+
+def _hidden_at(path: str) -> int | None:
+    """Returns which part of the path is hidden or left behind by the system, the first counting as 0."""
+    parts = enumerate(PurePosixPath(path).parts)
+    return next((at for at, part in parts if part.startswith(".") or part.lower() in SYSTEM_NAMES), None)
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -11,17 +11,20 @@ from typing import Any
 
 from ltcore import storage
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.registry import find, names
-from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest
-from ltcore.data.shards.remarks import remarks
+from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
+from ltcore.data.shards.remarks import BROKEN, remarks
 from ltcore.data.shards.source import Rows, Sample, Source
 from ltcore.data.shards.writer import write_dataset
 from ltcore.errors import ConfigError, DataError, nearest
+from ltcore.text import few_words
 
-CONSTRUCTION = 2
+CONSTRUCTION = 3
 """Raised when the same source would give other samples than before, so that older copies are made anew."""
 PROGRESS_S = 1.0
+MOST_NAMED = 20
 
 OnProgress = Callable[[str], None]
 
@@ -40,7 +43,7 @@ def prepare(
     may call this at the same time; one makes the copy, the others wait for it.
 
     Args:
-        cfg: of it ``uri``, ``imbalance_factor``, ``subset``, ``subset_seed`` and ``val_per_class`` matter here.
+        cfg: of it ``uri``, the keys that choose images, classes and splits, and ``max_bad_samples`` matter here.
         fresh: make the copy again; no effect on finished shards.
         progress: called with a line of text about once a second while something is made.
         root: URI of the folder for copies; None is the node's cache folder. Workers on other nodes need a shared one.
@@ -60,6 +63,8 @@ def prepare(
                 if progress:
                     progress(f"making {dataset.name}, once; it is kept in {uri}")
                 _write(dataset, uri, shard_size=1000, progress=progress)
+            else:
+                _check_broken(cfg, uri)
     except OSError as error:
         raise DataError(
             f"{cache} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another "
@@ -127,6 +132,16 @@ def _check_place(uri: str) -> None:
         raise DataError(f"data.uri={uri!r} has no {MANIFEST}. {accepted}")
 
 
+def _check_broken(cfg: DataConfig, uri: str) -> None:
+    """Raises DataError where a copy was made without more broken images than are allowed now."""
+    broken = read_manifest(uri).provenance.get(BROKEN, {})
+    if len(broken) > cfg.max_bad_samples:
+        raise DataError(
+            f"{cfg.uri}: {len(broken):,} images are broken ({few_words(list(broken), MOST_NAMED)}), expected at most "
+            f"data.max_bad_samples={cfg.max_bad_samples}. Remove or replace them, or give data.max_bad_samples={len(broken)}."
+        )
+
+
 def _digest(cfg: DataConfig, dataset: Dataset) -> str:
     """Hashes everything that determines the samples."""
     words: list[Any] = [VERSION, CONSTRUCTION, dataset.identity, cfg.subset_seed, cfg.val_per_class]
@@ -139,6 +154,14 @@ def _write(dataset: Dataset, uri: str, *, shard_size: int, progress: OnProgress 
     if progress:
         progress(f"{dataset.name}: choosing images")
     seed = dataset.cfg.subset_seed
+    try:
+        return write_source(dataset.source(), uri, seed=seed, shard_size=shard_size, progress=progress)
+    except BrokenImagesError as error:
+        if len(error.found) > dataset.cfg.max_bad_samples:
+            raise
+        dataset.broken = error.found
+    if progress:
+        progress(f"{dataset.name}: writing again without {len(dataset.broken):,} broken images")
     return write_source(dataset.source(), uri, seed=seed, shard_size=shard_size, progress=progress)
 
 

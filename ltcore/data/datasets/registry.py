@@ -59,4 +59,4 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     Between published data sets the selection carries over; from a user's photos it would discard most.
     """
     kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
-    return replace(kept, uri=uri)
+    return replace(kept, uri=uri, classes_from=kept.classes_from if find(uri).by_path else None)
