@@ -58,7 +58,7 @@ class ImageFolder(Dataset):
             self.layout = read_lists(self.root, lists)
         else:
             self.layout = read_folders(self.root, needs_train=needs_train, classes_from=cfg.classes_from)
-        self.name, self.identity = path.stem, f"{self.root.fingerprint} {cfg.classes_from or ''}"
+        self.name, self.identity = storable(path.stem), f"{self.root.fingerprint} {cfg.classes_from or ''}"
 
     def source(self) -> Source:
         return image_folder(self.root, self.layout, self.cfg, self.broken)

@@ -41,8 +41,8 @@ def kinds_words(paths: Iterable[str]) -> str:
     kinds: dict[str, list[str]] = {}
     for path in paths:
         kinds.setdefault(_kind(path), []).append(path)
-    order = sorted(kinds, key=lambda kind: (-len(kinds[kind]), kind))
-    return few_words([kinds[k][0] if len(kinds[k]) == 1 else f"{len(kinds[k]):,} {k}" for k in order], _FIRST)
+    most_first = sorted((-len(same), kind if len(same) > 1 else same[0]) for kind, same in kinds.items())
+    return few_words([name if count == -1 else f"{-count:,} {name}" for count, name in most_first], _FIRST)
 
 
 def is_document(path: str) -> bool:
