@@ -14,6 +14,7 @@ from ltcore.cli.entry import say
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.data.shards.remarks import file_remarks
 from ltcore.errors import ConfigError, DataError
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join, write_bytes_atomic
@@ -60,7 +61,10 @@ def _data(predictor: predict.Predictor, given: str | None) -> str:
 
 def _prepared(data: Any) -> str:
     say(f"evaluating on {data.uri}")
-    return prepare(data, progress=say, needs_train=False)
+    uri = prepare(data, progress=say, needs_train=False)
+    for remark in file_remarks(read_manifest(uri)):
+        say(remark)
+    return uri
 
 
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

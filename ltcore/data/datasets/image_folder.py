@@ -21,7 +21,8 @@ from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders, read
 from ltcore.data.datasets.image_root import Root, open_root
 from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_name, tail_provenance
 from ltcore.data.images.decode import decode_canvas, decode_image, size_of
-from ltcore.data.shards.remarks import BROKEN, CARVED, SKIPPED
+from ltcore.data.shards.manifest import SKIPPED
+from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
 from ltcore.errors import BadImageError, ConfigError, DataError
 from ltcore.text import storable
@@ -80,6 +81,8 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     else:
         chosen = {"test": "as given", "train": "none: for evaluation"}
         name, probed = stem, list(itertools.chain(*splits.values()))
+    if cfg.classes_from:
+        chosen[CLASSES_FROM] = cfg.classes_from
     if layout.skipped:
         chosen[SKIPPED] = layout.skipped
     if broken:

@@ -15,7 +15,7 @@ from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.registry import find, names
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
-from ltcore.data.shards.remarks import BROKEN, remarks
+from ltcore.data.shards.remarks import BROKEN, CLASSES_FROM, remarks
 from ltcore.data.shards.source import Rows, Sample, Source
 from ltcore.data.shards.writer import write_dataset
 from ltcore.errors import ConfigError, DataError, nearest
@@ -76,8 +76,13 @@ def prepare(
 def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
     """Returns :func:`remarks` about the data of ``cfg``, and where its ``imbalance_factor`` has no effect.
 
-    Raises ConfigError where it has no effect because the shards were finished with another one.
+    Raises ConfigError where it or ``classes_from`` has no effect because the shards were finished with another one.
     """
+    if cfg.classes_from not in (None, classes_from := manifest.provenance.get(CLASSES_FROM)):
+        raise ConfigError(
+            f"data.classes_from={cfg.classes_from} has no effect on {cfg.uri}, finished shards made with {classes_from}. Leave "
+            "it away, or make others with make_shards.py --classes-from."
+        )
     made, factor = manifest.provenance.get("imbalance_factor"), cfg.imbalance_factor
     found, build = remarks(manifest), find(cfg.uri)
     if factor in (None, made) or (build.has_selection and not build.by_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ltcore.data.shards.manifest import Manifest
+from ltcore.data.shards.manifest import SKIPPED, Manifest
 from ltcore.text import few_words
 
 SELECTED_FROM = "selected_from"
 """Key of the provenance: how many training images there were before a long tail was selected out of them."""
-SKIPPED = "skipped"
-"""Key of the provenance: what lay among the images and is none, in words."""
+CLASSES_FROM = "classes_from"
+"""Key of the provenance: what the classes of nested folders are."""
 BROKEN = "broken"
 """Key of the provenance: images that were left out because they cannot be decoded, path -> problem."""
 CARVED = "carved"
@@ -23,10 +23,6 @@ def remarks(manifest: Manifest) -> list[str]:
     No number of a run will be about those.
     """
     found, noted = [], manifest.provenance
-    if skipped := noted.get(SKIPPED):
-        found.append(f"skipped {skipped}.")
-    if broken := noted.get(BROKEN):
-        found.append(f"{len(broken):,} broken images are left out (data.max_bad_samples): {few_words(list(broken))}.")
     before, factor = noted.get(SELECTED_FROM), noted.get("imbalance_factor")
     if isinstance(before, int) and isinstance(factor, int | float):
         used = f"{manifest.split('train').num_samples:,} of {before:,} training images are used"
@@ -40,7 +36,18 @@ def remarks(manifest: Manifest) -> list[str]:
     found += _unmeasured(manifest)
     if not any(any(counts) for split, counts in manifest.class_counts.items() if split.startswith("test")):
         found.append("there are no test images, so nothing will be tested.")
-    return [f"{manifest.name}: {sentence}" for sentence in found]
+    return file_remarks(manifest) + [f"{manifest.name}: {sentence}" for sentence in found]
+
+
+def file_remarks(manifest: Manifest) -> list[str]:
+    """Returns which files of the source are not in the data set."""
+    found, noted = [], manifest.provenance
+    if skipped := noted.get(SKIPPED):
+        found.append(f"{manifest.name}: skipped {skipped}.")
+    if broken := noted.get(BROKEN):
+        some = f"{len(broken):,} broken image{' is' if len(broken) == 1 else 's are'} left out"
+        found.append(f"{manifest.name}: {some} (data.max_bad_samples): {few_words(list(broken))}.")
+    return found
 
 
 def _unmeasured(manifest: Manifest) -> list[str]:

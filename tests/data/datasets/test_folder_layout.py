@@ -10,7 +10,7 @@ import pytest
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.folder_layout import read_folders
 from ltcore.data.datasets.image_root import open_root
-from ltcore.data.datasets.prepare import make, prepare
+from ltcore.data.datasets.prepare import make, prepare, selection_remarks
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.reader import ShardStore
@@ -52,6 +52,11 @@ def test_the_choice_makes_other_shards(tmp_path: Path) -> None:
     uri = place(tmp_path, NESTED)
     by_depth, by_path = (prepare(DataConfig(uri=uri, classes_from=way)) for way in ("depth", "path"))
     assert by_depth != by_path and len(read_manifest(by_path).classes) == 4
+    assert selection_remarks(DataConfig(uri=by_path, classes_from="path"), read_manifest(by_path))
+    with pytest.raises(
+        ConfigError, match=r"data\.classes_from=depth has no effect on .*, finished shards made with path"
+    ):
+        selection_remarks(DataConfig(uri=by_path, classes_from="depth"), read_manifest(by_path))
 
 
 def test_a_choice_without_effect_is_refused(tmp_path: Path) -> None:

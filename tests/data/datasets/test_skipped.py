@@ -11,8 +11,8 @@ from ltcore.data.datasets.folder_layout import read_folders
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.prepare import make, prepare
 from ltcore.data.datasets.skipped import kinds_words, skipped_words
-from ltcore.data.shards.manifest import read_manifest
-from ltcore.data.shards.remarks import SKIPPED, remarks
+from ltcore.data.shards.manifest import SKIPPED, read_manifest
+from ltcore.data.shards.remarks import remarks
 from ltcore.data.shards.validate import describe
 from ltcore.errors import DataError
 from tests.data.folders import PACKS, images, place
@@ -76,6 +76,8 @@ def test_other_files_do_not_make_the_shards_anew(tmp_path: Path) -> None:
     first = prepare(DataConfig(uri=uri))
     place(tmp_path, {"cat/.DS_Store": b"x", "notes.txt": b"x"})
     assert prepare(DataConfig(uri=uri)) == first
+    elsewhere = make(DataConfig(uri=uri), str(tmp_path / "out"))
+    assert SKIPPED in elsewhere.provenance and elsewhere.hash == read_manifest(first).hash
     place(tmp_path, {"cat/new.png": tiny_png(1)})
     assert prepare(DataConfig(uri=uri)) != first
 
