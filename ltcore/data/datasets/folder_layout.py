@@ -7,7 +7,7 @@ import io
 import itertools
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -80,10 +80,7 @@ def read_folders(root: Root, *, needs_train: bool = True, classes_from: str | No
         raise DataError(f"{root.where} has {', '.join(named)} but no train folder; expected {LAYOUTS}.")
     classes = tuple(sorted({name for _, name in named.get("train") or itertools.chain(*named.values())}))
     labels = {name: label for label, name in enumerate(classes)}
-    for split, files in named.items():
-        for path, name in files:
-            if name not in labels:
-                raise DataError(f"{root.where}: {path} is of class {name!r} in {split}, which has no training image.")
+    _refuse_strangers(root.where, named, labels)
     if "train" in named:
         expected = f"expected {LAYOUTS}, with one folder for each class; is this a level too high?"
         _refuse_one_class(root.where, classes, expected)
@@ -179,8 +176,21 @@ def _refuse_deep(where: str, deep: Sequence[tuple[str, tuple[str, ...]]]) -> Non
     )
 
 
-def _more(paths: Sequence[object]) -> str:
-    return f" (and {len(paths) - 1:,} more)" if len(paths) > 1 else ""
+def _more(found: Sized) -> str:
+    return f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
+
+
+def _refuse_strangers(where: str, named: Mapping[str, Sequence[tuple[str, str]]], labels: Mapping[str, int]) -> None:
+    strangers: dict[str, tuple[str, str]] = {}
+    for split, files in named.items():
+        for path, name in files:
+            if name not in labels:
+                strangers.setdefault(name, (path, split))
+    if strangers:
+        name, (path, split) = next(iter(strangers.items()))
+        raise DataError(
+            f"{where}: {path} is of class {name!r} in {split}, which has no training image{_more(strangers)}."
+        )
 
 
 def _refuse_one_class(where: str, classes: Sequence[str], expected: str) -> None:

@@ -29,7 +29,7 @@ from ltcore.text import storable
 
 TEST_SHARE = 5
 """A root without a test split gives 1/5 of each class to the test, rounded down, but one image of a class of 2 to 4."""
-_TEST_MADE = f"1/{TEST_SHARE} of each class by keyed hash, at least one of two images"
+_TEST_MADE = f"1/{TEST_SHARE} of each class by keyed hash, but one image of a class of two to four"
 LARGEST_IMAGE_SIZE = 224
 PROBED = 512
 """Training images, chosen by hash, from which image size, mean and std are measured."""

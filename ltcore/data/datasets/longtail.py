@@ -178,7 +178,7 @@ def tail_provenance(cfg: DataConfig, carved: Subset, classes: Sequence[str], *, 
     chosen |= {"imbalance_factor": cfg.imbalance_factor, "subset_seed": cfg.subset_seed}
     if val_given:
         return {**chosen, "val": "as given"}
-    own = "training images, at most a fifth of a class, at least one of three"
+    own = "training images, at most a fifth of a class, but one image of a small one"
     spare = own if cfg.imbalance_factor is None else "unused training images"
     return {
         **chosen,

@@ -143,8 +143,8 @@ def _open_heif(data: bytes, where: str) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        raise _bad(
-            where, "is in HEIF, which needs the package pillow-heif", "Install it: pip install pillow-heif."
+        raise DataError(  # the image is not to blame
+            f"{where}: the image is in HEIF, which needs the package pillow-heif. Install it: pip install pillow-heif."
         ) from error
     image: Image.Image = HeifImageFile(io.BytesIO(data))
     return image

@@ -106,6 +106,12 @@ def test_the_image_that_does_not_fit_is_named_and_no_other(tmp_path: Path, case:
         read_folders(open_root(place(tmp_path, files | {odd: tiny_png(0)}, pack)))
 
 
+def test_classes_without_training_images_are_counted(tmp_path: Path) -> None:
+    files = images("train/cat", "train/dog", "test/emu", "test/fox", "val/emu")
+    with pytest.raises(DataError, match=r"emu/0\.png is of class 'emu' .* has no training image \(and 1 more\)\."):
+        read_folders(open_root(place(tmp_path, files)))
+
+
 def test_two_data_sets_side_by_side_are_told_apart_from_nested_classes(tmp_path: Path) -> None:
     files = images("2023/train/cat", "2023/test/cat", "2024/train/cat", "2024/train/dog")
     with pytest.raises(DataError, match=r"2023/test/cat/0\.png has test inside of 2023, .*Give one of the folders"):
