@@ -14,6 +14,7 @@ from typing import Protocol
 from ltcore.data.images.decode import MAX_PIXELS
 from ltcore.data.shards.source import image_ext
 from ltcore.errors import BadImageError, DataError
+from ltcore.text import few_words
 
 MAX_BYTES = 8 * MAX_PIXELS
 """Of one file, that is, of the largest image uncompressed: more in a zip is a bomb rather than a picture."""
@@ -66,10 +67,17 @@ class _Directory:
         self.where = str(root)
         folders, found, hidden = _walk(root)
         self.files, self.skipped = _sorted_out(found, hidden)
+        self._refuse_dangling()
         self.empty = _empty(folders, self.files)
         self._sizes: dict[str, int] = {}
         self._unreadable: dict[str, tuple[str, str]] = {}
         self.fingerprint = _digest(self._describe(name) for name in self.files)
+
+    def _refuse_dangling(self) -> None:
+        """Raises DataError for links that lead nowhere, as to a class folder on a drive that is not mounted."""
+        links = [name for name in self.skipped if (self._root / name).is_symlink()]
+        if dangling := [name for name in links if not is_hidden(name) and not (self._root / name).exists()]:
+            raise DataError(f"{self.where}: links that lead nowhere: {few_words(dangling)}. Restore or remove them.")
 
     def _describe(self, name: str) -> str:
         try:

@@ -128,6 +128,13 @@ def test_a_class_name_that_is_no_utf8_becomes_text(tmp_path: Path) -> None:
         text.encode()
 
 
+def test_a_link_to_a_class_folder_that_is_not_there_is_no_skipped_file(tmp_path: Path) -> None:
+    folder = Path(place(tmp_path, images("cat", "dog")))
+    (folder / "emu").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match=r"photos: links that lead nowhere: emu\. Restore or remove them\."):
+        open_root(str(folder))
+
+
 def test_links_to_images_and_to_folders_are_followed(tmp_path: Path) -> None:
     far = Path(place(tmp_path, images("cat", "dog"), name="far"))
     near = tmp_path / "near"
