@@ -52,7 +52,7 @@ def find_files(fs: Any, root: str, recursive: bool) -> list[FileInfo]:
     """Lists what fsspec finds; pyarrow's bridge would leave out what tells a change."""
     fs.invalidate_cache()  # it outlives the file system
     found = fs.find(root, maxdepth=None if recursive else 1, detail=True)
-    return [_described(path[len(root) :].lstrip("/"), info) for path, info in found.items()]
+    return [_described(path[len(root) :].lstrip("/"), info) for path, info in found.items() if path != root]
 
 
 def _described(name: str, info: dict[str, Any]) -> FileInfo:

@@ -206,7 +206,7 @@ def open_file(uri: str, *, seekable: bool = False) -> pa.NativeFile:
             raise DataError(f"{uri} is no plain file. Replace it by one, or remove it.")
         if seekable:
             return filesystem.open_input_file(_encoded(path))
-        return filesystem.open_input_stream(_encoded(path))
+        return filesystem.open_input_stream(_encoded(path), compression=None)  # else the bytes of a .gz were others
     except DataError:
         raise
     except FileNotFoundError as error:

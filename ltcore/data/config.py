@@ -20,6 +20,17 @@ class DataConfig:
     uri: str = "digits-glt"
     """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source
     that ``ltcore methods`` lists."""
+    image_column: str | None = None
+    """Column of a table (csv, tsv, parquet) with the paths of the images, relative to the folder of the table, or, in parquet,
+    with the images themselves. null takes the one with a usual name: image, path, file, filename, file_name or image_path."""
+    label_column: str | None = None
+    """Column of a table with the classes, as names or whole numbers. null: label, class, category or target."""
+    split_column: str | None = None
+    """Column of a table that says train, val or test. null: split, where there is such a column; else a test and a validation
+    split are taken out of the training images, as of a folder."""
+    attribute_column: str | None = None
+    """Column of a table with a second property of each image, such as its background, beside the class; empty cells are
+    unknown. null: attribute, where there is such a column."""
     train_split: str = "train"
     """Name of the split that is trained on. ``train_cbl`` of a GLT data set, whose classes are balanced, gives the ALT
     protocol; shot groups stay those of ``train``."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ltcore import fsspec_stores
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets import cifar
 from ltcore.data.datasets.dataset import Dataset
@@ -49,12 +54,54 @@ def write_folder(root: Path) -> Path:
     return root
 
 
+def listed(root: Path) -> str:
+    """A table of the images."""
+    lines = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    (root / "pets.csv").write_text("\n".join(["path,label", *lines]))
+    return str(root / "pets.csv")
+
+
+def in_parquet(root: Path) -> str:
+    """The images in a file of their own."""
+    paths = sorted(root.rglob("*.png"))
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    pq.write_table(pa.table({"image": images, "label": [path.parent.name for path in paths]}), root / "pets.parquet")
+    return str(root / "pets.parquet")
+
+
+def in_store(root: Path) -> str:
+    """The folder in a store, which is memory."""
+    fsspec.filesystem("memory").put(str(root), "/pets", recursive=True)
+    return "memory://pets"
+
+
+def zip_in_store(root: Path) -> str:
+    path = shutil.make_archive(str(root.with_name("pets")), "zip", root)
+    fsspec.filesystem("memory").put(path, "/pets.zip")
+    return "memory://pets.zip"
+
+
+PLACES = {
+    PATH: str,
+    "LIST|CSV|TSV": listed,
+    "PARQUET": in_parquet,
+    "URI": in_store,
+    "URI.zip": zip_in_store,
+}
+"""Row -> what it reads, made out of a folder of images."""
+
+
 @pytest.fixture(scope="module", params=DATASETS)
 def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What ``data.uri`` is for the row; nothing is downloaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "load", fake_cifar)
-        yield str(write_folder(tmp_path_factory.mktemp("of") / "pets")) if request.param == PATH else request.param
+        patch.setitem(fsspec_stores.READ_ONLY, "memory", "fsspec")
+        patch.setenv("LTCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        if request.param not in PLACES:
+            yield request.param
+        else:
+            yield PLACES[request.param](write_folder(tmp_path_factory.mktemp("of") / "pets"))
 
 
 def open_row(uri: str, **choices: Any) -> Dataset:

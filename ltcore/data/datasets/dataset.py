@@ -11,7 +11,7 @@ from ltcore.data.shards.source import Source
 from ltcore.errors import ConfigError
 
 Lists = Sequence[tuple[str, str]]
-"""(split, list file of ``path label`` lines)."""
+"""(split, list file of ``path label`` lines, or table)."""
 
 
 class Dataset(ABC):
@@ -24,6 +24,8 @@ class Dataset(ABC):
     """``data.uri`` is the place of the images, and not the name of a published data set."""
     has_selection: ClassVar[bool] = True
     """``data.imbalance_factor`` and ``data.subset`` choose its training images; otherwise its imbalance is its own."""
+    has_columns: ClassVar[bool] = False
+    """``data.image_column`` and its siblings say how its table is read."""
     is_generated: ClassVar[bool] = False
     """It is made out of nothing in seconds, so ``--fresh`` makes it again."""
 

@@ -13,10 +13,11 @@ import numpy as np
 from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders, read_lists
+from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
 from ltcore.data.datasets.image_root import Root, open_root
+from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.longtail import carve, keyed_order, tail_name, tail_provenance
-from ltcore.data.images.decode import decode_canvas, decode_image, size_of
+from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_of
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, safe_key
 from ltcore.errors import ConfigError, DataError
 
@@ -36,18 +37,23 @@ class ImageFolder(Dataset):
     by_path = True
 
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
-        if cfg.imbalance_factor is not None and cfg.subset == "legacy":
-            raise ConfigError(
-                "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
-                "keep; use data.subset='keyed', which has the same class counts."
-            )
+        refuse_legacy(cfg)
         path = storage.local_path(cfg.uri).absolute()
         self.cfg, self.root = cfg, open_root(str(path))
-        self.layout = read_lists(self.root, lists) if lists else read_folders(self.root, needs_train=needs_train)
+        self.layout = read_lists(self.root, lists, cfg) if lists else read_folders(self.root, needs_train=needs_train)
         self.name, self.identity = path.stem, self.root.fingerprint
 
     def source(self) -> Source:
         return image_folder(self.root, self.layout, self.cfg)
+
+
+def refuse_legacy(cfg: DataConfig) -> None:
+    """Raises ConfigError where the published selection is asked for, which needs published data."""
+    if cfg.imbalance_factor is not None and cfg.subset == "legacy":
+        raise ConfigError(
+            "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
+            "keep; use data.subset='keyed', which has the same class counts."
+        )
 
 
 def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
@@ -82,6 +88,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     return Source(
         name=tail_name(stem, cfg),
         classes=layout.classes,
+        attributes=layout.attributes,
         splits={name: _Rows(root, items, image_size) for name, items in splits.items() if items},
         image_size=image_size,
         mean=mean,
@@ -91,6 +98,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
             "source": f"images of {stem}",
             "test": f"1/{TEST_SHARE} of each class by keyed hash" if test_made else "as given" if has_test else "none",
             **tail_provenance(cfg, carved, layout.classes, val_given=has_val),
+            **layout.provenance,
         },
     )
 
@@ -102,12 +110,18 @@ def _for_evaluation(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     return Source(
         name=stem,
         classes=layout.classes,
+        attributes=layout.attributes,
         splits={name: _Rows(root, items, image_size) for name, items in splits.items()},
         image_size=image_size,
         mean=mean,
         std=std,
         shot_rule="count",
-        provenance={"source": f"images of {stem}", "test": "as given", "train": "none: for evaluation"},
+        provenance={
+            "source": f"images of {stem}",
+            "test": "as given",
+            "train": "none: for evaluation",
+            **layout.provenance,
+        },
     )
 
 
@@ -116,7 +130,9 @@ class _Item:
     path: str
     key: str
     ext: str
+    """'' where the content alone tells it."""
     label: int
+    attribute: int
 
 
 def _items(root: Root, entries: Sequence[Entry]) -> list[_Item]:
@@ -130,10 +146,14 @@ def _items(root: Root, entries: Sequence[Entry]) -> list[_Item]:
         pure = PurePosixPath(entry.path)
         suffix = pure.suffix.lower().removeprefix(".")
         ext = ALIASES.get(suffix, suffix)
-        if ext not in EXTENSIONS:
+        if root.by_content:
+            ext = ""
+        elif ext not in EXTENSIONS:
             raise DataError(f"{root.where}: {entry.path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
         stem = pure.with_suffix("")
-        items.append(_Item(entry.path, safe_key(entry.path if stems[stem] > 1 else str(stem)), ext, entry.label))
+        items.append(
+            _Item(entry.path, safe_key(entry.path if stems[stem] > 1 else str(stem)), ext, entry.label, entry.attribute)
+        )
     return items
 
 
@@ -163,11 +183,13 @@ class _Rows:
             for chunk in self._chunks():
                 checks = pool.map(self._check, *zip(*chunk, strict=True))
                 for (item, image), _ in zip(chunk, checks, strict=True):
-                    yield Sample(key=item.key, image=image, ext=item.ext, label=item.label)
+                    ext = item.ext or extension_of(image)
+                    yield Sample(key=item.key, image=image, ext=ext, label=item.label, attribute=item.attribute)
 
     def _chunks(self) -> Iterator[list[tuple[_Item, bytes]]]:
         """Yields the items with their bytes, as many at a time as may be in memory together."""
         chunk, held = list[tuple[_Item, bytes]](), 0
+        self.root.announce([item.path for item in self.items])
         for item in self.items:
             chunk.append((item, self.root.read(item.path)))
             held += len(chunk[-1][1])
@@ -188,7 +210,8 @@ def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[fl
     memory.
     """
     order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
-    chosen = [items[i].path for i in order[:PROBED]]
+    chosen = [items[i].path for i in np.sort(order[:PROBED])]  # in the order in which they are stored
+    root.announce(chosen * 2)
     sides = [min(size_of(decode_image(root.read(path), f"{root.where}: {path}"))) for path in chosen]
     image_size = max(1, min(int(np.median(sides)), LARGEST_IMAGE_SIZE))
     # sums of integers: the same numbers in any order and on any machine

@@ -7,7 +7,7 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -34,9 +34,25 @@ class Root(Protocol):
     fingerprint: str
     """Changes when a file is added, removed, renamed or changed; the same wherever the root lies."""
 
+    by_content: bool
+    """The names of the files do not tell the types of the images."""
+
+    def announce(self, paths: Sequence[str]) -> None:
+        """Says which files are read next, and in which order, so that they can be fetched ahead."""
+        ...
+
     def read(self, path: str) -> bytes:
         """Reads one of the files. Raises DataError where it is damaged."""
         ...
+
+
+class _AtHand:
+    """What files have in common that are read as fast as they are asked for."""
+
+    by_content = False
+
+    def announce(self, paths: Sequence[str]) -> None:
+        """Nothing is gained by reading ahead."""
 
 
 def open_root(where: str) -> Root:
@@ -52,15 +68,15 @@ def open_root(where: str) -> Root:
     raise DataError(f"{where} does not exist; expected a directory or a zip of images.")
 
 
-class _Directory:
+class _Directory(_AtHand):
     def __init__(self, root: Path) -> None:
         self._root = root
         self.where = str(root)
         folders, found = _walk(root)
-        self.files = tuple(sorted(name for name in found if not _hidden(name)))
+        self.files = tuple(sorted(name for name in found if not is_hidden(name)))
         self.empty = _empty(folders, self.files)
         self._sizes: dict[str, int] = {}
-        self.fingerprint = _digest(self._describe(name) for name in self.files)
+        self.fingerprint = digest(self._describe(name) for name in self.files)
 
     def _describe(self, name: str) -> str:
         try:
@@ -73,7 +89,7 @@ class _Directory:
         return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
-        _check_size(self.where, path, self._sizes[path])
+        check_size(self.where, path, self._sizes[path])
         try:
             return (self._root / path).read_bytes()
         except OSError as error:
@@ -92,7 +108,7 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Correct its permissions or remove it.")
 
     for folder, below, names in os.walk(root, followlinks=True, onerror=refuse):
-        below[:] = sorted(name for name in below if not _hidden(name))
+        below[:] = sorted(name for name in below if not is_hidden(name))
         here, found = Path(folder).relative_to(root), Path(folder).stat()
         first = seen.setdefault((found.st_dev, found.st_ino), str(here))
         if first != str(here):
@@ -104,10 +120,10 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
 
 def _empty(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
     full = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-    return tuple(sorted(folder for folder in folders if folder not in full and not _hidden(folder)))
+    return tuple(sorted(folder for folder in folders if folder not in full and not is_hidden(folder)))
 
 
-class _Zip:
+class _Zip(_AtHand):
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         try:
@@ -121,13 +137,13 @@ class _Zip:
         for name in infos:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
                 raise DataError(f"{path}: the name {name!r} points outside the zip; make the zip again without it.")
-        self.files = tuple(sorted(name for name in infos if not _hidden(name)))
+        self.files = tuple(sorted(name for name in infos if not is_hidden(name)))
         self.empty = _empty((info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir()), self.files)
-        self.fingerprint = _digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
+        self.fingerprint = digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
         info = self._zip.getinfo(path)
-        _check_size(self.where, path, info.file_size)
+        check_size(self.where, path, info.file_size)
         if info.file_size > max(PACKED_BYTES, MAX_RATIO * info.compress_size):
             raise DataError(
                 f"{self.where}: {path} has {info.file_size} bytes, packed into {info.compress_size}; expected at most "
@@ -139,17 +155,19 @@ class _Zip:
             raise DataError(f"{self.where}: {path} cannot be read ({error}). Copy or download it again.") from error
 
 
-def _check_size(where: str, path: str, size: int) -> None:
+def check_size(where: str, path: str, size: int) -> None:
+    """Raises DataError for a file that is larger than any image."""
     if size > MAX_BYTES:
         raise DataError(f"{where}: {path} has {size} bytes, expected at most {MAX_BYTES}. Remove or shrink it.")
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Tells whether a file is one of those that operating systems leave behind."""
     return any(
         part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "lost+found") for part in PurePosixPath(name).parts
     )
 
 
-def _digest(lines: Iterable[str]) -> str:
+def digest(lines: Iterable[str]) -> str:
+    """Hashes the descriptions of files."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -13,6 +13,9 @@ from ltcore.data.datasets.cifar import Cifar
 from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.digits_glt import DigitsGlt
 from ltcore.data.datasets.image_folder import ImageFolder
+from ltcore.data.datasets.parquet import Parquet
+from ltcore.data.datasets.remote import RemoteFolder, RemoteZip
+from ltcore.data.datasets.tables import Table
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,11 @@ DATASETS: dict[str, Row] = {
     "cifar100": Row(
         Cifar, "100 classes of 500 images of 32 px", "Krizhevsky 2009; long tail of Cao et al., NeurIPS 2019"
     ),
-    PATH: Row(ImageFolder, "your images, by class folders or by list files (make_shards.py --list)", "-"),
+    "LIST|CSV|TSV": Row(Table, "your images, as a list of 'path label' or a table with a header names them", "-"),
+    "URI.zip": Row(RemoteZip, "a zip of your images in a store or in the web, fetched once", "-"),
+    "PARQUET": Row(Parquet, "your images in parquet files, as on the Hugging Face Hub, or paths to them", "-"),
+    "URI": Row(RemoteFolder, "a folder of your images in a store: s3://, gs://, abfs://, hf://", "-"),
+    PATH: Row(ImageFolder, "your images, by class folders or by lists and tables (make_shards.py --list)", "-"),
 }
 
 
@@ -67,4 +74,6 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     Between published data sets the selection carries over; from a user's photos it would discard most.
     """
     kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
+    if not recognize(uri).has_columns:
+        kept = replace(kept, image_column=None, label_column=None, split_column=None, attribute_column=None)
     return replace(kept, uri=uri)

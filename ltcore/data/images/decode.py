@@ -31,6 +31,8 @@ MAX_SCANS = 100
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Names in PIL of what is opened (JPEG includes MPO), whatever a file's extension says. PIL knows some forty more, and runs
 a program for some: Ghostscript for PostScript."""
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+"""Of files in the formats that are not called as PIL calls them."""
 DECODE_VERSION = 2
 """Part of the key of cached canvases: raise it with every change of the pixels that this file makes."""
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
@@ -81,6 +83,12 @@ def pixels_of(image: Image.Image, where: str) -> Pixels:
 def size_of(image_3HW: Pixels) -> Size:
     """Returns (height, width)."""
     return image_3HW.shape[1], image_3HW.shape[2]
+
+
+def extension_of(data: bytes) -> str:
+    """Returns the extension for an image that can be decoded, by its content."""
+    kind = Image.open(io.BytesIO(data), formats=FORMATS).format or ""
+    return EXTENSIONS.get(kind, kind.lower())
 
 
 def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:

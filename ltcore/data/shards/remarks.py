@@ -10,9 +10,14 @@ _FIRST = 5
 SELECTED_FROM = "selected_from"
 """Key of the provenance: how many training images there were before a long tail was selected out of them."""
 
+LABELS = "labels"
+"""Key of the provenance: how numbers that are no class numbers were brought to classes."""
+LISTED_TWICE = "listed_twice"
+"""Key of the provenance: how many rows repeat what another one says of the same image."""
+
 
 def remarks(manifest: Manifest) -> list[str]:
-    """Returns how many training images were left out, and which classes or tests have no images.
+    """Returns how many training images were left out, how labels were read, and which classes or tests have no images.
 
     No number of a run will be about those.
     """
@@ -21,6 +26,10 @@ def remarks(manifest: Manifest) -> list[str]:
     if isinstance(before, int) and isinstance(factor, int | float):
         used = f"{manifest.split('train').num_samples:,} of {before:,} training images are used"
         found.append(f"{manifest.name}: {used} (data.imbalance_factor={factor:g}).")
+    if labels := manifest.provenance.get(LABELS):
+        found.append(f"{manifest.name}: labels are {labels}.")
+    if repeated := manifest.provenance.get(LISTED_TWICE):
+        found.append(f"{manifest.name}: images listed again count once; that is {repeated} of the rows.")
     for split, counts in manifest.class_counts.items():
         absent = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
         if absent and any(counts) and split.startswith(("val", "test")):
