@@ -216,10 +216,13 @@ def open_file(uri: str, *, seekable: bool = False) -> pa.NativeFile:
 
 
 def download(uri: str, path: Path) -> None:
-    """Copies the file ``uri`` to the local file ``path``."""
-    with open_file(uri) as source, path.open("wb") as target:
-        while chunk := _read(uri, source, COPY_BYTES):
-            target.write(chunk)
+    """Copies the file ``uri`` to the local file ``path``. Raises DataError where that fails."""
+    try:
+        with open_file(uri) as source, path.open("wb") as target:
+            while chunk := _read(uri, source, COPY_BYTES):
+                target.write(chunk)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}. Check permissions and free space.") from error
 
 
 def is_plain(found: os.stat_result) -> bool:

@@ -10,6 +10,8 @@ LOADERS = ("auto", "cache", "threads", "ray")
 SUBSETS = ("keyed", "legacy")
 SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
+COLUMN_KEYS = ("image_column", "label_column", "split_column", "attribute_column")
+"""Keys that say how a table is read."""
 MAX_IMAGE_SIZE = 4096
 
 
@@ -18,8 +20,9 @@ class DataConfig:
     """The ``data`` section of a run."""
 
     uri: str = "digits-glt"
-    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source
-    that ``ltcore methods`` lists."""
+    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, a list of ``path label`` lines, a csv
+    or tsv with a header, parquet with images or paths, or the name of a source that ``ltcore methods`` lists. All but the
+    last may lie in a store as well (``s3://``, ``gs://``, ``abfs://``, ``hf://datasets/...``), single files also in the web."""
     image_column: str | None = None
     """Column of a table (csv, tsv, parquet) with the paths of the images, relative to the folder of the table, or, in parquet,
     with the images themselves. null takes the one with a usual name: image, path, file, filename, file_name or image_path."""
@@ -75,7 +78,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.uri:
-            raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
+            raise ValueError("uri must name shards, a folder, zip or table of images, or a source; got an empty text")
         refuse_userinfo(uri=self.uri)
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")

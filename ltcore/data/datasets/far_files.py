@@ -64,6 +64,9 @@ class FarFiles:
             path = self._next.popleft()
             self._coming.append((path, self._pool.submit(self._fetch, path)))
             self._bytes += size
+        if not self._next:  # nothing more is to come, so idle threads end
+            self._pool.shutdown(wait=False)
+            self._pool = None
 
     def _size(self, path: str) -> int:
         size = self._infos[path].size

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ltcore import storage
-from ltcore.data.config import DataConfig
+from ltcore.data.config import COLUMN_KEYS, DataConfig
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.lists import COLUMNS
 from ltcore.data.datasets.registry import find, names, recognize
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest
 from ltcore.data.shards.remarks import remarks
@@ -125,10 +124,9 @@ def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Datas
 
 def _refuse_columns(cfg: DataConfig) -> None:
     """Raises ConfigError where columns are named of what has none."""
-    given = [role for role in COLUMNS if getattr(cfg, f"{role}_column") is not None]
-    if given:
+    if given := [key for key in COLUMN_KEYS if getattr(cfg, key) is not None]:
         raise ConfigError(
-            f"data.{given[0]}_column={getattr(cfg, f'{given[0]}_column')} has no effect: {cfg.uri} is no table. Leave it "
+            f"data.{given[0]}={getattr(cfg, given[0])} has no effect: {cfg.uri} is no table. Leave it "
             "away, or give a csv, tsv or parquet file."
         )
 

@@ -7,8 +7,9 @@ contract tests follow. Sources by path have no name to be called by: the first o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ltcore.data.config import DataConfig
+from ltcore.data.config import COLUMN_KEYS, DataConfig
 from ltcore.data.datasets.cifar import Cifar
 from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.digits_glt import DigitsGlt
@@ -74,6 +75,7 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     Between published data sets the selection carries over; from a user's photos it would discard most.
     """
     kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
-    if not recognize(uri).has_columns:
-        kept = replace(kept, image_column=None, label_column=None, split_column=None, attribute_column=None)
+    columns: dict[str, Any] = {key: None for key in COLUMN_KEYS if getattr(kept, key) is not None}
+    if columns and not recognize(uri).has_columns:
+        kept = replace(kept, **columns)
     return replace(kept, uri=uri)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ltcore import storage
-from ltcore.data.config import DataConfig
+from ltcore.data.config import COLUMN_KEYS, DataConfig
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.far_files import FarFiles, look_up, normal_path, place_of
 from ltcore.data.datasets.folder_layout import Layout
 from ltcore.data.datasets.image_folder import ImageFolder, refuse_legacy
 from ltcore.data.datasets.listed import layout_of, refuse_missing
-from ltcore.data.datasets.lists import COLUMNS, Row, file_name, is_list, read_list_file, read_rows
+from ltcore.data.datasets.lists import Row, file_name, is_list, read_list_file, read_rows
 from ltcore.errors import DataError
 
 
@@ -52,7 +52,7 @@ def folder_of(uri: str) -> str:
 
 def identity(cfg: DataConfig, *words: str) -> str:
     """Returns the identity of data that are read by columns."""
-    return json.dumps([*words, *(getattr(cfg, f"{role}_column") for role in COLUMNS)])
+    return json.dumps([*words, *(getattr(cfg, key) for key in COLUMN_KEYS)])
 
 
 def listed_images(
