@@ -85,6 +85,10 @@ class ShardsArgs:
     shard_size: int
     lists: list[tuple[str, str]]
     """(split, list file) pairs."""
+    image_column: str | None
+    label_column: str | None
+    split_column: str | None
+    attribute_column: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

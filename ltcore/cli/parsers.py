@@ -126,7 +126,11 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     """Reads the command line of ``shards``."""
     parser = _parser(doc, prog)
     add = parser.add_argument
-    add("source", metavar="SOURCE|check|info", help="folder or zip of images, or a name under Data in `ltcore methods`")
+    add(
+        "source",
+        metavar="SOURCE|check|info",
+        help="folder, zip, list, csv, tsv or parquet of images, or a name under Data in `ltcore methods`",
+    )
     add("target", metavar="OUT|URI", help="where the shards are or will be: folder, s3:// or gs://")
     add(
         "--imbalance-factor",
@@ -158,7 +162,14 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         help="most broken images that are left out instead of an error (default 0)",
     )
     add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
-    add("--list", action="append", default=[], type=_pair, metavar="SPLIT=FILE", help="list file; repeatable")
+    add("--list", action="append", default=[], type=_pair, metavar="SPLIT=FILE", help="list or table; repeatable")
+    for role, what in (
+        ("image", "paths, or images"),
+        ("label", "classes"),
+        ("split", "train, val or test"),
+        ("attribute", "a second property"),
+    ):
+        add(f"--{role}-column", metavar="NAME", help=f"column of a table with {what} (default: by its name)")
     args = vars(parser.parse_args(argv))
     del args["debug"]
     return ShardsArgs(lists=args.pop("list"), **args)
@@ -221,7 +232,11 @@ def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="URI", help="shards, image folder or zip, or source (default: LTCORE_DATA)")
+    parser.add_argument(
+        "--data",
+        metavar="URI",
+        help="shards, images (folder, zip, list, table, parquet), or source (default: LTCORE_DATA)",
+    )
     parser.add_argument("--seed", type=_whole, metavar="N", help="seed of the run, or of the sweep and its runs")
 
 

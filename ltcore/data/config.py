@@ -11,6 +11,8 @@ SUBSETS = ("keyed", "legacy")
 CLASSES_FROM = ("depth", "path")
 SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
+COLUMN_KEYS = ("image_column", "label_column", "split_column", "attribute_column")
+"""Keys that say how a table is read."""
 MAX_IMAGE_SIZE = 4096
 
 
@@ -19,13 +21,25 @@ class DataConfig:
     """The ``data`` section of a run."""
 
     uri: str = "digits-glt"
-    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source
-    that ``ltcore methods`` lists."""
+    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, a list of ``path label`` lines, a csv
+    or tsv with a header, parquet with images or paths, or the name of a source that ``ltcore methods`` lists. All but the
+    last may lie in a store as well (``s3://``, ``gs://``, ``abfs://``, ``hf://datasets/...``), single files also in the web."""
     classes_from: str | None = None
     """Class of an image in nested folders: ``depth`` takes the first folder level (below ``train/``, ``val/`` and ``test/``
     where there are these), and everything below it belongs to it; ``path`` takes all levels, so ``cats/siamese/1.jpg`` is
     of class ``cats/siamese``. null: images lie directly in the folder of their class, and deeper ones are refused. Only for
     a folder or zip of images without list files."""
+    image_column: str | None = None
+    """Column of a table (csv, tsv, parquet) with the paths of the images, relative to the folder of the table, or, in parquet,
+    with the images themselves. null takes the one with a usual name: image, path, file, filename, file_name or image_path."""
+    label_column: str | None = None
+    """Column of a table with the classes, as names or whole numbers. null: label, class, category or target."""
+    split_column: str | None = None
+    """Column of a table that says train, val or test. null: split, where there is such a column; else a test and a validation
+    split are taken out of the training images, as of a folder."""
+    attribute_column: str | None = None
+    """Column of a table with a second property of each image, such as its background, beside the class; empty cells are
+    unknown. null: attribute, where there is such a column."""
     train_split: str = "train"
     """Name of the split that is trained on. ``train_cbl`` of a GLT data set, whose classes are balanced, gives the ALT
     protocol; shot groups stay those of ``train``."""
@@ -74,7 +88,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.uri:
-            raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
+            raise ValueError("uri must name shards, a folder, zip or table of images, or a source; got an empty text")
         refuse_userinfo(uri=self.uri)
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")

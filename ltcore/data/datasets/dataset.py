@@ -12,7 +12,7 @@ from ltcore.data.shards.source import Source
 from ltcore.errors import ConfigError
 
 Lists = Sequence[tuple[str, str]]
-"""(split, list file of ``path label`` lines)."""
+"""(split, list file of ``path label`` lines, or table)."""
 
 
 class Dataset(ABC):
@@ -25,6 +25,10 @@ class Dataset(ABC):
     """``data.uri`` is the place of the images, and not the name of a published data set."""
     has_selection: ClassVar[bool] = True
     """``data.imbalance_factor`` and ``data.subset`` choose its training images; otherwise its imbalance is its own."""
+    has_folders: ClassVar[bool] = False
+    """``data.classes_from`` says which of its folders are the classes."""
+    has_columns: ClassVar[bool] = False
+    """``data.image_column`` and its siblings say how its table is read."""
     is_generated: ClassVar[bool] = False
     """It is made out of nothing in seconds, so ``--fresh`` makes it again."""
 
@@ -46,9 +50,17 @@ class Dataset(ABC):
         """
         if lists:
             raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
-        if cfg.classes_from:
+        if cfg.classes_from and not self.has_folders:
             raise ConfigError(f"data.classes_from={cfg.classes_from} is about folders of images; {cfg.uri} has none.")
         self.cfg, self.name, self.identity = cfg, cfg.uri, cfg.uri
+
+    @staticmethod
+    def recognizes(uri: str) -> bool:
+        """Tells whether this source reads what lies at ``uri``; only those by path are asked, in the registry's order.
+
+        It looks at the name and the kind of what is there, and no further.
+        """
+        return False
 
     @abstractmethod
     def source(self) -> Source:

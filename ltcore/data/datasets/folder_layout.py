@@ -1,31 +1,21 @@
-"""Which image is of which class and split: read off the folders, or off list files."""
+"""Which image is of which class and split, read off the folders."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import itertools
-import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
 
 from ltcore.data.datasets.image_root import Root, is_hidden
+from ltcore.data.datasets.lists import split_of
 from ltcore.data.datasets.skipped import is_document, kinds_words, skipped_words
-from ltcore.errors import ConfigError, DataError, nearest
+from ltcore.errors import DataError
 from ltcore.text import few_words, storable
 
 SPLITS = ("train", "val", "test")
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""What people call the splits, in any case."""
-MAX_DIGITS = 18
-MAX_LIST_BYTES = 2**28
-"""Of a list file, unpacked: 4 million lines."""
 MOST_NAMED = 20
 """Of folders that one message is about."""
 LAYOUTS = "train|val|test/<class>/<image> or <class>/<image>"
@@ -37,6 +27,8 @@ class Entry:
 
     path: str
     label: int
+    attribute: int = -1
+    """Position in the attributes of the layout; -1 is unknown."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +41,9 @@ class Layout:
     """Folders around everything, with a ``/`` at the end: part of every path, but of no meaning."""
     skipped: str = ""
     """What lies among the images and is none, in words; '' where there is nothing or list files choose the images."""
-
-
-def split_of(word: str) -> str:
-    """Returns the split that a word means, or '' where it means none.
-
-    Known words are train, Training, valid, dev and others.
-    """
-    return SPLIT_WORDS.get(word.lower(), "")
+    attributes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What a person should know of how it was read."""
 
 
 def read_folders(root: Root, *, needs_train: bool = True, classes_from: str | None = None) -> Layout:
@@ -83,7 +70,7 @@ def read_folders(root: Root, *, needs_train: bool = True, classes_from: str | No
     _refuse_strangers(root.where, named, labels)
     if "train" in named:
         expected = f"expected {LAYOUTS}, with one folder for each class; is this a level too high?"
-        _refuse_one_class(root.where, classes, expected)
+        refuse_one_class(root.where, classes, expected)
     order = [split for split in SPLITS if split in named]
     splits = {s: [Entry(path, labels[name]) for path, name in named[s]] for s in order}
     return Layout(classes, splits, outer, skipped_words(root.skipped, no_classes))
@@ -193,113 +180,9 @@ def _refuse_strangers(where: str, named: Mapping[str, Sequence[tuple[str, str]]]
         )
 
 
-def _refuse_one_class(where: str, classes: Sequence[str], expected: str) -> None:
+def refuse_one_class(where: str, classes: Sequence[str], expected: str) -> None:
+    """Raises DataError where nothing can be told from anything else."""
     if len(classes) == 1:
         raise DataError(
             f"{where}: all training images are of one class, {classes[0]!r}, so nothing can be learned; {expected}"
         )
-
-
-def list_split(word: str) -> str:
-    """Returns the split of a list file; ``train_...`` and ``test_...`` name further ones.
-
-    Raises ConfigError for other words.
-    """
-    split = split_of(word)
-    if not split and word.split("_")[0] in ("train", "test"):
-        return word
-    if not split:
-        raise ConfigError(
-            f"--list {word}=...: there is no such split.{nearest(word, SPLIT_WORDS)} Known: {', '.join(SPLIT_WORDS)}, and "
-            "train_... and test_... for further ones."
-        )
-    return split
-
-
-def read_lists(root: Root, lists: Iterable[tuple[str, str]]) -> Layout:
-    """Reads the layout from list files (split, path), OLTR style.
-
-    A line is ``path label``, the path relative to the root. Files may be gzipped. Where every label has a folder of its
-    own, the folders name the classes; else the numbers do. Raises DataError with file and line.
-    """
-    files: dict[str, str] = {}
-    for word, file in lists:
-        split = list_split(word)
-        if split in files:
-            raise ConfigError(
-                f"--list {word}={file}: there is a list for {split} already, {files[split]}. Merge the two."
-            )
-        files[split] = file
-    if "train" not in files:
-        raise DataError(f"there are list files for {', '.join(files)}, but none for train.")
-    known = set(root.files)
-    splits = {split: _read_list(root, known, file) for split, file in files.items()}
-    num_classes = _num_classes(splits["train"], files["train"])
-    for split, entries in splits.items():
-        for entry in entries:
-            if entry.label >= num_classes:
-                raise DataError(
-                    f"{files[split]}: {entry.path} has label {entry.label}, but training labels end at {num_classes - 1}."
-                )
-    seen: dict[str, str] = {}
-    for split, entries in splits.items():
-        for entry in entries:
-            if seen.setdefault(entry.path, split) != split:
-                raise DataError(
-                    f"{files[split]}: {entry.path} is in {seen[entry.path]} as well; splits must be disjoint."
-                )
-    classes = _names(splits["train"], num_classes)
-    _refuse_one_class(files["train"], classes, "expected labels 0, 1, ...")
-    return Layout(classes, splits)
-
-
-def _num_classes(train: Sequence[Entry], file: str) -> int:
-    """Returns one more than the largest label.
-
-    Raises DataError where that exceeds the number of images, since every class needs one.
-    """
-    last = max(train, key=lambda entry: entry.label)
-    if last.label >= len(train):
-        raise DataError(
-            f"{file}: {last.path} has label {last.label}, but with {len(train)} images there can be labels 0 to "
-            f"{len(train) - 1} at most. Number the classes from 0 on."
-        )
-    return last.label + 1
-
-
-def _read_list(root: Root, known: set[str], file: str) -> list[Entry]:
-    entries = []
-    for number, line in enumerate(_lines(file), 1):
-        if not line.strip():
-            continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal() or len(label) > MAX_DIGITS:
-            raise DataError(
-                f"{file}, line {number}: expected 'path label' with a label of 0 or more, found {line.strip()[:200]!r}."
-            )
-        if path not in known:
-            what = f"{path} is no image" if path in root.skipped else f"there is no {path}"
-            raise DataError(f"{file}, line {number}: {what} in {root.where}.")
-        entries.append(Entry(path, int(label)))
-    if not entries:
-        raise DataError(f"{file} is empty; expected lines of 'path label'.")
-    return entries
-
-
-def _lines(file: str) -> Iterator[str]:
-    try:
-        with gzip.open(file) if file.endswith(".gz") else Path(file).open("rb") as stream:
-            data = stream.read(MAX_LIST_BYTES + 1)
-        if len(data) > MAX_LIST_BYTES:
-            raise DataError(f"{file} is larger than {MAX_LIST_BYTES} bytes, unpacked; expected lines of 'path label'.")
-        yield from (line.decode() for line in io.BytesIO(data))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is no readable list ({error}); expected lines of 'path label'.") from error
-
-
-def _names(entries: Sequence[Entry], num_classes: int) -> tuple[str, ...]:
-    folders: dict[int, set[str]] = {}
-    for entry in entries:
-        folders.setdefault(entry.label, set()).add(PurePosixPath(entry.path).parent.name)
-    names = [storable(next(iter(folders[c]))) for c in range(num_classes) if len(folders.get(c, ())) == 1]
-    return tuple(names) if len(set(names)) == num_classes else tuple(str(c) for c in range(num_classes))

@@ -17,10 +17,11 @@ from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.broken import broken_images
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders, read_lists
+from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
 from ltcore.data.datasets.image_root import Root, open_root
+from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_name, tail_provenance
-from ltcore.data.images.decode import decode_canvas, decode_image, size_of
+from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_of
 from ltcore.data.shards.manifest import SKIPPED
 from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
@@ -42,27 +43,42 @@ class ImageFolder(Dataset):
     """The images of a local directory or zip, by class folders or by list files."""
 
     by_path = True
+    has_folders = True
 
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
-        if cfg.imbalance_factor is not None and cfg.subset == "legacy":
-            raise ConfigError(
-                "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
-                "keep; use data.subset='keyed', which has the same class counts."
-            )
+        refuse_legacy(cfg)
         path = storage.local_path(cfg.uri).absolute()
         self.cfg, self.root = cfg, open_root(str(path))
-        if lists and cfg.classes_from:
-            raise ConfigError(
-                f"data.classes_from={cfg.classes_from} has no effect beside list files, which name the classes."
-            )
-        if lists:
-            self.layout = read_lists(self.root, lists)
-        else:
-            self.layout = read_folders(self.root, needs_train=needs_train, classes_from=cfg.classes_from)
-        self.name, self.identity = storable(path.stem), f"{self.root.fingerprint} {cfg.classes_from or ''}"
+        self.layout = read_layout(self.root, cfg, lists, needs_train)
+        self.name, self.identity = storable(path.stem), folders_identity(cfg, self.root.fingerprint)
 
     def source(self) -> Source:
         return image_folder(self.root, self.layout, self.cfg, self.broken)
+
+
+def refuse_legacy(cfg: DataConfig) -> None:
+    """Raises ConfigError where the published selection is asked for, which needs published data."""
+    if cfg.imbalance_factor is not None and cfg.subset == "legacy":
+        raise ConfigError(
+            "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
+            "keep; use data.subset='keyed', which has the same class counts."
+        )
+
+
+def read_layout(root: Root, cfg: DataConfig, lists: Lists, needs_train: bool) -> Layout:
+    """Reads which image is of which class and split, off the lists or, where there are none, off the folders."""
+    if not lists:
+        return read_folders(root, needs_train=needs_train, classes_from=cfg.classes_from)
+    if cfg.classes_from:
+        raise ConfigError(
+            f"data.classes_from={cfg.classes_from} has no effect beside list files, which name the classes."
+        )
+    return read_lists(root, lists, cfg)
+
+
+def folders_identity(cfg: DataConfig, fingerprint: str) -> str:
+    """Returns the identity of images whose folders are their classes."""
+    return f"{fingerprint} {cfg.classes_from or ''}"
 
 
 def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[str, str] | None = None) -> Source:
@@ -87,6 +103,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
         chosen[SKIPPED] = layout.skipped
     if broken:
         chosen[BROKEN] = dict(broken)
+    chosen |= layout.provenance
     image_size, mean, std = _probe(root, probed, cfg.subset_seed)
     rows, later = dict[str, _Rows](), list[_Item]()
     for split in reversed(list(splits)):
@@ -95,6 +112,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     return Source(
         name=name,
         classes=layout.classes,
+        attributes=layout.attributes,
         splits={split: rows[split] for split in splits},
         image_size=image_size,
         mean=mean,
@@ -140,7 +158,9 @@ class _Item:
     path: str
     key: str
     ext: str
+    """'' where the content alone tells it."""
     label: int
+    attribute: int
 
 
 def _items(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping[str, str]) -> list[_Item]:
@@ -154,12 +174,12 @@ def _items(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping
     for entry in entries:
         if entry.path in broken:
             continue
-        ext = image_ext(entry.path)
-        if not ext:
+        ext = "" if root.by_content else image_ext(entry.path)
+        if not ext and not root.by_content:
             raise DataError(f"{root.where}: {entry.path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
         stem = PurePosixPath(entry.path).with_suffix("")
         name = (entry.path if stems[stem] > 1 else str(stem)).removeprefix(layout.outer)
-        items.append(_Item(entry.path, safe_key(name), ext, entry.label))
+        items.append(_Item(entry.path, safe_key(name), ext, entry.label, entry.attribute))
     return items
 
 
@@ -192,7 +212,8 @@ class _Rows:
     def __iter__(self) -> Iterator[Sample]:
         errors: dict[str, BadImageError] = {}
         for item, image in self._sound(self.items, errors):
-            yield Sample(key=item.key, image=image, ext=item.ext, label=item.label)
+            ext = item.ext or extension_of(image)
+            yield Sample(key=item.key, image=image, ext=ext, label=item.label, attribute=item.attribute)
         if errors:
             for _ in self._sound(self.later, errors):
                 pass
@@ -212,6 +233,7 @@ class _Rows:
     def _chunks(self, items: Sequence[_Item], errors: dict[str, BadImageError]) -> Iterator[list[tuple[_Item, bytes]]]:
         """Yields the items that can be read with their bytes, as many at a time as may be in memory together."""
         chunk, held = list[tuple[_Item, bytes]](), 0
+        self.root.announce([item.path for item in items])
         for item in items:
             try:
                 chunk.append((item, self.root.read(item.path)))
@@ -240,8 +262,10 @@ def _probe(root: Root, items: Sequence[_Item], seed: int) -> _Probed:
     memory. Broken ones are left to the reading of all, which names every one.
     """
     order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
+    probed = [items[i].path for i in np.sort(order[:PROBED])]  # in the order in which they are stored
     chosen, sides = [], []
-    for path in (items[i].path for i in order[:PROBED]):
+    root.announce(probed)
+    for path in probed:
         with contextlib.suppress(BadImageError):
             sides.append(min(size_of(decode_image(root.read(path), path))))
             chosen.append(path)
@@ -250,6 +274,7 @@ def _probe(root: Root, items: Sequence[_Item], seed: int) -> _Probed:
     image_size = max(1, min(int(np.median(sides)), LARGEST_IMAGE_SIZE))
     # sums of integers: the same numbers in any order and on any machine
     sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(chosen) * image_size**2
+    root.announce(chosen)
     for path in chosen:
         pixels_CP = decode_canvas(root.read(path), image_size, f"{root.where}: {path}").reshape(3, -1).astype(np.int64)
         sums_C += pixels_CP.sum(1)

@@ -7,7 +7,7 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -42,10 +42,25 @@ class Root(Protocol):
     """Relative paths of folders without any image, sorted; hidden ones are left out."""
     fingerprint: str
     """Changes when an image is added, removed, renamed or changed; the same wherever the root lies."""
+    by_content: bool
+    """The names of the images do not tell their types."""
+
+    def announce(self, paths: Sequence[str]) -> None:
+        """Says which images are read next, and in which order, so that they can be fetched ahead."""
+        ...
 
     def read(self, path: str) -> bytes:
         """Reads one of the images. Raises BadImageError where its file is damaged."""
         ...
+
+
+class _AtHand:
+    """What images have in common that are read as fast as they are asked for."""
+
+    by_content = False
+
+    def announce(self, paths: Sequence[str]) -> None:
+        """Nothing is gained by reading ahead."""
 
 
 def open_root(where: str) -> Root:
@@ -61,17 +76,17 @@ def open_root(where: str) -> Root:
     raise DataError(f"{where} does not exist; expected a directory or a zip of images.")
 
 
-class _Directory:
+class _Directory(_AtHand):
     def __init__(self, root: Path) -> None:
         self._root = root
         self.where = str(root)
         folders, found, hidden = _walk(root)
-        self.files, self.skipped = _sorted_out(found, hidden)
+        self.files, self.skipped = sorted_out(found, hidden)
         self._refuse_dangling()
-        self.empty = _empty(folders, self.files)
+        self.empty = without_images(folders, self.files)
         self._sizes: dict[str, int] = {}
         self._unreadable: dict[str, tuple[str, str]] = {}
-        self.fingerprint = _digest(self._describe(name) for name in self.files)
+        self.fingerprint = digest(self._describe(name) for name in self.files)
 
     def _refuse_dangling(self) -> None:
         """Raises DataError for links that lead nowhere, as to a class folder on a drive that is not mounted."""
@@ -92,12 +107,12 @@ class _Directory:
 
     def read(self, path: str) -> bytes:
         if path in self._unreadable:
-            raise _bad(self.where, path, *self._unreadable[path])
-        _check_size(self.where, path, self._sizes[path])
+            raise bad_image(self.where, path, *self._unreadable[path])
+        check_size(self.where, path, self._sizes[path])
         try:
             return (self._root / path).read_bytes()
         except OSError as error:
-            raise _bad(self.where, path, f"cannot be read ({error.strerror})", "Correct or remove it.") from error
+            raise bad_image(self.where, path, f"cannot be read ({error.strerror})", "Correct or remove it.") from error
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
@@ -123,7 +138,7 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
     return folders, files, hidden
 
 
-def _sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the images among the files that were found, and all else with the hidden folders."""
     files, skipped = list[str](), set(hidden)
     for path in found:
@@ -137,12 +152,18 @@ def _sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[tuple[str,
     return tuple(sorted(files)), tuple(sorted(skipped))
 
 
-def _empty(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
+def folders_around(files: Iterable[str]) -> set[str]:
+    """Returns all folders in the paths of files, for places that do not list their folders."""
+    return {str(parent) for name in files for parent in list(PurePosixPath(name).parents)[:-1]}
+
+
+def without_images(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
+    """Returns the folders without any of the files, which are the images; hidden ones are left out."""
     full = {str(parent) for name in files for parent in PurePosixPath(name).parents}
     return tuple(sorted(folder for folder in folders if folder not in full and not is_hidden(folder)))
 
 
-class _Zip:
+class _Zip(_AtHand):
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         try:
@@ -156,30 +177,31 @@ class _Zip:
         for name in infos:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
                 raise DataError(f"{path}: the name {name!r} points outside the zip; make the zip again without it.")
-        self.files, self.skipped = _sorted_out(infos, ())
-        folders = {info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir()}
-        folders |= {str(parent) for name in infos for parent in list(PurePosixPath(name).parents)[:-1]}
-        self.empty = _empty(folders, self.files)
-        self.fingerprint = _digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
+        self.files, self.skipped = sorted_out(infos, ())
+        folders = (info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir())
+        self.empty = without_images({*folders, *folders_around(infos)}, self.files)
+        self.fingerprint = digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
         info = self._zip.getinfo(path)
-        _check_size(self.where, path, info.file_size)
+        check_size(self.where, path, info.file_size)
         if info.file_size > max(PACKED_BYTES, MAX_RATIO * info.compress_size):
             problem = f"has {info.file_size} bytes, packed into {info.compress_size}; expected at most {MAX_RATIO} times as many"
-            raise _bad(self.where, path, problem, "Remove it, or pack it without compression.")
+            raise bad_image(self.where, path, problem, "Remove it, or pack it without compression.")
         try:
             return self._zip.read(path)
         except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-            raise _bad(self.where, path, f"cannot be read ({error})", "Copy or download it again.") from error
+            raise bad_image(self.where, path, f"cannot be read ({error})", "Copy or download it again.") from error
 
 
-def _check_size(where: str, path: str, size: int) -> None:
+def check_size(where: str, path: str, size: int) -> None:
+    """Raises BadImageError for a file that is larger than any image."""
     if size > MAX_BYTES:
-        raise _bad(where, path, f"has {size} bytes, expected at most {MAX_BYTES}", "Remove or shrink it.")
+        raise bad_image(where, path, f"has {size} bytes, expected at most {MAX_BYTES}", "Remove or shrink it.")
 
 
-def _bad(where: str, path: str, problem: str, advice: str) -> BadImageError:
+def bad_image(where: str, path: str, problem: str, advice: str) -> BadImageError:
+    """Makes the error for one of the files that is not to be used."""
     return BadImageError(f"{where}: {path} {problem}. {advice}", problem)
 
 
@@ -194,5 +216,6 @@ def _hidden_at(path: str) -> int | None:
     return next((at for at, part in parts if part.startswith(".") or part.lower() in SYSTEM_NAMES), None)
 
 
-def _digest(lines: Iterable[str]) -> str:
+def digest(lines: Iterable[str]) -> str:
+    """Hashes the descriptions of files."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ltcore import storage
-from ltcore.data.config import DataConfig
+from ltcore.data.config import COLUMN_KEYS, DataConfig
 from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.registry import find, names
+from ltcore.data.datasets.registry import find, names, recognize
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
 from ltcore.data.shards.remarks import BROKEN, CLASSES_FROM, remarks
 from ltcore.data.shards.source import Rows, Sample, Source
@@ -52,6 +52,7 @@ def prepare(
     Raises DataError or ConfigError with one sentence when there is nothing that could be used.
     """
     if find(cfg.uri).by_path and is_shards(cfg.uri):
+        _refuse_columns(cfg)
         return cfg.uri
     dataset = _open(cfg, needs_train=needs_train)
     place = f"{dataset.name}-{_digest(cfg, dataset)[:12]}"
@@ -100,7 +101,7 @@ def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
 
 def is_shards(uri: str) -> bool:
     """Tells whether there are finished shards."""
-    return storage.exists(storage.join(uri, MANIFEST))
+    return not uri.startswith(("http://", "https://")) and storage.exists(storage.join(uri, MANIFEST))
 
 
 def make(
@@ -115,7 +116,7 @@ def make(
 
     Args:
         cfg: as for :func:`prepare`; its ``uri`` must not be finished shards.
-        lists: (split, list file of ``path label`` lines), the paths relative to the directory or zip ``cfg.uri``.
+        lists: (split, list file of ``path label`` lines, or table), paths relative to the folder or zip ``cfg.uri``.
         shard_size: most images in one tar.
         progress: called with a line of text about once a second.
     """
@@ -123,18 +124,30 @@ def make(
 
 
 def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
-    build = find(cfg.uri)
-    if build.by_path:
+    if find(cfg.uri).by_path:
         _check_place(cfg.uri)
+    build = recognize(cfg.uri)
+    if not build.has_columns and not lists:
+        _refuse_columns(cfg)
     return build(cfg, lists=lists, needs_train=needs_train)
 
 
+def _refuse_columns(cfg: DataConfig) -> None:
+    """Raises ConfigError where columns are named of what has none."""
+    if given := [key for key in COLUMN_KEYS if getattr(cfg, key) is not None]:
+        raise ConfigError(
+            f"data.{given[0]}={getattr(cfg, given[0])} has no effect: {cfg.uri} is no table. Leave it "
+            "away, or give a csv, tsv or parquet file."
+        )
+
+
 def _check_place(uri: str) -> None:
-    accepted = f"Accepted: shards with a {MANIFEST}, a local directory or zip of images, {', '.join(names())}."
+    accepted = (
+        f"Accepted: shards with a {MANIFEST}, a directory or zip of images, a list, csv, tsv or parquet file of images, "
+        f"{', '.join(names())}."
+    )
     if not storage.exists(uri):
         raise DataError(f"data.uri={uri!r}: there is nothing.{nearest(uri, names())} {accepted}")
-    if not storage.is_local(uri):
-        raise DataError(f"data.uri={uri!r} has no {MANIFEST}. {accepted}")
 
 
 def _check_broken(cfg: DataConfig, uri: str) -> None:

@@ -32,7 +32,10 @@ MAX_SCANS = 100
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Names in PIL of what is opened (JPEG includes MPO), whatever a file's extension says. PIL knows some forty more, and runs
 a program for some: Ghostscript for PostScript. HEIF is opened beside these where the package pillow-heif is installed."""
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}
+"""Of files in the formats that are not called as PIL calls them."""
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 _SOURCE_LINE = re.compile(r"\w*,? ?\[?/\S+\.(?:cpp|cc|c|h):\d+\]?,? ?")
 """``decode_jpeg, /build/.../decode_jpeg.cpp:171, `` before what torchvision says."""
@@ -92,6 +95,14 @@ def size_of(image_3HW: Pixels) -> Size:
     return image_3HW.shape[1], image_3HW.shape[2]
 
 
+def extension_of(data: bytes) -> str:
+    """Returns the extension for an image that can be decoded, by its content."""
+    if data.startswith(_PNG_SIGNATURE):  # PIL refuses to open some, for much text
+        return "png"
+    kind = _open(data, "the image").format or ""
+    return EXTENSIONS.get(kind, kind.lower())
+
+
 def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
     """Resamples the box to [3, *size], bilinearly and with antialiasing.
 
@@ -139,6 +150,10 @@ def _is_heif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
 
 
+def _open(data: bytes, where: str) -> Image.Image:
+    return _open_heif(data, where) if _is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
+
+
 def _open_heif(data: bytes, where: str) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
@@ -170,7 +185,7 @@ def _scans(data: bytes) -> int:
 
 
 def _decode(data: bytes, where: str) -> Pixels:
-    image = _open_heif(data, where) if _is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
+    image = _open(data, where)
     _check_size(image, where)
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > MAX_SCANS:
         raise _bad(where, f"has {scans} scans, expected at most {MAX_SCANS}", "Save it as a plain JPEG.")

@@ -13,12 +13,16 @@ BROKEN = "broken"
 """Key of the provenance: images that were left out because they cannot be decoded, path -> problem."""
 CARVED = "carved"
 """Key of the provenance: splits that the data did not bring and that were taken out of its training images."""
-SAID = (SKIPPED, BROKEN, CARVED)
+LABELS = "labels"
+"""Key of the provenance: how numbers that are no class numbers were brought to classes."""
+LISTED_TWICE = "listed_twice"
+"""Key of the provenance: how many rows repeat what another one says of the same image."""
+SAID = (SKIPPED, BROKEN, CARVED, LABELS, LISTED_TWICE)
 """Keys of the provenance that :func:`remarks` puts into words in full."""
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """Returns what was skipped, left out or carved, and which classes or tests have no images.
+    """Returns what was skipped, left out or carved, how labels were read, and which classes or tests have no images.
 
     No number of a run will be about those.
     """
@@ -27,6 +31,10 @@ def remarks(manifest: Manifest) -> list[str]:
     if isinstance(before, int) and isinstance(factor, int | float):
         used = f"{manifest.split('train').num_samples:,} of {before:,} training images are used"
         found.append(f"{used} (data.imbalance_factor={factor:g}).")
+    if labels := noted.get(LABELS):
+        found.append(f"labels are {labels}.")
+    if repeated := noted.get(LISTED_TWICE):
+        found.append(f"images listed again count once; that is {repeated} of the rows.")
     if carved := noted.get(CARVED):
         order = [split for split in ("train", "val", "test") if split in manifest.splits]
         sizes = ", ".join(f"{split} {manifest.split(split).num_samples:,}" for split in order)

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.folder_layout import read_folders, read_lists
+from ltcore.data.datasets.folder_layout import read_folders
 from ltcore.data.datasets.image_folder import image_folder
 from ltcore.data.datasets.image_root import open_root
+from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.source import safe_key
@@ -150,7 +151,7 @@ def test_list_files_name_splits_labels_and_classes(tmp_path):
     ("line", "message"),
     [
         ("a/1.png", r"train.txt, line 2: expected 'path label'"),
-        ("a/1.png -1", r"line 2: expected 'path label' with a label of 0 or more"),
+        ("a/1.png -1", r"line 2: expected a label that is a class name or a whole number of 0 or more, found -1"),
         ("a/7.png 0", r"line 2: there is no a/7.png in"),
     ],
 )
@@ -167,12 +168,12 @@ def test_lists_must_agree_with_each_other(tmp_path):
     (tmp_path / "train.txt").write_text("a/0.png 0\n")
     with pytest.raises(DataError, match="none for train"):
         read_lists(root, {"test": paths["test"]}.items())
-    with pytest.raises(DataError, match=r"test.txt is no readable list"):
+    with pytest.raises(DataError, match=r"test.txt does not exist"):
         read_lists(root, paths.items())
     for text, message in (
         ("", "is empty"),
-        ("a/1.png 4", "label 4, but training labels end at 0"),
-        ("a/0.png 0", "in train as well"),
+        ("a/1.png 4", "a/1.png has label 4, which no training image has"),
+        ("a/0.png 0", "has the split 'test', but 'train' in .*train.txt, line 1; splits must be disjoint"),
     ):
         (tmp_path / "test.txt").write_text(text)
         with pytest.raises(DataError, match=message):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.folder_layout import read_folders, read_lists
+from ltcore.data.datasets.folder_layout import read_folders
 from ltcore.data.datasets.image_root import open_root
+from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.prepare import make, prepare, selection_remarks
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
