@@ -14,11 +14,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 USERINFO = re.compile(
-    r"://[^/\s]*@"
+    r"(?<!\babfs)(?<!\babfss)(?<!\baz)://[^/\s]*@"  # of Azure, what stands there is a container
+    r"|\b(abfss?|az)://[^/\s@]*:[^/\s]*@"
     r"|://[^/\s:@\[]+:(?!\d+(/|$))\S*@"  # a slash in the password ends the host too early, with a port that is no number
     r"|\b(s3|gs|gcs)://[^/\s:@]+:\S*@"  # a bucket has no port at all
+    r"|\bhttps?://\S+[?&](sig|token|access_token|x-amz-signature|x-goog-signature)=",
+    re.IGNORECASE,
 )
-"""What stands before the host in ``s3://KEY:SECRET@bucket`` or ``http://user@host``; a secret of AWS may hold a slash."""
+"""What stands before the host in ``s3://KEY:SECRET@bucket`` or ``http://user@host``; a secret of AWS may hold a slash.
+A signature in an address of the web is as good as a password."""
 _PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -36,6 +40,14 @@ class ConfigError(LtcoreError):
 
 class DataError(LtcoreError):
     """Input data, a manifest or a shard is not what it should be."""
+
+
+class BadImageError(DataError):
+    """An image cannot be read or decoded. ``problem`` says why, without its name and without advice."""
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem or message
 
 
 class DamagedFileError(DataError):
@@ -132,8 +144,8 @@ def refuse_userinfo(**values: str | None) -> None:
     for name, value in values.items():
         if value is not None and USERINFO.search(value):
             raise ValueError(
-                f"{name} is a URI with a user name or password in it, which would be stored and shown with it. Take them out, "
-                "and give credentials by environment or login, as for the store's own command"
+                f"{name} is a URI with a user name or password in it, or a signature, which would be stored and shown with it. "
+                "Take them out, and give credentials by environment or login, as for the store's own command"
             )
 
 

@@ -18,11 +18,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import platformdirs
+import pyarrow as pa
 from pyarrow import fs as pafs
 
+from ltcore import fsspec_stores
 from ltcore.errors import ConfigError, DamagedFileError, DataError, refuse_userinfo
+from ltcore.fsspec_stores import READ_ONLY, FileInfo
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
+"""Schemes that pyarrow opens itself, for results and data."""
+COPY_BYTES = 4 * 2**20
+"""What is in memory at a time of a file that is copied."""
 DAMAGED = "It is damaged: restore it, or start again with --fresh."
 """The end of an error about a file that we wrote and cannot read."""
 
@@ -59,11 +65,22 @@ def _remote_fs(root: str, endpoint: str | None) -> pafs.FileSystem:
     return pafs.FileSystem.from_uri(root)[0]
 
 
+def refuse_read_only(uri: str) -> None:
+    """Raises ConfigError for a place that can only be read."""
+    if _scheme(uri) in READ_ONLY:
+        raise ConfigError(f"{uri}: {_scheme(uri)}:// is only read. Write to a path, file://, s3:// or gs://.")
+
+
+def _errors_of(uri: str) -> type[Exception]:
+    """Returns what a store raises: the clients behind fsspec have errors of their own."""
+    return Exception if _scheme(uri) in READ_ONLY else OSError
+
+
 def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
     """Returns the pyarrow file system of a URI and the path inside it.
 
-    Takes plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL) and ``gs://``. Raises ConfigError for anything
-    else.
+    Takes plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL), ``gs://``, and for reading those of ``READ_ONLY``.
+    Raises ConfigError for anything else.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
@@ -74,8 +91,13 @@ def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
     scheme, _, path = uri.partition("://")
+    if scheme in READ_ONLY:
+        return fsspec_stores.open_fs(uri)
     if scheme not in REMOTE_SCHEMES:
-        raise ConfigError(f"{uri}: {scheme}:// is not supported. Use a path, file://, s3:// or gs://.")
+        only = ", ".join(f"{each}://" for each in READ_ONLY)
+        raise ConfigError(
+            f"{uri}: {scheme}:// is not supported. Use a path, file://, s3:// or gs://, or for data {only}."
+        )
     try:
         return _remote_fs(f"{scheme}://{path.split('/', 1)[0]}", endpoint), path
     except OSError as error:
@@ -87,7 +109,7 @@ def exists(uri: str) -> bool:
     filesystem, path = open_fs(uri)
     try:
         return bool(filesystem.get_file_info(_encoded(path)).type != pafs.FileType.NotFound)
-    except OSError as error:
+    except _errors_of(uri) as error:
         raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
 
 
@@ -97,7 +119,12 @@ def _encoded(path: str) -> str | bytes:
 
 
 def list_files(uri: str) -> list[str]:
-    """Returns the names, relative to ``uri``, of all files below it; [] where there is nothing.
+    """Returns the names, relative to ``uri``, of all files below it, as ``describe_files`` does."""
+    return [info.name for info in describe_files(uri)]
+
+
+def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
+    """Returns all files below ``uri``, sorted by name; [] where there is nothing.
 
     The names are safe to join to a folder. An object store has no folders, and a name there may climb (``run/../x``):
     that raises DataError.
@@ -105,16 +132,35 @@ def list_files(uri: str) -> list[str]:
     filesystem, root = open_fs(uri)
     root = root.rstrip("/")
     try:
-        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-    except OSError as error:
+        if _scheme(uri) in READ_ONLY:
+            found = fsspec_stores.find_files(filesystem.handler.fs, root, recursive)
+        else:
+            selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
+            infos = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+            found = [FileInfo(info.path[len(root) + 1 :], info.size, str(info.mtime_ns or "")) for info in infos]
+    except _errors_of(uri) as error:
         raise DataError(f"{uri} cannot be listed: {error}. Check the name and the credentials.") from error
-    names = sorted(info.path[len(root) + 1 :] for info in found if info.type == pafs.FileType.File)
-    for name in names:
-        if not is_inner(name):
+    for info in found:
+        if not is_inner(info.name):
             raise DataError(
-                f"{uri} holds an object named {name!r}, which is no path below it. Remove it, or use another place."
+                f"{uri} holds an object named {info.name!r}, which is no path below it. Remove it, or use another place."
             )
-    return names
+    return sorted(found, key=lambda info: info.name)
+
+
+def describe_file(uri: str) -> FileInfo | None:
+    """Returns the file ``uri``; None where there is none, or a folder."""
+    filesystem, path = open_fs(uri)
+    try:
+        if _scheme(uri) in READ_ONLY:
+            return fsspec_stores.find_file(filesystem.handler.fs, path)
+        found = filesystem.get_file_info(_encoded(path))
+        is_file = found.type == pafs.FileType.File
+        return FileInfo(found.base_name, found.size, str(found.mtime_ns or "")) if is_file else None
+    except FileNotFoundError:
+        return None
+    except _errors_of(uri) as error:
+        raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
 
 
 def is_inner(name: str) -> bool:
@@ -134,18 +180,50 @@ def remove_folder(uri: str, first: str) -> None:
         raise DataError(f"{uri} cannot be removed: {error}. Check permissions.") from error
 
 
-def read_bytes(uri: str) -> bytes:
-    """Reads the whole file. Raises DataError where it is missing or unreadable."""
+def read_bytes(uri: str, most_bytes: int | None = None) -> bytes:
+    """Reads the whole file. Raises DataError where it is missing, unreadable or larger than ``most_bytes``."""
+    with open_file(uri) as stream:
+        data = _read(uri, stream, None if most_bytes is None else most_bytes + 1)
+    if most_bytes is not None and len(data) > most_bytes:
+        raise DataError(f"{uri} is larger than {most_bytes} bytes.")
+    return data
+
+
+def _read(uri: str, stream: pa.NativeFile, count: int | None) -> bytes:
+    try:
+        return bytes(stream.read(count))
+    except _errors_of(uri) as error:
+        raise DataError(f"{uri} cannot be read: {error}.") from error
+
+
+def open_file(uri: str, *, seekable: bool = False) -> pa.NativeFile:
+    """Opens the file for reading, from its start on unless it has to be ``seekable``.
+
+    Raises DataError where it is missing or unreadable.
+    """
     filesystem, path = open_fs(uri)
     try:
         if is_local(uri) and not is_plain(Path(path).stat()):
             raise DataError(f"{uri} is no plain file. Replace it by one, or remove it.")
-        with filesystem.open_input_stream(_encoded(path)) as stream:
-            return bytes(stream.read())
+        if seekable:
+            return filesystem.open_input_file(_encoded(path))
+        return filesystem.open_input_stream(_encoded(path), compression=None)  # else the bytes of a .gz were others
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{uri} does not exist. Check the path, or make the data set again.") from error
-    except OSError as error:
+    except _errors_of(uri) as error:
         raise DataError(f"{uri} cannot be read: {error}.") from error
+
+
+def download(uri: str, path: Path) -> None:
+    """Copies the file ``uri`` to the local file ``path``. Raises DataError where that fails."""
+    try:
+        with open_file(uri) as source, path.open("wb") as target:
+            while chunk := _read(uri, source, COPY_BYTES):
+                target.write(chunk)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}. Check permissions and free space.") from error
 
 
 def is_plain(found: os.stat_result) -> bool:

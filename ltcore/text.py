@@ -8,6 +8,7 @@ harmless.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _MARKDOWN = re.compile(r"[\\`|<>\[\]!*&]")
@@ -16,6 +17,12 @@ _MARKDOWN = re.compile(r"[\\`|<>\[\]!*&]")
 def printable(text: str) -> str:
     r"""Escapes what a terminal would interpret or hide, including line breaks: ``\x1b``, ``\n``, ``\u202e``."""
     return text if text.isprintable() else "".join(map(_spelled, text))
+
+
+def few_words(names: Sequence[str], most: int = 5) -> str:
+    """Names the first of them, printable, and counts the others."""
+    shown = ", ".join(map(printable, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def printable_lines(text: str) -> str:

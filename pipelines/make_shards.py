@@ -2,6 +2,7 @@
 
 python pipelines/make_shards.py images.zip OUT --imbalance-factor 100   train|val|test/<class>/<image> or <class>/<image>
 python pipelines/make_shards.py FOLDER OUT --list train=a.txt --list test=b.txt   lines 'path label' below FOLDER
+python pipelines/make_shards.py labels.csv OUT   a header and a line for each image; also tsv, parquet and .txt lists
 python pipelines/make_shards.py cifar100 OUT --imbalance-factor 100 --subset legacy   the published selection
 python pipelines/make_shards.py check URI    reads everything and lists what is wrong
 python pipelines/make_shards.py info URI     prints the manifest for a person

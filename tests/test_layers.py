@@ -14,7 +14,20 @@ import pytest
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "ltcore"
-BASE = ("batch", "stats", "shots", "rng", "hashing", "dist", "errors", "text", "storage", "version", "lazy")
+BASE = (
+    "batch",
+    "stats",
+    "shots",
+    "rng",
+    "hashing",
+    "dist",
+    "errors",
+    "text",
+    "storage",
+    "fsspec_stores",
+    "version",
+    "lazy",
+)
 LEVEL = {
     **dict.fromkeys(BASE, 0),
     **dict.fromkeys(("data", "models", "objective", "evaluation", "tracking"), 1),

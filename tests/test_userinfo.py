@@ -58,6 +58,10 @@ FORMS = [
     "http://user:pa55/word@host:9000",
     "gs://pa55word@bucket",
     "ftp://a/b,http://user:pa55word@host",
+    "abfs://account:pa55word@host/x",
+    "abfss://:pa55word@host/x",
+    "https://host/x.zip?se=1&sig=pa55word",
+    "https://host/x.zip?X-Amz-Signature=pa55word",
 ]
 
 
@@ -78,6 +82,8 @@ def test_every_form_of_it(uri: str) -> None:
         "https://host/x@y",
         "/home/me@work:x",
         "s3://a/x,s3://b/y@z",
+        "abfs://container@account.dfs.core.windows.net/x",
+        "https://host/x.zip?download=1",
     ],
 )
 def test_what_is_none(uri: str) -> None:

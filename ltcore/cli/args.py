@@ -150,9 +150,15 @@ class ShardsArgs:
     subset: str
     subset_seed: int
     val_per_class: int
+    classes_from: str | None
+    max_bad_samples: int
     shard_size: int
     lists: list[tuple[str, str]]
     """(split, list file) pairs."""
+    image_column: str | None
+    label_column: str | None
+    split_column: str | None
+    attribute_column: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
-from ltcore.cli import parsers
+from ltcore.cli import export_parsers, parsers, shards_parser
 from ltcore.cli.parser import DESCRIBE, Described
 from ltcore.config import keys
 
@@ -96,7 +96,9 @@ def _beginning_with(current: str, found: Iterable[str]) -> list[str]:
 
 
 def _parser_of(command: str) -> argparse.ArgumentParser:
-    reader = getattr(parsers, f"read_{command}", parsers.read_nothing)
+    name = f"read_{command}"
+    home = next((module for module in (parsers, shards_parser, export_parsers) if hasattr(module, name)), None)
+    reader = getattr(home, name) if home is not None else parsers.read_nothing
     try:
         reader(None, DESCRIBE)
     except Described as found:

@@ -16,6 +16,7 @@ from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.data.shards.remarks import file_remarks
 from ltcore.errors import ConfigError, DataError
 from ltcore.evaluation.balance import remarks
 from ltcore.evaluation.catalog import title_of
@@ -75,7 +76,10 @@ def find_data(predictor: Predictor, given: str | None, out: Output = COMMAND_LIN
 
 def _prepared(data: Any, out: Output, doing: str) -> str:
     out.say(f"{doing} {data.uri}")
-    return prepare(data, progress=out.say, needs_train=False)
+    uri = prepare(data, progress=out.say, needs_train=False)
+    for remark in file_remarks(read_manifest(uri)):
+        out.say(remark)
+    return uri
 
 
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltcore.cli.args import CardArgs, ExportArgs
-from ltcore.cli.parsers import _parser, add_prediction_flags
+from ltcore.cli.parsers import add_prediction_flags, command_parser
 
 
 def read_export(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ExportArgs:
     """Reads the command line of ``export``."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
     parser.add_argument(
         "file",
@@ -37,7 +37,7 @@ def read_export(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
 
 def read_card(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> CardArgs:
     """Reads the command line of ``card``."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     parser.add_argument("run", metavar="RUN", help="run directory, path or URI")
     parser.add_argument("--output", metavar="FILE.md", help="where the card goes (default: the standard output)")
     args = parser.parse_args(argv)

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from ltcore.cli import export_parsers, parsers
+from ltcore.cli import export_parsers, parsers, shards_parser
 from ltcore.text import printable, printable_lines
 from ltcore.version import __version__
 
@@ -65,7 +65,7 @@ def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
 
 def shards(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
     """Make shards from images, check shards, or describe them."""
-    args = parsers.read_shards(doc, argv, prog)
+    args = shards_parser.read_shards(doc, argv, prog)
     from ltcore.cli.make_shards import make_shards
 
     return make_shards(args)

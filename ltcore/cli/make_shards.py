@@ -28,6 +28,12 @@ def make_shards(args: ShardsArgs) -> int:
                 subset=args.subset,
                 subset_seed=args.subset_seed,
                 val_per_class=args.val_per_class,
+                classes_from=args.classes_from,
+                max_bad_samples=args.max_bad_samples,
+                image_column=args.image_column,
+                label_column=args.label_column,
+                split_column=args.split_column,
+                attribute_column=args.attribute_column,
             )
         except ValueError as error:
             raise ConfigError(f"data.{error}.") from error

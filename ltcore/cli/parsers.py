@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ltcore.benchmarks.options import BENCHES, Options
-from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, ShardsArgs, TrainArgs, TuneArgs, fold
+from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, TrainArgs, TuneArgs, fold
 from ltcore.cli.parser import Parser
-from ltcore.cli.values import count, not_negative, pair, positive, whole, worker_range
+from ltcore.cli.values import count, not_negative, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
@@ -24,7 +24,7 @@ DEMO_SWEEP = "tune_lpa"
 
 def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainArgs:
     """Reads the command line of ``train``; ``--show`` prints the resolved configuration and exits."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     help_words = "recipe (default: folder or folder_small, by the size of the images) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
     parser.add_argument(
@@ -47,7 +47,7 @@ def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
 
 def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TuneArgs:
     """Reads the command line of ``tune``; ``--show`` prints sweep and resolved configuration and exits."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     help_words = "recipe (default: the sweep's) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
     parser.add_argument("--sweep", default=DEMO_SWEEP, metavar="NAME|FILE", help="sweep file (default: %(default)s)")
@@ -72,7 +72,7 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
 
 def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> EvaluateArgs:
     """Reads the command line of ``evaluate``."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
     parser.add_argument(
         "images",
@@ -121,7 +121,7 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
 
 def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ReportArgs:
     """Reads the command line of ``report``."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     parser.add_argument("directories", nargs="+", metavar="DIR", type=Path, help="a sweep directory or run directories")
     parser.add_argument("--output", metavar="FILE", type=Path, help="where the page goes (default: into the directory)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table of results instead of a page")
@@ -131,43 +131,9 @@ def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     return ReportArgs(directories=args.directories, output=args.output, markdown=args.markdown)
 
 
-def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ShardsArgs:
-    """Reads the command line of ``shards``."""
-    parser = _parser(doc, prog)
-    add = parser.add_argument
-    add("source", metavar="SOURCE|check|info", help="folder or zip of images, or a name under Data in `ltcore methods`")
-    add("target", metavar="OUT|URI", help="where the shards are or will be: folder, s3:// or gs://")
-    add(
-        "--imbalance-factor",
-        type=float,
-        metavar="X",
-        help="largest / smallest training class (default: images as they are)",
-    )
-    add("--subset", default="keyed", metavar="NAME", help="keyed (default), or legacy: the published one, CIFAR only")
-    add(
-        "--subset-seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of the selection and of the order in the shards (default 0)",
-    )
-    add(
-        "--val-per-class",
-        type=int,
-        default=10,
-        metavar="N",
-        help="from training images that are not used otherwise (default 10)",
-    )
-    add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
-    add("--list", action="append", default=[], type=pair, metavar="SPLIT=FILE", help="list file; repeatable")
-    args = vars(parser.parse_args(argv))
-    del args["debug"]
-    return ShardsArgs(lists=args.pop("list"), **args)
-
-
 def read_bench(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> Options:
     """Reads the command line of ``bench``."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     add = parser.add_argument
     add("what", nargs="?", default="ladder", choices=(*BENCHES, "all"), help="what to measure (default: ladder)")
     add("--data", metavar="URI", help="shards, image folder or zip for ladder and large (default: generated images)")
@@ -180,7 +146,7 @@ def read_bench(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
 
 def read_doctor(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> DoctorArgs:
     """Reads the command line of ``doctor``."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     parser.add_argument("--storage", metavar="URI", help="where results go (default: LTCORE_STORAGE)")
     parser.add_argument("--data", metavar="URI", help="shards that must be reachable (default: LTCORE_DATA)")
     parser.add_argument("--max-gpus", type=not_negative, metavar="N", help="most GPUs that a sweep may hold together")
@@ -190,7 +156,7 @@ def read_doctor(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
 
 def read_keys(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> str | None:
     """Reads the pattern that ``keys`` looks for; None lists all."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a key, or a pattern with *")
     pattern: str | None = parser.parse_args(argv).pattern
     return pattern
@@ -200,7 +166,7 @@ def read_show(
     doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None
 ) -> tuple[str, dict[str, str]]:
     """Reads recipe and overrides of ``show``."""
-    parser = _parser(doc, prog)
+    parser = command_parser(doc, prog)
     parser.add_argument("words", nargs="+", metavar="RECIPE key=value", help="recipe and overrides")
     recipe, overrides = split_words(parser, parser.parse_args(argv).words)
     if recipe is None:
@@ -215,7 +181,7 @@ def read_schema(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         "  ltcore schema > recipe.schema.json\n"
         "  # yaml-language-server: $schema=recipe.schema.json"
     )
-    parser = _parser(f"{doc}\n\n{how}" if doc else how, prog)
+    parser = command_parser(f"{doc}\n\n{how}" if doc else how, prog)
     parser.add_argument("--sweep", action="store_true", help="the schema of sweep files")
     of_sweep: bool = parser.parse_args(argv).sweep
     return of_sweep
@@ -224,7 +190,7 @@ def read_schema(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
 def read_completion(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Reads the shell, or the words so far, which its script asks about."""
     how = "Once: source <(ltcore completion bash), or into the shell's start-up file; fish: ltcore completion fish | source"
-    parser = _parser(f"{doc}\n\n{how}" if doc else how, prog)
+    parser = command_parser(f"{doc}\n\n{how}" if doc else how, prog)
     parser.add_argument(
         "shell", nargs="?", choices=("bash", "zsh", "fish"), metavar="bash|zsh|fish", help="which shell"
     )
@@ -237,10 +203,11 @@ def read_completion(doc: str | None, argv: Sequence[str] | None = None, prog: st
 
 def read_nothing(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Reads the command line of a command that takes no arguments, and refuses any."""
-    _parser(doc, prog).parse_args(argv)
+    command_parser(doc, prog).parse_args(argv)
 
 
-def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+def command_parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """Returns the parser of a command, with what all commands take."""
     parser = Parser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the logs of libraries")
     return parser
@@ -259,7 +226,11 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="URI", help="shards, image folder or zip, or source (default: LTCORE_DATA)")
+    parser.add_argument(
+        "--data",
+        metavar="URI",
+        help="shards, images (folder, zip, list, table, parquet), or source (default: LTCORE_DATA)",
+    )
     parser.add_argument("--seed", type=whole, metavar="N", help="seed of the run, or of the sweep and its runs")
 
 

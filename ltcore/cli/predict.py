@@ -44,6 +44,8 @@ def _predict(args: EvaluateArgs) -> int:
     shards = _shards(predictor, args)
     if shards is None:
         inputs = Inputs(args.images, predictor.classes)
+        for remark in inputs.remarks:
+            say(remark)
         parts = predict_items(predictor, inputs, top_k=args.top_k, logits=args.logits)
         return _deliver(args, predictor, parts, len(inputs), {"labels": inputs.labeled})
     store = ShardStore(shards, predictor.config.data.cache_bytes)

@@ -13,7 +13,7 @@ from ltcore.data.datasets.registry import find
 from ltcore.data.shards.histogram import class_histogram
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.errors import ConfigError, refuse_userinfo
-from ltcore.storage import is_local, join
+from ltcore.storage import is_local, join, refuse_read_only
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig
@@ -31,6 +31,7 @@ def storage_root(storage: str | None) -> str:
         refuse_userinfo(**{"--storage (or LTCORE_STORAGE)": root})
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
+    refuse_read_only(root)
     return str(Path(root).expanduser().resolve()) if is_local(root) and "://" not in root else root.rstrip("/")
 
 

@@ -8,8 +8,11 @@ from ltcore.errors import at_least, one_of, refuse_userinfo, within
 
 LOADERS = ("auto", "cache", "threads", "ray")
 SUBSETS = ("keyed", "legacy")
+CLASSES_FROM = ("depth", "path")
 SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
+COLUMN_KEYS = ("image_column", "label_column", "split_column", "attribute_column")
+"""Keys that say how a table is read."""
 MAX_IMAGE_SIZE = 4096
 
 
@@ -18,8 +21,25 @@ class DataConfig:
     """The ``data`` section of a run."""
 
     uri: str = "digits-glt"
-    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source
-    that ``ltcore methods`` lists."""
+    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, a list of ``path label`` lines, a csv
+    or tsv with a header, parquet with images or paths, or the name of a source that ``ltcore methods`` lists. All but the
+    last may lie in a store as well (``s3://``, ``gs://``, ``abfs://``, ``hf://datasets/...``), single files also in the web."""
+    classes_from: str | None = None
+    """Class of an image in nested folders: ``depth`` takes the first folder level (below ``train/``, ``val/`` and ``test/``
+    where there are these), and everything below it belongs to it; ``path`` takes all levels, so ``cats/siamese/1.jpg`` is
+    of class ``cats/siamese``. null: images lie directly in the folder of their class, and deeper ones are refused. Only for
+    a folder or zip of images without list files."""
+    image_column: str | None = None
+    """Column of a table (csv, tsv, parquet) with the paths of the images, relative to the folder of the table, or, in parquet,
+    with the images themselves. null takes the one with a usual name: image, path, file, filename, file_name or image_path."""
+    label_column: str | None = None
+    """Column of a table with the classes, as names or whole numbers. null: label, class, category or target."""
+    split_column: str | None = None
+    """Column of a table that says train, val or test. null: split, where there is such a column; else a test and a validation
+    split are taken out of the training images, as of a folder."""
+    attribute_column: str | None = None
+    """Column of a table with a second property of each image, such as its background, beside the class; empty cells are
+    unknown. null: attribute, where there is such a column."""
     train_split: str = "train"
     """Name of the split that is trained on. ``train_cbl`` of a GLT data set, whose classes are balanced, gives the ALT
     protocol; shot groups stay those of ``train``."""
@@ -35,7 +55,10 @@ class DataConfig:
     val_per_class: int = 10
     """Images per class for the validation split, >= 0. With ``imbalance_factor`` they are taken from the images that the
     long-tailed set leaves out, so a class that it keeps whole has none; without, at most a fifth of each class is carved
-    out of it. Of digits-glt: digits, each drawn in all colors. No effect where the data bring a validation split."""
+    out of it. A folder or zip without a test split gives a fifth of each class to a test first. Small classes give one image
+    instead of none: to the test from 2 images on, to validation from 3 on; a class of one image stays in training. Which
+    images these are depends on their paths and ``subset_seed``. Of digits-glt: digits, each drawn in all colors. No effect
+    where the data bring a validation split."""
     image_size: int | None = None
     """Side in pixels of the square to which every image, or each of its crops, is brought when it is decoded. None takes
     the manifest's."""
@@ -59,16 +82,18 @@ class DataConfig:
     max_bad_samples: int = 0
     """How many undecodable images a worker tolerates in the training split. 0 stops at the first. Otherwise each is
     replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
-    loader takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
-    rest on every sample, nor to damaged shards."""
+    loader takes the same one), and ``run.json`` counts them. Never applies to other splits of shards, where a number must
+    rest on every sample, nor to damaged shards. When shards are made of a folder or zip of images, it is how many broken
+    images of all splits are left out, as if their files were not there, and named in the manifest."""
 
     def __post_init__(self) -> None:
         if not self.uri:
-            raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
+            raise ValueError("uri must name shards, a folder, zip or table of images, or a source; got an empty text")
         refuse_userinfo(uri=self.uri)
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")
         one_of(SUBSETS, subset=self.subset)
+        one_of(CLASSES_FROM, classes_from=self.classes_from)
         one_of(LOADERS, loader=self.loader)
         within(f"[1, {MAX_IMAGE_SIZE}]", image_size=self.image_size, cache_px=self.cache_px)
         at_least(1, imbalance_factor=self.imbalance_factor, lanes=self.lanes, prefetch_steps=self.prefetch_steps)

@@ -24,12 +24,16 @@ AS_THEY_ARE = (
 
 @pytest.fixture
 def photos(tmp_path: Path) -> str:
-    """Two classes of 40 images, and one of 4, which has no test image."""
-    for name, count in (("ant", 40), ("bee", 40), ("cat", 4)):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for n in range(count):
-            (tmp_path / "photos" / name / f"{n}.png").write_bytes(tiny_png(n))
+    """Two classes of 40 images, and one of 5."""
+    for name, count in (("ant", 40), ("bee", 40), ("cat", 5)):
+        add_class(tmp_path / "photos", name, count)
     return str(tmp_path / "photos")
+
+
+def add_class(folder: Path, name: str, count: int) -> None:
+    (folder / name).mkdir(parents=True)
+    for n in range(count):
+        (folder / name / f"{n}.png").write_bytes(tiny_png(n))
 
 
 def dry_run(tmp_path: Path, *words: str) -> None:
@@ -48,12 +52,17 @@ def dry_run(tmp_path: Path, *words: str) -> None:
 def test_photos_are_used_as_they_are_and_it_is_said(
     tmp_path: Path, photos: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    add_class(Path(photos), "emu", 1)
     dry_run(tmp_path, "--data", photos)
     said = capsys.readouterr()
     assert said.err.startswith(AS_THEY_ARE)
-    assert "photos: test has no image of 1 of 3 classes (cat), so it says nothing about them.\n" in said.err
+    assert (
+        "photos: test and val have no image of 1 of 4 classes (emu): their accuracy cannot be measured there.\n"
+        in said.err
+    )
+    assert "photos: train 56, val 13, test 17 images; val and test are carved out of training" in said.err
     assert "training images are used" not in said.err
-    assert "photos: 56 training images, 3 classes" in said.out
+    assert "photos: 56 training images, 4 classes" in said.out
 
 
 def test_a_typed_factor_is_said_with_the_number_of_images_that_it_leaves(
@@ -89,8 +98,12 @@ def test_a_sweep_says_what_it_does_not_take_over(
 
 def test_a_sweep_is_told_where_it_says_the_rest(tmp_path: Path, photos: str) -> None:
     said: list[str] = []
+    add_class(Path(photos), "emu", 1)
     prepare_run(tiny_run(data__uri=photos), str(tmp_path), said.append)
-    assert said[-2] == "photos: test has no image of 1 of 3 classes (cat), so it says nothing about them."
+    assert (
+        said[-1]
+        == "photos: test and val have no image of 1 of 4 classes (emu): their accuracy cannot be measured there."
+    )
 
 
 def test_stage_2_repeats_the_factor_of_its_stage_1_and_is_not_refused_for_it(tmp_path: Path, tiny_shards: str) -> None:

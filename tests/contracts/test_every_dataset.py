@@ -5,20 +5,25 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ltcore import fsspec_stores
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets import cifar
 from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.prepare import make, write_source
-from ltcore.data.datasets.registry import DATASETS, PATH, find, names
+from ltcore.data.datasets.registry import DATASETS, PATH, find, names, recognize
 from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.source import Sample, Source
 from ltcore.data.shards.validate import check_dataset
@@ -49,17 +54,59 @@ def write_folder(root: Path) -> Path:
     return root
 
 
+def listed(root: Path) -> str:
+    """A table of the images."""
+    lines = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    (root / "pets.csv").write_text("\n".join(["path,label", *lines]))
+    return str(root / "pets.csv")
+
+
+def in_parquet(root: Path) -> str:
+    """The images in a file of their own."""
+    paths = sorted(root.rglob("*.png"))
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    pq.write_table(pa.table({"image": images, "label": [path.parent.name for path in paths]}), root / "pets.parquet")
+    return str(root / "pets.parquet")
+
+
+def in_store(root: Path) -> str:
+    """The folder in a store, which is memory."""
+    fsspec.filesystem("memory").put(str(root), "/pets", recursive=True)
+    return "memory://pets"
+
+
+def zip_in_store(root: Path) -> str:
+    path = shutil.make_archive(str(root.with_name("pets")), "zip", root)
+    fsspec.filesystem("memory").put(path, "/pets.zip")
+    return "memory://pets.zip"
+
+
+PLACES = {
+    PATH: str,
+    "LIST|CSV|TSV": listed,
+    "PARQUET": in_parquet,
+    "URI": in_store,
+    "URI.zip": zip_in_store,
+}
+"""Row -> what it reads, made out of a folder of images."""
+
+
 @pytest.fixture(scope="module", params=DATASETS)
 def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What ``data.uri`` is for the row; nothing is downloaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "load", fake_cifar)
-        yield str(write_folder(tmp_path_factory.mktemp("of") / "pets")) if request.param == PATH else request.param
+        patch.setitem(fsspec_stores.READ_ONLY, "memory", "fsspec")
+        patch.setenv("LTCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        if request.param not in PLACES:
+            yield request.param
+        else:
+            yield PLACES[request.param](write_folder(tmp_path_factory.mktemp("of") / "pets"))
 
 
 def open_row(uri: str, **choices: Any) -> Dataset:
     """The row's source, with a long tail unless something else is chosen."""
-    return find(uri)(DataConfig(uri=uri, **{"imbalance_factor": 4.0, "val_per_class": 2} | choices))
+    return recognize(uri)(DataConfig(uri=uri, **{"imbalance_factor": 4.0, "val_per_class": 2} | choices))
 
 
 def read(source: Source) -> dict[str, list[Sample]]:
@@ -79,7 +126,7 @@ def samples(source: Source) -> dict[str, list[Sample]]:
 def test_the_rows_say_what_they_are() -> None:
     for row in DATASETS.values():
         assert row.summary and row.paper and "\n" not in row.summary + row.paper
-    assert names() == [name for name in DATASETS if name != PATH]
+    assert names() == [name for name, row in DATASETS.items() if not row.build.by_path]
 
 
 def test_one_seed_gives_the_same_samples_and_another_gives_others(uri: str, source: Source, samples: Samples) -> None:

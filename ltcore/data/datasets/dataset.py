@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 from ltcore.data.config import DataConfig
@@ -11,7 +12,7 @@ from ltcore.data.shards.source import Source
 from ltcore.errors import ConfigError
 
 Lists = Sequence[tuple[str, str]]
-"""(split, list file of ``path label`` lines)."""
+"""(split, list file of ``path label`` lines, or table)."""
 
 
 class Dataset(ABC):
@@ -24,6 +25,10 @@ class Dataset(ABC):
     """``data.uri`` is the place of the images, and not the name of a published data set."""
     has_selection: ClassVar[bool] = True
     """``data.imbalance_factor`` and ``data.subset`` choose its training images; otherwise its imbalance is its own."""
+    has_folders: ClassVar[bool] = False
+    """``data.classes_from`` says which of its folders are the classes."""
+    has_columns: ClassVar[bool] = False
+    """``data.image_column`` and its siblings say how its table is read."""
     is_generated: ClassVar[bool] = False
     """It is made out of nothing in seconds, so ``--fresh`` makes it again."""
 
@@ -32,17 +37,30 @@ class Dataset(ABC):
     identity: str
     """Changes with everything, beside the ``data`` section, that determines the samples."""
 
+    broken: Mapping[str, str] = MappingProxyType({})
+    """Images that :meth:`source` leaves out because they cannot be decoded: path -> problem."""
+
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
         """Finds the data. Raises DataError or ConfigError where that is impossible.
 
         Args:
-            cfg: of it ``uri``, ``imbalance_factor``, ``subset``, ``subset_seed`` and ``val_per_class`` matter here.
+            cfg: of it ``uri`` and the keys that choose images, classes and splits matter here.
             lists: list files that say which images are used; only for images in a directory or zip.
             needs_train: refuse data without training images, which can only be evaluated on.
         """
         if lists:
             raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
+        if cfg.classes_from and not self.has_folders:
+            raise ConfigError(f"data.classes_from={cfg.classes_from} is about folders of images; {cfg.uri} has none.")
         self.cfg, self.name, self.identity = cfg, cfg.uri, cfg.uri
+
+    @staticmethod
+    def recognizes(uri: str) -> bool:
+        """Tells whether this source reads what lies at ``uri``; only those by path are asked, in the registry's order.
+
+        It looks at the name and the kind of what is there, and no further.
+        """
+        return False
 
     @abstractmethod
     def source(self) -> Source:

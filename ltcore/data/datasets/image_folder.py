@@ -2,113 +2,155 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from ltcore import storage
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.broken import broken_images
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders, read_lists
+from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
 from ltcore.data.datasets.image_root import Root, open_root
-from ltcore.data.datasets.longtail import carve, keyed_order, tail_name, tail_provenance
-from ltcore.data.images.decode import decode_canvas, decode_image, size_of
-from ltcore.data.shards.source import EXTENSIONS, Sample, Source, safe_key
-from ltcore.errors import ConfigError, DataError
+from ltcore.data.datasets.listed import read_lists
+from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_name, tail_provenance
+from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_of
+from ltcore.data.shards.manifest import SKIPPED
+from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
+from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
+from ltcore.errors import BadImageError, ConfigError, DataError
+from ltcore.text import storable
 
 TEST_SHARE = 5
-"""A root without a test split gives 1/5 of each class, rounded down, to the test."""
+"""A root without a test split gives 1/5 of each class to the test, rounded down, but one image of a class of 2 to 4."""
+_TEST_MADE = f"1/{TEST_SHARE} of each class by keyed hash, but one image of a class of two to four"
 LARGEST_IMAGE_SIZE = 224
 PROBED = 512
 """Training images, chosen by hash, from which image size, mean and std are measured."""
 CHUNK, CHUNK_BYTES = 256, 64 * 2**20
 """Images, and about how many bytes of them, that are in memory at once."""
-ALIASES = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif", "pgm": "ppm"}
+_Probed = tuple[int, tuple[float, ...], tuple[float, ...]]
 
 
 class ImageFolder(Dataset):
     """The images of a local directory or zip, by class folders or by list files."""
 
     by_path = True
+    has_folders = True
 
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
-        if cfg.imbalance_factor is not None and cfg.subset == "legacy":
-            raise ConfigError(
-                "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
-                "keep; use data.subset='keyed', which has the same class counts."
-            )
+        refuse_legacy(cfg)
         path = storage.local_path(cfg.uri).absolute()
         self.cfg, self.root = cfg, open_root(str(path))
-        self.layout = read_lists(self.root, lists) if lists else read_folders(self.root, needs_train=needs_train)
-        self.name, self.identity = path.stem, self.root.fingerprint
+        self.layout = read_layout(self.root, cfg, lists, needs_train)
+        self.name, self.identity = storable(path.stem), folders_identity(cfg, self.root.fingerprint)
 
     def source(self) -> Source:
-        return image_folder(self.root, self.layout, self.cfg)
+        return image_folder(self.root, self.layout, self.cfg, self.broken)
 
 
-def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
-    """Returns the source for the images below ``root``.
+def refuse_legacy(cfg: DataConfig) -> None:
+    """Raises ConfigError where the published selection is asked for, which needs published data."""
+    if cfg.imbalance_factor is not None and cfg.subset == "legacy":
+        raise ConfigError(
+            "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
+            "keep; use data.subset='keyed', which has the same class counts."
+        )
+
+
+def read_layout(root: Root, cfg: DataConfig, lists: Lists, needs_train: bool) -> Layout:
+    """Reads which image is of which class and split, off the lists or, where there are none, off the folders."""
+    if not lists:
+        return read_folders(root, needs_train=needs_train, classes_from=cfg.classes_from)
+    if cfg.classes_from:
+        raise ConfigError(
+            f"data.classes_from={cfg.classes_from} has no effect beside list files, which name the classes."
+        )
+    return read_lists(root, lists, cfg)
+
+
+def folders_identity(cfg: DataConfig, fingerprint: str) -> str:
+    """Returns the identity of images whose folders are their classes."""
+    return f"{fingerprint} {cfg.classes_from or ''}"
+
+
+def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[str, str] | None = None) -> Source:
+    """Returns the source for the images below ``root``, as if those of ``broken`` (path -> problem) were not there.
 
     Where ``layout`` has no test split (and no val split), a fifth of each class becomes one; where it has no val split,
-    :func:`ltcore.data.datasets.longtail.carve` makes one. The split of an image depends only on its path and the seed.
+    :func:`ltcore.data.datasets.longtail.carve` makes one. A class of one image stays in training; one of two gives a
+    test image, one of three a validation image as well. The split of an image depends only on its path and the seed.
     Data without a train split, which are for evaluation, stay as they are.
     """
-    if "train" not in layout.splits:
-        return _for_evaluation(root, layout, cfg)
-    splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
-    train, has_val = splits["train"], "val" in splits
-    has_test = any(split.startswith("test") for split in splits)
-    test_made = splits.keys() == {"train"}
+    broken, stem = broken or {}, storable(Path(root.where).resolve().stem)
+    splits = {split: _items(root, layout, entries, broken) for split, entries in layout.splits.items()}
+    if "train" in splits:
+        splits, chosen = _carve_splits(splits, layout.classes, cfg)
+        name, probed = tail_name(stem, cfg), splits["train"]
+    else:
+        chosen = {"test": "as given", "train": "none: for evaluation"}
+        name, probed = stem, list(itertools.chain(*splits.values()))
+    if cfg.classes_from:
+        chosen[CLASSES_FROM] = cfg.classes_from
+    if layout.skipped:
+        chosen[SKIPPED] = layout.skipped
+    if broken:
+        chosen[BROKEN] = dict(broken)
+    chosen |= layout.provenance
+    image_size, mean, std = _probe(root, probed, cfg.subset_seed)
+    rows, later = dict[str, _Rows](), list[_Item]()
+    for split in reversed(list(splits)):
+        rows[split] = _Rows(root, splits[split], later, image_size)
+        later = [*splits[split], *later]
+    return Source(
+        name=name,
+        classes=layout.classes,
+        attributes=layout.attributes,
+        splits={split: rows[split] for split in splits},
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        shot_rule="count",
+        provenance={"source": f"images of {stem}", **chosen},
+    )
+
+
+def _carve_splits(
+    given: Mapping[str, list[_Item]], classes: Sequence[str], cfg: DataConfig
+) -> tuple[dict[str, list[_Item]], dict[str, Any]]:
+    """Returns the splits with those that the data did not bring, and how they were chosen, for the provenance."""
+    splits, train = dict(given), given["train"]
+    has_val, test_made = "val" in given, given.keys() == {"train"}
     if test_made:
-        train, splits["test"] = _hold_out(train, len(layout.classes), cfg.subset_seed)
-    keys, labels_N = [item.key for item in train], np.array([item.label for item in train], np.int64)
+        train, splits["test"] = _hold_out(train, len(classes), cfg.subset_seed)
     carved = carve(
-        keys,
-        labels_N,
-        len(layout.classes),
+        [item.key for item in train],
+        np.array([item.label for item in train], np.int64),
+        len(classes),
         imbalance_factor=cfg.imbalance_factor,
         seed=cfg.subset_seed,
         val_per_class=0 if has_val else cfg.val_per_class,
+        smallest=VAL_FROM - test_made,
     )
     splits["train"] = [train[i] for i in carved.train_n]
-    if len(carved.val_m):
+    if not has_val:
         splits["val"] = [train[i] for i in carved.val_m]
-    image_size, mean, std = _probe(root, splits["train"], cfg.subset_seed)
-    stem = Path(root.where).resolve().stem
-    return Source(
-        name=tail_name(stem, cfg),
-        classes=layout.classes,
-        splits={name: _Rows(root, items, image_size) for name, items in splits.items() if items},
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        shot_rule="count",
-        provenance={
-            "source": f"images of {stem}",
-            "test": f"1/{TEST_SHARE} of each class by keyed hash" if test_made else "as given" if has_test else "none",
-            **tail_provenance(cfg, carved, layout.classes, val_given=has_val),
-        },
-    )
-
-
-def _for_evaluation(root: Root, layout: Layout, cfg: DataConfig) -> Source:
-    splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
-    image_size, mean, std = _probe(root, [item for items in splits.values() for item in items], cfg.subset_seed)
-    stem = Path(root.where).resolve().stem
-    return Source(
-        name=stem,
-        classes=layout.classes,
-        splits={name: _Rows(root, items, image_size) for name, items in splits.items()},
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        shot_rule="count",
-        provenance={"source": f"images of {stem}", "test": "as given", "train": "none: for evaluation"},
-    )
+    splits = {split: items for split, items in splits.items() if items or split == "train"}
+    has_test = any(split.startswith("test") for split in given)
+    chosen = {
+        "test": _TEST_MADE if test_made else "as given" if has_test else "none",
+        **tail_provenance(cfg, carved, classes, val_given=has_val),
+    }
+    if made := [split for split in ("val", "test") if split in splits and split not in given]:
+        chosen[CARVED] = made
+    return splits, chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,24 +158,28 @@ class _Item:
     path: str
     key: str
     ext: str
+    """'' where the content alone tells it."""
     label: int
+    attribute: int
 
 
-def _items(root: Root, entries: Sequence[Entry]) -> list[_Item]:
-    """Returns key and type of every image.
+def _items(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping[str, str]) -> list[_Item]:
+    """Returns key and type of every image but the broken ones.
 
-    The key is the path without its extension, unless two files differ in nothing else.
+    The key is the path inside of the outer folders, without its extension unless two files differ in nothing else: a
+    zip gives the splits that its folder gives.
     """
     stems = Counter(PurePosixPath(entry.path).with_suffix("") for entry in entries)
     items = []
     for entry in entries:
-        pure = PurePosixPath(entry.path)
-        suffix = pure.suffix.lower().removeprefix(".")
-        ext = ALIASES.get(suffix, suffix)
-        if ext not in EXTENSIONS:
+        if entry.path in broken:
+            continue
+        ext = "" if root.by_content else image_ext(entry.path)
+        if not ext and not root.by_content:
             raise DataError(f"{root.where}: {entry.path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
-        stem = pure.with_suffix("")
-        items.append(_Item(entry.path, safe_key(entry.path if stems[stem] > 1 else str(stem)), ext, entry.label))
+        stem = PurePosixPath(entry.path).with_suffix("")
+        name = (entry.path if stems[stem] > 1 else str(stem)).removeprefix(layout.outer)
+        items.append(_Item(entry.path, safe_key(name), ext, entry.label, entry.attribute))
     return items
 
 
@@ -143,33 +189,57 @@ def _hold_out(items: Sequence[_Item], num_classes: int, seed: int) -> tuple[list
     test: set[int] = set()
     for c in range(num_classes):
         members = keyed_order(keys, np.flatnonzero(labels_N == c), seed, "test")
-        test.update(members[: len(members) // TEST_SHARE].tolist())
+        share = max(1, len(members) // TEST_SHARE) if len(members) > 1 else 0
+        test.update(members[:share].tolist())
     return [x for i, x in enumerate(items) if i not in test], [items[i] for i in sorted(test)]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """One split; every image is decoded once on its way, so that a broken one is named now and not in training."""
+    """One split; every image is decoded once on its way, so that a broken one is named now and not in training.
+
+    The broken ones of the splits after it are named with its own.
+    """
 
     root: Root
     items: Sequence[_Item]
+    later: Sequence[_Item]
     image_size: int
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Sample]:
-        with ThreadPoolExecutor() as pool:
-            for chunk in self._chunks():
-                checks = pool.map(self._check, *zip(*chunk, strict=True))
-                for (item, image), _ in zip(chunk, checks, strict=True):
-                    yield Sample(key=item.key, image=image, ext=item.ext, label=item.label)
+        errors: dict[str, BadImageError] = {}
+        for item, image in self._sound(self.items, errors):
+            ext = item.ext or extension_of(image)
+            yield Sample(key=item.key, image=image, ext=ext, label=item.label, attribute=item.attribute)
+        if errors:
+            for _ in self._sound(self.later, errors):
+                pass
+            raise broken_images(self.root.where, errors)
 
-    def _chunks(self) -> Iterator[list[tuple[_Item, bytes]]]:
-        """Yields the items with their bytes, as many at a time as may be in memory together."""
+    def _sound(self, items: Sequence[_Item], errors: dict[str, BadImageError]) -> Iterator[tuple[_Item, bytes]]:
+        """Yields the items that can be decoded with their bytes; of the others, notes what is wrong by path."""
+        with ThreadPoolExecutor() as pool:
+            for chunk in self._chunks(items, errors):
+                checks = pool.map(self._check, *zip(*chunk, strict=True))
+                for (item, image), error in zip(chunk, checks, strict=True):
+                    if error is None:
+                        yield item, image
+                    else:
+                        errors[item.path] = error
+
+    def _chunks(self, items: Sequence[_Item], errors: dict[str, BadImageError]) -> Iterator[list[tuple[_Item, bytes]]]:
+        """Yields the items that can be read with their bytes, as many at a time as may be in memory together."""
         chunk, held = list[tuple[_Item, bytes]](), 0
-        for item in self.items:
-            chunk.append((item, self.root.read(item.path)))
+        self.root.announce([item.path for item in items])
+        for item in items:
+            try:
+                chunk.append((item, self.root.read(item.path)))
+            except BadImageError as error:
+                errors[item.path] = error
+                continue
             held += len(chunk[-1][1])
             if len(chunk) == CHUNK or held >= CHUNK_BYTES:
                 yield chunk
@@ -177,22 +247,34 @@ class _Rows:
         if chunk:
             yield chunk
 
-    def _check(self, item: _Item, image: bytes) -> None:
-        decode_canvas(image, self.image_size, f"{self.root.where}: {item.path}")
+    def _check(self, item: _Item, image: bytes) -> BadImageError | None:
+        try:
+            decode_canvas(image, self.image_size, f"{self.root.where}: {item.path}")
+        except BadImageError as error:
+            return error
+        return None
 
 
-def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+def _probe(root: Root, items: Sequence[_Item], seed: int) -> _Probed:
     """Returns image size, mean and std of a keyed sample of images.
 
     The size is the median short side, at most 224. Images are read and decoded twice: together they may be larger than
-    memory.
+    memory. Broken ones are left to the reading of all, which names every one.
     """
     order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
-    chosen = [items[i].path for i in order[:PROBED]]
-    sides = [min(size_of(decode_image(root.read(path), f"{root.where}: {path}"))) for path in chosen]
+    probed = [items[i].path for i in np.sort(order[:PROBED])]  # in the order in which they are stored
+    chosen, sides = [], []
+    root.announce(probed)
+    for path in probed:
+        with contextlib.suppress(BadImageError):
+            sides.append(min(size_of(decode_image(root.read(path), path))))
+            chosen.append(path)
+    if not chosen:
+        return LARGEST_IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3
     image_size = max(1, min(int(np.median(sides)), LARGEST_IMAGE_SIZE))
     # sums of integers: the same numbers in any order and on any machine
     sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(chosen) * image_size**2
+    root.announce(chosen)
     for path in chosen:
         pixels_CP = decode_canvas(root.read(path), image_size, f"{root.where}: {path}").reshape(3, -1).astype(np.int64)
         sums_C += pixels_CP.sum(1)

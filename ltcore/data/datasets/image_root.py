@@ -7,12 +7,14 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from ltcore.data.images.decode import MAX_PIXELS
-from ltcore.errors import DataError
+from ltcore.data.shards.source import image_ext
+from ltcore.errors import BadImageError, DataError
+from ltcore.text import few_words
 
 MAX_BYTES = 8 * MAX_PIXELS
 """Of one file, that is, of the largest image uncompressed: more in a zip is a bomb rather than a picture."""
@@ -20,6 +22,11 @@ MAX_BYTES = 8 * MAX_PIXELS
 
 PACKED_BYTES, MAX_RATIO = 16 * 2**20, 200
 """Files of a zip that are larger than the first and than the second times their packed size are no pictures either."""
+SYSTEM_NAMES = {
+    *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
+    *("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"),
+}
+"""What operating systems and network drives leave behind, in lower case; thumbnails of theirs are images by name."""
 
 
 class Root(Protocol):
@@ -28,15 +35,32 @@ class Root(Protocol):
     where: str
     """The directory or zip, for messages."""
     files: tuple[str, ...]
-    """Relative paths with ``/``, sorted; hidden files are left out."""
+    """Relative paths with ``/`` of the images, which are told by their extension; sorted."""
+    skipped: tuple[str, ...]
+    """Relative paths of all that is no image or is hidden, sorted. A hidden folder ends with ``/`` and stands for all in it."""
     empty: tuple[str, ...]
-    """Relative paths of folders without any of these files, sorted; hidden ones are left out."""
+    """Relative paths of folders without any image, sorted; hidden ones are left out."""
     fingerprint: str
-    """Changes when a file is added, removed, renamed or changed; the same wherever the root lies."""
+    """Changes when an image is added, removed, renamed or changed; the same wherever the root lies."""
+    by_content: bool
+    """The names of the images do not tell their types."""
+
+    def announce(self, paths: Sequence[str]) -> None:
+        """Says which images are read next, and in which order, so that they can be fetched ahead."""
+        ...
 
     def read(self, path: str) -> bytes:
-        """Reads one of the files. Raises DataError where it is damaged."""
+        """Reads one of the images. Raises BadImageError where its file is damaged."""
         ...
+
+
+class _AtHand:
+    """What images have in common that are read as fast as they are asked for."""
+
+    by_content = False
+
+    def announce(self, paths: Sequence[str]) -> None:
+        """Nothing is gained by reading ahead."""
 
 
 def open_root(where: str) -> Root:
@@ -52,67 +76,99 @@ def open_root(where: str) -> Root:
     raise DataError(f"{where} does not exist; expected a directory or a zip of images.")
 
 
-class _Directory:
+class _Directory(_AtHand):
     def __init__(self, root: Path) -> None:
         self._root = root
         self.where = str(root)
-        folders, found = _walk(root)
-        self.files = tuple(sorted(name for name in found if not _hidden(name)))
-        self.empty = _empty(folders, self.files)
+        folders, found, hidden = _walk(root)
+        self.files, self.skipped = sorted_out(found, hidden)
+        self._refuse_dangling()
+        self.empty = without_images(folders, self.files)
         self._sizes: dict[str, int] = {}
-        self.fingerprint = _digest(self._describe(name) for name in self.files)
+        self._unreadable: dict[str, tuple[str, str]] = {}
+        self.fingerprint = digest(self._describe(name) for name in self.files)
+
+    def _refuse_dangling(self) -> None:
+        """Raises DataError for links that lead nowhere, as to a class folder on a drive that is not mounted."""
+        links = [name for name in self.skipped if (self._root / name).is_symlink()]
+        if dangling := [name for name in links if not is_hidden(name) and not (self._root / name).exists()]:
+            raise DataError(f"{self.where}: links that lead nowhere: {few_words(dangling)}. Restore or remove them.")
 
     def _describe(self, name: str) -> str:
         try:
             found = (self._root / name).stat()
-        except OSError as error:
-            raise DataError(f"{self.where}: {name} cannot be read ({error.strerror}). Restore or remove it.") from error
+        except OSError as error:  # a link that leads nowhere, say; named with all other broken images when it is read
+            self._unreadable[name] = f"cannot be read ({error.strerror})", "Restore or remove it."
+            return f"{name}\0unreadable"
         if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
-            raise DataError(f"{self.where}: {name} is no plain file. Remove it.")
+            self._unreadable[name] = "is no plain file", "Remove it."
         self._sizes[name] = found.st_size
         return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
-        _check_size(self.where, path, self._sizes[path])
+        if path in self._unreadable:
+            raise bad_image(self.where, path, *self._unreadable[path])
+        check_size(self.where, path, self._sizes[path])
         try:
             return (self._root / path).read_bytes()
         except OSError as error:
-            raise DataError(f"{self.where}: {path} cannot be read ({error}).") from error
+            raise bad_image(self.where, path, f"cannot be read ({error.strerror})", "Correct or remove it.") from error
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """Returns folders and files below ``root``, by relative path; links to folders are followed.
+def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
+    """Returns folders, files and hidden folders below ``root``, by relative path; links to folders are followed.
 
     Raises DataError for a folder that cannot be listed, and for one that is reached twice. Through a link to a folder
     above it the walk would have no end, and through a link to one beside it, images would count twice.
     """
-    folders, files, seen = [], [], dict[tuple[int, int], str]()
+    folders, files, hidden, seen = [], [], [], dict[tuple[int, int], str]()
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Correct its permissions or remove it.")
 
     for folder, below, names in os.walk(root, followlinks=True, onerror=refuse):
-        below[:] = sorted(name for name in below if not _hidden(name))
         here, found = Path(folder).relative_to(root), Path(folder).stat()
+        hidden += [f"{(here / name).as_posix()}/" for name in below if is_hidden(name)]
+        below[:] = sorted(name for name in below if not is_hidden(name))
         first = seen.setdefault((found.st_dev, found.st_ino), str(here))
         if first != str(here):
             raise DataError(f"{root}: {here} and {first} are the same folder, through a link. Remove one of them.")
         folders.append(here.as_posix())
         files += [(here / name).as_posix() for name in names]
-    return folders, files
+    return folders, files, hidden
 
 
-def _empty(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
+def sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the images among the files that were found, and all else with the hidden folders."""
+    files, skipped = list[str](), set(hidden)
+    for path in found:
+        if (at := _hidden_at(path)) is not None:
+            parts = PurePosixPath(path).parts
+            skipped.add("/".join(parts[: at + 1]) + ("/" if at + 1 < len(parts) else ""))
+        elif image_ext(path):
+            files.append(path)
+        else:
+            skipped.add(path)
+    return tuple(sorted(files)), tuple(sorted(skipped))
+
+
+def folders_around(files: Iterable[str]) -> set[str]:
+    """Returns all folders in the paths of files, for places that do not list their folders."""
+    return {str(parent) for name in files for parent in list(PurePosixPath(name).parents)[:-1]}
+
+
+def without_images(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
+    """Returns the folders without any of the files, which are the images; hidden ones are left out."""
     full = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-    return tuple(sorted(folder for folder in folders if folder not in full and not _hidden(folder)))
+    return tuple(sorted(folder for folder in folders if folder not in full and not is_hidden(folder)))
 
 
-class _Zip:
+class _Zip(_AtHand):
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         try:
             self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # a name that is no UTF-8, say
             raise DataError(
                 f"{path} is no readable zip ({error}); expected a directory or a zip of images. If it was one, copy or "
                 "download it again."
@@ -121,35 +177,45 @@ class _Zip:
         for name in infos:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
                 raise DataError(f"{path}: the name {name!r} points outside the zip; make the zip again without it.")
-        self.files = tuple(sorted(name for name in infos if not _hidden(name)))
-        self.empty = _empty((info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir()), self.files)
-        self.fingerprint = _digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
+        self.files, self.skipped = sorted_out(infos, ())
+        folders = (info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir())
+        self.empty = without_images({*folders, *folders_around(infos)}, self.files)
+        self.fingerprint = digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
         info = self._zip.getinfo(path)
-        _check_size(self.where, path, info.file_size)
+        check_size(self.where, path, info.file_size)
         if info.file_size > max(PACKED_BYTES, MAX_RATIO * info.compress_size):
-            raise DataError(
-                f"{self.where}: {path} has {info.file_size} bytes, packed into {info.compress_size}; expected at most "
-                f"{MAX_RATIO} times as many. Remove it, or pack it without compression."
-            )
+            problem = f"has {info.file_size} bytes, packed into {info.compress_size}; expected at most {MAX_RATIO} times as many"
+            raise bad_image(self.where, path, problem, "Remove it, or pack it without compression.")
         try:
             return self._zip.read(path)
         except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{self.where}: {path} cannot be read ({error}). Copy or download it again.") from error
+            raise bad_image(self.where, path, f"cannot be read ({error})", "Copy or download it again.") from error
 
 
-def _check_size(where: str, path: str, size: int) -> None:
+def check_size(where: str, path: str, size: int) -> None:
+    """Raises BadImageError for a file that is larger than any image."""
     if size > MAX_BYTES:
-        raise DataError(f"{where}: {path} has {size} bytes, expected at most {MAX_BYTES}. Remove or shrink it.")
+        raise bad_image(where, path, f"has {size} bytes, expected at most {MAX_BYTES}", "Remove or shrink it.")
 
 
-def _hidden(name: str) -> bool:
-    """Tells whether a file is one of those that operating systems leave behind."""
-    return any(
-        part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "lost+found") for part in PurePosixPath(name).parts
-    )
+def bad_image(where: str, path: str, problem: str, advice: str) -> BadImageError:
+    """Makes the error for one of the files that is not to be used."""
+    return BadImageError(f"{where}: {path} {problem}. {advice}", problem)
 
 
-def _digest(lines: Iterable[str]) -> str:
+def is_hidden(path: str) -> bool:
+    """Tells whether a file or folder is hidden or left behind by the system, or lies in such a folder."""
+    return _hidden_at(path) is not None
+
+
+def _hidden_at(path: str) -> int | None:
+    """Returns which part of the path is hidden or left behind by the system, the first counting as 0."""
+    parts = enumerate(PurePosixPath(path).parts)
+    return next((at for at, part in parts if part.startswith(".") or part.lower() in SYSTEM_NAMES), None)
+
+
+def digest(lines: Iterable[str]) -> str:
+    """Hashes the descriptions of files."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Protocol
 
-from ltcore.data.datasets.folder_layout import MAX_DIGITS, MAX_LIST_BYTES
 from ltcore.data.datasets.image_root import Root, open_root
+from ltcore.data.datasets.lists import MAX_LIST_BYTES
+from ltcore.data.datasets.skipped import skipped_words
 from ltcore.data.images.given import read_image
+from ltcore.data.shards.tar import MAX_DIGITS
 from ltcore.errors import DataError
 from ltcore.storage import REMOTE_SCHEMES, is_plain, local_path
 
@@ -56,6 +58,12 @@ class Inputs:
             yield from part
 
     @property
+    def remarks(self) -> list[str]:
+        """Returns what is left out of folders and zips, because it is no image."""
+        roots = [part for part in self._parts if isinstance(part, _RootPart)]
+        return [f"{part.word}: skipped {words}." for part in roots if (words := skipped_words(part.skipped))]
+
+    @property
     def labeled(self) -> bool:
         """Tells whether the label of any image is known."""
         return any(item.label is not None for item in self)
@@ -87,7 +95,8 @@ class _RootPart:
     """All images below a folder or in a zip."""
 
     def __init__(self, word: str, root: Root, classes: Collection[str]) -> None:
-        self._word, self._root, self._classes = word.rstrip("/") or "/", root, classes
+        self.word, self.skipped = word.rstrip("/") or "/", root.skipped
+        self._root, self._classes = root, classes
         self._lock = Lock()
         if not root.files:
             raise DataError(f"{word} holds no image. Give a folder or zip with images, or their files.")
@@ -98,7 +107,7 @@ class _RootPart:
     def __iter__(self) -> Iterator[Item]:
         for path in self._root.files:
             folder = PurePosixPath(path).parent.name
-            yield Item(f"{self._word}/{path}", partial(self._read, path), folder if folder in self._classes else None)
+            yield Item(f"{self.word}/{path}", partial(self._read, path), folder if folder in self._classes else None)
 
     def _read(self, path: str) -> bytes:
         with self._lock:  # a root is for one thread at a time

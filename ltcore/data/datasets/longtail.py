@@ -27,7 +27,9 @@ from ltcore.hashing import hash64
 IntArray = NDArray[np.int64]
 
 VAL_AT_MOST = 5
-"""Validation images that must come out of the training split itself are at most 1/5 of a class."""
+"""Validation images that must come out of the training split itself are at most 1/5 of a class, but one of a small class."""
+VAL_FROM = 3
+"""Smallest class that gives a validation image, counted with its test image where that is taken out of it as well."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,14 @@ def carve(
     subset: str = "keyed",
     seed: int = 0,
     val_per_class: int = 0,
+    smallest: int = VAL_FROM,
 ) -> Subset:
     """Selects long-tailed training positions, and ``val_per_class`` validation positions per class.
 
     With an ``imbalance_factor`` validation images come only from those the long tail leaves over: the largest class has
     none left and gets fewer or none, and the training split keeps its published size. Without one (the data are used as
-    they are) they are taken out of training, at most a fifth of each class. ``val_short`` says which classes got fewer.
+    they are) they are taken out of training, at most a fifth of each class, but at least one of a class of ``smallest``
+    images or more. ``val_short`` says which classes got fewer.
 
     Args:
         keys: [N] distinct keys; for ``subset="legacy"`` in the data set's original order.
@@ -133,12 +137,14 @@ def carve(
         imbalance_factor: images of the largest class / images of the smallest one; None uses all images.
         subset: "keyed" (smallest hash first) or "legacy" (published numpy selection); no effect without a factor.
         val_per_class: 0 for none.
+        smallest: class that still gives a validation image, without a factor.
     """
     available_C = np.bincount(labels_N, minlength=num_classes).astype(np.int64)
     if imbalance_factor is None:
         train_n = np.arange(len(labels_N), dtype=np.int64)
         spare_n, spare_C = train_n, available_C
-        limit_C = np.minimum(val_per_class, available_C // VAL_AT_MOST)
+        share_C = np.where(available_C >= smallest, np.maximum(available_C // VAL_AT_MOST, 1), 0)
+        limit_C = np.minimum(val_per_class, share_C)
     else:
         counts_C = long_tail_counts(available_C, imbalance_factor)
         if subset == "legacy":
@@ -172,7 +178,8 @@ def tail_provenance(cfg: DataConfig, carved: Subset, classes: Sequence[str], *, 
     chosen |= {"imbalance_factor": cfg.imbalance_factor, "subset_seed": cfg.subset_seed}
     if val_given:
         return {**chosen, "val": "as given"}
-    spare = "training images, at most a fifth of a class" if cfg.imbalance_factor is None else "unused training images"
+    own = "training images, at most a fifth of a class, but one image of a small one"
+    spare = own if cfg.imbalance_factor is None else "unused training images"
     return {
         **chosen,
         "val": f"{cfg.val_per_class} per class of {spare}",

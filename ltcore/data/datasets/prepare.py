@@ -10,18 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ltcore import storage
-from ltcore.data.config import DataConfig
+from ltcore.data.config import COLUMN_KEYS, DataConfig
+from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.registry import find, names
-from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest
-from ltcore.data.shards.remarks import remarks
+from ltcore.data.datasets.registry import find, names, recognize
+from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
+from ltcore.data.shards.remarks import BROKEN, CLASSES_FROM, remarks
 from ltcore.data.shards.source import Rows, Sample, Source
 from ltcore.data.shards.writer import write_dataset
 from ltcore.errors import ConfigError, DataError, nearest
+from ltcore.text import few_words
 
-CONSTRUCTION = 2
+CONSTRUCTION = 3
 """Raised when the same source would give other samples than before, so that older copies are made anew."""
 PROGRESS_S = 1.0
+MOST_NAMED = 20
 
 OnProgress = Callable[[str], None]
 
@@ -40,7 +43,7 @@ def prepare(
     may call this at the same time; one makes the copy, the others wait for it.
 
     Args:
-        cfg: of it ``uri``, ``imbalance_factor``, ``subset``, ``subset_seed`` and ``val_per_class`` matter here.
+        cfg: of it ``uri``, the keys that choose images, classes and splits, and ``max_bad_samples`` matter here.
         fresh: make the copy again; no effect on finished shards.
         progress: called with a line of text about once a second while something is made.
         root: URI of the folder for copies; None is the node's cache folder. Workers on other nodes need a shared one.
@@ -49,6 +52,7 @@ def prepare(
     Raises DataError or ConfigError with one sentence when there is nothing that could be used.
     """
     if find(cfg.uri).by_path and is_shards(cfg.uri):
+        _refuse_columns(cfg)
         return cfg.uri
     dataset = _open(cfg, needs_train=needs_train)
     place = f"{dataset.name}-{_digest(cfg, dataset)[:12]}"
@@ -60,6 +64,8 @@ def prepare(
                 if progress:
                     progress(f"making {dataset.name}, once; it is kept in {uri}")
                 _write(dataset, uri, shard_size=1000, progress=progress)
+            else:
+                _check_broken(cfg, uri)
     except OSError as error:
         raise DataError(
             f"{cache} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another "
@@ -71,8 +77,13 @@ def prepare(
 def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
     """Returns :func:`remarks` about the data of ``cfg``, and where its ``imbalance_factor`` has no effect.
 
-    Raises ConfigError where it has no effect because the shards were finished with another one.
+    Raises ConfigError where it or ``classes_from`` has no effect because the shards were finished with another one.
     """
+    if cfg.classes_from not in (None, classes_from := manifest.provenance.get(CLASSES_FROM)):
+        raise ConfigError(
+            f"data.classes_from={cfg.classes_from} has no effect on {cfg.uri}, finished shards made with {classes_from}. Leave "
+            "it away, or make others with make_shards.py --classes-from."
+        )
     made, factor = manifest.provenance.get("imbalance_factor"), cfg.imbalance_factor
     found, build = remarks(manifest), find(cfg.uri)
     if factor in (None, made) or (build.has_selection and not build.by_path):
@@ -90,7 +101,7 @@ def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
 
 def is_shards(uri: str) -> bool:
     """Tells whether there are finished shards."""
-    return storage.exists(storage.join(uri, MANIFEST))
+    return not uri.startswith(("http://", "https://")) and storage.exists(storage.join(uri, MANIFEST))
 
 
 def make(
@@ -105,7 +116,7 @@ def make(
 
     Args:
         cfg: as for :func:`prepare`; its ``uri`` must not be finished shards.
-        lists: (split, list file of ``path label`` lines), the paths relative to the directory or zip ``cfg.uri``.
+        lists: (split, list file of ``path label`` lines, or table), paths relative to the folder or zip ``cfg.uri``.
         shard_size: most images in one tar.
         progress: called with a line of text about once a second.
     """
@@ -113,18 +124,40 @@ def make(
 
 
 def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
-    build = find(cfg.uri)
-    if build.by_path:
+    if find(cfg.uri).by_path:
         _check_place(cfg.uri)
+    build = recognize(cfg.uri)
+    if not build.has_columns and not lists:
+        _refuse_columns(cfg)
     return build(cfg, lists=lists, needs_train=needs_train)
 
 
+def _refuse_columns(cfg: DataConfig) -> None:
+    """Raises ConfigError where columns are named of what has none."""
+    if given := [key for key in COLUMN_KEYS if getattr(cfg, key) is not None]:
+        raise ConfigError(
+            f"data.{given[0]}={getattr(cfg, given[0])} has no effect: {cfg.uri} is no table. Leave it "
+            "away, or give a csv, tsv or parquet file."
+        )
+
+
 def _check_place(uri: str) -> None:
-    accepted = f"Accepted: shards with a {MANIFEST}, a local directory or zip of images, {', '.join(names())}."
+    accepted = (
+        f"Accepted: shards with a {MANIFEST}, a directory or zip of images, a list, csv, tsv or parquet file of images, "
+        f"{', '.join(names())}."
+    )
     if not storage.exists(uri):
         raise DataError(f"data.uri={uri!r}: there is nothing.{nearest(uri, names())} {accepted}")
-    if not storage.is_local(uri):
-        raise DataError(f"data.uri={uri!r} has no {MANIFEST}. {accepted}")
+
+
+def _check_broken(cfg: DataConfig, uri: str) -> None:
+    """Raises DataError where a copy was made without more broken images than are allowed now."""
+    broken = read_manifest(uri).provenance.get(BROKEN, {})
+    if len(broken) > cfg.max_bad_samples:
+        raise DataError(
+            f"{cfg.uri}: {len(broken):,} images are broken ({few_words(list(broken), MOST_NAMED)}), expected at most "
+            f"data.max_bad_samples={cfg.max_bad_samples}. Remove or replace them, or give data.max_bad_samples={len(broken)}."
+        )
 
 
 def _digest(cfg: DataConfig, dataset: Dataset) -> str:
@@ -139,6 +172,14 @@ def _write(dataset: Dataset, uri: str, *, shard_size: int, progress: OnProgress 
     if progress:
         progress(f"{dataset.name}: choosing images")
     seed = dataset.cfg.subset_seed
+    try:
+        return write_source(dataset.source(), uri, seed=seed, shard_size=shard_size, progress=progress)
+    except BrokenImagesError as error:
+        if len(error.found) > dataset.cfg.max_bad_samples:
+            raise
+        dataset.broken = error.found
+    if progress:
+        progress(f"{dataset.name}: writing again without {len(dataset.broken):,} broken images")
     return write_source(dataset.source(), uri, seed=seed, shard_size=shard_size, progress=progress)
 
 

@@ -1,18 +1,22 @@
 """Every source of images by name.
 
 A new source is one file with a :class:`Dataset` plus one line here: ``data.uri=<name>``, ``ltcore methods`` and the
-contract tests follow.
+contract tests follow. Sources by path have no name to be called by: the first one that recognizes a place reads it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ltcore.data.config import DataConfig
+from ltcore.data.config import COLUMN_KEYS, DataConfig
 from ltcore.data.datasets.cifar import Cifar
 from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.digits_glt import DigitsGlt
 from ltcore.data.datasets.image_folder import ImageFolder
+from ltcore.data.datasets.parquet import Parquet
+from ltcore.data.datasets.remote import RemoteFolder, RemoteZip
+from ltcore.data.datasets.tables import Table
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Row:
 
 
 PATH = "DIR|ZIP"
-"""The row for every ``data.uri`` that is not the name of another row."""
+"""The row for every place that no other row recognizes."""
 
 DATASETS: dict[str, Row] = {
     "digits-glt": Row(
@@ -39,13 +43,25 @@ DATASETS: dict[str, Row] = {
     "cifar100": Row(
         Cifar, "100 classes of 500 images of 32 px", "Krizhevsky 2009; long tail of Cao et al., NeurIPS 2019"
     ),
-    PATH: Row(ImageFolder, "your images, by class folders or by list files (make_shards.py --list)", "-"),
+    "LIST|CSV|TSV": Row(Table, "your images, as a list of 'path label' or a table with a header names them", "-"),
+    "URI.zip": Row(RemoteZip, "a zip of your images in a store or in the web, fetched once", "-"),
+    "PARQUET": Row(Parquet, "your images in parquet files, as on the Hugging Face Hub, or paths to them", "-"),
+    "URI": Row(RemoteFolder, "a folder of your images in a store: s3://, gs://, abfs://, hf://", "-"),
+    PATH: Row(ImageFolder, "your images, by class folders or by lists and tables (make_shards.py --list)", "-"),
 }
 
 
 def find(uri: str) -> type[Dataset]:
-    """Finds the class that makes shards of what ``data.uri`` names."""
+    """Finds the class that ``data.uri`` names; for every place, unseen, it is that of ``PATH``."""
     return DATASETS.get(uri, DATASETS[PATH]).build
+
+
+def recognize(uri: str) -> type[Dataset]:
+    """Finds the class that makes shards of what ``data.uri`` names, by a look at it where it is a place."""
+    if not find(uri).by_path:
+        return find(uri)
+    by_path = (row.build for row in DATASETS.values() if row.build.by_path)
+    return next((build for build in by_path if build.recognizes(uri)), DATASETS[PATH].build)
 
 
 def names() -> list[str]:
@@ -59,4 +75,11 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     Between published data sets the selection carries over; from a user's photos it would discard most.
     """
     kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
+    folder_keys = ("classes_from",)
+    given = [key for key in (*COLUMN_KEYS, *folder_keys) if getattr(kept, key) is not None]
+    if given:
+        build = recognize(uri)
+        read = (*(COLUMN_KEYS if build.has_columns else ()), *(folder_keys if build.has_folders else ()))
+        without: dict[str, Any] = {key: None for key in given if key not in read}
+        kept = replace(kept, **without)
     return replace(kept, uri=uri)

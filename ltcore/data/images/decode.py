@@ -13,6 +13,7 @@ white: 16-bit grey goes from 0 to 65535 (12 bits stored in 16 cannot be told and
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ltcore.data.images.boxes import Box, Size, centered_square
-from ltcore.errors import DataError
+from ltcore.errors import BadImageError, DataError
 
 Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 64 * 2**20
@@ -30,7 +31,14 @@ MAX_SCANS = 100
 """Of a progressive JPEG, each over all pixels: encoders write about ten, and time grows with every one."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Names in PIL of what is opened (JPEG includes MPO), whatever a file's extension says. PIL knows some forty more, and runs
-a program for some: Ghostscript for PostScript."""
+a program for some: Ghostscript for PostScript. HEIF is opened beside these where the package pillow-heif is installed."""
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}
+"""Of files in the formats that are not called as PIL calls them."""
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+_SOURCE_LINE = re.compile(r"\w*,? ?\[?/\S+\.(?:cpp|cc|c|h):\d+\]?,? ?")
+"""``decode_jpeg, /build/.../decode_jpeg.cpp:171, `` before what torchvision says."""
 DECODE_VERSION = 2
 """Part of the key of cached canvases: raise it with every change of the pixels that this file makes."""
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
@@ -53,17 +61,22 @@ def decode_image(data: bytes, where: str) -> Pixels:
     is taken, transparency is ignored. Raises DataError as :func:`decode_canvas` does.
     """
     if not data:
-        raise DataError(f"{where}: the image has 0 bytes. Remove the sample or restore its file.")
+        raise _bad(where, "has 0 bytes", "Remove the sample or restore its file.")
     try:
-        return _decode(data, where)
+        try:
+            return _decode(data, where)
+        except ValueError as error:
+            if "MAX_TEXT" not in str(error):
+                raise
+            return _decode(_without_text(data), where)
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on foreign bytes
         if isinstance(error, UnidentifiedImageError):  # whose text is the address of a buffer
             problem = f"{_foreign_format(data) or 'unknown format'}; known are {', '.join(FORMATS)}"
         else:
-            problem = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
+            problem = _plain(error)
+        raise _bad(where, f"cannot be decoded ({problem})", "Remove or replace it.") from error
 
 
 def pixels_of(image: Image.Image, where: str) -> Pixels:
@@ -74,13 +87,20 @@ def pixels_of(image: Image.Image, where: str) -> Pixels:
     except DataError:
         raise
     except Exception as error:  # a file that PIL reads only now may be damaged
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: the image cannot be decoded ({problem}). Remove or replace it.") from error
+        raise _bad(where, f"cannot be decoded ({_plain(error)})", "Remove or replace it.") from error
 
 
 def size_of(image_3HW: Pixels) -> Size:
     """Returns (height, width)."""
     return image_3HW.shape[1], image_3HW.shape[2]
+
+
+def extension_of(data: bytes) -> str:
+    """Returns the extension for an image that can be decoded, by its content."""
+    if data.startswith(_PNG_SIGNATURE):  # PIL refuses to open some, for much text
+        return "png"
+    kind = _open(data, "the image").format or ""
+    return EXTENSIONS.get(kind, kind.lower())
 
 
 def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
@@ -100,6 +120,49 @@ def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
         torch.from_numpy(own_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
     )
     return np.ascontiguousarray(resized[0].numpy())
+
+
+def _bad(where: str, problem: str, advice: str) -> BadImageError:
+    return BadImageError(f"{where}: the image {problem}. {advice}", f"the image {problem}")
+
+
+def _plain(error: Exception) -> str:
+    """Returns what a decoder said in one line, without the name of a function and a line in its source."""
+    return " ".join(_SOURCE_LINE.sub("", str(error)).split()) or type(error).__name__
+
+
+def _without_text(data: bytes) -> bytes:
+    """Returns a PNG without texts and color profile, which do not change the pixels.
+
+    PIL unpacks at most 1 MiB of each and 64 MiB of all, and refuses images with more, which generators of images write.
+    """
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] not in _PNG_TEXT:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _is_heif(data: bytes) -> bool:
+    brands = {data[at : at + 4] for at in range(8, min(int.from_bytes(data[:4]), 256), 4)}
+    return data[4:8] == b"ftyp" and bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    return _open_heif(data, where) if _is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _open_heif(data: bytes, where: str) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise DataError(  # the image is not to blame
+            f"{where}: the image is in HEIF, which needs the package pillow-heif. Install it: pip install pillow-heif."
+        ) from error
+    image: Image.Image = HeifImageFile(io.BytesIO(data))
+    return image
 
 
 def _foreign_format(data: bytes) -> str:
@@ -122,10 +185,10 @@ def _scans(data: bytes) -> int:
 
 
 def _decode(data: bytes, where: str) -> Pixels:
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = _open(data, where)
     _check_size(image, where)
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > MAX_SCANS:
-        raise DataError(f"{where}: the image has {scans} scans, expected at most {MAX_SCANS}. Save it as a plain JPEG.")
+        raise _bad(where, f"has {scans} scans, expected at most {MAX_SCANS}", "Save it as a plain JPEG.")
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
         import torch  # seconds, which other formats need not wait for
         from torchvision.io import ImageReadMode, decode_image
@@ -139,7 +202,7 @@ def _decode(data: bytes, where: str) -> Pixels:
 def _check_size(image: Image.Image, where: str) -> None:
     width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:
-        raise DataError(f"{where}: the image has {width} x {height} pixels, expected 1 to {MAX_PIXELS}. Shrink it.")
+        raise _bad(where, f"has {width} x {height} pixels, expected 1 to {MAX_PIXELS}", "Shrink it.")
 
 
 def _upright_pixels(image: Image.Image, kind: str | None, where: str) -> Pixels:
@@ -166,4 +229,4 @@ def _eight_bits(grey_HW: npt.NDArray[Any], sixteen: bool, where: str) -> Pixels:
         if low >= 0 and high <= 1:
             return np.rint(grey_HW * 255).astype(np.uint8)
         kind = f"floating-point values from {low:g} to {high:g}, expected 0 to 1"
-    raise DataError(f"{where}: the image has {kind}, whose white is not known. Convert it to 8 or 16 bits.")
+    raise _bad(where, f"has {kind}, whose white is not known", "Convert it to 8 or 16 bits.")

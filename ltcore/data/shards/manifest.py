@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = 1
+SKIPPED = "skipped"
+"""Key of the provenance: what lay among the images and is none, in words. No part of the hash, as no sample depends on it."""
 _MAX_COUNT = 2**60
 """More bytes or samples than there are: a number of so many digits would fail where it is used."""
 
@@ -96,7 +98,9 @@ class Manifest:
     @cached_property
     def hash(self) -> str:
         """Returns the sha256 of the canonical JSON."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        content = asdict(self)
+        content["provenance"].pop(SKIPPED, None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
         """Returns the split of that name. Raises DataError that lists the existing ones where there is none."""

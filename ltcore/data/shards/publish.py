@@ -31,6 +31,7 @@ def published(uri: str, progress: Callable[[str], None] | None = None) -> Iterat
     It vanishes when the block fails. ``progress`` is told when an earlier data set is replaced. Raises ConfigError
     where other files would have to be removed.
     """
+    storage.refuse_read_only(uri)
     _replaceable(uri)
     if storage.is_local(uri):
         target = storage.local_path(uri).absolute().resolve()

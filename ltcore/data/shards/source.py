@@ -5,11 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from ltcore.hashing import hash64
 
-EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "avif")
+EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "avif", "heic")
+"""Of images in shards, one for each format."""
+ALIASES = {
+    **dict.fromkeys(("jpeg", "jpe", "jfif", "jif"), "jpg"),
+    **dict.fromkeys(("pgm", "pbm", "pnm"), "ppm"),
+    **dict.fromkeys(("heif", "hif"), "heic"),
+    "tiff": "tif",
+    "apng": "png",
+}
+"""What else people's files are called -> the extension in shards."""
 MAX_KEY = 90  # with the extension it must fit the 100 bytes that a plain tar header has for a name
 _KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
@@ -28,6 +38,16 @@ class Sample:
     """Position in the class list."""
     attribute: int = -1
     """Position in the attribute list; -1 is unknown."""
+
+
+def image_ext(path: str) -> str:
+    """Returns the extension that an image of this name has in shards, or '' where the name is not an image's.
+
+    Only the name counts, in any case.
+    """
+    suffix = PurePosixPath(path).suffix.lower().removeprefix(".")
+    ext = ALIASES.get(suffix, suffix)
+    return ext if ext in EXTENSIONS else ""
 
 
 def is_key(text: str) -> bool:

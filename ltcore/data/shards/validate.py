@@ -18,7 +18,7 @@ import pyarrow as pa
 from ltcore import storage
 from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
-from ltcore.data.shards.remarks import remarks
+from ltcore.data.shards.remarks import SAID, remarks
 from ltcore.data.shards.source import EXTENSIONS, safe_key
 from ltcore.data.shards.tar import Damage, TarSample, walk
 from ltcore.data.shards.writer import WITHOUT_IMAGES, read_index
@@ -241,7 +241,7 @@ def describe(uri: str) -> str:
         size_mb = sum(shard.bytes for shard in part.shards) / 1e6
         lines.append(f"  {name:<11} {part.num_samples:>9,} {len(part.shards):>6} {size_mb:>8.1f}  {spread}")
     lines += [f"  {remark}" for remark in remarks(manifest)]
-    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items() if key != WITHOUT_IMAGES]
+    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items() if key not in (WITHOUT_IMAGES, *SAID)]
     return "\n".join(map(printable, lines))
 
 

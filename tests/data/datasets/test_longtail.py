@@ -125,11 +125,11 @@ def test_validation_comes_from_unused_images_and_training_stays_whole():
     assert without.train_n.tolist() == carved.train_n.tolist() and not len(without.val_m) and not without.val_short
 
 
-def test_without_a_factor_validation_takes_at_most_a_fifth_of_each_class():
-    labels = np.repeat([0, 1, 2], [100, 12, 4])
+def test_without_a_factor_validation_takes_at_most_a_fifth_of_each_class_but_one_of_a_small_one():
+    labels = np.repeat([0, 1, 2, 3, 4, 5], [100, 12, 4, 3, 2, 1])
     keys = [f"k{i}" for i in range(len(labels))]
-    carved = carve(keys, labels, 3, imbalance_factor=None, val_per_class=10)
-    assert np.bincount(labels[carved.val_m], minlength=3).tolist() == [10, 2, 0]
-    assert np.bincount(labels[carved.train_n]).tolist() == [90, 10, 4]
-    assert carved.val_short == {1: 2, 2: 0}
+    carved = carve(keys, labels, 6, imbalance_factor=None, val_per_class=10)
+    assert np.bincount(labels[carved.val_m], minlength=6).tolist() == [10, 2, 1, 1, 0, 0]
+    assert np.bincount(labels[carved.train_n]).tolist() == [90, 10, 3, 2, 2, 1]
+    assert carved.val_short == {1: 2, 2: 1, 3: 1, 4: 0, 5: 0}
     assert sorted([*carved.train_n, *carved.val_m]) == list(range(len(labels)))

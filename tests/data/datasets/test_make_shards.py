@@ -54,6 +54,18 @@ def test_list_files(run, images, tmp_path):
     assert "2: bee, ant" in done.out
 
 
+def test_a_table_with_columns_of_ones_own(run, images, tmp_path):
+    rows = [f"train/{name}/{i}.png,{name},{('train', 'test')[i % 2]}" for name in ("ant", "bee") for i in range(6)]
+    (images / "pets.csv").write_text("\n".join(["photo,species,fold", *rows]))
+    table = images / "pets.csv"
+    columns = ("--image-column", "photo", "--label-column", "species", "--split-column", "fold")
+    done = run(table, tmp_path / "out", *columns, "--val-per-class", "0")
+    assert done.code == 0, done.err
+    assert "2: ant, bee" in done.out and "test: as given" in done.out
+    done = run(table, tmp_path / "out", *columns[:2])
+    assert done.code == 2 and "It has 'photo', 'species', 'fold'. Choose one: data.label_column=NAME" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.folder_layout import read_folders, read_lists
+from ltcore.data.datasets.folder_layout import read_folders
 from ltcore.data.datasets.image_root import open_root
+from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.prepare import make, prepare, selection_remarks
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
@@ -174,26 +175,30 @@ def test_classes_that_no_test_is_about_are_counted_and_named(tmp_path: Path) -> 
     counts = {"ant": 40, "bee": 10, "cat": 4, "dog": 2, "emu": 1}
     uri = prepare(DataConfig(uri=str(place(tmp_path, counts))))
     manifest = read_manifest(uri)
-    assert manifest.class_counts["test"] == (8, 2, 0, 0, 0)
-    absent = ["cat", "dog", "emu"]
-    assert manifest.provenance[WITHOUT_IMAGES] == {"val": absent, "test": absent}
+    assert manifest.class_counts["train"] == (26, 7, 2, 1, 1)
+    assert manifest.class_counts["val"] == (6, 1, 1, 0, 0)
+    assert manifest.class_counts["test"] == (8, 2, 1, 1, 0)
+    assert manifest.provenance[WITHOUT_IMAGES] == {"val": ["dog", "emu"], "test": ["emu"]}
     said = [
-        f"set: {split} has no image of 3 of 5 classes (cat, dog, emu), so it says nothing about them."
-        for split in ("test", "val")
+        "set: train 37, val 8, test 12 images; val and test are carved out of training, stratified by class and keyed by "
+        "path (data.val_per_class says how).",
+        "set: test has no image of 1 of 5 classes (emu); val has no image of 2 of 5 classes (dog, emu): their accuracy "
+        "cannot be measured there.",
     ]
     assert remarks(manifest) == said
     assert all(f"  {line}\n" in describe(uri) for line in said) and WITHOUT_IMAGES not in describe(uri)
 
 
 def test_many_classes_are_counted_and_the_first_named(tmp_path: Path) -> None:
-    uri = prepare(DataConfig(uri=str(place(tmp_path, {"big": 10, **{f"c{n}": 2 for n in range(9)}}))))
-    assert remarks(read_manifest(uri))[0].startswith(
-        "set: test has no image of 9 of 10 classes (c0, c1, c2, c3, c4, ...)"
+    uri = prepare(DataConfig(uri=str(place(tmp_path, {"big": 10, **{f"c{n}": 1 for n in range(9)}}))))
+    assert remarks(read_manifest(uri))[-1] == (
+        "set: test and val have no image of 9 of 10 classes (c0, c1, c2, c3, c4 and 4 more): their accuracy cannot be "
+        "measured there."
     )
 
 
 def test_data_without_any_test_say_so_and_whole_data_say_nothing(tmp_path: Path, tiny_shards: str) -> None:
-    uri = prepare(DataConfig(uri=str(place(tmp_path, {"cat": 4, "dog": 4}))))
+    uri = prepare(DataConfig(uri=str(place(tmp_path, {"cat": 1, "dog": 1}))))
     assert remarks(read_manifest(uri)) == ["set: there are no test images, so nothing will be tested."]
     assert remarks(read_manifest(tiny_shards)) == []
 

@@ -6,13 +6,14 @@ import ast
 import io
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import ltcore
 from ltcore.data.config import DataConfig
@@ -77,6 +78,7 @@ def test_a_float_image_without_known_white_is_named_when_shards_are_made(tmp_pat
 def test_extensions_that_pil_reads_are_taken(tmp_path: Path) -> None:
     smooth = np.kron(RNG.integers(0, 256, (2, 2, 1), dtype=np.uint8), np.ones((8, 8, 3), np.uint8))
     kinds = {"jpe": "JPEG", "jfif": "JPEG", "ppm": "PPM", "pgm": "PPM", "avif": "AVIF", "PPM": "PPM"}
+    kinds |= {"JPG": "JPEG", "Jpeg": "JPEG", "pnm": "PPM", "bmp": "BMP", "GIF": "GIF", "webp": "WEBP", "tiff": "TIFF"}
     uri = prepare(DataConfig(uri=folder(tmp_path, **{e: encode(smooth, f) for e, f in kinds.items()}), val_per_class=0))
     store, found = ShardStore(uri), 0
     for split in store.manifest.splits:
@@ -100,6 +102,78 @@ def test_other_formats_are_refused_by_name_whatever_the_extension(
         decode_canvas(data, 8, "k1")
     with pytest.raises(DataError, match=rf"ant/odd\.png: the image cannot be decoded \({fmt} by its first bytes"):
         prepare(DataConfig(uri=folder(tmp_path, png=data)))
+
+
+def with_text(kind: str) -> bytes:
+    """A PNG with more text than PIL unpacks."""
+    large, info = "A" * 3 * 2**20, PngImagePlugin.PngInfo()
+    if kind == "iCCP":
+        return encode(RGB, "PNG", icc_profile=large.encode())
+    if kind == "many":
+        for n in range(70):
+            info.add_text(f"prompt{n}", "A" * 2**20, zip=True)
+    elif kind == "iTXt":
+        info.add_itxt("prompt", large, zip=True)
+    else:
+        info.add_text("prompt", large, zip=True)
+    data = encode(RGB, "PNG", pnginfo=info)
+    if kind == "behind the pixels":
+        start = data.index(b"zTXt") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    return data
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many", "behind the pixels"])
+def test_a_png_with_much_text_is_decoded(kind: str) -> None:
+    data = with_text(kind)
+    with pytest.raises(ValueError, match="MAX_TEXT"):
+        Image.open(io.BytesIO(data)).load()
+    np.testing.assert_array_equal(decode_image(data, "k1"), RGB.transpose(2, 0, 1))
+    with pytest.raises(DataError, match="k1: the image cannot be decoded"):
+        decode_image(data[: data.index(b"IDAT") + 60], "k1")
+
+
+def test_a_png_with_much_text_is_turned_upright() -> None:
+    exif, info = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x0112] = 6
+    info.add_text("prompt", "A" * 3 * 2**20, zip=True)
+    data = encode(RGB, "PNG", pnginfo=info, exif=exif)
+    np.testing.assert_array_equal(decode_image(data, "k1"), np.rot90(RGB, -1).transpose(2, 0, 1))
+
+
+def test_no_message_names_a_line_in_the_source_of_a_decoder() -> None:
+    data = encode(RGB, "JPEG")
+    with pytest.raises(
+        DataError, match=r"^k1: the image cannot be decoded \(Image is incomplete or truncated\)\. Remove"
+    ):
+        decode_image(data[:-30], "k1")
+
+
+HEIF_HEADER = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+
+
+def test_heic_is_opened_by_its_package(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    out = io.BytesIO()
+    smooth = np.kron(RNG.integers(0, 256, (2, 2, 1), dtype=np.uint8), np.ones((32, 32, 3), np.uint8))
+    heif.from_pillow(Image.fromarray(smooth)).save(out, quality=95)
+    assert np.abs(decode_image(out.getvalue(), "k1") - smooth.transpose(2, 0, 1).astype(int)).max() < 40
+    uri = prepare(DataConfig(uri=folder(tmp_path, heic=out.getvalue(), HEIF=out.getvalue()), val_per_class=0))
+    assert sum(split.num_samples for split in ShardStore(uri).manifest.splits.values()) == 8
+    for data in (HEIF_HEADER, out.getvalue()[:200]):
+        with pytest.raises(DataError, match=r"k1: the image cannot be decoded \("):
+            decode_image(data, "k1")
+
+
+def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(
+        DataError, match=r"ant/odd\.heic: the image is in HEIF, which needs the package pillow-heif\. Install"
+    ):
+        prepare(DataConfig(uri=folder(tmp_path, heic=HEIF_HEADER)))
+    avif = encode(RGB, "AVIF")
+    assert decode_image(avif, "k1").shape == (3, 16, 16)  # a container of the same family, read by PIL itself
 
 
 def test_images_are_opened_in_one_place() -> None:

@@ -92,8 +92,8 @@ class _Faulty:
     def __init__(self, inner: pafs.FileSystem, name: str, fault: Fault, place: int) -> None:
         self._inner, self._name, self._fault, self._place = inner, name, fault, place
 
-    def open_input_stream(self, path: str) -> Any:
-        stream = self._inner.open_input_stream(path)
+    def open_input_stream(self, path: str, compression: str | None = "detect") -> Any:
+        stream = self._inner.open_input_stream(path, compression)
         return _Stream(stream.read(), self._fault, self._place) if path.endswith(self._name) else stream
 
 

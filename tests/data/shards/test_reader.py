@@ -177,8 +177,8 @@ def test_shard_larger_than_the_cap(remote: str) -> None:
 
 
 def test_unknown_scheme() -> None:
-    with pytest.raises(ConfigError, match="http:// is not supported"):
-        ShardStore("http://example.org/data")
+    with pytest.raises(ConfigError, match="ftp:// is not supported"):
+        ShardStore("ftp://example.org/data")
 
 
 def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""From rows that list images to the layout of a data set: splits, classes in order, attributes, and what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.folder_layout import SPLITS, Entry, Layout, refuse_one_class
+from ltcore.data.datasets.image_root import Root
+from ltcore.data.datasets.lists import Row, named_split, read_list_file, read_rows
+from ltcore.data.shards.remarks import LABELS, LISTED_TWICE
+from ltcore.errors import ConfigError, DataError
+from ltcore.text import storable
+
+USUAL = DataConfig()
+"""Finds columns by their usual names."""
+MOST_NAMED = 20
+"""Of rows that one message is about."""
+_WHOLE = re.compile(r"[0-9]+")
+_NO_CLASS = re.compile(r"-[0-9]+|[+-]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""Labels that are numbers, but not of classes."""
+
+
+def read_lists(root: Root, lists: Iterable[tuple[str, str]], cfg: DataConfig = USUAL) -> Layout:
+    """Reads the layout from list files (split, path), whose paths are relative to the root.
+
+    A file is a list of ``path label`` or a table, and may be gzipped. Raises DataError with file and line.
+    """
+    rows, files = list[Row](), dict[str, str]()
+    for word, file in lists:
+        split = named_split(word, f"--list {word}=...")
+        if split in files:
+            raise ConfigError(
+                f"--list {word}={file}: there is a list for {split} already, {files[split]}. Merge the two."
+            )
+        files[split] = file
+    if "train" not in files:
+        raise DataError(f"there are list files for {', '.join(files)}, but none for train.")
+    for split, file in files.items():
+        rows += [replace(row, split=split) for row in read_rows(read_list_file(file), file, cfg)]
+    skipped = set(root.skipped)
+    if odd := next((row for row in rows if row.path in skipped), None):
+        raise DataError(f"{odd.place}: {odd.path} is no image in {root.where}. Remove the line, or rename the file.")
+    refuse_missing(rows, set(root.files).__contains__, root.where)
+    return layout_of(rows, files["train"])
+
+
+def refuse_missing(rows: Sequence[Row], exists: Callable[[str], bool], where: str) -> None:
+    """Raises DataError that names all images at once that are not there, as far as they fit into a message."""
+    if missing := [row for row in rows if not exists(row.path)]:
+        first = f"{missing[0].place}: there is no {missing[0].path} in {where}"
+        if len(missing) == 1:
+            raise DataError(f"{first}. Restore it, or remove the line.")
+        raise DataError(
+            f"{len(missing)} listed images are not in {where}: {_named(missing)}. Restore them, or correct the paths."
+        )
+
+
+def _named(rows: Sequence[Row]) -> str:
+    shown = ", ".join(f"{row.path} ({row.place})" for row in rows[:MOST_NAMED])
+    return shown + (f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else "")
+
+
+def layout_of(rows: Sequence[Row], where: str, *, order: Sequence[str] = (), needs_train: bool = True) -> Layout:
+    """Returns the layout of listed images; an image without a split is for training.
+
+    Classes are sorted by name, or, where all labels are whole numbers, by number; then their names are those of the
+    folders, where every class has a folder of its own. Raises DataError with the rows that contradict each other.
+
+    Args:
+        rows: the images; each path may come again with the same label and split, and then counts once.
+        where: what to name in a message about all of them.
+        order: classes in the order that the data give them, as far as they do.
+        needs_train: refuse rows without training images, which can only be evaluated on.
+    """
+    _refuse_no_labels(rows)
+    once = _once(rows)
+    splits: dict[str, list[Row]] = {}
+    for row in once:
+        splits.setdefault(row.split or "train", []).append(row)
+    if needs_train and "train" not in splits:
+        raise DataError(f"{where} has {', '.join(splits)} but no training image; expected the split train.")
+    known = splits.get("train") or once
+    classes = _Classes.of(known, order)
+    if absent := next((row for row in once if row.label not in classes.numbers), None):
+        raise DataError(f"{absent.place}: {absent.path} has label {absent.label}, which no training image has.")
+    if "train" in splits:
+        refuse_one_class(where, classes.names, "expected two labels or more")
+    attributes = tuple(_sorted({row.attribute for row in once} - {""}, where))
+    attribute_of = {"": -1, **{name: number for number, name in enumerate(attributes)}}
+    names = sorted(splits, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split))
+    return Layout(
+        classes=classes.names,
+        splits={
+            split: [Entry(row.path, classes.numbers[row.label], attribute_of[row.attribute]) for row in splits[split]]
+            for split in names
+        },
+        attributes=attributes,
+        provenance={**classes.provenance, **({LISTED_TWICE: len(rows) - len(once)} if len(once) < len(rows) else {})},
+    )
+
+
+def _refuse_no_labels(rows: Sequence[Row]) -> None:
+    if empty := [row for row in rows if not row.label]:
+        if len(empty) == 1:
+            raise DataError(f"{empty[0].place}: {empty[0].path} has no label. Fill it in, or remove the row.")
+        raise DataError(f"{len(empty)} images have no label: {_named(empty)}. Fill in the labels, or remove the rows.")
+    if odd := next((row for row in rows if _NO_CLASS.fullmatch(row.label)), None):
+        raise DataError(
+            f"{odd.place}: expected a label that is a class name or a whole number of 0 or more, found {odd.label}. Choose "
+            "another column, or write 3 for 3.0."
+        )
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Returns every image once. Raises DataError where two rows say different things of one."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        seen = first.setdefault(row.path, row)
+        for what in ("label", "split", "attribute"):
+            one, other = getattr(seen, what), getattr(row, what)
+            if one != other:
+                advice = "splits must be disjoint" if what == "split" else "correct or remove one of the rows"
+                raise DataError(
+                    f"{row.place}: {row.path} has the {what} {other or 'train'!r}, but {one or 'train'!r} in {seen.place}; "
+                    f"{advice}."
+                )
+    return list(first.values())
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The classes of a data set, and how its labels name them."""
+
+    names: tuple[str, ...]
+    numbers: Mapping[str, int]
+    """Label as it is listed -> class."""
+    provenance: Mapping[str, Any]
+
+    @staticmethod
+    def of(rows: Sequence[Row], order: Sequence[str]) -> _Classes:
+        found = {row.label for row in rows}
+        named = [label for label in order if label in found]
+        labels = [*named, *_sorted(found - set(named), rows[0].origin)]
+        numbers = {label: number for number, label in enumerate(labels)}
+        if named or not all(map(_WHOLE.fullmatch, labels)):
+            return _Classes(tuple(map(storable, labels)), numbers, {})
+        names = _folder_names(rows, numbers)
+        first, last = int(labels[0]), int(labels[-1])
+        if (first, last) == (0, len(labels) - 1):
+            return _Classes(names, numbers, {})
+        gaps = "" if last - first == len(labels) - 1 else " with gaps"
+        said = f"{first} to {last}{gaps}, numbered 0 to {len(labels) - 1} in that order"
+        return _Classes(names, numbers, {LABELS: said})
+
+
+def _sorted(labels: Collection[str], where: str) -> list[str]:
+    """Sorts by number where all are whole numbers, else by name."""
+    if not all(map(_WHOLE.fullmatch, labels)):
+        return sorted(labels)
+    ordered = sorted(labels, key=lambda label: (int(label), label))
+    for one, other in itertools.pairwise(ordered):
+        if int(one) == int(other):
+            raise DataError(f"{where}: {one!r} and {other!r} are the same number. Write it in one way.")
+    return ordered
+
+
+def _folder_names(rows: Iterable[Row], numbers: Mapping[str, int]) -> tuple[str, ...]:
+    """Returns the folder of each class, or the labels as they are where not every class has one of its own."""
+    folders: dict[str, set[str]] = {}
+    for row in rows:
+        folders.setdefault(row.label, set()).add(PurePosixPath(row.path).parent.name)
+    names = [storable(next(iter(folders[label]))) for label in numbers if len(folders[label]) == 1]
+    return tuple(names) if len(set(names)) == len(numbers) and all(names) else tuple(numbers)
