@@ -12,7 +12,7 @@ from typing import Any
 from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.registry import find, names
+from ltcore.data.datasets.registry import find, names, recognize
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest
 from ltcore.data.shards.remarks import remarks
 from ltcore.data.shards.source import Rows, Sample, Source
@@ -113,10 +113,9 @@ def make(
 
 
 def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
-    build = find(cfg.uri)
-    if build.by_path:
+    if find(cfg.uri).by_path:
         _check_place(cfg.uri)
-    return build(cfg, lists=lists, needs_train=needs_train)
+    return recognize(cfg.uri)(cfg, lists=lists, needs_train=needs_train)
 
 
 def _check_place(uri: str) -> None:

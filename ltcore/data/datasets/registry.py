@@ -1,7 +1,7 @@
 """Every source of images by name.
 
 A new source is one file with a :class:`Dataset` plus one line here: ``data.uri=<name>``, ``ltcore methods`` and the
-contract tests follow.
+contract tests follow. Sources by path have no name to be called by: the first one that recognizes a place reads it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Row:
 
 
 PATH = "DIR|ZIP"
-"""The row for every ``data.uri`` that is not the name of another row."""
+"""The row for every place that no other row recognizes."""
 
 DATASETS: dict[str, Row] = {
     "digits-glt": Row(
@@ -44,8 +44,16 @@ DATASETS: dict[str, Row] = {
 
 
 def find(uri: str) -> type[Dataset]:
-    """Finds the class that makes shards of what ``data.uri`` names."""
+    """Finds the class that ``data.uri`` names; for every place, unseen, it is that of ``PATH``."""
     return DATASETS.get(uri, DATASETS[PATH]).build
+
+
+def recognize(uri: str) -> type[Dataset]:
+    """Finds the class that makes shards of what ``data.uri`` names, by a look at it where it is a place."""
+    if not find(uri).by_path:
+        return find(uri)
+    by_path = (row.build for row in DATASETS.values() if row.build.by_path)
+    return next((build for build in by_path if build.recognizes(uri)), DATASETS[PATH].build)
 
 
 def names() -> list[str]:
