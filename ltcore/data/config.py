@@ -18,8 +18,8 @@ class DataConfig:
     """The ``data`` section of a run."""
 
     uri: str = "digits-glt"
-    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, or the name of a source
-    that ``ltcore methods`` lists."""
+    """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, tars of others (a file, a
+    folder, a pattern such as ``train-{000..099}.tar``), or the name of a source that ``ltcore methods`` lists."""
     train_split: str = "train"
     """Name of the split that is trained on. ``train_cbl`` of a GLT data set, whose classes are balanced, gives the ALT
     protocol; shot groups stay those of ``train``."""
@@ -62,10 +62,19 @@ class DataConfig:
     loader takes the same one), and ``run.json`` counts them. Never applies to other splits, where a number must
     rest on every sample, nor to damaged shards."""
 
+    label_key: str | None = None
+    """Where the label stands in the ``.json`` of a sample in tars of others, a path with dots; null: in its ``.cls``
+    or, where it has none, under ``label`` in its ``.json``. No effect on other data."""
+
     def __post_init__(self) -> None:
         if not self.uri:
             raise ValueError("uri must name shards, a folder or zip of images, or a source; got an empty text")
         refuse_userinfo(uri=self.uri)
+        if self.uri.startswith("pipe:"):
+            raise ValueError(
+                "uri is a command (pipe:), and commands are not run for data. Give the place of the tars, a path or s3://, "
+                "or download them first"
+            )
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")
         one_of(SUBSETS, subset=self.subset)

@@ -14,7 +14,7 @@ from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders, read_lists
-from ltcore.data.datasets.image_root import Root, open_root
+from ltcore.data.datasets.image_root import Readable, Root, open_root
 from ltcore.data.datasets.longtail import carve, keyed_order, tail_name, tail_provenance
 from ltcore.data.images.decode import decode_canvas, decode_image, size_of
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, safe_key
@@ -181,7 +181,7 @@ class _Rows:
         decode_canvas(image, self.image_size, f"{self.root.where}: {item.path}")
 
 
-def _probe(root: Root, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+def _probe(root: Readable, items: Sequence[_Item], seed: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Returns image size, mean and std of a keyed sample of images.
 
     The size is the median short side, at most 224. Images are read and decoded twice: together they may be larger than

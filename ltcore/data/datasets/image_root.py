@@ -22,6 +22,19 @@ PACKED_BYTES, MAX_RATIO = 16 * 2**20, 200
 """Files of a zip that are larger than the first and than the second times their packed size are no pictures either."""
 
 
+class Readable(Protocol):
+    """Images that are read by path."""
+
+    @property
+    def where(self) -> str:
+        """Returns what the paths are in, for messages."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Reads one of the images."""
+        ...
+
+
 class Root(Protocol):
     """Files of a directory or zip. Reading is for one thread at a time: ``zipfile`` shares one file position."""
 

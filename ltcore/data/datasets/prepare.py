@@ -16,7 +16,7 @@ from ltcore.data.datasets.registry import find, names, recognize
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest
 from ltcore.data.shards.remarks import remarks
 from ltcore.data.shards.source import Rows, Sample, Source
-from ltcore.data.shards.writer import write_dataset
+from ltcore.data.shards.writer import write_dataset, write_indexed
 from ltcore.errors import ConfigError, DataError, nearest
 
 CONSTRUCTION = 2
@@ -57,9 +57,7 @@ def prepare(
     try:
         with storage.locked(cache / f"{place}.lock"):
             if fresh or not is_shards(uri):
-                if progress:
-                    progress(f"making {dataset.name}, once; it is kept in {uri}")
-                _write(dataset, uri, shard_size=1000, progress=progress)
+                _fill(dataset, uri, progress)
     except OSError as error:
         raise DataError(
             f"{cache} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another "
@@ -113,13 +111,14 @@ def make(
 
 
 def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
-    if find(cfg.uri).by_path:
+    build = recognize(cfg.uri)
+    if build.by_path and not build.by_pattern:
         _check_place(cfg.uri)
-    return recognize(cfg.uri)(cfg, lists=lists, needs_train=needs_train)
+    return build(cfg, lists=lists, needs_train=needs_train)
 
 
 def _check_place(uri: str) -> None:
-    accepted = f"Accepted: shards with a {MANIFEST}, a local directory or zip of images, {', '.join(names())}."
+    accepted = f"Accepted: shards with a {MANIFEST}, WebDataset tars, a local directory or zip of images, {', '.join(names())}."
     if not storage.exists(uri):
         raise DataError(f"data.uri={uri!r}: there is nothing.{nearest(uri, names())} {accepted}")
     if not storage.is_local(uri):
@@ -132,6 +131,19 @@ def _digest(cfg: DataConfig, dataset: Dataset) -> str:
     if cfg.imbalance_factor is not None and dataset.has_selection:
         words += [cfg.imbalance_factor, cfg.subset]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _fill(dataset: Dataset, uri: str, progress: OnProgress | None) -> None:
+    """Puts at ``uri`` what a run reads: indexes of tars that are there already, else shards."""
+    indexed = dataset.index(progress)
+    if indexed is not None:
+        write_indexed(uri, indexed, seed=dataset.cfg.subset_seed, progress=progress)
+        if progress:
+            progress(f"indexed {dataset.name}, once; the index is kept in {uri}, the tars stay where they are")
+        return
+    if progress:
+        progress(f"making {dataset.name}, once; it is kept in {uri}")
+    _write(dataset, uri, shard_size=1000, progress=progress)
 
 
 def _write(dataset: Dataset, uri: str, *, shard_size: int, progress: OnProgress | None) -> Manifest:

@@ -13,6 +13,7 @@ from ltcore.data.datasets.cifar import Cifar
 from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.digits_glt import DigitsGlt
 from ltcore.data.datasets.image_folder import ImageFolder
+from ltcore.data.datasets.web_dataset import WebDataset
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ DATASETS: dict[str, Row] = {
     "cifar100": Row(
         Cifar, "100 classes of 500 images of 32 px", "Krizhevsky 2009; long tail of Cao et al., NeurIPS 2019"
     ),
+    "TARS": Row(WebDataset, "tars that others wrote: a file, 'train-{000..099}.tar', '*.tar', a folder", "WebDataset"),
     PATH: Row(ImageFolder, "your images, by class folders or by list files (make_shards.py --list)", "-"),
 }
 

@@ -6,6 +6,7 @@ Independent of the reader: it walks the tars member by member, and compares them
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from typing import Any
 import pyarrow as pa
 
 from ltcore import storage
-from ltcore.data.images.decode import decode_canvas
+from ltcore.data.images.decode import MAX_PIXELS, decode_canvas
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 from ltcore.data.shards.remarks import remarks
 from ltcore.data.shards.source import EXTENSIONS, safe_key
-from ltcore.data.shards.tar import Damage, TarSample, walk
+from ltcore.data.shards.stream import open_hashed
+from ltcore.data.shards.tar import Damage, Member, TarSample, members, walk
 from ltcore.data.shards.writer import WITHOUT_IMAGES, read_index
 from ltcore.errors import DataError
 from ltcore.shots import SHOT_GROUPS
@@ -28,6 +30,7 @@ from ltcore.text import printable
 
 THREADS = 8
 MAX_DIGITS = 18
+MAX_IMAGE_BYTES = 8 * MAX_PIXELS
 KINDS = ("train", "val", "test", "other")
 
 
@@ -92,10 +95,8 @@ def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
     for name, count in zip(manifest.classes, manifest.class_counts.get("train", ()), strict=False):
         if count == 0:
             yield Problem(MANIFEST, "", f"class {name!r} has no training sample")
-    shards = [shard for part in manifest.splits.values() for shard in part.shards]
-    known = {MANIFEST, *(shard.path for shard in shards), *(shard.index_path for shard in shards)}
     for name in storage.list_files(uri):
-        if name not in known:
+        if name not in manifest.own_files:
             yield Problem(name, "", "the manifest does not know this file; remove it")
 
 
@@ -131,6 +132,9 @@ def _kind(split: str) -> str:
 def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     report = _Report(shard.path)
     rows = _read_index(uri, shard, report)
+    if manifest.indexed:
+        _check_indexed(storage.join(shard.base or uri, shard.path), shard, rows, report)
+        return report
     try:
         data = storage.read_bytes(storage.join(uri, shard.path))
     except DataError as error:
@@ -141,7 +145,7 @@ def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     elif (sha256 := hashlib.sha256(data).hexdigest()) != shard.sha256:
         report.add(f"has sha256 {sha256[:12]}..., the manifest says {shard.sha256[:12]}...; bits were changed")
     count = 0
-    for item in walk(data):
+    for item in walk(io.BytesIO(data), len(data)):
         if isinstance(item, Damage):
             report.add(item.what, item.key)
             continue
@@ -151,6 +155,43 @@ def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     if count != shard.count:
         report.add(f"holds {count} samples, the manifest says {shard.count}")
     return report
+
+
+def _check_indexed(where: str, shard: Shard, rows: list[dict[str, Any]], report: _Report) -> None:
+    """Compares a tar of others with its index, which may be about a part of it.
+
+    Where it is the tar that was indexed, by its sha256, its labels are those of the index.
+    """
+    report.keys, report.labels = [row["key"] for row in rows], [row["label"] for row in rows]
+    expected = {row["offset"]: row for row in rows}
+    try:
+        with open_hashed(where) as stream:
+            for item in members(stream, shard.bytes, lambda _, size: size <= MAX_IMAGE_BYTES):
+                if not isinstance(item, Damage):
+                    _check_member(item[1], expected.pop(item[1].offset, None), report)
+                elif not item.is_kind:
+                    report.add(item.what, item.key)
+            num_bytes, sha256 = stream.finish()
+    except DataError as error:
+        report.add(str(error))
+        return
+    for row in expected.values():
+        report.add(f"is not where its index says, at byte {row['offset']}", row["key"])
+    if (num_bytes, sha256) != (shard.bytes, shard.sha256):
+        found = f"{num_bytes} bytes with sha256 {sha256[:12]}..."
+        report.add(f"has {found}, the manifest says {shard.bytes} with {shard.sha256[:12]}...; it has changed")
+
+
+def _check_member(member: Member, row: dict[str, Any] | None, report: _Report) -> None:
+    if row is None:
+        return
+    for column, value in (("size", member.size), ("crc32", member.crc32)):
+        if row[column] != value:
+            report.add(f"has {column} {value!r}, its index says {row[column]!r}", row["key"])
+    try:
+        decode_canvas(member.data, 1, "its image")
+    except DataError as error:
+        report.add(str(error), row["key"])
 
 
 def _read_index(uri: str, shard: Shard, report: _Report) -> list[dict[str, Any]]:
@@ -240,6 +281,8 @@ def describe(uri: str) -> str:
         spread = f"{low}" if low == high else f"{high}..{low}" + (f", imbalance {high / low:.4g}" if low else "")
         size_mb = sum(shard.bytes for shard in part.shards) / 1e6
         lines.append(f"  {name:<11} {part.num_samples:>9,} {len(part.shards):>6} {size_mb:>8.1f}  {spread}")
+    bases = sorted({shard.base for part in manifest.splits.values() for shard in part.shards if shard.base})
+    lines += [f"  tars        where they were, in {base}" for base in bases]
     lines += [f"  {remark}" for remark in remarks(manifest)]
     lines += [f"  {key}: {value}" for key, value in manifest.provenance.items() if key != WITHOUT_IMAGES]
     return "\n".join(map(printable, lines))

@@ -1,0 +1,199 @@
+"""Which tars a URI means, and which split each of them is of: by folders, or by words in the names of files."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from ltcore import storage
+from ltcore.data.datasets.folder_layout import SPLITS, split_of
+from ltcore.data.shards.source import EXTENSIONS
+from ltcore.errors import ConfigError, DataError
+
+MAX_TARS = 100_000
+MAX_DEPTH = 4
+"""Folders below the one that was named in which tars are looked for."""
+_TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.[a-z0-9]{1,4})$", re.IGNORECASE)
+_WILD = re.compile(r"[*?\[]")
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
+_IMAGES = (*EXTENSIONS, "jpeg", "tiff")
+
+
+@dataclass(frozen=True)
+class Tar:
+    """One tar file of somebody else."""
+
+    base: str
+    """Folder or URI prefix that all tars lie below."""
+    path: str
+    """Relative to the base."""
+    bytes: int
+    changed: str
+    """Time of the last change, in any form."""
+    split: str = "train"
+
+    @property
+    def uri(self) -> str:
+        return storage.join(self.base, self.path)
+
+    @property
+    def stem(self) -> str:
+        """Returns the path without what says that it is a tar."""
+        return _TAR.sub("", self.path)
+
+
+def means_tars(uri: str) -> bool:
+    """Tells whether the URI names tars by a pattern or a file name, or a folder that holds tars and no class folders."""
+    if _TAR.search(uri):
+        return True
+    if storage.is_local(uri):
+        folder = storage.local_path(uri)
+        return folder.is_dir() and _is_tar_folder(_walk(folder))
+    return not _WILD.search(uri) and _is_tar_folder(_remote_names(uri))
+
+
+def _is_tar_folder(names: Iterable[str]) -> bool:
+    """Tells whether there is a tar, and no image in a folder: a tar beside class folders is a copy of them."""
+    found = False
+    for name in names:
+        found = found or bool(_TAR.search(name))
+        if "/" in name and name.rpartition(".")[2].lower() in _IMAGES:
+            return False
+    return found
+
+
+def find_tars(uri: str, *, needs_train: bool = True) -> list[Tar]:
+    """Returns the tars that the URI means, sorted by path, with their splits.
+
+    The URI is a tar, a pattern with ``*``, ``?``, ``[...]``, ``{000..099}`` or ``{a,b}``, or a folder. Raises DataError
+    where there is none, where only some have a split, or where ``needs_train`` and none is of training.
+    """
+    tars = _located(uri)
+    if not tars:
+        raise DataError(f"data.uri={uri!r}: there is no such tar. Check the pattern, and that the files are there.")
+    for tar in tars:
+        ending = tar.path[len(tar.stem) :].lower()
+        if ending not in (".tar", ".tgz", ".tar.gz"):
+            raise DataError(f"{tar.uri} is packed as {ending}; .tar and .tar.gz are read. Unpack it to a .tar.")
+    return _with_splits(uri, tars, needs_train)
+
+
+def _located(uri: str) -> list[Tar]:
+    if storage.is_local(uri):
+        uri = str(storage.local_path(uri).absolute())
+    if _TAR.search(uri):
+        places = sorted({place for pattern in _expanded(uri) for place in _matching(pattern)})
+        base = posixpath.commonpath([posixpath.dirname(place) for place in places]) if places else ""
+        if not storage.is_local(uri):  # commonpath joins the slashes of the scheme
+            base = re.sub(r"^(\w+):/+", r"\1://", base)
+        names = [place[len(base.rstrip("/")) + 1 :] for place in places]
+    else:
+        base = uri.rstrip("/")
+        found = _walk(Path(base)) if storage.is_local(uri) else _remote_names(uri)
+        names = sorted(name for name in found if _TAR.search(name))
+    if len(names) > MAX_TARS:
+        raise ConfigError(f"data.uri={uri!r} means {len(names)} tars, expected at most {MAX_TARS}.")
+    return [_described(base, name) for name in names]
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Yields the patterns that braces stand for, as a shell does."""
+    import braceexpand
+
+    for low, high in _RANGE.findall(pattern):  # whose numbers are all made at once
+        if abs(int(high[:12]) - int(low[:12])) >= MAX_TARS:
+            raise ConfigError(f"data.uri={pattern!r}: {{{low}..{high}}} means more than {MAX_TARS} tars. Shorten it.")
+    try:
+        yield from itertools.islice(braceexpand.braceexpand(pattern), MAX_TARS + 1)
+    except ValueError as error:
+        raise ConfigError(f"data.uri={pattern!r}: {error}. Write {{000..099}} or {{a,b}}.") from None
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """Yields the files that a pattern without braces means; one without wildcards is a file, also where it is missing."""
+    if not _WILD.search(pattern) or (storage.is_local(pattern) and Path(pattern).is_file()):
+        yield pattern
+    elif storage.is_local(pattern):
+        root = Path(pattern).anchor
+        yield from (str(path) for path in Path(root).glob(pattern[len(root) :]) if not _is_hidden(path.name))
+    else:
+        folder = posixpath.dirname(pattern[: _WILD.search(pattern).start()])  # type: ignore[union-attr]
+        if folder.endswith(":/"):
+            raise ConfigError(f"data.uri={pattern!r}: the bucket must be named without wildcards.")
+        depth = pattern.count("/")
+        for name in _remote_names(folder):
+            place = f"{folder}/{name}"
+            if fnmatch.fnmatchcase(place, pattern) and ("**" in pattern or place.count("/") == depth):
+                yield place
+
+
+def _remote_names(uri: str) -> list[str]:
+    return [name for name in storage.list_files(uri) if not _is_hidden(name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return posixpath.basename(name).startswith(".")
+
+
+def _walk(root: Path, prefix: str = "", seen: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Yields the files below a local folder, relative to it; links to folders are followed, but to none above."""
+    try:
+        found = root.stat()
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{root} cannot be listed ({error.strerror}). Correct its permissions or remove it.") from error
+    seen |= {(found.st_dev, found.st_ino)}
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield prefix + entry.name
+        elif prefix.count("/") < MAX_DEPTH and (entry.stat().st_dev, entry.stat().st_ino) not in seen:
+            yield from _walk(root / entry.name, f"{prefix}{entry.name}/", seen)
+
+
+def _described(base: str, name: str) -> Tar:
+    uri = storage.join(base, name)
+    filesystem, path = storage.open_fs(uri)
+    try:
+        info = filesystem.get_file_info(path)
+    except OSError as error:
+        raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
+    if info.type != pafs.FileType.File:
+        missing = info.type == pafs.FileType.NotFound
+        raise DataError(f"{uri} {'does not exist' if missing else 'is no file'}. Check data.uri, or restore it.")
+    return Tar(base, name, info.size, str(info.mtime_ns))
+
+
+def _with_splits(uri: str, tars: Sequence[Tar], needs_train: bool) -> list[Tar]:
+    found = [_split_word(tar.path) for tar in tars]
+    if not any(found):
+        # a folder's own name says something only to who evaluates: training data may lie in .../test/
+        own = split_of(posixpath.basename(tars[0].base))
+        return [replace(tar, split="train" if needs_train or not own else own) for tar in tars]
+    if not all(found):
+        first = tars[found.index("")]
+        others = ", ".join(sorted(set(found) - {""}))
+        raise DataError(
+            f"{first.uri} is of no split, but other tars are of {others}, by their names. Name it train-..., val-... or "
+            "test-..., or give a pattern that leaves it out."
+        )
+    if needs_train and "train" not in found:
+        names = ", ".join(split for split in SPLITS if split in found)
+        raise DataError(f"{uri} has tars of {names}, by their names, but none of train.")
+    return [replace(tar, split=split) for tar, split in zip(tars, found, strict=True)]
+
+
+def _split_word(path: str) -> str:
+    """Returns the split that a tar's name says, else its nearest folder's; '' where none does."""
+    *folders, file = path.split("/")
+    words = [word for word in re.split(r"[^A-Za-z]+", file) if split_of(word)]
+    return next((split_of(word) for word in (*words, *reversed(folders)) if split_of(word)), "")
