@@ -23,6 +23,7 @@ from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.source import Sample, Source
 from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import ConfigError, DataError
+from tests.tars import write_tars
 
 CLASSES, PER_CLASS = 3, 40
 
@@ -49,12 +50,29 @@ def write_folder(root: Path) -> Path:
     return root
 
 
+def in_tars(root: Path) -> str:
+    """The images as WebDataset's own writer stores them."""
+    target = root.with_name("tars")
+    target.mkdir()
+    paths = sorted(root.rglob("*.png"))
+    samples = [{"__key__": p.stem, "png": p.read_bytes(), "txt": "a pet", "cls": p.parent.name.encode()} for p in paths]
+    write_tars(target / "pets-%d.tar", samples, maxcount=50)
+    return str(target)
+
+
+PLACES = {PATH: str, "TARS": in_tars}
+"""Row -> what it reads, made out of a folder of images."""
+
+
 @pytest.fixture(scope="module", params=DATASETS)
 def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What ``data.uri`` is for the row; nothing is downloaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "load", fake_cifar)
-        yield str(write_folder(tmp_path_factory.mktemp("of") / "pets")) if request.param == PATH else request.param
+        if request.param not in PLACES:
+            yield request.param
+        else:
+            yield PLACES[request.param](write_folder(tmp_path_factory.mktemp("of") / "pets"))
 
 
 def open_row(uri: str, **choices: Any) -> Dataset:

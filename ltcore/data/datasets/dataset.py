@@ -46,8 +46,8 @@ class Dataset(ABC):
             raise ConfigError(f"list files name images below a directory or in a zip; {cfg.uri} is neither.")
         self.cfg, self.name, self.identity = cfg, cfg.uri, cfg.uri
 
-    @classmethod
-    def recognizes(cls, uri: str) -> bool:  # noqa: ARG003
+    @staticmethod
+    def recognizes(uri: str) -> bool:
         """Tells whether this source reads what lies at ``uri``; only those by path are asked, in the registry's order.
 
         It looks at the name and the kind of what is there, and no further.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -57,19 +59,39 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     :func:`ltcore.data.datasets.longtail.carve` makes one. The split of an image depends only on its path and the seed.
     Data without a train split, which are for evaluation, stay as they are.
     """
-    if "train" not in layout.splits:
-        return _for_evaluation(root, layout, cfg)
+    stem = Path(root.where).resolve().stem
     splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
-    train, has_val = splits["train"], "val" in splits
-    has_test = any(split.startswith("test") for split in splits)
-    test_made = splits.keys() == {"train"}
+    if "train" in splits:
+        splits, chosen = _carve_splits(splits, layout.classes, cfg)
+        name, probed = tail_name(stem, cfg), splits["train"]
+    else:
+        chosen = {"test": "as given", "train": "none: for evaluation"}
+        name, probed = stem, list(itertools.chain(*splits.values()))
+    image_size, mean, std = _probe(root, probed, cfg.subset_seed)
+    return Source(
+        name=name,
+        classes=layout.classes,
+        splits={split: _Rows(root, items, image_size) for split, items in splits.items()},
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        shot_rule="count",
+        provenance={"source": f"images of {stem}", **chosen},
+    )
+
+
+def _carve_splits(
+    given: Mapping[str, list[_Item]], classes: Sequence[str], cfg: DataConfig
+) -> tuple[dict[str, list[_Item]], dict[str, Any]]:
+    """Returns the splits with those that the data did not bring, and how they were chosen, for the provenance."""
+    splits, train = dict(given), given["train"]
+    has_val, test_made = "val" in given, given.keys() == {"train"}
     if test_made:
-        train, splits["test"] = _hold_out(train, len(layout.classes), cfg.subset_seed)
-    keys, labels_N = [item.key for item in train], np.array([item.label for item in train], np.int64)
+        train, splits["test"] = _hold_out(train, len(classes), cfg.subset_seed)
     carved = carve(
-        keys,
-        labels_N,
-        len(layout.classes),
+        [item.key for item in train],
+        np.array([item.label for item in train], np.int64),
+        len(classes),
         imbalance_factor=cfg.imbalance_factor,
         seed=cfg.subset_seed,
         val_per_class=0 if has_val else cfg.val_per_class,
@@ -77,38 +99,10 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig) -> Source:
     splits["train"] = [train[i] for i in carved.train_n]
     if len(carved.val_m):
         splits["val"] = [train[i] for i in carved.val_m]
-    image_size, mean, std = _probe(root, splits["train"], cfg.subset_seed)
-    stem = Path(root.where).resolve().stem
-    return Source(
-        name=tail_name(stem, cfg),
-        classes=layout.classes,
-        splits={name: _Rows(root, items, image_size) for name, items in splits.items() if items},
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        shot_rule="count",
-        provenance={
-            "source": f"images of {stem}",
-            "test": f"1/{TEST_SHARE} of each class by keyed hash" if test_made else "as given" if has_test else "none",
-            **tail_provenance(cfg, carved, layout.classes, val_given=has_val),
-        },
-    )
-
-
-def _for_evaluation(root: Root, layout: Layout, cfg: DataConfig) -> Source:
-    splits = {split: _items(root, entries) for split, entries in layout.splits.items()}
-    image_size, mean, std = _probe(root, [item for items in splits.values() for item in items], cfg.subset_seed)
-    stem = Path(root.where).resolve().stem
-    return Source(
-        name=stem,
-        classes=layout.classes,
-        splits={name: _Rows(root, items, image_size) for name, items in splits.items()},
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        shot_rule="count",
-        provenance={"source": f"images of {stem}", "test": "as given", "train": "none: for evaluation"},
-    )
+    has_test = any(split.startswith("test") for split in given)
+    made = f"1/{TEST_SHARE} of each class by keyed hash" if test_made else "as given" if has_test else "none"
+    chosen = {"test": made, **tail_provenance(cfg, carved, classes, val_given=has_val)}
+    return {split: items for split, items in splits.items() if items}, chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import pyarrow as pa
 
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.folder_layout import SPLITS
-from ltcore.data.datasets.image_folder import PROBED, TEST_SHARE, _hold_out, _Item, _probe
-from ltcore.data.datasets.longtail import IntArray, carve, keyed_order, tail_name, tail_provenance
+from ltcore.data.datasets.image_folder import _carve_splits, _Item, _probe
+from ltcore.data.datasets.longtail import IntArray, tail_name
 from ltcore.data.datasets.tar_classes import Classes
 from ltcore.data.datasets.tar_files import TarFile
 from ltcore.data.datasets.tar_samples import Row, TarRows
@@ -23,8 +24,8 @@ from ltcore.text import printable
 
 LISTED = 10
 """Bad samples that a message names."""
-SKIPPED = "skipped_samples"
-"""Key of the provenance: how many samples were left out for what is wrong with them."""
+BROKEN = "broken"
+"""Key of the provenance: samples that were left out, tar and key -> problem."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,16 @@ def collect(
         row.label for tar in tars if "train" not in given or tar.file.tar.split == "train" for row in tar.rows.rows
     }
     names, positions = classes.chosen(known)
-    rows, labels, tar_numbers, bad = [], [], [], list[str]()
+    rows, labels, tar_numbers, bad = [], [], [], dict[str, str]()
     for number, tar in enumerate(tars):
-        bad += (f"{tar.file.tar.path}: {key} {problem}" for key, problem in tar.rows.bad)
+        bad |= {f"{tar.file.tar.path}: {key}": problem for key, problem in tar.rows.bad}
         for row in tar.rows.rows:
             if row.label in positions:
                 rows.append(row)
                 labels.append(positions[row.label])
                 tar_numbers.append(number)
             else:
-                bad.append(f"{tar.file.tar.path}: {row.key} {_unknown(row.label, classes)}")
+                bad[f"{tar.file.tar.path}: {row.key}"] = _unknown(row.label, classes)
     _check_bad(name, bad, cfg.max_bad_samples, len(rows), progress)
     if len(names) == 1:
         raise DataError(f"{name}: all samples have one label, {names[0]!r}, so nothing can be learned.")
@@ -135,7 +136,7 @@ def collect(
     split_N = np.array(split_of_tar)[tar_N]
     splits = {split: np.flatnonzero(split_N == SPLITS.index(split)) for split in SPLITS if split in given}
     whole = Collection(tars, rows, keys, labels_N, tar_N, splits, {})
-    return _described(whole, name, names, cfg, {SKIPPED: len(bad)} if bad else {})
+    return _described(whole, name, names, cfg, bad)
 
 
 def _unknown(label: str, classes: Classes) -> str:
@@ -143,9 +144,10 @@ def _unknown(label: str, classes: Classes) -> str:
     return f"has the label {label[:40]!r}, which {where}"
 
 
-def _check_bad(name: str, bad: list[str], limit: int, good: int, progress: Callable[[str], None]) -> None:
+def _check_bad(name: str, bad: Mapping[str, str], limit: int, good: int, progress: Callable[[str], None]) -> None:
     """Raises DataError where there are too many bad samples, or no others; says how many are left out."""
-    listed = "; ".join(bad[:LISTED]) + (f"; and {len(bad) - LISTED:,} more" if len(bad) > LISTED else "")
+    listed = "; ".join(f"{where} {what}" for where, what in itertools.islice(bad.items(), LISTED))
+    listed += f"; and {len(bad) - LISTED:,} more" if len(bad) > LISTED else ""
     if not good:
         raise DataError(
             f"{name} has no sample with an image and a label"
@@ -171,57 +173,32 @@ def _unique_keys(rows: Sequence[Row], tar_numbers: Sequence[int], tars: Sequence
 
 
 def _described(
-    whole: Collection, name: str, names: tuple[str, ...], cfg: DataConfig, extra: dict[str, Any]
+    whole: Collection, name: str, names: tuple[str, ...], cfg: DataConfig, bad: dict[str, str]
 ) -> Collection:
     """Returns the collection with its splits carved, and all that is known of it."""
-    splits = dict(whole.splits)
-    provenance: dict[str, Any] = {"source": f"WebDataset tars of {name}", **extra}
+    splits = {split: [_item(whole, at) for at in positions.tolist()] for split, positions in whole.splits.items()}
     if "train" in splits:
-        test = "as given" if "test" in splits else "none"
-        items = [_item(whole, position) for position in splits["train"].tolist()]
-        if splits.keys() == {"train"}:
-            test = f"1/{TEST_SHARE} of each class by keyed hash"
-            items, held_out = _hold_out(items, len(names), cfg.subset_seed)
-            splits["test"] = _positions(held_out)
-        carved = carve(
-            [item.key for item in items],
-            np.array([item.label for item in items], np.int64),
-            len(names),
-            imbalance_factor=cfg.imbalance_factor,
-            seed=cfg.subset_seed,
-            val_per_class=0 if "val" in splits else cfg.val_per_class,
-        )
-        provenance |= {"test": test, **tail_provenance(cfg, carved, names, val_given="val" in splits)}
-        train_N = _positions(items)
-        splits["train"] = train_N[carved.train_n]
-        if len(carved.val_m):
-            splits["val"] = train_N[carved.val_m]
-        probed = splits["train"]
+        splits, chosen = _carve_splits(splits, names, cfg)
+        full_name, probed = tail_name(name, cfg), splits["train"]
     else:
-        provenance |= {"test": "as given", "train": "none: for evaluation"}
-        probed = np.sort(np.concatenate(list(splits.values())))
-    order = keyed_order(whole.keys, probed, cfg.subset_seed, "probe")[:PROBED]
-    chosen = [_item(whole, position) for position in order.tolist()]
-    image_size, mean, std = _probe(_Readable(whole), chosen, cfg.subset_seed)
+        chosen = {"test": "as given", "train": "none: for evaluation"}
+        full_name, probed = name, list(itertools.chain(*splits.values()))
+    image_size, mean, std = _probe(_Readable(whole), probed, cfg.subset_seed)
     fields = {
-        "name": tail_name(name, cfg) if "train" in splits else name,
+        "name": full_name,
         "classes": names,
         "image_size": image_size,
         "mean": mean,
         "std": std,
         "shot_rule": "count",
-        "provenance": provenance,
+        "provenance": {"source": f"WebDataset tars of {name}", **chosen, **({BROKEN: bad} if bad else {})},
     }
-    splits = {split: found for split, found in splits.items() if len(found)}
-    return Collection(whole.tars, whole.rows, whole.keys, whole.labels_N, whole.tar_N, splits, fields)
+    positions = {split: np.array([int(item.path) for item in items]) for split, items in splits.items() if items}
+    return replace(whole, splits=positions, fields=fields)
 
 
 def _item(whole: Collection, position: int) -> _Item:
     return _Item(str(position), whole.keys[position], whole.rows[position].ext, int(whole.labels_N[position]))
-
-
-def _positions(items: Sequence[_Item]) -> IntArray:
-    return np.array([int(item.path) for item in items], np.int64)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class WebDataset(Dataset):
         self.identity = hashlib.sha256(json.dumps([found, choices]).encode()).hexdigest()
         self._workspace: tempfile.TemporaryDirectory[str] | None = None  # goes with this object
 
-    @classmethod
-    def recognizes(cls, uri: str) -> bool:
+    @staticmethod
+    def recognizes(uri: str) -> bool:
         return means_tars(uri)
 
     def index(self, progress: OnProgress | None = None) -> Indexed:
