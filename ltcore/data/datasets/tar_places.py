@@ -126,7 +126,7 @@ def _matching(pattern: str) -> Iterator[str]:
         yield from (str(path) for path in Path(root).glob(pattern[len(root) :]) if not _is_hidden(path.name))
     else:
         folder = posixpath.dirname(pattern[: _WILD.search(pattern).start()])  # type: ignore[union-attr]
-        if folder.endswith(":/"):
+        if folder.endswith(":"):
             raise ConfigError(f"data.uri={pattern!r}: the bucket must be named without wildcards.")
         depth = pattern.count("/")
         for name in _remote_names(folder):
@@ -143,20 +143,23 @@ def _is_hidden(name: str) -> bool:
     return posixpath.basename(name).startswith(".")
 
 
-def _walk(root: Path, prefix: str = "", seen: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Yields the files below a local folder, relative to it; links to folders are followed, but to none above."""
+def _walk(root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None) -> Iterator[str]:
+    """Yields the files below a local folder, relative to it; links to folders are followed, but none is read twice."""
+    seen = set() if seen is None else seen
     try:
         found = root.stat()
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+        entries = sorted(os.scandir(root), key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError as error:
         raise DataError(f"{root} cannot be listed ({error.strerror}). Correct its permissions or remove it.") from error
-    seen |= {(found.st_dev, found.st_ino)}
+    if (found.st_dev, found.st_ino) in seen:
+        return
+    seen.add((found.st_dev, found.st_ino))
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if not entry.is_dir():
             yield prefix + entry.name
-        elif prefix.count("/") < MAX_DEPTH and (entry.stat().st_dev, entry.stat().st_ino) not in seen:
+        elif prefix.count("/") < MAX_DEPTH:
             yield from _walk(root / entry.name, f"{prefix}{entry.name}/", seen)
 
 
