@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from ltcore.data.shards.source import EXTENSIONS
 from ltcore.errors import ConfigError, DataError
 
 MAX_TARS = 100_000
+LOOKING_UP = 16
+"""Files that a store is asked about at once."""
 MAX_DEPTH = 4
 """Folders below the one that was named in which tars are looked for."""
-_TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.[a-z0-9]{1,4})$", re.IGNORECASE)
+_TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
 _WILD = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _IMAGES = (*EXTENSIONS, "jpeg", "tiff")
@@ -52,12 +55,20 @@ class Tar:
 
 def means_tars(uri: str) -> bool:
     """Tells whether the URI names tars by a pattern or a file name, or a folder that holds tars and no class folders."""
-    if _TAR.search(uri):
+    if _names_tars(uri):
         return True
     if storage.is_local(uri):
         folder = storage.local_path(uri)
         return folder.is_dir() and _is_tar_folder(_walk(folder))
     return not _WILD.search(uri) and _is_tar_folder(_remote_names(uri))
+
+
+def _names_tars(uri: str) -> bool:
+    """Tells whether the URI is the name of a tar, or a pattern for such names, rather than a folder."""
+    if storage.is_local(uri) and storage.local_path(uri).is_dir():
+        return False
+    last = uri.rpartition("/")[2].lower()
+    return bool(_TAR.search(uri)) or bool(re.search(r"[*?\[{]", last) and re.search(r"\btar\b|\btgz\b", last))
 
 
 def _is_tar_folder(names: Iterable[str]) -> bool:
@@ -82,14 +93,14 @@ def find_tars(uri: str, *, needs_train: bool = True) -> list[Tar]:
     for tar in tars:
         ending = tar.path[len(tar.stem) :].lower()
         if ending not in (".tar", ".tgz", ".tar.gz"):
-            raise DataError(f"{tar.uri} is packed as {ending}; .tar and .tar.gz are read. Unpack it to a .tar.")
+            raise DataError(f"{tar.uri} is no .tar and no .tar.gz, and no others are read. Unpack it, or leave it out.")
     return _with_splits(uri, tars, needs_train)
 
 
 def _located(uri: str) -> list[Tar]:
     if storage.is_local(uri):
         uri = str(storage.local_path(uri).absolute())
-    if _TAR.search(uri):
+    if _names_tars(uri):
         places = sorted({place for pattern in _expanded(uri) for place in _matching(pattern)})
         base = posixpath.commonpath([posixpath.dirname(place) for place in places]) if places else ""
         if not storage.is_local(uri):  # commonpath joins the slashes of the scheme
@@ -101,7 +112,8 @@ def _located(uri: str) -> list[Tar]:
         names = sorted(name for name in found if _TAR.search(name))
     if len(names) > MAX_TARS:
         raise ConfigError(f"data.uri={uri!r} means {len(names)} tars, expected at most {MAX_TARS}.")
-    return [_described(base, name) for name in names]
+    with ThreadPoolExecutor(LOOKING_UP) as pool:
+        return list(pool.map(_described, itertools.repeat(base), names))
 
 
 def _expanded(pattern: str) -> Iterator[str]:
@@ -123,13 +135,14 @@ def _matching(pattern: str) -> Iterator[str]:
         yield pattern
     elif storage.is_local(pattern):
         root = Path(pattern).anchor
-        yield from (str(path) for path in Path(root).glob(pattern[len(root) :]) if not _is_hidden(path.name))
+        found = map(str, Path(root).glob(pattern[len(root) :]))
+        yield from (name for name in found if _TAR.search(name) and not _is_hidden(name))
     else:
         folder = posixpath.dirname(pattern[: _WILD.search(pattern).start()])  # type: ignore[union-attr]
         if folder.endswith(":"):
             raise ConfigError(f"data.uri={pattern!r}: the bucket must be named without wildcards.")
         depth = pattern.count("/")
-        for name in _remote_names(folder):
+        for name in filter(_TAR.search, _remote_names(folder)):
             place = f"{folder}/{name}"
             if fnmatch.fnmatchcase(place, pattern) and ("**" in pattern or place.count("/") == depth):
                 yield place
