@@ -81,6 +81,7 @@ class ShardsArgs:
     subset_seed: int
     val_per_class: int
     shard_size: int
+    label_key: str | None
     lists: list[tuple[str, str]]
     """(split, list file) pairs."""
 

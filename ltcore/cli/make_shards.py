@@ -28,6 +28,7 @@ def make_shards(args: ShardsArgs) -> int:
                 subset=args.subset,
                 subset_seed=args.subset_seed,
                 val_per_class=args.val_per_class,
+                label_key=args.label_key,
             )
         except ValueError as error:
             raise ConfigError(f"data.{error}.") from error

@@ -125,7 +125,11 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     """Reads the command line of ``shards``."""
     parser = _parser(doc, prog)
     add = parser.add_argument
-    add("source", metavar="SOURCE|check|info", help="folder or zip of images, or a name under Data in `ltcore methods`")
+    add(
+        "source",
+        metavar="SOURCE|check|info",
+        help="folder or zip of images, tars, or a name under Data in `ltcore methods`",
+    )
     add("target", metavar="OUT|URI", help="where the shards are or will be: folder, s3:// or gs://")
     add(
         "--imbalance-factor",
@@ -149,6 +153,7 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         help="from training images that are not used otherwise (default 10)",
     )
     add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
+    add("--label-key", metavar="KEY", help="where tars of others have the label in their .json (dotted; default: .cls)")
     add("--list", action="append", default=[], type=_pair, metavar="SPLIT=FILE", help="list file; repeatable")
     args = vars(parser.parse_args(argv))
     del args["debug"]
@@ -212,7 +217,9 @@ def _parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="URI", help="shards, image folder or zip, or source (default: LTCORE_DATA)")
+    parser.add_argument(
+        "--data", metavar="URI", help="shards, image folder, zip or tars, or source (default: LTCORE_DATA)"
+    )
     parser.add_argument("--seed", type=_whole, metavar="N", help="seed of the run, or of the sweep and its runs")
 
 
