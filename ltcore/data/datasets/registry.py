@@ -14,6 +14,7 @@ from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.digits_glt import DigitsGlt
 from ltcore.data.datasets.image_folder import ImageFolder
 from ltcore.data.datasets.web_dataset import WebDataset
+from ltcore.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ def names() -> list[str]:
 def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     """Points a ``data`` section at other data, without the selection made from its own.
 
-    Between published data sets the selection carries over; from a user's photos it would discard most.
+    Between published data sets the selection carries over; from a user's photos it would discard most. Raises ConfigError
+    for a URI that no data can have.
     """
     kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
-    return replace(kept, uri=uri)
+    try:
+        return replace(kept, uri=uri)
+    except ValueError as error:
+        raise ConfigError(f"data.{error}.") from None

@@ -72,16 +72,21 @@ def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> li
         manifest = read_manifest(uri)
     except DataError as error:
         return [Problem(MANIFEST, "", str(error))]
-    work = [(split, shard) for split, part in manifest.splits.items() for shard in part.shards]
-    with ThreadPoolExecutor(THREADS) as pool:
-        reports = []
-        for report in pool.map(lambda item: _check_shard(uri, item[1], manifest), work):
-            reports.append(report)
-            if progress:
-                progress(f"{report.where}: {len(report.problems)} problems ({len(reports)} of {len(work)} shards)")
+    work: dict[tuple[str, ...], list[tuple[str, Shard]]] = defaultdict(list)
+    for split, part in manifest.splits.items():
+        for shard in part.shards:  # of one tar of others there may be several: it is read once
+            work[(shard.base, shard.path) if manifest.indexed else (split, shard.index_path)].append((split, shard))
     by_split: dict[str, list[_Report]] = defaultdict(list)
-    for (split, _), report in zip(work, reports, strict=True):
-        by_split[split].append(report)
+    reports: list[_Report] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda parts: _check_tar(uri, [shard for _, shard in parts], manifest), work.values())
+        for number, (parts, checked) in enumerate(zip(work.values(), found, strict=True), 1):
+            reports += checked
+            for (split, _), report in zip(parts, checked, strict=True):
+                by_split[split].append(report)
+            if progress:
+                num_problems = sum(len(report.problems) for report in checked)
+                progress(f"{checked[0].where}: {num_problems} problems ({number} of {len(work)} shards)")
     problems = [problem for report in reports for problem in report.problems]
     problems += [*_whole(uri, manifest), *_counts(by_split, manifest), *_repeats(by_split)]
     return sorted(problems)
@@ -129,12 +134,14 @@ def _kind(split: str) -> str:
     return prefix if prefix in KINDS else "other"
 
 
+def _check_tar(uri: str, shards: list[Shard], manifest: Manifest) -> list[_Report]:
+    """Checks all shards that are in one tar."""
+    return _check_indexed(uri, shards) if manifest.indexed else [_check_shard(uri, shards[0], manifest)]
+
+
 def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     report = _Report(shard.path)
     rows = _read_index(uri, shard, report)
-    if manifest.indexed:
-        _check_indexed(storage.join(shard.base or uri, shard.path), shard, rows, report)
-        return report
     try:
         data = storage.read_bytes(storage.join(uri, shard.path))
     except DataError as error:
@@ -157,34 +164,38 @@ def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     return report
 
 
-def _check_indexed(where: str, shard: Shard, rows: list[dict[str, Any]], report: _Report) -> None:
-    """Compares a tar of others with its index, which may be about a part of it.
+def _check_indexed(uri: str, shards: list[Shard]) -> list[_Report]:
+    """Compares a tar of others with its indexes, each of which is about a part of it.
 
-    Where it is the tar that was indexed, by its sha256, its labels are those of the index.
+    Where it is the tar that was indexed, by its sha256, its labels are those of the indexes.
     """
-    report.keys, report.labels = [row["key"] for row in rows], [row["label"] for row in rows]
-    expected = {row["offset"]: row for row in rows}
+    reports, expected, first = [_Report(shard.path) for shard in shards], {}, shards[0]
+    for shard, report in zip(shards, reports, strict=True):
+        for row in _read_index(uri, shard, report):
+            report.keys.append(row["key"])
+            report.labels.append(row["label"])
+            expected[row["offset"]] = row, report
     try:
-        with open_hashed(where) as stream:
-            for item in members(stream, shard.bytes, lambda _, size: size <= MAX_IMAGE_BYTES):
-                if not isinstance(item, Damage):
-                    _check_member(item[1], expected.pop(item[1].offset, None), report)
-                elif not item.is_kind:
-                    report.add(item.what, item.key)
+        with open_hashed(storage.join(first.base or uri, first.path)) as stream:
+            for item in members(stream, first.bytes, lambda _, size: size <= MAX_IMAGE_BYTES):
+                if isinstance(item, Damage):
+                    if not item.is_kind:
+                        reports[0].add(item.what, item.key)
+                elif item[1].offset in expected:
+                    _check_member(item[1], *expected.pop(item[1].offset))
             num_bytes, sha256 = stream.finish()
     except DataError as error:
-        report.add(str(error))
-        return
-    for row in expected.values():
+        reports[0].add(str(error))
+        return reports
+    for row, report in expected.values():
         report.add(f"is not where its index says, at byte {row['offset']}", row["key"])
-    if (num_bytes, sha256) != (shard.bytes, shard.sha256):
+    if (num_bytes, sha256) != (first.bytes, first.sha256):
         found = f"{num_bytes} bytes with sha256 {sha256[:12]}..."
-        report.add(f"has {found}, the manifest says {shard.bytes} with {shard.sha256[:12]}...; it has changed")
+        reports[0].add(f"has {found}, the manifest says {first.bytes} with {first.sha256[:12]}...; it has changed")
+    return reports
 
 
-def _check_member(member: Member, row: dict[str, Any] | None, report: _Report) -> None:
-    if row is None:
-        return
+def _check_member(member: Member, row: dict[str, Any], report: _Report) -> None:
     for column, value in (("size", member.size), ("crc32", member.crc32)):
         if row[column] != value:
             report.add(f"has {column} {value!r}, its index says {row[column]!r}", row["key"])

@@ -10,7 +10,7 @@ import pytest
 
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.image_folder import ImageFolder
-from ltcore.data.datasets.registry import recognize
+from ltcore.data.datasets.registry import on_other_data, recognize
 from ltcore.data.datasets.tar_places import find_tars
 from ltcore.data.datasets.web_dataset import WebDataset
 from ltcore.errors import ConfigError, DataError
@@ -131,8 +131,11 @@ def test_what_means_no_tars_is_said_in_one_sentence(
 
 
 def test_commands_are_not_run(tmp_path: Path) -> None:
+    command = f"pipe:touch {tmp_path}/x; curl https://example.org/0.tar"
     with pytest.raises(ValueError, match="uri is a command"):
-        DataConfig(uri=f"pipe:touch {tmp_path}/x; curl https://example.org/0.tar")
+        DataConfig(uri=command)
+    with pytest.raises(ConfigError, match=r"data\.uri is a command"):
+        on_other_data(DataConfig(), command)
 
 
 def test_tars_in_a_store(bucket: Bucket) -> None:

@@ -72,7 +72,9 @@ def test_every_sample_is_read_from_its_place_and_nothing_is_written_beside_it(ta
     assert {split: len(rows) for split, rows in found.items()} == {"train": 14, "val": 2, "test": 4}
     whole = {key: pair for rows in found.values() for key, pair in rows.items()}
     assert whole == {sample["__key__"]: (sample["cls"], sample["png"]) for sample in pictures(20)}
-    assert check_dataset(uri) == [] and f"where they were, in {tars}" in describe(uri)
+    said: list[str] = []
+    assert check_dataset(uri, said.append) == [] and len(said) == 2  # each tar is read once, for all its splits
+    assert f"where they were, in {tars}" in describe(uri)
     assert listing(tars) == before
 
 
