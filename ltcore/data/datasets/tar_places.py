@@ -57,7 +57,11 @@ def means_tars(uri: str) -> bool:
     if storage.is_local(uri):
         folder = storage.local_path(uri)
         return folder.is_dir() and _is_tar_folder(_walk(folder))
-    return not _WILD.search(uri) and _is_tar_folder(_remote_names(uri))
+    return not _is_web(uri) and not _WILD.search(uri) and _is_tar_folder(_remote_names(uri))
+
+
+def _is_web(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
 
 
 def _names_tars(uri: str) -> bool:
@@ -134,6 +138,8 @@ def _matching(pattern: str) -> Iterator[str]:
         root = Path(pattern).anchor
         found = map(str, Path(root).glob(pattern[len(root) :]))
         yield from (name for name in found if _TAR.search(name) and not _is_hidden(name))
+    elif _is_web(pattern):
+        raise ConfigError(f"data.uri={pattern!r}: the web cannot be searched. Name the tars, as in train-{{000..099}}.tar.")
     else:
         folder = posixpath.dirname(pattern[: _WILD.search(pattern).start()])  # type: ignore[union-attr]
         if folder.endswith(":"):

@@ -60,7 +60,7 @@ def test_as_many_as_are_allowed_are_left_out_as_if_they_were_not_there(tmp_path:
         manifest.provenance[BROKEN].keys() == spoiled.keys() and "photos: writing again without 5 broken images" in told
     )
     said = f"photos: 5 images that cannot be used are left out (data.max_bad_samples): {', '.join(sorted(spoiled))}."
-    assert said in remarks(manifest) and describe(out).count("broken") == 1
+    assert said in remarks(manifest) and describe(out).count("cannot be used") == 1
 
 
 def test_the_allowance_is_asked_of_made_shards_again(tmp_path: Path) -> None:
