@@ -139,7 +139,9 @@ def _matching(pattern: str) -> Iterator[str]:
         found = map(str, Path(root).glob(pattern[len(root) :]))
         yield from (name for name in found if _TAR.search(name) and not _is_hidden(name))
     elif _is_web(pattern):
-        raise ConfigError(f"data.uri={pattern!r}: the web cannot be searched. Name the tars, as in train-{{000..099}}.tar.")
+        raise ConfigError(
+            f"data.uri={pattern!r}: the web cannot be searched. Name the tars, as in train-{{000..099}}.tar."
+        )
     else:
         folder = posixpath.dirname(pattern[: _WILD.search(pattern).start()])  # type: ignore[union-attr]
         if folder.endswith(":"):

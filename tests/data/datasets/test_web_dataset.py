@@ -22,6 +22,7 @@ from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.validate import check_dataset, describe
 from ltcore.errors import ConfigError, DataError
 from tests.conftest import TINY_COUNTS
+from tests.data.web import served
 from tests.shards import same
 from tests.tars import picture, pictures, write_tar, write_tars
 
@@ -61,6 +62,19 @@ def tars(tmp_path: Path) -> Path:
     (tmp_path / "pets").mkdir()
     write_tars(tmp_path / "pets" / "train-%06d.tar", pictures(20), maxcount=10)
     return tmp_path / "pets"
+
+
+def test_tars_in_the_web_give_the_samples_of_local_ones(tars: Path) -> None:
+    near = content(prepare(DataConfig(uri=str(tars))))
+    with served(tars) as address:
+        uri = prepare(DataConfig(uri=f"{address}/train-{{000000..000001}}.tar"))
+        assert content(uri) == near and not list(check_dataset(uri))
+        with pytest.raises(
+            ConfigError, match=r"the web cannot be searched. Name the tars, as in train-\{000..099\}.tar"
+        ):
+            prepare(DataConfig(uri=f"{address}/train-*.tar"))
+        with pytest.raises(DataError, match=r"train-000002\.tar does not exist"):
+            prepare(DataConfig(uri=f"{address}/train-000002.tar"))
 
 
 def test_every_sample_is_read_from_its_place_and_nothing_is_written_beside_it(tars: Path) -> None:
