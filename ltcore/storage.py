@@ -71,7 +71,7 @@ def refuse_read_only(uri: str) -> None:
         raise ConfigError(f"{uri}: {_scheme(uri)}:// is only read. Write to a path, file://, s3:// or gs://.")
 
 
-def _errors_of(uri: str) -> type[Exception]:
+def errors_of(uri: str) -> type[Exception]:
     """Returns what a store raises: the clients behind fsspec have errors of their own."""
     return Exception if _scheme(uri) in READ_ONLY else OSError
 
@@ -109,7 +109,7 @@ def exists(uri: str) -> bool:
     filesystem, path = open_fs(uri)
     try:
         return bool(filesystem.get_file_info(_encoded(path)).type != pafs.FileType.NotFound)
-    except _errors_of(uri) as error:
+    except errors_of(uri) as error:
         raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
 
 
@@ -138,7 +138,7 @@ def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
             selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
             infos = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
             found = [FileInfo(info.path[len(root) + 1 :], info.size, str(info.mtime_ns or "")) for info in infos]
-    except _errors_of(uri) as error:
+    except errors_of(uri) as error:
         raise DataError(f"{uri} cannot be listed: {error}. Check the name and the credentials.") from error
     for info in found:
         if not is_inner(info.name):
@@ -159,7 +159,7 @@ def describe_file(uri: str) -> FileInfo | None:
         return FileInfo(found.base_name, found.size, str(found.mtime_ns or "")) if is_file else None
     except FileNotFoundError:
         return None
-    except _errors_of(uri) as error:
+    except errors_of(uri) as error:
         raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
 
 
@@ -192,7 +192,7 @@ def read_bytes(uri: str, most_bytes: int | None = None) -> bytes:
 def _read(uri: str, stream: pa.NativeFile, count: int | None) -> bytes:
     try:
         return bytes(stream.read(count))
-    except _errors_of(uri) as error:
+    except errors_of(uri) as error:
         raise DataError(f"{uri} cannot be read: {error}.") from error
 
 
@@ -212,7 +212,7 @@ def open_file(uri: str, *, seekable: bool = False) -> pa.NativeFile:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{uri} does not exist. Check the path, or make the data set again.") from error
-    except _errors_of(uri) as error:
+    except errors_of(uri) as error:
         raise DataError(f"{uri} cannot be read: {error}.") from error
 
 

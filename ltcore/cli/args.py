@@ -153,6 +153,7 @@ class ShardsArgs:
     classes_from: str | None
     max_bad_samples: int
     shard_size: int
+    label_key: str | None
     lists: list[tuple[str, str]]
     """(split, list file) pairs."""
     image_column: str | None

@@ -34,6 +34,7 @@ def make_shards(args: ShardsArgs) -> int:
                 label_column=args.label_column,
                 split_column=args.split_column,
                 attribute_column=args.attribute_column,
+                label_key=args.label_key,
             )
         except ValueError as error:
             raise ConfigError(f"data.{error}.") from error

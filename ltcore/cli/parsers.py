@@ -229,7 +229,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="URI",
-        help="shards, images (folder, zip, list, table, parquet), or source (default: LTCORE_DATA)",
+        help="shards, images (folder, zip, list, table, parquet, tars), or source (default: LTCORE_DATA)",
     )
     parser.add_argument("--seed", type=whole, metavar="N", help="seed of the run, or of the sweep and its runs")
 

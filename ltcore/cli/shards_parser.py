@@ -17,7 +17,7 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     add(
         "source",
         metavar="SOURCE|check|info",
-        help="folder, zip, list, csv, tsv or parquet of images, or a name under Data in `ltcore methods`",
+        help="folder, zip, list, csv, tsv or parquet of images, tars, or a name under Data in `ltcore methods`",
     )
     add("target", metavar="OUT|URI", help="where the shards are or will be: folder, s3:// or gs://")
     add(
@@ -58,6 +58,7 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         ("attribute", "a second property"),
     ):
         add(f"--{role}-column", metavar="NAME", help=f"column of a table with {what} (default: by its name)")
+    add("--label-key", metavar="KEY", help="where tars of others have the label in their .json (dotted; default: .cls)")
     args = vars(parser.parse_args(argv))
     del args["debug"]
     return ShardsArgs(lists=args.pop("list"), **args)

@@ -22,8 +22,9 @@ class DataConfig:
 
     uri: str = "digits-glt"
     """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, a list of ``path label`` lines, a csv
-    or tsv with a header, parquet with images or paths, or the name of a source that ``ltcore methods`` lists. All but the
-    last may lie in a store as well (``s3://``, ``gs://``, ``abfs://``, ``hf://datasets/...``), single files also in the web."""
+    or tsv with a header, parquet with images or paths, tars of others (a file, a folder, a pattern such as
+    ``train-{000..099}.tar``), or the name of a source that ``ltcore methods`` lists. All but the last may lie in a store as
+    well (``s3://``, ``gs://``, ``abfs://``, ``hf://datasets/...``), single files also in the web."""
     classes_from: str | None = None
     """Class of an image in nested folders: ``depth`` takes the first folder level (below ``train/``, ``val/`` and ``test/``
     where there are these), and everything below it belongs to it; ``path`` takes all levels, so ``cats/siamese/1.jpg`` is
@@ -84,12 +85,24 @@ class DataConfig:
     replaced, under its own index and label, by another image of its class (chosen by a key, so every epoch, worker and
     loader takes the same one), and ``run.json`` counts them. Never applies to other splits of shards, where a number must
     rest on every sample, nor to damaged shards. When shards are made of a folder or zip of images, it is how many broken
-    images of all splits are left out, as if their files were not there, and named in the manifest."""
+    images of all splits are left out, as if their files were not there, and named in the manifest. Samples in tars of
+    others without an image or label count too and are left out."""
+
+    label_key: str | None = None
+    """Where the label stands in the ``.json`` of a sample in tars of others, a path with dots; null: in its ``.cls``
+    or, where it has none, under ``label`` in its ``.json``. No effect on other data."""
 
     def __post_init__(self) -> None:
         if not self.uri:
-            raise ValueError("uri must name shards, a folder, zip or table of images, or a source; got an empty text")
+            raise ValueError(
+                "uri must name shards, a folder, zip or table of images, tars, or a source; got an empty text"
+            )
         refuse_userinfo(uri=self.uri)
+        if self.uri.startswith("pipe:"):
+            raise ValueError(
+                "uri is a command (pipe:), and commands are not run for data. Give the place of the tars, a path or s3://, "
+                "or download them first"
+            )
         if not self.train_split or self.train_split.startswith("test"):
             raise ValueError(f"train_split must name a split that is not a test, got {self.train_split!r}")
         one_of(SUBSETS, subset=self.subset)

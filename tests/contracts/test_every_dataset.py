@@ -28,6 +28,7 @@ from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.source import Sample, Source
 from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import ConfigError, DataError
+from tests.tars import write_tars
 
 CLASSES, PER_CLASS = 3, 40
 
@@ -81,10 +82,21 @@ def zip_in_store(root: Path) -> str:
     return "memory://pets.zip"
 
 
+def in_tars(root: Path) -> str:
+    """The images as WebDataset's own writer stores them."""
+    target = root.with_name("tars")
+    target.mkdir()
+    paths = sorted(root.rglob("*.png"))
+    samples = [{"__key__": p.stem, "png": p.read_bytes(), "txt": "a pet", "cls": p.parent.name.encode()} for p in paths]
+    write_tars(target / "pets-%d.tar", samples, maxcount=50)
+    return str(target)
+
+
 PLACES = {
     PATH: str,
     "LIST|CSV|TSV": listed,
     "PARQUET": in_parquet,
+    "TARS": in_tars,
     "URI": in_store,
     "URI.zip": zip_in_store,
 }

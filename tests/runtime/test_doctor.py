@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import prepare
 from ltcore.errors import ConfigError, DataError
 from ltcore.runtime.doctor import checks as doctor
 from ltcore.runtime.doctor import probe
+from tests.tars import pictures, write_tars
 
 RESOURCES = {"CPU": 8.0, "GPU": 1.0, "memory": 32.0 * 2**30}
 
@@ -104,3 +107,11 @@ def test_a_token_that_others_can_read_is_a_warning(
     assert (line.found, line.state) == (f"mode {mode:o}", state)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "in memory")
     assert probe.examine(str(tmp_path), "", "x", shared=False)["token_mode"] == ""
+
+
+def test_tars_that_a_node_does_not_reach_are_named(tmp_path: Path) -> None:
+    write_tars(tmp_path / "train-%d.tar", pictures(12))
+    uri = prepare(DataConfig(uri=str(tmp_path)))
+    assert probe.examine(str(tmp_path), uri, "x", shared=False)["data"] == "reachable"
+    (tmp_path / "train-0.tar").rename(tmp_path / "gone")
+    assert "train-0.tar does not exist" in probe.examine(str(tmp_path), uri, "x", shared=False)["data"]

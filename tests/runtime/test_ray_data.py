@@ -13,10 +13,12 @@ import torch
 from ltcore.batch import Batch
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import prepare
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.sampler import drawn_copies
 from ltcore.errors import DataError
 from tests.data.small import write_spoiled
+from tests.tars import pictures, write_tars
 
 pytestmark = pytest.mark.ray
 
@@ -65,6 +67,16 @@ def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, r
             assert len(streamed) == 4
     for loader in loaders:
         loader.close()
+
+
+def test_tars_of_others_give_the_batches_of_the_other_tiers(local_ray: None, tmp_path: Path) -> None:
+    write_tars(tmp_path / "train-%d.tar", pictures(24), maxcount=9)
+    uri = prepare(DataConfig(uri=str(tmp_path)))
+    streamed = stream(uri, batch_size=4, seed=0)
+    threaded = make_loader(DataConfig(uri=uri, loader="threads"), uri, batch_size=4, seed=0)
+    pairs = zip(streamed.train_batches(0), threaded.train_batches(0), strict=True)
+    assert [assert_same(*pair) for pair in pairs] == [None] * 4
+    streamed.close()
 
 
 def test_crops_of_large_originals_are_those_of_the_other_tiers(local_ray: None, color_shards: str) -> None:

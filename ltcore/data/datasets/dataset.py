@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar
 
 from ltcore.data.config import DataConfig
-from ltcore.data.shards.source import Source
+from ltcore.data.shards.source import Indexed, Source
 from ltcore.errors import ConfigError
 
 Lists = Sequence[tuple[str, str]]
@@ -23,6 +23,8 @@ class Dataset(ABC):
 
     by_path: ClassVar[bool] = False
     """``data.uri`` is the place of the images, and not the name of a published data set."""
+    by_pattern: ClassVar[bool] = False
+    """``data.uri`` may be a pattern too, so that only the source can tell whether there is anything."""
     has_selection: ClassVar[bool] = True
     """``data.imbalance_factor`` and ``data.subset`` choose its training images; otherwise its imbalance is its own."""
     has_folders: ClassVar[bool] = False
@@ -61,6 +63,13 @@ class Dataset(ABC):
         It looks at the name and the kind of what is there, and no further.
         """
         return False
+
+    def index(self, progress: Callable[[str], None] | None = None) -> Indexed | None:
+        """Indexes the samples in the tars in which they are; None where they have to be written into shards.
+
+        ``progress`` is called with a line of text about once a second.
+        """
+        return None
 
     @abstractmethod
     def source(self) -> Source:

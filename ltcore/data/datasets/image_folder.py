@@ -18,7 +18,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.broken import broken_images
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
-from ltcore.data.datasets.image_root import Root, open_root
+from ltcore.data.datasets.image_root import Readable, Root, open_root
 from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_name, tail_provenance
 from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_of
@@ -92,7 +92,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     broken, stem = broken or {}, storable(Path(root.where).resolve().stem)
     splits = {split: _items(root, layout, entries, broken) for split, entries in layout.splits.items()}
     if "train" in splits:
-        splits, chosen = _carve_splits(splits, layout.classes, cfg)
+        splits, chosen = carve_splits(splits, layout.classes, cfg)
         name, probed = tail_name(stem, cfg), splits["train"]
     else:
         chosen = {"test": "as given", "train": "none: for evaluation"}
@@ -104,8 +104,8 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     if broken:
         chosen[BROKEN] = dict(broken)
     chosen |= layout.provenance
-    image_size, mean, std = _probe(root, probed, cfg.subset_seed)
-    rows, later = dict[str, _Rows](), list[_Item]()
+    image_size, mean, std = probe(root, probed, cfg.subset_seed)
+    rows, later = dict[str, _Rows](), list[Item]()
     for split in reversed(list(splits)):
         rows[split] = _Rows(root, splits[split], later, image_size)
         later = [*splits[split], *later]
@@ -122,9 +122,9 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     )
 
 
-def _carve_splits(
-    given: Mapping[str, list[_Item]], classes: Sequence[str], cfg: DataConfig
-) -> tuple[dict[str, list[_Item]], dict[str, Any]]:
+def carve_splits(
+    given: Mapping[str, list[Item]], classes: Sequence[str], cfg: DataConfig
+) -> tuple[dict[str, list[Item]], dict[str, Any]]:
     """Returns the splits with those that the data did not bring, and how they were chosen, for the provenance."""
     splits, train = dict(given), given["train"]
     has_val, test_made = "val" in given, given.keys() == {"train"}
@@ -154,7 +154,7 @@ def _carve_splits(
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class Item:
     path: str
     key: str
     ext: str
@@ -163,7 +163,7 @@ class _Item:
     attribute: int
 
 
-def _items(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping[str, str]) -> list[_Item]:
+def _items(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping[str, str]) -> list[Item]:
     """Returns key and type of every image but the broken ones.
 
     The key is the path inside of the outer folders, without its extension unless two files differ in nothing else: a
@@ -179,11 +179,11 @@ def _items(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping
             raise DataError(f"{root.where}: {entry.path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
         stem = PurePosixPath(entry.path).with_suffix("")
         name = (entry.path if stems[stem] > 1 else str(stem)).removeprefix(layout.outer)
-        items.append(_Item(entry.path, safe_key(name), ext, entry.label, entry.attribute))
+        items.append(Item(entry.path, safe_key(name), ext, entry.label, entry.attribute))
     return items
 
 
-def _hold_out(items: Sequence[_Item], num_classes: int, seed: int) -> tuple[list[_Item], list[_Item]]:
+def _hold_out(items: Sequence[Item], num_classes: int, seed: int) -> tuple[list[Item], list[Item]]:
     """Returns the items without the test share of each class, and that share."""
     keys, labels_N = [item.key for item in items], np.array([item.label for item in items])
     test: set[int] = set()
@@ -202,8 +202,8 @@ class _Rows:
     """
 
     root: Root
-    items: Sequence[_Item]
-    later: Sequence[_Item]
+    items: Sequence[Item]
+    later: Sequence[Item]
     image_size: int
 
     def __len__(self) -> int:
@@ -219,7 +219,7 @@ class _Rows:
                 pass
             raise broken_images(self.root.where, errors)
 
-    def _sound(self, items: Sequence[_Item], errors: dict[str, BadImageError]) -> Iterator[tuple[_Item, bytes]]:
+    def _sound(self, items: Sequence[Item], errors: dict[str, BadImageError]) -> Iterator[tuple[Item, bytes]]:
         """Yields the items that can be decoded with their bytes; of the others, notes what is wrong by path."""
         with ThreadPoolExecutor() as pool:
             for chunk in self._chunks(items, errors):
@@ -230,9 +230,9 @@ class _Rows:
                     else:
                         errors[item.path] = error
 
-    def _chunks(self, items: Sequence[_Item], errors: dict[str, BadImageError]) -> Iterator[list[tuple[_Item, bytes]]]:
+    def _chunks(self, items: Sequence[Item], errors: dict[str, BadImageError]) -> Iterator[list[tuple[Item, bytes]]]:
         """Yields the items that can be read with their bytes, as many at a time as may be in memory together."""
-        chunk, held = list[tuple[_Item, bytes]](), 0
+        chunk, held = list[tuple[Item, bytes]](), 0
         self.root.announce([item.path for item in items])
         for item in items:
             try:
@@ -247,7 +247,7 @@ class _Rows:
         if chunk:
             yield chunk
 
-    def _check(self, item: _Item, image: bytes) -> BadImageError | None:
+    def _check(self, item: Item, image: bytes) -> BadImageError | None:
         try:
             decode_canvas(image, self.image_size, f"{self.root.where}: {item.path}")
         except BadImageError as error:
@@ -255,7 +255,7 @@ class _Rows:
         return None
 
 
-def _probe(root: Root, items: Sequence[_Item], seed: int) -> _Probed:
+def probe(root: Readable, items: Sequence[Item], seed: int) -> _Probed:
     """Returns image size, mean and std of a keyed sample of images.
 
     The size is the median short side, at most 224. Images are read and decoded twice: together they may be larger than

@@ -29,11 +29,28 @@ SYSTEM_NAMES = {
 """What operating systems and network drives leave behind, in lower case; thumbnails of theirs are images by name."""
 
 
-class Root(Protocol):
+class Readable(Protocol):
+    """Images that are read by path."""
+
+    @property
+    def where(self) -> str:
+        """Returns what the paths are in, for messages."""
+        ...
+
+    def announce(self, paths: Sequence[str]) -> None:
+        """Says which images are read next, and in which order, so that they can be fetched ahead."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Reads one of the images. Raises BadImageError where its file is damaged."""
+        ...
+
+
+class Root(Readable, Protocol):
     """Files of a directory or zip. Reading is for one thread at a time: ``zipfile`` shares one file position."""
 
     where: str
-    """The directory or zip, for messages."""
+    """The directory or zip."""
     files: tuple[str, ...]
     """Relative paths with ``/`` of the images, which are told by their extension; sorted."""
     skipped: tuple[str, ...]
@@ -45,22 +62,14 @@ class Root(Protocol):
     by_content: bool
     """The names of the images do not tell their types."""
 
-    def announce(self, paths: Sequence[str]) -> None:
-        """Says which images are read next, and in which order, so that they can be fetched ahead."""
-        ...
 
-    def read(self, path: str) -> bytes:
-        """Reads one of the images. Raises BadImageError where its file is damaged."""
-        ...
-
-
-class _AtHand:
+class AtHand:
     """What images have in common that are read as fast as they are asked for."""
 
     by_content = False
 
     def announce(self, paths: Sequence[str]) -> None:
-        """Nothing is gained by reading ahead."""
+        """Does nothing, since nothing is gained by reading ahead."""
 
 
 def open_root(where: str) -> Root:
@@ -76,7 +85,7 @@ def open_root(where: str) -> Root:
     raise DataError(f"{where} does not exist; expected a directory or a zip of images.")
 
 
-class _Directory(_AtHand):
+class _Directory(AtHand):
     def __init__(self, root: Path) -> None:
         self._root = root
         self.where = str(root)
@@ -163,7 +172,7 @@ def without_images(folders: Iterable[str], files: Iterable[str]) -> tuple[str, .
     return tuple(sorted(folder for folder in folders if folder not in full and not is_hidden(folder)))
 
 
-class _Zip(_AtHand):
+class _Zip(AtHand):
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         try:

@@ -17,7 +17,7 @@ from ltcore.data.datasets.registry import find, names, recognize
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
 from ltcore.data.shards.remarks import BROKEN, CLASSES_FROM, remarks
 from ltcore.data.shards.source import Rows, Sample, Source
-from ltcore.data.shards.writer import write_dataset
+from ltcore.data.shards.writer import write_dataset, write_indexed
 from ltcore.errors import ConfigError, DataError, nearest
 from ltcore.text import few_words
 
@@ -61,9 +61,7 @@ def prepare(
     try:
         with storage.locked(cache / f"{place}.lock"):
             if fresh or not is_shards(uri):
-                if progress:
-                    progress(f"making {dataset.name}, once; it is kept in {uri}")
-                _write(dataset, uri, shard_size=1000, progress=progress)
+                _fill(dataset, uri, progress)
             else:
                 _check_broken(cfg, uri)
     except OSError as error:
@@ -124,7 +122,8 @@ def make(
 
 
 def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
-    if find(cfg.uri).by_path:
+    build = recognize(cfg.uri)
+    if build.by_path and not build.by_pattern:
         _check_place(cfg.uri)
     build = recognize(cfg.uri)
     if not build.has_columns and not lists:
@@ -143,8 +142,8 @@ def _refuse_columns(cfg: DataConfig) -> None:
 
 def _check_place(uri: str) -> None:
     accepted = (
-        f"Accepted: shards with a {MANIFEST}, a directory or zip of images, a list, csv, tsv or parquet file of images, "
-        f"{', '.join(names())}."
+        f"Accepted: shards with a {MANIFEST}, WebDataset tars, a directory or zip of images, a list, csv, tsv or parquet file "
+        f"of images, {', '.join(names())}."
     )
     if not storage.exists(uri):
         raise DataError(f"data.uri={uri!r}: there is nothing.{nearest(uri, names())} {accepted}")
@@ -155,7 +154,7 @@ def _check_broken(cfg: DataConfig, uri: str) -> None:
     broken = read_manifest(uri).provenance.get(BROKEN, {})
     if len(broken) > cfg.max_bad_samples:
         raise DataError(
-            f"{cfg.uri}: {len(broken):,} images are broken ({few_words(list(broken), MOST_NAMED)}), expected at most "
+            f"{cfg.uri}: {len(broken):,} images cannot be used ({few_words(list(broken), MOST_NAMED)}), expected at most "
             f"data.max_bad_samples={cfg.max_bad_samples}. Remove or replace them, or give data.max_bad_samples={len(broken)}."
         )
 
@@ -166,6 +165,19 @@ def _digest(cfg: DataConfig, dataset: Dataset) -> str:
     if cfg.imbalance_factor is not None and dataset.has_selection:
         words += [cfg.imbalance_factor, cfg.subset]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _fill(dataset: Dataset, uri: str, progress: OnProgress | None) -> None:
+    """Puts at ``uri`` what a run reads: indexes of tars that are there already, else shards."""
+    indexed = dataset.index(progress)
+    if indexed is not None:
+        write_indexed(uri, indexed, seed=dataset.cfg.subset_seed, progress=progress)
+        if progress:
+            progress(f"indexed {dataset.name}, once; the index is kept in {uri}, the tars stay where they are")
+        return
+    if progress:
+        progress(f"making {dataset.name}, once; it is kept in {uri}")
+    _write(dataset, uri, shard_size=1000, progress=progress)
 
 
 def _write(dataset: Dataset, uri: str, *, shard_size: int, progress: OnProgress | None) -> Manifest:

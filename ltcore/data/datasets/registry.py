@@ -17,6 +17,8 @@ from ltcore.data.datasets.image_folder import ImageFolder
 from ltcore.data.datasets.parquet import Parquet
 from ltcore.data.datasets.remote import RemoteFolder, RemoteZip
 from ltcore.data.datasets.tables import Table
+from ltcore.data.datasets.web_dataset import WebDataset
+from ltcore.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ DATASETS: dict[str, Row] = {
     "LIST|CSV|TSV": Row(Table, "your images, as a list of 'path label' or a table with a header names them", "-"),
     "URI.zip": Row(RemoteZip, "a zip of your images in a store or in the web, fetched once", "-"),
     "PARQUET": Row(Parquet, "your images in parquet files, as on the Hugging Face Hub, or paths to them", "-"),
+    "TARS": Row(WebDataset, "tars that others wrote: a file, 'train-{000..099}.tar', '*.tar', a folder", "WebDataset"),
     "URI": Row(RemoteFolder, "a folder of your images in a store: s3://, gs://, abfs://, hf://", "-"),
     PATH: Row(ImageFolder, "your images, by class folders or by lists and tables (make_shards.py --list)", "-"),
 }
@@ -72,14 +75,19 @@ def names() -> list[str]:
 def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     """Points a ``data`` section at other data, without the selection made from its own.
 
-    Between published data sets the selection carries over; from a user's photos it would discard most.
+    Between published data sets the selection carries over; from a user's photos it would discard most. Raises ConfigError
+    for a URI that no data can have.
     """
     kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
+    try:
+        kept = replace(kept, uri=uri)
+    except ValueError as error:
+        raise ConfigError(f"data.{error}.") from None
     folder_keys = ("classes_from",)
     given = [key for key in (*COLUMN_KEYS, *folder_keys) if getattr(kept, key) is not None]
-    if given:
-        build = recognize(uri)
-        read = (*(COLUMN_KEYS if build.has_columns else ()), *(folder_keys if build.has_folders else ()))
-        without: dict[str, Any] = {key: None for key in given if key not in read}
-        kept = replace(kept, **without)
-    return replace(kept, uri=uri)
+    if not given:
+        return kept
+    build = recognize(uri)
+    read = (*(COLUMN_KEYS if build.has_columns else ()), *(folder_keys if build.has_folders else ()))
+    without: dict[str, Any] = {key: None for key in given if key not in read}
+    return replace(kept, **without)

@@ -35,7 +35,7 @@ class RemoteFolder(ImageFolder):
 def _folder(uri: str) -> FarFiles:
     if uri.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{uri}: the web has no folders; expected the address of one file: .zip, .csv, .tsv, .txt or .parquet."
+            f"{uri}: the web has no folders; expected the address of one file: .zip, .tar, .csv, .tsv, .txt or .parquet."
         )
     infos = {info.name: info for info in storage.describe_files(uri)}
     images, skipped = sorted_out(infos, ())

@@ -37,8 +37,10 @@ _MAX_COUNT = 2**60
 class Shard:
     """One tar file and its index."""
 
+    base: str = ""
+    """Folder or URI prefix of a tar that lies elsewhere; '' is the data set itself."""
     path: str
-    """Of the tar, relative to the data set."""
+    """Of the tar, relative to its base."""
     count: int
     """Samples in it, >= 1."""
     first_index: int
@@ -92,15 +94,27 @@ class Manifest:
     std: tuple[float, ...]
     seed: int
     """Of the selection and the order of the samples."""
+    indexed: bool = False
+    """The tars are of others, who named their members as they liked, and were indexed as they are."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How the data were made: plain JSON, without times, so that equal data have equal hashes."""
 
     @cached_property
     def hash(self) -> str:
-        """Returns the sha256 of the canonical JSON."""
+        """Returns the sha256 of the canonical JSON, which leaves out where tars lie: moved data are the same data."""
         content = asdict(self)
         content["provenance"].pop(SKIPPED, None)
+        for split in content["splits"].values():
+            for shard in split["shards"]:
+                del shard["base"]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @cached_property
+    def own_files(self) -> frozenset[str]:
+        """Returns the names of all files that lie in the data set itself."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        tars = (shard.path for shard in shards if not shard.base)
+        return frozenset({MANIFEST, *tars, *(shard.index_path for shard in shards)})
 
     def split(self, name: str) -> Split:
         """Returns the split of that name. Raises DataError that lists the existing ones where there is none."""
@@ -177,6 +191,8 @@ def _mistyped(manifest: Manifest) -> Iterator[str]:
         text for shard in shards for text in (shard.sha256, shard.index_sha256)
     )  # both are part of names of files
     yield from (f"found {text!r} where a sha256 should be" for text in hashes if not _SHA256.fullmatch(text))
+    if type(manifest.indexed) is not bool:
+        yield f"indexed is {manifest.indexed!r}, expected true or false"
     if not isinstance(manifest.provenance, dict):
         yield "provenance is no JSON object"
 
@@ -186,7 +202,7 @@ def _odd_values(manifest: Manifest, shards: list[Shard]) -> Iterator[Any]:
     counts = [n for shard in shards for n in (shard.count, shard.first_index, shard.bytes)]
     counts += [manifest.image_size, *itertools.chain(*manifest.class_counts.values())]
     texts = [manifest.name, *manifest.classes, *manifest.attributes]
-    texts += [text for s in shards for text in (s.path, s.sha256, s.index_path, s.index_sha256)]
+    texts += [text for s in shards for text in (s.base, s.path, s.sha256, s.index_path, s.index_sha256)]
     yield from (value for value in counts if type(value) is not int or not 0 <= value <= _MAX_COUNT)
     yield from (text for text in texts if not isinstance(text, str))
 

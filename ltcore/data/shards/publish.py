@@ -80,8 +80,7 @@ def _known(uri: str, files: Collection[str]) -> set[str]:
     known: set[str] = set()
     try:
         if MANIFEST in files:
-            shards = [shard for split in read_manifest(uri).splits.values() for shard in split.shards]
-            known |= {MANIFEST, *(name for shard in shards for name in (shard.path, shard.index_path))}
+            known |= read_manifest(uri).own_files
         if PARTIAL in files:
             known |= {PARTIAL, *json.loads(storage.read_bytes(storage.join(uri, PARTIAL)))}
     except (DataError, ValueError, TypeError) as error:

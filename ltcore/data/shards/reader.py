@@ -2,7 +2,7 @@
 
 A row is read together with its tar header, in one call, and must have the length, the member name and the crc32 that
 the index says; the index must have the sha256 that the manifest says. So a short, stale or damaged file is an error
-that names file and key, never a lost or exchanged sample.
+that names file and key, never a lost or exchanged sample. Names in tars of others follow no rule, so theirs are not compared.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ T = TypeVar("T")
 MAX_OPEN_SHARDS = 256
 _IO_THREADS = 8
 _RESTORE = "The shard is damaged: restore it or make the data set again."
+_CHANGED = "It has changed since it was indexed, or is damaged: restore it, or run again to have it indexed anew."
 _LOG = logging.getLogger("ltcore.data")
 
 
@@ -48,8 +49,10 @@ class _Tags:
 class _OpenShard:
     """An open tar and the columns of its index; the file is closed when the last reader lets go of it."""
 
-    def __init__(self, descriptor: int, where: str, index: pa.Table, remedy: str, cached_bytes: int) -> None:
-        self.where, self._remedy, self.cached_bytes = where, remedy, cached_bytes
+    def __init__(
+        self, descriptor: int, where: str, index: pa.Table, remedy: str, cached_bytes: int, *, indexed: bool
+    ) -> None:
+        self.where, self._remedy, self.cached_bytes, self._indexed = where, remedy, cached_bytes, indexed
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self.keys: list[str] = index["key"].to_pylist()
@@ -69,7 +72,9 @@ class _OpenShard:
             ) from error
         if len(block) != TAR_BLOCK + size:
             problem = f"the file ends after {max(0, len(block) - TAR_BLOCK)} of {size} bytes"
-        elif (name := block[:100].split(b"\0")[0]) != (expected := f"{key}.{self._exts[row]}".encode()):
+        elif not self._indexed and (name := block[:100].split(b"\0")[0]) != (
+            expected := f"{key}.{self._exts[row]}".encode()
+        ):
             problem = f"found the member {name!r}, expected {expected!r}"
         elif (crc := zlib.crc32(data := block[TAR_BLOCK:])) != self._crcs[row]:
             problem = f"found crc32 {crc:08x}, expected {self._crcs[row]:08x}"
@@ -90,8 +95,11 @@ class ShardStore:
         self.uri, self.cache_bytes = uri, cache_bytes
         self.manifest: Manifest = read_manifest(uri)
         self._tags: dict[str, _Tags] = {}
-        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
-        self._locks: dict[str, threading.Lock] = {}
+        self._open: OrderedDict[tuple[str, str], _OpenShard] = (
+            OrderedDict()
+        )  # by tar and index: several may share a tar
+        self._locks: dict[tuple[str, str], threading.Lock] = {}
+        self._remedy = _CHANGED if self.manifest.indexed else _RESTORE
         self._lock = threading.Lock()
 
     def labels(self, split: str) -> Ints:
@@ -190,33 +198,35 @@ class ShardStore:
 
     def _shard(self, shard: Shard) -> _OpenShard:
         """Returns the open shard, and keeps it among the most recently used."""
+        name = (shard.path, shard.index_path)
         with self._lock:
-            opened = self._open.get(shard.path)
+            opened = self._open.get(name)
             if opened is not None:
-                self._open.move_to_end(shard.path)
+                self._open.move_to_end(name)
                 return opened
-            lock = self._locks.setdefault(shard.path, threading.Lock())
+            lock = self._locks.setdefault(name, threading.Lock())
         with lock:  # of this shard only, so that others are opened (and downloaded) meanwhile
             with self._lock:
-                opened = self._open.get(shard.path)
+                opened = self._open.get(name)
             if opened is None:
-                where = storage.join(self.uri, shard.path)
-                index, remedy = self._index(shard), _RESTORE  # first: where it is damaged, no file stays open
+                where = storage.join(shard.base or self.uri, shard.path)
+                index, remedy = self._index(shard), self._remedy  # first: where it is damaged, no file stays open
                 _check_places(index, shard, where)
                 cached_bytes = 0
                 if not storage.is_local(where):  # it was whole when it was fetched
                     cached_bytes = shard.bytes
                     remedy = f"This node's copy, {cached_path(shard)}, is damaged: remove it and run again."
-                opened = _OpenShard(self._open_tar(shard, where), where, index, remedy, cached_bytes)
+                descriptor = self._open_tar(shard, where)
+                opened = _OpenShard(descriptor, where, index, remedy, cached_bytes, indexed=self.manifest.indexed)
                 with self._lock:
-                    self._open[shard.path] = opened
+                    self._open[name] = opened
                     while len(self._open) > MAX_OPEN_SHARDS or self._held_bytes() > self.cache_bytes:
                         self._open.popitem(last=False)
             return opened
 
     def _held_bytes(self) -> int:
         """Returns the disk space that open files keep even where their names were evicted."""
-        return sum(opened.cached_bytes for opened in self._open.values())
+        return sum({opened.where: opened.cached_bytes for opened in self._open.values()}.values())
 
     def _open_tar(self, shard: Shard, where: str) -> int:
         if not storage.is_local(where):
@@ -225,10 +235,10 @@ class ShardStore:
         try:
             found = path.stat()
             if not storage.is_plain(found):
-                raise DataError(f"{where} is no plain file. {_RESTORE}")
+                raise DataError(f"{where} is no plain file. {self._remedy}")
             if found.st_size != shard.bytes:
                 raise DataError(
-                    f"{where}: found {found.st_size} bytes, expected {shard.bytes} by the manifest. {_RESTORE}"
+                    f"{where}: found {found.st_size} bytes, expected {shard.bytes} by the manifest. {self._remedy}"
                 )
             return os.open(path, os.O_RDONLY)
         except OSError as error:

@@ -10,7 +10,7 @@ SELECTED_FROM = "selected_from"
 CLASSES_FROM = "classes_from"
 """Key of the provenance: what the classes of nested folders are."""
 BROKEN = "broken"
-"""Key of the provenance: images that were left out because they cannot be decoded, path -> problem."""
+"""Key of the provenance: images that were left out because they cannot be decoded or have no label, path -> problem."""
 CARVED = "carved"
 """Key of the provenance: splits that the data did not bring and that were taken out of its training images."""
 LABELS = "labels"
@@ -53,7 +53,8 @@ def file_remarks(manifest: Manifest) -> list[str]:
     if skipped := noted.get(SKIPPED):
         found.append(f"{manifest.name}: skipped {skipped}.")
     if broken := noted.get(BROKEN):
-        some = f"{len(broken):,} broken image{' is' if len(broken) == 1 else 's are'} left out"
+        one = len(broken) == 1
+        some = f"{len(broken):,} image{'' if one else 's'} that cannot be used {'is' if one else 'are'} left out"
         found.append(f"{manifest.name}: {some} (data.max_bad_samples): {few_words(list(broken))}.")
     return found
 

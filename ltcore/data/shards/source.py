@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, Protocol
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ltcore.hashing import hash64
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EXTENSIONS = ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "avif", "heic")
 """Of images in shards, one for each format."""
@@ -45,7 +48,12 @@ def image_ext(path: str) -> str:
 
     Only the name counts, in any case.
     """
-    suffix = PurePosixPath(path).suffix.lower().removeprefix(".")
+    return ext_of(PurePosixPath(path).suffix.removeprefix("."))
+
+
+def ext_of(suffix: str) -> str:
+    """Returns the extension in shards for one that people's files have, without its dot, or '' where it is no image's."""
+    suffix = suffix.lower()
     ext = ALIASES.get(suffix, suffix)
     return ext if ext in EXTENSIONS else ""
 
@@ -76,15 +84,43 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A data set before it is written; fields as in ``ltcore.data.shards.manifest.Manifest``."""
+class Description:
+    """What is known of a data set before it is written; fields as in ``ltcore.data.shards.manifest.Manifest``."""
 
     name: str
     classes: tuple[str, ...]
     attributes: tuple[str, ...] = ()
-    splits: Mapping[str, Rows]
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shot_rule: str
     provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Description):
+    """A data set whose samples are written into shards."""
+
+    splits: Mapping[str, Rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedTar:
+    """Samples of one split in one tar that somebody else wrote."""
+
+    base: str
+    """Folder or URI prefix that ``path`` is below; '' where the tar moves into the data set."""
+    path: str
+    bytes: int
+    sha256: str
+    index: pa.Table
+    """Columns as in ``ltcore.data.shards.writer.INDEX_SCHEMA``."""
+    unpacked: Path | None = None
+    """The file that moves into the data set under the name ``path``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexed(Description):
+    """A data set whose samples stay in the tars in which they are."""
+
+    splits: Mapping[str, Sequence[IndexedTar]]

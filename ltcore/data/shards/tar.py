@@ -8,14 +8,17 @@ and one that extends the next has an upper size.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 BLOCK = 512
 MAX_EXTENDED = 2**16
 """Bytes of one header that extends the next: names and times take some hundred."""
 MAX_DIGITS = 18
+_SKIPPED_BYTES = 2**20
+"""Read at once of data that nobody wants."""
 _EXTENDED = (b"x", b"g", b"L", b"K")
 """Records of pax, for the next file and for all; long name and long link of GNU."""
 _PLAIN = (b"0", b"\0", b"7")
@@ -23,13 +26,23 @@ _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, folders and pipes, whatever size they give."""
 
 
+class Stream(Protocol):
+    """A file that is read from its start to its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """Reads as many bytes, fewer only at the end."""
+        ...
+
+
 @dataclass(frozen=True)
 class Member:
     """One file of a sample."""
 
     data: bytes
+    """Empty where nobody wanted it."""
     offset: int
     """Of the data inside the tar."""
+    size: int
 
     @cached_property
     def crc32(self) -> int:
@@ -50,6 +63,8 @@ class Damage:
 
     key: str
     what: str
+    is_kind: bool = False
+    """It is only a member of a kind that has no data: a folder, a link, a device."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -59,29 +74,29 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ext.lower()
 
 
-def walk(data: bytes) -> Iterator[TarSample | Damage]:
-    """Yields the samples of a tar in order, and what is wrong with it.
+def walk(stream: Stream, size: int) -> Iterator[TarSample | Damage]:
+    """Yields the samples of a tar of ``size`` bytes in order, and what is wrong with it.
 
     Damage is truncation, an unreadable header, an odd member, or a sample whose files do not lie side by side.
     """
     seen: set[str] = set()
-    key, members = "", dict[str, Member]()
-    for item in _members(data):
+    key, files = "", dict[str, Member]()
+    for item in members(stream, size):
         if isinstance(item, Damage):
             yield item
             continue
         name, member = item
         next_key, ext = split_name(name)
-        if members and (next_key != key or ext in members):
-            yield TarSample(key, members)
+        if files and (next_key != key or ext in files):
+            yield TarSample(key, files)
             seen.add(key)
-            members = {}
-        if not members and next_key in seen:
+            files = {}
+        if not files and next_key in seen:
             yield Damage(next_key, "its files do not lie side by side, or it comes twice")
         key = next_key
-        members[ext] = member
-    if members:
-        yield TarSample(key, members)
+        files[ext] = member
+    if files:
+        yield TarSample(key, files)
 
 
 @dataclass(frozen=True)
@@ -93,32 +108,49 @@ class _Header:
     kind: bytes
 
 
-def _members(data: bytes) -> Iterator[tuple[str, Member] | Damage]:
+def members(
+    stream: Stream, size: int, wanted: Callable[[str, int], bool] | None = None
+) -> Iterator[tuple[str, Member] | Damage]:
+    """Yields name and content of every file in a tar of ``size`` bytes, and what is wrong with it.
+
+    Only files that are ``wanted``, by name and size, are held in memory; None wants all.
+    """
     at, extra = 0, dict[str, str]()  # where the next header is, and what extended headers before it say
-    while any(block := data[at : at + BLOCK]):
+    while any(block := stream.read(min(BLOCK, max(0, size - at)))):
+        start = at + BLOCK
         try:
             header = _header(block)
-            start, size = at + BLOCK, header.size
             if header.kind in _EXTENDED:
-                _check_extended(size, len(data) - start)
-                extra |= _extended(header.kind, data[start : start + size])
-                at = _next_block(start + size)
+                _check_extended(header.size, size - start)
+                extra |= _extended(header.kind, stream.read(header.size))
+                at = _next_block(start + header.size)
+                _skip(stream, at - start - header.size)
                 continue
-            name, size = extra.get("path", header.name), _decimal(extra["size"]) if "size" in extra else size
+            name = extra.get("path", header.name)
+            length = _decimal(extra["size"]) if "size" in extra else header.size
         except ValueError as error:
             yield Damage("", f"is no readable tar after byte {at} ({error})")
             return
-        extra = {}
+        extra, read = {}, 0
         if header.kind not in _PLAIN:
-            yield Damage(name, "is no plain file")
-            size = 0 if header.kind in _WITHOUT_DATA else size
-        elif size > len(data) - start:
-            yield Damage(split_name(name)[0], f"{name} ends after {len(data) - start} of {size} bytes")
+            yield Damage(name, "is no plain file", is_kind=True)
+            length = 0 if header.kind in _WITHOUT_DATA else length
+        elif length > size - start:
+            yield Damage(split_name(name)[0], f"{name} ends after {size - start} of {length} bytes")
         else:
-            yield name, Member(data[start : start + size], start)
-        at = _next_block(start + size)
-    if len(data) < at + 2 * BLOCK or any(data[at : at + 2 * BLOCK]):
+            data = stream.read(length) if wanted is None or wanted(name, length) else b""
+            read = len(data)
+            yield name, Member(data, start, length)
+        at = _next_block(start + length)
+        _skip(stream, min(at, size) - start - read)
+    second = stream.read(min(BLOCK, max(0, size - at - BLOCK)))
+    if size < at + 2 * BLOCK or any(second):
         yield Damage("", f"has no end mark after byte {at}: it was cut off, or a header is damaged")
+
+
+def _skip(stream: Stream, count: int) -> None:
+    while count > 0 and (read := len(stream.read(min(count, _SKIPPED_BYTES)))):
+        count -= read
 
 
 def _next_block(at: int) -> int:

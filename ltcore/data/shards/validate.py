@@ -6,6 +6,7 @@ Independent of the reader: it walks the tars member by member, and compares them
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from typing import Any
 import pyarrow as pa
 
 from ltcore import storage
-from ltcore.data.images.decode import decode_canvas
+from ltcore.data.images.decode import MAX_PIXELS, decode_canvas
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 from ltcore.data.shards.remarks import SAID, remarks
 from ltcore.data.shards.source import EXTENSIONS, safe_key
-from ltcore.data.shards.tar import Damage, TarSample, walk
+from ltcore.data.shards.stream import open_hashed
+from ltcore.data.shards.tar import Damage, Member, TarSample, members, walk
 from ltcore.data.shards.writer import WITHOUT_IMAGES, read_index
 from ltcore.errors import DataError
 from ltcore.shots import SHOT_GROUPS
@@ -28,6 +30,7 @@ from ltcore.text import printable
 
 THREADS = 8
 MAX_DIGITS = 18
+MAX_IMAGE_BYTES = 8 * MAX_PIXELS
 KINDS = ("train", "val", "test", "other")
 
 
@@ -69,16 +72,21 @@ def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> li
         manifest = read_manifest(uri)
     except DataError as error:
         return [Problem(MANIFEST, "", str(error))]
-    work = [(split, shard) for split, part in manifest.splits.items() for shard in part.shards]
-    with ThreadPoolExecutor(THREADS) as pool:
-        reports = []
-        for report in pool.map(lambda item: _check_shard(uri, item[1], manifest), work):
-            reports.append(report)
-            if progress:
-                progress(f"{report.where}: {len(report.problems)} problems ({len(reports)} of {len(work)} shards)")
+    work: dict[tuple[str, ...], list[tuple[str, Shard]]] = defaultdict(list)
+    for split, part in manifest.splits.items():
+        for shard in part.shards:  # of one tar of others there may be several: it is read once
+            work[(shard.base, shard.path) if manifest.indexed else (split, shard.index_path)].append((split, shard))
     by_split: dict[str, list[_Report]] = defaultdict(list)
-    for (split, _), report in zip(work, reports, strict=True):
-        by_split[split].append(report)
+    reports: list[_Report] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda parts: _check_tar(uri, [shard for _, shard in parts], manifest), work.values())
+        for number, (parts, checked) in enumerate(zip(work.values(), found, strict=True), 1):
+            reports += checked
+            for (split, _), report in zip(parts, checked, strict=True):
+                by_split[split].append(report)
+            if progress:
+                num_problems = sum(len(report.problems) for report in checked)
+                progress(f"{checked[0].where}: {num_problems} problems ({number} of {len(work)} shards)")
     problems = [problem for report in reports for problem in report.problems]
     problems += [*_whole(uri, manifest), *_counts(by_split, manifest), *_repeats(by_split)]
     return sorted(problems)
@@ -92,10 +100,8 @@ def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
     for name, count in zip(manifest.classes, manifest.class_counts.get("train", ()), strict=False):
         if count == 0:
             yield Problem(MANIFEST, "", f"class {name!r} has no training sample")
-    shards = [shard for part in manifest.splits.values() for shard in part.shards]
-    known = {MANIFEST, *(shard.path for shard in shards), *(shard.index_path for shard in shards)}
     for name in storage.list_files(uri):
-        if name not in known:
+        if name not in manifest.own_files:
             yield Problem(name, "", "the manifest does not know this file; remove it")
 
 
@@ -128,6 +134,11 @@ def _kind(split: str) -> str:
     return prefix if prefix in KINDS else "other"
 
 
+def _check_tar(uri: str, shards: list[Shard], manifest: Manifest) -> list[_Report]:
+    """Checks all shards that are in one tar."""
+    return _check_indexed(uri, shards) if manifest.indexed else [_check_shard(uri, shards[0], manifest)]
+
+
 def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     report = _Report(shard.path)
     rows = _read_index(uri, shard, report)
@@ -141,7 +152,7 @@ def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     elif (sha256 := hashlib.sha256(data).hexdigest()) != shard.sha256:
         report.add(f"has sha256 {sha256[:12]}..., the manifest says {shard.sha256[:12]}...; bits were changed")
     count = 0
-    for item in walk(data):
+    for item in walk(io.BytesIO(data), len(data)):
         if isinstance(item, Damage):
             report.add(item.what, item.key)
             continue
@@ -151,6 +162,47 @@ def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     if count != shard.count:
         report.add(f"holds {count} samples, the manifest says {shard.count}")
     return report
+
+
+def _check_indexed(uri: str, shards: list[Shard]) -> list[_Report]:
+    """Compares a tar of others with its indexes, each of which is about a part of it.
+
+    Where it is the tar that was indexed, by its sha256, its labels are those of the indexes.
+    """
+    reports, expected, first = [_Report(shard.path) for shard in shards], {}, shards[0]
+    for shard, report in zip(shards, reports, strict=True):
+        for row in _read_index(uri, shard, report):
+            report.keys.append(row["key"])
+            report.labels.append(row["label"])
+            expected[row["offset"]] = row, report
+    try:
+        with open_hashed(storage.join(first.base or uri, first.path)) as stream:
+            for item in members(stream, first.bytes, lambda _, size: size <= MAX_IMAGE_BYTES):
+                if isinstance(item, Damage):
+                    if not item.is_kind:
+                        reports[0].add(item.what, item.key)
+                elif item[1].offset in expected:
+                    _check_member(item[1], *expected.pop(item[1].offset))
+            num_bytes, sha256 = stream.finish()
+    except DataError as error:
+        reports[0].add(str(error))
+        return reports
+    for row, report in expected.values():
+        report.add(f"is not where its index says, at byte {row['offset']}", row["key"])
+    if (num_bytes, sha256) != (first.bytes, first.sha256):
+        found = f"{num_bytes} bytes with sha256 {sha256[:12]}..."
+        reports[0].add(f"has {found}, the manifest says {first.bytes} with {first.sha256[:12]}...; it has changed")
+    return reports
+
+
+def _check_member(member: Member, row: dict[str, Any], report: _Report) -> None:
+    for column, value in (("size", member.size), ("crc32", member.crc32)):
+        if row[column] != value:
+            report.add(f"has {column} {value!r}, its index says {row[column]!r}", row["key"])
+    try:
+        decode_canvas(member.data, 1, "its image")
+    except DataError as error:
+        report.add(str(error), row["key"])
 
 
 def _read_index(uri: str, shard: Shard, report: _Report) -> list[dict[str, Any]]:
@@ -240,6 +292,8 @@ def describe(uri: str) -> str:
         spread = f"{low}" if low == high else f"{high}..{low}" + (f", imbalance {high / low:.4g}" if low else "")
         size_mb = sum(shard.bytes for shard in part.shards) / 1e6
         lines.append(f"  {name:<11} {part.num_samples:>9,} {len(part.shards):>6} {size_mb:>8.1f}  {spread}")
+    bases = sorted({shard.base for part in manifest.splits.values() for shard in part.shards if shard.base})
+    lines += [f"  tars        where they were, in {base}" for base in bases]
     lines += [f"  {remark}" for remark in remarks(manifest)]
     lines += [f"  {key}: {value}" for key, value in manifest.provenance.items() if key not in (WITHOUT_IMAGES, *SAID)]
     return "\n".join(map(printable, lines))

@@ -6,10 +6,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.manifest import SPLIT_NAME, Manifest, Shard, Split, write_manifest
 from ltcore.data.shards.publish import published
-from ltcore.data.shards.source import EXTENSIONS, MAX_KEY, Sample, Source, is_key
+from ltcore.data.shards.source import EXTENSIONS, MAX_KEY, Description, Indexed, IndexedTar, Sample, Source, is_key
 from ltcore.errors import ConfigError, DataError, at_least, pick, within
 from ltcore.hashing import hash64
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
@@ -67,7 +68,7 @@ def write_dataset(
     Raises ConfigError for a wrong field of the source and DataError for a bad sample or a failing disk; neither leaves
     anything behind that a reader could take for a data set.
     """
-    _check_source(source, shard_size)
+    _check_source(source, source.splits, shard_size)
     try:
         with published(uri, progress) as folder:
             splits, counts = {}, {}
@@ -83,11 +84,51 @@ def write_dataset(
     return manifest
 
 
-def _check_source(source: Source, shard_size: int) -> None:
+def write_indexed(uri: str, indexed: Indexed, *, seed: int, progress: Callable[[str], None] | None = None) -> Manifest:
+    """Writes the indexes of tars that stay where they are, and the manifest, at ``uri``; returns the manifest.
+
+    Errors and guarantees are those of :func:`write_dataset`.
+    """
+    _check_source(indexed, indexed.splits)
+    try:
+        with published(uri, progress) as folder:
+            splits, counts = {}, {}
+            for split, tars in indexed.splits.items():
+                splits[split] = Split(tuple(_write_indexes(tars, folder, split)))
+                labels = [tar.index["label"].to_numpy() for tar in tars]
+                counts[split] = np.bincount(np.concatenate(labels), minlength=len(indexed.classes))
+            manifest = replace(_manifest(indexed, splits, counts, seed), indexed=True)
+            write_manifest(manifest, str(folder))
+    except OSError as error:
+        raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
+    return manifest
+
+
+def _write_indexes(tars: Sequence[IndexedTar], folder: Path, split: str) -> Iterator[Shard]:
+    first = 0
+    for number, tar in enumerate(tars):
+        index = folder / f"{split}-{number:05d}.parquet"
+        pq.write_table(tar.index, index)
+        if tar.unpacked is not None and not (folder / tar.path).exists():  # it may be in several splits
+            shutil.move(tar.unpacked, folder / tar.path)
+        yield Shard(
+            base=tar.base,
+            path=tar.path,
+            count=tar.index.num_rows,
+            first_index=first,
+            bytes=tar.bytes,
+            sha256=tar.sha256,
+            index_path=index.name,
+            index_sha256=_sync_and_hash(index),
+        )
+        first += tar.index.num_rows
+
+
+def _check_source(source: Description, splits: Iterable[str], shard_size: int = 1) -> None:
     classes = source.classes
-    if not source.splits:
+    if not splits:
         raise ConfigError("splits has nothing, expected 'train', or a test for evaluation alone.")
-    for split in source.splits:
+    for split in splits:
         if not SPLIT_NAME.fullmatch(split):
             raise ConfigError(f"split {split!r}: use only letters, digits, _ and -.")
     if not classes or len(set(classes)) != len(classes):
@@ -105,7 +146,7 @@ def _check_source(source: Source, shard_size: int) -> None:
 
 
 def _manifest(
-    source: Source, splits: dict[str, Split], counts: Mapping[str, npt.NDArray[np.int64]], seed: int
+    source: Description, splits: dict[str, Split], counts: Mapping[str, npt.NDArray[np.int64]], seed: int
 ) -> Manifest:
     """Describes what was written. Raises DataError where a class has no image to learn from."""
     known_C = counts["train"] if "train" in counts else np.sum(list(counts.values()), 0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore import storage
+from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.errors import LtcoreError
 from ltcore.version import code_version
 
@@ -72,7 +73,14 @@ def _touch(root: str, expected: str, shared: bool) -> str:
 
 
 def _reach(uri: str) -> str:
-    return "reachable" if storage.exists(uri) else f"{uri} does not exist"
+    if not storage.exists(uri):
+        return f"{uri} does not exist"
+    if storage.exists(storage.join(uri, MANIFEST)):
+        for split in read_manifest(uri).splits.values():
+            for shard in split.shards[:1]:  # tars of others lie elsewhere
+                if shard.base and not storage.exists(tar := storage.join(shard.base, shard.path)):
+                    return f"{tar} does not exist"
+    return "reachable"
 
 
 def _tried(attempt: Callable[[], str]) -> str:

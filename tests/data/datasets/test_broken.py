@@ -59,8 +59,8 @@ def test_as_many_as_are_allowed_are_left_out_as_if_they_were_not_there(tmp_path:
     assert (
         manifest.provenance[BROKEN].keys() == spoiled.keys() and "photos: writing again without 5 broken images" in told
     )
-    said = f"photos: 5 broken images are left out (data.max_bad_samples): {', '.join(sorted(spoiled))}."
-    assert said in remarks(manifest) and describe(out).count("broken") == 1
+    said = f"photos: 5 images that cannot be used are left out (data.max_bad_samples): {', '.join(sorted(spoiled))}."
+    assert said in remarks(manifest) and describe(out).count("cannot be used") == 1
 
 
 def test_the_allowance_is_asked_of_made_shards_again(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_allowance_is_asked_of_made_shards_again(tmp_path: Path) -> None:
     made = prepare(DataConfig(uri=uri, max_bad_samples=5))
     assert prepare(DataConfig(uri=uri, max_bad_samples=9)) == made  # the same samples, so no other copy
     with pytest.raises(
-        DataError, match=r"5 images are broken \(test/dog/2\.png, .*, expected at most data\.max_bad_samples=0\."
+        DataError, match=r"5 images cannot be used \(test/dog/2\.png, .*, expected at most data\.max_bad_samples=0\."
     ):
         prepare(DataConfig(uri=uri))
     place(tmp_path, {name: SOUND[name] for name in SPOILED})  # repaired

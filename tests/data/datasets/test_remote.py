@@ -77,6 +77,35 @@ def test_a_store_gives_what_a_disk_gives(local: Path, memory: str, part: str) ->
     assert read(f"{memory}/{part}") == near and len(near["train"]) == 10
 
 
+def test_a_folder_in_a_store_is_read_as_one_on_a_disk(local: Path, memory: str) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/far/pets/images/README.md", b"pets")
+    (local / "images" / "README.md").write_text("pets")
+    (local / "images" / "ant" / "red").mkdir()
+    (local / "images" / "ant" / "00.png").rename(local / "images" / "ant" / "red" / "00.png")
+    store.mv("/far/pets/images/ant/00.png", "/far/pets/images/ant/red/00.png")
+    found = []
+    for uri in (f"{local}/images", f"{memory}/images"):
+        with pytest.raises(DataError, match=r"ant/red/00.png lies deeper than .*data\.classes_from=depth"):
+            prepare(DataConfig(uri=uri))
+        found.append(read_manifest(prepare(DataConfig(uri=uri, classes_from="path"))))
+    near, far = found
+    assert near.classes == far.classes == ("ant", "ant/red", "bee")
+    assert near.provenance["skipped"] == far.provenance["skipped"] == "1 file that is no image: README.md"
+    with pytest.raises(ConfigError, match=r"data.classes_from=path is about folders of images; .*pets.csv has none"):
+        prepare(DataConfig(uri=f"{memory}/pets.csv", classes_from="path"))
+
+
+@pytest.mark.parametrize("part", ["images", "pets.csv"])
+def test_a_broken_image_in_a_store_is_named_or_left_out(memory: str, part: str) -> None:
+    fsspec.filesystem("memory").pipe("/far/pets/images/bee/01.png", b"no image")
+    with pytest.raises(DataError, match=r"bee/01\.png: the image cannot be decoded"):
+        prepare(DataConfig(uri=f"{memory}/{part}"))
+    manifest = read_manifest(prepare(DataConfig(uri=f"{memory}/{part}", max_bad_samples=1)))
+    assert [path[-10:] for path in manifest.provenance["broken"]] == ["bee/01.png"]
+    assert sum(sum(counts) for counts in manifest.class_counts.values()) == 11
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_so_does_s3(local: Path, bucket: Bucket, part: str) -> None:
     for path in local.rglob("*"):

@@ -170,13 +170,13 @@ def test_an_unreadable_manifest_is_the_one_problem(copy, tmp_path):
 
 def test_walking_names_the_byte_where_a_tar_ends_early(copy):
     data = (copy / "val-00000.tar").read_bytes()
-    samples = [item for item in walk(data) if not isinstance(item, Damage)]
-    assert len(samples) == 6 and not [item for item in walk(data) if isinstance(item, Damage)]
+    samples = [item for item in walk(io.BytesIO(data), len(data)) if not isinstance(item, Damage)]
+    assert len(samples) == 6 and not [item for item in walk(io.BytesIO(data), len(data)) if isinstance(item, Damage)]
     for sample in samples:
         for member in sample.members.values():
             assert data[member.offset : member.offset + len(member.data)] == member.data
     end = samples[4].members["cls"].offset + 512
-    damage = [item for item in walk(data[:end]) if isinstance(item, Damage)]
+    damage = [item for item in walk(io.BytesIO(data[:end]), end) if isinstance(item, Damage)]
     assert len(damage) == 1 and f"no end mark after byte {end}" in damage[0].what
 
 

@@ -1,0 +1,72 @@
+"""Tars of others as files that are read at offsets; what is compressed is unpacked for that."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltcore import storage
+from ltcore.data.datasets.image_root import MAX_RATIO, PACKED_BYTES
+from ltcore.data.datasets.tar_places import Tar
+from ltcore.data.shards.stream import open_hashed
+from ltcore.errors import DataError, LtcoreError
+
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class TarFile:
+    """A tar, and where its bytes are read."""
+
+    tar: Tar
+    num_bytes: int
+    unpacked: Path | None = None
+    """The node's own copy of a compressed one."""
+
+    @property
+    def uri(self) -> str:
+        return self.tar.uri if self.unpacked is None else str(self.unpacked)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Reads a part. Raises DataError where the tar has changed so much that it is not there."""
+        try:
+            with storage.open_file(self.uri, seekable=True) as stream:
+                data = bytes(stream.read_at(size, offset))
+        except LtcoreError:
+            raise
+        except storage.errors_of(self.uri) as error:
+            raise DataError(f"{self.uri} cannot be read ({error}). Check access and the disk.") from error
+        if len(data) != size:
+            raise DataError(f"{self.uri} ends before byte {offset + size}: it has changed. Run again.")
+        return data
+
+
+def is_packed(tar: Tar) -> bool:
+    """Tells whether the tar is compressed as a whole, by its name."""
+    return not tar.path.lower().endswith(".tar")
+
+
+def unpacked(tar: Tar, target: Path) -> TarFile:
+    """Unpacks a compressed tar into the file ``target``.
+
+    Raises DataError where it is damaged, or larger than any tar of images is compared with its packed size.
+    """
+    most, count = max(PACKED_BYTES, MAX_RATIO * tar.bytes), 0
+    try:
+        with open_hashed(tar.uri) as packed, target.open("wb") as out:
+            with gzip.GzipFile(fileobj=packed, mode="rb") as stream:  # type: ignore[call-overload]  # it only reads
+                while chunk := stream.read(_CHUNK_BYTES):
+                    count += out.write(chunk)
+                    if count > most:
+                        raise DataError(
+                            f"{tar.uri} has {tar.bytes} bytes and more than {most} unpacked, which no images have. Unpack it "
+                            "yourself if it is right."
+                        )
+            out.flush()
+            os.fsync(out.fileno())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{tar.uri} cannot be unpacked ({error}). Copy or download it again, free space.") from error
+    return TarFile(tar, count, target)
