@@ -13,9 +13,11 @@ HARDWARE = Hardware(cpu="A CPU @ 2 GHz", cpus=2, gpus=(), memory_bytes=8 * 2**30
 DATA = TrainedData(
     name="tiny",
     hash="5eed" * 16,
+    uri="/shards/tiny",
     num_train=46,
     classes=("ant", "bee"),
     shot_groups=("many", "few"),
+    class_counts=(40, 6),
     loader="cache",
     loader_reason="fits",
 )

@@ -262,9 +262,11 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
         data=TrainedData(
             name=manifest.name,
             hash=manifest.hash,
+            uri=loader.store.uri,
             num_train=manifest.split(cfg.data.train_split).num_samples,
             classes=tuple(manifest.classes),
             shot_groups=tuple(manifest.shot_groups),
+            class_counts=manifest.class_counts[cfg.data.train_split],
             loader=loader.kind,
             loader_reason=loader.why,
         ),

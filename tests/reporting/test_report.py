@@ -224,6 +224,7 @@ def test_lists_terms_that_are_off_and_hundreds_of_classes(tmp_path: Path) -> Non
     for path in tmp_path.glob("retrain/*/run.json"):
         info = json.loads(path.read_text())
         info["data"] |= {"classes": [f"class ${c}$ <b>" for c in range(150)], "shot_groups": ["many"] * 150}
+        info["data"] |= {"class_counts": [101] * 150}
         info["per_class"] = {"test_gbl": [None, *[0.5] * 149]}
         write_json(path, info)
     page = Page(write_report(tmp_path))
