@@ -27,7 +27,9 @@ def recall_by_rank(
         above.set_ylim(0.8 * max(1, min(counts)), 1.25 * max(counts))
         above.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         above.set_title("training images, logarithmic" if width_px > 500 else "training images, log", pad=20)
-        below.plot(*zip(*tested, strict=True), "o", color=WINNER, ms=4 if len(tested) < 300 else 2.5, alpha=0.55, mew=0)
+        below.plot(
+            *zip(*tested, strict=True), "o", color=WINNER, ms=4.5 if len(tested) <= 1000 else 3, alpha=0.5, mew=0
+        )
         below.plot(*_moving_mean(tested, window_of(len(tested))), color=INK, lw=2)
         below.set_ylim(-4, 104)
         percent_axis(below.yaxis)

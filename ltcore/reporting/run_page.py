@@ -95,10 +95,11 @@ def _tiles(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
         return []
     values = (record.test or {})[splits[0]]
     names = [*headline(values), *SHOT_GROUPS, "worst_class", "ece"]
+    of_split = f"{protocol_of(splits[0], record.train_split)[0]} " if len(splits) > 1 else ""
     return [
         {
             "metric": f"{splits[0]}/{name}",
-            "title": title_of(name),
+            "title": of_split + title_of(name),
             "meaning": METRICS[name].meaning,
             "value": values[name],
         }

@@ -13,7 +13,7 @@ from ltcore.reporting.figures import Curve
 from ltcore.reporting.format import percent, value_text
 from ltcore.reporting.page import IDENTITY, config_rows, machine, stored_curves, table_of_tests
 from ltcore.reporting.records import StoredRun
-from ltcore.reporting.run_page import WIDTHS_PX, run_sections
+from ltcore.reporting.run_page import run_sections
 from ltcore.reporting.svg import RUN_COLORS
 from ltcore.text import duration, printable
 
@@ -90,25 +90,23 @@ def _row(name: str, run: StoredRun) -> dict[str, Any]:
 
 
 CURVES = ("val/balanced_accuracy", "val/top1", "val/macro_precision", "val/ece")
+CURVE_WIDTH_PX = 440
+"""Of one run: legible on a phone, and two beside each other elsewhere."""
 
 
-def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, dict[str, str]]:
-    """Returns per metric a wide and a narrow figure; a few runs are drawn in color, more of them without names.
+def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, str]:
+    """Returns one figure per metric; a few runs are drawn in color, more of them without names.
 
     On a balanced validation split top-1 is the balanced accuracy, and is not drawn again.
     """
     few = len(runs) <= len(RUN_COLORS)
     roles = RUN_COLORS if few else ["finished"] * len(runs)
-    labels = names if len(runs) > 1 else [""]  # the page is of that run alone
-    found: dict[str, dict[str, str]] = {}
+    labels, sizes = (names, {}) if len(runs) > 1 else ([""], {"width_px": CURVE_WIDTH_PX})
+    found: dict[str, str] = {}
     drawn: list[list[Curve]] = []
     for metric in CURVES:
         lines = stored_curves([(n, role, run) for n, role, run in zip(labels, roles, runs, strict=False)], metric)
         if lines and lines not in drawn:
             drawn.append(lines)
-            name = metric.replace("/", "-")
-            found[metric] = {
-                kind: figures.curves(lines, title_of(metric), f"{name}-{kind}", width_px)
-                for kind, width_px in WIDTHS_PX.items()
-            }
+            found[metric] = figures.curves(lines, title_of(metric), metric.replace("/", "-"), **sizes)
     return found
