@@ -71,6 +71,7 @@ def run_sections(run: StoredRun) -> dict[str, Any]:
     confused = {split: _pairs(record, split, pictures) for split in splits}
     return {
         "tiles": _tiles(record, splits),
+        "tests": _tests(record, splits),
         "classes": [_classes(record, split) for split in splits if split in (record.per_class or {})],
         "confused": [
             {"split": split, "title": _title(record, split), "pairs": found}
@@ -106,6 +107,23 @@ def _tiles(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
         for name in names
         if values.get(name) is not None
     ]
+
+
+def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a row per metric that has a value, with its values on all test splits."""
+    tests = {split: (record.test or {})[split] for split in splits}
+    found = dict.fromkeys(metric for values in tests.values() for metric in values)
+    metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
+    rows = [
+        {
+            "name": metric,
+            "title": title_of(metric),
+            "meaning": METRICS[metric].meaning if metric in METRICS else "",
+            "values": {split: values.get(metric) for split, values in tests.items()},
+        }
+        for metric in metrics
+    ]
+    return [row for row in rows if any(value is not None for value in row["values"].values())]
 
 
 def _classes(record: RunRecord, split: str) -> dict[str, Any]:
@@ -207,7 +225,10 @@ def _splits(record: RunRecord, manifest: Manifest | None) -> list[dict[str, Any]
     """Returns a row per split; of data that are gone, those that the record itself knows."""
     counts = {record.train_split: record.data.class_counts, **(record.support or {})}
     if manifest is not None:
-        counts = {split: manifest.class_counts[split] for split in manifest.splits}
+        order = {record.train_split: 0, "val": 1}
+        counts = {
+            split: manifest.class_counts[split] for split in sorted(manifest.splits, key=lambda s: order.get(s, 2))
+        }
     provenance = manifest.provenance if manifest else {}
     return [
         {

@@ -96,6 +96,20 @@ def test_confused_pairs_show_the_images_that_were_confused(run: Path) -> None:
     assert sorted(labels) == [0] * 4 + [1] * 3 + [2] * 4
 
 
+def test_every_metric_that_has_a_value_stands_in_the_table_with_its_meaning(run: Path) -> None:
+    edit(
+        run,
+        test={"test": {"top1": 0.75, "many": None, "attribute/red": 0.5}, "test_gbl": {"top1": 0.25, "many": 0.125}},
+    )
+    page = page_of(run)
+    shown = {d["metric"]: d.get("value") for d in page.data if d.get("metric", "").startswith("test")}
+    assert shown == {
+        "test/top1": "0.75", "test/many": None, "test/attribute/red": "0.5",
+        "test_gbl/top1": "0.25", "test_gbl/many": "0.125", "test_gbl/attribute/red": None,
+    }
+    assert "share of correct predictions; higher is better" in page.words and "ECE" not in page.words.split("Tests")[1]
+
+
 def test_class_names_are_text_and_no_markup(run: Path) -> None:
     page = page_of(run)
     assert CLASSES[1] in page.words
@@ -147,7 +161,9 @@ def test_an_index_outside_the_split_is_left_out(run: Path) -> None:
 def test_calibration_and_data_are_those_of_the_run(run: Path) -> None:
     page = page_of(run)
     assert page.values(split="test", stat="ece") == [0.125]
-    assert page.values(tile="test/balanced_accuracy") == [0.475]
+    assert page.values(tile="test/balanced_accuracy") == page.values(metric="test/balanced_accuracy") == [0.475]
+    splits = [d["split"] for d in page.data if d.get("stat") == "images"]
+    assert splits == ["train", "test"]
     for text in ("balanced_softmax", "resnet8", "1/5 of each class by keyed hash", "4, with 120 to 2 training images"):
         assert text in page.words, text
 
