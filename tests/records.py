@@ -13,6 +13,7 @@ HARDWARE = Hardware(cpu="A CPU @ 2 GHz", cpus=2, gpus=(), memory_bytes=8 * 2**30
 DATA = TrainedData(
     name="tiny",
     hash="5eed" * 16,
+    uri="/shards/tiny",
     num_train=46,
     classes=("ant", "bee"),
     shot_groups=("many", "few"),

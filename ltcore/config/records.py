@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from ltcore.config.json_record import JsonRecord, StoredRecord
 from ltcore.evaluation.calibration import ReliabilityBin
+from ltcore.evaluation.confused import ConfusedPair
 from ltcore.evaluation.paired import PairedDifference
 
 Metrics = Mapping[str, float | None]
@@ -48,6 +49,8 @@ class TrainedData(JsonRecord):
 
     name: str
     hash: str
+    uri: str
+    """Where the shards were, as the nodes saw it."""
     num_train: int
     classes: tuple[str, ...]
     shot_groups: tuple[str, ...]
@@ -148,6 +151,8 @@ class RunRecord(StoredRecord):
     """Split -> reliability bins with the weights of the last epoch, from the lowest confidence to the highest."""
     calibration_best: Mapping[str, Sequence[ReliabilityBin]] | None = None
     """The same with the weights of the best epoch on validation."""
+    confused: Mapping[str, Sequence[ConfusedPair]] | None = None
+    """Split -> the pairs of classes confused most with the weights of the last epoch, and some of their images."""
     schedule: Sequence[Mapping[str, Any]] | None = None
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
@@ -162,6 +167,10 @@ class RunRecord(StoredRecord):
             for split, values in (getattr(self, name) or {}).items():
                 if len(values) != len(self.data.classes):
                     raise ValueError(f"{name}.{split} has {len(values)} values for {len(self.data.classes)} classes")
+        for split, pairs in (self.confused or {}).items():
+            for pair in pairs:
+                if not all(0 <= c < len(self.data.classes) for c in (pair.label, pair.prediction)):
+                    raise ValueError(f"confused.{split} names a class outside the {len(self.data.classes)} there are")
 
     @property
     def train_split(self) -> str:

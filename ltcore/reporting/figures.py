@@ -233,7 +233,7 @@ def per_class(
     with style():
         figure, (axes,) = new_figure(1000, 290)
         _plot_roles(axes, order, means, few)
-        _mark_groups(axes, [groups[c] for c in order])
+        mark_groups(axes, [groups[c] for c in order])
         if few:
             names = [_label(classes[c]) for c in order]
             axes.set_xticks(range(len(order)), names, rotation=90 if sum(map(len, names)) > 120 else 0)
@@ -257,11 +257,13 @@ def _plot_roles(axes: Axes, order: Sequence[int], means: Mapping[str, Sequence[f
         axes.plot([x] * len(of_class), of_class, color=FAINT, lw=2.4 if few else 1, zorder=2)
 
 
-def _mark_groups(axes: Axes, groups: Sequence[str]) -> None:
-    """Draws a line before each run of equal groups and names it above."""
+def mark_groups(axes: Axes, groups: Sequence[str], first: int = 0) -> None:
+    """Draws a line before each run of equal groups and names it above; ``first`` is the place of the first."""
     for x in (x for x, group in enumerate(groups) if x == 0 or group != groups[x - 1]):
-        axes.axvline(x - 0.5, color=FAINT, lw=0.8 if x else 0, zorder=1)
-        axes.annotate(_label(groups[x]), (x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11)
+        axes.axvline(first + x - 0.5, color=FAINT, lw=0.8 if x else 0, zorder=1)
+        axes.annotate(
+            _label(groups[x]), (first + x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11
+        )
 
 
 def _label(text: str) -> str:

@@ -13,6 +13,7 @@ from ltcore.reporting.figures import Curve
 from ltcore.reporting.format import percent, value_text
 from ltcore.reporting.page import IDENTITY, config_rows, machine, stored_curves, table_of_tests
 from ltcore.reporting.records import StoredRun
+from ltcore.reporting.run_page import run_sections
 from ltcore.reporting.svg import RUN_COLORS
 from ltcore.text import duration, printable
 
@@ -26,6 +27,7 @@ def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
         "runs": [_row(name, run) for name, run in zip(names, runs, strict=True)],
         "differing": _differing([effective(run.record.config if run.record else {}) for run in runs]),
         "tests": table_of_tests(dict(zip(names, runs, strict=True))),
+        "run": run_sections(runs[0]) if len(runs) == 1 else {},
         "figures": _curves(names, runs),
         "config": config_rows(runs[0], None),
         "machine": machine(runs, None),
@@ -88,6 +90,8 @@ def _row(name: str, run: StoredRun) -> dict[str, Any]:
 
 
 CURVES = ("val/balanced_accuracy", "val/top1", "val/macro_precision", "val/ece")
+CURVE_WIDTH_PX = 440
+"""Of one run: legible on a phone, and two beside each other elsewhere."""
 
 
 def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, str]:
@@ -97,11 +101,12 @@ def _curves(names: Sequence[str], runs: Sequence[StoredRun]) -> dict[str, str]:
     """
     few = len(runs) <= len(RUN_COLORS)
     roles = RUN_COLORS if few else ["finished"] * len(runs)
+    labels, sizes = (names, {}) if len(runs) > 1 else ([""], {"width_px": CURVE_WIDTH_PX})
     found: dict[str, str] = {}
     drawn: list[list[Curve]] = []
     for metric in CURVES:
-        lines = stored_curves([(n, role, run) for n, role, run in zip(names, roles, runs, strict=False)], metric)
+        lines = stored_curves([(n, role, run) for n, role, run in zip(labels, roles, runs, strict=False)], metric)
         if lines and lines not in drawn:
             drawn.append(lines)
-            found[metric] = figures.curves(lines, title_of(metric), metric.replace("/", "-"))
+            found[metric] = figures.curves(lines, title_of(metric), metric.replace("/", "-"), **sizes)
     return found

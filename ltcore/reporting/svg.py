@@ -66,12 +66,14 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width_px: float, height_px: float, columns: int = 1, **axes: Any) -> tuple[Any, list[Axes]]:
-    """Creates a figure with panels side by side."""
+def new_figure(
+    width_px: float, height_px: float, columns: int = 1, rows: int = 1, **axes: Any
+) -> tuple[Any, list[Axes]]:
+    """Creates a figure with panels side by side, or below each other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_px / PX_PER_INCH, height_px / PX_PER_INCH), layout="constrained", facecolor="none")
-    panels = figure.subplots(1, columns, squeeze=False, **axes)[0]
+    panels = figure.subplots(rows, columns, squeeze=False, **axes).ravel()
     for panel in panels:
         panel.set_facecolor("none")
     return figure, list(panels)

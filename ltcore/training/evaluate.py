@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.data.loading.loader import Loader
 from ltcore.errors import DataError
 from ltcore.evaluation.calibration import ReliabilityBin
+from ltcore.evaluation.confused import ConfusedPair, confused_pairs
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.confusion_file import ConfusionCells
 from ltcore.evaluation.metrics import metrics, per_attribute, per_class, reliability_bins, support
@@ -33,6 +35,7 @@ class Tested:
     """[C] samples."""
     calibration: list[ReliabilityBin]
     confusion: ConfusionCells
+    confused: list[ConfusedPair]
 
 
 @dataclass(kw_only=True)
@@ -73,17 +76,23 @@ class Evaluator:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext()
 
-    def counts(self, split: str) -> Confusion:
+    def counts(self, split: str, cells_N: Tensor | None = None) -> Confusion:
         """Counts the predictions of a whole split as [A, C, C], equal on every rank.
 
-        The prediction is the largest logit (the mean over experts). Raises DataError if a row is lost or doubled.
+        The prediction is the largest logit (the mean over experts). ``cells_N``, int64 zeros for the samples of the split,
+        is filled with label * C + prediction. Raises DataError if a row is lost or doubled.
         """
         manifest = self.loader.store.manifest
         counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
         attributes_N = torch.tensor(self.loader.store.attributes(split), device=self.device)  # the store's is read-only
         for batch, out in self.outputs(split):
-            counts.update(self.adjust(out.mean_logits_BC), batch.labels_B, attributes_N[batch.index_B])
+            logits_BC = self.adjust(out.mean_logits_BC)
+            counts.update(logits_BC, batch.labels_B, attributes_N[batch.index_B])
+            if cells_N is not None:
+                cells_N[batch.index_B] = batch.labels_B * logits_BC.shape[1] + logits_BC.argmax(-1)
         counts.reduce()
+        if cells_N is not None:
+            dist.all_reduce_sum_(cells_N)  # each sample is seen by one rank alone
         expected = manifest.splits[split].num_samples
         if counts.total != expected:
             raise DataError(f"Evaluation of split {split!r} saw {counts.total} rows; the manifest has {expected}.")
@@ -99,13 +108,17 @@ class Evaluator:
 
     def tested(self, split: str) -> Tested:
         """Evaluates a split with the current weights; the counts, which may be large, are given up."""
-        counts = self.counts(split)
+        cells_N = torch.zeros(
+            self.loader.store.manifest.splits[split].num_samples, dtype=torch.int64, device=self.device
+        )
+        counts = self.counts(split, cells_N)
         return Tested(
             metrics=self.metrics(counts),
             per_class=per_class(counts.counts_ACC),
             support=support(counts.counts_ACC),
             calibration=reliability_bins(counts),
             confusion=ConfusionCells.of(counts.counts_ACC),
+            confused=confused_pairs(cells_N.cpu().numpy(), counts.counts_ACC.shape[-1], split),
         )
 
     def test(self) -> dict[str, Tested]:

@@ -264,6 +264,7 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
         data=TrainedData(
             name=manifest.name,
             hash=manifest.hash,
+            uri=loader.store.uri,
             num_train=manifest.split(cfg.data.train_split).num_samples,
             classes=tuple(manifest.classes),
             shot_groups=tuple(manifest.shot_groups),

@@ -35,6 +35,7 @@ def keep_tests(last: Mapping[str, Tested], best: Mapping[str, Tested], run_dir: 
         "support": {split: found.support for split, found in last.items()},
         "calibration": {split: found.calibration for split, found in last.items()},
         "calibration_best": {split: found.calibration for split, found in best.items()},
+        "confused": {split: found.confused for split, found in last.items()},
     }
 
 

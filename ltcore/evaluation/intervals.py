@@ -1,0 +1,18 @@
+"""Confidence intervals of a share, such as a recall that few images measure."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+
+def wilson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Returns the Wilson score interval of the share of ``hits`` among ``trials`` > 0.
+
+    Unlike the interval of Wald it has a width at 0 and 1, and stays inside. Source: Wilson, Probable Inference, the Law of
+    Succession, and Statistical Inference, JASA 1927; without continuity correction.
+    """
+    share, z2 = hits / trials, NormalDist().inv_cdf(0.5 + level / 2) ** 2
+    center = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    return (max(0.0, center - half) if hits else 0.0), (min(1.0, center + half) if hits < trials else 1.0)

@@ -1,0 +1,241 @@
+"""What the report of one run shows of its classes, their confusions, its calibration, and what it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from ltcore.config.records import RunRecord
+from ltcore.data.shards.manifest import Manifest
+from ltcore.evaluation.catalog import METRICS, headline, title_of
+from ltcore.evaluation.intervals import wilson
+from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.reporting import run_figures
+from ltcore.reporting.format import value_text
+from ltcore.reporting.pictures import Picture, Pictures
+from ltcore.reporting.records import StoredRun
+from ltcore.shots import SHOT_GROUPS
+from ltcore.text import duration, printable
+
+MAX_ROWS = 60
+"""Classes that are shown by name; more are drawn by rank."""
+MAX_LISTED = 1000
+"""Classes that a table lists below the drawing."""
+PAIRS, TESTED_PICTURES, TRAINING_PICTURES = 6, 4, 2
+WIDTHS_PX = {"wide": 1000, "narrow": 370}
+"""Figures for desktops and phones; the page shows one of them."""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: how much of it was trained on, and how it was recognized."""
+
+    name: str
+    group: str
+    trained: int
+    tested: int
+    recall: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def hits(self) -> int:
+        """Returns how many of the test images were recognized."""
+        return round((self.recall or 0.0) * self.tested)
+
+
+@dataclass(frozen=True)
+class PairView:
+    """Two classes that were confused, with pictures."""
+
+    label: str
+    prediction: str
+    count: int
+    tested: int
+    examples: list[Picture]
+    references: list[Picture]
+    """Of the class it was taken for, as the run was taught it."""
+
+
+def run_sections(run: StoredRun) -> dict[str, Any]:
+    """Returns what ``run_parts.html.j2`` shows; nothing for a run that has written no record."""
+    record = run.record
+    if record is None:
+        return {}
+    pictures = Pictures(record.data, record.train_split)
+    manifest = pictures.store.manifest if pictures.store else None
+    splits = ordered_splits(record.test or {})
+    confused = {split: _pairs(record, split, pictures) for split in splits}
+    return {
+        "tiles": _tiles(record, splits),
+        "tests": _tests(record, splits),
+        "classes": [_classes(record, split) for split in splits if split in (record.per_class or {})],
+        "confused": [
+            {"split": split, "title": _title(record, split), "pairs": found}
+            for split, found in confused.items()
+            if found
+        ],
+        "no_pictures": pictures.problem,
+        "calibration": [_calibration(record, split) for split in splits if split in (record.calibration or {})],
+        "trained": _trained(record, manifest),
+        "splits": _splits(record, manifest),
+    }
+
+
+def _title(record: RunRecord, split: str) -> str:
+    name = protocol_of(split, record.train_split)[0]
+    return name if name == split else f"{name} ({split})"
+
+
+def _tiles(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the numbers to read first, those of the first test split."""
+    if not splits:
+        return []
+    values = (record.test or {})[splits[0]]
+    names = [*headline(values), *SHOT_GROUPS, "worst_class", "ece"]
+    of_split = f"{protocol_of(splits[0], record.train_split)[0]} " if len(splits) > 1 else ""
+    return [
+        {
+            "metric": f"{splits[0]}/{name}",
+            "title": of_split + title_of(name),
+            "meaning": METRICS[name].meaning,
+            "value": values[name],
+        }
+        for name in names
+        if values.get(name) is not None
+    ]
+
+
+def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a row per metric that has a value, with its values on all test splits."""
+    tests = {split: (record.test or {})[split] for split in splits}
+    found = dict.fromkeys(metric for values in tests.values() for metric in values)
+    metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
+    rows = [
+        {
+            "name": metric,
+            "title": title_of(metric),
+            "meaning": METRICS[metric].meaning if metric in METRICS else "",
+            "values": {split: values.get(metric) for split, values in tests.items()},
+        }
+        for metric in metrics
+    ]
+    return [row for row in rows if any(value is not None for value in row["values"].values())]
+
+
+def _classes(record: RunRecord, split: str) -> dict[str, Any]:
+    """Returns the classes by training images, the most first, by name or as a drawing for many."""
+    rows = sorted(_rows(record, split), key=lambda row: -row.trained)
+    few = len(rows) <= MAX_ROWS
+    return {
+        "split": split,
+        "title": _title(record, split),
+        "few": few,
+        "groups": [_group(name, list(some)) for name, some in groupby(rows, key=lambda row: row.group)]
+        if len(rows) <= MAX_LISTED
+        else [],
+        "most": max([1, *(row.trained for row in rows)]),
+        "number": len(rows),
+        "window": run_figures.window_of(sum(row.recall is not None for row in rows)),
+        "figures": {} if few or not any(row.tested for row in rows) else _drawn(rows, split),
+    }
+
+
+def _rows(record: RunRecord, split: str) -> list[ClassRow]:
+    data, recalls = record.data, (record.per_class or {})[split]
+    supports = (record.support or {}).get(split, [0] * len(recalls))
+    rows = []
+    for name, group, trained, tested, recall in zip(
+        data.classes, data.shot_groups, data.class_counts, supports, recalls, strict=True
+    ):
+        interval = (None, None) if recall is None or not tested else wilson(round(recall * tested), tested)
+        rows.append(ClassRow(printable(name), group, trained, tested, recall, *interval))
+    return rows
+
+
+def _group(name: str, rows: Sequence[ClassRow]) -> dict[str, Any]:
+    recalls = [row.recall for row in rows if row.recall is not None]
+    return {"name": name, "rows": rows, "mean": fmean(recalls) if recalls else None}
+
+
+def _drawn(rows: Sequence[ClassRow], split: str) -> dict[str, str]:
+    columns = [row.trained for row in rows], [row.recall for row in rows], [row.group for row in rows]
+    return {
+        kind: run_figures.recall_by_rank(*columns, f"rank-{kind}-{split}", width_px)
+        for kind, width_px in WIDTHS_PX.items()
+    }
+
+
+def _pairs(record: RunRecord, split: str, pictures: Pictures) -> list[PairView]:
+    names, supports = record.data.classes, (record.support or {}).get(split, ())
+    return [
+        PairView(
+            printable(names[pair.label]),
+            printable(names[pair.prediction]),
+            pair.count,
+            supports[pair.label],
+            pictures.of(split, pair.examples[:TESTED_PICTURES]),
+            pictures.of_training(pair.prediction, TRAINING_PICTURES),
+        )
+        for pair in (record.confused or {}).get(split, ())[:PAIRS]
+        if supports and supports[pair.label]
+    ]
+
+
+def _calibration(record: RunRecord, split: str) -> dict[str, Any]:
+    bins = (record.calibration or {})[split]
+    return {
+        "split": split,
+        "title": _title(record, split),
+        "ece": (record.test or {})[split].get("ece"),
+        "bins": bins,
+        "svg": run_figures.reliability(bins, f"calibration-{split}"),
+    }
+
+
+def _trained(record: RunRecord, manifest: Manifest | None) -> list[tuple[str, str]]:
+    """Returns (label, value) of data and method in the words of the configuration."""
+    config = record.config
+    provenance = manifest.provenance if manifest else {}
+    terms = {
+        key.split(".")[2] for key, value in config.items() if key.startswith("objective.terms.") and value is not None
+    }
+    objective = " + ".join([value_text(config.get("objective.base")), *sorted(terms)])
+    counts = record.data.class_counts
+    rows = {
+        "data": record.data.name,
+        "source": provenance.get("source", ""),
+        "sha256 of the manifest": record.data.hash,
+        "classes": f"{len(counts)}, with {max(counts):,} to {min(counts):,} training images",
+        "objective": objective if "objective.base" in config else "",
+        "network": value_text(config.get("model.name", "")),
+        "stage 1": f"{record.stage1.run}, epoch {record.stage1.epoch}" if record.stage1 else "",
+        "epochs": f"{record.epochs_done} of {record.epochs_planned}",
+        "batch size": value_text(config.get("train.batch_size", "")),
+        "seed": str(record.seed),
+        "time of training": duration(record.seconds) if record.seconds else "",
+    }
+    return [(label, printable(str(value))) for label, value in rows.items() if value != ""]
+
+
+def _splits(record: RunRecord, manifest: Manifest | None) -> list[dict[str, Any]]:
+    """Returns a row per split; of data that are gone, those that the record itself knows."""
+    counts = {record.train_split: record.data.class_counts, **(record.support or {})}
+    if manifest is not None:
+        order = {record.train_split: 0, "val": 1}
+        counts = {
+            split: manifest.class_counts[split] for split in sorted(manifest.splits, key=lambda s: order.get(s, 2))
+        }
+    provenance = manifest.provenance if manifest else {}
+    return [
+        {
+            "split": split,
+            "images": sum(of_class),
+            "classes": sum(map(bool, of_class)),
+            "origin": printable(str(provenance.get(split, ""))),
+        }
+        for split, of_class in counts.items()
+    ]

@@ -1,0 +1,58 @@
+"""What an evaluation knows of single samples, on one and on two ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import one_hot
+
+from ltcore import dist
+from ltcore.batch import Batch, ModelOutput
+from ltcore.data.loading.factory import make_loader
+from ltcore.data.shards.reader import ShardStore
+from ltcore.evaluation.confused import confused_pairs
+from ltcore.training.evaluate import Evaluator
+from tests.ddp import run_ranks
+from tests.training.runs import tiny_run
+
+CLASSES = 4
+
+
+def predicted(index: Any) -> Any:
+    """The class that is predicted for the sample of an index."""
+    return (index * 7 // 3) % CLASSES
+
+
+class Scripted(Evaluator):
+    """Predicts by the index of a sample, so that the truth is known without a network."""
+
+    def outputs(self, split: str) -> Iterator[tuple[Batch, ModelOutput]]:
+        for batch in self.loader.eval_batches(split, self.batch_size):
+            logits_BC = one_hot(predicted(batch.index_B), CLASSES).float()
+            yield batch, ModelOutput(logits_BC, logits_BC)
+
+
+def _confused(uri: str) -> list[dict[str, Any]]:
+    loader = make_loader(tiny_run().data, uri, batch_size=8, seed=0, rank=dist.rank(), world=dist.world())
+    with contextlib.closing(loader):
+        net: Any = torch.nn.Identity()
+        evaluator = Scripted(
+            net=net, loader=loader, device=torch.device("cpu"), batch_size=3, normalize=lambda batch: batch
+        )
+        return [asdict(pair) for split in ("train", "test") for pair in evaluator.tested(split).confused]
+
+
+def test_the_confused_samples_are_exact_on_one_and_on_two_ranks(tiny_shards: str) -> None:
+    expected = []
+    for split in ("train", "test"):
+        labels_N = ShardStore(tiny_shards).labels(split)
+        cells_N = labels_N * CLASSES + predicted(np.arange(len(labels_N)))
+        expected += [asdict(pair) for pair in confused_pairs(cells_N, CLASSES, split)]
+    assert sum(pair["count"] for pair in expected) > 30
+    assert _confused(tiny_shards) == expected
+    assert run_ranks(_confused, 2, tiny_shards) == [expected, expected]
