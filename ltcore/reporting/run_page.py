@@ -114,7 +114,7 @@ def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
     tests = {split: (record.test or {})[split] for split in splits}
     found = dict.fromkeys(metric for values in tests.values() for metric in values)
     metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": metric,
             "title": title_of(metric),
