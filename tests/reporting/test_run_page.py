@@ -104,8 +104,12 @@ def test_every_metric_that_has_a_value_stands_in_the_table_with_its_meaning(run:
     page = page_of(run)
     shown = {d["metric"]: d.get("value") for d in page.data if d.get("metric", "").startswith("test")}
     assert shown == {
-        "test/top1": "0.75", "test/many": None, "test/attribute/red": "0.5",
-        "test_gbl/top1": "0.25", "test_gbl/many": "0.125", "test_gbl/attribute/red": None,
+        "test/top1": "0.75",
+        "test/many": None,
+        "test/attribute/red": "0.5",
+        "test_gbl/top1": "0.25",
+        "test_gbl/many": "0.125",
+        "test_gbl/attribute/red": None,
     }
     assert "share of correct predictions; higher is better" in page.words and "ECE" not in page.words.split("Tests")[1]
 
