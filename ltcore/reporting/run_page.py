@@ -114,7 +114,7 @@ def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
     tests = {split: (record.test or {})[split] for split in splits}
     found = dict.fromkeys(metric for values in tests.values() for metric in values)
     metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
-    rows: list[dict[str, Any]] = [
+    return [
         {
             "name": metric,
             "title": title_of(metric),
@@ -122,8 +122,8 @@ def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
             "values": {split: values.get(metric) for split, values in tests.items()},
         }
         for metric in metrics
+        if any(values.get(metric) is not None for values in tests.values())
     ]
-    return [row for row in rows if any(value is not None for value in row["values"].values())]
 
 
 def _classes(record: RunRecord, split: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError
-from ltcore.storage import cache_root, is_local
+from ltcore.storage import cache_root, is_local, local_path
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training import checkpoint as ckpt
@@ -264,7 +264,7 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
         data=TrainedData(
             name=manifest.name,
             hash=manifest.hash,
-            uri=loader.store.uri,
+            uri=str(local_path(uri).absolute()) if is_local(uri := loader.store.uri) else uri,
             num_train=manifest.split(cfg.data.train_split).num_samples,
             classes=tuple(manifest.classes),
             shot_groups=tuple(manifest.shot_groups),

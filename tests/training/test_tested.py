@@ -10,9 +10,11 @@ import pytest
 
 from ltcore.config.records import RunRecord
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.data.shards.reader import ShardStore
 from ltcore.evaluation.calibration import NUM_BINS
 from ltcore.evaluation.catalog import METRICS
-from ltcore.evaluation.confusion_file import confusion_name, read_confusion
+from ltcore.evaluation.confused import MAX_EXAMPLES
+from ltcore.evaluation.confusion_file import Cell, confusion_name, read_confusion
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.stored import remove
@@ -61,6 +63,8 @@ def test_run_json_holds_every_number_of_the_last_and_the_best_weights(
     attributes = [name for name in record.test["test"] if name.startswith("attribute/")]
     assert list(record.test["test"]) == [*METRICS, *attributes]
     assert record.support["test"] == list(read_manifest(tiny_shards).class_counts["test"])
+    assert record.data.uri == tiny_shards and read_manifest(record.data.uri).hash == record.data.hash
+    assert record.data.class_counts == read_manifest(tiny_shards).class_counts["train"]
     of_weights = {
         "last": (record.test, record.per_class, record.calibration),
         "best": (record.test_best, record.per_class_best, record.calibration_best),
@@ -83,6 +87,19 @@ def test_run_json_holds_every_number_of_the_last_and_the_best_weights(
             if found.accuracy is not None and found.confidence is not None
         ]
         assert test["test"]["ece"] == pytest.approx(sum(gaps) / sum(record.support["test"]))
+
+
+def test_the_confused_pairs_are_those_of_the_confusion_matrix(
+    record: RunRecord, folder: Path, tiny_shards: str
+) -> None:
+    confusion = read_confusion(folder / confusion_name("test", "last"), 4)
+    assert confusion is not None and record.confused
+    pairs = record.confused["test"]
+    assert [Cell(pair.label, pair.prediction, pair.count) for pair in pairs] == confusion.confused(20)
+    labels_N = ShardStore(tiny_shards).labels("test")
+    for pair in pairs:
+        assert set(labels_N[list(pair.examples)]) == {pair.label}
+        assert len(pair.examples) == min(pair.count, MAX_EXAMPLES)
 
 
 def test_sinks_get_tables_of_everything_and_charts_of_a_moderate_number_of_classes(
