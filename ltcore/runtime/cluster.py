@@ -270,6 +270,7 @@ def _answers(address: str, *, noted: bool) -> bool:
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
     from ray.exceptions import AuthenticationError
 
+    _read_authentication()  # else a token of a Ray that this program had before would count as one of the machine
     if noted:
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as the `ray start` that noted it
     _read_authentication()
