@@ -51,8 +51,8 @@ DRIVER_RESOURCE = "trial_driver"
 FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_")
 SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
-_found_running = False
-"""Whether the last ``connect`` found a Ray that the program had started itself."""
+_ours: Any = None
+"""Ray's node of the connection that ``connect`` made; another one is the program's own, which is left running."""
 CONNECT_S = 10.0
 """How long the head of a cluster may take to answer."""
 
@@ -118,9 +118,7 @@ def connect(*, debug: bool = False) -> Cluster:
     from ltcore.training.hardware import allocated_cpus
 
     real = allocated_cpus()
-    global _found_running
-    _found_running = ray.is_initialized()
-    if _found_running:  # by the program that calls this; another token would end its process
+    if ray.is_initialized():  # by the program that calls this; another token would end its process
         return _describe(ray, local=False, real=real)
     level = logging.INFO if debug else logging.ERROR
     logging.getLogger("ray").setLevel(level)  # which importing Ray has set anew
@@ -134,6 +132,8 @@ def connect(*, debug: bool = False) -> Cluster:
         _join(address, common)
     else:
         _start(real, common)
+    global _ours
+    _ours = ray._private.worker._global_node
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
     return _describe(ray, local=not address, real=real)
@@ -367,5 +367,5 @@ def disconnect() -> None:
     """Leaves the cluster, or ends the local Ray. A Ray that the program started itself goes on."""
     import ray
 
-    if not _found_running:
+    if _ours is not None and ray._private.worker._global_node is _ours:
         ray.shutdown()

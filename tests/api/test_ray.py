@@ -12,6 +12,7 @@ import pytest
 import ray
 
 import ltcore
+from ltcore.runtime import cluster
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.progress import ProgressDisplay
 
@@ -115,3 +116,12 @@ def test_a_sweep_is_interrupted_and_another_runs(
     )
     assert sweep.predictor().classes == ("red", "green", "blue")
     assert ray.is_initialized() and "winner=" in repr(sweep)
+
+
+def test_a_connection_inside_another_ends_what_the_first_one_started() -> None:
+    """As in benchmarks, whose parts connect for themselves."""
+    ray.shutdown()
+    cluster.connect()
+    cluster.connect()
+    cluster.disconnect()
+    assert not ray.is_initialized()
