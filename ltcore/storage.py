@@ -42,6 +42,11 @@ def is_local(uri: str) -> bool:
     return _scheme(uri) in ("", "file")
 
 
+def is_web(uri: str) -> bool:
+    """Tells whether the URI is the address of one file in the web, which has no folders and no patterns."""
+    return _scheme(uri) in ("http", "https")
+
+
 def local_path(uri: str) -> Path:
     """Returns the path of a local URI; ``~`` is expanded."""
     return Path(uri.removeprefix("file://")).expanduser()

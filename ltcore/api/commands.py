@@ -1,7 +1,7 @@
 """``ltcore.train``, ``tune`` and ``evaluate``: the commands of the same names, for scripts and notebooks.
 
     run = ltcore.train("cifar100_lt_ce", data="photos", **{"train.epochs": 5})
-    run.metrics["test"]["top1"], run.predictor().predict("cat.jpg")
+    run.metrics["test"]["balanced_accuracy"], run.predictor().predict("cat.jpg")
 
 They share names, defaults and directories with the command line: what one began, the other continues. Whatever is wrong
 raises a class of ``ltcore.errors``. An interrupt saves a checkpoint first, and the same call goes on from there; after a
@@ -58,7 +58,8 @@ def train(
         recipe: name of a packaged recipe, path or URI of a YAML file, or a configuration; None: the one for own images,
             by their size.
         data: folder or zip of images, shards, or the name of a source; None: LTCORE_DATA, else the recipe's.
-        name: name of the run; None makes it from recipe, data, changed keys and seed. One that exists continues.
+        name: name of the run; None makes it from recipe, data, changed keys and seed; a configuration keeps its own. One
+            that exists continues.
         seed: seed of the run; None: the recipe's.
         storage: path or URI under which run directories go; None: LTCORE_STORAGE, else ``~/ltcore-runs``.
         fresh: start anew, whatever is stored under this name.

@@ -9,11 +9,13 @@ import html
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ltcore.config.records import Metrics, RunRecord, SweepRecord
+from ltcore.config.records import Metrics, RunRecord, SweepRecord, VariantRecord
 from ltcore.errors import CheckpointError
+from ltcore.evaluation.catalog import headline
 from ltcore.reporting.summary import ranked, summary_lines
+from ltcore.reporting.variants import variants_lines, variants_table
 from ltcore.storage import join
 from ltcore.text import duration, printable
 
@@ -23,24 +25,31 @@ if TYPE_CHECKING:
     from ltcore.training.predictor import Predictor
 
 
-@dataclass(frozen=True, repr=False)
-class Run:
-    """A run, as far as it has come."""
+R = TypeVar("R", RunRecord, SweepRecord)
 
-    record: RunRecord
-    """``run.json``, field by field."""
+
+@dataclass(frozen=True, repr=False)
+class _Stored(Generic[R]):
+    """What lies in a directory of its own, with a record."""
+
+    record: R
+    """``run.json`` or ``sweep.json``, field by field."""
     uri: str
-    """Path or URI of the run's directory."""
+    """Path or URI of the directory."""
 
     @property
     def name(self) -> str:
-        """Returns the name of the run."""
+        """Returns its name."""
         return self.record.name
 
     @property
     def status(self) -> str:
         """Returns 'running', 'finished', 'stopped' or 'failed'."""
         return self.record.status
+
+
+class Run(_Stored[RunRecord]):
+    """A run, as far as it has come."""
 
     @property
     def metrics(self) -> Mapping[str, Metrics]:
@@ -69,7 +78,7 @@ class Run:
             return pd.DataFrame(read_run(folder).rows)
 
     def __repr__(self) -> str:
-        return _line("Run", self.name, self.status, *_top1(self.metrics), self.uri)
+        return _line("Run", self.name, self.status, *_headline(self.metrics), self.uri)
 
     def _repr_html_(self) -> str:
         sides = {"last epoch": self.record.test or {}, "best on validation": self.record.test_best or {}}
@@ -78,31 +87,18 @@ class Run:
         return _table(f"Run {self.name}: {self.status}", rows, [*notes, self.record.reason, self.uri])
 
 
-@dataclass(frozen=True, repr=False)
-class Sweep:
-    """A sweep, as far as it has come."""
-
-    record: SweepRecord
-    """``sweep.json``, field by field."""
-    uri: str
-    """Path or URI of the sweep's directory."""
-
-    @property
-    def name(self) -> str:
-        """Returns the name of the sweep."""
-        return self.record.name
-
-    @property
-    def status(self) -> str:
-        """Returns 'running', 'finished', 'stopped' or 'failed'."""
-        return self.record.status
+class Sweep(_Stored[SweepRecord]):
+    """A sweep, as far as it has come. One that compares variants has a chosen variant in the place of a winner."""
 
     @property
     def metrics(self) -> Mapping[str, Metrics]:
-        """Returns test split -> metric -> mean over the winner's retrains; empty without a comparison.
+        """Returns test split -> metric -> mean over the seeds of the winner; empty before it was tested.
 
-        Single values, those of the baseline and the intervals are in ``record.comparison``.
+        Single values, those of the baseline or of the other variants, and the intervals are in ``record``.
         """
+        if self._chosen is not None:
+            tests = self._chosen.test or {}
+            return {split: {name: _mean(values) for name, values in found.items()} for split, found in tests.items()}
         compared = self.record.comparison or {}
         return {
             split: {metric: statistics.fmean(cell.winner) for metric, cell in cells.items()}
@@ -113,9 +109,10 @@ class Sweep:
     def best(self) -> Run:
         """Returns the winner's run: its first retrain, which was tested, else its trial.
 
-        Raises CheckpointError while there is no winner.
+        Of a chosen variant, it is the trial of the first seed. Raises CheckpointError while there is no winner.
         """
-        winner = self.record.trial(self.record.winner)
+        chosen = self._chosen
+        winner = self.record.trial(self.record.winner if chosen is None else chosen.trials[0])
         if winner is None:
             raise CheckpointError(f"Sweep {self.name} ({self.status}) has no winner yet. Run it to its end.")
         retrained = [each.run_dir for each in self.record.retrain or () if each.role == "winner"]
@@ -128,8 +125,14 @@ class Sweep:
         return Run(record, uri)
 
     @property
+    def _chosen(self) -> VariantRecord | None:
+        return next((variant for variant in self.record.variants if variant.name == self.record.winner), None)
+
+    @property
     def params(self) -> Mapping[str, Any]:
-        """Returns swept key -> value of the winner; empty while there is none."""
+        """Returns swept key -> value of the winner; empty while there is none. Of a chosen variant: all that it changes."""
+        if self._chosen is not None:
+            return self._chosen.changes
         winner = self.record.trial(self.record.winner)
         return {} if winner is None else winner.params
 
@@ -138,9 +141,14 @@ class Sweep:
         return self.best.predictor(posthoc_tau)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Returns a row for each trial, best first, with the swept keys and ``record.metric`` as columns."""
+        """Returns a row for each trial, best first, with the swept keys and ``record.metric`` as columns.
+
+        Of compared variants it is a row for each variant and seed, with every metric of validation and tests.
+        """
         import pandas as pd
 
+        if self.record.variants:
+            return pd.DataFrame([row for variant in self.record.variants for row in _seeds(variant)])
         found, metric = ranked(self.record), self.record.metric
         columns: dict[str, Any] = {
             "trial": [trial.id for _, trial in found],
@@ -157,6 +165,9 @@ class Sweep:
         return _line("Sweep", self.name, self.status, f"winner={self.record.winner}", self.uri)
 
     def _repr_html_(self) -> str:
+        if self.record.search == "variants":
+            compared = {row["method"]: row for row in variants_table(self.record)}
+            return _table(f"Sweep {self.name}: {self.status}", compared, [*variants_lines(self.record), self.uri])
         rows = {
             trial.id: {**trial.params, self.record.metric: trial.last, "epochs": trial.epochs_done, "": trial.status}
             for _, trial in ranked(self.record)
@@ -189,16 +200,35 @@ class Evaluation:
         return pd.DataFrame.from_dict(self.metrics, orient="index")
 
     def __repr__(self) -> str:
-        return _line("Evaluation", self.record["name"], *_top1(self.metrics), self.record["checkpoint"])
+        return _line("Evaluation", self.record["name"], *_headline(self.metrics), self.record["checkpoint"])
 
     def _repr_html_(self) -> str:
         notes = [f"checkpoint {self.record['checkpoint']}", f"data {self.record['data']}"]
         return _table(f"Evaluation on {self.record['name']}", self.metrics, notes)
 
 
-def _top1(metrics: Mapping[str, Metrics]) -> list[str]:
-    found = {split: values.get("top1") for split, values in metrics.items()}
-    return [f"{split} top1={value:.4f}" for split, value in found.items() if value is not None]
+def _seeds(variant: VariantRecord) -> list[dict[str, Any]]:
+    """Returns a flat row for each seed of a variant."""
+    columns = dict(variant.val)
+    for split, found in (variant.test or {}).items():
+        columns |= {f"{split}/{name}": values for name, values in found.items()}
+    rows = []
+    for at, trial in enumerate(variant.trials):
+        values = {name: of_seed[at] for name, of_seed in columns.items() if at < len(of_seed)}
+        rows.append({"variant": variant.name, "trial": trial, "reason": variant.reason, **values})
+    return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean over seeds; None for a metric that is not defined with each of them."""
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there and len(there) == len(values) else None
+
+
+def _headline(metrics: Mapping[str, Metrics]) -> list[str]:
+    """Returns the accuracies to name first, of each split."""
+    found = [(split, name, values.get(name)) for split, values in metrics.items() for name in headline(values)]
+    return [f"{split} {name}={value:.4f}" for split, name, value in found if value is not None]
 
 
 def _line(kind: str, *words: str) -> str:

@@ -14,7 +14,6 @@ from ltcore.cli import export_parsers, parsers, shards_parser
 from ltcore.cli.parser import DESCRIBE, Described
 from ltcore.config import keys
 
-SHELLS = ("bash", "zsh", "fish")
 _WITH_RUN_KEYS = ("train", "tune", "show")
 
 _BASH = """\
@@ -109,7 +108,9 @@ def _parser_of(command: str) -> argparse.ArgumentParser:
 def _values(action: argparse.Action) -> list[str]:
     if action.choices is not None:
         return [str(choice) for choice in action.choices]
-    return {"sweep": _packaged("sweep"), "data": _sources()}.get(action.dest, [])
+    if action.dest == "sweep":
+        return _packaged("sweep")
+    return _sources() if action.dest == "data" else []
 
 
 def _words(command: str, parser: argparse.ArgumentParser, current: str) -> list[str]:
@@ -117,8 +118,6 @@ def _words(command: str, parser: argparse.ArgumentParser, current: str) -> list[
     key, equals, _ = current.partition("=")
     if command in _WITH_RUN_KEYS:
         return [f"{key}={value}" for value in _values_of(key)] if equals else [*_packaged("recipe"), *_keys(command)]
-    if command == "completion":
-        return list(SHELLS)
     if command == "keys":
         return [key for key, _ in keys.find(None)]
     choices = [action.choices for action in parser._actions if not action.option_strings and action.choices]
@@ -160,6 +159,7 @@ def _values_of(key: str) -> list[str]:
 
 
 def _packaged(kind: str) -> list[str]:
+    """Returns the names in ``recipes.packaged``, without the YAML reader that comes with it."""
     return sorted(file.stem for file in (keys.PACKAGE / f"{kind}s").glob("*.yaml"))
 
 

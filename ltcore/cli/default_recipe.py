@@ -38,11 +38,12 @@ def with_recipe(
 
     Raises ConfigError where no data are named either.
     """
-    if read_sweep(sweep, overrides).recipe:
+    found = read_sweep(sweep, overrides)
+    if found.recipe:
         return dict(overrides)
-    if "data.uri" not in overrides:
+    if "data.uri" not in found.overrides:
         raise ConfigError(
             f"sweep {sweep} names no recipe: give your images (--data FOLDER, whose size then chooses {LARGE} or {SMALL}), or a "
             "recipe (`ltcore recipes` lists them)."
         )
-    return {**overrides, "sweep.recipe": recipe_for(overrides, storage, say)}
+    return {**overrides, "sweep.recipe": recipe_for(found.overrides, storage, say)}

@@ -79,6 +79,7 @@ def _tune_on(
 ) -> SweepRecord | None:
     """Places the sweep and prepares its data, then runs it; None after ``--dry-run``."""
     from ltcore.cli.dry_run import dry_run
+    from ltcore.config.load import probed_runs
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
     from ltcore.training.preflight import check_run
@@ -98,15 +99,17 @@ def _tune_on(
         data_uri, manifest = prepare_run(base, root, display.say, fresh=args.fresh and not args.dry_run)
     show_classes(base, manifest, display.say)
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
-    check_run(base, manifest)
+    stored = None if args.fresh else SweepRecord.read(uri)
+    began = None if stored is None else {"model.weights": stored.weights}
+    varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
+    base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began)
+    for run in (base, *probed_runs(sweep, base)):
+        check_run(run, manifest)
     if args.dry_run:
         display.say(dry_run(base, data_uri, root, runs=sweep.size, concurrent=placement.concurrent))
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
-    stored = SweepRecord.read(uri)
-    began = None if stored is None else {"model.weights": stored.weights}
-    base = settled(base, manifest, display.say, typed=sweep.overrides, stored=began)
     num_train, batch_size = manifest.split(base.data.train_split).num_samples, base.train.batch_size
     setup = SweepSetup(
         sweep=sweep,

@@ -18,6 +18,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import STAGE1, SweepConfig
 from ltcore.data.loading.sampler import check_lanes
 from ltcore.errors import ConfigError
+from ltcore.models.weights import AUTO
 
 GRACE_FRACTION = 0.25
 """``sweep.grace_fraction`` where it is null and no term begins later."""
@@ -77,7 +78,12 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
             f"train.patience={base.train.patience} does not go with sweep.search=pbt, whose members take over each other's state "
             "until the last epoch. Set train.patience=null, or another sweep.search."
         )
-    _check_variants(sweep, base)
+    varied = {*sweep.space, *(key for changes in sweep.variants.values() for key in changes)}
+    if base.model.weights == AUTO and "model.name" in varied:
+        raise ConfigError(
+            f"model.weights={AUTO} does not go with several networks, of which not all may have weights at hand. Set "
+            "model.weights=null or default."
+        )
     _check_hot(sweep, base)
     start, name = latest_start(sweep, base)
     if sweep.search != "pbt" and sweep.grace_fraction is not None and sweep.grace_fraction < start:
@@ -86,16 +92,6 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
             f"trials would be stopped before that term acts. Set sweep.grace_fraction={start} or more, or start the "
             "term earlier."
         )
-
-
-def _check_variants(sweep: SweepConfig, base: RunConfig) -> None:
-    """Refuses a variant that the recipe does not take, or, of stage 2, the variant that it starts from."""
-    for name, changes in sweep.variants.items():
-        first = sweep.variants.get(changes.get(STAGE1, ""), {})
-        try:
-            base.replace({**first, **changes})
-        except ConfigError as error:
-            raise ConfigError(f"sweep.variants.{name} does not go with recipe {sweep.recipe}: {error}") from None
 
 
 def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
@@ -130,12 +126,22 @@ def latest_start(sweep: SweepConfig, base: RunConfig) -> tuple[float, str]:
     Raises ConfigError for values that the recipe does not take.
     """
     latest = (0.0, "")
-    for run in (base, *_probed(sweep, base)):
+    for run in (base, *probed_runs(sweep, base)):
         latest = max([latest, *((cfg.start, name) for name, cfg in run.objective.active_terms().items())])
     return latest
 
 
-def _probed(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
+def probed_runs(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
+    """Yields runs with every kind of value that trials may have: each variant, and the ends and choices of the space.
+
+    Raises ConfigError for values that the recipe does not take.
+    """
+    for name, changes in sweep.variants.items():
+        first = sweep.variants.get(changes.get(STAGE1, ""), {})  # of a variant of stage 2
+        try:
+            yield base.replace({**first, **changes})
+        except ConfigError as error:
+            raise ConfigError(f"sweep.variants.{name} does not go with recipe {sweep.recipe}: {error}") from None
     for key, spec in sweep.space.items():
         for value in spec.probes():
             try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, leaves, run_keys
-from ltcore.config.overrides import flatten
+from ltcore.config.overrides import as_text, flatten
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import read_sweep
 
@@ -76,7 +76,9 @@ def _variant_words(plain: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, 
             yield f"{name}_off"
             continue
         before = plain.get(name, {})
-        changed = (key for key, value in wanted[name].items() if key not in before or before[key] != value)
+        changed = (
+            key for key, value in wanted[name].items() if key not in before or as_text(before[key]) != as_text(value)
+        )
         yield from (f"{name}_{_word(key, wanted[name][key])}" for key in changed)
 
 

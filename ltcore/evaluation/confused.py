@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ltcore.hashing import hash64
+
+if TYPE_CHECKING:
+    from ltcore.evaluation.confusion_file import ConfusionCells  # imports torch, which readers of records do without
 
 MAX_PAIRS = 20
 MAX_EXAMPLES = 8
@@ -32,18 +36,16 @@ class ConfusedPair:
     """Indexes of some of them inside their split."""
 
 
-def confused_pairs(cells_N: npt.NDArray[np.int64], num_classes: int, split: str) -> list[ConfusedPair]:
-    """Returns the most frequent confusions, the first by class id where equally frequent.
+def confused_pairs(confusion: ConfusionCells, cells_N: npt.NDArray[np.int64], split: str) -> list[ConfusedPair]:
+    """Returns the most frequent confusions with examples, the first by class id where equally frequent.
 
     ``cells_N`` is, for each sample of the split, label * num_classes + prediction.
     """
-    wrong_n = np.flatnonzero(cells_N // num_classes != cells_N % num_classes)
-    cells, counts = np.unique(cells_N[wrong_n], return_counts=True)
     pairs = []
-    for at in np.lexsort((cells, -counts))[:MAX_PAIRS].tolist():
-        label, prediction = divmod(int(cells[at]), num_classes)
-        members = wrong_n[cells_N[wrong_n] == cells[at]].tolist()
-        pairs.append(ConfusedPair(label, prediction, len(members), keyed_choice(members, MAX_EXAMPLES, split)))
+    for cell in confusion.confused(MAX_PAIRS):
+        members = np.flatnonzero(cells_N == cell.label * confusion.num_classes + cell.prediction).tolist()
+        examples = keyed_choice(members, MAX_EXAMPLES, split)
+        pairs.append(ConfusedPair(cell.label, cell.prediction, cell.count, examples))
     return pairs
 
 

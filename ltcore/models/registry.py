@@ -17,14 +17,12 @@ class Row:
     stages: tuple[str, ...]
     """Names of the stages before the last, whose pooled features a loss may use."""
     weights: str = ""
-    """Address of the published ImageNet weights (torchvision's IMAGENET1K_V1); '' where there are none."""
+    """Name of the published ImageNet weights in torchvision; '' where there are none."""
 
 
 _CIFAR_STAGES = ("stage1", "stage2")
 _50_STAGES = ("stage1", "stage2", "stage3")
 _CIFAR_PAPER = "He et al. 2016, arXiv:1512.03385, section 4.2 (option A shortcuts)"
-
-_TORCHVISION = "https://download.pytorch.org/models/"
 _RESNET_PAPER = "He et al. 2016, arXiv:1512.03385; stride in the 3x3 convolution as in torchvision"
 
 # A dict literal, because the linter (F601) then reports repeated names.
@@ -48,20 +46,20 @@ MODELS: dict[str, Row] = {
         "ResNet-50, 2048 features, images of 64 px or more",
         _RESNET_PAPER,
         stages=_50_STAGES,
-        weights=_TORCHVISION + "resnet50-0676ba61.pth",
+        weights="ResNet50_Weights.IMAGENET1K_V1",
     ),
     "resnet152": Row(
         torchvision_resnet((3, 8, 36, 3)),
         "ResNet-152, 2048 features, images of 64 px or more: the standard on Places-LT",
         _RESNET_PAPER,
         stages=_50_STAGES,
-        weights=_TORCHVISION + "resnet152-394f9c45.pth",
+        weights="ResNet152_Weights.IMAGENET1K_V1",
     ),
     "resnext50_32x4d": Row(
         torchvision_resnet((3, 4, 6, 3), groups=32, width_per_group=4),
         "ResNeXt-50 (32x4d), 2048 features, images of 64 px or more",
         "Xie et al. 2017, arXiv:1611.05431",
         stages=_50_STAGES,
-        weights=_TORCHVISION + "resnext50_32x4d-7cdf4587.pth",
+        weights="ResNeXt50_32X4D_Weights.IMAGENET1K_V1",
     ),
 }

@@ -19,8 +19,11 @@ def published_file(model: str) -> Path | None:
 
     None for a backbone without any.
     """
-    url = MODELS[model].weights
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name if url else None
+    if not (name := MODELS[model].weights):
+        return None
+    from torchvision.models import get_weight  # it takes a second
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(get_weight(name).url).path).name
 
 
 def at_hand(model: str) -> bool:
@@ -31,6 +34,5 @@ def at_hand(model: str) -> bool:
 
 def download_command(model: str) -> str:
     """Returns the command that fetches the published weights, for a person to run where there is a network."""
-    return (
-        f"""python -c "import torch; torch.hub.load_state_dict_from_url('{MODELS[model].weights}', check_hash=True)\""""
-    )
+    name = MODELS[model].weights
+    return f"""python -c "from torchvision.models import get_weight; get_weight('{name}').get_state_dict(check_hash=True)\""""

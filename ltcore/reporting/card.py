@@ -13,7 +13,7 @@ from ltcore.evaluation.balance import remarks
 from ltcore.evaluation.catalog import title_of
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.format import moment, percent, value_text
-from ltcore.reporting.page import machine
+from ltcore.reporting.page import initial_words, loss_words, machine
 from ltcore.reporting.records import StoredRun
 from ltcore.reporting.results_table import command
 from ltcore.shots import SHOT_GROUPS
@@ -102,19 +102,26 @@ def _tests(record: RunRecord) -> list[dict[str, Any]]:
     found = []
     for split in ordered_splits(tests):
         name, meaning = protocol_of(split, record.train_split)
-        epoch = record.best.get("epoch") if split in best else None
         found.append(
             {
                 "split": split,
                 "title": name if name == split else f"{name} ({split}, {meaning})",
-                "weights": "weights of the last epoch"
-                if epoch is None
-                else f"weights of epoch {epoch}, the best on validation",
+                "weights": _weights(record, split in best),
                 "rows": [(title_of(m), percent(value)) for m, value in tests[split].items() if "/" not in m],
                 "remarks": remarks(split, (record.support or {}).get(split, ())),
             }
         )
     return found
+
+
+def _weights(record: RunRecord, tested_best: bool) -> str:
+    """Says which weights were tested, and whether they are those that ``load`` takes."""
+    best = record.best.get("epoch")
+    if tested_best:
+        return f"weights of epoch {best}, the best on validation"
+    if best in (None, record.last.get("epoch")):
+        return "weights of the last epoch"
+    return f"weights of the last epoch; ltcore.load takes those of epoch {best}, which were not tested"
 
 
 def _limitations(record: RunRecord, tests: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -145,15 +152,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _training(record: RunRecord) -> list[tuple[str, str]]:
-    terms = sorted(
-        {key.split(".")[2] for key in record.config if key.startswith("objective.terms.") and key.count(".") > 2}
-    )
     rows = [
         ("data", record.data.name),
         ("hash of the data", record.data.hash),
         ("training split", record.train_split),
         ("network", str(record.config.get("model.name", "—"))),
-        ("loss", " + ".join([str(record.config.get("objective.base", "—")), *terms])),
+        ("loss", loss_words(record.config) or "—"),
+        ("initial weights", initial_words(record) or "random"),
         ("epochs", str(record.epochs_done)),
         ("seed", str(record.seed)),
         ("trained", f"{moment(record.started_at)}, {duration(record.seconds)}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ltcore.config.records import Hardware, SweepRecord
+from ltcore.config.records import Hardware, RunRecord, SweepRecord
 from ltcore.evaluation.balance import remarks
 from ltcore.evaluation.catalog import METRICS, title_of
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
@@ -77,6 +77,26 @@ def _text_in(config: Mapping[str, Any], key: str) -> str:
         if (prefix := ".".join(words[:take])) in config:
             return value_text(config[prefix])
     return "—"
+
+
+def loss_words(config: Mapping[str, Any]) -> str:
+    """Returns the base loss and the terms that act on it; '' for a configuration without a loss."""
+    if "objective.base" not in config:
+        return ""
+    names = {key.split(".")[2] for key in config if key.startswith("objective.terms.") and key.count(".") > 2}
+    acting = [name for name in sorted(names) if _acts(config, f"objective.terms.{name}")]
+    return " + ".join([value_text(config["objective.base"]), *acting])
+
+
+def _acts(config: Mapping[str, Any], term: str) -> bool:
+    """Tells whether a term is built: with a weight, or with environments that change the weights of images."""
+    return config.get(f"{term}.weight", 1) != 0 or config.get(f"{term}.num_envs", 1) > 1
+
+
+def initial_words(record: RunRecord) -> str:
+    """Returns where the first weights came from; '' for random ones."""
+    origin = record.started_from or {}
+    return str(origin.get("checkpoint") or origin.get("weights") or "")
 
 
 IDENTITY = ("name", "seed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -157,7 +158,11 @@ def primary(sweep: SweepRecord) -> tuple[str, str, PairedDifference] | None:
     if split is None:
         return None
     cells = comparison[split]
-    metric = next(
-        (name for name in (sweep.metric.removeprefix(VALIDATION), "balanced_accuracy") if name in cells), None
-    )
+    metric = test_metric(sweep, cells)
     return None if metric is None else (split, metric, cells[metric])
+
+
+def test_metric(sweep: SweepRecord, measured: Container[str]) -> str | None:
+    """Returns the test metric of the same name as the selection metric, else the balanced accuracy; None without either."""
+    names = (sweep.metric.removeprefix(VALIDATION), "balanced_accuracy")
+    return next((name for name in names if name in measured), None)

@@ -63,15 +63,14 @@ def results_table(runs: Sequence[StoredRun]) -> str:
 
     Raises DataError for a run that is not finished or was not tested.
     """
-    recipes = {name: _decided(flatten(run_tree(name))) for name in packaged("recipe")}
+    recipes = _recipes()
     lines: dict[tuple[str, str, str, str, str], list[RunRecord]] = {}
     for run in runs:
         record = run.record
         if record is None or missing(run):
             raise DataError(f"{run.path}: {missing(run)}. Let the same command continue it, or leave it out.")
         config = effective(record.config)
-        stage1 = {k: v for k, v in config.items() if record.stage1 is not None and comes_from_stage1(k)}
-        recipe, overrides = _closest({k: v for k, v in config.items() if k not in stage1}, recipes)
+        recipe, overrides, stage1 = _described(record, config, recipes)
         published = _published(recipe, [*overrides, *_changed_below(recipe, stage1, recipes)], config, record.data.name)
         command = shlex.join(f"{key}={as_text(value)}" for key, value in overrides.items())
         stage1_text = str(sorted(stage1.items()))
@@ -82,13 +81,22 @@ def results_table(runs: Sequence[StoredRun]) -> str:
 
 def command(record: RunRecord) -> str:
     """Returns the command of a run: the packaged recipe that differs in the fewest keys, with these as overrides."""
-    recipes = {name: flatten(run_tree(name)) for name in packaged("recipe")}
-    config = effective(record.config)
-    own = {k: v for k, v in config.items() if record.stage1 is None or not comes_from_stage1(k)}
-    recipe, overrides = _closest(own, recipes)
+    recipe, overrides, _ = _described(record, effective(record.config), _recipes())
     stage1 = [] if record.stage1 is None else [f"stage2.from_run={record.stage1.name}"]
     words = [recipe, *stage1, *(f"{key}={as_text(value)}" for key, value in overrides.items()), f"seed={record.seed}"]
     return f"train.py {shlex.join(words)}"
+
+
+def _recipes() -> dict[str, dict[str, Any]]:
+    return {name: _decided(flatten(run_tree(name))) for name in packaged("recipe")}
+
+
+def _described(
+    record: RunRecord, config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Returns recipe and overrides of a run, and the keys that it has from its stage 1."""
+    stage1 = {k: v for k, v in config.items() if record.stage1 is not None and comes_from_stage1(k)}
+    return *_closest({k: v for k, v in config.items() if k not in stage1}, recipes), stage1
 
 
 def missing(run: StoredRun) -> str:

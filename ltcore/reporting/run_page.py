@@ -14,7 +14,8 @@ from ltcore.evaluation.catalog import METRICS, headline, title_of
 from ltcore.evaluation.intervals import wilson
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import run_figures
-from ltcore.reporting.format import value_text
+from ltcore.reporting.format import percent, value_text
+from ltcore.reporting.page import initial_words, loss_words
 from ltcore.reporting.pictures import Picture, Pictures
 from ltcore.reporting.records import StoredRun
 from ltcore.shots import SHOT_GROUPS
@@ -71,6 +72,7 @@ def run_sections(run: StoredRun) -> dict[str, Any]:
     confused = {split: _pairs(record, split, pictures) for split in splits}
     return {
         "tiles": _tiles(record, splits),
+        "weights": _weights(record, splits),
         "tests": _tests(record, splits),
         "classes": [_classes(record, split) for split in splits if split in (record.per_class or {})],
         "confused": [
@@ -107,6 +109,17 @@ def _tiles(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
         for name in names
         if values.get(name) is not None
     ]
+
+
+def _weights(record: RunRecord, splits: Sequence[str]) -> str:
+    """Says which weights the page is about, and what those came to that ``load`` takes, where they are others."""
+    said = f"Tested with the weights of the last epoch ({record.epochs_done})."
+    best, epoch = record.test_best or {}, record.best.get("epoch")
+    if not splits or splits[0] not in best or epoch in (None, record.last.get("epoch")):
+        return said
+    values = best[splits[0]]
+    found = ", ".join(f"{title_of(name)} {percent(values.get(name))}" for name in headline(values))
+    return f"{said} Predictions take those of epoch {epoch:.0f}, the best on validation: {found}."
 
 
 def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
@@ -191,7 +204,6 @@ def _calibration(record: RunRecord, split: str) -> dict[str, Any]:
         "split": split,
         "title": _title(record, split),
         "ece": (record.test or {})[split].get("ece"),
-        "bins": bins,
         "svg": run_figures.reliability(bins, f"calibration-{split}"),
     }
 
@@ -200,18 +212,15 @@ def _trained(record: RunRecord, manifest: Manifest | None) -> list[tuple[str, st
     """Returns (label, value) of data and method in the words of the configuration."""
     config = record.config
     provenance = manifest.provenance if manifest else {}
-    terms = {
-        key.split(".")[2] for key, value in config.items() if key.startswith("objective.terms.") and value is not None
-    }
-    objective = " + ".join([value_text(config.get("objective.base")), *sorted(terms)])
     counts = record.data.class_counts
     rows = {
         "data": record.data.name,
         "source": provenance.get("source", ""),
         "sha256 of the manifest": record.data.hash,
         "classes": f"{len(counts)}, with {max(counts):,} to {min(counts):,} training images",
-        "objective": objective if "objective.base" in config else "",
+        "objective": loss_words(config),
         "network": value_text(config.get("model.name", "")),
+        "initial weights": initial_words(record),
         "stage 1": f"{record.stage1.run}, epoch {record.stage1.epoch}" if record.stage1 else "",
         "epochs": f"{record.epochs_done} of {record.epochs_planned}",
         "batch size": value_text(config.get("train.batch_size", "")),

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from ltcore.config.records import SweepRecord, Values, VariantRecord
 from ltcore.config.sweep import STAGE1
-from ltcore.evaluation.catalog import DETAILS, METRICS, goodness, title_of
+from ltcore.evaluation.catalog import DETAILS, METRICS, VALIDATION, goodness, title_of
 from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import figures
 from ltcore.reporting.figures import Curve
 from ltcore.reporting.format import mean_sd, short_names, value_text
 from ltcore.reporting.page import machine
-from ltcore.reporting.records import StoredSweep
+from ltcore.reporting.records import StoredSweep, test_metric
 from ltcore.reporting.svg import RUN_COLORS
 from ltcore.shots import SHOT_GROUPS
 from ltcore.text import duration
@@ -32,11 +32,11 @@ def variants_table(sweep: SweepRecord) -> list[dict[str, str]]:
 
 
 def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[str, str]:
-    metric = title_of(sweep.metric.removeprefix("val/"))
+    metric = title_of(sweep.metric.removeprefix(VALIDATION))
     row = {
         "method": variant.name,
         f"val {metric}": _mean_sd(variant.val, sweep.metric),
-        "val shots": _groups(variant.val, "val/"),
+        "val shots": _groups(variant.val, VALIDATION),
     }
     if split is not None:
         tests, name = (variant.test or {}).get(split, {}), _name(split, sweep)
@@ -66,9 +66,9 @@ def _split(sweep: SweepRecord) -> str | None:
 
 
 def _test_metric(sweep: SweepRecord, split: str) -> str:
-    """Returns the test metric of the same name as that of the choice, else top-1."""
-    name = sweep.metric.rpartition("/")[2]
-    return name if any(name in (variant.test or {}).get(split, {}) for variant in sweep.variants) else "top1"
+    """Returns the test metric by which variants are compared."""
+    measured = {name for variant in sweep.variants for name in (variant.test or {}).get(split, {})}
+    return test_metric(sweep, measured) or "top1"
 
 
 def _name(split: str, sweep: SweepRecord) -> str:
@@ -163,15 +163,15 @@ def variants_page(sweep: StoredSweep) -> dict[str, Any]:
     record, runs = sweep.record, sweep.runs()
     data = next((run.record.data for run in runs if run.record is not None), None)
     headline, *details = variants_lines(record)
-    curves = _curves(sweep)
+    curves, columns = _curves(sweep), _columns(record)
     return {
         "title": record.name,
         "sweep": record,
         "data": data,
         "headline": headline,
         "details": details,
-        "columns": _columns(record),
-        "rows": [_page_row(variant, record) for variant in record.variants],
+        "columns": columns,
+        "rows": [_page_row(variant, record, columns) for variant in record.variants],
         "curves": figures.curves(curves, title_of(record.metric), "curves") if curves else "",
         "changes": [(variant.name, _changes(variant.changes)) for variant in record.variants],
         "stages": [(name, duration(seconds)) for name, seconds in record.stages.items()],
@@ -188,17 +188,17 @@ def _columns(sweep: SweepRecord) -> list[dict[str, str]]:
     order = [name for name in METRICS if not name.endswith(DETAILS) and name != "macro_precision"]
     columns = []
     for section, values in sections.items():
-        prefix = "val/" if section == "val" else ""
+        prefix = VALIDATION if section == "val" else ""
         names = [name for name in order if any(_numbers(value, prefix + name) for value in values)]
         title = "validation" if section == "val" else _name(section, sweep)
         columns += [{"section": section, "metric": prefix + n, "name": f"{title} {title_of(n)}"} for n in names]
     return columns
 
 
-def _page_row(variant: VariantRecord, sweep: SweepRecord) -> dict[str, Any]:
+def _page_row(variant: VariantRecord, sweep: SweepRecord, columns: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     split = _split(sweep)
     cell, cells = _cell(variant, sweep, split), []
-    for column in _columns(sweep):
+    for column in columns:
         values = variant.val if column["section"] == "val" else (variant.test or {}).get(column["section"], {})
         numbers = _numbers(values, column["metric"])
         cells.append({**column, "text": mean_sd(numbers), "value": fmean(numbers) if numbers else None})

@@ -106,24 +106,28 @@ class Evaluator:
             flat |= per_attribute(counts.counts_ACC, manifest.attributes)
         return flat
 
-    def tested(self, split: str) -> Tested:
-        """Evaluates a split with the current weights; the counts, which may be large, are given up."""
-        cells_N = torch.zeros(
-            self.loader.store.manifest.splits[split].num_samples, dtype=torch.int64, device=self.device
-        )
+    def tested(self, split: str, *, examples: bool = False) -> Tested:
+        """Evaluates a split with the current weights; the counts, which may be large, are given up.
+
+        With ``examples``, it also says which samples were confused.
+        """
+        size = self.loader.store.manifest.splits[split].num_samples
+        cells_N = torch.zeros(size, dtype=torch.int64, device=self.device) if examples else None
         counts = self.counts(split, cells_N)
+        confusion = ConfusionCells.of(counts.counts_ACC)
         return Tested(
             metrics=self.metrics(counts),
             per_class=per_class(counts.counts_ACC),
             support=support(counts.counts_ACC),
             calibration=reliability_bins(counts),
-            confusion=ConfusionCells.of(counts.counts_ACC),
-            confused=confused_pairs(cells_N.cpu().numpy(), counts.counts_ACC.shape[-1], split),
+            confusion=confusion,
+            confused=[] if cells_N is None else confused_pairs(confusion, cells_N.cpu().numpy(), split),
         )
 
     def test(self) -> dict[str, Tested]:
         """Evaluates every test split, with the current weights."""
-        return {split: self.tested(split) for split in self.loader.store.manifest.splits if split.startswith("test")}
+        splits = [split for split in self.loader.store.manifest.splits if split.startswith("test")]
+        return {split: self.tested(split, examples=True) for split in splits}
 
 
 def check_train_split(loader: Loader, split: str) -> None:

@@ -73,9 +73,9 @@ def rehearse(cfg: RunConfig, data_uri: str, root: str) -> list[str]:
             check_train_split(loader, cfg.data.train_split)
             parts = build(cfg, loader, ctx)
             checked = ["every class has training images"]
-            if cfg.train.init_from is not None:
+            if cfg.train.init_from is not None or cfg.model.weights is not None:
                 start_from(cfg, parts, loader.store.manifest.classes)
-                checked.append(f"the weights of {cfg.train.init_from} fit the network")
+                checked.append(f"the weights of {cfg.train.init_from or cfg.model.weights} fit the network")
             cached, room = _room(cfg, data_uri, root, loader.store.manifest, parts)
             checked += room
             speed = measure(cfg, parts, loader, ctx.device)

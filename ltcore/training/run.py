@@ -167,11 +167,13 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
             loop = fit if cfg.stage2 is None else fit_stage2
             return loop(cfg, loader, ctx, run_dir, tracker, job.info, record)
     finally:
-        if ctx.rank == 0:
-            log_tests(tracker, record.value, run_dir)
-        tracker.finish(summary(record.value), record.value.status)
-        if ctx.rank == 0:
-            sync.close()
+        try:
+            if ctx.rank == 0:
+                log_tests(tracker, record.value, run_dir)
+        finally:
+            tracker.finish(summary(record.value), record.value.status)
+            if ctx.rank == 0:
+                sync.close()
 
 
 def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync, *, fresh: bool) -> list[dict[str, Any]]:

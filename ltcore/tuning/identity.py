@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, effective
-from ltcore.config.overrides import flatten
+from ltcore.config.overrides import as_text, flatten
 from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import SweepConfig
@@ -27,7 +27,7 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
         f"sweep.{key}": value for key, value in sweep.to_dict().items() if key not in (*_HOW, "space", "variants")
     }
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
-    fields |= {f"sweep.variants.{key}": value for key, value in flatten(sweep.variants).items()}
+    fields |= {f"sweep.variants.{key}": as_text(value) for key, value in flatten(sweep.variants).items()}
     kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
     return json.loads(json.dumps(effective({**fields, **kept})))
 

@@ -52,7 +52,8 @@ def test_a_run_says_what_its_record_says(trained: Run) -> None:
     assert (trained.status, trained.name) == ("finished", record.name)
     assert trained.metrics == record.test and trained.metrics["test"]["top1"] == record.test["test"]["top1"]
     assert trained.best["epoch"] in (1, 2) and trained.best["val/top1"] == record.best["val/top1"]
-    assert repr(trained) == f"<Run {record.name}, finished, test top1={record.test['test']['top1']:.4f}, {trained.uri}>"
+    first = ", ".join(f"test {name}={record.test['test'][name]:.4f}" for name in ("balanced_accuracy", "top1"))
+    assert repr(trained) == f"<Run {record.name}, finished, {first}, {trained.uri}>"
 
 
 def test_its_course_is_a_table_with_a_row_for_each_epoch(trained: Run) -> None:

@@ -12,6 +12,7 @@ from ltcore.config.records import RetrainRecord
 from ltcore.errors import CheckpointError
 from ltcore.evaluation.paired import paired_difference
 from tests.records import run_record, sweep_record, trial_record
+from tests.reporting.comparison import comparison
 
 HOSTILE = '<script>alert("1")</script>\x1b[31m'
 
@@ -74,3 +75,19 @@ def test_without_a_winner_that_is_said(tmp_path: Path) -> None:
     assert sweep.params == {} and sweep.to_dataframe().empty and "stopped" in sweep._repr_html_()
     with pytest.raises(CheckpointError, match=r"Sweep demo \(stopped\) has no winner yet"):
         sweep.predictor()
+
+
+def test_of_compared_methods_the_chosen_one_is_the_best(tmp_path: Path) -> None:
+    trials = tuple(trial_record(f"lpa-seed{seed}", params={}, run_dir=f"trials/lpa-seed{seed}") for seed in range(3))
+    comparison(3, trials=trials).write(tmp_path)
+    (tmp_path / "trials" / "lpa-seed0").mkdir(parents=True)
+    run_record(name="trial-lpa-seed0").write(tmp_path / "trials" / "lpa-seed0")
+    sweep = ltcore.open_sweep(tmp_path)
+    assert sweep.best.name == "trial-lpa-seed0"
+    assert sweep.params == {"objective.base": "lpa"}
+    assert sweep.metrics["test"] == {"top1": pytest.approx(0.61), "few": None}
+    rows = sweep.to_dataframe()
+    assert len(rows) == 15 and set(rows["variant"]) == {"lpa", "ce", "dro", "balanced_softmax", "paco"}
+    assert rows.loc[(rows["variant"] == "ce") & (rows["trial"] == "ce-seed1"), "test/top1"].item() == 0.31
+    page = sweep._repr_html_()
+    assert "Chosen on validation: lpa" in page and "<th>verdict</th>" in page and "baseline" not in page

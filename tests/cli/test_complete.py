@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.cli.complete import SHELLS, candidates
+from ltcore.cli.complete import candidates
 from ltcore.cli.main import COMMANDS
 from ltcore.config import keys
 from ltcore.config.recipes import packaged
@@ -52,7 +52,7 @@ def after(line: str) -> list[str]:
         ("ltcore tune sweep.space.train.optim.lr=l", ["sweep.space.train.optim.lr=log:"]),
         ("ltcore train sweep.sea", []),
         ("ltcore keys train.epo", ["train.epochs"]),
-        ("ltcore completion ", list(SHELLS)),
+        ("ltcore completion ", ["bash", "zsh", "fish"]),
         ("ltcore evaluate run ", []),
         ("ltcore methods ", []),
     ],

@@ -15,8 +15,8 @@ from PIL import Image
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.source import Sample
 from ltcore.evaluation.calibration import NUM_BINS, ReliabilityBin
-from ltcore.evaluation.confused import confused_pairs
 from ltcore.shots import shot_groups_by_count
+from tests.confusions import pairs_of
 from tests.records import DATA, run_record
 from tests.shards import write_dataset
 
@@ -82,7 +82,7 @@ def write(folder: Path, *, classes: Sequence[str] = CLASSES, **changes: Any) -> 
         per_class={"test": recalls},
         support={"test": TESTED},
         calibration={"test": bins},
-        confused={"test": confused_pairs(labels_N * len(classes) + predictions_N, len(classes), "test")},
+        confused={"test": pairs_of(labels_N, predictions_N, len(classes))},
         **changes,
     )
     record.write(folder)

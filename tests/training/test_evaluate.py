@@ -15,8 +15,8 @@ from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.reader import ShardStore
-from ltcore.evaluation.confused import confused_pairs
 from ltcore.training.evaluate import Evaluator
+from tests.confusions import pairs_of
 from tests.ddp import run_ranks
 from tests.training.runs import tiny_run
 
@@ -44,15 +44,15 @@ def _confused(uri: str) -> list[dict[str, Any]]:
         evaluator = Scripted(
             net=net, loader=loader, device=torch.device("cpu"), batch_size=3, normalize=lambda batch: batch
         )
-        return [asdict(pair) for split in ("train", "test") for pair in evaluator.tested(split).confused]
+        return [asdict(pair) for split in ("train", "test") for pair in evaluator.tested(split, examples=True).confused]
 
 
 def test_the_confused_samples_are_exact_on_one_and_on_two_ranks(tiny_shards: str) -> None:
     expected = []
     for split in ("train", "test"):
         labels_N = ShardStore(tiny_shards).labels(split)
-        cells_N = labels_N * CLASSES + predicted(np.arange(len(labels_N)))
-        expected += [asdict(pair) for pair in confused_pairs(cells_N, CLASSES, split)]
+        predictions_N = predicted(np.arange(len(labels_N)))
+        expected += [asdict(pair) for pair in pairs_of(labels_N, predictions_N, CLASSES, split)]
     assert sum(pair["count"] for pair in expected) > 30
     assert _confused(tiny_shards) == expected
     assert run_ranks(_confused, 2, tiny_shards) == [expected, expected]

@@ -35,11 +35,12 @@ def settle(cfg: RunConfig, num_train: int = 1000, **options: Any) -> tuple[RunCo
     return settled(cfg, manifest(num_train), said.append, **{"typed": {}, "stored": None, **options}), said
 
 
-def test_the_addresses_are_torchvisions() -> None:
-    from torchvision.models import get_weight
+def test_the_weights_are_those_that_torchvision_publishes_for_the_network(hub: Path) -> None:
+    from torchvision.models import get_model_weights
 
-    for name, enum in (("resnet50", "ResNet50"), ("resnet152", "ResNet152"), ("resnext50_32x4d", "ResNeXt50_32X4D")):
-        assert MODELS[name].weights == get_weight(f"{enum}_Weights.IMAGENET1K_V1").url
+    for name in ("resnet50", "resnet152", "resnext50_32x4d"):
+        assert MODELS[name].weights == str(get_model_weights(name).IMAGENET1K_V1)
+    assert published_file("resnet50") == hub / "resnet50-0676ba61.pth"
     assert published_file("resnet32") is None
 
 

@@ -31,7 +31,9 @@ class FarFiles:
         """Takes the place for messages, and for each path its URI and what is known of the file."""
         self.where, self.files = where, tuple(sorted(uris))
         self._uris, self._infos = uris, infos
-        self.fingerprint = digest(f"{path}\0{infos[path].size}\0{infos[path].version}" for path in self.files)
+        self.fingerprint = digest(
+            f"{path}\0{infos[path].size}\0{infos[path].version or uris[path]}" for path in self.files
+        )
         self._next: deque[str] = deque()
         self._coming: deque[tuple[str, Future[bytes]]] = deque()
         self._bytes = 0
@@ -90,7 +92,7 @@ def place_of(path: str, folder: str) -> str:
 def normal_path(path: str, folder: str) -> str:
     """Returns one spelling for every way to write the path of an image; inside of ``folder`` it is relative."""
     if "://" in path and not storage.is_local(path):
-        return path
+        return path.removeprefix(f"{folder.rstrip('/')}/")
     plain = posixpath.normpath(path.removeprefix("file://"))
     return plain.removeprefix(f"{folder.rstrip('/')}/") if storage.is_local(folder) else plain
 
@@ -101,20 +103,24 @@ def look_up(uris: Iterable[str]) -> dict[str, FileInfo]:
     Addresses in the web are taken as they are: they can neither be listed nor asked for in large numbers.
     """
     found: dict[str, FileInfo] = {}
-    folders: dict[str, list[str]] = {}
+    folders: dict[str, set[str]] = {}
     for uri in uris:
         if storage.is_local(uri):
             if info := _local(uri):
                 found[uri] = info
-        elif uri.startswith(("http://", "https://")):
+        elif storage.is_web(uri):
             found[uri] = FileInfo(uri, -1, "")
         else:
-            folders.setdefault("/".join(uri.split("/")[:3]), []).append(uri)
-    for wanted in folders.values():
-        folder = posixpath.commonprefix([posixpath.dirname(uri) + "/" for uri in wanted]).rpartition("/")[0]
-        there = {storage.join(folder, info.name): info for info in storage.describe_files(folder)}
-        found |= {uri: there[uri] for uri in wanted if uri in there}
+            folders.setdefault(posixpath.dirname(uri), set()).add(uri)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for folder, infos in zip(folders, pool.map(_files_of, folders), strict=True):
+            there = {storage.join(folder, info.name): info for info in infos}
+            found |= {uri: there[uri] for uri in folders[folder] & there.keys()}
     return found
+
+
+def _files_of(folder: str) -> list[FileInfo]:
+    return storage.describe_files(folder, recursive=False)
 
 
 def _local(path: str) -> FileInfo | None:

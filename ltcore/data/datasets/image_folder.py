@@ -20,6 +20,7 @@ from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
 from ltcore.data.datasets.image_root import Readable, Root, open_root
 from ltcore.data.datasets.listed import read_lists
+from ltcore.data.datasets.lists import file_name
 from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_name, tail_provenance
 from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_of
 from ltcore.data.shards.manifest import SKIPPED
@@ -60,8 +61,8 @@ def refuse_legacy(cfg: DataConfig) -> None:
     """Raises ConfigError where the published selection is asked for, which needs published data."""
     if cfg.imbalance_factor is not None and cfg.subset == "legacy":
         raise ConfigError(
-            "data.subset='legacy' needs the original order of a published data set, which a directory or zip does not "
-            "keep; use data.subset='keyed', which has the same class counts."
+            "data.subset='legacy' needs the original order of a published data set, which other images do "
+            "not have; use data.subset='keyed', which has the same class counts."
         )
 
 
@@ -89,7 +90,8 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     test image, one of three a validation image as well. The split of an image depends only on its path and the seed.
     Data without a train split, which are for evaluation, stay as they are.
     """
-    broken, stem = broken or {}, storable(Path(root.where).resolve().stem)
+    where = Path(root.where).resolve() if storage.is_local(root.where) else Path(file_name(root.where))
+    broken, stem = broken or {}, storable(where.stem)
     splits = {split: _items(root, layout, entries, broken) for split, entries in layout.splits.items()}
     if "train" in splits:
         splits, chosen = carve_splits(splits, layout.classes, cfg)

@@ -5,7 +5,6 @@ Nothing is decoded here, and nothing is made of it: unlike a data set, it has no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from ltcore.data.datasets.skipped import skipped_words
 from ltcore.data.images.given import read_image
 from ltcore.data.shards.tar import MAX_DIGITS
 from ltcore.errors import DataError
-from ltcore.storage import REMOTE_SCHEMES, is_plain, local_path
+from ltcore.storage import is_local, is_plain, local_path
 
 LISTS = (".txt", ".lst")
 """Endings of files that list images."""
@@ -76,12 +75,12 @@ class _Part(Protocol):
 
 
 def in_store(word: str) -> bool:
-    """Tells whether it is a URI in an object store."""
-    return word.partition("://")[0] in REMOTE_SCHEMES and "://" in word
+    """Tells whether it lies elsewhere than on this machine."""
+    return not is_local(word)
 
 
 def _part(word: str, classes: Sequence[str]) -> _Part:
-    if in_store(word) or re.match(r"https?://", word):
+    if in_store(word):
         raise DataError(f"{word}: only shards are predicted from elsewhere. Copy the images to this machine.")
     path = local_path(word)
     if path.is_dir() or path.suffix.lower() == ".zip":

@@ -56,7 +56,7 @@ class Row:
 
 def file_name(uri: str) -> str:
     """Returns the last part of a place; of an address in the web, that is without its query."""
-    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
+    path = urlsplit(uri).path if storage.is_web(uri) else uri
     return PurePosixPath(path).name
 
 
@@ -126,7 +126,7 @@ def _list_rows(text: str, uri: str) -> Iterator[Row]:
         path, _, label = line.rpartition("\t" if "\t" in line else " ")
         if not path or not label:
             raise DataError(f"{uri}, line {number}: expected 'path label', found {line[:200]!r}.")
-        yield _row(f"{uri}, line", number, (path.strip(), label, "", ""))
+        yield checked_row(f"{uri}, line", number, (path.strip(), label, "", ""))
 
 
 def _table_rows(text: str, uri: str, cfg: DataConfig) -> Iterator[Row]:
@@ -145,21 +145,22 @@ def _table_rows(text: str, uri: str, cfg: DataConfig) -> Iterator[Row]:
                     "hold the separator."
                 )
             image, label, split, attribute = ("" if at is None else cells[at].strip() for at in places)
-            yield _row(
+            yield checked_row(
                 f"{uri}, line", reader.line_num, (image, label, split, attribute), has_split=places[2] is not None
             )
     except csv.Error as error:
         raise DataError(f"{uri}, line {reader.line_num}: no readable table ({error}). Correct the line.") from error
 
 
-def _row(origin: str, number: int, cells: tuple[str, str, str, str], has_split: bool = False) -> Row:
+def checked_row(origin: str, number: int, cells: tuple[str, str, str, str], has_split: bool = False) -> Row:
+    """Returns the row of path, label, split and attribute at a place. Raises DataError where it cannot be one."""
     if long := next((cell for cell in cells if len(cell) > MAX_TEXT), ""):
         raise DataError(
             f"{origin} {number}: the text {long[:40]!r}... has {len(long)} characters, expected at most {MAX_TEXT}."
         )
     path, label, split, attribute = cells
     if not path or "\0" in path:
-        raise DataError(f"{origin} {number}: {path!r} names no image. Fill the cell, or remove the line.")
+        raise DataError(f"{origin} {number}: {path!r} names no image. Fill the cell, or remove the row.")
     if has_split:
         split = named_split(split, f"{origin} {number}: split {split!r}", DataError)
     return Row(origin, number, path, label, split, attribute)

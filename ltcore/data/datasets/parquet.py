@@ -20,9 +20,10 @@ from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.image_folder import ImageFolder, refuse_legacy
 from ltcore.data.datasets.image_root import bad_image, check_size, digest
 from ltcore.data.datasets.listed import layout_of
-from ltcore.data.datasets.lists import SPLIT_WORDS, Row, file_name, find_columns, named_split, split_of
+from ltcore.data.datasets.lists import SPLIT_WORDS, Row, checked_row, file_name, find_columns, split_of
 from ltcore.data.datasets.tables import folder_of, identity, listed_images, place
-from ltcore.errors import DataError
+from ltcore.data.datasets.tar_places import has_class_folders, names_tars
+from ltcore.errors import DataError, LtcoreError
 from ltcore.fsspec_stores import FileInfo
 
 ENDING = ".parquet"
@@ -66,8 +67,11 @@ class Parquet(ImageFolder):
     def recognizes(uri: str) -> bool:
         if file_name(uri).endswith(ENDING):
             return True
-        names = [] if uri.startswith(("http://", "https://")) or not _is_folder(uri) else _names(uri)
-        return any(name.endswith(ENDING) for name in names) and not any(name.endswith(".tar") for name in names)
+        if storage.is_web(uri) or names_tars(uri) or not _is_folder(uri):
+            return False
+        names = _names(uri)
+        parquet = any(name.endswith(ENDING) for name in names) and not any(name.endswith(".tar") for name in names)
+        return parquet and not has_class_folders(uri)
 
 
 def _is_folder(uri: str) -> bool:
@@ -121,7 +125,9 @@ class _File:
                 yield pq.ParquetFile(
                     stream, read_dictionary=list(dictionaries), buffer_size=BUFFER_BYTES, pre_buffer=False
                 )
-        except (OSError, pa.ArrowException) as error:
+        except LtcoreError:
+            raise
+        except (OSError, pa.ArrowException, storage.errors_of(self.uri)) as error:
             raise DataError(f"{self.uri} is no readable parquet ({error}). Copy or download it again.") from error
 
     def path(self, row: int) -> str:
@@ -144,12 +150,9 @@ class _File:
                     number += 1
 
     def _row(self, number: int, split: str, found: Mapping[str, str]) -> Row:
-        if "split" in found:
-            split = named_split(found["split"], f"{self.uri}, row {number}: split {found['split']!r}", DataError)
         path = self.path(number) if self.holds_images else found["image"]
-        if not path or "\0" in path:
-            raise DataError(f"{self.uri}, row {number}: {path!r} names no image. Fill the cell, or remove the row.")
-        return Row(f"{self.uri}, row", number, path, found["label"], split, found.get("attribute", ""))
+        cells = (path, found["label"], found.get("split", split), found.get("attribute", ""))
+        return checked_row(f"{self.uri}, row", number, cells, has_split="split" in found)
 
     def _texts(self, role: str, column: pa.Array) -> list[str]:
         kind = column.type

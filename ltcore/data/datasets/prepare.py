@@ -99,7 +99,7 @@ def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
 
 def is_shards(uri: str) -> bool:
     """Tells whether there are finished shards."""
-    return not uri.startswith(("http://", "https://")) and storage.exists(storage.join(uri, MANIFEST))
+    return not storage.is_web(uri) and storage.exists(storage.join(uri, MANIFEST))
 
 
 def make(
@@ -125,7 +125,6 @@ def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Datas
     build = recognize(cfg.uri)
     if build.by_path and not build.by_pattern:
         _check_place(cfg.uri)
-    build = recognize(cfg.uri)
     if not build.has_columns and not lists:
         _refuse_columns(cfg)
     return build(cfg, lists=lists, needs_train=needs_train)

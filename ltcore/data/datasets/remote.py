@@ -33,7 +33,7 @@ class RemoteFolder(ImageFolder):
 
 
 def _folder(uri: str) -> FarFiles:
-    if uri.startswith(("http://", "https://")):
+    if storage.is_web(uri):
         raise ConfigError(
             f"{uri}: the web has no folders; expected the address of one file: .zip, .tar, .csv, .tsv, .txt or .parquet."
         )
@@ -55,6 +55,7 @@ class RemoteZip(ImageFolder):
         if found is None:
             raise DataError(f"{cfg.uri} does not exist. Check the address.")
         self.cfg, self._needs_train = cfg, needs_train
+        self._held: tempfile.TemporaryDirectory[str] | None = None
         self.name = storable(Path(file_name(cfg.uri)).stem)
         self.identity = folders_identity(cfg, f"{cfg.uri} {found.size} {found.version}")
 
@@ -63,6 +64,11 @@ class RemoteZip(ImageFolder):
         return not storage.is_local(uri) and file_name(uri).lower().endswith(".zip")
 
     def source(self) -> Source:
+        if self._held is None:
+            self._fetch()
+        return super().source()
+
+    def _fetch(self) -> None:
         scratch = storage.cache_root() / "downloads"
         scratch.mkdir(parents=True, exist_ok=True)
         self._held = tempfile.TemporaryDirectory(dir=scratch)  # as long as the source may be read
@@ -71,4 +77,3 @@ class RemoteZip(ImageFolder):
         self.root = open_root(str(path))
         self.root.where = self.cfg.uri
         self.layout = read_layout(self.root, self.cfg, (), self._needs_train)
-        return super().source()

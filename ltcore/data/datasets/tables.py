@@ -46,7 +46,7 @@ def place(uri: str) -> str:
 
 def folder_of(uri: str) -> str:
     """Returns the folder that a file lies in; of an address in the web, without the query."""
-    whole = uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
+    whole = uri.partition("?")[0] if storage.is_web(uri) else uri
     return whole.rpartition("/")[0] or "/"
 
 

@@ -31,9 +31,8 @@ class Classes:
             where = storage.join(base, name)
             if not storage.exists(where):
                 continue
-            data = storage.read_bytes(where)
             try:
-                names = parse(data.decode("utf-8-sig")) if len(data) <= MAX_BYTES else ()
+                names = parse(storage.read_bytes(where, most_bytes=MAX_BYTES).decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{where} cannot be read as class names ({error}). Correct or remove it.") from error
             if names or name == NAMES_FILE:

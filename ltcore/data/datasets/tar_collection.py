@@ -67,8 +67,8 @@ class Collection:
         return self.tars[self.tar_N[position]].file.read(row.offset, row.size)
 
     def _tars(self, positions: IntArray) -> list[IndexedTar]:
-        numbers = self.tar_N[positions]
-        return [self._tar(number, positions[numbers == number]) for number in np.unique(numbers).tolist()]
+        starts = np.flatnonzero(np.diff(self.tar_N[positions])) + 1  # positions ascend, and so do the tars
+        return [self._tar(int(self.tar_N[part[0]]), part) for part in np.split(positions, starts) if len(part)]
 
     def _tar(self, number: int, positions: IntArray) -> IndexedTar:
         read = self.tars[number]
@@ -113,6 +113,7 @@ def collect(
     Where only ``train`` is given, a fifth of each class becomes the test; where there is no ``val``, ``carve`` makes one.
     Raises DataError where more than ``data.max_bad_samples`` are bad, or there is nothing to learn.
     """
+    _refuse_copies(name, tars)
     given = {tar.file.tar.split for tar in tars}
     known = {
         row.label for tar in tars if "train" not in given or tar.file.tar.split == "train" for row in tar.rows.rows
@@ -137,6 +138,17 @@ def collect(
     splits = {split: np.flatnonzero(split_N == SPLITS.index(split)) for split in SPLITS if split in given}
     whole = Collection(tars, rows, keys, labels_N, tar_N, splits, {})
     return _described(whole, name, names, cfg, bad)
+
+
+def _refuse_copies(name: str, tars: Sequence[ReadTar]) -> None:
+    """Raises DataError for a tar that is there twice: its images would be in training and in the test."""
+    seen: dict[str, ReadTar] = {}
+    for tar in tars:
+        if tar.rows.rows and (first := seen.setdefault(tar.sha256, tar)) is not tar:
+            raise DataError(
+                f"{name}: {first.file.tar.path} and {tar.file.tar.path} have the same content, so the same images would be in "
+                "two splits. Leave one of them out."
+            )
 
 
 def _unknown(label: str, classes: Classes) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ltcore import storage
 from ltcore.data.datasets.folder_layout import SPLITS, split_of
+from ltcore.data.datasets.image_root import is_hidden
 from ltcore.data.shards.source import image_ext
 from ltcore.errors import ConfigError, DataError
 
@@ -52,19 +53,21 @@ class Tar:
 
 def means_tars(uri: str) -> bool:
     """Tells whether the URI names tars by a pattern or a file name, or a folder that holds tars and no class folders."""
-    if _names_tars(uri):
+    if names_tars(uri):
         return True
     if storage.is_local(uri):
         folder = storage.local_path(uri)
         return folder.is_dir() and _is_tar_folder(_walk(folder))
-    return not _is_web(uri) and not _WILD.search(uri) and _is_tar_folder(_remote_names(uri))
+    return not storage.is_web(uri) and not _WILD.search(uri) and _is_tar_folder(_remote_names(uri))
 
 
-def _is_web(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
+def has_class_folders(uri: str) -> bool:
+    """Tells whether an image lies in a folder below the place: what else is there lies beside the data."""
+    names = _walk(storage.local_path(uri)) if storage.is_local(uri) else _remote_names(uri)
+    return any("/" in name and image_ext(name) for name in names)
 
 
-def _names_tars(uri: str) -> bool:
+def names_tars(uri: str) -> bool:
     """Tells whether the URI is the name of a tar, or a pattern for such names, rather than a folder."""
     if storage.is_local(uri) and storage.local_path(uri).is_dir():
         return False
@@ -101,7 +104,7 @@ def find_tars(uri: str, *, needs_train: bool = True) -> list[Tar]:
 def _located(uri: str) -> list[Tar]:
     if storage.is_local(uri):
         uri = str(storage.local_path(uri).absolute())
-    if _names_tars(uri):
+    if names_tars(uri):
         places = sorted({place for pattern in _expanded(uri) for place in _matching(pattern)})
         base = posixpath.commonpath([posixpath.dirname(place) for place in places]) if places else ""
         if not storage.is_local(uri):  # commonpath joins the slashes of the scheme
@@ -110,7 +113,7 @@ def _located(uri: str) -> list[Tar]:
     else:
         base = uri.rstrip("/")
         found = _walk(Path(base)) if storage.is_local(uri) else _remote_names(uri)
-        names = sorted(name for name in found if _TAR.search(name))
+        names = sorted(filter(_TAR.search, found))
     if len(names) > MAX_TARS:
         raise ConfigError(f"data.uri={uri!r} means {len(names)} tars, expected at most {MAX_TARS}.")
     with ThreadPoolExecutor(LOOKING_UP) as pool:
@@ -137,8 +140,8 @@ def _matching(pattern: str) -> Iterator[str]:
     elif storage.is_local(pattern):
         root = Path(pattern).anchor
         found = map(str, Path(root).glob(pattern[len(root) :]))
-        yield from (name for name in found if _TAR.search(name) and not _is_hidden(name))
-    elif _is_web(pattern):
+        yield from (name for name in found if _TAR.search(name) and not is_hidden(name))
+    elif storage.is_web(pattern):
         raise ConfigError(
             f"data.uri={pattern!r}: the web cannot be searched. Name the tars, as in train-{{000..099}}.tar."
         )
@@ -154,11 +157,7 @@ def _matching(pattern: str) -> Iterator[str]:
 
 
 def _remote_names(uri: str) -> list[str]:
-    return [name for name in storage.list_files(uri) if not _is_hidden(name)]
-
-
-def _is_hidden(name: str) -> bool:
-    return posixpath.basename(name).startswith(".")
+    return [name for name in storage.list_files(uri) if not is_hidden(name)]
 
 
 def _walk(root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None) -> Iterator[str]:
@@ -173,7 +172,7 @@ def _walk(root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None
         return
     seen.add((found.st_dev, found.st_ino))
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         if not entry.is_dir():
             yield prefix + entry.name
@@ -183,7 +182,7 @@ def _walk(root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None
 
 def _described(base: str, name: str) -> Tar:
     uri = storage.join(base, name)
-    info = storage.describe_file(uri)
+    info = storage.describe_file(uri)  # which tells more of its version than a list of files does
     if info is None:
         raise DataError(f"{uri} does not exist or is no file. Check data.uri, or restore it.")
     if info.size < 0:

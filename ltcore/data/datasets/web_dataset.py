@@ -21,6 +21,7 @@ from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.folder_layout import split_of
+from ltcore.data.datasets.image_folder import refuse_legacy
 from ltcore.data.datasets.tar_classes import Classes
 from ltcore.data.datasets.tar_collection import Collection, ReadTar, collect
 from ltcore.data.datasets.tar_files import TarFile, is_packed, unpacked
@@ -28,7 +29,7 @@ from ltcore.data.datasets.tar_places import Tar, find_tars, means_tars
 from ltcore.data.datasets.tar_samples import TarRows, read_rows
 from ltcore.data.shards.source import Indexed, Source
 from ltcore.data.shards.stream import open_hashed
-from ltcore.errors import ConfigError, DataError
+from ltcore.errors import DataError
 
 TAR_THREADS = 8
 PROGRESS_S = 1.0
@@ -44,11 +45,7 @@ class WebDataset(Dataset):
 
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
         super().__init__(cfg, lists=lists, needs_train=needs_train)
-        if cfg.imbalance_factor is not None and cfg.subset == "legacy":
-            raise ConfigError(
-                "data.subset='legacy' needs the original order of a published data set, which tars of others do not keep; "
-                "use data.subset='keyed', which has the same class counts."
-            )
+        refuse_legacy(cfg)
         self.tars = find_tars(cfg.uri, needs_train=needs_train)
         self.classes = Classes.beside(self.tars[0].base)
         self.name = _name(self.tars)

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ltcore import storage
 from ltcore.data.shards.manifest import Shard
-from ltcore.errors import DataError
+from ltcore.errors import DataError, LtcoreError
 
 _CHUNK_BYTES = 8 * 2**20
 _WAIT_S = 0.05
@@ -53,7 +53,9 @@ def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
                 with storage.locked(folder / "evict.lock"):  # under which others count it, as one file and not as two
                     aside.replace(path)
                 return descriptor
-    except OSError as error:
+    except LtcoreError:
+        raise
+    except (OSError, storage.errors_of(uri)) as error:
         raise DataError(f"{uri} cannot be fetched into {folder}: {error}. Check access and free space.") from error
 
 

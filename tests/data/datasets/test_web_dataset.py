@@ -396,5 +396,9 @@ def test_tars_and_index_in_a_store(bucket: Bucket, tars: Path, tmp_path: Path) -
     assert bucket.names("theirs") == before
     read = bucket.reads("train-000000.tar")
     assert content(uri) == found and bucket.reads("train-000000.tar") == read  # each is downloaded to this node once
-    bucket.put("theirs/train-000001.tar", (tars / "train-000000.tar").read_bytes())
+    write_tar(tmp_path / "changed.tar", [("1.png", picture(1, 400)), ("1.cls", b"1")])
+    bucket.put("theirs/train-000001.tar", (tmp_path / "changed.tar").read_bytes())
     assert prepare(cfg, root=f"{bucket.uri}/runs/datasets") != uri
+    bucket.put("theirs/train-000001.tar", (tars / "train-000000.tar").read_bytes())
+    with pytest.raises(DataError, match=r"train-000000.tar and train-000001.tar have the same content"):
+        prepare(cfg, root=f"{bucket.uri}/runs/datasets")
