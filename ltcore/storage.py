@@ -33,8 +33,12 @@ DAMAGED = "It is damaged: restore it, or start again with --fresh."
 """The end of an error about a file that we wrote and cannot read."""
 
 
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
 def _scheme(uri: str) -> str:
-    return uri.partition("://")[0] if "://" in uri else ""
+    found = _SCHEME.match(uri)  # a file may be called [link=https://...]
+    return found[1] if found else ""
 
 
 def is_local(uri: str) -> bool:

@@ -84,6 +84,7 @@ def test_a_run_is_interrupted_and_goes_on(
     assert ray.is_initialized() and capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_sweep_is_interrupted_and_another_runs(
     color_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,9 +184,9 @@ def test_weights_that_are_both_last_and_best_are_tested_once(
     tested: list[str] = []
     whole = Evaluator.tested
 
-    def counted(evaluator: Evaluator, split: str) -> Any:
+    def counted(evaluator: Evaluator, split: str, **options: Any) -> Any:
         tested.append(split)
-        return whole(evaluator, split)
+        return whole(evaluator, split, **options)
 
     monkeypatch.setattr(Evaluator, "tested", counted)
     monkeypatch.setattr(Trainer, "_validate", lambda self: {"val/balanced_accuracy": float(self.at.epoch == best)})
