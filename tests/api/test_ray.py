@@ -66,6 +66,7 @@ def wait_until_free() -> None:
     pytest.fail(f"{ray.available_resources()} after half a minute: something runs on")
 
 
+@pytest.mark.slow
 def test_a_run_is_interrupted_and_goes_on(
     color_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

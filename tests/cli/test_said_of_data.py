@@ -14,12 +14,20 @@ from ltcore.cli.train import train
 from ltcore.cli.tune import tune
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster
+from ltcore.training.rehearsal import Speed
 from tests.data.small import tiny_png
 from tests.training.runs import tiny_run
 
 AS_THEY_ARE = (
     "Images are used as they are: data.imbalance_factor=100 of the recipe is for cifar100. Give it to select.\n"
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of a dry run, which take seconds and are not about the data."""
+    speed = Speed(device="cpu", steps=1, images_per_step=2, train_per_s=1.0, eval_per_s=1.0, read_per_s=1.0)
+    monkeypatch.setattr("ltcore.training.rehearsal.measure", lambda *_: speed)
 
 
 @pytest.fixture

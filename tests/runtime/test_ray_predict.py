@@ -14,7 +14,7 @@ from ltcore.training.predictions import Predictions, predict_split
 from tests.data.small import write_spoiled
 from tests.training.runs import run, tiny_run
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
