@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltcore.cli.args import TrainArgs
@@ -71,7 +72,7 @@ def train_config(
     stored = None if args.fresh else RunRecord.read(run_uri)
     finished = stored if stored is not None and stored.status == "finished" else None
     if finished is None:
-        settle_tracking(cfg)
+        settle_tracking(cfg, out.say)
     data_uri, manifest = prepare_run(cfg, root, out.say, fresh=args.fresh and not args.dry_run)
     cfg = settled(cfg, manifest, out.say, typed=typed, stored=None if stored is None else stored.config)
     if finished is None:
@@ -116,15 +117,20 @@ def _make_room(args: PlaceArgs, run_uri: str, out: Output) -> None:
             out.say(done)
 
 
-def settle_tracking(cfg: RunConfig) -> None:
+def settle_tracking(cfg: RunConfig, say: Callable[[str], None]) -> None:
     """Decides where runs are logged, before this process starts any of them.
 
     The decision holds for all of them.
     """
-    if cfg.tracking.wandb:
-        from ltcore.tracking.wandb_account import settle_mode
+    if not cfg.tracking.wandb:
+        return
+    from ltcore.tracking.wandb_account import settle_mode
 
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
         settle_mode(cfg.tracking.wandb_mode)
+    for warning in found:  # which Python shows with a place in our code that says nothing to a user
+        say(str(warning.message))
 
 
 def _keep_stage1(from_run: str, run_uri: str) -> None:

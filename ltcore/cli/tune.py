@@ -60,7 +60,7 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     )
     if note := left_out(sweep.recipe, sweep.overrides):
         display.say(note)
-    settle_tracking(base)
+    settle_tracking(base, display.say)
     with exclusive(uri, display.say):
         with display.stage("start Ray"):
             cluster = connect(debug=args.debug)
