@@ -10,8 +10,10 @@ from ltcore.version import __version__
 
 if TYPE_CHECKING:
     from ltcore.api.commands import evaluate as evaluate
+    from ltcore.api.commands import evaluate_protocols as evaluate_protocols
     from ltcore.api.commands import open_run as open_run
     from ltcore.api.commands import open_sweep as open_sweep
+    from ltcore.api.commands import retrieve as retrieve
     from ltcore.api.commands import train as train
     from ltcore.api.commands import tune as tune
     from ltcore.batch import Batch as Batch
@@ -25,10 +27,12 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate",
+    "evaluate_protocols",
     "load",
     "make_objective",
     "open_run",
     "open_sweep",
+    "retrieve",
     "train",
     "tune",
 ]
@@ -39,9 +43,11 @@ __getattr__ = lazy(
         "Batch": "ltcore.batch",
         "ModelOutput": "ltcore.batch",
         "evaluate": "ltcore.api.commands",
+        "evaluate_protocols": "ltcore.api.commands",
         "load": "ltcore.training.predict",
         "open_run": "ltcore.api.commands",
         "open_sweep": "ltcore.api.commands",
+        "retrieve": "ltcore.api.commands",
         "train": "ltcore.api.commands",
         "tune": "ltcore.api.commands",
         "make_objective": "ltcore.objective.objective",

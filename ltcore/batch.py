@@ -105,6 +105,10 @@ class ModelOutput:
     """Unit-norm second projection of the last view by the key encoder; no gradient."""
     key_features_BD: Tensor | None = None
     """Pooled features of the last view by the key encoder, not normalized; no gradient."""
+    twin_logits_BC: Tensor | None = None
+    """Logits of view 1 by a second network, which is trained beside the first and never evaluated."""
+    second: ModelOutput | None = None
+    """Output for the last view by the network itself, with gradient."""
 
     @property
     def mean_logits_BC(self) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+_LONGEST_GUESS = 200
+"""Characters of a name for which similar ones are looked up, in a time that grows with their square."""
 USERINFO = re.compile(
     r"(?<!\babfs)(?<!\babfss)(?<!\baz)://[^/\s]*@"  # of Azure, what stands there is a container
     r"|\b(abfss?|az)://[^/\s@]*:[^/\s]*@"
@@ -30,16 +32,25 @@ class LtcoreError(Exception):
     """Base of all errors that are meant for the user. ``exit_code`` is what a pipeline exits with."""
 
     exit_code = 1
+    retryable = True
+    """Whether the same command may fare better: a disk was full, a store or a node was gone, a file is restored meanwhile.
+    Errors that are final come again for as long as the command says the same.
+    """
 
 
 class ConfigError(LtcoreError):
     """A key, a value or a combination of them is wrong."""
 
     exit_code = 2
+    retryable = False
 
 
 class DataError(LtcoreError):
     """Input data, a manifest or a shard is not what it should be."""
+
+
+class StorageError(DataError):
+    """A place that files are read from or written to does not do what is asked of it."""
 
 
 class BadImageError(DataError):
@@ -61,6 +72,8 @@ class CheckpointError(LtcoreError):
 class NumericError(LtcoreError):
     """A loss or metric is not finite."""
 
+    retryable = False
+
 
 class CapacityError(LtcoreError):
     """What was asked for can never be placed on the machines at hand."""
@@ -72,6 +85,42 @@ class StallError(LtcoreError):
     """Nothing happened for ``stall_s`` seconds."""
 
     exit_code = 3
+
+
+class RunFailedError(LtcoreError):
+    """A run failed in another process, which wrote down why, and whether that is ``retryable``."""
+
+    def __init__(self, message: str, retryable: bool) -> None:
+        super().__init__(message, retryable)
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Tells whether the same command may fare better than with this error.
+
+    Ours know it themselves. An error that crossed a process in a wrapper of Ray's counts as what is inside. All others
+    come from outside of a run's configuration and count as gone by the next time: those of the operating system, of
+    stores, of W&B, of CUDA and of lost processes.
+    """
+    seen = {id(error)}
+    while not isinstance(error, LtcoreError):
+        inner = getattr(error, "cause", None)
+        if not isinstance(inner, BaseException) or id(inner) in seen:
+            return True
+        seen.add(id(inner))
+        error = inner
+    return error.retryable
+
+
+class RayLostError(LtcoreError):
+    """A server of Ray on this machine died, and with it everything that ran there."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: the command ends as after Ctrl-C, with another exit code."""
 
 
 # Checks of configuration fields: ``at_least(1, lanes=self.lanes)``. Each takes any number of values by name, lets null pass,
@@ -152,6 +201,7 @@ def refuse_userinfo(**values: str | None) -> None:
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns ' Did you mean a, b?' with the closest allowed names, or '' where nothing is close."""
     names = list(allowed)
+    name = name[:_LONGEST_GUESS]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if not close:  # a dotted key is often right but for its section; the outer ones come to mind first
         same = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]

@@ -7,14 +7,9 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from ltcore.errors import ConfigError, DataError
+from ltcore.errors import ConfigError, StorageError
+from ltcore.uris import READ_ONLY
 
-READ_ONLY = {
-    **dict.fromkeys(("abfs", "abfss", "az"), "adlfs"),
-    "hf": "huggingface_hub",
-    **dict.fromkeys(("http", "https"), "aiohttp"),
-}
-"""Schemes of stores that are only read, through fsspec, and the package that each of them needs beside it."""
 _VERSION_KEYS = ("etag", "ETag", "blob_id", "mtime", "last_modified", "LastModified", "Last-Modified", "created")
 """Where the file systems of fsspec tell that a file has changed."""
 
@@ -44,7 +39,9 @@ def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
             f"{uri}: {scheme}:// needs the package {package} ({error}). Install it: pip install {package}."
         ) from error
     except Exception as error:  # whatever the store's client raises
-        raise DataError(f"{uri}: the store cannot be opened ({error}). Check the name and the credentials.") from error
+        raise StorageError(
+            f"{uri}: the store cannot be opened ({error}). Check the name and the credentials."
+        ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 import re
@@ -12,119 +11,39 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import platformdirs
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from ltcore import fsspec_stores
-from ltcore.errors import ConfigError, DamagedFileError, DataError, refuse_userinfo
-from ltcore.fsspec_stores import READ_ONLY, FileInfo
+from ltcore.errors import DamagedFileError, DataError, LtcoreError, StorageError
+from ltcore.fsspec_stores import FileInfo
+from ltcore.retry import ShortError
+from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present
+from ltcore.stores import errors_of as errors_of
+from ltcore.stores import open_fs as open_fs
+from ltcore.uris import READ_ONLY, REMOTE_SCHEMES, scheme_of
+from ltcore.uris import is_local as is_local
+from ltcore.uris import is_web as is_web
+from ltcore.uris import join as join
+from ltcore.uris import local_path as local_path
+from ltcore.uris import refuse_read_only as refuse_read_only
 
-REMOTE_SCHEMES = ("s3", "gs", "gcs")
-"""Schemes that pyarrow opens itself, for results and data."""
 COPY_BYTES = 4 * 2**20
 """What is in memory at a time of a file that is copied."""
 DAMAGED = "It is damaged: restore it, or start again with --fresh."
 """The end of an error about a file that we wrote and cannot read."""
 
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-
-
-def _scheme(uri: str) -> str:
-    found = _SCHEME.match(uri)  # a file may be called [link=https://...]
-    return found[1] if found else ""
-
-
-def is_local(uri: str) -> bool:
-    """Tells whether the URI is a plain path or ``file://``."""
-    return _scheme(uri) in ("", "file")
-
-
-def is_web(uri: str) -> bool:
-    """Tells whether the URI is the address of one file in the web, which has no folders and no patterns."""
-    return _scheme(uri) in ("http", "https")
-
-
-def local_path(uri: str) -> Path:
-    """Returns the path of a local URI; ``~`` is expanded."""
-    return Path(uri.removeprefix("file://")).expanduser()
-
-
-def join(uri: str, *parts: str) -> str:
-    """Returns ``uri/part/part``."""
-    return "/".join([uri.rstrip("/") or "/", *parts])
-
-
-@functools.lru_cache(maxsize=16)
-def _remote_fs(root: str, endpoint: str | None) -> pafs.FileSystem:
-    """Returns the file system of ``scheme://bucket``.
-
-    A given endpoint skips the region look-up, which only AWS answers.
-    """
-    if root.startswith("s3://") and endpoint:
-        address = urlsplit(endpoint)
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return pafs.S3FileSystem(endpoint_override=address.netloc, scheme=address.scheme, region=region)
-    return pafs.FileSystem.from_uri(root)[0]
-
-
-def refuse_read_only(uri: str) -> None:
-    """Raises ConfigError for a place that can only be read."""
-    if _scheme(uri) in READ_ONLY:
-        raise ConfigError(f"{uri}: {_scheme(uri)}:// is only read. Write to a path, file://, s3:// or gs://.")
-
-
-def errors_of(uri: str) -> type[Exception]:
-    """Returns what a store raises: the clients behind fsspec have errors of their own."""
-    return Exception if _scheme(uri) in READ_ONLY else OSError
-
-
-def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Returns the pyarrow file system of a URI and the path inside it.
-
-    Takes plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL), ``gs://``, and for reading those of ``READ_ONLY``.
-    Raises ConfigError for anything else.
-    """
-    if is_local(uri):
-        return pafs.LocalFileSystem(), str(local_path(uri).absolute())
-    variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
-    endpoint = os.environ.get(variable)
-    try:
-        refuse_userinfo(**{f"{uri.partition('://')[0]}://...": uri, variable: endpoint})
-    except ValueError as error:
-        raise ConfigError(f"{error}.") from None
-    scheme, _, path = uri.partition("://")
-    if scheme in READ_ONLY:
-        return fsspec_stores.open_fs(uri)
-    if scheme not in REMOTE_SCHEMES:
-        only = ", ".join(f"{each}://" for each in READ_ONLY)
-        raise ConfigError(
-            f"{uri}: {scheme}:// is not supported. Use a path, file://, s3:// or gs://, or for data {only}."
-        )
-    try:
-        return _remote_fs(f"{scheme}://{path.split('/', 1)[0]}", endpoint), path
-    except OSError as error:
-        raise DataError(f"{uri}: the store cannot be opened ({error}). Check the name and the credentials.") from error
-
-
 def exists(uri: str) -> bool:
     """Tells whether there is a file or folder of that name."""
     filesystem, path = open_fs(uri)
-    try:
-        return bool(filesystem.get_file_info(_encoded(path)).type != pafs.FileType.NotFound)
-    except errors_of(uri) as error:
-        raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
-
-
-def _encoded(path: str) -> str | bytes:
-    """Returns the path as pyarrow takes it: a name on a disk may be no text, and pyarrow knows only UTF-8."""
-    return path if path.isascii() else os.fsencode(path)
+    found = asked(uri, "looked up", ACCESS, lambda: filesystem.get_file_info(encoded(path)))
+    return bool(found.type != pafs.FileType.NotFound)
 
 
 def list_files(uri: str) -> list[str]:
@@ -140,15 +59,14 @@ def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     """
     filesystem, root = open_fs(uri)
     root = root.rstrip("/")
-    try:
-        if _scheme(uri) in READ_ONLY:
-            found = fsspec_stores.find_files(filesystem.handler.fs, root, recursive)
-        else:
-            selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-            infos = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
-            found = [FileInfo(info.path[len(root) + 1 :], info.size, str(info.mtime_ns or "")) for info in infos]
-    except errors_of(uri) as error:
-        raise DataError(f"{uri} cannot be listed: {error}. Check the name and the credentials.") from error
+
+    def find() -> list[FileInfo]:
+        if scheme_of(uri) in READ_ONLY:
+            return fsspec_stores.find_files(filesystem.handler.fs, root, recursive)
+        infos = [info for info in _listed(filesystem, root, recursive) if info.type == pafs.FileType.File]
+        return [FileInfo(info.path[len(root) + 1 :], info.size, str(info.mtime_ns or "")) for info in infos]
+
+    found = asked(uri, "listed", ACCESS, find)
     for info in found:
         if not is_inner(info.name):
             raise DataError(
@@ -157,19 +75,34 @@ def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     return sorted(found, key=lambda info: info.name)
 
 
+def _listed(filesystem: pafs.FileSystem, root: str, recursive: bool) -> list[pafs.FileInfo]:
+    found: list[pafs.FileInfo] = filesystem.get_file_info(
+        pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
+    )
+    return found
+
+
+def entries(uri: str) -> dict[str, bool]:
+    """Returns the names directly below ``uri``, and whether each is a file; {} for a file or for nothing."""
+    filesystem, root = open_fs(uri)
+    found = asked(uri, "listed", ACCESS, lambda: _listed(filesystem, root, False))
+    return {info.base_name: info.type == pafs.FileType.File for info in found}
+
+
 def describe_file(uri: str) -> FileInfo | None:
     """Returns the file ``uri``; None where there is none, or a folder."""
     filesystem, path = open_fs(uri)
-    try:
-        if _scheme(uri) in READ_ONLY:
+
+    def find() -> FileInfo | None:
+        if scheme_of(uri) in READ_ONLY:
             return fsspec_stores.find_file(filesystem.handler.fs, path)
-        found = filesystem.get_file_info(_encoded(path))
+        found = filesystem.get_file_info(encoded(path))
         is_file = found.type == pafs.FileType.File
         return FileInfo(found.base_name, found.size, str(found.mtime_ns or "")) if is_file else None
-    except FileNotFoundError:
-        return None
-    except errors_of(uri) as error:
-        raise DataError(f"{uri} cannot be looked up: {error}. Check the name and the credentials.") from error
+
+    with contextlib.suppress(MissingError):
+        return asked(uri, "looked up", ACCESS, lambda: present(find))
+    return None
 
 
 def is_inner(name: str) -> bool:
@@ -177,62 +110,142 @@ def is_inner(name: str) -> bool:
     return not {"", ".", ".."} & set(name.split("/")) and not re.search(r"[\\\0]", name)
 
 
+def remove(uri: str) -> None:
+    """Removes a file, or a folder of a store with all that is in it, if it is there."""
+    filesystem, path = open_fs(uri)
+
+    def delete() -> None:
+        if filesystem.get_file_info(encoded(path)).type == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        else:
+            filesystem.delete_file(encoded(path))
+
+    with contextlib.suppress(MissingError):
+        asked(uri, "removed", "Check permissions", lambda: present(delete))
+
+
 def remove_folder(uri: str, first: str) -> None:
     """Removes a folder in an object store with all its files; the file ``first`` goes before the others."""
-    filesystem, path = open_fs(uri)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_file(f"{path}/{first}")
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_dir(path)
-    except OSError as error:
-        raise DataError(f"{uri} cannot be removed: {error}. Check permissions.") from error
+    remove(join(uri, first))
+    remove(uri)
 
 
 def read_bytes(uri: str, most_bytes: int | None = None) -> bytes:
     """Reads the whole file. Raises DataError where it is missing, unreadable or larger than ``most_bytes``."""
-    with open_file(uri) as stream:
-        data = _read(uri, stream, None if most_bytes is None else most_bytes + 1)
+    data = find_bytes(uri, most_bytes)
+    if data is None:
+        raise _missing(uri)
+    return data
+
+
+def find_bytes(uri: str, most_bytes: int | None = None) -> bytes | None:
+    """Reads the whole file as ``read_bytes`` does; None where there is none."""
+    filesystem, path = open_fs(uri)
+    count = None if most_bytes is None else most_bytes + 1
+
+    def read() -> bytes:
+        with _open(uri, filesystem, path, seekable=False) as stream:
+            data = bytes(stream.read()) if count is None else _read_most(stream, count)
+            if count is None or len(data) < count:
+                _refuse_short(uri, stream, len(data))
+            return data
+
+    try:
+        data = asked(uri, "read", ACCESS, lambda: present(read))
+    except MissingError:
+        return None
     if most_bytes is not None and len(data) > most_bytes:
         raise DataError(f"{uri} is larger than {most_bytes} bytes.")
     return data
 
 
-def _read(uri: str, stream: pa.NativeFile, count: int | None) -> bytes:
-    try:
-        return bytes(stream.read(count))
-    except errors_of(uri) as error:
-        raise DataError(f"{uri} cannot be read: {error}.") from error
+def _read_most(stream: pa.NativeFile, count: int) -> bytes:
+    """Reads at most ``count`` bytes in parts: all that is asked for at once takes memory at once."""
+    parts = list[bytes]()
+    while count > 0 and (part := bytes(stream.read(min(count, COPY_BYTES)))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _refuse_short(uri: str, stream: pa.NativeFile, count: int) -> None:
+    """Raises ShortError where ``count`` bytes came of a file in a store, and it has another size."""
+    if scheme_of(uri) in REMOTE_SCHEMES and count != stream.size():
+        raise ShortError(f"{count} bytes came of {stream.size()}")
+
+
+def _missing(uri: str) -> DataError:
+    return DataError(f"{uri} does not exist. Check the path, or make the data set again.")
+
+
+def _open(uri: str, filesystem: pafs.FileSystem, path: str, *, seekable: bool) -> pa.NativeFile:
+    if is_local(uri) and not is_plain(Path(path).stat()):
+        raise DataError(f"{uri} is no plain file. Replace it by one, or remove it.")
+    if seekable or scheme_of(uri) in REMOTE_SCHEMES:  # which then knows its size
+        return filesystem.open_input_file(encoded(path))
+    return filesystem.open_input_stream(encoded(path), compression=None)  # else the bytes of a .gz were others
 
 
 def open_file(uri: str, *, seekable: bool = False) -> pa.NativeFile:
     """Opens the file for reading, from its start on unless it has to be ``seekable``.
 
-    Raises DataError where it is missing or unreadable.
+    Raises DataError where it is missing or unreadable. What is read from it is not repeated where the store fails in
+    the middle: that is for whoever knows where to begin anew.
     """
     filesystem, path = open_fs(uri)
     try:
-        if is_local(uri) and not is_plain(Path(path).stat()):
-            raise DataError(f"{uri} is no plain file. Replace it by one, or remove it.")
-        if seekable:
-            return filesystem.open_input_file(_encoded(path))
-        return filesystem.open_input_stream(_encoded(path), compression=None)  # else the bytes of a .gz were others
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{uri} does not exist. Check the path, or make the data set again.") from error
-    except errors_of(uri) as error:
-        raise DataError(f"{uri} cannot be read: {error}.") from error
+        return asked(uri, "read", ACCESS, lambda: present(lambda: _open(uri, filesystem, path, seekable=seekable)))
+    except MissingError as error:
+        raise _missing(uri) from error
 
 
 def download(uri: str, path: Path) -> None:
     """Copies the file ``uri`` to the local file ``path``. Raises DataError where that fails."""
     try:
-        with open_file(uri) as source, path.open("wb") as target:
-            while chunk := _read(uri, source, COPY_BYTES):
-                target.write(chunk)
+        with path.open("wb") as target:
+
+            def begin() -> Callable[[bytes], object]:
+                target.seek(0)
+                target.truncate()
+                return target.write
+
+            pass_on(uri, begin)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}. Check permissions and free space.") from error
+        raise StorageError(f"{path} cannot be written: {error}. {SPACE}.") from error
+
+
+def pass_on(uri: str, begin: Callable[[], Callable[[bytes], object]]) -> None:
+    """Hands the pieces of a file to what ``begin`` returns, which is asked anew where reading starts again.
+
+    Raises DataError where the file is missing or unreadable; errors of the receiver pass as they are.
+    """
+    filesystem, path = open_fs(uri)
+
+    def read() -> None:
+        take, count = begin(), 0
+        with _open(uri, filesystem, path, seekable=False) as stream:
+            while piece := bytes(stream.read(COPY_BYTES)):
+                count += len(piece)
+                try:
+                    take(piece)
+                except OSError as error:  # of the disk, which is no disturbance of the store
+                    raise _ReceiverError(error) from error
+            _refuse_short(uri, stream, count)
+
+    try:
+        asked(uri, "read", ACCESS, lambda: present(read))
+    except MissingError as error:
+        raise _missing(uri) from error
+    except _ReceiverError as error:
+        raise error.problem from None
+
+
+class _ReceiverError(LtcoreError):
+    """What took the pieces of a file failed."""
+
+    def __init__(self, problem: OSError) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 def is_plain(found: os.stat_result) -> bool:
@@ -245,15 +258,16 @@ def is_plain(found: os.stat_result) -> bool:
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:
     """Writes the whole file or nothing: a temporary file, fsync and rename; object stores do so by themselves."""
-    try:
+    filesystem, path = open_fs(uri)
+
+    def write() -> None:
         if is_local(uri):
-            _write_local(local_path(uri), data)
-        else:
-            filesystem, path = open_fs(uri)
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
-    except OSError as error:
-        raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
+            _write_local(Path(path), data)
+            return
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    asked(uri, "written", SPACE, write)
 
 
 def read_json(uri: str | Path) -> dict[str, Any] | None:
@@ -262,7 +276,8 @@ def read_json(uri: str | Path) -> dict[str, Any] | None:
     Raises DamagedFileError with the name of a file that is damaged.
     """
     place = str(uri)
-    return _object(place, read_bytes(place)) if exists(place) else None
+    data = find_bytes(place)
+    return None if data is None else _object(place, data)
 
 
 def write_json(uri: str | Path, value: Any) -> None:
@@ -275,9 +290,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
     Raises DamagedFileError with the name of a file that is damaged anywhere else.
     """
-    if not path.exists():
-        return []
-    lines = read_bytes(str(path)).split(b"\n")[:-1]  # what follows the last newline is torn or empty
+    data = find_bytes(str(path)) or b""
+    lines = data.split(b"\n")[:-1]  # what follows the last newline is torn or empty
     return [_object(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line]
 
 
@@ -324,15 +338,22 @@ def written(uri: str) -> Iterator[Path]:
             with _beside(target) as aside:
                 yield aside
         else:
-            filesystem, path = open_fs(uri)
             with tempfile.TemporaryDirectory(prefix="ltcore-") as folder:
                 aside = Path(folder) / uri.rpartition("/")[2]
                 yield aside
-                pafs.copy_files(
-                    str(aside), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
-                )
+                upload(aside, uri)
     except OSError as error:
-        raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
+        raise StorageError(f"{uri} cannot be written: {error}. {SPACE}.") from error
+
+
+def upload(path: Path, uri: str) -> None:
+    """Copies a local file to an object store, as a whole or not at all. Raises DataError where that fails."""
+    filesystem, target = open_fs(uri)
+
+    def copy() -> None:
+        pafs.copy_files(str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
+
+    asked(uri, "written", SPACE, copy)
 
 
 def sync_to_disk(path: Path) -> None:
@@ -357,9 +378,17 @@ def free_bytes(folder: str | Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock between processes (and threads) on the file ``path``, which is created if missing."""
+def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds an exclusive lock between processes (and threads) on the file ``path``, which is created if missing.
+
+    ``on_wait`` is called where another process holds it, before this one waits.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield

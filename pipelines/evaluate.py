@@ -2,9 +2,16 @@
 
 python pipelines/evaluate.py ~/ltcore-runs/my-run                  every test split -> metrics/
 python pipelines/evaluate.py ~/ltcore-runs/my-run --protocol glt
+python pipelines/evaluate.py ~/ltcore-runs/my-run --protocols      CLT, ALT and GLT side by side, with intervals
 python pipelines/evaluate.py ~/ltcore-runs/my-run --posthoc-tau 1  logits less the log class prior of training
 python pipelines/evaluate.py ~/ltcore-runs/my-run --data photos/   another test set: its classes go by name
 python pipelines/evaluate.py ~/ltcore-runs/my-run cat.jpg dog.png  class and probability of each image, as lines
+
+ALT takes a run on train_cbl that is else the same. It is looked for beside the one that is given, or trained; runs of several
+seeds give means and deviations:
+
+python pipelines/evaluate.py ~/ltcore-runs/my-run --protocols --train-missing
+python pipelines/evaluate.py ~/ltcore-runs/my-run-seed* --protocols --output protocols.csv
 
 Predictions as a table (.parquet, .csv or .jsonl), a row for each image, also for those that cannot be read:
 

@@ -1,6 +1,7 @@
 """Sweep any keys of a recipe, or compare methods. Without arguments: LPA's alpha, DRO's epsilon and IFL's environments.
 
-    python pipelines/tune_lpa.py                       embedded data, 8 trials, a few minutes on a laptop
+    python pipelines/tune_lpa.py                       embedded data, 8 trials, GLT, CLT and ALT, in minutes
+    python pipelines/tune_lpa.py sweep.ablation=true   the same and what each term contributes, beside its controls
     python pipelines/tune_lpa.py --num-trials 24 sweep.space.objective.terms.lpa.weight=log:0.01,2
     python pipelines/tune_lpa.py cifar100_lt_lpa_dro_ifl --data images.zip --name my-sweep
     python pipelines/tune_lpa.py --sweep compare_methods --data photos     which method suits these images?

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRayAtATim
     return OneRayAtATime(config, log)
 
 
+os.environ.setdefault("LTCORE_STORAGE_PATIENCE_S", "0")  # a disk or a store that a test disturbs stays so
 torch.set_num_threads(1)  # results are bitwise repeatable for one number of threads, and tests share few cores
 
 TINY_COUNTS = {"train": (23, 12, 7, 4), "val": (3, 3, 3, 3), "test": (5, 4, 3, 2)}

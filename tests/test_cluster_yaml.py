@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from tests.paths import ROOT
 
@@ -39,7 +42,7 @@ def on_gcp() -> dict[str, Any]:
             "scopes": ["https://www.googleapis.com/auth/cloud-platform"],
         }
     ]
-    machines = {"head": "n2-standard-4", "gpu": "g2-standard-8", "cpu": "c2-standard-16"}
+    machines = {"head": "n2-standard-8", "gpu": "g2-standard-8", "cpu": "c2-standard-16"}
     for name, node in changed["available_node_types"].items():
         node["node_config"] = {"machineType": machines[name], "disks": [disk], "serviceAccounts": account}
         if name != "head":
@@ -56,7 +59,7 @@ def test_it_passes_rays_own_validation(cloud: str) -> None:
     validate_config(prepare_config(copy.deepcopy(chosen)))
 
 
-@pytest.mark.parametrize("machine", ["n2-standard-4", "g2-standard-8", "c2-standard-16", "us-west1-a", "preemptible"])
+@pytest.mark.parametrize("machine", ["n2-standard-8", "g2-standard-8", "c2-standard-16", "us-west1-a", "preemptible"])
 def test_what_changes_for_gcp_stands_in_it(machine: str) -> None:
     assert machine in TEXT
 
@@ -71,18 +74,15 @@ def test_a_misspelled_key_would_be_noticed() -> None:
 
 def test_it_installs_what_this_checkout_runs_on() -> None:
     """uv sync takes the versions of pyproject.toml: Ray refuses to resume what another version of it wrote."""
-    (command,) = (c for c in config()["setup_commands"] if "uv sync" in c)
-    assert "--no-default-groups --extra search --extra aws" in command
+    *_, command = config()["head_setup_commands"][:2]
+    assert "uv sync --frozen" in command and "--no-default-groups --extra search --extra aws" in command
     constraints = tomllib.loads((FILE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
     assert f"ray=={ray.__version__}" in constraints["constraint-dependencies"]
     assert {"ltcore", "pyproject.toml", "README.md"} == set(config()["file_mounts"].values())
 
 
-def test_the_head_holds_the_drivers_and_gpus_come_and_go() -> None:
-    from ltcore.runtime.cluster import DRIVER_RESOURCE
-
+def test_the_head_is_no_spot_node_and_gpus_come_and_go() -> None:
     types = config()["available_node_types"]
-    assert types[config()["head_node_type"]]["resources"][DRIVER_RESOURCE] >= 100
     assert "InstanceMarketOptions" not in types["head"]["node_config"]
     assert types["gpu"]["min_workers"] == 0
     assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
@@ -211,11 +211,70 @@ def test_every_ray_start_says_its_authentication_mode() -> None:
 
 
 def test_the_token_is_made_on_the_head_and_readable_by_its_owner_alone() -> None:
-    (command,) = config()["head_setup_commands"]
+    *_, command = config()["head_setup_commands"]
     assert "get-auth-token --generate" in command and "chmod 600" in command
-    assert config()["cluster_synced_files"] == ["~/.ray/auth_token"]
+    assert "~/.ray/auth_token" in config()["cluster_synced_files"]
 
 
 def test_there_is_no_secret_in_it() -> None:
     assert not re.search(r"(?i)(api_key|secret|password)\s*[:=]\s*\S", TEXT)
     assert not re.search(r"AKIA[0-9A-Z]{16}", TEXT)
+
+
+def test_workers_install_the_heads_lock_whenever_they_come() -> None:
+    lock, install, _ = config()["head_setup_commands"]
+    assert lock.endswith("uv lock --quiet") and "--upgrade" not in lock, "a lock that fits is kept"
+    assert config()["worker_setup_commands"] == [install] and "--frozen" in install
+    assert "~/ltcore-src/uv.lock" in config()["cluster_synced_files"]
+    assert "uv.lock" not in str(config()["file_mounts"]), "one of the laptop would replace the head's"
+
+
+def test_uv_and_python_are_pinned() -> None:
+    environment, *_, uv = config()["setup_commands"]
+    assert re.search(r"astral\.sh/uv/\d+\.\d+\.\d+/install\.sh", uv)
+    (python,) = re.findall(r"UV_PYTHON=\$\{UV_PYTHON:-(\d+\.\d+)\.\d+\}", environment)
+    project = tomllib.loads((FILE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert SpecifierSet(project["requires-python"]).contains(python)
+
+
+def commands() -> list[str]:
+    """Every command that a node is given."""
+    return [c for key, value in config().items() if key.endswith("_commands") for c in value]
+
+
+def test_every_command_is_one_that_a_shell_can_read() -> None:
+    assert len(commands()) >= 10
+    for command in commands():
+        done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
+def test_the_shells_file_sets_a_cache_where_there_is_a_fast_disk_alone(tmp_path: Path) -> None:
+    text = config()["setup_commands"][0].replace("/opt/dlami/nvme", str(tmp_path / "nvme"))
+    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    show = f"{text}\n. ~/.ltcore.sh; echo cache=$LTCORE_CACHE; true"
+    assert subprocess.run(["bash", "-c", show], env=home, capture_output=True, text=True).stdout == "cache=\n"
+    (tmp_path / "nvme").mkdir()
+    said = subprocess.run(["bash", "-c", show], env=home, capture_output=True, text=True).stdout
+    assert said == f"cache={tmp_path}/nvme/ltcore\n"
+
+
+def test_spot_workers_watch_for_notices_and_do_not_hold_the_launcher_up() -> None:
+    (watch,) = [c for c in config()["worker_start_ray_commands"] if "ltcore.runtime.spot" in c]
+    began = time.monotonic()
+    quiet = watch.replace("python -m ltcore.runtime.spot", "sleep 5").replace("/tmp/", "/dev/shm/ltcore-test-")
+    done = subprocess.run(["bash", "-c", quiet], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert time.monotonic() - began < 4, "its output goes elsewhere, so ssh does not wait for it"
+    assert not any("ltcore.runtime.spot" in c for c in config()["head_start_ray_commands"]), "the head is on demand"
+
+
+def test_traffic_between_nodes_stays_in_one_zone_and_every_type_has_room() -> None:
+    assert "," not in config()["provider"]["availability_zone"]
+    for name, node in config()["available_node_types"].items():
+        (disk,) = node["node_config"]["BlockDeviceMappings"]
+        assert disk["Ebs"]["VolumeSize"] >= 100, name
+
+
+def test_the_head_computes_nothing() -> None:
+    assert config()["available_node_types"]["head"]["resources"]["CPU"] == 0

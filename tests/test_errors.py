@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import pickle
 import re
+from concurrent.futures import BrokenExecutor
 
 import pytest
 
-from ltcore.errors import at_least, different, one_of, plain_name, positive, within
+from ltcore import errors
+from ltcore.errors import (
+    ConfigError,
+    NumericError,
+    RunFailedError,
+    at_least,
+    different,
+    is_retryable,
+    one_of,
+    plain_name,
+    positive,
+    within,
+)
 
 
 def refusal(check, *args, **values):
@@ -59,3 +74,50 @@ def test_names_are_fit_for_folders():
         plain_name(name=name)
     for name in ("", ".a", "-a", "a/b", "a b", "a\n"):
         assert re.match(r"name must consist of .*, got ", refusal(plain_name, name=name))
+
+
+FINAL = {"ConfigError", "NumericError"}
+
+
+def test_every_error_of_ours_is_retryable_or_final():
+    ours = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert {name for name, kind in ours.items() if not kind.retryable} == FINAL
+
+
+class InAnotherProcessError(Exception):
+    """As Ray wraps what a task raised."""
+
+    def __init__(self, cause):
+        super().__init__("somewhere else")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (TimeoutError(), True),
+        (MemoryError(), True),
+        (RuntimeError("NCCL error"), True),
+        (BrokenExecutor("a process died"), True),
+        (InAnotherProcessError(ConfigError("train.lr")), False),
+        (InAnotherProcessError(InAnotherProcessError(NumericError("nan"))), False),
+        (InAnotherProcessError(OSError("gone")), True),
+        (InAnotherProcessError("words"), True),
+        (RunFailedError("it said so", retryable=False), False),
+        (RunFailedError("it said so", retryable=True), True),
+    ],
+)
+def test_which_errors_of_others_may_be_gone_the_next_time(error, expected):
+    assert is_retryable(error) is expected
+
+
+def test_a_chain_of_causes_that_bites_its_tail_ends():
+    one, other = InAnotherProcessError(None), InAnotherProcessError(None)
+    one.cause, other.cause = other, one
+    assert is_retryable(one)
+
+
+def test_what_a_run_said_survives_the_way_between_processes():
+    there = pickle.loads(pickle.dumps(RunFailedError("NumericError: nan", retryable=False)))
+    assert (str(there), there.retryable) == ("NumericError: nan", False)

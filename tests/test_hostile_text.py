@@ -30,7 +30,7 @@ from ltcore.config.execution import PREDICTION_FORMATS
 from ltcore.config.records import SweepRecord
 from ltcore.data.datasets import inputs
 from ltcore.data.shards import validate as check
-from ltcore.data.shards.manifest import Manifest, Split
+from ltcore.data.shards.manifest import LabelTable, Manifest, Split
 from ltcore.errors import DataError
 from ltcore.reporting import figures, svg
 from ltcore.reporting.records import read_run, read_sweep
@@ -254,7 +254,7 @@ def test_checks_and_descriptions(text: str, monkeypatch: pytest.MonkeyPatch) -> 
         name=text,
         classes=(text, "b"),
         attributes=(text,),
-        splits={"train": Split(())},
+        splits={"train": Split((), LabelTable(path="train-labels.npy", bytes=0, sha256="0" * 64))},
         class_counts={"train": (2, 1)},
         shot_groups=("few", "few"),
         shot_rule=text,

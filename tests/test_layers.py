@@ -24,8 +24,12 @@ BASE = (
     "errors",
     "text",
     "storage",
+    "retry",
+    "stores",
+    "uris",
     "fsspec_stores",
     "version",
+    "limits",
     "lazy",
 )
 LEVEL = {

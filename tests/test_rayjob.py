@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,7 +171,11 @@ def test_image_and_ray_version_are_those_of_pyproject() -> None:
     assert at(manifest(), CLUSTER)["rayVersion"] == wanted
     images = {container["image"] for pod in pods().values() for container in pod["containers"]}
     assert len(images) == 1  # one cluster, one Ray, one Python
-    assert wanted in images.pop().rpartition(":")[2]
+    name, _, digest = images.pop().partition("@")
+    assert wanted in name.rpartition(":")[2]
+    assert digest == "sha256:YOUR-DIGEST" and "YOUR-DIGEST" in TEXT.partition("apiVersion")[0], (
+        "a tag may change its meaning"
+    )
     ((base, minor),) = re.findall(r"# +FROM rayproject/ray:([\d.]+)-py3(\d+)-gpu", TEXT)
     assert base == wanted
     assert SpecifierSet(project["project"]["requires-python"]).contains(f"3.{minor}")
@@ -207,13 +213,12 @@ def test_the_sweep_counts_with_every_gpu_before_a_worker_is_there() -> None:
         gpus=0.0,
         nodes=1,
         address="",
-        holds_drivers=True,
     )
     args = cli.read_tune(None, argv())
     for loader in ("cache", "ray"):
         cfg = load_run("cifar100_lt_ce", {"data.loader": loader})
         placement = Placement.decide(args, bare, args.storage, cfg)
-        assert (placement.engine, placement.scaling.gpus_per_worker) == ("train", 1)
+        assert (placement.engine, placement.scaling.gpus_per_worker) == ("trial", 1)
         assert placement.concurrent == args.max_gpus
     gpu = autoscaling_config()["available_node_types"]["gpu"]["resources"]
     assert placement.scaling.cpus_per_worker <= gpu["CPU"] // 2  # data tasks find CPUs beside every worker
@@ -222,23 +227,13 @@ def test_the_sweep_counts_with_every_gpu_before_a_worker_is_there() -> None:
 # --- cluster ----------------------------------------------------------------------------------------------------------
 
 
-def test_rays_autoscaler_reads_the_head_with_the_drivers_and_gpus_that_come_and_go() -> None:
-    from ltcore.runtime.cluster import DRIVER_RESOURCE
-
+def test_rays_autoscaler_reads_a_head_that_stays_and_gpus_that_come_and_go() -> None:
     config = autoscaling_config()
     head, gpu, cpu = (config["available_node_types"][name] for name in ("headgroup", "gpu", "cpu"))
-    assert head["resources"][DRIVER_RESOURCE] >= 100
     assert "GPU" not in head["resources"]
     assert (gpu["min_workers"], gpu["max_workers"], gpu["resources"]["GPU"]) == (0, 8, 1)
     assert (cpu["min_workers"], cpu["max_workers"]) == (0, 1)
     assert config["idle_timeout_minutes"] == 5
-    assert all(DRIVER_RESOURCE not in node["resources"] for node in (gpu, cpu))
-
-
-def test_the_operator_and_the_shell_read_the_same_resources() -> None:
-    text = at(manifest(), f"{HEAD}.rayStartParams.resources")
-    (argument,) = shlex.split(f"--resources={text}")
-    assert json.loads(argument.removeprefix("--resources=")) == json.loads(text.strip("'")) == {"trial_driver": 1000}
 
 
 def test_every_start_parameter_is_an_option_of_ray_start() -> None:
@@ -335,3 +330,28 @@ def test_no_container_is_root_or_may_become_it() -> None:
     contexts = [container["securityContext"] for pod in pods().values() for container in pod["containers"]]
     for context in [*contexts, at(manifest(), f"{CLUSTER}.autoscalerOptions.securityContext")]:
         assert context == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_a_policy_lets_in_the_clusters_own_pods_and_the_operators_look_at_the_dashboard() -> None:
+    policy = yaml.safe_load((FILE.parent / "networkpolicy.yaml").read_text(encoding="utf-8"))
+    assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+    spec = policy["spec"]
+    assert set(spec) == {"podSelector", "policyTypes", "ingress"} and spec["policyTypes"] == ["Ingress"]
+    wanted = spec["podSelector"]["matchLabels"]
+    templates = [at(manifest(), "spec.submitterPodTemplate"), *(group["template"] for group in groups())]
+    assert wanted and all(template["metadata"]["labels"].items() >= wanted.items() for template in templates)
+    own, operator = spec["ingress"]
+    assert own == {"from": [{"podSelector": spec["podSelector"]}]}
+    assert [port["port"] for port in operator["ports"]] == [8265]
+    assert "podSelector" in operator["from"][0], "not everybody in any namespace"
+    assert "networkpolicy.yaml" in TEXT
+
+
+def test_a_gpu_pod_that_is_ended_is_drained_first_and_has_time_for_it() -> None:
+    pod = pods()["gpu"]
+    (container,) = pod["containers"]
+    shell, option, command = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert subprocess.run([shell, "-n", option, command], capture_output=True).returncode == 0
+    _, _, module, seconds, _ = shlex.split(command.partition("&&")[0])
+    assert importlib.util.find_spec(module)
+    assert 60 < int(seconds) < pod["terminationGracePeriodSeconds"]

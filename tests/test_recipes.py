@@ -17,7 +17,7 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.source import Sample
 from ltcore.objective.registry import STAGE2
 from ltcore.reporting.results_table import PUBLISHED
-from ltcore.training.build import build, num_views
+from ltcore.training.build import build, num_views, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import dry_run_text
 from ltcore.training.optim import build_optimizer
@@ -77,10 +77,15 @@ def test_the_methods_are_compared_on_any_recipe(recipe):
     assert not base.objective.active_terms(), "the terms of the recipe are in none of them"
     runs = {name: base.replace(changes) for name, changes in sweep.variants.items() if name != "crt"}
     terms = {name: tuple(run.objective.active_terms()) for name, run in runs.items()}
-    assert {name: found for name, found in terms.items() if found} == {n: (n,) for n in ("lpa", "dro", "ifl")}
+    assert {name: found for name, found in terms.items() if found} == {
+        "lpa": ("lpa",),
+        "lpa_no_neighbors": ("lpa",),
+        "dro": ("dro",),
+        "ifl": ("ifl",),
+    }
     assert runs["ldam_drw"].objective.base_options == load_run("cifar100_lt_ldam_drw").objective.base_options
     assert sweep.variants["crt"] == {"stage2.from_run": "ce", "stage2.method": "crt"}
-    assert (len(sweep.variants), sweep.size) == (8, 24)
+    assert (len(sweep.variants), sweep.size) == (9, 27)
 
 
 CLASSES = 4
@@ -120,7 +125,7 @@ def photographs(tmp_path_factory):
     "name",
     [
         # recipes for photographs take seconds each, in the largest networks
-        pytest.param(name, marks=[pytest.mark.slow] if load_run(name).data.image_size == 224 else [])
+        pytest.param(name, marks=[pytest.mark.slow] if (load_run(name).data.image_size or 0) >= 112 else [])
         for name in RECIPES
         if load_run(name).stage2 is None
     ],
@@ -134,19 +139,17 @@ def test_recipe_trains(name, photographs):
         overrides["model.ghost_batch"] = 2
     run = load_run(name, overrides)
     views = num_views(run)
-    loader = make_loader(
-        run.data, photographs, batch_size=run.train.batch_size, seed=0, augment=run.augment, num_views=views
-    )
+    loader = make_loader(run.data, photographs, batch_size=run.train.batch_size, seed=0, **stream_options(run))
     parts = build(run, loader, LocalContext(torch.device("cpu")))
     optimizer, objective = build_optimizer(run.train.optim, parts.step), parts.step.objective
-    assert ("key" in objective.needs) == (views == 2), "the reader is told before there is an objective"
+    assert bool({"key", "second"} & objective.needs) == (views == 2), "the reader is told before there is an objective"
     before = parts.step.net.heads[0].weight.clone()
     batches = loader.train_batches(0)
     for progress in (0.0, 0.9):
         raw = next(batches)
         assert (raw.boxes_VB4 is not None) == large, "large images are cropped by the reader"
         batch = parts.augment(raw, 0)
-        assert batch.images_VBCHW.shape == (views, 4, 3, *[overrides["data.image_size"]] * 2)
+        assert batch.images_VBCHW.shape == (views, loader.rows_per_step, 3, *[overrides["data.image_size"]] * 2)
         loss, values, out = parts.step(batch, progress)
         assert loss.isfinite()
         optimizer.zero_grad()
@@ -185,6 +188,41 @@ def test_the_plain_settings_at_224_px(name, network, epochs, batch, rate, decay,
         assert not run.objective.active_terms()
 
 
+@pytest.mark.parametrize("data", ["imagenet_glt", "mscoco_glt"])
+def test_the_settings_of_the_glt_benchmarks(data):
+    """100 epochs of batches of 256 at 112 px, SGD 0.1 without momentum by cosine to 0, decay 5e-4."""
+    ce, balanced, ifl = (load_run(f"{data}_{method}") for method in ("ce", "balanced_softmax", "ifl"))
+    optim = ce.train.optim
+    assert (ce.train.epochs, ce.train.batch_size, ce.data.image_size, ce.model.name) == (
+        100,
+        256,
+        112,
+        "resnext50_32x4d",
+    )
+    assert (optim.lr, optim.momentum, optim.weight_decay, optim.schedule, optim.warmup) == (
+        0.1,
+        0.0,
+        5e-4,
+        "cosine",
+        0.0,
+    )
+    assert ce.augment.view1 == {"imagenet_glt": "rrc_flip", "mscoco_glt": "rrc_half_flip"}[data]
+    assert (
+        ce.train == balanced.train == ifl.train and balanced.objective.base == ifl.objective.base == "balanced_softmax"
+    )
+    term = ifl.objective.terms.ifl
+    assert (term.start, list(term.milestones), term.num_envs, term.env_type) == (0.6, [0.8], 2, "intra")
+    assert set(ifl.objective.active_terms()) == {"ifl"}
+
+
+def test_the_recipes_of_cifar_100_glt_share_the_schedule_of_cifar_100_lt():
+    plain = load_run("cifar100_lt_ce")
+    for method in ("ce", "balanced_softmax", "ifl", "lff", "lpa_dro_ifl"):
+        run = load_run(f"cifar100_glt_{method}")
+        assert (run.train, run.model.name) == (plain.train, plain.model.name)
+        assert (run.data.uri, run.data.imbalance_factor, run.data.val_per_class) == ("cifar100-glt", 50, 50)
+
+
 LDAM_SCHEDULE = (
     "ce",
     "balanced_softmax",
@@ -216,9 +254,10 @@ def test_the_schedule_of_experts(method, gamma):
     assert replace(run.train, optim=plain.train.optim) == plain.train
     assert run.augment.view1 == "crop_flip_rotate15"
     assert (run.model.num_experts, run.model.head, run.model.cosine_scale) == (3, "cosine", 30)
+    assert method != "ride" or run.objective.base_options.ride.diversity_weight == 0.45
 
 
-@pytest.mark.parametrize("method", ["paco", "paco_lpa"])
+@pytest.mark.parametrize("method", ["paco", "paco_lpa", "paco_ghost32"])
 def test_the_schedule_of_paco(method):
     """400 epochs, SGD 0.05, 10 epochs of warm-up, x 0.1 at 320 and again at 360, decay 5e-4, two views."""
     run = load_run(f"cifar100_lt_{method}")
@@ -226,6 +265,7 @@ def test_the_schedule_of_paco(method):
     assert (epochs, run.train.batch_size, optim.lr, optim.weight_decay) == (400, 128, 0.05, 5e-4)
     assert (optim.warmup * epochs, [m * epochs for m in optim.milestones], optim.gamma) == (10, [320, 360], 0.1)
     assert (run.augment.view1, run.augment.view2) == ("autoaugment_cutout", "sim")
+    assert run.model.ghost_batch == (32 if method == "paco_ghost32" else None)
 
 
 def test_the_authors_stages_of_dro_lt():
@@ -238,6 +278,35 @@ def test_the_authors_stages_of_dro_lt():
     assert abs(second.train.epochs * 10_847 / 4e6 - 1) < 0.01
     assert (dro.weight, dro.temperature, dro.slack, dro.denominator) == (1.0, 1.0, 1, "class")
     assert second.train.freeze == "classifier" and second.train.init_from.endswith(f"/{first.name}")
+    assert second.train.batch_size // second.train.images_per_class == 32 and second.train.sampling == "class_aware"
+    weighted = second.objective.base_options.cross_entropy
+    assert (weighted.class_weights, weighted.weight_norm) == ("natural", "batch_sum")
+    assert second.train.select == "val/ncm_top1"
+
+
+@pytest.mark.parametrize(("name", "first"), [("imagenet_lt", "imagenet_lt_dro_ce"), ("inat18", "inat18_ce")])
+def test_the_stages_of_dro_lt_at_224_px(name, first):
+    """The second stage is that of CIFAR-100-LT but for its length; it begins with a network of its own kind."""
+    second, small = load_run(f"{name}_dro_features"), load_run("cifar100_lt_dro_features")
+    assert second.objective == small.objective and second.train.optim == small.train.optim
+    shared = ("batch_size", "sampling", "images_per_class", "freeze")
+    assert all(getattr(second.train, key) == getattr(small.train, key) for key in shared)
+    assert second.train.init_from == f"~/ltcore-runs/{first}" and second.model == load_run(first).model
+    assert second.train.select == ("val/ncm_top1" if second.data.val_per_class else "val/balanced_accuracy")
+    third = load_run(f"{name}_dro_classifier")
+    assert (third.stage2.from_run, third.stage2.method) == (f"~/ltcore-runs/{second.name}", "dro")
+
+
+def test_the_ablation_of_dro_goes_with_any_recipe():
+    for recipe in ("digits_glt_lpa_dro_ifl", "cifar100_lt_ce", "imagenet_lt_ce"):
+        sweep = read_sweep("dro_ablation", {"sweep.recipe": recipe})
+        base = load_sweep(sweep)
+        runs = {n: base.replace(changes) for n, changes in sweep.variants.items() if not n.endswith("_crt")}
+        assert base.train.ncm and base.objective.base == "cross_entropy"
+        assert [n for n, run in runs.items() if not run.objective.active_terms()] == ["none"]
+        dro = {n: run.objective.terms.dro for n, run in runs.items() if n != "none"}
+        assert {term.radius_mode for term in dro.values()} == {"sqrt_n", "shared", "se", "learned_compat"}
+        assert {n for n, term in dro.items() if term.layers} == {"shared_layers", "sqrt_n_layers"}
 
 
 def test_every_method_of_stage_2_has_a_recipe_that_says_nothing_of_stage_1():
@@ -266,7 +335,8 @@ def test_the_large_settings_of_paco(name, network, temperature, decay, views):
     optim, paco = run.train.optim, run.objective.base_options.paco
     assert (run.model.name, run.model.ghost_batch, run.model.projection_dim) == (network, 32, 128)
     assert (paco.sample_weight, paco.temperature, paco.queue_size) == (0.05, temperature, 8192)
-    assert (optim.lr, optim.momentum, optim.weight_decay, optim.schedule) == (0.02, 0.9, decay, "cosine")
+    schedule = "cosine_after_warmup"
+    assert (optim.lr, optim.momentum, optim.weight_decay, optim.schedule) == (0.02, 0.9, decay, schedule)
     epochs, warmup = (30, 5) if name.startswith("places") else (400, 10)
     assert (run.train.epochs, round(optim.warmup * epochs), run.train.batch_size) == (epochs, warmup, 128)
     assert (run.augment.view1, run.augment.view2, run.augment.crop_from, run.data.image_size) == (
@@ -287,13 +357,13 @@ def test_the_large_settings_of_paco(name, network, temperature, decay, views):
     ],
 )
 def test_the_large_settings_of_lpa(name, parent, num_attributes, num_classes):
-    """PaCo and the term, which shares PaCo's queue and temperature and keeps at most 0.6 GiB of vectors to cluster."""
+    """PaCo and the term, which has PaCo's temperature and as long a queue, and keeps at most 0.6 GiB of vectors to cluster."""
     run, base = load_run(name), load_run(parent)
     lpa, paco = run.objective.terms.lpa, run.objective.base_options.paco
     assert (run.train, run.augment, run.model) == (base.train, base.augment, base.model)
     assert paco == base.objective.base_options.paco
     assert (lpa.temperature, lpa.queue_size) == (paco.temperature, paco.queue_size)
-    assert (lpa.weight, lpa.num_attributes) == (0.1, num_attributes)
+    assert (lpa.weight, lpa.num_attributes) == (1.0, num_attributes)
     assert 0.3 < num_classes * lpa.reservoir_per_class * 2048 * 4 / 2**30 < 0.6
 
 

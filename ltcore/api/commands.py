@@ -17,20 +17,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltcore.api.results import Evaluation, Run, Sweep
-from ltcore.cli.args import TrainArgs, TuneArgs, fold
+from ltcore.api.results import Evaluation, Protocols, Run, Sweep
+from ltcore.cli.args import ProtocolsArgs, RetrieveArgs, TrainArgs, TuneArgs, fold
 from ltcore.cli.output import Output
 from ltcore.cli.parsers import DEMO_SWEEP
 from ltcore.cli.prepare import storage_root
 from ltcore.config.execution import ENGINES, PlaceArgs
 from ltcore.config.records import RunRecord, SweepRecord
 from ltcore.config.schema import RunConfig
-from ltcore.errors import CheckpointError, ConfigError, one_of
+from ltcore.errors import CheckpointError, ConfigError, at_least, one_of
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join
 from ltcore.text import message
 
 if TYPE_CHECKING:
+    from ltcore.evaluation.retrieval import Retrieval
     from ltcore.training.predictor import Predictor
 
 PathLike = str | Path
@@ -166,6 +167,87 @@ def evaluate(
     return Evaluation(found, predictor)
 
 
+def evaluate_protocols(
+    *runs: Run | PathLike,
+    data: PathLike | None = None,
+    train_missing: bool = False,
+    posthoc_tau: float = 0.0,
+    tta: str = "none",
+    verbose: bool = True,
+) -> Protocols:
+    """Evaluates runs under CLT, ALT and GLT side by side, with intervals.
+
+    Two training splits take two runs that are else the same: one on ``train``, one on ``train_cbl``. The one that is not
+    given is looked for beside the other. Raises ConfigError where it is missing, or where runs do not belong together.
+
+    Args:
+        runs: runs of one configuration with one or more seeds, or the paths or URIs of their directories.
+        data: other data with the same splits; None: LTCORE_DATA, else those of training.
+        train_missing: train the runs that are not there, or continue them.
+        posthoc_tau, tta: as the flags of these names.
+        verbose: tell what is done.
+    """
+    from ltcore.cli.protocols import compared
+    from ltcore.training.predictor import TTA
+
+    if not runs:
+        raise ConfigError("evaluate_protocols() needs a run, or the directory of one.")
+    _checked(TTA, tta=tta)
+    given = data if data is not None else os.environ.get("LTCORE_DATA")
+    args = ProtocolsArgs(
+        runs=tuple(run.uri if isinstance(run, Run) else str(run) for run in runs),
+        data=None if given is None else str(given),
+        train_missing=train_missing,
+        posthoc_tau=posthoc_tau,
+        tta=tta,
+    )
+    return Protocols(*compared(args, _output(verbose)))
+
+
+def retrieve(
+    run: Run | PathLike,
+    images: Sequence[PathLike] = (),
+    *,
+    data: PathLike | None = None,
+    output: PathLike | None = None,
+    weights: PathLike | None = None,
+    neighbors: int = 8,
+    prototypes: int = 16,
+    verbose: bool = True,
+) -> Retrieval:
+    """Finds the training images nearest by pseudo-attributes, patches of prototypes, and classes that share parts.
+
+    Args:
+        run: what was trained, the path or URI of a run or checkpoint directory, or the name of a backbone with published
+            weights, which needs ``data``.
+        images: queries, as files, folders, zips or lists; without any, some of the test split.
+        data: data to search; None: LTCORE_DATA, else those of training.
+        output: file for the page that ``ltcore retrieve`` makes; None: no page.
+        weights: of a backbone: a file, or 'default'; None: 'default'.
+        neighbors: images to find for each query, >= 1.
+        prototypes: how many of the prototypes are to be shown, >= 1.
+        verbose: tell what is done.
+    """
+    from ltcore.cli.retrieve import searched
+    from ltcore.reporting.retrieve_page import write_retrieval
+
+    _at_least_one(neighbors=neighbors, prototypes=prototypes)
+    given = data if data is not None else os.environ.get("LTCORE_DATA")
+    args = RetrieveArgs(
+        run=run.uri if isinstance(run, Run) else str(run),
+        weights=None if weights is None else str(weights),
+        images=tuple(map(str, images)),
+        data=None if given is None else str(given),
+        output=None,
+        neighbors=neighbors,
+        prototypes=prototypes,
+    )
+    found = searched(args, _output(verbose))
+    if output is not None:
+        write_retrieval(found, output)
+    return found
+
+
 def open_run(directory: PathLike) -> Run:
     """Opens a run that was trained before, finished or not. Raises CheckpointError where there is none."""
     record = RunRecord.read(directory)
@@ -225,6 +307,13 @@ def _place(
 def _checked(allowed: Iterable[str], **values: str) -> None:
     try:
         one_of(allowed, **values)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+
+
+def _at_least_one(**values: int) -> None:
+    try:
+        at_least(1, **values)
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
 

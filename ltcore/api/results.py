@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ltcore.config.records import Metrics, RunRecord, SweepRecord, VariantRecord
 from ltcore.errors import CheckpointError
 from ltcore.evaluation.catalog import headline
+from ltcore.evaluation.protocol_table import ProtocolTable
 from ltcore.reporting.summary import ranked, summary_lines
 from ltcore.reporting.variants import variants_lines, variants_table
 from ltcore.storage import join
@@ -205,6 +206,36 @@ class Evaluation:
     def _repr_html_(self) -> str:
         notes = [f"checkpoint {self.record['checkpoint']}", f"data {self.record['data']}"]
         return _table(f"Evaluation on {self.record['name']}", self.metrics, notes)
+
+
+@dataclass(frozen=True, repr=False)
+class Protocols:
+    """CLT, ALT and GLT of runs that differ in training split and seed alone."""
+
+    record: Mapping[str, Any]
+    """What ``ltcore evaluate RUN --protocols --output FILE.json`` writes."""
+    table: ProtocolTable
+    """The same as objects: a column for each protocol, with values per seed and intervals."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metrics]:
+        """Returns protocol -> metric -> mean over the seeds."""
+        columns = self.table.columns
+        return {column.name: {name: cell.mean for name, cell in column.metrics.items()} for column in columns}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns a row for each protocol and metric: mean, sd over seeds, and both ends of the interval."""
+        import pandas as pd
+
+        return pd.DataFrame(self.table.rows())
+
+    def __repr__(self) -> str:
+        return _line("Protocols", self.record["name"], *_headline(self.metrics), f"seeds={self.table.num_seeds}")
+
+    def _repr_html_(self) -> str:
+        shown = self.table.shown()
+        rows = {name: {metric: values.get(metric) for metric in shown} for name, values in self.metrics.items()}
+        return _table(f"Protocols on {self.record['name']}", rows, [f"means; {self.table.method}"])
 
 
 def _seeds(variant: VariantRecord) -> list[dict[str, Any]]:

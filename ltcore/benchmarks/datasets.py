@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -21,14 +22,15 @@ from ltcore.data.datasets.image_folder import image_folder
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.longtail import profile
 from ltcore.data.datasets.prepare import prepare, write_source
-from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, Split, read_manifest, write_manifest
+from ltcore.data.shards.manifest import MANIFEST, LabelTable, Manifest, Shard, Split, read_manifest, write_manifest
+from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.source import Sample, Source
-from ltcore.data.shards.writer import write_dataset
+from ltcore.data.shards.writer import write_dataset, write_labels
 from ltcore.errors import ConfigError
 
 SIDE_PX = 32
 VAL_PER_CLASS = 4
-CONSTRUCTION = 1
+CONSTRUCTION = 2
 """Version of the generated images: increase it when the same arguments give other images."""
 
 
@@ -111,7 +113,7 @@ def repeat(uri: str, times: int) -> str:
         if not storage.exists(storage.join(str(folder), MANIFEST)):
             shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
             folder.mkdir(parents=True)
-            made = _repeated(source, times)
+            made = _repeated(source, times, _repeat_labels(uri, times, folder))
             for copy, original in zip(made.split("train").shards, _originals(source, times), strict=True):
                 for name in ("path", "index_path"):
                     file = storage.local_path(storage.join(uri, getattr(original, name)))
@@ -124,7 +126,13 @@ def _originals(source: Manifest, times: int) -> list[Shard]:
     return list(source.split("train").shards) * times
 
 
-def _repeated(source: Manifest, times: int) -> Manifest:
+def _repeat_labels(uri: str, times: int, folder: Path) -> LabelTable:
+    store = ShardStore(uri)
+    labels_N, attributes_N = (np.tile(tags_N, times) for tags_N in (store.labels("train"), store.attributes("train")))
+    return write_labels(folder, "train", labels_N, attributes_N, store.manifest)
+
+
+def _repeated(source: Manifest, times: int, labels: LabelTable) -> Manifest:
     shards: list[Shard] = []
     first = 0
     for number, shard in enumerate(_originals(source, times)):
@@ -134,7 +142,7 @@ def _repeated(source: Manifest, times: int) -> Manifest:
     counts_C = tuple(count * times for count in source.class_counts["train"])
     return dataclasses.replace(
         source,
-        splits={"train": Split(tuple(shards))},
+        splits={"train": Split(tuple(shards), labels)},
         class_counts={"train": counts_C},
         provenance={"repeats": source.hash, "times": times},
     )

@@ -102,6 +102,7 @@ class Case:
                 "start": 0.0,
                 "num_attributes": size.prototypes,
                 "queue_size": size.queue,
+                "embedding": "query",  # as PaCo's, so that both are timed on the same vectors
                 "reservoir_per_class": max(1, min(128, RESERVOIR_ROWS // size.classes)),
             },
             "dro": {"start": 0.0},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BENCHES = ("ladder", "sweep", "memory", "large", "losses")
+BENCHES = ("ladder", "sweep", "memory", "large", "losses", "glt", "scale")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ def lpa(
     neighbor_mass: float,
     temperature: float,
 ) -> Tensor:
-    """Computes the SupCon term with soft positives of a dense class similarity.
+    """Computes the SupCon term with soft positives of a dense class similarity, whose largest scales their mass.
 
     The queries are the first B elements.
     """
@@ -144,7 +144,7 @@ def lpa(
     same_BA = (labels_B[:, None] == element_labels_A) * others_BA
     near_BA = similarity_CC[labels_B][:, element_labels_A] * others_BA
     near_B1 = near_BA.sum(1, keepdim=True)
-    mass_B1 = neighbor_mass * (near_B1 > 0)
+    mass_B1 = neighbor_mass * near_BA.amax(1, keepdim=True)
     weight_BA = (1 - mass_B1) * same_BA / same_BA.sum(1, keepdim=True) + mass_B1 * near_BA / near_B1.clamp_min(1e-12)
     return -(weight_BA * log_p_BA).sum(1).mean()
 

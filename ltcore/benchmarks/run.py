@@ -71,6 +71,14 @@ def sections_of(name: str, options: Options) -> Sequence[Section]:
         from ltcore.benchmarks.large import large
 
         return large(options)
+    if name == "glt":
+        from ltcore.benchmarks.glt import glt
+
+        return glt(options)
+    if name == "scale":
+        from ltcore.benchmarks.scale import scale
+
+        return scale(options)
     from ltcore.benchmarks.losses import losses
 
     return losses(options)

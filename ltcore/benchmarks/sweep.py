@@ -120,7 +120,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
     )
     book = TrialBook(folder, cfg, "val/balanced_accuracy", 0.0, [], _ignore, ended)
     course = Course(iter([Cohort(0, dict(values(trials)), (), book)]))
-    run_course(plan, course, Ears(lambda: False, _ignore))
+    run_course(plan, course, Ears(lambda: False, lambda: False, _ignore))
     return collected(folder, ends)
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.execution import PREDICTION_FORMATS, PlaceArgs
+from ltcore.data.glt.choices import GltChoices
+from ltcore.data.shards.reencode import Reencode
 from ltcore.errors import ConfigError
 
 
@@ -103,6 +105,23 @@ class EvaluateArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProtocolsArgs:
+    """``evaluate.py --protocols``"""
+
+    runs: tuple[str, ...]
+    """Run directories, or their URIs."""
+    data: str | None
+    """As for ``EvaluateArgs``."""
+    train_missing: bool = False
+    """Train the runs on the other training split that are not there."""
+    posthoc_tau: float = 0.0
+    tta: str = "none"
+    output: str | None = None
+    """File of the table, .json or .csv; None: JSON in metrics/ of the first run."""
+    debug: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportArgs:
     """``ltcore export``"""
 
@@ -127,6 +146,24 @@ class CardArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetrieveArgs:
+    """``ltcore retrieve``"""
+
+    run: str
+    """A run or checkpoint directory, or its URI, or the name of a backbone."""
+    weights: str | None
+    """Of a backbone: a file, or 'default'; None: 'default'."""
+    images: tuple[str, ...]
+    """Queries: image files, folders, zips or lists; empty: some of the test split."""
+    data: str | None
+    """URI of the data to search; None: what the run was trained on."""
+    output: str | None
+    """File of the page; None: in the run directory."""
+    neighbors: int
+    prototypes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportArgs:
     """``report.py``"""
 
@@ -139,20 +176,11 @@ class ReportArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardsArgs:
-    """``make_shards.py``"""
+class SourceArgs:
+    """How images are read that shards are made of."""
 
-    source: str
-    """Images, the name of a data set, or 'check' or 'info'."""
-    target: str
-    """Where the shards are or will be."""
-    imbalance_factor: float | None
-    subset: str
-    subset_seed: int
-    val_per_class: int
     classes_from: str | None
     max_bad_samples: int
-    shard_size: int
     label_key: str | None
     lists: list[tuple[str, str]]
     """(split, list file) pairs."""
@@ -160,6 +188,41 @@ class ShardsArgs:
     label_column: str | None
     split_column: str | None
     attribute_column: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsArgs(SourceArgs):
+    """``make_shards.py``"""
+
+    source: str
+    """Images, the name of a data set, or 'check', 'info' or 'pictures'."""
+    target: str
+    """Where the shards are or will be; of 'pictures' any data."""
+    pictures_dir: str | None
+    """Folder for pictures."""
+    imbalance_factor: float | None
+    subset: str
+    subset_seed: int
+    val_per_class: int
+    images: str | None
+    annotations: str | None
+    shard_size: int
+    reencode: Reencode | None = None
+    """How images are encoded anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GltArgs(SourceArgs):
+    """``shards glt``"""
+
+    source: str
+    """Images, or the name of a data set."""
+    target: str
+    """Where the shards will be."""
+    choices: GltChoices
+    engine: str
+    """Where shards are written: 'inline' (this process), 'ray' (tasks), or 'auto'."""
+    debug: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The classes of an evaluation in a terminal: how well each is recognized, and what it is taken for."""
+"""Classes and attributes of an evaluation in a terminal: how well each is recognized, and what classes are taken for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rich.table import Table
 
 from ltcore.cli.console import percent_cell
 
+ATTRIBUTE = "attribute/"
+"""Beginning of the names of metrics of one attribute."""
 MOST_CLASSES = 20
 """Of a table: those with the lowest recall; the JSON has all."""
 
@@ -33,6 +35,28 @@ def class_table(result: Mapping[str, Any], split: str) -> Table:
         table.add_row(
             classes[c], str(support[c]), percent_cell(recalls[c]), f"{classes[other]} ({count})" if count else "-"
         )
+    return table
+
+
+def attribute_table(result: Mapping[str, Any]) -> Table | None:
+    """Returns a table of the attributes, the lowest accuracy of the first split first; None where the data have none."""
+    splits = list(result["splits"].values())
+    found = {
+        name.removeprefix(ATTRIBUTE): [values.get(name) for values in splits]
+        for name in dict.fromkeys(name for values in splits for name in values)
+        if name.startswith(ATTRIBUTE) and not name.endswith("/macro_precision")
+    }
+    tested = sorted((name for name, row in found.items() if row[0] is not None), key=lambda name: found[name][0] or 0)
+    if not tested:
+        return None
+    shown = tested[:MOST_CLASSES]
+    count = "attributes" if len(shown) == len(tested) else f"{len(shown)} of {len(tested)} attributes"
+    table = Table(title=f"{count}, lowest accuracy first")
+    table.add_column("attribute")
+    for split in result["splits"]:
+        table.add_column(f"{split}, %", justify="right")
+    for name in shown:
+        table.add_row(name, *map(percent_cell, found[name]))
     return table
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
-from ltcore.cli import export_parsers, parsers, shards_parser
+from ltcore.cli import export_parsers, glt_parser, parsers, shards_parser
 from ltcore.cli.parser import DESCRIBE, Described
 from ltcore.config import keys
 
@@ -76,6 +76,8 @@ def candidates(words: Sequence[str], commands: Iterable[str]) -> list[str]:
     *before, current = words or [""]
     if not before:
         return _beginning_with(current, [*commands, "--help", "--version"])
+    if before[:2] == ["shards", "glt"]:
+        before = ["shards_glt", *before[2:]]
     parser = _parser_of(before[0])
     shown = (action for action in parser._actions if action.help != argparse.SUPPRESS)
     flags = {flag: action for action in shown for flag in action.option_strings}
@@ -96,7 +98,9 @@ def _beginning_with(current: str, found: Iterable[str]) -> list[str]:
 
 def _parser_of(command: str) -> argparse.ArgumentParser:
     name = f"read_{command}"
-    home = next((module for module in (parsers, shards_parser, export_parsers) if hasattr(module, name)), None)
+    home = next(
+        (module for module in (parsers, shards_parser, glt_parser, export_parsers) if hasattr(module, name)), None
+    )
     reader = getattr(home, name) if home is not None else parsers.read_nothing
     try:
         reader(None, DESCRIBE)

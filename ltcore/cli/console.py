@@ -10,7 +10,9 @@ from rich.table import Table
 
 from ltcore.config.records import Metrics, RunRecord, SweepRecord
 from ltcore.evaluation.balance import remarks
-from ltcore.evaluation.catalog import DETAILS, METRICS, headline
+from ltcore.evaluation.catalog import DETAILS, METRICS, NCM, NCM_METRICS, headline, title_of
+from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.reporting.rank_table import RANKS, RankGroup, compared_methods, is_rank_metric, rank_groups
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join
 from ltcore.text import duration
@@ -24,8 +26,12 @@ def show_run(record: RunRecord, run_uri: str) -> None:
     for header in columns:
         table.add_column(header, justify="right")
     for name in shown_metrics(columns.values()):
-        table.add_row(METRICS[name].title, *(percent_cell(values.get(name)) for values in columns.values()))
+        table.add_row(title_of(name), *(percent_cell(values.get(name)) for values in columns.values()))
     console.print(table)
+    if split := next(iter(ordered_splits(record.test or {})), None):
+        values = {metric: (value,) for metric, value in (record.test or {})[split].items()}
+        if groups := rank_groups({"": values}):
+            console.print(_ranks(f"{split}, last epoch", groups))
     for split, support in (record.support or {}).items():
         for remark in remarks(split, support):
             console.print(remark)
@@ -54,17 +60,25 @@ def shown_metrics(tests: Iterable[Metrics]) -> list[str]:
     first = {name for values in found for name in headline(values)}
     defined = {name for values in found for name, value in values.items() if value is not None}
     others = {"balanced_accuracy", "top1"} - first
-    return [name for name in METRICS if name in defined and name not in others and not name.endswith(DETAILS)]
+    names = (*METRICS, *(name for name in NCM_METRICS if name.removeprefix(NCM) not in others))
+    shown = (name for name in names if name in defined and name not in others)
+    return [name for name in shown if not name.endswith(DETAILS) and not is_rank_metric(name)]
 
 
-def percent_cell(value: float | None) -> str:
+def percent_cell(value: float | None, digits: int = 2) -> str:
     """Returns a fraction in percent for a table; a dash where it is not defined."""
-    return "-" if value is None else f"{100 * value:.2f}"
+    return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
 def show_result(sweep: SweepRecord, uri: str, *, age: bool) -> None:
     """Shows the ranked trials or the compared variants, the verdict, and where everything is stored."""
-    from ltcore.reporting.report import ranked_table, summary_lines, variants_lines, variants_table
+    from ltcore.reporting.report import (
+        ablation_table,
+        ranked_table,
+        summary_lines,
+        variants_lines,
+        variants_table,
+    )
 
     console = Terminal()
     if age:
@@ -76,15 +90,51 @@ def show_result(sweep: SweepRecord, uri: str, *, age: bool) -> None:
     compared = sweep.search == "variants"
     if rows := variants_table(sweep) if compared else ranked_table(sweep):
         console.print(_variants(rows) if compared else _trials(rows))
+    if parts := ablation_table(sweep):
+        console.print(_narrow(parts, "each term alone, and its controls; in percent"))
     for line in variants_lines(sweep) if compared else summary_lines(sweep):
         console.print(line)
+    compared_splits = sweep.comparison or {}
+    if split := next(iter(ordered_splits(compared_splits)), None):
+        cells = compared_splits[split]
+        if groups := rank_groups(compared_methods(cells), cells):
+            console.print(_ranks(protocol_of(split, sweep.train_split)[0], groups))
     console.print(f"Report: {join(uri, 'report.html')}")
+
+
+def _ranks(test: str, groups: Sequence[RankGroup]) -> Table:
+    """Returns a table of accuracies by attribute rank; of several methods, each shot group has a row for each."""
+    table = Table(title=f"{test}: by attribute rank in the class, %")
+    table.add_column("classes")
+    several = len(groups[0].rows) > 1
+    if several:
+        table.add_column("")
+    for rank in RANKS:
+        table.add_column(rank, justify="right")
+    for group in groups:
+        for at, row in enumerate(group.rows):
+            name = group.title if at == 0 else ""
+            cells = (cell.text for cell in row.cells)
+            table.add_row(
+                name, *([row.label] if several else []), *cells, end_section=several and row is group.rows[-1]
+            )
+    return table
 
 
 def _trials(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(*map(str, rows[0]), title="trials, ranked on validation")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _narrow(rows: Sequence[Mapping[str, str]], title: str) -> Table:
+    """Returns a table of text whose cells do not wrap."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for column in rows[-1]:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 

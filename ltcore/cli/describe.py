@@ -15,6 +15,7 @@ def print_methods() -> None:
         "base": "Base losses (objective.base)",
         "term": "Terms (objective.terms.<name>)",
         "stage2": "Stage 2, on the frozen features of a run (stage2.method)",
+        "head": "Classifiers (model.head)",
         "model": "Networks (model.name)",
         "data": "Data (data.uri)",
     }

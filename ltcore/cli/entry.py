@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from ltcore.errors import ConfigError, LtcoreError, refuse_userinfo
+from ltcore.errors import ConfigError, LtcoreError, Terminated
 from ltcore.text import message
+from ltcore.uris import check_uris
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs a pipeline and exits: errors are one sentence on stderr, with a traceback only under ``--debug``."""
     try:
-        _refuse_passwords(sys.argv[1:])
-        code = main() or 0
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
-        code = 130
+        _check_uris(sys.argv[1:])
+        with _sigterm_is_an_interrupt():
+            code = main() or 0
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
+        print(
+            f"\n{'terminated' if ended else 'interrupted'}; the same command continues where it stopped",
+            file=sys.stderr,
+        )
+        code = 128 + (signal.SIGTERM if ended else signal.SIGINT)
     except BrokenPipeError:  # whoever read the output, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -40,21 +48,41 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     raise SystemExit(code)
 
 
+@contextlib.contextmanager
+def _sigterm_is_an_interrupt() -> Iterator[None]:
+    """Lets SIGTERM unwind the command as Ctrl-C does, so that nothing it started stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def end(*_: object) -> NoReturn:
+        if os.getpid() != own:  # a forked child, such as a decoder, which its parent ends in this way
+            os._exit(128 + signal.SIGTERM)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def say(text: str) -> None:
     """Prints a remark for the user at the terminal, apart from the output of the command."""
     print(message(text), file=sys.stderr, flush=True)
 
 
-def _refuse_passwords(argv: Sequence[str]) -> None:
-    """Refuses URIs with a password anywhere in the command.
+def _check_uris(argv: Sequence[str]) -> None:
+    """Refuses URIs that are none, and those with a password, anywhere in the command.
 
     Parsers repeat arguments that they do not accept, and W&B keeps the command.
     """
     for before, word in zip(["", *argv], argv, strict=False):
-        key, _, _ = word.partition("=")
+        key, _, value = word.partition("=")
         flag = before if before.startswith("--") else "an argument"
         try:
-            refuse_userinfo(**{flag if "://" in key else key: word})
+            check_uris(**{flag: word} if "://" in key or not value else {key: value})
         except ValueError as error:
             raise ConfigError(f"{error}.") from None
 
@@ -63,8 +91,11 @@ def _leave(code: int) -> NoReturn:
     """Ends the process as the interpreter does, but without the destructors of C++ libraries.
 
     After an error their threads may still run, and the process would sometimes abort (exit code -6) with all its work
-    done.
+    done. Whoever sends another signal meanwhile ends it at once.
     """
+    if threading.current_thread() is threading.main_thread():
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, signal.SIG_DFL)
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

@@ -65,6 +65,8 @@ class EpochLines(ForwardingContext):
         left = f", about {duration(seconds / done * (self._epochs - epoch))} left" if done else ""
         value = metrics.get("val/balanced_accuracy")
         shown = "" if value is None else f"  val balanced accuracy {100 * value:5.2f}%"
+        ncm = metrics.get("val/ncm_balanced_accuracy")
+        shown += "" if ncm is None else f", of the nearest class mean {100 * ncm:5.2f}%"
         return (
             f"epoch {epoch:4d}/{self._epochs}  loss {metrics['train/loss']:.4f}{shown}  lr {metrics['lr']:.4g}  "
             f"{metrics['images_per_s']:,.0f} images/s, data wait {100 * metrics['data_wait_fraction']:.0f}%{left}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from ltcore.cli.args import EvaluateArgs
-from ltcore.cli.class_table import class_table
+from ltcore.cli.class_table import attribute_table, class_table
 from ltcore.cli.console import percent_cell
 from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.data.datasets.prepare import prepare
@@ -19,7 +19,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.remarks import file_remarks
 from ltcore.errors import ConfigError, DataError
 from ltcore.evaluation.balance import remarks
-from ltcore.evaluation.catalog import title_of
+from ltcore.evaluation.catalog import METRICS, title_of
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join, write_bytes_atomic
 from ltcore.text import printable
@@ -85,13 +85,15 @@ def _prepared(data: Any, out: Output, doing: str) -> str:
 def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields one file for each data set, split and adjustment, so that none replaces another's."""
     for split in result["splits"]:
-        tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
-        tau += "-flip" if result["tta"] == "flip" else ""
-        name = re.sub(
-            r"[^A-Za-z0-9._-]+", "_", f"{result['name'][:60]}-{result['data_hash'][:8]}-{split[:60]}{tau}.json"
-        )
         part = {name: {split: found[split]} for name, found in result.items() if name in PER_SPLIT}
-        yield join(checkpoint, "metrics", name), {**result, **part}
+        yield join(checkpoint, "metrics", metrics_name(result, split[:60])), {**result, **part}
+
+
+def metrics_name(result: Mapping[str, Any], what: str) -> str:
+    """Returns the name of a file of metrics: of which data, of what, and with which adjustment."""
+    tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
+    tau += "-flip" if result["tta"] == "flip" else ""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{result['name'][:60]}-{result['data_hash'][:8]}-{what}{tau}.json")
 
 
 def _write(file: str, result: dict[str, Any]) -> None:
@@ -106,9 +108,12 @@ def _print(result: dict[str, Any]) -> None:
         table.add_column(split, justify="right")
     names = dict.fromkeys(name for values in result["splits"].values() for name in values)
     for name in names:
-        table.add_row(title_of(name), *(percent_cell(values.get(name)) for values in result["splits"].values()))
+        if name in METRICS:
+            table.add_row(title_of(name), *(percent_cell(values.get(name)) for values in result["splits"].values()))
     terminal = Terminal()
     terminal.print(table)
+    if attributes := attribute_table(result):
+        terminal.print(attributes)
     for split, support in result["support"].items():
         terminal.print(class_table(result, split))
         for remark in remarks(split, support):

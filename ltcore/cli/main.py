@@ -12,7 +12,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from ltcore.cli import export_parsers, parsers, shards_parser
+from ltcore.cli import export_parsers, glt_parser, parsers, shards_parser
+from ltcore.cli.args import ProtocolsArgs
 from ltcore.text import printable, printable_lines
 from ltcore.version import __version__
 
@@ -37,8 +38,13 @@ def tune(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> 
 
 
 def evaluate(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
-    """Evaluate a checkpoint, or predict images with it."""
+    """Evaluate a checkpoint, or runs under CLT, ALT and GLT, or predict images."""
     args = parsers.read_evaluate(doc, argv, prog)
+    if isinstance(args, ProtocolsArgs):
+        from ltcore.cli import protocols
+
+        protocols.run(args)
+        return 0
     if args.predicts:
         from ltcore.cli.predict import predict
 
@@ -64,7 +70,13 @@ def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
 
 
 def shards(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
-    """Make shards from images, check shards, or describe them."""
+    """Make shards from images, check, describe or draw shards, or build a GLT benchmark (`shards glt`)."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["glt"]:
+        chosen = glt_parser.read_shards_glt(glt_parser.DOC, words[1:], prog and f"{prog} glt")
+        from ltcore.cli.make_glt import make_glt
+
+        return make_glt(chosen)
     args = shards_parser.read_shards(doc, argv, prog)
     from ltcore.cli.make_shards import make_shards
 
@@ -101,6 +113,14 @@ def card(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> 
     from ltcore.cli.export import run_card
 
     run_card(args)
+
+
+def retrieve(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
+    """Show what a network sees: nearest images by attributes, patches of prototypes, classes that share parts."""
+    args = export_parsers.read_retrieve(doc, argv, prog)
+    from ltcore.cli.retrieve import run_retrieve
+
+    run_retrieve(args)
 
 
 def methods(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
@@ -177,6 +197,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "export": export,
     "card": card,
+    "retrieve": retrieve,
     "methods": methods,
     "recipes": recipes,
     "keys": keys,

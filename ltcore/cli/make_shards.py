@@ -1,44 +1,68 @@
-"""``make_shards.py``: from the command line's answers to shards, a list of problems, or a description."""
+"""``make_shards.py``: from the command line's answers to shards, a list of problems, a description, or pictures."""
 
 from __future__ import annotations
 
+import re
 import time
+from typing import Any
 
-from ltcore.cli.args import ShardsArgs
+from ltcore.cli.args import ShardsArgs, SourceArgs
 from ltcore.cli.entry import say
-from ltcore.data.config import DataConfig
-from ltcore.data.datasets.prepare import make
+from ltcore.data.config import COLUMN_KEYS, DataConfig
+from ltcore.data.datasets.prepare import make, prepare, selection_remarks
+from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.validate import check_dataset, describe
 from ltcore.errors import ConfigError
+from ltcore.text import printable
+
+_UNSAFE = re.compile(r"[^\w.-]+")
+"""Characters of a data set's name that a folder's does not get."""
 
 
 def make_shards(args: ShardsArgs) -> int:
-    """Makes, checks or describes shards. Returns the exit code: 1 where the check found a problem."""
+    """Makes, checks, describes or draws shards. Returns the exit code: 1 where the check found a problem."""
     started = time.monotonic()
     if args.source == "check":
         problems = check_dataset(args.target, progress=say)
         print("".join(f"{problem}\n" for problem in problems), end="")
         say(f"{len(problems)} problems found in {time.monotonic() - started:.1f} s")
         return 1 if problems else 0
+    if args.source == "pictures":
+        return _draw(args)
     if args.source != "info":
-        try:
-            cfg = DataConfig(
-                uri=args.source,
-                imbalance_factor=args.imbalance_factor,
-                subset=args.subset,
-                subset_seed=args.subset_seed,
-                val_per_class=args.val_per_class,
-                classes_from=args.classes_from,
-                max_bad_samples=args.max_bad_samples,
-                image_column=args.image_column,
-                label_column=args.label_column,
-                split_column=args.split_column,
-                attribute_column=args.attribute_column,
-                label_key=args.label_key,
-            )
-        except ValueError as error:
-            raise ConfigError(f"data.{error}.") from error
-        make(cfg, args.target, lists=args.lists, shard_size=args.shard_size, progress=say)
+        how: dict[str, Any] = {"lists": args.lists, "shard_size": args.shard_size, "reencode": args.reencode}
+        make(_config(args, args.source), args.target, **how, progress=say)
         say(f"made in {time.monotonic() - started:.1f} s")
     print(describe(args.target))
+    return 0
+
+
+def source_config(args: SourceArgs, uri: str, **more: Any) -> DataConfig:
+    """Returns what the command line says of a source. Raises ConfigError for values that the section does not take."""
+    keys = ("classes_from", "max_bad_samples", "label_key", *COLUMN_KEYS)
+    try:
+        return DataConfig(uri=uri, **{key: getattr(args, key) for key in keys}, **more)
+    except ValueError as error:
+        raise ConfigError(f"data.{error}.") from error
+
+
+def _config(args: ShardsArgs, uri: str) -> DataConfig:
+    keys = ("imbalance_factor", "subset", "subset_seed", "val_per_class", "images", "annotations")
+    return source_config(args, uri, **{key: getattr(args, key) for key in keys})
+
+
+def _draw(args: ShardsArgs) -> int:
+    """Writes pictures of any data; images are made into shards first, as a training does. Prints the paths."""
+    from ltcore.reporting.data_pictures import write_pictures
+
+    if args.lists:
+        raise ConfigError("--list does not go with pictures: make shards of the lists, and give those.")
+    cfg = _config(args, args.target)
+    uri = prepare(cfg, progress=say, needs_train=False)
+    manifest = read_manifest(uri)
+    for remark in selection_remarks(cfg, manifest):
+        say(remark)
+    folder = args.pictures_dir or f"{_UNSAFE.sub('_', manifest.name)}-pictures"
+    for path in write_pictures(uri, folder):
+        print(printable(path))
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ltcore.benchmarks.options import BENCHES, Options
-from ltcore.cli.args import DoctorArgs, EvaluateArgs, ReportArgs, TrainArgs, TuneArgs, fold
+from ltcore.cli.args import DoctorArgs, EvaluateArgs, ProtocolsArgs, ReportArgs, TrainArgs, TuneArgs, fold
 from ltcore.cli.parser import Parser
 from ltcore.cli.values import count, not_negative, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
@@ -70,8 +70,10 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
     return TuneArgs(sweep=args.sweep, overrides=overrides, max_hours=args.max_hours, **_place(args))
 
 
-def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> EvaluateArgs:
-    """Reads the command line of ``evaluate``."""
+def read_evaluate(
+    doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None
+) -> EvaluateArgs | ProtocolsArgs:
+    """Reads the command line of ``evaluate``: of one checkpoint, or with ``--protocols`` of runs."""
     parser = command_parser(doc, prog)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint or run directory, path or URI")
     parser.add_argument(
@@ -79,18 +81,29 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         nargs="*",
         metavar="IMAGES",
         help="predict these instead of measuring: image files, folders, zips, shards, or lists (.txt: a line 'path' or "
-        "'path label' for each image, the label a number by the order of the run's classes)",
+        "'path label' for each image, the label a number by the order of the run's classes); with --protocols more runs",
     )
     parser.add_argument("--data", metavar="URI", help="data to evaluate on (default: LTCORE_DATA, else training's)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", action="append", default=[], metavar="NAME", help="split to evaluate; repeatable")
     which.add_argument("--protocol", action="append", default=[], choices=PROTOCOLS, help="GLT protocol; repeatable")
+    which.add_argument(
+        "--protocols",
+        action="store_true",
+        dest="compare",
+        help="CLT, ALT and GLT side by side, from runs on train and on train_cbl that are else the same, of one or more seeds; "
+        "those that are not given are looked for beside them",
+    )
+    parser.add_argument(
+        "--train-missing", action="store_true", help="with --protocols: train (or continue) the runs that are not there"
+    )
     add_prediction_flags(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
         help="FILE.json: all metrics in one file (default: metrics/ of the run or checkpoint, a file for each data set and "
-        "split); FILE.parquet, .csv or .jsonl: predictions, a row for each image of IMAGES, or of --data",
+        "split); FILE.parquet, .csv or .jsonl: predictions, a row for each image of IMAGES, or of --data; with --protocols "
+        ".json or .csv, the table",
     )
     parser.add_argument("--top-k", type=count, default=1, metavar="K", help="classes of each prediction (default: 1)")
     parser.add_argument("--logits", action="store_true", help="predictions with logits, as .parquet or .jsonl")
@@ -98,6 +111,10 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         "--engine", choices=("inline", "ray"), default="inline", help="ray: predict shards with a pool of Ray actors"
     )
     args = parser.parse_intermixed_args(argv)
+    if args.compare:
+        return _protocols(parser, args)
+    if args.train_missing:
+        parser.error("--train-missing goes with --protocols")
     if args.images and args.data:
         parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
     found = EvaluateArgs(
@@ -117,6 +134,22 @@ def read_evaluate(doc: str | None, argv: Sequence[str] | None = None, prog: str 
     if problem := found.contradiction():
         parser.error(problem)
     return found
+
+
+def _protocols(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ProtocolsArgs:
+    if args.top_k > 1 or args.logits or args.engine == "ray":
+        parser.error("--top-k, --logits and --engine ray are of predictions, which --protocols does not make")
+    if args.output and not args.output.endswith((".json", ".csv")):
+        parser.error(f"--output {args.output}: expected the ending .json or .csv for the table of --protocols")
+    return ProtocolsArgs(
+        runs=(args.checkpoint, *args.images),
+        data=args.data or os.environ.get("LTCORE_DATA"),
+        train_missing=args.train_missing,
+        posthoc_tau=args.posthoc_tau,
+        tta=args.tta,
+        output=args.output,
+        debug=args.debug,
+    )
 
 
 def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ReportArgs:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ltcore.cli.args import EvaluateArgs
+from ltcore.cli.bar import progress
 from ltcore.cli.entry import say
 from ltcore.cli.evaluate import find_data
 from ltcore.data.datasets.inputs import Inputs, in_store
 from ltcore.data.datasets.prepare import is_shards
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError
-from ltcore.reporting.terminal import Terminal
 from ltcore.storage import local_path
 from ltcore.text import printable
 from ltcore.training.predict import load, wanted_splits
@@ -22,8 +22,6 @@ from ltcore.training.prediction_table import Layout, write_predictions
 from ltcore.training.predictions import Predictions, predict_items, predict_split
 from ltcore.training.predictor import Predictor
 
-LINE_S = 10.0
-"""Between lines of progress where there is no terminal."""
 Parts = Iterator[Predictions]
 
 
@@ -98,7 +96,7 @@ def _deliver(args: EvaluateArgs, predictor: Predictor, parts: Parts, total: int,
     tally, began = _Tally(), time.monotonic()
     if args.output:
         layout = Layout(predictor.classes, min(args.top_k, len(predictor.classes)), logits=args.logits, **columns)
-        with _progress(total) as advance:
+        with progress("predicting", total) as advance:
             write_predictions(args.output, tally.count(parts, advance), layout, _about(predictor))
     else:
         for part in tally.count(parts):
@@ -154,31 +152,3 @@ class _Tally:
         if output and self.failed:
             text += f" (column error), the first: {self._first}"
         return text
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how many images are done: a bar on a terminal, a line now and then elsewhere."""
-    terminal = Terminal(stderr=True)
-    if not terminal.is_terminal:
-        yield _Lines(total).advance
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-class _Lines:
-    """Says every ``LINE_S`` how many images are done."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._said = total, 0, time.monotonic()
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        if time.monotonic() - self._said > LINE_S:
-            self._said = time.monotonic()
-            say(f"{self._done:,} of {self._total:,} images")

@@ -12,8 +12,9 @@ from ltcore.data.datasets.prepare import prepare, selection_remarks
 from ltcore.data.datasets.registry import find
 from ltcore.data.shards.histogram import class_histogram
 from ltcore.data.shards.manifest import Manifest, read_manifest
-from ltcore.errors import ConfigError, refuse_userinfo
+from ltcore.errors import ConfigError
 from ltcore.storage import is_local, join, refuse_read_only
+from ltcore.uris import check_uris
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig
@@ -28,7 +29,7 @@ def storage_root(storage: str | None) -> str:
     """
     root = storage or str(DEFAULT_STORAGE)
     try:
-        refuse_userinfo(**{"--storage (or LTCORE_STORAGE)": root})
+        check_uris(**{"--storage (or LTCORE_STORAGE)": root})
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
     refuse_read_only(root)

@@ -27,6 +27,7 @@ from ltcore.text import printable_lines
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what
 from ltcore.training.hardware import allocated_cpus, wished_cpus
+from ltcore.training.key_encoder import remark
 from ltcore.training.lease import exclusive
 from ltcore.training.preflight import check_run
 from ltcore.training.record import RunInfo
@@ -79,6 +80,8 @@ def train_config(
         show_classes(cfg, manifest, out.say)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
+    if finished is None and (note := remark(cfg, manifest)):
+        out.say(note)
     if args.dry_run:
         print(printable_lines(dry_run(cfg, data_uri, root)))
         return None
@@ -100,11 +103,12 @@ def _train_here(args: PlaceArgs, cfg: RunConfig, job: Job, out: Output) -> RunRe
     check_world(cfg, 1)
     _make_room(args, job.run_uri, out)
     job = dataclasses.replace(job, cpus=allocated_cpus() if on_cluster_node() else wished_cpus())
+    local = LocalContext(say=out.say)
     try:
-        with LocalContext(say=out.say) as ctx, EpochLines(ctx, cfg.epochs, out.terminal()) as shown:
+        with local as ctx, EpochLines(ctx, cfg.epochs, out.terminal()) as shown:
             return execute(job, shown)
     except StopRequested as stop:
-        raise KeyboardInterrupt(str(stop)) from None
+        raise local.interrupt(str(stop)) from None
 
 
 def _make_room(args: PlaceArgs, run_uri: str, out: Output) -> None:

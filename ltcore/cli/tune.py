@@ -18,7 +18,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.storage import join
 from ltcore.training.lease import exclusive
-from ltcore.tuning.identity import adds_trials, check_same_data, check_same_sweep, identity
+from ltcore.tuning.identity import check_same_data, check_same_sweep, has_more, identity
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig, SweepConfig
@@ -38,9 +38,8 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     uri = join(root, sweep.name)
     stored = None if args.fresh else SweepRecord.read(uri)
     if stored is not None:
-        fields = identity(sweep)
-        check_same_sweep(stored, fields, uri)
-        if stored.status == "finished" and not args.dry_run and not adds_trials(stored, fields):
+        check_same_sweep(stored, identity(sweep), uri)
+        if stored.status == "finished" and not args.dry_run and not has_more(stored, sweep):
             data = DataConfig(**run_tree(sweep.recipe, sweep.overrides)["data"])
             check_same_data(stored, read_manifest(prepare_data(data, root, out.say)).hash, uri)
             out.show_sweep(stored, uri, age=True)
@@ -54,7 +53,7 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     from ltcore.runtime.progress import ProgressDisplay
 
     base = load_sweep(sweep)
-    display = ProgressDisplay(out.terminal())
+    display = ProgressDisplay(out.terminal(), sweep.metric)
     display.say(
         "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
     )
@@ -79,13 +78,13 @@ def _tune_on(
 ) -> SweepRecord | None:
     """Places the sweep and prepares its data, then runs it; None after ``--dry-run``."""
     from ltcore.cli.dry_run import dry_run
-    from ltcore.config.load import probed_runs
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
-    from ltcore.training.preflight import check_run
+    from ltcore.training.key_encoder import remark
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.training.settle import settled
+    from ltcore.tuning.planned import count_words, planned_runs
     from ltcore.tuning.runs import SweepSetup
 
     placement = Placement.decide(args, cluster, root, base, search=sweep.search)
@@ -103,10 +102,11 @@ def _tune_on(
     began = None if stored is None else {"model.weights": stored.weights}
     varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
     base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began)
-    for run in (base, *probed_runs(sweep, base)):
-        check_run(run, manifest)
+    runs = planned_runs(sweep, base, manifest)
+    for note in dict.fromkeys(filter(None, (remark(run, manifest) for run in runs))):
+        display.say(note)
     if args.dry_run:
-        display.say(dry_run(base, data_uri, root, runs=sweep.size, concurrent=placement.concurrent))
+        display.say(dry_run(base, data_uri, root, runs=count_words(sweep, base, manifest, placement.concurrent)))
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
@@ -114,6 +114,7 @@ def _tune_on(
     setup = SweepSetup(
         sweep=sweep,
         base=base,
+        num_trials=sweep.size,
         seed=base.seed,
         data_uri=data_uri,
         data_hash=manifest.hash,
@@ -129,7 +130,7 @@ def _tune_on(
 
 def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
     """Runs the sweep, or continues it on the same data."""
-    from ltcore.tuning.budget import fitted_epochs
+    from ltcore.tuning.budget import planned_trials
     from ltcore.tuning.sweep import Sweep
     from ltcore.tuning.variants import VariantSweep
 
@@ -137,15 +138,6 @@ def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:
     if stored is not None:
         check_same_data(stored, setup.data_hash, setup.uri)
     with display.stage("warm-up"):
-        base = fitted_epochs(
-            setup.sweep,
-            setup.base,
-            setup.data_uri,
-            setup.placement.concurrent,
-            stored,
-            setup.placement.scaling,
-            setup.cluster.local,
-            display.say,
-        )
+        setup = dataclasses.replace(setup, num_trials=planned_trials(setup, stored, display.say))
     kind = VariantSweep if setup.sweep.variants else Sweep
-    return kind(dataclasses.replace(setup, base=base), identity(setup.sweep), display).run()
+    return kind(setup, identity(setup.sweep), display).run()

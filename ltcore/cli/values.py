@@ -19,6 +19,11 @@ def count(text: str) -> int:
     return _number(text, int, 1, "a whole number >= 1")
 
 
+def at_least_one(text: str) -> float:
+    """Reads a number of 1 or more."""
+    return _number(text, float, 1.0, "a number >= 1")
+
+
 def not_negative(text: str) -> float:
     """Reads a number of 0 or more."""
     return _number(text, float, 0.0, "a number >= 0")

@@ -6,7 +6,8 @@ Raised from ``RunConfig.__post_init__``; each message starts with the key that w
 from __future__ import annotations
 
 from ltcore.data.augment.config import AugmentConfig
-from ltcore.data.loading.class_sampling import NATURAL
+from ltcore.data.loading.class_sampling import BALANCED, NATURAL
+from ltcore.objective.class_weights import NATURAL as NATURAL_WEIGHTS
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
 
@@ -30,18 +31,52 @@ def check_mixing(augment: AugmentConfig, objective: ObjectiveConfig) -> None:
             )
 
 
+def check_pairs(bilateral: bool, sampling: str, objective: ObjectiveConfig) -> None:
+    """Raises ValueError where pairs of images meet another network or stream, or terms, and where nothing needs pairs."""
+    base = objective.base
+    if not BASES[base].build.pairs:
+        if bilateral:
+            raise ValueError(
+                f"model.bilateral=true does not go with objective.base={base}, which takes single images. Set "
+                "model.bilateral=false or objective.base=bbn"
+            )
+        return
+    if not bilateral:
+        raise ValueError(
+            f"model.bilateral=false does not go with objective.base={base}, which has one branch of the network for each of two "
+            "streams. Set model.bilateral=true"
+        )
+    if sampling != NATURAL:
+        raise ValueError(
+            f"train.sampling={sampling} does not go with objective.base={base}, which brings a second stream beside the natural "
+            f"one. Set train.sampling={NATURAL} or choose another base"
+        )
+    for name in objective.active_terms():
+        raise ValueError(
+            f"objective.terms.{name} does not go with objective.base={base}, which mixes the features of two images, while terms "
+            f"are defined for those of one. Set objective.terms.{name}=null or choose another base"
+        )
+
+
 def check_sampling(sampling: str, objective: ObjectiveConfig) -> None:
     """Raises ValueError where the classes would be balanced twice, or a term needs the natural stream."""
+    base = objective.base
+    options = getattr(objective.base_options, base)
+    if getattr(options, "class_weights", None) == NATURAL_WEIGHTS and sampling not in BALANCED:
+        raise ValueError(
+            f"train.sampling={sampling} does not go with objective.base_options.{base}.class_weights={NATURAL_WEIGHTS}, which "
+            f"undoes a class-balanced stream: here large classes would count twice. Set class_weights=null or train.sampling to "
+            f"one of {', '.join(BALANCED)}"
+        )
     if sampling == NATURAL:
         return
-    base = objective.base
-    balances = BASES[base].build.balances(getattr(objective.base_options, base))
+    balances = BASES[base].build.balances(options)
     if balances and objective.prior != "stream":
         raise ValueError(
             f"train.sampling={sampling} does not go with objective.base={base}, which {balances}, as long as its prior is "
             f"that of the data set: the classes would be balanced twice. Set objective.prior=stream or train.sampling={NATURAL}"
         )
-    if balances and sampling == "class_balanced":
+    if balances and sampling in BALANCED:
         raise ValueError(
             f"train.sampling={sampling} does not go with objective.base={base}, which {balances}: in a stream with equally "
             f"frequent classes nothing is left to balance. Set train.sampling={NATURAL} or objective.base=cross_entropy"

@@ -47,6 +47,7 @@ def columns() -> dict[str, Keys]:
         "progressive sampling": {"train.sampling": "progressive"},
         "accumulation": {"train.accumulate": 2},
         "experts": {"model.num_experts": 3},
+        "classifier tde": {"model.head": "tde"},
         "frozen classifier": {"train.init_from": "/run", "train.freeze": "classifier"},
         "stage 2": {"stage2": "on"},
     }
@@ -85,11 +86,13 @@ def _row(name: str, column: str) -> Keys:
 
 
 def _base(name: str) -> dict[str, Any]:
-    """Returns the keys of the base with the head that it needs."""
+    """Returns the keys of the base with the network that it needs."""
     row = BASES[name]
     keys: dict[str, Any] = {"objective.base": name}
     if row.build.expert_head:
         keys |= {"model.num_experts": row.num_experts or 3}
+    if row.build.pairs:
+        keys |= {"model.bilateral": True}
     scale = row.build.cosine_scale(row.build.Config())
     return keys | ({"model.head": "cosine", "model.cosine_scale": scale} if scale is not None else {})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -230,6 +231,8 @@ def _decode_plain(kind: type) -> Decoder:
 
     def decode(value: Any) -> Any:
         if not isinstance(value, accepted) or (numeric and isinstance(value, bool)):
+            raise _expected(words, value)
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:  # infinite, none, or beyond floats
             raise _expected(words, value)
         return value
 

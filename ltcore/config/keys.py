@@ -37,6 +37,8 @@ FREE_TO_CHANGE = (
     "name",
     "data.loader",
     "data.uri",
+    "data.images",
+    "data.annotations",
     "data.cache_bytes",
     "data.prefetch_steps",
     "train.checkpoint_every_s",
@@ -49,6 +51,8 @@ STAGE2_OWN = (
     "tracking.",
     "stage2.",
     "data.uri",
+    "data.images",
+    "data.annotations",
     "data.loader",
     "data.cache_bytes",
     "data.max_bad_samples",
@@ -98,7 +102,7 @@ class Method:
     """One registry row, without what it builds."""
 
     kind: str
-    """'base', 'term', 'stage2', 'model' or 'data'."""
+    """'base', 'term', 'stage2', 'head', 'model' or 'data'."""
     name: str
     summary: str
     paper: str
@@ -120,12 +124,13 @@ def sweep_keys() -> Section:
 
 @functools.cache
 def methods() -> tuple[Method, ...]:
-    """Returns all rows of the registries: base losses, terms, methods of stage 2, networks, sources of data."""
+    """Returns all rows of the registries: base losses, terms, methods of stage 2, classifiers, networks, sources of data."""
     own = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("stage2", REGISTRY, "STAGE2"))
-    others = (("model", "ltcore.models.registry", "MODELS"), ("data", "ltcore.data.datasets.registry", "DATASETS"))
+    networks = (("head", "ltcore.models.heads", "HEADS"), ("model", "ltcore.models.registry", "MODELS"))
+    data = ("data", "ltcore.data.datasets.registry", "DATASETS")
     return tuple(
         Method(kind, name, summary, paper)
-        for kind, module, table in (*own, *others)
+        for kind, module, table in (*own, *networks, data)
         for name, (_, summary, paper) in _Module.read(module).rows(table).items()
     )
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ltcore.config.keys import leaves, run_keys
+from ltcore.config.keys import comes_from_stage1, leaves, run_keys
 from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import STAGE1, SweepConfig
 from ltcore.data.loading.sampler import check_lanes
 from ltcore.errors import ConfigError
+from ltcore.evaluation.catalog import NCM, VALIDATION
 from ltcore.models.weights import AUTO
 
 GRACE_FRACTION = 0.25
@@ -61,7 +62,9 @@ def load_sweep(sweep: SweepConfig) -> RunConfig:
 
 def base_run(sweep: SweepConfig) -> RunConfig:
     """Returns the run that every trial starts from: the recipe with the sweep's overrides."""
-    return load_run(sweep.recipe, sweep.overrides)
+    run = load_run(sweep.recipe, sweep.overrides)
+    # trials that are ranked by it have to compute it, whatever chooses their best epoch
+    return run.replace({"train.ncm": True}) if sweep.metric.startswith(VALIDATION + NCM) else run
 
 
 def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
@@ -136,8 +139,12 @@ def probed_runs(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
 
     Raises ConfigError for values that the recipe does not take.
     """
-    for name, changes in sweep.variants.items():
-        first = sweep.variants.get(changes.get(STAGE1, ""), {})  # of a variant of stage 2
+    for name in sweep.variants:
+        changes = sweep.started_from(name, "/parent")
+        first = {}
+        if STAGE1 in changes and (parent := sweep.parent(name)) is not None:  # a stage 2 has the keys of its stage 1
+            theirs = sweep.started_from(parent, "/parent")
+            first = {key: value for key, value in theirs.items() if comes_from_stage1(key)}
         try:
             yield base.replace({**first, **changes})
         except ConfigError as error:

@@ -29,6 +29,8 @@ _NO_RESULT = (
     "budget_s",
     "share_start",
     "train_engine_retrain",
+    "alt",
+    "ablation",
     "overrides",
     "space",
     "seeds",
@@ -56,10 +58,14 @@ def name_sweep(sweep: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if "sweep.name" in overrides:
         return dict(overrides)
     plain, wanted = read_sweep(sweep), read_sweep(sweep, overrides)
-    words = [wanted.recipe.rpartition("/")[2].removesuffix(".yaml")] if wanted.recipe != plain.recipe else []
+    words = []
+    if wanted.recipe != plain.recipe:
+        words = [wanted.recipe.rpartition("/")[2].removesuffix(".yaml")]
+        plain = read_sweep(sweep, {"sweep.recipe": wanted.recipe})  # without what the file says of its own recipe
     ours, theirs = plain.to_dict(), wanted.to_dict()
     skipped = (*_NO_RESULT, "recipe", "variants")
-    words += [_word(key, value) for key, value in theirs.items() if key not in skipped and value != ours[key]]
+    typed = {key.removeprefix("sweep.") for key in overrides} - {*skipped}
+    words += [_word(key, value) for key, value in theirs.items() if key in typed and value != ours[key]]
     for key in sorted(ours["space"].keys() | theirs["space"].keys()):
         if ours["space"].get(key) != theirs["space"].get(key):
             words.append(_word(key, theirs["space"].get(key)))

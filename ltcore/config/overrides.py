@@ -10,14 +10,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-import yaml
-
+from ltcore.config.bounded_yaml import YamlError, load_yaml
 from ltcore.config.keys import Leaf, Section, leaves, run_keys
 from ltcore.errors import ConfigError, nearest
+from ltcore.limits import MAX_TABLE_CHARS, load_json
 
 Tree: TypeAlias = dict[str, Any]
-MAX_TABLE = 2**20
-"""Characters of a table of classes on a command line: some 40,000 classes."""
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> Tree:
@@ -126,9 +124,19 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else (value,)
     if leaf.type.startswith("str | dict") and isinstance(value, str | Mapping | list):
         return _table(key, value)
+    if leaf.type == "float | str" and isinstance(value, str):
+        return _number_or_word(value)
     if isinstance(value, bool) and "bool" not in leaf.type and "Any" not in leaf.type:
         raise ConfigError(f"{key}={str(value).lower()}: expected {expected(leaf.type)} (ltcore keys {key}).")
     return value
+
+
+def _number_or_word(text: str) -> float | str:
+    """Returns the number that a text of the command line spells, or the text: one of two types would take any text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _table(key: str, value: Any) -> str:
@@ -139,8 +147,8 @@ def _table(key: str, value: Any) -> str:
     if isinstance(value, str):
         if not value.startswith(("{", "[")):
             return value
-        if len(value) > MAX_TABLE:
-            raise ConfigError(f"{key} has {len(value)} characters; at most {MAX_TABLE} are read.")
+        if len(value) > MAX_TABLE_CHARS:
+            raise ConfigError(f"{key} has {len(value)} characters; at most {MAX_TABLE_CHARS} are read.")
         value = _yaml(key, value)
     for name in value if isinstance(value, Mapping) else ():
         if not isinstance(name, str) and type(name) is not int:
@@ -153,14 +161,13 @@ def _table(key: str, value: Any) -> str:
 
 def _yaml(key: str, text: str) -> Any:
     try:
-        return json.loads(text)  # as it is stored; YAML takes seconds for thousands of classes
-    except (ValueError, RecursionError):
+        return load_json(text)  # as it is stored; YAML takes seconds for thousands of classes
+    except ValueError:
         pass
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        why = getattr(error, "problem", error)
-        raise ConfigError(f"{key}={text[:80]}: expected a table such as {{cat: 2.0}} ({why}).") from None
+        return load_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"{key}={text[:80]}: expected a table such as {{cat: 2.0}} ({error}).") from None
 
 
 def as_text(value: Any) -> str:

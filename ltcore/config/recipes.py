@@ -6,27 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ltcore.config.bounded_yaml import YamlError, load_yaml
 from ltcore.config.keys import PACKAGE
 from ltcore.config.overrides import Tree, merge, override
 from ltcore.data.config import SELECTION
 from ltcore.errors import ConfigError, nearest
+from ltcore.limits import MAX_RECIPE_BYTES
 
 FOLDERS = {"recipe": PACKAGE / "recipes", "sweep": PACKAGE / "sweeps"}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe types, and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def packaged(kind: str) -> dict[str, Path]:
@@ -101,7 +88,7 @@ def _locate(kind: str, name: str, near: str | None) -> tuple[str, str]:
     if "://" in name:
         from ltcore.storage import read_bytes
 
-        return name, read_bytes(name).decode()
+        return name, _text(read_bytes(name, most_bytes=MAX_RECIPE_BYTES), name)
     if not name.endswith((".yaml", ".yml")) and "/" not in name:
         known = packaged(kind)
         if name not in known:
@@ -115,18 +102,34 @@ def _locate(kind: str, name: str, near: str | None) -> tuple[str, str]:
         if "://" in near:
             return _locate(kind, f"{near.rsplit('/', 1)[0]}/{name}", near=None)
         path = Path(near).parent / path
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long
+        raise ConfigError(f"{kind} file {str(path)[:80]!r}... cannot be looked up ({error}).") from None
+    if not found:
         raise ConfigError(f"{kind} file {path} does not exist. Packaged: {', '.join(packaged(kind))}.")
-    return str(path), path.read_text(encoding="utf-8")
+    try:
+        with path.open("rb") as stream:
+            return str(path), _text(stream.read(MAX_RECIPE_BYTES + 1), str(path))
+    except OSError as error:
+        raise ConfigError(f"{kind} file {path} cannot be read: {error.strerror}.") from None
+
+
+def _text(data: bytes, where: str) -> str:
+    if len(data) > MAX_RECIPE_BYTES:
+        raise ConfigError(f"{where} is larger than {MAX_RECIPE_BYTES} bytes, which no recipe or sweep file is.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{where}:{line}: byte {error.start} is no UTF-8. Save the file as UTF-8.") from None
 
 
 def _parse(text: str, where: str) -> Tree:
     try:
-        tree = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"{where}:{mark.line + 1}" if mark else where
-        raise ConfigError(f"{line}: {getattr(error, 'problem', None) or error}.") from None
+        tree = load_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"{where}{f':{error.line}' if error.line else ''}: {error}.") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise ConfigError(f"{where}: expected a mapping of keys to values, found {type(tree).__name__}.")
     return tree

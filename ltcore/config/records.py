@@ -10,16 +10,21 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from ltcore.config.json_record import JsonRecord, StoredRecord
+from ltcore.config.retrained import AblationRecord, BalancedRecord, Comparison, RetrainRecord
+from ltcore.config.space import parse_space
+from ltcore.errors import ConfigError
 from ltcore.evaluation.calibration import ReliabilityBin
 from ltcore.evaluation.confused import ConfusedPair
-from ltcore.evaluation.paired import PairedDifference
 
 Metrics = Mapping[str, float | None]
 """Name of a metric -> value; None where it is not defined, as for an empty shot group."""
 Status = Literal["running", "finished", "stopped", "failed"]
+Notice = Literal["preemption", "resize"]
+"""Why a group of workers was told that it ends: a node of it is taken away, or the run goes on with another number."""
 
 
 def now() -> datetime.datetime:
@@ -97,6 +102,22 @@ class Stopped(JsonRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start(JsonRecord):
+    """One start of a run: where it went on from, with how many workers, and how it was told to leave."""
+
+    images_seen: int
+    """At its checkpoint; 0 at the beginning."""
+    world: int
+    """Workers. With equal numbers from equal points on, runs are equal bit for bit."""
+    host: str
+    """Of rank 0."""
+    at: datetime.datetime
+    notice: Notice | None = None
+    left_at: int | None = None
+    """Images seen when the notice was heeded; None where none came."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord(StoredRecord):
     """``run.json``: what a run is, was asked to do, and came to."""
 
@@ -106,6 +127,8 @@ class RunRecord(StoredRecord):
     status: Status = "running"
     reason: str = ""
     """Why it was stopped or failed, or finished before its last epoch."""
+    retryable: bool | None = None
+    """Of one that failed: whether the same command may fare better. If not, it is not repeated."""
     id: str
     name: str
     kind: str
@@ -157,6 +180,8 @@ class RunRecord(StoredRecord):
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
     """Where ``train.init_from`` or ``model.weights`` took the weights."""
+    starts: tuple[Start, ...] | None = None
+    """Every start of the run, the first one first; None of stage 2, which always starts from its beginning."""
     stage1: Stage1 | None = None
     decision: Stopped | None = None
 
@@ -176,6 +201,21 @@ class RunRecord(StoredRecord):
     def train_split(self) -> str:
         """Returns the split that the run was trained on."""
         return _train_split(self.config)
+
+    @property
+    def worlds(self) -> tuple[int, ...]:
+        """Returns the numbers of workers that the run had, one after the other."""
+        found = [start.world for start in self.starts or ()] or [self.world]
+        return tuple(world for n, world in enumerate(found) if n == 0 or world != found[n - 1])
+
+    @property
+    def preemptions(self) -> tuple[int, ...]:
+        """Returns for each preemption that was announced the images that had to be trained on again."""
+        return tuple(
+            (start.left_at or 0) - following.images_seen
+            for start, following in pairwise(self.starts or ())
+            if start.notice == "preemption"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,18 +261,10 @@ class TrialRecord(JsonRecord):
     """The sweep's metric at its best epoch."""
     last: float | None
     """The sweep's metric after its last epoch, by which trials are ranked."""
+    retryable: bool | None = None
+    """See ``RunRecord.retryable``."""
     schedule: Sequence[Mapping[str, Any]] | None = None
     decision: Stopped | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrainRecord(JsonRecord):
-    """A run of the winner's or the baseline's configuration with one of the paired seeds."""
-
-    role: Literal["winner", "baseline"]
-    seed: int
-    run_dir: str
-    """Below the directory of the sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +276,6 @@ class SharedStart(JsonRecord):
     saved_s: float
 
 
-Comparison = Mapping[str, Mapping[str, PairedDifference]]
-"""Test split -> metric -> winner against baseline."""
 Values = Mapping[str, tuple[float | None, ...]]
 """Metric -> a value for each seed."""
 
@@ -259,6 +289,8 @@ class VariantRecord(JsonRecord):
     """Dotted keys in which it differs from the recipe."""
     trials: tuple[str, ...]
     """Its trials, one for each seed."""
+    alt_trials: tuple[str, ...] = ()
+    """Those of the ALT protocol, trained on balanced classes; () where it was not asked for."""
     reason: str = ""
     """Why it is not ranked; '' where it is."""
     seconds: tuple[float, ...] = ()
@@ -266,7 +298,7 @@ class VariantRecord(JsonRecord):
     val: Values
     """At the end of training, of the trials that finished."""
     test: Mapping[str, Values] | None = None
-    """Split -> values; None before it was tested."""
+    """Split -> values, with those of ``alt_trials`` as 'alt'; None before it was tested."""
     difference: Comparison | None = None
     """The chosen variant against this one, where both were tested with the same seeds."""
 
@@ -291,6 +323,8 @@ class SweepRecord(StoredRecord):
     num_trials: int
     sizes: tuple[int, ...]
     """The numbers of trials that it has had, rising."""
+    cut_from: int | None = None
+    """The number of trials of which ``sweep.budget_s`` allowed the first of ``sizes``; None where it allowed all."""
     config_hash: str
     identity: Mapping[str, Any]
     """All that the result depends on but the data, flat."""
@@ -328,6 +362,10 @@ class SweepRecord(StoredRecord):
     """Name of the baseline's trial."""
     retrain: tuple[RetrainRecord, ...] | None = None
     comparison: Comparison | None = None
+    balanced: BalancedRecord | None = None
+    """None before it was trained, and without ``sweep.alt``."""
+    ablation: tuple[AblationRecord, ...] | None = None
+    """Each term and then its controls; None before they were trained, and without ``sweep.ablation``."""
 
     def __post_init__(self) -> None:
         if self.status == "finished" and (self.finished_at is None or self.trials is None):
@@ -335,6 +373,24 @@ class SweepRecord(StoredRecord):
         for number, trial in enumerate(self.trials or ()):
             if trial.params.keys() != self.space.keys():
                 raise ValueError(f"trials[{number}].params are not the keys of space")
+        self._check_space()
+        self._check_variants()
+
+    def _check_space(self) -> None:
+        for key, spec in self.space.items():
+            try:
+                parse_space(key, spec)
+            except ConfigError as error:
+                raise ValueError(f"space.{key} is {spec!r:.60}, expected a range ({error})") from None
+
+    def _check_variants(self) -> None:
+        known = None if self.trials is None else {trial.id for trial in self.trials}
+        for number, variant in enumerate(self.variants):
+            if not variant.trials:
+                raise ValueError(f"variants[{number}].trials is empty, expected one for each seed")
+            for trial in (*variant.trials, *variant.alt_trials):
+                if known is not None and trial not in known:
+                    raise ValueError(f"variants[{number}].trials has {trial!r}, which is not among trials")
 
     @property
     def train_split(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ltcore.config.combinations import check_mixing, check_sampling
+from ltcore.config.combinations import check_mixing, check_pairs, check_sampling
 from ltcore.config.keys import effective, run_keys
 from ltcore.config.overrides import flatten, override
 from ltcore.config.stage2 import Stage2Config
@@ -25,14 +25,16 @@ from ltcore.config.validate import plain_run, validate
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import stacks
 from ltcore.data.config import DataConfig
-from ltcore.data.loading.class_sampling import SAMPLINGS
-from ltcore.errors import at_least, one_of, plain_name, positive, refuse_userinfo, within
+from ltcore.data.loading.class_sampling import CLASS_AWARE, SAMPLINGS
+from ltcore.errors import at_least, one_of, plain_name, positive, within
+from ltcore.evaluation.catalog import NCM, VALIDATION
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
 from ltcore.models.weights import WEIGHT_FILES
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.tracking.config import TrackingConfig
+from ltcore.uris import check_uris
 
 __all__ = ["SELECTABLE", "OptimConfig", "RunConfig", "SweepConfig", "TrackingConfig", "TrainConfig"]
 
@@ -54,10 +56,11 @@ class OptimConfig:
     decay_norm_and_bias: bool = True
     """Whether weight decay also applies to normalization parameters and biases, as in the published CIFAR-LT code."""
     schedule: str = "multistep"
-    """After warm-up: 'multistep' (times ``gamma`` at each milestone), 'cosine' (to 0) or 'constant'. Set per epoch."""
+    """After warm-up: 'multistep' (times ``gamma`` at each milestone), 'cosine' (to 0, on the cosine that began with training),
+    'cosine_after_warmup' (to 0, on one that begins at the peak, as in PaCo's code) or 'constant'. Set per epoch."""
     warmup: float = 0.025
-    """Fraction of training with a rising rate: epoch e (from 0) of k = round(warmup * epochs) runs at lr * (e + 1) / k.
-    Range [0, 1)."""
+    """Fraction of training with a rising rate: epoch e (from 0) of k = round(warmup * epochs) runs at lr * (e + 1) / k; where
+    k is below 2, the rate rises with every step instead. Range [0, 1)."""
     milestones: tuple[float, ...] = (0.8, 0.9)
     """Fractions of training, rising, each in (0, 1). No effect unless ``schedule`` is 'multistep'."""
     gamma: float = 0.01
@@ -67,7 +70,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         one_of(("sgd", "adamw"), optimizer=self.optimizer)
-        one_of(("multistep", "cosine", "constant"), schedule=self.schedule)
+        one_of(("multistep", "cosine", "cosine_after_warmup", "constant"), schedule=self.schedule)
         positive(lr=self.lr)
         within("[0, 1)", momentum=self.momentum)
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
@@ -99,9 +102,14 @@ class TrainConfig:
     ``batch_size``; refused for losses that look across the batch."""
     sampling: str = "natural"
     """How often images of a class come: 'natural' (every image once per epoch), 'class_balanced' (all classes equally often),
-    'square_root' (in proportion to the square root of their sizes) or 'progressive' (natural in the first epoch, balanced in
-    the last, in equal steps between). An epoch keeps its number of images: those of small classes are repeated, and some of
-    large ones left out. Priors of losses are those of this stream (``objective.prior``). No effect in stage 2."""
+    'class_aware' (as often, in runs of ``images_per_class``), 'square_root' (in proportion to the square root of their sizes)
+    or 'progressive' (natural in the first epoch, balanced in the last, in equal steps between). An epoch keeps its number of
+    images: those of small classes are repeated, and some of large ones left out. Priors of losses are those of this stream
+    (``objective.prior``). 'class_aware' reads all over the data in each step, which suits ``data.loader=cache``. No effect in
+    stage 2."""
+    images_per_class: int = 4
+    """Images in a row of one class with ``sampling=class_aware``: a batch of 128 then has 32 classes with 4 images each, as
+    in DRO-LT. Must divide ``batch_size``. Range >= 1. No effect with other samplings."""
     init_from: str | None = None
     """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
     checkpoint in it, as an absolute path or URI. Network and classes must be the same. null: as ``model.weights`` says."""
@@ -122,13 +130,20 @@ class TrainConfig:
     """Epochs between evaluations on the validation split; the last epoch is always evaluated. Range >= 1."""
     eval_batch_size: int = 512
     """Images per evaluation batch on each worker; metrics do not depend on it. Range >= 1."""
-    checkpoint_every_s: float = 120.0
-    """Seconds between checkpoints; one is also written for the best epoch and at the end of the run. Range > 0."""
+    checkpoint_every_s: float | None = None
+    """Seconds between checkpoints; one is also written for the best epoch, at the end of the run, and where a node is about to
+    be taken away. null: as often as saving takes 1 % of the time, and not within 30 s of the last. Range > 0."""
     select: str = "val/balanced_accuracy"
     """Validation metric whose best value marks the best checkpoint: val/balanced_accuracy (the mean recall of the classes;
     top-1 where they have as many images), val/top1, val/top5, val/macro_f1, val/macro_precision, val/glt_f1,
     val/geometric_mean, val/harmonic_mean, val/worst_class, val/ece, and val/<group>, val/<group>/macro_precision and
-    val/<group>/ece of many, medium and few. The lowest ECE is the best, of all others the highest value."""
+    val/<group>/ece of many, medium and few. Features under a frozen or biased classifier are judged by what the nearest class
+    mean predicts from them: val/ncm_balanced_accuracy, val/ncm_top1 and val/ncm_<group>, not in stage 2. The lowest ECE is
+    the best, of all others the highest value."""
+    ncm: bool = False
+    """Whether every validation, and the tests, also give the metrics of the nearest class mean (ncm_top1 and others), at the
+    cost of a pass over the training images each. On without this key: in both where ``select`` is one of them, and in tests
+    where the objective has DRO."""
     patience: int | None = None
     """Evaluations in a row without a better ``select`` after which the run ends as finished; learning rate and terms still
     follow ``epochs``. null: trains all epochs. Range >= 1; needs a validation split. No effect in stage 2."""
@@ -145,7 +160,7 @@ class TrainConfig:
         positive(checkpoint_every_s=self.checkpoint_every_s)
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
-        refuse_userinfo(init_from=self.init_from)
+        check_uris(init_from=self.init_from)
         if self.init_from is not None and not (self.init_from.startswith(("/", "~")) or "://" in self.init_from):
             raise ValueError(
                 f"init_from must be an absolute path or a URI, because workers change directory, got {self.init_from!r}"
@@ -164,6 +179,9 @@ class TrainConfig:
         within("[0, 1)", ema_decay=self.ema_decay)
         one_of(("auto", "fp32", "bf16"), precision=self.precision)
         one_of(SAMPLINGS, sampling=self.sampling)
+        at_least(1, images_per_class=self.images_per_class)
+        if self.sampling == CLASS_AWARE and self.batch_size % self.images_per_class:
+            raise ValueError(f"images_per_class={self.images_per_class} must divide batch_size={self.batch_size}")
         one_of(SELECTABLE, select=self.select)
 
 
@@ -199,6 +217,7 @@ class RunConfig:
         self._check_accumulation()
         self._check_ghost_batch()
         check_mixing(self.augment, self.objective)
+        check_pairs(self.model.bilateral, self.train.sampling, self.objective)
         check_sampling(self.train.sampling, self.objective)
         self._check_experts()
         self._check_head()
@@ -322,5 +341,10 @@ class RunConfig:
             )
 
     def _check_stage2(self) -> None:
+        if self.stage2 is not None and self.train.select.startswith(VALIDATION + NCM):
+            raise ValueError(
+                f"train.select={self.train.select} does not go with stage2, whose features never change: every round would be as "
+                "good. Choose a metric of the classifier, such as val/balanced_accuracy"
+            )
         if self.stage2 is not None and (reason := self.stage2.refusal(self.objective, self.model.head)):
             raise ValueError(reason)

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 from ltcore.config.overrides import as_text
 from ltcore.errors import ConfigError, nearest
+from ltcore.limits import MAX_TRIALS
 
 Scalar: TypeAlias = bool | int | float | str | None
 
@@ -84,6 +85,8 @@ class SpaceSpec:
         """Returns all values of a list or of a range of whole numbers."""
         if self.kind == "int":
             low, high = (v for v in self.values if isinstance(v, int))
+            if high - low >= MAX_TRIALS:
+                raise ValueError(f"{self} has {high - low + 1} values, expected at most {MAX_TRIALS} for search=grid")
             return tuple(range(low, high + 1))
         if self.kind in LISTS:
             return self.values
@@ -128,7 +131,9 @@ def parse_scalar(text: str) -> Scalar:
 
 
 def _is_number(value: Scalar) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def sample_space(space: Mapping[str, SpaceSpec], trial: int, *, num_trials: int, seed: int) -> dict[str, Scalar]:

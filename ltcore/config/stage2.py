@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ltcore.errors import one_of, refuse_userinfo
+from ltcore.errors import one_of
+from ltcore.models.heads import HEADS
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, STAGE2, Row, Stage2Options
+from ltcore.uris import check_uris
 
 FEATURE_DTYPES = ("float32", "float16")
 
@@ -30,7 +32,7 @@ class Stage2Config:
     2048 features) or 'float16' (half of it, rounded to 11 bits)."""
 
     def __post_init__(self) -> None:
-        refuse_userinfo(from_run=self.from_run)
+        check_uris(from_run=self.from_run)
         one_of(sorted(STAGE2), method=self.method)
         one_of(FEATURE_DTYPES, feature_dtype=self.feature_dtype)
         for name, row in STAGE2.items():
@@ -66,6 +68,12 @@ class Stage2Config:
                 f"stage2 does not go with objective.base={base}, which {balances}: the classes would be balanced twice, and "
                 "that costs accuracy (ImageNet-LT: balanced softmax 51.2, with cRT on top 50.6; Zhang et al., TPAMI 2023). "
                 "Use that run as it is, or start from one with objective.base=cross_entropy and no class_weights"
+            )
+        keeps_head = self.row.build.result_head(self.chosen) is None
+        if keeps_head and (what := HEADS[head].in_training):
+            return (
+                f"stage2.method={self.method} does not go with model.head={head}, which {what}: stage 2 would train on "
+                "the logits of evaluation. Choose stage2.method=ncm, or start from a run with model.head=linear"
             )
         why = self.row.build.linear_only
         if why and head != "linear":

@@ -15,12 +15,17 @@ from ltcore.config.recipes import read_file
 from ltcore.config.space import SpaceSpec, parse_space
 from ltcore.config.validate import plain, validate
 from ltcore.errors import ConfigError, at_least, nearest, one_of, plain_name, positive, within
-from ltcore.evaluation.catalog import METRICS, VALIDATION
+from ltcore.evaluation.catalog import METRICS, NCM_METRICS, VALIDATION
+from ltcore.limits import MAX_TRIALS
 
 _SWEEP, _SPACE, _VARIANTS = "sweep.", "sweep.space.", "sweep.variants."
 _MAPPINGS = ("space", "overrides", "variants")
+_BELONGS = {"budget_s": ("recipe", "search", "num_trials"), "grace_fraction": ("recipe",)}
+"""Key of a sweep -> the keys that its value in a file was chosen for: where these differ from the file's, it is not taken."""
 STAGE1 = "stage2.from_run"
 """Key of a variant of stage 2 that names the variant whose runs it starts from."""
+STARTS = (STAGE1, "train.init_from")
+"""Keys of a variant that may name the variant from whose runs it starts."""
 
 
 def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
@@ -38,11 +43,12 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     for name, changes in tree["variants"].items():
         if not isinstance(changes, dict):
             raise ConfigError(f"sweep.variants.{name}={changes!r} must map dotted keys to values.")
-    own_recipe = tree.get("recipe")
+    own = dict(tree)
     for key, value in overrides.items():
         _set(tree, key, value)
-    if tree.get("recipe") != own_recipe and "sweep.budget_s" not in overrides:
-        tree.pop("budget_s", None)
+    for key, others in _BELONGS.items():
+        if f"{_SWEEP}{key}" not in overrides and any(str(own.get(other)) != str(tree.get(other)) for other in others):
+            tree.pop(key, None)
     for key in (*tree["space"], *tree["overrides"], *itertools.chain(*tree["variants"].values())):
         lookup(key)
     tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}
@@ -79,7 +85,7 @@ def _set_variant(variants: Tree, name: str, key: str, value: Any) -> None:
         del variants[name]
 
 
-SELECTABLE = tuple(VALIDATION + name for name in METRICS)
+SELECTABLE = tuple(VALIDATION + name for name in (*METRICS, *NCM_METRICS))
 """Metrics that may choose a checkpoint or a trial: of the validation split alone, the test splits are read once. The first
 is the default."""
 
@@ -103,9 +109,9 @@ class SweepConfig:
     space: dict[str, SpaceSpec] = field(default_factory=dict)
     """Dotted key -> values to try. At least one, except with search=variants, which takes none."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name -> dotted keys in which it differs from the recipe, with search=variants. One whose ``stage2.from_run`` is the
-    name of another variant is a stage 2 of that one's runs. What is said here of stopping, retraining and shared starts has
-    no effect then."""
+    """Name -> dotted keys in which it differs from the recipe, with search=variants. One whose ``stage2.from_run`` or
+    ``train.init_from`` is the name of another variant starts from that one's run of the same seed, in chains of any length.
+    What is said here of stopping, retraining and shared starts has no effect then."""
     seeds: int = 1
     """Paired seeds with which every variant is trained, counted from the run's ``seed``. Range >= 1. Three or more give
     intervals. No effect unless search=variants."""
@@ -123,7 +129,8 @@ class SweepConfig:
     """Fraction of a full training after which trials are compared first, all of them, and the worse ones stopped; from there
     on whenever training is reduction_factor times as far. Range (0, 1]; 1 never stops one. Not less than the start of the
     latest term, which in any case acts for a whole epoch before trials are compared; null: 0.25, or that start where it is
-    later. No effect with search=pbt."""
+    later. What a sweep file says holds for its own recipe: with another one it is null unless it is given too. No effect
+    with search=pbt."""
     reduction_factor: int = 3
     """Successive halving keeps 1 / reduction_factor of the trials at each comparison, and three at least. Range >= 2. No
     effect with search=pbt."""
@@ -135,10 +142,21 @@ class SweepConfig:
     train_engine_retrain: bool = True
     """Send one retrain of the winner through Ray Train, two workers and the Ray loader. No effect without retrains,
     on a cluster or beside a GPU, and where trials are Ray Train runs already."""
+    alt: bool = False
+    """Train winner and baseline, or every variant, also on the training split with balanced classes (``train_cbl``), with
+    the same seeds: the ALT protocol. A comparison of variants needs data with that split; elsewhere there is no effect
+    without it, nor without retrains or with search=pbt. May be set later, beside a search: the same command then adds these
+    runs to a finished sweep."""
+    ablation: bool = False
+    """Train each term of the winner alone at the winner's values, and its controls: the term without what it claims to
+    add (LPA ``neighbor_mass=0``, IFL ``tail_ratio=1`` and ``num_envs=1``; DRO's is the baseline). Same seeds as the
+    retrains, and the report says of which term a control does as well. No effect without retrains, and with search=pbt or
+    variants. May be set later: the same command then adds these runs to a finished sweep."""
     budget_s: float | None = None
-    """Seconds for the search. Where a warm-up shows that the trials would take longer, their epochs are cut, to 8 at
-    least, and it is said. null: never cut. Range > 0. What a sweep file says holds for its own recipe: with another one it
-    is null unless it is given too. No effect on a cluster."""
+    """Seconds for the search. Where a warm-up shows that all trials would take longer, only the first of them are run, as
+    many as fit and 3 at least, each at full length, and it is said; the same command with null adds the others. null: run
+    all. Range > 0. Only with search=random or tpe. What a sweep file says holds for its own recipe, search and num_trials:
+    with others it is null unless it is given too. Decided when a sweep begins. No effect on a cluster."""
     share_start: bool = True
     """Train the epochs before the first term acts once for all trials that differ in their terms alone, and let each
     go on from there: the results are the same, bit for bit. No effect on short starts, with several workers per trial, nor
@@ -185,17 +203,48 @@ class SweepConfig:
                 raise ValueError(f"variants has {name!r}, expected a name of letters, digits, '_' and '-'")
             if both := sorted(set(changes) & set(self.overrides)):
                 raise ValueError(f"variants.{name} and overrides both set {both[0]}: leave it to one of them")
-            stage2 = [key for key in changes if key.startswith("stage2")]
-            if not stage2:
-                continue
-            first = changes.get(STAGE1)
-            if len(stage2) < len(changes) or first not in self.variants or STAGE1 in self.variants[str(first)]:
+            self._check_start(name, changes)
+
+    def _check_start(self, name: str, changes: Mapping[str, Any]) -> None:
+        stage2 = [key for key in changes if key.startswith("stage2")]
+        first = changes.get(STAGE1)
+        if stage2 and (len(stage2) < len(changes) or first not in self.variants or STAGE1 in self.variants[str(first)]):
+            raise ValueError(
+                f"variants.{name} is a stage 2: it takes keys of stage2 alone, and {STAGE1} must be the name of a variant "
+                f"of stage 1, got {first!r}"
+            )
+        seen, at = [name], self.parent(name)
+        while at is not None:
+            if at in seen:
+                raise ValueError(f"variants start from each other: {', '.join([*seen, at])}")
+            if not stage2 and STAGE1 in self.variants[at]:
                 raise ValueError(
-                    f"variants.{name} is a stage 2: it takes keys of stage2 alone, and {STAGE1} must be the name of a variant "
-                    f"of stage 1, got {first!r}"
+                    f"variants.{name} starts from {at}, a stage 2, whose network is that of its stage 1: set "
+                    f"train.init_from={self.variants[at][STAGE1]}"
                 )
+            seen, at = [*seen, at], self.parent(at)
+
+    def parent(self, variant: str) -> str | None:
+        """Returns the variant from whose run this one starts; None where it starts from none."""
+        changes = self.variants[variant]
+        return next((str(changes[key]) for key in STARTS if changes.get(key) in self.variants), None)
+
+    def started_from(self, variant: str, folder: str) -> dict[str, Any]:
+        """Returns the changes of a variant with the run directory of its parent in place of the parent's name."""
+        changes, parent = self.variants[variant], self.parent(variant)
+        return {key: folder if key in STARTS and value == parent else value for key, value in changes.items()}
+
+    def depth(self, variant: str) -> int:
+        """Returns the number of variants that are trained before this one."""
+        parent = self.parent(variant)
+        return 0 if parent is None else 1 + self.depth(parent)
 
     def _check_search(self) -> None:
+        if self.budget_s is not None and self.search not in ("random", "tpe"):
+            raise ValueError(
+                f"budget_s={self.budget_s:g} does not go with search={self.search}, of which a part says little: set "
+                "budget_s=null, or take search=random"
+            )
         if self.search == "grid":
             for key, spec in self.space.items():
                 try:
@@ -204,6 +253,9 @@ class SweepConfig:
                     raise ValueError(f"space.{key}: {error}") from None
         elif grids := [key for key, spec in self.space.items() if spec.kind == "grid"]:
             raise ValueError(f"space.{grids[0]}: grid needs search=grid; with search={self.search} write choice")
+        if self.size > MAX_TRIALS:
+            what = "space" if self.search == "grid" else "variants and seeds" if self.variants else "num_trials"
+            raise ValueError(f"{what} makes {self.size} trials, expected at most {MAX_TRIALS}")
         if self.search == "tpe" and self.num_trials < 20:
             raise ValueError(
                 f"num_trials={self.num_trials} is too few for search=tpe, whose first 10 trials are random: give 20 or "
@@ -217,7 +269,7 @@ class SweepConfig:
 
     @property
     def size(self) -> int:
-        """Returns the number of trials: ``num_trials``, or that of combinations (grid), or of variants and seeds."""
+        """Returns the number of trials: ``num_trials``, or that of combinations (grid), or of variants, seeds and protocols."""
         if self.variants:
-            return len(self.variants) * self.seeds
+            return len(self.variants) * self.seeds * (2 if self.alt else 1)
         return math.prod(len(s.enumerate()) for s in self.space.values()) if self.search == "grid" else self.num_trials

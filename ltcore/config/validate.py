@@ -14,6 +14,8 @@ from ltcore.config.overrides import checked, expected
 from ltcore.errors import ConfigError
 
 T = TypeVar("T")
+_SHOWN = 200
+"""Characters of a wrong value that its error repeats."""
 
 
 def validate(kind: type[T], section: Section, tree: Mapping[str, Any], prefix: str = "") -> T:
@@ -45,6 +47,7 @@ def _sentence(problem: Any, section: Section, prefix: str) -> str:
     kind = node.type if isinstance(node, Leaf) else "a section"
     value = problem["input"]
     shown = value if isinstance(value, str) else repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     return f"{key}={shown}: expected {expected(kind)} (ltcore keys {key})."
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ltcore.errors import at_least, one_of, refuse_userinfo, within
+from ltcore.errors import at_least, one_of, within
+from ltcore.uris import check_uris
 
 LOADERS = ("auto", "cache", "threads", "ray")
 SUBSETS = ("keyed", "legacy")
@@ -13,6 +14,8 @@ SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
 COLUMN_KEYS = ("image_column", "label_column", "split_column", "attribute_column")
 """Keys that say how a table is read."""
+PLACE_KEYS = ("images", "annotations")
+"""Keys that say where the files of a benchmark are that ``uri`` names."""
 MAX_IMAGE_SIZE = 4096
 
 
@@ -22,9 +25,14 @@ class DataConfig:
 
     uri: str = "digits-glt"
     """Shards with a manifest (folder, ``s3://``, ``gs://``), a folder or zip of images, a list of ``path label`` lines, a csv
-    or tsv with a header, parquet with images or paths, tars of others (a file, a folder, a pattern such as
+    or tsv with a header, json as iNaturalist's, parquet with images or paths, tars of others (a file, a folder, a pattern such as
     ``train-{000..099}.tar``), or the name of a source that ``ltcore methods`` lists. All but the last may lie in a store as
     well (``s3://``, ``gs://``, ``abfs://``, ``hf://datasets/...``), single files also in the web."""
+    images: str | None = None
+    """Folder or zip with the images of the benchmark that ``uri`` names. null: of cifar100-glt and
+    mnist-glt, the original files, which are downloaded."""
+    annotations: str | None = None
+    """Folder with the annotation files of the benchmark that ``uri`` names: of mscoco-glt."""
     classes_from: str | None = None
     """Class of an image in nested folders: ``depth`` takes the first folder level (below ``train/``, ``val/`` and ``test/``
     where there are these), and everything below it belongs to it; ``path`` takes all levels, so ``cats/siamese/1.jpg`` is
@@ -47,7 +55,8 @@ class DataConfig:
     imbalance_factor: float | None = None
     """Largest over smallest class of the training split, >= 1; the class sizes fall exponentially. None keeps the data
     as they are, and so does other data than a recipe's own, unless this key is given beside it. Refused for shards that were
-    made otherwise; no effect on digits-glt, whose imbalance is its own."""
+    made otherwise; no effect on digits-glt, whose imbalance is its own. Of cifar100-glt, None is 50, of
+    mnist-glt 100, of mscoco-glt 200."""
     subset: str = "keyed"
     """Which images the smaller classes keep: ``keyed`` takes those with the smallest keyed hash; ``legacy`` repeats the
     published numpy selection (cifar10 and cifar100 only). No effect without ``imbalance_factor``."""
@@ -58,8 +67,8 @@ class DataConfig:
     long-tailed set leaves out, so a class that it keeps whole has none; without, at most a fifth of each class is carved
     out of it. A folder or zip without a test split gives a fifth of each class to a test first. Small classes give one image
     instead of none: to the test from 2 images on, to validation from 3 on; a class of one image stays in training. Which
-    images these are depends on their paths and ``subset_seed``. Of digits-glt: digits, each drawn in all colors. No effect
-    where the data bring a validation split."""
+    images these are depends on their paths and ``subset_seed``. Of digits-glt and mnist-glt: digits, each drawn in all colors; of
+    cifar100-glt: a fifth of it, rounded up, of each attribute. No effect where the data bring a validation split."""
     image_size: int | None = None
     """Side in pixels of the square to which every image, or each of its crops, is brought when it is decoded. None takes
     the manifest's."""
@@ -97,7 +106,7 @@ class DataConfig:
             raise ValueError(
                 "uri must name shards, a folder, zip or table of images, tars, or a source; got an empty text"
             )
-        refuse_userinfo(uri=self.uri)
+        check_uris(uri=self.uri)
         if self.uri.startswith("pipe:"):
             raise ValueError(
                 "uri is a command (pipe:), and commands are not run for data. Give the place of the tars, a path or s3://, "

@@ -15,11 +15,14 @@ from ltcore.shots import SHOT_GROUPS
 VALIDATION = "val/"
 TOP = 5
 """The k of top-k."""
+ATTRIBUTE_RANKS = ("majority", "second", "rare")
+"""Ranks of an attribute within a class, by the counts of the training split; all after the second are rare, and of two
+attributes the other one."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. All are fractions in [0, 1]."""
+    """One metric. All are fractions in [0, 1]; a gap may be below 0."""
 
     name: str
     title: str
@@ -31,17 +34,22 @@ class Metric:
     """Shot group whose classes alone count; without samples of them it has no value. '': all classes."""
     above_classes: int = 0
     """It has a value only with more classes than this."""
+    above_attributes: int | None = None
+    """It has a value only on data with more attributes than this; None: it needs none."""
 
     @property
     def meaning(self) -> str:
         """Returns the summary, and which values are better."""
         return f"{self.summary}; {'lower' if self.minimize else 'higher'} is better"
 
-    def missing(self, groups: Collection[str], num_classes: int) -> str:
+    def missing(self, groups: Collection[str], num_classes: int, num_attributes: int = 0) -> str:
         """Returns why it never has a value on some data; '' where it does.
 
         ``groups`` are the shot groups of the classes with samples, ``num_classes`` counts all classes.
         """
+        if self.above_attributes is not None and num_attributes <= self.above_attributes:
+            more = f"more than {self.above_attributes} attributes" if self.above_attributes else "attributes"
+            return f"it needs {more}, there are {num_attributes or 'none'}"
         if self.group and self.group not in groups:
             return f"no {self.group}-shot class has a sample"
         if num_classes <= self.above_classes:
@@ -71,12 +79,55 @@ def _of_group(group: str) -> tuple[Metric, ...]:
         Metric(
             f"{group}/macro_precision",
             f"{title} macro precision",
-            f"mean precision of the {title} classes",
+            f"mean precision of the {title} classes, where predictions of all samples count",
             group=group,
         ),
         Metric(f"{group}/ece", f"{title} ECE", f"ECE of the samples of {title} classes", minimize=True, group=group),
     )
 
+
+_RANKED = {
+    "majority": (0, "the samples whose attribute is the most frequent one of their class in training"),
+    "second": (2, "the samples whose attribute is the second most frequent one of their class in training"),
+    "rare": (1, "the samples whose attribute is neither of the two most frequent ones of their class in training"),
+}
+"""Rank -> attributes above which there is such a one, and its samples in words."""
+
+
+def _of_rank(rank: str) -> tuple[Metric, ...]:
+    name, title = f"attribute_rank/{rank}", f"{rank} attributes"
+    least, samples = _RANKED[rank]
+    accuracy = f"mean over classes of the accuracy of {samples}"
+    precision = f"mean precision of the classes, where {samples} alone count"
+    return (
+        Metric(name, title, accuracy, above_attributes=least),
+        Metric(f"{name}/macro_precision", f"{title} macro precision", precision, above_attributes=least),
+        *(
+            Metric(
+                f"{name}/{group}",
+                f"{title}, {group}-shot",
+                f"{accuracy}, of {group}-shot classes",
+                False,
+                group,
+                0,
+                least,
+            )
+            for group in SHOT_GROUPS
+        ),
+    )
+
+
+_OF_ATTRIBUTES = (
+    *(metric for rank in ATTRIBUTE_RANKS for metric in _of_rank(rank)),
+    Metric(
+        "attribute_gap",
+        "attribute gap",
+        "mean over classes of the accuracy with the majority attribute minus that with rare ones",
+        minimize=True,
+        above_attributes=1,
+    ),
+    Metric("worst_group", "worst group", "lowest accuracy of any attribute within any class", above_attributes=0),
+)
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
@@ -84,10 +135,25 @@ METRICS: Mapping[str, Metric] = {
         *_OVERALL,
         *(metric for group in SHOT_GROUPS for metric in _of_group(group)),
         Metric("worst_class", "worst class", "lowest recall of any class"),
+        *_OF_ATTRIBUTES,
     )
 }
 """Name -> metric, in the order of tables; ``metrics.per_attribute`` adds those of the data's own attributes."""
-DETAILS = ("/macro_precision", "/ece")
+NCM = "ncm_"
+
+
+def _ncm(name: str) -> Metric:
+    found = METRICS[name]
+    how = f"by the nearest class mean of the training features (cosine): {found.summary}"
+    return Metric(f"{NCM}{name}", f"NCM {found.title}", how, group=found.group)
+
+
+NCM_METRICS: Mapping[str, Metric] = {
+    metric.name: metric for metric in map(_ncm, ("balanced_accuracy", "top1", *SHOT_GROUPS))
+}
+"""Name -> metric of what the nearest class mean predicts in place of the classifier. They judge features alone, and exist
+where the means were computed (``train.ncm``)."""
+DETAILS = ("/macro_precision", "/ece", *(f"/{group}" for group in SHOT_GROUPS))
 """Endings of metrics of a part of the samples that only complete tables show."""
 
 
@@ -98,8 +164,8 @@ def title_of(metric: str) -> str:
     """
     if metric.startswith(VALIDATION):
         return f"validation {title_of(metric.removeprefix(VALIDATION))}"
-    if metric in METRICS:
-        return METRICS[metric].title
+    if metric in METRICS or metric in NCM_METRICS:
+        return (METRICS.get(metric) or NCM_METRICS[metric]).title
     return " ".join(METRICS[word].title if word in METRICS else word for word in metric.split("/"))
 
 
@@ -107,6 +173,11 @@ def minimized(metric: str) -> bool:
     """Tells whether lower values of a metric are better; 'val/ece' is the same metric as 'ece'."""
     found = METRICS.get(metric.removeprefix(VALIDATION))
     return found is not None and found.minimize
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """Returns the lowest and the highest value that a metric can have."""
+    return (-1.0 if metric.removeprefix(VALIDATION) == "attribute_gap" else 0.0), 1.0
 
 
 def goodness(metric: str, value: float | None) -> float:

@@ -10,17 +10,22 @@ Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: pr
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from ltcore.evaluation.calibration import ReliabilityBin, expected_calibration_error, reliability
 from ltcore.evaluation.catalog import METRICS
 from ltcore.evaluation.confusion import Confusion
 from ltcore.shots import SHOT_GROUPS
+
+Column = Tensor | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,22 +42,22 @@ class ClassCounts:
     def of(cls, counts: Tensor) -> ClassCounts:
         """Reads the counts [C, C] or [A, C, C]; no copy of their size is made."""
         counts_ACC = counts if counts.dim() == 3 else counts[None]
-        hits, samples, predicted = (
-            values_C.tolist()
-            for values_C in (
-                counts_ACC.diagonal(dim1=1, dim2=2).sum(0),
-                counts_ACC.sum((0, 2)),
-                counts_ACC.sum((0, 1)),
-            )
-        )
-        return cls(tuple(range(len(hits))), tuple(hits), tuple(samples), tuple(predicted)).only(range(len(hits)))
+        hits_C = counts_ACC.diagonal(dim1=1, dim2=2).sum(0)
+        return cls.of_all(hits_C, counts_ACC.sum((0, 2)), counts_ACC.sum((0, 1)))
+
+    @classmethod
+    def of_all(cls, hits_C: Column, samples_C: Column, predicted_C: Column) -> ClassCounts:
+        """Keeps those of all classes that have samples."""
+        hits, samples, predicted = (tuple(column.tolist()) for column in (hits_C, samples_C, predicted_C))
+        return cls(tuple(range(len(hits))), hits, samples, predicted)._chosen(samples)
 
     def only(self, ids: Iterable[int]) -> ClassCounts:
         """Returns those of the classes ``ids`` that have samples."""
-        wanted = set(ids)
-        at = [i for i, c in enumerate(self.ids) if c in wanted and self.samples[i]]
+        return self._chosen(list(map(set(ids).__contains__, self.ids)))
+
+    def _chosen(self, wanted: Sequence[int]) -> ClassCounts:
         columns = (self.ids, self.hits, self.samples, self.predicted)
-        return ClassCounts(*(tuple(column[i] for i in at) for column in columns))
+        return ClassCounts(*(tuple(itertools.compress(column, wanted)) for column in columns))
 
     def recalls(self) -> list[float]:
         """Returns hits / samples of each class."""
@@ -60,33 +65,48 @@ class ClassCounts:
 
 
 def metrics(confusion: Confusion, shot_groups: Sequence[str]) -> dict[str, float | None]:
-    """Computes the metrics of ``catalog.METRICS``; None where one is not defined.
+    """Computes the metrics of ``catalog.METRICS`` that need no attributes; None where one is not defined.
 
     ``shot_groups`` names the group of each class. A group's value is the mean recall, or precision, over those of its
     classes that have test samples, and ECE over the samples of its classes. For the precision, predictions of a class
     count that were made for any test sample (GLT's rule for groups of classes).
     """
-    counts = ClassCounts.of(confusion.counts_ACC)
+    result = class_metrics(ClassCounts.of(confusion.counts_ACC), shot_groups)
+    result["top5"] = top5(confusion)
+    result |= calibration_metrics(confusion.bins_CK3.cpu().numpy(), shot_groups)
+    return {name: result[name] for name in METRICS if name in result}
+
+
+def calibration_metrics(sums_CK3: npt.NDArray[np.int64], shot_groups: Sequence[str]) -> dict[str, float | None]:
+    """Computes the ECE of all samples, and of those of each group of classes.
+
+    ``sums_CK3`` holds samples, correct ones and confidences of each class and bin, as ``Confusion.bins_CK3``.
+    """
+    result = {"ece": expected_calibration_error(sums_CK3.sum(0).tolist())}
+    for name in SHOT_GROUPS:
+        ids = [c for c, group in zip(range(len(sums_CK3)), shot_groups, strict=True) if group == name]
+        result[f"{name}/ece"] = expected_calibration_error(sums_CK3[ids].sum(0).tolist())
+    return result
+
+
+def class_metrics(counts: ClassCounts, shot_groups: Sequence[str]) -> dict[str, float | None]:
+    """Computes those of ``metrics`` that follow from the counts of each class."""
     top1, precision = accuracy(counts), macro_precision(counts)
     result = {
         "balanced_accuracy": balanced_accuracy(counts),
         "top1": top1,
-        "top5": top5(confusion),
         "macro_f1": macro_f1(counts),
         "macro_precision": precision,
         "glt_f1": glt_f1(top1, precision),
         "geometric_mean": geometric_mean(counts),
         "harmonic_mean": harmonic_mean(counts),
-        "ece": expected_calibration_error(confusion.bins_CK3.sum(0).tolist()),
         "worst_class": min(counts.recalls(), default=None),
     }
     for name in SHOT_GROUPS:
-        ids = [c for c, group in zip(range(len(confusion.top_C)), shot_groups, strict=True) if group == name]
-        group = counts.only(ids)
+        group = counts.only(c for c, of_class in enumerate(shot_groups) if of_class == name)
         result[name] = balanced_accuracy(group)
         result[f"{name}/macro_precision"] = macro_precision(group)
-        result[f"{name}/ece"] = expected_calibration_error(confusion.bins_CK3[ids].sum(0).tolist())
-    return {name: result[name] for name in METRICS}
+    return result
 
 
 def accuracy(counts: ClassCounts) -> float | None:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ltcore.evaluation.intervals import student
+
 Tests = Mapping[str, Mapping[str, float | None]]
 """``test`` of a ``run.json``: split -> metric -> value."""
 
@@ -45,16 +47,12 @@ def paired_difference(winner: Sequence[float], baseline: Sequence[float], confid
     At least one pair is required.
     """
     deltas = [w - b for w, b in zip(winner, baseline, strict=True)]
-    n = len(deltas)
-    mean = math.fsum(deltas) / n
+    mean = math.fsum(deltas) / len(deltas)
     values = (tuple(winner), tuple(baseline))
-    if n < 2:
+    interval = student(deltas, confidence)
+    if interval is None:
         return PairedDifference(*values, mean, None, None, False)
-    from scipy.stats import t  # a dependency of scikit-learn, slow to import
-
-    variance = math.fsum((d - mean) ** 2 for d in deltas) / (n - 1)
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance / n)
-    low, high = mean - half, mean + half
+    low, high = interval
     return PairedDifference(*values, mean, low, high, not low <= 0 <= high)
 
 

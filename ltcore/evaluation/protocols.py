@@ -12,6 +12,12 @@ from ltcore.errors import ConfigError
 
 TRAIN_BALANCED = "train_cbl"
 """Training split with balanced classes and natural attributes."""
+ALT = "alt"
+"""Stands beside the names of test splits for the tests of runs on ``TRAIN_BALANCED`` where both kinds are in one record."""
+TRAIN_LONG_TAILED = "train"
+"""Training split with long-tailed classes and attributes."""
+TEST_AS_TRAINED = "test_glt"
+"""Test split of the same distribution as ``TRAIN_LONG_TAILED``; no protocol of the paper, and few data have it."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,20 @@ def split_of(protocol: str, train_split: str) -> str:
 
 def protocol_of(split: str, train_split: str) -> tuple[str, str]:
     """Returns (name, meaning) of a test on ``split`` after training on ``train_split``."""
+    if split == ALT:
+        return PROTOCOLS[ALT].name, PROTOCOLS[ALT].summary
     balanced = train_split == TRAIN_BALANCED
     for row in PROTOCOLS.values():
         if (row.test_split, row.class_balanced_training) == (split, balanced):
             return row.name, row.summary
     if balanced:
         return split, "trained with classes balanced"
+    if split == TEST_AS_TRAINED:
+        return "Test-GLT", "tested with classes and attributes long-tailed as in training"
     return split, "the test split" if split == "test" else ""
 
 
 def ordered_splits(splits: Iterable[str]) -> list[str]:
-    """Sorts test splits: GLT's first, then CLT's, then the others by name."""
-    known = [*dict.fromkeys(row.test_split for row in PROTOCOLS.values()), "test"]
+    """Sorts test splits: GLT's first, then CLT's, then ALT, then the one as in training, then the others by name."""
+    known = [*dict.fromkeys(row.test_split for row in PROTOCOLS.values()), ALT, TEST_AS_TRAINED, "test"]
     return sorted(splits, key=lambda split: (known.index(split) if split in known else len(known), split))

@@ -7,6 +7,8 @@ al. 2021, arXiv:2010.01809): stages 2 and 3 of a CIFAR ResNet, stages 3 and 4 of
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -46,6 +48,11 @@ class Backbone(nn.Module):
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
         """Returns E feature maps [B, expert_dim, h, w]. Raises ConfigError for images under ``min_px``."""
         return self.with_stages(images_BCHW, frozenset())[0]
+
+    def branch(self, images_BCHW: Tensor, number: int) -> Tensor:
+        """Returns the feature map [B, expert_dim, h, w] of one branch alone."""
+        fmap: Tensor = self.branches[number](self.trunk(images_BCHW))
+        return fmap
 
     def with_stages(self, images_BCHW: Tensor, stages: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Returns the feature maps, and the map [B, stage_dims[name], h, w] after each of the named stages.
@@ -170,6 +177,24 @@ def torchvision_resnet(blocks: tuple[int, int, int, int], groups: int = 1, width
         return Backbone(trunk, branches, dim, stage_dims, conv_fan="fan_out", min_px=64)
 
     return build
+
+
+def split_last_block(plain: Backbone) -> Backbone:
+    """Returns the network with two branches that are its last residual block each; all before is the trunk (BBN).
+
+    ``plain`` has one branch, whose modules it takes over. Tensors keep the names that follow 'trunk.' and 'branches.0.', so
+    published weights fit, and give both branches the same values.
+    """
+    (branch,) = plain.branches
+    stages = OrderedDict([*plain.trunk.named_children(), *branch.named_children()])
+    name, last_stage = stages.popitem()
+    *before, (number, block) = last_stage.named_children()
+    stages[name] = nn.Sequential(OrderedDict(before))
+    branches = [
+        nn.Sequential(OrderedDict([(name, nn.Sequential(OrderedDict([(number, each)])))]))
+        for each in (block, copy.deepcopy(block))
+    ]
+    return Backbone(nn.Sequential(stages), branches, plain.expert_dim, plain.stage_dims, plain.conv_fan, plain.min_px)
 
 
 def pool(fmap_BDhw: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ or any other additional module, therefore never changes the initial value of ano
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltcore import rng
 from ltcore.batch import ModelOutput
-from ltcore.errors import at_least, one_of, positive, refuse_userinfo, within
-from ltcore.models.backbones import pool
-from ltcore.models.heads import HEADS, CosineHead, Projection
+from ltcore.errors import at_least, one_of, positive, within
+from ltcore.models.backbones import pool, split_last_block
+from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHead
 from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES
+from ltcore.uris import check_uris
 
 MAP = "fmap/"
 """Prefix of a stage name in ``needs`` that requires its feature map instead of its pooled features."""
@@ -43,20 +44,29 @@ class ModelConfig:
     or an error. Or a file (.pth, .pt) of torchvision's weights of this backbone, as an absolute path or URI. Nothing is
     downloaded."""
     head: str = "linear"
-    """Classifier: 'linear' (with bias) or 'cosine'."""
+    """Classifier: 'linear' (with bias), 'cosine' or 'tde' (cosine whose evaluation leaves out what all features share)."""
     cosine_scale: float = 16.0
-    """Factor on the cosines, > 0. No effect with a linear head. LDAM and RIDE use 30."""
+    """Factor on the cosines, > 0. No effect with a linear head. LDAM and RIDE use 30, TDE 16."""
+    tde: TdeConfig = field(default_factory=TdeConfig)
+    """Options of the classifier 'tde'."""
     num_experts: int = 1
     """Number of classifiers, 1 to 64. From 2 on each has its own last stages of the backbone, and logits are [B, E, C].
     """
     expert_width: float = 0.75
     """Channels of an expert's own stages relative to the plain network, in (0, 1]. No effect with one expert."""
+    bilateral: bool = False
+    """Two last residual blocks side by side, with one classifier on the features of both, as BBN needs it and nothing else."""
     projection_dim: int = 32
     """Length d of query and key vectors, >= 1. No effect unless a loss uses a query."""
     projection_hidden: int = 1
     """Hidden layers of the projection, >= 0. No effect unless a loss uses a query."""
-    key_decay: float = 0.999
-    """Decay per step of the EMA key encoder, in [0, 1]. No effect unless a loss uses a key."""
+    projection_norm: bool = True
+    """Batch norm in each hidden layer, as in PaCo; GPaCo has none. No effect unless a loss uses a query."""
+    key_decay: float | str = "auto"
+    """Decay per step of the EMA key encoder, in [0, 1], or 'auto': by the length of training, such that 5% of its initial
+    weights are left where the first loss that uses it starts (10% of training for one that starts at once), but at most
+    0.999, which PaCo publishes for 400 epochs. No effect unless a loss uses a key.
+    """
     ghost_batch: int | None = None
     """Samples per batch-norm statistic in training, >= 2, a divisor of the batch size per rank; null: the whole batch
     of the rank. Must be set for equal results on different numbers of ranks.
@@ -69,13 +79,20 @@ class ModelConfig:
         positive(cosine_scale=self.cosine_scale)
         within(f"[1, {MAX_EXPERTS}]", num_experts=self.num_experts)
         within("(0, 1]", expert_width=self.expert_width)
-        within("[0, 1]", key_decay=self.key_decay)
+        if self.bilateral and self.num_experts > 1:
+            raise ValueError(
+                f"bilateral=true needs num_experts=1, got {self.num_experts}: both say how the network branches"
+            )
+        if self.key_decay != AUTO:
+            if isinstance(self.key_decay, str):
+                raise ValueError(f"key_decay must be {AUTO} or a number in [0, 1], got {self.key_decay!r}")
+            within("[0, 1]", key_decay=self.key_decay)
         at_least(0, projection_hidden=self.projection_hidden)
         at_least(1, projection_dim=self.projection_dim)
         at_least(2, ghost_batch=self.ghost_batch)
 
     def _check_weights(self) -> None:
-        refuse_userinfo(weights=self.weights)
+        check_uris(weights=self.weights)
         if self.weights == DEFAULT and not MODELS[self.name].weights:
             raise ValueError(
                 f"weights={DEFAULT}: no weights of {self.name} are published. Set it to null or give a file"
@@ -101,9 +118,12 @@ class LongTailNet(nn.Module):
             (pooled features) and these after 'fmap/' (maps). 'query' and 'own_query' build a projection each; 'key' has no
             effect here, as the key encoder is an ``EmaCopy`` of this module and its key is its own query.
         seed: seed of the run, which determines the initial value of every parameter.
+        scope: begins the full name of every parameter, so that a second network has other initial values.
     """
 
-    def __init__(self, cfg: ModelConfig, num_classes: int, needs: frozenset[str], seed: int) -> None:
+    def __init__(
+        self, cfg: ModelConfig, num_classes: int, needs: frozenset[str], seed: int, *, scope: str = ""
+    ) -> None:
         super().__init__()
         self.needs = needs
         self.feature_dim: int
@@ -113,19 +133,23 @@ class LongTailNet(nn.Module):
         with torch.random.fork_rng(
             devices=[]
         ):  # torch's own initialization, overwritten below, must not use up numbers
-            self.backbone = MODELS[cfg.name].build(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
-            dim = self.backbone.expert_dim
+            plain = MODELS[cfg.name].build(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
+            self.backbone = split_last_block(plain) if cfg.bilateral else plain
+            dim = self.backbone.expert_dim * (2 if cfg.bilateral else 1)
             self.feature_dim = dim * cfg.num_experts
             """D, the length of the experts' concatenated features."""
             self.stage_dims = self.backbone.stage_dims
             build_head = HEADS[cfg.head].build
-            self.heads = nn.ModuleList(build_head(dim, num_classes, cfg.cosine_scale) for _ in range(cfg.num_experts))
+            self.heads = nn.ModuleList(
+                build_head(dim, num_classes, cfg.cosine_scale, cfg.tde) for _ in range(cfg.num_experts)
+            )
             self.projection = self._projection(cfg) if "query" in needs else None
             self.own_projection = self._projection(cfg) if "own_query" in needs else None
-        init_parameters_(self, seed, conv_fan=self.backbone.conv_fan)
+        init_parameters_(self, seed, conv_fan=self.backbone.conv_fan, scope=scope)
 
     def _projection(self, cfg: ModelConfig) -> Projection:
-        return Projection(self.feature_dim, cfg.projection_dim, cfg.projection_hidden, norm1d(cfg.ghost_batch))
+        norm = norm1d(cfg.ghost_batch) if cfg.projection_norm else None
+        return Projection(self.feature_dim, cfg.projection_dim, cfg.projection_hidden, norm)
 
     def forward(self, images_BCHW: Tensor) -> ModelOutput:
         """Computes logits, features and query in float32 under autocast (float64 for float64 images).
@@ -136,8 +160,9 @@ class LongTailNet(nn.Module):
         fmaps, stage_fmaps = self.backbone.with_stages(images_BCHW, asked)
         features = [pool(fmap_BDhw) for fmap_BDhw in fmaps]
         with torch.autocast(images_BCHW.device.type, enabled=False):
-            logits = [head(features_BD) for head, features_BD in zip(self.heads, features, strict=True)]
             features_BD = torch.cat(features, 1) if len(features) > 1 else features[0]
+            shares = features_BD.chunk(len(self.heads), 1)
+            logits = [head(share_BD) for head, share_BD in zip(self.heads, shares, strict=True)]
             query_Bd = self.projection(features_BD) if self.projection is not None else None
             own_query_Bd = self.own_projection(features_BD) if self.own_projection is not None else None
         return ModelOutput(
@@ -150,10 +175,22 @@ class LongTailNet(nn.Module):
             stage_fmaps_BDhw={n: fmap for n, fmap in stage_fmaps.items() if MAP + n in self.needs} or None,
         )
 
+    def of_pairs(self, first_BCHW: Tensor, second_BCHW: Tensor, share: float) -> ModelOutput:
+        """Computes logits and features [2 share f; 2 (1 - share) g] of pairs of images, in a bilateral network.
+
+        f are the first images' features by the first branch, g the second ones' by the second. At ``share`` 1/2 the features of
+        two equal images are those of ``forward``.
+        """
+        branches = enumerate([first_BCHW, second_BCHW])
+        first_BD, second_BD = (pool(self.backbone.branch(images_BCHW, number)) for number, images_BCHW in branches)
+        with torch.autocast(first_BCHW.device.type, enabled=False):
+            features_BD = 2 * torch.cat([share * first_BD, (1 - share) * second_BD], 1)
+            return ModelOutput(logits_BC=self.heads[0](features_BD), features_BD=features_BD)
+
 
 @torch.no_grad()
-def init_parameters_(net: nn.Module, seed: int, conv_fan: str) -> None:
-    """Sets every parameter from a generator keyed by (seed, 'init', its full name).
+def init_parameters_(net: nn.Module, seed: int, conv_fan: str, scope: str = "") -> None:
+    """Sets every parameter from a generator keyed by (seed, 'init', its full name, which begins with ``scope``).
 
     Weights are He normal, N(0, 2 / fan): for convolutions the fan is ``conv_fan`` ('fan_in' or 'fan_out'), as in each
     network's paper code; for linear and cosine layers it is the number of inputs. Biases are 0, norm weights 1.
@@ -167,10 +204,10 @@ def init_parameters_(net: nn.Module, seed: int, conv_fan: str) -> None:
                 parameter.zero_()
             elif isinstance(module, _BatchNorm):
                 parameter.fill_(1)
-            elif isinstance(module, nn.Conv2d | nn.Linear | CosineHead):
+            elif isinstance(module, nn.Conv2d | nn.Linear | CosineHead | TdeHead):
                 fan_in, fan_out = _fans(parameter)
                 fan = fan_out if isinstance(module, nn.Conv2d) and conv_fan == "fan_out" else fan_in
-                gen = rng.generator(seed, "init", f"{prefix}.{local}")
+                gen = rng.generator(seed, "init", f"{scope}{prefix}.{local}")
                 parameter.copy_(torch.randn(parameter.shape, generator=gen) * math.sqrt(2 / fan))
             else:
                 raise TypeError(f"no initialization rule for {prefix}.{local} of {type(module).__name__}")

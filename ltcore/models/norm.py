@@ -87,12 +87,12 @@ def norm1d(group: int | None) -> NormFactory:
 
 
 def running_stats(net: nn.Module) -> list[Tensor]:
-    """Returns running mean and variance of every batch norm in a fixed order, the tensors themselves.
+    """Returns every buffer named ``running_mean`` or ``running_var`` in a fixed order, the tensors themselves.
 
-    ``num_batches_tracked`` is left out because it is equal on all ranks.
+    These are the statistics of batch norms, and the mean feature of a TDE classifier. ``num_batches_tracked`` is left out
+    because it is equal on all ranks.
     """
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    return [stat for norm in norms for stat in (norm.running_mean, norm.running_var) if stat is not None]
+    return [stat for name, stat in net.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
 def flatten(stats: list[Tensor]) -> Tensor:
@@ -109,7 +109,7 @@ def assign_(stats: list[Tensor], flat: Tensor) -> None:
 
 @torch.no_grad()
 def average_running_stats_(net: nn.Module) -> None:
-    """Replaces the running mean and variance of every batch norm by their mean over ranks; one collective."""
+    """Replaces the running statistics by their mean over ranks; one collective."""
     stats = running_stats(net)
     if stats and dist.is_distributed():
         assign_(stats, dist.all_reduce_sum_(flatten(stats)) / dist.world())

@@ -12,6 +12,9 @@ from ltcore.models.registry import MODELS
 AUTO, DEFAULT = "auto", "default"
 """Values of ``model.weights`` that name no file: the published weights if they are at hand, and these or nothing."""
 WEIGHT_FILES = (".pth", ".pt")
+IMAGENET_PX = 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the images that published weights were trained on."""
 
 
 def published_file(model: str) -> Path | None:

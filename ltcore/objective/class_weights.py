@@ -24,6 +24,10 @@ from ltcore.text import printable
 
 WEIGHT_NORMS = ("batch", "batch_sum")
 AUTO = "auto"
+NATURAL = "natural"
+"""Weights that undo a class-balanced stream."""
+BY_COUNT = (AUTO, NATURAL)
+"""Weights that follow from the class counts alone."""
 Table = Mapping[str, float] | Sequence[float]
 """Weights by the name of the class, or of all classes in order."""
 
@@ -43,6 +47,12 @@ def effective_weights(counts_C: Tensor, beta: float) -> Tensor:
 def inverse_weights(counts_C: Tensor) -> Tensor:
     """Returns float64 [C] weights in proportion to 1 / n_c, scaled to sum to C."""
     weights_C = 1 / counts_C.double().clamp_min(1)
+    return weights_C * len(weights_C) / weights_C.sum()
+
+
+def natural_weights(counts_C: Tensor) -> Tensor:
+    """Returns float64 [C] weights in proportion to n_c, scaled to sum to C."""
+    weights_C = counts_C.double()
     return weights_C * len(weights_C) / weights_C.sum()
 
 
@@ -80,7 +90,7 @@ class EffectiveWeights(ClassWeights):
 
 
 class FixedWeights(ClassWeights):
-    """Weights that somebody chose: they are not corrected for any stream."""
+    """Weights that are not corrected for any stream: those that somebody chose, or that undo a certain one."""
 
     def forward(self, log_prior_C: Tensor) -> Tensor:
         return self.weights_C.to(log_prior_C.dtype)
@@ -92,8 +102,10 @@ class WeightedConfig:
 
     class_weights: str | dict[str, float] | None = None
     """Factor on the loss of each class. null: 1 for all. 'auto': in proportion to 1 / n_c with mean 1 over the classes, and
-    less as sampling or environments show a class more often, so that it is balanced once. Or your own, taken as they are: a
-    table such as {cat: 2.0}, where classes without an entry weigh 1, or a list such as [1.0, 2.5] in the order of the classes.
+    less as sampling or environments show a class more often, so that it is balanced once. 'natural': in proportion to n_c, so
+    that a class-balanced stream counts as the natural one (DRO-LT's code, beside its loss of features; only with a
+    ``train.sampling`` that balances). Or your own, taken as they are: a table such as {cat: 2.0}, where classes without an
+    entry weigh 1, or a list such as [1.0, 2.5] in the order of the classes.
     Weights by effective number are ``objective.base=class_balanced``."""
     weight_norm: str = "batch"
     """Divide by 'batch' (the number of samples) or 'batch_sum' (the sum of their weights, as ``torch.nn.CrossEntropyLoss``
@@ -101,7 +113,7 @@ class WeightedConfig:
 
     def __post_init__(self) -> None:
         one_of(WEIGHT_NORMS, weight_norm=self.weight_norm)
-        if self.class_weights not in (None, AUTO):
+        if self.class_weights not in (None, *BY_COUNT):
             weight_table(self.class_weights)
 
 
@@ -113,6 +125,8 @@ class WeightedBase(Base):
         self.class_weights: ClassWeights | None = None
         if cfg.class_weights == AUTO:
             self.class_weights = ClassWeights(inverse_weights(stats.counts_C), stats)
+        elif cfg.class_weights == NATURAL:
+            self.class_weights = FixedWeights(natural_weights(stats.counts_C), stats)
         elif cfg.class_weights is not None:
             self.class_weights = FixedWeights(own_weights(cfg.class_weights, stats), stats)
 
@@ -123,7 +137,7 @@ class WeightedBase(Base):
 
     @staticmethod
     def balances(cfg: WeightedConfig) -> str:
-        if cfg.class_weights is None:
+        if cfg.class_weights in (None, NATURAL):
             return ""
         return (
             f"weighs the classes by {'inverse frequency' if cfg.class_weights == AUTO else 'a table'} (class_weights)"
@@ -153,7 +167,7 @@ def weight_table(value: Any) -> Table:
         return _numbers(table)
     hint = ": weights by effective number are objective.base=class_balanced" if value == "effective_number" else ""
     raise ValueError(
-        f"class_weights must be null, {AUTO}, a table such as {{cat: 2.0}} or a list with one weight per class, got "
+        f"class_weights must be null, {AUTO}, {NATURAL}, a table such as {{cat: 2.0}} or a list with one weight per class, got "
         f"{value!r:.80}{hint}"
     )
 

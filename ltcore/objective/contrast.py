@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.batch import ModelOutput
-from ltcore.objective.embedding import QUERY, key_of, query_of
+from ltcore.objective.embedding import QUERY, key_of, query_of, second_of
 from ltcore.objective.interface import LossContext
 from ltcore.objective.memory.queue import Queue
 
@@ -47,26 +47,40 @@ class ContrastSet:
         Losses that ask with the same arguments get the same object. The first call is a collective.
         """
         key = ("contrast", queue, space, keys)
-        contrast: ContrastSet = ctx.once(key, lambda: cls._build(out, labels_B, queue, space, keys))
+
+        def build() -> ContrastSet:
+            return cls._build([query_of(out, space)], [key_of(out, space)] if keys else [], labels_B, queue)
+
+        contrast: ContrastSet = ctx.once(key, build)
         return contrast
 
     @classmethod
-    def _build(cls, out: ModelOutput, labels_B: Tensor, queue: Queue | None, space: str, keys: bool) -> ContrastSet:
-        query_Bd, gathered = query_of(out, space), dist.gather(labels_B)
-        contrast_Ad = [dist.gather_with_grad(query_Bd)]
-        if keys:
-            contrast_Ad.append(dist.gather(key_of(out, space)))
+    def of_both_views(cls, out: ModelOutput, labels_B: Tensor, queue: Queue | None) -> ContrastSet:
+        """Returns the contrast set whose anchors are the queries of both views, first those of view 1. A collective.
+
+        Its rows are [2B], and the gradient flows to both views.
+        """
+        return cls._build([query_of(out, QUERY), query_of(second_of(out), QUERY)], [], labels_B, queue)
+
+    @classmethod
+    def _build(
+        cls, anchors_Bd: list[Tensor], keys_Bd: list[Tensor], labels_B: Tensor, queue: Queue | None
+    ) -> ContrastSet:
+        """Compares each of the anchors with all anchors and keys of all ranks and with the queue."""
+        size, gathered = len(labels_B), dist.gather(labels_B)
+        contrast_Ad = [*map(dist.gather_with_grad, anchors_Bd), *map(dist.gather, keys_Bd)]
         labels_A = [gathered] * len(contrast_Ad)
         valid_A = [torch.ones_like(gathered, dtype=torch.bool)] * len(contrast_Ad)
         if queue is not None:
-            contrast_Ad.append(queue.keys_Qd.to(query_Bd.dtype))
+            contrast_Ad.append(queue.keys_Qd.to(anchors_Bd[0].dtype))
             labels_A.append(queue.labels_Q)
             valid_A.append(queue.valid_Q)
-        excluded_BA = (~torch.cat(valid_A)).repeat(len(labels_B), 1)
-        own = torch.arange(len(labels_B), device=labels_B.device)
-        excluded_BA[own, dist.rank() * len(labels_B) + own] = True
+        excluded_BA = (~torch.cat(valid_A)).repeat(size * len(anchors_Bd), 1)
+        own = torch.arange(size, device=labels_B.device)
+        for view in range(len(anchors_Bd)):
+            excluded_BA[view * size + own, view * len(gathered) + dist.rank() * size + own] = True
         # queue.merge overwrites its tensors after the step; torch.cat copies them, so the graph keeps this step's keys
-        return cls(torch.cat(labels_A), query_Bd @ torch.cat(contrast_Ad).T, excluded_BA)
+        return cls(torch.cat(labels_A), torch.cat(anchors_Bd) @ torch.cat(contrast_Ad).T, excluded_BA)
 
 
 def supcon(cosine_BA: Tensor, weights_BA: Tensor, excluded_BA: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

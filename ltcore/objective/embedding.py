@@ -11,6 +11,8 @@ from ltcore.batch import ModelOutput
 from ltcore.objective.dims import FeatureDims, widened
 
 QUERY, OWN, POOLED = "query", "own", "pooled"
+SECOND = "second"
+"""The space of 'query' for losses that train on both views: its keys are queries of the second view, without gradient."""
 EMBEDDINGS = (QUERY, OWN, POOLED)
 """'query' is the projection shared by all losses, 'own' a second projection for one term, 'pooled' the pooled features.
 """
@@ -36,9 +38,17 @@ def key_of(out: ModelOutput, space: str) -> Tensor:
 
     Their shape is that of ``query_of``.
     """
+    if space == SECOND:
+        return query_of(second_of(out), QUERY).detach()
     key_Bd = {QUERY: out.key_Bd, OWN: out.own_key_Bd, POOLED: out.key_features_BD}[space]
     assert key_Bd is not None, "a loss that uses keys must list 'key' in its needs"
     return _unit(widened(key_Bd)) if space == POOLED else widened(key_Bd)
+
+
+def second_of(out: ModelOutput) -> ModelOutput:
+    """Returns the output for the second view by the network itself."""
+    assert out.second is not None, "a loss that trains on both views must list 'second' in its needs"
+    return out.second
 
 
 def length(dims: FeatureDims, space: str) -> int:

@@ -22,9 +22,10 @@ from ltcore.objective.dims import FeatureDims
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.stats import ClassStats
 
-NEEDS = frozenset({"fmap", "query", "own_query", "key"})
+NEEDS = frozenset({"fmap", "query", "own_query", "key", "twin", "second"})
 """Network outputs that a loss may require: the feature map, the query projection, a second projection for its own use,
-an EMA key encoder (applied to the second view, where there is one). Besides these, the name of an earlier stage
+an EMA key encoder (applied to the second view, where there is one), the logits of a second network that is trained beside
+the first, the output of the network itself for the second view. Besides these, the name of an earlier stage
 ('stage1', ...) requires its pooled features, and the name after 'fmap/' ('fmap/stage1') its feature map.
 """
 
@@ -79,6 +80,8 @@ class Base(nn.Module):
     """True: the other samples are its negatives, except those in ``Shared.spared``."""
     learns_centers: ClassVar[bool] = False
     """True: the classifier's rows are class centers that this loss itself has to train."""
+    pairs: ClassVar[bool] = False
+    """True: the loss takes pairs of images, each of a stream of its own, whose features a bilateral network mixes."""
     text_order_in_glt: ClassVar[bool] = False
     """True: GLT's code has this loss, with class counts in text order (``objective.prior``)."""
 
@@ -90,6 +93,11 @@ class Base(nn.Module):
     def cosine_scale(cfg: Any) -> float | None:
         """Returns the scale that this configuration requires of a cosine head; None where any head works."""
         return None
+
+    @staticmethod
+    def pair_share(progress: float) -> float:
+        """Returns the share of the first image of each pair, in features and label, at this fraction of training."""
+        raise NotImplementedError  # of bases with pairs alone
 
     @staticmethod
     def views(cfg: Any) -> int:
@@ -202,6 +210,14 @@ class Term(nn.Module):
         None where the term does not change the shares.
         """
         return None
+
+    def findings(self, memories: Mapping[str, Memory], labels_N: Tensor, attributes_N: Tensor) -> dict[str, float]:
+        """Returns what the published memories have found of the attributes of the training samples, by name.
+
+        For measurement only: losses never see attributes. ``labels_N`` and ``attributes_N`` are of all samples of the split;
+        an unknown attribute is -1.
+        """
+        return {}
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         """Returns the penalty, a float32 scalar, before it is multiplied by ``weight``."""

@@ -157,6 +157,10 @@ class Objective(nn.Module):
         """
         self._sampled_C = None if shares_C is None else shares_C.to(self._log_prior_C)
 
+    def may_draw(self, progress: float) -> bool:
+        """Tells whether a term may answer ``draws_N`` with numbers; otherwise nobody needs the labels of all samples."""
+        return any(type(term).draws is not Term.draws for term in self._live(progress).values())
+
     def draws_N(self, progress: float, labels_N: Tensor) -> Tensor | None:
         """Returns [N] how often each training sample should come in the next epoch; None for once each.
 
@@ -164,6 +168,14 @@ class Objective(nn.Module):
         """
         draws = (term.draws(self._named[name], labels_N) for name, term in self._live(progress).items())
         return next((draws_N for draws_N in draws if draws_N is not None), None)
+
+    def findings(self, labels_N: Tensor, attributes_N: Tensor) -> dict[str, float]:
+        """Returns '<term>/<name>' -> value, what the terms have found of the samples' known attributes (``Term.findings``)."""
+        return {
+            f"{name}/{what}": value
+            for name, term in self._terms.items()
+            for what, value in term.findings(self._named[name], labels_N, attributes_N).items()
+        }
 
     def _live(self, progress: float) -> dict[str, Term]:
         return {name: term for name, term in self._terms.items() if progress >= term.cfg.start}

@@ -10,11 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any
 
+from ltcore.objective.controls import CONTROLS, Control
 from ltcore.objective.losses.balanced_softmax import BalancedSoftmax
+from ltcore.objective.losses.bbn import Bbn
 from ltcore.objective.losses.class_balanced import ClassBalanced
 from ltcore.objective.losses.cross_entropy import CrossEntropy
 from ltcore.objective.losses.focal import Focal
+from ltcore.objective.losses.gpaco import Gpaco
 from ltcore.objective.losses.ldam import Ldam
+from ltcore.objective.losses.lff import Lff
 from ltcore.objective.losses.logit_adjust import LogitAdjust
 from ltcore.objective.losses.paco import Paco
 from ltcore.objective.losses.ride import Ride
@@ -42,6 +46,8 @@ class Row:
     """Its source."""
     num_experts: int | None = None
     """The only number of experts that a base with an expert head supports; None for any from 2 on."""
+    controls: tuple[Control, ...] = ()
+    """Of a term: what an ablation compares it with, beside the run without any term."""
 
 
 BASES: dict[str, Row] = {
@@ -52,14 +58,32 @@ BASES: dict[str, Row] = {
     "focal": Row(Focal, "cross-entropy that counts well predicted samples less", "Lin et al., ICCV 2017"),
     "ldam": Row(Ldam, "margins by class frequency on a cosine head, then DRW", "Cao et al., NeurIPS 2019"),
     "paco": Row(Paco, "contrast against keys, a queue and one learnable center per class", "Cui et al., ICCV 2021"),
+    "gpaco": Row(Gpaco, "PaCo of both views of an image, without a key encoder", "Cui et al., TPAMI 2023"),
     "ride": Row(Ride, "LDAM for several experts, pushed away from their mean", "Wang et al., ICLR 2021"),
+    "bbn": Row(Bbn, "two streams and two last blocks, mixed from one to the other", "Zhou et al., CVPR 2020"),
+    "lff": Row(Lff, "a biased second network tells which samples are hard", "Nam et al., NeurIPS 2020"),
     "sade": Row(Sade, "three experts, one for each of three priors", "Zhang et al., NeurIPS 2022", num_experts=3),
 }
 
 TERMS: dict[str, Row] = {
-    "lpa": Row(Lpa, "classes that share local parts as soft positives", "NeurIPS 2022, no public code"),
-    "dro": Row(Dro, "robust distance of features to their class centroid", "Samuel and Chechik, ICCV 2021"),
-    "ifl": Row(Ifl, "features invariant across environments found from scores", "Tang et al., ECCV 2022"),
+    "lpa": Row(
+        Lpa,
+        "classes that share local parts as soft positives",
+        "NeurIPS 2022, no public code",
+        controls=CONTROLS["lpa"],
+    ),
+    "dro": Row(
+        Dro,
+        "robust distance of features to their class centroid",
+        "Samuel and Chechik, ICCV 2021",
+        controls=CONTROLS["dro"],
+    ),
+    "ifl": Row(
+        Ifl,
+        "features invariant across environments found from scores",
+        "Tang et al., ECCV 2022",
+        controls=CONTROLS["ifl"],
+    ),
 }
 
 STAGE2: dict[str, Row] = {

@@ -107,11 +107,16 @@ def _tests(record: RunRecord) -> list[dict[str, Any]]:
                 "split": split,
                 "title": name if name == split else f"{name} ({split}, {meaning})",
                 "weights": _weights(record, split in best),
-                "rows": [(title_of(m), percent(value)) for m, value in tests[split].items() if "/" not in m],
+                "rows": [(title_of(m), percent(value)) for m, value in tests[split].items() if _is_shown(m)],
                 "remarks": remarks(split, (record.support or {}).get(split, ())),
             }
         )
     return found
+
+
+def _is_shown(metric: str) -> bool:
+    """Tells whether a metric is of all images, of a shot group or of an attribute rank, and not of parts of these."""
+    return metric.removeprefix("attribute_rank/").count("/") == 0
 
 
 def _weights(record: RunRecord, tested_best: bool) -> str:

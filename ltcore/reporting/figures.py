@@ -91,7 +91,7 @@ def curves(lines: Sequence[Curve], ylabel: str, name: str, width_px: float = 100
                 axes.plot(line.epochs[-1:], values[-1:], "|", color=FAINT, ms=9, mew=1.5)
             if front:
                 axes.plot(line.epochs[-1:], values[-1:], "o", color=color, ms=5)
-                named.append((_label(line.label), color, line.epochs[-1], values[-1]))
+                named.append((short_label(line.label), color, line.epochs[-1], values[-1]))
         bottom, top = axes.get_ylim()
         heights = _spread([y for *_, y in named], 16 * (top - bottom) / (height_px - 60))
         for (label, color, x, _), height in zip(named, heights, strict=True):
@@ -132,7 +132,7 @@ def response(
         if baseline is not None:
             axes.axhline(100 * baseline, color=BASELINE, lw=1.6, ls="--", zorder=2)
         if span is None:
-            axes.set_xticks(range(len(labels)), map(_label, labels))
+            axes.set_xticks(range(len(labels)), map(short_label, labels))
             axes.set_xlim(-0.5, len(labels) - 0.5)
         else:
             _range_axis(axes, span)
@@ -206,7 +206,7 @@ def differences(panels: Mapping[str, Sequence[Difference]], name: str) -> str:
                 if line.low is not None and line.high is not None:
                     axes.plot([100 * line.low, 100 * line.high], [at, at], color=color, lw=2.4)
                 axes.plot(100 * line.mean, at, "o" if line.distinguishable else "D", color=color, mec=PAGE, ms=8)
-            axes.set_yticks(range(len(labels)), map(_label, labels))
+            axes.set_yticks(range(len(labels)), map(short_label, labels))
             axes.set_ylim(len(labels) - 0.5, -0.5)
             axes.grid(axis="x")
             axes.grid(visible=False, axis="y")
@@ -235,7 +235,7 @@ def per_class(
         _plot_roles(axes, order, means, few)
         mark_groups(axes, [groups[c] for c in order])
         if few:
-            names = [_label(classes[c]) for c in order]
+            names = [short_label(classes[c]) for c in order]
             axes.set_xticks(range(len(order)), names, rotation=90 if sum(map(len, names)) > 120 else 0)
         else:
             axes.set_xticks([])
@@ -262,13 +262,14 @@ def mark_groups(axes: Axes, groups: Sequence[str], first: int = 0) -> None:
     for x in (x for x, group in enumerate(groups) if x == 0 or group != groups[x - 1]):
         axes.axvline(first + x - 0.5, color=FAINT, lw=0.8 if x else 0, zorder=1)
         axes.annotate(
-            _label(groups[x]), (first + x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11
+            short_label(groups[x]), (first + x - 0.4, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=11
         )
 
 
-def _label(text: str) -> str:
+def short_label(text: str, most: int = MAX_NAME_CHARS) -> str:
+    """Returns a name as a figure shows it, in at most so many characters."""
     name = printable(text)
-    return name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 _GROUP_ORDER = {"many": 0, "medium": 1, "few": 2}

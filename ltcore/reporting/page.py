@@ -114,12 +114,21 @@ def machine(runs: Sequence[StoredRun], sweep: SweepRecord | None) -> list[tuple[
         "machine": map(_hardware_text, hardware),
         "precision": (record.precision for record in records),
         "threads": (str(record.threads) for record in records),
-        "workers": (str(record.world) for record in records),
+        "workers": (", then ".join(map(str, record.worlds)) for record in records),
         "engine": (record.engine for record in records),
+        "preemptions": [_preemption_words(records)],
     }
     found = [(label, " / ".join(dict.fromkeys(values))) for label, values in rows.items()]
     versions = dict.fromkeys(f"{name} {v}" for record in records for name, v in record.versions.items())
     return [(label, value) for label, value in [*found, ("versions", ", ".join(versions))] if value]
+
+
+def _preemption_words(records: Sequence[RunRecord]) -> str:
+    """Returns how often nodes were taken away after a notice, and what it cost; '' where none was."""
+    lost = [images for record in records for images in record.preemptions]
+    if not lost:
+        return ""
+    return f"{len(lost)} announced, {sum(lost):,} images trained on again"
 
 
 def _hardware_text(hardware: Hardware) -> str:

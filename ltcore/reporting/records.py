@@ -15,6 +15,7 @@ from ltcore.evaluation.catalog import VALIDATION
 from ltcore.evaluation.paired import PairedDifference
 from ltcore.evaluation.protocols import ordered_splits
 from ltcore.text import storable_json
+from ltcore.tracking.jsonl_sink import read_metrics
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class StoredRun:
 
     def curve(self, metric: str) -> tuple[list[float], list[float]]:
         """Returns (epochs, values) of the epochs that have this metric."""
-        points = [(row["epoch"], row[metric]) for row in self.rows if row.get(metric) is not None]
+        points = [(row["epoch"], row[metric]) for row in self.rows if "epoch" in row and row.get(metric) is not None]
         return [x for x, _ in points], [y for _, y in points]
 
     def tests(self) -> dict[str, Metrics]:
@@ -60,11 +61,13 @@ class StoredSweep:
     trials: dict[str, StoredRun]
     baseline: StoredRun | None
     retrains: list[Retrain]
+    tested: dict[str, StoredRun]
+    """All runs that were trained after the search, by name: the retrains, then those for ALT and of the ablation."""
 
     def runs(self) -> list[StoredRun]:
-        """Returns trials, baseline and retrains."""
+        """Returns trials, baseline and what was trained after the search."""
         baseline = [self.baseline] if self.baseline else []
-        return [*self.trials.values(), *baseline, *(r.run for r in self.retrains)]
+        return [*self.trials.values(), *baseline, *self.tested.values()]
 
     def of_role(self, role: str) -> list[Retrain]:
         """Returns the retrains of a role, 'winner' or 'baseline'."""
@@ -89,15 +92,18 @@ def read_run(path: Path) -> StoredRun:
 
     Raises DataError where its ``run.json`` is not the record of a run.
     """
-    return StoredRun(path, _read(RunRecord, path), storage.read_jsonl(path / "metrics.jsonl"))
+    return StoredRun(path, _read(RunRecord, path), read_metrics(path / "metrics.jsonl"))
 
 
-def read_sweep(path: Path) -> StoredSweep:
+def read_sweep(path: Path, record: SweepRecord | None = None) -> StoredSweep:
     """Reads the sweep in directory ``path``, with its trials and retrains as far as they have come.
 
-    Raises DataError where there is no ``sweep.json``.
+    ``record`` takes the place of ``sweep.json``. Raises DataError where there is neither.
     """
-    record = _read(SweepRecord, path)
+    if record is None:
+        record = _read(SweepRecord, path)
+    else:
+        record = SweepRecord.from_json(storable_json(record.to_json()), str(path))
     if record is None:
         raise DataError(f"{path} has no sweep.json: give the directory of a sweep.")
     name = record.baseline or "baseline"
@@ -112,12 +118,19 @@ def read_sweep(path: Path) -> StoredSweep:
         baseline = listed.pop(name, baseline)
         trials = {trial: read_run(folder) for trial, folder in listed.items()}
     retrains = [Retrain(r.role, r.seed, read_run(_inside(path, r.run_dir))) for r in record.retrain or ()]
+    retrains.sort(key=lambda r: (r.role != "winner", r.seed))
+    further = [run.run_dir for run in (record.balanced.runs if record.balanced else ())]
+    further += [where for row in record.ablation or () for where in row.run_dirs if not where.startswith("retrain/")]
     return StoredSweep(
         path,
         record,
         trials,
         read_run(baseline) if (baseline / RunRecord.FILE).exists() else None,
-        sorted(retrains, key=lambda r: (r.role != "winner", r.seed)),
+        retrains,
+        {
+            **{f"{r.role}-seed{r.seed}": r.run for r in retrains},
+            **{where.removeprefix("ablation/"): read_run(_inside(path, where)) for where in further},
+        },
     )
 
 

@@ -11,17 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ltcore.config.records import SweepRecord
 from ltcore.errors import DataError
+from ltcore.reporting.ablation import ablation_table
 from ltcore.reporting.format import moment, percent, value_text
 from ltcore.reporting.records import read_run, read_sweep
 from ltcore.reporting.runs_page import runs_page
 from ltcore.reporting.summary import ranked_table, summary_lines
 from ltcore.reporting.sweep_page import sweep_page
-from ltcore.reporting.variants import variants_lines, variants_page, variants_table
+from ltcore.reporting.variants import variants_lines, variants_markdown, variants_page, variants_table
 from ltcore.storage import write_bytes_atomic
 from ltcore.text import duration, storable
 
 __all__ = [
+    "ablation_table",
     "make_report",
     "make_table",
     "ranked_table",
@@ -33,16 +36,17 @@ __all__ = [
 ]
 
 
-def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
+def write_report(sweep_dir: Path | str, out: Path | str | None = None, record: SweepRecord | None = None) -> Path:
     """Writes the report of a local sweep directory, finished or not, and returns its path.
 
-    It goes to ``out``, by default ``report.html`` in the directory.
+    It goes to ``out``, by default ``report.html`` in the directory. ``record`` takes the place of ``sweep.json``, for a
+    sweep that is not called finished before its report is there.
     """
     folder = Path(sweep_dir)
-    sweep, path = read_sweep(folder), Path(out) if out else folder / "report.html"
+    sweep, path = read_sweep(folder, record), Path(out) if out else folder / "report.html"
     if sweep.record.search == "variants":
-        return _write("variants.html.j2", variants_page(sweep), path)
-    return _write("sweep.html.j2", sweep_page(sweep), path)
+        return write_page("variants.html.j2", variants_page(sweep), path)
+    return write_page("sweep.html.j2", sweep_page(sweep), path)
 
 
 def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Path:
@@ -55,7 +59,7 @@ def write_runs_report(run_dirs: Sequence[Path | str], out: Path | str | None = N
         if not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists():
             raise DataError(f"{folder} is not a run directory: it has neither run.json nor metrics.jsonl.")
     path = Path(out) if out else Path(os.path.commonpath(folders)) / "report.html"
-    return _write("runs.html.j2", runs_page([read_run(folder) for folder in folders]), path)
+    return write_page("runs.html.j2", runs_page([read_run(folder) for folder in folders]), path)
 
 
 def make_report(folders: Sequence[Path | str], out: Path | str | None = None) -> Path:
@@ -66,10 +70,15 @@ def make_report(folders: Sequence[Path | str], out: Path | str | None = None) ->
 
 
 def make_table(folders: Sequence[Path | str]) -> tuple[str, list[str]]:
-    """Returns finished runs as a Markdown table, and the folders left out with the reason.
+    """Returns finished runs, or one comparison of variants, as a Markdown table; and the folders left out with the reason.
 
-    The table is that of ``ltcore.reporting.results_table``. Raises DataError where no run is finished.
+    The table is that of ``ltcore.reporting.results_table``, or ``variants_markdown``. Raises DataError where no run is
+    finished.
     """
+    if len(folders) == 1 and (Path(folders[0]) / "sweep.json").exists():
+        record = read_sweep(Path(folders[0])).record
+        if record.search == "variants":
+            return variants_markdown(record), []
     from ltcore.reporting.results_table import missing, results_table  # imported late, because it reads every recipe
 
     runs = [read_run(Path(folder)) for folder in folders]
@@ -79,7 +88,8 @@ def make_table(folders: Sequence[Path | str]) -> tuple[str, list[str]]:
     return results_table([run for run in runs if not missing(run)]), left_out
 
 
-def _write(template: str, context: Mapping[str, Any], path: Path) -> Path:
+def write_page(template: str, context: Mapping[str, Any], path: Path) -> Path:
+    """Renders a template of this package into a file and returns its path."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

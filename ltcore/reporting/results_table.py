@@ -119,7 +119,8 @@ def _decided(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Returns (recipe, overrides) of the packaged recipe closest to a stored configuration."""
-    own_data = find(str(config.get("data.uri", ""))).by_path  # a recipe's selection has no effect on it
+    uri = str(config.get("data.uri", ""))
+    own_data = find(uri).by_path  # a recipe's selection has no effect on it
     told = {
         k: v for k, v in config.items() if not (k.startswith(ELSEWHERE) or (own_data and k in _SELECTION and v is None))
     }
@@ -128,7 +129,12 @@ def _closest(config: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]
         base = recipes[recipe]
         return {k: v for k, v in told.items() if k not in base or base[k] != v}
 
-    alike = [name for name, keys in recipes.items() if ("stage2.method" in keys) == ("stage2.method" in config)]
+    def is_alike(recipe: Mapping[str, Any]) -> bool:
+        theirs = str(recipe.get("data.uri", ""))
+        other_data = not own_data and not find(theirs).by_path and theirs != uri  # of two published data sets
+        return ("stage2.method" in recipe) == ("stage2.method" in config) and not other_data
+
+    alike = [name for name, keys in recipes.items() if is_alike(keys)]
     closest = min(alike, key=lambda recipe: len(overrides(recipe)))
     return closest, overrides(closest)
 

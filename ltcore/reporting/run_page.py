@@ -14,10 +14,13 @@ from ltcore.evaluation.catalog import METRICS, headline, title_of
 from ltcore.evaluation.intervals import wilson
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import run_figures
+from ltcore.reporting.data_page import data_section
 from ltcore.reporting.format import percent, value_text
 from ltcore.reporting.page import initial_words, loss_words
 from ltcore.reporting.pictures import Picture, Pictures
+from ltcore.reporting.rank_table import RankTable, is_rank_metric, rank_table
 from ltcore.reporting.records import StoredRun
+from ltcore.reporting.svg import WINNER
 from ltcore.shots import SHOT_GROUPS
 from ltcore.text import duration, printable
 
@@ -68,12 +71,15 @@ def run_sections(run: StoredRun) -> dict[str, Any]:
         return {}
     pictures = Pictures(record.data, record.train_split)
     manifest = pictures.store.manifest if pictures.store else None
+    samples = data_section(pictures, record.train_split)
     splits = ordered_splits(record.test or {})
     confused = {split: _pairs(record, split, pictures) for split in splits}
     return {
+        "samples": samples,
         "tiles": _tiles(record, splits),
         "weights": _weights(record, splits),
         "tests": _tests(record, splits),
+        "ranks": _ranks(record, splits),
         "classes": [_classes(record, split) for split in splits if split in (record.per_class or {})],
         "confused": [
             {"split": split, "title": _title(record, split), "pairs": found}
@@ -125,7 +131,7 @@ def _weights(record: RunRecord, splits: Sequence[str]) -> str:
 def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
     """Returns a row per metric that has a value, with its values on all test splits."""
     tests = {split: (record.test or {})[split] for split in splits}
-    found = dict.fromkeys(metric for values in tests.values() for metric in values)
+    found = dict.fromkeys(m for values in tests.values() for m in values if not is_rank_metric(m))
     metrics = sorted(found, key=lambda m: list(METRICS).index(m) if m in METRICS else len(METRICS))
     return [
         {
@@ -137,6 +143,15 @@ def _tests(record: RunRecord, splits: Sequence[str]) -> list[dict[str, Any]]:
         for metric in metrics
         if any(values.get(metric) is not None for values in tests.values())
     ]
+
+
+def _ranks(record: RunRecord, splits: Sequence[str]) -> list[RankTable]:
+    """Returns a table of accuracies by attribute rank for each test split that has them."""
+    tables = []
+    for split in splits:
+        values = {metric: (value,) for metric, value in (record.test or {})[split].items()}
+        tables.append(rank_table(split, _title(record, split), {record.name: values}, {record.name: WINNER}))
+    return [table for table in tables if table is not None]
 
 
 def _classes(record: RunRecord, split: str) -> dict[str, Any]:
@@ -221,6 +236,7 @@ def _trained(record: RunRecord, manifest: Manifest | None) -> list[tuple[str, st
         "objective": loss_words(config),
         "network": value_text(config.get("model.name", "")),
         "initial weights": initial_words(record),
+        "environments": _environments(record),
         "stage 1": f"{record.stage1.run}, epoch {record.stage1.epoch}" if record.stage1 else "",
         "epochs": f"{record.epochs_done} of {record.epochs_planned}",
         "batch size": value_text(config.get("train.batch_size", "")),
@@ -228,6 +244,14 @@ def _trained(record: RunRecord, manifest: Manifest | None) -> list[tuple[str, st
         "time of training": duration(record.seconds) if record.seconds else "",
     }
     return [(label, printable(str(value))) for label, value in rows.items() if value != ""]
+
+
+def _environments(record: RunRecord) -> str:
+    """Says how well IFL's weights found the minority attributes; '' where there are none or they are unknown."""
+    auc = record.last.get("ifl/attribute_auc")
+    if auc is None:
+        return ""
+    return f"minority attributes outweigh the majority one of their class in {percent(auc)} of pairs (chance: 50%)"
 
 
 def _splits(record: RunRecord, manifest: Manifest | None) -> list[dict[str, Any]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ltcore.config.records import SweepRecord, TrialRecord
 from ltcore.evaluation.catalog import goodness, minimized, title_of
-from ltcore.evaluation.paired import PairedDifference, sentence
-from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.evaluation.paired import sentence
+from ltcore.reporting.ablation import ablation_lines
+from ltcore.reporting.compared import ComparedTest, compared_tests, difference_kind
 from ltcore.reporting.format import mean_sd, parse_range, percent, range_text, short_names, value_text
 from ltcore.reporting.records import primary
 
@@ -42,46 +43,48 @@ def verdict(sweep: SweepRecord) -> Verdict:
     if found is None:
         return Verdict(f"Trial {sweep.winner} won on validation; it was not compared with the baseline.", "open")
     _, metric, _ = found
-    comparison = sweep.comparison or {}
-    deltas = {split: comparison[split][metric] for split in ordered_splits(comparison) if metric in comparison[split]}
-    kinds = {split: difference_kind(metric, delta) for split, delta in deltas.items()}
+    tests = [test for test in compared_tests(sweep) if metric in test.cells]
+    kinds = {test.name: difference_kind(metric, test.cells[metric]) for test in tests}
     differing = sorted({kind for kind in kinds.values() if kind != "same"})
     return Verdict(
-        f"In {title_of(metric)} the winner is {_all_tests(sweep, deltas, kinds)}.",
+        f"In {title_of(metric)} the winner is {_all_tests(tests, metric, kinds)}.",
         "same" if not differing else differing[0] if len(differing) == 1 else "mixed",
-        tuple(
-            f"{_test_text(split, sweep)}: {sentence(delta, minimize=minimized(metric))}."
-            for split, delta in deltas.items()
-        ),
+        tuple(f"{_test_text(test)}: {sentence(test.cells[metric], minimize=minimized(metric))}." for test in tests),
     )
 
 
-def difference_kind(metric: str, delta: PairedDifference) -> str:
-    """Returns 'better', 'worse', or 'same' where the interval contains 0."""
-    return "same" if not delta.distinguishable else "better" if goodness(metric, delta.difference) > 0 else "worse"
-
-
-def _all_tests(sweep: SweepRecord, deltas: Mapping[str, PairedDifference], kinds: Mapping[str, str]) -> str:
+def _all_tests(tests: Sequence[ComparedTest], metric: str, kinds: Mapping[str, str]) -> str:
     """Names every test in which the two differ, with its points, and those in which they cannot be told apart."""
-    clauses = [
-        f"{100 * abs(deltas[split].difference):.1f} points {kind} than the baseline in {_test_name(split, sweep)}"
-        for split, kind in kinds.items()
-        if kind != "same"
-    ]
-    same = [_test_name(split, sweep) for split, kind in kinds.items() if kind == "same"]
-    if same:
-        clauses.append(f"not distinguishable from the baseline in {' and '.join(same)}")
-    return (", but " if len(set(kinds.values())) > 1 else " and ").join(clauses)
+    clauses = []
+    for kind in dict.fromkeys(kind for kind in kinds.values() if kind != "same"):
+        first, *others = [
+            (f"{100 * abs(test.cells[metric].difference):.1f}", _test_name(test))
+            for test in tests
+            if kinds[test.name] == kind
+        ]
+        listed = [
+            f"{first[0]} points {kind} than the baseline in {first[1]}",
+            *(f"{by} in {name}" for by, name in others),
+        ]
+        clauses.append(_joined(listed))
+    if same := [_test_name(test) for test in tests if kinds[test.name] == "same"]:
+        clauses.append(f"not distinguishable from the baseline in {_joined(same)}")
+    return ", but ".join(clauses)
 
 
-def _test_name(split: str, sweep: SweepRecord) -> str:
-    name, meaning = protocol_of(split, sweep.train_split)
-    return meaning if name == "test" else name
+def _joined(words: Sequence[str]) -> str:
+    """Joins words as in 'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _test_text(split: str, sweep: SweepRecord) -> str:
-    name, meaning = protocol_of(split, sweep.train_split)
-    return meaning.capitalize() if name == "test" else f"{name} ({meaning})" if meaning else name
+def _test_name(test: ComparedTest) -> str:
+    return test.meaning if test.name == "test" else test.name
+
+
+def _test_text(test: ComparedTest) -> str:
+    if test.name == "test":
+        return test.meaning.capitalize()
+    return f"{test.name} ({test.meaning})" if test.meaning else test.name
 
 
 def count_text(sweep: SweepRecord) -> str:
@@ -136,17 +139,15 @@ def summary_lines(sweep: SweepRecord) -> list[str]:
         names = short_names(winner.params)
         params = ", ".join(f"{names[key]}={value_text(value)}" for key, value in winner.params.items())
         lines.append(f"Winner {winner.id}: {params}; {title_of(sweep.metric)} {percent(winner.last)}.")
-    comparison = sweep.comparison or {}
-    for split in ordered_splits(comparison):
-        cells = comparison[split]
-        balanced, top1 = cells.get("balanced_accuracy"), cells.get("top1")
+    for test in compared_tests(sweep):
+        balanced, top1 = test.cells.get("balanced_accuracy"), test.cells.get("top1")
         for metric, cell in {"balanced_accuracy": balanced, "top1": top1}.items():
             if cell is not None and (metric == "top1" or cell != top1):
                 lines.append(
-                    f"{protocol_of(split, sweep.train_split)[0]} ({split}) {title_of(metric)}: winner "
-                    f"{mean_sd(cell.winner)}, baseline {mean_sd(cell.baseline)}."
+                    f"{test.name} ({test.split}) {title_of(metric)}: winner {mean_sd(cell.winner)}, baseline "
+                    f"{mean_sd(cell.baseline)}."
                 )
-    return lines + next_steps(sweep)
+    return lines + ablation_lines(sweep) + next_steps(sweep)
 
 
 EDGE = 0.1
@@ -157,6 +158,11 @@ MAX_SEEDS = 100
 def next_steps(sweep: SweepRecord) -> list[str]:
     """Returns what the numbers suggest to try; empty where they suggest nothing."""
     steps = []
+    if sweep.cut_from is not None and sweep.num_trials < sweep.cut_from:
+        steps.append(
+            f"Of {sweep.cut_from} trials the first {sweep.num_trials} were run, as many as sweep.budget_s allows on this "
+            "machine: the same command with sweep.budget_s=null adds the others."
+        )
     winner = sweep.trial(sweep.winner)
     for key, value in (winner.params if winner else {}).items():
         end = _near_end(sweep.space[key], value)
@@ -185,6 +191,8 @@ def _near_end(spec: str, value: Any) -> str | None:
     if found is None or found[0] == "int" or not isinstance(value, int | float):
         return None
     kind, low, high = found
+    if not low <= value <= high:
+        return None
     scale = math.log if kind == "log" else float
     at = (scale(value) - scale(low)) / (scale(high) - scale(low))
     return "lower" if at < EDGE else "upper" if at > 1 - EDGE else None

@@ -19,6 +19,7 @@ from ltcore.reporting.format import (
     value_text,
 )
 from ltcore.reporting.page import stored_curves
+from ltcore.reporting.rank_table import is_rank_metric
 from ltcore.reporting.records import StoredSweep
 from ltcore.reporting.summary import searched
 
@@ -72,7 +73,7 @@ def _bars(cells: Mapping[str, PairedDifference]) -> dict[str, dict[str, Sequence
 def _differences(cells: Mapping[str, PairedDifference]) -> list[Difference]:
     order = [m for m in METRICS if m in cells]
     order += [m for m in cells if m not in METRICS]
-    deltas = [(m, cells[m]) for m in order if not m.endswith(DETAILS)]
+    deltas = [(m, cells[m]) for m in order if not m.endswith(DETAILS) and not is_rank_metric(m)]
     return [Difference(title_of(m), d.difference, d.low, d.high, d.distinguishable, minimized(m)) for m, d in deltas]
 
 

@@ -12,10 +12,16 @@ from ltcore.config.records import SweepRecord, TrainedData, TrialRecord
 from ltcore.evaluation.catalog import DETAILS, METRICS, minimized, title_of
 from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.reporting.ablation import ablation_cells, ablation_lines
+from ltcore.reporting.compared import compared_tests, difference_kind, interval_text
+from ltcore.reporting.data_page import data_section
 from ltcore.reporting.format import mean_sd, percent, range_text, short_names
 from ltcore.reporting.page import config_rows, machine, split_remarks, table_of_tests
-from ltcore.reporting.records import Retrain, StoredSweep, primary
-from ltcore.reporting.summary import count_text, difference_kind, next_steps, ranked, searched, verdict
+from ltcore.reporting.pictures import Pictures
+from ltcore.reporting.rank_table import RankTable, compared_methods, is_rank_metric, rank_table
+from ltcore.reporting.records import StoredSweep, primary
+from ltcore.reporting.summary import count_text, next_steps, ranked, searched, verdict
+from ltcore.reporting.svg import COLORS
 from ltcore.reporting.sweep_figures import class_means, responses, sweep_figures
 from ltcore.text import duration
 
@@ -29,9 +35,12 @@ def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
     winner = record.trial(record.winner)
     runs = [*(r.run for r in sweep.retrains), *sweep.runs()]
     data = next((run.record.data for run in runs if run.record is not None), None)
+    pictures = None if data is None else Pictures(data, record.train_split)
     return {
         "title": record.name,
         "sweep": record,
+        "samples": None if pictures is None else data_section(pictures, record.train_split),
+        "no_pictures": "" if pictures is None else pictures.problem,
         "metric_title": title_of(record.metric),
         "data": data,
         "verdict": verdict(record),
@@ -39,7 +48,10 @@ def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
         "winner": winner,
         "params": _params(record, winner),
         "protocols": _protocols(sweep),
-        "tests": table_of_tests({_run_id(r): r.run for r in sweep.retrains}),
+        "ranks": _ranks(record),
+        "tests": table_of_tests(sweep.tested),
+        "ablation": ablation_cells(record),
+        "ablation_lines": ablation_lines(record),
         "figures": sweep_figures(sweep, data),
         "responses": responses(sweep),
         "ranking": _ranking(sweep),
@@ -52,10 +64,6 @@ def sweep_page(sweep: StoredSweep) -> dict[str, Any]:
         "next_steps": next_steps(record),
         "commands": _commands(sweep, winner),
     }
-
-
-def _run_id(retrain: Retrain) -> str:
-    return f"{retrain.role}-seed{retrain.seed}"
 
 
 def _tiles(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str, str, str]]:
@@ -93,18 +101,36 @@ def _params(record: SweepRecord, winner: TrialRecord | None) -> list[dict[str, A
 
 def _protocols(sweep: StoredSweep) -> list[dict[str, Any]]:
     """Returns one comparison table per test split; metrics that are not defined there keep their row, empty."""
-    comparison = sweep.record.comparison or {}
     order = {metric: at for at, metric in enumerate(METRICS)}
     tables = []
-    for split in ordered_splits(comparison):
-        tested = [m for r in sweep.retrains for m in r.run.tests().get(split, {})]
-        names = [m for m in dict.fromkeys([*comparison[split], *tested]) if not m.endswith(DETAILS)]
+    for test in compared_tests(sweep.record):
+        runs = [run for run in sweep.tested.values() if run.record and run.record.train_split == test.train_split]
+        tested = [m for run in runs for m in run.tests().get(test.split, {})]
+        found = dict.fromkeys([*test.cells, *tested])
+        names = [m for m in found if not m.endswith(DETAILS) and not is_rank_metric(m)]
         names.sort(key=lambda m: order.get(m, len(order)))
-        name, meaning = protocol_of(split, sweep.record.train_split)
-        rows = [_compared(metric, comparison[split].get(metric)) for metric in names]
-        said = split_remarks((retrain.run for retrain in sweep.retrains), split)
-        tables.append({"split": split, "name": name, "meaning": meaning, "rows": rows, "remarks": said})
+        rows = [_compared(metric, test.cells.get(metric)) for metric in names]
+        said = split_remarks(runs, test.split)
+        tables.append(
+            {
+                "split": test.split,
+                "key": test.metric_key,
+                "name": test.name,
+                "meaning": test.meaning,
+                "rows": rows,
+                "remarks": said,
+            }
+        )
     return tables
+
+
+def _ranks(record: SweepRecord) -> list[RankTable]:
+    """Returns a table of accuracies by attribute rank for each test that has them."""
+    tables = (
+        rank_table(test.metric_key, test.name, compared_methods(test.cells), COLORS, test.cells)
+        for test in compared_tests(record)
+    )
+    return [table for table in tables if table is not None]
 
 
 def _compared(metric: str, cell: PairedDifference | None) -> dict[str, Any]:
@@ -116,13 +142,9 @@ def _compared(metric: str, cell: PairedDifference | None) -> dict[str, Any]:
         "means": {role: fmean(of_role) for role, of_role in values.items()},
         "texts": {role: mean_sd(of_role) for role, of_role in values.items()},
         "difference": points(cell.difference),
-        "interval": None if cell.low is None or cell.high is None else _interval(cell.low, cell.high),
+        "interval": None if cell.low is None else interval_text(cell).replace("..", " .. "),
         "kind": difference_kind(metric, cell),
     }
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{points(low)} .. {points(high)}"
 
 
 def _ranking(sweep: StoredSweep) -> dict[str, Any]:
@@ -232,7 +254,7 @@ def _commands(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str,
             model = shlex.quote(str(tested.run.path))
             commands.append(("classify images with it", f"python pipelines/evaluate.py {model} IMAGE ..."))
     recipe = shlex.quote(record.recipe)
-    more = 2 * record.num_trials
+    more = 2 * max(record.num_trials, record.cut_from or 0)
     further = shlex.quote(f"{record.name}-{more}")
     commands.append(("search further", f"python pipelines/tune_lpa.py {recipe} --num-trials {more} --name {further}"))
     offline = [p for p in ("*/wandb/offline-run-*", "*/*/wandb/offline-run-*") if any(folder.glob(p))]

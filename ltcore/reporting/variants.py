@@ -13,14 +13,16 @@ from ltcore.evaluation.catalog import DETAILS, METRICS, VALIDATION, goodness, ti
 from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import figures
+from ltcore.reporting.controls import pair_lines, pairs
 from ltcore.reporting.figures import Curve
 from ltcore.reporting.format import mean_sd, short_names, value_text
 from ltcore.reporting.page import machine
 from ltcore.reporting.records import StoredSweep, test_metric
 from ltcore.reporting.svg import RUN_COLORS
 from ltcore.shots import SHOT_GROUPS
-from ltcore.text import duration
+from ltcore.text import duration, markdown_code
 
+PRECISION = "macro_precision"
 SEEDS = 3
 """Fewer make intervals of little use."""
 
@@ -31,6 +33,27 @@ def variants_table(sweep: SweepRecord) -> list[dict[str, str]]:
     return [_row(variant, sweep, split) for variant in sweep.variants]
 
 
+def variants_markdown(sweep: SweepRecord) -> str:
+    """Returns the comparison as a Markdown table: accuracy and macro precision of every test, in percent.
+
+    Mean and, from two seeds on, standard deviation over seeds, at the end of training; the best on validation first.
+    """
+    splits = _splits(sweep)
+    columns = ["method", "seeds", title_of(sweep.metric)]
+    for split in splits:
+        columns += [f"{_name(split, sweep)} {title_of(name)}" for name in (_test_metric(sweep, split), PRECISION)]
+    columns += [f"{_name(main, sweep)} many / medium / few" for main in splits[:1]] + ["time each"]
+    lines = [columns, ["---"] * len(columns)]
+    for variant in sweep.variants:
+        cells = [markdown_code(variant.name), f"{len(variant.trials)}", _mean_sd(variant.val, sweep.metric)]
+        for split in splits:
+            tests = (variant.test or {}).get(split, {})
+            cells += [_mean_sd(tests, name) for name in (_test_metric(sweep, split), PRECISION)]
+        cells += [_groups((variant.test or {}).get(main, {}), "").replace("/", " / ") for main in splits[:1]]
+        lines.append([*cells, _time(variant)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[str, str]:
     metric = title_of(sweep.metric.removeprefix(VALIDATION))
     row = {
@@ -38,10 +61,14 @@ def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[
         f"val {metric}": _mean_sd(variant.val, sweep.metric),
         "val shots": _groups(variant.val, VALIDATION),
     }
+    splits = _splits(sweep)
+    for test_split in splits:
+        metric, name = _test_metric(sweep, test_split), _name(test_split, sweep)
+        row[name if len(splits) > 1 else f"{name} {title_of(metric)}"] = _mean_sd(
+            (variant.test or {}).get(test_split, {}), metric
+        )
     if split is not None:
-        tests, name = (variant.test or {}).get(split, {}), _name(split, sweep)
-        row[f"{name} {title_of(_test_metric(sweep, split))}"] = _mean_sd(tests, _test_metric(sweep, split))
-        row[f"{name} shots"] = _groups(tests, "")
+        row[f"{_name(split, sweep)} shots"] = _groups((variant.test or {}).get(split, {}), "")
     return row | {"time": _time(variant), "verdict": _words(variant, sweep, split)}
 
 
@@ -62,7 +89,12 @@ def _words(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> str
 
 def _split(sweep: SweepRecord) -> str | None:
     """Returns the test split by which variants are compared in the first place; None before they were tested."""
-    return next(iter(ordered_splits({split for variant in sweep.variants for split in variant.test or ()})), None)
+    return next(iter(_splits(sweep)), None)
+
+
+def _splits(sweep: SweepRecord) -> list[str]:
+    """Returns the tests, the one by which variants are compared first."""
+    return ordered_splits({split for variant in sweep.variants for split in variant.test or ()})
 
 
 def _test_metric(sweep: SweepRecord, split: str) -> str:
@@ -146,6 +178,7 @@ def variants_lines(sweep: SweepRecord) -> list[str]:
         lines.append(
             f"In {what}, {'; '.join(found)} (95% intervals over {num_seeds} paired seeds, not corrected for their number)."
         )
+    lines += pair_lines(pairs(sweep, split, _test_metric(sweep, split)), what)
     if num_seeds < SEEDS:
         lines.append(
             f"{num_seeds} seed{'s' * (num_seeds > 1)} cannot tell methods apart: sweep.seeds={SEEDS} with the same command adds "
@@ -183,9 +216,9 @@ def variants_page(sweep: StoredSweep) -> dict[str, Any]:
 def _columns(sweep: SweepRecord) -> list[dict[str, str]]:
     """Returns the columns of numbers: validation, then every test split, each with the metrics that have values."""
     sections = {"val": [variant.val for variant in sweep.variants]}
-    for split in ordered_splits({split for variant in sweep.variants for split in variant.test or ()}):
+    for split in _splits(sweep):
         sections[split] = [variant.test[split] for variant in sweep.variants if variant.test]
-    order = [name for name in METRICS if not name.endswith(DETAILS) and name != "macro_precision"]
+    order = [name for name in METRICS if not name.endswith(DETAILS)]
     columns = []
     for section, values in sections.items():
         prefix = VALIDATION if section == "val" else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,16 @@ def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
     path = file.expanduser()
     if not path.is_file():
         return None
+    with _understood(path):
+        return limits_of(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@contextlib.contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Turns what a damaged file leads to into a ConfigError that names it."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return limits_of(config)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        yield
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(
             f"{path} is not a cluster configuration ({said}). Run `ray up` again, or remove "
@@ -51,10 +58,13 @@ def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
     path = file.expanduser()
     if not path.is_file():
         return None
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    types = [node for name, node in config["available_node_types"].items() if name != config["head_node_type"]]
-    if config["provider"].get("type") != "aws" or not types:
-        return None
+    with _understood(path):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        types = [node for name, node in config["available_node_types"].items() if name != config["head_node_type"]]
+        requests = [_request(node["node_config"]) for node in types]
+        if config["provider"].get("type") != "aws" or not types:
+            return None
+        region = config["provider"]["region"]
     try:
         import boto3
         from botocore.config import Config
@@ -63,10 +73,10 @@ def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
         return None
     patience = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 1})
     try:
-        client = boto3.client("ec2", region_name=config["provider"]["region"], config=patience)
-        for node in types:
+        client = boto3.client("ec2", region_name=region, config=patience)
+        for request in requests:
             try:
-                client.run_instances(DryRun=True, **_request(node["node_config"]))
+                client.run_instances(DryRun=True, **request)
             except ClientError as error:
                 code = error.response["Error"]["Code"]
                 if code != "DryRunOperation":

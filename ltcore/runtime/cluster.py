@@ -7,25 +7,29 @@ import logging
 import os
 import re
 import secrets
+import signal
 import stat
 import sys
+import threading
+import traceback
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltcore.errors import USERINFO, ConfigError
+from ltcore.errors import USERINFO, ConfigError, LtcoreError
 
 if TYPE_CHECKING:
     from ltcore.runtime.autoscaler import Limits
+    from ltcore.runtime.session import LocalSession
 
 QUIET = {
     # `uv run` would otherwise make Ray ship the working directory and rebuild the environment for every worker.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report blocks until the next poll: 2 s would be most of a short epoch
-    # A run may wait for days until others end or nodes come, which is no failure; where nothing happens at all, our own watch
-    # notices and says why.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
+    # Ray may have decided how many workers to start by what a lost node still seemed to have. After this time it decides anew,
+    # as often as it takes: a run may wait for days, which is no failure, and our own watch says what it waits for.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -46,15 +50,21 @@ LOCAL = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-DRIVER_RESOURCE = "trial_driver"
-"""Custom resource of the head node in cluster.yaml: drivers stay where no spot notice can take them away."""
-FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_")
+ON_HEAD = {"node:__internal_head__": 0.001}
+"""Ray's own mark of the head node: drivers stay where no spot notice takes them away, and take no CPU that a worker needs."""
+FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_", "NCCL_", "FI_", "GLOO_", "TORCH_")
+OF_ONE_MACHINE = ("LTCORE_CACHE",)
+"""Variables that say something of this machine's disks; every node of a cluster has its own."""
 SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
+_session: LocalSession | None = None
+"""The local Ray of the connection that ``connect`` made; None on a cluster."""
 _ours: Any = None
 """Ray's node of the connection that ``connect`` made; another one is the program's own, which is left running."""
 CONNECT_S = 10.0
 """How long the head of a cluster may take to answer."""
+STARTS = 2
+"""How often a local Ray is tried: an overloaded machine may let it wait too long once."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,6 @@ class Cluster:
     gpus: float
     nodes: int
     address: str
-    holds_drivers: bool = False
-    """A node offers DRIVER_RESOURCE: drivers of trials go there."""
     limits: Limits | None = None
     """What the autoscaler may let it grow to; None: nothing is known beyond the nodes of now."""
 
@@ -115,6 +123,7 @@ def connect(*, debug: bool = False) -> Cluster:
     import ray
     from ray._private import ray_constants
 
+    from ltcore.runtime.session import LocalSession
     from ltcore.training.hardware import allocated_cpus
 
     real = allocated_cpus()
@@ -127,16 +136,26 @@ def connect(*, debug: bool = False) -> Cluster:
     # Ray reads these variables when it is first imported, which may have been before this call.
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False)
     ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
+    if not debug:  # Ray would print the end of a server's log, for what our own messages say in a sentence
+        ray._private.worker.print_to_stdstream = _say_nothing
     common: dict[str, Any] = {"logging_level": level, "log_to_driver": debug}
+    handler = signal.getsignal(signal.SIGTERM)
     if address:
         _join(address, common)
     else:
         _start(real, common)
-    global _ours
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own leaves without a word, and its threads abort the process
+    global _ours, _session
     _ours = ray._private.worker._global_node
+    _session = None if address else LocalSession(_ours, keep=debug)
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
     return _describe(ray, local=not address, real=real)
+
+
+def _say_nothing(*_: object, **options: object) -> None:
+    """Takes the place of Ray's printer of messages from its servers."""
 
 
 def _join(address: str, common: dict[str, Any]) -> None:
@@ -157,9 +176,29 @@ def _join(address: str, common: dict[str, Any]) -> None:
 
 
 def _start(real_cpus: int, common: dict[str, Any]) -> None:
-    import ray
-
     _lock()
+    try:
+        for _ in range(STARTS):
+            if _started(real_cpus, common):
+                return
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        folder = current_cluster_file().parent
+        raise ConfigError(
+            f"{folder} is too long a name for the sockets that Ray makes in it: set RAY_TMPDIR to a short one, such as /tmp."
+        ) from error
+    raise LtcoreError(
+        f"Ray did not start on this machine, tried {STARTS} times: its processes were not ready within half a minute, as where "
+        "the machine is overloaded or short of memory. The same command continues."
+    )
+
+
+def _started(real_cpus: int, common: dict[str, Any]) -> bool:
+    """Starts Ray; False, with nothing left behind, where its processes were not ready in time."""
+    import ray
+    from ray._private.node import Node
+
     try:
         ray.init(
             address="local",
@@ -168,13 +207,15 @@ def _start(real_cpus: int, common: dict[str, Any]) -> None:
             object_store_memory=512 * 2**20,
             **common,
         )
-    except OSError as error:
-        if "AF_UNIX" not in str(error):
+    except Exception as error:  # Ray has no class of its own for this
+        if "timed out during startup" not in str(error):
             raise
-        folder = current_cluster_file().parent
-        raise ConfigError(
-            f"{folder} is too long a name for the sockets that Ray makes in it: set RAY_TMPDIR to a short one, such as /tmp."
-        ) from error
+        # Ray forgets the node whose constructor fails, and its processes would last as long as this one.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if isinstance(node := frame.f_locals.get("self"), Node):
+                node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+        return False
+    return True
 
 
 @functools.cache
@@ -322,7 +363,6 @@ def _describe(ray: Any, *, local: bool, real: int) -> Cluster:
         gpus=total.get("GPU", 0.0),
         nodes=len(alive),
         address=context.gcs_address,
-        holds_drivers=total.get(DRIVER_RESOURCE, 0) > 0,
         limits=None if local else read_limits(),
     )
 
@@ -341,11 +381,15 @@ def nodes_are_coming(cluster: Cluster) -> bool:
 
 
 def forwarded_environment() -> dict[str, str]:
-    """Returns the variables that every worker gets through Ray's runtime environment.
+    """Returns the variables that every worker of a cluster gets through Ray's runtime environment.
 
     Ray logs them, so none is a secret, by its name or by a password inside its value.
     """
-    named = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED) and not SECRET.search(key)}
+    named = {
+        key: value
+        for key, value in os.environ.items()
+        if key.startswith(FORWARDED) and key not in OF_ONE_MACHINE and not SECRET.search(key)
+    }
     passed = {key: value for key, value in named.items() if not USERINFO.search(value)}
     return passed | {key: os.environ[key] for key in (*QUIET, *REMOTE) if key in os.environ}
 
@@ -365,7 +409,17 @@ def secret_environment() -> dict[str, str]:
 
 def disconnect() -> None:
     """Leaves the cluster, or ends the local Ray. A Ray that the program started itself goes on."""
+    global _session
     import ray
 
     if _ours is not None and ray._private.worker._global_node is _ours:
-        ray.shutdown()
+        if _session is not None:
+            ended, _session = _session, None
+            ended.end()
+        else:
+            ray.shutdown()
+
+
+def session_folder() -> Path | None:
+    """Returns the folder of the local Ray that ``connect`` started, which is removed with it; None elsewhere."""
+    return _session.folder if _session is not None else None

@@ -11,12 +11,13 @@ import ray
 
 from ltcore.config.records import RunRecord
 from ltcore.reporting.terminal import Terminal
-from ltcore.runtime.cluster import Cluster, nodes_are_coming
+from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.doctor.doctor import check_nodes
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
+from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.placement import Placement
 from ltcore.runtime.progress import ProgressDisplay
-from ltcore.runtime.ray_task import result_of, stall_error, submit
+from ltcore.runtime.ray_task import awaited, result_of, stall_error, submit
 from ltcore.training.run import Job
 
 STALL_S = 900.0
@@ -27,7 +28,7 @@ def run_single(
     job: Job, name: str, placement: Placement, cluster: Cluster, console: Terminal | None = None
 ) -> RunRecord | None:
     """Runs the job on the cluster, shown as ``name``. Returns its record, None where it was told to stop."""
-    display = ProgressDisplay(console)
+    display = ProgressDisplay(console, job.config["train"]["select"])
     check_nodes(cluster, placement, job.run_uri.rpartition("/")[0], job.data_uri, display.console)
     display.say(f"{cluster.describe()}; engine {placement.engine}, {placement.demand.describe()}")
     heartbeat, nonce = f"heartbeat-{name}-{time.time_ns()}", secrets.token_hex(16)
@@ -36,18 +37,22 @@ def run_single(
         display.update,
         stall_s=STALL_S,
         deadline_s=None,
-        nodes_are_coming=partial(nodes_are_coming, cluster),
+        say=display.say,
+        waited_for=None if cluster.local else partial(awaited, placement.demand, cluster),
     )
     watch.start()
     cpus = placement.scaling.cpus_per_worker
     job = dataclasses.replace(job, heartbeat=heartbeat, nonce=nonce, label=name, cpus=cpus)
     try:
-        with display.stage("train", expected=1):
-            ref = submit(job, placement.engine, placement.scaling, cluster)
+        with display.stage("train", expected=1), saving_first(watch, display.say):
+            ref = submit(job, placement.engine, placement.scaling)
             try:
                 while not ray.wait([ref], timeout=1.0)[0]:
                     if watch.stalled.is_set():
-                        raise stall_error(STALL_S, placement.demand, cluster)
+                        raise stall_error(STALL_S, placement.demand)
+                    if watch.stop_wanted:
+                        ray.cancel(ref, force=True)
+                        return None
             except BaseException:  # an interrupt too: a Ray that goes on after this would go on with the run
                 ray.cancel(ref, force=True)
                 raise

@@ -79,7 +79,7 @@ class Placement:
         CapacityError where not even one run fits.
         """
         check_storage(root, cluster)
-        engine = choose_engine(args, cluster, search)
+        engine = choose_engine(args, search)
         scaling = choose_scaling(args, cluster, engine)
         if cfg is not None:
             check_workers(cfg, scaling)
@@ -111,10 +111,11 @@ def check_storage(root: str, cluster: Cluster) -> None:
         )
 
 
-def choose_engine(args: PlaceArgs, cluster: Cluster, search: str = "random") -> str:
-    """Returns the engine asked for, or for ``auto`` the one that suits the cluster.
+def choose_engine(args: PlaceArgs, search: str = "random") -> str:
+    """Returns the engine asked for, or for ``auto`` the one that suits the number of workers.
 
-    That is in-process trials on one machine with at most one GPU and one worker, and for ``search=pbt``; else Ray Train.
+    That is a process for each run of one worker, and for ``search=pbt``; Ray Train for runs of several workers. It would take
+    three more processes and over a GiB of the head's memory for each run.
     """
     if search == "pbt":
         if args.engine not in ("auto", "trial") or (args.workers or (1, 1))[1] > 1:
@@ -125,8 +126,7 @@ def choose_engine(args: PlaceArgs, cluster: Cluster, search: str = "random") -> 
         return "trial"
     if args.engine != "auto":
         return args.engine
-    several = args.workers is not None and args.workers[1] > 1
-    return "train" if several or cluster.gpus > 1 or not cluster.local else "trial"
+    return "train" if args.workers is not None and args.workers[1] > 1 else "trial"
 
 
 def choose_scaling(args: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:

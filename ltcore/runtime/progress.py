@@ -11,6 +11,8 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from ltcore.evaluation.catalog import VALIDATION, goodness, title_of
+from ltcore.reporting.format import percent
 from ltcore.reporting.live import NotebookBlock, can_redraw, live_block
 from ltcore.reporting.terminal import Terminal, styled
 
@@ -18,8 +20,9 @@ from ltcore.reporting.terminal import Terminal, styled
 class ProgressDisplay:
     """Stages, running trials, best value, throughput, time left. Thread-safe enough: one writer thread per field."""
 
-    def __init__(self, console: Terminal | None = None) -> None:
-        self.console = console or Terminal()
+    def __init__(self, console: Terminal | None = None, metric: str = VALIDATION + "balanced_accuracy") -> None:
+        """Shows ``metric`` of the runs, and the best value of it."""
+        self.console, self.metric = console or Terminal(), metric
         self.stages: dict[str, float] = {}
         self._stage = ""
         self._stage_began = self._began = time.monotonic()
@@ -88,9 +91,10 @@ class ProgressDisplay:
     def _headline(self) -> str:
         running = [state for run, state in self._runs.items() if self._moves(run, state)]
         rate = sum(state.get("images_per_s", 0.0) for state in running)
-        found = [state.get("val/balanced_accuracy") for state in self._runs.values()]
+        found = [state.get(self.metric) for state in self._runs.values()]
         values = [value for value in found if value is not None]
-        best = f", best val balanced accuracy so far {100 * max(values):.1f}%" if values else ""
+        value = max(values, key=lambda value: goodness(self.metric, value), default=None)
+        best = "" if value is None else f", best {title_of(self.metric)} so far {percent(value)}"
         left = self._time_left()
         return (
             f"{self._stage}: {len(self._ended)} of {self._expected} done, {len(running)} running, "
@@ -114,17 +118,17 @@ class ProgressDisplay:
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for name in ("run", "epoch", "seen", "val balanced acc.", "images/s"):
+        for name in ("run", "epoch", "seen", title_of(self.metric), "images/s"):
             table.add_column(name, justify="left" if name == "run" else "right")
         for run, state in self._runs.items():
             if self._moves(run, state):
                 share = state.get("images_seen", 0) / max(state.get("total_images", 0), 1)
-                value = state.get("val/balanced_accuracy")
+                value = state.get(self.metric)
                 table.add_row(
                     run,
                     str(state.get("epoch", 0)),
                     f"{100 * min(share, 1):.0f}%",
-                    "-" if value is None else f"{100 * value:.1f}%",
+                    percent(value),
                     f"{state.get('images_per_s', 0):,.0f}",
                 )
         return Group(self._headline(), table)

@@ -8,15 +8,14 @@ import ray
 import torch
 
 from ltcore.config.records import RunRecord
-from ltcore.errors import LtcoreError, StallError
-from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster, quiet
+from ltcore.errors import LtcoreError, RunFailedError, StallError, is_retryable
+from ltcore.runtime.cluster import ON_HEAD, Cluster, nodes_are_coming, quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import Demand, Scaling
-from ltcore.runtime.ray_context import ReportingContext
-from ltcore.runtime.ray_data import make_ray_loader
+from ltcore.runtime.ray_context import ReportingContext, execute_on_node
 from ltcore.runtime.ray_train import fit_with_train
 from ltcore.training.context import StopRequested
-from ltcore.training.run import Job, execute
+from ltcore.training.run import Job
 
 
 class TaskContext(ReportingContext):
@@ -48,44 +47,56 @@ def run_job(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord 
     adopt_secrets(job.heartbeat, job.nonce)
     if engine == "train":
         return fit_with_train(job, scaling, storage=None, callbacks=[])
+    context = TaskContext(job)
     try:
-        return execute(job, TaskContext(job), make_ray_loader)
+        return execute_on_node(job, context)
     except StopRequested:
         return None  # what it came to lies in its directory
+    finally:
+        context.over()
 
 
-def submit(job: Job, engine: str, scaling: Scaling, cluster: Cluster) -> Any:
+def submit(job: Job, engine: str, scaling: Scaling) -> Any:
     """Starts the job on the cluster and returns the reference of its result."""
     options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
     if engine == "train":  # the task only drives; its workers reserve what they need
-        options = {"num_cpus": 0, "num_gpus": 0}
-        if cluster.holds_drivers:
-            options["resources"] = {DRIVER_RESOURCE: 0.01}
+        options = {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}
     return run_job.options(**options).remote(job.to_json(), engine, scaling)
 
 
-def result_of(ref: Any) -> Any:
-    """Returns the value of a finished task. An ``LtcoreError`` raised in it is raised here as itself."""
+def result_of(ref: Any, what: str = "run") -> Any:
+    """Returns the value of a finished task, ``what`` for people. An ``LtcoreError`` in it is raised here as itself."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, LtcoreError):
             raise error.cause from None
-        raise LtcoreError(f"A run failed: {error.cause!r}") from error
+        raise RunFailedError(f"A {what} failed: {error.cause!r}", is_retryable(error)) from error
     except ray.exceptions.RayError as error:
         raise LtcoreError(
-            f"A run was lost with its process or node ({type(error).__name__}), several times. The same command continues it."
+            f"A {what} was lost with its process or node ({type(error).__name__}), several times. The same command continues it."
         ) from error
 
 
-def stall_error(seconds: float, need: Demand, cluster: Cluster) -> StallError:
-    """Returns the error of a driver that heard nothing for ``seconds``.
+def stall_error(seconds: float, need: Demand) -> StallError:
+    """Returns the error of a driver that heard nothing for ``seconds`` on a machine where nobody else decides.
 
     It says what a run needs and what is free.
     """
-    free = ray.available_resources()
     return StallError(
-        f"Nothing happened for {seconds:g} s. One run needs {need.describe()}; of {cluster.cpus:g} CPUs and "
-        f"{cluster.gpus:g} GPUs, {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free now. "
-        "Everything was canceled; the same command continues."
+        f"Nothing happened for {seconds:g} s: {lacking(need)}. Everything was canceled; the same command continues."
+    )
+
+
+def awaited(need: Demand, cluster: Cluster) -> str:
+    """Returns what runs that have not begun on a cluster wait for, in words."""
+    return lacking(need) + (", and nodes are being started" if nodes_are_coming(cluster) else "")
+
+
+def lacking(need: Demand) -> str:
+    """Returns what a run needs and what of it is free, in words."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    return (
+        f"{need.describe()} for one run; {free.get('CPU', 0):g} of {there.get('CPU', 0):g} CPUs and "
+        f"{free.get('GPU', 0):g} of {there.get('GPU', 0):g} GPUs are free"
     )

@@ -4,6 +4,7 @@ under another engine, number of workers or Ray version."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ltcore.config.records import RunRecord
-from ltcore.errors import LtcoreError
+from ltcore.config.records import Notice, RunRecord
+from ltcore.errors import LtcoreError, RunFailedError
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import BACKEND, Scaling
@@ -29,21 +30,53 @@ SPOT_FAILURES = 10
 def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> RunRecord:
     """Runs the job with a ``TorchTrainer`` and returns the record that rank 0 wrote."""
     import ray.train
+
+    while True:
+        try:
+            _trainer(job, scaling, storage, callbacks).fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+        record = RunRecord.read(job.run_uri)
+        if record is None:
+            raise LtcoreError(
+                f"{job.run_uri}/run.json is missing although the workers ended: is the storage shared by all nodes?"
+            )
+        if record.status == "failed":
+            raise RunFailedError(record.reason, record.retryable is not False)
+        if not _told_to_leave(record):
+            return record
+
+
+def _told_to_leave(record: RunRecord) -> bool:
+    """Tells whether the workers ended because others take over.
+
+    They return instead of failing, which Ray would count and, after a notice, delay until the node is gone.
+    """
+    return record.status == "running" and bool(record.starts and record.starts[-1].notice)
+
+
+def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> Any:
+    """Returns the trainer that starts the job, or continues it, with as many workers as there is room for now."""
+    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
+
+    from ltcore.runtime.resize import SaveBeforeResize
 
     root = storage or job.run_uri
     filesystem, place = open_fs(join(root, "ray_train" if is_local(root) else ".ray_train"))
     per_worker: dict[str, float] = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         per_worker["GPU"] = scaling.gpus_per_worker
-    workers: Any = scaling.workers if scaling.max_workers <= scaling.workers else (scaling.workers, scaling.max_workers)
+    elastic = scaling.max_workers > scaling.workers
+    callbacks = [*callbacks, SaveBeforeResize()] if elastic else callbacks
+    workers: Any = (scaling.workers, scaling.max_workers) if elastic else scaling.workers
     settings = replace(job, cpus=scaling.cpus_per_worker, nonce="")  # Ray shows settings on its dashboard
 
     def worker(config: dict[str, Any]) -> None:
         train_worker(replace(Job.from_json(config, "the job"), nonce=job.nonce))
 
-    trainer = TorchTrainer(
+    return TorchTrainer(
         worker,
         train_loop_config=settings.to_json(),
         torch_config=TorchConfig(backend=os.environ.get(BACKEND), timeout_s=600),
@@ -56,22 +89,12 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
             storage_filesystem=filesystem,
             callbacks=callbacks,
             failure_config=FailureConfig(
-                max_failures=3 if is_local(job.run_uri) else SPOT_FAILURES, controller_failure_limit=3
+                max_failures=3 if is_local(job.run_uri) else SPOT_FAILURES,
+                max_preemption_failures=-1,  # a node that goes without being waited for; a heeded notice is no failure at all
+                controller_failure_limit=-1,  # each time that a worker group finds no room counts as one
             ),
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    record = RunRecord.read(job.run_uri)
-    if record is not None and record.status == "failed":
-        raise LtcoreError(record.reason)
-    if record is None:
-        raise LtcoreError(
-            f"{job.run_uri}/run.json is missing although the workers ended: is the storage shared by all nodes?"
-        )
-    return record
 
 
 def has_validation(metrics: Mapping[str, Any]) -> bool:
@@ -107,6 +130,8 @@ def train_worker(job: Job) -> None:
         # a group the others wait for this one, and only the error ends them.
         if context.world > 1 or not has_failed(job.run_uri):
             raise
+    finally:
+        context.over()
 
 
 class _TrainContext(ReportingContext):
@@ -123,6 +148,16 @@ class _TrainContext(ReportingContext):
         # Asked for gloo, a worker makes do with the CPU; otherwise a GPU that was reserved and is not there is an error.
         in_name_only = os.environ.get(BACKEND) == "gloo" and not torch.cuda.is_available()
         self.device = torch.device("cpu") if in_name_only else get_device()
+
+    def notice(self) -> Notice | None:
+        """Asks Ray Train, which asks for all nodes of the group and tells every rank the same."""
+        import ray.train
+
+        self._asked = time.monotonic()
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return None
+        return "preemption" if info.preempted_node_to_ranks else "resize"
 
     def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
         # Metrics alone go on to Tune. The checkpoint already lies in the run directory, on the same storage.

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltcore.errors import NumericError
-from ltcore.storage import read_jsonl, write_bytes_atomic
+from ltcore.errors import DamagedFileError, NumericError
+from ltcore.retry import retrying
+from ltcore.storage import DAMAGED, read_jsonl, write_bytes_atomic
 from ltcore.tracking.base import Scalars, Tracker
+
+MAX_COUNT = 2**53
+"""Of steps and epochs; more than that JSON does not hold exactly."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads the rows of ``metrics.jsonl``; [] where there is none. A last line cut off by a kill is left out.
+
+    Raises DamagedFileError with the first row that no run has logged.
+    """
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        for key in {"step", *({"epoch"} & row.keys())}:
+            count = row.get(key)
+            if type(count) is not int or not 0 <= count <= MAX_COUNT:
+                raise DamagedFileError(
+                    f"{path}, row {number}: {key} is {count!r:.60}, expected a whole number. {DAMAGED}"
+                )
+        for key, value in row.items():
+            if value is not None and not _is_finite(value):
+                raise DamagedFileError(f"{path}, row {number}: {key} is {value!r:.60}, expected a number. {DAMAGED}")
+    return rows
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # as NaN is not
 
 
 class JsonlTracker(Tracker):
@@ -23,15 +52,23 @@ class JsonlTracker(Tracker):
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
         self.run_dir = run_dir
         path = run_dir / "metrics.jsonl"
-        kept = [row for row in read_jsonl(path) if 0 < row["step"] <= resume_step]
+        kept = [row for row in read_metrics(path) if 0 < row["step"] <= resume_step]
         write_bytes_atomic(str(path), "".join(_line(row) for row in kept).encode())
-        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def log(self, metrics: Scalars, step: int) -> None:
         for key, value in metrics.items():
             if value is not None and not math.isfinite(value):
                 raise NumericError(f"{key} is {value} at step {step}: only finite numbers are logged.")
-        self._file.write(_line({**metrics, "step": step}))
+        row, end = _line({**metrics, "step": step}).encode(), os.fstat(self._file.fileno()).st_size
+
+        def write() -> None:
+            os.ftruncate(self._file.fileno(), end)  # what a full disk took of the row
+            left = row
+            while left:
+                left = left[self._file.write(left) or 0 :]
+
+        retrying(str(self.run_dir), write)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         path = self.run_dir / "tables" / f"{name.replace('/', '.')}.json"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from ltcore.errors import ConfigError
 from ltcore.text import printable
+from ltcore.tracking.wandb_service import end_service
 
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 SECRET_WORDS = ("KEY", "TOKEN", "PASSWORD", "HEADERS")
@@ -144,8 +145,8 @@ def _refusal(host: str, key: str | None) -> str:
     except Exception as error:  # from the network, the server or W&B's own process
         return f"W&B does not answer within {PROBE_S} s or does not take the key ({_words(error)})"
     finally:
-        if theirs is None:  # W&B's service process ends with this one, so no other process may log through it
-            os.environ.pop("WANDB_SERVICE", None)
+        if theirs is None:  # no other process may log through it, and it would go on asking
+            end_service()
     return ""
 
 

@@ -23,11 +23,16 @@ from ltcore.text import printable, storable
 from ltcore.tracking.base import Scalars, Tracker, scalars_of
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.wandb_account import go_offline, settle_mode
+from ltcore.tracking.wandb_service import bound_exit, end_service
 
 MAX_ID_CHARS = 64
 FLUSH_TIMEOUT_S = 5.0
 UPLOAD_TIMEOUT_S = 60.0
 """How long the end of a run waits for its upload; after that, the rest is left to ``wandb sync``."""
+UPLOAD_EVERY_S = 30.0
+"""Seconds between two requests of a run with what it logged meanwhile, also where an epoch takes less. W&B takes 2 requests a
+second of a run and 500 of a project by default (docs.wandb.ai, "Rate limits"): 1,000 runs at a time send 33, and with the
+client's own 15 s, 67."""
 _STAGING = threading.Lock()
 
 Act = Callable[[Any], None]
@@ -86,6 +91,7 @@ def open_wandb(
         sink.open(mode)
     except Exception as error:  # errors of W&B and of its service process have no common base class
         if options.wandb_mode == "online":
+            end_service()
             raise ConfigError(
                 f"tracking.wandb_mode='online': W&B refused the run ({error}). Check WANDB_API_KEY and tracking.project, or "
                 "set tracking.wandb_mode=auto, which goes offline."
@@ -97,7 +103,8 @@ def open_wandb(
 def _init(**of_the_run: Any) -> Any:
     import wandb
 
-    return wandb.init(
+    theirs = os.environ.get("WANDB_SERVICE")
+    run = wandb.init(
         **of_the_run,
         resume="allow",
         reinit="create_new",  # a process may run several trials, one after another or at once
@@ -106,6 +113,7 @@ def _init(**of_the_run: Any) -> Any:
             console="off",
             init_timeout=30,
             finish_timeout=UPLOAD_TIMEOUT_S,
+            x_file_stream_transmit_interval=UPLOAD_EVERY_S,
             finish_timeout_raises=True,
             allow_val_change=True,  # a resumed run may have more epochs
             disable_code=True,
@@ -114,6 +122,9 @@ def _init(**of_the_run: Any) -> Any:
             x_save_requirements=False,
         ),
     )
+    if theirs is None:  # another service belongs to the caller's own runs
+        bound_exit()
+    return run
 
 
 class WandbSink(Tracker):
@@ -139,13 +150,8 @@ class WandbSink(Tracker):
 
     def reopen(self, error: Exception) -> None:
         """Continues after an error: offline the first time, without W&B after that."""
-        import wandb
-
         self._run = None
-        # The service process holds the id of the failed run, or has died; teardown fails in both cases.
-        with contextlib.suppress(Exception, SystemExit):
-            wandb.teardown()
-        os.environ.pop("WANDB_SERVICE", None)  # the address of that process
+        end_service()
         go_offline()
         if not self._reopened:
             self._reopened = True

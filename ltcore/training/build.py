@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.training.context import RunContext
 from ltcore.training.hardware import Precision, choose_precision
+from ltcore.training.key_encoder import key_decay
 from ltcore.training.step import TrainStep
 
 
@@ -52,9 +54,13 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
     precision = choose_precision(cfg.train.precision, ctx.device)
     net.heads.requires_grad_(cfg.train.freeze != "classifier")
     net = net.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    key = EmaCopy(net, cfg.model.key_decay, buffers="own") if "key" in objective.needs else None
+    twin = build_twin(cfg, len(manifest.classes), objective)
+    if twin is not None:
+        twin = twin.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decay = key_decay(cfg, loader.num_batches)
+    key = EmaCopy(net, decay, buffers="own") if "key" in objective.needs else None
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None
-    step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast)
+    step = TrainStep(net, objective.to_device(ctx.device), key, precision.autocast, twin)
     step.train()
     augment = Augment(
         cfg.augment,
@@ -74,6 +80,15 @@ def num_views(cfg: RunConfig) -> int:
     return max(views + [TERMS[name].build.views(term) for name, term in terms.items()])
 
 
+def stream_options(cfg: RunConfig) -> dict[str, Any]:
+    """Returns the arguments of a loader that say what of each image, and which images beside it, a step needs."""
+    return {
+        "augment": cfg.augment,
+        "num_views": num_views(cfg),
+        "paired": BASES[cfg.objective.base].build.pairs,
+    }
+
+
 def parallel(step: TrainStep, device: torch.device) -> nn.Module:
     """Returns ``step`` itself, or wrapped such that gradients are averaged over ranks.
 
@@ -88,6 +103,13 @@ def parallel(step: TrainStep, device: torch.device) -> nn.Module:
         return nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
 
 
+def build_twin(cfg: RunConfig, num_classes: int, objective: Objective) -> LongTailNet | None:
+    """Builds the second network with initial values of its own; None where no loss needs one."""
+    if "twin" not in objective.needs:
+        return None
+    return LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed, scope="twin.")
+
+
 def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: int) -> tuple[LongTailNet, Objective]:
     """Builds network and objective, each of which depends on the other.
 
@@ -96,5 +118,5 @@ def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: in
     probe = LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed)
     dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims)
     objective = Objective(cfg.objective, stats, dims, cfg.seed)  # type: ignore[arg-type]
-    needs = objective.needs - {"key"}
+    needs = objective.needs - {"key", "twin", "second"}
     return (LongTailNet(cfg.model, num_classes, needs, cfg.seed) if needs else probe), objective

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,10 +29,13 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError
+from ltcore.evaluation.attributes import Ints
 from ltcore.shots import SHOT_GROUPS
 from ltcore.storage import is_local, join, sync_to_disk
 
 SCHEMA = 1
+_OLD = ".old."
+"""In the name of a complete checkpoint that one of the same step is about to replace."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Checkpoint:
 
     path: Path
     meta: dict[str, Any]
-    """schema, step, epoch, config (flat), classes, shot_groups, mean, std, image_size, metrics, data_hash; and
-    class_prior, except for stage 2.
+    """schema, step, epoch, config (flat), classes, shot_groups, attributes, attribute_counts ([C][A] training images), mean,
+    std, image_size, metrics, data_hash; and class_prior, except for stage 2.
     """
     place: str
     """Location shown to users: its path, or the URI from which it was fetched temporarily."""
@@ -104,8 +108,10 @@ def save(
     final = folder / f"{tag}-{step:08d}"
     aside = folder / f".{final.name}.{os.getpid()}"
     _check_finite(folder, step, model)
+    for torn in folder.glob(f".{tag}-*"):  # of a process that was killed; it may fill the disk
+        if _OLD not in torn.name:
+            shutil.rmtree(torn, ignore_errors=True)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         _write_tensors(aside / "model.pt", model)
         if state is not None:
@@ -113,8 +119,8 @@ def save(
         (aside / "meta.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **meta}, indent=1))
         for file in aside.iterdir():
             sync_to_disk(file)
-        if final.exists():  # the same step again, after a resume; moved aside atomically, and removed below
-            final.rename(folder / f".{final.name}.old.{os.getpid()}")
+        if final.exists():  # the same step again, after a resume; found under its new name until the other is there
+            final.rename(folder / f".{final.name}{_OLD}{uuid.uuid4().hex}")
         aside.rename(final)
     except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError on top of the disk's error
         shutil.rmtree(aside, ignore_errors=True)
@@ -128,21 +134,25 @@ def save(
     for old in folder.glob(f"{tag}-*"):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
-    for stale in folder.glob(".*"):
+    for stale in folder.glob(f".{tag}-*"):
         shutil.rmtree(stale, ignore_errors=True)
     return final
 
 
-def description(config: dict[str, Any], manifest: Manifest, *, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
+def description(
+    config: dict[str, Any], manifest: Manifest, attribute_counts_CA: Ints, *, epoch: int, metrics: dict[str, Any]
+) -> dict[str, Any]:
     """Returns the content of ``meta.json`` besides schema and step.
 
-    It is the flat configuration and what prediction needs to know of the data.
+    It is the flat configuration and what prediction and evaluation need to know of the data.
     """
     return {
         "epoch": epoch,
         "config": config,
         "classes": list(manifest.classes),
         "shot_groups": list(manifest.shot_groups),
+        "attributes": list(manifest.attributes),
+        "attribute_counts": attribute_counts_CA.tolist(),
         "mean": list(manifest.mean),
         "std": list(manifest.std),
         "image_size": config.get("data.image_size") or manifest.image_size,
@@ -178,8 +188,11 @@ def find(folder: Path, tag: str = "last") -> Checkpoint | None:
 
 
 def _newest(folder: Path, tag: str) -> Path | None:
-    complete = [p for p in folder.glob(f"{tag}-*") if (p / "meta.json").exists()]
-    return max(complete, key=lambda p: p.name) if complete else None
+    for pattern in (f"{tag}-*", f".{tag}-*{_OLD}*"):
+        complete = [p for p in folder.glob(pattern) if (p / "meta.json").exists()]
+        if complete:
+            return max(complete, key=lambda p: p.name)
+    return None
 
 
 def read(path: Path, uri: str = "") -> Checkpoint:
@@ -214,17 +227,23 @@ def read(path: Path, uri: str = "") -> Checkpoint:
             raise CheckpointError(
                 f"{place}/meta.json: {name} is {_shown(meta[name])}, expected {expected}. Delete this checkpoint and run again."
             )
-    for name in ("shot_groups", "class_prior"):
+    for name in ("shot_groups", "class_prior", "attribute_counts"):
         if {"classes", name} <= meta.keys() and len(meta["classes"]) != len(meta[name]):
             raise CheckpointError(
                 f"{place}/meta.json has {len(meta['classes'])} classes and {len(meta[name])} {name}, expected one per class. "
                 "Delete this checkpoint and run again."
             )
+    num_attributes = len(meta.get("attributes", ()))
+    if any(len(row) != num_attributes for row in meta.get("attribute_counts", ())):
+        raise CheckpointError(
+            f"{place}/meta.json: attribute_counts has rows of other lengths than the {num_attributes} attributes. Delete this "
+            "checkpoint and run again."
+        )
     return Checkpoint(path, meta, place)
 
 
-def _words(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
+def _words(value: Any, *, least: int = 1) -> bool:
+    return isinstance(value, list) and len(value) >= least and all(isinstance(word, str) for word in value)
 
 
 def _numbers(value: Any, *, least: float, most: float, count: int = 0) -> bool:
@@ -251,6 +270,11 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shot_groups": (
         lambda value: _words(value) and set(value) <= set(SHOT_GROUPS),
         f"words out of {', '.join(SHOT_GROUPS)}",
+    ),
+    "attributes": (partial(_words, least=0), "names"),
+    "attribute_counts": (
+        lambda value: isinstance(value, list) and all(isinstance(row, list) and all(map(_whole, row)) for row in value),
+        "for each class a whole number for each attribute",
     ),
     "mean": (partial(_numbers, least=-_LARGE, most=_LARGE, count=3), f"three numbers from -{_LARGE:g} to {_LARGE:g}"),
     "std": (
@@ -360,20 +384,28 @@ def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
         )
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys that matter in which two flat configurations differ, with both values.
+
+    The choice of a method comes before its options.
+    """
+    old, new = effective(old), effective(new)
+    keys = sorted(set(new) | set(old), key=lambda key: (key.startswith(OPTIONS), key))
+    pairs = {key: (old.get(key), new.get(key)) for key in keys if not key.startswith(FREE_TO_CHANGE)}
+    return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
+
+
 def refuse_differences(
     where: Path | str, old: Mapping[str, Any], new: Mapping[str, Any], mutable: tuple[str, ...] = ()
 ) -> None:
     """Raises CheckpointError where two flat configurations differ in a key that matters; names the first ones."""
-    old, new = effective(old), effective(new)
-    differences = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(
-            set(new) | set(old), key=lambda key: (key.startswith(OPTIONS), key)
-        )  # the choice, then its options
-        if not key.startswith((*FREE_TO_CHANGE, *mutable)) and old.get(key) != new.get(key)
+    found = [
+        f"{key}: {before!r} there, {after!r} now"
+        for key, (before, after) in differences(old, new).items()
+        if not key.startswith(mutable)
     ]
-    if differences:
+    if found:
         raise CheckpointError(
-            f"{where} belongs to another configuration ({'; '.join(differences[:5])}"
-            f"{'; ...' if len(differences) > 5 else ''}). Use another --name, the old values, or --fresh."
+            f"{where} belongs to another configuration ({'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}). Use another "
+            "--name, the old values, or --fresh."
         )

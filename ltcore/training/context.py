@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
+from ltcore.config.records import Notice
+from ltcore.errors import Terminated
+
 
 class RunContext(Protocol):
     """The environment of a run. Every rank has one."""
@@ -38,6 +41,12 @@ class RunContext(Protocol):
 
     def stop_requested(self) -> bool:
         """Tells whether the run should save a checkpoint at the next step boundary and end."""
+
+    def notice_due(self) -> bool:
+        """Tells whether it is time to ask for ``notice`` again. That of rank 0 counts."""
+
+    def notice(self) -> Notice | None:
+        """Returns why this group of workers is about to end, or None. Called by every rank, equally often."""
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         """Sends a heartbeat from inside an epoch: cheap, never blocks, may be dropped."""
@@ -63,6 +72,14 @@ class ForwardingContext:
         """Asks the other context."""
         return self.inner.stop_requested()
 
+    def notice_due(self) -> bool:
+        """Asks the other context."""
+        return self.inner.notice_due()
+
+    def notice(self) -> Notice | None:
+        """Asks the other context."""
+        return self.inner.notice()
+
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         """Passes the sign of life on."""
         self.inner.beat(epoch, images_seen, total_images)
@@ -83,7 +100,8 @@ class LocalContext(AbstractContextManager["LocalContext"]):
     def __init__(self, device: torch.device | None = None, say: Callable[[str], None] = print) -> None:
         self._say = say
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._stop = False
+        self._stop = 0
+        """The first signal that arrived; 0 for none."""
         self._previous: dict[int, Any] = {}
 
     def report(self, metrics: Mapping[str, float | int | None], checkpoint: Path | None) -> None:
@@ -94,7 +112,19 @@ class LocalContext(AbstractContextManager["LocalContext"]):
 
     def stop_requested(self) -> bool:
         """Tells whether a signal was received."""
-        return self._stop
+        return self._stop > 0
+
+    def interrupt(self, why: str = "") -> KeyboardInterrupt:
+        """Returns what the command ends with after the signal that was received."""
+        return Terminated(why) if self._stop == signal.SIGTERM else KeyboardInterrupt(why)
+
+    def notice_due(self) -> bool:
+        """Returns False: nobody but a signal announces the end of this process."""
+        return False
+
+    def notice(self) -> Notice | None:
+        """Returns None, as nobody tells."""
+        return None
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         """Does nothing, since there is no other process to report to."""
@@ -113,8 +143,8 @@ class LocalContext(AbstractContextManager["LocalContext"]):
 
     def _on_signal(self, sig: int, _: FrameType | None) -> None:
         if self._stop:
-            raise KeyboardInterrupt
-        self._stop = True
+            raise self.interrupt()
+        self._stop = sig
         self._say(f"{signal.Signals(sig).name}: saving a checkpoint, then stopping. Repeat to stop at once.")
 
 
@@ -126,3 +156,7 @@ finite.
 
 class StopRequested(Exception):  # noqa: N818  (a request, not an error)
     """Raised after a checkpoint was saved because the context asked to stop."""
+
+
+class Interrupted(StopRequested):
+    """Raised after a checkpoint was saved because the workers are about to be taken away; the run goes on with others."""

@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.policies import reader_crops
 from ltcore.data.loading.canvas_cache import canvas_bytes
-from ltcore.data.loading.class_sampling import NATURAL
+from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL
 from ltcore.data.shards.manifest import Manifest, read_manifest
-from ltcore.errors import CapacityError
 from ltcore.objective.memory.base import Memory
 from ltcore.text import byte_size
 from ltcore.training.build import build_modules, num_views
+from ltcore.training.key_encoder import key_decay
 
 COPIES = {"sgd": 3, "adamw": 4}
 """Numbers kept per parameter: itself, its gradient, and the state of the optimizer."""
@@ -23,25 +23,30 @@ COPIES = {"sgd": 3, "adamw": 4}
 def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     """Returns lines of text about the cost of a run that sees ``images`` training images.
 
-    A training step counts as three forwards (the backward is two), and one more where there is a key encoder;
-    evaluation and losses are not included.
+    A training step counts as three forwards (the backward is two), one more where there is a key encoder, and three more where
+    a second network, view or stream is trained; evaluation and losses are not included.
     """
     split = manifest.split(cfg.data.train_split)
     image_size = cfg.data.image_size or manifest.image_size
     views = num_views(cfg)
     net, objective = build_modules(cfg, len(manifest.classes), manifest.stats(cfg.data.train_split), split.num_samples)
     forward = forward_flops(net, image_size)
-    has_key = "key" in objective.needs
-    forwards = 3 + has_key
+    has_key, networks = "key" in objective.needs, 1 + ("twin" in objective.needs)
+    twice = "second" in objective.needs or objective.base.pairs
+    forwards = 3 * (networks + twice) + has_key
     total = images * forward * forwards
     parameters = sum(p.numel() for p in net.parameters())
-    copies = COPIES[cfg.train.optim.optimizer] + has_key + (cfg.train.ema_decay > 0)
+    copies = COPIES[cfg.train.optim.optimizer] * networks + has_key + (cfg.train.ema_decay > 0)
     memories = sum(memory_bytes(memory) for memory in objective.memories().values())
     cropped = ", cropped from the originals while reading" if reader_crops(cfg.augment, views, image_size) else ""
+    steps_per_epoch = split.num_samples // cfg.train.batch_size
+    encoder = (
+        f" The key encoder keeps {key_decay(cfg, steps_per_epoch):.4g} of its weights per step." if has_key else ""
+    )
     shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, image_size)
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
-        f"{forwards} forwards per image with its training make {total:.2g} FLOP.",
+        f"{forwards} forwards per image with its training make {total:.2g} FLOP.{encoder}",
         f"Each worker holds {byte_size(4 * parameters * copies)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
         "workers.",
@@ -72,17 +77,8 @@ def _what(cfg: RunConfig) -> str:
 
 
 def _num_images(cfg: RunConfig, manifest: Manifest) -> int:
-    """Returns how many training images the run sees, counting repetitions.
-
-    Raises CapacityError where they do not fill a batch.
-    """
-    num_train = manifest.split(cfg.data.train_split).num_samples
-    steps = num_train // cfg.train.batch_size
-    if steps == 0:
-        raise CapacityError(
-            f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images of split {cfg.data.train_split}: "
-            f"an epoch has no batch. Set it to {num_train} or less."
-        )
+    """Returns how many training images the run sees, counting repetitions."""
+    steps = manifest.split(cfg.data.train_split).num_samples // cfg.train.batch_size
     return steps * cfg.train.batch_size * cfg.train.epochs
 
 
@@ -102,6 +98,9 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
         budget = (
             f" train.sampling={cfg.train.sampling} repeats images of small classes and leaves out some of large ones."
         )
+    if cfg.train.sampling == CLASS_AWARE:
+        per_class = cfg.train.images_per_class
+        budget += f" A batch has {cfg.train.batch_size // per_class} times {per_class} images of one class."
     if ifl is not None:
         repeats = ifl.env_mode == "repeat" and ifl.num_envs > 1
         how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,16 @@ from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.data.loading.loader import Loader
 from ltcore.errors import DataError
+from ltcore.evaluation.attributes import CellCounts, Ints, attribute_counts, attribute_metrics, rank_attributes
+from ltcore.evaluation.bootstrap import Interval, bootstrap_intervals
 from ltcore.evaluation.calibration import ReliabilityBin
 from ltcore.evaluation.confused import ConfusedPair, confused_pairs
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.confusion_file import ConfusionCells
 from ltcore.evaluation.metrics import metrics, per_attribute, per_class, reliability_bins, support
+from ltcore.hashing import hash64
 from ltcore.models.net import LongTailNet
+from ltcore.training.preflight import refuse_empty_classes
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Tested:
     calibration: list[ReliabilityBin]
     confusion: ConfusionCells
     confused: list[ConfusedPair]
+    intervals: dict[str, Interval]
+    """95% intervals of metrics; {} unless they were asked for."""
 
 
 @dataclass(kw_only=True)
@@ -55,6 +62,8 @@ class Evaluator:
     """Classes of the network where the data have others; 0: those of the data."""
     shot_groups: Sequence[str] = ()
     """[C] groups by the data that the network was trained on; (): by the loader's."""
+    ranks_AC: Ints | None = None
+    """Places in ``ATTRIBUTE_RANKS`` by the data that the network was trained on; None: by the loader's."""
     beat: Callable[[], None] = lambda: None
     """Called at every batch: a large split takes minutes."""
 
@@ -76,17 +85,20 @@ class Evaluator:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext()
 
-    def counts(self, split: str, cells_N: Tensor | None = None) -> Confusion:
+    def counts(
+        self, split: str, cells_N: Tensor | None = None, classify: Callable[[ModelOutput], Tensor] | None = None
+    ) -> Confusion:
         """Counts the predictions of a whole split as [A, C, C], equal on every rank.
 
-        The prediction is the largest logit (the mean over experts). ``cells_N``, int64 zeros for the samples of the split,
-        is filled with label * C + prediction. Raises DataError if a row is lost or doubled.
+        The prediction is the largest logit (the mean over experts), or that of the logits [B, C] that ``classify`` makes of
+        the output. ``cells_N``, int64 zeros for the samples of the split, is filled with label * C + prediction. Raises
+        DataError if a row is lost or doubled.
         """
         manifest = self.loader.store.manifest
         counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
         attributes_N = torch.tensor(self.loader.store.attributes(split), device=self.device)  # the store's is read-only
         for batch, out in self.outputs(split):
-            logits_BC = self.adjust(out.mean_logits_BC)
+            logits_BC = self.adjust(out.mean_logits_BC) if classify is None else classify(out)
             counts.update(logits_BC, batch.labels_B, attributes_N[batch.index_B])
             if cells_N is not None:
                 cells_N[batch.index_B] = batch.labels_B * logits_BC.shape[1] + logits_BC.argmax(-1)
@@ -99,17 +111,45 @@ class Evaluator:
         return counts
 
     def metrics(self, counts: Confusion) -> dict[str, float | None]:
-        """Returns the flat metrics of one split: ``evaluation.metrics``, and ``attribute/<name>`` where attributes exist."""
+        """Returns the flat metrics of one split: those of ``catalog.METRICS``, and ``attribute/<name>``.
+
+        Where the data have no attributes, those that need them are left out.
+        """
         manifest = self.loader.store.manifest
-        flat = metrics(counts, self.shot_groups or manifest.shot_groups)
+        shot_groups = self.shot_groups or manifest.shot_groups
+        flat = metrics(counts, shot_groups)
         if manifest.attributes:
+            flat |= attribute_metrics(CellCounts.of(counts.counts_ACC, self._ranks_AC), shot_groups)
             flat |= per_attribute(counts.counts_ACC, manifest.attributes)
         return flat
 
-    def tested(self, split: str, *, examples: bool = False) -> Tested:
+    @property
+    def _ranks_AC(self) -> Ints:
+        return rank_attributes(self.attribute_counts_CA) if self.ranks_AC is None else self.ranks_AC
+
+    def _intervals(self, counts: Confusion, split: str) -> dict[str, Interval]:
+        manifest = self.loader.store.manifest
+        ranks_AC = self._ranks_AC if manifest.attributes else None
+        seed = hash64("bootstrap", manifest.hash, split)
+        return bootstrap_intervals(counts, ranks_AC, self.shot_groups or manifest.shot_groups, seed)
+
+    @cached_property
+    def attribute_counts_CA(self) -> Ints:
+        """Counts the loader's training images of each class and attribute; [C, 0] where the data have no attributes.
+
+        They are those of the split ``train``, as for shot groups: protocols that train on another split of the same data
+        then compare the same samples.
+        """
+        store = self.loader.store
+        sizes = (len(store.manifest.classes), len(store.manifest.attributes))
+        if not sizes[1] or "train" not in store.manifest.splits:
+            return np.zeros(sizes, np.int64)
+        return attribute_counts(store.labels("train"), store.attributes("train"), *sizes)
+
+    def tested(self, split: str, *, examples: bool = False, intervals: bool = False) -> Tested:
         """Evaluates a split with the current weights; the counts, which may be large, are given up.
 
-        With ``examples``, it also says which samples were confused.
+        With ``examples``, it also says which samples were confused; with ``intervals``, how far the metrics may be off.
         """
         size = self.loader.store.manifest.splits[split].num_samples
         cells_N = torch.zeros(size, dtype=torch.int64, device=self.device) if examples else None
@@ -122,6 +162,7 @@ class Evaluator:
             calibration=reliability_bins(counts),
             confusion=confusion,
             confused=[] if cells_N is None else confused_pairs(confusion, cells_N.cpu().numpy(), split),
+            intervals=self._intervals(counts, split) if intervals else {},
         )
 
     def test(self) -> dict[str, Tested]:
@@ -131,16 +172,6 @@ class Evaluator:
 
 
 def check_train_split(loader: Loader, split: str) -> None:
-    """Raises DataError where a class has no training sample.
-
-    A class without one has no centroid and no prior, and cannot be learned.
-    """
+    """Raises DataError where a class has no training sample, as ``refuse_empty_classes``."""
     manifest = loader.store.manifest
-    labels = loader.store.labels(split)
-    counts = np.bincount(labels, minlength=len(manifest.classes))
-    empty = [manifest.classes[c] for c in np.flatnonzero(counts == 0)]
-    if empty:
-        raise DataError(
-            f"{len(empty)} of {len(counts)} classes have no training sample ({', '.join(empty[:5])}): every class needs one. "
-            "Remove the classes or add images."
-        )
+    refuse_empty_classes(manifest.class_counts[split], manifest.classes, split)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import CheckpointError
-from ltcore.storage import read_jsonl
+from ltcore.tracking.jsonl_sink import read_metrics
 from ltcore.training import checkpoint as ckpt
 
 
@@ -28,5 +28,5 @@ def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> list[dict[str, 
     shutil.copytree(found.path, aside)
     (aside / "meta.json").write_text(json.dumps({**found.meta, "config": config}, indent=1))
     aside.rename(folder / found.path.name)
-    rows = read_jsonl(source / "metrics.jsonl")
-    return [row for row in rows if row["epoch"] <= found.meta["epoch"]]
+    rows = read_metrics(source / "metrics.jsonl")
+    return [row for row in rows if row.get("epoch", 0) <= found.meta["epoch"]]

@@ -11,16 +11,27 @@ from torch import Tensor
 
 from ltcore import dist
 from ltcore.config.schema import RunConfig
-from ltcore.errors import CheckpointError
-from ltcore.models.net import PROJECTIONS, ModelConfig
+from ltcore.errors import CheckpointError, ConfigError
+from ltcore.models.net import PROJECTIONS, LongTailNet, ModelConfig
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
+from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.storage import read_bytes
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components
+from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
 
 _EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+)\.")
-_SAME = ("model.name", "model.head", "model.cosine_scale", "model.num_experts", "model.expert_width")
+_SAME = (
+    "model.name",
+    "model.head",
+    "model.cosine_scale",
+    "model.tde.parts",
+    "model.tde.gamma",
+    "model.num_experts",
+    "model.expert_width",
+    "model.bilateral",
+)
 """Keys that must be equal for networks with the same tensors to compute the same function."""
 
 
@@ -30,7 +41,7 @@ def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...])
     They are those of ``train.init_from``, or the backbone's of ``model.weights``. A collective; rank 0 reads. Returns where
     they came from, for the run's record; {} where ``model.weights`` is auto and they are not at hand. Raises
     CheckpointError where they are of another network or of other classes. A projection is initialized from the run's seed
-    unless a checkpoint has one of the same sizes.
+    unless a checkpoint has one of the same sizes. A second network takes over the backbone, and keeps a classifier of its own.
     """
     net = components.step.net
     weights, origin = dist.broadcast_object(_found(cfg, net.state_dict(), classes) if dist.rank() == 0 else None)
@@ -42,7 +53,28 @@ def start_from(cfg: RunConfig, components: Components, classes: tuple[str, ...])
     for copy in (components.step.key, components.average):
         if copy is not None:
             copy.net.load_state_dict(net.state_dict())
+    twin = components.step.twin
+    if twin is not None:
+        twin.load_state_dict({**twin.state_dict(), **net.backbone.state_dict(prefix="backbone.")})
     return origin
+
+
+def start_centroids(cfg: RunConfig, components: Components, evaluator: Evaluator) -> None:
+    """Publishes the class centroids of the weights that the run starts from, where a loss reads centroids.
+
+    Otherwise the first epoch would have none, and a loss that acts from the beginning on would not. They are those of the
+    training images without augmentation, as in DRO-LT's code, which computes them before each epoch. A collective, for
+    weights of ``train.init_from``: those of a drawn network say nothing about classes.
+    """
+    memories = components.step.objective.memories().values()
+    centroids = [memory for memory in memories if isinstance(memory, ClassCentroids)]
+    if cfg.train.init_from is None or not centroids:
+        return
+    for batch, out in evaluator.outputs(cfg.data.train_split):
+        for memory in centroids:
+            memory.observe(out, batch)
+    for memory in centroids:
+        memory.merge(progress=0.0)
 
 
 def _found(
@@ -51,7 +83,7 @@ def _found(
     if cfg.train.init_from is not None:
         return _read(cfg.train.init_from, cfg.to_flat(), classes, own)
     file = weights_file(cfg.model)
-    return ({}, {}) if file is None else _read_backbone(file, own)
+    return ({}, {}) if file is None else read_backbone(file, own)
 
 
 def weights_file(model: ModelConfig) -> str | None:
@@ -71,10 +103,27 @@ def weights_file(model: ModelConfig) -> str | None:
     )
 
 
-def _read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns ``own`` with the backbone's tensors from a state dict with torchvision's names.
+def pretrained(name: str, weights: str | None, num_classes: int) -> LongTailNet:
+    """Returns a backbone with pretrained weights, a file or 'default', below a classifier that was not trained.
 
-    Every expert gets the same weights.
+    Raises ConfigError where weights are not named, CheckpointError where they cannot be had.
+    """
+    try:
+        model = ModelConfig(name=name, weights=weights)
+    except ValueError as error:
+        raise ConfigError(f"--weights: {error}.") from None
+    net = LongTailNet(model, num_classes, frozenset(), 0)
+    file = weights_file(model)
+    if file is None:
+        raise ConfigError(f"--weights {weights}: features need weights. Give a file, or default.")
+    net.load_state_dict(read_backbone(file, net.state_dict())[0])
+    return net
+
+
+def read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns ``own`` with the backbone's tensors from a state dict with torchvision's names, and where they came from.
+
+    Every expert gets the same weights. Raises CheckpointError where the file at ``uri`` holds no such tensors.
     """
     data = io.BytesIO(read_bytes(uri))
     try:

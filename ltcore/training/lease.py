@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ltcore.errors import DataError
-from ltcore.storage import is_local, join, list_files, local_path, open_fs, write_bytes_atomic
+from ltcore.errors import DataError, StorageError
+from ltcore.storage import find_bytes, is_local, join, list_files, local_path, remove, write_bytes_atomic
 
 FOLDER = ".lease"
 RENEW_S = 15.0
@@ -63,16 +63,37 @@ class Lease:
         self._file, self._owner, self._renewals = file, owner, 0
         self._ended = threading.Event()
         self._taken = False
+        self._seen = _clock()
+        """When the claim was known to be there."""
         self._thread = threading.Thread(target=self._keep, daemon=True, name="ltcore-lease")
 
-    def check(self) -> None:
-        """Raises DataError where another process took over because this one did not renew its claim in time."""
+    def check(self, *, look: bool = True) -> None:
+        """Raises DataError where another process took over because this one did not renew its claim in time.
+
+        Call it before every write to the place. A claim that was seen lately is still good: others wait for ``VOID_S``
+        after its last renewal. A process that stood still, or was cut off, looks before it writes anything; without
+        ``look`` it says only what is known.
+        """
+        if look and not self._taken and _clock() - self._seen > VOID_S / 2:
+            self._look()
         if self._taken:
             place = self._file.partition(f"/{FOLDER}/")[0]
             raise DataError(
                 f"{place} was taken over by another process while this one was suspended for over {VOID_S:g} s. This process "
                 "ends without touching it; the other one continues."
             )
+
+    def _look(self) -> None:
+        """Learns whether the place is still this process's: its claim is there, and no other.
+
+        A claim alone says nothing: one that stood still in the middle of a renewal writes its own anew.
+        """
+        now = _clock()  # before the answer, which may be long on its way
+        folder, _, own = self._file.rpartition("/")
+        if [name for name in list_files(folder) if name.endswith(".json") and not name.startswith(".")] == [own]:
+            self._seen = now
+        else:
+            self._taken = True
 
     def _write(self) -> None:
         write_bytes_atomic(self._file, json.dumps({**asdict(self._owner), "renewals": self._renewals}).encode())
@@ -82,20 +103,31 @@ class Lease:
             with contextlib.suppress(
                 DataError
             ):  # storage that fails for a while; the claim stays good until it is void
-                if _read(self._file) is None:
-                    self._taken = True
+                self._look()
+                if self._taken:
                     return
                 self._renewals += 1
                 self._write()
 
     def _begin(self) -> None:
+        self._seen = _clock()
         self._thread.start()
 
     def _end(self) -> None:
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._thread.is_alive() and not self._taken:
+            self._thread.join(RENEW_S)  # longer, where the storage does not answer
         _remove(self._file)
+
+
+_held: dict[str, Lease] = {}
+"""What this process holds, by place."""
+
+
+def check_held(uri: str) -> None:
+    """Raises DataError where this process held the place and lost it. Call it before a record there is written."""
+    if uri in _held:
+        _held[uri].check()
 
 
 @contextlib.contextmanager
@@ -109,9 +141,11 @@ def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Le
     claim = Lease(join(uri, FOLDER, f"{uuid.uuid4().hex}.json"), _me())
     _acquire(claim, uri, say)
     claim._begin()
+    _held[uri] = claim
     try:
         yield claim
     finally:
+        del _held[uri]
         claim._end()
 
 
@@ -153,7 +187,7 @@ def _living(uri: str, own: str, seen: dict[str, tuple[bytes, float]]) -> dict[st
     found: dict[str, _Owner] = {}
     for name in list_files(join(uri, FOLDER)):
         file = join(uri, FOLDER, name)
-        data = None if file == own or not name.endswith(".json") else _read(file)
+        data = None if file == own or not name.endswith(".json") else find_bytes(file)
         if data is None:
             continue
         if file not in seen or seen[file][0] != data:
@@ -170,25 +204,18 @@ def _owner(data: bytes) -> _Owner | None:
     try:
         fields: dict[str, Any] = json.loads(data)
         return _Owner(**{key: value for key, value in fields.items() if key != "renewals"})
-    except (ValueError, TypeError, AttributeError):  # damaged; becomes void like any claim
+    except (ValueError, TypeError, AttributeError, RecursionError):  # damaged; becomes void like any claim
         return None
-
-
-def _read(file: str) -> bytes | None:
-    filesystem, path = open_fs(file)
-    try:
-        with filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}.") from error
 
 
 def _remove(file: str) -> None:
-    filesystem, path = open_fs(file)
-    with contextlib.suppress(OSError):  # already removed; otherwise it becomes void
-        filesystem.delete_file(path)
+    with contextlib.suppress(StorageError):  # otherwise it becomes void
+        remove(file)
+
+
+def _clock() -> float:
+    """Returns seconds that also pass while the machine sleeps, where the system has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _me() -> _Owner:

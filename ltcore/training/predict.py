@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError
+from ltcore.evaluation.attributes import UNRANKED, Ints, rank_attributes
 from ltcore.evaluation.protocols import split_of
 from ltcore.models.net import PROJECTIONS, LongTailNet
 from ltcore.objective.registry import BASES
@@ -51,7 +53,9 @@ def load(
 
 def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
     """Returns the classifier in a checkpoint that is at hand; the rest as for ``load``."""
-    found.require("config", "classes", "shot_groups", "image_size", "mean", "std", "data_hash")
+    found.require(
+        "config", "classes", "shot_groups", "attributes", "attribute_counts", "image_size", "mean", "std", "data_hash"
+    )
     meta, config = found.meta, found.config()
     predictor = Predictor(
         net=_network(found, config).eval(),
@@ -63,6 +67,8 @@ def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
         shot_groups=tuple(meta["shot_groups"]),
         place=found.place,
         data_hash=meta["data_hash"],
+        attributes=tuple(meta["attributes"]),
+        attribute_counts=tuple(map(tuple, meta["attribute_counts"])),
     )
     if not posthoc_tau:
         return predictor
@@ -101,25 +107,35 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
     return torch.tensor(found.meta["class_prior"], dtype=torch.float64).log().float()
 
 
-def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
+def evaluate(
+    predictor: Predictor,
+    data_uri: str,
+    splits: Sequence[str],
+    protocols: Sequence[str],
+    *,
+    intervals: bool = False,
+) -> dict[str, Any]:
     """Computes the metrics of every split asked for.
 
     Returns ``{"checkpoint", "data", "name", "data_hash", "posthoc_tau", "tta", "classes": names, "splits": {split: {metric:
     value}}, "classes_present": {split: number of classes with images}}``, and per split, in the order of ``classes``,
     ``per_class`` (recalls) and ``support`` (images), ``calibration`` (reliability bins) and ``confusion`` (its cells above
-    0). Size of the images and shot groups are those of training, also on other data. Classes go by name: the data may
-    have fewer, or the same in another order. Raises ConfigError for a split that does not exist or a protocol that does
-    not fit, CheckpointError for classes that the checkpoint does not know.
+    0); with ``intervals`` also ``intervals`` (metric: both ends, 95%, by resampling the images). Size of the images, shot
+    groups and ranks of attributes are those of training, also on other data. Classes and attributes go by name: the data
+    may have fewer, or the same in another order; an attribute that training did not have has no rank. Raises ConfigError
+    for a split that does not exist or a protocol that does not fit, CheckpointError for classes that the checkpoint does
+    not know.
     """
     # Threads, not the cache: it would decode the training split first.
     data = replace(predictor.config.data, image_size=predictor.image_size, loader="threads")
     with contextlib.closing(ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)) as loader:
         manifest = loader.store.manifest
-        evaluator = _evaluator(predictor, loader, _classes_by_name(predictor, manifest.classes, data_uri))
+        evaluator = _evaluator(predictor, loader, classes_by_name(predictor, manifest.classes, data_uri))
         tested = {
-            split: evaluator.tested(split) for split in wanted_splits(predictor, manifest, data_uri, splits, protocols)
+            split: evaluator.tested(split, intervals=intervals)
+            for split in wanted_splits(predictor, manifest, data_uri, splits, protocols)
         }
-        return {
+        result = {
             "checkpoint": predictor.place,
             "data": data_uri,
             "name": manifest.name,
@@ -134,6 +150,9 @@ def evaluate(predictor: Predictor, data_uri: str, splits: Sequence[str], protoco
             "calibration": {split: encode(found.calibration) for split, found in tested.items()},
             "confusion": {split: found.confusion.columns() for split, found in tested.items()},
         }
+        if intervals:
+            result["intervals"] = {split: encode(found.intervals) for split, found in tested.items()}
+        return result
 
 
 def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tensor) -> Evaluator:
@@ -152,7 +171,18 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
         adjust=lambda logits_BC: predictor.adjusted(predictor.finite(logits_BC)),
         num_classes=len(predictor.classes),
         shot_groups=predictor.shot_groups,
+        ranks_AC=_ranks_by_name(predictor, loader.store.manifest.attributes),
     )
+
+
+def _ranks_by_name(predictor: Predictor, names: Sequence[str]) -> Ints:
+    """Returns [A, C] ranks of the data's attributes in training's classes; those of unknown names have none."""
+    known = {name: a for a, name in enumerate(predictor.attributes)}
+    sizes = (len(predictor.classes), len(known))
+    ranks_AC = rank_attributes(np.array(predictor.attribute_counts, dtype=np.int64).reshape(sizes))
+    unranked_C = np.full(sizes[0], UNRANKED)
+    rows = [ranks_AC[known[name]] if name in known else unranked_C for name in names]
+    return np.array(rows, dtype=np.int64).reshape(len(names), sizes[0])
 
 
 def wanted_splits(
@@ -177,7 +207,7 @@ def wanted_splits(
     return list(dict.fromkeys(wanted))
 
 
-def _classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) -> Tensor:
+def classes_by_name(predictor: Predictor, names: Sequence[str], data_uri: str) -> Tensor:
     """Returns int64 [K]: the checkpoint's class for each of the data's classes."""
     known = {name: c for c, name in enumerate(predictor.classes)}
     unknown = [name for name in names if name not in known]

@@ -67,6 +67,10 @@ class Predictor:
     """Path or URI of the checkpoint."""
     data_hash: str
     """Hash of the data that it was trained on."""
+    attributes: tuple[str, ...] = ()
+    """Names of the attributes of the data that it was trained on."""
+    attribute_counts: tuple[tuple[int, ...], ...] = ()
+    """[C][A] training images of each class and attribute."""
     posthoc_tau: float = 0.0
     """Strength of post-hoc logit adjustment; 0 is none."""
     log_prior_C: Tensor | None = None

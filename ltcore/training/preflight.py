@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
-from ltcore.errors import ConfigError
-from ltcore.objective.class_weights import AUTO, own_weights
+from ltcore.errors import CapacityError, ConfigError, DataError
+from ltcore.objective.class_weights import BY_COUNT, own_weights
 from ltcore.training.selection import available
 
 
 def check_run(cfg: RunConfig, manifest: Manifest) -> None:
-    """Raises ConfigError where early stopping has nothing to judge by, or class weights are for other classes."""
+    """Raises an error where the data cannot carry the run.
+
+    ConfigError where early stopping has nothing to judge by, or class weights are for other classes; DataError where a class
+    has no training image; CapacityError where these do not fill a batch.
+    """
     if cfg.stage2 is None and cfg.train.patience is not None and not available(manifest):
         raise ConfigError(
             f"train.patience={cfg.train.patience}: {manifest.name} has no validation image, so training cannot stop by it. Set "
@@ -18,8 +24,28 @@ def check_run(cfg: RunConfig, manifest: Manifest) -> None:
         )
     base = cfg.objective.base
     weights = getattr(getattr(cfg.objective.base_options, base), "class_weights", None)
-    if weights not in (None, AUTO):
+    if weights not in (None, *BY_COUNT):
         try:
             own_weights(weights, manifest.stats(cfg.data.train_split))
         except ConfigError as error:
             raise ConfigError(f"objective.base_options.{base}.{error}") from None
+    num_train = manifest.split(cfg.data.train_split).num_samples
+    refuse_empty_classes(manifest.class_counts[cfg.data.train_split], manifest.classes, cfg.data.train_split)
+    if cfg.stage2 is None and num_train < cfg.train.batch_size:
+        raise CapacityError(
+            f"train.batch_size={cfg.train.batch_size} exceeds the {num_train} training images of split {cfg.data.train_split}: "
+            f"an epoch has no batch. Set it to {num_train} or less."
+        )
+
+
+def refuse_empty_classes(counts_C: Sequence[int], classes: Sequence[str], split: str) -> None:
+    """Raises DataError where a class has no image in the training split.
+
+    A class without one has no centroid and no prior, and cannot be learned.
+    """
+    empty = [name for name, count in zip(classes, counts_C, strict=True) if count == 0]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of {len(classes)} classes have no training sample in split {split} ({', '.join(empty[:5])}): every "
+            "class needs one. Remove the classes or add images."
+        )

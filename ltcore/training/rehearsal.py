@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -25,7 +24,8 @@ from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError
 from ltcore.storage import cache_root, free_bytes, is_local, local_path
 from ltcore.text import byte_size, duration
-from ltcore.training.build import Components, build, num_views
+from ltcore.training import ncm
+from ltcore.training.build import Components, build, num_views, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import COPIES, memory_bytes
 from ltcore.training.evaluate import check_train_split
@@ -67,9 +67,10 @@ def rehearse(cfg: RunConfig, data_uri: str, root: str) -> list[str]:
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.train.threads or wished_cpus())
     data = replace(cfg.data, loader="threads")  # filling the cache would decode all images
-    options: dict[str, Any] = {"augment": cfg.augment, "num_views": num_views(cfg)}
     try:
-        with contextlib.closing(make_loader(data, data_uri, batch_size=per_pass, seed=cfg.seed, **options)) as loader:
+        with contextlib.closing(
+            make_loader(data, data_uri, batch_size=per_pass, seed=cfg.seed, **stream_options(cfg))
+        ) as loader:
             check_train_split(loader, cfg.data.train_split)
             parts = build(cfg, loader, ctx)
             checked = ["every class has training images"]
@@ -123,7 +124,8 @@ def checkpoint_bytes(cfg: RunConfig, parts: Components) -> int:
     """Returns the most that a run's checkpoints take together: the best, the last, and the next while it is written."""
     net = parts.step.net
     model = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
-    copies = COPIES[cfg.train.optim.optimizer] - 1 + (parts.step.key is not None) + (parts.average is not None)
+    trained = (COPIES[cfg.train.optim.optimizer] - 1) * (1 + (parts.step.twin is not None))
+    copies = trained + (parts.step.key is not None) + (parts.average is not None)
     state = model * copies + sum(memory_bytes(memory) for memory in parts.step.objective.memories().values())
     return 3 * model + 2 * state
 
@@ -183,7 +185,7 @@ def _step(parts: Components, raw: Batch, pieces: int, device: torch.device) -> i
     loss, _, out = parts.step(batch, LATE)
     loss.backward()
     parts.step.objective.observe(out, batch, LATE)
-    return len(batch)
+    return len(batch) // (2 if parts.step.objective.base.pairs else 1)
 
 
 def _evaluate(parts: Components, raw: Batch, pieces: int, device: torch.device) -> None:
@@ -204,13 +206,12 @@ def estimate(cfg: RunConfig, manifest: Manifest, speed: Speed, *, cached: bool) 
     """Says what was measured, and how long the run would take at this speed on this machine."""
     num_train = manifest.split(cfg.data.train_split).num_samples
     images = num_train // cfg.train.batch_size * cfg.train.batch_size * cfg.train.epochs
-    val = (
-        manifest.splits["val"].num_samples * (cfg.train.epochs // cfg.train.eval_every or 1)
-        if "val" in manifest.splits
-        else 0
-    )
+    validations = (cfg.train.epochs // cfg.train.eval_every or 1) if "val" in manifest.splits else 0
+    val = manifest.splits["val"].num_samples if validations else 0
     test = sum(split.num_samples for name, split in manifest.splits.items() if name.startswith("test"))
-    seconds = images / speed.train_per_s + (val + 2 * test) / speed.eval_per_s
+    evaluated = validations * (val + ncm.in_validation(cfg) * (num_train + val))
+    evaluated += 2 * (test + ncm.in_tests(cfg) * (num_train + test))  # with the last weights and the best ones
+    seconds = images / speed.train_per_s + evaluated / speed.eval_per_s
     hardware = describe_hardware()
     where = (
         ", ".join(hardware.gpus)

@@ -27,13 +27,13 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.errors import CapacityError, CheckpointError
+from ltcore.errors import CapacityError, CheckpointError, is_retryable
 from ltcore.storage import cache_root, is_local, local_path
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.build import num_views
-from ltcore.training.context import ForwardingContext, RunContext, StopRequested
+from ltcore.training.build import stream_options
+from ltcore.training.context import ForwardingContext, Interrupted, RunContext, StopRequested
 from ltcore.training.fork import fork
 from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
 from ltcore.training.lease import Lease, exclusive, make_folder
@@ -87,8 +87,7 @@ def loader_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
         "seed": cfg.seed,
         "rank": ctx.rank,
         "world": ctx.world,
-        "augment": cfg.augment,
-        "num_views": num_views(cfg),
+        **stream_options(cfg),
     }
 
 
@@ -119,6 +118,8 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
     cfg = resolved(RunConfig.from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or min(job.cpus or allocated_cpus(), allocated_cpus()))
     sync = RunSync(job.run_uri, scratch_dir(job.run_uri))
+    if lease is not None:
+        sync.fence = lease.check
     done: RunRecord | None = None
     if ctx.rank == 0:  # it alone knows the run directory; what it finds is true for all
         make_folder(sync.local)
@@ -131,7 +132,10 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
             return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
     with contextlib.closing(make_run_loader(cfg, job.data_uri, ctx)) as loader:
         wandb_id = f"{job.info.id}-{secrets.token_hex(3)}" if done is None else done.wandb_id
-        return _run(job, cfg, _SyncedContext(ctx, sync, lease), sync, loader, wandb_id)
+        first = _first_record(cfg, job.info, ctx, loader, wandb_id)
+        if done is not None:
+            first = dataclasses.replace(first, starts=done.starts)
+        return _run(job, cfg, _SyncedContext(ctx, sync, lease), sync, loader, first)
 
 
 def refuse_other_run(job: Job, done: RunRecord) -> None:
@@ -152,14 +156,14 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
             )
 
 
-def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: Loader, wandb_id: str) -> RunRecord:
+def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: Loader, first: RunRecord) -> RunRecord:
     run_dir = sync.local
-    record = RunLog(run_dir if ctx.rank == 0 else None, _first_record(cfg, job.info, ctx, loader, wandb_id))
+    record = RunLog(run_dir if ctx.rank == 0 else None, first)
     previous = ckpt.find(run_dir / "checkpoints") if cfg.stage2 is None else None  # stage 2 begins at its beginning
     earlier = _open_run(job, cfg, record, sync, fresh=previous is None) if ctx.rank == 0 else []
     # the end of its last whole epoch: one that ended just before it was saved is logged again
     resume_step = previous.meta["epoch"] * loader.num_batches if previous else 0
-    tracker = _track(job.info, cfg, ctx, run_dir, wandb_id, resume_step)
+    tracker = _track(job.info, cfg, ctx, run_dir, first.wandb_id, resume_step)
     try:
         with _record_end(record, ctx.device):
             for row in earlier:
@@ -204,6 +208,8 @@ def _record_end(record: RunLog, device: torch.device) -> Iterator[None]:
     """Writes down what ends the run early, and raises it again."""
     try:
         yield
+    except Interrupted:
+        raise  # it goes on with other workers
     except StopRequested as stop:
         record.update(status="stopped", reason=str(stop))
         raise
@@ -215,10 +221,10 @@ def _record_end(record: RunLog, device: torch.device) -> Iterator[None]:
             f"The memory of {device} is full ({error}). Lower train.batch_size, raise train.accumulate, or take more "
             "--workers, under another --name."
         )
-        record.update(status="failed", reason=str(problem))
+        record.update(status="failed", reason=str(problem), retryable=problem.retryable)
         raise problem from error
     except BaseException as error:
-        record.update(status="failed", reason=f"{type(error).__name__}: {error}")
+        record.update(status="failed", reason=f"{type(error).__name__}: {error}", retryable=is_retryable(error))
         raise
 
 
@@ -245,10 +251,20 @@ class _SyncedContext(ForwardingContext):
         self._push(wait=False)
         super().saved()
 
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        if not self._sync.remote:  # where every file that training writes is at its place at once
+            self._check()
+        super().beat(epoch, images_seen, total_images)
+
     def _push(self, *, wait: bool) -> None:
         if self._lease is not None:  # rank 0
-            self._lease.check()
+            self._check()
             self._sync.push(wait=wait)
+
+    def _check(self) -> None:
+        """Raises DataError where the run is another process's by now. Of a store, the copy looks itself, and may wait."""
+        if self._lease is not None:
+            self._lease.check(look=not self._sync.remote)
 
 
 def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader, wandb_id: str) -> RunRecord:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ltcore.config.sweep import SELECTABLE
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import ConfigError
-from ltcore.evaluation.catalog import METRICS, VALIDATION
+from ltcore.evaluation.catalog import METRICS, NCM_METRICS, VALIDATION
 
 
 def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
@@ -43,4 +43,6 @@ def _reasons(manifest: Manifest) -> dict[str, str]:
     """Returns why each metric of SELECTABLE has no value; '' where it has one."""
     counts = manifest.class_counts.get("val", ())
     groups = {group for group, count in zip(manifest.shot_groups, counts, strict=False) if count}
-    return {VALIDATION + name: metric.missing(groups, len(manifest.classes)) for name, metric in METRICS.items()}
+    known = {**METRICS, **NCM_METRICS}
+    sizes = (len(manifest.classes), len(manifest.attributes))
+    return {VALIDATION + name: metric.missing(groups, *sizes) for name, metric in known.items()}

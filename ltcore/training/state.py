@@ -94,11 +94,11 @@ def _own(of_ranks: list[dict[str, Tensor]], memory: Memory, saved_world: int) ->
 
 
 def _running_stats(components: Components) -> list[Tensor]:
-    """Returns the running statistics of the trained network and of its average.
+    """Returns the running statistics of the trained networks and of the average.
 
     They are equal on all ranks only at the end of an epoch.
     """
-    return running_stats(components.step.net) + (running_stats(components.average.net) if components.average else [])
+    return running_stats(components.step) + (running_stats(components.average.net) if components.average else [])
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -17,16 +17,23 @@ from ltcore.objective.objective import Objective
 
 
 class TrainStep(nn.Module):
-    """``net`` on view 1, the EMA key encoder on the last view where a loss needs keys, then the objective.
+    """``net`` on view 1, the EMA key encoder or ``net`` itself on the last view where a loss needs it, then the objective.
 
-    The key encoder is not a submodule: it has no gradient, and DDP would have to be told to ignore it.
+    The key encoder is not a submodule: it has no gradient, and DDP would have to be told to ignore it. ``twin`` is one: it is
+    trained by the same optimizer, but neither evaluated nor exported.
     """
 
     def __init__(
-        self, net: LongTailNet, objective: Objective, key: EmaCopy | None, autocast: torch.dtype | None
+        self,
+        net: LongTailNet,
+        objective: Objective,
+        key: EmaCopy | None,
+        autocast: torch.dtype | None,
+        twin: LongTailNet | None = None,
     ) -> None:
         super().__init__()
         self.net = net
+        self.twin = twin
         self.objective = objective
         self._key = (key,)
         self._autocast = autocast
@@ -46,6 +53,8 @@ class TrainStep(nn.Module):
 
         ``batch`` is augmented, float32.
         """
+        if self.objective.base.pairs:
+            return self._of_pairs(batch, progress)
         device = batch.labels_B.device
         with self._precision(device):
             out: ModelOutput = self.net(batch.images_VBCHW[0])
@@ -60,6 +69,12 @@ class TrainStep(nn.Module):
                 fmap_BDhw=keyed.fmap_BDhw,
                 stage_fmaps_BDhw=keyed.stage_fmaps_BDhw,
             )
+        if self.twin is not None:
+            with self._precision(device):
+                out = replace(out, twin_logits_BC=self.twin(batch.images_VBCHW[0]).logits_BC)
+        if "second" in self.objective.needs:
+            with self._precision(device):
+                out = replace(out, second=self.net(batch.images_VBCHW[-1]))
         result = self.objective(out, batch, progress)
         loss = result.loss
         for query_Bd in (out.query_Bd, out.own_query_Bd):
@@ -68,6 +83,18 @@ class TrainStep(nn.Module):
                 loss = loss + 0.0 * query_Bd.sum()
         return loss, result.parts, detached(out)
 
+    def _of_pairs(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor], ModelOutput]:
+        """Trains on pairs of neighboring rows, whose features and labels are mixed by the base's share."""
+        share = self.objective.base.pair_share(progress)
+        first_BCHW, second_BCHW = batch.images_VBCHW[0, 0::2], batch.images_VBCHW[0, 1::2]
+        with self._precision(first_BCHW.device):
+            out = self.net.of_pairs(first_BCHW, second_BCHW, share)
+        labels_B, index_B = batch.labels_B[0::2], batch.index_B[0::2]
+        mix = Mix(batch.labels_B[1::2], torch.full_like(labels_B, share, dtype=torch.float32), batch.index_B[1::2])
+        pairs = Batch(batch.images_VBCHW[:, 0::2], labels_B, index_B, batch.copy_B[0::2], mix)
+        result = self.objective(out, pairs, progress)
+        return result.loss, result.parts, detached(out)
+
 
 def detached(out: ModelOutput) -> ModelOutput:
     """Returns the output without its graph, for memories to observe."""
@@ -75,6 +102,8 @@ def detached(out: ModelOutput) -> ModelOutput:
     def cut(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: cut(tensor) for name, tensor in value.items()}
+        if isinstance(value, ModelOutput):
+            return detached(value)
         return None if value is None else value.detach()
 
     return ModelOutput(**{field.name: cut(getattr(out, field.name)) for field in fields(out)})

@@ -7,13 +7,11 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
-from pyarrow import fs as pafs
-
+from ltcore import storage
 from ltcore.config.records import RunRecord, SweepRecord, now
-from ltcore.errors import ConfigError, DataError
-from ltcore.storage import is_local, join, local_path, open_fs, read_bytes
+from ltcore.errors import ConfigError, StorageError
+from ltcore.storage import is_local, join, local_path, read_bytes
 from ltcore.text import duration
 from ltcore.training.lease import FOLDER as LEASE
 
@@ -21,7 +19,7 @@ _RUN = re.compile(
     r"run\.json|config\.yaml|metrics\.jsonl|metrics|confusion|tables|checkpoints|tensorboard|wandb|report\.html|\.?ray_train"
 )
 _SWEEP = re.compile(r"sweep\.json|report\.html|sweep|shared_start(-\d+)?|tune(-.+)?|\.?ray_train")
-_RUNS_OF_A_SWEEP = ("trials", "retrain")
+_RUNS_OF_A_SWEEP = ("trials", "retrain", "alt", "ablation")
 
 
 def finished_ago(record: RunRecord | SweepRecord) -> str:
@@ -36,7 +34,7 @@ def remove(uri: str) -> str:
     Returns what was done in words, '' for nothing. Raises ConfigError where the place is not empty and neither
     ``run.json`` nor ``sweep.json`` shows that it is a run or sweep.
     """
-    found = sorted(_entries(uri))
+    found = sorted(entries(uri))
     if not found:
         return ""
     whose = _whose(uri, found)
@@ -61,17 +59,17 @@ def _whose(uri: str, found: list[str]) -> re.Pattern[str]:
 def _is_ours(file: str) -> bool:
     try:
         record = json.loads(read_bytes(file))
-    except ValueError:  # damaged, for which --fresh is the remedy; only names that are ours are removed in any case
-        return True
+    except (ValueError, RecursionError):
+        return True  # damaged, for which --fresh is the remedy; only names that are ours are removed in any case
     return isinstance(record, dict) and {"schema", "status"} <= record.keys()
 
 
 def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
     """Removes known entries and yields the names, relative to ``uri``, of entries that are kept."""
-    for name in _entries(uri):
+    for name in entries(uri):
         where = join(uri, name)
         if known is _SWEEP and name in _RUNS_OF_A_SWEEP:
-            for run in _entries(where):
+            for run in entries(where):
                 yield from (f"{name}/{run}/{rest}" for rest in _remove_known(join(where, run), _RUN))
                 _remove_if_empty(join(where, run))
             _remove_if_empty(where)
@@ -81,40 +79,34 @@ def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
             yield name
 
 
-def _entries(uri: str) -> list[str]:
+def entries(uri: str) -> list[str]:
     """Returns the names directly below ``uri``; [] for a file or for nothing.
 
     The lease is left out, because the caller holds it.
     """
-    filesystem, path = open_fs(uri)
     if is_local(uri):
-        place = Path(path)
+        place = local_path(uri)
         return [child.name for child in place.iterdir() if child.name != LEASE] if place.is_dir() else []
-    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return [info.base_name for info in found if info.base_name != LEASE]
+    return [name for name in storage.entries(uri) if name != LEASE]
 
 
 def _remove_entry(uri: str) -> None:
+    if not is_local(uri):
+        storage.remove(uri)
+        return
+    path = local_path(uri)
     try:
-        if is_local(uri):
-            path = local_path(uri)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            filesystem, name = open_fs(uri)
-            if filesystem.get_file_info(name).type == pafs.FileType.Directory:
-                filesystem.delete_dir(name)
-            else:
-                filesystem.delete_file(name)
+            path.unlink()
     except OSError as error:
-        raise DataError(f"{uri} cannot be removed: {error}. Check permissions.") from error
+        raise StorageError(f"{uri} cannot be removed: {error}. Check permissions.") from error
 
 
 def _remove_if_empty(uri: str) -> None:
     """Removes a local folder without entries; object stores have no empty folders."""
-    if is_local(uri) and not _entries(uri):
+    if is_local(uri) and not entries(uri):
         shutil.rmtree(local_path(uri) / LEASE, ignore_errors=True)
         with contextlib.suppress(OSError):  # a file, or a link to a folder
             local_path(uri).rmdir()

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from ltcore import dist
+from ltcore.retry import is_disturbed
 from ltcore.storage import (
     is_local,
     join,
@@ -30,11 +30,11 @@ from ltcore.storage import (
     remove_folder,
     write_bytes_atomic,
 )
+from ltcore.stores import place_of
 
-_LOG = logging.getLogger("ltcore.training")
 _LOCK, _RECORD = ".lock", "run.json"
-PATIENCE_S = 600.0
-"""How long copies may keep failing before the run ends with their error."""
+LOOK_S = 0.5
+"""Between two looks at the storage while a copy takes long."""
 
 Stamp = tuple[int, int]
 
@@ -44,6 +44,8 @@ class RunSync:
 
     def __init__(self, uri: str, scratch: Path) -> None:
         self.uri = uri
+        self.fence: Callable[[], None] = lambda: None
+        """Asked before every write to the storage; raises where the run is another process's by now."""
         self.remote = not is_local(uri)
         self.local = scratch if self.remote else Path(open_fs(uri)[1])
         self._sent: dict[str, Stamp | None] = {}
@@ -52,7 +54,6 @@ class RunSync:
         """
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ltcore-sync") if self.remote else None
         self._last: Future[None] | None = None
-        self._succeeded_at: float | None = None
 
     def pull(self) -> None:
         """Makes the local directory equal to the storage.
@@ -83,34 +84,27 @@ class RunSync:
     def push(self, *, wait: bool = True) -> None:
         """Starts copying what changed, and what the previous copy failed to copy.
 
-        Raises the error of the previous copy where no copy has succeeded yet, or none for ten minutes: a full bucket
-        must not stay unnoticed, a short disturbance may. While the previous copy is still running, waits for it, or
-        without ``wait`` leaves the change to the next push. Call it from the thread that saves checkpoints: it copies
-        the checkpoints that exist at this moment.
+        Raises the error of the previous copy: it was refused, or has waited for the storage as long as any call does.
+        While the previous copy is still running, waits for it; without ``wait``, or while the storage is disturbed, it
+        leaves the change to the next push, so that training goes on. Call it from the thread that saves checkpoints: it
+        copies the checkpoints that exist at this moment.
         """
         if self._pool is None:
             return
         if self._last is not None:
-            if not wait and not self._last.done():
+            while wait and not self._last.done() and not is_disturbed(place_of(self.uri)):
+                futures.wait([self._last], timeout=LOOK_S)
+            if not self._last.done():
                 return
-            self._judge(self._last)
+            self._last.result()
         self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
-
-    def _judge(self, copied: Future[None]) -> None:
-        error = copied.exception()
-        if error is None:
-            self._succeeded_at = time.monotonic()
-        elif self._succeeded_at is None or time.monotonic() - self._succeeded_at > PATIENCE_S:
-            raise error
-        else:
-            _LOG.warning("a copy of the run to its storage failed, the next copy includes its files: %s", error)
 
     def close(self) -> None:
         """Copies what is left, including what an earlier copy failed to copy, and waits."""
         if self._pool is None:
             return
         if self._last is not None:
-            wait([self._last])
+            futures.wait([self._last])
             self._last = None
         with self._pool:
             self.push()
@@ -151,6 +145,7 @@ class RunSync:
         stored = {name.rpartition("/")[0] for name in self._sent if name.startswith("checkpoints/")}
         for folder in sorted(stored - checkpoints.keys()):
             if _tag(folder) in map(_tag, checkpoints):
+                self.fence()
                 remove_folder(join(self.uri, folder), first="meta.json")
                 self._sent = {name: stamp for name, stamp in self._sent.items() if not name.startswith(f"{folder}/")}
 
@@ -164,6 +159,7 @@ class RunSync:
 
     def _send(self, name: str, found: tuple[Stamp, bytes] | None) -> None:
         if found is not None:
+            self.fence()
             write_bytes_atomic(join(self.uri, name), found[1])
             self._sent[name] = found[0]
 
@@ -208,5 +204,5 @@ def _comes_from(stored: bytes, local: bytes) -> bool:
         there, here = json.loads(stored), json.loads(local)
         same = (there["started_at"], there["pid"]) == (here["started_at"], here["pid"])
         return bool(same and there["images_seen"] <= here["images_seen"])
-    except (ValueError, KeyError, TypeError):  # missing or damaged
+    except (ValueError, KeyError, TypeError, RecursionError):  # missing or damaged
         return False

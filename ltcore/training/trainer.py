@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import platform
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +16,22 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.batch import Batch
 from ltcore.config.load import check_world
-from ltcore.config.records import RunRecord, now
+from ltcore.config.records import Notice, RunRecord, Start, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
 from ltcore.evaluation.catalog import goodness
 from ltcore.models.norm import average_running_stats_
+from ltcore.retry import Postponed, retrying
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
+from ltcore.training import ncm
 from ltcore.training.build import Components, build
-from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
-from ltcore.training.copies import epoch_copies
+from ltcore.training.context import DECIDE_EVERY, Interrupted, RunContext, StopRequested
+from ltcore.training.copies import plan_epoch
 from ltcore.training.evaluate import Evaluator, Tested, check_train_split
+from ltcore.training.findings import findings
 from ltcore.training.hardware import most_memory_bytes
-from ltcore.training.init_from import start_from
+from ltcore.training.init_from import start_centroids, start_from
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.progress import TrainProgress
@@ -33,6 +39,14 @@ from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
 from ltcore.training.tested import keep_tests
+
+SAVE_AGAIN_S = 30.0
+"""After a checkpoint that was left out, time to the next attempt."""
+
+MOST_SAVING_FRACTION = 0.01
+"""Share of the time that checkpoints take at most where ``train.checkpoint_every_s`` leaves their number open."""
+LEAST_BETWEEN_SAVES_S = 30.0
+"""Small networks are saved in milliseconds, but each copy to an object store is requests that are paid for."""
 
 
 def fit(
@@ -78,8 +92,9 @@ class Trainer:
         self.total_images = cfg.train.epochs * loader.num_batches * cfg.train.batch_size
         self.saved_at = self.counted_at = time.monotonic()
         self.last_saved_step = -1
-        self.saving_s = 0.0
-        """Seconds that checkpoints took since the last epoch was reported."""
+        self.disk = Postponed(str(run_dir))
+        self.saving_s = self.save_s = 0.0
+        """Seconds that checkpoints took since the last epoch was reported, and that the last one took."""
         self.class_prior: list[float] = []
         """Class shares of the epoch that was trained last, under its sample weights or draws."""
 
@@ -118,9 +133,8 @@ class Trainer:
 
     def _epoch(self) -> dict[str, Any]:
         cfg, at = self.cfg, self.at
-        lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)
-        set_lr(self.optimizer, lr)
-        self.loader.copies_N = epoch_copies(cfg, self.loader, self.components.step.objective, at.epoch, self.ctx.device)
+        lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)  # of the last step
+        plan_epoch(cfg, self.loader, self.components.step.objective, at.epoch, self.ctx.device)
         self.class_prior = self.components.step.objective.stream_shares_C(self._progress()).tolist()
         started, first_image = time.monotonic(), at.images_seen
         self.counted_at = started
@@ -139,8 +153,8 @@ class Trainer:
         guard.check()
         means = sums.means()
         self.components.step.objective.merge(self._progress())
-        for net in (self.components.step.net, *([self.components.average.net] if self.components.average else [])):
-            average_running_stats_(net)
+        for module in (self.components.step, *([self.components.average.net] if self.components.average else [])):
+            average_running_stats_(module)
         train_s = time.monotonic() - started
         at.epoch, at.step_in_epoch, at.sums, at.counts = at.epoch + 1, 0, {}, {}
         metrics: dict[str, Any] = {
@@ -151,6 +165,7 @@ class Trainer:
             "lr": lr,
             **{f"train/{name}": value for name, value in means.items()},
             **self._validate(),
+            **findings(self.components.step.objective, self.loader, cfg.data.train_split, self.ctx.device),
             "images_per_s": (at.images_seen - first_image) / max(train_s, 1e-9),
             "data_wait_fraction": waited / max(train_s, 1e-9),
             "checkpoint_s": self.saving_s,
@@ -172,14 +187,18 @@ class Trainer:
         if self._is_best(metrics):
             at.best = dict(metrics)
             self._save("best")
-        late = time.monotonic() - self.saved_at > cfg.train.checkpoint_every_s
-        due = late or self._over or self.ctx.checkpoint_every_epoch
+        due = self._late or self._over or self.ctx.checkpoint_every_epoch
         if dist.broadcast_object(due):
-            self._save("last")
+            self._save("last", wait=self._over)
         self._record_epoch()
         newest = self.folder / f"last-{self.last_saved_step:08d}" if self.last_saved_step == at.step else None
         self.ctx.report(metrics, newest)
-        if dist.broadcast_object(self.ctx.stop_requested()) and not self._over:
+        _, stop, notice = self._asked()
+        if notice and not self._over:
+            if self.last_saved_step != at.step:
+                self._save("last")
+            self._leave(notice)
+        if stop and not self._over:
             self._stop()
         self._stop_if_there()
 
@@ -200,12 +219,14 @@ class Trainer:
 
     def _stop(self) -> None:
         if self.last_saved_step != self.at.step:
-            self._save("last")
+            self._save("last", wait=False)
         raise StopRequested(f"stopped after epoch {self.at.epoch} of {self.cfg.train.epochs}")
 
     def _step(self, raw: Batch) -> dict[str, Tensor]:
         at, components = self.at, self.components
         progress = self._progress()
+        optim, share_done = self.cfg.train.optim, (at.step_in_epoch + 1) / self.loader.num_batches
+        set_lr(self.optimizer, optim.lr * lr_factor(optim, at.epoch, self.cfg.train.epochs, share_done))
         batch = components.augment(raw.to(self.ctx.device), at.epoch, raw)
         if components.step.key is not None:
             components.step.key.update(components.step.net)
@@ -241,11 +262,12 @@ class Trainer:
         if not due or "val" not in self.loader.store.manifest.splits:
             return {}
         values = self.evaluator.metrics(self.evaluator.counts("val"))
+        values |= ncm.validation(self.cfg, self.evaluator)
         return {f"val/{name}": value for name, value in values.items()}
 
     def _test(self) -> dict[str, Any]:
         """Tests once, with the weights of the last epoch, and with those of the best epoch on validation."""
-        last, best = self.evaluator.test(), {}
+        last, best = ncm.tests(self.cfg, self.evaluator), {}
         if self.info.kind == "run":  # in a sweep the test splits are read once; what was best decides nothing there
             best = last if self.at.best == self.at.last else self._test_best()
         return keep_tests(last, best, self.run_dir if self.ctx.rank == 0 else None)
@@ -257,7 +279,7 @@ class Trainer:
         if weights is None:
             return {}
         self.components.eval_net.load_state_dict(weights)
-        return self.evaluator.test()
+        return ncm.tests(self.cfg, self.evaluator)
 
     @property
     def _over(self) -> bool:
@@ -285,32 +307,73 @@ class Trainer:
         self.at.seconds, self.counted_at = self.at.seconds + now - self.counted_at, now
 
     def _maybe_save_or_stop(self, sums: MeanMetrics) -> None:
-        due = time.monotonic() - self.saved_at > self.cfg.train.checkpoint_every_s
-        due, stop = dist.broadcast_object((due, self.ctx.stop_requested()))
-        if due or stop:
+        due, stop, notice = self._asked()
+        if due or stop or notice:
             self.at.sums, self.at.counts = sums.over_ranks()
             self._count_time()
-            self._save("last")
+            self._save("last", wait=False)
             self.ctx.saved()
+        if notice:
+            self._leave(notice)
         if stop:
             raise StopRequested(f"stopped in epoch {self.at.epoch + 1} of {self.cfg.train.epochs}, step {self.at.step}")
 
-    def _save(self, tag: str) -> None:
-        began = time.monotonic()
+    @property
+    def _late(self) -> bool:
+        """Tells whether the last checkpoint is as old as it may become.
+
+        Left to itself it may be as old as saving is at most 1 % of the time: what a lost node costs stays in
+        proportion to what guarding against it costs.
+        """
+        return time.monotonic() - self.saved_at > self._save_every_s
+
+    @property
+    def _save_every_s(self) -> float:
+        every_s = self.cfg.train.checkpoint_every_s
+        return max(LEAST_BETWEEN_SAVES_S, self.save_s / MOST_SAVING_FRACTION) if every_s is None else every_s
+
+    def _asked(self) -> tuple[bool, bool, Notice | None]:
+        """Returns what all ranks have to do: save, stop, make room for the workers that follow."""
+        late, stop, ask = dist.broadcast_object((self._late, self.ctx.stop_requested(), self.ctx.notice_due()))
+        return late, stop, self.ctx.notice() if ask else None
+
+    def _leave(self, notice: Notice) -> None:
+        """Ends this start after its checkpoint, so that the run goes on elsewhere without repeating an image."""
+        *before, this = self.record.value.starts or ()
+        this = dataclasses.replace(this, notice=notice, left_at=self.at.images_seen)
+        self.record.update(starts=(*before, this))
+        raise Interrupted(f"{notice} after epoch {self.at.epoch}, step {self.at.step}")
+
+    def _save(self, tag: str, *, wait: bool = True) -> None:
+        """Saves a checkpoint. On a disk that is full it waits, or without ``wait`` leaves this one out, for some minutes."""
+        began, saved = time.monotonic(), True
         state = (
             state_dict(self.components, self.optimizer, self.at) if tag == "last" else None
         )  # a collective: memories of all ranks
         if self.ctx.rank == 0:
             meta = ckpt.description(
-                self.cfg.to_flat(), self.loader.store.manifest, epoch=self.at.epoch, metrics=self.at.best
+                self.cfg.to_flat(),
+                self.loader.store.manifest,
+                self.evaluator.attribute_counts_CA,
+                epoch=self.at.epoch,
+                metrics=self.at.best,
             )
             meta["class_prior"] = self.class_prior
-            model = self.components.eval_net.state_dict()
-            ckpt.save(self.folder, tag, step=self.at.step, model=model, state=state, meta=meta)
+            model, step = self.components.eval_net.state_dict(), self.at.step
+            write = partial(ckpt.save, self.folder, tag, step=step, model=model, state=state, meta=meta)
+            if wait:
+                retrying(str(self.run_dir), write)
+            else:
+                saved = self.disk.attempt(write, f"the checkpoint of step {step}")
+        saved = dist.broadcast_object(saved)  # which is a barrier, too
         if tag == "last":
-            self.saved_at, self.last_saved_step = time.monotonic(), self.at.step
-        dist.barrier()
-        self.saving_s += time.monotonic() - began
+            self.saved_at = time.monotonic()
+            if saved:
+                self.last_saved_step = self.at.step
+            else:
+                self.saved_at -= max(0.0, self._save_every_s - SAVE_AGAIN_S)
+        self.save_s = time.monotonic() - began
+        self.saving_s += self.save_s
 
     def _resume(self) -> None:
         """Restores the newest checkpoint, which rank 0 finds and reads.
@@ -333,6 +396,9 @@ class Trainer:
             self._record_epoch()  # no epoch may follow that would
         elif self.cfg.train.init_from is not None or self.cfg.model.weights is not None:
             self.at.started_from = start_from(self.cfg, self.components, self.loader.store.manifest.classes)
+            start_centroids(self.cfg, self.components, self.evaluator)
+        start = Start(images_seen=self.at.images_seen, world=self.ctx.world, host=platform.node(), at=now())
+        self.record.update(starts=(*(self.record.value.starts or ()), start))
         if self.at.started_from:
             self.record.update(started_from=self.at.started_from)
         self._stop_if_there()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -13,13 +13,12 @@ from ltcore.config.records import SweepRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.runtime.placement import Scaling
-from ltcore.training.build import build, num_views
+from ltcore.training.build import build, stream_options
 from ltcore.training.context import LocalContext
-from ltcore.tuning.rungs import whole_runs
+from ltcore.tuning.identity import size_now
+from ltcore.tuning.rungs import FINALISTS, whole_runs
+from ltcore.tuning.runs import SweepSetup
 from ltcore.tuning.tpe import batch_size
-
-LEAST_EPOCHS = 8
 
 
 def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1.5) -> float:
@@ -30,8 +29,8 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    options: dict[str, Any] = {"augment": cfg.augment, "num_views": num_views(cfg)}
-    loader = make_loader(cfg.data, data_uri, batch_size=cfg.train.batch_size, seed=cfg.seed, **options)
+    options = {"batch_size": cfg.train.batch_size, "seed": cfg.seed, **stream_options(cfg)}
+    loader = make_loader(cfg.data, data_uri, **options)
     device = (ctx := LocalContext()).device
 
     def now() -> float:
@@ -61,39 +60,47 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
         torch.set_num_threads(before)
 
 
-def fitted_epochs(
-    sweep: SweepConfig,
-    base: RunConfig,
-    data_uri: str,
-    concurrent: int,
-    stored: SweepRecord | None,
-    scaling: Scaling,
-    local: bool,
-    say: Callable[[str], None],
-) -> RunConfig:
-    """Returns ``base``, with fewer epochs where the search would not fit into ``sweep.budget_s``.
+def planned_trials(setup: SweepSetup, stored: SweepRecord | None, say: Callable[[str], None]) -> int:
+    """Returns how many trials the search has: all, or the first ones where more do not fit into ``sweep.budget_s``.
 
-    A continued sweep keeps its epochs. On a cluster nothing is cut: this process does not run where trials will.
+    Every trial is trained at full length: a shorter training would rank other settings first. A stored sweep keeps what
+    was decided when it began. On a cluster all are run, as this process does not run where trials will.
     """
-    if stored is not None:
-        return base.replace({"train.epochs": stored.epochs})
-    if sweep.budget_s is None or not local:
-        return base
-    rate = images_per_s(base, data_uri, scaling.cpus_per_worker)
-    num_train = read_manifest(data_uri).split(base.data.train_split).num_samples
-    images = num_train // base.train.batch_size * base.train.batch_size * base.train.epochs
-    grace = 1.0 if sweep.search == "pbt" else grace_fraction(sweep, base)
-    size = batch_size(sweep.size) if sweep.search == "tpe" else sweep.size
-    cohorts = [min(size, sweep.size - first) for first in range(0, sweep.size, size)]
-    runs = (0 if sweep.variants else 1) + whole_runs(cohorts, grace, sweep.reduction_factor)  # 1: the baseline
-    estimate_s = runs * images / rate / concurrent
+    sweep, base = setup.sweep, setup.base
+    if stored is not None or sweep.budget_s is None or not setup.cluster.local:
+        return size_now(stored, sweep)
+    rate = images_per_s(base, setup.data_uri, setup.placement.scaling.cpus_per_worker)
+    run_s = _images_of_run(setup) / rate
+    grace = grace_fraction(sweep, base)
+
+    def search_s(size: int) -> float:
+        runs = 1 + whole_runs(_cohorts(sweep, size), grace, sweep.reduction_factor)  # 1: the baseline
+        return runs * run_s / setup.placement.concurrent
+
+    estimate_s = search_s(sweep.size)
     if estimate_s <= sweep.budget_s:
         say(f"warm-up: {rate:,.0f} images/s per trial, search in about {estimate_s:.0f} s")
-        return base
-    epochs = min(base.train.epochs, max(LEAST_EPOCHS, int(base.train.epochs * sweep.budget_s / estimate_s)))
-    say(
-        f"warm-up: {rate:,.0f} images/s per trial, so the search would take about {estimate_s:.0f} s instead of "
-        f"{sweep.budget_s:.0f} s; training is cut from {base.train.epochs} to {epochs} epochs. "
-        "For the full length: sweep.budget_s=null"
-    )
-    return base.replace({"train.epochs": epochs})
+        return sweep.size
+    step = batch_size(sweep.size) if sweep.search == "tpe" else 1
+    sizes = range(max(step, min(FINALISTS, sweep.size)), sweep.size + 1, step)
+    size = max((size for size in sizes if search_s(size) <= sweep.budget_s), default=sizes[0])
+    if size < sweep.size:
+        say(
+            f"warm-up: {rate:,.0f} images/s per trial, so {sweep.size} trials would take about {estimate_s:.0f} s instead of "
+            f"{sweep.budget_s:.0f} s; the first {size} of them are run, at full length. For all: sweep.budget_s=null"
+        )
+    return size
+
+
+def _images_of_run(setup: SweepSetup) -> float:
+    """Returns how many images a whole training costs; one that is only evaluated costs a third, a forward pass."""
+    train = setup.base.train
+    val = read_manifest(setup.data_uri).splits.get("val")
+    evaluated = 0 if val is None else val.num_samples * math.ceil(train.epochs / train.eval_every)
+    return train.epochs * setup.images_per_epoch + evaluated / 3
+
+
+def _cohorts(sweep: SweepConfig, size: int) -> list[int]:
+    """Returns the sizes of the cohorts in which ``size`` trials are compared."""
+    step = batch_size(sweep.size) if sweep.search == "tpe" else size
+    return [min(step, size - first) for first in range(0, size, step)]

@@ -13,8 +13,10 @@ from ltcore.config.show import run_tree
 from ltcore.config.sweep import SweepConfig
 from ltcore.errors import ConfigError
 
-_HOW = ("stall_s", "budget_s", "share_start", "overrides")
-"""Keys that say how a sweep is computed, not what it comes to; what ``overrides`` does stands in the run's own keys."""
+_HOW = ("stall_s", "budget_s", "share_start", "ablation", "overrides")
+"""Keys that say how a sweep is computed or what is trained after it, not what it comes to; what ``overrides`` does stands
+in the run's own keys."""
+_ALT = "sweep.alt"
 
 
 def identity(sweep: SweepConfig) -> dict[str, Any]:
@@ -26,6 +28,8 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
     fields = {
         f"sweep.{key}": value for key, value in sweep.to_dict().items() if key not in (*_HOW, "space", "variants")
     }
+    if not sweep.variants:  # it is trained after a search, and adds nothing to one
+        del fields[_ALT]
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     fields |= {f"sweep.variants.{key}": as_text(value) for key, value in flatten(sweep.variants).items()}
     kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
@@ -42,20 +46,36 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 
 
-_SIZES = {"random": "sweep.num_trials", "variants": "sweep.seeds"}
-"""Search -> the key of its size; more of it adds trials to what is stored."""
+_SIZES = {"random": ("sweep.num_trials",), "variants": ("sweep.seeds", _ALT)}
+"""Search -> the keys of its size, each of which may grow, by which trials are added to what is stored."""
 
 
-def adds_trials(existing: SweepRecord, fields: dict[str, Any]) -> bool:
-    """Tells whether the new sweep is a stored random search with more trials, or a comparison with more seeds.
+def size_now(existing: SweepRecord | None, sweep: SweepConfig) -> int:
+    """Returns the number of trials that the stored sweep has from now on.
+
+    It is ``sweep.size``, or what ``sweep.budget_s`` allowed of it when the sweep began.
+    """
+    cut = existing is not None and existing.cut_from == sweep.size and sweep.budget_s is not None
+    return existing.num_trials if existing is not None and cut else sweep.size
+
+
+def has_more(existing: SweepRecord, sweep: SweepConfig) -> bool:
+    """Tells whether the stored sweep lacks trials, or runs after the search, that the same sweep now asks for.
 
     They are then added to it.
     """
-    if fields["sweep.search"] != existing.search or existing.search not in _SIZES:
+    if size_now(existing, sweep) > existing.num_trials:
+        return True
+    if existing.comparison is None:
         return False
-    key = _SIZES[existing.search]
-    stored = existing.identity.get(key)
-    return isinstance(stored, int) and fields[key] > stored
+    return (sweep.alt and existing.balanced is None) or (sweep.ablation and existing.ablation is None)
+
+
+def _grown(existing: SweepRecord, fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the stored values of what the new sweep has more of: trials, or seeds and protocols of a comparison."""
+    keys = _SIZES.get(existing.search, ()) if fields["sweep.search"] == existing.search else ()
+    stored = {key: existing.identity.get(key) for key in keys}
+    return {key: value for key, value in stored.items() if isinstance(value, int) and fields[key] > value}
 
 
 def check_same_data(existing: SweepRecord, data_hash: str, uri: str) -> None:
@@ -75,10 +95,13 @@ def check_same_sweep(existing: SweepRecord, fields: dict[str, Any], uri: str) ->
 
     The same name with another configuration would mix two sweeps.
     """
-    if adds_trials(existing, fields):
-        key = _SIZES[existing.search]
-        fields = {**fields, key: existing.identity[key]}
-    changed = difference(effective(existing.identity), fields)
+    stored = effective(existing.identity)
+    if stored.get(_ALT) is True and fields.get(_ALT) is False:
+        raise ConfigError(
+            f"{uri} holds a comparison under ALT too, which says more than one without it: give {_ALT}=true, or this one another "
+            "--name."
+        )
+    changed = difference(stored, {**fields, **_grown(existing, fields)})
     if changed:
         raise ConfigError(
             f"{uri} holds a sweep with another configuration ({'; '.join(changed[:6])}{'; ...' if len(changed) > 6 else ''}). "

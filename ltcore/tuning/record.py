@@ -24,8 +24,9 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         space={key: str(spec) for key, spec in sweep.space.items()},
         search=sweep.search,
         metric=sweep.metric,
-        num_trials=sweep.size,
+        num_trials=setup.num_trials,
         sizes=(),
+        cut_from=sweep.size if setup.num_trials < sweep.size else None,
         config_hash=identity_hash(identity),
         identity=identity,
         data_hash=setup.data_hash,
@@ -39,13 +40,13 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         node_hours={},
         forked={},
     )
-    if sweep.size not in record.sizes:  # new, or trials are added to a finished sweep
-        record = replace(record, sizes=(*record.sizes, sweep.size), identity=identity)
+    if setup.num_trials not in record.sizes:  # new, or trials are added to a stored sweep
+        record = replace(record, sizes=(*record.sizes, setup.num_trials), identity=identity)
     return replace(
         record,
         status="running",
         reason="",
-        num_trials=sweep.size,
+        num_trials=setup.num_trials,
         hardware=replace(describe_hardware(), cluster=setup.cluster.describe()),
         engine=setup.placement.engine,
         stages_before=record.stages,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ltcore.config.records import SweepRecord
 from ltcore.evaluation.catalog import goodness
-from ltcore.reporting.report import variants_table, write_report
+from ltcore.reporting.compared import compared_tests
+from ltcore.reporting.report import ablation_table, variants_table, write_report
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import is_local, join, write_bytes_atomic
 from ltcore.tracking.tracker import open_tracker
@@ -25,9 +26,9 @@ def of_report(names: Sequence[str]) -> list[str]:
 
 
 def report(setup: SweepSetup, record: SweepRecord, display: ProgressDisplay, id_prefix: str) -> None:
-    """Writes report.html beside sweep.json, and the sweep's own W&B run."""
+    """Writes report.html beside sweep.json, and the sweep's own W&B run, with ``record`` as what is known of the sweep."""
     with display.stage("report"), fetched(setup.uri, of_report) as folder:
-        path = write_report(folder)
+        path = write_report(folder, record=record)
         if not is_local(setup.uri):
             write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes())
         _log_sweep(setup, record, id_prefix, folder, path)
@@ -51,11 +52,13 @@ def _log_sweep(setup: SweepSetup, record: SweepRecord, id_prefix: str, folder: P
     tracker.table("trials", ["trial", "status", *keys, "last", "best", "epochs"], rows)
     if compared := variants_table(record):
         tracker.table("variants", list(compared[0]), [list(row.values()) for row in compared])
+    if ablated := ablation_table(record):
+        tracker.table("ablation", list(ablated[0]), [list(row.values()) for row in ablated])
     tracker.html("report", report)
     flat_summary = {
-        f"{split}/{metric}/{field}": getattr(difference, field)
-        for split, metrics in (record.comparison or {}).items()
-        for metric, difference in metrics.items()
+        f"{test.metric_key}/{metric}/{field}": getattr(difference, field)
+        for test in compared_tests(record)
+        for metric, difference in test.cells.items()
         for field in ("difference", "low", "high")
     }
     tracker.finish({"winner": record.winner or "", **flat_summary}, record.status)

@@ -18,8 +18,6 @@ from ltcore.evaluation.catalog import goodness
 
 FINALISTS = 3
 """Trials that always reach the end: one value ranks nothing on small validation sets."""
-FINAL_ERRORS = ("ConfigError", "NumericError")
-"""Errors that the same configuration meets again; all others (storage, memory, a lost process, W&B) may have gone."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,14 @@ def rungs(num_trials: int, grace: float, factor: int) -> tuple[Rung, ...]:
 def rung_epoch(fraction: float, *, epochs: int, eval_every: int, start: float) -> int:
     """Returns the epoch of a rung: the first validated one at or after ``fraction`` of training.
 
-    Every term has then acted for a whole epoch (``start``: that of the latest). It is 0 where only the end of training
-    meets this.
+    Every term has then acted for a whole epoch. ``start`` is that of the latest: what it needs is built at the end of the
+    first epoch that reaches this fraction. The epoch is 0 where none meets this a validation interval before the end: a
+    trial that got so far is not worth stopping, and one that is through must not be.
     """
-    least = max(math.ceil(fraction * epochs - 1e-9), int(start * epochs + 1e-9) + 1)
+    begun = max(1, math.ceil(start * epochs - 1e-9))
+    least = max(math.ceil(fraction * epochs - 1e-9), begun + 1)
     epoch = math.ceil(least / eval_every) * eval_every
-    return epoch if epoch < epochs else 0
+    return epoch if epoch + eval_every <= epochs else 0
 
 
 def whole_runs(cohorts: Sequence[int], grace: float, factor: int) -> float:
@@ -96,7 +96,7 @@ def standing(record: RunRecord | TrialRecord | None, until: int = 0) -> str:
     if record.status == "finished":
         return "finished"
     if record.status == "failed":
-        return "failed" if record.reason.partition(":")[0] in FINAL_ERRORS else "open"
+        return "failed" if record.retryable is False else "open"
     return "there" if until and record.epochs_done == until else "open"
 
 
@@ -221,6 +221,9 @@ class Cohort:
         stopped = {place.id for place in decision.trials if not place.goes_on}
         self._alive = [trial for trial in self._alive if trial not in stopped]
         self._rungs.pop(0)
+        at = {place.id: place.epoch for place in decision.trials if place.goes_on}
+        while self._rungs and all(self._until(trial) == epoch for trial, epoch in at.items()):
+            self._rungs.pop(0)  # the same epochs are compared once: nothing new is known there
 
 
 class Course:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,7 +14,6 @@ from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import CheckpointError
 from ltcore.evaluation.catalog import title_of
-from ltcore.objective.registry import TERMS
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.heartbeat import Watchdog
 from ltcore.runtime.placement import Placement, Scaling
@@ -26,8 +24,6 @@ from ltcore.training.checkpoint import refuse_differences
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run
 
-TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
-
 
 @dataclass(frozen=True)
 class SweepSetup:
@@ -35,6 +31,8 @@ class SweepSetup:
 
     sweep: SweepConfig
     base: RunConfig
+    num_trials: int
+    """Of the search: ``sweep.size``, or as many as ``sweep.budget_s`` allows."""
     seed: int
     data_uri: str
     data_hash: str
@@ -48,7 +46,7 @@ class SweepSetup:
 
 
 class TimeIsUp(Exception):  # noqa: N818  (no error)
-    """--max-hours have passed, and runs that were still going were ended."""
+    """Runs were asked to save and end, since --max-hours have passed or a person asked for it; none of them goes on."""
 
 
 class Runs:
@@ -67,12 +65,11 @@ class Runs:
         self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
         self._submitted: list[Any] = []
 
-    def job(self, role: str, seed: int, kind: str, where: str, params: Mapping[str, Any]) -> Job:
-        """Returns the job of a run with these parameters, or, as baseline, without any term."""
-        changes: dict[str, Any] = {"seed": seed, "name": where.replace("/", "-")}
-        changes |= TERMS_OFF if role == "baseline" else dict(params)
+    def job(self, where: str, seed: int, kind: str, changes: Mapping[str, Any]) -> Job:
+        """Returns the job of the recipe's run with these changes, in directory ``where`` of the sweep."""
+        own = {"seed": seed, "name": where.replace("/", "-")}
         return Job(
-            config=self.setup.base.replace(changes).to_dict(),
+            config=self.setup.base.replace({**changes, **own}).to_dict(),
             data_uri=self.setup.data_uri,
             run_uri=join(self.setup.uri, where),
             info=RunInfo(
@@ -84,8 +81,14 @@ class Runs:
             cpus=self.setup.placement.scaling.cpus_per_worker,
             heartbeat=self.heartbeat_name,
             nonce=self.nonce,
-            label=Path(where).name,
+            label=self.label(where),
         )
+
+    @staticmethod
+    def label(where: str) -> str:
+        """Returns what a run in directory ``where`` is called on the terminal: another name in each stage."""
+        folder, _, name = where.rpartition("/")
+        return f"ALT {name}" if folder == "alt" else name
 
     def submit(self, job: Job, engine: str = "") -> Any:
         """Starts a run where the trials of the sweep go; ``engine`` is theirs unless another is given."""
@@ -93,7 +96,7 @@ class Runs:
         return self._submit(job, engine or placement.engine, placement.scaling)
 
     def _submit(self, job: Job, engine: str, scaling: Scaling) -> Any:
-        self._submitted.append(submit(job, engine, scaling, self.setup.cluster))
+        self._submitted.append(submit(job, engine, scaling))
         return self._submitted[-1]
 
     def cancel(self) -> None:
@@ -115,8 +118,9 @@ class Runs:
             job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
             running[self._submit(job, "train", Scaling(workers=2))] = streamed
             waiting = [(name, job) for name, job in waiting if name != streamed]
+        most = max(self.setup.placement.concurrent, 2 if streamed else 1)
         while waiting or running:
-            while waiting and len(running) < max(self.setup.placement.concurrent, 2 if streamed else 1):
+            while waiting and not self.watch.saving.is_set() and len(running) < most:
                 name, job = waiting.pop(0)
                 running[self.submit(job, engine)] = name
             self.wait_any(running)
@@ -128,13 +132,14 @@ class Runs:
             name = running.pop(ref)
             record: RunRecord | None = result_of(ref)
             self.watch.touch()
-            self.display.ended(name, f"{name}: {'done' if record is None else self._came_to(record)}")
+            how = "a checkpoint is saved" if record is None else self._came_to(record)
+            self.display.ended(name, f"{name}: {how}")
         if self.watch.stop_wanted:
             for ref in running:
                 ray.cancel(ref, force=True)
-            self.raise_if_stalled()
-            if running:
-                raise TimeIsUp
+            running.clear()
+        if not running:
+            self.raise_if_over()
 
     def _came_to(self, record: RunRecord) -> str:
         tested = record.test or {}
@@ -144,10 +149,12 @@ class Runs:
         where = f"test balanced accuracy on {' and '.join(tested)}" if tested else title_of(metric)
         return f"{where} {shown}" if shown else "done"
 
-    def raise_if_stalled(self) -> None:
-        """Raises StallError where nothing progresses any more."""
+    def raise_if_over(self) -> None:
+        """Raises StallError where nothing progresses any more, and TimeIsUp where runs have saved and ended."""
         if self.watch.stalled.is_set():
-            raise stall_error(self.setup.sweep.stall_s, self.setup.placement.demand, self.setup.cluster)
+            raise stall_error(self.setup.sweep.stall_s, self.setup.placement.demand)
+        if self.watch.saving.is_set():
+            raise TimeIsUp
 
 
 def forget_other(job: Job) -> None:

@@ -24,12 +24,13 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ltcore.config.space import SpaceSpec
 from ltcore.config.sweep import SweepConfig
 from ltcore.evaluation.catalog import minimized
+from ltcore.runtime.cluster import ON_HEAD, session_folder
 from ltcore.storage import open_fs
 from ltcore.tuning.rungs import Course
 from ltcore.tuning.trainable import TRIAL, UNTIL, TrialPlan, trial_name, tune_trial
 
-LOST = 3
-"""How often a trial whose process dies is started again within one command."""
+LOST, LOST_ON_CLUSTERS = 3, 10
+"""How often a trial whose process dies is started again within one command; machines that are lent are taken away, too."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class SearchPlan:
 
     trial: TrialPlan
     concurrent: int
-    driver_resource: str = ""
-    """Custom resource that holds trial drivers on a stable node; '' takes a hundredth of a CPU anywhere."""
+    lost_limit: int = LOST
+    """How often a trial whose process dies is started again."""
     debug: bool = False
 
 
@@ -51,7 +52,10 @@ def _nothing(trial: str) -> None:
 class Ears:
     """What the driver of a search asks and hears."""
 
+    saving: Callable[[], bool]
+    """Whether runs save a checkpoint and end, so that none begins."""
     stop_wanted: Callable[[], bool]
+    """Whether those that have not done so are to be ended."""
     lost: Callable[[str, str], None]
     """A trial's process ended without a word in its record, for the last time; in which words Ray said so."""
     ended: Callable[[str], None] = _nothing
@@ -68,14 +72,16 @@ class _StaysHere:
 class _Parts(_StaysHere, Searcher):
     """Hands Tune the parts whose turn it is."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: Course, saving: Callable[[], bool]) -> None:
         super().__init__()
-        self._course = course
+        self._course, self._saving = course, saving
         self._running: dict[str, str] = {}
         self.problem: Exception | None = None
         """What ended the search from inside; Tune would wrap it in an error of its own."""
 
     def suggest(self, trial_id: str) -> Any:
+        if self._saving():
+            return Searcher.FINISHED
         try:
             part = self._course.next_part()
         except Exception as error:
@@ -143,9 +149,10 @@ def domain(spec: SpaceSpec) -> Any:
 
 def run_course(plan: SearchPlan, course: Course, ears: Ears) -> None:
     """Runs parts of trials until the course is over. Results are in the trials' run directories."""
-    parts = _Parts(course)
+    parts = _Parts(course, ears.saving)
     stop = _Stopper(lambda: parts.problem is not None or ears.stop_wanted())
-    with tempfile.TemporaryDirectory(prefix="ltcore-tune-") as scratch:
+    # In Ray's own folder it is removed with that, also after a kill.
+    with tempfile.TemporaryDirectory(prefix="ltcore-tune-", dir=session_folder()) as scratch:
         _fit(
             plan,
             tune.TuneConfig(
@@ -208,7 +215,7 @@ def run_population(
 def _fit(plan: SearchPlan, config: tune.TuneConfig, run: dict[str, Any], space: dict[str, Any] | None = None) -> None:
     resources: dict[str, float]
     if plan.trial.engine == "train":
-        resources = {plan.driver_resource: 0.01} if plan.driver_resource else {"CPU": 0.01}
+        resources = ON_HEAD  # a CPU of its own would be missing for the workers that it waits for
     else:
         resources = {"CPU": plan.trial.scaling.cpus_per_worker, "GPU": plan.trial.scaling.gpus_per_worker}
     for name in ("ray.tune", "ray.train"):
@@ -219,7 +226,7 @@ def _fit(plan: SearchPlan, config: tune.TuneConfig, run: dict[str, Any], space: 
         tune_config=config,
         run_config=tune.RunConfig(
             verbose=2 if plan.debug else 0,
-            failure_config=tune.FailureConfig(max_failures=LOST),
+            failure_config=tune.FailureConfig(max_failures=plan.lost_limit),
             sync_config=tune.SyncConfig(sync_period=30),
             **run,
         ),
@@ -227,10 +234,10 @@ def _fit(plan: SearchPlan, config: tune.TuneConfig, run: dict[str, Any], space: 
     try:
         tuner.fit()
         return
-    except KeyboardInterrupt:
-        pass
+    except KeyboardInterrupt as error:
+        kind = type(error)
     # Tune cleans up after errors alone, and the interrupt's traceback would hold its actors: on a Ray that goes on they would
     # wait for ever, on CPUs that others need.
     del tuner
     gc.collect()
-    raise KeyboardInterrupt
+    raise kind

@@ -8,36 +8,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ltcore.config.json_record import RecordFile
 from ltcore.config.load import grace_fraction, latest_start
-from ltcore.config.records import (
-    Comparison,
-    RetrainRecord,
-    RungDecision,
-    RunRecord,
-    SharedStart,
-    SweepRecord,
-    TrialRecord,
-    now,
-)
+from ltcore.config.records import RungDecision, RunRecord, SharedStart, SweepRecord, TrialRecord, now
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.evaluation.catalog import minimized
-from ltcore.evaluation.paired import Tests, compare
 from ltcore.hashing import hash64
-from ltcore.runtime.cluster import DRIVER_RESOURCE, nodes_are_coming
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
+from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.progress import ProgressDisplay
+from ltcore.runtime.ray_task import awaited
 from ltcore.storage import join
+from ltcore.training.lease import check_held
+from ltcore.tuning.ablation import TERMS_OFF
 from ltcore.tuning.messages import end_of_part, params_text, short
 from ltcore.tuning.node_hours import NodeHours
-from ltcore.tuning.record import opened, tested
+from ltcore.tuning.record import opened
 from ltcore.tuning.report import report
+from ltcore.tuning.retrains import Retrains
 from ltcore.tuning.rungs import Cohort, Course, rungs, standing
-from ltcore.tuning.runs import Runs, SweepSetup, TimeIsUp, forget_other
-from ltcore.tuning.search import Ears, SearchPlan, run_course, run_population
+from ltcore.tuning.runs import Runs, SweepSetup, TimeIsUp
+from ltcore.tuning.search import LOST, LOST_ON_CLUSTERS, Ears, SearchPlan, run_course, run_population
 from ltcore.tuning.shared_start import FOLDER, LEAST_IMAGES, start_epochs
 from ltcore.tuning.tpe import batch_size, past_of, suggest
 from ltcore.tuning.trainable import TrialPlan
@@ -57,6 +50,8 @@ class Sweep:
         self.meter = NodeHours(self.record.node_hours)
         self._lost: dict[str, str] = {}
         """Trials whose process died for the last time, with Ray's words."""
+        self._barred: set[str] = set()
+        """Trials that cannot begin, as what they start from has failed for good; ``_lost`` has the words."""
         self.heartbeat_name = f"heartbeat-{self.record.config_hash[:12]}-{time.time_ns()}"
         self.nonce = secrets.token_hex(16)
         self.watch = Watchdog(
@@ -64,7 +59,8 @@ class Sweep:
             display.update,
             stall_s=setup.sweep.stall_s,
             deadline_s=None if setup.max_hours is None else setup.max_hours * 3600,
-            nodes_are_coming=partial(nodes_are_coming, setup.cluster),
+            say=display.say,
+            waited_for=None if setup.cluster.local else partial(awaited, setup.placement.demand, setup.cluster),
         )
         self.runs = Runs(setup, display, self.watch, self.heartbeat_name, self.nonce, self.id_prefix)
 
@@ -91,8 +87,12 @@ class Sweep:
         ended: dict[str, Any] = {}
         try:
             self._stages()
-            self.save(status="stopped" if self.watch.out_of_time.is_set() else "finished", finished_at=now())
-            report(self.setup, self.record, self.display, self.id_prefix)
+            self.save()
+            status = "stopped" if self.watch.out_of_time.is_set() else "finished"
+            outcome: dict[str, Any] = {"status": status, "finished_at": now()}
+            # A sweep that is called finished is not opened again, so it is not called that before its report is there.
+            report(self.setup, replace(self.record, **outcome), self.display, self.id_prefix)
+            self.save(**outcome)
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             ended = {"status": status, "reason": f"{type(error).__name__}: {error}"}
@@ -111,11 +111,12 @@ class Sweep:
         if self.setup.sweep.search == "pbt":
             self._tell_schedule()
         elif self.setup.sweep.retrain_seeds:
-            with contextlib.suppress(TimeIsUp):
+            with saving_first(self.watch, self.display.say), contextlib.suppress(TimeIsUp):
                 self.retrain()
 
     def save(self, **fields: Any) -> None:
         """Writes ``sweep.json`` with these fields replaced, and with what was spent so far."""
+        check_held(self.setup.uri)
         before = self.record.stages_before
         spent = {k: round(before.get(k, 0.0) + v, 1) for k, v in self.display.stages.items()}
         self.file.update(
@@ -129,14 +130,15 @@ class Sweep:
 
     def search(self) -> None:
         setup = self.setup
-        with self.display.stage("search", expected=setup.sweep.size + 1):
-            job = self.runs.job("baseline", setup.seed, "baseline", "trials/baseline", {})
+        with self.display.stage("search", expected=setup.num_trials + 1), saving_first(self.watch, self.display.say):
+            job = self.runs.job("trials/baseline", setup.seed, "baseline", TERMS_OFF)
             baseline = {self.runs.submit(job): "baseline"}
             with contextlib.suppress(TimeIsUp):
                 if setup.sweep.search == "pbt":
                     self._search_population()
                 else:
                     self._search_cohorts()
+            with contextlib.suppress(TimeIsUp):
                 while baseline:
                     self.runs.wait_any(baseline)
         self._collect()
@@ -146,8 +148,11 @@ class Sweep:
             self._share_start(number, points)
         course = Course(self._cohorts())
         if not course.over:
-            run_course(self._plan(), course, Ears(lambda: self.watch.stop_wanted, self._lost.__setitem__))
-            self.runs.raise_if_stalled()
+            run_course(self._plan(), course, self._ears())
+            self.runs.raise_if_over()
+
+    def _ears(self) -> Ears:
+        return Ears(self.watch.saving.is_set, lambda: self.watch.stop_wanted, self._lost.__setitem__)
 
     def _search_population(self) -> None:
         """Continues the members that did not finish, each with its last values."""
@@ -166,14 +171,18 @@ class Sweep:
             total_images=setup.base.train.epochs * setup.images_per_epoch,
             sweep_uri=setup.uri,
             folder=f"tune-{self.record.populations}",
-            ears=Ears(lambda: self.watch.stop_wanted, self._lost.__setitem__, self._member_ended),
+            ears=replace(self._ears(), ended=partial(self._member_ended, points)),
         )
-        self.runs.raise_if_stalled()
+        self.runs.raise_if_over()
 
     def _known(self) -> Sequence[Points]:
         """Returns the cohorts whose parameters are known beforehand; those of search=tpe come one after another."""
         setup = self.setup
-        return [] if setup.sweep.search == "tpe" else known_trials(setup.sweep, setup.seed, self.record.sizes)
+        return (
+            []
+            if setup.sweep.search == "tpe"
+            else known_trials(setup.sweep, setup.seed, self.record.sizes, self.record.cut_from)
+        )
 
     def _points(self) -> Points:
         """Returns the trials that are known so far."""
@@ -189,8 +198,7 @@ class Sweep:
 
     def _suggested(self) -> Iterator[Points]:
         """Yields the batches of search=tpe; a new one is written down before it is run."""
-        num_trials = self.setup.sweep.num_trials
-        size = batch_size(num_trials)
+        num_trials, size = self.setup.num_trials, batch_size(self.setup.sweep.num_trials)
         for number, first in enumerate(range(0, num_trials, size)):
             if number == len(self.record.suggested):
                 batch = self._suggest(number, first, min(size, num_trials - first))
@@ -217,7 +225,7 @@ class Sweep:
         sharing = [name for name, same in zip(names, shares, strict=True) if same]
         if len(sharing) < 2 or epochs * setup.images_per_epoch < LEAST_IMAGES:
             return
-        job = self.runs.job("trial", setup.seed, "trial", folder, {})
+        job = self.runs.job(folder, setup.seed, "trial", {})
         job = replace(job, info=replace(job.info, kind="shared_start", until=epochs))
         self.display.say(f"{len(sharing)} trials share their first {epochs} epochs, before any term acts: trained once")
         self.runs.run_all({folder: job}, engine="trial")
@@ -247,13 +255,13 @@ class Sweep:
                 forked={name: join(setup.uri, folder) for name, folder in self.record.forked.items()},
             ),
             concurrent=setup.placement.concurrent,
-            driver_resource=DRIVER_RESOURCE if setup.cluster.holds_drivers else "",
+            lost_limit=LOST if setup.cluster.local else LOST_ON_CLUSTERS,
             debug=setup.debug,
         )
 
-    def _member_ended(self, trial: str) -> None:
+    def _member_ended(self, points: Points, trial: str) -> None:
         record = RunRecord.read(folder_of(self.setup.uri, trial))
-        self._part_ended(trial, last_values(self._points()[trial], record), standing(record), record)
+        self._part_ended(trial, last_values(points[trial], record), standing(record), record)
 
     def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         """Says how far the trial has come, and why it stopped there."""
@@ -279,15 +287,18 @@ class Sweep:
     def _collect(self) -> None:
         """Reads the outcome of every trial from its own directory, which also works after a restart."""
         setup, late = self.setup, self.watch.out_of_time.is_set()
-        self.save(trials=collect(setup.uri, setup.sweep, self._points(), self._lost, out_of_time=late))
+        points, barred = self._points(), self._barred
+        self.save(trials=collect(setup.uri, setup.sweep, points, self._lost, out_of_time=late, barred=barred))
 
     def choose(self) -> bool:
         """Writes the winner down. Returns False where time ran out before every trial was settled."""
         trials, sweep = self.record.trials or (), self.setup.sweep
-        if num_settled(trials) < sweep.size and self.watch.out_of_time.is_set():
+        if num_settled(trials) < self.setup.num_trials and self.watch.out_of_time.is_set():
             self.display.say("time is up before every trial came to its end; the same command continues")
             return False
-        winner = winner_of(trials, sweep.name, sweep.size, sweep.metric)
+        winner = winner_of(trials, sweep.name, self.setup.num_trials, sweep.metric)
+        if winner.id != self.record.winner:  # what was trained of another one says nothing of this one
+            self.save(retrain=None, comparison=None, balanced=None, ablation=None)
         self.save(winner=winner.id, baseline="baseline")
         settings = ", ".join(f"{key}={short(value)}" for key, value in winner.params.items())
         self.display.say(f"winner on validation: trial {winner.id} ({100 * (winner.last or 0):.1f}%): {settings}")
@@ -311,28 +322,10 @@ class Sweep:
     # ---- retrain and test
 
     def retrain(self) -> None:
-        """Trains winner and baseline again with paired seeds, tests them, and compares them."""
-        setup, winner = self.setup, self._winner()
-        seeds = [setup.seed + 1 + k for k in range(setup.sweep.retrain_seeds)]
-        entries = tuple(
-            RetrainRecord(role=role, seed=seed, run_dir=f"retrain/{role}-seed{seed}")
-            for seed in seeds
-            for role in ("winner", "baseline")
-        )
-        jobs = {
-            Path(e.run_dir).name: self.runs.job(e.role, e.seed, "retrain", e.run_dir, winner.params) for e in entries
-        }
-        for job in jobs.values():
-            forget_other(job)
-        one_cpu_node = setup.placement.engine == "trial" and setup.cluster.local and not setup.cluster.gpus
-        streamed = f"winner-seed{seeds[0]}" if setup.sweep.train_engine_retrain and one_cpu_node else ""
-        with self.display.stage("retrain", expected=len(jobs)):
-            self.runs.run_all(jobs, streamed=streamed)
-        self.save(retrain=entries, comparison=self._compare(entries))
-
-    def _compare(self, entries: Sequence[RetrainRecord]) -> Comparison:
-        """Compares winner and baseline, paired over seeds, per test split and metric."""
-        tests: dict[str, dict[int, Tests]] = {"winner": {}, "baseline": {}}
-        for entry in entries:
-            tests[entry.role][entry.seed] = tested(join(self.setup.uri, entry.run_dir))
-        return compare(tests["winner"], tests["baseline"])
+        """Trains winner and baseline again and tests them, then what else is asked for; each part is written at once."""
+        sweep, retrains = self.setup.sweep, Retrains(self.setup, self.runs, self.display, self._winner().params)
+        self.save(**retrains.pairs())
+        if sweep.alt:
+            self.save(**retrains.balanced())
+        if sweep.ablation:
+            self.save(**retrains.ablation())

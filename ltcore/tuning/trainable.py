@@ -18,12 +18,12 @@ from ltcore.errors import LtcoreError
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import Scaling
-from ltcore.runtime.ray_data import make_ray_loader
+from ltcore.runtime.ray_context import execute_on_node
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
 from ltcore.training.context import StopRequested
 from ltcore.training.record import RunInfo, has_failed
-from ltcore.training.run import Job, execute, scratch_dir
+from ltcore.training.run import Job, scratch_dir
 from ltcore.training.sync import RunSync
 from ltcore.tuning.trials import folder_of
 from ltcore.version import code_version
@@ -109,8 +109,10 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         return
     if shared.mutable:
         _adopt_checkpoint(job.run_uri)
-    with _told_by_record(job.run_uri):
-        execute(job, TrialContext(job, keep_checkpoints=bool(shared.mutable)), make_ray_loader)
+    context = TrialContext(job, keep_checkpoints=bool(shared.mutable))
+    with _told_by_record(job.run_uri), contextlib.ExitStack() as through:
+        through.callback(context.over)
+        execute_on_node(job, context)
 
 
 def trial_job(plan: TrialPlan, trial: str, params: Mapping[str, Any], until: int = 0, *, test: bool = False) -> Job:

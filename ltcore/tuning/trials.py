@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -19,17 +19,21 @@ AT_A_TIME = 16
 """Records that are read or written at a time: an object store answers in its own time."""
 
 
-def known_trials(sweep: SweepConfig, seed: int, sizes: Sequence[int]) -> list[dict[str, dict[str, Any]]]:
+def known_trials(
+    sweep: SweepConfig, seed: int, sizes: Sequence[int], cut_from: int | None = None
+) -> list[dict[str, dict[str, Any]]]:
     """Returns name -> parameters of every trial whose values are known beforehand, by cohorts.
 
     These are all trials but those of search=tpe. ``sizes`` are the numbers of trials that the sweep has had, rising:
-    trials that are added later are a cohort of their own and leave the earlier ones as they are.
+    trials that are added later are a cohort of their own and leave the earlier ones as they are. The first are those of
+    a sweep of ``cut_from`` trials, where they are fewer.
     """
     if sweep.search == "grid":
         return [{name_of(t): dict(point) for t, point in enumerate(grid_points(sweep.space))}]
+    sampled = (cut_from or sizes[0], *sizes[1:])
     return [
-        {name_of(t): dict(sample_space(sweep.space, t, num_trials=size, seed=seed)) for t in range(before, size)}
-        for before, size in zip((0, *sizes), sizes, strict=False)
+        {name_of(t): dict(sample_space(sweep.space, t, num_trials=of, seed=seed)) for t in range(before, size)}
+        for before, size, of in zip((0, *sizes), sizes, sampled, strict=False)
     ]
 
 
@@ -128,6 +132,7 @@ def collect(
     lost: Mapping[str, str],
     *,
     out_of_time: bool,
+    barred: Collection[str] = (),
 ) -> tuple[TrialRecord, ...]:
     """Returns the outcome of every trial; one that never began is left out.
 
@@ -135,6 +140,7 @@ def collect(
         trials: name -> parameters.
         lost: trials whose process died for the last time, and what Ray said of it.
         out_of_time: the time limit ended those that did not finish; their ``run.json`` says so from now on.
+        barred: those of ``lost`` that no repetition brings back, as what they start from has failed for good.
     """
     found = []
     for name, record in read_records(sweep_uri, trials).items():
@@ -143,7 +149,7 @@ def collect(
         entry = _entry(name, record, trials[name], sweep)
         if standing(record) == "open":
             if name in lost and entry.status != "failed":
-                entry = replace(entry, status="failed", reason=lost[name])
+                entry = replace(entry, status="failed", reason=lost[name], retryable=name not in barred)
             elif record is not None and out_of_time and record.status != "failed":
                 reason = f"{BY_TIME} after epoch {record.epochs_done}"
                 replace(record, status="stopped", reason=reason).write(folder_of(sweep_uri, name))
@@ -160,6 +166,7 @@ def _entry(name: str, record: RunRecord | None, params: Mapping[str, Any], sweep
         run_dir=f"trials/{name}",
         status="running" if record is None else record.status,
         reason="" if record is None else record.reason,
+        retryable=None if record is None else record.retryable,
         params={key: config.get(key) for key in sweep.space},
         epochs_done=0 if record is None else record.epochs_done,
         best=best.get(sweep.metric),

@@ -1,7 +1,8 @@
 """A comparison of named variants of one recipe: each trained to its end with the same seeds, one chosen, all tested.
 
-Variants of stage 2 follow those that they start from. The choice looks at validation alone and is written down before a
-test image is read; the tests then go on from the end of the trained runs.
+Variants follow those that they start from. For the ALT protocol each is trained a second time, on balanced classes. The
+choice looks at validation alone and is written down before a test image is read; the tests then go on from the end of the
+trained runs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from ltcore.config.records import RunRecord, TrialRecord, VariantRecord
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import STAGE1
 from ltcore.evaluation.catalog import goodness, title_of
-from ltcore.evaluation.paired import compare
+from ltcore.evaluation.paired import Tests, compare
+from ltcore.evaluation.protocols import ALT, PROTOCOLS, TRAIN_BALANCED
 from ltcore.reporting.format import percent
+from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.placement import Scaling
+from ltcore.tuning.planned import TRAIN_SPLIT
 from ltcore.tuning.record import tested
 from ltcore.tuning.rungs import Cohort, Course, standing
 from ltcore.tuning.runs import TimeIsUp
-from ltcore.tuning.search import Ears, SearchPlan, run_course
+from ltcore.tuning.search import SearchPlan, run_course
 from ltcore.tuning.sweep import Points, Sweep
 from ltcore.tuning.trainable import trial_job
 from ltcore.tuning.trials import TrialBook, folder_of, read_records
@@ -36,15 +40,16 @@ class VariantSweep(Sweep):
     def _stages(self) -> None:
         self.search()
         if self.choose() and not self.watch.out_of_time.is_set():
-            with contextlib.suppress(TimeIsUp):
+            with saving_first(self.watch, self.display.say), contextlib.suppress(TimeIsUp):
                 self.test()
 
     # ---- training
 
     def search(self) -> None:
-        with self.display.stage("train", expected=self.setup.sweep.size), contextlib.suppress(TimeIsUp):
-            self._train(0, self._stage1, self._plan())
-            self._train(1, self._startable(), self._plan_of_stage2())
+        shown, interruptible = self.display.stage, saving_first(self.watch, self.display.say)
+        with shown("train", expected=self.setup.sweep.size), interruptible, contextlib.suppress(TimeIsUp):
+            for number, (is_stage2, points) in enumerate(self._stages_of_training()):
+                self._train(number, self._startable(points), self._plan_of_stage2() if is_stage2 else self._plan())
         self._collect()
 
     def _train(self, number: int, points: Points, plan: SearchPlan) -> None:
@@ -52,38 +57,62 @@ class VariantSweep(Sweep):
         book = TrialBook(setup.uri, setup.base, setup.sweep.metric, 0.0, (), self._decided, self._part_ended)
         course = Course(iter([Cohort(number, points, (), book)]))
         if not course.over:
-            run_course(plan, course, Ears(lambda: self.watch.stop_wanted, self._lost.__setitem__))
-            self.runs.raise_if_stalled()
+            run_course(plan, course, self._ears())
+            self.runs.raise_if_over()
 
-    @cached_property
-    def _stage1(self) -> Points:
-        return {name: params for name, params in self._points().items() if STAGE1 not in params}
+    def _stages_of_training(self) -> list[tuple[bool, Points]]:
+        """Returns (is it stage 2, trials) in the order of training: each after what it starts from."""
+        sweep = self.setup.sweep
+        stages: dict[tuple[int, bool], dict[str, Mapping[str, Any]]] = {}
+        for name, params in self._points().items():
+            stages.setdefault((sweep.depth(self._variant_of[name]), STAGE1 in params), {})[name] = params
+        return [(is_stage2, stages[depth, is_stage2]) for depth, is_stage2 in sorted(stages)]
 
-    def _startable(self) -> Points:
-        """Returns the trials of stage 2 whose stage 1 is there; the others are noted as lost with it."""
-        of_stage2 = {name: params for name, params in self._points().items() if STAGE1 in params}
-        places = {folder_of(self.setup.uri, name): name for name in self._stage1}
-        firsts = read_records(self.setup.uri, {places[params[STAGE1]] for params in of_stage2.values()})
+    def _startable(self, points: Points) -> Points:
+        """Returns the trials whose start is there; the others are noted as lost with it."""
+        parents = {name: parent for name in points if (parent := self._parent_of(name)) is not None}
+        records = read_records(self.setup.uri, set(parents.values()))
         startable = {}
-        for name, params in of_stage2.items():
-            first = places[params[STAGE1]]
-            if standing(firsts[first]) == "finished":
+        for name, params in points.items():
+            parent = parents.get(name)
+            state = "finished" if parent is None else standing(records[parent])
+            if state == "finished":
                 startable[name] = params
-            elif standing(firsts[first]) == "failed":
-                self._lost[name] = f"ConfigError: its stage 1, {first}, failed"
+            elif state == "failed" or parent in self._lost:
+                self._lost[name] = f"{parent}, from which it starts, failed"
+                if state == "failed" or parent in self._barred:
+                    self._barred.add(name)
         return startable
 
     def _points(self) -> Points:
         """Returns name -> parameters of all trials, seed by seed, so that early results compare all variants."""
-        sweep, uri = self.setup.sweep, self.setup.uri
+        sweep = self.setup.sweep
         points = {}
         for seed in self._seeds:
-            for variant, changes in sweep.variants.items():
-                params = {**changes, "seed": seed}
-                if STAGE1 in changes:
-                    params[STAGE1] = folder_of(uri, trial_of(changes[STAGE1], seed))
-                points[trial_of(variant, seed)] = params
+            for variant in sweep.variants:
+                for balanced in (False, True)[: 1 + sweep.alt]:
+                    start = trial_of(sweep.parent(variant) or "", seed, balanced)
+                    params = {**sweep.started_from(variant, folder_of(self.setup.uri, start)), "seed": seed}
+                    if balanced and STAGE1 not in params:
+                        params[TRAIN_SPLIT] = TRAIN_BALANCED
+                    points[trial_of(variant, seed, balanced)] = params
         return points
+
+    @cached_property
+    def _variant_of(self) -> dict[str, str]:
+        """Returns trial -> variant."""
+        return {
+            trial_of(variant, seed, balanced): variant
+            for variant in self.setup.sweep.variants
+            for seed in self._seeds
+            for balanced in (False, True)
+        }
+
+    def _parent_of(self, trial: str) -> str | None:
+        """Returns the trial from which this one starts."""
+        variant = self._variant_of[trial]
+        parent = self.setup.sweep.parent(variant)
+        return None if parent is None else f"{parent}{trial.removeprefix(variant)}"
 
     @property
     def _seeds(self) -> range:
@@ -127,8 +156,8 @@ class VariantSweep(Sweep):
         found = []
         for name, changes in sweep.variants.items():
             names = tuple(trial_of(name, seed) for seed in self._seeds)
-            failed = [by_name[trial].reason for trial in names if by_name[trial].status != "finished"]
-            first = [trial_of(changes[STAGE1], seed) for seed in self._seeds] if STAGE1 in changes else []
+            balanced = tuple(trial_of(name, seed, True) for seed in self._seeds) if sweep.alt else ()
+            failed = [by_name[t].reason for t in (*names, *balanced) if by_name[t].status != "finished"]
             done = [record for trial in names if (record := records[trial]) is not None and record.status == "finished"]
             val = values_of([_of_val(record) for record in done])
             no_value = not failed and any(value is None for value in val.get(sweep.metric, (None,)))
@@ -137,8 +166,9 @@ class VariantSweep(Sweep):
                     name=name,
                     changes=changes,
                     trials=names,
+                    alt_trials=balanced,
                     reason=failed[0] if failed else f"{sweep.metric} has no value" if no_value else "",
-                    seconds=() if failed else _seconds(records, names, first),
+                    seconds=() if failed else tuple(self._seconds(records, trial) for trial in names),
                     val=val,
                 )
             )
@@ -152,22 +182,26 @@ class VariantSweep(Sweep):
     def test(self) -> None:
         """Tests the last weights of every ranked variant, and compares the chosen one with each, paired over seeds."""
         ranked = [variant for variant in self.record.variants if not variant.reason]
-        names = [trial for variant in ranked for trial in variant.trials]
+        names = {trial for variant in ranked for trial in (*variant.trials, *variant.alt_trials)}
         with self.display.stage("test", expected=len(names)):
-            # stage 2 first: it asks whether its stage 1 is finished, which a run that is being tested is not
-            for is_first, plan in ((False, self._plan_of_stage2()), (True, self._plan())):
-                points = {n: p for n, p in self._points().items() if n in names and (STAGE1 not in p) == is_first}
-                jobs = {name: trial_job(plan.trial, name, params, test=True) for name, params in points.items()}
+            # the last stage first: it asks whether what it started from is finished, which a run that is being tested is not
+            for is_stage2, points in reversed(self._stages_of_training()):
+                plan = self._plan_of_stage2() if is_stage2 else self._plan()
+                jobs = {n: trial_job(plan.trial, n, params, test=True) for n, params in points.items() if n in names}
                 self.runs.run_all(jobs, engine=plan.trial.engine)
         self.save(variants=self._tested())
 
     def _tested(self) -> tuple[VariantRecord, ...]:
         variants, uri = self.record.variants, self.setup.uri
-        tests = {
-            v.name: {seed: tested(folder_of(uri, trial)) for seed, trial in zip(self._seeds, v.trials, strict=True)}
-            for v in variants
-            if not v.reason
-        }
+
+        def of(variant: VariantRecord, place: int) -> Tests:
+            found = tested(folder_of(uri, variant.trials[place]))
+            if not variant.alt_trials:
+                return found
+            balanced = tested(folder_of(uri, variant.alt_trials[place]))
+            return {**found, ALT: balanced[PROTOCOLS[ALT].test_split]}
+
+        tests = {v.name: {seed: of(v, i) for i, seed in enumerate(self._seeds)} for v in variants if not v.reason}
         chosen = variants[0].name
 
         def with_tests(variant: VariantRecord) -> VariantRecord:
@@ -180,10 +214,16 @@ class VariantSweep(Sweep):
 
         return tuple(map(with_tests, variants))
 
+    def _seconds(self, records: Mapping[str, RunRecord | None], trial: str) -> float:
+        """Returns the time of training, that of all that it starts from included."""
+        record, parent = records[trial], self._parent_of(trial)
+        assert record is not None and record.seconds is not None, "it has finished"
+        return record.seconds + (0.0 if parent is None else self._seconds(records, parent))
 
-def trial_of(variant: str, seed: int) -> str:
-    """Returns the name of a variant's trial."""
-    return f"{variant}-seed{seed}"
+
+def trial_of(variant: str, seed: int, balanced: bool = False) -> str:
+    """Returns the name of a variant's trial, or of the one that is trained on balanced classes."""
+    return f"{variant}{'.alt' if balanced else ''}-seed{seed}"
 
 
 def _of_val(record: RunRecord) -> dict[str, float | None]:
@@ -198,14 +238,3 @@ def values_of(rows: Sequence[Mapping[str, float | None]]) -> dict[str, tuple[flo
 def _mean(values: Sequence[float | None]) -> float:
     there = [value for value in values if value is not None]
     return sum(there) / len(there)
-
-
-def _seconds(records: Mapping[str, RunRecord | None], names: Sequence[str], first: Sequence[str]) -> tuple[float, ...]:
-    """Returns the time of training for each seed, that of stage 1 included."""
-
-    def spent(name: str) -> float:
-        record = records[name]
-        assert record is not None and record.seconds is not None, "it has finished"
-        return record.seconds
-
-    return tuple(spent(name) + (spent(first[i]) if first else 0.0) for i, name in enumerate(names))

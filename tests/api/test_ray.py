@@ -120,6 +120,7 @@ def test_a_sweep_is_interrupted_and_another_runs(
     assert ray.is_initialized() and "winner=" in repr(sweep)
 
 
+@pytest.mark.slow
 def test_a_connection_inside_another_ends_what_the_first_one_started() -> None:
     """As in benchmarks, whose parts connect for themselves."""
     ray.shutdown()

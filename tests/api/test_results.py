@@ -8,7 +8,7 @@ import pytest
 
 import ltcore
 from ltcore.api.results import Run, Sweep
-from ltcore.config.records import RetrainRecord
+from ltcore.config.retrained import RetrainRecord
 from ltcore.errors import CheckpointError
 from ltcore.evaluation.paired import paired_difference
 from tests.records import run_record, sweep_record, trial_record
@@ -79,7 +79,10 @@ def test_without_a_winner_that_is_said(tmp_path: Path) -> None:
 
 def test_of_compared_methods_the_chosen_one_is_the_best(tmp_path: Path) -> None:
     trials = tuple(trial_record(f"lpa-seed{seed}", params={}, run_dir=f"trials/lpa-seed{seed}") for seed in range(3))
-    comparison(3, trials=trials).write(tmp_path)
+    others = tuple(
+        trial_record(f"{name}-seed{seed}") for name in ("ce", "dro", "balanced_softmax", "paco") for seed in range(3)
+    )
+    comparison(3, trials=trials + others).write(tmp_path)
     (tmp_path / "trials" / "lpa-seed0").mkdir(parents=True)
     run_record(name="trial-lpa-seed0").write(tmp_path / "trials" / "lpa-seed0")
     sweep = ltcore.open_sweep(tmp_path)
@@ -91,3 +94,8 @@ def test_of_compared_methods_the_chosen_one_is_the_best(tmp_path: Path) -> None:
     assert rows.loc[(rows["variant"] == "ce") & (rows["trial"] == "ce-seed1"), "test/top1"].item() == 0.31
     page = sweep._repr_html_()
     assert "Chosen on validation: lpa" in page and "<th>verdict</th>" in page and "baseline" not in page
+
+
+def test_every_function_and_result_of_the_package_is_in_its_api_too() -> None:
+    own = {name for name in ltcore.__all__ if getattr(getattr(ltcore, name), "__module__", "").startswith("ltcore.api")}
+    assert own <= set(ltcore.api.__all__) and "evaluate_protocols" in own

@@ -132,6 +132,7 @@ def test_the_ladder(tmp_path: Path) -> None:
     assert all(m["value"] == m["amount"] / m["seconds"] for m in section["measurements"])
 
 
+@pytest.mark.slow
 def test_losses(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     document = bench(Options(what="losses", quick=True, output=str(output)))

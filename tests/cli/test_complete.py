@@ -37,9 +37,12 @@ def after(line: str) -> list[str]:
         ("ltcore train cifar100_lt_ce_", ["cifar100_lt_ce_decay"]),
         ("ltcore train --seed 3 --engine trial x train.optim.sch", ["train.optim.schedule="]),
         ("ltcore train --seed ", []),
+        ("ltcore shards glt photos out --disc", ["--discover"]),
+        ("ltcore shards glt --profile ex", ["exponential"]),
+        ("ltcore shards --im", ["--imbalance-factor", "--images", "--image-column"]),
         (
             "ltcore show x train.optim.schedule=",
-            [f"train.optim.schedule={w}" for w in ("multistep", "cosine", "constant")],
+            [f"train.optim.schedule={w}" for w in ("multistep", "cosine", "cosine_after_warmup", "constant")],
         ),
         ("ltcore train tracking.wandb=", ["tracking.wandb=true", "tracking.wandb=false"]),
         ("ltcore train objective.terms.lpa=", ["objective.terms.lpa=null", "objective.terms.lpa=on"]),
@@ -101,7 +104,7 @@ def path(tmp_path: Path) -> dict[str, str]:
 LINES = [
     ("ltcore tra", ["train"]),
     ("ltcore train --engine tr", ["trial", "train"]),
-    ("ltcore train --seed 3 train.optim.schedule=c", ["cosine", "constant"]),
+    ("ltcore train --seed 3 train.optim.schedule=c", ["cosine", "cosine_after_warmup", "constant"]),
     ("ltcore tune --search ", ["random", "grid", "tpe", "pbt"]),
 ]
 

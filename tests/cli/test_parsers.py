@@ -223,7 +223,7 @@ def test_show_checks_names_and_types_with_the_same_words():
 
 def test_show_of_a_sweep_has_the_sweep_and_the_run():
     sweep, run = yaml.safe_load_all(show_sweep("tune_lpa", {"sweep.num_trials": "4", "train.epochs": "2"}))
-    assert (sweep["num_trials"], sweep["space"]["objective.terms.lpa.weight"]) == (4, "log:0.02,1.0")
+    assert (sweep["num_trials"], sweep["space"]["objective.terms.lpa.weight"]) == (4, "log:0.1,3.0")
     assert run["train"]["epochs"] == 2 and run["objective"]["terms"]["lpa"]["num_attributes"] == 16
 
 

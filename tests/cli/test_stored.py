@@ -90,7 +90,8 @@ def test_only_what_belongs_to_the_sweep_is_removed(place: tuple[str, Put, Callab
         "trials/00000/run.json",
         "trials/baseline/run.json",
     )
-    for name in (*ours, "retrain/winner-seed1/checkpoints/best-00000001/model.pt", "shared_start/run.json"):
+    runs = [f"{folder}/winner-seed1/checkpoints/best-00000001/model.pt" for folder in ("retrain", "alt", "ablation")]
+    for name in (*ours, *runs, "shared_start/run.json"):
         put(name, RECORD)
     put("trials/00000/figure.svg", "mine")
     put("retrain/my-notes.txt", "mine")
@@ -240,7 +241,7 @@ def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
     with pytest.raises(ConfigError, match=r"s holds a sweep on other data \(.* there, .* now\)\. .* --fresh"):
         tune(read_tune(None, [*command, "--data", str(tmp_path / "other")]))
     with pytest.raises(
-        ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 16 there, 6 now\)"
+        ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 28 there, 6 now\)"
     ):
         tune(read_tune(None, [*command, "--data", tiny_shards, "train.epochs=6"]))
 

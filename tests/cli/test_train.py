@@ -41,19 +41,17 @@ def test_storage_is_absolute_because_workers_change_directory(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("flags", "cluster", "engine"),
+    ("flags", "engine"),
     [
-        ([], LAPTOP, "trial"),
-        ([], WORKSTATION, "trial"),
-        (["--workers", "2"], LAPTOP, "train"),
-        ([], POOL, "train"),
-        (["--engine", "trial"], POOL, "trial"),
+        ([], "trial"),
+        (["--workers", "1"], "trial"),
+        (["--workers", "2"], "train"),
+        (["--workers", "1-2"], "train"),
+        (["--engine", "train"], "train"),
     ],
 )
-def test_auto_stays_in_process_on_one_machine_and_takes_ray_train_elsewhere(
-    flags: list[str], cluster: Cluster, engine: str
-) -> None:
-    assert choose_engine(read_tune("test", flags), cluster) == engine
+def test_auto_takes_ray_train_for_several_workers_alone(flags: list[str], engine: str) -> None:
+    assert choose_engine(read_tune("test", flags)) == engine
 
 
 @pytest.mark.parametrize(
@@ -82,10 +80,10 @@ def test_on_a_cluster_every_trial_gets_a_gpu_worker() -> None:
 
 
 def test_population_based_training_hands_checkpoints_over_in_process() -> None:
-    assert choose_engine(read_tune("test", []), POOL, "pbt") == "trial"
+    assert choose_engine(read_tune("test", []), "pbt") == "trial"
     for flags in (["--engine", "train"], ["--workers", "2"]):
         with pytest.raises(ConfigError, match=r"sweep.search=pbt needs --engine trial and one worker per trial"):
-            choose_engine(read_tune("test", flags), POOL, "pbt")
+            choose_engine(read_tune("test", flags), "pbt")
 
 
 def test_workers_of_one_run_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_a_finished_run_names_the_balanced_accuracy_first_and_says_why(
 
 
 def test_of_a_balanced_test_top1_is_enough(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = {**dict.fromkeys(METRICS, 0.5), "few": None}
+    values = {**{name: 0.5 for name in METRICS if not name.startswith("attribute_rank")}, "few": None}
     even = run_record(
         status="finished",
         test={"test": values},

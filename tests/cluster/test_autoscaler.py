@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
         "disable_launch_config_check": True,
     },
     "available_node_types": {
-        "ray.head.default": {"resources": {"CPU": 0, "trial_driver": 1000}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "gpu": {
             "resources": {"CPU": 2, "GPU": 1, "object_store_memory": 200 * 2**20},
             "node_config": {},
@@ -58,7 +58,7 @@ CONFIG: dict[str, Any] = {
 }
 START = (
     "ray get-auth-token --generate > /dev/null; AUTOSCALER_UPDATE_INTERVAL_S=1 RAY_FAKE_CLUSTER=1 ray start --head "
-    "--num-cpus=0 --resources='{\"trial_driver\": 1000}' --object-store-memory=300000000 "
+    "--num-cpus=0 --object-store-memory=300000000 "
     "--autoscaling-config=$HOME/ray_bootstrap_config.yaml"
 )
 COUNT = (
@@ -103,7 +103,7 @@ def test_nodes_come_for_the_trials_and_go(machine: Lab) -> None:
     with object_store() as store:
         machine.on(head, START, timeout=120)
         assert alive(machine) == 1
-        few = "--name tune_lpa --num-trials 2 sweep.retrain_seeds=1 train.epochs=6"
+        few = "--engine train --name tune_lpa --num-trials 2 sweep.retrain_seeds=1 train.epochs=6"
         said = machine.on(head, f"cd /tmp && python {ROOT}/pipelines/tune_lpa.py {few}", timeout=900)
         print(said)
         assert "the autoscaler allows 4 CPUs and 2 GPUs" in said

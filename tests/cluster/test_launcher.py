@@ -35,20 +35,22 @@ def bashrc() -> str:
     return "".join(f"export {key}={value}\n" for key, value in {**STORE, **offline}.items())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def store(machines: Lab) -> Iterator[Any]:
     with object_store() as client:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def machines() -> Iterator[Lab]:
+    """Returns two machines of one image; what the first `ray up` installs, the second finds there."""
     with lab(["head", "worker"], bashrc()) as made:
         for node in made.nodes:
             (node.home / "ltcore-uv" / "bin").mkdir(parents=True)
             (node.home / "ltcore-uv" / "bin" / "uv").symlink_to(uv_binary())
         with (made.nodes[0].home / ".bashrc").open("a") as file:
             file.write(f"export WANDB_API_KEY={KEY} WANDB_MODE=offline\n")
+        adapt(made)
         yield made
 
 
@@ -81,17 +83,17 @@ def code_on_nodes(doctor: str) -> str:
 
 
 def check_sweep(client: Any, trials: int) -> None:
-    """A finished sweep on the storage, computed by Ray Train on both machines."""
+    """A finished sweep on the storage, computed on both machines."""
     stored = everything(client)
     sweep = read(client, "ltcore/tune_lpa/sweep.json")
     assert not [data for key, data in stored.items() if key.endswith("error.txt")]
-    assert (sweep["status"], sweep["engine"], len(sweep["trials"])) == ("finished", "train", trials)
+    assert (sweep["status"], sweep["engine"], len(sweep["trials"])) == ("finished", "trial", trials)
     assert sweep["most_nodes"] == 2
     assert sweep["node_hours"]["head"] > 0 and sweep["node_hours"]["cpu"] > 0
     assert "ltcore/tune_lpa/report.html" in stored
     assert any(key.startswith("ltcore/datasets/digits-glt") for key in stored)
     runs = {key: json.loads(data) for key, data in stored.items() if key.endswith("/run.json")}
-    assert {run["engine"] for run in runs.values()} == {"train"}
+    assert {run["engine"] for run in runs.values()} == {"trial"}
     assert {run["hardware"]["host"] for run in runs.values()} == {"ltc-head", "ltc-worker"}
     for key in runs:
         place = key.removesuffix("run.json") + "wandb/offline-run-"
@@ -113,7 +115,6 @@ def check_secrets(made: Lab, client: Any) -> None:
 
 
 def test_nodes_share_a_fresh_token_and_new_code_reaches_them(machines: Lab, store: Any) -> None:
-    adapt(machines)
     before = up(machines)
     check_secrets(machines, store)
     assert not (machines.laptop_home / ".ray" / "auth_token").exists()
@@ -125,15 +126,19 @@ def test_nodes_share_a_fresh_token_and_new_code_reaches_them(machines: Lab, stor
 
 def test_the_users_command_without_arguments(machines: Lab, store: Any) -> None:
     """Where other tokens lie about: left to itself Ray would switch authentication on there, with whatever token that is."""
-    adapt(machines)
     for number, home in enumerate([machines.laptop_home, *(node.home for node in machines.nodes)]):
         token = home / ".ray" / "auth_token"
-        token.parent.mkdir()
+        token.parent.mkdir(exist_ok=True)
         token.write_text(f"{number:032x}")
         os.utime(token, (number, number))  # of other days: rsync takes files of one second and one size to be the same
     sweep = machines.checkout / "ltcore" / "sweeps" / "tune_lpa.yaml"  # the same command, with less to compute
     tree = yaml.safe_load(sweep.read_text(encoding="utf-8"))
-    fewer = {"num_trials": 2, "retrain_seeds": 1, "overrides": {**tree.get("overrides", {}), "train.epochs": 6}}
+    fewer = {
+        "num_trials": 2,
+        "retrain_seeds": 1,
+        "alt": False,
+        "overrides": {**tree.get("overrides", {}), "train.epochs": 6},
+    }
     sweep.write_text(yaml.safe_dump({**tree, **fewer}), encoding="utf-8")
     up(machines)
     print(machines.laptop("ray", "submit", "cluster.yaml", "pipelines/tune_lpa.py", timeout=900))

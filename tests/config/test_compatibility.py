@@ -28,12 +28,13 @@ def test_every_row_meets_every_column() -> None:
         assert reasons(row).keys() == columns - {row}
 
 
-def test_every_term_goes_with_every_base_and_every_other_term() -> None:
-    for row in (*BASES, *TERMS):
+def test_every_term_goes_with_every_base_of_single_images_and_every_other_term() -> None:
+    assert all("mixes the features of two images" in reasons("bbn")[term] for term in TERMS)
+    for row in (*(base for base in BASES if not BASES[base].build.pairs), *TERMS):
         assert all(reasons(row)[term] == "" for term in TERMS if term != row)
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [base for base, row in BASES.items() if not row.build.pairs])
 def test_what_goes_is_really_built_and_gives_a_finite_loss(base: str) -> None:
     for terms in ({"lpa"}, {"dro"}, {"ifl"}, set(TERMS)):
         cfg = ObjectiveConfig(base=base, terms=Terms(**{name: harness.term_config(name) for name in terms}))
@@ -45,17 +46,24 @@ def test_what_goes_is_really_built_and_gives_a_finite_loss(base: str) -> None:
 
 
 def test_what_is_refused_and_why() -> None:
-    assert {pair.row for pair in PAIRS if pair.column == "mixup" and pair.reason} == {"paco", "lpa", "dro"}
-    assert {pair.row for pair in PAIRS if pair.column == "accumulation" and pair.reason} == {"paco", "lpa", "dro"}
+    paco = {"paco", "gpaco"}
+    assert {pair.row for pair in PAIRS if pair.column == "mixup" and pair.reason} == {*paco, "bbn", "lpa", "dro"}
+    assert {pair.row for pair in PAIRS if pair.column == "accumulation" and pair.reason} == {*paco, "lpa", "dro"}
     assert {pair.row for pair in PAIRS if pair.column == "experts" and not pair.reason} == {"ride", "sade", *TERMS}
-    assert {pair.row for pair in PAIRS if pair.column == "cutmix + remix" and pair.reason} == {"paco", "lpa", "dro"}
-    balancing = set(BASES) - {"cross_entropy", "focal"}
+    assert {pair.row for pair in PAIRS if pair.column == "cutmix + remix" and pair.reason} == {
+        *paco,
+        "bbn",
+        "lpa",
+        "dro",
+    }
+    plain = {"cross_entropy", "focal", "lff"}
+    balancing = set(BASES) - plain
     sampled = {pair.row for pair in PAIRS if pair.column == "class-balanced sampling" and pair.reason}
     assert sampled == balancing | {"ifl"} and "nothing is left to balance" in reasons("ldam")["class-balanced sampling"]
-    assert {pair.row for pair in PAIRS if pair.column == "progressive sampling" and pair.reason} == {"ifl"}
-    assert {pair.row for pair in PAIRS if pair.column == "frozen classifier" and pair.reason} == {"paco"}
-    plain = {"cross_entropy", "focal", *TERMS}
-    assert {pair.row for pair in PAIRS if pair.column == "stage 2" and not pair.reason} == plain
+    assert {pair.row for pair in PAIRS if pair.column == "progressive sampling" and pair.reason} == {"bbn", "ifl"}
+    assert {pair.row for pair in PAIRS if pair.column == "frozen classifier" and pair.reason} == paco
+    assert {pair.row for pair in PAIRS if pair.column == "classifier tde" and pair.reason} == {"ldam", "ride"}
+    assert {pair.row for pair in PAIRS if pair.column == "stage 2" and not pair.reason} == {*plain, *TERMS}
     assert "balanced twice" in reasons("balanced_softmax")["stage 2"]
     assert reasons("paco")["mixup"].endswith("objective.base=paco, which is not a function of one label")
     for pair in PAIRS:

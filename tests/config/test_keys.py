@@ -11,6 +11,7 @@ from ltcore.config import keys
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import SweepConfig
 from ltcore.data.datasets.registry import DATASETS
+from ltcore.models.heads import HEADS
 from ltcore.models.registry import MODELS
 from ltcore.objective.registry import BASES, STAGE2, TERMS
 
@@ -82,7 +83,7 @@ def test_inherited_fields_come_first_and_keep_the_docs_they_do_not_replace():
 
 def test_methods_are_the_registries():
     rows = {(m.kind, m.name): (m.summary, m.paper) for m in keys.methods()}
-    tables = {"base": BASES, "term": TERMS, "stage2": STAGE2, "model": MODELS, "data": DATASETS}
+    tables = {"base": BASES, "term": TERMS, "stage2": STAGE2, "head": HEADS, "model": MODELS, "data": DATASETS}
     assert rows == {(k, n): (row.summary, row.paper) for k, table in tables.items() for n, row in table.items()}
 
 

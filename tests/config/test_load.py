@@ -265,7 +265,8 @@ def test_a_table_that_is_none_is_refused(plain):
         ("{cat: -2}", f"{TABLE} must be finite numbers >= 0, got -2."),
         (
             "inverse",
-            f"{TABLE} must be null, auto, a table such as {{cat: 2.0}} or a list with one weight per class, got 'inverse'.",
+            f"{TABLE} must be null, auto, natural, a table such as {{cat: 2.0}} or a list with one weight per class, got "
+            "'inverse'.",
         ),
         (True, f"{TABLE}=true: expected text or a table or null (ltcore keys {TABLE})."),
     ):

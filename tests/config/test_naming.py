@@ -52,7 +52,9 @@ def test_what_was_changed_stands_in_the_name(overrides: dict[str, str], name: st
     assert name_run("cifar100_lt_ce", overrides)["name"] == name
 
 
-@pytest.mark.parametrize("key", ["train.threads=1", "tracking.wandb=false", "data.loader=threads", "train.epochs=200"])
+@pytest.mark.parametrize(
+    "key", ["train.threads=1", "tracking.wandb=false", "data.loader=threads", "data.images=x.zip", "train.epochs=200"]
+)
 def test_what_changes_no_result_and_what_is_typed_as_it_was_do_not(key: str) -> None:
     assert name_run("cifar100_lt_ce", dict([key.split("=")]))["name"] == "cifar100_lt_ce"
 

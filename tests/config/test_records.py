@@ -19,13 +19,13 @@ from ltcore.cli.tune import tune
 from ltcore.config.json_record import JsonRecord, RecordFile, StoredRecord
 from ltcore.config.records import (
     Place,
-    RetrainRecord,
     RungDecision,
     RunRecord,
     SharedStart,
     Stage1,
     Stopped,
 )
+from ltcore.config.retrained import RetrainRecord
 from ltcore.errors import ConfigError, DamagedFileError
 from ltcore.evaluation.calibration import ReliabilityBin
 from ltcore.evaluation.paired import paired_difference
@@ -139,7 +139,7 @@ def damages(kind: Any, value: dict[str, Any], path: tuple[str, ...] = ()) -> Ite
         place = (*path, name)
         if field.default is not None:
             yield place, MISSING
-        yield place, True
+        yield place, 17 if "bool" in str(inner) else True
         if "tuple[str" not in str(inner):
             yield place, ["?"]
         if is_dataclass(inner):

@@ -22,7 +22,7 @@ def test_the_packaged_sweep_and_its_overrides():
     sweep = checked("tune_lpa", {"sweep.num_trials": "4", "train.epochs": "3", "sweep.name": "mine"})
     assert (sweep.name, sweep.num_trials, sweep.recipe) == ("mine", 4, "digits_glt_lpa_dro_ifl")
     assert {key: str(spec) for key, spec in sweep.space.items()} == {
-        "objective.terms.lpa.weight": "log:0.02,1.0",
+        "objective.terms.lpa.weight": "log:0.1,3.0",
         "objective.terms.dro.radius": "log:0.25,4.0",
         "objective.terms.ifl.num_envs": "choice:1,2,3,4",
     }
@@ -69,23 +69,33 @@ def test_a_grace_period_before_the_last_term_begins_is_refused_with_both_numbers
 
 
 def test_the_grace_period_waits_for_the_last_term_by_itself():
-    for overrides, expected in [({}, 0.25), ({"sweep.space.objective.terms.dro.start": "choice:0.1,0.4"}, 0.4)]:
-        sweep = checked("tune_lpa", overrides)
+    later = {"sweep.space.objective.terms.dro.start": "choice:0.1,0.4"}
+    for overrides, expected in [({}, 0.25), (later, 0.4)]:
+        sweep = checked("tune_lpa", overrides | {"sweep.grace_fraction": "null"})
         assert sweep.grace_fraction is None and grace_fraction(sweep, base_run(sweep)) == expected
     assert grace_fraction(checked("tune_lpa", {"sweep.grace_fraction": "0.7"}), base_run(sweep)) == 0.7
 
 
 @pytest.mark.parametrize("recipe", packaged("recipe"))
 def test_every_recipe_of_a_first_stage_takes_the_main_sweep(recipe):
-    """Without further words, and at its own length: the time budget is the digits'."""
+    """Without further words, and at its own length: time budget and grace period are the digits'."""
     overrides = {"sweep.recipe": recipe, "sweep.name": "mine"}
     if base_run(read_sweep("tune_lpa", overrides)).stage2 is not None:
         with pytest.raises(ConfigError, match="a sweep trains stage 1"):
             checked("tune_lpa", overrides)
         return
+    if base_run(read_sweep("tune_lpa", overrides)).objective.base == "bbn":
+        with pytest.raises(ConfigError, match=rf"does not go with recipe {recipe}: .* mixes the features of two"):
+            checked("tune_lpa", overrides)
+        return
+    if base_run(read_sweep("tune_lpa", overrides)).train.sampling != "natural":
+        with pytest.raises(ConfigError, match=r"train.sampling=class_aware does not go with objective.terms.ifl"):
+            checked("tune_lpa", overrides)
+        return
     sweep = checked("tune_lpa", overrides)
     assert grace_fraction(sweep, base_run(sweep)) < 1
-    assert (sweep.budget_s is None) == (recipe != "digits_glt_lpa_dro_ifl")
+    digits = recipe == "digits_glt_lpa_dro_ifl"
+    assert (sweep.budget_s is not None, sweep.grace_fraction) == (digits, 0.5 if digits else None)
     assert checked("tune_lpa", overrides | {"sweep.budget_s": "60"}).budget_s == 60
 
 

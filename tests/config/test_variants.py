@@ -24,7 +24,7 @@ def test_one_is_left_out_and_one_is_changed_from_the_command_line() -> None:
     sweep = read(sweep__variants__lpa="null", sweep__variants__dro__objective__terms__dro__weight="0.25")
     assert "lpa" not in sweep.variants and sweep.variants["dro"]["objective.terms.dro.weight"] == "0.25"
     mine = read(sweep__variants__focal__objective__base="focal")
-    assert mine.variants["focal"] == {"objective.base": "focal"} and mine.size == 27
+    assert mine.variants["focal"] == {"objective.base": "focal"} and mine.size == 30
 
 
 def test_name_and_identity_follow_what_was_changed() -> None:
@@ -32,7 +32,7 @@ def test_name_and_identity_follow_what_was_changed() -> None:
     assert name_sweep("compare_methods", words)["sweep.name"] == "compare_methods-folder_small-ifl_base_focal-lpa_off"
     fields = identity(read_sweep("compare_methods", words))
     assert fields["sweep.variants.ifl.objective.base"] == "focal" and fields["sweep.seeds"] == 3
-    assert not any(key.startswith("sweep.variants.lpa") for key in fields)
+    assert not any(key.startswith("sweep.variants.lpa.") for key in fields)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_name_and_identity_follow_what_was_changed() -> None:
         ),
         ({"sweep.variants.crt.train.epochs": "3"}, "variants.crt is a stage 2: it takes keys of stage2 alone"),
         ({"objective.base": "focal"}, "variants.ce and overrides both set objective.base"),
-        ({"sweep.search": "grid"}, "search=grid does not go with 8 variants"),
+        ({"sweep.search": "grid"}, "search=grid does not go with 9 variants"),
         ({"sweep.space.train.optim.lr": "log:0.1,1"}, "space varies train.optim.lr, but search=variants takes only"),
         ({"sweep.variants.a b.objective.base": "focal"}, "variants has 'a b', expected a name of letters"),
         ({"sweep.variants.x.objective.bas": "focal"}, "objective.bas: unknown key. Did you mean objective.base"),
@@ -56,6 +56,14 @@ def test_name_and_identity_follow_what_was_changed() -> None:
             "sweep.variants.x does not go with recipe folder_small: .*the classes would be balanced twice",
         ),
         ({"sweep.seeds": "0"}, "sweep.seeds must be >= 1, got 0"),
+        (
+            {"sweep.variants.x.train.init_from": "y", "sweep.variants.y.train.init_from": "x"},
+            "variants start from each other: x, y, x",
+        ),
+        (
+            {"sweep.variants.x.train.init_from": "crt", "sweep.variants.x.objective.base": "focal"},
+            "variants.x starts from crt, a stage 2, whose network is that of its stage 1: set train.init_from=ce",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(keys: dict[str, str], words: str) -> None:
@@ -67,3 +75,17 @@ def test_a_variant_that_is_no_mapping(tmp_path: Any) -> None:
     (tmp_path / "mine.yaml").write_text("recipe: folder\nsearch: variants\nvariants: {a: 3}\n")
     with pytest.raises(ConfigError, match=r"sweep.variants.a=3 must map dotted keys to values"):
         read_sweep(str(tmp_path / "mine.yaml"))
+
+
+def test_variants_start_from_each_other_in_chains() -> None:
+    words = {"sweep.variants.features.train.init_from": "ce", "sweep.variants.features.train.freeze": "classifier"}
+    words |= {"sweep.variants.features.objective.base": "cross_entropy"}
+    chain = read(**words, **{"sweep.variants.head.stage2.from_run": "features"})
+    assert [chain.parent(name) for name in ("ce", "features", "head", "crt")] == [None, "ce", "features", "ce"]
+    assert [chain.depth(name) for name in ("ce", "features", "head", "crt")] == [0, 1, 2, 1]
+    elsewhere = read(**{"sweep.variants.x.train.init_from": "/runs/ce"})
+    assert elsewhere.parent("x") is None
+
+
+def test_alt_doubles_the_trainings() -> None:
+    assert read(sweep__alt="true").size == 2 * read().size == 54

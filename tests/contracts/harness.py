@@ -27,6 +27,9 @@ COUNTS = (12, 10, 9, 8, 7, 6, 5, 5, 4, 3, 2, 1)
 CLASSES, SAMPLES, FEATURES, PROJECTION, EXPERTS, SIDE = len(COUNTS), sum(COUNTS), 6, 5, 3, 2
 STAGES = {"stage1": 3, "stage2": 4}
 DIMS = FeatureDims(FEATURES, PROJECTION, SAMPLES, STAGES)
+NESTED = ("stage_features_BD", "stage_fmaps_BDhw", "second")
+"""Fields of an output that hold several tensors."""
+SECOND = "second/"
 PROGRESS = 0.9
 """Where losses are compared: after every start and milestone of the default configurations."""
 
@@ -50,6 +53,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "paco+paper": ("paco", {"normalize_by_weight": False}),
     "paco+no-queue": ("paco", {"queue_size": 0}),
     "paco+no-contrast": ("paco", {"sample_weight": 0.0, "neg_weight": 0.0}),
+    "gpaco+smoothing": ("gpaco", {"label_smoothing": 0.1, "queue_size": 0}),
     "sade+order": ("sade", {"ties": "order"}),
     "dro+anchor": ("dro", {"denominator": "anchor", "slack": 2, "radius_mode": "se"}),
     "dro+shared": ("dro", {"radius_mode": "shared"}),
@@ -150,16 +154,22 @@ def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Te
     def draw(what: str, *shape: int) -> Tensor:
         return torch.randn(SAMPLES, *shape, generator=generator(epoch, what), dtype=torch.float64)[index_B]
 
-    logits = 2 * draw("logits", *experts, CLASSES)
-    if order_C is not None:
-        logits = torch.zeros_like(logits).index_copy(-1, order_C, logits)
+    def numbered(logits: Tensor) -> Tensor:
+        found = logits if order_C is None else torch.zeros_like(logits).index_copy(-1, order_C, logits)
+        return found.requires_grad_()
+
     needs = objective.needs
 
     def unit(what: str) -> Tensor:
         return torch.nn.functional.normalize(draw(what, PROJECTION), dim=1)
 
+    second = ModelOutput(
+        logits_BC=numbered(2 * draw("second logits", CLASSES)),
+        features_BD=draw("second features", FEATURES),
+        query_Bd=unit("second query").requires_grad_(),
+    )
     return ModelOutput(
-        logits_BC=logits.requires_grad_(),
+        logits_BC=numbered(2 * draw("logits", *experts, CLASSES)),
         features_BD=draw("features", FEATURES).requires_grad_(),
         fmap_BDhw=draw("fmap", FEATURES, SIDE, SIDE) if "fmap" in needs else None,
         query_Bd=unit("query").requires_grad_() if "query" in needs else None,
@@ -170,22 +180,27 @@ def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Te
         own_query_Bd=unit("own query").requires_grad_() if "own_query" in needs else None,
         own_key_Bd=unit("own key") if "own_query" in needs else None,
         key_features_BD=draw("key features", FEATURES) if "key" in needs else None,
+        twin_logits_BC=numbered(2 * draw("twin logits", CLASSES)) if "twin" in needs else None,
+        second=second if "second" in needs else None,
     )
 
 
 def tensors(out: ModelOutput) -> dict[str, Tensor]:
     """Every tensor of the output, by the name of its field or stage."""
-    whole = {f.name: getattr(out, f.name) for f in fields(out) if not f.name.startswith("stage_")}
+    whole = {f.name: getattr(out, f.name) for f in fields(out) if f.name not in NESTED}
     maps = {MAP + name: fmap for name, fmap in (out.stage_fmaps_BDhw or {}).items()}
-    return {name: t for name, t in (whole | dict(out.stage_features_BD or {}) | maps).items() if t is not None}
+    second = {} if out.second is None else {SECOND + name: t for name, t in tensors(out.second).items()}
+    return {n: t for n, t in (whole | dict(out.stage_features_BD or {}) | maps | second).items() if t is not None}
 
 
 def with_tensors(out: ModelOutput, changed: dict[str, Tensor]) -> ModelOutput:
     """The output with some of ``tensors`` replaced."""
     stages = {name: changed.get(name, t) for name, t in (out.stage_features_BD or {}).items()}
     maps = {name: changed.get(MAP + name, t) for name, t in (out.stage_fmaps_BDhw or {}).items()}
-    whole = {name: t for name, t in changed.items() if name not in stages and not name.startswith(MAP)}
-    return replace(out, **whole, stage_features_BD=stages or None, stage_fmaps_BDhw=maps or None)
+    whole = {name: t for name, t in changed.items() if name not in stages and not name.startswith((MAP, SECOND))}
+    of_second = {name.removeprefix(SECOND): t for name, t in changed.items() if name.startswith(SECOND)}
+    second = None if out.second is None else with_tensors(out.second, of_second)
+    return replace(out, **whole, stage_features_BD=stages or None, stage_fmaps_BDhw=maps or None, second=second)
 
 
 def my_rows(index_B: Tensor) -> Tensor:

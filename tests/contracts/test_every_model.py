@@ -11,6 +11,8 @@ from ltcore.models.registry import MODELS
 
 NEEDS = frozenset({"fmap", "query"})
 STAGES = frozenset({"stage1", "stage2", "stage3"})
+NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet152" else name for name in MODELS]
+"""The largest costs seconds a test."""
 
 
 def build(name: str, **fields: object) -> tuple[LongTailNet, torch.Tensor]:
@@ -36,7 +38,7 @@ def check_step(net: LongTailNet, images: torch.Tensor) -> None:
             assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_model(name: str) -> None:
     net, images = build(name, ghost_batch=2)
     check_step(net, images)
@@ -65,7 +67,7 @@ def test_head(head: str, num_experts: int) -> None:
 
 
 @pytest.mark.parametrize("num_experts", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_stages(name: str, num_experts: int) -> None:
     """Their pooled features: named as in the table, of the sizes told, and asking changes no other output."""
     net, images = build(name, num_experts=num_experts)

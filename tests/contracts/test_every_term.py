@@ -101,3 +101,14 @@ def test_a_term_that_changes_the_shares_of_classes_refuses_another_that_does(nam
     term, memories = objective.terms[key], objective._named[key]
     shares, draws = term.class_shares(memories), term.draws(memories, labels_N)  # type: ignore[operator]
     assert bool(TERMS[key].build.sampling_refusal(cfg)) == (shares is not None or draws is not None)
+
+
+@pytest.mark.parametrize("key", TERMS)
+def test_its_controls_are_further_rows_with_it(key: str) -> None:
+    """Each is a valid configuration that differs from the default one and is not off: the base is another row."""
+    build = TERMS[key].build
+    plain = build.Config()
+    for row in TERMS[key].controls:
+        control = replace(plain, **row.changes)
+        assert row.without and control != plain, row
+        assert not build.is_off(control), row

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from ltcore import storage
+from ltcore import stores
 from tests.data.small import write_small
 
 
@@ -22,5 +22,5 @@ def small(tmp_path: Path) -> Path:
 def remote(small: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same data as if they were in an object store."""
     bucket = pafs.SubTreeFileSystem(str(small.parent), pafs.LocalFileSystem())
-    monkeypatch.setattr(storage, "_remote_fs", lambda root, endpoint: bucket)
+    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: bucket)
     return f"s3://{small.name}"

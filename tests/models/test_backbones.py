@@ -40,7 +40,7 @@ def test_depth(name: str, convolutions: int) -> None:
     assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == convolutions
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet152", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet50", pytest.param("resnet152", marks=pytest.mark.slow), "resnext50_32x4d"])
 def test_large_networks_are_torchvisions(name: str) -> None:
     net = LongTailNet(ModelConfig(name=name), 10, frozenset(), seed=0).eval()
     reference = getattr(torchvision.models, name)(num_classes=10).eval()
@@ -97,3 +97,33 @@ def test_pool_accumulates_half_types_in_float32() -> None:
 def test_every_row_says_what_it_is() -> None:
     for name, row in MODELS.items():
         assert row.summary and row.paper, name
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet32", "resnet50"])
+def test_a_bilateral_network_has_its_last_block_twice(name: str) -> None:
+    plain, net = (
+        LongTailNet(ModelConfig(name=name, bilateral=b), 10, frozenset(), seed=0).eval() for b in (False, True)
+    )
+    block = list(plain.backbone.branches[0].children())[-1][-1]
+    more = sum(p.numel() for p in block.parameters()) + plain.feature_dim * 10
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in plain.parameters()) + more
+    assert net.feature_dim == 2 * plain.feature_dim and net.stage_dims == plain.stage_dims
+    names = {key.removeprefix("backbone.trunk.").removeprefix("backbone.branches.0.") for key in plain.state_dict()}
+    for key in net.state_dict():
+        assert (
+            key.removeprefix("backbone.trunk.")
+            .removeprefix("backbone.branches.0.")
+            .removeprefix("backbone.branches.1.")
+            in names
+        ), key
+    first, second = (dict(branch.named_parameters()) for branch in net.backbone.branches)
+    assert not any(torch.equal(value, second[key]) for key, value in first.items() if value.ndim > 1)
+
+    images = torch.randn(2, 3, net.backbone.min_px, net.backbone.min_px, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        out, half = net(images), net.of_pairs(images, images, 0.5)
+        torch.testing.assert_close(half.features_BD, out.features_BD)
+        torch.testing.assert_close(half.logits_BC, out.logits_BC)
+        alone = net.of_pairs(images, 1e3 * images, 1.0).features_BD
+    torch.testing.assert_close(alone[:, : plain.feature_dim], 2 * out.features_BD[:, : plain.feature_dim])
+    assert torch.equal(alone[:, plain.feature_dim :], torch.zeros_like(alone[:, plain.feature_dim :]))

@@ -7,6 +7,7 @@ from typing import Any
 
 from ltcore.config.records import SweepRecord, VariantRecord
 from ltcore.evaluation.paired import compare
+from tests.records import trial_record
 from tests.reporting.fake_sweep import begun
 
 VALUES = {
@@ -40,4 +41,5 @@ def comparison(seeds: int, **fields: Any) -> SweepRecord:
     broken = replace(variant("ce", seeds), name="paco", reason="NumericError: nan", **nothing)
     record = SweepRecord.from_json({**begun(), "search": "variants", "space": {}, "metric": "val/top1"}, "sweep.json")
     variants = (*(variant(name, seeds) for name in VALUES), broken)
-    return replace(record, **{"variants": variants, "winner": "lpa", "trials": (), **fields})
+    trials = tuple(trial_record(name) for variant in variants for name in variant.trials)
+    return replace(record, **{"variants": variants, "winner": "lpa", "trials": trials, **fields})

@@ -9,6 +9,7 @@ from typing import Any
 
 from ltcore.config.json_record import encode
 from ltcore.evaluation.paired import compare
+from ltcore.reporting.rank_table import RANKS, rank_metric
 from ltcore.rng import hash64
 
 SPACE = {
@@ -139,6 +140,17 @@ def _test(name: str, split: str, quality: float) -> dict[str, float | None]:
     for attribute in ("red", "green", "blue"):
         values[f"attribute/{attribute}"] = base + 0.05 * (keyed(name, split, attribute) - 0.5)
         values[f"attribute/{attribute}/macro_precision"] = base + 0.01
+    return values | by_rank(base, name, split)
+
+
+def by_rank(base: float, *words: str) -> dict[str, float | None]:
+    """Accuracies by attribute rank that fall from the majority to rare attributes; medium classes have no second one."""
+    values: dict[str, float | None] = {}
+    for shift, rank in zip((0.1, 0.0, -0.15), RANKS, strict=True):
+        for below, group in zip((0.0, -0.05, 0.0, 0.2), ("", "many", "medium", "few"), strict=True):
+            name = rank_metric(rank, group)
+            values[name] = base + shift * (1 + 4 * below) - below + 0.02 * (keyed(*words, name) - 0.5)
+    values[rank_metric("second", "medium")] = None
     return values
 
 
@@ -175,7 +187,48 @@ def begun(num_trials: int = 8) -> dict[str, Any]:
     }
 
 
-def make_sweep(folder: Path, *, num_trials: int = 8, seeds: int = 3, gain: float = 0.06) -> dict[str, Any]:
+def _train_after(folder: Path, where: str, seeds: int, quality: float) -> tuple[list[str], dict[int, Any]]:
+    """Writes tested runs, one for each seed; those below 'alt' were trained on balanced classes."""
+    split = "train_cbl" if where.startswith("alt/") else "train"
+    places = [f"{where}-seed{seed}" for seed in range(1, seeds + 1)]
+    found = {}
+    for seed, place in enumerate(places, 1):
+        value = quality + 0.02 * keyed("seed", seed)
+        params = {"data.train_split": split}
+        found[seed] = write_run(folder / place, kind="retrain", quality=value, seed=seed, params=params, tested=True)[
+            "test"
+        ]
+    return places, found
+
+
+def _ablation(folder: Path, seeds: int, baseline: dict[int, Any]) -> dict[str, Any]:
+    """ALT, and an ablation of LPA alone and its control."""
+    alt = {role: _train_after(folder, f"alt/{role}", seeds, 0.7) for role in ("winner", "baseline")}
+    runs = [
+        {"role": role, "seed": seed, "run_dir": place}
+        for role, (places, _) in alt.items()
+        for seed, place in enumerate(places, 1)
+    ]
+    term, control = (_train_after(folder, f"ablation/{name}", seeds, 0.74) for name in ("lpa", "lpa-neighbor_mass0"))
+    common = {"term": "lpa", "changes": {}, "seeds": list(range(1, seeds + 1))}
+    rows = [
+        {**common, "control": "", "without": "", "run_dirs": term[0], "over_baseline": compare(term[1], baseline)},
+        {
+            **common,
+            "control": "neighbor_mass=0",
+            "without": "pseudo-attributes",
+            "run_dirs": control[0],
+            "over_baseline": compare(control[1], baseline),
+            "term_over_control": compare(term[1], control[1]),
+        },
+    ]
+    balanced = {"runs": runs, "comparison": compare(alt["winner"][1], alt["baseline"][1])}
+    return {"balanced": encode(balanced), "ablation": encode(rows)}
+
+
+def make_sweep(
+    folder: Path, *, num_trials: int = 8, seeds: int = 3, gain: float = 0.06, ablation: bool = False
+) -> dict[str, Any]:
     """A finished sweep: every third trial stopped early, the last one failed. Returns sweep.json's content."""
     trials = []
     for number in range(num_trials):
@@ -223,5 +276,7 @@ def make_sweep(folder: Path, *, num_trials: int = 8, seeds: int = 3, gain: float
         "stages": {"data": 4.0, "warm-up": 6.5, "search": 88.2, "retrain": 41.0, "retrain on Ray Train": 38.9},
         "node_hours": {"head": 0.061, "gpu": 0.25},
     }
+    if ablation:
+        sweep |= _ablation(folder, seeds, tests["baseline"])
     write_json(folder / "sweep.json", sweep)
     return sweep

@@ -86,7 +86,7 @@ def write(folder: Path, *, classes: Sequence[str] = CLASSES, **changes: Any) -> 
         **changes,
     )
     record.write(folder)
-    rows = [{"epoch": n, "val/balanced_accuracy": 0.1 * n, "val/top1": 0.12 * n} for n in range(1, 5)]
+    rows = [{"epoch": n, "step": 10 * n, "val/balanced_accuracy": 0.1 * n, "val/top1": 0.12 * n} for n in range(1, 5)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return found

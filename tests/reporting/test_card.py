@@ -90,3 +90,11 @@ def test_what_is_no_finished_run_has_no_card(tmp_path: Path) -> None:
     run_record(status="running").write(tmp_path)
     with pytest.raises(DataError, match="is running, not finished"):
         model_card(str(tmp_path))
+
+
+def test_accuracy_by_attribute_rank_is_in_it_and_parts_of_it_are_not(tmp_path: Path) -> None:
+    ranks = {"attribute_rank/majority": 0.9, "attribute_rank/rare": 0.25, "attribute_rank/rare/few": 0.125}
+    test = {"test": {"top1": 0.75, "few/ece": 0.0625, **ranks}}
+    card = model_card(change(write(tmp_path / "run", 0.75, 0.8), test=test, test_best=test))
+    assert "| majority attributes | 90.0% |" in card and "| rare attributes | 25.0% |" in card
+    assert "12.5%" not in card and "6.2%" not in card

@@ -65,11 +65,12 @@ def test_a_run_in_a_notebook_has_a_bar_and_leaves_its_last_line(console: Termina
     with EpochLines(LocalContext(), 2, console) as shown:
         shown.beat(0, 5, 20)
         shown.report(METRICS, None)
-        shown.report({**METRICS, "epoch": 2}, None)
+        shown.report({**METRICS, "epoch": 2, "val/balanced_accuracy": 0.5, "val/ncm_balanced_accuracy": 0.25}, None)
     block, last = notebook
     assert "first epoch" in block.shown[0] and "━" in block.shown[0]
     assert "epoch    1/2  loss 0.5000" in block.shown[1] and block.shown[-1] == ""
     assert "epoch    2/2" in last.shown[0]
+    assert "val balanced accuracy 50.00%, of the nearest class mean 25.00%" in last.shown[0]
 
 
 def test_a_sweep_in_a_notebook_shows_its_runs(console: Terminal, notebook: list[Handle]) -> None:
@@ -79,6 +80,16 @@ def test_a_sweep_in_a_notebook_shows_its_runs(console: Terminal, notebook: list[
     stage, block = notebook
     assert "search" in stage.shown[0]
     assert "&lt;b&gt;t&lt;/b&gt;" in block.shown[0] and "50%" in block.shown[0] and block.shown[-1] == ""
+
+
+def test_a_sweep_shows_the_metric_that_it_ranks_by(console: Terminal, notebook: list[Handle]) -> None:
+    display = ProgressDisplay(console, "val/ece")
+    with display.stage("search", expected=2):
+        runs = {"a": (0.25, 0.9), "b": (0.125, 0.8)}
+        display.update({name: {"val/ece": ece, "val/balanced_accuracy": other} for name, (ece, other) in runs.items()})
+    shown = notebook[1].shown[0]
+    assert "best validation ECE so far 12.5%" in shown, "the lowest"
+    assert "25.0%" in shown and "90.0%" not in shown
 
 
 @pytest.mark.parametrize(("options", "said"), [({}, True), ({"quiet": True}, False)])

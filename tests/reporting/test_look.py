@@ -34,7 +34,7 @@ def page_of_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("width", [DESKTOP_PX, PHONE_PX])
 def test_everything_fits_and_the_pictures_are_there(page: Path, page_of_many: Path, width: int) -> None:
     few = measure(page, width)
-    assert len(few["pictures"]) == 3 * (4 + 2) - 1 and min(few["pictures"]) >= 40
+    assert len(few["pictures"]) == (6 + 6 + 6 + 2) + (6 + 6 + 5) + 3 * (4 + 2) - 1 and min(few["pictures"]) >= 40
     for found in (few, measure(page_of_many, width)):
         assert (found["width"], found["page"]) == (width, width)
         assert (found["out"], found["cut"]) == ([], [])

@@ -14,6 +14,7 @@ import pytest
 from ltcore.errors import DataError
 from ltcore.reporting.report import make_report, write_report, write_runs_report
 from tests.paths import ROOT
+from tests.reporting.comparison import comparison
 from tests.reporting.fake_sweep import METRIC, begun, make_sweep, write_json, write_run
 from tests.reporting.page import Page
 
@@ -49,7 +50,7 @@ def test_every_test_number_of_every_seed_is_there_exactly(sweep_dir: Path, page:
         if d.get("metric", "").startswith("test_") and "run" in d
     }
     assert found == expected
-    assert len(expected) == 6 * 2 * 14
+    assert len(expected) == 6 * 2 * (14 + 12)
 
 
 def test_comparison_is_that_of_the_sweep(sweep_dir: Path, page: Page) -> None:
@@ -102,6 +103,10 @@ def test_it_says_the_verdict_first_and_what_was_done(page: Page) -> None:
     assert page.words.index("In balanced accuracy") < page.words.index("The winner: trial")
 
 
+def test_it_says_once_why_there_are_no_pictures(page: Page) -> None:
+    assert page.words.count("/shards/digits-glt/manifest.json does not exist") == 1
+
+
 def test_it_stands_alone(page: Page) -> None:
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     assert all(link.startswith("#") for link in page.links)
@@ -127,7 +132,7 @@ def test_text_from_files_is_escaped(page: Page) -> None:
 
 
 def test_figures_are_text_that_names_what_it_shows(page: Page) -> None:
-    assert page.tags.count("svg") == 4 + 3  # curves, differences, bars, classes; one response per key
+    assert page.tags.count("svg") == 4 + 3 + 2 * 2  # curves, differences, bars, classes; responses; ranks of two tests
     assert page.words.count("winner") > 3
     for text in ("many", "seven", "points against the baseline", "validation balanced accuracy", "epoch"):
         assert text in page.words
@@ -299,8 +304,10 @@ def test_what_is_no_run_or_unreadable_is_named(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_script(sweep_dir: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "pipelines" / "report.py")]
+    make_report([sweep_dir])
     page = tmp_path / "page.html"
     done = subprocess.run([*script, str(sweep_dir), "--output", str(page)], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, str(page))
@@ -309,6 +316,17 @@ def test_the_script(sweep_dir: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_stored_comparison_is_shown_without_torch(tmp_path: Path) -> None:
+    comparison(3).write(tmp_path)
+    code = (
+        "import sys; from ltcore.cli.console import show_result; from ltcore.config.records import SweepRecord;"
+        f"stored = SweepRecord.read({str(tmp_path)!r}); show_result(stored, {str(tmp_path)!r}, age=False);"
+        "print({'torch', 'matplotlib', 'ray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "Chosen on validation" in done.stdout and done.stdout.splitlines()[-1] == "set()"
 
 
 def test_importing_the_report_is_light() -> None:

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from ltcore.evaluation.intervals import wilson
-from ltcore.reporting import pictures
+from ltcore.reporting import pictures, run_page
 from ltcore.reporting.report import make_report
+from tests.records import run_record
 from tests.reporting import own_run
 from tests.reporting.fake_sweep import write_json
 from tests.reporting.own_run import CLASSES, COLORS, RECOGNIZED, TESTED, TRAINED
@@ -38,10 +39,14 @@ def edit(run: Path, **changes: Any) -> None:
     write_json(run / "run.json", info | changes)
 
 
+def confused_part(page: Page) -> str:
+    return page.html.partition("<h2>Confused most</h2>")[2].partition("</section>")[0]
+
+
 def colors(page: Page) -> list[tuple[int, int]]:
-    """The class by color, and the longer side, of each picture."""
+    """The class by color, and the longer side, of each picture of confused classes."""
     found = []
-    for text in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page.html):
+    for text in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', confused_part(page)):
         image = Image.open(io.BytesIO(base64.b64decode(text)))
         distance_C = np.abs(np.asarray(image).mean((0, 1)) - np.array(COLORS)).sum(1)
         assert distance_C.min() < 12
@@ -89,7 +94,7 @@ def test_confused_pairs_show_the_images_that_were_confused(run: Path) -> None:
     assert "6 of 30 test images (20.0%)" in page.words
     assert [label for label, _ in colors(page)] == [0] * 4 + [1] * 2 + [2] * 4 + [3] * 2 + [1] * 3 + [2] * 2
     assert {side for _, side in colors(page)} == {48, 96}, "small images keep their size, large ones become small"
-    keys = re.findall(r'title="((?:test|train)/[^"]*)"', page.html)
+    keys = re.findall(r'title="((?:test|train)/[^"]*)"', confused_part(page))
     assert len(keys) == len(set(keys))
     confused = {key for key in keys if key.startswith("test/")}
     labels = [int(key.split("/")[1].split("-")[0]) for key in confused]
@@ -174,3 +179,12 @@ def test_calibration_and_data_are_those_of_the_run(run: Path) -> None:
 
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
     assert make_report([run]).read_bytes() == make_report([run], run / "again.html").read_bytes()
+
+
+def test_the_page_says_how_well_environments_find_attributes() -> None:
+    known = run_record(last={"ifl/attribute_auc": 0.712})
+    assert (
+        "environments",
+        "minority attributes outweigh the majority one of their class in 71.2% of pairs (chance: 50%)",
+    ) in (run_page._trained(known, None))
+    assert "environments" not in dict(run_page._trained(run_record(), None))

@@ -97,7 +97,7 @@ SAME = "not distinguishable from the baseline in"
         (NOTHING, LOSS, "worse", f"{WORSE} CLT, but {SAME} GLT"),
         (NOTHING, NOTHING, "same", f"{SAME} GLT and CLT"),
         (GAIN, LOSS, "mixed", f"{BETTER} GLT, but {WORSE} CLT"),
-        (LOSS, LOSS, "worse", f"{WORSE} GLT and {WORSE} CLT"),
+        (LOSS, LOSS, "worse", f"{WORSE} GLT and 8.5 in CLT"),
         (GAIN, NOTHING, "better", f"{BETTER} GLT, but {SAME} CLT"),
     ],
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ltcore.reporting.report import variants_lines, variants_table, write_report
+from ltcore.config.records import SweepRecord, VariantRecord
+from ltcore.reporting.report import make_table, variants_lines, variants_markdown, variants_table, write_report
 from tests.reporting.comparison import comparison
 
 
@@ -55,3 +56,37 @@ def test_a_page_before_anything_was_trained(tmp_path: Path) -> None:
     comparison(3, variants=(), winner=None).write(tmp_path)
     page = write_report(tmp_path).read_text()
     assert "Nothing is chosen yet" in page and "<h2>The methods</h2>" not in page
+
+
+def protocols(seeds: int) -> SweepRecord:
+    """Returns a comparison whose variants were tested under each protocol of generalized long tails."""
+    sweep = comparison(seeds)
+
+    def tested(variant: VariantRecord) -> VariantRecord:
+        if variant.test is None:
+            return variant
+        values = variant.test["test"]["top1"]
+        tests = {split: {"top1": values, "macro_precision": values} for split in ("test_cbl", "alt", "test_gbl")}
+        return replace(variant, test=tests, difference=None)
+
+    return replace(sweep, variants=tuple(map(tested, sweep.variants)))
+
+
+def test_every_protocol_has_a_column_glt_first() -> None:
+    row = variants_table(protocols(2))[0]
+    assert list(row) == ["method", "val top-1", "val shots", "GLT", "CLT", "ALT", "GLT shots", "time", "verdict"]
+    assert (row["GLT"], row["ALT"]) == ("61.0±1.4", "61.0±1.4")
+
+
+def test_the_markdown_table_has_accuracy_and_precision_of_each_protocol(tmp_path: Path) -> None:
+    sweep = protocols(2)
+    head, rule, first, *_, last = variants_markdown(sweep).splitlines()
+    assert head == (
+        "| method | seeds | validation top-1 | GLT top-1 | GLT macro precision | CLT top-1 | CLT macro precision | ALT top-1 | "
+        "ALT macro precision | GLT many / medium / few | time each |"
+    )
+    assert head.count("|") == rule.count("|") == first.count("|") == last.count("|")
+    assert first.startswith("| `lpa` | 2 | 61.0±1.4 | 61.0±1.4 | 61.0±1.4 |") and first.endswith("| – / – / – | 13 s |")
+    assert last.startswith("| `paco` | 2 | — | — |")
+    sweep.write(tmp_path)
+    assert make_table([tmp_path]) == (variants_markdown(sweep), [])

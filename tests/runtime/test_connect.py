@@ -17,13 +17,14 @@ from typing import Any
 import grpc
 import pytest
 from ray._common.utils import get_ray_address_file
+from ray._private.node import Node
 from ray.core.generated.gcs_service_pb2 import GetClusterIdReply
 from ray.core.generated.gcs_service_pb2_grpc import (
     NodeInfoGcsServiceServicer,
     add_NodeInfoGcsServiceServicer_to_server,
 )
 
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, LtcoreError
 from ltcore.runtime import cluster
 
 CONNECT = """
@@ -307,6 +308,49 @@ def test_a_folder_with_a_name_too_long_for_sockets_is_named(nowhere: Path, monke
     monkeypatch.setenv("TMPDIR", str(folder))
     with pytest.raises(ConfigError, match=rf"{folder}/ray is too long .* set RAY_TMPDIR to a short one"):
         cluster.connect()
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_ray_that_is_late_is_ended_and_tried_once_more(
+    nowhere: Path, late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[Node] = []
+    ended: list[Node] = []
+
+    class Late(Node):
+        """Ray's node, whose constructor starts processes and then waits for them."""
+
+        def __init__(self) -> None:
+            starts.append(self)
+            if len(starts) <= late:
+                raise Exception("The current node timed out during startup. This could happen because ...")
+
+        def kill_all_processes(self, *_: Any, **__: Any) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr("ray.init", lambda **_: Late())
+    if late == 1:
+        cluster._start(4, {})
+    else:
+        with pytest.raises(LtcoreError, match=r"Ray did not start .* tried 2 times.*The same command continues\.$"):
+            cluster._start(4, {})
+    assert len(starts) == 2
+    assert ended == starts[:late]
+
+
+def test_what_else_ends_the_start_of_a_ray_is_neither_hidden_nor_repeated(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[str] = []
+
+    def init(**_: Any) -> None:
+        starts.append("once")
+        raise Exception("The current node has not been ...")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(Exception, match="has not been"):
+        cluster._start(4, {})
+    assert starts == ["once"]
 
 
 def test_a_ray_that_the_program_started_itself_is_left_as_it_is(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

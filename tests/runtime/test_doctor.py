@@ -24,7 +24,8 @@ def report(tmp_path: Path) -> dict[str, Any]:
     marker = probe.leave_marker(str(tmp_path))
     found = probe.examine(str(tmp_path), str(tmp_path), marker, shared=True)
     probe.remove_marker(str(tmp_path), marker)
-    return {**found, "gpus": 1, "shm_bytes": 2**33, "disk_bytes": 2**36, "cache_bytes": 2**36, "files": 65536}
+    disks = dict.fromkeys(("disk_bytes", "cache_bytes", "storage_bytes"), 2**36)
+    return {**found, **disks, "gpus": 1, "shm_bytes": 2**33, "files": 65536}
 
 
 def test_a_fit_node_is_green_and_nothing_is_left_on_the_storage(report: dict[str, Any], tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_what_is_red_is_named_with_what_to_do(
     assert fix in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"files": 1024}, {"gpus": 0}])
+@pytest.mark.parametrize("change", [{"files": 1024}, {"gpus": 0}, {"storage_bytes": 2**20}])
 def test_what_may_still_work_is_a_warning(report: dict[str, Any], change: dict[str, Any]) -> None:
     found = doctor.checks({**report, **change}, "10.0.0.2", report, RESOURCES)
     assert doctor.verdict(found)[0] == doctor.YELLOW
@@ -115,3 +116,20 @@ def test_tars_that_a_node_does_not_reach_are_named(tmp_path: Path) -> None:
     assert probe.examine(str(tmp_path), uri, "x", shared=False)["data"] == "reachable"
     (tmp_path / "train-0.tar").rename(tmp_path / "gone")
     assert "train-0.tar does not exist" in probe.examine(str(tmp_path), uri, "x", shared=False)["data"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"list_files": lambda uri: []}, "not listed afterwards"),
+        ({"read_bytes": lambda uri: b"1"}, "old content"),
+        ({"remove": lambda uri: None}, "still listed (probe)"),
+    ],
+)
+def test_a_storage_that_keeps_no_promise_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: dict[str, Any], said: str
+) -> None:
+    assert probe._keeps_promises(str(tmp_path / "well")) == "" and not list(tmp_path.iterdir())
+    for name, act in broken.items():
+        monkeypatch.setattr(probe.storage, name, act)
+    assert said in probe._keeps_promises(str(tmp_path / "x"))

@@ -32,11 +32,11 @@ def with_limits(**values: float) -> Cluster:
 
 
 def test_the_shipped_cluster_may_have_eight_gpus_and_one_node_for_data() -> None:
-    assert limits_of(SHIPPED) == Limits(cpus=4 + 8 * 8 + 16, gpus=8, cpus_per_gpu=8)
+    assert limits_of(SHIPPED) == Limits(cpus=8 * 8 + 16, gpus=8, cpus_per_gpu=8)
 
 
 def test_the_maximum_of_all_together_goes_to_gpu_nodes_first() -> None:
-    assert limits_of({**SHIPPED, "max_workers": 3}) == Limits(cpus=4 + 3 * 8, gpus=3, cpus_per_gpu=8)
+    assert limits_of({**SHIPPED, "max_workers": 3}) == Limits(cpus=3 * 8, gpus=3, cpus_per_gpu=8)
 
 
 def test_node_types_that_do_not_say_what_they_have_give_no_limits() -> None:
@@ -80,12 +80,12 @@ def test_without_any_knowledge_the_nodes_of_now_count_and_it_is_said() -> None:
 
 def test_a_trial_gets_a_gpu_worker_while_only_the_head_is_there() -> None:
     args = read_tune("test", [])
-    assert choose_engine(args, with_limits()) == "train"
-    scaling = choose_scaling(args, with_limits(), "train")
+    assert choose_engine(args) == "trial"
+    scaling = choose_scaling(args, with_limits(), "trial")
     assert (scaling.workers, scaling.gpus_per_worker) == (1, 1.0)
     assert scaling.cpus_per_worker == 4, "half of the CPUs beside a GPU stay for data tasks"
-    assert choose_scaling(read_tune("test", ["--max-gpus", "4"]), HEAD, "train").gpus_per_worker == 1.0
-    assert choose_scaling(args, HEAD, "train").gpus_per_worker == 0.0
+    assert choose_scaling(read_tune("test", ["--max-gpus", "4"]), HEAD, "trial").gpus_per_worker == 1.0
+    assert choose_scaling(args, HEAD, "trial").gpus_per_worker == 0.0
 
 
 def test_a_cluster_that_will_grow_refuses_a_path_of_one_machine() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,13 @@ def test_a_wandb_key_is_for_memory_and_never_for_rays_logged_environment(
     assert not {"key-of-the-shell", "store-secret"} & set(passed.values())
 
 
+def test_where_a_node_keeps_its_cache_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would put the driver's path in the place of the one that cluster.yaml gives the node."""
+    monkeypatch.setenv("LTCORE_CACHE", "/a/disk/of/the/head")
+    monkeypatch.setenv("LTCORE_DATA", "s3://bucket/shards")
+    assert forwarded_environment().keys() & {"LTCORE_CACHE", "LTCORE_DATA"} == {"LTCORE_DATA"}
+
+
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "LTCORE_DATA", "LTCORE_EXTRA", "WANDB_BASE_URL"])
 def test_a_password_inside_a_value_is_a_secret_whatever_the_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "https://user:pa55word@host/x")
@@ -149,15 +159,71 @@ def test_the_nonce_stands_in_no_text_of_a_job() -> None:
     assert job.to_json()["nonce"] == "nonce-of-the-driver"  # it travels to the worker all the same
 
 
-def test_silence_is_no_stall_while_nodes_are_being_started(cluster: Any) -> None:
+def watchdog(name: str, said: list[str], waited_for: Callable[[], str] | None) -> Any:
     from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 
-    began = time.monotonic()
-    heartbeat = start_heartbeat("heartbeat-of-silence", "")
-    watch = Watchdog(
-        heartbeat, lambda _: None, stall_s=2, deadline_s=None, nodes_are_coming=lambda: time.monotonic() - began < 6
-    )
+    heartbeat = start_heartbeat(name, "")
+    return Watchdog(heartbeat, lambda _: None, stall_s=2, deadline_s=None, say=said.append, waited_for=waited_for)
+
+
+def test_before_anything_has_begun_silence_is_a_stall_on_one_machine_and_waiting_on_a_cluster(cluster: Any) -> None:
+    said: list[str] = []
+    alone, shared = watchdog("alone", said, None), watchdog("shared", said, lambda: "1 GPU; 0 of 4 are free")
+    for watch in (alone, shared):
+        watch.start()
+    assert alone.stalled.wait(10)
+    assert not shared.stalled.wait(4)
+    assert "waiting for 1 GPU; 0 of 4 are free" in said
+    for watch in (alone, shared):
+        watch.end()
+
+
+def test_a_run_that_hangs_is_ended_while_others_move_and_one_that_is_over_is_left_alone(cluster: Any) -> None:
+
+    from ltcore.runtime.heartbeat import HeartbeatSender
+
+    @ray.remote(num_cpus=0, max_restarts=0)
+    class Worker:
+        def begin(self, run: str) -> int:
+            self.sender = HeartbeatSender("hangs", run, every_s=0)
+            self.beat()
+            return os.getpid()
+
+        def beat(self) -> None:
+            self.sender.beat(1, time.monotonic_ns(), 2)
+
+        def over(self) -> None:
+            self.sender.over()
+
+        def ping(self) -> bool:
+            return True
+
+    said: list[str] = []
+    watch = watchdog("hangs", said, None)
+    hangs, moves, ended = (Worker.remote() for _ in range(3))
+    pids = ray.get([worker.begin.remote(run) for worker, run in ((hangs, "hangs"), (moves, "moves"), (ended, "ended"))])
+    ray.get(ended.over.remote())
+    os.kill(pids[0], signal.SIGSTOP)
     watch.start()
-    assert not watch.stalled.wait(6)
-    assert watch.stalled.wait(10), "and is one when none are coming any more"
+    until = time.monotonic() + 30
+    while Path(f"/proc/{pids[0]}").exists() and time.monotonic() < until:
+        ray.get(moves.beat.remote())
+        time.sleep(0.2)
     watch.end()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(hangs.ping.remote(), timeout=30)
+    assert ray.get([moves.ping.remote(), ended.ping.remote()]) == [True, True]
+    assert all(line.startswith("hangs has said nothing for") for line in said) and said
+    assert not watch.stalled.is_set()
+
+
+def test_a_process_that_is_not_rays_is_never_ended(cluster: Any) -> None:
+
+    from ltcore.runtime.heartbeat import end_process
+
+    other = subprocess.Popen(["sleep", "60"])
+    end_process(ray.get_runtime_context().get_node_id(), other.pid)
+    time.sleep(3)
+    assert other.poll() is None
+    other.kill()
+    other.wait()

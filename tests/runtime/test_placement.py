@@ -10,7 +10,7 @@ from ltcore.config.execution import PlaceArgs
 from ltcore.config.load import load_run
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime import ray_task
-from ltcore.runtime.cluster import DRIVER_RESOURCE, Cluster
+from ltcore.runtime.cluster import ON_HEAD, Cluster
 from ltcore.runtime.doctor.checks import GREEN, RED, capacity, no_capacity
 from ltcore.runtime.placement import Demand, Placement, Scaling, concurrency, demand
 from ltcore.training.run import Job
@@ -108,20 +108,17 @@ def test_a_task_reserves_what_it_computes_with_and_a_driver_of_ray_train_next_to
     monkeypatch.setattr(ray_task, "run_job", Task())
     job = Job(config={}, data_uri="", run_uri="", info={})
     scaling = Scaling(workers=2, cpus_per_worker=4, gpus_per_worker=0.5)
-    heads = Cluster(local=False, cpus=40, real_cpus=40, gpus=8, nodes=5, address="", holds_drivers=True)
-    for engine, cluster in (("trial", heads), ("train", POOL), ("train", heads)):
-        ray_task.submit(job, engine, scaling, cluster)
-    assert asked == [
-        {"num_cpus": 4, "num_gpus": 0.5},
-        {"num_cpus": 0, "num_gpus": 0},
-        {"num_cpus": 0, "num_gpus": 0, "resources": {DRIVER_RESOURCE: 0.01}},
-    ]
+    for engine in ("trial", "train"):
+        ray_task.submit(job, engine, scaling)
+    assert asked == [{"num_cpus": 4, "num_gpus": 0.5}, {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}]
+    assert list(ON_HEAD) == ["node:__internal_head__"]
 
 
 def test_silence_is_told_with_what_a_run_needs_and_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_task.ray, "available_resources", lambda: {"CPU": 1.5})
-    error = ray_task.stall_error(900, Demand(cpus=2, gpus=1, data_cpus=0), POOL)
+    monkeypatch.setattr(ray_task.ray, "cluster_resources", lambda: {"CPU": 40.0, "GPU": 8.0})
+    error = ray_task.stall_error(900, Demand(cpus=2, gpus=1, data_cpus=0))
     assert str(error) == (
-        "Nothing happened for 900 s. One run needs 2 CPUs and 1 GPUs; of 40 CPUs and 8 GPUs, 1.5 CPUs and 0 GPUs are free "
-        "now. Everything was canceled; the same command continues."
+        "Nothing happened for 900 s: 2 CPUs and 1 GPUs for one run; 1.5 of 40 CPUs and 0 of 8 GPUs are free. Everything was "
+        "canceled; the same command continues."
     )

@@ -35,7 +35,7 @@ def local_ray() -> Iterator[None]:
 def stream(uri: str, **options: Any) -> Any:
     from ltcore.runtime.ray_data import RayLoader
 
-    return RayLoader(DataConfig(uri=uri, loader="ray", prefetch_steps=3), uri, epochs=3, **options)
+    return RayLoader(DataConfig(uri=uri, loader="ray", prefetch_steps=3), uri, epochs=4, **options)
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -53,9 +53,13 @@ def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, r
         make_loader(DataConfig(uri=color_shards, loader=t), color_shards, **options) for t in ("cache", "threads")
     ]
     assert {loader.kind for loader in loaders} == {"ray", "cache", "threads"}
-    for epoch in range(3):
-        if epoch:  # the second and third epoch repeat some samples, each others
-            copies_N = drawn_copies(np.arange(loaders[0].store.manifest.split("train").num_samples) % 5, 0, epoch)
+    num_samples = loaders[0].store.manifest.split("train").num_samples
+    for epoch in range(4):
+        if epoch == 3:  # the last one has an order of its own
+            for loader in loaders:
+                loader.copies_N, loader.order_L = None, np.arange(num_samples)[::-1] // 2
+        elif epoch:  # the second and third epoch repeat some samples, each others
+            copies_N = drawn_copies(np.arange(num_samples) % 5, 0, epoch)
             assert copies_N.max() > 1
             for loader in loaders:
                 loader.copies_N = copies_N
@@ -67,6 +71,20 @@ def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, r
             assert len(streamed) == 4
     for loader in loaders:
         loader.close()
+
+
+def test_pairs_are_those_of_the_other_tiers(local_ray: None, color_shards: str) -> None:
+    options: dict[str, Any] = {"batch_size": 8, "seed": 3, "rank": 1, "world": 2, "paired": True}
+    streamed = stream(color_shards, **options)
+    threaded = make_loader(DataConfig(loader="threads"), color_shards, **options)
+    for epoch, start in ((0, 6), (1, 0)):
+        batches = zip(streamed.train_batches(epoch, start), threaded.train_batches(epoch, start), strict=True)
+        sizes = []
+        for a, b in batches:
+            assert_same(a, b)
+            sizes.append(len(a))
+        assert sizes == [8] * (8 - start)
+    streamed.close()
 
 
 def test_tars_of_others_give_the_batches_of_the_other_tiers(local_ray: None, tmp_path: Path) -> None:

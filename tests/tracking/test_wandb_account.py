@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -21,6 +20,7 @@ from ltcore.errors import ConfigError
 from ltcore.runtime.doctor import checks as doctor
 from ltcore.tracking import wandb_account
 from ltcore.tracking.wandb_account import check_variables, find_key, resolve_mode, settle_mode
+from ltcore.tracking.wandb_service import end_service
 from tests.paths import ROOT
 from tests.tracking.wandb_server import CLOSES, serve
 
@@ -30,7 +30,7 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home without a login, no variables of W&B, and a W&B that has read none yet."""
-    wandb.teardown()
+    end_service()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -39,8 +39,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.delenv("WANDB_MODE")  # known to monkeypatch: what the code sets on the way goes when the test ends
     monkeypatch.setattr(wandb_account, "PROBE_S", 1)
     yield
-    with contextlib.suppress(Exception, SystemExit):
-        wandb.teardown()
+    end_service()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_the_doctor_asks_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     with serve(lambda _: 401) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        wandb.teardown()
+        end_service()
         found = doctor.tracking(ask=True)
         assert (found.state, doctor.tracking().state) == (doctor.YELLOW, doctor.GREEN)
     assert "401" in found.found
@@ -118,9 +117,9 @@ def test_what_wandb_login_writes_is_found(base_url: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("WANDB_SILENT", "true")  # else it asks the server for a name, to greet
     if base_url:
         monkeypatch.setenv("WANDB_BASE_URL", base_url)
-    wandb.teardown()
+    end_service()
     wandb.login(key=SECRET, verify=False)
-    wandb.teardown()
+    end_service()
     assert SECRET in (tmp_path / ".netrc").read_text()
     assert find_key(os.environ) == {"WANDB_API_KEY": SECRET}
     assert find_key({"WANDB_API_KEY": "of the shell"}) == {"WANDB_API_KEY": "of the shell"}

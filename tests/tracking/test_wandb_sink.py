@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
 from ltcore.errors import ConfigError
 from ltcore.storage import read_jsonl
 from ltcore.tracking import wandb_sink
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.tracker import open_tracker
+from ltcore.tracking.wandb_service import end_service
 from ltcore.tracking.wandb_sink import wandb_id
 from tests.tracking.wandb_file import read_offline_run, records
 from tests.tracking.wandb_server import CLOSES, serve
@@ -189,10 +189,9 @@ def own_service(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """W&B reads its variables once in a process."""
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.delenv("WANDB_MODE")  # known to monkeypatch: what the code sets on the way goes when the test ends
-    wandb.teardown()
+    end_service()
     yield
-    with contextlib.suppress(Exception, SystemExit):
-        wandb.teardown()
+    end_service()
 
 
 @pytest.mark.usefixtures("own_service")
@@ -204,7 +203,7 @@ def test_a_run_that_wandb_refuses_after_it_took_the_key_is_logged_offline(
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         with pytest.raises(ConfigError, match=r"tracking.wandb_mode='online'.*401"):
             train(tmp_path / "online", "trial-2", options=TrackingConfig(wandb_mode="online", tensorboard=False))
-        wandb.teardown()
+        end_service()
         with pytest.warns(UserWarning, match=r"401.*run trial-1 is logged offline"):
             train(tmp_path / "first", "trial-1")
         asked = len(server.asked)

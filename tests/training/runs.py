@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from ltcore import dist
+from ltcore.config.records import Notice
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.models.norm import average_running_stats_
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.build import Components, build, parallel
+from ltcore.training.build import Components, build, parallel, stream_options
 from ltcore.training.context import LocalContext, RunContext
-from ltcore.training.copies import epoch_copies
+from ltcore.training.copies import plan_epoch
 from ltcore.training.optim import build_optimizer
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, execute
@@ -26,13 +27,15 @@ TERMS = {
     "objective.terms.lpa.num_attributes": 4,
     "objective.terms.lpa.queue_size": 16,
     "objective.terms.lpa.neighbors": 2,
+    "objective.terms.lpa.threshold": 0.0,
+    "objective.terms.lpa.embedding": "query",
     "objective.terms.dro.weight": 0.5,
     "objective.terms.dro.start": 0.0,
     "objective.terms.ifl.num_envs": 2,
     "objective.terms.ifl.start": 0.0,
     "objective.terms.ifl.milestones": "0.2",
 }
-"""All three terms, acting as soon as their memories are published."""
+"""All three terms, acting as soon as their memories are published, with neighbors by chance and a projection."""
 
 
 def tiny_run(**changes: Any) -> RunConfig:
@@ -83,12 +86,13 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
 
     cfg = RunConfig.from_dict(cfg_tree)
     ctx = Rank()
-    loader = make_loader(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, rank=ctx.rank, world=ctx.world)
+    options = {"batch_size": cfg.train.batch_size, "seed": cfg.seed, "rank": ctx.rank, "world": ctx.world}
+    loader = make_loader(cfg.data, uri, **options, **stream_options(cfg))
     parts = _as(dtype, build(cfg, loader, ctx))
     optimizer = build_optimizer(cfg.train.optim, parts.step)
     objective, losses, done, epoch = parts.step.objective, [], 0, 0
     while done < steps:
-        loader.copies_N = epoch_copies(cfg, loader, objective, epoch, ctx.device)
+        plan_epoch(cfg, loader, objective, epoch, ctx.device)
         for raw in loader.train_batches(epoch):
             progress = done / steps
             batch = parts.augment(raw, epoch)
@@ -107,7 +111,7 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
                 break
         objective.merge(done / steps)
         epoch += 1
-    average_running_stats_(parts.step.net)
+    average_running_stats_(parts.step)
     loader.close()
     published = {
         f"{name}/{key}": value.clone()
@@ -117,7 +121,7 @@ def plain_steps(cfg_tree: dict[str, Any], uri: str, steps: int, dtype: torch.dty
     return {
         "losses": torch.stack(losses),
         "gradients": gradients,
-        "state": {name: value.clone() for name, value in parts.step.net.state_dict().items()},
+        "state": {name: value.clone() for name, value in parts.step.state_dict().items()},
         "memories": published,
     }
 
@@ -160,3 +164,18 @@ class StopAfter(LocalContext):
     def stop_requested(self) -> bool:
         self._left -= 1
         return self._left < 0
+
+
+class Told(Rank):
+    """Hears a notice at a question; only rank 0 knows when to ask."""
+
+    def __init__(self, question: int, what: Notice = "preemption") -> None:
+        super().__init__()
+        self._left, self._what = question, what
+
+    def notice_due(self) -> bool:
+        self._left -= 1
+        return self.rank == 0 and self._left < 0
+
+    def notice(self) -> Notice | None:
+        return self._what

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import fs as pafs
 
 import ltcore
-from ltcore import storage
+from ltcore import storage, stores
 from ltcore.errors import DataError
 from ltcore.training.fetch import fetched
 from ltcore.training.stage2.source import stage1_checkpoint
@@ -41,7 +41,7 @@ class Evil:
             return pafs.FileInfo(what, pafs.FileType.Directory)
         return [pafs.FileInfo(f"bucket/run/{name}", pafs.FileType.File) for name in self.names]
 
-    def open_input_stream(self, path: str) -> Any:
+    def open_input_file(self, path: str) -> Any:
         raise AssertionError(f"{path} was read")
 
 
@@ -72,7 +72,7 @@ COPIERS: list[Callable[[str, Path], Any]] = [mirrored, copied, stage1, reported,
 def test_no_name_of_an_object_leaves_the_folder_that_it_is_copied_to(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_remote_fs", lambda root, endpoint: Evil(name))
+    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: Evil(name))
     for number, copy in enumerate(COPIERS):
         folder = tmp_path / str(number) / "inside"
         folder.mkdir(parents=True)

@@ -27,6 +27,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "objective.base_options.paco.sample_weight": 0.05,
     },
     "all_terms": TERMS,
+    "class_aware_dro": {
+        "train.sampling": "class_aware",
+        "train.images_per_class": 2,
+        "objective.base_options.cross_entropy.class_weights": "natural",
+        "objective.base_options.cross_entropy.weight_norm": "batch_sum",
+        "objective.terms.dro.weight": 1.0,
+        "objective.terms.dro.start": 0.0,
+    },
 }
 
 

@@ -14,16 +14,20 @@ import torchvision
 
 from ltcore.config.load import load_run
 from ltcore.config.schema import RunConfig
+from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest, write_manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.models.ema import EmaCopy
 from ltcore.stats import ClassStats
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.build import Components, build_modules
+from ltcore.training.build import Components, build, build_modules
 from ltcore.training.context import StopRequested
-from ltcore.training.init_from import start_from
+from ltcore.training.evaluate import Evaluator
+from ltcore.training.init_from import start_centroids, start_from
+from ltcore.training.stage2.features import pooled_features
 from ltcore.training.step import TrainStep
-from tests.training.runs import TERMS, StopAfter, assert_equal_runs, run, tiny_run, weights
+from tests.ddp import run_ranks
+from tests.training.runs import TERMS, Rank, StopAfter, assert_equal_runs, run, tiny_run, weights
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,7 @@ def test_another_network_other_classes_or_nothing_is_refused(first: Path, tiny_s
         f"train.init_from={first} holds another network (model.name: 'resnet8' there, 'resnet20' now)"
     )
     assert "model.head: 'linear' there, 'cosine' now" in refusal(model__head="cosine")
+    assert "model.tde.parts: 2 there, 4 now" in refusal(model__tde__parts=4)
     renamed = Path(shutil.copytree(tiny_shards, tmp_path / "renamed"))
     manifest = read_manifest(str(renamed))
     write_manifest(dataclasses.replace(manifest, classes=("ape", *manifest.classes[1:])), str(renamed))
@@ -147,9 +152,43 @@ def test_the_authors_stages_of_dro_lt(tiny_shards: str, tmp_path: Path) -> None:
     run(one, tiny_shards, tmp_path / "one")
     two = two.replace({"train.init_from": str(tmp_path / "one")})
     assert two.train.freeze == "classifier" and two.objective.terms.dro.start == 0
+    two = two.replace({"train.images_per_class": 2})
     record = run(two, tiny_shards, tmp_path / "two")
-    assert record["last"]["train/dro"] > 0
+    epochs = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").open()]
+    assert all(epoch["train/dro"] > 0 for epoch in epochs), "also in the first one"
+    assert record["best"]["val/ncm_top1"] == max(epoch["val/ncm_top1"] for epoch in epochs)
     assert record["started_from"]["checkpoint"].startswith(str(tmp_path / "one"))
+    three = load_run("cifar100_lt_dro_classifier", {"stage2.from_run": str(tmp_path / "two"), "tracking.wandb": False})
+    last = run(three.replace({"tracking.tensorboard": False, "train.threads": 1}), tiny_shards, tmp_path / "three")
+    assert last["stage1"]["epoch"] == record["best"]["epoch"], "the features that the nearest class mean chose"
+
+
+def first_centroids(uri: str, first: str) -> dict[str, torch.Tensor]:
+    cfg, ctx = tiny_run(train__init_from=first, objective__terms__dro__layers="stage1,final"), Rank()
+    loader = make_loader(cfg.data, uri, batch_size=8, seed=0, rank=ctx.rank, world=ctx.world)
+    parts = build(cfg, loader, ctx)
+    start_from(cfg, parts, loader.store.manifest.classes)
+    evaluator = Evaluator(
+        net=parts.eval_net, loader=loader, device=ctx.device, batch_size=7, normalize=parts.augment.evaluate
+    )
+    start_centroids(cfg, parts, evaluator)
+    memories = parts.step.objective.memories()
+    if ctx.world == 1:
+        features_ND = pooled_features(evaluator, "train", torch.float32)
+        for c in range(4):
+            mean_D = features_ND.features_ND[features_ND.labels_N == c].mean(0)
+            torch.testing.assert_close(memories["ClassCentroids1"].mean_CD[c].float(), mean_D)  # type: ignore[attr-defined]
+    loader.close()
+    return {f"{name}/{key}": t for name, m in memories.items() for key, t in {**m.published(), **m.pending()}.items()}
+
+
+def test_the_first_epoch_has_the_centroids_of_the_weights_it_starts_from(first: Path, tiny_shards: str) -> None:
+    one = first_centroids(tiny_shards, str(first))
+    assert one["ClassCentroids/count_C"].tolist() == one["ClassCentroids1/count_C"].tolist() == [23, 12, 7, 4]
+    assert not one["ClassCentroids/seen_C"].any() and not one["ClassCentroids1/sum_CD"].any()
+    for two in run_ranks(first_centroids, 2, tiny_shards, str(first)):
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-7, msg=name)
 
 
 def backbone_file(path: Path, name: str = "resnet50", drop: str = "", **extra: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.paths import ROOT
 from tests.training.kill_runs import CONFIG
 from tests.training.runs import assert_equal_runs, run
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_where_the_undisturbed_one_does(tiny_shards: str, tmp_path: Path) -> None:
     run(CONFIG, tiny_shards, tmp_path / "whole")
     command = [sys.executable, "-m", "tests.training.kill_runs", tiny_shards, str(tmp_path / "killed"), "7", "4"]

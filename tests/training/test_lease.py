@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ltcore.errors import DataError
+from ltcore.storage import read_bytes, write_bytes_atomic
 from ltcore.training import lease
 from ltcore.training.lease import FOLDER, exclusive
 from tests.s3 import Bucket
@@ -27,6 +28,25 @@ with exclusive(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
+
+WRITE = """
+import sys, time
+from ltcore.errors import DataError
+from ltcore.storage import write_bytes_atomic
+from ltcore.storage import read_bytes, write_bytes_atomic
+from ltcore.training import lease
+lease.RENEW_S, lease.VOID_S = 0.3, 2.0
+try:
+    with lease.exclusive(sys.argv[1]) as held:
+        for number in range(10**6):
+            held.check()
+            write_bytes_atomic(f"{sys.argv[1]}/run.json", f"old {number}".encode())
+            print("wrote", number, flush=True)
+            time.sleep(0.05)
+except DataError as error:
+    print(error, flush=True)
+"""
+"""A process that writes a record for as long as the place is its own."""
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -116,8 +136,10 @@ def test_damage_in_the_folder_holds_nobody_for_ever(tmp_path: Path) -> None:
 def test_who_lost_the_place_while_it_stood_still_stops(place: str) -> None:
     with exclusive(place) as held:
         held.check()
-        lease._remove(held._file)  # what another process does with a claim that is void
-        time.sleep(0.5)
+        lease._remove(held._file)  # what another process does with a claim that is void, before it writes its own
+        write_bytes_atomic(f"{place}/{FOLDER}/another.json", b"{}")
+        held._write()  # and this one was in the middle of a renewal
+        held._look()
         with pytest.raises(DataError, match=r"run was taken over by another process"):
             held.check()
 
@@ -152,3 +174,34 @@ def test_of_many_at_once_one_at_a_time_holds(tmp_path: Path, monkeypatch: pytest
     for thread in threads:
         thread.join()
     assert (most[0], turns[0]) == (1, 6)
+
+
+def test_an_owner_that_was_stopped_writes_nothing_after_it_lost_the_place(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that share nothing but the storage; the first stands still for longer than its claim is good."""
+    monkeypatch.setattr(lease, "PREDECESSOR_S", 30.0)
+    monkeypatch.setattr(lease, "VOID_S", 2.0)
+    environment = {**os.environ, "LTCORE_CACHE": str(tmp_path / "another")}
+    child = subprocess.Popen([sys.executable, "-c", WRITE, place], stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None and child.stdout.readline() == "wrote 0\n"
+    child.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    with exclusive(place):
+        assert time.monotonic() - began > 1.5
+        write_bytes_atomic(f"{place}/run.json", b"new")
+        child.send_signal(signal.SIGCONT)
+        said = child.stdout.read()
+        assert read_bytes(f"{place}/run.json") == b"new"
+    assert "run was taken over by another process while this one was suspended" in said.splitlines()[-1]
+    assert child.wait() == 0
+    child.stdout.close()
+
+
+def test_who_holds_a_place_asks_by_its_name(tmp_path: Path) -> None:
+    lease.check_held(str(tmp_path))  # nobody does
+    with exclusive(str(tmp_path)) as held:
+        lease.check_held(str(tmp_path))
+        held._taken = True
+        with pytest.raises(DataError, match="taken over"):
+            lease.check_held(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -26,6 +27,33 @@ def test_cosine_falls_from_one_to_almost_zero_after_warmup() -> None:
     assert all(a > b for a, b in itertools.pairwise(factors[4:]))
     assert factors[20] == pytest.approx(0.5)
     assert 0 < factors[-1] < 0.01
+
+
+def test_pacos_cosine_begins_at_the_peak_after_warmup() -> None:
+    """Rate x (1 + cos(pi (e - W + 1) / (E - W + 1))) / 2 from 0-based epoch W on: Places-LT has 30 epochs, 5 of warm-up."""
+    cfg = OptimConfig(schedule="cosine_after_warmup", warmup=0.167)
+    factors = [lr_factor(cfg, e, 30) for e in range(30)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == pytest.approx((1 + math.cos(math.pi / 26)) / 2)
+    assert factors[17] == pytest.approx(0.5) and factors[29] == pytest.approx((1 + math.cos(math.pi * 25 / 26)) / 2)
+
+
+@pytest.mark.parametrize("epochs", [1, 10, 20, 30, 59])
+def test_a_warmup_below_two_epochs_rises_with_every_step(epochs: int) -> None:
+    cfg, steps = OptimConfig(), 100
+    rates = [lr_factor(cfg, e, epochs, (s + 1) / steps) for e in range(min(epochs, 3)) for s in range(steps)]
+    ramp = cfg.warmup * epochs * steps
+    for number, rate in enumerate(rates, 1):
+        assert rate == pytest.approx(min(1.0, number / ramp) if number <= 0.8 * epochs * steps else rate)
+    assert rates[0] == pytest.approx(min(1.0, 1 / ramp)) and max(rates) == 1.0
+
+
+@pytest.mark.parametrize(("warmup", "epochs"), [(0.025, 200), (0.025, 400), (0.025, 100), (0.1, 48), (0.167, 30)])
+def test_published_warmups_rise_by_epochs_whatever_the_step(warmup: float, epochs: int) -> None:
+    cfg = OptimConfig(warmup=warmup)
+    for epoch in range(round(warmup * epochs)):
+        rates = {lr_factor(cfg, epoch, epochs, share) for share in (0.01, 0.5, 1.0)}
+        assert rates == {(epoch + 1) / round(warmup * epochs)}
 
 
 def test_the_same_fractions_hold_for_another_number_of_epochs() -> None:

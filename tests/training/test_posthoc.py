@@ -29,8 +29,10 @@ BALANCED = {
     "class_balanced": "weighs every class",
     "ldam": "weighs every class",
     "paco": "adds the log class prior",
+    "gpaco": "adds the log class prior",
     "ride": "weighs every class",
     "sade": "adds log class priors",
+    "bbn": "trains half of its features on a stream in which rare classes come most",
 }
 
 
@@ -102,7 +104,10 @@ def test_evaluation_predicts_by_the_adjusted_logits(
 def test_a_run_that_balanced_its_classes_is_refused(tiny_shards: str, tmp_path: Path, base: str) -> None:
     experts: dict[str, Any] = {"model.num_experts": 3} if BASES[base].build.expert_head else {}
     cosine = COSINE if base in ("ldam", "ride") else {}
-    run(tiny_run(train__epochs=1, objective__base=base, **experts, **cosine), tiny_shards, tmp_path / "run")
+    bilateral = {"model.bilateral": BASES[base].build.pairs}
+    run(
+        tiny_run(train__epochs=1, objective__base=base, **experts, **cosine, **bilateral), tiny_shards, tmp_path / "run"
+    )
     with pytest.raises(ConfigError, match=rf"posthoc_tau=1 does not go with objective.base={base} .*{BALANCED[base]}"):
         ltcore.load(tmp_path / "run", posthoc_tau=1.0)
 
@@ -110,7 +115,7 @@ def test_a_run_that_balanced_its_classes_is_refused(tiny_shards: str, tmp_path: 
 def test_every_base_is_either_refused_or_plain() -> None:
     plain = [name for name, row in BASES.items() if not row.build.balances(row.build.Config())]
     assert sorted([*plain, *BALANCED]) == sorted(BASES)
-    assert plain == ["cross_entropy", "focal"]
+    assert plain == ["cross_entropy", "focal", "lff"]
 
 
 def test_stage_2_and_old_checkpoints_and_wrong_strengths_are_refused(

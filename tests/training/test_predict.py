@@ -114,6 +114,24 @@ def test_classes_go_by_name_in_any_order_and_number(trained: Path, tmp_path: Pat
     assert found["classes_present"] == {"test": len(classes)}
 
 
+def test_other_data_are_ranked_by_the_training_images_of_the_run(trained: Path, tmp_path: Path) -> None:
+    """Day is the majority of all classes; the other data name it otherwise, have it last, or do not know it."""
+    predictor = ltcore.load(trained)
+    assert predictor.attributes == ("day", "night") and all(day >= night for day, night in predictor.attribute_counts)
+
+    def ranked(*names: str) -> dict[str, Any]:
+        """Metrics of the test split, whose attributes 0 and 1 are called so, whatever this data's training split has."""
+        uri = str(tmp_path / "-".join(names))
+        splits = {"train": tiny_samples("val"), "test": tiny_samples("test")}
+        write_dataset(uri, classes=predictor.classes, attributes=names, splits=splits, image_size=16, shot_rule="rank")
+        return evaluate(predictor, uri, ["test"], [])["splits"]["test"]
+
+    same, swapped, unknown = ranked("day", "night"), ranked("night", "day"), ranked("dawn", "dusk")
+    assert same["attribute_rank/majority"] == swapped["attribute_rank/rare"] is not None
+    assert same["attribute_rank/rare"] == swapped["attribute_rank/majority"] is not None
+    assert unknown["attribute_rank/majority"] is None and unknown["worst_group"] == same["worst_group"]
+
+
 def test_fewer_classes_are_said_and_unknown_ones_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +244,10 @@ def test_weights_that_are_not_finite_are_refused_wherever_a_checkpoint_is_read(
         ("class_prior", [0.5, 0.5, 0.0, 0.0], "a share above 0 for each class"),
         ("class_prior", [0.5, math.nan, 0.2, 0.3], "a share above 0 for each class"),
         ("class_prior", "many", "a share above 0 for each class"),
+        ("attributes", [1], "names"),
+        ("attribute_counts", [[1, -1]] * 4, "for each class a whole number for each attribute"),
+        ("attribute_counts", [[1, 2]], "4 classes and 1 attribute_counts, expected one per class"),
+        ("attribute_counts", [[1, 2, 3]] * 4, "rows of other lengths than the 2 attributes"),
         ("step", -1, "step is -1, expected a whole number from 0 to"),
         ("epoch", 10**30, "expected a whole number from 0 to"),
         ("metrics", 5, "metrics is 5, expected names with values"),

@@ -31,6 +31,7 @@ def test_patience_needs_validation_images(tiny_shards: str) -> None:
 def test_class_weights_name_classes_of_the_data(tiny_shards: str) -> None:
     manifest = read_manifest(tiny_shards)
     name = manifest.classes[3]
+    check_run(tiny_run(**{TABLE: "natural", "train.sampling": "class_balanced"}), manifest)
     for value in ("auto", None, {name: 2.0}, [1, 2, 3, 4]):
         check_run(tiny_run(**{TABLE: value}), manifest)
     with pytest.raises(ConfigError, match=rf"^{TABLE}: no class is named '{name}x'. Did you mean {name}"):

@@ -61,6 +61,16 @@ def test_what_a_metric_needs_is_said(manifest: Manifest) -> None:
         check_selection(everything, without_val(manifest, "few"))
 
 
+def test_metrics_of_attributes_choose_where_the_data_have_attributes(manifest: Manifest) -> None:
+    check_selection({"train.select": "val/attribute_rank/rare", "sweep.metric": "val/worst_group"}, manifest)
+    with pytest.raises(
+        ConfigError, match=r"val/attribute_rank/second: it needs more than 2 attributes, there are 2 in"
+    ):
+        check_selection({"train.select": "val/attribute_rank/second"}, manifest)
+    with pytest.raises(ConfigError, match=r"val/attribute_gap: it needs more than 1 attributes, there are none in"):
+        check_selection({"train.select": "val/attribute_gap"}, replace(manifest, attributes=()))
+
+
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "absent"])
 def test_without_validation_images_nothing_is_chosen_and_a_single_run_still_trains(
     manifest: Manifest, empty: bool

@@ -48,7 +48,7 @@ def test_twice_the_same_run_is_bitwise_the_same(tiny_shards: str, tmp_path: Path
     assert_equal_runs(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("terms", [{}, TERMS], ids=["base", "all-terms"])
+@pytest.mark.parametrize("terms", [{"train.optim.warmup": 0.4}, TERMS], ids=["base, short warm-up", "all-terms"])
 @pytest.mark.parametrize("questions", [0, 1, 2, 4])
 def test_a_stopped_run_continues_as_if_nothing_had_happened(
     tiny_shards: str, tmp_path: Path, terms: dict[str, Any], questions: int, monkeypatch: pytest.MonkeyPatch
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_names_part_and_step(tiny_shards: str, tmp_pat
     with pytest.raises(NumericError, match=r"Step \d+: base.*not finite.*optim.lr"):
         run(tiny_run(train__optim__lr=1e30), tiny_shards, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["status"] == "failed"
+    assert (record["status"], record["retryable"]) == ("failed", False)
     assert "not finite" in record["reason"]
 
 

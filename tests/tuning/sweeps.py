@@ -20,6 +20,7 @@ SPACE = {
 }
 RUN = {
     "train.epochs": "8",
+    "train.eval_every": "1",
     "train.batch_size": "8",
     "train.threads": "1",  # two would wait for each other whenever another test has one of the cores
     "train.optim.warmup": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from ltcore.config.records import RungDecision, RunRecord, Stopped
+from ltcore.errors import NumericError, is_retryable
 from ltcore.tuning.rungs import Cohort, Course, Part, Rung, ranked, rung_epoch, rungs, standing, whole_runs
 from ltcore.tuning.winner import winner_of
 from tests.records import run_record, trial_record
@@ -25,18 +27,23 @@ class Shelf:
     metric: str = "val/top1"
     records: dict[str, RunRecord] = field(default_factory=dict)
     decisions: list[RungDecision] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, Exception] = field(default_factory=dict)
     """Trial -> the error that it meets."""
     early: Mapping[str, int] = field(default_factory=dict)
     """Trial -> the epoch at which its patience ends it."""
     blind: bool = False
     """No trial has a value."""
+    epochs: int = EPOCHS
+    eval_every: int = 4
+    start: float = 3 / EPOCHS
+    """Of the last term, as a fraction of training."""
 
     def read(self, trial: str) -> RunRecord | None:
         return self.records.get(trial)
 
     def epoch(self, params: Mapping[str, Any], rung: Rung) -> int:
-        return rung_epoch(rung.fraction, epochs=params.get("epochs", EPOCHS), eval_every=4, start=0.2)
+        epochs = params.get("epochs", self.epochs)
+        return rung_epoch(rung.fraction, epochs=epochs, eval_every=self.eval_every, start=self.start)
 
     def decision(self, cohort: int, rung: Rung) -> RungDecision | None:
         return next((d for d in self.decisions if (d.cohort, d.fraction) == (cohort, rung.fraction)), None)
@@ -57,13 +64,14 @@ class Shelf:
     def run(self, part: Part, value: float) -> None:
         """What the trial does: it trains to the end of the part, or fails."""
         if part.trial in self.broken:
-            self.records[part.trial] = run_record(status="failed", reason=self.broken[part.trial])
+            error = self.broken[part.trial]
+            self.records[part.trial] = run_record(status="failed", reason=str(error), retryable=is_retryable(error))
             return
-        epochs = part.params.get("epochs", EPOCHS)
+        epochs = part.params.get("epochs", self.epochs)
         epoch = part.until or epochs
         last = {} if self.blind else {self.metric: value + 0.001 * epoch}
         status = "stopped" if part.until else "finished"
-        if epoch >= (at := self.early.get(part.trial, EPOCHS + 1)):
+        if epoch >= (at := self.early.get(part.trial, epochs + 1)):
             epoch, status = at, "finished"
         self.records[part.trial] = run_record(status=status, epochs_done=epoch, last=last)
 
@@ -143,7 +151,7 @@ def test_a_decision_whose_writer_was_killed_is_written_out() -> None:
 
 
 def test_nothing_is_decided_while_a_trial_of_the_cohort_is_missing() -> None:
-    shelf = Shelf(broken={"00005": "OSError: No space left on device"})
+    shelf = Shelf(broken={"00005": OSError("No space left on device")})
     course = course_of(shelf)
     run(shelf, course, 2, seed=0)
     assert course.over and not shelf.decisions and not finished(shelf)
@@ -154,7 +162,7 @@ def test_nothing_is_decided_while_a_trial_of_the_cohort_is_missing() -> None:
 
 
 def test_a_trial_that_failed_for_good_leaves_its_cohort() -> None:
-    shelf = Shelf(broken={"00002": "NumericError: Step 3: loss is nan"})
+    shelf = Shelf(broken={"00002": NumericError("Step 3: loss is nan")})
     run(shelf, course_of(shelf), 2, seed=0)
     assert finished(shelf) == {"00004", "00007", "00000"}
     assert len(shelf.decisions[0].trials) == 7
@@ -226,18 +234,63 @@ def test_three_trials_at_least_reach_the_end(
     [
         (0.25, 16, 1, 0.0, 4),
         (0.25, 16, 1, 0.25, 5),  # a term that begins there has to act first
+        (0.25, 16, 1, 0.26, 6),  # what it needs is built at the end of epoch 5, so it acts in epoch 6
+        (0.01, 16, 1, 0.0, 2),  # the first epoch fills the memories of a term that begins at once
         (0.25, 16, 4, 0.25, 8),  # and the epoch has to be validated
         (0.25, 10, 1, 0.0, 3),
         (0.3, 10, 1, 0.2, 3),
         (0.75, 8, 8, 0.0, 0),  # no rung at the end of training
         (0.9, 5, 1, 0.0, 0),
         (0.6, 5, 1, 0.9, 0),
+        (0.75, 16, 4, 0.0, 12),  # one validation interval before the end is the last rung that is worth it
+        (0.75, 15, 4, 0.0, 0),
     ],
 )
 def test_a_rung_is_a_validated_epoch_before_the_end_in_which_every_term_acted(
     fraction: float, epochs: int, eval_every: int, start: float, epoch: int
 ) -> None:
     assert rung_epoch(fraction, epochs=epochs, eval_every=eval_every, start=start) == epoch
+
+
+SETTINGS = list(
+    itertools.product(
+        (1, 2, 4, 8, 30),  # trials
+        (0.05, 0.25, 1 / 3, 0.5, 0.75, 0.9, 0.99, 1.0),  # grace
+        (2, 3, 4),  # factor
+        (1, 5, 16, 48),  # epochs
+        (1, 4, 12),  # validation
+        (0.0, 0.2, 0.6, 0.95),  # start of the last term
+    )
+)
+
+
+def test_no_setting_puts_a_rung_at_the_end_or_before_a_term_has_acted() -> None:
+    for size, grace, factor, epochs, eval_every, start in SETTINGS:
+        for rung in rungs(size, grace, factor):
+            epoch = rung_epoch(rung.fraction, epochs=epochs, eval_every=eval_every, start=start)
+            if epoch:
+                assert epoch % eval_every == 0 and epoch + eval_every <= epochs
+                assert epoch >= rung.fraction * epochs - 1e-6
+                assert epoch - 1 >= start * epochs - 1e-6, "what the term needs was there a whole epoch earlier"
+
+
+def test_whatever_the_settings_a_trial_that_ran_to_its_end_is_finished_and_may_win() -> None:
+    for size, grace, factor, epochs, eval_every, start in SETTINGS[::7]:
+        shelf = Shelf(epochs=epochs, eval_every=eval_every, start=start)
+        trials: dict[str, dict[str, Any]] = {f"{n:05d}": {} for n in range(size)}
+        course = Course(iter([Cohort(0, trials, rungs(size, grace, factor), shelf)]))
+        values = {name: ((n * 7919) % 101) / 101 for n, name in enumerate(trials)}
+        while (part := course.next_part()) is not None:
+            shelf.run(part, values[part.trial])
+            course.ended(part.trial)
+        assert course.over
+        for record in shelf.records.values():
+            assert (standing(record) == "finished") == (record.epochs_done == epochs)
+        assert len(finished(shelf)) >= min(size, 3)
+        best = max(values, key=lambda name: values[name])
+        assert best in finished(shelf), (size, grace, factor, epochs, eval_every, start)
+        epochs_compared = [decision.trials[0].epoch for decision in shelf.decisions]
+        assert epochs_compared == sorted(set(epochs_compared)), "each comparison knows more than the one before"
 
 
 def test_what_a_search_costs() -> None:
@@ -257,12 +310,32 @@ RANK_5 = Stopped(epoch=4, value=0.1, rank=5, of=8, keep=3)
         (run_record(status="stopped", epochs_done=4, reason="stopped after epoch 4 of 16"), 4, "there"),
         (run_record(status="stopped", epochs_done=4, reason="stopped after epoch 4 of 16"), 0, "open"),
         (run_record(status="stopped", epochs_done=4, decision=RANK_5), 0, "stopped"),
-        (run_record(status="failed", epochs_done=4, reason="NumericError: x"), 4, "failed"),
-        (run_record(status="failed", epochs_done=4, reason="ConfigError: x"), 0, "failed"),
-        (run_record(status="failed", epochs_done=4, reason="CheckpointError: No space left on device"), 4, "open"),
-        (run_record(status="failed", reason="The memory of cuda is full"), 0, "open"),
+        (run_record(status="failed", epochs_done=4, reason="NumericError: x", retryable=False), 4, "failed"),
+        (run_record(status="failed", epochs_done=4, reason="NumericError: x", retryable=False), 0, "failed"),
+        (run_record(status="failed", epochs_done=4, reason="No space left on device", retryable=True), 4, "open"),
         (run_record(status="finished", epochs_done=16), 4, "finished"),
     ],
 )
 def test_what_a_record_says(record: RunRecord | None, until: int, state: str) -> None:
     assert standing(record, until) == state
+
+
+def test_a_thousand_trials_cost_a_few_reads_each() -> None:
+    @dataclass
+    class Counting(Shelf):
+        reads: int = 0
+
+        def read(self, trial: str) -> RunRecord | None:
+            self.reads += 1
+            return super().read(trial)
+
+    shelf, points = Counting(), {f"{n:05d}": {} for n in range(1000)}
+    course, parts = course_of(shelf, points), 0
+    while (part := course.next_part()) is not None:
+        shelf.run(part, float(part.trial))
+        course.ended(part.trial)
+        parts += 1
+    assert course.over
+    kept = [decision.keep for decision in shelf.decisions]
+    assert parts == 1000 + sum(kept), "every trial once, and once more for each rung that it passed"
+    assert shelf.reads == 1000 + parts, "one look at what is there, and one after every part"

@@ -12,7 +12,11 @@ import pytest
 from ltcore.errors import ConfigError
 from tests.tuning.sweeps import runs, tune
 
-FOUR = {"sweep__space__train__optim__lr": "grid:0.05,0.04,0.03,1e-9", "sweep__retrain_seeds": "2"}
+FOUR = {
+    "sweep__space__train__optim__lr": "grid:0.05,0.04,0.03,1e-9",
+    "sweep__retrain_seeds": "2",
+    "sweep__train_engine_retrain": "true",
+}
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

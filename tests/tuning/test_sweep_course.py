@@ -30,6 +30,7 @@ def stored(storage: Path) -> dict[str, Any]:
     return json.loads((storage / "small" / "sweep.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_reported_and_does_not_end_the_sweep(
     color_shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,7 +83,7 @@ def test_neither_slots_nor_killed_processes_change_what_a_sweep_comes_to(
     four_slots = tune(color_shards, tmp_path / "four", **changes)
     assert "; 4 at a time" in capsys.readouterr().out
     give_slots(monkeypatch, 2)
-    monkeypatch.setattr("ltcore.tuning.search.LOST", 1)
+    monkeypatch.setattr("ltcore.tuning.sweep.LOST", 1)
     killer = Killer(tmp_path / "two", "00002", times=2)
     with pytest.raises(LtcoreError, match=r"1 of 4 trials of small failed .* without them: 00002 \(.*The same command"):
         tune(color_shards, tmp_path / "two", **changes)
@@ -125,6 +126,30 @@ def test_trials_can_be_added_to_a_finished_sweep(color_shards: str, tmp_path: Pa
     again = {name: record["started_at"] for name, record in runs(tmp_path, "trials").items()}
     assert {name: again[name] for name in started} == started, "what was there is not computed again"
     assert stored(tmp_path)["sizes"] == [2, 5]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_a_budget_cut_is_completed_without_one(
+    color_shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trials that were left out are added, and they are those of the whole sweep."""
+    changes = {**QUICK, **RANDOM, "sweep__num_trials": "5", "train__epochs": "2"}
+    cut = tune(color_shards, tmp_path, **{**changes, "sweep__budget_s": "0.001"})
+    assert "the first 3 of them are run, at full length. For all: sweep.budget_s=null" in capsys.readouterr().out
+    assert (cut["status"], cut["num_trials"], cut["cut_from"], len(cut["trials"])) == ("finished", 3, 5, 3)
+    began = {name: record["started_at"] for name, record in runs(tmp_path, "trials").items()}
+    assert tune(color_shards, tmp_path, **{**changes, "sweep__budget_s": "0.001"}) == cut, "it is what was asked for"
+    whole = tune(color_shards, tmp_path, **{**changes, "sweep__budget_s": "null"})
+    assert (whole["status"], whole["num_trials"], whole["sizes"]) == ("finished", 5, [3, 5])
+    assert [trial["status"] for trial in whole["trials"]] == ["finished"] * 5
+    assert whole["trials"][:3] == cut["trials"]
+    again = {name: record["started_at"] for name, record in runs(tmp_path, "trials").items()}
+    assert {name: again[name] for name in began} == began, "nothing is computed twice"
+    rates = sorted(trial["params"]["train.optim.lr"] for trial in whole["trials"])
+    edges = [0.01 * 10 ** (n / 5) for n in range(6)]
+    assert all(low <= rate <= high for low, rate, high in zip(edges, rates, edges[1:], strict=False)), (
+        "one in each fifth"
+    )
 
 
 @pytest.mark.slow

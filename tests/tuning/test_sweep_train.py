@@ -26,7 +26,7 @@ def test_the_train_engine_sweeps_with_two_workers_a_trial(
     )
     trials = {t["params"]["train.optim.lr"]: t for t in result["trials"]}
     assert trials[0.05]["status"] == "finished"
-    assert (trials[1e-9]["status"], trials[1e-9]["epochs_done"]) == ("stopped", 4)
+    assert (trials[1e-9]["status"], trials[1e-9]["epochs_done"]) == ("stopped", 3)
     records = runs(tmp_path, "trials")
     assert all(record["world"] == 2 and record["engine"] == "train" for record in records.values())
     rows = (tmp_path / "small" / trials[0.05]["run_dir"] / "metrics.jsonl").read_text().splitlines()

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from ltcore.config.json_record import RecordFile
 from ltcore.config.load import base_run
 from ltcore.config.records import Stopped, SweepRecord
+from ltcore.config.retrained import BalancedRecord
 from ltcore.config.space import SpaceSpec
 from ltcore.config.sweep import read_sweep
 from ltcore.tuning.rungs import Course, Part
@@ -92,13 +93,15 @@ def test_batches_depend_on_the_number_of_trials_alone() -> None:
     assert [batch_size(n) for n in (20, 50, 51, 100, 400)] == [5, 5, 6, 10, 40]
 
 
-def make_sweep(folder: Path) -> Sweep:
-    """The driver's side of a sweep of 20 trials, without Ray."""
+def make_sweep(folder: Path, num_trials: int = 20) -> Sweep:
+    """The driver's side of a sweep of 20 trials, of which a budget may allow fewer, without Ray."""
     config = read_sweep("tune_lpa", {"sweep.search": "tpe", "sweep.num_trials": "20"})
     sweep = Sweep.__new__(Sweep)
-    setup = SimpleNamespace(sweep=config, base=base_run(config), seed=0, uri=str(folder))
+    setup = SimpleNamespace(sweep=config, base=base_run(config), num_trials=num_trials, seed=0, uri=str(folder))
     sweep.setup, sweep._lost = setup, {}
-    sweep.file = RecordFile(folder, SweepRecord.read(folder) or sweep_record(space=dict.fromkeys(config.space, "")))
+    sweep.file = RecordFile(
+        folder, SweepRecord.read(folder) or sweep_record(space=dict.fromkeys(config.space, "uniform:0,1"))
+    )
     sweep.save = sweep.file.update
     sweep.display = sweep.watch = Mock()
     return sweep
@@ -131,11 +134,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return searched_through(tmp_path_factory.mktemp("undisturbed"), slots=1)
 
 
-def searched_through(folder: Path, slots: int, killed_after: int | None = None) -> dict[str, Any]:
+def test_a_search_that_a_budget_cut_goes_on_to_the_same_end(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    cut = searched_through(tmp_path, slots=2, num_trials=10)
+    assert len(cut["trials"]) == 10 and len(cut["suggested"]) == 2
+    assert searched_through(tmp_path, slots=2) == undisturbed
+
+
+def test_what_was_trained_of_another_winner_says_nothing_of_this_one(tmp_path: Path) -> None:
+    searched_through(tmp_path, slots=1, num_trials=10)
+    sweep = make_sweep(tmp_path, num_trials=10)
+    sweep.watch.out_of_time.is_set.return_value = False  # type: ignore[attr-defined]
+    balanced = BalancedRecord(runs=(), comparison={})
+    trained: dict[str, Any] = {"retrain": (), "comparison": {}, "balanced": balanced, "ablation": ()}
+    sweep.save(**trained)
+    assert sweep.choose() and sweep.record.ablation == ()
+    sweep.save(winner="00099")
+    assert sweep.choose() and sweep.record.winner != "00099"
+    assert [getattr(sweep.record, field) for field in trained] == [None] * 4
+
+
+def searched_through(folder: Path, slots: int, killed_after: int | None = None, num_trials: int = 20) -> dict[str, Any]:
     """The trials and decisions of a search on so many slots, whose driver is killed after so many parts."""
     draw, ran = random.Random(slots), 0
     for most in ([] if killed_after is None else [killed_after]) + [1000]:
-        sweep, running = make_sweep(folder), []
+        sweep, running = make_sweep(folder, num_trials), []
         course = Course(sweep._cohorts())
         while ran < most:
             while len(running) < slots and (part := course.next_part()) is not None:
@@ -150,6 +172,6 @@ def searched_through(folder: Path, slots: int, killed_after: int | None = None) 
     sweep.watch.out_of_time.is_set.return_value = False
     assert sweep.choose()
     found = sweep.record.to_json()
-    assert len(found["trials"]) == 20 and len(found["rungs"]) == 4
-    assert [t["status"] for t in found["trials"]].count("finished") == 12
+    assert len(found["trials"]) == num_trials and len(found["rungs"]) == num_trials // 5
+    assert [t["status"] for t in found["trials"]].count("finished") == num_trials // 5 * 3
     return {key: found[key] for key in ("suggested", "rungs", "winner", "trials")}

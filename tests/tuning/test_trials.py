@@ -12,11 +12,12 @@ import pytest
 from ltcore.config.load import load_run
 from ltcore.config.overrides import flatten
 from ltcore.config.records import RungDecision
+from ltcore.config.retrained import BalancedRecord
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
-from ltcore.tuning.identity import adds_trials, check_same_sweep, identity
+from ltcore.tuning.identity import check_same_sweep, has_more, identity, size_now
 from ltcore.tuning.rungs import Cohort, rungs, standing
 from ltcore.tuning.runs import forget_other
 from ltcore.tuning.trials import BY_TIME, TrialBook, collect, known_trials, last_values, read_records
@@ -40,6 +41,43 @@ def test_added_trials_leave_those_before_as_they_are() -> None:
     assert before == first and list(first) == [f"{n:05d}" for n in range(8)]
     assert list(added) == [f"{n:05d}" for n in range(8, 12)]
     assert len({tuple(params.values()) for params in (before | added).values()}) == 12
+
+
+def test_a_cut_sweep_has_the_first_trials_of_the_whole_one_and_gets_the_others_later() -> None:
+    (whole,) = known_trials(SWEEP, 0, [8])
+    (cut,) = known_trials(SWEEP, 0, [5], cut_from=8)
+    assert cut == dict(list(whole.items())[:5])
+    first, rest = known_trials(SWEEP, 0, [5, 8], cut_from=8)
+    assert first == cut and first | rest == whole
+    first, more = known_trials(SWEEP, 0, [5, 24], cut_from=8)
+    assert first == cut and list(more) == [f"{n:05d}" for n in range(5, 24)]
+
+
+def test_the_same_command_adds_nothing_to_a_cut_sweep_and_without_a_budget_it_does() -> None:
+    cut = sweep_record(identity=identity(SWEEP), num_trials=5, sizes=(5,), cut_from=8, comparison={})
+    budget = replace(SWEEP, alt=False)
+    free, more = (read_sweep("tune_lpa", {**words, "sweep.alt": "false"}) for words in FREE)
+    assert (size_now(cut, budget), size_now(cut, free), size_now(cut, more)) == (5, 8, 24)
+    assert [has_more(cut, sweep) for sweep in (budget, free, more)] == [False, True, True]
+    for sweep in (budget, free, more):
+        check_same_sweep(cut, identity(sweep), "somewhere")
+    filled = replace(cut, num_trials=8, sizes=(5, 8))
+    assert (size_now(filled, budget), has_more(filled, budget), has_more(filled, free)) == (8, False, False)
+    assert size_now(None, budget) == 8
+
+
+FREE = ({"sweep.budget_s": "null"}, {"sweep.num_trials": "24"})
+
+
+def test_runs_after_the_search_are_added_once() -> None:
+    done = sweep_record(identity=identity(SWEEP), comparison={})
+    for key, field in (("alt", "balanced"), ("ablation", "ablation")):
+        asked = replace(SWEEP, **{"alt": False, "ablation": False, key: True})
+        check_same_sweep(done, identity(asked), "somewhere")
+        assert has_more(done, asked)
+        there = {"balanced": BalancedRecord(runs=(), comparison={}), "ablation": ()}
+        assert not has_more(replace(done, **{field: there[field]}), asked)
+        assert not has_more(replace(done, comparison=None), asked), "without retrains there is nothing to compare with"
 
 
 def test_a_thousand_trials_are_planned_in_no_time() -> None:
@@ -70,6 +108,12 @@ def test_nobody_is_said_to_have_ended_a_trial_that_nobody_ended(tmp_path: Path) 
     assert killed.read_text() == before
 
 
+def test_a_trial_that_cannot_begin_is_no_loss_that_a_repetition_brings_back(tmp_path: Path) -> None:
+    lost = {"lost": "The actor died", "never": "done, from which it starts, failed"}
+    found = collect(str(tmp_path), SWEEP, TRIALS, lost, out_of_time=False, barred={"never"})
+    assert [(t.id, t.retryable, standing(t)) for t in found] == [("lost", True, "open"), ("never", False, "failed")]
+
+
 def test_who_ended_a_trial_is_written_down_where_time_did(tmp_path: Path) -> None:
     record(tmp_path, "cut", "stopped", "ended early by the driver")
     record(tmp_path, "unheard", "running")
@@ -86,7 +130,7 @@ def test_a_decision_is_in_the_sweep_before_it_is_in_the_records(tmp_path: Path) 
     for n, value in enumerate((0.3, 0.2, None, 0.4)):
         record(tmp_path, f"{n:05d}", "stopped", "stopped after epoch 5 of 16", epochs=5, value=value)
     decisions: list[RungDecision] = []
-    base = load_run("digits_glt_lpa_dro_ifl").replace({"train.eval_every": 5})
+    base = load_run("digits_glt_lpa_dro_ifl").replace({"train.eval_every": 5, "train.epochs": 16})
     points: dict[str, dict[str, Any]] = {f"{n:05d}": {} for n in range(4)}
 
     def cohort(save: Any) -> Cohort:
@@ -120,16 +164,16 @@ def test_a_member_of_a_population_goes_on_with_the_values_that_it_had_last() -> 
 
 def test_a_random_sweep_may_grow_and_nothing_else_may_change() -> None:
     stored = sweep_record(identity=identity(SWEEP))
-    more = identity(read_sweep("tune_lpa", {"sweep.num_trials": "12"}))
-    assert adds_trials(stored, more)
-    check_same_sweep(stored, more, "somewhere")
+    more = read_sweep("tune_lpa", {"sweep.num_trials": "12"})
+    assert has_more(stored, more) and not has_more(stored, SWEEP)
+    check_same_sweep(stored, identity(more), "somewhere")
     fewer = identity(read_sweep("tune_lpa", {"sweep.num_trials": "4"}))
     with pytest.raises(ConfigError, match=r"sweep.num_trials: 8 there, 4 now"):
         check_same_sweep(stored, fewer, "somewhere")
     of_another_version = {**stored.identity, "objective.base_options.paco.sample_weight": 0.7}
     check_same_sweep(sweep_record(identity=of_another_version), identity(SWEEP), "somewhere")
-    other = identity(read_sweep("tune_lpa", {"sweep.num_trials": "12", "train.batch_size": "32"}))
-    with pytest.raises(ConfigError, match=r"train.batch_size: 64 there, 32 now"):
+    other = identity(read_sweep("tune_lpa", {"sweep.num_trials": "12", "train.batch_size": "64"}))
+    with pytest.raises(ConfigError, match=r"train.batch_size: 32 there, 64 now"):
         check_same_sweep(stored, other, "somewhere")
 
 

@@ -17,13 +17,13 @@ from ltcore.reporting.report import variants_lines, variants_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-METHODS = ("ce", "balanced_softmax", "logit_adjust", "ldam_drw", "crt", "lpa", "dro", "ifl")
+METHODS = ("ce", "balanced_softmax", "logit_adjust", "ldam_drw", "crt", "lpa", "lpa_no_neighbors", "dro", "ifl")
 WORDS = ("train.epochs=2", "train.batch_size=8", "train.threads=1", "model.name=resnet8", "tracking.wandb=false")
 SMALL = ("objective.terms.lpa.num_attributes=4", "objective.terms.lpa.queue_size=16", "objective.terms.lpa.neighbors=2")
 
 
 def compare(uri: str, storage: Path, *words: str) -> dict[str, Any]:
-    lpa = [f"sweep.variants.lpa.{word}" for word in SMALL]
+    lpa = [f"sweep.variants.{name}.{word}" for name in ("lpa", "lpa_no_neighbors") for word in SMALL]
     args = [
         "--sweep",
         "compare_methods",
@@ -94,13 +94,14 @@ def test_the_table_says_all_of_it(finished: tuple[Path, dict[str, Any]], capsys:
         "method",
         "val balanced accuracy",
         "val shots",
-        "GLT balanced accuracy",
+        "GLT",
+        "CLT",
         "GLT shots",
         "time",
         "verdict",
     ]
     assert {row["method"] for row in rows} == set(METHODS)
-    assert [row["verdict"] for row in rows] == ["chosen", *["one seed"] * 7]
+    assert [row["verdict"] for row in rows] == ["chosen", *["one seed"] * 8]
     assert rows[0]["val balanced accuracy"] == f"{100 * result['variants'][0]['val']['val/balanced_accuracy'][0]:.1f}"
     lines = " ".join(variants_lines(sweep))
     assert f"Chosen on validation: {result['winner']}" in lines
@@ -129,7 +130,7 @@ def test_the_same_command_shows_it_and_more_seeds_are_added(
     (storage / "small" / "trials" / "crt-seed0" / "run.json").unlink()  # as if it had been interrupted there
     more = compare(color_shards, storage, "sweep.seeds=2")
     found = records(storage)
-    assert len(found) == 16 and all(run["test"] for run in found.values())
+    assert len(found) == 18 and all(run["test"] for run in found.values())
     kept = [name for name in before if name != "crt-seed0"]
     assert {name: found[name]["finished_at"] for name in kept} == {name: before[name] for name in kept}
     chosen, *others = more["variants"]

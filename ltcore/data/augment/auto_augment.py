@@ -99,7 +99,9 @@ def apply_op(images: Tensor, op_B: Tensor, op_host_B: Tensor, m_B: Tensor, fill:
             return torch.where(op_b == OPS.index(name), value_b, 0.0)
 
         size = picked.shape[-1]
-        pixels_b = (m_b * (150 / 331 * size)).trunc()
+        pixels_b = (
+            m_b * (150 / 331 * size)
+        ).round()  # as PIL, which the authors' codes use, moves to the nearest pixel
         source = ops.affine_map(
             size,
             degrees=only("rotate", m_b * 30),
@@ -118,7 +120,9 @@ def apply_op(images: Tensor, op_B: Tensor, op_host_B: Tensor, m_B: Tensor, fill:
 def autoaugment(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     """Applies one of the 25 sub-policies that AutoAugment found on CIFAR-10.
 
-    Signs are drawn where an operation has one.
+    Signs are drawn where an operation has one. The policy with its probabilities, magnitudes and whole pixels is that of
+    the code that PaCo and DRO-LT ship. Two things differ from it: shears take the nearest pixel (theirs are bicubic), and
+    rotations go both ways, as in the paper (theirs are all counter-clockwise).
     """
     u = draw.host("autoaugment", 5)
     policy_B = _integer(u[0], len(CIFAR10_POLICY))

@@ -41,7 +41,9 @@ AUGMENTS: dict[str, Stack] = {
         "crop, flip, AutoAugment's CIFAR-10 policy, Cutout (PaCo, DRO-LT)",
     ),
     "randaugment": Stack((transforms.crop, transforms.flip, randaugment), "crop, flip, RandAugment"),
+    "randaugment_noflip": Stack((transforms.crop, randaugment), "the same without flip: for digits and the like"),
     "rrc_flip": Stack((transforms.flip,), "random resized crop (area 0.08..1) and flip: ImageNet", min_area=0.08),
+    "rrc_half_flip": Stack((transforms.flip,), "random resized crop (area 0.5..1) and flip: MSCOCO-GLT", min_area=0.5),
     "rrc_flip_jitter": Stack(
         (transforms.flip, transforms.jitter_no_hue),
         "random resized crop, flip, color jitter: the plain augmentation of codes for ImageNet-LT",

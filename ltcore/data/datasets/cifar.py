@@ -54,9 +54,9 @@ def cifar(name: str, cfg: DataConfig) -> Source:
     )
     test_labels_M = np.asarray(test.targets, np.int64)
     rows = {
-        "train": _Rows(f"{name}/train", train.data, labels_N, carved.train_n),
-        "val": _Rows(f"{name}/train", train.data, labels_N, carved.val_m),
-        "test": _Rows(f"{name}/test", test.data, test_labels_M, np.arange(len(test_labels_M))),
+        "train": CifarRows(f"{name}/train", train.data, labels_N, carved.train_n),
+        "val": CifarRows(f"{name}/train", train.data, labels_N, carved.val_m),
+        "test": CifarRows(f"{name}/test", test.data, test_labels_M, np.arange(len(test_labels_M))),
     }
     return Source(
         name=tail_name(name, cfg),
@@ -75,13 +75,13 @@ def cifar(name: str, cfg: DataConfig) -> Source:
 
 
 def load(name: str, *, train: bool) -> Any:
-    """Loads torchvision's data set, downloaded where it is missing.
+    """Loads one of torchvision's data sets, downloaded where it is missing: cifar10, cifar100 or mnist.
 
-    It has ``data`` uint8 [N, 32, 32, 3], ``targets`` and ``classes``.
+    It has ``data`` uint8 [N, 32, 32, 3], of mnist [N, 28, 28], ``targets`` and ``classes``.
     """
     from torchvision import datasets
 
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[name]
     root = cache_root() / "torchvision"
     try:
         return kind(root, train=train, download=False)
@@ -95,12 +95,18 @@ def _download(kind: Any, name: str, root: Path, train: bool) -> Any:
     try:
         return kind(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{name} is not in {root} and cannot be downloaded ({error}). Put {kind.filename} (the original archive for "
-            "Python) there, or give data.uri a folder or zip of images."
-        ) from error
+        raise DataError(f"{name} is not in {root} and cannot be downloaded ({error}). {_by_hand(kind)}.") from error
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _by_hand(kind: Any) -> str:
+    """Says how the files get there otherwise."""
+    if not hasattr(kind, "filename"):
+        return (
+            "Fetch MNIST's four files (train-images-idx3-ubyte.gz, ...) yourself and name their folder as data.images"
+        )
+    return f"Put {kind.filename} (the original archive for Python) there, or give data.uri a folder or zip of images"
 
 
 def _key(prefix: str, index: int) -> str:
@@ -108,13 +114,14 @@ def _key(prefix: str, index: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class CifarRows:
     """The chosen images of one part, as PNG."""
 
     prefix: str
     images_NHW3: NDArray[np.uint8]
     labels_N: IntArray
     chosen_n: IntArray
+    attributes_N: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.chosen_n)
@@ -125,4 +132,6 @@ class _Rows:
         for i in self.chosen_n.tolist():
             buffer = io.BytesIO()
             Image.fromarray(self.images_NHW3[i]).save(buffer, "PNG")
-            yield Sample(key=_key(self.prefix, i), image=buffer.getvalue(), ext="png", label=int(self.labels_N[i]))
+            attribute = -1 if self.attributes_N is None else int(self.attributes_N[i])
+            key, label = _key(self.prefix, i), int(self.labels_N[i])
+            yield Sample(key=key, image=buffer.getvalue(), ext="png", label=label, attribute=attribute)

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.folder_layout import Layout
+from ltcore.data.datasets.image_root import Files
 from ltcore.data.shards.source import Indexed, Source
 from ltcore.errors import ConfigError
 
@@ -31,6 +33,8 @@ class Dataset(ABC):
     """``data.classes_from`` says which of its folders are the classes."""
     has_columns: ClassVar[bool] = False
     """``data.image_column`` and its siblings say how its table is read."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Of ``PLACE_KEYS``, those that say where its files are."""
     is_generated: ClassVar[bool] = False
     """It is made out of nothing in seconds, so ``--fresh`` makes it again."""
 
@@ -68,6 +72,13 @@ class Dataset(ABC):
         """Indexes the samples in the tars in which they are; None where they have to be written into shards.
 
         ``progress`` is called with a line of text about once a second.
+        """
+        return None
+
+    def files(self) -> tuple[Files, Layout] | None:
+        """Returns images that can be read in any order and by several processes, and which is of which class and split.
+
+        None where there are only the samples of :meth:`source`.
         """
         return None
 

@@ -1,7 +1,7 @@
 """``digits-glt``: real handwritten digits in colors, long-tailed over classes and inside classes; no network needed.
 
 The 1,797 digits of 8x8 pixels that scikit-learn carries (UCI "Optical Recognition of Handwritten Digits", test part) are
-drawn at 32x32 in one of ten pairs of ink and paper. The pair is the attribute: 7 of 10 training images of a digit wear
+drawn at 16x16 in one of ten pairs of ink and paper. The pair is the attribute: 7 of 10 training images of a digit wear
 the digit's own pair, 2 of 10 the next one, 1 of 10 any other; test_gbl shows every test digit in all ten. A classifier that
 learns the pair in place of the shape does well on test_cbl and falls on test_gbl.
 """
@@ -20,8 +20,8 @@ from ltcore.data.datasets.longtail import IntArray, profile
 from ltcore.data.shards.source import Sample, Source
 from ltcore.errors import ConfigError
 
-SIZE = 32
-MARGIN = 4  # around the digit, so that a shifted crop cuts no stroke
+SIZE = 16  # as large as the 8x8 originals need, so that a digit fits into ResNet-8's receptive field of 25 pixels
+MARGIN = 2  # around the digit, so that a shifted crop cuts no stroke
 LARGEST_CLASS = 110
 IMBALANCE_FACTOR = 20.0
 TEST_PER_CLASS = 50
@@ -81,7 +81,7 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
         for position, attribute in chosen:
             yield Sample(
                 key=f"{keys[position]}-{list(COLORS)[attribute]}",
-                image=_png(paint(coverage_NHW[position], attribute)),
+                image=png(paint(coverage_NHW[position], attribute)),
                 ext="png",
                 label=int(labels_N[position]),
                 attribute=attribute,
@@ -119,9 +119,9 @@ def _statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...],
 
 
 def enlarge(coverage_88: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Returns float32 [32, 32]: the digit's ink coverage, bicubically enlarged, with a margin.
+    """Returns float32 [16, 16]: the digit's ink coverage, bicubically enlarged, with a margin.
 
-    The coverage is 8x8 in 0..1; it is enlarged to 24x24.
+    The coverage is 8x8 in 0..1; it is enlarged to 12x12.
     """
     from PIL import Image
 
@@ -136,7 +136,8 @@ def paint(coverage_HW: NDArray[np.float32], attribute: int) -> NDArray[np.uint8]
     return np.rint(paper + coverage_HW[:, :, None] * (ink - paper)).astype(np.uint8)
 
 
-def _png(pixels_HW3: NDArray[np.uint8]) -> bytes:
+def png(pixels_HW3: NDArray[np.uint8]) -> bytes:
+    """Encodes an image as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ltcore import storage
-from ltcore.data.datasets.image_root import MAX_BYTES, check_size, digest
+from ltcore.data.datasets.image_root import check_size, digest
 from ltcore.errors import DataError
 from ltcore.fsspec_stores import FileInfo
+from ltcore.limits import HELD_BYTES, MAX_IMAGE_BYTES
 
-AHEAD, AHEAD_BYTES = 64, 64 * 2**20
-"""Images, and bytes of them, that are on their way or wait to be used at once; a larger image comes alone."""
+AHEAD = 64
+"""Images that are on their way or wait to be used at once, ``HELD_BYTES`` of them; a larger image comes alone."""
 THREADS = 16
 UNKNOWN_BYTES = 2 * 2**20
-"""What an image counts whose size the store does not tell."""
+"""Of an image whose size the store does not tell, as much is fetched ahead; a larger one is fetched when it is its turn."""
 
 
 class FarFiles:
@@ -35,7 +36,7 @@ class FarFiles:
             f"{path}\0{infos[path].size}\0{infos[path].version or uris[path]}" for path in self.files
         )
         self._next: deque[str] = deque()
-        self._coming: deque[tuple[str, Future[bytes]]] = deque()
+        self._coming: deque[tuple[str, Future[bytes | None]]] = deque()
         self._bytes = 0
         self._pool: ThreadPoolExecutor | None = None
 
@@ -52,20 +53,25 @@ class FarFiles:
             return self._fetch(path)
         coming = self._coming.popleft()[1]
         try:
-            return coming.result()
+            data = coming.result()
+            return self._fetch(path) if data is None else data
         finally:
             self._bytes -= self._size(path)
             self._fetch_ahead()
+
+    def part(self, paths: Iterable[str]) -> FarFiles:
+        chosen = list(paths)
+        return FarFiles(self.where, {p: self._uris[p] for p in chosen}, {p: self._infos[p] for p in chosen})
 
     def _fetch_ahead(self) -> None:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
         while self._next and len(self._coming) < AHEAD:
             size = self._size(self._next[0])
-            if self._coming and self._bytes + size > AHEAD_BYTES:
+            if self._coming and self._bytes + size > HELD_BYTES:
                 break
             path = self._next.popleft()
-            self._coming.append((path, self._pool.submit(self._fetch, path)))
+            self._coming.append((path, self._pool.submit(self._fetch_early, path)))
             self._bytes += size
         if not self._next:  # nothing more is to come, so idle threads end
             self._pool.shutdown(wait=False)
@@ -76,8 +82,18 @@ class FarFiles:
         return UNKNOWN_BYTES if size < 0 else size
 
     def _fetch(self, path: str) -> bytes:
-        check_size(self.where, path, self._infos[path].size)
-        return storage.read_bytes(self._uris[path], most_bytes=MAX_BYTES)
+        size = self._infos[path].size
+        check_size(self.where, path, size)
+        return storage.read_bytes(self._uris[path], most_bytes=MAX_IMAGE_BYTES if size < 0 else size)
+
+    def _fetch_early(self, path: str) -> bytes | None:
+        """Fetches a file before its turn; None where that is left to its turn, as it is larger than was counted on."""
+        if self._infos[path].size >= 0:
+            return self._fetch(path)
+        try:
+            return storage.read_bytes(self._uris[path], most_bytes=UNKNOWN_BYTES)
+        except DataError:
+            return None
 
 
 def place_of(path: str, folder: str) -> str:

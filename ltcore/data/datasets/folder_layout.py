@@ -21,7 +21,7 @@ MOST_NAMED = 20
 LAYOUTS = "train|val|test/<class>/<image> or <class>/<image>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image and its class."""
 

@@ -4,7 +4,8 @@ Source: Tang et al., "Invariant Feature Learning for Generalized Long-Tailed Cla
 ImageNet-GLT: attribute quotas 7 : 2 : 1 inside a class; tests are extracted first. Protocols: CLT = (train, test_cbl),
 ALT = (train_cbl, test_gbl), GLT = (train, test_gbl).
 Differs: "first in the list" is "smallest hash of (seed, key)", so no listing order matters; quotas are rounded to sum to
-n (theirs truncate); the tail's 1 is spread over all remaining attributes; val is balanced over both, not i.i.d.
+n (theirs truncate); where there are more attributes than quotas, the last quota is spread over all remaining attributes;
+val is balanced over both, not i.i.d.
 
 A *key* is one picture's identity. Either its attribute is given, or it can be *rendered* with any of them; then val and
 test_gbl hold every one of their keys with every attribute, and test_cbl one rendering of each test key.
@@ -22,6 +23,9 @@ from ltcore.data.datasets.longtail import IntArray, keyed_order
 from ltcore.errors import DataError
 
 QUOTAS = (7, 2, 1)
+"""Of the most frequent attribute of a class, the second, and the others, as in ImageNet-GLT."""
+USUAL_QUOTAS = {2: (7, 3), 5: (10, 5, 3, 1, 1)}
+"""By the number of attributes; ``QUOTAS`` for all other numbers."""
 
 Picks = list[tuple[int, int]]
 """(position of the key, attribute) pairs."""
@@ -39,24 +43,34 @@ class GltSizes:
     """Validation keys per class."""
     test: int
     """Test keys per class."""
+    test_glt_C: tuple[int, ...] = ()
+    """Images, by class id, of a further test that is distributed as ``train``; () for no such split."""
+    quotas: tuple[int, ...] = QUOTAS
+    """Shares of a class's attributes, most frequent first, at most as many as there are attributes."""
 
 
-def quota_counts(n: int, order: Sequence[int], quotas: tuple[int, int, int] = QUOTAS) -> IntArray:
+def usual_quotas(num_attributes: int) -> tuple[int, ...]:
+    """Returns the usual quotas for so many attributes, at least two."""
+    return USUAL_QUOTAS.get(num_attributes, QUOTAS)
+
+
+def quota_counts(n: int, order: Sequence[int], quotas: Sequence[int] = QUOTAS) -> IntArray:
     """Returns [A] images of each attribute for a class of ``n`` images.
 
-    ``order[0]`` gets 7/10, ``order[1]`` 2/10, the others share 1/10. Counts are rounded by largest remainder (ties to
-    the rarer share, so that a small class keeps its minorities); the last share goes around the remaining attributes
-    one by one. ``order`` is a permutation of 0..A-1, most frequent first, A >= 3.
+    ``order[i]`` gets the share ``quotas[i]`` of their sum, and all attributes from the last quota on share that one.
+    Counts are rounded by largest remainder (ties to the rarer share, so that a small class keeps its minorities); the
+    last share goes around its attributes one by one. ``order`` is a permutation of 0..A-1, most frequent first,
+    A >= len(quotas).
     """
-    exact = [n * share / sum(quotas) for share in quotas]
-    shares = [int(x) for x in exact]
-    by_remainder = sorted(range(3), key=lambda i: (exact[i] - shares[i], i), reverse=True)
+    total, last = sum(quotas), len(quotas) - 1
+    shares = [n * quota // total for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda i: (n * quotas[i] % total, i), reverse=True)
     for i in by_remainder[: n - sum(shares)]:
         shares[i] += 1
     counts_A = np.zeros(len(order), np.int64)
-    counts_A[order[0]], counts_A[order[1]] = shares[0], shares[1]
-    for i in range(shares[2]):
-        counts_A[order[2 + i % (len(order) - 2)]] += 1
+    counts_A[list(order[:last])] = shares[:last]
+    around = len(order) - last
+    counts_A[list(order[last:])] = [(shares[last] + around - 1 - i) // around for i in range(around)]
     return counts_A
 
 
@@ -71,6 +85,25 @@ def attribute_order(label: int, num_attributes: int, attributes_n: IntArray | No
     return np.argsort(-counts_A, kind="stable").tolist()
 
 
+def wanted_counts(label: int, order: Sequence[int], sizes: GltSizes) -> dict[str, IntArray]:
+    """Returns split -> [A] images that a class of given attributes needs, in the order of extraction.
+
+    The two training splits, which come last, share their pool; all others are disjoint. What is balanced over attributes
+    is rounded down to a multiple of A.
+    """
+    num_attributes = len(order)
+    counts = {
+        "test_gbl": np.full(num_attributes, sizes.test // num_attributes),
+        "test_cbl": quota_counts(sizes.test, order, sizes.quotas),
+        "val": np.full(num_attributes, sizes.val // num_attributes),
+    }
+    if sizes.test_glt_C:
+        counts["test_glt"] = quota_counts(sizes.test_glt_C[label], order, sizes.quotas)
+    counts["train"] = quota_counts(sizes.train_C[label], order, sizes.quotas)
+    counts["train_cbl"] = quota_counts(sizes.train_cbl, order, sizes.quotas)
+    return counts
+
+
 def glt_splits(
     keys: Sequence[str],
     labels_N: IntArray,
@@ -80,43 +113,45 @@ def glt_splits(
     num_attributes: int,
     seed: int,
 ) -> dict[str, Picks]:
-    """Splits train, train_cbl, val, test_cbl, test_gbl as (position, attribute) pairs.
+    """Splits train, train_cbl, val, test_cbl, test_gbl, and test_glt if asked for, as (position, attribute) pairs.
 
     Keys of val, of the tests and of the training splits are disjoint; train and train_cbl share one pool. With given
-    attributes the two tests are disjoint as well, and ``val`` and ``test`` are rounded down to a multiple of A where
+    attributes the tests are disjoint as well, and ``val`` and ``test`` are rounded down to a multiple of A where
     a split is balanced over attributes.
 
     Args:
         keys: [N] distinct identities.
         labels_N: int64 class ids.
         attributes_N: int64 attribute ids, or None where every key can be rendered with every attribute.
-        num_attributes: A >= 3.
+        num_attributes: A >= len(sizes.quotas).
 
     Raises DataError naming class and split where a class has too few keys.
     """
-    splits: dict[str, Picks] = {name: [] for name in ("train", "train_cbl", "val", "test_cbl", "test_gbl")}
-    for label, train in enumerate(sizes.train_C):
-        members = np.flatnonzero(labels_N == label)
+    names = ("train", "train_cbl", "val", "test_cbl", "test_gbl", *(("test_glt",) if sizes.test_glt_C else ()))
+    splits: dict[str, Picks] = {name: [] for name in names}
+    by_label = np.split(
+        np.argsort(labels_N, kind="stable"),
+        np.cumsum(np.bincount(labels_N, minlength=len(sizes.train_C)))[:-1],
+    )
+    for label, members in enumerate(by_label):
         order = attribute_order(label, num_attributes, None if attributes_N is None else attributes_N[members])
         pool = keyed_order(keys, members, seed, "glt").tolist()
         fill = _Filler(label, attributes_N, order)
-        cbl_A = quota_counts(sizes.test, order)
+        counts = wanted_counts(label, order, sizes)
         if attributes_N is None:
             tests, pool = pool[: sizes.test], pool[sizes.test :]
             held_out, pool = pool[: sizes.val], pool[sizes.val :]
             splits["test_gbl"] += itertools.product(tests, range(num_attributes))
-            splits["test_cbl"] += fill("test_cbl", cbl_A, tests)[0]
+            splits["test_cbl"] += fill("test_cbl", counts["test_cbl"], tests)[0]
             splits["val"] += itertools.product(held_out, range(num_attributes))
+            alone = [name for name in counts if name == "test_glt"]
         else:
-            for name, counts_A in (
-                ("test_gbl", np.full(num_attributes, sizes.test // num_attributes)),
-                ("test_cbl", cbl_A),
-                ("val", np.full(num_attributes, sizes.val // num_attributes)),
-            ):
-                picks, pool = fill(name, counts_A, pool)
-                splits[name] += picks
-        splits["train"] += fill("train", quota_counts(train, order), pool)[0]
-        splits["train_cbl"] += fill("train_cbl", quota_counts(sizes.train_cbl, order), pool)[0]
+            alone = [name for name in counts if not name.startswith("train")]
+        for name in alone:
+            picks, pool = fill(name, counts[name], pool)
+            splits[name] += picks
+        for name in ("train", "train_cbl"):
+            splits[name] += fill(name, counts[name], pool)[0]
     return splits
 
 

@@ -18,7 +18,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.broken import broken_images
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
-from ltcore.data.datasets.image_root import Readable, Root, open_root
+from ltcore.data.datasets.image_root import Files, Readable, Root, open_root
 from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.lists import file_name
 from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_name, tail_provenance
@@ -27,6 +27,7 @@ from ltcore.data.shards.manifest import SKIPPED
 from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
 from ltcore.errors import BadImageError, ConfigError, DataError
+from ltcore.limits import HELD_BYTES
 from ltcore.text import storable
 
 TEST_SHARE = 5
@@ -35,8 +36,8 @@ _TEST_MADE = f"1/{TEST_SHARE} of each class by keyed hash, but one image of a cl
 LARGEST_IMAGE_SIZE = 224
 PROBED = 512
 """Training images, chosen by hash, from which image size, mean and std are measured."""
-CHUNK, CHUNK_BYTES = 256, 64 * 2**20
-"""Images, and about how many bytes of them, that are in memory at once."""
+CHUNK = 256
+"""Images that are in memory at once; the last one makes them ``HELD_BYTES`` or more."""
 _Probed = tuple[int, tuple[float, ...], tuple[float, ...]]
 
 
@@ -55,6 +56,9 @@ class ImageFolder(Dataset):
 
     def source(self) -> Source:
         return image_folder(self.root, self.layout, self.cfg, self.broken)
+
+    def files(self) -> tuple[Files, Layout] | None:
+        return (self.root, self.layout) if isinstance(self.root, Files) else None
 
 
 def refuse_legacy(cfg: DataConfig) -> None:
@@ -92,7 +96,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     """
     where = Path(root.where).resolve() if storage.is_local(root.where) else Path(file_name(root.where))
     broken, stem = broken or {}, storable(where.stem)
-    splits = {split: _items(root, layout, entries, broken) for split, entries in layout.splits.items()}
+    splits = {split: items_of(root, layout, entries, broken) for split, entries in layout.splits.items()}
     if "train" in splits:
         splits, chosen = carve_splits(splits, layout.classes, cfg)
         name, probed = tail_name(stem, cfg), splits["train"]
@@ -157,6 +161,8 @@ def carve_splits(
 
 @dataclass(frozen=True, slots=True)
 class Item:
+    """One image with its key and class."""
+
     path: str
     key: str
     ext: str
@@ -165,7 +171,7 @@ class Item:
     attribute: int
 
 
-def _items(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping[str, str]) -> list[Item]:
+def items_of(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping[str, str]) -> list[Item]:
     """Returns key and type of every image but the broken ones.
 
     The key is the path inside of the outer folders, without its extension unless two files differ in nothing else: a
@@ -231,6 +237,7 @@ class _Rows:
                         yield item, image
                     else:
                         errors[item.path] = error
+                chunk.clear()  # before the next is read
 
     def _chunks(self, items: Sequence[Item], errors: dict[str, BadImageError]) -> Iterator[list[tuple[Item, bytes]]]:
         """Yields the items that can be read with their bytes, as many at a time as may be in memory together."""
@@ -240,10 +247,10 @@ class _Rows:
             try:
                 chunk.append((item, self.root.read(item.path)))
             except BadImageError as error:
-                errors[item.path] = error
+                errors[item.path] = _words_of(error)
                 continue
             held += len(chunk[-1][1])
-            if len(chunk) == CHUNK or held >= CHUNK_BYTES:
+            if len(chunk) == CHUNK or held >= HELD_BYTES:
                 yield chunk
                 chunk, held = [], 0
         if chunk:
@@ -253,8 +260,13 @@ class _Rows:
         try:
             decode_canvas(image, self.image_size, f"{self.root.where}: {item.path}")
         except BadImageError as error:
-            return error
+            return _words_of(error)
         return None
+
+
+def _words_of(error: BadImageError) -> BadImageError:
+    """Returns the error without its traceback, through whose frames it would hold the image's bytes."""
+    return BadImageError(str(error), error.problem)
 
 
 def probe(root: Readable, items: Sequence[Item], seed: int) -> _Probed:

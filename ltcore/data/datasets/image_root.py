@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from ltcore.data.images.decode import MAX_PIXELS
 from ltcore.data.shards.source import image_ext
 from ltcore.errors import BadImageError, DataError
+from ltcore.limits import (
+    MAX_DEPTH,
+    MAX_DIRECTORY_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_PATH_CHARS,
+    MAX_RATIO,
+    PACKED_BYTES,
+)
 from ltcore.text import few_words
 
-MAX_BYTES = 8 * MAX_PIXELS
-"""Of one file, that is, of the largest image uncompressed: more in a zip is a bomb rather than a picture."""
-
-
-PACKED_BYTES, MAX_RATIO = 16 * 2**20, 200
-"""Files of a zip that are larger than the first and than the second times their packed size are no pictures either."""
 SYSTEM_NAMES = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
     *("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"),
 }
 """What operating systems and network drives leave behind, in lower case; thumbnails of theirs are images by name."""
+
+
+_BAD_ZIP = (
+    *(OSError, EOFError, ValueError, IndexError, RuntimeError, NotImplementedError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""What ``zipfile`` raises for damage: names that are no text, fields that are cut off, encryption, unknown methods, ..."""
 
 
 class Readable(Protocol):
@@ -61,6 +73,19 @@ class Root(Readable, Protocol):
     """Changes when an image is added, removed, renamed or changed; the same wherever the root lies."""
     by_content: bool
     """The names of the images do not tell their types."""
+
+
+class Divisible(Readable, Protocol):
+    """Images that can be read in any order and by several processes."""
+
+    def part(self, paths: Iterable[str]) -> Readable:
+        """Returns some of the images as an object that pickles small, for a process that reads no others."""
+        ...
+
+
+@runtime_checkable
+class Files(Root, Divisible, Protocol):
+    """A root whose images can be read so."""
 
 
 class AtHand:
@@ -115,13 +140,34 @@ class _Directory(AtHand):
         return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
-        if path in self._unreadable:
-            raise bad_image(self.where, path, *self._unreadable[path])
-        check_size(self.where, path, self._sizes[path])
+        return self.part([path]).read(path)
+
+    def part(self, paths: Iterable[str]) -> Readable:
+        sizes = {path: self._sizes[path] for path in paths if path not in self._unreadable}
+        unreadable = {path: self._unreadable[path] for path in paths if path in self._unreadable}
+        return _DirectoryPart(self.where, sizes, unreadable)
+
+
+@dataclass(frozen=True)
+class _DirectoryPart(AtHand):
+    """Some images of a directory, which is not listed again."""
+
+    where: str
+    sizes: Mapping[str, int]
+    unreadable: Mapping[str, tuple[str, str]]
+    """Path -> problem and advice."""
+
+    def read(self, path: str) -> bytes:
+        if path in self.unreadable:
+            raise bad_image(self.where, path, *self.unreadable[path])
+        check_size(self.where, path, self.sizes[path])
         try:
-            return (self._root / path).read_bytes()
+            with Path(self.where, path).open("rb") as stream:
+                data = stream.read(MAX_IMAGE_BYTES + 1)  # it may have grown
         except OSError as error:
             raise bad_image(self.where, path, f"cannot be read ({error.strerror})", "Correct or remove it.") from error
+        check_size(self.where, path, len(data))
+        return data
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
@@ -139,12 +185,23 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
         here, found = Path(folder).relative_to(root), Path(folder).stat()
         hidden += [f"{(here / name).as_posix()}/" for name in below if is_hidden(name)]
         below[:] = sorted(name for name in below if not is_hidden(name))
+        refuse_deep(str(root), [here.as_posix()])
         first = seen.setdefault((found.st_dev, found.st_ino), str(here))
         if first != str(here):
             raise DataError(f"{root}: {here} and {first} are the same folder, through a link. Remove one of them.")
         folders.append(here.as_posix())
         files += [(here / name).as_posix() for name in names]
     return folders, files, hidden
+
+
+def refuse_deep(where: str, paths: Iterable[str]) -> None:
+    """Raises DataError for a path that is longer than any, or has more folders in each other."""
+    for path in paths:
+        if len(path) > MAX_PATH_CHARS or path.count("/") >= MAX_DEPTH:
+            raise DataError(
+                f"{where}: the path {path[:80]!r}... has {len(path)} characters and {path.count('/')} folders in each other, "
+                f"expected at most {MAX_PATH_CHARS} and {MAX_DEPTH}. Move or remove it."
+            )
 
 
 def sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -174,39 +231,98 @@ def without_images(folders: Iterable[str], files: Iterable[str]) -> tuple[str, .
 
 class _Zip(AtHand):
     def __init__(self, path: Path) -> None:
-        self.where = str(path)
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # a name that is no UTF-8, say
-            raise DataError(
-                f"{path} is no readable zip ({error}); expected a directory or a zip of images. If it was one, copy or "
-                "download it again."
-            ) from error
-        infos = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
+        self.where = self._file = str(path)
+        self._zip = _open_zip(path)
+        infos = {info.filename: info for info in self._zip.infolist() if not info.filename.endswith("/")}
         for name in infos:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
                 raise DataError(f"{path}: the name {name!r} points outside the zip; make the zip again without it.")
+        refuse_deep(str(path), self._zip.namelist())
         self.files, self.skipped = sorted_out(infos, ())
-        folders = (info.filename.rstrip("/") for info in self._zip.infolist() if info.is_dir())
+        _refuse_bomb(path, sum(min(infos[name].file_size, _most_bytes(infos[name])) for name in self.files))
+        folders = (name.rstrip("/") for name in self._zip.namelist() if name.endswith("/"))
         self.empty = without_images({*folders, *folders_around(infos)}, self.files)
         self.fingerprint = digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
         info = self._zip.getinfo(path)
         check_size(self.where, path, info.file_size)
-        if info.file_size > max(PACKED_BYTES, MAX_RATIO * info.compress_size):
+        if info.file_size > _most_bytes(info):
             problem = f"has {info.file_size} bytes, packed into {info.compress_size}; expected at most {MAX_RATIO} times as many"
             raise bad_image(self.where, path, problem, "Remove it, or pack it without compression.")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without an end
+            kind = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}.get(info.compress_type, "an unknown method")
+            problem = f"is packed by {kind}, expected deflate or none"
+            raise bad_image(self.where, path, problem, "Make the zip again with the usual compression.")
         try:
-            return self._zip.read(path)
-        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            with self._zip.open(info) as stream:
+                return stream.read(info.file_size)  # no more, whatever is really in there
+        except _BAD_ZIP as error:
             raise bad_image(self.where, path, f"cannot be read ({error})", "Copy or download it again.") from error
+
+    def part(self, paths: Iterable[str]) -> Readable:
+        return _ZipPart(self.where, self._file)
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more than ``most`` bytes are read at once."""
+
+    most = MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.most:
+            raise ValueError(f"its list of files has {size} bytes, expected at most {self.most}")
+        return super().read(size)
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """Opens a zip. Raises DataError where it is none, or its list of files, which is read at once, is too large."""
+    try:
+        opened = zipfile.ZipFile(stream := _Bounded(io.FileIO(path)))
+    except _BAD_ZIP as error:
+        raise DataError(
+            f"{path} is no readable zip ({error}); expected a directory or a zip of images. If it was one, copy or "
+            "download it again."
+        ) from error
+    stream.most = MAX_IMAGE_BYTES
+    return opened
+
+
+def _most_bytes(info: zipfile.ZipInfo) -> int:
+    """Returns how many bytes an entry may have, unpacked."""
+    return max(PACKED_BYTES, MAX_RATIO * info.compress_size)
+
+
+def _refuse_bomb(path: Path, unpacked_bytes: int) -> None:
+    """Raises DataError where the images together unpack to more than any do: entries may share their packed bytes."""
+    packed_bytes = path.stat().st_size
+    if unpacked_bytes > max(PACKED_BYTES, MAX_RATIO * packed_bytes):
+        raise DataError(
+            f"{path} has {packed_bytes} bytes and {unpacked_bytes} unpacked; expected at most {MAX_RATIO} times as many. Unpack "
+            "it yourself if it is right."
+        )
+
+
+@dataclass(frozen=True)
+class _ZipPart(AtHand):
+    """A zip by its name, which each process opens once."""
+
+    where: str
+    file: str
+
+    def read(self, path: str) -> bytes:
+        return _opened(self.file).read(path)
+
+
+@lru_cache(maxsize=1)
+def _opened(file: str) -> _Zip:
+    return _Zip(Path(file))
 
 
 def check_size(where: str, path: str, size: int) -> None:
     """Raises BadImageError for a file that is larger than any image."""
-    if size > MAX_BYTES:
-        raise bad_image(where, path, f"has {size} bytes, expected at most {MAX_BYTES}", "Remove or shrink it.")
+    if size > MAX_IMAGE_BYTES:
+        raise bad_image(where, path, f"has {size} bytes, expected at most {MAX_IMAGE_BYTES}", "Remove or shrink it.")
 
 
 def bad_image(where: str, path: str, problem: str, advice: str) -> BadImageError:

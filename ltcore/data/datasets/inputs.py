@@ -5,6 +5,7 @@ Nothing is decoded here, and nothing is made of it: unlike a data set, it has no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +14,11 @@ from threading import Lock
 from typing import Protocol
 
 from ltcore.data.datasets.image_root import Root, open_root
-from ltcore.data.datasets.lists import MAX_LIST_BYTES
+from ltcore.data.datasets.lists import at_most
 from ltcore.data.datasets.skipped import skipped_words
 from ltcore.data.images.given import read_image
-from ltcore.data.shards.tar import MAX_DIGITS
 from ltcore.errors import DataError
+from ltcore.limits import MAX_DIGITS, MAX_LIST_BYTES
 from ltcore.storage import is_local, is_plain, local_path
 
 LISTS = (".txt", ".lst")
@@ -118,7 +119,7 @@ class _ListPart:
 
     def __init__(self, file: Path, classes: Sequence[str]) -> None:
         self._file, self._classes = file, classes
-        self._lines = [line for line in enumerate(_lines(file), 1) if line[1].strip()]
+        self._lines = list(at_most((line for line in enumerate(_lines(file), 1) if line[1].strip()), str(file)))
         if not self._lines:
             raise DataError(f"{file} is empty; expected a line 'path' or 'path label' for each image.")
         for number, line in self._lines:  # now rather than in the middle
@@ -131,7 +132,7 @@ class _ListPart:
         for number, line in self._lines:
             path, label = self._split(number, line)
             beside = self._file.parent / path
-            found = beside if not Path(path).exists() and beside.exists() else Path(path)
+            found = beside if not _exists(path) and _exists(beside) else Path(path)
             yield Item(str(found), partial(read_image, found), label)
 
     def _split(self, number: int, line: str) -> tuple[str, str | None]:
@@ -146,11 +147,16 @@ class _ListPart:
         return path, self._classes[int(last)]
 
 
-def _lines(file: Path) -> list[str]:
+def _exists(path: str | Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - a pathlib of Python 3.11 raises for a name that is too long
+
+
+def _lines(file: Path) -> Iterator[str]:
     try:
         found = file.stat()
         if not is_plain(found) or found.st_size > MAX_LIST_BYTES:
             raise DataError(f"{file} is no list: expected a plain text file of at most {MAX_LIST_BYTES} bytes.")
-        return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            yield from lines
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}. Give a list of image files.") from error

@@ -12,7 +12,8 @@ from typing import Any
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.folder_layout import SPLITS, Entry, Layout, refuse_one_class
 from ltcore.data.datasets.image_root import Root
-from ltcore.data.datasets.lists import Row, named_split, read_list_file, read_rows
+from ltcore.data.datasets.json_lists import BALANCED, VALIDATION_OF_BOTH, for_both_trainings, listed_rows, rows_of_split
+from ltcore.data.datasets.lists import Row, is_json, named_split, read_list_file
 from ltcore.data.shards.remarks import LABELS, LISTED_TWICE
 from ltcore.errors import ConfigError, DataError
 from ltcore.text import storable
@@ -29,9 +30,10 @@ _NO_CLASS = re.compile(r"-[0-9]+|[+-]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)
 def read_lists(root: Root, lists: Iterable[tuple[str, str]], cfg: DataConfig = USUAL) -> Layout:
     """Reads the layout from list files (split, path), whose paths are relative to the root.
 
-    A file is a list of ``path label`` or a table, and may be gzipped. Raises DataError with file and line.
+    A file is a list of ``path label``, a table, or json of COCO's or GLT's kind, and may be gzipped. Raises DataError with
+    file and line.
     """
-    rows, files = list[Row](), dict[str, str]()
+    rows, files, known = list[Row](), dict[str, str](), set(root.files)
     for word, file in lists:
         split = named_split(word, f"--list {word}=...")
         if split in files:
@@ -42,12 +44,30 @@ def read_lists(root: Root, lists: Iterable[tuple[str, str]], cfg: DataConfig = U
     if "train" not in files:
         raise DataError(f"there are list files for {', '.join(files)}, but none for train.")
     for split, file in files.items():
-        rows += [replace(row, split=split) for row in read_rows(read_list_file(file), file, cfg)]
+        rows += rows_of_split(listed_rows(read_list_file(file), file, cfg), split, file)
+    noted = {}
+    if BALANCED in files and is_json(files[BALANCED]):
+        rows, noted = for_both_trainings(rows), {"val": VALIDATION_OF_BOTH}
+    rows = [replace(row, path=beneath(row.path, known)) for row in rows]
     skipped = set(root.skipped)
     if odd := next((row for row in rows if row.path in skipped), None):
         raise DataError(f"{odd.place}: {odd.path} is no image in {root.where}. Remove the line, or rename the file.")
-    refuse_missing(rows, set(root.files).__contains__, root.where)
-    return layout_of(rows, files["train"])
+    refuse_missing(rows, known.__contains__, root.where)
+    layout = layout_of(rows, files["train"])
+    return replace(layout, provenance={**layout.provenance, **noted})
+
+
+def beneath(path: str, known: Collection[str]) -> str:
+    """Returns the part of an absolute path that is among the known relative ones, or the path as it is.
+
+    Lists made on another machine hold its paths: ``/data/imagenet/train/n01440764/1.JPEG``. The longest known part counts,
+    and it has a folder at least.
+    """
+    if not path.startswith("/"):
+        return path
+    parts = path.strip("/").split("/")
+    tails = ("/".join(parts[start:]) for start in range(len(parts) - 1))
+    return next((tail for tail in tails if tail in known), path)
 
 
 def refuse_missing(rows: Sequence[Row], exists: Callable[[str], bool], where: str) -> None:
@@ -91,7 +111,7 @@ def layout_of(rows: Sequence[Row], where: str, *, order: Sequence[str] = (), nee
         raise DataError(f"{absent.place}: {absent.path} has label {absent.label}, which no training image has.")
     if "train" in splits:
         refuse_one_class(where, classes.names, "expected two labels or more")
-    attributes = tuple(_sorted({row.attribute for row in once} - {""}, where))
+    attributes = tuple(sorted_labels({row.attribute for row in once} - {""}, where))
     attribute_of = {"": -1, **{name: number for number, name in enumerate(attributes)}}
     names = sorted(splits, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split))
     return Layout(
@@ -118,19 +138,29 @@ def _refuse_no_labels(rows: Sequence[Row]) -> None:
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """Returns every image once. Raises DataError where two rows say different things of one."""
+    """Returns every image once in each split. Raises DataError where two rows say different things of one.
+
+    Splits of one kind may share images, such as train and train_cbl, or two tests.
+    """
     first: dict[str, Row] = {}
+    found: dict[tuple[str, str], Row] = {}
     for row in rows:
         seen = first.setdefault(row.path, row)
+        found.setdefault((row.path, row.split or "train"), row)
         for what in ("label", "split", "attribute"):
             one, other = getattr(seen, what), getattr(row, what)
-            if one != other:
+            if one != other and not (what == "split" and _kind(one) == _kind(other)):
                 advice = "splits must be disjoint" if what == "split" else "correct or remove one of the rows"
                 raise DataError(
                     f"{row.place}: {row.path} has the {what} {other or 'train'!r}, but {one or 'train'!r} in {seen.place}; "
                     f"{advice}."
                 )
-    return list(first.values())
+    return list(found.values())
+
+
+def _kind(split: str) -> str:
+    """Returns ``train`` for train and train_cbl, and so on."""
+    return (split or "train").partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -146,7 +176,7 @@ class _Classes:
     def of(rows: Sequence[Row], order: Sequence[str]) -> _Classes:
         found = {row.label for row in rows}
         named = [label for label in order if label in found]
-        labels = [*named, *_sorted(found - set(named), rows[0].origin)]
+        labels = [*named, *sorted_labels(found - set(named), rows[0].origin)]
         numbers = {label: number for number, label in enumerate(labels)}
         if named or not all(map(_WHOLE.fullmatch, labels)):
             return _Classes(tuple(map(storable, labels)), numbers, {})
@@ -159,7 +189,7 @@ class _Classes:
         return _Classes(names, numbers, {LABELS: said})
 
 
-def _sorted(labels: Collection[str], where: str) -> list[str]:
+def sorted_labels(labels: Collection[str], where: str) -> list[str]:
     """Sorts by number where all are whole numbers, else by name."""
     if not all(map(_WHOLE.fullmatch, labels)):
         return sorted(labels)

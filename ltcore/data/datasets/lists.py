@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.errors import ConfigError, DataError, LtcoreError, nearest
+from ltcore.limits import MAX_CELL_CHARS, MAX_LIST_BYTES, MAX_ROWS
 
+T = TypeVar("T")
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -29,11 +33,7 @@ COLUMNS = {
     "attribute": ("attribute",),
 }
 """What a column is for, and the names that say so."""
-MAX_LIST_BYTES = 2**28
-"""Of a list or table, unpacked: 4 million lines."""
-MAX_TEXT = 4096
-"""Characters of a cell, of which the longest is a path."""
-_LISTS, _TABLES = (".txt", ".lst", ".list"), (".csv", ".tsv")
+_LISTS, _TABLES, _JSON = (".txt", ".lst", ".list"), (".csv", ".tsv"), ".json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,13 @@ def file_name(uri: str) -> str:
 
 
 def is_list(uri: str) -> bool:
-    """Tells by the name whether the file lists images, one a line or as a table."""
-    return file_name(uri).lower().removesuffix(".gz").endswith((*_LISTS, *_TABLES))
+    """Tells by the name whether the file lists images, one a line, as a table or as json."""
+    return file_name(uri).lower().removesuffix(".gz").endswith((*_LISTS, *_TABLES, _JSON))
+
+
+def is_json(uri: str) -> bool:
+    """Tells by the name whether the file is json."""
+    return file_name(uri).lower().removesuffix(".gz").endswith(_JSON)
 
 
 def split_of(word: str) -> str:
@@ -95,16 +100,25 @@ def read_rows(data: bytes, uri: str, cfg: DataConfig) -> list[Row]:
     A list has lines of ``path label``; a table has a header, whose columns are those of ``cfg`` or have usual names.
     Raises DataError with file and line.
     """
-    text = _text(data, uri)
+    text = list_text(data, uri)
     is_table = file_name(uri).lower().removesuffix(".gz").endswith(_TABLES)
-    rows = list(_table_rows(text, uri, cfg) if is_table else _list_rows(text, uri))
+    rows = list(at_most(_table_rows(text, uri, cfg) if is_table else _list_rows(text, uri), uri))
     if not rows:
         expected = "a header and a line for each image" if is_table else "lines of 'path label'"
         raise DataError(f"{uri} is empty; expected {expected}.")
     return rows
 
 
-def _text(data: bytes, uri: str) -> str:
+def at_most(rows: Iterable[T], uri: str) -> Iterator[T]:
+    """Yields the rows. Raises DataError where there are more than any data set has."""
+    for number, row in enumerate(rows, 1):
+        if number > MAX_ROWS:
+            raise DataError(f"{uri} has more than {MAX_ROWS:,} rows. Make shards of its parts.")
+        yield row
+
+
+def list_text(data: bytes, uri: str) -> str:
+    """Returns the text of a list, unzipped where it is gzipped. Raises DataError where it is too large or no text."""
     try:
         if data[:2] == b"\x1f\x8b":
             with gzip.open(io.BytesIO(data)) as stream:
@@ -154,16 +168,25 @@ def _table_rows(text: str, uri: str, cfg: DataConfig) -> Iterator[Row]:
 
 def checked_row(origin: str, number: int, cells: tuple[str, str, str, str], has_split: bool = False) -> Row:
     """Returns the row of path, label, split and attribute at a place. Raises DataError where it cannot be one."""
-    if long := next((cell for cell in cells if len(cell) > MAX_TEXT), ""):
+    if long := next((cell for cell in cells if len(cell) > MAX_CELL_CHARS), ""):
         raise DataError(
-            f"{origin} {number}: the text {long[:40]!r}... has {len(long)} characters, expected at most {MAX_TEXT}."
+            f"{origin} {number}: the text {long[:40]!r}... has {len(long)} characters, expected at most {MAX_CELL_CHARS}."
         )
     path, label, split, attribute = cells
-    if not path or "\0" in path:
+    if not path or "\0" in path or not _is_file_name(path):
         raise DataError(f"{origin} {number}: {path!r} names no image. Fill the cell, or remove the row.")
     if has_split:
         split = named_split(split, f"{origin} {number}: split {split!r}", DataError)
     return Row(origin, number, path, label, split, attribute)
+
+
+def _is_file_name(path: str) -> bool:
+    """Tells whether a file can be called so: json may hold halves of a surrogate pair, which no name has."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_columns(names: Sequence[str], where: str, cfg: DataConfig) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -25,13 +24,12 @@ from ltcore.data.datasets.tables import folder_of, identity, listed_images, plac
 from ltcore.data.datasets.tar_places import has_class_folders, names_tars
 from ltcore.errors import DataError, LtcoreError
 from ltcore.fsspec_stores import FileInfo
+from ltcore.limits import HELD_BYTES, MAX_COLUMN_CHUNKS, MAX_RATIO, MAX_ROWS, PACKED_BYTES, load_json
 
 ENDING = ".parquet"
 HUB_FOLDERS = ("data", "train")
-MAX_ROWS = 2**24
-"""Of all files together: a few bytes can claim billions."""
 BATCH_ROWS = 16
-"""Images that are decoded from their pages at once."""
+"""Images that are unpacked from their pages at once, where all of their row group may be held; else it is one."""
 BUFFER_BYTES = 2**20
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
@@ -110,7 +108,12 @@ class _File:
         self.stem = (info.name or file_name(uri)).removesuffix(ENDING)
         with self.opened() as file:
             schema, self.num_rows = file.schema_arrow, file.metadata.num_rows
+            self._refuse_bomb(file.metadata)
             self.groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            if min(self.groups, default=0) < 0 or sum(self.groups) != self.num_rows:
+                raise DataError(
+                    f"{uri} is no readable parquet (its row groups have {self.groups[:5]} rows). Download it again."
+                )
             self.footer = "" if info.version else digest([str(file.metadata.to_dict())])
         self._schema = schema
         self.columns = find_columns(schema.names, uri, cfg)
@@ -123,12 +126,34 @@ class _File:
         try:
             with storage.open_file(self.uri, seekable=True) as stream:
                 yield pq.ParquetFile(
-                    stream, read_dictionary=list(dictionaries), buffer_size=BUFFER_BYTES, pre_buffer=False
+                    stream,
+                    read_dictionary=list(dictionaries),
+                    buffer_size=BUFFER_BYTES,
+                    pre_buffer=False,
+                    page_checksum_verification=True,  # where pages have checksums
                 )
         except LtcoreError:
             raise
-        except (OSError, pa.ArrowException, storage.errors_of(self.uri)) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException, storage.errors_of(self.uri)) as error:
             raise DataError(f"{self.uri} is no readable parquet ({error}). Copy or download it again.") from error
+
+    def _refuse_bomb(self, footer: pq.FileMetaData) -> None:
+        """Raises DataError for a footer that claims more than the bytes of the file can hold: some bytes can claim billions."""
+        chunks, size = footer.num_row_groups * footer.num_columns, self.info.size
+        if chunks > MAX_COLUMN_CHUNKS or not 0 <= footer.num_rows <= (size if size >= 0 else MAX_ROWS):
+            raise DataError(
+                f"{self.uri} has {size} bytes and claims {footer.num_rows} rows in {footer.num_row_groups} groups of "
+                f"{footer.num_columns} columns; expected at most a row for each byte and {MAX_COLUMN_CHUNKS} columns of groups. "
+                "Copy or download it again."
+            )
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for column in map(group.column, range(footer.num_columns)):
+                packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
+                if packed < 0 or unpacked > max(PACKED_BYTES, MAX_RATIO * packed):
+                    raise DataError(
+                        f"{self.uri}: {column.path_in_schema} has {unpacked} bytes in a row group, packed into {packed}; "
+                        f"expected at most {MAX_RATIO} times as many. Write the file again without compression if it is right."
+                    )
 
     def path(self, row: int) -> str:
         """Returns the name that an image of a row goes by; the names have the order of the rows."""
@@ -199,9 +224,9 @@ def _holds_images(field: pa.Field, uri: str) -> bool:
 def _class_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[str, ...]:
     """Returns the names that the Hub's metadata give to the numbers of a column; () where they give none."""
     try:
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        features = load_json((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         names = features[label]["names"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
@@ -288,8 +313,9 @@ class _Cursor:
         try:
             while row >= self._first + len(self._batch):
                 self._first += len(self._batch)
+                self._batch = ()  # before the next is read
                 self._batch = next(self._batches).column(0)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, StopIteration, pa.ArrowException) as error:
             raise DataError(f"{self.file.uri} cannot be read ({error}). Copy or download it again.") from error
         value = self._batch[row - self._first].as_py()
         found = value.get("bytes") if isinstance(value, dict) else value
@@ -298,7 +324,9 @@ class _Cursor:
     def _start(self, group: int) -> None:
         self._first, self._end, self._batch = self._starts[group], self._starts[group + 1], ()
         column = self.file.columns["image"]
-        self._batches = self._opened.iter_batches(BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False)
+        large = self._opened.metadata.row_group(group).total_byte_size > HELD_BYTES
+        rows = 1 if large else BATCH_ROWS
+        self._batches = self._opened.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False)
 
     def close(self) -> None:
         self._stack.close()

@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ltcore import storage
-from ltcore.data.config import COLUMN_KEYS, DataConfig
+from ltcore.data.config import COLUMN_KEYS, PLACE_KEYS, DataConfig
 from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.registry import find, names, recognize
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
+from ltcore.data.shards.reencode import Reencode
 from ltcore.data.shards.remarks import BROKEN, CLASSES_FROM, remarks
 from ltcore.data.shards.source import Rows, Sample, Source
 from ltcore.data.shards.writer import write_dataset, write_indexed
 from ltcore.errors import ConfigError, DataError, nearest
 from ltcore.text import few_words
 
-CONSTRUCTION = 3
+CONSTRUCTION = 4
 """Raised when the same source would give other samples than before, so that older copies are made anew."""
 PROGRESS_S = 1.0
 MOST_NAMED = 20
@@ -53,8 +54,9 @@ def prepare(
     """
     if find(cfg.uri).by_path and is_shards(cfg.uri):
         _refuse_columns(cfg)
+        _refuse_places(cfg, ())
         return cfg.uri
-    dataset = _open(cfg, needs_train=needs_train)
+    dataset = open_dataset(cfg, needs_train=needs_train)
     place = f"{dataset.name}-{_digest(cfg, dataset)[:12]}"
     cache = storage.cache_root() / "datasets"
     uri = storage.join(root or str(cache), place)
@@ -108,6 +110,7 @@ def make(
     *,
     lists: Lists = (),
     shard_size: int = 1000,
+    reencode: Reencode | None = None,
     progress: OnProgress | None = None,
 ) -> Manifest:
     """Makes the shards for ``cfg.uri`` at ``uri``, replacing an earlier data set there.
@@ -116,17 +119,20 @@ def make(
         cfg: as for :func:`prepare`; its ``uri`` must not be finished shards.
         lists: (split, list file of ``path label`` lines, or table), paths relative to the folder or zip ``cfg.uri``.
         shard_size: most images in one tar.
+        reencode: how images are encoded anew; None: the files go into the shards as they are.
         progress: called with a line of text about once a second.
     """
-    return _write(_open(cfg, lists), uri, shard_size=shard_size, progress=progress)
+    return _write(open_dataset(cfg, lists), uri, shard_size=shard_size, reencode=reencode, progress=progress)
 
 
-def _open(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
+def open_dataset(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
+    """Finds the source of ``cfg.uri``. Raises DataError or ConfigError where there is none, or it does not fit ``cfg``."""
     build = recognize(cfg.uri)
     if build.by_path and not build.by_pattern:
         _check_place(cfg.uri)
     if not build.has_columns and not lists:
         _refuse_columns(cfg)
+    _refuse_places(cfg, build.places)
     return build(cfg, lists=lists, needs_train=needs_train)
 
 
@@ -136,6 +142,15 @@ def _refuse_columns(cfg: DataConfig) -> None:
         raise ConfigError(
             f"data.{given[0]}={getattr(cfg, given[0])} has no effect: {cfg.uri} is no table. Leave it "
             "away, or give a csv, tsv or parquet file."
+        )
+
+
+def _refuse_places(cfg: DataConfig, read: tuple[str, ...]) -> None:
+    """Raises ConfigError where files are named for a benchmark of what is none."""
+    if given := [key for key in PLACE_KEYS if getattr(cfg, key) is not None and key not in read]:
+        raise ConfigError(
+            f"data.{given[0]}={getattr(cfg, given[0])} has no effect on {cfg.uri}: it is for "
+            f"{', '.join(name for name in names() if given[0] in find(name).places)}. Leave it away."
         )
 
 
@@ -179,29 +194,37 @@ def _fill(dataset: Dataset, uri: str, progress: OnProgress | None) -> None:
     _write(dataset, uri, shard_size=1000, progress=progress)
 
 
-def _write(dataset: Dataset, uri: str, *, shard_size: int, progress: OnProgress | None) -> Manifest:
+def _write(
+    dataset: Dataset, uri: str, *, shard_size: int, reencode: Reencode | None = None, progress: OnProgress | None
+) -> Manifest:
     if progress:
         progress(f"{dataset.name}: choosing images")
-    seed = dataset.cfg.subset_seed
+    how: dict[str, Any] = {"shard_size": shard_size, "reencode": reencode, "progress": progress}
     try:
-        return write_source(dataset.source(), uri, seed=seed, shard_size=shard_size, progress=progress)
+        return write_source(dataset.source(), uri, seed=dataset.cfg.subset_seed, **how)
     except BrokenImagesError as error:
         if len(error.found) > dataset.cfg.max_bad_samples:
             raise
         dataset.broken = error.found
     if progress:
         progress(f"{dataset.name}: writing again without {len(dataset.broken):,} broken images")
-    return write_source(dataset.source(), uri, seed=seed, shard_size=shard_size, progress=progress)
+    return write_source(dataset.source(), uri, seed=dataset.cfg.subset_seed, **how)
 
 
 def write_source(
-    source: Source, uri: str, *, seed: int, shard_size: int = 1000, progress: OnProgress | None = None
+    source: Source,
+    uri: str,
+    *,
+    seed: int,
+    shard_size: int = 1000,
+    reencode: Reencode | None = None,
+    progress: OnProgress | None = None,
 ) -> Manifest:
     """Writes a data set at ``uri``, replacing an earlier one there; the other arguments are those of :func:`make`."""
     if progress:
         told = {split: _Reported(rows, f"{source.name}/{split}", progress) for split, rows in source.splits.items()}
         source = replace(source, splits=told)
-    return write_dataset(uri, source, seed=seed, shard_size=shard_size, progress=progress)
+    return write_dataset(uri, source, seed=seed, shard_size=shard_size, reencode=reencode, progress=progress)
 
 
 @dataclass(frozen=True)

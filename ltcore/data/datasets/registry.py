@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ltcore.data.config import COLUMN_KEYS, DataConfig
+from ltcore.data.config import COLUMN_KEYS, PLACE_KEYS, DataConfig
 from ltcore.data.datasets.cifar import Cifar
+from ltcore.data.datasets.cifar100_glt import Cifar100Glt
 from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.digits_glt import DigitsGlt
 from ltcore.data.datasets.image_folder import ImageFolder
+from ltcore.data.datasets.mnist_glt import MnistGlt
+from ltcore.data.datasets.mscoco_glt import MscocoGlt
 from ltcore.data.datasets.parquet import Parquet
 from ltcore.data.datasets.remote import RemoteFolder, RemoteZip
 from ltcore.data.datasets.tables import Table
@@ -45,7 +48,24 @@ DATASETS: dict[str, Row] = {
     "cifar100": Row(
         Cifar, "100 classes of 500 images of 32 px", "Krizhevsky 2009; long tail of Cao et al., NeurIPS 2019"
     ),
-    "LIST|CSV|TSV": Row(Table, "your images, as a list of 'path label' or a table with a header names them", "-"),
+    "cifar100-glt": Row(
+        Cifar100Glt,
+        "CIFAR-100's 20 superclasses, long-tailed in classes and in their fine classes",
+        "Krizhevsky 2009; construction of Tang et al., ECCV 2022",
+    ),
+    "mnist-glt": Row(
+        MnistGlt,
+        "MNIST in ten pairs of colors, long-tailed in digits and in the colors of each",
+        "LeCun et al. 1998; construction of Tang et al., ECCV 2022",
+    ),
+    "mscoco-glt": Row(
+        MscocoGlt,
+        "objects of MSCOCO, long-tailed in 29 categories and in attributes, of data.images and data.annotations",
+        "Tang et al., ECCV 2022; COCO Attributes of Patterson and Hays, ECCV 2016",
+    ),
+    "LIST|CSV|TSV": Row(
+        Table, "your images, as a list of 'path label', a table with a header or json as iNaturalist's names them", "-"
+    ),
     "URI.zip": Row(RemoteZip, "a zip of your images in a store or in the web, fetched once", "-"),
     "PARQUET": Row(Parquet, "your images in parquet files, as on the Hugging Face Hub, or paths to them", "-"),
     "TARS": Row(WebDataset, "tars that others wrote: a file, 'train-{000..099}.tar', '*.tar', a folder", "WebDataset"),
@@ -84,10 +104,10 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     except ValueError as error:
         raise ConfigError(f"data.{error}.") from None
     folder_keys = ("classes_from",)
-    given = [key for key in (*COLUMN_KEYS, *folder_keys) if getattr(kept, key) is not None]
+    given = [key for key in (*COLUMN_KEYS, *folder_keys, *PLACE_KEYS) if getattr(kept, key) is not None]
     if not given:
         return kept
     build = recognize(uri)
-    read = (*(COLUMN_KEYS if build.has_columns else ()), *(folder_keys if build.has_folders else ()))
+    read = (*(COLUMN_KEYS if build.has_columns else ()), *(folder_keys if build.has_folders else ()), *build.places)
     without: dict[str, Any] = {key: None for key in given if key not in read}
     return replace(kept, **without)

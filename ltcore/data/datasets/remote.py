@@ -9,8 +9,9 @@ from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.far_files import FarFiles
+from ltcore.data.datasets.folder_layout import Layout
 from ltcore.data.datasets.image_folder import ImageFolder, folders_identity, read_layout, refuse_legacy
-from ltcore.data.datasets.image_root import folders_around, open_root, sorted_out, without_images
+from ltcore.data.datasets.image_root import Files, folders_around, open_root, sorted_out, without_images
 from ltcore.data.datasets.lists import file_name
 from ltcore.data.shards.source import Source
 from ltcore.errors import ConfigError, DataError
@@ -67,6 +68,11 @@ class RemoteZip(ImageFolder):
         if self._held is None:
             self._fetch()
         return super().source()
+
+    def files(self) -> tuple[Files, Layout] | None:
+        if self._held is None:
+            self._fetch()
+        return super().files()
 
     def _fetch(self) -> None:
         scratch = storage.cache_root() / "downloads"

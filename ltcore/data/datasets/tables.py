@@ -13,8 +13,9 @@ from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.far_files import FarFiles, look_up, normal_path, place_of
 from ltcore.data.datasets.folder_layout import Layout
 from ltcore.data.datasets.image_folder import ImageFolder, refuse_legacy
+from ltcore.data.datasets.json_lists import listed_rows
 from ltcore.data.datasets.listed import layout_of, refuse_missing
-from ltcore.data.datasets.lists import Row, file_name, is_list, read_list_file, read_rows
+from ltcore.data.datasets.lists import Row, file_name, is_list, read_list_file
 from ltcore.errors import DataError
 
 
@@ -29,7 +30,7 @@ class Table(ImageFolder):
         Dataset.__init__(self, cfg, lists=lists)
         where = place(cfg.uri)
         data = read_list_file(where)
-        rows = read_rows(data, where, cfg)
+        rows = listed_rows(data, where, cfg)
         self.root, self.layout = listed_images(rows, where, folder_of(where), needs_train=needs_train)
         self.name = file_name(where).partition(".")[0]
         self.identity = identity(cfg, hashlib.sha256(data).hexdigest(), self.root.fingerprint)

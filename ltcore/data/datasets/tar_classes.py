@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ltcore import storage
 from ltcore.errors import DataError
+from ltcore.limits import MAX_CLASSES, MAX_CLASSES_BYTES, load_json
 
 NAMES_FILE, INFO_FILE = "classes.txt", "dataset_info.json"
-MAX_BYTES, MAX_CLASSES = 2**24, 10**6
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Classes:
             if not storage.exists(where):
                 continue
             try:
-                names = parse(storage.read_bytes(where, most_bytes=MAX_BYTES).decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
+                names = parse(storage.read_bytes(where, most_bytes=MAX_CLASSES_BYTES).decode("utf-8-sig"))
+            except ValueError as error:
                 raise DataError(f"{where} cannot be read as class names ({error}). Correct or remove it.") from error
             if names or name == NAMES_FILE:
                 return cls(_checked(names, where), where)
@@ -63,7 +62,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 def _features(text: str) -> tuple[str, ...]:
     """Returns the names of the first feature that is a ``ClassLabel``, if there is one."""
-    value: Any = json.loads(text)
+    value: Any = load_json(text)
     features = value.get("features") if isinstance(value, dict) else None
     for feature in features.values() if isinstance(features, dict) else ():
         if (

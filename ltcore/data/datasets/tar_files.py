@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltcore import storage
-from ltcore.data.datasets.image_root import MAX_RATIO, PACKED_BYTES
 from ltcore.data.datasets.tar_places import Tar
 from ltcore.data.shards.stream import open_hashed
 from ltcore.errors import DataError, LtcoreError
+from ltcore.limits import MAX_RATIO, PACKED_BYTES
 
 _CHUNK_BYTES = 2**20
 

@@ -17,12 +17,10 @@ from ltcore.data.datasets.folder_layout import SPLITS, split_of
 from ltcore.data.datasets.image_root import is_hidden
 from ltcore.data.shards.source import image_ext
 from ltcore.errors import ConfigError, DataError
+from ltcore.limits import MAX_TAR_DEPTH, MAX_TARS
 
-MAX_TARS = 100_000
 LOOKING_UP = 16
 """Files that a store is asked about at once."""
-MAX_DEPTH = 4
-"""Folders below the one that was named in which tars are looked for."""
 _TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
 _WILD = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
@@ -176,7 +174,7 @@ def _walk(root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None
             continue
         if not entry.is_dir():
             yield prefix + entry.name
-        elif prefix.count("/") < MAX_DEPTH:
+        elif prefix.count("/") < MAX_TAR_DEPTH:
             yield from _walk(root / entry.name, f"{prefix}{entry.name}/", seen)
 
 

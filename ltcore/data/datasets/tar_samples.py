@@ -13,22 +13,31 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from ltcore.data.images.decode import MAX_PIXELS, decode_image
+from ltcore.data.images.decode import decode_image
+from ltcore.data.room import Room
 from ltcore.data.shards.source import ALIASES, EXTENSIONS, ext_of
 from ltcore.data.shards.stream import HashedStream
 from ltcore.data.shards.tar import Damage, Member, members, split_name
 from ltcore.errors import DataError
+from ltcore.limits import (
+    HELD_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_KEY_CHARS,
+    MAX_LABEL_BYTES,
+    MAX_NAME_CHARS,
+    MAX_SAMPLE_FILES,
+    MAX_SAMPLE_JSON_BYTES,
+)
 from ltcore.text import storable
 
 CLASS_FIELDS = ("cls", "class", "label")
 """Extensions of a member that holds the label as text."""
 LABEL_KEY = "label"
 """Where a ``.json`` has the label, if nothing else is said."""
-MAX_LABEL_BYTES, MAX_JSON_BYTES, MAX_IMAGE_BYTES = 2**10, 2**20, 8 * MAX_PIXELS
-MAX_KEY_CHARS, MAX_FIELDS = 2**10, 1000
-"""Of one sample."""
-CHUNK, CHUNK_BYTES = 64, 16 * 2**20
-"""Images of a tar, and about how many bytes of them, that are in memory at once."""
+CHUNK = 64
+"""Images of a tar that are in memory at once."""
+_ROOM = Room(HELD_BYTES)
+"""For the images of all tars that are read beside one another."""
 _IMAGE_FIELDS = ("jpg", "jpeg", "png", *EXTENSIONS, *ALIASES)
 """In order of preference where a sample has several."""
 
@@ -86,25 +95,27 @@ def read_rows(stream: HashedStream, size: int, where: str, label_key: str | None
     Raises DataError where the tar is no tar, or is cut off.
     """
     groups: dict[str, Fields] = {}
-    waiting = list[tuple[_Field, bytes]]()
-    for key, ext, member in _named_members(stream, size, where):
-        fields = groups.setdefault(key, {})
-        if len(fields) >= MAX_FIELDS:
-            next(iter(fields.values())).repeated = f"has more than {MAX_FIELDS} files"
-            continue
-        entry = _Field(member.offset, member.size, repeated=f"has .{ext} twice" if ext in fields else "")
-        fields[ext] = entry
-        if not image_ext(ext):
-            _read_label(entry, ext, member, label_key)
-        elif member.size > MAX_IMAGE_BYTES:
-            entry.problem = f"has an image of {member.size} bytes, expected at most {MAX_IMAGE_BYTES}"
-        else:
-            waiting.append((entry, member.data))
-            entry.crc32 = member.crc32
-        if len(waiting) == CHUNK or sum(len(data) for _, data in waiting) >= CHUNK_BYTES:
-            _decode(waiting, pool)
-    _decode(waiting, pool)
+    with _Waiting(pool) as waiting:
+        for key, ext, member in _named_members(stream, size, where, waiting.wants):
+            _note(groups.setdefault(key, {}), ext, member, label_key, waiting)
+            del member  # whose bytes take room until they are decoded, and no longer
+        waiting.decode()
     return _resolved(groups, label_key)
+
+
+def _note(fields: Fields, ext: str, member: Member, label_key: str | None, waiting: _Waiting) -> None:
+    """Adds a member to its sample."""
+    if len(fields) >= MAX_SAMPLE_FILES:
+        next(iter(fields.values())).repeated = f"has more than {MAX_SAMPLE_FILES} files"
+        return
+    entry = fields[ext] = _Field(member.offset, member.size, repeated=f"has .{ext} twice" if ext in fields else "")
+    if not image_ext(ext):
+        _read_label(entry, ext, member, label_key)
+    elif member.size > MAX_IMAGE_BYTES:
+        entry.problem = f"has an image of {member.size} bytes, expected at most {MAX_IMAGE_BYTES}"
+    else:
+        waiting.images.append((entry, member.data))
+        entry.crc32 = member.crc32
 
 
 def image_ext(name: str) -> str:
@@ -112,12 +123,14 @@ def image_ext(name: str) -> str:
     return ext_of(name.rpartition(".")[2])
 
 
-def _named_members(stream: HashedStream, size: int, where: str) -> Iterator[tuple[str, str, Member]]:
+def _named_members(
+    stream: HashedStream, size: int, where: str, wants: Callable[[str, int], bool]
+) -> Iterator[tuple[str, str, Member]]:
     """Yields key, field and content; what no WebDataset reader takes for a sample is left out.
 
     That is: folders, links, hidden files such as ``._0.jpg``, names that start and end with ``__``.
     """
-    for item in members(stream, size, _wanted):
+    for item in members(stream, size, wants):
         if isinstance(item, Damage):
             if item.is_kind:
                 continue
@@ -127,6 +140,7 @@ def _named_members(stream: HashedStream, size: int, where: str) -> Iterator[tupl
         base = key.rpartition("/")[2]
         if base and ext and not (base.startswith("__") and name.endswith("__")):
             yield key, ext, member
+        del item, member
 
 
 def _wanted(name: str, size: int) -> bool:
@@ -134,14 +148,42 @@ def _wanted(name: str, size: int) -> bool:
     ext = name.rpartition(".")[2].lower()
     if image_ext(ext):
         return size <= MAX_IMAGE_BYTES
-    return size <= (MAX_JSON_BYTES if ext == "json" else MAX_LABEL_BYTES) and ext in ("json", *CLASS_FIELDS)
+    return size <= (MAX_SAMPLE_JSON_BYTES if ext == "json" else MAX_LABEL_BYTES) and ext in ("json", *CLASS_FIELDS)
 
 
-def _decode(waiting: list[tuple[_Field, bytes]], pool: Executor) -> None:
-    """Notes what is wrong with the images that wait, and lets them go."""
-    for (entry, _), problem in zip(waiting, pool.map(_image_problem, (data for _, data in waiting)), strict=True):
-        entry.problem = problem
-    waiting.clear()
+class _Waiting:
+    """Images that wait to be decoded, and the room that they take."""
+
+    def __init__(self, pool: Executor) -> None:
+        self.images: list[tuple[_Field, bytes]] = []
+        self._pool, self._bytes = pool, 0
+
+    def __enter__(self) -> _Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _ROOM.give(self._bytes)
+
+    def wants(self, name: str, size: int) -> bool:
+        """Tells whether a member is read; for an image, waits for room."""
+        if not _wanted(name, size):
+            return False
+        if image_ext(name):
+            size = min(size, HELD_BYTES)
+            if len(self.images) == CHUNK or not _ROOM.take(size, wait=False):
+                self.decode()  # so that nothing is held while others are waited for
+                _ROOM.take(size)
+            self._bytes += size
+        return True
+
+    def decode(self) -> None:
+        """Notes what is wrong with the images, and lets them go."""
+        found = self._pool.map(_image_problem, (data for _, data in self.images))
+        for (entry, _), problem in zip(self.images, found, strict=True):
+            entry.problem = problem
+        self.images.clear()
+        _ROOM.give(self._bytes)
+        self._bytes = 0
 
 
 def _image_problem(data: bytes) -> str:
@@ -174,8 +216,8 @@ def _text_label(member: Member) -> str:
 
 
 def _json_label(member: Member, label_key: str) -> str:
-    if member.size > MAX_JSON_BYTES:
-        raise ValueError(f"has {member.size} bytes, expected at most {MAX_JSON_BYTES}")
+    if member.size > MAX_SAMPLE_JSON_BYTES:
+        raise ValueError(f"has {member.size} bytes, expected at most {MAX_SAMPLE_JSON_BYTES}")
     try:
         value: Any = json.loads(member.data)
     except (ValueError, RecursionError):
@@ -194,6 +236,8 @@ def _label(text: str) -> str:
     text = text.strip()
     if not text:
         raise ValueError("is empty")
+    if len(text) > MAX_NAME_CHARS:
+        raise ValueError(f"has a label of {len(text)} characters, expected at most {MAX_NAME_CHARS}")
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal()):
         return storable(text)

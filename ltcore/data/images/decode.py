@@ -12,9 +12,11 @@ white: 16-bit grey goes from 0 to 65535 (12 bits stored in 16 cannot be told and
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ltcore.data.images.boxes import Box, Size, centered_square
+from ltcore.data.room import Room
 from ltcore.errors import BadImageError, DataError
+from ltcore.limits import LARGE_PIXELS, LARGE_PIXELS_AT_ONCE, MAX_PIXELS, MAX_SCANS
 
 Pixels = npt.NDArray[np.uint8]
-MAX_PIXELS = 64 * 2**20
-"""Larger images are refused from their header, before anything is decoded."""
-MAX_SCANS = 100
-"""Of a progressive JPEG, each over all pixels: encoders write about ten, and time grows with every one."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Names in PIL of what is opened (JPEG includes MPO), whatever a file's extension says. PIL knows some forty more, and runs
 a program for some: Ghostscript for PostScript. HEIF is opened beside these where the package pillow-heif is installed."""
@@ -39,6 +39,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 _SOURCE_LINE = re.compile(r"\w*,? ?\[?/\S+\.(?:cpp|cc|c|h):\d+\]?,? ?")
 """``decode_jpeg, /build/.../decode_jpeg.cpp:171, `` before what torchvision says."""
+_ROOM = Room(LARGE_PIXELS_AT_ONCE)
 DECODE_VERSION = 2
 """Part of the key of cached canvases: raise it with every change of the pixels that this file makes."""
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
@@ -50,25 +51,34 @@ def decode_canvas(data: bytes, image_size: int, where: str) -> Pixels:
     The short side is scaled to the canvas, then the center is cropped. ``where`` names the sample in the DataError that
     empty, undecodable or too large images raise.
     """
-    image_3HW = decode_image(data, where)
-    return resample(image_3HW, centered_square(size_of(image_3HW)), (image_size, image_size))
+    with contextlib.ExitStack() as held:
+        image_3HW = _decoded(data, where, held)
+        return resample(image_3HW, centered_square(size_of(image_3HW)), (image_size, image_size))
 
 
 def decode_image(data: bytes, where: str) -> Pixels:
     """Decodes an image to [3, H, W] RGB at its own size.
 
     EXIF orientation is applied, grey, palette, CMYK and 16-bit images become 8-bit RGB, of an animation the first frame
-    is taken, transparency is ignored. Raises DataError as :func:`decode_canvas` does.
+    is taken, transparency is ignored. Raises DataError as :func:`decode_canvas` does. Large images wait for each other, see
+    ``LARGE_PIXELS_AT_ONCE``.
     """
+    with contextlib.ExitStack() as held:
+        return _decoded(data, where, held)
+
+
+def _decoded(data: bytes, where: str, held: contextlib.ExitStack) -> Pixels:
+    """Decodes an image; ``held`` keeps the room that a large one takes."""
     if not data:
         raise _bad(where, "has 0 bytes", "Remove the sample or restore its file.")
     try:
         try:
-            return _decode(data, where)
+            return _decode(data, where, held)
         except ValueError as error:
             if "MAX_TEXT" not in str(error):
                 raise
-            return _decode(_without_text(data), where)
+            held.close()
+            return _decode(_without_text(data), where, held)
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on foreign bytes
@@ -145,6 +155,19 @@ def _without_text(data: bytes) -> bytes:
     return b"".join(kept)
 
 
+def _has_damaged_pixels(data: bytes) -> bool:
+    """Tells whether a PNG has pixels whose checksum is wrong or cut off, which PIL takes for others."""
+    at = 8
+    while at < len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT":
+            found, expected = zlib.crc32(memoryview(data)[at + 4 : end]), data[end : end + 4]
+            if found.to_bytes(4) != expected:
+                return True
+        at = end + 4
+    return False
+
+
 def _is_heif(data: bytes) -> bool:
     brands = {data[at : at + 4] for at in range(8, min(int.from_bytes(data[:4]), 256), 4)}
     return data[4:8] == b"ftyp" and bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
@@ -184,9 +207,13 @@ def _scans(data: bytes) -> int:
     return int(np.count_nonzero((bytes_N[:-1] == 0xFF) & (bytes_N[1:] == 0xDA)))
 
 
-def _decode(data: bytes, where: str) -> Pixels:
+def _decode(data: bytes, where: str, held: contextlib.ExitStack) -> Pixels:
     image = _open(data, where)
     _check_size(image, where)
+    if image.format == "PNG" and _has_damaged_pixels(data):
+        raise ValueError("image file is truncated, or its pixels have a wrong checksum")
+    if (pixels := image.width * image.height) > LARGE_PIXELS:
+        held.enter_context(_ROOM.held(pixels))
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > MAX_SCANS:
         raise _bad(where, f"has {scans} scans, expected at most {MAX_SCANS}", "Save it as a plain JPEG.")
     if image.format == "JPEG" and image.mode in ("L", "RGB"):

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ltcore.data.datasets.image_root import MAX_BYTES
 from ltcore.data.images.boxes import centered_square
 from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
 from ltcore.errors import DataError
+from ltcore.limits import MAX_IMAGE_BYTES
 from ltcore.storage import is_plain
 
 ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -57,8 +57,10 @@ def read_image(path: Path) -> bytes:
         found = path.stat()
         if not is_plain(found):
             raise DataError(f"{path} is no plain file. Give the path of an image file.")
-        if found.st_size > MAX_BYTES:
-            raise DataError(f"{path} has {found.st_size} bytes, expected at most {MAX_BYTES}. Give an image file.")
+        if found.st_size > MAX_IMAGE_BYTES:
+            raise DataError(
+                f"{path} has {found.st_size} bytes, expected at most {MAX_IMAGE_BYTES}. Give an image file."
+            )
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Give the path of an image file.") from error

@@ -1,4 +1,8 @@
-"""Entries of the node's cache: filled aside under a lock, renamed when complete, evicted by age."""
+"""Entries of the node's cache: filled aside under a lock, renamed when complete, evicted by age.
+
+``meta.json`` holds a checksum of itself and of every small file beside it, and ``rows.crc32`` one of each row, so that a
+damaged entry is filled again and a damaged row decoded again.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,26 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ltcore import storage
+from ltcore.data.loading.checksums import checksum
 from ltcore.data.loading.samples import BadSamples
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
 
 _LOG = logging.getLogger("ltcore.data")
 
-ARRAY, _META = "canvases.u8", "meta.json"
+ARRAY, _META, _ROWS = "canvases.u8", "meta.json", "rows.crc32"
 
 OnProgress = Callable[[int, int], None]
 
@@ -41,6 +47,13 @@ class PartialEntry:
     folder: Path
     bad: BadSamples
     cache_bytes: int
+    crc32_N: npt.NDArray[np.uint32]
+    """Checksums of the rows that were written."""
+
+    def note(self, first: int, rows: Iterable[npt.NDArray[np.uint8]]) -> None:
+        """Notes the checksums of rows from ``first`` on, as they are written."""
+        for index, row in enumerate(rows, first):
+            self.crc32_N[index] = checksum(row)
 
     def claim(self, size: int) -> None:
         """Makes room under the cap and takes the disk space, so that a full disk is noticed before the work."""
@@ -65,6 +78,18 @@ class PartialEntry:
                     os.posix_fallocate(stream.fileno(), 0, size)
 
 
+@dataclass(frozen=True)
+class OpenEntry:
+    """A complete entry that is open, and so marked as in use."""
+
+    file: BinaryIO
+    """The array."""
+    bad: dict[int, str]
+    """Undecodable samples that hold a substitute -> what is wrong."""
+    crc32_N: npt.NDArray[np.uint32]
+    """Checksum of each row."""
+
+
 def open_entry(
     path: Path,
     store: ShardStore,
@@ -74,23 +99,23 @@ def open_entry(
     *,
     cache_bytes: int,
     max_bad_samples: int,
-) -> tuple[BinaryIO, dict[int, str]]:
+) -> OpenEntry:
     """Opens the entry at ``path``, filled first where necessary.
-
-    Returns its array, open and marked as in use, and its bad samples.
 
     Args:
         whole: whether its files have the sizes that they must have; OSError where one is missing.
         fill: writes all files but ``meta.json`` into the folder aside.
     """
+    num_rows = store.manifest.split(split).num_samples
     try:
         with storage.locked(path.with_name(f"{path.name}.lock")):
             opened = _open(path, whole)
             if opened is None:
-                _fill(path, fill, PartialEntry(_aside(path), BadSamples(max_bad_samples), cache_bytes))
+                crc32_N = np.zeros(num_rows, np.uint32)
+                _fill(path, fill, PartialEntry(_aside(path), BadSamples(max_bad_samples), cache_bytes, crc32_N))
                 opened = _open(path, whole)
-            elif opened[1]:  # those who fill an entry are told as they go
-                _warn_of_bad(store.uri, split, opened[1])
+            elif opened.bad:  # those who fill an entry are told as they go
+                _warn_of_bad(store.uri, split, opened.bad)
     except OSError as error:
         kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
         raise kind(
@@ -99,9 +124,9 @@ def open_entry(
         ) from error
     if opened is None:
         raise DataError(f"{path}: the canvas cache vanished while it was opened. Remove the folder and start again.")
-    file, bad = opened
+    bad = opened.bad
     if len(bad) > max_bad_samples:
-        file.close()
+        opened.file.close()
         raise DataError(
             f"{bad[min(bad)]} {len(bad)} training images are undecodable; data.max_bad_samples={max_bad_samples}."
         )
@@ -120,8 +145,11 @@ def _fill(path: Path, fill: Callable[[PartialEntry], None], entry: PartialEntry)
         entry.folder.mkdir(parents=True)
     try:
         fill(entry)
-        meta = json.dumps({"bad": entry.bad.messages}, sort_keys=True)
-        storage.write_bytes_atomic(str(entry.folder / _META), meta.encode())
+        storage.write_bytes_atomic(str(entry.folder / _ROWS), entry.crc32_N.tobytes())
+        small = sorted(file for file in entry.folder.iterdir() if file.name != ARRAY)
+        of_files = {file.name: zlib.crc32(file.read_bytes()) for file in small}
+        content = {"bad": {str(index): message for index, message in entry.bad.messages.items()}, "crc32": of_files}
+        storage.write_json(entry.folder / _META, {"content": content, "crc32": _of_content(content)})
         with storage.locked(lock):
             entry.folder.rename(path)
     finally:
@@ -144,22 +172,37 @@ def _warn_of_bad(uri: str, split: str, bad: dict[int, str]) -> None:
     )
 
 
-def _open(path: Path, whole: Callable[[], bool]) -> tuple[BinaryIO, dict[int, str]] | None:
+def _of_content(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _open(path: Path, whole: Callable[[], bool]) -> OpenEntry | None:
     """Opens the complete entry; None where there is none.
 
     The shared lock on the array tells evictors that it is in use.
     """
     with storage.locked(path.with_name("evict.lock")):
         try:
-            if not whole():
+            content = _undamaged(path)
+            if content is None or not whole():
                 return None
-            bad = {int(index): message for index, message in json.loads((path / _META).read_bytes())["bad"].items()}
-        except (OSError, ValueError, KeyError):  # not there, or someone's damage: filled again
+            crc32_N = np.frombuffer((path / _ROWS).read_bytes(), np.uint32)
+        except (OSError, DataError):  # not there, or someone's damage: filled again
             return None
         os.utime(path)
         stream = (path / ARRAY).open("rb")
         fcntl.flock(stream, fcntl.LOCK_SH)
-    return stream, bad
+    return OpenEntry(stream, {int(index): message for index, message in content["bad"].items()}, crc32_N)
+
+
+def _undamaged(path: Path) -> dict[str, Any] | None:
+    """Returns what ``meta.json`` says; None where it, or a small file beside it, has another checksum."""
+    meta = storage.read_json(path / _META)
+    if meta is None or "content" not in meta or meta.get("crc32") != _of_content(meta["content"]):
+        return None
+    content: dict[str, Any] = meta["content"]
+    files = content["crc32"].items()
+    return content if all(zlib.crc32((path / name).read_bytes()) == crc for name, crc in files) else None
 
 
 def _evict(array: Path) -> bool:

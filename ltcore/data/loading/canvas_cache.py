@@ -3,7 +3,7 @@
 An entry is a folder ``canvases/<manifest hash>-<split>-<image size>/`` with the raw uint8 array and ``meta.json``. It is filled
 aside under a lock, so that of several processes one does the work, and renamed when it is complete: a killed fill leaves
 a ``.partial`` folder that is never read and that the next fill removes. ``ltcore.data.loading.original_cache`` keeps whole
-images in entries beside these, under the same cap.
+images in entries beside these, under the same cap. Each row has a checksum (``ltcore.data.loading.checksums``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy.typing as npt
 from ltcore import storage
 from ltcore.data.images.decode import DECODE_VERSION
 from ltcore.data.loading.cache_entry import ARRAY, OnProgress, PartialEntry, in_threads, open_entry, write_at
-from ltcore.data.loading.samples import decode_rows
+from ltcore.data.loading.checksums import RowChecks
+from ltcore.data.loading.samples import BadSamples, decode_rows
 from ltcore.data.shards.reader import ShardStore
 
 _ROWS = 256
@@ -35,10 +36,21 @@ class CanvasCache:
     """An open entry. It is marked as in use, and so not evicted, until it is closed or its process ends."""
 
     canvases_N3SS: npt.NDArray[np.uint8]
-    """Read-only memory map."""
+    """Read-only memory map, as it lies on the disk."""
     bad: dict[int, str]
     """Undecodable samples that hold a substitute -> what is wrong."""
     _file: BinaryIO
+    _checks: RowChecks
+
+    def take(self, index_n: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Returns [n, 3, S, S] canvases; one that is damaged on the disk is decoded anew."""
+        taken_n3SS = np.take(self.canvases_N3SS, index_n, axis=0)
+        for position in self._checks.unread(index_n):
+            index, canvas_3SS = int(index_n[position]), taken_n3SS[position]
+            repaired_3SS = self._checks.repaired(index, canvas_3SS, index * canvas_3SS.size)
+            if repaired_3SS is not None:
+                taken_n3SS[position] = repaired_3SS
+        return taken_n3SS
 
     def close(self) -> None:
         """Releases the mark; the array stays valid as long as it is referred to."""
@@ -80,7 +92,13 @@ def open_canvases(
         _fill(filling, store, split, shape, progress)
 
     path = entry_path(store, split, image_size)
-    file, bad = open_entry(
+
+    def decode(index: int) -> npt.NDArray[np.uint8]:
+        bad = BadSamples(len(opened.bad), tell=False)  # a substitute's row holds the same substitute again
+        canvas_3SS: npt.NDArray[np.uint8] = decode_rows(store, split, np.array([index]), image_size, bad)[0]
+        return canvas_3SS
+
+    opened = open_entry(
         path,
         store,
         split,
@@ -89,9 +107,10 @@ def open_canvases(
         cache_bytes=cache_bytes,
         max_bad_samples=max_bad_samples,
     )
-    if not size:  # an empty file cannot be mapped
-        return CanvasCache(np.zeros(shape, np.uint8), {}, file)
-    return CanvasCache(np.memmap(path / ARRAY, np.uint8, "r", shape=shape).view(np.ndarray), bad, file)
+    empty = not size  # an empty file cannot be mapped
+    canvases_N3SS = np.zeros(shape, np.uint8) if empty else np.memmap(path / ARRAY, np.uint8, "r", shape=shape)
+    checks = RowChecks(path / ARRAY, opened.crc32_N, decode)
+    return CanvasCache(canvases_N3SS.view(np.ndarray), opened.bad, opened.file, checks)
 
 
 def _fill(
@@ -107,6 +126,7 @@ def _fill(
         def fill(first: int) -> int:
             index_n = np.arange(first, min(first + _ROWS, num_rows))
             canvases = decode_rows(store, split, index_n, image_size, filling.bad)
+            filling.note(first, canvases)
             write_at(stream, first * canvas_bytes(1, image_size), canvases)
             return len(index_n)
 

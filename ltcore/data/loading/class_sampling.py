@@ -1,5 +1,8 @@
 """How often each training image comes in an epoch whose class shares are chosen: by class, by square root, progressively.
 
+'class_aware' has the shares of 'class_balanced', but an order instead of numbers: images of one class come several in a row,
+so that a batch has many of few classes (``Loader.order_L``, made by ``ltcore.objective.stage2.sampler``).
+
 Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition", ICLR 2020, section 3:
 class c is drawn with probability in proportion to n_c^q. 'class_balanced' is q = 0, 'square_root' q = 1/2, and
 'progressive' goes in equal steps from the natural shares (q = 1) in the first epoch to equal ones in the last, as the
@@ -16,10 +19,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ltcore.data.loading.sampler import Floats, Ints, drawn_copies, keyed_generator
+from ltcore.data.loading.sampler import Copies, Floats, Ints, drawn_copies, keyed_generator
 
 NATURAL = "natural"
-SAMPLINGS = (NATURAL, "class_balanced", "square_root", "progressive")
+CLASS_AWARE = "class_aware"
+BALANCED = ("class_balanced", CLASS_AWARE)
+"""Samplings that show all classes equally often."""
+SAMPLINGS = (NATURAL, "class_balanced", CLASS_AWARE, "square_root", "progressive")
 
 
 def class_shares(sampling: str, counts_C: npt.ArrayLike, epoch: int, epochs: int) -> Floats | None:
@@ -29,7 +35,7 @@ def class_shares(sampling: str, counts_C: npt.ArrayLike, epoch: int, epochs: int
     """
     counts = np.asarray(counts_C, np.float64)
     equal_C = np.full(len(counts), 1 / len(counts))
-    if sampling == "class_balanced":
+    if sampling in BALANCED:
         return equal_C
     if sampling == "square_root":
         root_C = np.sqrt(counts)
@@ -40,7 +46,7 @@ def class_shares(sampling: str, counts_C: npt.ArrayLike, epoch: int, epochs: int
     return (1 - done) * counts / counts.sum() + done * equal_C
 
 
-def class_copies(labels_N: Ints, shares_C: Floats, seed: int, epoch: int) -> Ints:
+def class_copies(labels_N: Ints, shares_C: Floats, seed: int, epoch: int) -> Copies:
     """Returns [N] how often each image comes in an epoch of N images with these class shares.
 
     The images lie class by class, those of a class in an order keyed by seed and epoch, and systematic sampling
@@ -49,6 +55,6 @@ def class_copies(labels_N: Ints, shares_C: Floats, seed: int, epoch: int) -> Int
     """
     counts_C = np.bincount(labels_N, minlength=len(shares_C))
     order_N = np.lexsort((keyed_generator(seed, epoch, "class copies").permutation(len(labels_N)), labels_N))
-    copies_N = np.empty(len(labels_N), np.int64)
+    copies_N = np.empty(len(labels_N), np.int32)
     copies_N[order_N] = drawn_copies((shares_C / counts_C)[labels_N[order_N]], seed, epoch)
     return copies_N

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from ltcore.data.images.boxes import ATTEMPTS, PURPOSE, Box, Crop, Size, centered_square, random_box, scaled
 from ltcore.data.images.decode import Pixels, decode_image, resample, size_of
 from ltcore.data.loading.sampler import Rows
-from ltcore.data.loading.samples import BadSamples, decode_each
-from ltcore.data.shards.reader import ShardStore
+from ltcore.data.loading.samples import BadSamples, RowReader, decode_each
 from ltcore.hashing import uniform
 
 
@@ -48,7 +47,7 @@ def cut(images: Iterable[tuple[Pixels, Size]], draws: CropDraws, num_rows: int, 
 
 
 def decode_crops(
-    store: ShardStore,
+    store: RowReader,
     split: str,
     index_n: npt.NDArray[np.int64],
     image_size: int,

@@ -26,6 +26,7 @@ def make_loader(
     progress: OnProgress | None = None,
     augment: AugmentConfig | None = None,
     num_views: int = 1,
+    paired: bool = False,
 ) -> Loader:
     """Makes the loader of one rank over the shards at ``uri``.
 
@@ -35,6 +36,7 @@ def make_loader(
         progress: called with (rows done, rows) while this process fills the canvas cache.
         augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
         num_views: how many views of each image the loss looks at.
+        paired: whether each image of the natural stream comes with one of a stream in which rare classes come most.
 
     ``loader=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops
     of large originals it takes threads, so that the pixels never depend on the room on a disk. ``loader=ray`` gives
@@ -47,7 +49,7 @@ def make_loader(
     elif kind == "ray":
         why = "ray asked for, read by threads where there is no Ray"
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
-    options |= {"augment": augment, "num_views": num_views}
+    options |= {"augment": augment, "num_views": num_views, "paired": paired}
     if kind == "cache":
         try:
             return CachedLoader(cfg, uri, progress=progress, **options)

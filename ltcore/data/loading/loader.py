@@ -19,8 +19,9 @@ from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.canvas_cache import CanvasCache, open_canvases
 from ltcore.data.loading.crops import CropDraws, Cropped, decode_crops
 from ltcore.data.loading.original_cache import ImageCache, open_images
+from ltcore.data.loading.pairs import Sampler, epoch_sampler
 from ltcore.data.loading.prefetch import prefetch
-from ltcore.data.loading.sampler import EpochSampler, Rows, check_batches, check_lanes, eval_rows
+from ltcore.data.loading.sampler import Copies, Rows, check_batches, check_lanes, eval_rows
 from ltcore.data.loading.samples import BadSamples, decode_rows
 from ltcore.data.shards.reader import ShardStore
 
@@ -48,20 +49,26 @@ class Loader(ABC):
         why: str = "asked for",
         augment: AugmentConfig | None = None,
         num_views: int = 1,
+        paired: bool = False,
         trains: bool = True,
     ) -> None:
         """Opens the shards at ``uri``.
 
-        ``trains=False`` is for evaluation only, also of data without a training split.
+        ``paired`` yields pairs of rows (``PairedSampler``), ``batch_size`` of them. ``trains=False`` is for evaluation only, also
+        of data without a training split.
         """
         self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
         self.store = ShardStore(uri, cfg.cache_bytes)
         self.image_size = cfg.image_size or self.store.manifest.image_size
         self.crops = reader_crops(augment, num_views, self.image_size) if augment else ()
+        self.paired = paired
         self.why = why
         """Why a loader of this kind, for people."""
-        self.copies_N: Ints | None = None
+        self.copies_N: Copies | None = None
         """How often each training sample comes in the epochs that start from now on; None is once each. May be set."""
+        self.order_L: Ints | None = None
+        """The rows of the epochs that start from now on, in order and with repetitions, where the order itself matters; None:
+        that of ``EpochSampler``. May be set, in place of ``copies_N``."""
         if trains:
             check_lanes(cfg.lanes, batch_size, world)  # now rather than at the first step
             check_batches(self.store.manifest.split(cfg.train_split).num_samples, batch_size)
@@ -69,6 +76,8 @@ class Loader(ABC):
     @property
     def num_batches(self) -> int:
         """Returns the steps per epoch, the same on every rank."""
+        if self.order_L is not None:
+            return len(self.order_L) // self.batch_size
         num_rows = (
             self.store.manifest.split(self.cfg.train_split).num_samples
             if self.copies_N is None
@@ -77,27 +86,35 @@ class Loader(ABC):
         return num_rows // self.batch_size
 
     @property
+    def rows_per_step(self) -> int:
+        """Returns the images of a step on all ranks together, two for each pair."""
+        return self.batch_size * (2 if self.paired else 1)
+
+    @property
     @abstractmethod
     def bad_samples(self) -> dict[int, str]:
         """Returns index -> what is wrong, of undecodable training samples replaced so far in this process."""
 
-    def sampler(self, epoch: int) -> EpochSampler:
-        """Returns the sampler of one epoch for the present ``copies_N``."""
-        return EpochSampler(
-            self.store.manifest.split(self.cfg.train_split).rows_per_shard,
+    def sampler(self, epoch: int) -> Sampler:
+        """Returns the sampler of one epoch for the present ``copies_N`` or ``order_L``."""
+        return epoch_sampler(
+            self.store,
+            self.cfg.train_split,
+            paired=self.paired,
             seed=self.seed,
             epoch=epoch,
             batch_size=self.batch_size,
             world=self.world,
             lanes=self.cfg.lanes,
             copies_N=self.copies_N,
+            order_L=self.order_L,
         )
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the rank's share of the epoch's batches from ``start_step`` on.
 
-        They are uint8 images [V, B / W, 3, S, S] on the CPU. V is 1, or the number of views where the reader cuts them
-        out of large originals (``AugmentConfig.crop_from``).
+        They are uint8 images [V, B / W, 3, S, S] on the CPU, twice as many where they are paired. V is 1, or the number of views
+        where the reader cuts them out of large originals (``AugmentConfig.crop_from``).
         """
         rows = self.sampler(epoch).rank_batches(self.rank, start_step)
         if self.crops:
@@ -151,7 +168,7 @@ class Loader(ABC):
     ) -> Batch:
         return Batch(
             images_VBCHW=torch.from_numpy(canvases_VB3SS),
-            labels_B=torch.from_numpy(self.store.labels(split)[rows.index_B]),
+            labels_B=torch.from_numpy(self.store.labels_of(split, rows.index_B)),
             index_B=torch.from_numpy(rows.index_B),
             copy_B=torch.from_numpy(rows.copy_B),
             boxes_VB4=None if boxes_VB4 is None else torch.from_numpy(boxes_VB4),
@@ -203,15 +220,15 @@ class CachedLoader(Loader):
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
         try:
-            canvases_N3SS = self._canvases(split).canvases_N3SS
+            canvases = self._canvases(split)
         except NoRoomError as error:
-            if split == self.cfg.train_split:
-                raise
+            # the training split is evaluated too, and kept in another form where training reads crops of it
+            bad = BadSamples(self.cfg.max_bad_samples) if split == self.cfg.train_split else None
             _LOG.warning("split %s is decoded by threads: %s", split, error)
-            yield from self._decoded(split, rows, None)
+            yield from self._decoded(split, rows, bad)
             return
         for step in rows:
-            yield self._batch(split, step, np.take(canvases_N3SS, step.index_B, axis=0)[None])
+            yield self._batch(split, step, canvases.take(step.index_B)[None])
 
     def _crop(self, index_B: Ints, draws: CropDraws) -> Cropped:
         assert self._whole is not None, "opened where there is something to crop"

@@ -21,8 +21,9 @@ from ltcore.data.images.boxes import Size
 from ltcore.data.images.decode import Pixels, decode_image, resample, size_of
 from ltcore.data.loading.cache_entry import ARRAY, OnProgress, PartialEntry, in_threads, open_entry, write_at
 from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
+from ltcore.data.loading.checksums import RowChecks
 from ltcore.data.loading.crops import CropDraws, Cropped, cut
-from ltcore.data.loading.samples import decode_each
+from ltcore.data.loading.samples import BadSamples, decode_each
 from ltcore.data.shards.reader import ShardStore
 
 _ROWS = 64
@@ -48,11 +49,18 @@ class ImageCache:
     bad: dict[int, str]
     """Undecodable samples that hold a substitute -> what is wrong."""
     _file: BinaryIO
+    _checks: RowChecks
 
     def image(self, index: int) -> tuple[Pixels, Size]:
-        """Returns the image as it is kept, [3, h, w], and the (height, width) of its original."""
+        """Returns the image as it is kept, [3, h, w], and the (height, width) of its original.
+
+        One that is damaged on the disk is decoded anew.
+        """
         offset, height, width, *original = self.table_N5[index].tolist()
         pixels = self.pixels_P[offset : offset + 3 * height * width]
+        if self._checks.unread(np.array([index])):
+            repaired = self._checks.repaired(index, pixels, offset)
+            pixels = pixels if repaired is None else repaired
         return pixels.reshape(3, height, width), (original[0], original[1])
 
     def crops(self, index_n: npt.NDArray[np.int64], image_size: int, draws: CropDraws) -> Cropped:
@@ -90,10 +98,15 @@ def open_images(
     def fill(filling: PartialEntry) -> None:
         _fill(filling, store, split, side, progress)
 
-    file, bad = open_entry(path, store, split, whole, fill, cache_bytes=cache_bytes, max_bad_samples=max_bad_samples)
+    def decode(index: int) -> Pixels:
+        bad = BadSamples(len(opened.bad), tell=False)  # a substitute's row holds the same substitute again
+        (image_3HW,) = decode_each(store, split, np.array([index]), decode_image, bad)
+        return _kept(image_3HW, side).reshape(-1)
+
+    opened = open_entry(path, store, split, whole, fill, cache_bytes=cache_bytes, max_bad_samples=max_bad_samples)
     table_N5 = _read_table(path)
     pixels_P = np.memmap(path / ARRAY, np.uint8, "r").view(np.ndarray) if num_rows else np.zeros(0, np.uint8)
-    return ImageCache(pixels_P, table_N5, bad, file)
+    return ImageCache(pixels_P, table_N5, opened.bad, opened.file, RowChecks(path / ARRAY, opened.crc32_N, decode))
 
 
 def _read_table(path: Path) -> npt.NDArray[np.int64]:
@@ -108,6 +121,11 @@ def kept_size(original: Size, side: int) -> Size:
     """Returns the (height, width) at which an image is kept."""
     short = min(original)
     return original if short <= side else (round(original[0] * side / short), round(original[1] * side / short))
+
+
+def _kept(image_3HW: Pixels, side: int) -> Pixels:
+    original = size_of(image_3HW)
+    return resample(image_3HW, (0, 0, *original), kept_size(original, side))
 
 
 def _fill(filling: PartialEntry, store: ShardStore, split: str, side: int, progress: OnProgress | None) -> None:
@@ -134,13 +152,13 @@ def _fill(filling: PartialEntry, store: ShardStore, split: str, side: int, progr
             index_n = np.arange(first, min(first + _ROWS, num_rows))
             kept = []
             for image_3HW in decode_each(store, split, index_n, decode_image, filling.bad):
-                original = size_of(image_3HW)
-                height, width = kept_size(original, side)
-                kept.append(resample(image_3HW, (0, 0, *original), (height, width)).reshape(-1))
-                table_N5[first + len(kept) - 1, 1:] = height, width, *original
+                image_3hw = _kept(image_3HW, side)
+                kept.append(image_3hw.reshape(-1))
+                table_N5[first + len(kept) - 1, 1:] = *size_of(image_3hw), *size_of(image_3HW)
             sizes_n = np.array([pixels.size for pixels in kept])
             offset = place(int(sizes_n.sum()))
             table_N5[index_n, 0] = offset + np.cumsum(sizes_n) - sizes_n
+            filling.note(first, kept)
             write_at(stream, offset, np.concatenate(kept))
             return len(index_n)
 

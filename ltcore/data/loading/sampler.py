@@ -24,6 +24,12 @@ from ltcore.hashing import hash64
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Copies = npt.NDArray[np.int32] | Ints
+"""How often each sample comes: in four bytes each, as long as there is no need for more."""
+_CHUNK = 2**20
+"""Samples whose repetitions are computed in one go."""
+_CHUNK_SHARDS = 256
+"""Shards whose rows are counted in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +45,27 @@ class Rows:
         return len(self.index_B)
 
 
-def _offsets(counts: Ints) -> Ints:
+def _offsets(counts: Copies) -> Ints:
     """Returns [n + 1] cumulative sums with a leading 0."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _sums(values_N: Copies, first_S: Ints) -> Ints:
+    """Returns [S] the sums over the rows of each shard, which may be empty; ``first_S`` [S + 1] are their first rows."""
+    sums_S = np.zeros(len(first_S) - 1, np.int64)
+    filled_s = np.flatnonzero(np.diff(first_S))  # reduceat takes an empty part for one of a single row
+    for start in range(0, len(filled_s), _CHUNK_SHARDS):  # it makes an int64 array of all rows that it gets
+        part_s = filled_s[start : start + _CHUNK_SHARDS]
+        first, last = first_S[part_s[0]], first_S[part_s[-1] + 1]
+        sums_S[part_s] = np.add.reduceat(values_N[first:last], first_S[part_s] - first, dtype=np.int64)
+    return sums_S
 
 
 def keyed_generator(*words: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(hash64(*words)))
 
 
-def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
+def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Copies:
     """Returns how often each of N samples comes in an epoch of N images.
 
     The numbers are in proportion to weights >= 0. They come from systematic sampling: with v the weights scaled to mean
@@ -57,12 +74,33 @@ def drawn_copies(weights_N: Floats, seed: int, epoch: int) -> Ints:
         floor(v_0 + ... + v_i + u) - floor(v_0 + ... + v_(i-1) + u)
 
     times. That is v_i in expectation, never further from it than one, and N in sum, where rounding each sample with a
-    number of its own would change the length of the epoch.
+    number of its own would change the length of the epoch. Memory beside the result does not depend on N.
     """
-    reached_N = np.cumsum(weights_N, dtype=np.float64)
-    reached_N *= len(weights_N) / reached_N[-1]
-    reached_N[-1] = len(weights_N)
-    return np.diff(np.floor(reached_N + keyed_generator(seed, epoch, "copies").random()), prepend=0.0).astype(np.int64)
+    count = len(weights_N)
+    total = 0.0
+    for reached_n in _reached(weights_N):
+        total = float(reached_n[-1])
+    uniform = keyed_generator(seed, epoch, "copies").random()
+    copies_N, first, before = np.empty(count, np.int32), 0, 0.0
+    for reached_n in _reached(weights_N):
+        reached_n *= count / total
+        if first + len(reached_n) == count:
+            reached_n[-1] = count
+        floor_n = np.floor(reached_n + uniform)
+        copies_N[first : first + len(floor_n)] = np.diff(floor_n, prepend=before)
+        first, before = first + len(floor_n), floor_n[-1]
+    return copies_N
+
+
+def _reached(weights_N: Floats) -> Iterator[Floats]:
+    """Yields the cumulative sums of the weights in chunks, each of them bit for bit as if it were computed at once."""
+    before = 0.0
+    for first in range(0, len(weights_N), _CHUNK):
+        weights_n = weights_N[first : first + _CHUNK].astype(np.float64)
+        weights_n[0] += before
+        reached_n = np.cumsum(weights_n)
+        before = float(reached_n[-1])
+        yield reached_n
 
 
 def check_lanes(lanes: int, batch_size: int, world: int) -> int:
@@ -113,7 +151,7 @@ class EpochSampler:
         batch_size: int,
         world: int = 1,
         lanes: int = 64,
-        copies_N: Ints | None = None,
+        copies_N: Copies | None = None,
     ) -> None:
         self.seed, self.epoch, self.batch_size, self.world = seed, epoch, batch_size, world
         self.lanes = check_lanes(lanes, batch_size, world)
@@ -121,7 +159,7 @@ class EpochSampler:
             raise ConfigError(f"copies_N must be {sum(rows_per_shard)} integers >= 0, one per training sample.")
         self.copies_N = copies_N
         self._first_row_S = _offsets(np.asarray(rows_per_shard, np.int64))
-        self._first_S = self._first_row_S if copies_N is None else _offsets(copies_N)[self._first_row_S]
+        self._first_S = self._first_row_S if copies_N is None else _offsets(_sums(copies_N, self._first_row_S))
         total = int(self._first_S[-1])
         self.num_batches = check_batches(total, batch_size)
         self.num_rows = self.num_batches * batch_size
@@ -194,6 +232,38 @@ class EpochSampler:
             rows_2n = rows_2n[:, keyed_generator(self.seed, self.epoch, "rows", shard).permutation(rows_2n.shape[1])]
             self._expanded[place] = rows_2n
         return rows_2n
+
+
+class ListedSampler:
+    """Cuts an order of rows that was made elsewhere into the batches of one epoch.
+
+    A global batch is ``batch_size`` rows of the order in a row, and each rank takes its part of them, so that neither what
+    belongs together in a batch nor its place depends on the number of ranks. The rows after the last whole batch are
+    dropped. Neighbors may lie in any shard: each step reads all over the data.
+
+    Args:
+        order_L: rows of the split, as often and in the order in which they come.
+        batch_size: B, of all ranks together.
+        world: W, number of ranks; must divide B.
+
+    Raises ConfigError where the rows do not fill one batch.
+    """
+
+    def __init__(self, order_L: Ints, *, batch_size: int, world: int = 1) -> None:
+        self.batch_size, self.world = batch_size, world
+        self.num_batches = check_batches(len(order_L), batch_size)
+        self._order_L = order_L
+        by_row_L = order_L.argsort(kind="stable")
+        first_L = np.searchsorted(order_L[by_row_L], order_L[by_row_L])
+        self._copy_L = np.empty(len(order_L), np.int64)
+        self._copy_L[by_row_L] = np.arange(len(order_L)) - first_L
+
+    def rank_batches(self, rank: int, start_step: int = 0) -> Iterator[Rows]:
+        """Yields the rows of ``rank``, B / W per step, from ``start_step`` on; skipped steps cost nothing."""
+        share = self.batch_size // self.world
+        for step in range(start_step, self.num_batches):
+            first = step * self.batch_size + rank * share
+            yield Rows(self._order_L[first : first + share], self._copy_L[first : first + share])
 
 
 def eval_rows(num_rows: int, rank: int, world: int, batch_size: int) -> Iterator[Ints]:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ltcore.data.images.decode import decode_canvas
-from ltcore.data.shards.reader import _LOG, Ints, ShardStore, T
+from ltcore.data.shards.reader import _LOG, Ints, T
 from ltcore.errors import DataError
 from ltcore.hashing import hash64
+
+
+class RowReader(Protocol):
+    """What images are decoded from: a ``ShardStore``, or the few rows of it that a task was given."""
+
+    def labels(self, split: str) -> Ints:
+        """Returns [N] label of every sample."""
+
+    def where(self, split: str, index: int) -> str:
+        """Returns file and key of a sample, for messages."""
+
+    def read_rows(self, split: str, index_n: Ints) -> list[bytes]:
+        """Reads the encoded images of the samples, in the order asked for."""
 
 
 class BadSamples:
@@ -40,7 +54,7 @@ class BadSamples:
 
 
 def decode_rows(
-    store: ShardStore, split: str, index_n: Ints, image_size: int, bad: BadSamples | None = None
+    store: RowReader, split: str, index_n: Ints, image_size: int, bad: BadSamples | None = None
 ) -> npt.NDArray[np.uint8]:
     """Returns [n, 3, S, S] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
     canvases = np.empty((len(index_n), 3, image_size, image_size), np.uint8)
@@ -51,7 +65,7 @@ def decode_rows(
 
 
 def decode_each(
-    store: ShardStore, split: str, index_n: Ints, decode: Callable[[bytes, str], T], bad: BadSamples | None = None
+    store: RowReader, split: str, index_n: Ints, decode: Callable[[bytes, str], T], bad: BadSamples | None = None
 ) -> Iterator[T]:
     """Yields ``decode(encoded image, name for messages)`` of each sample, in the order asked for.
 
@@ -67,7 +81,7 @@ def decode_each(
 
 
 def _named(
-    store: ShardStore, split: str, index: int, data: bytes, decode: Callable[[bytes, str], T], bad: BadSamples | None
+    store: RowReader, split: str, index: int, data: bytes, decode: Callable[[bytes, str], T], bad: BadSamples | None
 ) -> T:
     """Decodes the image once more, with its name for the message.
 
@@ -82,7 +96,7 @@ def _named(
         return _substitute(store, split, index, decode)
 
 
-def _substitute(store: ShardStore, split: str, index: int, decode: Callable[[bytes, str], T]) -> T:
+def _substitute(store: RowReader, split: str, index: int, decode: Callable[[bytes, str], T]) -> T:
     labels_N = store.labels(split)
     same_class = np.flatnonzero(labels_N == labels_N[index])
     for other in sorted(same_class.tolist(), key=lambda other: hash64("substitute", index, other)):

@@ -1,8 +1,8 @@
 """Raw shards of remote data on this node's disk: each is downloaded once, checked, and shared by all processes.
 
-Beside the finished ``<sha256>.tar`` files lie ``<sha256>.partial`` files, one per download, at their final size from the
-start and locked by their process. So all files together, finished or not, keep the cap, and a partial file that nobody
-locks was left by a killed process and goes.
+Beside the finished ``<sha256>.tar`` files, and ``<sha256>.npy`` files of labels, lie ``<sha256>.partial`` files, one per
+download, at their final size from the start and locked by their process. So all files together, finished or not, keep the
+cap, and a partial file that nobody locks was left by a killed process and goes.
 """
 
 from __future__ import annotations
@@ -12,25 +12,50 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ltcore import storage
-from ltcore.data.shards.manifest import Shard
-from ltcore.errors import DataError, LtcoreError
+from ltcore.data.shards.manifest import LabelTable, Shard
+from ltcore.data.shards.verified import verify
+from ltcore.errors import DataError, StorageError
 
-_CHUNK_BYTES = 8 * 2**20
 _WAIT_S = 0.05
 """Between two looks for room, while other downloads take all of it."""
 
 
-def cached_path(shard: Shard) -> Path:
-    """Returns the path that a shard of remote data has on this node, or would have."""
-    return storage.cache_root() / "shards" / f"{shard.sha256}.tar"
+def cached_path(shard: Shard | LabelTable) -> Path:
+    """Returns the path that a shard of remote data, or its labels, has on this node, or would have."""
+    return storage.cache_root() / "shards" / f"{shard.sha256}{'.tar' if isinstance(shard, Shard) else '.npy'}"
 
 
-def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
+def open_stored(where: str, file: Shard | LabelTable, cache_bytes: int, remedy: str) -> int:
+    """Returns a readable file descriptor of a file of a data set: of itself, or of this node's copy where it is remote.
+
+    Raises DataError with the ``remedy`` where it is not what the manifest says.
+    """
+    if not storage.is_local(where):
+        return fetch(where, file, cache_bytes)
+    path = storage.local_path(where)
+    try:
+        found = path.stat()
+        if not storage.is_plain(found):
+            raise DataError(f"{where} is no plain file. {remedy}")
+        if found.st_size != file.bytes:
+            raise DataError(f"{where}: found {found.st_size} bytes, expected {file.bytes} by the manifest. {remedy}")
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            verify(descriptor, path, file, remedy)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+    except OSError as error:
+        raise DataError(f"{where} cannot be opened: {error.strerror}. Restore it or its permissions.") from error
+
+
+def fetch(uri: str, shard: Shard | LabelTable, cache_bytes: int) -> int:
     """Returns a readable file descriptor of the shard at the remote ``uri``.
 
     The file's name is its sha256, so equal shards of several data sets are one file. The least recently used files go
@@ -53,10 +78,8 @@ def fetch(uri: str, shard: Shard, cache_bytes: int) -> int:
                 with storage.locked(folder / "evict.lock"):  # under which others count it, as one file and not as two
                     aside.replace(path)
                 return descriptor
-    except LtcoreError:
-        raise
-    except (OSError, storage.errors_of(uri)) as error:
-        raise DataError(f"{uri} cannot be fetched into {folder}: {error}. Check access and free space.") from error
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be fetched into {folder}: {error}. Check access and free space.") from error
 
 
 def _open(path: Path, size: int) -> int | None:
@@ -101,7 +124,8 @@ def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
         running = sum(_size_if_running(partial) for partial in folder.glob("*.partial"))
         if running + size > cache_bytes:
             return None
-        kept = sorted(((path.stat(), path) for path in folder.glob("*.tar")), key=lambda pair: pair[0].st_mtime)
+        files = (path for ending in ("tar", "npy") for path in folder.glob(f"*.{ending}"))
+        kept = sorted(((path.stat(), path) for path in files), key=lambda pair: pair[0].st_mtime)
         total = running + sum(stat.st_size for stat, _ in kept)
         for stat, path in kept:
             if total + size <= cache_bytes:
@@ -131,25 +155,32 @@ def _size_if_running(partial: Path) -> int:
         return 0
 
 
-def _download(uri: str, shard: Shard, target: BinaryIO) -> None:
+def _download(uri: str, shard: Shard | LabelTable, target: BinaryIO) -> None:
     """Fills ``target``, which has the expected size. Raises DataError where something else arrives."""
-    filesystem, source = storage.open_fs(uri)
     digest, count = hashlib.sha256(), 0
-    with filesystem.open_input_stream(source) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            count += len(chunk)
-            if count > shard.bytes:
-                break
-            digest.update(chunk)
-            target.write(chunk)
-    if count > shard.bytes:
-        found = f"more than {shard.bytes} bytes"
-    elif digest.hexdigest() != shard.sha256:
-        found = f"{count} bytes with sha256 {digest.hexdigest()[:12]}..."
-    else:
-        target.flush()
-        return
-    raise DataError(
+
+    def begin() -> Callable[[bytes], None]:
+        nonlocal digest, count
+        digest, count = hashlib.sha256(), 0
+        target.seek(0)
+        return take
+
+    def take(piece: bytes) -> None:
+        nonlocal count
+        count += len(piece)
+        if count > shard.bytes:
+            raise _damaged(uri, shard, f"more than {shard.bytes} bytes")
+        digest.update(piece)
+        target.write(piece)
+
+    storage.pass_on(uri, begin)
+    if digest.hexdigest() != shard.sha256:
+        raise _damaged(uri, shard, f"{count} bytes with sha256 {digest.hexdigest()[:12]}...")
+    target.flush()
+
+
+def _damaged(uri: str, shard: Shard | LabelTable, found: str) -> DataError:
+    return DataError(
         f"{uri}: {found}, expected {shard.bytes} bytes with {shard.sha256[:12]}... by the manifest. The shard is damaged: "
         "restore it or make the data set again."
     )

@@ -10,27 +10,33 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ltcore import storage
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.errors import DataError, nearest
+from ltcore.limits import MAX_CLASSES, MAX_COUNT, MAX_MANIFEST_BYTES, MAX_NAME_CHARS, MIN_BYTES_OF_ROW, load_json
 from ltcore.shots import SHOT_GROUPS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ltcore.stats import ClassStats
 
 MANIFEST = "manifest.json"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-VERSION = 1
+VERSION = 2
 SKIPPED = "skipped"
 """Key of the provenance: what lay among the images and is none, in words. No part of the hash, as no sample depends on it."""
-_MAX_COUNT = 2**60
-"""More bytes or samples than there are: a number of so many digits would fail where it is used."""
+_PARSED: OrderedDict[bytes, Manifest] = OrderedDict()
+"""sha256 of the file -> what it says, of those that were read last: it takes a second and 100 MB for 100,000 shards."""
+_MOST_PARSED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +61,32 @@ class Shard:
     """Of the index, hexadecimal."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """The file with label and attribute of every sample of a split; see ``ltcore.data.shards.labels``."""
+
+    path: str
+    """Relative to the data set."""
+    bytes: int
+    sha256: str
+    """Hexadecimal."""
+
+
 @dataclass(frozen=True)
 class Split:
     """The shards of one split in index order; a split may be empty."""
 
     shards: tuple[Shard, ...]
+    labels: LabelTable
 
-    @property
+    @cached_property
+    def first_index_S(self) -> npt.NDArray[np.int64]:
+        """Returns [S] the index of the first sample of each shard."""
+        import numpy as np
+
+        return np.array([shard.first_index for shard in self.shards], np.int64)
+
+    @cached_property
     def num_samples(self) -> int:
         return sum(shard.count for shard in self.shards)
 
@@ -102,11 +127,10 @@ class Manifest:
     @cached_property
     def hash(self) -> str:
         """Returns the sha256 of the canonical JSON, which leaves out where tars lie: moved data are the same data."""
-        content = asdict(self)
-        content["provenance"].pop(SKIPPED, None)
+        content = _content(self)
+        content["provenance"] = {key: value for key, value in self.provenance.items() if key != SKIPPED}
         for split in content["splits"].values():
-            for shard in split["shards"]:
-                del shard["base"]
+            split["shards"] = [{k: v for k, v in shard.items() if k != "base"} for shard in split["shards"]]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @cached_property
@@ -114,7 +138,8 @@ class Manifest:
         """Returns the names of all files that lie in the data set itself."""
         shards = [shard for split in self.splits.values() for shard in split.shards]
         tars = (shard.path for shard in shards if not shard.base)
-        return frozenset({MANIFEST, *tars, *(shard.index_path for shard in shards)})
+        tables = (split.labels.path for split in self.splits.values())
+        return frozenset({MANIFEST, *tars, *tables, *(shard.index_path for shard in shards)})
 
     def split(self, name: str) -> Split:
         """Returns the split of that name. Raises DataError that lists the existing ones where there is none."""
@@ -137,37 +162,60 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, uri: str) -> None:
     """Writes ``manifest.json`` into the data set at ``uri``, whole or not at all."""
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
+    text = json.dumps(_content(manifest), indent=1, sort_keys=True)
     storage.write_bytes_atomic(storage.join(uri, MANIFEST), text.encode())
 
 
+def _content(manifest: Manifest) -> dict[str, Any]:
+    """Returns the fields as plain values, those of the shards not copied: ``asdict`` takes seconds for 100,000 of them."""
+    splits = {
+        name: {"shards": list(map(vars, split.shards)), "labels": vars(split.labels)}
+        for name, split in manifest.splits.items()
+    }
+    return {**{each.name: getattr(manifest, each.name) for each in fields(manifest)}, "splits": splits}
+
+
 def read_manifest(uri: str) -> Manifest:
-    """Reads the manifest of the data set at ``uri``.
+    """Reads the manifest of the data set at ``uri``; the same content is parsed once in a process.
 
     Raises DataError where there is none or it contradicts itself.
     """
     where = storage.join(uri, MANIFEST)
-    data = storage.read_bytes(where)
+    data = storage.read_bytes(where, most_bytes=MAX_MANIFEST_BYTES)
+    digest = hashlib.sha256(data).digest()
+    if (known := _PARSED.get(digest)) is not None:
+        return known
     try:
-        raw = json.loads(data)
+        raw = load_json(data)
         version = raw["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where} is no manifest ({error!r}). Make the data set again.") from error
     if version != VERSION:
         raise DataError(f"{where}: version {version}, expected {VERSION}. Make the data set again with this ltcore.")
     try:
         manifest = _parse(raw)
         problem = next(itertools.chain(_mistyped(manifest), _contradiction(manifest)), "")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{where} is damaged ({error!r}). Make the data set again.") from error
     if problem:
         raise DataError(f"{where}: {problem}. Make the data set again.")
+    _PARSED[digest] = manifest
+    while len(_PARSED) > _MOST_PARSED:
+        _PARSED.popitem(last=False)
     return manifest
+
+
+def forget() -> None:
+    """Lets go of all manifests that this process keeps."""
+    _PARSED.clear()
 
 
 def _parse(raw: dict[str, Any]) -> Manifest:
     tuples = {name: tuple(raw[name]) for name in ("classes", "attributes", "shot_groups", "mean", "std")}
-    splits = {name: Split(tuple(Shard(**shard) for shard in split["shards"])) for name, split in raw["splits"].items()}
+    splits = {
+        name: Split(tuple(Shard(**shard) for shard in split["shards"]), LabelTable(**split["labels"]))
+        for name, split in raw["splits"].items()
+    }
     counts = {name: tuple(int(n) for n in row) for name, row in raw["class_counts"].items()}
     return Manifest(**{**raw, **tuples, "splits": splits, "class_counts": counts})
 
@@ -180,6 +228,7 @@ def _mistyped(manifest: Manifest) -> Iterator[str]:
         yield f"image_size is {manifest.image_size}, expected 1 to {MAX_IMAGE_SIZE} pixels"
     if len(set(manifest.classes)) != len(manifest.classes):
         yield "two classes have the same name"
+    yield from odd_names(manifest.classes, manifest.attributes)
     for name, values in (("mean", manifest.mean), ("std", manifest.std)):
         if len(values) != 3 or not all(map(math.isfinite, values)):
             yield f"{name} is {list(values)}, expected three numbers"
@@ -187,9 +236,8 @@ def _mistyped(manifest: Manifest) -> Iterator[str]:
         yield f"std is {list(manifest.std)}, expected three numbers above 0"
     odd_splits = (name for name in manifest.splits if not SPLIT_NAME.fullmatch(name))
     yield from (f"a split is named {name!r}, expected letters, digits, _ and -" for name in odd_splits)
-    hashes = (
-        text for shard in shards for text in (shard.sha256, shard.index_sha256)
-    )  # both are part of names of files
+    hashes = [text for shard in shards for text in (shard.sha256, shard.index_sha256)]  # parts of names of files
+    hashes += [split.labels.sha256 for split in manifest.splits.values()]
     yield from (f"found {text!r} where a sha256 should be" for text in hashes if not _SHA256.fullmatch(text))
     if type(manifest.indexed) is not bool:
         yield f"indexed is {manifest.indexed!r}, expected true or false"
@@ -203,7 +251,10 @@ def _odd_values(manifest: Manifest, shards: list[Shard]) -> Iterator[Any]:
     counts += [manifest.image_size, *itertools.chain(*manifest.class_counts.values())]
     texts = [manifest.name, *manifest.classes, *manifest.attributes]
     texts += [text for s in shards for text in (s.base, s.path, s.sha256, s.index_path, s.index_sha256)]
-    yield from (value for value in counts if type(value) is not int or not 0 <= value <= _MAX_COUNT)
+    tables = [split.labels for split in manifest.splits.values()]
+    counts += [table.bytes for table in tables]
+    texts += [text for table in tables for text in (table.path, table.sha256)]
+    yield from (value for value in counts if type(value) is not int or not 0 <= value <= MAX_COUNT)
     yield from (text for text in texts if not isinstance(text, str))
 
 
@@ -222,13 +273,24 @@ def _contradiction(manifest: Manifest) -> Iterator[str]:
                 f"expected {split.num_samples} over {num_classes}"
             )
         yield from _gaps(split)
-        paths = (path for shard in split.shards for path in (shard.path, shard.index_path))
+        paths = [path for shard in split.shards for path in (shard.path, shard.index_path)] + [split.labels.path]
         yield from (f"the path {path!r} leaves the data set" for path in paths if not storage.is_inner(path))
+
+
+def odd_names(classes: Sequence[str], attributes: Sequence[str]) -> Iterator[str]:
+    """Yields why there are too many classes or attributes, or a name is too long."""
+    for what, names in (("classes", classes), ("attributes", attributes)):
+        if len(names) > MAX_CLASSES:
+            yield f"there are {len(names)} {what}, expected at most {MAX_CLASSES}"
+        if long := next((name for name in names if len(name) > MAX_NAME_CHARS), ""):
+            yield f"the name {long[:40]!r}... of one of the {what} has {len(long)} characters, expected at most {MAX_NAME_CHARS}"
 
 
 def _gaps(split: Split) -> Iterator[str]:
     first = 0
     for shard in split.shards:
+        if shard.count * MIN_BYTES_OF_ROW > shard.bytes:
+            yield f"{shard.path}: {shard.count} samples in {shard.bytes} bytes, expected {MIN_BYTES_OF_ROW} for each at least"
         if shard.count < 1 or shard.first_index != first:
             yield f"{shard.path}: first_index {shard.first_index}, count {shard.count}, expected first_index {first}"
         first += shard.count

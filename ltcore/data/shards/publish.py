@@ -15,8 +15,6 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from pyarrow import fs as pafs
-
 from ltcore import storage
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.errors import ConfigError, DataError
@@ -31,8 +29,7 @@ def published(uri: str, progress: Callable[[str], None] | None = None) -> Iterat
     It vanishes when the block fails. ``progress`` is told when an earlier data set is replaced. Raises ConfigError
     where other files would have to be removed.
     """
-    storage.refuse_read_only(uri)
-    _replaceable(uri)
+    refuse_occupied(uri)
     if storage.is_local(uri):
         target = storage.local_path(uri).absolute().resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,13 +37,31 @@ def published(uri: str, progress: Callable[[str], None] | None = None) -> Iterat
         aside.mkdir()
         try:
             yield aside
-            _swap(aside, target, _replaced(uri, progress))
+            publish(aside, uri, progress)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
-            _upload(Path(temporary), uri, _replaced(uri, progress))
+            publish(Path(temporary), uri, progress)
+
+
+def refuse_occupied(uri: str) -> None:
+    """Raises ConfigError where no data set can be put without removing other files."""
+    storage.refuse_read_only(uri)
+    _replaceable(uri)
+
+
+def publish(folder: Path, uri: str, progress: Callable[[str], None] | None = None) -> None:
+    """Puts a finished folder at ``uri``, in the place of an earlier data set, of which ``progress`` is told.
+
+    To a local place it is moved, so it must lie on the same disk.
+    """
+    names = _replaced(uri, progress)
+    if storage.is_local(uri):
+        _swap(folder, storage.local_path(uri).absolute().resolve(), names)
+    else:
+        _upload(folder, uri, names)
 
 
 def _replaced(uri: str, progress: Callable[[str], None] | None) -> list[str]:
@@ -62,11 +77,10 @@ def _replaceable(uri: str) -> list[str]:
 
     Raises ConfigError where there is anything else.
     """
-    filesystem, path = storage.open_fs(uri)
-    entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    files = {entry.base_name for entry in entries if entry.type == pafs.FileType.File}
+    entries = storage.entries(uri)
+    files = {name for name, is_file in entries.items() if is_file}
     known = _known(uri, files)
-    foreign = sorted(entry.base_name for entry in entries if entry.base_name not in known & files)
+    foreign = sorted(entries.keys() - (known & files))
     if foreign:
         raise ConfigError(
             f"{uri} holds other files ({foreign[0]}, {len(foreign)} in all), which no {MANIFEST} there names. Choose an "
@@ -83,7 +97,7 @@ def _known(uri: str, files: Collection[str]) -> set[str]:
             known |= read_manifest(uri).own_files
         if PARTIAL in files:
             known |= {PARTIAL, *json.loads(storage.read_bytes(storage.join(uri, PARTIAL)))}
-    except (DataError, ValueError, TypeError) as error:
+    except (DataError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{uri} holds a damaged data set, of which nobody knows the files ({str(error).rstrip('.')}). Choose an empty "
             "place, or remove it."
@@ -110,16 +124,10 @@ def _swap(aside: Path, target: Path, names: Collection[str]) -> None:
 
 def _upload(folder: Path, uri: str, old: Collection[str]) -> None:
     """Removes the old data set, manifest first, then copies the new one, manifest last: readers need the manifest."""
-    filesystem, path = storage.open_fs(uri)
     new = sorted((file.name for file in folder.iterdir()), key=lambda name: (name == MANIFEST, name))
     storage.write_bytes_atomic(storage.join(uri, PARTIAL), json.dumps(sorted({*old, *new})).encode())
     for name in sorted({*old} - {PARTIAL}, key=lambda name: name != MANIFEST):
-        filesystem.delete_file(f"{path}/{name}")
+        storage.remove(storage.join(uri, name))
     for name in new:
-        pafs.copy_files(
-            str(folder / name),
-            f"{path}/{name}",
-            source_filesystem=pafs.LocalFileSystem(),
-            destination_filesystem=filesystem,
-        )
-    filesystem.delete_file(f"{path}/{PARTIAL}")
+        storage.upload(folder / name, storage.join(uri, name))
+    storage.remove(storage.join(uri, PARTIAL))

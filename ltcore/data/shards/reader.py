@@ -1,8 +1,9 @@
 """Reads samples by index: labels and attributes as arrays, encoded images by offset, every row checked.
 
 A row is read together with its tar header, in one call, and must have the length, the member name and the crc32 that
-the index says; the index must have the sha256 that the manifest says. So a short, stale or damaged file is an error
-that names file and key, never a lost or exchanged sample. Names in tars of others follow no rule, so theirs are not compared.
+the index says. Index and tar must have the sha256 that the manifest says; a local tar is hashed when this node first opens
+it. So a short, stale or damaged file is an error that names file and key, never a lost or exchanged sample. Names in tars of
+others follow no rule, so theirs are not compared.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import threading
 import weakref
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -23,9 +24,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ltcore import storage
-from ltcore.data.shards.cache import cached_path, fetch
+from ltcore.data.shards.cache import cached_path, open_stored
+from ltcore.data.shards.labels import Labels, open_labels
 from ltcore.data.shards.manifest import Manifest, Shard, read_manifest
-from ltcore.data.shards.writer import TAR_BLOCK, read_index
+from ltcore.data.shards.writer import TAR_BLOCK, most_index_bytes, read_index
 from ltcore.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -35,15 +37,6 @@ _IO_THREADS = 8
 _RESTORE = "The shard is damaged: restore it or make the data set again."
 _CHANGED = "It has changed since it was indexed, or is damaged: restore it, or run again to have it indexed anew."
 _LOG = logging.getLogger("ltcore.data")
-
-
-@dataclass(frozen=True)
-class _Tags:
-    """What is kept in memory for all rows of a split."""
-
-    labels_N: Ints
-    attributes_N: Ints
-    first_index_S: Ints
 
 
 class _OpenShard:
@@ -83,101 +76,37 @@ class _OpenShard:
         raise DataError(f"{self.where}: sample {key!r}: {problem}. {self._remedy}")
 
 
-class ShardStore:
-    """The samples of a data set. Thread-safe.
+class ShardFiles:
+    """Tars and indexes at a place, opened as rows of them are asked for. Thread-safe.
 
     Args:
-        uri: folder or object-store prefix with ``manifest.json``.
+        uri: folder or object-store prefix of the indexes, and of the tars that lie nowhere else.
+        indexed: whether the tars are of others, who named their members as they liked.
         cache_bytes: most bytes of raw shards of remote data on this node's disk; no effect on local data.
     """
 
-    def __init__(self, uri: str, cache_bytes: int = 20 * 2**30) -> None:
-        self.uri, self.cache_bytes = uri, cache_bytes
-        self.manifest: Manifest = read_manifest(uri)
-        self._tags: dict[str, _Tags] = {}
+    def __init__(self, uri: str, *, indexed: bool, cache_bytes: int) -> None:
+        self.uri, self.cache_bytes, self._indexed = uri, cache_bytes, indexed
         self._open: OrderedDict[tuple[str, str], _OpenShard] = (
             OrderedDict()
         )  # by tar and index: several may share a tar
         self._locks: dict[tuple[str, str], threading.Lock] = {}
-        self._remedy = _CHANGED if self.manifest.indexed else _RESTORE
+        self._remedy = _CHANGED if indexed else _RESTORE
         self._lock = threading.Lock()
 
-    def labels(self, split: str) -> Ints:
-        """Returns [N] label of every sample."""
-        return self._split_tags(split).labels_N
+    def read(self, shard: Shard, rows: Iterable[int]) -> list[bytes]:
+        """Reads the encoded images of some rows of a shard. Raises DataError for anything short, stale or damaged."""
+        opened = self._shard(shard)
+        return [opened.read(row) for row in rows]
 
-    def attributes(self, split: str) -> Ints:
-        """Returns [N] attribute of every sample, -1 where unknown."""
-        return self._split_tags(split).attributes_N
-
-    def keys(self, split: str) -> list[str]:
-        """Returns the key of every sample."""
-        shards = self.manifest.split(split).shards
-        return [key for shard in shards for key in self._index(shard, ["key"])["key"].to_pylist()]
-
-    def where(self, split: str, index: int) -> str:
-        """Returns file and key of a sample, for messages."""
-        shard, row = self._find(split, index)
+    def row_name(self, shard: Shard, row: int) -> str:
+        """Returns file and key of a row, for messages."""
         opened = self._shard(shard)
         return f"{opened.where}: sample {opened.keys[row]!r}"
 
-    def read_rows(self, split: str, index_n: Ints) -> list[bytes]:
-        """Reads the encoded images of the samples, in the order asked for.
-
-        Raises DataError for anything short, stale or damaged.
-        """
-        rows: list[bytes] = [b""] * len(index_n)
-        first_S = self._split_tags(split).first_index_S
-        shard_n = np.searchsorted(first_S, index_n, side="right") - 1
-        shards = self.manifest.split(split).shards
-        for number in np.unique(shard_n).tolist():
-            opened = self._shard(shards[number])
-            for position in np.flatnonzero(shard_n == number).tolist():
-                rows[position] = opened.read(int(index_n[position] - first_S[number]))
-        return rows
-
-    def _find(self, split: str, index: int) -> tuple[Shard, int]:
-        first_S = self._split_tags(split).first_index_S
-        number = int(np.searchsorted(first_S, index, side="right")) - 1
-        return self.manifest.split(split).shards[number], index - int(first_S[number])
-
-    def _split_tags(self, split: str) -> _Tags:
-        with self._lock:
-            if split not in self._tags:
-                self._tags[split] = self._load_tags(split)
-            return self._tags[split]
-
-    def _load_tags(self, split: str) -> _Tags:
-        shards = self.manifest.split(split).shards
-        with ThreadPoolExecutor(_IO_THREADS) as pool:
-            tables = list(pool.map(lambda shard: self._index(shard, ["label", "attribute"]), shards))
-        columns = (
-            np.concatenate([np.zeros(0, np.int64), *(table[name].to_numpy() for table in tables)])
-            for name in ("label", "attribute")
-        )
-        labels_N, attributes_N = columns
-        self._check_range(split, "label", labels_N, range(len(self.manifest.classes)))
-        self._check_range(split, "attribute", attributes_N, range(-1, len(self.manifest.attributes)))
-        counts = np.bincount(labels_N, minlength=len(self.manifest.classes))
-        if tuple(counts.tolist()) != self.manifest.class_counts[split]:
-            raise DataError(
-                f"{self.uri}: the indexes of {split} have {counts.tolist()} samples per class, "
-                f"the manifest says {list(self.manifest.class_counts[split])}. Make the data set again."
-            )
-        labels_N.flags.writeable = attributes_N.flags.writeable = False
-        return _Tags(labels_N, attributes_N, np.array([shard.first_index for shard in shards], np.int64))
-
-    def _check_range(self, split: str, column: str, values_N: Ints, allowed: range) -> None:
-        wrong = np.flatnonzero((values_N < allowed.start) | (values_N >= allowed.stop))
-        if len(wrong):
-            raise DataError(
-                f"{self.uri}: sample {self.keys(split)[wrong[0]]!r} of {split} has {column} {values_N[wrong[0]]}, expected "
-                f"{allowed.start}..{allowed.stop - 1}. Make the data set again."
-            )
-
     def _index(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         where = storage.join(self.uri, shard.index_path)
-        data = storage.read_bytes(where)
+        data = storage.read_bytes(where, most_bytes=most_index_bytes(shard))
         found = hashlib.sha256(data).hexdigest()
         if found != shard.index_sha256:
             raise DataError(
@@ -216,8 +145,8 @@ class ShardStore:
                 if not storage.is_local(where):  # it was whole when it was fetched
                     cached_bytes = shard.bytes
                     remedy = f"This node's copy, {cached_path(shard)}, is damaged: remove it and run again."
-                descriptor = self._open_tar(shard, where)
-                opened = _OpenShard(descriptor, where, index, remedy, cached_bytes, indexed=self.manifest.indexed)
+                descriptor = open_stored(where, shard, self.cache_bytes, self._remedy)
+                opened = _OpenShard(descriptor, where, index, remedy, cached_bytes, indexed=self._indexed)
                 with self._lock:
                     self._open[name] = opened
                     while len(self._open) > MAX_OPEN_SHARDS or self._held_bytes() > self.cache_bytes:
@@ -228,21 +157,79 @@ class ShardStore:
         """Returns the disk space that open files keep even where their names were evicted."""
         return sum({opened.where: opened.cached_bytes for opened in self._open.values()}.values())
 
-    def _open_tar(self, shard: Shard, where: str) -> int:
-        if not storage.is_local(where):
-            return fetch(where, shard, self.cache_bytes)
-        path = storage.local_path(where)
-        try:
-            found = path.stat()
-            if not storage.is_plain(found):
-                raise DataError(f"{where} is no plain file. {self._remedy}")
-            if found.st_size != shard.bytes:
-                raise DataError(
-                    f"{where}: found {found.st_size} bytes, expected {shard.bytes} by the manifest. {self._remedy}"
-                )
-            return os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{where} cannot be opened: {error.strerror}. Restore it or its permissions.") from error
+
+class ShardStore(ShardFiles):
+    """The samples of a data set. Thread-safe.
+
+    Args:
+        uri: folder or object-store prefix with ``manifest.json``.
+        cache_bytes: most bytes of raw shards of remote data on this node's disk; no effect on local data.
+    """
+
+    def __init__(self, uri: str, cache_bytes: int = 20 * 2**30) -> None:
+        self.manifest: Manifest = read_manifest(uri)
+        super().__init__(uri, indexed=self.manifest.indexed, cache_bytes=cache_bytes)
+        self._labels: dict[str, Labels] = {}
+
+    def labels(self, split: str) -> Ints:
+        """Returns [N] label of every sample; 8 bytes each, for as long as the array is held."""
+        return _readonly(self._split_labels(split).labels_N.astype(np.int64))
+
+    def attributes(self, split: str) -> Ints:
+        """Returns [N] attribute of every sample, -1 where unknown; memory as for ``labels``."""
+        return _readonly(self._split_labels(split).attributes_N.astype(np.int64))
+
+    def labels_of(self, split: str, index_n: Ints) -> Ints:
+        """Returns [n] label of these samples; of the others nothing comes into memory."""
+        labels_n: Ints = self._split_labels(split).labels_N[index_n].astype(np.int64)
+        return labels_n
+
+    def keys(self, split: str) -> list[str]:
+        """Returns the key of every sample."""
+        with ThreadPoolExecutor(_IO_THREADS) as pool:
+            tables = pool.map(lambda shard: self._index(shard, ["key"]), self.manifest.split(split).shards)
+            return [key for table in tables for key in table["key"].to_pylist()]
+
+    def where(self, split: str, index: int) -> str:
+        """Returns file and key of a sample, for messages."""
+        (number,), (row,) = self.find(split, np.array([index]))
+        return self.row_name(self.manifest.split(split).shards[number], int(row))
+
+    def find(self, split: str, index_n: Ints) -> tuple[Ints, Ints]:
+        """Returns [n] the number of the shard of each sample, and [n] its row there."""
+        first_S = self.manifest.split(split).first_index_S
+        shard_n = np.searchsorted(first_S, index_n, side="right") - 1
+        return shard_n, index_n - first_S[shard_n]
+
+    def read_rows(self, split: str, index_n: Ints) -> list[bytes]:
+        """Reads the encoded images of the samples, in the order asked for.
+
+        Raises DataError for anything short, stale or damaged.
+        """
+        return read_by_shard(self, self.manifest.split(split).shards, *self.find(split, index_n))
+
+    def _split_labels(self, split: str) -> Labels:
+        with self._lock:
+            if split not in self._labels:
+                self._labels[split] = open_labels(self.uri, self.manifest, split, self.cache_bytes)
+            return self._labels[split]
+
+
+def read_by_shard(files: ShardFiles, shards: Sequence[Shard], shard_n: Ints, row_n: Ints) -> list[bytes]:
+    """Reads the encoded images at these rows of these shards (numbers in ``shards``), shard by shard."""
+    images: list[bytes] = [b""] * len(shard_n)
+    for number in np.unique(shard_n).tolist():
+        positions = np.flatnonzero(shard_n == number)
+        for position, image in zip(
+            positions.tolist(), files.read(shards[number], row_n[positions].tolist()), strict=True
+        ):
+            images[position] = image
+    return images
+
+
+def _readonly(values_N: Ints) -> Ints:
+    values_N.flags.writeable = False
+    return values_N
 
 
 def _check_places(index: pa.Table, shard: Shard, where: str) -> None:

@@ -7,16 +7,17 @@ and one that extends the next has an upper size.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from ltcore.data.room import Room
+from ltcore.limits import MAX_DIGITS, MAX_EXTENDED_BYTES
+
 BLOCK = 512
-MAX_EXTENDED = 2**16
-"""Bytes of one header that extends the next: names and times take some hundred."""
-MAX_DIGITS = 18
 _SKIPPED_BYTES = 2**20
 """Read at once of data that nobody wants."""
 _EXTENDED = (b"x", b"g", b"L", b"K")
@@ -74,18 +75,27 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ext.lower()
 
 
-def walk(stream: Stream, size: int) -> Iterator[TarSample | Damage]:
+def walk(
+    stream: Stream,
+    size: int,
+    keep: Callable[[str, Member], Member] = lambda _, member: member,
+    wanted: Callable[[str, int], bool] | None = None,
+    room: Room | None = None,
+) -> Iterator[TarSample | Damage]:
     """Yields the samples of a tar of ``size`` bytes in order, and what is wrong with it.
+
+    ``keep`` says, by extension, what stays of a member until its sample is complete; the others are of :func:`members`.
 
     Damage is truncation, an unreadable header, an odd member, or a sample whose files do not lie side by side.
     """
     seen: set[str] = set()
     key, files = "", dict[str, Member]()
-    for item in members(stream, size):
+    for item in members(stream, size, wanted, room):
         if isinstance(item, Damage):
             yield item
             continue
         name, member = item
+        del item
         next_key, ext = split_name(name)
         if files and (next_key != key or ext in files):
             yield TarSample(key, files)
@@ -94,7 +104,8 @@ def walk(stream: Stream, size: int) -> Iterator[TarSample | Damage]:
         if not files and next_key in seen:
             yield Damage(next_key, "its files do not lie side by side, or it comes twice")
         key = next_key
-        files[ext] = member
+        files[ext] = keep(ext, member)
+        del member
     if files:
         yield TarSample(key, files)
 
@@ -109,11 +120,12 @@ class _Header:
 
 
 def members(
-    stream: Stream, size: int, wanted: Callable[[str, int], bool] | None = None
+    stream: Stream, size: int, wanted: Callable[[str, int], bool] | None = None, room: Room | None = None
 ) -> Iterator[tuple[str, Member] | Damage]:
     """Yields name and content of every file in a tar of ``size`` bytes, and what is wrong with it.
 
-    Only files that are ``wanted``, by name and size, are held in memory; None wants all.
+    Only files that are ``wanted``, by name and size, are held in memory; None wants all. Each is held in ``room`` until the
+    next is asked for.
     """
     at, extra = 0, dict[str, str]()  # where the next header is, and what extended headers before it say
     while any(block := stream.read(min(BLOCK, max(0, size - at)))):
@@ -138,9 +150,12 @@ def members(
         elif length > size - start:
             yield Damage(split_name(name)[0], f"{name} ends after {size - start} of {length} bytes")
         else:
-            data = stream.read(length) if wanted is None or wanted(name, length) else b""
-            read = len(data)
-            yield name, Member(data, start, length)
+            count = length if wanted is None or wanted(name, length) else 0
+            with room.held(count) if room else contextlib.nullcontext():
+                data = stream.read(count)
+                read = len(data)
+                yield name, Member(data, start, length)
+                del data
         at = _next_block(start + length)
         _skip(stream, min(at, size) - start - read)
     second = stream.read(min(BLOCK, max(0, size - at - BLOCK)))
@@ -190,8 +205,8 @@ def _decimal(text: str) -> int:
 
 
 def _check_extended(size: int, left: int) -> None:
-    if size > min(MAX_EXTENDED, left):
-        raise ValueError(f"an extended header of {size} bytes, expected at most {min(MAX_EXTENDED, left)}")
+    if size > min(MAX_EXTENDED_BYTES, left):
+        raise ValueError(f"an extended header of {size} bytes, expected at most {min(MAX_EXTENDED_BYTES, left)}")
 
 
 def _extended(kind: bytes, data: bytes) -> dict[str, str]:

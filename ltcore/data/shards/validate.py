@@ -6,7 +6,6 @@ Independent of the reader: it walks the tars member by member, and compares them
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -14,24 +13,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ltcore import storage
-from ltcore.data.images.decode import MAX_PIXELS, decode_canvas
+from ltcore.data.shards.attribute_table import attribute_lines
+from ltcore.data.shards.labels import open_labels
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
-from ltcore.data.shards.remarks import SAID, remarks
-from ltcore.data.shards.source import EXTENSIONS, safe_key
+from ltcore.data.shards.remarks import ATTRIBUTE_COUNTS, SAID, remarks
+from ltcore.data.shards.seen import ROOM, SeenImage, image_problem, seen, wanted
+from ltcore.data.shards.source import safe_key
 from ltcore.data.shards.stream import open_hashed
 from ltcore.data.shards.tar import Damage, Member, TarSample, members, walk
-from ltcore.data.shards.writer import WITHOUT_IMAGES, read_index
+from ltcore.data.shards.writer import WITHOUT_IMAGES, most_index_bytes, read_index
 from ltcore.errors import DataError
+from ltcore.limits import MAX_DIGITS, MAX_IMAGE_BYTES, MAX_SAMPLE_JSON_BYTES
 from ltcore.shots import SHOT_GROUPS
 from ltcore.text import printable
 
 THREADS = 8
-MAX_DIGITS = 18
-MAX_IMAGE_BYTES = 8 * MAX_PIXELS
 KINDS = ("train", "val", "test", "other")
+UNSHOWN = (WITHOUT_IMAGES, ATTRIBUTE_COUNTS, *SAID)
+"""Keys of the provenance that are put into words, or are too long to be shown."""
 
 
 @dataclass(frozen=True, order=True)
@@ -57,6 +60,7 @@ class _Report:
     problems: list[Problem] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    attributes: list[int] = field(default_factory=list)
 
     def add(self, what: str, key: str = "", where: str = "") -> None:
         self.problems.append(Problem(where or self.where, key, what))
@@ -76,19 +80,22 @@ def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> li
     for split, part in manifest.splits.items():
         for shard in part.shards:  # of one tar of others there may be several: it is read once
             work[(shard.base, shard.path) if manifest.indexed else (split, shard.index_path)].append((split, shard))
-    by_split: dict[str, list[_Report]] = defaultdict(list)
-    reports: list[_Report] = []
+    reports: dict[tuple[str, str], _Report] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda parts: _check_tar(uri, [shard for _, shard in parts], manifest), work.values())
         for number, (parts, checked) in enumerate(zip(work.values(), found, strict=True), 1):
-            reports += checked
-            for (split, _), report in zip(parts, checked, strict=True):
-                by_split[split].append(report)
+            for (split, shard), report in zip(parts, checked, strict=True):
+                reports[split, shard.index_path] = report
             if progress:
                 num_problems = sum(len(report.problems) for report in checked)
                 progress(f"{checked[0].where}: {num_problems} problems ({number} of {len(work)} shards)")
-    problems = [problem for report in reports for problem in report.problems]
+    # in the order of the manifest, which is that of the tables of labels
+    by_split = {
+        name: [reports[name, shard.index_path] for shard in part.shards] for name, part in manifest.splits.items()
+    }
+    problems = [problem for report in reports.values() for problem in report.problems]
     problems += [*_whole(uri, manifest), *_counts(by_split, manifest), *_repeats(by_split)]
+    problems += _tables(uri, by_split, manifest)
     return sorted(problems)
 
 
@@ -114,6 +121,24 @@ def _counts(by_split: dict[str, list[_Report]], manifest: Manifest) -> Iterator[
                 name = manifest.classes[label]
                 what = f"class {name!r} has {labels[label]} samples, the manifest says {expected}"
                 yield Problem(f"split {split}", "", what)
+
+
+def _tables(uri: str, by_split: dict[str, list[_Report]], manifest: Manifest) -> Iterator[Problem]:
+    """Yields tables of labels that are damaged, or say something else than the shards, unless a damaged shard explains it."""
+    for split, part in manifest.splits.items():
+        try:
+            table = open_labels(uri, manifest, split, part.labels.bytes)
+        except DataError as error:
+            yield Problem(part.labels.path, "", str(error))
+            continue
+        reports = by_split[split]
+        if any(report.problems for report in reports):
+            continue
+        keys = [key for report in reports for key in report.keys]
+        for what, stored_N in (("label", table.labels_N), ("attribute", table.attributes_N)):
+            found_N = np.array([tag for report in reports for tag in getattr(report, f"{what}s")], np.int64)
+            for row in np.flatnonzero(found_N != stored_N)[:1].tolist():
+                yield Problem(part.labels.path, keys[row], f"has {what} {stored_N[row]}, its shard says {found_N[row]}")
 
 
 def _repeats(by_split: dict[str, list[_Report]]) -> Iterator[Problem]:
@@ -142,23 +167,27 @@ def _check_tar(uri: str, shards: list[Shard], manifest: Manifest) -> list[_Repor
 def _check_shard(uri: str, shard: Shard, manifest: Manifest) -> _Report:
     report = _Report(shard.path)
     rows = _read_index(uri, shard, report)
+    where = storage.join(uri, shard.path)
+    count = 0
     try:
-        data = storage.read_bytes(storage.join(uri, shard.path))
+        found = storage.describe_file(where)
+        with open_hashed(where) as stream:
+            size = shard.bytes if found is None or found.size < 0 else found.size
+            for item in walk(stream, size, seen, wanted, ROOM):
+                if isinstance(item, Damage):
+                    report.add(item.what, item.key)
+                    continue
+                row = rows[count] if count < len(rows) else None
+                count += 1
+                _check_sample(item, row, manifest, report)
+            num_bytes, sha256 = stream.finish()
     except DataError as error:
         report.add(str(error))
         return report
-    if len(data) != shard.bytes:
-        report.add(f"has {len(data)} bytes, the manifest says {shard.bytes}")
-    elif (sha256 := hashlib.sha256(data).hexdigest()) != shard.sha256:
+    if num_bytes != shard.bytes:
+        report.add(f"has {num_bytes} bytes, the manifest says {shard.bytes}")
+    elif sha256 != shard.sha256:
         report.add(f"has sha256 {sha256[:12]}..., the manifest says {shard.sha256[:12]}...; bits were changed")
-    count = 0
-    for item in walk(io.BytesIO(data), len(data)):
-        if isinstance(item, Damage):
-            report.add(item.what, item.key)
-            continue
-        row = rows[count] if count < len(rows) else None
-        count += 1
-        _check_sample(item, row, manifest, report)
     if count != shard.count:
         report.add(f"holds {count} samples, the manifest says {shard.count}")
     return report
@@ -174,15 +203,17 @@ def _check_indexed(uri: str, shards: list[Shard]) -> list[_Report]:
         for row in _read_index(uri, shard, report):
             report.keys.append(row["key"])
             report.labels.append(row["label"])
+            report.attributes.append(row["attribute"])
             expected[row["offset"]] = row, report
     try:
         with open_hashed(storage.join(first.base or uri, first.path)) as stream:
-            for item in members(stream, first.bytes, lambda _, size: size <= MAX_IMAGE_BYTES):
+            for item in members(stream, first.bytes, lambda _, size: size <= MAX_IMAGE_BYTES, ROOM):
                 if isinstance(item, Damage):
                     if not item.is_kind:
                         reports[0].add(item.what, item.key)
                 elif item[1].offset in expected:
                     _check_member(item[1], *expected.pop(item[1].offset))
+                del item
             num_bytes, sha256 = stream.finish()
     except DataError as error:
         reports[0].add(str(error))
@@ -199,16 +230,14 @@ def _check_member(member: Member, row: dict[str, Any], report: _Report) -> None:
     for column, value in (("size", member.size), ("crc32", member.crc32)):
         if row[column] != value:
             report.add(f"has {column} {value!r}, its index says {row[column]!r}", row["key"])
-    try:
-        decode_canvas(member.data, 1, "its image")
-    except DataError as error:
-        report.add(str(error), row["key"])
+    if problem := image_problem(member):
+        report.add(problem, row["key"])
 
 
 def _read_index(uri: str, shard: Shard, report: _Report) -> list[dict[str, Any]]:
     """Returns the rows of the index; empty where it is unusable, which is reported."""
     try:
-        data = storage.read_bytes(storage.join(uri, shard.index_path))
+        data = storage.read_bytes(storage.join(uri, shard.index_path), most_bytes=most_index_bytes(shard))
         if (sha256 := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
             what = f"has sha256 {sha256[:12]}..., the manifest says {shard.index_sha256[:12]}..."
             report.add(what, where=shard.index_path)
@@ -229,27 +258,27 @@ def _check_sample(sample: TarSample, row: dict[str, Any] | None, manifest: Manif
     report.keys.append(key)
     if safe_key(key) != key:
         report.add("is no safe name; expected letters, digits, _, - and inner /", key)
-    images = [ext for ext in sample.members if ext in EXTENSIONS]
+    images = {ext: member for ext, member in sample.members.items() if isinstance(member, SeenImage)}
     found: dict[str, Any] = {"key": key}
     if len(images) != 1:
         report.add(f"has {len(images)} images ({', '.join(sample.members)}), expected one", key)
     else:
-        member = sample.members[images[0]]
-        found |= {"ext": images[0], "offset": member.offset, "size": len(member.data), "crc32": member.crc32}
-        try:
-            decode_canvas(member.data, 1, "its image")
-        except DataError as error:
-            report.add(str(error), key)
+        ((ext, image),) = images.items()
+        found |= {"ext": ext, "offset": image.offset, "size": image.size, "crc32": image.crc}
+        if image.problem:
+            report.add(image.problem, key)
     if "cls" not in sample.members:
         report.add(f"has no label ({', '.join(sample.members)}), expected a .cls file", key)
     else:
-        text = sample.members["cls"].data.decode(errors="replace").strip()
+        member = sample.members["cls"]
+        text = member.data.decode(errors="replace").strip() if member.data else f"of {member.size} bytes"
         if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) >= len(manifest.classes):
             report.add(f"has label {text[:MAX_DIGITS]!r}, expected 0..{len(manifest.classes) - 1}", key)
         else:
             found["label"] = int(text)
             report.labels.append(int(text))
     found["attribute"] = _attribute(sample, manifest, report)
+    report.attributes.append(found["attribute"])
     for column, value in found.items():
         if row is not None and row[column] != value:
             report.add(f"has {column} {value!r}, its index says {row[column]!r}", key)
@@ -258,6 +287,9 @@ def _check_sample(sample: TarSample, row: dict[str, Any] | None, manifest: Manif
 def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
     """Returns the attribute, -1 where there is none or, which is reported, none that makes sense."""
     if "json" not in sample.members:
+        return -1
+    if (size := sample.members["json"].size) > MAX_SAMPLE_JSON_BYTES:
+        report.add(f"has a .json of {size} bytes, expected at most {MAX_SAMPLE_JSON_BYTES}", sample.key)
         return -1
     try:
         attribute = json.loads(sample.members["json"].data).get("attribute", -1)
@@ -273,7 +305,7 @@ def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
 def describe(uri: str) -> str:
     """Returns the manifest as text for a person.
 
-    It names classes, splits, imbalance, shot groups, attributes, size, hash and provenance.
+    It names classes, splits, imbalance, shot groups, attributes by class, size, hash and provenance.
     """
     manifest = read_manifest(uri)
     lines = [f"{manifest.name}  {uri}", f"  hash        {manifest.hash[:12]}   seed {manifest.seed}"]
@@ -295,8 +327,18 @@ def describe(uri: str) -> str:
     bases = sorted({shard.base for part in manifest.splits.values() for shard in part.shards if shard.base})
     lines += [f"  tars        where they were, in {base}" for base in bases]
     lines += [f"  {remark}" for remark in remarks(manifest)]
-    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items() if key not in (WITHOUT_IMAGES, *SAID)]
+    lines += [f"  {line}" for line in attribute_lines(uri, manifest)]
+    lines += [f"  {key}: {_brief(value)}" for key, value in manifest.provenance.items() if key not in UNSHOWN]
     return "\n".join(map(printable, lines))
+
+
+def _brief(value: object, most: int = 20) -> str:
+    """Returns a value of the provenance as text; of a long list or mapping, its beginning and its length."""
+    if not isinstance(value, dict | list) or len(value) <= most:
+        return str(value)
+    items = list(value.items() if isinstance(value, dict) else value)[:most]
+    shown = str(dict(items) if isinstance(value, dict) else items)
+    return f"{shown[:-1]}, ... ({len(value):,}){shown[-1]}"
 
 
 def _few(names: tuple[str, ...], most: int = 12) -> str:

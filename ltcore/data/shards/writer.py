@@ -20,11 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltcore.data.config import MAX_IMAGE_SIZE
-from ltcore.data.shards.manifest import SPLIT_NAME, Manifest, Shard, Split, write_manifest
+from ltcore.data.shards.labels import label_array
+from ltcore.data.shards.manifest import SPLIT_NAME, LabelTable, Manifest, Shard, Split, odd_names, write_manifest
 from ltcore.data.shards.publish import published
+from ltcore.data.shards.reencode import Reencode
 from ltcore.data.shards.source import EXTENSIONS, MAX_KEY, Description, Indexed, IndexedTar, Sample, Source, is_key
 from ltcore.errors import ConfigError, DataError, at_least, pick, within
 from ltcore.hashing import hash64
+from ltcore.limits import MAX_INDEX_BYTES, MAX_INDEX_BYTES_OF_ROW
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
 
 SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank}
@@ -44,19 +47,35 @@ WITHOUT_IMAGES = "classes_without_images"
 """Key of the provenance: split -> names of the classes that it has no image of."""
 
 
+def most_index_bytes(shard: Shard) -> int:
+    """Returns the number of bytes that the index of a shard may have."""
+    return MAX_INDEX_BYTES + shard.count * MAX_INDEX_BYTES_OF_ROW
+
+
 def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> tuple[pa.Table | None, int]:
     """Reads the index of a shard, and returns it with its number of rows.
 
-    There is no table where that number is not the shard's, as a few bytes can claim millions of rows.
+    There is no table where that number is not the shard's, as a few bytes can claim millions of rows. Raises ValueError for
+    an index that is compressed otherwise than ours are, some of which unpack to thousands of times their size.
     """
-    rows = pq.read_metadata(io.BytesIO(data)).num_rows
-    return (
-        pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA, columns=columns) if rows == shard.count else None
-    ), rows
+    footer = pq.read_metadata(io.BytesIO(data))
+    groups = (footer.row_group(group) for group in range(footer.num_row_groups))
+    codecs = {group.column(column).compression for group in groups for column in range(footer.num_columns)}
+    if not codecs <= {"SNAPPY", "UNCOMPRESSED"}:
+        raise ValueError(f"it is compressed by {', '.join(sorted(codecs))}, expected Snappy")
+    if footer.num_rows != shard.count:
+        return None, footer.num_rows
+    return pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA, columns=columns), footer.num_rows
 
 
 def write_dataset(
-    uri: str, source: Source, *, seed: int, shard_size: int = 1000, progress: Callable[[str], None] | None = None
+    uri: str,
+    source: Source,
+    *,
+    seed: int,
+    shard_size: int = 1000,
+    reencode: Reencode | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Writes shards, indexes and the manifest at ``uri``; returns the manifest.
 
@@ -64,20 +83,25 @@ def write_dataset(
     equal library versions. An existing data set is replaced once the new one is complete, and ``progress`` is told so;
     a folder with anything else in it is refused. ``train`` must have every class in it, unless there is none and the
     data are for evaluation only; classes that have no image in another split are noted in the provenance.
+    With ``reencode`` images are written anew, else as they are.
 
     Raises ConfigError for a wrong field of the source and DataError for a bad sample or a failing disk; neither leaves
     anything behind that a reader could take for a data set.
     """
-    _check_source(source, source.splits, shard_size)
+    if reencode is not None:
+        source = reencode.described(source)
+    check_source(source, source.splits, shard_size)
     try:
         with published(uri, progress) as folder:
             splits, counts = {}, {}
             for split, samples in source.splits.items():
                 with tempfile.TemporaryFile(dir=folder) as spool:
-                    rows = _spool(samples, spool, f"{source.name}/{split}", source, seed)
-                    splits[split] = Split(tuple(_write_shards(rows, spool, folder, split, shard_size)))
+                    rows = _spool(samples, spool, f"{source.name}/{split}", source, seed, reencode)
+                    shards = tuple(_write_shards(rows, spool, folder, split, shard_size))
+                labels_N, attributes_N = _ints([row.label for row in rows]), _ints([row.attribute for row in rows])
+                splits[split] = Split(shards, write_labels(folder, split, labels_N, attributes_N, source))
                 counts[split] = np.bincount([row.label for row in rows], minlength=len(source.classes))
-            manifest = _manifest(source, splits, counts, seed)
+            manifest = manifest_of(source, splits, counts, seed)
             write_manifest(manifest, str(folder))
     except OSError as error:
         raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
@@ -89,19 +113,47 @@ def write_indexed(uri: str, indexed: Indexed, *, seed: int, progress: Callable[[
 
     Errors and guarantees are those of :func:`write_dataset`.
     """
-    _check_source(indexed, indexed.splits)
+    check_source(indexed, indexed.splits)
     try:
         with published(uri, progress) as folder:
             splits, counts = {}, {}
             for split, tars in indexed.splits.items():
-                splits[split] = Split(tuple(_write_indexes(tars, folder, split)))
-                labels = [tar.index["label"].to_numpy() for tar in tars]
-                counts[split] = np.bincount(np.concatenate(labels), minlength=len(indexed.classes))
-            manifest = replace(_manifest(indexed, splits, counts, seed), indexed=True)
+                shards = tuple(_write_indexes(tars, folder, split))
+                columns = ([tar.index[name].to_numpy() for tar in tars] for name in ("label", "attribute"))
+                labels_N, attributes_N = (np.concatenate([_ints([]), *parts]) for parts in columns)
+                splits[split] = Split(shards, write_labels(folder, split, labels_N, attributes_N, indexed))
+                counts[split] = np.bincount(labels_N, minlength=len(indexed.classes))
+            manifest = replace(manifest_of(indexed, splits, counts, seed), indexed=True)
             write_manifest(manifest, str(folder))
     except OSError as error:
         raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
     return manifest
+
+
+def _ints(values: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def write_labels(
+    folder: Path,
+    split: str,
+    labels_N: npt.NDArray[np.int64],
+    attributes_N: npt.NDArray[np.int64],
+    of: Description | Manifest,
+) -> LabelTable:
+    """Writes label and attribute of every sample of a split into a folder, in index order; equal ones give equal bytes.
+
+    ``of`` is the data set, for the number of its classes and attributes.
+    """
+    return write_table(folder, split, label_array(labels_N, attributes_N, len(of.classes), len(of.attributes)))
+
+
+def write_table(folder: Path, split: str, table: npt.NDArray[Any]) -> LabelTable:
+    """Writes a table of labels (``ltcore.data.shards.labels``) into a folder."""
+    path = folder / f"{split}-labels.npy"
+    with path.open("wb") as stream:
+        np.save(stream, table, allow_pickle=False)
+    return LabelTable(path=path.name, bytes=path.stat().st_size, sha256=_sync_and_hash(path))
 
 
 def _write_indexes(tars: Sequence[IndexedTar], folder: Path, split: str) -> Iterator[Shard]:
@@ -124,7 +176,8 @@ def _write_indexes(tars: Sequence[IndexedTar], folder: Path, split: str) -> Iter
         first += tar.index.num_rows
 
 
-def _check_source(source: Description, splits: Iterable[str], shard_size: int = 1) -> None:
+def check_source(source: Description, splits: Iterable[str], shard_size: int = 1) -> None:
+    """Raises ConfigError for a field of the source that no data set can have."""
     classes = source.classes
     if not splits:
         raise ConfigError("splits has nothing, expected 'train', or a test for evaluation alone.")
@@ -135,6 +188,8 @@ def _check_source(source: Description, splits: Iterable[str], shard_size: int = 
         raise ConfigError(
             f"classes must be distinct names, at least one; got {len(classes)}, {len(set(classes))} distinct."
         )
+    if problem := next(odd_names(classes, source.attributes), ""):
+        raise ConfigError(f"{source.name}: {problem}.")
     pick(SHOT_RULES, source.shot_rule, "shot_rule")
     try:
         within(f"[1, {MAX_IMAGE_SIZE}]", image_size=source.image_size)
@@ -145,7 +200,7 @@ def _check_source(source: Description, splits: Iterable[str], shard_size: int = 
         raise ConfigError(f"mean and std must have three numbers, std positive; got {source.mean} and {source.std}.")
 
 
-def _manifest(
+def manifest_of(
     source: Description, splits: dict[str, Split], counts: Mapping[str, npt.NDArray[np.int64]], seed: int
 ) -> Manifest:
     """Describes what was written. Raises DataError where a class has no image to learn from."""
@@ -191,23 +246,27 @@ class _Row:
     size: int
 
 
-def _spool(samples: Iterable[Sample], spool: BinaryIO, where: str, source: Source, seed: int) -> list[_Row]:
+def _spool(
+    samples: Iterable[Sample], spool: BinaryIO, where: str, source: Source, seed: int, reencode: Reencode | None
+) -> list[_Row]:
     """Appends the images to ``spool`` and returns the rows in keyed-hash order."""
     rows: dict[str, _Row] = {}
     start = 0
     for sample in samples:
-        problem = _problem(sample, len(source.classes), len(source.attributes))
+        problem = problem_of(sample, len(source.classes), len(source.attributes))
         if problem or sample.key in rows:
             raise DataError(
                 f"{where}: sample {sample.key!r} {problem or 'comes twice; keys must be unique in a split'}."
             )
+        if reencode is not None:
+            sample = reencode(sample, f"{where}: {sample.key}")
         order = hash64(seed, sample.key)
         rows[sample.key] = _Row(order, sample.key, sample.ext, sample.label, sample.attribute, start, len(sample.image))
         start += spool.write(sample.image)
     return sorted(rows.values(), key=lambda row: (row.order, row.key))
 
 
-def _problem(sample: Sample, num_classes: int, num_attributes: int) -> str:
+def problem_of(sample: Sample, num_classes: int, num_attributes: int) -> str:
     """Returns what is wrong with the sample, or ''."""
     if not is_key(sample.key):
         return f"is no legal key: letters, digits, _, - and inner /, at most {MAX_KEY}; safe_key() makes one"
@@ -224,41 +283,62 @@ def _problem(sample: Sample, num_classes: int, num_attributes: int) -> str:
 
 def _write_shards(rows: Sequence[_Row], spool: BinaryIO, folder: Path, split: str, shard_size: int) -> Iterator[Shard]:
     """Writes shards of equal size, give or take one row, and yields them."""
-    num_shards = -(-len(rows) // shard_size)
-    for number in range(num_shards):
-        first, last = (len(rows) * n // num_shards for n in (number, number + 1))
-        tar, index = (folder / f"{split}-{number:05d}.{ext}" for ext in ("tar", "parquet"))
-        pq.write_table(_write_tar(rows[first:last], spool, tar), index)
-        yield Shard(
-            path=tar.name,
-            count=last - first,
-            first_index=first,
-            bytes=tar.stat().st_size,
-            sha256=_sync_and_hash(tar),
-            index_path=index.name,
-            index_sha256=_sync_and_hash(index),
-        )
+
+    def sample(row: _Row) -> Sample:
+        spool.seek(row.start)
+        return Sample(row.key, spool.read(row.size), row.ext, row.label, row.attribute)
+
+    for number, span in enumerate(shard_spans(len(rows), shard_size)):
+        yield write_shard(map(sample, rows[span.start : span.stop]), folder, split, number, span.start)
 
 
-def _write_tar(rows: Sequence[_Row], spool: BinaryIO, path: Path) -> pa.Table:
-    """Writes the rows into a tar and returns its index."""
+def shard_spans(count: int, shard_size: int) -> list[range]:
+    """Returns the rows of each shard: as few shards as possible, of equal size, give or take one row."""
+    num_shards = -(-count // shard_size)
+    return [range(count * n // num_shards, count * (n + 1) // num_shards) for n in range(num_shards)]
+
+
+def write_shard(samples: Iterable[Sample], folder: Path, split: str, number: int, first_index: int) -> Shard:
+    """Writes one shard of a split and its index into a folder; equal samples give equal bytes."""
+    tar, index = (folder / f"{split}-{number:05d}.{ext}" for ext in ("tar", "parquet"))
+    table = _write_tar(samples, tar)
+    pq.write_table(table, index)
+    return Shard(
+        path=tar.name,
+        count=table.num_rows,
+        first_index=first_index,
+        bytes=tar.stat().st_size,
+        sha256=_sync_and_hash(tar),
+        index_path=index.name,
+        index_sha256=_sync_and_hash(index),
+    )
+
+
+def _write_tar(samples: Iterable[Sample], path: Path) -> pa.Table:
+    """Writes the samples into a tar and returns its index."""
     from webdataset.writer import TarWriter  # readers of shards do without
 
     index: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
     with path.open("wb") as stream, TarWriter(stream, encoder=False, compress=False, mtime=0, user="", group="") as tar:
-        for row in rows:
-            spool.seek(row.start)
-            image = spool.read(row.size)
-            members = {row.ext: image, "cls": str(row.label).encode()}
-            if row.attribute >= 0:
-                members["json"] = json.dumps({"attribute": row.attribute}).encode()
+        for each in samples:
+            members = {each.ext: each.image, "cls": str(each.label).encode()}
+            if each.attribute >= 0:
+                members["json"] = json.dumps({"attribute": each.attribute}).encode()
             offset = tar.tarstream.offset + TAR_BLOCK
             for ext in sorted(members):  # the order in which TarWriter writes
-                if ext == row.ext:
+                if ext == each.ext:
                     break
                 offset += TAR_BLOCK + -(-len(members[ext]) // TAR_BLOCK) * TAR_BLOCK
-            tar.write({"__key__": row.key, **members})
-            values = (row.key, row.label, row.attribute, row.ext, offset, row.size, zlib.crc32(image))
+            tar.write({"__key__": each.key, **members})
+            values = (
+                each.key,
+                each.label,
+                each.attribute,
+                each.ext,
+                offset,
+                len(each.image),
+                zlib.crc32(each.image),
+            )
             for column, value in zip(index.values(), values, strict=True):
                 column.append(value)
     return pa.table(index, schema=INDEX_SCHEMA)

@@ -8,7 +8,8 @@
 Source: Cui et al., Parametric Contrastive Learning, ICCV 2021, and its code.
 Differs from the code: unfilled queue slots are masked instead of random; the own similarity is set to -inf before the
 maximum is taken, so that nothing underflows; no 1e-12 and 1e-9 are added inside logarithms. The contrast set has the
-queries and keys of all ranks; theirs has those of one rank (32 images on each of 4 GPUs), and only the queue is shared.
+queries and keys of all ranks; theirs has those of one rank (at 224 px 32 images on each of 4 GPUs; their scripts for CIFAR
+ask for one GPU), and only the queue is shared.
 This gives more positives per image, and the same value on any number of ranks. Keys are not shuffled between ranks
 before batch norm, so the query and the key of an image share their batch statistics with the same neighbors. Differs
 from the paper, as the code does: the sum is divided by its weights (``normalize_by_weight``).
@@ -99,22 +100,42 @@ class Paco(Base):
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """Returns the loss [B] of each sample. A collective: the contrast set spans the global batch and the queue."""
-        cfg = self.cfg
         contrast = ContrastSet.of(out, labels_B, ctx, cast("Queue | None", ctx.memories.get("queue")))
-        logits_BC = widened(out.mean_logits_BC)
+        spared = ctx.shared.spared
+        spared_BA = None if spared is None else spared(contrast.labels_A)
+        return self.loss(contrast, widened(out.mean_logits_BC), labels_B, ctx, spared_BA)
+
+    def loss(
+        self,
+        contrast: ContrastSet,
+        logits_BC: Tensor,
+        labels_B: Tensor,
+        ctx: LossContext,
+        spared_BA: Tensor | None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Returns the loss [B] of each anchor of the contrast set.
+
+        ``spared_BA``, bool, are elements that are no negatives. ``label_smoothing`` is the share of the own center's weight that
+        goes to all other centers in equal parts.
+        """
+        cfg = self.cfg
         centers_BC = (logits_BC + ctx.log_prior_C.to(logits_BC.dtype)) / cfg.center_temperature
         samples_BA = contrast.cosine_BA / cfg.temperature
         log_gamma = math.log(cfg.neg_weight) if cfg.neg_weight else -math.inf
-        spared = ctx.shared.spared
-        outside_BA = contrast.excluded_BA if spared is None else contrast.excluded_BA | spared(contrast.labels_A)
+        outside_BA = contrast.excluded_BA if spared_BA is None else contrast.excluded_BA | spared_BA
         in_sum_BA = (samples_BA + log_gamma).masked_fill(outside_BA, -math.inf)
         log_sum_B = torch.cat([centers_BC, in_sum_BA], 1).logsumexp(1)
 
         positive_BA = (labels_B[:, None] == contrast.labels_A) & ~contrast.excluded_BA
         num_positive_B = positive_BA.sum(1)
-        center_B = centers_BC.gather(1, labels_B[:, None]).squeeze(1) - log_sum_B
+        own_B = centers_BC.gather(1, labels_B[:, None]).squeeze(1)
+        if label_smoothing:
+            others_B = (centers_BC.sum(1) - own_B) / (centers_BC.shape[1] - 1)
+            own_B = (1 - label_smoothing) * own_B + label_smoothing * others_B
+        center_B = own_B - log_sum_B
         sample_B = (samples_BA * positive_BA).sum(1) - num_positive_B * log_sum_B
         loss_B = -(cfg.center_weight * center_B + cfg.sample_weight * sample_B)
         if cfg.normalize_by_weight:
-            loss_B = loss_B / (cfg.center_weight + cfg.sample_weight * num_positive_B)
+            loss_B = loss_B / (cfg.center_weight + cfg.sample_weight * num_positive_B.to(loss_B.dtype))
         return loss_B

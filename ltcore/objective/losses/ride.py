@@ -8,7 +8,8 @@ Until ``drw_start`` all w_i are 1 and all T_c are ``temperature``.
 Source: Wang et al., "Long-tailed recognition by routing diverse distribution-aware experts", ICLR 2021: individual loss
 and diversity loss of stage 1, in the form of the authors' code that SADE and GLT ship. The router of stage 2 is not
 included. The LDAM part is ``ltcore.objective.losses.ldam``; its notes on scale, margins and weights apply.
-Differs: ``diversity_weight`` is positive and subtracted (theirs is added, at -0.2); at 0 the experts are independent,
+Differs: ``diversity_weight`` is positive and subtracted (theirs is added: -0.2 by default, as in SADE and GLT, -0.45 in
+their files for CIFAR-100); at 0 the experts are independent,
 whereas the authors' code then trains all of them on the loss of the mean logits. The mean is not detached, which
 changes nothing: among all targets it has the smallest sum of divergences, so no gradient passes through it. pi is the
 prior chosen by ``objective.prior``, and the temperatures begin at a fraction of training. The weighted loss is divided
@@ -40,7 +41,7 @@ class Ride(Ldam):
     @dataclass(frozen=True, kw_only=True)
     class Config(Ldam.Config):
         diversity_weight: float = 0.2
-        """Factor of the divergence that is subtracted, >= 0. 0 trains independent experts."""
+        """Factor of the divergence that is subtracted, >= 0. 0 trains independent experts. The authors: 0.45 for CIFAR-100."""
         temperature: float = 1.0
         """Divides the logits (scaled cosines) in the divergence, > 0; from ``drw_start`` on it is the temperature of
         the most frequent class.

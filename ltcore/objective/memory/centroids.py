@@ -6,8 +6,9 @@ Differs: the authors of DRO-LT run two extra passes over the data per epoch, and
 optimizer of their own whose rate is the share of the class in the batch. Here the features of the training forward are
 summed, and the means of the last virtual epoch are published for the next one, until the end of training. The features
 are those of the first view by the trained network, even where there is a key encoder. A class that did not occur in the
-epoch keeps its values. The features of a mixed image count for both of its classes, by their shares, as in the gradient
-of GLT's mixup centers. Sums are float64, so the published values depend on the number of ranks by at most 1e-15.
+epoch keeps its values. A run that starts from another one has the means of its training images in its first epoch
+(``training.init_from.start_centroids``). The features of a mixed image count for both of its classes, by their shares, as
+in the gradient of GLT's mixup centers. Sums are float64, so the published values depend on the number of ranks by at most 1e-15.
 Cost: O(B D) per step; three all-reduces of C (D + 2) numbers together per virtual epoch.
 """
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ltcore import dist
 from ltcore.errors import one_of
 from ltcore.objective.stage2.method import FeatureSet, Solved
 
@@ -49,23 +50,40 @@ class Ncm(Solved):
 
     @torch.no_grad()
     def solve_(self, index: int, data: FeatureSet) -> dict[str, float]:
-        means = class_means(data, self.stats.num_classes, len(self.heads), self.cfg.metric == "cosine")
-        for head, mean_CD in zip(self.classifiers, means, strict=True):
+        experts, device = len(self.heads), data.features_ND.device
+        dim = data.features_ND.shape[1] // experts
+        means = ClassMeans(self.stats.num_classes, experts, dim, unit=self.cfg.metric == "cosine")
+        for features_BD, labels_B in data.chunks():
+            means.add(features_BD, labels_B)
+        for head, mean_CD in zip(self.classifiers, means.over_ranks(device), strict=True):
             head.weight.copy_(mean_CD)
             if self.cfg.metric == "euclidean":
                 head.bias.copy_(-mean_CD.square().sum(1) / 2)
         return {}
 
 
-def class_means(data: FeatureSet, num_classes: int, num_experts: int, unit: bool) -> list[Tensor]:
-    """Returns the class means of the features, or of their directions, for each expert.
+class ClassMeans:
+    """Running class means of features, or of their directions, for each expert.
 
-    They are float64 [C, D], computed on the CPU, where sums have a fixed order.
+    The sums are float64 [C, E, D] on the CPU, where they have a fixed order.
     """
-    dim = data.features_ND.shape[1] // num_experts
-    sum_CED = torch.zeros(num_classes, num_experts, dim, dtype=torch.float64)
-    for features_BD, labels_B in data.chunks():
-        features_BED = features_BD.cpu().double().unflatten(1, (num_experts, dim))
-        sum_CED.index_add_(0, labels_B.cpu(), F.normalize(features_BED, dim=2) if unit else features_BED)
-    counts_C = data.labels_N.cpu().bincount(minlength=num_classes)
-    return list((sum_CED / counts_C[:, None, None]).unbind(1))
+
+    def __init__(self, num_classes: int, num_experts: int, dim: int, unit: bool) -> None:
+        self.unit = unit
+        self._sum_CED = torch.zeros(num_classes, num_experts, dim, dtype=torch.float64)
+        self._seen_C = torch.zeros(num_classes, dtype=torch.float64)
+
+    def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
+        """Adds features in which those of the experts lie side by side."""
+        labels_B = labels_B.cpu()
+        features_BED = features_BD.cpu().double().unflatten(1, self._sum_CED.shape[1:])
+        self._sum_CED.index_add_(0, labels_B, F.normalize(features_BED, dim=2) if self.unit else features_BED)
+        self._seen_C.index_add_(0, labels_B, torch.ones(len(labels_B), dtype=torch.float64))
+
+    def over_ranks(self, device: torch.device) -> list[Tensor]:
+        """Returns the means over all ranks for each expert, float64 [C, D] on ``device``. A collective.
+
+        Every class must have a sample on some rank.
+        """
+        sum_CED, seen_C = (dist.all_reduce_sum_(own.to(device, copy=True)) for own in (self._sum_CED, self._seen_C))
+        return list((sum_CED / seen_C[:, None, None]).unbind(1))

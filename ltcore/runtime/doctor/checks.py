@@ -72,9 +72,12 @@ def checks(
         ("cache disk", cache, LEAST_DISK_BYTES, f"{low}, or set LTCORE_CACHE to another disk"),
     ):
         add(what, f"{byte_size(free)} free", free < least, fix)
+    if (free := report["storage_bytes"]) is not None:  # object stores have no end
+        fix = f"{low}, or choose another --storage"
+        add("storage disk", f"{byte_size(free)} free", free < LEAST_DISK_BYTES, fix, YELLOW)
     few = report["files"] < LEAST_FILES
     add("open files", str(report["files"]), few, "`ulimit -n 65536` before `ray start`", YELLOW)
-    add("storage", report["storage"] or "read and written", bool(report["storage"]), _STORAGE_FIX)
+    add("storage", report["storage"] or "read, written, listed, removed", bool(report["storage"]), _STORAGE_FIX)
     if report["data"] != "":
         reached = report["data"] == "reachable"
         add("data", report["data"], not reached, "check --data or LTCORE_DATA, and the node's rights")

@@ -37,6 +37,7 @@ def examine(marker_root: str, data_uri: str, expected: str, shared: bool) -> dic
         "shm_bytes": storage.free_bytes("/dev/shm"),
         "disk_bytes": storage.free_bytes(tempfile.gettempdir()),
         "cache_bytes": storage.free_bytes(storage.cache_root()),
+        "storage_bytes": storage.free_bytes(storage.local_path(marker_root)) if storage.is_local(marker_root) else None,
         "gpus": _gpus(),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "auth": _auth(),
@@ -58,10 +59,8 @@ def leave_marker(root: str) -> str:
 
 def remove_marker(root: str, name: str) -> None:
     """Removes the file of ``leave_marker``, and those that nodes left in answer."""
-    filesystem, path = storage.open_fs(root)
     for file in (name, f"{name}-answer"):
-        if storage.exists(storage.join(root, file)):
-            filesystem.delete_file(f"{path}/{file}")
+        storage.remove(storage.join(root, file))
 
 
 def _touch(root: str, expected: str, shared: bool) -> str:
@@ -69,7 +68,24 @@ def _touch(root: str, expected: str, shared: bool) -> str:
     if shared and not storage.exists(storage.join(root, expected)):
         return f"{root} is another place here than on the node that drives"
     storage.write_bytes_atomic(storage.join(root, f"{expected}-answer"), b"")
-    return ""
+    return _keeps_promises(storage.join(root, f"{expected}-{uuid.uuid4().hex[:12]}"))
+
+
+def _keeps_promises(folder: str) -> str:
+    """Returns '' where the storage shows at once what was written and removed, as runs and their leases need it."""
+    file = storage.join(folder, "probe")
+    storage.write_bytes_atomic(file, b"1")
+    storage.write_bytes_atomic(file, b"22")
+    listed, content = storage.list_files(folder), storage.read_bytes(file)
+    storage.remove(file)
+    left = storage.list_files(folder)
+    if storage.is_local(folder) and not left:
+        storage.local_path(folder).rmdir()
+    if listed != ["probe"]:
+        return "a file that was written is not listed afterwards, so two processes could work on one run"
+    if content != b"22":
+        return "a file that was replaced shows its old content"
+    return f"a file that was removed is still listed ({left[0]})" if left else ""
 
 
 def _reach(uri: str) -> str:

@@ -28,6 +28,7 @@ from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
+from ltcore.training import ncm
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
 from ltcore.training.evaluate import Evaluator, check_train_split
 from ltcore.training.hardware import choose_precision, most_memory_bytes
@@ -124,6 +125,7 @@ class Stage2Trainer:
         cfg, stats = self.cfg, self.loader.store.manifest.stats(self.cfg.data.train_split)
         self.val = self._features("val") if "val" in self.loader.store.manifest.splits else None
         self.train = self._features(cfg.data.train_split)
+        self.ncm = {} if self.val is None else ncm.validation(cfg, self.evaluator)  # the same in every round
         self.net.requires_grad_(False)
         self.net.heads.requires_grad_(True)
         self.method: Any = self.stage2.row.build(self.stage2.chosen, self.net.heads, stats, cfg.seed)
@@ -248,7 +250,8 @@ class Stage2Trainer:
         chunks = zip(self.val.chunks(), attributes_N.split(CHUNK), strict=True)
         for (features_BD, labels_B), attributes_B in chunks:
             counts.update(expert_logits(self.net.heads, features_BD).mean(1), labels_B, attributes_B)
-        return {f"val/{name}": value for name, value in self.evaluator.metrics(counts).items()}
+        values = self.evaluator.metrics(counts) | self.ncm
+        return {f"val/{name}": value for name, value in values.items()}
 
     def _keep_if_best(self, metrics: dict[str, Any]) -> None:
         key = self.cfg.train.select
@@ -268,15 +271,16 @@ class Stage2Trainer:
         The best are those with the best value on validation; the ``same`` ones are tested once.
         """
         self.net.heads.load_state_dict(last_heads)
-        last = best = self.evaluator.test()
+        last = best = ncm.tests(self.cfg, self.evaluator)
         if not same:
             best = {}
             if self.best_heads:
                 self.net.heads.load_state_dict(self.best_heads)
-                best = self.evaluator.test()
+                best = ncm.tests(self.cfg, self.evaluator)
         return keep_tests(last, best, self.run_dir)
 
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
         manifest = self.loader.store.manifest
-        meta = ckpt.description(self.cfg.to_flat(), manifest, epoch=metrics["epoch"], metrics=self.best)
+        counts_CA = self.evaluator.attribute_counts_CA
+        meta = ckpt.description(self.cfg.to_flat(), manifest, counts_CA, epoch=metrics["epoch"], metrics=self.best)
         ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)

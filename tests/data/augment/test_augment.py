@@ -4,8 +4,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torch import Tensor
 from torchvision import transforms
@@ -15,7 +17,7 @@ from ltcore import rng
 from ltcore.batch import Batch
 from ltcore.config.load import load_run
 from ltcore.data.augment.augment import Augment
-from ltcore.data.augment.auto_augment import CIFAR10_POLICY, OPS, autoaugment, randaugment
+from ltcore.data.augment.auto_augment import CIFAR10_POLICY, OPS, apply_op, autoaugment, randaugment
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import AUGMENTS, stacks
 from ltcore.data.augment.transforms import Draw, eight_bits, jitter, jitter_no_hue, resized_crop
@@ -121,7 +123,7 @@ def reference_op(image: Tensor, name: str, m: float) -> Tensor:
     size = image.shape[-1]
     plain: dict[str, Any] = {"angle": 0.0, "scale": 1.0, "center": [0, 0]}
     degrees = float(torch.rad2deg(torch.atan(torch.tensor(m * 0.3, dtype=torch.float64))))
-    pixels = int(m * 150 / 331 * size)
+    pixels = round(m * 150 / 331 * size)
     table: dict[str, Any] = {
         "identity": lambda: image,
         "shear_x": lambda: tv.affine(image, translate=[0, 0], shear=[degrees, 0.0], **plain),
@@ -187,6 +189,22 @@ def test_autoaugment_against_torchvision() -> None:
         assert_nearly_equal(mine[b], expected, pair)
     paper = {name for name in OPS if not name.startswith("timm_")}
     assert seen == paper - {"identity", "shear_x"}  # which no sub-policy contains
+
+
+def test_translations_move_by_as_many_pixels_as_with_pil() -> None:
+    """Levels 9, 8 and 3 of the policy on images of 32 px, by PIL's affine transform with the same fraction of the side."""
+    image = smooth_images(1)
+    picture = Image.fromarray(image[0].permute(1, 2, 0).numpy())
+    moved = {}
+    for level in (9, 8, 3):
+        m = torch.tensor([level / 9])
+        mine, op = image.clone(), torch.tensor([OPS.index("translate_x")])
+        apply_op(mine, op, op, m, fill=128)
+        share = float(m) * 150 / 331 * 32
+        theirs = picture.transform((32, 32), Image.Transform.AFFINE, (1, 0, -share, 0, 1, 0), fillcolor=(128,) * 3)
+        assert np.array_equal(mine[0].permute(1, 2, 0).numpy(), np.asarray(theirs)), level
+        moved[level] = int((mine[0] == 128).all(0).all(0).sum())
+    assert moved == {9: 15, 8: 13, 3: 5}
 
 
 @pytest.mark.parametrize("magnitude", [9.0, 30.0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ltcore.data.datasets.glt import GltSizes, glt_splits, quota_counts
+from ltcore.data.datasets.glt import GltSizes, glt_splits, quota_counts, usual_quotas
 from ltcore.errors import DataError
 
 
@@ -21,6 +21,27 @@ def test_quotas_are_those_of_glt_and_always_sum_to_n():
 
 def test_a_small_class_keeps_its_minorities():
     assert quota_counts(5, [0, 1, 2]).tolist() == [3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("quotas", "order", "n", "expected"),
+    [
+        ((10, 5, 3, 1, 1), [0, 1, 2, 3, 4], 40, [20, 10, 6, 2, 2]),
+        ((10, 5, 3, 1, 1), [4, 3, 2, 1, 0], 20, [1, 1, 3, 5, 10]),
+        ((7, 3), [1, 0], 10, [3, 7]),
+        ((3, 1), [0, 1, 2, 3], 8, [6, 1, 1, 0]),  # the last quota is shared
+        ((1,), [0, 1, 2], 7, [3, 2, 2]),  # balanced
+        ((5, 5, 5), [0, 1, 2], 10, [3, 3, 4]),  # ties to the rarer share
+    ],
+)
+def test_quotas_may_be_of_any_number(quotas, order, n, expected):
+    assert quota_counts(n, order, quotas).tolist() == expected
+
+
+def test_usual_quotas_are_the_published_ones_of_three_and_five():
+    assert usual_quotas(3) == (7, 2, 1) and usual_quotas(5) == (10, 5, 3, 1, 1)
+    for num_attributes in range(2, 20):
+        assert 2 <= len(usual_quotas(num_attributes)) <= num_attributes
 
 
 SIZES = GltSizes(train_C=(20, 10, 4), train_cbl=11, val=6, test=20)
@@ -64,6 +85,25 @@ def test_given_attributes_are_respected_and_all_held_out_splits_are_disjoint():
     assert (means(splits, labels, "test_gbl", 3) == 10).all() and (means(splits, labels, "val", 3) == 2).all()
     assert sorted(means(splits, labels, "test_cbl", 3)[0].tolist()) == [3, 6, 21]
     assert means(splits, labels, "train", 3).sum(1).tolist() == [60, 20, 8]
+
+
+def test_a_third_test_is_distributed_as_training_and_apart_from_everything():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 400)
+    attributes = rng.choice(5, size=1200, p=(0.4, 0.3, 0.1, 0.1, 0.1))
+    keys = [f"k{i}" for i in range(1200)]
+    quotas = (10, 5, 3, 1, 1)
+    sizes = GltSizes(train_C=(80, 40, 40), train_cbl=40, val=5, test=20, test_glt_C=(40, 20, 20), quotas=quotas)
+    splits = glt_splits(keys, labels, attributes, sizes, num_attributes=5, seed=0)
+    apart = [{p for p, _ in splits[name]} for name in ("val", "test_cbl", "test_gbl", "test_glt")]
+    apart.append({p for name in ("train", "train_cbl") for p, _ in splits[name]})
+    assert len(set().union(*apart)) == sum(map(len, apart))
+    train, test = means(splits, labels, "train", 5), means(splits, labels, "test_glt", 5)
+    assert (train == 2 * test).all() and sorted(train[0].tolist()) == [4, 4, 12, 20, 40]
+    rendered = glt_splits(keys, labels, None, sizes, num_attributes=5, seed=0)
+    assert means(rendered, labels, "test_glt", 5).sum(1).tolist() == [40, 20, 20]
+    ours = {p for p, _ in rendered["test_glt"]}
+    assert not ours & {p for name, picks in rendered.items() if name != "test_glt" for p, _ in picks}
 
 
 def test_the_listing_order_changes_nothing_and_the_seed_does():

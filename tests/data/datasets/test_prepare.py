@@ -109,7 +109,7 @@ def test_make_writes_where_it_is_told_with_the_shard_size(images, tmp_path):
         (
             {"uri": "digits-gtl"},
             DataError,
-            r"data.uri='digits-gtl': there is nothing. Did you mean digits-glt\? Accepted",
+            r"data.uri='digits-gtl': there is nothing. Did you mean digits-glt, mnist-glt\? Accepted",
         ),
         ({"uri": "ftp://host/x"}, ConfigError, "ftp:// is not supported"),
         ({"subset": "legacy", "imbalance_factor": 10.0}, ConfigError, "data.subset='legacy' needs the original order"),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltcore import fsspec_stores, storage
+from ltcore import storage, uris
 from ltcore.cli.prepare import storage_root
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets import far_files
@@ -56,7 +56,7 @@ def local(tmp_path: Path) -> Path:
 @pytest.fixture
 def memory(local: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The same in a store that fsspec opens."""
-    monkeypatch.setitem(fsspec_stores.READ_ONLY, "memory", "fsspec")
+    monkeypatch.setitem(uris.READ_ONLY, "memory", "fsspec")
     store = fsspec.filesystem("memory")
     store.put(str(local), "/far/pets", recursive=True)
     yield "memory://far/pets"
@@ -223,7 +223,7 @@ def test_images_are_fetched_together_and_come_in_order(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("size", "most"), [(2**20, 4), (2**30, 1), (-1, 2)])
 def test_bytes_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch, size: int, most: int) -> None:
-    monkeypatch.setattr(far_files, "AHEAD_BYTES", 4 * 2**20)
+    monkeypatch.setattr(far_files, "HELD_BYTES", 4 * 2**20)
     started = list[str]()
 
     def fetch(self: FarFiles, path: str) -> bytes:
@@ -231,6 +231,8 @@ def test_bytes_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch, size: int,
         return b""
 
     root = far(40, size, monkeypatch, fetch)
+    if size < 0:
+        monkeypatch.setattr(FarFiles, "_fetch_early", fetch)
     root.announce(root.files)
     for number, path in enumerate(root.files):
         root.read(path)

@@ -138,7 +138,7 @@ def test_names_and_numbers_of_files_are_bounded(tmp_path: Path, monkeypatch: pyt
     write_tar(tmp_path / "a.tar", [(f"{key}.png", PNG), (f"{key}.cls", b"1")], tarfile.PAX_FORMAT)
     ((_, problem),) = rows(tmp_path / "a.tar").bad
     assert problem == "has a name of 2000 characters, expected at most 1024"
-    monkeypatch.setattr(tar_samples, "MAX_FIELDS", 10)
+    monkeypatch.setattr(tar_samples, "MAX_SAMPLE_FILES", 10)
     many = bad(tmp_path, [("0.png", PNG), ("0.cls", b"1"), *((f"0.x{n}", b"") for n in range(20))])
     assert many == {"0": "has more than 10 files"}
     monkeypatch.setattr(tar_samples, "MAX_IMAGE_BYTES", 20)

@@ -81,7 +81,7 @@ def test_every_sample_is_read_from_its_place_and_nothing_is_written_beside_it(ta
     before = listing(tars)
     uri, manifest = indexed(tars, val_per_class=2)
     assert Path(uri).parent == storage.cache_root() / "datasets" and manifest.name == "pets"
-    assert {name.rpartition(".")[2] for name in names_in(uri)} == {"json", "parquet"}
+    assert {name.rpartition(".")[2] for name in names_in(uri)} == {"json", "npy", "parquet"}
     found = content(uri)
     assert {split: len(rows) for split, rows in found.items()} == {"train": 14, "val": 2, "test": 4}
     whole = {key: pair for rows in found.values() for key, pair in rows.items()}
@@ -344,7 +344,7 @@ def test_a_tar_that_changes_after_it_was_indexed_is_an_error(tars: Path) -> None
     place = data.index(b"IDAT")
     tar.write_bytes(data[:place] + b"!" + data[place + 1 :])
     with pytest.raises(
-        DataError, match=r"sample 's00000': found crc32 .*It has changed since it was indexed.*run again"
+        DataError, match=r"train-000000.tar: found sha256 .*It has changed since it was indexed.*run again"
     ):
         content(uri)
     problems = [str(problem) for problem in check_dataset(uri)]

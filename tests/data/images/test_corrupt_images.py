@@ -22,13 +22,14 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets import image_root as roots
 from ltcore.data.datasets.prepare import make, prepare
 from ltcore.data.images import decode
-from ltcore.data.images.decode import MAX_PIXELS, decode_canvas
+from ltcore.data.images.decode import decode_canvas
 from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.source import Sample
 from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import DataError
+from ltcore.limits import MAX_PIXELS
 from ltcore.storage import cache_root
 from tests.shards import write_dataset
 
@@ -242,8 +243,21 @@ def test_files_that_are_no_plain_files_are_named_rather_than_read(tmp_path: Path
 def test_a_file_that_would_fill_the_memory_is_refused_by_its_size(
     tmp_path: Path, pack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roots, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(roots, "MAX_IMAGE_BYTES", 100_000)
     files = {f"{c}/{n}.png": encode(RGB, "PNG") for c in ("ant", "bee") for n in range(6)}
     uri = place(tmp_path, pack, files | {"ant/bomb.png": bytes(100_001)})
     with pytest.raises(DataError, match=r"ant/bomb\.png has 100001 bytes, expected at most 100000"):
         prepare(DataConfig(uri=uri))
+
+
+def test_no_byte_of_a_png_changes_its_pixels_in_silence() -> None:
+    """Its chunks have checksums, which PIL does not compare for pixels."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
+    whole = decode_canvas(data := out.getvalue(), 8, "whole")
+    for at in range(len(data)):
+        changed = data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :]
+        try:
+            assert np.array_equal(decode_canvas(changed, 8, "changed"), whole), at
+        except DataError:
+            continue

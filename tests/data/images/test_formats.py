@@ -18,10 +18,11 @@ from PIL import Image, PngImagePlugin
 import ltcore
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
-from ltcore.data.images.decode import DECODE_VERSION, FORMATS, MAX_SCANS, decode_canvas, decode_image
+from ltcore.data.images.decode import DECODE_VERSION, FORMATS, decode_canvas, decode_image
 from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
+from ltcore.limits import MAX_SCANS
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)

@@ -45,5 +45,5 @@ def test_a_damaged_shard_is_no_bad_sample(small: Path) -> None:
     place = pq.read_table(small / shard.index_path)["offset"][0].as_py()
     (small / shard.path).write_bytes(data[:place] + b"\0" * 20 + data[place + 20 :])
     loader = make_loader(DataConfig(loader="threads", max_bad_samples=100), str(small), batch_size=3, seed=0)
-    with pytest.raises(DataError, match="found crc32"):
+    with pytest.raises(DataError, match="found sha256"):
         list(loader.train_batches(0))

@@ -24,12 +24,14 @@ from ltcore.data.augment.policies import AUGMENTS, reader_crops
 from ltcore.data.config import DataConfig
 from ltcore.data.images.boxes import scaled
 from ltcore.data.images.decode import decode_canvas, decode_image
+from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.crops import CropDraws
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
+from ltcore.data.loading.plan import ShardHomes, parts, windows_from
 from ltcore.data.loading.sampler import Rows
 from ltcore.data.loading.samples import decode_rows
-from ltcore.data.loading.window import read_window
+from ltcore.data.loading.window import read_part
 from ltcore.data.shards.source import Sample
 from ltcore.training.step import micro_batches
 from tests.shards import same, write_dataset
@@ -102,18 +104,29 @@ def original_sizes(loader: Loader) -> list[tuple[int, int]]:
 
 
 def streamed(loader: ThreadedLoader, epoch: int, first: int, last: int) -> dict[str, np.ndarray]:
-    """What a data task gives for a window of steps."""
+    """What data tasks give for a window of steps, in the order of its rows."""
     job = {
         "uri": loader.uri,
+        "indexed": False,
         "split": "train",
         "image_size": loader.image_size,
         "crops": [(crop.view, crop.min_area) for crop in loader.crops],
-        "rank": loader.rank,
         "cache_bytes": 2**30,
         "max_bad_samples": loader.cfg.max_bad_samples,
-        "sampler": {"seed": 3, "batch_size": 8, "world": loader.world, "lanes": 64, "copies_N": loader.copies_N},
+        "seed": 3,
     }
-    return read_window({"epoch": np.array([epoch]), "first": np.array([first]), "last": np.array([last])}, job=job)
+
+    def batches(number: int, start: int) -> Iterator[Rows]:
+        return loader.sampler(number).rank_batches(loader.rank, start)
+
+    (window,) = windows_from(range(epoch, epoch + 1), last, first, last - first, batches)
+    read = [
+        read_part(table, job=job)
+        for _, table in parts(window, 0, loader.store, "train", ShardHomes({"a": 1.0, "b": 2.0}))
+    ]
+    order = np.argsort(np.concatenate([part["place"] for part in read]))
+    found = {name: np.concatenate([part[name] for part in read])[order] for name in read[0]}
+    return found | {"index": window.rows.index_B, "copy": window.rows.copy_B}
 
 
 def test_boxes_are_those_of_the_samples_in_every_tier(large: str) -> None:
@@ -137,6 +150,18 @@ def test_boxes_are_those_of_the_samples_in_every_tier(large: str) -> None:
             assert tasks["copy"][part].tolist() == rows.copy_B.tolist()
             seen.update(map(tuple, tasks["boxes"][part].reshape(-1, 4).tolist()))
     assert len(seen) > 80
+
+
+def test_the_training_split_is_evaluated_also_where_only_its_crops_have_room(
+    large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise NoRoomError("no room")
+
+    monkeypatch.setattr("ltcore.data.loading.loader.open_canvases", full)
+    cached, threaded = open_loader(large, "cache"), open_loader(large, "threads")
+    for one, two in zip(cached.eval_batches("train", 7), threaded.eval_batches("train", 7), strict=True):
+        assert same(one, two)
 
 
 def test_pixels_are_equal_where_the_cache_keeps_originals_and_in_the_stream_always(large: str) -> None:
@@ -187,11 +212,11 @@ def test_evaluation_sees_whole_canvases_in_both_tiers(large: str) -> None:
 def test_ranks_share_the_global_batch_and_resume(large: str, kind: str) -> None:
     alone = list(open_loader(large, kind).train_batches(1))
     ranks = [open_loader(large, kind, rank=rank, world=2) for rank in range(2)]
-    for whole, parts in zip(
+    for whole, shares in zip(
         alone[1:], zip(*(loader.train_batches(1, 1) for loader in ranks), strict=True), strict=True
     ):
-        assert torch.equal(whole.images_VBCHW, torch.cat([part.images_VBCHW for part in parts], dim=1))
-        assert torch.equal(whole.boxes_VB4, torch.cat([part.boxes_VB4 for part in parts], dim=1))  # type: ignore[arg-type,misc]
+        assert torch.equal(whole.images_VBCHW, torch.cat([part.images_VBCHW for part in shares], dim=1))
+        assert torch.equal(whole.boxes_VB4, torch.cat([part.boxes_VB4 for part in shares], dim=1))  # type: ignore[arg-type,misc]
 
 
 def test_a_view_without_crop_is_the_canvas(large: str) -> None:

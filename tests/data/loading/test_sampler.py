@@ -10,7 +10,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ltcore.data.loading.sampler import EpochSampler, Rows, check_batches, check_lanes, drawn_copies, eval_rows
+from ltcore.data.loading import sampler as sampler_module
+from ltcore.data.loading.sampler import (
+    EpochSampler,
+    ListedSampler,
+    Rows,
+    check_batches,
+    check_lanes,
+    drawn_copies,
+    eval_rows,
+    keyed_generator,
+)
 from ltcore.errors import ConfigError
 
 SHARDS = st.lists(st.one_of(st.integers(0, 40), st.sampled_from([0, 1])), min_size=1, max_size=12)
@@ -214,3 +224,47 @@ def test_lanes_are_checked_without_an_epoch() -> None:
     assert check_batches(64, 64) == 1
     with pytest.raises(ConfigError, match="63 rows in this epoch, fewer than one global batch of 64"):
         check_batches(63, 64)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=12, max_size=60), st.sampled_from([1, 2, 3, 6]), st.integers(0, 1))
+def test_a_given_order_is_cut_into_the_same_batches_for_every_number_of_ranks(
+    order: list[int], world: int, start_step: int
+) -> None:
+    order_L = np.array(order)
+    plan = ListedSampler(order_L, batch_size=12, world=world)
+    ranks = [list(plan.rank_batches(rank, start_step)) for rank in range(world)]
+    steps = [[pair for rows in step for pair in pairs(rows)] for step in zip(*ranks, strict=True)]
+    assert len(steps) == plan.num_batches - start_step
+    seen: Counter[int] = Counter()
+    expected = []
+    for row in order:
+        expected.append((row, seen[row]))
+        seen[row] += 1
+    assert [pair for step in steps for pair in step] == expected[12 * start_step : 12 * plan.num_batches]
+
+
+def test_an_order_that_fills_no_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has 3 rows in this epoch, fewer than one global batch of 4"):
+        ListedSampler(np.arange(3), batch_size=4)
+
+
+def test_copies_are_the_same_in_chunks_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights_N = np.random.default_rng(0).random(1000)
+    reached_N = np.cumsum(weights_N) * (1000 / np.cumsum(weights_N)[-1])
+    reached_N[-1] = 1000
+    uniform = keyed_generator(3, 4, "copies").random()
+    expected = np.diff(np.floor(reached_N + uniform), prepend=0.0).astype(int).tolist()
+    for chunk in (1, 7, 500, 1000, 5000):
+        monkeypatch.setattr(sampler_module, "_CHUNK", chunk)
+        assert drawn_copies(weights_N, 3, 4).tolist() == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_shards_without_rows_have_no_copies_either(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "_CHUNK_SHARDS", chunk)
+    copies_N = np.array([2, 0, 1, 3], np.int32)
+    rows = [0, 2, 0, 0, 1, 1, 0]
+    sampler = EpochSampler(rows, seed=0, epoch=0, batch_size=6, copies_N=copies_N, lanes=1)
+    (batch,) = sampler.rank_batches(0)
+    assert np.bincount(batch.index_B, minlength=4).tolist() == copies_N.tolist()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from ltcore.data.shards.histogram import class_histogram
-from ltcore.data.shards.manifest import Manifest, Shard, Split
+from ltcore.data.shards.manifest import LabelTable, Manifest, Shard, Split
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
+
+NO_LABELS = LabelTable(path="labels.npy", bytes=0, sha256="0" * 64)
 
 
 def manifest(
@@ -30,7 +32,7 @@ def manifest(
         classes=tuple(names),
         attributes=(),
         splits={
-            name: Split((Shard(count=sum(row), **shard),) if sum(row) else ())  # type: ignore[arg-type]
+            name: Split((Shard(count=sum(row), **shard),) if sum(row) else (), NO_LABELS)  # type: ignore[arg-type]
             for name, row in counts.items()
         },
         class_counts=counts,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -139,7 +140,7 @@ def _no_shards(raw: dict[str, Any]) -> None:
         (_folder, "leaves the data set"),
         (_split_leaves, r"a split is named 'test/\.\./\.\./victim', expected letters"),
         (_hash_leaves, r"found '\.\./\.\./x' where a sha256 should be"),
-        (_version, "version 99, expected 1"),
+        (_version, "version 99, expected 2"),
         (_extra_field, "is damaged"),
         (_no_shards, "is damaged"),
     ],
@@ -154,3 +155,22 @@ def test_contradictions_are_named(
 def test_hash_ignores_where_the_data_are(tiny_shards: str, tmp_path: Path) -> None:
     shutil.copytree(tiny_shards, tmp_path / "copy")
     assert read_manifest(str(tmp_path / "copy")).hash == read_manifest(tiny_shards).hash
+
+
+def test_the_same_content_is_parsed_once_and_other_content_anew(tiny_shards: str, tmp_path: Path) -> None:
+    first = read_manifest(tiny_shards)
+    assert read_manifest(tiny_shards) is first
+    write_manifest(first, str(tmp_path))
+    assert read_manifest(str(tmp_path)).hash == first.hash
+    write_manifest(dataclasses.replace(first, seed=first.seed + 1), str(tmp_path))
+    assert read_manifest(str(tmp_path)).seed == first.seed + 1
+
+
+def test_the_hash_is_that_of_the_canonical_json_without_places(tiny_shards: str) -> None:
+    manifest = read_manifest(tiny_shards)
+    content = dataclasses.asdict(manifest)
+    for split in content["splits"].values():
+        for shard in split["shards"]:
+            del shard["base"]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert manifest.hash == hashlib.sha256(text.encode()).hexdigest()

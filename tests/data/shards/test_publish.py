@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pyarrow import fs as pafs
 
-from ltcore import storage
+from ltcore import stores
 from ltcore.data.shards import publish
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.data.shards.source import Sample
@@ -27,7 +27,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "disk":
         return str(tmp_path / "bucket" / "d"), tmp_path / "bucket" / "d"
     fake = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(storage, "_remote_fs", lambda root, endpoint: fake)
+    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: fake)
     (tmp_path / "bucket" / "d").mkdir()  # the fake has folders, which object stores do not need
     return "s3://bucket/d", tmp_path / "bucket" / "d"
 
@@ -110,8 +110,8 @@ def test_an_earlier_data_set_goes_and_it_is_said(place: Place) -> None:
     assert said == []
     write_small(uri)
     write(uri, one(), said.append)
-    assert said == [f"replacing the data set at {uri} (3 files)"]
-    assert read_manifest(uri).name == "new" and len(content(folder)) == 3
+    assert said == [f"replacing the data set at {uri} (4 files)"]
+    assert read_manifest(uri).name == "new" and len(content(folder)) == 4
     assert [path.name for path in folder.parent.iterdir()] == ["d"]
 
 
@@ -128,7 +128,7 @@ def test_a_data_set_whose_files_nobody_knows_is_not_replaced(place: Place) -> No
 
 
 @pytest.mark.parametrize("place", ["object store"], indirect=True)  # on a disk one rename does it at once
-@pytest.mark.parametrize("after", range(3))
+@pytest.mark.parametrize("after", range(4))
 def test_a_killed_upload_is_done_again_over_what_it_left(
     place: Place, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_killed_upload_is_done_again_over_what_it_left(
         read_manifest(uri)
     assert publish.PARTIAL in content(folder)
     write(uri, one())
-    assert read_manifest(uri).name == "new" and len(content(folder)) == 3
+    assert read_manifest(uri).name == "new" and len(content(folder)) == 4
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:

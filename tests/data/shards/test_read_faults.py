@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
-from ltcore import storage
+from ltcore import retry, storage
 from ltcore.data.shards import cache as shard_cache
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.data.shards.reader import ShardStore
@@ -85,6 +85,9 @@ class _Stream(io.RawIOBase):
         start, self._at = self._at, self._at + len(chunk)
         return self._fault(chunk, start, self._place)
 
+    def size(self) -> int:
+        return len(self._data)
+
 
 class _Faulty:
     """A file system in which reading ``name`` meets a fault."""
@@ -93,7 +96,12 @@ class _Faulty:
         self._inner, self._name, self._fault, self._place = inner, name, fault, place
 
     def open_input_stream(self, path: str, compression: str | None = "detect") -> Any:
-        stream = self._inner.open_input_stream(path, compression)
+        return self._spoiled(self._inner.open_input_stream(path, compression), path)
+
+    def open_input_file(self, path: str) -> Any:
+        return self._spoiled(self._inner.open_input_file(path), path)
+
+    def _spoiled(self, stream: Any, path: str) -> Any:
         return _Stream(stream.read(), self._fault, self._place) if path.endswith(self._name) else stream
 
 
@@ -101,7 +109,8 @@ class _Faulty:
 def test_a_fault_at_any_offset_of_a_download_loses_no_sample_without_an_error(
     remote: str, small: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_cache, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(storage, "COPY_BYTES", 1000)
+    monkeypatch.setenv(retry.VARIABLE, "0")
     shard, open_fs = only_shard(small), storage.open_fs
     where, whole = f"{remote}/{shard.path}", (small / shard.path).read_bytes()
     folder = shard_cache.cached_path(shard).parent
@@ -125,12 +134,13 @@ def test_a_fault_at_any_offset_of_a_download_loses_no_sample_without_an_error(
 def test_a_fault_at_any_offset_of_manifest_and_index_is_an_error(
     small: Path, name: str, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(retry.VARIABLE, "0")
     open_fs, size = storage.open_fs, (small / name).stat().st_size
     for place in range(len(fault.__name__), size, 3):  # each fault begins at another offset
         faulty = _Faulty(open_fs(str(small))[0], name, fault, place)
         monkeypatch.setattr(storage, "open_fs", lambda uri, faulty=faulty: (faulty, open_fs(uri)[1]))
         with pytest.raises(DataError, match=name):
-            ShardStore(str(small)).labels("train")
+            everything(ShardStore(str(small)))
 
 
 def test_no_flipped_bit_of_a_manifest_is_anything_but_a_sentence(small: Path) -> None:

@@ -190,9 +190,9 @@ def test_a_damaged_index_or_manifest_is_named(remote: str, bucket: Bucket) -> No
     index = read_manifest(remote).split("val").shards[0].index_path
     whole = bucket.get(f"sets/tiny/{index}")
     bucket.put(f"sets/tiny/{index}", whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
-    assert f"{remote}/{index}: sha256" in refused(lambda: ShardStore(remote).labels("val"))
+    assert f"{remote}/{index}: sha256" in refused(lambda: everything(ShardStore(remote), "val"))
     bucket.delete(f"sets/tiny/{index}")
-    assert f"{remote}/{index} does not exist" in refused(lambda: ShardStore(remote).labels("val"))
+    assert f"{remote}/{index} does not exist" in refused(lambda: everything(ShardStore(remote), "val"))
     bucket.put("sets/tiny/manifest.json", bucket.get("sets/tiny/manifest.json")[:-300])
     assert f"{remote}/manifest.json is no manifest" in refused(lambda: ShardStore(remote))
     bucket.delete("sets/tiny/manifest.json")
@@ -277,6 +277,7 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_script_checks_and_describes_shards_in_the_store(remote: str, bucket: Bucket) -> None:
     info = script("info", remote)
     assert info.returncode == 0, info.stderr

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ltcore.data.shards.tar import BLOCK, MAX_EXTENDED, Damage, walk
+from ltcore.data.shards.tar import BLOCK, Damage, walk
 from ltcore.data.shards.validate import check_dataset
+from ltcore.limits import MAX_EXTENDED_BYTES
 
 BOUND_S = 1.0
 END = bytes(2 * BLOCK)
@@ -64,7 +65,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "pax record of length 0": (extended(b"x", b"0 path=b\n" * 9) + SAMPLE + END, "no list of records"),
     "pax record past the end": (extended(b"x", b"99 path=b\n") + SAMPLE + END, "no list of records"),
     "pax size of no number": (header(b"x", b"\0" * 12, b"x") + header(size=b"what is it?\0") + END, "should be"),
-    "large long name": (extended(b"L", b"a" * (MAX_EXTENDED + 1)) + SAMPLE + END, "an extended header of"),
+    "large long name": (extended(b"L", b"a" * (MAX_EXTENDED_BYTES + 1)) + SAMPLE + END, "an extended header of"),
     "extended header cut off": (header(size=octal(9000), kind=b"x") + END, "an extended header of 9000 bytes"),
     "wrong checksum": (SAMPLE + b"\1" + header()[1:] + END, "a wrong checksum"),
     "cut inside a header": (SAMPLE + header()[:100], "a header of 100 bytes"),
@@ -75,22 +76,22 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_crafted_tar_is_damage_and_soon_over(case: str) -> None:
     data, words = HOSTILE[case]
-    started = time.monotonic()
+    started = time.process_time()
     items = []
     for item in walk(io.BytesIO(data), len(data)):
         items.append(item)
         assert len(items) < 100
-    assert time.monotonic() - started < BOUND_S
+    assert time.process_time() - started < BOUND_S
     assert any(isinstance(item, Damage) and words in item.what for item in items), items
 
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
 def test_headers_that_extend_each_other_five_thousand_times_are_no_recursion(kind: bytes) -> None:
     said = b"long-name.png" if kind in b"LK" else record("comment", "n") * 50
-    started = time.monotonic()
+    started = time.process_time()
     data = extended(kind, said) * 5000 + SAMPLE + END
     (sample,) = walk(io.BytesIO(data), len(data))
-    assert time.monotonic() - started < BOUND_S
+    assert time.process_time() - started < BOUND_S
     assert not isinstance(sample, Damage)
     assert sample.key == ("long-name" if kind == b"L" else "a") and sample.members["png"].data == b"png"
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from ltcore import storage
 from ltcore.data.shards.manifest import MANIFEST, read_manifest, write_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.validate import check_dataset
+from ltcore.data.shards.writer import write_labels
 from ltcore.errors import DataError
 from tests.data.small import COUNT, delivered, everything, only_shard, write_small
 from tests.paths import ROOT
@@ -59,13 +61,6 @@ def parquet(table: pa.Table) -> bytes:
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        (
-            lambda d: with_column(d, "label", lambda v: [*v[:-1], COUNT]),
-            r"sample 'k\d' of train has label 3, expected 0",
-        ),
-        (lambda d: with_column(d, "label", lambda v: [-1, *v[1:]]), r"sample 'k\d' of train has label -1, expected 0"),
-        (lambda d: with_column(d, "attribute", lambda v: [1, *v[1:]]), "has attribute 1, expected -1..0"),
-        (lambda d: with_column(d, "label", lambda v: [v[1], *v[1:]]), "the manifest says"),
         (lambda d: parquet(pq.read_table(d / "train-00000.parquet").slice(1)), "2 samples, .* expected 3"),
         (lambda d: parquet(pq.read_table(d / "train-00000.parquet").drop(["label"])), "may lack columns"),
         (lambda d: parquet(pa.table({"key": [1, 2, 3]})), "train-00000.parquet"),
@@ -78,10 +73,73 @@ def test_an_index_that_is_wrong_with_the_right_hash_is_named(
 ) -> None:
     vouch(small, index=index(small))
     with pytest.raises(DataError, match=words) as found:
-        ShardStore(str(small)).labels("train")
+        everything(ShardStore(str(small)))
     assert "\n" not in str(found.value)
     problems = [str(problem) for problem in check_dataset(str(small))]
     assert any("train-00000" in line and "split" not in line for line in problems), problems
+
+
+@pytest.mark.parametrize("column", ["label", "attribute"])
+def test_an_index_with_other_labels_than_the_table_is_found_by_the_check(small: Path, column: str) -> None:
+    """Nobody but the check reads labels there."""
+    expected = everything(ShardStore(str(small)))
+    vouch(small, index=with_column(small, column, lambda v: [v[1] if column == "label" else -1, *v[1:]]))
+    assert everything(ShardStore(str(small))) == expected
+    assert any("its index says" in str(problem) for problem in check_dataset(str(small)))
+
+
+def stored(table: Any) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.asarray(table))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (lambda t: stored(t + np.array([[COUNT], [0]], t.dtype)), r"label of sample 0 is \d, expected 0..2"),
+        (lambda t: stored(t - np.array([[COUNT], [0]], t.dtype)), r"label of sample 0 is -\d, expected 0..2"),
+        (lambda t: stored(t + np.array([[0], [1]], t.dtype)), r"attribute of sample 0 is 1, expected -1..0"),
+        (lambda t: stored(np.stack([t[0] * 0, t[1]])), "samples per class, the manifest says"),
+        (lambda t: stored(t[:1]), "is no table of labels"),
+        (lambda t: stored(t[:, 1:]), "is no table of labels"),
+        (lambda t: stored(t.astype(np.float32)), "is no table of labels"),
+        (lambda t: stored(t.astype(object)), "is no table of labels"),
+        (lambda t: stored(np.asfortranarray(t)), "is no table of labels"),
+        (lambda t: stored(t)[:-1], "is no table of labels"),
+        (lambda t: stored(t) + b"x", "is no table of labels"),
+        (lambda t: stored(t).replace(b"'shape': (2, 3)", b"'shape': (2, 9)"), "is no table of labels"),
+        (lambda t: stored(t).replace(b"(2, 3)", b"(2, 3"), "is no table of labels"),
+        (lambda t: b"\x93NUMPY", "is no table of labels"),
+        (lambda t: b"", "is no table of labels"),
+    ],
+)
+def test_a_table_of_labels_that_is_wrong_with_the_right_hash_is_named(
+    small: Path, table: Callable[[Any], bytes], words: str
+) -> None:
+    manifest = read_manifest(str(small))
+    split = manifest.split("train")
+    path = small / split.labels.path
+    right = np.frombuffer(path.read_bytes()[-2 * COUNT :], np.int8).reshape(2, COUNT)
+    data = table(right)
+    path.write_bytes(data)
+    described = dataclasses.replace(split.labels, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    splits = {"train": dataclasses.replace(split, labels=described)}
+    write_manifest(dataclasses.replace(manifest, splits=splits), str(small))
+    with pytest.raises(DataError, match=words) as found:
+        ShardStore(str(small)).labels("train")
+    assert "\n" not in str(found.value)
+    assert any(line.where == path.name and re.search(words, line.what) for line in check_dataset(str(small)))
+
+
+def test_a_table_with_the_labels_of_others_is_found_by_the_check(small: Path) -> None:
+    """As many of each class, so that nothing else can tell."""
+    manifest = read_manifest(str(small))
+    store = ShardStore(str(small))
+    wrong = write_labels(small, "train", store.labels("train")[::-1], store.attributes("train"), manifest)
+    splits = {"train": dataclasses.replace(manifest.split("train"), labels=wrong)}
+    write_manifest(dataclasses.replace(manifest, splits=splits), str(small))
+    assert any(line.where == wrong.path and "has label" in line.what for line in check_dataset(str(small)))
 
 
 def test_a_changed_index_is_not_even_parsed_by_the_check(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +155,7 @@ def test_a_changed_index_is_not_even_parsed_by_the_check(small: Path, monkeypatc
         index.write_bytes(data[:place] + bytes([data[place] ^ 8]) + data[place + 1 :])
         assert any("train-00000.parquet: has sha256" in str(problem) for problem in check_dataset(str(small)))
         with pytest.raises(DataError, match=r"train-00000.parquet: sha256"):
-            ShardStore(str(small)).labels("train")
+            everything(ShardStore(str(small)))
 
 
 def members(tar: bytes) -> list[tuple[str, bytes]]:
@@ -123,7 +181,10 @@ def packed(entries: list[tuple[str, bytes]]) -> bytes:
         (lambda e: [x for x in e if x[0] != "k1.cls"], "sample 'k1': has no label"),
         (lambda e: [x for x in e if x[0] != "k1.png"], "sample 'k1': has 0 images"),
         (lambda e: [*e[:3], *e[3:6], ("k9.png", b"x"), *e[6:]], "sample 'k9': has no label"),
-        (lambda e: [(n, b"9" * 5000 if n == "k1.cls" else d) for n, d in e], "has label '99999"),
+        (
+            lambda e: [(n, b"9" * 5000 if n == "k1.cls" else d) for n, d in e],
+            "has label 'of 5000 bytes', expected 0..2",
+        ),
         (lambda e: [(n, b"[" * 100_000 if n == "k1.json" else d) for n, d in e], "no JSON object"),
         (lambda e: [(n.replace("k1.", "../../k1."), d) for n, d in e], "sample '../../k1': is no safe name"),
         (lambda e: [(n.replace("k1.", "/etc/k1."), d) for n, d in e], "is no safe name"),
@@ -181,7 +242,7 @@ def test_pickles_among_the_data_are_never_loaded(small: Path, tmp_path: Path) ->
     for name in (MANIFEST, "train-00000.parquet"):
         (small / name).write_bytes(evil)
         with pytest.raises(DataError):
-            ShardStore(str(small)).labels("train")
+            everything(ShardStore(str(small)))
         shutil.rmtree(small)
         write_small(small)
     assert not (tmp_path / "mark").exists()

@@ -12,7 +12,7 @@ import pytest
 import webdataset
 from pyarrow import fs as pafs
 
-from ltcore import storage
+from ltcore import stores
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.data.shards.source import Sample, safe_key
 from ltcore.errors import ConfigError, DataError
@@ -155,7 +155,7 @@ def test_an_old_data_set_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None
     assert read_manifest(str(tmp_path / "d")) == old
     new = write(tmp_path / "d")
     assert read_manifest(str(tmp_path / "d")) == new
-    assert len(list((tmp_path / "d").iterdir())) == 1 + 2 * len(new.split("train").shards)
+    assert len(list((tmp_path / "d").iterdir())) == 2 + 2 * len(new.split("train").shards)
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
@@ -176,7 +176,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_object_store_gets_the_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bucket" / "d").mkdir(parents=True)  # the fake has folders, which object stores do not need
     bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(storage, "_remote_fs", lambda root, endpoint: bucket)
+    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: bucket)
     write("s3://bucket/d", shard_size=3)
     copied: list[str] = []
     copy_files = pafs.copy_files
@@ -189,7 +189,7 @@ def test_object_store_gets_the_manifest_last(tmp_path: Path, monkeypatch: pytest
     manifest = write("s3://bucket/d")
     assert copied[-1] == "bucket/d/manifest.json"
     assert read_manifest("s3://bucket/d") == manifest
-    assert len(list((tmp_path / "bucket" / "d").iterdir())) == len(copied) == 7
+    assert len(list((tmp_path / "bucket" / "d").iterdir())) == len(copied) == 8
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,16 @@ def test_auto_balances_once_in_any_stream_and_a_table_stays_as_it_is() -> None:
     )
 
 
+def test_natural_weights_undo_a_balanced_stream() -> None:
+    weighted_B = losses(CrossEntropy, toy.f64([1 / 3] * 3).log(), class_weights="natural")
+    torch.testing.assert_close(weighted_B, losses(CrossEntropy) * 3 * (toy.f64([500, 50, 5]) / 555)[LABELS])
+    published_B = losses(CrossEntropy, class_weights="natural", weight_norm="batch_sum")
+    largest_is_1_C = toy.f64([500, 50, 5]) / 500
+    total = largest_is_1_C[LABELS].sum()
+    torch.testing.assert_close(published_B, losses(CrossEntropy) * len(LABELS) * largest_is_1_C[LABELS] / total)
+    assert CrossEntropy.balances(CrossEntropy.Config(class_weights="natural")) == ""
+
+
 def test_what_balances_says_so() -> None:
     assert CrossEntropy.balances(CrossEntropy.Config(class_weights="auto")) == (
         "weighs the classes by inverse frequency (class_weights)"
@@ -95,7 +105,7 @@ def test_what_balances_says_so() -> None:
     ("value", "words"),
     [
         ("effective_number", "got 'effective_number': weights by effective number are objective.base=class_balanced"),
-        ("balanced", "class_weights must be null, auto, a table such as"),
+        ("balanced", "class_weights must be null, auto, natural, a table such as"),
         ("{cat: 2}", "class_weights is no table"),
         ({"cat": -1}, "class_weights must be finite numbers >= 0, got -1"),
         ({"cat": "much"}, "got 'much'"),

@@ -14,6 +14,7 @@ from ltcore.batch import ModelOutput
 from ltcore.objective.interface import Base
 from ltcore.objective.losses.balanced_softmax import BalancedSoftmax
 from ltcore.objective.losses.focal import Focal
+from ltcore.objective.losses.gpaco import Gpaco
 from ltcore.objective.losses.ldam import Ldam
 from ltcore.objective.losses.paco import Paco
 from ltcore.objective.losses.ride import Ride
@@ -129,6 +130,24 @@ def test_paco(
     loss = Paco(cfg, stats, toy.make_dims(keys.shape[1], stats))(out, golden["paco/labels"], ctx).mean()
     name = f"paco_alpha{alpha}_beta{beta}_gamma{gamma}_supt{center_temperature}_T{temperature}"
     compare(size, name, loss, [query, logits], 1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "smoothing", "temperature"), [(0.05, 0.0, 0.2), (0.02, 0.1, 0.07)])
+def test_gpaco(alpha: float, smoothing: float, temperature: float) -> None:
+    """1e-6, as for PaCo; gradients by the queries and the logits of both views."""
+    golden = toy.golden()
+    stats = toy.make_stats(golden["class_counts"])
+    keys, labels = golden["paco/queue"], golden["paco/queue_labels"]
+    queue = Queue(len(labels), keys.shape[1])
+    queue.keys_Qd, queue.labels_Q, queue.count = keys, labels, torch.tensor(len(labels))
+    leaves = [leaf("small", f"paco/{name}") for name in ("q", "k", "logits_q", "logits_k")]
+    first, second, first_logits, second_logits = leaves
+    cfg = Gpaco.Config(sample_weight=alpha, label_smoothing=smoothing, temperature=temperature, queue_size=len(labels))
+    other = ModelOutput(second_logits, second, query_Bd=second)
+    out = ModelOutput(first_logits, first, query_Bd=first, second=other)
+    base = Gpaco(cfg, stats, toy.make_dims(keys.shape[1], stats))
+    loss = base(out, golden["paco/labels"], toy.make_context(stats, queue=queue)).mean()
+    compare("small", f"gpaco_alpha{alpha}_smooth{smoothing}_T{temperature}", loss, leaves, 1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -22,7 +22,15 @@ DIMS = FeatureDims(features=5, projection=4, num_samples=20)
 
 
 def made(**options: Any) -> tuple[Lpa, dict[str, Memory]]:
-    options = {"num_attributes": 6, "neighbors": 2, "queue_size": 7, "start": 0.0, "shrink": 1.0, **options}
+    options = {
+        "num_attributes": 6,
+        "neighbors": 2,
+        "queue_size": 7,
+        "start": 0.0,
+        "shrink": 1.0,
+        "embedding": "query",
+        **options,
+    }
     term = Lpa(Lpa.Config(**options), STATS, DIMS)
     return term, {name: spec.build(STATS, DIMS, 0) for name, spec in term.memories().items()}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ltcore.objective.terms.lpa.attributes import class_neighbors, describe_classes
+from ltcore.objective.terms.lpa.attributes import chance_level, class_neighbors, describe_classes
 from ltcore.objective.terms.lpa.codebook import affinities, attribute_scores, lengths
 
 
@@ -114,3 +114,92 @@ def test_neighbors_follow_relabeled_classes_and_ignore_the_order_of_attributes()
     assert torch.equal(moved_ids[new_name], new_name[ids])
     torch.testing.assert_close(moved_weights[new_name], weights)
     assert (ids != torch.arange(12)[:, None]).eq(weights > 0).all()
+
+
+# --- what is left of similarities by chance
+
+
+def test_chance_level_by_hand() -> None:
+    """z of 0, +-0.1, +-0.2: median 0, median deviation 0.1; of five, each stays below with 0.95^(1/5), 2.319 deviations."""
+    z = torch.tensor([[-0.2, -0.1, 0.0, 0.1, 0.2, 5.0]], dtype=torch.float64)
+    known = torch.tensor([[True] * 5 + [False]])
+    expected = torch.tensor([2.3189 * 0.1 / 0.67449]).tanh().item()
+    assert chance_level(z.tanh(), known).item() == pytest.approx(expected, abs=1e-4)
+    assert chance_level((z + 0.3).tanh(), known).item() == pytest.approx(
+        torch.tensor([0.3 + 2.3189 * 0.1 / 0.67449]).tanh().item(), abs=1e-4
+    )
+    assert chance_level(torch.ones(1, 6, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.bool)).tolist() == [-1.0]
+
+
+CLASSES, PARTS, IMAGES, PLACES = 60, 24, 80, 16
+
+
+def planted(kind: str, seed: int, images: int = IMAGES) -> Tensor:
+    """Counts [C, K] of classes whose images mix parts; every part is two prototypes, always seen together.
+
+    'alike': one mixture for all; 'own': each class its own; 'families': three classes each share one, to nine tenths.
+    """
+    gen = torch.Generator().manual_seed(seed)
+
+    def mixtures(num: int) -> Tensor:
+        return torch.rand(num, PARTS, generator=gen).pow(4) + 0.01
+
+    shares = {
+        "alike": lambda: mixtures(1).expand(CLASSES, -1),
+        "own": lambda: mixtures(CLASSES),
+        "families": lambda: 0.9 * mixtures(CLASSES // 3).repeat_interleave(3, 0) + 0.1 * mixtures(CLASSES),
+    }[kind]()
+    image_shares = shares.repeat_interleave(images, 0) * torch.rand(CLASSES * images, PARTS, generator=gen).pow(2)
+    counts = torch.multinomial(image_shares, PLACES, replacement=True, generator=gen)
+    parts = torch.zeros(CLASSES, PARTS, dtype=torch.int64)
+    parts.view(-1).index_add_(
+        0,
+        (torch.arange(CLASSES).repeat_interleave(images * PLACES) * PARTS + counts.flatten()),
+        torch.ones(counts.numel(), dtype=torch.int64),
+    )
+    return parts.repeat_interleave(2, 1)
+
+
+def found(mass: Tensor, threshold: float | None = None, images: int = IMAGES) -> tuple[Tensor, Tensor]:
+    counts = torch.full((CLASSES,), images)
+    return class_neighbors(mass, counts, neighbors=5, threshold=threshold, shrink=10.0, centering="centered")
+
+
+def pull(kind: str, images: int, threshold: float | None = None) -> tuple[float, float]:
+    """Over ten drawings: the share of classes with a neighbor, and the mean weight of the closest, 0 without any."""
+    weights = torch.cat([found(planted(kind, seed, images), threshold, images)[1] for seed in range(10)])
+    return float((weights[:, 0] > 0).float().mean()), float(weights[:, 0].mean())
+
+
+@pytest.mark.parametrize("images", [5, IMAGES])
+def test_classes_of_the_same_parts_have_no_neighbors_by_noise(images: int) -> None:
+    """About as many have one as ``CHANCE`` says, and it pulls a hundredth; above 0, noise would pull two thirds."""
+    with_any, mean = pull("alike", images)
+    assert with_any < 0.08 and mean < 0.015
+    assert pull("alike", images, 0.0)[1] > 0.6
+
+
+@pytest.mark.parametrize("images", [5, IMAGES])
+def test_independent_classes_pull_little(images: int) -> None:
+    """Some do show the same main part by accident."""
+    assert pull("own", images)[1] < 0.2 * pull("own", images, 0.0)[1]
+
+
+@pytest.mark.parametrize("images", [5, IMAGES])
+def test_classes_that_share_parts_find_each_other(images: int) -> None:
+    family = torch.arange(CLASSES) // 3
+    ids, weights = found(planted("families", 0, images), images=images)
+    own_family = family[ids] == family[:, None]
+    assert (weights * own_family).sum() / weights.sum() > 0.85  # a family is 3% of the others
+    assert weights[:, 0].mean() > (0.85 if images == IMAGES else 0.4)
+    assert ((weights > 0) & own_family).sum(1).double().mean() > (1.95 if images == IMAGES else 1.4)  # both sisters
+
+
+def test_shrinkage_has_no_effect_on_differences_to_the_mean() -> None:
+    mass, images = planted("own", 0), torch.arange(1, CLASSES + 1)
+    results = [
+        class_neighbors(mass, images, neighbors=5, threshold=None, shrink=shrink, centering="centered")
+        for shrink in (0.0, 50.0)
+    ]
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from ltcore.batch import ModelOutput
 from ltcore.errors import ConfigError
 from ltcore.objective.dims import FeatureDims
-from ltcore.objective.terms.lpa.local_features import channels_of, local_vectors, needs_of
+from ltcore.objective.terms.lpa.local_features import channels_of, local_vectors, location_boxes, needs_of
 
 GEN = torch.Generator().manual_seed(0)
 FINAL = torch.randn(2, 5, 3, 4, generator=GEN, dtype=torch.float64)
@@ -64,3 +64,12 @@ def test_what_layers_ask_for_and_how_long_their_vectors_are() -> None:
     assert [channels_of(layers, dims) for layers in (["final"], ["stage2", "final"], ["stage1"])] == [5, 9, 3]
     with pytest.raises(ConfigError, match="stage3"):
         channels_of(["stage3"], dims)
+
+
+@pytest.mark.parametrize("layers", [["final"], ["stage1", "final"]])
+def test_boxes_say_where_each_vector_comes_from(layers: list[str]) -> None:
+    boxes_P4 = location_boxes(OUT, layers, [1, 2, 9])
+    assert len(boxes_P4) == local_vectors(OUT, layers, [1, 2, 9]).shape[1] == 12 + 2 + 1
+    assert torch.equal(boxes_P4[5], torch.tensor([1 / 3, 1 / 4, 1 / 3, 1 / 4], dtype=torch.float64))
+    assert torch.equal(boxes_P4[13], torch.tensor([0, 1 / 2, 2 / 3, 1 / 2], dtype=torch.float64))
+    assert torch.equal(boxes_P4[14], torch.tensor([0, 0, 1, 1], dtype=torch.float64))

@@ -56,16 +56,39 @@ def test_positive_weights_match_a_naive_loop(rho: float) -> None:
         table = {int(c): float(w) for c, w in zip(neighbors[y], similarity[y], strict=True) if c != y}
         same = [j for j in kept if labels_A[j] == y]
         near = {j: table[int(labels_A[j])] for j in kept if table.get(int(labels_A[j]), 0) > 0}
-        near = near if rho > 0 else {}
+        mass = rho * max(near.values(), default=0.0)
         row = [0.0] * 10
         for j in same:
-            row[j] += (1 - rho if near else 1.0) / len(same)
+            row[j] += (1 - mass) / len(same)
         for j, weight in near.items():
-            row[j] += (rho if same else 1.0) * weight / sum(near.values())
+            row[j] += mass * weight / sum(near.values())
         torch.testing.assert_close(found[i].tolist(), row)
-        assert sum(row) == pytest.approx(1.0 if same or near else 0.0)
-    # class 3 has only neighbors left, class 2 only itself
-    assert found[3].sum() == (1.0 if rho > 0 else 0.0) and found[2, [6, 9]].tolist() == [0.5, 0.5]
+        assert sum(row) == pytest.approx(1.0 if same else mass)
+    # class 3 has only a neighbor left, half as similar as could be, class 2 only itself
+    assert found[3].sum() == 0.5 * rho and found[2, [6, 9]].tolist() == [0.5, 0.5]
+
+
+def test_an_anchor_without_its_class_is_pulled_by_its_neighbors_as_far_as_they_resemble_it() -> None:
+    """One view, no queue, one image a class: nothing of the own class. The pull is the neighbors' mass, here closed form."""
+    term, memories = made(views=1, queue_size=0, neighbor_mass=0.5)
+    out, batch = case(0)
+    loader(memories, out, batch, progress=0.1)
+    prototypes = memories["prototypes"]
+    assert isinstance(prototypes, Prototypes) and out.query_Bd is not None
+    four = Batch(batch.images_VBCHW[:, :4], batch.labels_B[:4], batch.index_B[:4], batch.copy_B[:4])
+    query = out.query_Bd[:4].detach()
+    losses, kept = [], []
+    for i in range(4):
+        others = [j for j in range(4) if j != i]
+        log_prob = dict(zip(others, (query[others] @ query[i] / term.cfg.temperature).log_softmax(0), strict=True))
+        near = {int(c): float(w) for c, w in zip(prototypes.neighbors_Ck[i], prototypes.weights_Ck[i], strict=True)}
+        near = {c: w for c, w in near.items() if w > 0}
+        kept += [i] if near else []
+        pull = sum(w * -float(log_prob[c]) for c, w in near.items()) / max(sum(near.values()), 1e-9)
+        losses += [0.5 * max(near.values(), default=0.0) * pull]
+    assert kept
+    loss = term(ModelOutput(out.logits_BC[:4], out.features_BD[:4], query_Bd=query), four, context(memories))
+    assert loss.item() == pytest.approx(sum(losses) / len(kept), rel=1e-5)
 
 
 # --- the term
@@ -124,6 +147,9 @@ def test_logs_the_cosines_of_its_positives() -> None:
     assert near and same
     found = [float(ctx.logged[f"{kind}_cosine"]) for kind in ("class", "neighbor")]
     assert found == pytest.approx([sum(same) / len(same), sum(near) / len(near)], abs=1e-6)
+    closest = similar[batch.labels_B].amax(1)  # every class is among the keys
+    assert float(ctx.logged["neighbor_mass"]) == pytest.approx(float(0.4 * closest.mean()), abs=1e-6)
+    assert float(ctx.logged["neighbors"]) == pytest.approx(float((similar[batch.labels_B] > 0).sum(1).float().mean()))
 
 
 def test_is_plain_contrast_without_neighbor_mass_or_when_classes_are_alike() -> None:
@@ -180,7 +206,8 @@ def test_relabeling_classes_changes_nothing() -> None:
     counts, groups = STATS.counts_C[old_name], tuple(STATS.shot_groups[int(c)] for c in old_name)
     losses = []
     for stats, labels in ((STATS, batch.labels_B), (ClassStats(counts, groups), new_name[batch.labels_B])):
-        term = Lpa(Lpa.Config(num_attributes=6, neighbors=2, start=0.0, queue_size=7), stats, DIMS)
+        options = {"num_attributes": 6, "neighbors": 2, "start": 0.0, "queue_size": 7, "embedding": "query"}
+        term = Lpa(Lpa.Config(**options), stats, DIMS)
         memories = {name: spec.build(stats, DIMS, 0) for name, spec in term.memories().items()}
         named = Batch(batch.images_VBCHW, labels, batch.index_B, batch.copy_B)
         loader(memories, out, named, progress=0.1)

@@ -189,5 +189,9 @@ def test_config_errors_name_the_field(options: dict[str, Any], start: str) -> No
 
 def test_layers_are_asked_of_the_network() -> None:
     assert made(layers=("final",))[0].needs == {"fmap", "key", "query"}
-    term = Lpa(Lpa.Config(layers=("stage1", "stage2")), STATS, replace(DIMS, stages={"stage1": 3, "stage2": 4}))
+    term = Lpa(
+        Lpa.Config(layers=("stage1", "stage2"), embedding="query"),
+        STATS,
+        replace(DIMS, stages={"stage1": 3, "stage2": 4}),
+    )
     assert term.needs == {"fmap/stage1", "fmap/stage2", "key", "query"}

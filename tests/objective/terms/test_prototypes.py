@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ltcore import dist
+from ltcore.batch import ModelOutput
 from ltcore.objective.terms.lpa.prototypes import Prototypes, PrototypesSpec
 from tests.ddp import run_ranks
 from tests.objective.terms.prototypes_case import CLASSES, DIM, SPEC, memory, observe, window
@@ -69,6 +70,20 @@ def test_full_counts_replace_the_sample_and_unseen_classes_keep_theirs() -> None
             vector = image.flatten(1)[:, p]
             expected[label, int((made.prototypes_KD @ vector).argmax())] += 1
     assert torch.equal(made.mass_CK[:2], expected[:2])
+
+
+def test_images_behind_a_description_are_those_counted() -> None:
+    """Of a sample, as large a part of the images as of their vectors; of a window, those shown; never more than exist."""
+    made = memory()  # two locations of each image, at most six per class; the classes have 8, 4 and 2 images
+    fmap, _, index = window(0)
+    labels = torch.tensor([0] * 8 + [1] * 4 + [2] * 2)
+    observe(made, fmap, labels, index)
+    made.merge(0.1)
+    assert made.images_C.tolist() == [8 * 6 / 16, 4 * 6 / 8, 2 * 4 / 4]
+    observe(made, fmap[:7], labels[:7], index[:7])
+    observe(made, fmap[8:11].repeat(2, 1, 1, 1), labels[8:11].repeat(2), index[8:11].repeat(2))
+    made.merge(0.15)
+    assert made.images_C.tolist() == [7, 4, 2]
 
 
 def test_permuting_vectors_across_images_changes_the_attributes_and_within_an_image_does_not() -> None:
@@ -216,3 +231,24 @@ def test_two_ranks_publish_what_one_does() -> None:
         assert_same(ranks[0][score], ranks[1][score])
         for name, tensor in exclusive[score].items():
             torch.testing.assert_close(ranks[0][score][name], tensor, msg=f"{score} {name}")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclid", "whitened"])
+def test_activations_rank_prototypes_as_scores_do(metric: str) -> None:
+    of = memory(replace(SPEC, metric=metric))
+    fmap_BDhw, labels_B, index_B = window(0)
+    observe(of, fmap_BDhw, labels_B, index_B)
+    of.merge(0.5)
+    out = ModelOutput(torch.zeros(14, CLASSES), torch.zeros(14, DIM), fmap_BDhw=fmap_BDhw)
+    scores_BK, activation_BPK = of.located(out)
+    assert torch.equal(scores_BK, of.scores(out))
+    nearest_BPK = torch.nn.functional.one_hot(activation_BPK.argmax(2), of.num_clusters)
+    assert torch.equal(nearest_BPK.sum(1), scores_BK)
+    vectors_BPD = fmap_BDhw.flatten(2).transpose(1, 2)
+    if metric == "cosine":
+        expected = torch.nn.functional.cosine_similarity(vectors_BPD[:, :, None], of.prototypes_KD, dim=3)
+    elif metric == "euclid":
+        expected = -(vectors_BPD[:, :, None] - of.prototypes_KD).square().sum(3)
+    else:
+        return
+    assert torch.allclose(activation_BPK, expected, atol=1e-5)

@@ -144,13 +144,16 @@ BALANCED: dict[str, dict[str, Any]] = {
     "logit_adjust": {},
     "class_balanced": {},
     "paco": {},
+    "gpaco": {},
     "ldam": {"model.head": "cosine", "model.cosine_scale": 30.0},
     "ride": {"model.head": "cosine", "model.cosine_scale": 30.0, "model.num_experts": 2},
     "sade": {"model.num_experts": 3},
+    "bbn": {"model.bilateral": True},
 }
 PLAIN: dict[str, dict[str, Any]] = {
     "cross_entropy": {},
     "focal": {},
+    "lff": {},
     "logit_adjust": {"objective.base_options.logit_adjust.tau": 0.0},
     "class_balanced": {"objective.base_options.class_balanced.beta": 0.0},
     "ldam": {**BALANCED["ldam"], "objective.base_options.ldam.beta": 0.0},
@@ -192,6 +195,16 @@ def test_what_acts_on_the_lengths_of_weights_needs_a_linear_head(method: str) ->
     ):
         tiny_run(model__head="cosine").replace({"stage2.method": method})
     assert {"tau_norm", "lws", "weight_balance"} == {n for n, row in STAGE2.items() if row.build.linear_only}
+
+
+@pytest.mark.parametrize("method", STAGE2)
+def test_a_classifier_that_evaluates_otherwise_than_it_trains_may_only_be_replaced(method: str) -> None:
+    keys = {"model.head": "tde", "stage2.method": method}
+    if method == "ncm":
+        assert tiny_run().replace(keys).stage2 is not None
+        return
+    with pytest.raises(ConfigError, match=rf"stage2.method={method} does not go with model.head=tde, which averages"):
+        tiny_run().replace(keys)
 
 
 def test_other_data(stage1: Path, tmp_path: Path) -> None:

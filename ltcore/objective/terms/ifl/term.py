@@ -26,6 +26,10 @@ balanced softmax ignores. Centers are the class means of the last virtual epoch,
 the pull begins. The l2 pull is the mean over D, so its weight does not depend on the width of the network: the authors'
 .001 and .005 on the sum over D = 2048 are 2.048 and 10.24 here. IRMv1 is the scalar penalty per environment; the
 authors' ``irm_dual`` is a vector, an absolute value, and pooled.
+Controls, by which to tell what helps: ``num_envs=1`` is a plain center loss on the unweighted data; ``tail_ratio=1`` has
+the same environments balanced by class and nothing else, as the scores then have no effect. 2 to 4 environments are
+further points between the data and ``tail_ratio``. Where the data name an attribute of each image, ``attribute_auc``
+measures whether the weights find the rare ones.
 Off: one environment, and center and IRM weight 0.
 Shapes: features [B, D], logits [B, C] -> sample weights [B] and a scalar penalty.
 Cost: 3 B D for the center loss; scores are taken from logits that exist anyway.
@@ -49,6 +53,7 @@ from ltcore.objective.dims import FeatureDims, widened
 from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import Memory, MemorySpec
 from ltcore.objective.memory.centroids import ClassCentroids
+from ltcore.objective.terms.ifl.attribute_auc import attribute_auc
 from ltcore.objective.terms.ifl.environments import ENV_TYPES, SCALINGS
 from ltcore.objective.terms.ifl.scores import ScoreTable
 from ltcore.stats import ClassStats
@@ -214,6 +219,13 @@ class Ifl(Term):
             return None
         share_C = self.stream_C * _scores(memories).mean_weight_C
         return share_C / share_C.sum()
+
+    def findings(self, memories: Mapping[str, Memory], labels_N: Tensor, attributes_N: Tensor) -> dict[str, float]:
+        """Returns 'attribute_auc', how well the environment weights find minority attributes, once there are any."""
+        if self.cfg.num_envs == 1 or not int(_scores(memories).passed):
+            return {}
+        auc = attribute_auc(_scores(memories).mean_weights(labels_N), labels_N, attributes_N)
+        return {} if auc is None else {"attribute_auc": auc}
 
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         """Returns the weighted sum of center loss and IRM penalty, a scalar.

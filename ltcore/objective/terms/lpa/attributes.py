@@ -1,7 +1,11 @@
 """Class descriptions from attribute counts, and the neighbor classes that follow from them.
 
+Two descriptions always have some similarity: of noise, and because parts that many classes show belong together (grass
+and sky). How much of it is chance is read off the similarities themselves, most of which are between unrelated classes
+(the empirical null of Efron, "Large-scale simultaneous hypothesis testing", 2004): ``chance_level`` is what hardly any
+of as many unrelated classes would exceed.
 Shapes: C classes, K attributes, k neighbors, n classes or images.
-Cost: 2nCK, in chunks of ``ROWS`` rows, so that no [C, C] matrix exists.
+Cost: 2nCK, in chunks of ``ROWS`` rows, so that no [C, C] matrix exists; medians of C numbers per row for the null.
 """
 
 from __future__ import annotations
@@ -14,6 +18,12 @@ CENTERINGS = ("centered", "raw", "pmi")
 SIMILARITIES = ("cosine", "jaccard")
 
 ROWS = 1024
+CHANCE = 0.05
+"""Probability that a class without relatives gets a neighbor by ``chance_level``, as the null has it."""
+_LARGEST = 1 - 1e-9
+"""Similarities are brought below it where their inverse hyperbolic tangent is taken."""
+_MAD_OF_NORMAL = 0.6744897501960817
+"""Median absolute deviation of a standard normal variable."""
 _SAME = 1e-8
 """A description closer to the mean than this equals it: rounding leaves about 1e-16, one location in a million 1e-6."""
 _LOG_FLOOR = 1e-12
@@ -56,7 +66,7 @@ def class_neighbors(
     images_C: Tensor,
     *,
     neighbors: int,
-    threshold: float,
+    threshold: float | None,
     shrink: float,
     centering: str,
     similarity: str = "cosine",
@@ -73,12 +83,13 @@ def class_neighbors(
 
 
 def nearest_classes(
-    vectors_nK: Tensor, own_n: Tensor, vectors_CK: Tensor, *, neighbors: int, threshold: float, similarity: str
+    vectors_nK: Tensor, own_n: Tensor, vectors_CK: Tensor, *, neighbors: int, threshold: float | None, similarity: str
 ) -> tuple[Tensor, Tensor]:
     """Returns ids and weights of the classes most similar to each description.
 
-    Both are [n, min(neighbors, C - 1)], int64 and float64. The classes are those of largest similarity A above
-    ``threshold``, without the own class ``own_n``. A is the cosine, or the Jaccard index of the attributes that a
+    Both are [n, min(neighbors, C - 1)], int64 and float64. The classes are those of largest similarity A above the
+    threshold t, without the own class ``own_n``; where it is None, above the ``chance_level`` of each row, or 0 where
+    that is less. A is the cosine, or the Jaccard index of the attributes that a
     description has above 0: those that both have over those that either has; of classes with the same index the one
     with the larger cosine comes first. weight = relu((A - t) / (1 - t)). Where there are fewer classes, and for an
     empty or average description, the rest is padded with the own class at weight 0.
@@ -94,10 +105,36 @@ def nearest_classes(
         known_rC = described_C & vectors_rK.any(1)[:, None] & (own_r[:, None] != class_C)
         ids_rk = order_rC.masked_fill(~known_rC, -torch.inf).topk(min(neighbors, len(class_C) - 1), dim=1).indices
         similar_rk = similar_rC.masked_fill(~known_rC, -torch.inf).gather(1, ids_rk)
-        weight_rk = ((similar_rk - threshold) / (1 - threshold)).clamp(0, 1)
+        level = chance_level(similar_rC, known_rC).clamp(0, _LARGEST)[:, None] if threshold is None else threshold
+        weight_rk = ((similar_rk - level) / (1 - level)).clamp(0, 1)
         ids.append(torch.where(weight_rk > 0, ids_rk, own_r[:, None]))
         weights.append(weight_rk)
     return torch.cat(ids), torch.cat(weights)
+
+
+def chance_level(similar_rC: Tensor, known_rC: Tensor) -> Tensor:
+    """Returns float64 [r], the similarity that in each row the largest of unrelated classes exceeds with ``CHANCE``.
+
+    Similarities are in [-1, 1]; those of classes not ``known`` do not count. atanh(A) is taken as normal, as Fisher's z of
+    a correlation is. Its mean and spread are those of the row by median and median absolute deviation, which relatives
+    hardly move as long as they are few. A row without any known class has -1.
+    """
+    z_rC = similar_rC.clamp(-_LARGEST, _LARGEST).atanh()
+    count_r = known_rC.sum(1)
+    middle_r = _median(z_rC, known_rC)
+    spread_r = _median((z_rC - middle_r[:, None]).abs(), known_rC) / _MAD_OF_NORMAL
+    alone_r = (1 - CHANCE) ** (1 / count_r.clamp_min(1).double())  # of each of so many independent comparisons
+    level_r = (middle_r + torch.special.ndtri(alone_r) * spread_r).tanh()
+    return torch.where(count_r > 0, level_r, -1.0)
+
+
+def _median(value_rC: Tensor, known_rC: Tensor) -> Tensor:
+    """Returns [r], the median of the known values of each row; 0 where there are none."""
+    sorted_rC = value_rC.masked_fill(~known_rC, torch.inf).sort(1).values
+    count_r1 = known_rC.sum(1, keepdim=True)
+    places_r2 = torch.cat([(count_r1 - 1) // 2, count_r1 // 2], 1).clamp(0, sorted_rC.shape[1] - 1)
+    middle_r = sorted_rC.gather(1, places_r2).mean(1)
+    return torch.where(count_r1[:, 0] > 0, middle_r, 0.0)
 
 
 def _jaccard(vectors_rK: Tensor, vectors_CK: Tensor) -> Tensor:

@@ -46,6 +46,22 @@ def local_vectors(out: ModelOutput, layers: Sequence[str], scales: Sequence[int]
     return torch.cat(vectors, 1) if len(vectors) > 1 else vectors[0]
 
 
+def location_boxes(out: ModelOutput, layers: Sequence[str], scales: Sequence[int]) -> Tensor:
+    """Returns the place of each of the P locations in the image, float64 [P, 4]: top, left, height, width, all in [0, 1].
+
+    It is the cell of the grid, from which the network's receptive field extends in all directions.
+    """
+    height, width = min((_map(out, layer).shape[2:] for layer in layers), key=lambda size: size[0] * size[1])
+    boxes = []
+    for scale in scales:
+        tall, wide = min(scale, height), min(scale, width)
+        rows, columns = torch.arange(height // tall).double() * tall, torch.arange(width // wide).double() * wide
+        top_hw, left_hw = torch.meshgrid(rows / height, columns / width, indexing="ij")
+        sides = torch.ones_like(top_hw) * tall / height, torch.ones_like(top_hw) * wide / width
+        boxes.append(torch.stack([top_hw, left_hw, *sides], 2).flatten(0, 1))
+    return torch.cat(boxes)
+
+
 def _map(out: ModelOutput, layer: str) -> Tensor:
     fmap_BDhw = out.fmap_BDhw if layer == FINAL else (out.stage_fmaps_BDhw or {}).get(layer)
     assert fmap_BDhw is not None, (

@@ -57,7 +57,7 @@ class PrototypesSpec(MemorySpec):
     scales: tuple[int, ...]
     num_attributes: int
     neighbors: int
-    threshold: float
+    threshold: float | None
     shrink: float
     centering: str
     similarity: str
@@ -89,7 +89,7 @@ class Prototypes(Memory):
     def __init__(self, spec: PrototypesSpec, stats: ClassStats, dim: int, seed: int) -> None:
         num_classes = stats.num_classes
         self.spec, self.seed = spec, seed
-        self._images_C = stats.counts_C.clone()
+        self._counts_C = stats.counts_C.clone()
         self.prototypes_KD = torch.zeros(spec.num_attributes, dim)
         """The first ``num_clusters`` rows are in use; unit norm with metric 'cosine', directions with 'whitened'."""
         self.offsets_K = torch.zeros(spec.num_attributes)
@@ -98,6 +98,9 @@ class Prototypes(Memory):
         """How often locations of a class were nearest to a prototype; a row is a(y) up to its sum. 0: class not seen
         yet.
         """
+        self.images_C = torch.zeros(num_classes, dtype=torch.float64)
+        """How many images of a class its row of ``mass_CK`` rests on: of a sample, as large a part of them as of their
+        vectors."""
         self.neighbors_Ck = torch.arange(num_classes)[:, None].repeat(1, min(spec.neighbors, num_classes - 1))
         """int64 ids of the most similar classes; padded with the class's own id."""
         self.weights_Ck = torch.zeros(self.neighbors_Ck.shape)
@@ -106,6 +109,10 @@ class Prototypes(Memory):
         """(num_clusters, progress at which the next clustering is due), as saved; mirrored on the host below."""
         self.num_clusters, self.next_refresh = 0, spec.start
         self._window_CK = torch.zeros_like(self.mass_CK)
+        self._shown_C = torch.zeros(num_classes, dtype=torch.int64)
+        """Images of each class in this window, a repeated one as often as it came."""
+        self._offered_C = torch.zeros(num_classes, dtype=torch.int64)
+        """Vectors that they offered to the reservoir."""
         self._sum_KD = torch.zeros(spec.num_attributes, dim if spec.online_rate else 0, dtype=torch.float64)
         """Sum of the vectors nearest to each prototype in this window; empty where prototypes do not move."""
         self._seen_K = torch.zeros(spec.num_attributes, dtype=torch.int64)
@@ -119,6 +126,7 @@ class Prototypes(Memory):
         There is nothing to sample after the last clustering.
         """
         vectors_BPD, size_BP = self._vectors(out)
+        self._shown_C.index_add_(0, batch.labels_B, torch.ones_like(batch.labels_B))
         if math.isfinite(self.next_refresh):
             self._sample(vectors_BPD, size_BP, batch)
         if self.num_clusters:
@@ -132,19 +140,37 @@ class Prototypes(Memory):
         vectors_BPD, size_BP = self._vectors(out)
         return self._scores(self._affinities(vectors_BPD), size_BP)
 
+    def located(self, out: ModelOutput) -> tuple[Tensor, Tensor]:
+        """Returns ``scores`` of each image, and how strongly each of its locations activates each prototype [B, P, K].
+
+        An activation is the cosine with metric 'cosine', 0 for a vector without direction; with 'euclid' minus the squared
+        distance; with 'whitened' half of what the squared distance to the mean is larger than that to the prototype.
+        """
+        vectors_BPD, size_BP = self._vectors(out)
+        affinity_BPK = self._affinities(vectors_BPD)
+        scores_BK = self._scores(affinity_BPK, size_BP)
+        if self.spec.metric == "cosine":
+            return scores_BK, affinity_BPK / size_BP.clamp_min(MIN_NORM)[:, :, None]
+        if self.spec.metric == "euclid":
+            return scores_BK, 2 * affinity_BPK - vectors_BPD.square().sum(2)[:, :, None]
+        return scores_BK, affinity_BPK
+
     def merge(self, progress: float) -> None:
         """Clusters where that is due, otherwise publishes the window's counts. A collective."""
+        shown_C = torch.minimum(dist.all_reduce_sum_(self._shown_C), self._counts_C)
         if self._due(progress):
-            self._refresh(progress)
+            self._refresh(progress, shown_C)
         elif self.num_clusters:
             window_CK = dist.all_reduce_sum_(self._window_CK)
-            self.mass_CK = torch.where(window_CK.sum(1, keepdim=True) > 0, window_CK, self.mass_CK)
+            seen_C = window_CK.sum(1) > 0
+            self.mass_CK = torch.where(seen_C[:, None], window_CK, self.mass_CK)
+            self.images_C = torch.where(seen_C, shown_C.double(), self.images_C)
             if self.spec.online_rate and progress <= self.spec.freeze_fraction + _SLACK:
                 self._move()
         if self.num_clusters and progress > self.spec.freeze_fraction + _SLACK:
             self.next_refresh = math.inf
         self._publish()
-        for window in (self._window_CK, self._sum_KD, self._seen_K):
+        for window in self._sums().values():
             window.zero_()
         self._reservoir.clear()
 
@@ -155,6 +181,7 @@ class Prototypes(Memory):
             **offsets,
             "prototypes": self.prototypes_KD,
             "mass": self.mass_CK,
+            "images": self.images_C,
             "neighbors": self.neighbors_Ck,
             "weights": self.weights_Ck,
             "schedule": self._schedule,
@@ -166,7 +193,7 @@ class Prototypes(Memory):
 
     def _sums(self) -> dict[str, Tensor]:
         moving = {"sum": self._sum_KD, "seen": self._seen_K} if self.spec.online_rate else {}
-        return {"window": self._window_CK, **moving}
+        return {"window": self._window_CK, "shown": self._shown_C, "offered": self._offered_C, **moving}
 
     def load(self, published: dict[str, Tensor], pending_of_ranks: list[dict[str, Tensor]]) -> None:
         """Restores a checkpoint like every memory, and mirrors the schedule on the host."""
@@ -188,8 +215,9 @@ class Prototypes(Memory):
         thawed = not self.num_clusters or progress <= self.spec.freeze_fraction + _SLACK
         return thawed and progress >= self.next_refresh - _SLACK
 
-    def _refresh(self, progress: float) -> None:
+    def _refresh(self, progress: float, shown_C: Tensor) -> None:
         points_RD, labels_R = self._reservoir.gather()
+        offered_C = dist.all_reduce_sum_(self._offered_C)
         used = min(self.spec.num_attributes, len(points_RD))
         if not used:
             return  # nothing was seen yet; the clustering stays due
@@ -204,6 +232,8 @@ class Prototypes(Memory):
                 self._count_into(self.mass_CK, self._affinities(vectors_nD[:, None]), size_n1, labels_n)
         for found in (self.prototypes_KD, self.offsets_K, self.mass_CK):
             dist.broadcast_(found)
+        sampled_C = torch.bincount(labels_R, minlength=len(shown_C))
+        self.images_C.copy_(shown_C * (sampled_C / offered_C.clamp_min(1)))
         self.next_refresh = self._point_after(progress)
 
     def _cluster(self, points_RD: Tensor, used: int, gen: torch.Generator) -> None:
@@ -240,7 +270,7 @@ class Prototypes(Memory):
         if self.num_clusters:
             neighbors_Ck, weights_Ck = class_neighbors(
                 self.mass_CK[:, : self.num_clusters],
-                self._images_C,
+                self.images_C,
                 neighbors=spec.neighbors,
                 threshold=spec.threshold,
                 shrink=spec.shrink,
@@ -261,6 +291,7 @@ class Prototypes(Memory):
         vectors_BLD = vectors_BPD[image_B1, locations_BL] / size_BL1
         labels_n = batch.labels_B.repeat_interleave(keys_BL.shape[1])
         groups_n = labels_n if self.spec.reservoir == "class" else torch.zeros_like(labels_n)
+        self._offered_C.index_add_(0, labels_n, (keys_BL.flatten() > 0).long())
         self._reservoir.add(keys_BL.flatten(), groups_n, labels_n, vectors_BLD.flatten(0, 1))
 
     def _vectors(self, out: ModelOutput) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,17 @@ cluster. A supervised contrastive term pulls an image to its class and, with a b
 similar description.
 
     L = mean_i -(sum_j M_ij log softmax_j(q_i . v_j / T)) / sum_j M_ij
-    M_ij = (1 - rho) / |S_i| for j of the same class, rho w_{y_i y_j} / sum_j w for j of a neighbor class
+    M_ij = (1 - rho_i) / |S_i| for j of the same class, rho_i w_{y_i y_j} / sum_j w for j of a neighbor class,
+    rho_i = rho max_j w_{y_i y_j}
 
 Source: Local Pseudo-Attributes for Long-Tailed Recognition (2022), L_PaCo + alpha L_SupCon(z, a(y)). The paper leaves
 layer, clustering, scores and positives open. The defaults here are our definition: spherical k-means on a
-class-balanced reservoir, histograms per class, cosine of centered and shrunk histograms, k nearest classes. Every other
-reading known to us is an option.
+class-balanced reservoir, histograms per class, cosine of centered histograms, k nearest classes above what unrelated
+classes have in common by chance. Every other reading known to us is an option.
+Control: ``neighbor_mass=0``, supervised contrast without attributes. We have not seen attributes add to it: on the embedded
+digits, whose classes share colors rather than parts, rows with and without neighbors differ by less than seeds do. On
+CIFAR-100-LT (ResNet-8, 5 epochs) half of the classes find neighbors, and a third of their weight is within the superclass,
+where chance is 4%; whether that helps accuracy is not measured.
 Shapes: anchors q [B, d]; contrast set [queries; keys; queue] of the global batch, [2WB + Q, d], with ``views=1``
 [queries; queue], [WB + Q, d].
 Cost: 2B(2WB + Q)d for the loss (shared with PaCo), 2PKD per image to assign P locations to K prototypes. With
@@ -52,9 +57,9 @@ class Lpa(Term):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TermConfig):
-        weight: float = 0.1
-        """Factor of the penalty (the paper's alpha). A contrastive gradient is about 1/temperature larger than that of
-        cross-entropy; useful range 0.02 to 1."""
+        weight: float = 0.3
+        """Factor of the penalty (the paper's alpha), useful range 0.1 to 3. At 0.3 its gradient is 0.2 to 0.6 of balanced
+        softmax's, and 0.1 of PaCo's, which is contrastive itself."""
         start: float = 0.1
         """Fraction of training of the first clustering, before which the term contributes nothing. Range [0, 1)."""
         layers: tuple[str, ...] | None = None
@@ -71,11 +76,13 @@ class Lpa(Term):
         """
         neighbors: int = 5
         """Largest number of neighbor classes of a class, >= 0."""
-        threshold: float = 0.0
-        """Similarity that a neighbor must exceed. Range [-1, 1)."""
+        threshold: float | None = None
+        """Similarity that a neighbor must exceed. Range [-1, 1). null: for each class the level that the largest similarity
+        of as many unrelated classes would reach with a probability of 5% (``attributes.chance_level``).
+        """
         neighbor_mass: float = 0.3
-        """Share of an anchor's positive weight that goes to neighbor classes (rho). Range [0, 1]. 0 is plain supervised
-        contrast; above 0.5 a class is pulled more to others than to itself.
+        """Largest share of an anchor's positive weight that goes to neighbor classes (rho), reached by one that is just the
+        same. Range [0, 1]. 0 is plain supervised contrast; above 0.5 a class can be pulled more to others than to itself.
         """
         temperature: float = 0.05
         """Divides cosines. > 0."""
@@ -87,8 +94,9 @@ class Lpa(Term):
         images.
         """
         shrink: float = 10.0
-        """Weight of the mean class in each class description (m0), in images, against noise in small classes. Range >=
-        0.
+        """Weight of the mean class in each class description (m0), in images that were counted, against noise in small
+        classes. Range >= 0. No effect with centering='centered': it shortens the difference to the mean class, and neither
+        the cosine nor the signs depend on the length. There the threshold keeps out noise.
         """
         centering: str = "centered"
         """Form of the descriptions that are compared: 'centered' (minus the mean class), 'raw', or 'pmi' (log ratio to
@@ -113,9 +121,9 @@ class Lpa(Term):
         """
         spare_neighbors: bool = False
         """Leave neighbor classes out of the negatives of base=paco, which would push away what this term pulls."""
-        embedding: str = "query"
-        """Vectors that are contrasted: 'query', the projection that PaCo uses as well; 'own', a second projection of
-        the same form; 'pooled', the features that are classified, at unit length.
+        embedding: str = "pooled"
+        """Vectors that are contrasted: 'pooled', the features that are classified, at unit length, which is the paper's z;
+        'query', the projection that PaCo uses as well; 'own', a second projection of the same form.
         """
         reservoir: str = "class"
         """Vectors that are clustered: 'class' keeps equally many per class, 'instance' keeps them as they come, so that
@@ -179,8 +187,6 @@ class Lpa(Term):
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
         self.needs = frozenset({"key"}) | needs_of(cfg.layers or (FINAL,)) | NEEDS[cfg.embedding]
-        self.counts_C: Tensor
-        self.register_buffer("counts_C", stats.counts_C.clone(), persistent=False)
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
@@ -192,9 +198,7 @@ class Lpa(Term):
 
         PaCo uses the same queue where size and embedding agree.
         """
-        specs: dict[str, MemorySpec] = {
-            "prototypes": PrototypesSpec(**{f.name: getattr(self.cfg, f.name) for f in fields(PrototypesSpec)})
-        }
+        specs: dict[str, MemorySpec] = {"prototypes": prototypes_spec(self.cfg)}
         if self.cfg.queue_size:
             specs["queue"] = QueueSpec(self.cfg.queue_size, self.cfg.embedding)
         return specs
@@ -208,9 +212,10 @@ class Lpa(Term):
     def forward(self, out: ModelOutput, batch: Batch, ctx: LossContext) -> Tensor:
         """Returns this rank's share of the mean over the anchors with a positive, a scalar.
 
-        0 before the first clustering. A collective. Logs 'class_cosine' and 'neighbor_cosine', the mean cosines of an
-        anchor with its positives of the own class and of neighbor classes. Where the second approaches the first,
-        classes that share parts are no longer told apart.
+        0 before the first clustering. A collective. Logs means over the anchors: 'neighbor_mass', the share of the pull
+        that goes to neighbor classes, and 'neighbors', how many an anchor has; 'class_cosine' and 'neighbor_cosine', the
+        mean cosines of an anchor with its positives of the own class and of neighbor classes. Where the second
+        approaches the first, classes that share parts are no longer told apart.
         """
         cfg = self.cfg
         if not cast(Prototypes, ctx.memories["prototypes"]).num_clusters:  # no class has a description yet
@@ -219,10 +224,12 @@ class Lpa(Term):
         contrast = ContrastSet.of(out, batch.labels_B, ctx, queue, cfg.embedding, keys=cfg.views == 2)
         near_BA = of_neighbors(contrast.labels_A, self._neighbor_classes(out, batch, ctx))
         positives = Positives.of(contrast, batch.labels_B, near_BA)
-        loss_B, valid_B = supcon(
-            contrast.cosine_BA, positives.weights(cfg.neighbor_mass), contrast.excluded_BA, cfg.temperature
-        )
+        weights_BA = positives.weights(cfg.neighbor_mass)
+        loss_B, valid_B = supcon(contrast.cosine_BA, weights_BA, contrast.excluded_BA, cfg.temperature)
+        loss_B = loss_B * weights_BA.sum(1)  # without an element of the own class, weak relatives pull weakly
         cosine_BA = contrast.cosine_BA.detach()
+        ctx.logged["neighbor_mass"] = (cfg.neighbor_mass * positives.closest_B).mean()
+        ctx.logged["neighbors"] = (self._neighbor_classes(out, batch, ctx) > 0).sum(1).to(loss_B.dtype).mean()
         for kind, share_BA, has_B in [
             ("class", positives.same_BA, positives.has_same_B),
             ("neighbor", positives.near_BA, positives.has_near_B),
@@ -242,7 +249,7 @@ class Lpa(Term):
                 ids_Bk, similar_Bk = prototypes.neighbors_Ck[batch.labels_B], prototypes.weights_Ck[batch.labels_B]
             else:
                 ids_Bk, similar_Bk = self._of_images(out, batch.labels_B, prototypes)
-            by_class_BC = similar_Bk.new_zeros(len(batch), len(self.counts_C), dtype=torch.float32)
+            by_class_BC = similar_Bk.new_zeros(len(batch), ctx.stats.num_classes, dtype=torch.float32)
             return by_class_BC.scatter_(1, ids_Bk, similar_Bk.float())
 
         by_class_BC: Tensor = ctx.once("neighbor classes", compute)
@@ -255,7 +262,7 @@ class Lpa(Term):
         mean_K = mean_class(mass_CK)
         vectors_CK, vectors_BK = (
             describe(mass, images, mean_K, shrink=cfg.shrink, centering=cfg.centering)
-            for mass, images in [(mass_CK, self.counts_C), (prototypes.scores(out), torch.ones_like(labels_B))]
+            for mass, images in [(mass_CK, prototypes.images_C), (prototypes.scores(out), torch.ones_like(labels_B))]
         )
         return nearest_classes(
             vectors_BK,
@@ -265,6 +272,11 @@ class Lpa(Term):
             threshold=cfg.threshold,
             similarity=cfg.similarity,
         )
+
+
+def prototypes_spec(cfg: Lpa.Config) -> PrototypesSpec:
+    """Returns the description of the prototypes that the term remembers."""
+    return PrototypesSpec(**{f.name: getattr(cfg, f.name) for f in fields(PrototypesSpec)})
 
 
 def of_neighbors(labels_A: Tensor, by_class_BC: Tensor) -> Tensor:
@@ -287,6 +299,8 @@ class Positives:
     """bool, whether ``same_BA`` has any in this row."""
     has_near_B: Tensor
     """bool, whether ``near_BA`` has any in this row."""
+    closest_B: Tensor
+    """Largest similarity of an element of a neighbor class, in [0, 1]; 0 where there are none."""
 
     @classmethod
     def of(cls, contrast: ContrastSet, labels_B: Tensor, near_BA: Tensor) -> Positives:
@@ -303,13 +317,14 @@ class Positives:
             near_BA / sum_near_B1.masked_fill(sum_near_B1 == 0, 1),
             (num_same_B1 > 0)[:, 0],
             (sum_near_B1 > 0)[:, 0],
+            near_BA.amax(1),
         )
 
     def weights(self, neighbor_mass: float) -> Tensor:
-        """Returns weights M [B, A], each row summing to 1 where it has a positive.
+        """Returns weights M [B, A].
 
-        Neighbor classes get ``neighbor_mass``; where one set is empty the other takes all (without neighbor mass there
-        are no neighbors).
+        Neighbor classes get ``neighbor_mass`` times the similarity of the closest, the own class the rest. An anchor
+        without an element of its class has the neighbors' mass only.
         """
-        mass_B = torch.where(self.has_same_B, neighbor_mass, float(neighbor_mass > 0)).masked_fill(~self.has_near_B, 0)
-        return self.same_BA.lerp(self.near_BA, mass_B.to(self.same_BA.dtype)[:, None])
+        mass_B1 = (neighbor_mass * self.closest_B)[:, None]
+        return (1 - mass_B1) * self.same_BA + mass_B1 * self.near_BA

@@ -1,0 +1,112 @@
+"""``shards glt``: from the command line's answers to the shards of a generalized long-tailed benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from ltcore.cli.args import GltArgs
+from ltcore.cli.bar import progress
+from ltcore.cli.entry import say
+from ltcore.cli.make_shards import source_config
+from ltcore.data.glt.build import Plan
+from ltcore.data.glt.pool import Pool, open_pool
+from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, Run, build, here
+from ltcore.data.shards.remarks import remarks
+from ltcore.reporting.terminal import Terminal
+from ltcore.storage import is_local
+from ltcore.text import duration, few_words
+from ltcore.training.hardware import allocated_cpus
+
+RAY_FROM = 20_000
+"""Images from which ``--engine auto`` starts Ray, which takes some seconds."""
+
+
+def make_glt(args: GltArgs) -> int:
+    """Builds the benchmark, or continues an interrupted build of it; beside a local one it puts pictures of it."""
+    began = time.monotonic()
+    cfg = source_config(args, args.source, subset_seed=args.choices.seed)
+    pool, unused = open_pool(cfg, args.choices, lists=args.lists, progress=say)
+    say(f"{pool.name}: {len(pool.items):,} images of {len(pool.classes):,} classes, {_pool_words(pool, unused)}")
+    discover = None
+    with _engine(args, len(pool.items)) as run:
+        if args.choices.discovery is not None:
+            from ltcore.training.discover import discovery_of
+
+            discover = discovery_of(args.choices.discovery, args.choices.seed, run)
+        plan, made = build(
+            pool,
+            args.choices,
+            args.target,
+            run,
+            bar=progress,
+            discover=discover,
+            max_bad_samples=args.max_bad_samples,
+            progress=say,
+        )
+    if unknown := made.provenance.get(WITHOUT_ATTRIBUTE):
+        say(f"{unknown:,} images were left out because nothing says their attribute")
+    for remark in remarks(made):
+        say(remark)
+    show(plan, made.attributes)
+    if is_local(args.target):
+        from ltcore.reporting.data_pictures import write_pictures
+
+        pictures = f"{args.target.rstrip('/')}-pictures"
+        write_pictures(args.target, pictures)
+        print(f"Pictures: {pictures}")
+    print(f"Benchmark: {args.target}   ({duration(time.monotonic() - began)}, data {made.hash[:12]})")
+    return 0
+
+
+def _pool_words(pool: Pool, unused: dict[str, int]) -> str:
+    words = f"of the split{'s' if len(pool.provenance['pool']) > 1 else ''} {', '.join(pool.provenance['pool'])}"
+    left = ", ".join(f"{split} {count:,}" for split, count in unused.items())
+    return f"{words} (not used: {left}; --pool chooses)" if left else words
+
+
+@contextlib.contextmanager
+def _engine(args: GltArgs, num_images: int) -> Iterator[Run]:
+    """Yields what does the tasks: this process, or Ray."""
+    is_large = num_images >= RAY_FROM and allocated_cpus() > 1
+    if args.engine == "inline" or (args.engine == "auto" and not is_large):
+        yield here
+        return
+    from ltcore.runtime.cluster import connect, disconnect
+    from ltcore.runtime.ray_map import on_ray
+
+    say(connect(debug=args.debug).describe())
+    try:
+        yield on_ray
+    finally:
+        disconnect()
+
+
+def show(plan: Plan, attributes: tuple[str, ...]) -> None:
+    """Prints the splits, and what was chosen where nothing was given."""
+    sizes, terminal = plan.sizes, Terminal()
+    table = Table(title=f"{plan.pool.name}-glt: {len(plan.pool.classes):,} classes, {len(attributes)} attributes")
+    table.add_column("split")
+    for name in ("images", "per class", "class imbalance", "inside classes"):
+        table.add_column(name, justify="right")
+    for split in plan.splits:
+        counts_CA = plan.counts(split)
+        by_class = [sum(row) for row in counts_CA]
+        low, high = min(by_class), max(by_class)
+        inside = statistics.median(max(row) / max(1, min(row)) for row in counts_CA)
+        spread = f"{high:,}" if low == high else f"{high:,}..{low:,}"
+        table.add_row(split, f"{sum(by_class):,}", spread, f"{high / low:.4g}" if low else "-", f"{inside:.3g}")
+    terminal.print(table)
+    terminal.print("Imbalance is largest over smallest class, and inside classes over attributes, of the median class.")
+    quotas = ":".join(map(str, sizes.quotas))
+    terminal.print(
+        f"Attributes: {few_words(attributes)}, {quotas} in train, train_cbl and test_cbl; equal in val and test_gbl."
+    )
+    train, overlap = len(plan.splits["train"]), plan.overlap
+    terminal.print(
+        f"train and train_cbl share {overlap:,} images ({100 * overlap / train:.0f} % of train); nothing else overlaps."
+    )

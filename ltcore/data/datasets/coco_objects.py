@@ -1,0 +1,152 @@
+"""Objects of MSCOCO with boxes, categories and attributes, read from annotation files too large to be held at once.
+
+The attributes are those of COCO Attributes (Patterson and Hays, ECCV 2016): for every annotated object a score for each of
+204 attributes, above one half where it has the attribute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltcore import storage
+from ltcore.data.datasets.longtail import IntArray
+from ltcore.errors import DataError
+from ltcore.limits import MAX_ATTRIBUTES, MAX_OBJECTS
+from ltcore.text import storable
+
+POSITIVE_ABOVE = 0.5
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]
+"""(left, top, width, height) in pixels, as in COCO's files."""
+
+
+@dataclass(frozen=True)
+class CocoObjects:
+    """Annotated objects, sorted by key."""
+
+    keys: tuple[str, ...]
+    """Ids that COCO Attributes gives to objects."""
+    classes: tuple[str, ...]
+    """Categories that occur, sorted by name."""
+    labels_N: IntArray
+    attributes: tuple[str, ...]
+    positive_NA: NDArray[np.bool_]
+    """Which object has which attributes."""
+    image_ids: tuple[int, ...]
+    boxes: tuple[Box, ...]
+
+
+def read_objects(instances: Sequence[Path], attributes: Path) -> CocoObjects:
+    """Reads the objects that have attributes; their boxes and categories are in the ``instances`` files.
+
+    Raises DataError where a file is damaged or lacks one of the objects.
+    """
+    names, vectors, annotation_of = _read_attributes(attributes)
+    wanted = set(annotation_of.values())
+    found: dict[int, _Annotation] = {}
+    categories: dict[int, str] = {}
+    for file in instances:
+        categories |= dict(_entries(file, "categories.item", _category))
+        found |= {
+            note.number: note for note in _entries(file, "annotations.item", _annotation) if note.number in wanted
+        }
+    keys = tuple(sorted(vectors))
+    for key in keys:
+        if annotation_of.get(key) not in found:
+            raise DataError(
+                f"{attributes}: object {key[:200]!r} is in none of {', '.join(file.name for file in instances)}; expected COCO's "
+                "instances files of both train and val."
+            )
+    rows = [found[annotation_of[key]] for key in keys]
+    if odd := next((row for row in rows if row.category not in categories), None):
+        raise DataError(f"{instances[0].parent}: category {odd.category} of an object is not among the categories.")
+    named = [categories[row.category] for row in rows]
+    classes = tuple(sorted(set(named)))
+    labels = {name: label for label, name in enumerate(classes)}
+    return CocoObjects(
+        keys=keys,
+        classes=classes,
+        labels_N=np.array([labels[name] for name in named], np.int64),
+        attributes=names,
+        positive_NA=np.stack([vectors[key] for key in keys]),
+        image_ids=tuple(row.image for row in rows),
+        boxes=tuple(row.box for row in rows),
+    )
+
+
+def _read_attributes(file: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.bool_]], dict[str, int]]:
+    """Returns attribute names, object -> which of them it has, and object -> number of its annotation in COCO."""
+    listed = sorted(
+        _entries(file, "attributes.item", lambda entry: (_whole(entry["id"]), storable(str(entry["name"]))))
+    )
+    if not 0 < len(listed) <= MAX_ATTRIBUTES:
+        raise DataError(f"{file} lists {len(listed)} attributes, expected 1 to {MAX_ATTRIBUTES}.")
+
+    def vector(entry: tuple[str, Any]) -> tuple[str, NDArray[np.bool_]]:
+        scores = np.asarray(entry[1], np.float32)
+        if scores.shape != (len(listed),):
+            raise ValueError(f"{len(entry[1])} scores for {len(listed)} attributes")
+        return entry[0], scores > POSITIVE_ABOVE
+
+    vectors = dict(_entries(file, "ann_vecs", vector))
+    annotation_of = dict(_entries(file, "patch_id_to_ann_id", lambda entry: (entry[0], _whole(entry[1]))))
+    if not vectors:
+        raise DataError(
+            f"{file} has no object; expected attributes, ann_vecs and patch_id_to_ann_id, as COCO Attributes."
+        )
+    return tuple(name for _, name in listed), vectors, annotation_of
+
+
+def _entries(file: Path, prefix: str, read: Callable[[Any], T]) -> Iterator[T]:
+    """Yields the elements of a list (``name.item``) or the (key, value) pairs of an object, one in memory at a time."""
+    import ijson
+
+    with storage.open_file(str(file)) as stream:
+        walk = ijson.items if prefix.endswith(".item") else ijson.kvitems
+        name, number = prefix.removesuffix(".item"), 0
+        try:
+            for number, entry in enumerate(walk(stream, prefix, use_float=True), 1):
+                if number > MAX_OBJECTS:
+                    raise DataError(f"{file}: more than {MAX_OBJECTS} {name}, expected COCO's.")
+                yield read(entry)
+        except ijson.JSONError as error:
+            raise DataError(
+                f"{file} is no readable json ({str(error).partition(chr(10))[0]}). Download it again."
+            ) from error
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"{file}: number {number} of {name} cannot be read ({error!r}). Download it again."
+            ) from error
+
+
+def _category(entry: Any) -> tuple[int, str]:
+    return _whole(entry["id"]), storable(str(entry["name"]))
+
+
+class _Annotation(NamedTuple):
+    number: int
+    image: int
+    category: int
+    box: Box
+
+
+def _annotation(entry: Any) -> _Annotation:
+    left, top, width, height = (float(x) for x in entry["bbox"])
+    if not all(map(math.isfinite, (left, top, width, height))):
+        raise ValueError(f"bbox {entry['bbox']}")
+    number, image, category = (_whole(entry[key]) for key in ("id", "image_id", "category_id"))
+    return _Annotation(number, image, category, (left, top, width, height))
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value

@@ -1,0 +1,1 @@
+"""Construction of generalized long-tailed benchmarks from any images."""

@@ -1,0 +1,210 @@
+"""How many images of each class and attribute every split gets, out of those that there are."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ltcore.data.datasets.glt import GltSizes, usual_quotas, wanted_counts
+from ltcore.data.datasets.longtail import IntArray, pareto_profile, profile, step_profile
+from ltcore.data.glt.choices import MOST_TESTS, GltChoices
+from ltcore.data.glt.pool import Pool
+from ltcore.errors import ConfigError, DataError
+from ltcore.text import few_words, printable
+
+PROFILE = {"exponential": profile, "pareto": pareto_profile, "step": step_profile}
+"""Class sizes by rank, from the largest size, the number of classes and the imbalance factor."""
+TEST_SHARE, HELD_OUT_SHARE = 4, 2
+"""Without a number of test images, test_gbl takes at most a quarter of the rarest class and attribute, as in ImageNet-GLT,
+and all tests and val together at most half of any, so that training has the other half."""
+
+
+def choose_sizes(pool: Pool, choices: GltChoices) -> GltSizes:
+    """Chooses the size of every split for images that all have an attribute.
+
+    Class ranks go by the images that there are, ties by class id. What ``choices`` leave open follows from the rarest
+    attribute of any class: first the tests and val, then the largest class for which every quota can be filled, then
+    train_cbl. Raises DataError that names class and attribute where there are too few, and what would fit.
+    """
+    counts_CA = np.zeros((len(pool.classes), len(pool.attributes)), np.int64)
+    np.add.at(counts_CA, (pool.labels, pool.attribute_ids), 1)
+    num_classes, num_attributes = counts_CA.shape
+    _refuse_missing(pool, counts_CA)
+    quotas = choices.quotas or usual_quotas(num_attributes)
+    if len(quotas) > num_attributes:
+        raise ConfigError(
+            f"--quotas {','.join(map(str, quotas))}: {len(quotas)} shares for {num_attributes} attributes "
+            f"({few_words(pool.attributes)}). Give at most as many."
+        )
+    if choices.class_counts and len(choices.class_counts) != num_classes:
+        raise ConfigError(
+            f"there are {len(choices.class_counts)} class counts for {num_classes} classes. Give one for each."
+        )
+    test = _test_size(pool, counts_CA, quotas) if choices.test is None else choices.test
+    for what, value in (("test", test), ("val", choices.val)):
+        if value is not None and value < num_attributes:
+            raise ConfigError(
+                f"--{what}-per-class {value}: there are {num_attributes} attributes, and each needs an image. Give "
+                f"{num_attributes} or more."
+            )
+    val = _val_size(test, num_attributes) if choices.val is None else choices.val
+    fitting = _Fitting(pool, choices, counts_CA, GltSizes(train_C=(), train_cbl=0, val=val, test=test, quotas=quotas))
+    return fitting.choose()
+
+
+def _refuse_missing(pool: Pool, counts_CA: IntArray) -> None:
+    if len(pool.attributes) < 2:
+        there = "no attributes" if not pool.attributes else f"one attribute alone, {pool.attributes[0]!r}"
+        raise DataError(
+            f"{pool.name} has {there}, and a tail inside classes needs two or more. Give --attributes FILE, --attributes-from "
+            "LEVEL or --attribute-column NAME, or have them found: --discover random."
+        )
+    missing = [f"{pool.classes[c]} / {pool.attributes[a]}" for c, a in np.argwhere(counts_CA == 0).tolist()]
+    if missing:
+        raise DataError(
+            f"{pool.name}: every class needs images of every attribute, and {len(missing):,} pairs have none: "
+            f"{printable(few_words(missing))}. Add images, or leave the class or the attribute out."
+        )
+
+
+def _val_size(test: int, num_attributes: int) -> int:
+    return max(1, test // num_attributes // 2) * num_attributes
+
+
+def _test_size(pool: Pool, counts_CA: IntArray, quotas: tuple[int, ...]) -> int:
+    """Returns the images per class of a test: equally many of each attribute, at most what the shares allow."""
+    label, attribute = np.unravel_index(counts_CA.argmin(), counts_CA.shape)
+    rarest = int(counts_CA.min())
+    if rarest < TEST_SHARE:
+        raise DataError(
+            f"class {pool.classes[label]!r} has {rarest} images of attribute {pool.attributes[attribute]!r}, expected "
+            f"{TEST_SHARE} or more of each, of which a quarter goes to test_gbl. Add images, or say --test-per-class."
+        )
+    num_classes, num_attributes = counts_CA.shape
+
+    def leaves_half(per_attribute: int) -> bool:
+        test = per_attribute * num_attributes
+        none = GltSizes(
+            train_C=(0,) * num_classes, train_cbl=0, val=_val_size(test, num_attributes), test=test, quotas=quotas
+        )
+        return all((HELD_OUT_SHARE * _total(need) <= counts_CA[c]).all() for c, need in _needs(counts_CA, none))
+
+    return max(1, _most(min(MOST_TESTS, rarest // TEST_SHARE), leaves_half)) * num_attributes
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """The search for sizes that the images allow."""
+
+    pool: Pool
+    choices: GltChoices
+    counts_CA: IntArray
+    fixed: GltSizes
+    """Of it all but training and test_glt."""
+
+    def choose(self) -> GltSizes:
+        room = int(self.counts_CA.sum(1).max())
+        if self.choices.fits:
+            largest = _most(room, lambda size: self._fits(self._sizes(size)))
+            if min(self._profile(largest)) < 1:
+                self._refuse(self._sizes(self._least()))
+        elif isinstance(self.choices.largest, int):
+            largest = self.choices.largest
+        else:
+            largest = self.choices.class_counts[0]
+        sizes = self._sizes(largest)
+        self._refuse(sizes)
+        if self.choices.train_cbl is not None:
+            sizes = replace(sizes, train_cbl=self.choices.train_cbl)
+            self._refuse(sizes)
+            return sizes
+        mean = round(sum(sizes.train_C) / len(sizes.train_C))
+        return replace(sizes, train_cbl=_most(mean, lambda size: self._fits(replace(sizes, train_cbl=size))))
+
+    def _profile(self, largest: int) -> list[int]:
+        """Returns the training images by class rank."""
+        if given := self.choices.class_counts:
+            return [count * largest // given[0] for count in given]
+        return PROFILE[self.choices.profile](largest, len(self.pool.classes), self.choices.imbalance_factor)
+
+    def _least(self) -> int:
+        """Returns the smallest size of the largest class at which no class is empty."""
+        start = self.choices.imbalance_factor if not self.choices.class_counts else self.choices.class_counts[0]
+        return next(size for size in range(int(start), 2 * int(start) + 2) if min(self._profile(size)) >= 1)
+
+    def _sizes(self, largest: int) -> GltSizes:
+        rank_to_class = np.argsort(-self.counts_CA.sum(1), kind="stable")
+        train_C = np.empty(len(rank_to_class), np.int64)
+        train_C[rank_to_class] = self._profile(largest)
+        test_glt_C = apportion(self.choices.test_glt, train_C.tolist()) if self.choices.test_glt else ()
+        return replace(self.fixed, train_C=tuple(train_C.tolist()), test_glt_C=test_glt_C)
+
+    def _fits(self, sizes: GltSizes) -> bool:
+        return all((_total(wanted) <= self.counts_CA[label]).all() for label, wanted in _needs(self.counts_CA, sizes))
+
+    def _refuse(self, sizes: GltSizes) -> None:
+        """Raises DataError where the sizes do not fit: class, attribute, what is there, and what would fit."""
+        if min(sizes.train_C) < 1:
+            raise ConfigError(
+                f"imbalance_factor={self.choices.imbalance_factor:g} leaves the smallest of {len(sizes.train_C)} classes without "
+                f"a training image (the largest has {max(sizes.train_C)}). Use a smaller factor."
+            )
+        for label, wanted in _needs(self.counts_CA, sizes):
+            short = np.flatnonzero(_total(wanted) > self.counts_CA[label])
+            if len(short):
+                raise DataError(self._shortage(label, int(short[0]), wanted, sizes))
+
+    def _shortage(self, label: int, attribute: int, wanted: dict[str, IntArray], sizes: GltSizes) -> str:
+        parts = {split: int(counts_A[attribute]) for split, counts_A in wanted.items() if counts_A[attribute]}
+        listed = ", ".join(f"{split} {count:,}" for split, count in parts.items())
+        room = max(sizes.train_C)
+        fitting = _most(room, lambda size: self._fits(self._sizes(size)))
+        if fitting and min(self._profile(fitting)) >= 1:
+            advice = f"--max-class {fitting} fits, and --max-class fit finds it"
+            if sizes.train_cbl and fitting >= room:
+                advice = "Give a smaller --train-cbl"
+        else:
+            advice = "Give smaller tests (--test-per-class, --val-per-class) or a smaller --imbalance-factor"
+        return (
+            f"class {self.pool.classes[label]!r} has {self.counts_CA[label, attribute]:,} images of attribute "
+            f"{self.pool.attributes[attribute]!r}, and {int(_total(wanted)[attribute]):,} are wanted ({listed}; the two "
+            f"training splits share theirs). {advice}."
+        )
+
+
+def _needs(counts_CA: IntArray, sizes: GltSizes) -> Iterator[tuple[int, dict[str, IntArray]]]:
+    """Yields each class and the images that every split wants of its attributes."""
+    for label, counts_A in enumerate(counts_CA):
+        order = np.argsort(-counts_A, kind="stable").tolist()
+        yield label, wanted_counts(label, order, sizes)
+
+
+def _total(wanted: dict[str, IntArray]) -> IntArray:
+    """Returns [A] images that all splits together take; those of training share."""
+    total_A = np.maximum(wanted["train"], wanted["train_cbl"])
+    for split, counts_A in wanted.items():
+        if not split.startswith("train"):
+            total_A += counts_A
+    return total_A
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """Returns the largest number up to ``limit`` that fits; 0 where none does.
+
+    Rounded quotas may fall by one when their sum grows, so the number found by halving is tried against its neighbors.
+    """
+    found = bisect.bisect_left(range(1, limit + 1), True, key=lambda size: not fits(size))
+    return next((size for size in range(min(limit, found + 1), 0, -1) if fits(size)), 0)
+
+
+def apportion(total: int, weights: Sequence[int]) -> tuple[int, ...]:
+    """Returns whole numbers in proportion to the weights that sum to ``total``; ties of remainders to the first."""
+    whole = sum(weights)
+    shares = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return tuple(shares)

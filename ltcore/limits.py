@@ -1,0 +1,105 @@
+"""The bounds of what is read from outside: data of others, and files in which anything may stand.
+
+No input decides how much memory or time it takes; it is refused in a sentence, before it is held, where it is beyond these.
+What a person's own data need lies far below: the largest known are named beside a number where they come near.
+
+===================  ==============================================================================================
+what is read         what bounds it
+===================  ==============================================================================================
+image                MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, LARGE_PIXELS_AT_ONCE; formats: data/images/decode.py
+folder               MAX_DEPTH, MAX_PATH_CHARS; files that are not plain are not opened
+zip                  as a folder; MAX_DIRECTORY_BYTES, MAX_RATIO for each entry and for all; stored or deflated
+tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH; of a sample MAX_SAMPLE_FILES, MAX_KEY_CHARS,
+                     MAX_LABEL_BYTES, MAX_SAMPLE_JSON_BYTES; MAX_RATIO where it is gzipped
+list, table, json    MAX_LIST_BYTES unpacked, MAX_ROWS, MAX_CELL_CHARS, MAX_JSON_VALUES
+parquet              MAX_ROWS, no more rows than bytes, MAX_COLUMN_CHUNKS, MAX_RATIO for a column; MAX_CELL_CHARS
+annotations of COCO  MAX_OBJECTS, MAX_ATTRIBUTES; one entry is held at a time
+classes, attributes  MAX_CLASSES of MAX_NAME_CHARS; files that name them MAX_CLASSES_BYTES
+manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
+index of a shard     MAX_INDEX_BYTES_OF_ROW for each row that the manifest gives; a row fills MIN_BYTES_OF_ROW of its tar
+recipe, sweep file   MAX_RECIPE_BYTES, MAX_RECIPE_NODES with all aliases unfolded, MAX_RECIPE_DEPTH
+key on a command     MAX_TABLE_CHARS; MAX_TRIALS of a sweep
+memory of an import  of encoded images HELD_BYTES on their way, as many in work, and one image beyond them; of decoded
+                     ones LARGE_PIXELS_AT_ONCE, and LARGE_PIXELS for each thread
+===================  ==============================================================================================
+
+``tests/data/datasets/test_bounds.py`` and ``tests/config/test_bounded_yaml.py`` strike at each of them, ``tests/fuzz`` at all
+that nobody thought of.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+MAX_PIXELS = 64 * 2**20
+"""Of an image, by its header, before anything is decoded."""
+LARGE_PIXELS, LARGE_PIXELS_AT_ONCE = 4 * 2**20, 128 * 2**20
+"""Images with more pixels than the first are decoded one beside another only up to the second, over all threads of a process.
+A decoder holds some ten bytes for a pixel, that is less than 1.5 GiB for all of these."""
+MAX_SCANS = 100
+"""Of a progressive JPEG, each over all pixels: encoders write about ten, and time grows with every one."""
+MAX_IMAGE_BYTES = 8 * MAX_PIXELS
+"""Of an image file: those of the largest image, uncompressed and 16 bits deep."""
+HELD_BYTES = 64 * 2**20
+"""Of encoded images that an import holds in one place: fetched ahead, decoded, or read from tars by all threads."""
+
+PACKED_BYTES, MAX_RATIO = 16 * 2**20, 200
+"""What unpacks to more than the first and to more than the second times its packed size is a bomb rather than pictures."""
+MAX_DIRECTORY_BYTES = 2**28
+"""Of the list of files in a zip: two million entries."""
+MAX_DEPTH, MAX_PATH_CHARS = 64, 4096
+"""Folders in each other, and characters of a path, which file systems do not take longer."""
+
+MAX_TARS, MAX_TAR_DEPTH = 100_000, 4
+"""Tars of a data set, and folders below the one that was named in which they are looked for."""
+MAX_EXTENDED_BYTES = 2**16
+"""Of one header of a tar that extends the next: names and times take some hundred."""
+MAX_SAMPLE_FILES, MAX_KEY_CHARS, MAX_LABEL_BYTES, MAX_SAMPLE_JSON_BYTES = 1000, 2**10, 2**10, 2**20
+"""Of one sample in a tar."""
+MAX_DIGITS = 18
+"""Of a whole number: any such number fits 64 bits."""
+
+MAX_LIST_BYTES = 2**28
+"""Of a list, table or json file, unpacked. iNaturalist 2018 has 120 MB."""
+MAX_ROWS = 2**24
+"""Of a list, table or parquet: images of a data set. ImageNet-21K has 14 million."""
+MAX_CELL_CHARS = 4096
+"""Of a cell, of which the longest is a path."""
+MAX_JSON_VALUES = 2**25
+"""Of a json file, each of which takes some 60 bytes in memory."""
+MAX_COLUMN_CHUNKS = 2**20
+"""Row groups times columns of a parquet file, which its footer describes one by one."""
+MAX_OBJECTS, MAX_ATTRIBUTES = 2**21, 2**12
+"""At least twice what MSCOCO and COCO Attributes have."""
+
+MAX_CLASSES, MAX_NAME_CHARS, MAX_CLASSES_BYTES = 10**6, 2**10, 2**24
+MAX_MANIFEST_BYTES = 2**27
+"""Of 10^5 shards, about 60 MB."""
+MAX_COUNT = 2**60
+"""More bytes or samples than there are: a number of more digits would fail where it is used."""
+MAX_INDEX_BYTES, MAX_INDEX_BYTES_OF_ROW = 2**16, 2 * MAX_KEY_CHARS
+"""An index has no more bytes than the first and the second for each of its rows."""
+MIN_BYTES_OF_ROW = 1024
+"""A sample in a tar has a header and a block of data at least."""
+
+MAX_RECIPE_BYTES, MAX_RECIPE_NODES, MAX_RECIPE_DEPTH = 2**18, 2**15, 32
+"""A recipe with a weight for each of 8,142 classes has 2^17 bytes and 2^14 nodes."""
+MAX_TABLE_CHARS = 2**20
+"""Of a table of classes on a command line: some 40,000 classes."""
+MAX_TRIALS = 10**5
+"""Of a sweep."""
+
+
+def load_json(data: str | bytes) -> Any:
+    """Parses JSON from outside. Raises ValueError where it is none, nested too deeply, or has too many values.
+
+    ``[[],[],...`` takes twenty times as many bytes in memory as in a file.
+    """
+    commas = (",", "[", "{") if isinstance(data, str) else (b",", b"[", b"{")
+    if (values := sum(map(data.count, commas))) > MAX_JSON_VALUES:  # type: ignore[arg-type]  # of one kind with the data
+        raise ValueError(f"about {values} values, expected at most {MAX_JSON_VALUES}")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -1,0 +1,37 @@
+"""The data that is trained on, and what the sweep and the run come to where nothing disturbs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.harness import outcome, place
+from tests.chaos.sweeps import run_words, sweep_words, write_shards
+
+
+@pytest.fixture(scope="session")
+def struck_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of small shards with a balanced training split beside the long-tailed one."""
+    uri = tmp_path_factory.mktemp("struck") / "shards"
+    write_shards(uri)
+    return str(uri)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_sweep(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the sweep comes to."""
+    return _undisturbed("tune_lpa.py", sweep_words, struck_shards, tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed_run(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run comes to."""
+    return _undisturbed("train.py", run_words, struck_shards, tmp_path_factory.mktemp("run"))
+
+
+def _undisturbed(script: str, words: Any, shards: str, folder: Path) -> dict[str, Any]:
+    with place(script, words(shards, folder), "small", folder) as where:
+        where.finish()
+        return outcome(where)

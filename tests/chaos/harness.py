@@ -1,0 +1,262 @@
+"""Commands in processes of their own, faults that strike them at a stated point, and what they must come to.
+
+``Place`` is where one command works: its storage, cache and folder for temporary files are its own, so that whatever stays
+behind is found. ``Command`` is one execution of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.paths import ROOT
+
+MARK = "LTCORE_TESTED_BY"
+"""Variable that every process of a place inherits, so that it is found wherever it went."""
+PATIENCE_S = 400.0
+"""How long a condition may take to hold, and a command to end: the machine has other work."""
+ORPHANS_S = 60.0
+"""How long processes may take to notice that what they worked for is gone."""
+TIMES = ("_s", "_fraction", "_bytes", "_at")
+SERVERS = {"raylet": "raylet/raylet", "gcs": "gcs/gcs_server", "wandb": "wandb-core"}
+"""Process -> what its command line contains."""
+
+
+STAGES = ("start Ray", "data", "warm-up", "search", "retrain", "retrain for ALT", "report")
+
+
+@dataclass
+class Place:
+    """Where one sweep or run is computed, by as many executions of its command as it takes."""
+
+    script: str
+    words: Sequence[str]
+    name: str
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    temporary: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.temporary = Path(tempfile.mkdtemp(prefix="lt", dir="/tmp"))  # short: Ray's sockets lie in it
+
+    @property
+    def results(self) -> Path:
+        """Returns the directory of the sweep or run."""
+        return self.folder / "runs" / self.name
+
+    def start(self) -> Command:
+        """Gives the command."""
+        return Command(self)
+
+    def finish(self) -> str:
+        """Gives the command, which must succeed. Returns what it printed."""
+        command = self.start()
+        code, said = command.end()
+        assert code == 0, said
+        return said
+
+    def record(self, where: str = "", file: str = "run.json") -> dict[str, Any]:
+        """Returns a record below the results; {} where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            found: dict[str, Any] = json.loads((self.results / where / file).read_text())
+            return found
+        return {}
+
+    def rows(self, where: str) -> int:
+        """Returns the number of epochs that a run has logged."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.results / where / "metrics.jsonl").read_bytes().count(b"\n")
+        return 0
+
+    def trains(self, where: str, epochs: int = 1) -> bool:
+        """Tells whether a run is in the middle of its training, after at least ``epochs`` logged epochs."""
+        record = self.record(where)
+        return record.get("status") == "running" and epochs <= self.rows(where) < record["epochs_planned"]
+
+    def processes(self, containing: str = "") -> dict[int, str]:
+        """Returns pid -> command line of every living process of this place."""
+        found = {}
+        wanted = f"{MARK}={self.mark}".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if wanted not in (folder / "environ").read_bytes():
+                    continue
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if line and containing in line:
+                    found[int(folder.name)] = line
+        return found
+
+    def assert_clean(self) -> None:
+        """Nothing stays behind of a command that was not killed: no process, no temporary file, no lease."""
+        left = self.processes()
+        deadline = time.monotonic() + ORPHANS_S
+        while left and time.monotonic() < deadline:
+            time.sleep(0.2)
+            left = self.processes()
+        assert not left, f"processes that stay behind: {left}"
+        assert not list((self.results / ".lease").glob("*.json")), "a lease stays behind"
+        files = [path for path in self.temporary.rglob("*") if path.is_file() and path.name not in RAYS_OWN]
+        assert not files, f"temporary files that stay behind: {files[:20]}"
+
+    def close(self) -> None:
+        """Ends whatever a failed test left running."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+RAYS_OWN = ("ray_current_cluster", "node_ip_address.json", "ports_by_node.json")
+
+
+@contextlib.contextmanager
+def place(script: str, words: Sequence[str], name: str, folder: Path, **environment: str) -> Iterator[Place]:
+    """A place whose processes end with the block."""
+    made = Place(script, words, name, folder, environment)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Command:
+    """One execution of a place's command, as the leader of a process group, as a shell would start it."""
+
+    def __init__(self, where: Place) -> None:
+        self.place = where
+        where.folder.mkdir(parents=True, exist_ok=True)
+        self._log = (where.folder / f"said-{time.monotonic_ns()}.txt").open("w+")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "WANDB_"))}
+        environment |= {
+            "LTCORE_CACHE": str(where.folder / "cache"),
+            "TMPDIR": str(where.temporary),
+            "WANDB_MODE": "offline",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(ROOT),
+            MARK: where.mark,
+            **where.environment,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "pipelines" / where.script), *where.words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def said(self) -> str:
+        """Returns what it has printed so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
+    def until(self, holds: Callable[[], Any]) -> None:
+        """Waits until a condition holds, during which the command must not end."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before:\n{self.said()}"
+            assert time.monotonic() < deadline, f"it never held:\n{self.said()}"
+            time.sleep(0.02)
+
+    def strike(self, holds: Callable[[], Any], pid: Callable[[], int], sig: signal.Signals = signal.SIGKILL) -> int:
+        """Sends a process a signal once the condition holds; it must hold still when it has been struck.
+
+        A process that is stopped first cannot pass the point between the look and the signal.
+        """
+        while True:
+            self.until(holds)
+            target = pid()
+            os.kill(target, signal.SIGSTOP)
+            if holds():
+                break
+            os.kill(target, signal.SIGCONT)  # too late for this time
+        if sig != signal.SIGKILL:
+            os.kill(target, signal.SIGCONT)
+        os.kill(target, sig)
+        return target
+
+    def interrupt(self, sig: signal.Signals = signal.SIGINT) -> None:
+        """Sends the signal to the whole group, as a terminal does."""
+        os.killpg(self.process.pid, sig)
+
+    def server(self, kind: str) -> int:
+        """Returns the pid of a server of this command's Ray, or of W&B's process."""
+        found = self.place.processes(SERVERS[kind])
+        assert found, f"no {kind} among {self.place.processes()}"
+        return min(found)
+
+    def stage(self) -> str:
+        """Returns the stage of a sweep that it named last; '' before the first."""
+        named = re.findall(r"^ *[\d.]+ s  (.+)$", self.said(), re.MULTILINE)
+        return next((name for name in reversed(named) if name in STAGES), "")
+
+    def end(self, within_s: float = PATIENCE_S) -> tuple[int, str]:
+        """Waits for the end. Returns the exit code and what was printed."""
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {within_s:g} s:\n{self.said()}") from None
+        return code, self.said()
+
+
+def outcome(where: Place) -> dict[str, Any]:
+    """Returns everything that a sweep or run came to and that no fault may change: values, rows, weights, decisions."""
+    found: dict[str, Any] = {}
+    for file in sorted(where.results.rglob("run.json")):
+        folder = file.parent
+        record = json.loads(file.read_text())
+        kept = ("status", "epochs_done", "images_seen", "last", "best", "test")
+        found[str(folder.relative_to(where.results))] = {
+            **{key: timeless(record.get(key)) for key in kept},
+            "rows": [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
+            "weights": {
+                path.name: _digest(path / "model.pt") for path in sorted((folder / "checkpoints").glob("[lb]*"))
+            },
+        }
+    sweep = where.record(file="sweep.json")
+    return found | {key: timeless(sweep.get(key)) for key in ("trials", "rungs", "winner", "comparison", "balanced")}
+
+
+def timeless(value: Any) -> Any:
+    """Returns a value without what only the clock and the machine decide."""
+    if isinstance(value, Mapping):
+        return {key: timeless(item) for key, item in value.items() if not key.endswith(TIMES)}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def _digest(file: Path) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(torch.load(file, weights_only=True).items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Returns where two outcomes differ, by run and field."""
+    found = []
+    for key in sorted(first.keys() | second.keys()):
+        a, b = first.get(key), second.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            parts = [part for part in a.keys() | b.keys() if a.get(part) != b.get(part)]
+            found += [f"{key}.{part}: {a.get(part)} / {b.get(part)}" for part in sorted(parts)]
+        elif a != b:
+            found.append(f"{key}: {a} / {b}")
+    return found

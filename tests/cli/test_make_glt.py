@@ -1,0 +1,91 @@
+"""``shards glt`` as a person runs it: what it prints, that training takes the result, and errors in one sentence."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ltcore.data.shards.manifest import read_manifest
+from tests.data.nested import file_hashes, flat_folder, nested_folder
+from tests.paths import ROOT
+
+SMALL = ("--imbalance-factor", "4", "--shard-size", "20")
+
+
+@pytest.fixture
+def run(command):
+    """Runs the command."""
+    return lambda *words: command("shards", "glt", *words)
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory):
+    return nested_folder(tmp_path_factory.mktemp("nested"))
+
+
+def test_it_prints_the_splits_and_what_they_share(run, command, nested, tmp_path):
+    done = run(nested, tmp_path / "out", "--attributes-from", "2", *SMALL, "--test-glt", "12")
+    assert done.code == 0, done.err
+    assert "animals: 216 images of 3 classes" in done.err
+    for split in ("train", "train_cbl", "val", "test_cbl", "test_gbl", "test_glt"):
+        assert f"│ {split} " in done.out
+    share = read_manifest(str(tmp_path / "out")).provenance["train_and_train_cbl_share"]
+    assert f"share {share} images" in done.out and "7:2:1 in train" in done.out
+    info = command("shards", "info", tmp_path / "out")
+    assert info.code == 0 and "attributes_from: folder level 2" in info.out and "attribute_counts" not in info.out
+
+
+@pytest.mark.slow
+def test_another_process_with_other_hashes_writes_the_same_bytes(run, nested, tmp_path):
+    words = ["--attributes-from", "2", *SMALL]
+    assert run(nested, tmp_path / "here", *words).code == 0
+    command = [sys.executable, "-m", "ltcore", "shards", "glt", str(nested), str(tmp_path / "there"), *words]
+    environment = {**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert file_hashes(tmp_path / "here") == file_hashes(tmp_path / "there")
+
+
+@pytest.mark.slow
+def test_attributes_are_discovered_and_the_result_is_trained_on(run, command, tmp_path):
+    folder = flat_folder(tmp_path)
+    words = ("--discover", "random", "--clusters", "3", "--image-size", "4", "--imbalance-factor", "2")
+    done = run(folder, tmp_path / "out", *words)
+    assert done.code == 0, done.err
+    assert "group0, group1, group2" in done.out
+    trained = command(
+        *("train", "folder_small", "--data", tmp_path / "out", "--storage", tmp_path / "runs", "--engine", "inline"),
+        *("--name", "r", "train.epochs=1", "train.batch_size=16", "data.train_split=train", "data.image_size=8"),
+    )
+    assert trained.code == 0, trained.err
+    tested = command("evaluate", tmp_path / "runs" / "r", "--protocol", "glt")
+    assert tested.code == 0 and "test_gbl" in tested.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "has no attributes, and a tail inside classes needs two or more. Give --attributes FILE"),
+        (
+            ("--attributes-from", "2", "--imbalance-factor", "4", "--max-class", "900"),
+            "fits, and --max-class fit finds it",
+        ),
+        (("--groups", "4"), "--groups is about attributes that are discovered; give --discover"),
+        (("--discover", "random", "--clusters", "4"), "clusters must be a multiple of groups=3, got 4"),
+        (("--discover", "nowhere"), "--discover nowhere: expected random, a run"),
+        (("--attributes-from", "2", "--quotas", "1,2"), "quotas must be whole numbers >= 1 that do not rise"),
+        (("--attributes-from", "2", "--discover", "random"), "attributes come from one place"),
+        (("--attributes-from", "2", "--class-counts", "30,20"), "2 class counts for 3 classes"),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(run, nested, flat, tmp_path, words, said):
+    source = nested if "--attributes-from" in words else flat
+    done = run(source, tmp_path / "out", *words)
+    assert done.code == 2 or done.code == 1
+    assert said in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    return flat_folder(tmp_path_factory.mktemp("flat"))

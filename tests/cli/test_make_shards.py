@@ -1,0 +1,34 @@
+"""``make_shards.py pictures``: any data, where the pictures go, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ltcore.cli.main import shards
+from ltcore.errors import ConfigError
+from tests.reporting import colored
+
+
+def test_pictures_go_into_the_named_folder_or_one_after_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colored.write(tmp_path / "data", attributes=False, counts={"train": ((2,), (1,))})
+    monkeypatch.chdir(tmp_path)
+    assert shards(None, ["pictures", "data", "here"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["here/classes.png", "here/samples-train.png"]
+    assert shards(None, ["pictures", "data"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["toy-pictures/classes.png", "toy-pictures/samples-train.png"]
+    assert (tmp_path / "here" / "classes.png").read_bytes() == (tmp_path / "toy-pictures" / "classes.png").read_bytes()
+
+
+def test_what_does_not_go_with_pictures_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="--list does not go with pictures"):
+        shards(None, ["pictures", str(tmp_path), "--list", "train=a.txt"])
+    with pytest.raises(SystemExit):
+        shards(None, ["digits-glt", "out", "more"])
+    assert "'more' is one argument too many" in capsys.readouterr().err
+    colored.write(tmp_path / "data", counts={"train": ((1, 0, 0), (1, 0, 0))})
+    with pytest.raises(ConfigError, match="imbalance_factor=3"):
+        shards(None, ["pictures", str(tmp_path / "data"), str(tmp_path), "--imbalance-factor", "3"])

@@ -1,0 +1,142 @@
+"""Sizes follow from the images, and where they do not fit, the message says what would."""
+
+import re
+
+import numpy as np
+import pytest
+
+from ltcore.data.datasets.glt import wanted_counts
+from ltcore.data.datasets.image_folder import Item
+from ltcore.data.datasets.image_root import AtHand
+from ltcore.data.glt.choices import Discovery, GltChoices
+from ltcore.data.glt.pool import Pool
+from ltcore.data.glt.sizes import apportion, choose_sizes
+from ltcore.errors import ConfigError, DataError
+
+
+def pool_of(counts_CA):
+    items = [
+        Item(f"{c}/{a}/{n}", f"{c}/{a}/{n}", "png", c, a)
+        for c, row in enumerate(counts_CA)
+        for a, count in enumerate(row)
+        for n in range(count)
+    ]
+    names = tuple(f"c{c}" for c in range(len(counts_CA))), tuple(f"a{a}" for a in range(len(counts_CA[0])))
+    return Pool(name="p", root=AtHand(), items=items, classes=names[0], attributes=names[1], identity="p")
+
+
+def taken(counts_CA, sizes):
+    """[C, A] images that all splits take."""
+    found = []
+    for label, row in enumerate(counts_CA):
+        order = np.argsort(-np.array(row), kind="stable").tolist()
+        wanted = wanted_counts(label, order, sizes)
+        train = np.maximum(wanted.pop("train"), wanted.pop("train_cbl"))
+        found.append(train + sum(wanted.values()))
+    return np.array(found)
+
+
+COUNTS = [[400, 200, 100], [100, 300, 150], [80, 60, 200], [90, 90, 90]]
+
+
+@pytest.mark.parametrize("profile", ["exponential", "pareto", "step"])
+@pytest.mark.parametrize("test_glt", [0, 40])
+def test_the_largest_class_is_as_large_as_fits_and_no_larger(profile, test_glt):
+    choices = GltChoices(profile=profile, imbalance_factor=10, test_glt=test_glt)
+    sizes = choose_sizes(pool_of(COUNTS), choices)
+    assert (taken(COUNTS, sizes) <= np.array(COUNTS)).all()
+    assert sizes.train_C[0] == max(sizes.train_C) and min(sizes.train_C) >= 1
+    assert (
+        sizes.test == 36 and sizes.val == 18
+    )  # of 90 the majority gives 12 + 25 + 6 to them, and 13 + 27 + 6 are too many
+    assert sum(sizes.test_glt_C) == test_glt
+    with pytest.raises(DataError, match=f"--max-class {max(sizes.train_C)} fits"):
+        choose_sizes(pool_of(COUNTS), GltChoices(profile=profile, imbalance_factor=10, test_glt=test_glt, largest=2000))
+    fixed = GltChoices(
+        profile=profile, imbalance_factor=10, test_glt=test_glt, largest=max(sizes.train_C), train_cbl=sizes.train_cbl
+    )
+    assert choose_sizes(pool_of(COUNTS), fixed) == sizes
+
+
+def test_class_ranks_go_by_images_and_ties_by_name():
+    sizes = choose_sizes(pool_of(COUNTS), GltChoices(imbalance_factor=8, largest=80))
+    assert sizes.train_C == (80, 40, 20, 10)  # 700, 550, 340, 270 images
+    tied = choose_sizes(pool_of([[90, 90, 90]] * 3), GltChoices(imbalance_factor=4, largest=40, test=15, val=6))
+    assert tied.train_C == (40, 20, 10)
+
+
+def test_given_counts_hold_exactly_or_are_scaled_where_that_is_asked():
+    counts = (600, 60, 30, 6)
+    with pytest.raises(DataError, match=r"class 'c0' has .* --max-class \d+ fits"):
+        choose_sizes(pool_of(COUNTS), GltChoices(class_counts=counts))
+    sizes = choose_sizes(pool_of(COUNTS), GltChoices(class_counts=counts, largest="fit"))
+    assert sizes.train_C[1] == 60 * sizes.train_C[0] // 600
+    exact = choose_sizes(pool_of(COUNTS), GltChoices(class_counts=(60, 30, 20, 10)))
+    assert exact.train_C == (60, 30, 20, 10) and exact.train_cbl == 30
+    with pytest.raises(ConfigError, match="3 class counts for 4 classes"):
+        choose_sizes(pool_of(COUNTS), GltChoices(class_counts=(3, 2, 1)))
+
+
+def test_what_is_short_is_named_with_its_numbers():
+    choices = GltChoices(imbalance_factor=1, largest=100, test=6, val=3, quotas=(7, 2, 1))
+    with pytest.raises(DataError) as caught:
+        choose_sizes(pool_of([[100, 50, 40], [70, 40, 30]]), choices)
+    found = re.search(
+        r"class '(\w+)' has (\d+) images of attribute '(\w+)', and (\d+) are wanted \((.*);", str(caught.value)
+    )
+    assert found.groups() == ("c1", "70", "a0", "77", "test_gbl 2, test_cbl 4, val 1, train 70")
+    assert "--max-class 90 fits" in str(caught.value)
+    choose_sizes(pool_of([[100, 50, 40], [70, 40, 30]]), GltChoices(imbalance_factor=1, largest=90, test=6, val=3))
+
+
+@pytest.mark.parametrize(
+    ("counts_CA", "choices", "error", "words"),
+    [
+        ([[9, 9, 0], [9, 9, 9]], {}, DataError, "1 pairs have none: c0 / a2"),
+        ([[9, 9, 3], [9, 9, 9]], {}, DataError, "class 'c0' has 3 images of attribute 'a2'"),
+        ([[9], [9]], {}, DataError, "one attribute alone, 'a0'"),
+        ([[99, 99], [99, 99]], {"quotas": (7, 2, 1)}, ConfigError, "3 shares for 2 attributes"),
+        ([[99, 99], [99, 99]], {"test": 1}, ConfigError, "--test-per-class 1: there are 2 attributes"),
+        ([[99, 99], [99, 99]], {"val": 1}, ConfigError, "--val-per-class 1: there are 2 attributes"),
+        ([[99, 99], [99, 99]], {"test": 190}, DataError, "Give smaller tests"),
+        ([[99, 99], [99, 99]], {"train_cbl": 150}, DataError, "Give a smaller --train-cbl"),
+        ([[99, 99], [99, 99]], {"largest": 5}, ConfigError, "without a training image"),
+    ],
+)
+def test_what_cannot_be_is_refused(counts_CA, choices, error, words):
+    with pytest.raises(error, match=words):
+        choose_sizes(pool_of(counts_CA), GltChoices(**{"imbalance_factor": 10.0, **choices}))
+
+
+def test_apportioned_numbers_sum_to_the_whole():
+    assert apportion(10, [3, 1]) == (8, 2) and apportion(1, [1, 1, 1]) == (1, 0, 0)
+    weights = np.random.default_rng(0).integers(1, 50, 30).tolist()
+    for total in (0, 7, 100, 12_345):
+        shares = apportion(total, weights)
+        assert sum(shares) == total
+        assert all(
+            abs(share - total * weight / sum(weights)) < 1 for share, weight in zip(shares, weights, strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"profile": "zipf"}, "profile"),
+        ({"quotas": (1, 2)}, "do not rise"),
+        ({"quotas": (2, 0)}, ">= 1"),
+        ({"class_counts": (3, 4)}, "class_counts"),
+        ({"largest": "most"}, "'fit'"),
+        ({"imbalance_factor": 0.5}, "imbalance_factor"),
+        ({"attributes_file": "a.csv", "attribute_level": 1}, "one place"),
+    ],
+)
+def test_choices_that_mean_nothing_are_refused(choices, words):
+    with pytest.raises(ValueError, match=words):
+        GltChoices(**choices)
+
+
+@pytest.mark.parametrize("choices", [{"groups": 1}, {"groups": 3, "clusters": 4}, {"groups": 3, "clusters": 2}])
+def test_clusters_are_merged_evenly(choices):
+    with pytest.raises(ValueError, match="groups"):
+        Discovery(features="random", **choices)

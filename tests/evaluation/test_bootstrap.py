@@ -1,0 +1,107 @@
+"""Intervals by resampling against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ltcore.evaluation.attributes import CellCounts, attribute_metrics, rank_attributes
+from ltcore.evaluation.bootstrap import bootstrap_intervals
+from ltcore.evaluation.catalog import METRICS
+from ltcore.evaluation.confusion import Confusion
+from ltcore.evaluation.metrics import metrics
+
+GROUPS = ("many", "few")
+RANKS_AC = rank_attributes(np.array([[9, 1], [9, 1]]))
+
+
+def counted(labels: list[int], right: list[bool], attributes: list[int] | None = None) -> Confusion:
+    """Two classes, of which a wrong prediction takes the other."""
+    confusion = Confusion(2, 0 if attributes is None else 2)
+    predictions = [label if hit else 1 - label for label, hit in zip(labels, right, strict=True)]
+    logits_BC = 3 * torch.nn.functional.one_hot(torch.tensor(predictions), 2).float()
+    confusion.update(logits_BC, torch.tensor(labels), None if attributes is None else torch.tensor(attributes))
+    return confusion
+
+
+def test_the_interval_of_a_recall_is_that_of_a_share() -> None:
+    """Half of 400 samples of class 0, nine in ten of 100 of class 1."""
+    right = [n % 2 == 0 for n in range(400)] + [n % 10 != 0 for n in range(100)]
+    confusion = counted([0] * 400 + [1] * 100, right)
+    found = bootstrap_intervals(confusion, None, GROUPS, seed=1, resamples=2000)
+    for name, share, count in (("many", 0.5, 400), ("few", 0.9, 100)):
+        half = 1.96 * math.sqrt(share * (1 - share) / count)
+        assert found[name] == pytest.approx((share - half, share + half), abs=0.01)
+    variance = (0.5 * 0.5 / 400 + 0.9 * 0.1 / 100) / 4  # classes are drawn apart
+    half = 1.96 * math.sqrt(variance)
+    assert found["balanced_accuracy"] == pytest.approx((0.7 - half, 0.7 + half), abs=0.01)
+
+
+def test_every_metric_with_a_value_has_one_but_those_that_jump() -> None:
+    attributes = [0, 1] * 20
+    confusion = counted([0] * 20 + [1] * 20, [n % 3 > 0 for n in range(40)], attributes)
+    values = metrics(confusion, GROUPS)
+    values |= attribute_metrics(CellCounts.of(confusion.counts_ACC, RANKS_AC), GROUPS)
+    found = bootstrap_intervals(confusion, RANKS_AC, GROUPS, seed=1, resamples=50)
+    jumping = {"worst_class", "worst_group", "geometric_mean", "harmonic_mean"}
+    assert list(found) == [n for n in METRICS if values[n] is not None and n not in jumping]
+    for name, (low, high) in found.items():
+        assert low <= high, name
+
+
+def test_the_same_arguments_give_the_same_numbers_and_another_seed_others() -> None:
+    confusion = counted([0] * 20 + [1] * 20, [n % 3 > 0 for n in range(40)])
+    first, again, other = (bootstrap_intervals(confusion, None, GROUPS, seed, resamples=60) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_where_the_test_balances_attributes_each_keeps_its_number_of_samples() -> None:
+    """The majority is always right, the other one never: nothing is left to vary."""
+    balanced = counted([0] * 20 + [1] * 20, [True, False] * 20, [0, 1] * 20)
+    assert "top1" not in bootstrap_intervals(balanced, RANKS_AC, GROUPS, seed=1, resamples=50)
+    labels, attributes = [0] * 20 + [1] * 20, ([0] * 18 + [1] * 2) * 2
+    natural = counted(labels, [a == 0 for a in attributes], attributes)
+    low, high = bootstrap_intervals(natural, RANKS_AC, GROUPS, seed=1, resamples=500)["top1"]
+    half = 1.96 * math.sqrt(0.9 * 0.1 / 40)
+    assert (low, high) == pytest.approx((0.9 - half, 0.9 + half), abs=0.02)
+
+
+def test_one_sample_of_an_attribute_does_not_seem_certain() -> None:
+    attributes = ([0] * 9 + [1]) * 2
+    confusion = counted([0] * 10 + [1] * 10, [True] * 10 + [True] * 9 + [False], attributes)
+    low, high = bootstrap_intervals(confusion, RANKS_AC, GROUPS, seed=1, resamples=300)["attribute_rank/rare"]
+    assert high - low > 0.5
+
+
+def test_intervals_stay_within_what_a_metric_can_be() -> None:
+    confusion = counted([0] * 10 + [1] * 10, [True] * 19 + [False])
+    found = bootstrap_intervals(confusion, None, GROUPS, seed=1, resamples=200)
+    assert "many" not in found, "certain in every resample"
+    assert found["few"][1] == 1.0 and found["ece"][0] >= 0.0
+
+
+def test_precision_of_few_samples_is_corrected_for_its_bias() -> None:
+    """Of many classes with few samples each, resampled precision is too high; the interval holds the truth still."""
+    gen = torch.Generator().manual_seed(0)
+    classes, each, right = 100, 10, 0.6
+    labels = torch.arange(classes).repeat_interleave(each)
+    guesses = torch.randint(classes, labels.shape, generator=gen)
+    predictions = torch.where(torch.rand(labels.shape, generator=gen) < right, labels, guesses)
+    confusion = Confusion(classes)
+    confusion.update(torch.nn.functional.one_hot(predictions, classes).float(), labels)
+    low, high = bootstrap_intervals(confusion, None, ["many"] * classes, seed=1, resamples=300)["macro_precision"]
+    assert low < right + (1 - right) / classes < high
+
+
+def test_what_is_the_same_in_all_resamples_has_no_interval() -> None:
+    """Every sample of class 0 is right, half of those of class 1 are."""
+    confusion = counted([0] * 30 + [1] * 30, [True] * 30 + [n % 2 == 0 for n in range(30)])
+    found = bootstrap_intervals(confusion, None, GROUPS, seed=1, resamples=100)
+    assert "many" not in found and found["few"][0] < 0.5 < found["few"][1]
+    perfect = counted([0] * 30 + [1] * 30, [True] * 60)
+    assert (
+        not {"top1", "balanced_accuracy", "macro_precision"} & bootstrap_intervals(perfect, None, GROUPS, 1, 50).keys()
+    )

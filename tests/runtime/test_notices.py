@@ -1,0 +1,202 @@
+"""What Ray's side makes of notices, with Ray's answers put in its place: who saves, who starts again, what is drained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from ltcore.config.records import Notice, Start, now
+from ltcore.errors import ConfigError, LtcoreError
+from ltcore.runtime import drain, ray_context, ray_train, resize
+from ltcore.runtime.placement import Scaling
+from ltcore.runtime.ray_context import ReportingContext, execute_on_node
+from ltcore.training.context import Interrupted
+from ltcore.training.record import RunInfo
+from ltcore.training.run import Job
+from tests.records import run_record
+
+
+def job(folder: Path, **fields: Any) -> Job:
+    return Job(config={}, data_uri="data", run_uri=str(folder), info=RunInfo(id="run"), **fields)
+
+
+def start(notice: Notice | None = None) -> Start:
+    return Start(images_seen=0, world=1, host="node", at=now(), notice=notice, left_at=8 if notice else None)
+
+
+# --- Ray Train --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_told_to_leave_is_started_again_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [
+        run_record(starts=(start("preemption"),)),
+        run_record(starts=(start("preemption"), start("resize"))),
+        run_record(starts=(start("preemption"), start("resize"), start()), status="stopped", reason="at a rung"),
+    ]
+    left = list(records)
+    trainer = SimpleNamespace(fit=lambda: left.pop(0).write(tmp_path))
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: trainer)
+    assert ray_train.fit_with_train(job(tmp_path), Scaling(), None, []) == records[-1]
+    assert left == []
+
+
+def test_a_run_that_failed_after_a_notice_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run_record(starts=(start("preemption"), start()), status="failed", reason="the loss is not finite")
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: SimpleNamespace(fit=lambda: record.write(tmp_path)))
+    with pytest.raises(LtcoreError, match="the loss is not finite"):
+        ray_train.fit_with_train(job(tmp_path), Scaling(), None, [])
+
+
+@pytest.mark.parametrize("scaling", [Scaling(workers=1, max_workers=2), Scaling(workers=2)])
+def test_preemptions_and_waiting_for_room_cost_no_failure(tmp_path: Path, scaling: Scaling) -> None:
+    trainer = ray_train._trainer(job(tmp_path), scaling, None, [])
+    limits = trainer.run_config.failure_config
+    assert (limits.max_preemption_failures, limits.controller_failure_limit, limits.max_failures) == (-1, -1, 3)
+    saves = [c for c in trainer.run_config.callbacks if isinstance(c, resize.SaveBeforeResize)]
+    assert len(saves) == (scaling.max_workers > scaling.workers), "nothing else is resized"
+    assert saves == [] or saves[0] in trainer._create_default_callbacks(), "Ray hands it to its controller"
+
+
+@pytest.mark.parametrize(("nodes", "notice"), [(None, None), ({"node": [0]}, "preemption"), ({}, "resize")])
+def test_ray_trains_word_for_it(nodes: Any, notice: Notice | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train
+
+    said = None if nodes is None else ray.train.PreemptionInfo(deadline_ms=None, preempted_node_to_ranks=nodes)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: said)
+    assert ray_train._TrainContext.notice(SimpleNamespace(_asked=0.0)) == notice  # type: ignore[arg-type]
+
+
+@dataclass
+class Group:
+    """A worker group, by the states that it is polled in."""
+
+    states: list[tuple[bool, bool]]
+    """(finished, failed) of each poll; the last one stays."""
+    told: list[Any] = field(default_factory=list)
+
+    def poll_status(self, timeout: float) -> Any:
+        assert timeout > 0
+        finished, failed = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return SimpleNamespace(finished=finished, errors={0: "lost"} if failed else {})
+
+    def get_workers(self) -> list[Any]:
+        mark = SimpleNamespace(remote=lambda notice: self.told.append(notice))
+        return [SimpleNamespace(actor=SimpleNamespace(mark_preempt=mark))] * 2
+
+
+def saves_before_resize(group: Group, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often the callback waited."""
+    waits: list[float] = []
+    monkeypatch.setattr(ray, "get", lambda refs, timeout: refs)
+    monkeypatch.setattr(resize.time, "sleep", waits.append)
+    callback = resize.SaveBeforeResize()
+    callback.before_controller_execute_resize_decision(None)  # of the first group, before which there is none
+    callback.after_worker_group_training_start(group)
+    callback.before_controller_execute_resize_decision(None)
+    callback.before_worker_group_shutdown(group)
+    callback.before_controller_execute_resize_decision(None)
+    return len(waits)
+
+
+def test_a_resize_waits_for_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group([(False, False), (False, False), (True, False)])
+    assert saves_before_resize(group, monkeypatch) == 2
+    assert [notice.preempted_ranks for notice in group.told] == [[], []], "both workers, once"
+
+
+def test_a_group_that_failed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group([(False, True)])
+    assert saves_before_resize(group, monkeypatch) == 0
+    assert group.told == []
+    assert saves_before_resize(Group([(False, False), (False, True)]), monkeypatch) == 1
+
+
+# --- trials and tasks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReportingContext:
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+    here = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    return ReportingContext(job(tmp_path))
+
+
+def drained(monkeypatch: pytest.MonkeyPatch, **nodes: int) -> None:
+    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: nodes)
+
+
+def test_a_trial_hears_of_its_own_node_and_once(context: ReportingContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    drained(monkeypatch, elsewhere=5000)
+    assert context.notice() is None
+    drained(monkeypatch, here=5000)
+    assert context.notice() == "preemption" and context.taken_at_s == 5.0
+    assert context.notice() is None, "what it was told it knows"
+
+
+def test_it_is_asked_every_two_seconds_and_never_on_a_private_ray(
+    context: ReportingContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drained(monkeypatch)
+    assert not context.notice_due()
+    context._asked -= 3
+    assert context.notice_due()
+    context.notice()
+    assert not context.notice_due()
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    private = ReportingContext(job(tmp_path))
+    private._asked -= 3
+    assert not private.notice_due()
+
+
+def test_a_process_waits_for_the_end_of_its_node_and_goes_on_if_that_does_not_come(
+    context: ReportingContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waited: list[float] = []
+    ends: list[Any] = [Interrupted("preemption"), run_record()]
+
+    def execute(*_: object) -> Any:
+        end = ends.pop(0)
+        if isinstance(end, Exception):
+            context.taken_at_s = 1000.0
+            raise end
+        return end
+
+    monkeypatch.setattr(ray_context, "execute", execute)
+    monkeypatch.setattr(ray_context.time, "time", lambda: 990.0)
+    monkeypatch.setattr(ray_context.time, "sleep", waited.append)
+    assert execute_on_node(job(tmp_path), context) == run_record()
+    assert waited == [10.0 + ray_context.TAKEN_S]
+
+
+# --- the drain --------------------------------------------------------------------------------------------------------
+
+
+def test_rays_own_command_is_given_this_machines_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.scripts import scripts
+
+    taken: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(scripts.drain_node, "callback", lambda **given: taken.append(tuple(given.values())))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(drain, "own_nodes", lambda address: ["ab12"])
+    assert drain.main(["110", "EC2 spot interruption"]) == 0
+    assert drain.main(["0", "told", "cd34"]) == 0
+    reason = "DRAIN_NODE_REASON_PREEMPTION"
+    assert taken == [
+        ("10.0.0.1:6379", "ab12", reason, "EC2 spot interruption", 110),
+        ("10.0.0.1:6379", "cd34", reason, "told", 0),
+    ]
+
+
+def test_a_machine_without_ray_has_nothing_to_drain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="No Ray runs on this machine"):
+        drain.main(["110", "told"])

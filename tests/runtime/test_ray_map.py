@@ -1,0 +1,60 @@
+"""Tasks on Ray: every result once, errors as themselves, and a benchmark with the bytes of one process."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ltcore.data.glt.workspace import build, here
+from ltcore.errors import DataError
+from ltcore.runtime.ray_map import on_ray
+from tests.data.glt_bar import no_bar
+from tests.data.nested import file_hashes, nested_folder, nested_pool
+from tests.paths import ROOT
+
+
+def square(number):
+    if number == 13:
+        raise DataError("13 is unlucky")
+    return number * number
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_shards_written_by_several_processes_have_the_bytes_of_one(one_ray, tmp_path):
+    pool, choices = nested_pool(nested_folder(tmp_path))
+    build(pool, choices, str(tmp_path / "one"), here, bar=no_bar)
+    build(pool, choices, str(tmp_path / "several"), on_ray, bar=no_bar)
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "several")
+    assert sorted(on_ray(range(13), square)) == [(n, n * n) for n in range(13)]
+    with pytest.raises(DataError, match="13 is unlucky"):
+        list(on_ray(range(100), square))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_build_through_ray_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
+    """SIGKILL for the command once some shards are whole; the same command ends with the bytes of one process."""
+    folder, out = nested_folder(tmp_path), tmp_path / "out"
+    options = ["--attributes-from", "2", "--imbalance-factor", "4", "--shard-size", "1"]
+    script = [sys.executable, str(ROOT / "pipelines" / "make_shards.py"), "glt", str(folder)]
+    environment = {**os.environ, "LTCORE_CACHE": str(tmp_path / "cache")}
+
+    def command(target, engine):
+        return [*script, str(target), *options, "--engine", engine]
+
+    child = subprocess.Popen(command(out, "ray"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while child.poll() is None and len(whole := list(tmp_path.glob(".out.building-*/records/*.json"))) < 3:
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        child.wait()
+    assert len(whole) >= 3 and not out.exists(), "killed while shards were left"
+    done = subprocess.run(command(out, "ray"), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "shards of an interrupted build are whole" in done.stdout + done.stderr
+    subprocess.run(command(tmp_path / "one", "inline"), env=environment, capture_output=True, check=True, timeout=300)
+    assert file_hashes(out) == file_hashes(tmp_path / "one") and not list(tmp_path.glob(".out.building-*"))

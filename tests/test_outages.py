@@ -1,0 +1,123 @@
+"""Every call to a store bears its bad days: errors, throttling, silence, answers cut short, and answers that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ltcore import retry, storage
+from ltcore.errors import DamagedFileError, DataError, StorageError, is_retryable
+from tests.flaky import Flaky, flaky
+from tests.s3 import Bucket
+
+pytest_plugins = ["tests.s3"]
+CONTENT = bytes(range(256)) * 8
+
+
+@pytest.fixture
+def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
+    """A proxy before the server, which ltcore goes through and the tests' own client does not."""
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(retry, "_known", retry._Outages())
+    with flaky(bucket.server.endpoint) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        yield server
+
+
+def downloaded(uri: str, folder: Path) -> bytes:
+    storage.download(f"{uri}/a/x.bin", folder / "x.bin")
+    return (folder / "x.bin").read_bytes()
+
+
+def uploaded(uri: str, folder: Path) -> bytes:
+    (folder / "y.bin").write_bytes(CONTENT)
+    storage.upload(folder / "y.bin", f"{uri}/b/y.bin")
+    return storage.read_bytes(f"{uri}/b/y.bin")
+
+
+def written(uri: str, folder: Path) -> bytes:
+    storage.write_bytes_atomic(f"{uri}/b/y.bin", CONTENT)
+    return storage.read_bytes(f"{uri}/b/y.bin")
+
+
+def removed(uri: str, folder: Path) -> list[str]:
+    storage.remove_folder(f"{uri}/a", first="x.bin")
+    return storage.list_files(f"{uri}/a")
+
+
+CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
+    "read": (lambda uri, _: storage.read_bytes(f"{uri}/a/x.bin"), CONTENT),
+    "open": (lambda uri, _: storage.open_file(f"{uri}/a/x.bin").read(), CONTENT),
+    "download": (downloaded, CONTENT),
+    "write": (written, CONTENT),
+    "upload": (uploaded, CONTENT),
+    "exists": (lambda uri, _: (storage.exists(f"{uri}/a/x.bin"), storage.exists(f"{uri}/a/z")), (True, False)),
+    "list": (lambda uri, _: storage.list_files(uri), ["a/x.bin"]),
+    "describe": (lambda uri, _: getattr(storage.describe_file(f"{uri}/a/x.bin"), "size", None), len(CONTENT)),
+    "entries": (lambda uri, _: storage.entries(uri), {"a": False}),
+    "json": (lambda uri, _: storage.read_json(f"{uri}/none.json"), None),
+    "remove": (removed, []),
+}
+
+
+QUICK = [("read", "429"), ("write", "500"), ("list", "503"), ("json", "503")]
+REST = [pytest.param(call, "503", marks=pytest.mark.slow) for call in CALLS if (call, "503") not in QUICK]
+
+
+@pytest.mark.parametrize(("call", "fault"), [*QUICK, *REST])
+def test_a_call_outlives_a_disturbance(
+    bucket: Bucket, proxy: Flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture, call: str, fault: str
+) -> None:
+    bucket.put("a/x.bin", CONTENT)
+    act, expected = CALLS[call]
+    proxy.strike(5, fault)  # more than the client's own attempts
+    assert act(bucket.uri, tmp_path) == expected
+    assert proxy.struck == 5
+    assert caplog.text.count(f"storage {bucket.uri} does not answer (") == 1
+    assert caplog.text.count(f"storage {bucket.uri} answers again") == 1
+
+
+@pytest.mark.parametrize("fault", [pytest.param("hangs", marks=pytest.mark.slow), "cut"])
+def test_no_byte_is_missing_of_what_a_store_cuts_off(bucket: Bucket, proxy: Flaky, tmp_path: Path, fault: str) -> None:
+    bucket.put("a/x.bin", CONTENT)
+    for act in (CALLS["read"][0], downloaded):
+        proxy.strike(4, fault, "^GET .*x.bin")
+        assert act(bucket.uri, tmp_path) == CONTENT and proxy.struck == 4
+
+
+def test_half_of_a_record_that_is_called_the_whole_is_damage(bucket: Bucket, proxy: Flaky) -> None:
+    """Nothing but the content tells it, which the client fills up with whatever its memory holds."""
+    bucket.put("run.json", b'{"schema": 1, "status": "finished", "reason": ""}')
+    with proxy.disturbed("short", "^GET .*run.json"), pytest.raises(DamagedFileError, match=r"run\.json is not JSON"):
+        storage.read_json(f"{bucket.uri}/run.json")
+
+
+def test_a_write_whose_answer_is_lost_is_made_again(bucket: Bucket, proxy: Flaky) -> None:
+    proxy.strike(6, "lost", "^(PUT|POST)")
+    storage.write_json(f"{bucket.uri}/run.json", {"a": 1})
+    assert bucket.get("run.json") == b'{\n "a": 1\n}' and proxy.struck
+    proxy.strike(6, "lost", "^(DELETE|POST)")
+    storage.remove(f"{bucket.uri}/run.json")
+    assert bucket.names() == []
+
+
+def test_what_stays_away_ends_in_one_sentence(bucket: Bucket, proxy: Flaky, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(retry.VARIABLE, "1")
+    with proxy.disturbed("503"), pytest.raises(StorageError) as error:
+        storage.write_bytes_atomic(f"{bucket.uri}/x", b"1")
+    assert is_retryable(error.value)
+    assert str(error.value).startswith(f"{bucket.uri}/x cannot be written: ")
+    assert str(error.value).endswith("; it stayed so for 1 s. Check permissions and free space.")
+
+
+@pytest.mark.parametrize("status", ["403", "400"])
+def test_a_refusal_is_none(bucket: Bucket, proxy: Flaky, status: str, caplog: pytest.LogCaptureFixture) -> None:
+    with proxy.disturbed(status), pytest.raises(DataError):
+        storage.write_bytes_atomic(f"{bucket.uri}/x", b"1")
+    with proxy.disturbed(status), pytest.raises(DataError):
+        storage.list_files(bucket.uri)
+    assert "waiting" not in caplog.text

@@ -1,0 +1,136 @@
+"""A disk that is full: checkpoints are left out while training goes on, the last one stays whole, no bit is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore import retry
+from ltcore.errors import CheckpointError
+from ltcore.tracking.jsonl_sink import JsonlTracker
+from ltcore.training import checkpoint as ckpt
+from tests.faults import full_disk
+from tests.training.runs import TERMS, assert_equal_runs, run, tiny_run
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(retry, "_known", retry._Outages())
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
+    monkeypatch.setattr("ltcore.training.trainer.SAVE_AGAIN_S", 0.0)
+
+
+def full_at(times: range) -> Callable[[Path, Any], None]:
+    """Writes tensors, except in these calls, where the disk is full."""
+    write, calls = ckpt._write_tensors, iter(range(10**6))
+
+    def sometimes(file: Path, value: Any) -> None:
+        if next(calls) in times:
+            file.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, value)
+
+    return sometimes
+
+
+CONFIG = tiny_run(**TERMS, train__checkpoint_every_s=0.0001)
+
+
+def test_training_goes_on_and_ends_with_the_same_bits(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(CONFIG, tiny_shards, tmp_path / "whole")
+    monkeypatch.setattr(ckpt, "_write_tensors", full_at(range(2, 12)))
+    record = run(CONFIG, tiny_shards, tmp_path / "full")
+    assert record["status"] == "finished"
+    assert_equal_runs(tmp_path / "whole", tmp_path / "full")
+    assert "No space left on device" in caplog.text and "training goes on, for up to 10 min" in caplog.text
+    assert caplog.text.count("is left out for now") == 1, "said once"
+
+
+def test_it_ends_after_a_while_with_the_last_checkpoint_whole_and_the_same_command_continues(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(CONFIG, tiny_shards, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setenv(retry.VARIABLE, "0.05")
+        patch.setattr(ckpt, "_write_tensors", full_at(range(4, 10**6)))
+        with pytest.raises(CheckpointError, match=r"could not be written: No space left on device.*same command"):
+            run(CONFIG, tiny_shards, tmp_path / "full")
+    folder = tmp_path / "full" / "checkpoints"
+    found = ckpt.find(folder)
+    assert found is not None and found.train_state() and found.model_state()
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    record = json.loads((tmp_path / "full" / "run.json").read_text())
+    assert (record["status"], record["retryable"]) == ("failed", True)
+    run(CONFIG, tiny_shards, tmp_path / "full")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_row_that_did_not_fit_is_written_whole_once_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with full_disk(tmp_path / "disk", 64 * 1024) as disk:
+        log = JsonlTracker(disk)
+        log.log({"a": 1.0}, 1)
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match=r"No space|too large"):
+            while True:
+                file.write(bytes(1024))
+        heard: list[int] = []
+        monkeypatch.setitem(retry.listeners, "a test", lambda: (heard.append(1), filler.unlink(missing_ok=True))[0])
+        log.log({f"metric {n}": 0.5 for n in range(500)}, 2)
+        log.log({"a": 2.0}, 3)
+        log.finish({}, "finished")
+        rows = [json.loads(line) for line in (disk / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3] and len(rows[1]) == 501
+
+
+def test_no_moment_is_without_a_checkpoint_where_one_of_the_same_step_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(value: int) -> None:
+        ckpt.save(tmp_path, "last", step=7, model={"w": torch.tensor(value)}, state=None, meta={})
+
+    def there() -> int:
+        found = ckpt.find(tmp_path)
+        assert found is not None
+        return int(found.model_state()["w"])
+
+    save(1)
+    rename, seen = Path.rename, []
+
+    def watched(self: Path, target: Any) -> Path:
+        moved = rename(self, target)
+        seen.append(there())
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", watched)
+        save(2)
+    assert seen == [1, 2] and [path.name for path in tmp_path.iterdir()] == ["last-00000007"]
+
+    def killed(self: Path, target: Any) -> Path:
+        if ckpt._OLD in str(target):
+            return rename(self, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(3)
+    assert there() == 2
+    ckpt.save(tmp_path, "best", step=9, model={"w": torch.tensor(9)}, state=None, meta={})
+    assert there() == 2, "the other tag's is not cleared away"
+    save(4)
+    assert there() == 4
