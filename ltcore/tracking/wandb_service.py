@@ -1,0 +1,50 @@
+"""W&B's service process, for which W&B itself waits without limit."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+
+import psutil
+
+END_S = 30.0  # the upload at the end of a run has a limit of its own and is over by then
+
+
+def end_service() -> None:
+    """Ends the service process of W&B, if this process has one, by force after ``END_S``."""
+    timer = threading.Timer(END_S, _kill)
+    timer.daemon = True
+    timer.start()
+    import wandb
+
+    # It fails where the service holds the id of a failed run or has died.
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
+    timer.cancel()
+    os.environ.pop("WANDB_SERVICE", None)  # the address of that process
+
+
+def bound_exit() -> None:
+    """Ends the service by force ``END_S`` after this process began to end.
+
+    To be called when the service runs: W&B's own hook, which waits for it, was registered before then and acts after this.
+    """
+    ending = threading.Event()
+    atexit.register(ending.set)
+    threading.Thread(target=_kill_after, args=(ending,), daemon=True).start()  # none can be started during the exit
+
+
+def _kill_after(ending: threading.Event) -> None:
+    ending.wait()
+    time.sleep(END_S)
+    _kill()
+
+
+def _kill() -> None:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name().startswith("wandb-core"):
+                child.kill()

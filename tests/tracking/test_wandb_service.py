@@ -1,0 +1,57 @@
+"""W&B's service process cannot hold a program that ends, as W&B's own hook lets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tracking.wandb_server import serve
+
+ASKS = """
+from ltcore.tracking import wandb_account, wandb_service
+wandb_service.END_S, wandb_account.PROBE_S = 1.0, 1
+assert wandb_account.settle_mode("auto") == MODE
+"""
+LOGS = """
+from pathlib import Path
+from ltcore.tracking import wandb_service, wandb_sink
+wandb_service.END_S = 1.0
+wandb_sink._init(mode="offline", dir=Path.cwd(), project="p", id="a").finish()
+"""
+STOPS = """
+import psutil, wandb
+def stop():
+    (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+    service.suspend()
+    print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "mode"),
+    [
+        (STOPS + "wandb.Api = lambda *args, **kwargs: (wandb.setup(), stop(), {}['no answer'])" + ASKS, "'offline'"),
+        (STOPS + LOGS + "stop()", ""),
+    ],
+    ids=["asks", "logs"],
+)
+def test_a_program_ends_though_the_service_hangs(code: str, mode: str, tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    with serve(lambda _: 200) as server:
+        environ |= {"HOME": str(tmp_path), "WANDB_API_KEY": "0123456789abcdef" * 3, "WANDB_BASE_URL": server.url}
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code.replace("MODE", mode)],
+            env=environ,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, "stopped" in done.stdout) == (0, True), done.stderr
+    assert time.monotonic() - start < 45
