@@ -21,21 +21,22 @@ def run_doctor(storage: str | None, data: str | None, max_gpus: float | None) ->
     """
     root = storage_root(storage or os.environ.get("LTCORE_STORAGE"))
     data_uri = data or os.environ.get("LTCORE_DATA") or ""
+    console = Terminal()
     if on_cluster_node() or noted_address():
-        found = _examine_cluster(root, data_uri, max_gpus)
+        found = _examine_cluster(root, data_uri, max_gpus, console)
     else:
         found = examine_here(root, data_uri, ask=True)
-    show(found, Terminal())
+    show(found, console)
     return int(verdict(found)[0] == RED)
 
 
-def _examine_cluster(root: str, data_uri: str, max_gpus: float | None) -> list[Check]:
+def _examine_cluster(root: str, data_uri: str, max_gpus: float | None, console: Terminal) -> list[Check]:
     cluster = connect()
     try:
         try:
             fits = capacity(Placement.decide(PlaceArgs(max_gpus=max_gpus), cluster, root))
         except CapacityError as error:
             fits = no_capacity(error)
-        return [*examine_nodes(root, data_uri, ask=True), fits]
+        return [*examine_nodes(root, data_uri, console, ask=True), fits]
     finally:
         disconnect()

@@ -420,6 +420,14 @@ def disconnect() -> None:
             ray.shutdown()
 
 
+def started_here() -> bool:
+    """Returns whether this process has started the Ray it is connected to, itself or by ``connect``."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
+
+
 def session_folder() -> Path | None:
     """Returns the folder of the local Ray that ``connect`` started, which is removed with it; None elsewhere."""
     return _session.folder if _session is not None else None

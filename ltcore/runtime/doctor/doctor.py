@@ -10,13 +10,16 @@ from rich.table import Table
 
 from ltcore.reporting.terminal import Terminal, styled
 from ltcore.runtime.autoscaler import launch_refusal
-from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.cluster import Cluster, started_here
 from ltcore.runtime.doctor.checks import GREEN, RED, YELLOW, Check, capacity, checks, refuse_red, tracking, verdict
 from ltcore.runtime.doctor.probe import examine, leave_marker, remove_marker
 from ltcore.runtime.placement import Placement
 
-ANSWER_S = 60.0
-"""A node that does not answer within this is red: its worker processes cannot start, or it is gone."""
+ANSWER_S = 150.0
+"""A node that does not answer within this is red: its worker processes cannot start, or it is gone. Ray gives a process 60 s
+to start and then tries another, which an overloaded node may need."""
+SLOW_S = 15.0
+"""After this long the nodes that are waited for are named."""
 
 
 def examine_here(root: str, data_uri: str, *, ask: bool = False) -> list[Check]:
@@ -29,8 +32,8 @@ def examine_here(root: str, data_uri: str, *, ask: bool = False) -> list[Check]:
     return [*checks(report, "this machine", report, {"CPU": len(os.sched_getaffinity(0))}), tracking(ask=ask)]
 
 
-def examine_nodes(root: str, data_uri: str, *, ask: bool = False) -> list[Check]:
-    """Examines every node that is there now.
+def examine_nodes(root: str, data_uri: str, console: Terminal, *, ask: bool = False) -> list[Check]:
+    """Examines every node that is there now, and says which are slow to answer.
 
     Whether nodes that come later have the driver's code is checked by the runs.
     """
@@ -46,7 +49,12 @@ def examine_nodes(root: str, data_uri: str, *, ask: bool = False) -> list[Check]
         for node in nodes:
             task = remote.options(num_cpus=0, max_retries=0, scheduling_strategy=On(node["NodeID"], soft=False))
             asked[task.remote(root, data_uri, marker, True)] = node
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+        done, slow = ray.wait(list(asked), num_returns=len(asked), timeout=SLOW_S)
+        if slow:
+            names = ", ".join(str(asked[ref]["NodeManagerAddress"]) for ref in slow[:5])
+            more = f" and {len(slow) - 5} more" if len(slow) > 5 else ""
+            console.print(f"waiting up to {ANSWER_S:.0f} s for an answer of {names}{more}")
+            done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S - SLOW_S)
         found = []
         for ref, node in asked.items():
             name = node["NodeManagerAddress"]
@@ -75,10 +83,11 @@ def _starting() -> list[Check]:
 def check_nodes(cluster: Cluster, placement: Placement, root: str, data_uri: str, console: Terminal) -> None:
     """Examines all nodes before a start and says what is wrong, if anything.
 
-    Raises ConfigError where a run would only fail later. One machine is examined from this process, which takes no
-    time.
+    Raises ConfigError where a run would only fail later. A Ray that this process has started is examined from here,
+    which takes no time: its workers have the same code, versions and disks.
     """
-    found = examine_here(root, data_uri) if cluster.local else examine_nodes(root, data_uri)
+    here = cluster.local or started_here()
+    found = examine_here(root, data_uri) if here else examine_nodes(root, data_uri, console)
     found.append(capacity(placement))
     if verdict(found)[0] != GREEN or not cluster.local:
         show(found, console, only_problems=True)
