@@ -20,7 +20,7 @@ from ltcore.models.backbones import pool, split_last_block
 from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHead
 from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS, builder
-from ltcore.models.timm_names import check_name, check_tag, is_tag, is_timm
+from ltcore.models.timm_names import PREFIX, check_name, check_tag, is_tag, is_timm
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES
 from ltcore.uris import check_uris
 
@@ -75,10 +75,9 @@ class ModelConfig:
     """
 
     def __post_init__(self) -> None:
+        one_of(sorted(MODELS), PREFIX, name=self.name)
         if is_timm(self.name):
             self._check_timm()
-        else:
-            one_of(sorted(MODELS), name=self.name)
         self._check_weights()
         one_of(sorted(HEADS), head=self.head)
         positive(cosine_scale=self.cosine_scale)

@@ -87,6 +87,11 @@ def norm1d(group: int | None) -> NormFactory:
     return nn.BatchNorm1d if group is None else partial(GhostBatchNorm1d, group=group)
 
 
+def has_ghost_norm(net: nn.Module) -> bool:
+    """Tells whether ``model.ghost_batch`` acts on any part of the network."""
+    return any(isinstance(module, _GhostBatchNorm) for module in net.modules())
+
+
 def running_stats(net: nn.Module) -> list[Tensor]:
     """Returns every buffer named ``running_mean`` or ``running_var`` in a fixed order, the tensors themselves.
 

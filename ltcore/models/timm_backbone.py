@@ -98,7 +98,9 @@ class TimmBackbone(Backbone):
         """Returns pooled features and what ``with_stages`` does, the feature map only where ``asked`` names 'fmap'."""
         try:
             final, maps = self._through(images_BCHW, asked)
-        except AssertionError as error:
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "actual input size" not in str(error):
+                raise
             height, width = images_BCHW.shape[-2:]
             raise ConfigError(
                 f"model.name={self.name} takes no images of {height}x{width} px ({error}). Set data.image_size to another size."
