@@ -144,10 +144,10 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
     ]
     wrong += [f"{name}: not part of it" for name in known.keys() - set(names.values())]
     if wrong:
+        library, alone = ("timm", "") if is_timm(model.name) else ("torchvision", ", with model.num_experts=1")
         raise CheckpointError(
-            f"model.weights={uri} does not hold {'timm' if is_timm(model.name) else 'torchvision'}'s weights of this backbone "
-            f"({'; '.join(sorted(wrong)[:3])}; {len(wrong)} in all). Use the file of the network that model.name names, with "
-            "model.num_experts=1."
+            f"model.weights={uri} does not hold {library}'s weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
+            f"{len(wrong)} in all). Use the file of the network that model.name names{alone}."
         )
     ckpt.refuse_bad_weights(f"model.weights={uri}", known)
     mine = {name: value.cpu() for name, value in own.items()}  # sent to all ranks, which have different devices
