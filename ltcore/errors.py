@@ -160,12 +160,14 @@ def within(interval: str, what: str = "", /, **values: float | None) -> None:
             raise ValueError(f"{name} must be {f'{what} ' if what else ''}in {interval}, got {value}")
 
 
-def one_of(allowed: Iterable[object], **values: object) -> None:
-    """Refuses a value that is not one of those allowed."""
+def one_of(allowed: Iterable[object], beginning: str = "", /, **values: object) -> None:
+    """Refuses a value that is not one of those allowed, nor begins with ``beginning``, if that is given."""
     known = tuple(allowed)
     for name, value in values.items():
-        if value is not None and value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+        if value is None or value in known or (beginning and str(value).startswith(beginning)):
+            continue
+        shown = [*map(str, known), *([f"{beginning}..."] if beginning else [])]
+        raise ValueError(f"{name} must be one of {', '.join(shown)}, got {value!r}")
 
 
 def different(what: str, **values: Sequence[object] | None) -> None:

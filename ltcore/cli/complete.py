@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ltcore.cli import export_parsers, glt_parser, parsers, shards_parser
 from ltcore.cli.parser import DESCRIBE, Described
 from ltcore.config import keys
+from ltcore.models import timm_names
 
 _WITH_RUN_KEYS = ("train", "tune", "show")
 
@@ -29,7 +30,7 @@ _ltcore() {
         head="${current%"${current##*[=:]}"}"
         COMPREPLY=("${COMPREPLY[@]#"$head"}")
     fi
-    [[ "${COMPREPLY[*]}" == *= ]] && compopt -o nospace 2>/dev/null
+    [[ "${COMPREPLY[*]}" == *[=:] ]] && compopt -o nospace 2>/dev/null
 }
 complete -o default -F _ltcore ltcore
 """
@@ -39,10 +40,10 @@ _ltcore() {
     local -a found open
     found=("${(@f)$("${words[1]}" completion --words "${(@)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)}")
     found=(${found:#})
-    open=(${(M)found:#*=})
+    open=(${(M)found:#*[=:]})
     (( $#found )) || { _files; return }
     compadd -Q -S '' -a open
-    found=(${found:#*=})
+    found=(${found:#*[=:]})
     compadd -Q -a found
 }
 (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
@@ -119,9 +120,13 @@ def _values(action: argparse.Action) -> list[str]:
 
 def _words(command: str, parser: argparse.ArgumentParser, current: str) -> list[str]:
     """Returns the words that are no flags, as far as they can be known."""
-    key, equals, _ = current.partition("=")
+    key, equals, typed = current.partition("=")
     if command in _WITH_RUN_KEYS:
-        return [f"{key}={value}" for value in _values_of(key)] if equals else [*_packaged("recipe"), *_keys(command)]
+        return (
+            [f"{key}={value}" for value in _values_of(key, typed)]
+            if equals
+            else [*_packaged("recipe"), *_keys(command)]
+        )
     if command == "keys":
         return [key for key, _ in keys.find(None)]
     choices = [action.choices for action in parser._actions if not action.option_strings and action.choices]
@@ -146,7 +151,7 @@ def _off_and_on(section: keys.Section, prefix: str = "") -> Iterator[str]:
             yield from _off_and_on(field, f"{prefix}{name}.")
 
 
-def _values_of(key: str) -> list[str]:
+def _values_of(key: str, typed: str) -> list[str]:
     if key.startswith("sweep.space."):
         from ltcore.config.space import LISTS, RANGES
 
@@ -158,6 +163,8 @@ def _values_of(key: str) -> list[str]:
     leaf = dict(keys.find(None)).get(key)
     if leaf is None:
         return []
+    if leaf.allowed.beginning == timm_names.PREFIX:
+        return [*map(str, leaf.allowed.choices), *timm_names.complete(typed)]
     listed = [str(choice) for choice in leaf.allowed.choices] or (["true", "false"] if leaf.type == "bool" else [])
     return [*listed, "null"] if leaf.type.endswith("| None") else listed
 

@@ -78,7 +78,9 @@ def _type(leaf: Leaf) -> Schema:
     parts = _UNION.split(leaf.type)
     null = [{"type": "null"}] * ("None" in parts)
     if leaf.allowed.choices:
-        return {"enum": [*leaf.allowed.choices, *([None] if null else [])]}
+        listed = {"enum": [*leaf.allowed.choices, *([None] if null else [])]}
+        begins = {"type": "string", "pattern": f"^{leaf.allowed.beginning}"}
+        return {"anyOf": [listed, begins]} if leaf.allowed.beginning else listed
     nested = [part for part in parts if "[" in part]
     plain = [_TYPES[part] for part in parts if "[" not in part]
     if not nested:

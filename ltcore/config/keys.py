@@ -71,6 +71,8 @@ class Allowed:
 
     choices: tuple[Any, ...] = ()
     """All of them; (): they are not listed."""
+    beginning: str = ""
+    """Besides these, anything that begins so; '': nothing."""
     interval: str = ""
     """As in mathematics: '[0, 1)', '(0, inf)'; '': nothing is known."""
 
@@ -306,7 +308,8 @@ class _Module:
         entries = expr.keys if isinstance(expr, ast.Dict) else getattr(expr, "elts", None)
         if entries is None:
             raise TypeError(f"{self.file}: {ast.unparse(expr)} is no list")
-        return Allowed(choices=tuple(module.constant(entry) for entry in entries if entry is not None))
+        choices = tuple(module.constant(entry) for entry in entries if entry is not None)
+        return Allowed(choices, beginning=self.constant(args[1]) if len(args) > 1 else "")
 
     def constant(self, expr: ast.AST) -> Any:
         """Returns the value of a default."""

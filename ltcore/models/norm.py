@@ -33,6 +33,7 @@ class _GhostBatchNorm(_BatchNorm):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    momentum: float
 
     def __init__(self, num_features: int, group: int) -> None:
         super().__init__(num_features, momentum=_MOMENTUM)
@@ -51,7 +52,7 @@ class _GhostBatchNorm(_BatchNorm):
         mean_GC = self.running_mean.repeat(len(parts), 1)
         var_GC = self.running_var.repeat(len(parts), 1)
         normed = [
-            F.batch_norm(part, mean_GC[g], var_GC[g], self.weight, self.bias, True, _MOMENTUM, self.eps)
+            F.batch_norm(part, mean_GC[g], var_GC[g], self.weight, self.bias, True, self.momentum, self.eps)
             for g, part in enumerate(parts)
         ]
         with torch.no_grad():
@@ -84,6 +85,11 @@ def norm2d(group: int | None) -> NormFactory:
 def norm1d(group: int | None) -> NormFactory:
     """Returns a builder of ``nn.BatchNorm1d`` for None, of ``GhostBatchNorm1d`` for a group size."""
     return nn.BatchNorm1d if group is None else partial(GhostBatchNorm1d, group=group)
+
+
+def has_ghost_norm(net: nn.Module) -> bool:
+    """Tells whether ``model.ghost_batch`` acts on any part of the network."""
+    return any(isinstance(module, _GhostBatchNorm) for module in net.modules())
 
 
 def running_stats(net: nn.Module) -> list[Tensor]:

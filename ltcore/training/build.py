@@ -13,8 +13,10 @@ from ltcore import dist
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import Loader
+from ltcore.errors import ConfigError
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet
+from ltcore.models.norm import has_ghost_norm
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
@@ -116,7 +118,13 @@ def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: in
     The objective needs the network's sizes, and the network the outputs that the objective requires.
     """
     probe = LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed)
-    dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims)
+    dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims, probe.fmap_dim)
     objective = Objective(cfg.objective, stats, dims, cfg.seed)  # type: ignore[arg-type]
     needs = objective.needs - {"key", "twin", "second"}
-    return (LongTailNet(cfg.model, num_classes, needs, cfg.seed) if needs else probe), objective
+    net = LongTailNet(cfg.model, num_classes, needs, cfg.seed) if needs else probe
+    if cfg.model.ghost_batch is not None and not has_ghost_norm(net):
+        raise ConfigError(
+            f"model.ghost_batch={cfg.model.ghost_batch} has no effect on {cfg.model.name}, which has no batch norm. Set it to "
+            "null."
+        )
+    return net, objective

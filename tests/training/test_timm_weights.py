@@ -1,0 +1,200 @@
+"""Weights of networks of timm: from its cache, by tag, or from a file, and none by accident."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ltcore.errors import CheckpointError
+from ltcore.models import timm_weights
+from ltcore.models.ema import EmaCopy
+from ltcore.models.net import LongTailNet, ModelConfig
+from ltcore.models.timm_backbone import pretrained_config
+from ltcore.models.weights import at_hand, published_file
+from ltcore.stats import ClassStats
+from ltcore.training.build import Components, build_modules
+from ltcore.training.context import StopRequested
+from ltcore.training.init_from import start_from, weights_file
+from ltcore.training.step import TrainStep
+from tests.training.runs import StopAfter, run, tiny_run
+
+timm = pytest.importorskip("timm")
+PLACE = "weights/timm/test_vit.r160_in1k/model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder of a node that has no weights and no network."""
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setenv("LTCORE_CACHE", str(tmp_path / "node"))
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    return tmp_path / "node"
+
+
+def state_of(name: str, **options: object) -> dict[str, Tensor]:
+    """Weights of timm's network with a classifier, none of them as a new network has them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = timm.create_model(name, **options).state_dict()
+        return {k: v + torch.rand_like(v) / 100 if v.is_floating_point() else v for k, v in state.items()}
+
+
+def parts_of(model: ModelConfig) -> Components:
+    cfg = tiny_run().replace({"model.name": model.name, "model.weights": model.weights})
+    net, objective = build_modules(cfg, 4, ClassStats(torch.tensor([4, 3, 2, 1]), ("many",) * 4), 10)
+    step = TrainStep(net, objective, EmaCopy(net, 0.5, buffers="own"), None)
+    return Components(step, step, None, EmaCopy(net, 0.9, buffers="copy"), None)  # type: ignore[arg-type]
+
+
+def start(name: str, weights: str) -> tuple[Components, dict[str, object]]:
+    parts = parts_of(ModelConfig(name=name, weights=weights))
+    cfg = tiny_run().replace({"model.name": name, "model.weights": weights})
+    return parts, start_from(cfg, parts, ("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_a_file_gives_the_backbone_and_no_classifier(tmp_path: Path, name: str, ending: str) -> None:
+    """Also to the key encoder and the average; features are bitwise those of timm with the same file."""
+    state, file = state_of(name), tmp_path / f"file{ending}"
+    if ending == ".pth":
+        torch.save({"state_dict": state}, file)
+    else:
+        save_file(state, file)
+    before = LongTailNet(ModelConfig(name=f"timm:{name}"), 4, frozenset(), 0).state_dict()
+    parts, origin = start(f"timm:{name}", str(file))
+    assert origin == {"weights": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert parts.step.key is not None and parts.average is not None
+    for net in (parts.step.net, parts.step.key.net, parts.average.net):
+        found = net.state_dict()
+        assert all(torch.equal(v, state[k.removeprefix("backbone.net.")]) for k, v in found.items() if "backbone" in k)
+        assert torch.equal(found["heads.0.weight"], before["heads.0.weight"])
+    theirs = timm.create_model(name)
+    theirs.load_state_dict(state)
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        seen = theirs.eval().forward_head(theirs.forward_features(images), pre_logits=True)
+        assert torch.equal(parts.step.net.eval()(images).features_BD, seen)
+
+
+def test_position_embeddings_of_another_size_are_resampled_by_timm(tmp_path: Path) -> None:
+    state = state_of("test_vit", img_size=64)
+    save_file(state, tmp_path / "small.safetensors")
+    parts, _ = start("timm:test_vit", str(tmp_path / "small.safetensors"))
+    theirs = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
+    found = parts.step.net.state_dict()["backbone.net.pos_embed"]
+    assert state["pos_embed"].shape == (1, 17, 64) and found.shape == (1, 101, 64)
+    assert torch.equal(found, theirs.pos_embed)
+
+
+def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file.safetensors"
+
+    def refusal(name: str = "test_efficientnet", drop: str = "", **extra: Tensor) -> str:
+        state = {key: value for key, value in (state_of(name) | extra).items() if key != drop}
+        save_file(state, file)
+        with pytest.raises(CheckpointError) as found:
+            start("timm:test_efficientnet", str(file))
+        assert "\n" not in str(found.value) and f"model.weights={file} " in str(found.value)
+        return str(found.value)
+
+    assert "(conv_stem.weight: (2,) there, (24, 3, 3, 3) expected; 1 in all)" in refusal(
+        **{"conv_stem.weight": torch.ones(2)}
+    )
+    assert "(bn2.bias: nothing there, (256,) expected; 1 in all)" in refusal(drop="bn2.bias")
+    assert "(more.weight: not part of it; 1 in all)" in refusal(**{"more.weight": torch.ones(2)})
+    assert "does not hold timm's weights of this backbone" in refusal("test_resnet")
+    assert "not finite (bn2.bias)" in refusal(**{"bn2.bias": torch.full((256,), float("nan"))})
+    file.write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"file.safetensors is not a file of tensors"):
+        start("timm:test_efficientnet", str(file))
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"file.safetensors does not exist"):
+        start("timm:test_efficientnet", str(file))
+
+
+@pytest.mark.parametrize("weights", ["default", "r160_in1k"])
+def test_published_weights_are_taken_from_this_node_or_it_says_what_to_fetch(node: Path, weights: str) -> None:
+    model = ModelConfig(name="timm:test_vit", weights=weights)
+    with pytest.raises(CheckpointError) as found:
+        weights_file(model)
+    said = str(found.value)
+    assert said.startswith(
+        f"model.weights={weights}: model.safetensors or pytorch_model.bin of the repository timm/test_vit.r160_in1k is not on "
+    )
+    assert f"put it to {node / PLACE}, or set model.weights" in said and "://" not in said
+    assert not at_hand("timm:test_vit") and published_file("timm:test_vit") == node / PLACE
+    (node / PLACE).parent.mkdir(parents=True)
+    save_file(state_of("test_vit"), node / PLACE)
+    assert at_hand("timm:test_vit") and weights_file(model) == str(node / PLACE)
+    assert start("timm:test_vit", weights)[1]["weights"] == str(node / PLACE)
+
+
+def test_weights_are_downloaded_once(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that is preferred, or the other where the repository lacks it."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    asked: list[str] = []
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        asked.append(f"{repository}/{file}")
+        if file.endswith(".safetensors"):
+            raise EntryNotFoundError("not there")
+        (node / PLACE).parent.mkdir(parents=True)
+        torch.save(state_of("test_vit"), (node / PLACE).with_name(file))
+        return str((node / PLACE).with_name(file))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    files = {timm_weights.fetched("timm:test_vit", "default") for _ in range(3)}
+    assert files == {(node / PLACE).with_name("pytorch_model.bin")}
+    assert asked == [f"timm/test_vit.r160_in1k/{file}" for file in ("model.safetensors", "pytorch_model.bin")]
+    assert start("timm:test_vit", "default")[1]["weights"] == str(*files)
+
+
+def test_a_network_without_published_weights_says_so() -> None:
+    assert timm_weights.published("timm:vit_base_patch16_18x2_224") is None
+    with pytest.raises(
+        CheckpointError, match=r"model.weights=default: timm publishes no weights of timm:vit_base_patch16_18x2"
+    ):
+        weights_file(ModelConfig(name="timm:vit_base_patch16_18x2_224", weights="default"))
+
+
+def test_what_timm_says_of_weights_is_known_without_the_network() -> None:
+    clip = pretrained_config("timm:vit_base_patch16_clip_224", "openai")
+    assert (clip["tag"], clip["input_size"], clip["interpolation"]) == ("openai", (3, 224, 224), "bicubic")
+    assert clip["mean"] == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+    assert pretrained_config("timm:test_vit.r160_in1k", "/x/file.pth")["tag"] == "r160_in1k"
+
+
+@pytest.fixture
+def training(tiny_shards: str, tmp_path: Path) -> tuple[dict[str, object], Path]:
+    file = tmp_path / "file.safetensors"
+    save_file(state_of("test_efficientnet"), file)
+    return {"model__name": "timm:test_efficientnet", "model__weights": str(file), "data__image_size": 32}, file
+
+
+def test_a_run_notes_the_hash_and_continues_with_the_same_weights_alone(
+    training: tuple[dict[str, object], Path], tiny_shards: str, tmp_path: Path
+) -> None:
+    changes, file = training
+    cfg, run_dir = tiny_run(train__epochs=2, **changes), tmp_path / "run"
+    own = file.read_bytes()
+    with pytest.raises(StopRequested):
+        run(cfg, tiny_shards, run_dir, StopAfter(0))
+    save_file(state_of("test_efficientnet") | {"bn2.bias": torch.ones(256)}, file)
+    with pytest.raises(CheckpointError, match=r"started from weights with sha256 .*, now model.weights=.* leads to"):
+        run(cfg, tiny_shards, run_dir)
+    file.unlink()  # what the run continues with is in its checkpoint
+    record = run(cfg, tiny_shards, run_dir)
+    assert record["status"] == "finished" and record["weights_sha256"] == hashlib.sha256(own).hexdigest()
+    file.write_bytes(own + b"\0")
+    with pytest.raises(CheckpointError, match=r"leads to"):
+        run(cfg, tiny_shards, run_dir)
