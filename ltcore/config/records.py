@@ -49,6 +49,21 @@ class Hardware(JsonRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputRecord(JsonRecord):
+    """How images are prepared for the network; fields as the keys of ``data``."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str | None
+    """None: bilinear by torch."""
+    crop_fraction: float
+    crop_mode: str
+    sources: Mapping[str, str]
+    """Field -> 'key' (a key says otherwise than the weights), 'weights', 'data set' or 'default'."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedData(JsonRecord):
     """The data that a run was trained on."""
 
@@ -66,6 +81,8 @@ class TrainedData(JsonRecord):
     """Side in pixels at which images are decoded."""
     loader: str
     loader_reason: str
+    input: InputRecord | None = None
+    """None of runs that began before it was recorded."""
 
     def __post_init__(self) -> None:
         for name, values in (("shot_groups", self.shot_groups), ("class_counts", self.class_counts)):
@@ -333,6 +350,8 @@ class SweepRecord(StoredRecord):
     """Of one training."""
     weights: str | None = None
     """``model.weights`` of the recipe, as decided when the sweep began."""
+    input: Mapping[str, Any] | None = None
+    """Keys of ``data`` that the weights filled then, flat."""
     engine: str
     hardware: Hardware
     created_at: datetime.datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,9 +13,39 @@ from ltcore.models.registry import MODELS
 AUTO, DEFAULT = "auto", "default"
 """Values of ``model.weights`` that name no file: the published weights if they are at hand, and these or nothing."""
 WEIGHT_FILES = (".pth", ".pt")
-IMAGENET_PX = 224
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the images that published weights were trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInput:
+    """The images that weights were trained for. The fields are those of the same name in ``data``."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str | None
+    crop_fraction: float | None
+    crop_mode: str | None
+
+
+IMAGENET = WeightsInput(
+    image_size=224,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    interpolation="bilinear",
+    crop_fraction=224 / 256,
+    crop_mode="center",
+)
+"""Of all weights that torchvision publishes for the backbones here."""
+
+
+def expected_input(name: str, weights: str | None) -> WeightsInput | None:
+    """Returns what the backbone's weights expect images to be; None of drawn weights, and where nobody knows it.
+
+    ``weights`` is ``model.weights`` once it is settled.
+    """
+    if weights in (None, AUTO):
+        return None
+    return IMAGENET if MODELS[name].weights else None
 
 
 def published_file(model: str) -> Path | None:

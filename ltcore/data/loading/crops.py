@@ -29,7 +29,13 @@ class Cropped:
     """(top, left, height, width) in pixels of the originals."""
 
 
-def cut(images: Iterable[tuple[Pixels, Size]], draws: CropDraws, num_rows: int, image_size: int) -> Cropped:
+def cut(
+    images: Iterable[tuple[Pixels, Size]],
+    draws: CropDraws,
+    num_rows: int,
+    image_size: int,
+    interpolation: str | None = None,
+) -> Cropped:
     """Cuts one canvas per view out of each image.
 
     The images are in batch order, each with the size of its original.
@@ -41,7 +47,7 @@ def cut(images: Iterable[tuple[Pixels, Size]], draws: CropDraws, num_rows: int, 
     for position, (image_3hw, original) in enumerate(images):
         for view, box in enumerate(draws.boxes(position, original)):
             here = scaled(box, original, size_of(image_3hw))
-            made.canvases_VB3SS[view, position] = resample(image_3hw, here, (image_size, image_size))
+            made.canvases_VB3SS[view, position] = resample(image_3hw, here, (image_size, image_size), interpolation)
             made.boxes_VB4[view, position] = box
     return made
 
@@ -53,10 +59,12 @@ def decode_crops(
     image_size: int,
     draws: CropDraws,
     bad: BadSamples | None,
+    interpolation: str | None = None,
 ) -> Cropped:
     """Cuts one canvas per view of each sample out of its original; ``bad`` as for ``decode_each``."""
     images = decode_each(store, split, index_n, decode_image, bad)
-    return cut(((image_3HW, size_of(image_3HW)) for image_3HW in images), draws, len(index_n), image_size)
+    sized = ((image_3HW, size_of(image_3HW)) for image_3HW in images)
+    return cut(sized, draws, len(index_n), image_size, interpolation)
 
 
 class CropDraws:
