@@ -2,8 +2,9 @@
 
 An entry is a folder ``canvases/<manifest hash>-<split>-<image size and framing>/`` with the raw uint8 array and
 ``meta.json``. It is filled aside under a lock, so that of several processes one does the work, and renamed when it is
-complete: a killed fill leaves a ``.partial`` folder that is never read and that the next fill removes. ``ltcore.data.loading.original_cache`` keeps whole
-images in entries beside these, under the same cap. Each row has a checksum (``ltcore.data.loading.checksums``).
+complete: a killed fill leaves a ``.partial`` folder that is never read and that the next fill removes.
+``ltcore.data.loading.original_cache`` keeps whole images in entries beside these, under the same cap. Each row has a
+checksum (``ltcore.data.loading.checksums``).
 """
 
 from __future__ import annotations
