@@ -197,6 +197,8 @@ class RunRecord(StoredRecord):
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
     """Where ``train.init_from`` or ``model.weights`` took the weights."""
+    weights_sha256: str | None = None
+    """Hash of the file of ``model.weights``, with which the run continues to be compared."""
     starts: tuple[Start, ...] | None = None
     """Every start of the run, the first one first; None of stage 2, which always starts from its beginning."""
     stage1: Stage1 | None = None

@@ -29,7 +29,7 @@ from ltcore.data.loading.class_sampling import CLASS_AWARE, SAMPLINGS
 from ltcore.errors import at_least, one_of, plain_name, positive, within
 from ltcore.evaluation.catalog import NCM, VALIDATION
 from ltcore.models.net import ModelConfig
-from ltcore.models.registry import MODELS
+from ltcore.models.registry import stages
 from ltcore.models.weights import WEIGHT_FILES
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
@@ -316,9 +316,13 @@ class RunConfig:
             )
 
     def _check_layers(self) -> None:
-        known = ("final", *MODELS[self.model.name].stages)
         for name, cfg in self.objective.active_terms().items():
-            unknown = [layer for layer in getattr(cfg, "layers", None) or () if layer not in known]
+            asked = [layer for layer in getattr(cfg, "layers", None) or () if layer != "final"]
+            known = (
+                "final",
+                *(stages(self.model.name, self.model.weights) if asked else ()),
+            )  # of timm's it takes a second
+            unknown = [layer for layer in asked if layer not in known]
             if unknown:
                 raise ValueError(
                     f"objective.terms.{name}.layers={','.join(cfg.layers)} does not go with model.name={self.model.name}, "

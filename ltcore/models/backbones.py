@@ -35,13 +35,16 @@ class Backbone(nn.Module):
         self.trunk = trunk
         self.branches = nn.ModuleList(branches)
         self.expert_dim = expert_dim
-        """Channels of one expert's feature map."""
+        """Length of one expert's features."""
         self.stage_dims = stage_dims
         """Channels after each stage except the last, by name: module ``layer<k>`` is 'stage<k>'. For a stage that every
         expert has, the sum over experts.
         """
         self.conv_fan = conv_fan
-        """'fan_in' or 'fan_out': the fan in the published He initialization of this network."""
+        """'fan_in' or 'fan_out': the fan in the published He initialization of this network; '': it has drawn its values itself.
+        """
+        self.fmap_dim = expert_dim
+        """Channels of one expert's feature map."""
         self.min_px = min_px
         """Smallest image height and width that the network accepts."""
 
@@ -69,6 +72,16 @@ class Backbone(nn.Module):
         shared = _through(self.trunk, images_BCHW, kept)
         fmaps = [_through(branch, shared, kept) for branch in self.branches]
         return fmaps, {name: torch.cat(parts, 1) for name, parts in kept.items()}
+
+    def outputs(
+        self, images_BCHW: Tensor, asked: frozenset[str]
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """Returns each expert's pooled features [B, expert_dim], and what ``with_stages`` returns.
+
+        ``asked`` names stages, and 'fmap' where the feature maps are used for more than pooling.
+        """
+        fmaps, stage_fmaps = self.with_stages(images_BCHW, asked)
+        return [pool(fmap_BDhw) for fmap_BDhw in fmaps], fmaps, stage_fmaps
 
 
 def _through(part: nn.Module, x: Tensor, kept: dict[str, list[Tensor]]) -> Tensor:

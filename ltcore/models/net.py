@@ -19,7 +19,8 @@ from ltcore.errors import at_least, one_of, positive, within
 from ltcore.models.backbones import pool, split_last_block
 from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHead
 from ltcore.models.norm import norm1d, norm2d
-from ltcore.models.registry import MODELS
+from ltcore.models.registry import MODELS, builder
+from ltcore.models.timm_names import check_name, check_tag, is_tag, is_timm
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES
 from ltcore.uris import check_uris
 
@@ -37,12 +38,13 @@ class ModelConfig:
     """The network."""
 
     name: str = "resnet32"
-    """Backbone (``ltcore methods``)."""
+    """Backbone (``ltcore methods``), or any network of timm, 'timm:resnet50'. A tag behind it ('timm:resnet50.a1_in1k') says
+    which of timm's weights ``weights`` auto and default are."""
     weights: str | None = None
     """Initial weights of the backbone; the classifier is always drawn by ``seed``. null: drawn, too. 'auto': the published
-    ImageNet weights if their file is in torch's hub cache, else null; when the run starts it says which. 'default': these,
-    or an error. Or a file (.pth, .pt) of torchvision's weights of this backbone, as an absolute path or URI. Nothing is
-    downloaded."""
+    weights if their file is on this machine, else null; when the run starts it says which. 'default': these, or an error; of
+    a network of timm they are downloaded. Or the tag of other weights of timm ('augreg_in21k'), or a file (.pth, .pt,
+    .safetensors) with the names of torchvision or timm for this backbone, as an absolute path or URI."""
     head: str = "linear"
     """Classifier: 'linear' (with bias), 'cosine' or 'tde' (cosine whose evaluation leaves out what all features share)."""
     cosine_scale: float = 16.0
@@ -73,7 +75,10 @@ class ModelConfig:
     """
 
     def __post_init__(self) -> None:
-        one_of(sorted(MODELS), name=self.name)
+        if is_timm(self.name):
+            self._check_timm()
+        else:
+            one_of(sorted(MODELS), name=self.name)
         self._check_weights()
         one_of(sorted(HEADS), head=self.head)
         positive(cosine_scale=self.cosine_scale)
@@ -91,9 +96,21 @@ class ModelConfig:
         at_least(1, projection_dim=self.projection_dim)
         at_least(2, ghost_batch=self.ghost_batch)
 
+    def _check_timm(self) -> None:
+        check_name(self.name)
+        if self.num_experts > 1 or self.bilateral:
+            key = "bilateral=true" if self.bilateral else f"num_experts={self.num_experts}"
+            raise ValueError(
+                f"{key} does not go with name={self.name}, as networks of timm do not branch. Choose one of {', '.join(MODELS)}"
+            )
+
     def _check_weights(self) -> None:
         check_uris(weights=self.weights)
-        if self.weights == DEFAULT and not MODELS[self.name].weights:
+        if is_timm(self.name):
+            if self.weights is not None and is_tag(self.weights):
+                check_tag(self.name, self.weights)
+                return
+        elif self.weights == DEFAULT and not MODELS[self.name].weights:
             raise ValueError(
                 f"weights={DEFAULT}: no weights of {self.name} are published. Set it to null or give a file"
             )
@@ -133,11 +150,14 @@ class LongTailNet(nn.Module):
         with torch.random.fork_rng(
             devices=[]
         ):  # torch's own initialization, overwritten below, must not use up numbers
-            plain = MODELS[cfg.name].build(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
+            torch.default_generator.manual_seed(rng.hash64(seed, "init", f"{scope}backbone") >> 1)  # for timm
+            plain = builder(cfg.name, cfg.weights)(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
             self.backbone = split_last_block(plain) if cfg.bilateral else plain
             dim = self.backbone.expert_dim * (2 if cfg.bilateral else 1)
             self.feature_dim = dim * cfg.num_experts
             """D, the length of the experts' concatenated features."""
+            self.fmap_dim = self.backbone.fmap_dim * (self.feature_dim // self.backbone.expert_dim)
+            """Channels of the experts' concatenated feature maps."""
             self.stage_dims = self.backbone.stage_dims
             build_head = HEADS[cfg.head].build
             self.heads = nn.ModuleList(
@@ -157,8 +177,7 @@ class LongTailNet(nn.Module):
         Only convolutions run in a half type, because a bfloat16 logit has a relative error of 2^-9.
         """
         asked = frozenset(need.removeprefix(MAP) for need in self.needs)
-        fmaps, stage_fmaps = self.backbone.with_stages(images_BCHW, asked)
-        features = [pool(fmap_BDhw) for fmap_BDhw in fmaps]
+        features, fmaps, stage_fmaps = self.backbone.outputs(images_BCHW, asked)
         with torch.autocast(images_BCHW.device.type, enabled=False):
             features_BD = torch.cat(features, 1) if len(features) > 1 else features[0]
             shares = features_BD.chunk(len(self.heads), 1)
@@ -195,10 +214,12 @@ def init_parameters_(net: nn.Module, seed: int, conv_fan: str, scope: str = "") 
     Weights are He normal, N(0, 2 / fan): for convolutions the fan is ``conv_fan`` ('fan_in' or 'fan_out'), as in each
     network's paper code; for linear and cosine layers it is the number of inputs. Biases are 0, norm weights 1.
 
-    Raises TypeError for a kind of module without a rule, so that no parameter keeps a value of torch's global
-    generator.
+    Without a ``conv_fan`` the backbone keeps its values. Raises TypeError for a kind of module without a rule, so that no
+    parameter keeps a value of torch's global generator.
     """
     for prefix, module in net.named_modules():
+        if not conv_fan and prefix.startswith("backbone."):
+            continue
         for local, parameter in module.named_parameters(recurse=False):
             if local == "bias":
                 parameter.zero_()

@@ -33,6 +33,7 @@ class _GhostBatchNorm(_BatchNorm):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    momentum: float
 
     def __init__(self, num_features: int, group: int) -> None:
         super().__init__(num_features, momentum=_MOMENTUM)
@@ -51,7 +52,7 @@ class _GhostBatchNorm(_BatchNorm):
         mean_GC = self.running_mean.repeat(len(parts), 1)
         var_GC = self.running_var.repeat(len(parts), 1)
         normed = [
-            F.batch_norm(part, mean_GC[g], var_GC[g], self.weight, self.bias, True, _MOMENTUM, self.eps)
+            F.batch_norm(part, mean_GC[g], var_GC[g], self.weight, self.bias, True, self.momentum, self.eps)
             for g, part in enumerate(parts)
         ]
         with torch.no_grad():

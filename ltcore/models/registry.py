@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ltcore.models.backbones import BuildBackbone, cifar_resnet, torchvision_resnet
+from ltcore.models.timm_backbone import stage_names, timm_backbone
+from ltcore.models.timm_names import is_timm
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,13 @@ MODELS: dict[str, Row] = {
         weights="ResNeXt50_32X4D_Weights.IMAGENET1K_V1",
     ),
 }
+
+
+def builder(name: str, weights: str | None) -> BuildBackbone:
+    """Returns the builder of a network of ``MODELS`` or, by 'timm:', of timm, shaped for ``weights`` but without their values."""
+    return timm_backbone(name, weights) if is_timm(name) else MODELS[name].build
+
+
+def stages(name: str, weights: str | None) -> tuple[str, ...]:
+    """Returns the names of the stages before the last of a network of ``MODELS`` or of timm."""
+    return stage_names(name, weights) if is_timm(name) else MODELS[name].stages

@@ -15,6 +15,9 @@ from ltcore.errors import nearest
 
 PREFIX = "timm:"
 """Beginning of the name of a network of timm: ``timm:resnet50``, or with the tag of its weights ``timm:resnet50.a1_in1k``."""
+NO_TAG = ("auto", "default")
+FILES = (".pth", ".pt", ".safetensors")
+"""Endings of files of weights."""
 INSTALL = "uv add 'ltcore[timm]' (or pip install 'ltcore[timm]')"
 _NETWORK = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
 _WEIGHTS = re.compile(r"""^\s+['"](\w+\.[\w.-]+)\*?['"]:\s""", re.MULTILINE)
@@ -29,6 +32,11 @@ def split_name(name: str) -> tuple[str, str]:
     """Returns network and tag of 'timm:network.tag', with or without 'timm:'; the tag is '' where none is named."""
     network, _, tag = name.removeprefix(PREFIX).partition(".")
     return network, tag
+
+
+def is_tag(weights: str) -> bool:
+    """Tells whether ``model.weights`` names published weights of timm: not a word of ours, and not a file."""
+    return weights not in NO_TAG and "/" not in weights and not weights.startswith("~") and not weights.endswith(FILES)
 
 
 def _folder() -> Path | None:
@@ -69,7 +77,36 @@ def check_name(name: str) -> None:
     """Raises ValueError where timm, or its network ``timm:...``, is not there."""
     if not is_installed():
         raise ValueError(f"name={name} needs timm, which is not installed. Install it with {INSTALL}")
-    network, _ = split_name(name)
+    network, tag = split_name(name)
     if network not in networks():
         close = nearest(network, networks()).replace("mean ", f"mean {PREFIX}").replace(", ", f", {PREFIX}")
         raise ValueError(f"name={name} is no network of the installed timm.{close}")
+    if tag and not _has_weights(network, tag):
+        raise ValueError(f"name={name}: {_unknown(network, tag)}")
+
+
+def check_tag(name: str, tag: str) -> None:
+    """Raises ValueError where a network of timm has no published weights of that tag, or ``name`` has another tag."""
+    network, own = split_name(name)
+    if own not in ("", tag):
+        raise ValueError(f"weights={tag} contradicts name={name}: name the weights once")
+    if not _has_weights(network, tag):
+        raise ValueError(f"weights={tag}: {_unknown(network, tag)}")
+
+
+def _has_weights(network: str, tag: str) -> bool:
+    full = f"{network}.{tag}"
+    if full in _names()[1]:
+        return True
+    import timm  # a few tags are made by its code
+
+    return full in timm.list_models(f"{network}.*", include_tags=True)
+
+
+def _unknown(network: str, tag: str) -> str:
+    import timm
+
+    known = [split_name(each)[1] for each in timm.list_models(f"{network}.*", include_tags=True)]
+    known = sorted(filter(None, known))
+    said = f"Known: {', '.join(known)}" if known else "None are published"
+    return f"timm has no such weights of {network}.{nearest(tag, known)} {said}"

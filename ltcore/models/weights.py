@@ -1,4 +1,7 @@
-"""Published weights of a backbone: which file they are, and whether it is at hand. Nothing here uses the network."""
+"""Published weights of a backbone: which file they are, whether it is at hand, and what images they expect.
+
+Nothing here downloads anything.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,15 @@ from urllib.parse import urlsplit
 
 import torch
 
+from ltcore.errors import ConfigError
+from ltcore.framing import INTERPOLATIONS
+from ltcore.models import timm_weights
 from ltcore.models.registry import MODELS
+from ltcore.models.timm_names import FILES, is_timm
 
 AUTO, DEFAULT = "auto", "default"
 """Values of ``model.weights`` that name no file: the published weights if they are at hand, and these or nothing."""
-WEIGHT_FILES = (".pth", ".pt")
+WEIGHT_FILES = FILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +52,38 @@ def expected_input(name: str, weights: str | None) -> WeightsInput | None:
     """
     if weights in (None, AUTO):
         return None
-    return IMAGENET if MODELS[name].weights else None
+    return _of_timm(name, weights) if is_timm(name) else IMAGENET if MODELS[name].weights else None
+
+
+def _of_timm(name: str, weights: str | None) -> WeightsInput:
+    from ltcore.models.timm_backbone import pretrained_config  # it imports timm
+
+    found = pretrained_config(name, weights)
+    _, height, width = found["input_size"]
+    interpolation = found["interpolation"]
+    if height != width or interpolation not in INTERPOLATIONS:
+        raise ConfigError(
+            f"model.weights={weights}: those of {name} expect images of {height}x{width} px, resized by {interpolation}, which "
+            f"are made neither of rectangles nor by other ways than {', '.join(INTERPOLATIONS)}. Choose other weights, or null."
+        )
+    return WeightsInput(
+        image_size=height,
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+        interpolation=interpolation,
+        crop_fraction=found["crop_pct"] or IMAGENET.crop_fraction,
+        crop_mode=found["crop_mode"] or "center",
+    )
 
 
 def published_file(model: str) -> Path | None:
-    """Returns where torch keeps the published weights of a backbone once they are downloaded.
+    """Returns the file of the published weights of a backbone, or where it would be.
 
     None for a backbone without any.
     """
+    if is_timm(model):
+        found = timm_weights.published(model)
+        return None if found is None else found.at_hand() or found.place
     if not (name := MODELS[model].weights):
         return None
     from torchvision.models import get_weight  # it takes a second
@@ -68,5 +99,7 @@ def at_hand(model: str) -> bool:
 
 def download_command(model: str) -> str:
     """Returns the command that fetches the published weights, for a person to run where there is a network."""
+    if is_timm(model):
+        return timm_weights.download_command(model)
     name = MODELS[model].weights
     return f"""python -c "from torchvision.models import get_weight; get_weight('{name}').get_state_dict(check_hash=True)\""""

@@ -14,13 +14,15 @@ class FeatureDims:
     """Sizes by which losses and memories allocate their tensors."""
 
     features: int
-    """D, channels of the last feature map and length of the pooled feature."""
+    """D, length of the pooled feature."""
     projection: int
     """d, length of query and key."""
     num_samples: int
     """N, samples of the training split."""
     stages: Mapping[str, int] = field(default_factory=dict)
     """Length of the pooled features of each earlier stage, by stage name."""
+    fmap: int | None = None
+    """Channels of the last feature map; None: D."""
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: in
     The objective needs the network's sizes, and the network the outputs that the objective requires.
     """
     probe = LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed)
-    dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims)
+    dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims, probe.fmap_dim)
     objective = Objective(cfg.objective, stats, dims, cfg.seed)  # type: ignore[arg-type]
     needs = objective.needs - {"key", "twin", "second"}
     return (LongTailNet(cfg.model, num_classes, needs, cfg.seed) if needs else probe), objective

@@ -165,7 +165,9 @@ def _prepared(predictor: Predictor, cfg: Lpa.Config) -> Prototypes:
     net.needs = needs_of(spec.from_layers)
     most_C = torch.full((len(predictor.classes),), 2**53)  # every image counts as often as it is shown
     stats = ClassStats(most_C, predictor.shot_groups)
-    memory = spec.build(stats, FeatureDims(net.feature_dim, net.projection_dim, 0, net.stage_dims), seed=0)
+    memory = spec.build(
+        stats, FeatureDims(net.feature_dim, net.projection_dim, 0, net.stage_dims, net.fmap_dim), seed=0
+    )
     memory.to(predictor.device)
     return memory
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import socket
 from typing import Any
@@ -12,16 +11,18 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError
+from ltcore.models import timm_weights
 from ltcore.models.net import PROJECTIONS, LongTailNet, ModelConfig
+from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
 from ltcore.objective.memory.centroids import ClassCentroids
-from ltcore.storage import read_bytes
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import Components
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
+from ltcore.training.weights_file import SHA256, node_file, sha256, tensors
 
-_EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+)\.")
+_EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+|net)\.")
 _SAME = (
     "model.name",
     "model.head",
@@ -83,14 +84,16 @@ def _found(
     if cfg.train.init_from is not None:
         return _read(cfg.train.init_from, cfg.to_flat(), classes, own)
     file = weights_file(cfg.model)
-    return ({}, {}) if file is None else read_backbone(file, own)
+    return ({}, {}) if file is None else read_backbone(file, own, cfg.model)
 
 
 def weights_file(model: ModelConfig) -> str | None:
     """Returns the file that ``model.weights`` means on this machine; None where weights are drawn.
 
-    Raises CheckpointError for published weights that are not here.
+    Those that timm publishes are downloaded. Raises CheckpointError for published weights that cannot be had.
     """
+    if is_timm(model.name) and model.weights is not None and (model.weights == DEFAULT or is_tag(model.weights)):
+        return str(timm_weights.fetched(model.name, model.weights))
     if model.weights not in (AUTO, DEFAULT):
         return model.weights
     if at_hand(model.name):
@@ -116,37 +119,57 @@ def pretrained(name: str, weights: str | None, num_classes: int) -> LongTailNet:
     file = weights_file(model)
     if file is None:
         raise ConfigError(f"--weights {weights}: features need weights. Give a file, or default.")
-    net.load_state_dict(read_backbone(file, net.state_dict())[0])
+    net.load_state_dict(read_backbone(file, net.state_dict(), model)[0])
     return net
 
 
-def read_backbone(uri: str, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns ``own`` with the backbone's tensors from a state dict with torchvision's names, and where they came from.
+def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns ``own`` with the backbone's tensors from a file with torchvision's or timm's names, and where they came from.
 
     Every expert gets the same weights. Raises CheckpointError where the file at ``uri`` holds no such tensors.
     """
-    data = io.BytesIO(read_bytes(uri))
+    file = node_file(uri)
     try:
-        theirs = ckpt.read_tensors(data)
+        theirs = tensors(file)
     except Exception as error:  # torch raises any type on foreign bytes
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CheckpointError(f"model.weights={uri} is not a file of tensors ({problem}). Use another file.") from error
+        raise CheckpointError(
+            f"model.weights={uri} is not a file of tensors ({_problem(error)}). Use another file."
+        ) from error
     names = {name: _EXPERT.sub("", name) for name in own if name.startswith("backbone.")}
-    known = theirs if isinstance(theirs, dict) else {}
+    known = _beside_classifier(uri, theirs, model) if isinstance(theirs, dict) else {}
     wrong = [
         f"{name}: {tuple(getattr(known.get(name), 'shape', ())) or 'nothing'} there, {tuple(own[mine].shape)} expected"
         for mine, name in names.items()
         if not name.endswith(".num_batches_tracked") and getattr(known.get(name), "shape", None) != own[mine].shape
     ]
-    wrong += [f"{name}: not part of it" for name in known.keys() - set(names.values()) if not name.startswith("fc.")]
+    wrong += [f"{name}: not part of it" for name in known.keys() - set(names.values())]
     if wrong:
         raise CheckpointError(
-            f"model.weights={uri} does not hold torchvision's weights of this backbone ({'; '.join(sorted(wrong)[:3])}; "
-            f"{len(wrong)} in all). Use the file of the network that model.name names, with model.num_experts=1."
+            f"model.weights={uri} does not hold {'timm' if is_timm(model.name) else 'torchvision'}'s weights of this backbone "
+            f"({'; '.join(sorted(wrong)[:3])}; {len(wrong)} in all). Use the file of the network that model.name names, with "
+            "model.num_experts=1."
         )
     ckpt.refuse_bad_weights(f"model.weights={uri}", known)
     mine = {name: value.cpu() for name, value in own.items()}  # sent to all ranks, which have different devices
-    return mine | {name: known[theirs] for name, theirs in names.items() if theirs in known}, {"weights": uri}
+    loaded = {name: known[theirs] for name, theirs in names.items() if theirs in known}
+    return mine | loaded, {"weights": uri, SHA256: sha256(file)}
+
+
+def _beside_classifier(uri: str, theirs: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Returns the tensors of the backbone, by today's names of torchvision or timm."""
+    if not is_timm(model.name):
+        return {name: value for name, value in theirs.items() if not name.startswith("fc.")}
+    try:
+        return timm_weights.backbone_tensors(model.name, model.weights, theirs)
+    except Exception as error:  # timm raises any type on the names and sizes of another network
+        raise CheckpointError(
+            f"model.weights={uri} does not hold timm's weights of this backbone ({_problem(error)}). Use the file of the "
+            "network that model.name names."
+        ) from error
+
+
+def _problem(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _projection(state: dict[str, Tensor]) -> dict[str, Tensor]:

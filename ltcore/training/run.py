@@ -44,6 +44,7 @@ from ltcore.training.stored import remove
 from ltcore.training.sync import RunSync
 from ltcore.training.tested import log_tests, summary
 from ltcore.training.trainer import fit
+from ltcore.training.weights_file import refuse_other_weights
 from ltcore.training.weights_input import expected_of, input_record
 from ltcore.version import check_same_code, code_version
 
@@ -150,6 +151,7 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
     cfg = resolved(RunConfig.from_dict(job.config))
     ckpt.refuse_differences(job.run_uri, done.config, cfg.to_flat(), job.info.mutable)
     ckpt.check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
+    refuse_other_weights(job.run_uri, done.started_from, cfg.model)
     if cfg.stage2 is not None:
         with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:
             found_now = origin(found)

@@ -39,6 +39,7 @@ from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.step import micro_batches
 from ltcore.training.tested import keep_tests
+from ltcore.training.weights_file import SHA256, refuse_other_weights
 
 SAVE_AGAIN_S = 30.0
 """After a checkpoint that was left out, time to the next attempt."""
@@ -385,6 +386,7 @@ class Trainer:
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
             ckpt.check_same_run(found, self.cfg.to_flat(), self.loader.store.manifest.hash, self.info.mutable)
             state = found.train_state()
+            refuse_other_weights(found.path, state["progress"].get("started_from"), self.cfg.model)
             best = ckpt.find(self.folder, "best")
             if best is not None and best.meta["step"] > state["progress"]["step"]:
                 # Of steps that are repeated now, on a GPU perhaps with other last digits; its weights are those that are there.
@@ -401,5 +403,5 @@ class Trainer:
         start = Start(images_seen=self.at.images_seen, world=self.ctx.world, host=platform.node(), at=now())
         self.record.update(starts=(*(self.record.value.starts or ()), start))
         if self.at.started_from:
-            self.record.update(started_from=self.at.started_from)
+            self.record.update(started_from=self.at.started_from, weights_sha256=self.at.started_from.get(SHA256))
         self._stop_if_there()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import zipfile
@@ -217,7 +218,9 @@ def test_a_file_of_torchvisions_weights_gives_the_backbone_and_no_classifier(tmp
     parts = large()
     before = {name: value.clone() for name, value in parts.step.net.state_dict().items()}
     cfg = tiny_run(model__name="resnet50").replace({"model.weights": str(tmp_path / "r50.pth")})
-    assert start_from(cfg, parts, ("a", "b", "c", "d")) == {"weights": str(tmp_path / "r50.pth")}
+    file = tmp_path / "r50.pth"
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert start_from(cfg, parts, ("a", "b", "c", "d")) == {"weights": str(file), "sha256": sha256}
     assert parts.step.key is not None
     for net in (parts.step.net, parts.step.key.net):
         found = net.state_dict()

@@ -25,7 +25,8 @@ def needs_of(layers: Sequence[str]) -> frozenset[str]:
 
 def channels_of(layers: Sequence[str], dims: FeatureDims) -> int:
     """Returns D of ``local_vectors``. Raises ConfigError where the network has no such stage."""
-    return sum(dims.features if layer == FINAL else pick(dims.stages, layer, "layers") for layer in layers)
+    last = dims.features if dims.fmap is None else dims.fmap
+    return sum(last if layer == FINAL else pick(dims.stages, layer, "layers") for layer in layers)
 
 
 def local_vectors(out: ModelOutput, layers: Sequence[str], scales: Sequence[int]) -> Tensor:

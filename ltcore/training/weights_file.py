@@ -1,0 +1,86 @@
+"""Files of pretrained weights: a copy on this node, its sha256, and the tensors in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ltcore.errors import CheckpointError
+from ltcore.models import timm_weights
+from ltcore.models.net import ModelConfig
+from ltcore.models.timm_names import is_tag, is_timm
+from ltcore.models.weights import AUTO, DEFAULT, published_file
+from ltcore.storage import cache_root, describe_file, download, is_local, locked, open_fs
+from ltcore.training import checkpoint as ckpt
+
+SHA256 = "sha256"
+"""Name of the file's hash beside ``weights`` in what a run notes of its start."""
+
+
+def node_file(uri: str) -> Path:
+    """Returns the file ``uri`` on this node: itself, or a copy that all processes of the node share.
+
+    It is fetched by one of them, again where the file in the store is another one since. Raises CheckpointError where there is
+    none.
+    """
+    path = Path(open_fs(uri)[1])
+    info = None if is_local(uri) else describe_file(uri)
+    if not (path.is_file() if is_local(uri) else info):
+        raise CheckpointError(f"model.weights={uri} does not exist. Set it to a file of weights, or to null.")
+    if info is None:
+        return path
+    key = hashlib.sha256("\n".join((uri, str(info.size), info.version)).encode()).hexdigest()[:16]
+    copy = cache_root() / "weights" / key / path.name
+    with locked(copy.parent.with_suffix(".lock")):
+        if not copy.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            aside = copy.with_name(f".{copy.name}")
+            download(uri, aside)
+            aside.replace(copy)
+    return copy
+
+
+def sha256(path: Path) -> str:
+    """Returns the hash of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tensors(path: Path) -> Any:
+    """Returns the content of a file of weights, on the CPU. Raises errors of any type where it is none."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with path.open("rb") as stream:
+        return ckpt.read_tensors(stream)
+
+
+def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | None, model: ModelConfig) -> None:
+    """Raises CheckpointError where ``model.weights`` leads to another file than the run at ``where`` started from.
+
+    A file that is gone is no other one: what a run continues with is in its checkpoint.
+    """
+    before = (started_from or {}).get(SHA256)
+    if before is None or model.weights is None:
+        return
+    path = _at_hand(model)
+    if path is not None and (now := sha256(path)) != before:
+        raise CheckpointError(
+            f"{where} started from weights with sha256 {before[:12]}, now model.weights={model.weights} leads to {now[:12]}. "
+            "Restore that file, or use another --name, or --fresh."
+        )
+
+
+def _at_hand(model: ModelConfig) -> Path | None:
+    """Returns the file that ``model.weights`` leads to; None where there is none by now. No published one is downloaded."""
+    assert model.weights is not None
+    if is_timm(model.name) and is_tag(model.weights):
+        found = timm_weights.published(model.name, model.weights)
+        return None if found is None else found.at_hand()
+    if model.weights in (AUTO, DEFAULT):
+        path = published_file(model.name)
+        return path if path is not None and path.is_file() else None
+    return node_file(model.weights) if describe_file(model.weights) is not None else None
