@@ -63,8 +63,8 @@ def _of_timm(name: str, weights: str | None) -> WeightsInput:
     interpolation = found["interpolation"]
     if height != width or interpolation not in INTERPOLATIONS:
         raise ConfigError(
-            f"model.weights={weights}: those of {name} expect images of {height}x{width} px, resized by {interpolation}, which "
-            f"are made neither of rectangles nor by other ways than {', '.join(INTERPOLATIONS)}. Choose other weights, or null."
+            f"model.weights={weights}: those of {name} expect images of {height}x{width} px, resized by {interpolation}, but "
+            f"images are square here, and resized by {' or '.join(INTERPOLATIONS)}. Choose other weights, or null."
         )
     return WeightsInput(
         image_size=height,

@@ -92,7 +92,14 @@ def sentence(record: InputRecord) -> str:
     groups: dict[str, list[str]] = {}
     for name, source in record.sources.items():
         value = getattr(record, name)
-        text = ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else value
-        groups.setdefault(source, []).append(f"data.{name}={'bilinear (torch)' if text is None else text}")
+        groups.setdefault(source, []).append(f"data.{name}={_text(value)}")
     said = (f"{' '.join(values)} ({source})" for source, values in groups.items())
     return f"images as the network sees them: {', '.join(said)}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "bilinear (torch)"
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

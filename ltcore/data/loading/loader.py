@@ -201,7 +201,7 @@ class CachedLoader(Loader):
                 self.store,
                 cfg.train_split,
                 cfg.cache_px or self.image_size,
-                interpolation=self.prep.framing.interpolation,
+                framing=self.prep.framing,
                 **limits,
             )
         else:
@@ -277,5 +277,5 @@ class ThreadedLoader(Loader):
             self.image_size,
             draws,
             self._bad,
-            self.prep.framing.interpolation,
+            self.prep.framing,
         )

@@ -25,7 +25,7 @@ from ltcore.data.loading.checksums import RowChecks
 from ltcore.data.loading.crops import CropDraws, Cropped, cut
 from ltcore.data.loading.samples import BadSamples, decode_each
 from ltcore.data.shards.reader import ShardStore
-from ltcore.framing import Framing
+from ltcore.framing import OWN_WAY, Framing
 
 _ROWS = 64
 _TABLE = "table.i64"
@@ -51,8 +51,8 @@ class ImageCache:
     """Undecodable samples that hold a substitute -> what is wrong."""
     _file: BinaryIO
     _checks: RowChecks
-    interpolation: str | None = None
-    """Of what is cut out; images are kept with the same."""
+    framing: Framing = OWN_WAY
+    """Of what is cut out; images are kept with its interpolation."""
 
     def image(self, index: int) -> tuple[Pixels, Size]:
         """Returns the image as it is kept, [3, h, w], and the (height, width) of its original.
@@ -68,7 +68,7 @@ class ImageCache:
 
     def crops(self, index_n: npt.NDArray[np.int64], image_size: int, draws: CropDraws) -> Cropped:
         """Cuts one canvas per view of each sample."""
-        return cut(map(self.image, index_n.tolist()), draws, len(index_n), image_size, self.interpolation)
+        return cut(map(self.image, index_n.tolist()), draws, len(index_n), image_size, self.framing)
 
     def close(self) -> None:
         """Releases the mark; the arrays stay valid as long as they are referred to."""
@@ -89,9 +89,10 @@ def open_images(
     cache_bytes: int,
     max_bad_samples: int = 0,
     progress: OnProgress | None = None,
-    interpolation: str | None = None,
+    framing: Framing = OWN_WAY,
 ) -> ImageCache:
     """Opens the decoded split; arguments, filling and errors as for ``open_canvases``."""
+    interpolation = framing.interpolation
     path = images_path(store, split, side, interpolation)
     num_rows = store.manifest.split(split).num_samples
 
@@ -111,7 +112,7 @@ def open_images(
     table_N5 = _read_table(path)
     pixels_P = np.memmap(path / ARRAY, np.uint8, "r").view(np.ndarray) if num_rows else np.zeros(0, np.uint8)
     checks = RowChecks(path / ARRAY, opened.crc32_N, decode)
-    return ImageCache(pixels_P, table_N5, opened.bad, opened.file, checks, interpolation)
+    return ImageCache(pixels_P, table_N5, opened.bad, opened.file, checks, framing)
 
 
 def _read_table(path: Path) -> npt.NDArray[np.int64]:
