@@ -55,7 +55,8 @@ class Framing:
             self.crop_mode
         ]
         what = f"{which} resized to {math.floor(side / self.crop_fraction)} px, {self.interpolation or 'bilinear'} as PIL does it"
-        rest = f", on a ground of RGB {' '.join(map(str, self.fill))}" if self.crop_mode == "border" else ""
+        filled = self.crop_mode == "border" or self.crop_fraction > 1
+        rest = f", on a ground of RGB {' '.join(map(str, self.fill))}" if filled else ""
         return f"{what}, and the center of {side} px is cut out{rest}"
 
 

@@ -80,8 +80,9 @@ class DataConfig:
     std: tuple[float, ...] | None = None
     """Standard deviations of the three, each in [1e-6, 1], by which pixel values are then divided. null: as for ``mean``."""
     interpolation: str | None = None
-    """How images and their crops are resized: ``bilinear`` or ``bicubic``, both by PIL with antialiasing, as timm does. null:
-    what pretrained weights expect above 64 px, else bilinear by torch. No effect on what has the right size already."""
+    """How images are resized: ``bilinear`` or ``bicubic``, with antialiasing; whole ones by PIL, as timm does, and random crops
+    of originals by torch, which is faster. null: what pretrained weights expect above 64 px, else bilinear, all by torch. No
+    effect on what has the right size already."""
     crop_fraction: float | None = None
     """Share of the side that evaluation sees, in (0, 2]: an image's short side is resized to floor(image_size / crop_fraction),
     then the center of image_size px is cut out; above 1 black is added around it. null: what pretrained weights expect above

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ltcore.data.images.boxes import Box, Size, centered_square
-from ltcore.data.images.framed import framed, resized_by_pil
+from ltcore.data.images.framed import framed
 from ltcore.data.room import Room
 from ltcore.errors import BadImageError, DataError
 from ltcore.framing import OWN_WAY, Framing
@@ -121,7 +121,7 @@ def extension_of(data: bytes) -> str:
 
 
 def resample(image_3HW: Pixels, box: Box, size: Size, interpolation: str | None = None) -> Pixels:
-    """Resamples the box to [3, *size], with antialiasing: bilinearly by torch, or by PIL where an interpolation is named.
+    """Resamples the box to [3, *size], by torch and with antialiasing, bilinearly where no other interpolation is named.
 
     Nothing outside the box is read. A box that has this size already is returned as it is.
     """
@@ -129,14 +129,16 @@ def resample(image_3HW: Pixels, box: Box, size: Size, interpolation: str | None 
     part_3hw = image_3HW[:, top : top + height, left : left + width]
     if (height, width) == size:
         return np.ascontiguousarray(part_3hw)
-    if interpolation is not None:
-        return np.ascontiguousarray(resized_by_pil(part_3hw, size, interpolation))
     import torch  # seconds, which images of the right size need not wait for
 
     # PIL's are read-only, which torch warns of. In their order: torch 2.15 fails on planes that end as a single pixel.
     own_3hw = part_3hw if part_3hw.flags.writeable else part_3hw.copy("K")
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(own_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
+        torch.from_numpy(own_3hw)[None],
+        size=size,
+        mode=interpolation or "bilinear",
+        antialias=True,
+        align_corners=False,
     )
     return np.ascontiguousarray(resized[0].numpy())
 

@@ -1,4 +1,4 @@
-"""Whole images on a canvas as timm's evaluation has them, and parts of images resized by PIL, pixel for pixel."""
+"""Whole images on a canvas as timm's evaluation has them, pixel for pixel: torch would round up to 2 levels otherwise."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def framed(image_3HW: Pixels, side: int, framing: Framing) -> Pixels:
     if framing.crop_mode == "center" and max(height, width) > most:
         image_3HW = _center(image_3HW, (min(height, most), min(width, most)))
         height, width = image_3HW.shape[1:]
-    resized_3hw = resized_by_pil(image_3HW, _resized_size((height, width), side, framing), framing.interpolation)
+    resized_3hw = _resized(image_3HW, _resized_size((height, width), side, framing), framing.interpolation)
     return np.ascontiguousarray(_center(_filled(resized_3hw, side, framing.fill), (side, side)))
 
 
-def resized_by_pil(image_3HW: Pixels, size: tuple[int, int], interpolation: str | None) -> Pixels:
+def _resized(image_3HW: Pixels, size: tuple[int, int], interpolation: str | None) -> Pixels:
     """Returns the image at another (height, width), resized by PIL with antialiasing."""
     height, width = size
     image = Image.fromarray(np.ascontiguousarray(image_3HW.transpose(1, 2, 0)))

@@ -77,7 +77,9 @@ class ImageCache:
 
 def images_path(store: ShardStore, split: str, side: int, interpolation: str | None = None) -> Path:
     """Returns the path that the entry of a split has, or would have."""
-    squares = entry_path(store, split, side, Framing(interpolation))
+    squares = entry_path(
+        store, split, side, Framing("bicubic" if interpolation == "bicubic" else None)
+    )  # None is bilinear
     return squares.with_name(f"{squares.name}-whole")
 
 
