@@ -62,6 +62,22 @@ class InputRecord(JsonRecord):
     sources: Mapping[str, str]
     """Field -> 'key' (a key says otherwise than the weights), 'weights', 'data set' or 'default'."""
 
+    @property
+    def text(self) -> str:
+        """Returns all values in one line, grouped by where they come from."""
+        groups: dict[str, list[str]] = {}
+        for name, source in self.sources.items():
+            groups.setdefault(source, []).append(f"data.{name}={_value_text(getattr(self, name))}")
+        return ", ".join(f"{' '.join(values)} ({source})" for source, values in groups.items())
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "bilinear (torch)"
+    if isinstance(value, tuple):
+        return ",".join(map(_value_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedData(JsonRecord):

@@ -91,7 +91,7 @@ class DataConfig:
     crop_mode: str | None = None
     """Which side is resized to that: ``center`` (the short one), ``squash`` (both, so nothing is lost and shapes change) or
     ``border`` (the long one; the mean color is added beside the short one). null: what pretrained weights expect above 64 px,
-    else center. No effect where ``crop_fraction`` has none, nor on square images."""
+    else center. No effect on square images, nor on random crops of originals."""
     loader: str = "auto"
     """How images reach the loop: ``cache`` (decoded once per node into a memory-mapped array), ``threads`` (read and
     decoded by threads of the worker, every epoch anew), ``ray`` (the same in Ray Data tasks on any node), or

@@ -13,7 +13,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
-from ltcore.training.weights_input import KEYS, differs_by_run, expected_of, input_record, sentence, with_input
+from ltcore.training.weights_input import KEYS, differs_by_run, expected_of, input_record, with_input
 
 SMALLEST_BATCH = 8
 Say = Callable[[str], None]
@@ -71,7 +71,8 @@ def _with_input(
     """Fills the keys of ``data`` that weights fill, and says what is in force where they do, or where a key was typed."""
     filled = with_input(cfg, stored)
     if filled != cfg or typed.keys() & {*KEYS}:
-        say(sentence(input_record(filled, prep_of(filled.data, manifest), expected_of(filled))))
+        found = input_record(filled, prep_of(filled.data, manifest), expected_of(filled))
+        say(f"images as the network sees them: {found.text}")
     return filled
 
 

@@ -85,21 +85,3 @@ def input_record(cfg: RunConfig, prep: Prep, expected: WeightsInput | None) -> I
         crop_mode=prep.framing.crop_mode,
         sources=sources,
     )
-
-
-def sentence(record: InputRecord) -> str:
-    """Returns the record in one line, grouped by where values come from."""
-    groups: dict[str, list[str]] = {}
-    for name, source in record.sources.items():
-        value = getattr(record, name)
-        groups.setdefault(source, []).append(f"data.{name}={_text(value)}")
-    said = (f"{' '.join(values)} ({source})" for source, values in groups.items())
-    return f"images as the network sees them: {', '.join(said)}"
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "bilinear (torch)"
-    if isinstance(value, tuple):
-        return ",".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -23,6 +23,8 @@ from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.models.weights import IMAGENET, WeightsInput, expected_input
 from ltcore.reporting.card import model_card
+from ltcore.reporting.page import machine
+from ltcore.reporting.records import read_run
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import weights_input
 from ltcore.training.export import about
@@ -193,6 +195,9 @@ def test_prediction_evaluation_and_export_prepare_images_alike(finished: Path, t
     assert metrics["top1"] == (record.test_best or record.test)["test"]["top1"]
     assert "the long side is resized to 25 px, bicubic as PIL does it" in about(predictor)["input"]
     assert "on a ground of RGB 26 51 76" in model_card(str(finished))
+    assert record.data.input is not None and "data.std=0.4,0.5,0.6" in record.data.input.text
+    stored = read_run(finished)
+    assert dict(machine([stored], None))["images"] == record.data.input.text
 
 
 def test_stage_2_and_init_from_take_it_over(
