@@ -56,7 +56,7 @@ class InputRecord(JsonRecord):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str | None
-    """None: bilinear by torch."""
+    """None: bilinear."""
     crop_fraction: float
     crop_mode: str
     sources: Mapping[str, str]
@@ -73,7 +73,7 @@ class InputRecord(JsonRecord):
 
 def _value_text(value: Any) -> str:
     if value is None:
-        return "bilinear (torch)"
+        return "bilinear"
     if isinstance(value, tuple):
         return ",".join(map(_value_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -77,7 +77,7 @@ def test_without_weights_nothing_changes_and_a_key_is_said() -> None:
     cfg, (line,) = settle(cfg.replace({"data.mean": "0,0,0"}), {"data.mean": "0,0,0"})
     assert line == (
         "images as the network sees them: data.image_size=96 data.std=0.2,0.2,0.2 (data set), data.mean=0,0,0 (key), "
-        "data.interpolation=bilinear (torch) data.crop_fraction=1 data.crop_mode=center (default)"
+        "data.interpolation=bilinear data.crop_fraction=1 data.crop_mode=center (default)"
     )
 
 
