@@ -31,6 +31,7 @@ BASE = (
     "version",
     "limits",
     "lazy",
+    "framing",
 )
 LEVEL = {
     **dict.fromkeys(BASE, 0),

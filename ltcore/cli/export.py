@@ -15,7 +15,6 @@ from ltcore.cli.args import CardArgs, ExportArgs
 from ltcore.cli.entry import say
 from ltcore.data.datasets.inputs import Inputs
 from ltcore.data.datasets.prepare import is_shards
-from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
 from ltcore.reporting.card import model_card
@@ -69,14 +68,14 @@ def _real_images(predictor: Predictor, words: tuple[str, ...]) -> tuple[Tensor, 
     size = predictor.image_size
     if words:
         items = itertools.islice(Inputs(words, predictor.classes), REAL)
-        return _stacked((decode_canvas(item.read(), size, item.file) for item in items), size), "given images"
+        return _stacked((predictor.decode(item.read(), item.file) for item in items), size), "given images"
     uri = predictor.config.data.uri
     if is_local(uri) and is_shards(uri):
         store = ShardStore(uri)
         if store.manifest.hash == predictor.data_hash:
             split = next((s for s in store.manifest.splits if s.startswith("test")), predictor.config.data.train_split)
             rows = store.read_rows(split, np.arange(min(REAL, store.manifest.split(split).num_samples)))
-            return _stacked((decode_canvas(row, size, f"{uri}, {split}") for row in rows), size), f"images of {split}"
+            return _stacked((predictor.decode(row, f"{uri}, {split}") for row in rows), size), f"images of {split}"
     return _stacked((), size), "real ones (give some as arguments)"
 
 

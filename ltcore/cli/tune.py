@@ -99,9 +99,9 @@ def _tune_on(
     show_classes(base, manifest, display.say)
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
     stored = None if args.fresh else SweepRecord.read(uri)
-    began = None if stored is None else {"model.weights": stored.weights}
+    began = None if stored is None else {"model.weights": stored.weights, **(stored.input or {})}
     varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
-    base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began)
+    base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began, varied=varied)
     runs = planned_runs(sweep, base, manifest)
     for note in dict.fromkeys(filter(None, (remark(run, manifest) for run in runs))):
         display.say(note)

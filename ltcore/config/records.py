@@ -49,6 +49,37 @@ class Hardware(JsonRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputRecord(JsonRecord):
+    """How images are prepared for the network; fields as the keys of ``data``."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str | None
+    """None: bilinear."""
+    crop_fraction: float
+    crop_mode: str
+    sources: Mapping[str, str]
+    """Field -> 'key' (a key says otherwise than the weights), 'weights', 'data set' or 'default'."""
+
+    @property
+    def text(self) -> str:
+        """Returns all values in one line, grouped by where they come from."""
+        groups: dict[str, list[str]] = {}
+        for name, source in self.sources.items():
+            groups.setdefault(source, []).append(f"data.{name}={_value_text(getattr(self, name))}")
+        return ", ".join(f"{' '.join(values)} ({source})" for source, values in groups.items())
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "bilinear"
+    if isinstance(value, tuple):
+        return ",".join(map(_value_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedData(JsonRecord):
     """The data that a run was trained on."""
 
@@ -66,6 +97,8 @@ class TrainedData(JsonRecord):
     """Side in pixels at which images are decoded."""
     loader: str
     loader_reason: str
+    input: InputRecord | None = None
+    """None of runs that began before it was recorded."""
 
     def __post_init__(self) -> None:
         for name, values in (("shot_groups", self.shot_groups), ("class_counts", self.class_counts)):
@@ -335,6 +368,8 @@ class SweepRecord(StoredRecord):
     """Of one training."""
     weights: str | None = None
     """``model.weights`` of the recipe, as decided when the sweep began."""
+    input: Mapping[str, Any] | None = None
+    """Keys of ``data`` that the weights filled then, flat."""
     engine: str
     hardware: Hardware
     created_at: datetime.datetime

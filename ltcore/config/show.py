@@ -24,10 +24,19 @@ STAGE2_NOTE = (
 )
 
 
+INPUT_NOTE = (
+    "# Pretrained weights say what is null of data.image_size, mean, std, interpolation, crop_fraction and crop_mode; --dry-run "
+    "prints it."
+)
+_OF_WEIGHTS = ("image_size", "mean", "std", "interpolation", "crop_fraction", "crop_mode")
+
+
 def show_run(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
     """Returns the YAML of a recipe with overrides and all defaults; it reads back as a recipe."""
     tree = run_tree(recipe, overrides)
     notes = [f"# {note}" for note in (left_out(recipe, overrides),) if note]
+    if _starts_from_weights(tree) and any(tree["data"][name] is None for name in _OF_WEIGHTS):
+        notes.append(INPUT_NOTE)
     return "\n".join([f"{_yaml(tree)}{NOTE}", *notes, *([STAGE2_NOTE] if "stage2" in tree else [])])
 
 
@@ -48,6 +57,10 @@ def left_out(recipe: str, overrides: Mapping[str, Any] = {}) -> str:
     It is left out because the run has other data than the recipe.
     """
     return read_run(recipe, overrides)[1]
+
+
+def _starts_from_weights(tree: Tree) -> bool:
+    return tree["model"]["weights"] is not None or tree["train"]["init_from"] is not None
 
 
 def _run_yaml(recipe: str, overrides: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ltcore.errors import at_least, one_of, within
+from ltcore.framing import CROP_MODES, INTERPOLATIONS
 from ltcore.uris import check_uris
 
 LOADERS = ("auto", "cache", "threads", "ray")
@@ -17,6 +18,7 @@ COLUMN_KEYS = ("image_column", "label_column", "split_column", "attribute_column
 PLACE_KEYS = ("images", "annotations")
 """Keys that say where the files of a benchmark are that ``uri`` names."""
 MAX_IMAGE_SIZE = 4096
+SMALLEST_STD = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,26 @@ class DataConfig:
     images these are depends on their paths and ``subset_seed``. Of digits-glt and mnist-glt: digits, each drawn in all colors; of
     cifar100-glt: a fifth of it, rounded up, of each attribute. No effect where the data bring a validation split."""
     image_size: int | None = None
-    """Side in pixels of the square to which every image, or each of its crops, is brought when it is decoded. None takes
-    the manifest's."""
+    """Side in pixels of the square to which every image, or each of its crops, is brought when it is decoded. null takes
+    what pretrained weights expect (``model.weights``), else the manifest's."""
+    mean: tuple[float, ...] | None = None
+    """Mean of red, green and blue, each in [0, 1], that is taken from pixel values. null: what pretrained weights expect, else
+    that of the data set's training images."""
+    std: tuple[float, ...] | None = None
+    """Standard deviations of the three, each in [1e-6, 1], by which pixel values are then divided. null: as for ``mean``."""
+    interpolation: str | None = None
+    """How images are resized: ``bilinear`` or ``bicubic``, with antialiasing; whole ones by PIL, as timm does, and random crops
+    of originals by torch, which is faster. null: what pretrained weights expect above 64 px, else bilinear, all by torch. No
+    effect on what has the right size already."""
+    crop_fraction: float | None = None
+    """Share of the side that evaluation sees, in (0, 2]: an image's short side is resized to floor(image_size / crop_fraction),
+    then the center of image_size px is cut out; above 1 black is added around it. null: what pretrained weights expect above
+    64 px, else 1. Training sees the same, but for random resized crops of the originals (``augment.crop_from``), which never
+    use it."""
+    crop_mode: str | None = None
+    """Which side is resized to that: ``center`` (the short one), ``squash`` (both, so nothing is lost and shapes change) or
+    ``border`` (the long one; the mean color is added beside the short one). null: what pretrained weights expect above 64 px,
+    else center. No effect on square images, nor on random crops of originals."""
     loader: str = "auto"
     """How images reach the loop: ``cache`` (decoded once per node into a memory-mapped array), ``threads`` (read and
     decoded by threads of the worker, every epoch anew), ``ray`` (the same in Ray Data tasks on any node), or
@@ -117,8 +137,19 @@ class DataConfig:
         one_of(SUBSETS, subset=self.subset)
         one_of(CLASSES_FROM, classes_from=self.classes_from)
         one_of(LOADERS, loader=self.loader)
+        one_of(INTERPOLATIONS, interpolation=self.interpolation)
+        one_of(CROP_MODES, crop_mode=self.crop_mode)
         within(f"[1, {MAX_IMAGE_SIZE}]", image_size=self.image_size, cache_px=self.cache_px)
+        within("(0, 2]", crop_fraction=self.crop_fraction)
+        self._check_normalization()
         at_least(1, imbalance_factor=self.imbalance_factor, lanes=self.lanes, prefetch_steps=self.prefetch_steps)
         at_least(
             0, val_per_class=self.val_per_class, cache_bytes=self.cache_bytes, max_bad_samples=self.max_bad_samples
         )
+
+    def _check_normalization(self) -> None:
+        for name, values, low in (("mean", self.mean, 0.0), ("std", self.std, SMALLEST_STD)):
+            if values is not None and (len(values) != 3 or not all(low <= value <= 1 for value in values)):
+                raise ValueError(
+                    f"{name} must be three numbers in [{low:g}, 1], of red, green and blue, got {','.join(map(str, values))}"
+                )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ltcore.evaluation.confused import keyed_choice
+from ltcore.framing import Framing
 from ltcore.shots import SHOT_GROUPS
 
 Ints = npt.NDArray[np.int64]
@@ -117,6 +118,7 @@ class Retrieval:
     cosines: bool
     """Whether activations are cosines."""
     image_size: int
+    framing: Framing
     queries: tuple[Query, ...]
     prototypes: tuple[Prototype, ...]
     """The most important first; all those that pairs of classes name are among them."""

@@ -12,6 +12,7 @@ from ltcore.errors import DataError
 from ltcore.evaluation.balance import remarks
 from ltcore.evaluation.catalog import title_of
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
+from ltcore.framing import OWN_WAY, Framing
 from ltcore.reporting.format import moment, percent, value_text
 from ltcore.reporting.page import initial_words, loss_words, machine
 from ltcore.reporting.records import StoredRun
@@ -37,6 +38,7 @@ def model_card(run_uri: str, file: Mapping[str, Any] | None = None) -> str:
     return _render(
         {
             "record": record,
+            "prepared": _framing(record).of_canvas(record.data.image_size),
             "use": _use(run_uri, file),
             "file": file and {"name": file["name"], "rows": _file_rows(file)},
             "changed": _changed(file or {}),
@@ -48,6 +50,13 @@ def model_card(run_uri: str, file: Mapping[str, Any] | None = None) -> str:
             "classes": _classes(record, [test["split"] for test in tests]),
         }
     )
+
+
+def _framing(record: RunRecord) -> Framing:
+    found = record.data.input
+    if found is None:
+        return OWN_WAY
+    return Framing.of(found.interpolation, found.crop_fraction, found.crop_mode, found.mean)
 
 
 def _render(context: Mapping[str, Any]) -> str:

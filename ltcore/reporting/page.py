@@ -116,9 +116,10 @@ def machine(runs: Sequence[StoredRun], sweep: SweepRecord | None) -> list[tuple[
         "threads": (str(record.threads) for record in records),
         "workers": (", then ".join(map(str, record.worlds)) for record in records),
         "engine": (record.engine for record in records),
+        "images": map(_input_words, records),
         "preemptions": [_preemption_words(records)],
     }
-    found = [(label, " / ".join(dict.fromkeys(values))) for label, values in rows.items()]
+    found = [(label, " / ".join(dict.fromkeys(filter(None, values)))) for label, values in rows.items()]
     versions = dict.fromkeys(f"{name} {v}" for record in records for name, v in record.versions.items())
     return [(label, value) for label, value in [*found, ("versions", ", ".join(versions))] if value]
 
@@ -129,6 +130,12 @@ def _preemption_words(records: Sequence[RunRecord]) -> str:
     if not lost:
         return ""
     return f"{len(lost)} announced, {sum(lost):,} images trained on again"
+
+
+def _input_words(record: RunRecord) -> str:
+    """Returns how images were prepared where weights or keys said so; '' where the data set alone did."""
+    found = record.data.input
+    return found.text if found is not None and {"weights", "key"} & {*found.sources.values()} else ""
 
 
 def _hardware_text(hardware: Hardware) -> str:

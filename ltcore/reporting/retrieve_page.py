@@ -119,7 +119,7 @@ class _Images:
         # What cannot be decoded is replaced by the same image as in the search.
         bad = BadSamples(len(wanted), tell=False)
         self._canvases: dict[int, Pixels] = {
-            index: decode_rows(store, found.split, np.array([index]), found.image_size, bad)[0]
+            index: decode_rows(store, found.split, np.array([index]), found.image_size, bad, found.framing)[0]
             for index in sorted(wanted)
         }
 

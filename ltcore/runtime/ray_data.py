@@ -16,6 +16,7 @@ import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,7 @@ class RayLoader(ThreadedLoader):
             "indexed": self.store.manifest.indexed,
             "split": self.cfg.train_split,
             "image_size": self.image_size,
+            "framing": asdict(self.prep.framing),
             "crops": [(crop.view, crop.min_area) for crop in self.crops],
             "cache_bytes": self.cfg.cache_bytes,
             "max_bad_samples": self.cfg.max_bad_samples,

@@ -67,8 +67,8 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
     augment = Augment(
         cfg.augment,
         seed=cfg.seed,
-        mean=manifest.mean,
-        std=manifest.std,
+        mean=loader.prep.mean,
+        std=loader.prep.std,
         num_views=views,
         counts_C=stats.counts_C,
     )

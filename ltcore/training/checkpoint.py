@@ -27,6 +27,7 @@ import torch
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
 from ltcore.config.schema import RunConfig
 from ltcore.data.config import MAX_IMAGE_SIZE
+from ltcore.data.prep import Prep
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.evaluation.attributes import Ints
@@ -140,7 +141,13 @@ def save(
 
 
 def description(
-    config: dict[str, Any], manifest: Manifest, attribute_counts_CA: Ints, *, epoch: int, metrics: dict[str, Any]
+    config: dict[str, Any],
+    manifest: Manifest,
+    prep: Prep,
+    attribute_counts_CA: Ints,
+    *,
+    epoch: int,
+    metrics: dict[str, Any],
 ) -> dict[str, Any]:
     """Returns the content of ``meta.json`` besides schema and step.
 
@@ -153,9 +160,9 @@ def description(
         "shot_groups": list(manifest.shot_groups),
         "attributes": list(manifest.attributes),
         "attribute_counts": attribute_counts_CA.tolist(),
-        "mean": list(manifest.mean),
-        "std": list(manifest.std),
-        "image_size": config.get("data.image_size") or manifest.image_size,
+        "mean": list(prep.mean),
+        "std": list(prep.std),
+        "image_size": prep.image_size,
         "data_hash": manifest.hash,
         "metrics": metrics,
     }

@@ -18,10 +18,11 @@ from torch import Tensor
 from ltcore.batch import Batch, ModelOutput
 from ltcore.config.schema import RunConfig
 from ltcore.data.config import DataConfig
+from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError
 from ltcore.models.net import PROJECTIONS, LongTailNet, ModelConfig
-from ltcore.models.weights import IMAGENET_MEAN, IMAGENET_PX, IMAGENET_STD
+from ltcore.models.weights import expected_input
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.terms.lpa.local_features import location_boxes, needs_of
 from ltcore.objective.terms.lpa.prototypes import Prototypes
@@ -32,6 +33,7 @@ from ltcore.training.fetch import fetched
 from ltcore.training.init_from import pretrained
 from ltcore.training.predict import load
 from ltcore.training.predictor import Predictor
+from ltcore.training.weights_input import as_expected
 
 FEWEST, MOST = 32, 512
 """Prototypes of a network without its own: as many as classes within these limits."""
@@ -100,13 +102,17 @@ def open_backbone(name: str, weights: str | None, data: DataConfig, manifest: Ma
     ``weights`` is 'default' or a file. Raises ConfigError or CheckpointError where they cannot be had.
     """
     net = pretrained(name, weights, len(manifest.classes)).eval()
+    if (expected := expected_input(name, weights)) is not None:
+        data = as_expected(data, expected)
+    prep = prep_of(data, manifest)
     predictor = Predictor(
         net=net,
         config=RunConfig(name=name, data=data, model=ModelConfig(name=name, weights=weights)),
         classes=manifest.classes,
-        image_size=IMAGENET_PX,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        image_size=prep.image_size,
+        mean=prep.mean,
+        std=prep.std,
+        framing=prep.framing,
         shot_groups=manifest.shot_groups,
         place=f"{name} with weights {weights}",
         data_hash=manifest.hash,

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ltcore import rng, storage
 from ltcore.data.augment.ops import scale_and_shift, unit_range
+from ltcore.data.config import DataConfig
 from ltcore.data.datasets.image_folder import Item
 from ltcore.data.datasets.image_root import Readable
 from ltcore.data.glt.build import Broken
@@ -33,13 +34,16 @@ from ltcore.data.glt.choices import RANDOM, Discovery
 from ltcore.data.glt.pool import Pool
 from ltcore.data.glt.workspace import Bar, Discover, Run, here
 from ltcore.data.images.decode import Pixels, decode_canvas
+from ltcore.data.prep import framing_of
 from ltcore.errors import BadImageError, ConfigError
+from ltcore.framing import OWN_WAY, Framing
 from ltcore.models.registry import MODELS
-from ltcore.models.weights import IMAGENET_MEAN, IMAGENET_PX, IMAGENET_STD
+from ltcore.models.weights import IMAGENET, expected_input
 from ltcore.objective.terms.lpa.kmeans import kmeans
 from ltcore.training import predict
 from ltcore.training.hardware import allocated_cpus
 from ltcore.training.init_from import pretrained
+from ltcore.training.weights_input import as_expected
 
 RANDOM_PX, RANDOM_DIM = 32, 64
 """Side of the images that are projected, and length of their projection."""
@@ -105,11 +109,11 @@ class ClassTask:
         return groups, broken
 
     def _find(self, label: int) -> tuple[list[int], Broken]:
-        image_size, extract = open_features(self.choices, self.seed)
+        image_size, framing, extract = open_features(self.choices, self.seed)
         broken: Broken = {}
         parts, sound = list[Tensor](), list[int]()
         with _one_thread():
-            for positions, images_BCHW in self._batches(image_size, broken):
+            for positions, images_BCHW in self._batches(image_size, framing, broken):
                 parts.append(extract(images_BCHW).double())
                 sound += positions
             groups = [-1] * len(self.items)
@@ -119,10 +123,10 @@ class ClassTask:
                     groups[at] = group
         return groups, broken
 
-    def _batches(self, image_size: int, broken: Broken) -> Iterator[tuple[list[int], Tensor]]:
+    def _batches(self, image_size: int, framing: Framing, broken: Broken) -> Iterator[tuple[list[int], Tensor]]:
         def decode(item: Item, image: bytes) -> Pixels | BadImageError:
             try:
-                return decode_canvas(image, image_size, f"{self.root.where}: {item.path}")
+                return decode_canvas(image, image_size, f"{self.root.where}: {item.path}", framing)
             except BadImageError as error:
                 return error
 
@@ -164,8 +168,8 @@ def merged_clusters(points_RD: Tensor, choices: Discovery, gen: torch.Generator)
 
 
 @lru_cache(maxsize=1)
-def open_features(choices: Discovery, seed: int) -> tuple[int, Extract]:
-    """Returns the side of the images that features are computed of, and what computes them; once in each process.
+def open_features(choices: Discovery, seed: int) -> tuple[int, Framing, Extract]:
+    """Returns side and framing of the images that features are computed of, and what computes them; once in each process.
 
     Raises ConfigError or CheckpointError where there is no such backbone, weights or checkpoint.
     """
@@ -173,10 +177,10 @@ def open_features(choices: Discovery, seed: int) -> tuple[int, Extract]:
         size = choices.image_size or RANDOM_PX
         gen = rng.generator(seed, "glt", "projection")
         projection_PD = torch.randn(3 * size * size, RANDOM_DIM, generator=gen, dtype=torch.float64) / RANDOM_DIM**0.5
-        return size, lambda images_BCHW: (images_BCHW.flatten(1).double() / 255) @ projection_PD
+        return size, OWN_WAY, lambda images_BCHW: (images_BCHW.flatten(1).double() / 255) @ projection_PD
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if choices.features in MODELS:
-        return choices.image_size or IMAGENET_PX, _of_backbone(choices, device)
+        return _of_backbone(choices, device)
     if "/" not in choices.features and not Path(choices.features).exists():
         raise ConfigError(
             f"--discover {choices.features}: expected {RANDOM}, a run or checkpoint directory, or a backbone with published "
@@ -189,19 +193,22 @@ def open_features(choices: Discovery, seed: int) -> tuple[int, Extract]:
         features_BD: Tensor = predictor.net(predictor.normalize(images_BCHW.to(device))).features_BD
         return features_BD.float().cpu()
 
-    return choices.image_size or predictor.image_size, extract
+    return choices.image_size or predictor.image_size, predictor.framing, extract
 
 
-def _of_backbone(choices: Discovery, device: torch.device) -> Extract:
+def _of_backbone(choices: Discovery, device: torch.device) -> tuple[int, Framing, Extract]:
     net = pretrained(choices.features, choices.weights, 1).to(device).eval()
-    scale, shift = (part.to(device) for part in scale_and_shift(IMAGENET_MEAN, IMAGENET_STD))
+    expected = expected_input(choices.features, choices.weights) or IMAGENET
+    scale, shift = (part.to(device) for part in scale_and_shift(expected.mean, expected.std))
 
     @torch.no_grad()
     def extract(images_BCHW: Tensor) -> Tensor:
         features_BD: Tensor = net(unit_range(images_BCHW.to(device)) * scale + shift).features_BD
         return features_BD.float().cpu()
 
-    return extract
+    size = choices.image_size or expected.image_size
+    framing = framing_of(as_expected(DataConfig(image_size=size), expected), expected.mean)
+    return size, framing, extract
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """A trained classifier as one file that runs without ltcore: ONNX or torch.export, normalization included.
 
-Input ``images``: uint8 [B, 3, S, S] RGB for any B >= 1, the largest centered square of each image, resampled bilinearly and
-with antialiasing. Output ``logits``: float32 [B, C], the mean over experts and mirror images, post-hoc adjustment included;
-softmax makes them probabilities.
+Input ``images``: uint8 [B, 3, S, S] RGB for any B >= 1, each image resampled as the file's metadata say under ``input``.
+Output ``logits``: float32 [B, C], the mean over experts and mirror images, post-hoc adjustment included; softmax makes them
+probabilities.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ def export(predictor: Predictor, file: str, images_BCHW: Tensor) -> float:
 
 def about(predictor: Predictor) -> dict[str, Any]:
     """Returns what a file says of itself: classes, preparation of images, run, data."""
+    side = predictor.image_size
     return {
         "classes": list(predictor.classes),
-        "image_size": predictor.image_size,
-        "input": f"uint8 RGB [B, 3, {predictor.image_size}, {predictor.image_size}], the largest centered square, resized",
+        "image_size": side,
+        "input": f"uint8 RGB [B, 3, {side}, {side}]; {predictor.framing.of_canvas(side)}",
         "output": "logits [B, classes]; softmax makes probabilities",
         "run": predictor.config.name,
         "checkpoint": predictor.place,

@@ -18,6 +18,7 @@ from ltcore.config.json_record import encode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import ThreadedLoader
+from ltcore.data.prep import framing_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.evaluation.attributes import UNRANKED, Ints, rank_attributes
@@ -69,6 +70,7 @@ def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
         data_hash=meta["data_hash"],
         attributes=tuple(meta["attributes"]),
         attribute_counts=tuple(map(tuple, meta["attribute_counts"])),
+        framing=framing_of(config.data, tuple(meta["mean"])),
     )
     if not posthoc_tau:
         return predictor
@@ -127,7 +129,9 @@ def evaluate(
     not know.
     """
     # Threads, not the cache: it would decode the training split first.
-    data = replace(predictor.config.data, image_size=predictor.image_size, loader="threads")
+    data = replace(
+        predictor.config.data, image_size=predictor.image_size, mean=predictor.mean, std=predictor.std, loader="threads"
+    )
     with contextlib.closing(ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)) as loader:
         manifest = loader.store.manifest
         evaluator = _evaluator(predictor, loader, classes_by_name(predictor, manifest.classes, data_uri))

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ltcore.batch import ModelOutput
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.ops import scale_and_shift, unit_range
-from ltcore.data.images.decode import Pixels
+from ltcore.data.images.decode import Pixels, decode_canvas
 from ltcore.data.images.given import IMAGES, ImageLike, canvas_of, is_one
 from ltcore.errors import ConfigError, DataError, NumericError
+from ltcore.framing import OWN_WAY, Framing
 from ltcore.objective.losses.logit_adjust import posthoc_logits
 
 T = TypeVar("T")
@@ -50,9 +51,9 @@ class Predictor:
     """A trained classifier. Call it with images; it returns probabilities.
 
     Wherever a method takes images, they are one or several of: paths, bytes of files, PIL images, uint8 arrays [H, W, 3]
-    or [H, W] (numpy), uint8 tensors [3, H, W] (torch); RGB, of any size. They are prepared as in evaluation: the largest
-    centered square, resampled to the size of training, and normalized. Raises DataError for what is missing or no image,
-    NumericError where the network computes numbers that are not finite.
+    or [H, W] (numpy), uint8 tensors [3, H, W] (torch); RGB, of any size. They are prepared as in evaluation: brought to
+    [3, S, S] as ``framing`` says, and normalized. Raises DataError for what is missing or no image, NumericError where the
+    network computes numbers that are not finite.
     """
 
     net: nn.Module
@@ -75,6 +76,8 @@ class Predictor:
     """Strength of post-hoc logit adjustment; 0 is none."""
     log_prior_C: Tensor | None = None
     """[C] log class shares that the classifier was trained on; only where it is adjusted."""
+    framing: Framing = OWN_WAY
+    """How whole images are brought to [3, S, S]."""
     tta: str = "none"
     """Test-time augmentation, one of ``TTA``; ``net`` does it."""
 
@@ -136,6 +139,10 @@ class Predictor:
             return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return torch.from_numpy(np.stack(canvases))
 
+    def decode(self, data: bytes, where: str) -> Pixels:
+        """Returns the encoded image as [3, S, S]; ``where`` names it in the DataError that a bad one raises."""
+        return decode_canvas(data, self.image_size, where, self.framing)
+
     def predict(self, images: Iterable[ImageLike] | ImageLike) -> list[tuple[str, float]]:
         """Returns (class name, probability) of the most probable class of each image."""
         return list(self.predict_each(images))
@@ -179,7 +186,7 @@ class Predictor:
         if not isinstance(listed, Iterable):
             raise DataError(f"Expected {IMAGES}, or several of them, got a {type(images).__name__}.")
         for number, image in enumerate(listed):
-            yield canvas_of(image, self.image_size, number)
+            yield canvas_of(image, self.image_size, number, self.framing)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ltcore.batch import Batch
 from ltcore.data.datasets.inputs import Item
-from ltcore.data.images.decode import decode_canvas
 from ltcore.data.loading.loader import MAX_THREADS
 from ltcore.data.loading.prefetch import prefetch
 from ltcore.data.loading.samples import BadSamples, decode_rows
@@ -30,6 +29,7 @@ from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError
 from ltcore.evaluation.protocols import ordered_splits
 from ltcore.evaluation.retrieval import Ints, Neighbor, Patch, Prototype, Query, Retrieval, spread_queries
+from ltcore.framing import Framing
 from ltcore.objective.terms.lpa.attributes import describe, mean_class
 from ltcore.training.class_parts import ClassParts, class_parts
 from ltcore.training.describer import Describer
@@ -82,6 +82,7 @@ class Searched:
     to_network_K: Tensor
     """int64, the network's class for each of the data's."""
     image_size: int
+    framing: Framing
     bad: BadSamples
 
     @property
@@ -95,7 +96,7 @@ class Searched:
         labels_N = self.to_network_K[torch.from_numpy(self.store.labels(self.split).copy())]
 
         def load(index_B: Ints) -> Batch:
-            canvases = decode_rows(self.store, self.split, index_B, self.image_size, self.bad)
+            canvases = decode_rows(self.store, self.split, index_B, self.image_size, self.bad, self.framing)
             index = torch.from_numpy(index_B)
             return Batch(torch.from_numpy(canvases)[None], labels_N[index], index, torch.zeros_like(index))
 
@@ -127,7 +128,7 @@ def retrieve(
         )
     to_network_K = classes_by_name(predictor, store.manifest.classes, data_uri)
     bad = BadSamples(predictor.config.data.max_bad_samples)
-    searched = Searched(store, split, to_network_K, predictor.image_size, bad)
+    searched = Searched(store, split, to_network_K, predictor.image_size, predictor.framing, bad)
     queries, query_split = _queries(describer, searched, images)
     if not describer.memory.num_clusters:
         describer.cluster(_counted(searched, advance("making prototypes", searched.num_images)))
@@ -148,6 +149,7 @@ def retrieve(
         centering=memory.spec.centering,
         cosines=memory.spec.metric == "cosine",
         image_size=predictor.image_size,
+        framing=predictor.framing,
         queries=tuple(_with_neighbors(queries, found)),
         prototypes=tuple(_prototypes(found, parts, prototypes)),
         num_shown=min(prototypes, memory.num_clusters),
@@ -168,9 +170,7 @@ def _queries(describer: Describer, searched: Searched, images: Sequence[Item]) -
     if images:
         known = {name: c for c, name in enumerate(predictor.classes)}
         queries = [
-            Query(
-                item.file, decode_canvas(item.read(), predictor.image_size, item.file), known.get(item.label or ""), ()
-            )
+            Query(item.file, predictor.decode(item.read(), item.file), known.get(item.label or ""), ())
             for item in images
         ]
         return queries, ""
@@ -181,7 +181,7 @@ def _queries(describer: Describer, searched: Searched, images: Sequence[Item]) -
         raise ConfigError(f"{store.uri} has neither a test split nor val with images. Give images as queries.")
     labels_N = searched.to_network_K.numpy()[store.labels(split)]
     chosen = spread_queries(labels_N, predictor.shot_groups, QUERIES_PER_GROUP, split)
-    canvases = decode_rows(store, split, np.array(chosen, np.int64), predictor.image_size)
+    canvases = decode_rows(store, split, np.array(chosen, np.int64), predictor.image_size, None, predictor.framing)
     keys = store.keys(split)
     return [
         Query(keys[index], canvas, int(labels_N[index]), ()) for index, canvas in zip(chosen, canvases, strict=True)

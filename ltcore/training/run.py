@@ -22,7 +22,7 @@ import torch
 
 from ltcore import dist
 from ltcore.config.json_record import JsonRecord
-from ltcore.config.records import RunRecord, TrainedData, now
+from ltcore.config.records import InputRecord, RunRecord, TrainedData, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
@@ -45,6 +45,7 @@ from ltcore.training.sync import RunSync
 from ltcore.training.tested import log_tests, summary
 from ltcore.training.trainer import fit
 from ltcore.training.weights_file import refuse_other_weights
+from ltcore.training.weights_input import expected_of, input_record
 from ltcore.version import check_same_code, code_version
 
 
@@ -133,7 +134,10 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
             return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
     with contextlib.closing(make_run_loader(cfg, job.data_uri, ctx)) as loader:
         wandb_id = f"{job.info.id}-{secrets.token_hex(3)}" if done is None else done.wandb_id
-        first = _first_record(cfg, job.info, ctx, loader, wandb_id)
+        known = None if done is None else done.data.input
+        if ctx.rank == 0 and done is None:
+            known = input_record(cfg, loader.prep, expected_of(cfg))
+        first = _first_record(cfg, job.info, ctx, loader, wandb_id, known)
         if done is not None:
             first = dataclasses.replace(first, starts=done.starts)
         return _run(job, cfg, _SyncedContext(ctx, sync, lease), sync, loader, first)
@@ -269,7 +273,9 @@ class _SyncedContext(ForwardingContext):
             self._lease.check(look=not self._sync.remote)
 
 
-def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader, wandb_id: str) -> RunRecord:
+def _first_record(
+    cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader, wandb_id: str, prepared: InputRecord | None
+) -> RunRecord:
     manifest = loader.store.manifest
     return RunRecord(
         id=info.id,
@@ -292,6 +298,7 @@ def _first_record(cfg: RunConfig, info: RunInfo, ctx: RunContext, loader: Loader
             image_size=loader.image_size,
             loader=loader.kind,
             loader_reason=loader.why,
+            input=prepared,
         ),
         hardware=describe_hardware(),
         precision=choose_precision(cfg.train.precision, ctx.device).why,

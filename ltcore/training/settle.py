@@ -1,4 +1,4 @@
-"""What a recipe leaves to the start of a run: weights that are at hand, and batches that the data fill.
+"""What a recipe leaves to the start of a run: weights that are at hand, what they expect, and batches that the data fill.
 
 The process that starts runs decides, before anything is placed, so that all workers, trials and nodes do the same, and the
 stored configuration says what was done.
@@ -6,19 +6,27 @@ stored configuration says what was done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ltcore.config.schema import RunConfig
+from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
+from ltcore.training.weights_input import KEYS, differs_by_run, expected_of, input_record, with_input
 
 SMALLEST_BATCH = 8
 Say = Callable[[str], None]
 
 
 def settled(
-    cfg: RunConfig, manifest: Manifest, say: Say, *, typed: Mapping[str, Any], stored: Mapping[str, Any] | None
+    cfg: RunConfig,
+    manifest: Manifest,
+    say: Say,
+    *,
+    typed: Mapping[str, Any],
+    stored: Mapping[str, Any] | None,
+    varied: Iterable[str] = (),
 ) -> RunConfig:
     """Returns ``cfg`` with nothing left open, and says what was decided.
 
@@ -27,10 +35,13 @@ def settled(
     Args:
         typed: dotted keys that the person gave; a batch size among them stays.
         stored: the configuration, flat, of a run or sweep that continues; None where it begins.
+        varied: dotted keys in which the runs of a sweep differ.
     """
     if cfg.stage2 is not None:
         return cfg
     cfg = _with_weights(cfg, say, stored)
+    if not differs_by_run(varied):
+        cfg = _with_input(cfg, manifest, say, typed, stored)
     return cfg if "train.batch_size" in typed else _with_full_batches(cfg, manifest, say)
 
 
@@ -52,6 +63,17 @@ def _with_weights(cfg: RunConfig, say: Say, stored: Mapping[str, Any] | None) ->
             f"ImageNet's, run {download_command(name)}, then this command with --fresh"
         )
     return cfg.replace({"model.weights": weights})
+
+
+def _with_input(
+    cfg: RunConfig, manifest: Manifest, say: Say, typed: Mapping[str, Any], stored: Mapping[str, Any] | None
+) -> RunConfig:
+    """Fills the keys of ``data`` that weights fill, and says what is in force where they do, or where a key was typed."""
+    filled = with_input(cfg, stored)
+    if filled != cfg or typed.keys() & {*KEYS}:
+        found = input_record(filled, prep_of(filled.data, manifest), expected_of(filled))
+        say(f"images as the network sees them: {found.text}")
+    return filled
 
 
 def _with_full_batches(cfg: RunConfig, manifest: Manifest, say: Say) -> RunConfig:

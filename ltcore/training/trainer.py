@@ -355,6 +355,7 @@ class Trainer:
             meta = ckpt.description(
                 self.cfg.to_flat(),
                 self.loader.store.manifest,
+                self.loader.prep,
                 self.evaluator.attribute_counts_CA,
                 epoch=self.at.epoch,
                 metrics=self.at.best,

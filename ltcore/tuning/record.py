@@ -10,6 +10,7 @@ from ltcore.errors import DamagedFileError
 from ltcore.evaluation.paired import Tests
 from ltcore.storage import DAMAGED, join
 from ltcore.training.hardware import describe_hardware
+from ltcore.training.weights_input import KEYS
 from ltcore.tuning.identity import identity_hash
 from ltcore.tuning.runs import SweepSetup
 
@@ -32,6 +33,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         data_hash=setup.data_hash,
         epochs=setup.base.train.epochs,
         weights=setup.base.model.weights,
+        input={key: value for key, value in setup.base.to_flat().items() if key in KEYS and value is not None},
         engine=setup.placement.engine,
         hardware=describe_hardware(),
         created_at=now(),

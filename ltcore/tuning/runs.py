@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from ltcore.storage import join
 from ltcore.training.checkpoint import refuse_differences
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run
+from ltcore.training.weights_input import differs_by_run, with_input
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class SweepSetup:
     images_per_epoch: int
     max_hours: float | None
     debug: bool
+
+    @property
+    def own_input(self) -> bool:
+        """Tells whether runs of the sweep start from weights that expect other images, see ``with_input``."""
+        return differs_by_run([*self.sweep.space, *itertools.chain(*self.sweep.variants.values())])
 
 
 class TimeIsUp(Exception):  # noqa: N818  (no error)
@@ -68,8 +75,11 @@ class Runs:
     def job(self, where: str, seed: int, kind: str, changes: Mapping[str, Any]) -> Job:
         """Returns the job of the recipe's run with these changes, in directory ``where`` of the sweep."""
         own = {"seed": seed, "name": where.replace("/", "-")}
+        config = self.setup.base.replace({**changes, **own})
+        if self.setup.own_input:
+            config = with_input(config)
         return Job(
-            config=self.setup.base.replace({**changes, **own}).to_dict(),
+            config=config.to_dict(),
             data_uri=self.setup.data_uri,
             run_uri=join(self.setup.uri, where),
             info=RunInfo(

@@ -252,6 +252,7 @@ class Sweep:
                 mutable=setup.sweep.mutable if setup.sweep.search == "pbt" else (),
                 heartbeat=self.heartbeat_name,
                 nonce=self.nonce,
+                own_input=setup.own_input,
                 forked={name: join(setup.uri, folder) for name, folder in self.record.forked.items()},
             ),
             concurrent=setup.placement.concurrent,

@@ -25,6 +25,7 @@ from ltcore.training.context import StopRequested
 from ltcore.training.record import RunInfo, has_failed
 from ltcore.training.run import Job, scratch_dir
 from ltcore.training.sync import RunSync
+from ltcore.training.weights_input import with_input
 from ltcore.tuning.trials import folder_of
 from ltcore.version import code_version
 
@@ -54,6 +55,8 @@ class TrialPlan(JsonRecord):
     """See ``Job.heartbeat``."""
     nonce: str = field(default="", repr=False)
     code: str = field(default_factory=code_version)
+    own_input: bool = False
+    """Whether each trial starts from weights that expect other images, see ``with_input``."""
     forked: Mapping[str, str] = field(default_factory=dict)
     """Trial -> directory of the run whose checkpoint it starts from."""
 
@@ -117,8 +120,9 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
 
 def trial_job(plan: TrialPlan, trial: str, params: Mapping[str, Any], until: int = 0, *, test: bool = False) -> Job:
     """Returns the job of one part of a trial; with ``test`` it ends with the test, also where the trial is finished."""
+    config = RunConfig.from_dict(plan.config).replace({**params, "name": f"trial-{trial}"})
     return Job(
-        config=RunConfig.from_dict(plan.config).replace({**params, "name": f"trial-{trial}"}).to_dict(),
+        config=(with_input(config) if plan.own_input else config).to_dict(),
         data_uri=plan.data_uri,
         run_uri=folder_of(plan.sweep_uri, trial),
         info=RunInfo(

@@ -21,6 +21,7 @@ from ltcore.evaluation.retrieval import (
     Retrieval,
     SharedPart,
 )
+from ltcore.framing import OWN_WAY
 from ltcore.reporting.retrieve_page import write_retrieval
 from tests.reporting.browser import CHROMIUM, measure
 from tests.reporting.own_run import CLASSES, COLORS, TRAINED, Rows
@@ -51,6 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Retrieval:
         centering="centered",
         cosines=True,
         image_size=32,
+        framing=OWN_WAY,
         queries=(
             Query("test/<img src=x>", canvas, 1, neighbors),
             Query("mean", canvas, 2, ()),

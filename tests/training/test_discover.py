@@ -15,6 +15,7 @@ from ltcore.data.glt.choices import Discovery, GltChoices
 from ltcore.data.glt.pool import open_pool
 from ltcore.data.glt.workspace import build, here
 from ltcore.errors import ConfigError
+from ltcore.framing import OWN_WAY
 from ltcore.training.discover import discovery_of, merged_clusters, open_features
 from tests.data.glt_bar import no_bar
 
@@ -133,10 +134,13 @@ def test_a_backbone_with_a_file_of_weights_gives_its_pooled_features(tmp_path):
     torch.manual_seed(0)
     network = resnet50().eval()
     torch.save(network.state_dict(), tmp_path / "r.pth")
-    size, extract = open_features(Discovery(features="resnet50", weights=str(tmp_path / "r.pth"), image_size=64), 0)
+    size, framing, extract = open_features(
+        Discovery(features="resnet50", weights=str(tmp_path / "r.pth"), image_size=64), 0
+    )
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     network.fc = torch.nn.Identity()
     with torch.no_grad():
         expected = network((images / 255 - mean) / std)
-    assert size == 64 and torch.allclose(extract(images), expected, atol=1e-4)
+    assert size == 64 and framing == OWN_WAY, "small canvases hold images whole"
+    assert torch.allclose(extract(images), expected, atol=1e-4)

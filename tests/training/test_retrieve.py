@@ -23,7 +23,6 @@ from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.evaluation.retrieval import Retrieval, spread_queries
 from ltcore.models.net import LongTailNet, ModelConfig
-from ltcore.training import describer as describing
 from ltcore.training import retrieve as retrieving
 from ltcore.training.describer import open_backbone, open_describer
 from ltcore.training.retrieve import Best, retrieve
@@ -153,15 +152,13 @@ def test_damaged_prototypes_are_refused(with_lpa: Path, tmp_path: Path) -> None:
         open_describer(copy)
 
 
-def test_a_backbone_with_published_weights_sees_images_as_they_were_trained(
-    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backbone_with_published_weights_sees_images_as_they_were_trained(tiny_shards: str, tmp_path: Path) -> None:
     own = LongTailNet(ModelConfig(name="resnet50"), 4, frozenset(), 7).state_dict()
     prefix = re.compile(r"^backbone\.(trunk|branches\.0)\.")
     weights = {prefix.sub("", name): value for name, value in own.items() if name.startswith("backbone.")}
     torch.save(weights, tmp_path / "r50.pth")
-    monkeypatch.setattr(describing, "IMAGENET_PX", 64)
-    opened = open_backbone("resnet50", f"{tmp_path}/r50.pth", DataConfig(uri=tiny_shards), read_manifest(tiny_shards))
+    data = DataConfig(uri=tiny_shards, image_size=64)
+    opened = open_backbone("resnet50", f"{tmp_path}/r50.pth", data, read_manifest(tiny_shards))
     for name, value in opened.predictor.net.backbone.state_dict(prefix="backbone.").items():
         assert torch.equal(value, own[name])
     black_B3SS = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)

@@ -27,7 +27,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def manifest(num_train: int) -> Any:
-    return SimpleNamespace(split=lambda name: SimpleNamespace(num_samples=num_train))
+    split = SimpleNamespace(num_samples=num_train)
+    return SimpleNamespace(split=lambda name: split, image_size=96, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
 def settle(cfg: RunConfig, num_train: int = 1000, **options: Any) -> tuple[RunConfig, list[str]]:
@@ -49,7 +50,9 @@ def test_published_weights_are_taken_where_they_are_at_hand(hub: Path) -> None:
     cfg, said = settle(load_run("folder"))
     assert at_hand("resnet50") and cfg.model.weights == "default"
     assert said == [
-        f"resnet50 starts from its published ImageNet weights (model.weights=auto: {hub}/resnet50-0676ba61.pth)"
+        f"resnet50 starts from its published ImageNet weights (model.weights=auto: {hub}/resnet50-0676ba61.pth)",
+        "images as the network sees them: data.image_size=224 data.mean=0.485,0.456,0.406 data.std=0.229,0.224,0.225 "
+        "data.interpolation=bilinear data.crop_fraction=0.875 data.crop_mode=center (weights)",
     ]
     assert weights_file(cfg.model) == str(hub / "resnet50-0676ba61.pth")
     assert settle(cfg) == (cfg, [])

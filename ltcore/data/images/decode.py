@@ -24,8 +24,10 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ltcore.data.images.boxes import Box, Size, centered_square
+from ltcore.data.images.framed import framed
 from ltcore.data.room import Room
 from ltcore.errors import BadImageError, DataError
+from ltcore.framing import OWN_WAY, Framing
 from ltcore.limits import LARGE_PIXELS, LARGE_PIXELS_AT_ONCE, MAX_PIXELS, MAX_SCANS
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,15 +47,20 @@ DECODE_VERSION = 2
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
 
 
-def decode_canvas(data: bytes, image_size: int, where: str) -> Pixels:
-    """Decodes an image to [3, S, S] RGB: its largest centered square.
+def decode_canvas(data: bytes, image_size: int, where: str, framing: Framing = OWN_WAY) -> Pixels:
+    """Decodes an image to [3, S, S] RGB: its largest centered square, or what ``framing`` says.
 
-    The short side is scaled to the canvas, then the center is cropped. ``where`` names the sample in the DataError that
-    empty, undecodable or too large images raise.
+    ``where`` names the sample in the DataError that empty, undecodable or too large images raise.
     """
     with contextlib.ExitStack() as held:
-        image_3HW = _decoded(data, where, held)
+        return to_canvas(_decoded(data, where, held), image_size, framing)
+
+
+def to_canvas(image_3HW: Pixels, image_size: int, framing: Framing) -> Pixels:
+    """Returns the canvas [3, S, S] of a whole image."""
+    if framing == OWN_WAY:
         return resample(image_3HW, centered_square(size_of(image_3HW)), (image_size, image_size))
+    return framed(image_3HW, image_size, framing)
 
 
 def decode_image(data: bytes, where: str) -> Pixels:
@@ -113,8 +120,8 @@ def extension_of(data: bytes) -> str:
     return EXTENSIONS.get(kind, kind.lower())
 
 
-def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
-    """Resamples the box to [3, *size], bilinearly and with antialiasing.
+def resample(image_3HW: Pixels, box: Box, size: Size, interpolation: str | None = None) -> Pixels:
+    """Resamples the box to [3, *size], by torch and with antialiasing, bilinearly where no other interpolation is named.
 
     Nothing outside the box is read. A box that has this size already is returned as it is.
     """
@@ -127,7 +134,11 @@ def resample(image_3HW: Pixels, box: Box, size: Size) -> Pixels:
     # PIL's are read-only, which torch warns of. In their order: torch 2.15 fails on planes that end as a single pixel.
     own_3hw = part_3hw if part_3hw.flags.writeable else part_3hw.copy("K")
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(own_3hw)[None], size=size, mode="bilinear", antialias=True, align_corners=False
+        torch.from_numpy(own_3hw)[None],
+        size=size,
+        mode=interpolation or "bilinear",
+        antialias=True,
+        align_corners=False,
     )
     return np.ascontiguousarray(resized[0].numpy())
 

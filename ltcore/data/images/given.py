@@ -1,7 +1,7 @@
 """Images as a program has them, brought to a canvas as training's evaluation does.
 
-Paths, bytes of files, PIL images, numpy arrays and torch tensors all become the largest centered square, resampled to
-[3, S, S].
+Paths, bytes of files, PIL images, numpy arrays and torch tensors all become [3, S, S]: the largest centered square,
+resampled, or what the run's framing says.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ltcore.data.images.boxes import centered_square
-from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
+from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, to_canvas
 from ltcore.errors import DataError
+from ltcore.framing import OWN_WAY, Framing
 from ltcore.limits import MAX_IMAGE_BYTES
 from ltcore.storage import is_plain
 
@@ -32,23 +32,23 @@ def is_one(images: Any) -> bool:
     return isinstance(images, str | Path | bytes | Image.Image)
 
 
-def canvas_of(image: ImageLike, image_size: int, number: int) -> Pixels:
+def canvas_of(image: ImageLike, image_size: int, number: int, framing: Framing = OWN_WAY) -> Pixels:
     """Returns the image as a canvas [3, S, S].
 
     Arrays have their channels last, as PIL and OpenCV have them, tensors first, as torchvision has them; both are RGB.
     ``number`` names what has no name in the DataError that a wrong image raises.
     """
     if isinstance(image, bytes):
-        return decode_canvas(image, image_size, f"image {number}, given as bytes")
+        return decode_canvas(image, image_size, f"image {number}, given as bytes", framing)
     if isinstance(image, str | Path):
-        return decode_canvas(read_image(Path(image)), image_size, str(image))
+        return decode_canvas(read_image(Path(image)), image_size, str(image), framing)
     if isinstance(image, Image.Image):
         pixels_3HW = pixels_of(image, f"image {number}, given as a PIL image")
     elif isinstance(image, np.ndarray | Tensor):
         pixels_3HW = _planes(image, number)
     else:
         raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
-    return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (image_size, image_size))
+    return to_canvas(pixels_3HW, image_size, framing)
 
 
 def read_image(path: Path) -> bytes:

@@ -1,9 +1,10 @@
 """Decoded canvases of one split in one memory-mapped array per node, shared by all processes through the page cache.
 
-An entry is a folder ``canvases/<manifest hash>-<split>-<image size>/`` with the raw uint8 array and ``meta.json``. It is filled
-aside under a lock, so that of several processes one does the work, and renamed when it is complete: a killed fill leaves
-a ``.partial`` folder that is never read and that the next fill removes. ``ltcore.data.loading.original_cache`` keeps whole
-images in entries beside these, under the same cap. Each row has a checksum (``ltcore.data.loading.checksums``).
+An entry is a folder ``canvases/<manifest hash>-<split>-<image size and framing>/`` with the raw uint8 array and
+``meta.json``. It is filled aside under a lock, so that of several processes one does the work, and renamed when it is
+complete: a killed fill leaves a ``.partial`` folder that is never read and that the next fill removes.
+``ltcore.data.loading.original_cache`` keeps whole images in entries beside these, under the same cap. Each row has a
+checksum (``ltcore.data.loading.checksums``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ltcore.data.loading.cache_entry import ARRAY, OnProgress, PartialEntry, in_
 from ltcore.data.loading.checksums import RowChecks
 from ltcore.data.loading.samples import BadSamples, decode_rows
 from ltcore.data.shards.reader import ShardStore
+from ltcore.framing import OWN_WAY, Framing
 
 _ROWS = 256
 
@@ -57,9 +59,9 @@ class CanvasCache:
         self._file.close()
 
 
-def entry_path(store: ShardStore, split: str, image_size: int) -> Path:
+def entry_path(store: ShardStore, split: str, image_size: int, framing: Framing = OWN_WAY) -> Path:
     """Returns the path that the entry of a split has, or would have."""
-    name = f"{store.manifest.hash[:20]}-{split}-{image_size}-v{DECODE_VERSION}"
+    name = f"{store.manifest.hash[:20]}-{split}-{image_size}{framing.of_cache}-v{DECODE_VERSION}"
     return storage.cache_root() / "canvases" / name
 
 
@@ -71,6 +73,7 @@ def open_canvases(
     cache_bytes: int,
     max_bad_samples: int = 0,
     progress: OnProgress | None = None,
+    framing: Framing = OWN_WAY,
 ) -> CanvasCache:
     """Opens the decoded split; fills the entry first if this node has none.
 
@@ -80,6 +83,7 @@ def open_canvases(
         cache_bytes: most bytes of all entries together; the least recently used that nobody has open go first.
         max_bad_samples: how many undecodable training images are tolerated, see ``decode_rows``.
         progress: called with (rows done, rows) while the entry is filled, from the calling thread.
+        framing: how whole images are brought to canvases.
 
     Raises NoRoomError where the entry does not fit the cap or the disk, DataError where it cannot be written or has too
     many bad samples.
@@ -89,13 +93,13 @@ def open_canvases(
 
     def fill(filling: PartialEntry) -> None:
         filling.claim(size)
-        _fill(filling, store, split, shape, progress)
+        _fill(filling, store, split, shape, framing, progress)
 
-    path = entry_path(store, split, image_size)
+    path = entry_path(store, split, image_size, framing)
 
     def decode(index: int) -> npt.NDArray[np.uint8]:
         bad = BadSamples(len(opened.bad), tell=False)  # a substitute's row holds the same substitute again
-        canvas_3SS: npt.NDArray[np.uint8] = decode_rows(store, split, np.array([index]), image_size, bad)[0]
+        canvas_3SS: npt.NDArray[np.uint8] = decode_rows(store, split, np.array([index]), image_size, bad, framing)[0]
         return canvas_3SS
 
     opened = open_entry(
@@ -114,7 +118,12 @@ def open_canvases(
 
 
 def _fill(
-    filling: PartialEntry, store: ShardStore, split: str, shape: tuple[int, ...], progress: OnProgress | None
+    filling: PartialEntry,
+    store: ShardStore,
+    split: str,
+    shape: tuple[int, ...],
+    framing: Framing,
+    progress: OnProgress | None,
 ) -> None:
     """Decodes all rows into the file by plain writes.
 
@@ -125,7 +134,7 @@ def _fill(
 
         def fill(first: int) -> int:
             index_n = np.arange(first, min(first + _ROWS, num_rows))
-            canvases = decode_rows(store, split, index_n, image_size, filling.bad)
+            canvases = decode_rows(store, split, index_n, image_size, filling.bad, framing)
             filling.note(first, canvases)
             write_at(stream, first * canvas_bytes(1, image_size), canvases)
             return len(index_n)

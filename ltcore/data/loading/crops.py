@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ltcore.data.images.boxes import ATTEMPTS, PURPOSE, Box, Crop, Size, centered_square, random_box, scaled
-from ltcore.data.images.decode import Pixels, decode_image, resample, size_of
+from ltcore.data.images.decode import Pixels, decode_image, resample, size_of, to_canvas
 from ltcore.data.loading.sampler import Rows
 from ltcore.data.loading.samples import BadSamples, RowReader, decode_each
+from ltcore.framing import OWN_WAY, Framing
 from ltcore.hashing import uniform
 
 
@@ -29,10 +30,17 @@ class Cropped:
     """(top, left, height, width) in pixels of the originals."""
 
 
-def cut(images: Iterable[tuple[Pixels, Size]], draws: CropDraws, num_rows: int, image_size: int) -> Cropped:
+def cut(
+    images: Iterable[tuple[Pixels, Size]],
+    draws: CropDraws,
+    num_rows: int,
+    image_size: int,
+    framing: Framing = OWN_WAY,
+) -> Cropped:
     """Cuts one canvas per view out of each image.
 
-    The images are in batch order, each with the size of its original.
+    The images are in batch order, each with the size of its original. Random crops take only the interpolation of
+    ``framing``.
     """
     made = Cropped(
         np.empty((draws.num_views, num_rows, 3, image_size, image_size), np.uint8),
@@ -40,8 +48,12 @@ def cut(images: Iterable[tuple[Pixels, Size]], draws: CropDraws, num_rows: int, 
     )
     for position, (image_3hw, original) in enumerate(images):
         for view, box in enumerate(draws.boxes(position, original)):
-            here = scaled(box, original, size_of(image_3hw))
-            made.canvases_VB3SS[view, position] = resample(image_3hw, here, (image_size, image_size))
+            if framing != OWN_WAY and draws.is_whole(view):
+                canvas_3SS = to_canvas(image_3hw, image_size, framing)
+            else:
+                here = scaled(box, original, size_of(image_3hw))
+                canvas_3SS = resample(image_3hw, here, (image_size, image_size), framing.interpolation)
+            made.canvases_VB3SS[view, position] = canvas_3SS
             made.boxes_VB4[view, position] = box
     return made
 
@@ -53,10 +65,12 @@ def decode_crops(
     image_size: int,
     draws: CropDraws,
     bad: BadSamples | None,
+    framing: Framing = OWN_WAY,
 ) -> Cropped:
     """Cuts one canvas per view of each sample out of its original; ``bad`` as for ``decode_each``."""
     images = decode_each(store, split, index_n, decode_image, bad)
-    return cut(((image_3HW, size_of(image_3HW)) for image_3HW in images), draws, len(index_n), image_size)
+    sized = ((image_3HW, size_of(image_3HW)) for image_3HW in images)
+    return cut(sized, draws, len(index_n), image_size, framing)
 
 
 class CropDraws:
@@ -72,6 +86,10 @@ class CropDraws:
     @property
     def num_views(self) -> int:
         return len(self._crops)
+
+    def is_whole(self, view: int) -> bool:
+        """Tells whether a view is the canvas of the whole image."""
+        return self._crops[view].min_area is None
 
     def boxes(self, position: int, original: Size) -> list[Box]:
         """Returns one box per view, for the sample at ``position`` of the batch."""

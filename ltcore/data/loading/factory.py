@@ -11,6 +11,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
 from ltcore.data.loading.loader import CachedLoader, Loader, OnProgress, ThreadedLoader
+from ltcore.data.prep import prep_of
 from ltcore.data.shards.reader import ShardStore
 from ltcore.text import byte_size
 
@@ -63,11 +64,14 @@ def make_loader(
 def cache_fits(cfg: DataConfig, uri: str, augment: AugmentConfig | None, num_views: int) -> tuple[bool, str]:
     """Tells whether ``loader=auto`` takes this node's cache for the data set, and returns the arithmetic in words."""
     store = ShardStore(uri)
-    image_size = cfg.image_size or store.manifest.image_size
+    prep = prep_of(cfg, store.manifest)
+    image_size = prep.image_size
     if augment and reader_crops(augment, num_views, image_size):
         return False, "crops are cut out of the originals; data.loader=cache would cut them out of smaller copies"
     sizes = {name: canvas_bytes(split.num_samples, image_size) for name, split in store.manifest.splits.items()}
-    missing = sum(size for name, size in sizes.items() if not entry_path(store, name, image_size).is_dir())
+    missing = sum(
+        size for name, size in sizes.items() if not entry_path(store, name, image_size, prep.framing).is_dir()
+    )
     free, total = storage.free_bytes(storage.cache_root()) // 2, sum(sizes.values())
     if total > cfg.cache_bytes:
         return False, f"{byte_size(total)} decoded exceed data.cache_bytes of {byte_size(cfg.cache_bytes)}"

@@ -23,6 +23,7 @@ from ltcore.data.loading.pairs import Sampler, epoch_sampler
 from ltcore.data.loading.prefetch import prefetch
 from ltcore.data.loading.sampler import Copies, Rows, check_batches, check_lanes, eval_rows
 from ltcore.data.loading.samples import BadSamples, decode_rows
+from ltcore.data.prep import prep_of
 from ltcore.data.shards.reader import ShardStore
 
 Ints = npt.NDArray[np.int64]
@@ -59,7 +60,9 @@ class Loader(ABC):
         """
         self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
         self.store = ShardStore(uri, cfg.cache_bytes)
-        self.image_size = cfg.image_size or self.store.manifest.image_size
+        self.prep = prep_of(cfg, self.store.manifest)
+        """How images are brought to canvases, and what they are normalized with."""
+        self.image_size = self.prep.image_size
         self.crops = reader_crops(augment, num_views, self.image_size) if augment else ()
         self.paired = paired
         self.why = why
@@ -155,9 +158,12 @@ class Loader(ABC):
         """Yields batches that threads decode ahead of the loop."""
 
         def load(step: Rows) -> Batch:
-            return self._batch(split, step, decode_rows(self.store, split, step.index_B, self.image_size, bad)[None])
+            return self._batch(split, step, self._decode(split, step, bad)[None])
 
         return self._ahead(load, rows)
+
+    def _decode(self, split: str, step: Rows, bad: BadSamples | None) -> npt.NDArray[np.uint8]:
+        return decode_rows(self.store, split, step.index_B, self.image_size, bad, self.prep.framing)
 
     def _ahead(self, load: Callable[[Rows], Batch], rows: Iterable[Rows]) -> Iterator[Batch]:
         threads = min(MAX_THREADS, max(2, torch.get_num_threads()))  # the CPUs that the run gave to this process
@@ -191,7 +197,13 @@ class CachedLoader(Loader):
         self._whole: ImageCache | None = None
         if self.crops:
             limits = self._limits(cfg.train_split)
-            self._whole = open_images(self.store, cfg.train_split, cfg.cache_px or self.image_size, **limits)
+            self._whole = open_images(
+                self.store,
+                cfg.train_split,
+                cfg.cache_px or self.image_size,
+                framing=self.prep.framing,
+                **limits,
+            )
         else:
             self._canvases(cfg.train_split)
 
@@ -215,7 +227,10 @@ class CachedLoader(Loader):
 
     def _canvases(self, split: str) -> CanvasCache:
         if split not in self._open:
-            self._open[split] = open_canvases(self.store, split, self.image_size, **self._limits(split))
+            framing = self.prep.framing
+            self._open[split] = open_canvases(
+                self.store, split, self.image_size, framing=framing, **self._limits(split)
+            )
         return self._open[split]
 
     def _batches(self, split: str, rows: Iterable[Rows]) -> Iterator[Batch]:
@@ -255,4 +270,12 @@ class ThreadedLoader(Loader):
         return self._decoded(split, rows, self._bad if split == self.cfg.train_split else None)
 
     def _crop(self, index_B: Ints, draws: CropDraws) -> Cropped:
-        return decode_crops(self.store, self.cfg.train_split, index_B, self.image_size, draws, self._bad)
+        return decode_crops(
+            self.store,
+            self.cfg.train_split,
+            index_B,
+            self.image_size,
+            draws,
+            self._bad,
+            self.prep.framing,
+        )

@@ -25,6 +25,7 @@ from ltcore.data.loading.checksums import RowChecks
 from ltcore.data.loading.crops import CropDraws, Cropped, cut
 from ltcore.data.loading.samples import BadSamples, decode_each
 from ltcore.data.shards.reader import ShardStore
+from ltcore.framing import OWN_WAY, Framing
 
 _ROWS = 64
 _TABLE = "table.i64"
@@ -50,6 +51,8 @@ class ImageCache:
     """Undecodable samples that hold a substitute -> what is wrong."""
     _file: BinaryIO
     _checks: RowChecks
+    framing: Framing = OWN_WAY
+    """Of what is cut out; images are kept with its interpolation."""
 
     def image(self, index: int) -> tuple[Pixels, Size]:
         """Returns the image as it is kept, [3, h, w], and the (height, width) of its original.
@@ -65,16 +68,18 @@ class ImageCache:
 
     def crops(self, index_n: npt.NDArray[np.int64], image_size: int, draws: CropDraws) -> Cropped:
         """Cuts one canvas per view of each sample."""
-        return cut(map(self.image, index_n.tolist()), draws, len(index_n), image_size)
+        return cut(map(self.image, index_n.tolist()), draws, len(index_n), image_size, self.framing)
 
     def close(self) -> None:
         """Releases the mark; the arrays stay valid as long as they are referred to."""
         self._file.close()
 
 
-def images_path(store: ShardStore, split: str, side: int) -> Path:
+def images_path(store: ShardStore, split: str, side: int, interpolation: str | None = None) -> Path:
     """Returns the path that the entry of a split has, or would have."""
-    squares = entry_path(store, split, side)
+    squares = entry_path(
+        store, split, side, Framing("bicubic" if interpolation == "bicubic" else None)
+    )  # None is bilinear
     return squares.with_name(f"{squares.name}-whole")
 
 
@@ -86,9 +91,11 @@ def open_images(
     cache_bytes: int,
     max_bad_samples: int = 0,
     progress: OnProgress | None = None,
+    framing: Framing = OWN_WAY,
 ) -> ImageCache:
     """Opens the decoded split; arguments, filling and errors as for ``open_canvases``."""
-    path = images_path(store, split, side)
+    interpolation = framing.interpolation
+    path = images_path(store, split, side, interpolation)
     num_rows = store.manifest.split(split).num_samples
 
     def whole() -> bool:
@@ -96,17 +103,18 @@ def open_images(
         return len(table_N5) == num_rows and (path / ARRAY).stat().st_size == _pixels(table_N5)
 
     def fill(filling: PartialEntry) -> None:
-        _fill(filling, store, split, side, progress)
+        _fill(filling, store, split, side, interpolation, progress)
 
     def decode(index: int) -> Pixels:
         bad = BadSamples(len(opened.bad), tell=False)  # a substitute's row holds the same substitute again
         (image_3HW,) = decode_each(store, split, np.array([index]), decode_image, bad)
-        return _kept(image_3HW, side).reshape(-1)
+        return _kept(image_3HW, side, interpolation).reshape(-1)
 
     opened = open_entry(path, store, split, whole, fill, cache_bytes=cache_bytes, max_bad_samples=max_bad_samples)
     table_N5 = _read_table(path)
     pixels_P = np.memmap(path / ARRAY, np.uint8, "r").view(np.ndarray) if num_rows else np.zeros(0, np.uint8)
-    return ImageCache(pixels_P, table_N5, opened.bad, opened.file, RowChecks(path / ARRAY, opened.crc32_N, decode))
+    checks = RowChecks(path / ARRAY, opened.crc32_N, decode)
+    return ImageCache(pixels_P, table_N5, opened.bad, opened.file, checks, framing)
 
 
 def _read_table(path: Path) -> npt.NDArray[np.int64]:
@@ -123,12 +131,19 @@ def kept_size(original: Size, side: int) -> Size:
     return original if short <= side else (round(original[0] * side / short), round(original[1] * side / short))
 
 
-def _kept(image_3HW: Pixels, side: int) -> Pixels:
+def _kept(image_3HW: Pixels, side: int, interpolation: str | None) -> Pixels:
     original = size_of(image_3HW)
-    return resample(image_3HW, (0, 0, *original), kept_size(original, side))
+    return resample(image_3HW, (0, 0, *original), kept_size(original, side), interpolation)
 
 
-def _fill(filling: PartialEntry, store: ShardStore, split: str, side: int, progress: OnProgress | None) -> None:
+def _fill(
+    filling: PartialEntry,
+    store: ShardStore,
+    split: str,
+    side: int,
+    interpolation: str | None,
+    progress: OnProgress | None,
+) -> None:
     """Decodes all rows into the file, piece by piece in whatever order they come."""
     num_rows = store.manifest.split(split).num_samples
     table_N5 = np.zeros((num_rows, _COLUMNS), np.int64)
@@ -152,7 +167,7 @@ def _fill(filling: PartialEntry, store: ShardStore, split: str, side: int, progr
             index_n = np.arange(first, min(first + _ROWS, num_rows))
             kept = []
             for image_3HW in decode_each(store, split, index_n, decode_image, filling.bad):
-                image_3hw = _kept(image_3HW, side)
+                image_3hw = _kept(image_3HW, side, interpolation)
                 kept.append(image_3hw.reshape(-1))
                 table_N5[first + len(kept) - 1, 1:] = *size_of(image_3hw), *size_of(image_3HW)
             sizes_n = np.array([pixels.size for pixels in kept])

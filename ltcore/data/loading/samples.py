@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.reader import _LOG, Ints, T
 from ltcore.errors import DataError
+from ltcore.framing import OWN_WAY, Framing
 from ltcore.hashing import hash64
 
 
@@ -54,11 +55,20 @@ class BadSamples:
 
 
 def decode_rows(
-    store: RowReader, split: str, index_n: Ints, image_size: int, bad: BadSamples | None = None
+    store: RowReader,
+    split: str,
+    index_n: Ints,
+    image_size: int,
+    bad: BadSamples | None = None,
+    framing: Framing = OWN_WAY,
 ) -> npt.NDArray[np.uint8]:
     """Returns [n, 3, S, S] uint8 of the samples, in the order asked for; errors as for :func:`decode_each`."""
     canvases = np.empty((len(index_n), 3, image_size, image_size), np.uint8)
-    decoded = decode_each(store, split, index_n, lambda data, where: decode_canvas(data, image_size, where), bad)
+
+    def decode(data: bytes, where: str) -> npt.NDArray[np.uint8]:
+        return decode_canvas(data, image_size, where, framing)
+
+    decoded = decode_each(store, split, index_n, decode, bad)
     for position, canvas_3SS in enumerate(decoded):
         canvases[position] = canvas_3SS
     return canvases

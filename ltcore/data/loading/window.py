@@ -15,6 +15,7 @@ from ltcore.data.loading.sampler import Ints, Rows
 from ltcore.data.loading.samples import BadSamples, decode_rows
 from ltcore.data.shards.manifest import Shard
 from ltcore.data.shards.reader import ShardFiles, ShardStore, read_by_shard
+from ltcore.framing import Framing
 
 
 @functools.lru_cache(maxsize=2)
@@ -70,15 +71,16 @@ def read_part(rows: pa.Table, *, job: dict[str, Any]) -> dict[str, np.ndarray]:
     shards = [Shard(**json.loads(text)) for text in described.dictionary.to_pylist()]
     store = _Part(job, index, shards, described.indices.to_numpy(), row)
     bad = BadSamples(job["max_bad_samples"], tell=False) if job["max_bad_samples"] else None
+    framing = Framing(**job["framing"])
     columns = {"window": window, "place": place}
     if job["crops"]:
         drawn = Rows(index, copy)
         draws = CropDraws([Crop(*crop) for crop in job["crops"]], job["seed"], int(rows["epoch"][0].as_py()), drawn)
-        cropped = decode_crops(store, job["split"], index, job["image_size"], draws, bad)
+        cropped = decode_crops(store, job["split"], index, job["image_size"], draws, bad, framing)
         # rows come first in Ray Data, views in a batch
         columns |= {"image": cropped.canvases_VB3SS.swapaxes(0, 1), "boxes": cropped.boxes_VB4.swapaxes(0, 1)}
     else:
-        columns["image"] = decode_rows(store, job["split"], index, job["image_size"], bad)
+        columns["image"] = decode_rows(store, job["split"], index, job["image_size"], bad, framing)
     if bad is not None:
         columns["bad"] = np.array([bad.messages.get(number, "") for number in index.tolist()])
     return columns

@@ -83,7 +83,7 @@ class Stage2Trainer:
         self.stage2: Stage2Config = cfg.stage2
         self.run_dir, self.folder = run_dir, run_dir / "checkpoints"
         self.began = time.monotonic()
-        manifest = loader.store.manifest
+        prep = loader.prep
         self.net = self._network().to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net.eval()
         self.evaluator = Evaluator(
@@ -91,7 +91,7 @@ class Stage2Trainer:
             loader=loader,
             device=ctx.device,
             batch_size=cfg.train.eval_batch_size,
-            normalize=Augment(cfg.augment, seed=cfg.seed, mean=manifest.mean, std=manifest.std, num_views=1).evaluate,
+            normalize=Augment(cfg.augment, seed=cfg.seed, mean=prep.mean, std=prep.std, num_views=1).evaluate,
             autocast=choose_precision(cfg.train.precision, ctx.device).autocast,
             beat=self._tick,
         )
@@ -282,5 +282,7 @@ class Stage2Trainer:
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
         manifest = self.loader.store.manifest
         counts_CA = self.evaluator.attribute_counts_CA
-        meta = ckpt.description(self.cfg.to_flat(), manifest, counts_CA, epoch=metrics["epoch"], metrics=self.best)
+        meta = ckpt.description(
+            self.cfg.to_flat(), manifest, self.loader.prep, counts_CA, epoch=metrics["epoch"], metrics=self.best
+        )
         ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)

@@ -9,6 +9,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def streamed(loader: ThreadedLoader, epoch: int, first: int, last: int) -> dict[
         "indexed": False,
         "split": "train",
         "image_size": loader.image_size,
+        "framing": asdict(loader.prep.framing),
         "crops": [(crop.view, crop.min_area) for crop in loader.crops],
         "cache_bytes": 2**30,
         "max_bad_samples": loader.cfg.max_bad_samples,

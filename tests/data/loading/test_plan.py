@@ -23,7 +23,15 @@ NODES = {"a": 2.0, "b": 1.0, "c": 4.0}
 
 
 def job(uri: str, **fields: Any) -> dict[str, Any]:
-    fixed = {"split": "train", "image_size": 16, "crops": [], "cache_bytes": 2**30, "max_bad_samples": 0, "seed": 3}
+    fixed = {
+        "split": "train",
+        "image_size": 16,
+        "framing": {},
+        "crops": [],
+        "cache_bytes": 2**30,
+        "max_bad_samples": 0,
+        "seed": 3,
+    }
     return {"uri": uri, "indexed": False, **fixed, **fields}
 
 
