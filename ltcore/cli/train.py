@@ -25,7 +25,7 @@ from ltcore.runtime.placement import Placement
 from ltcore.storage import join
 from ltcore.text import printable_lines
 from ltcore.training.context import LocalContext, StopRequested
-from ltcore.training.cost import _num_images, _what
+from ltcore.training.cost import _num_images, _what, trained_note
 from ltcore.training.hardware import allocated_cpus, wished_cpus
 from ltcore.training.key_encoder import remark
 from ltcore.training.lease import exclusive
@@ -78,6 +78,8 @@ def train_config(
     cfg = settled(cfg, manifest, out.say, typed=typed, stored=None if stored is None else stored.config)
     if finished is None:
         show_classes(cfg, manifest, out.say)
+        if note := trained_note(cfg, manifest):
+            out.say(note)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
     if finished is None and (note := remark(cfg, manifest)):

@@ -30,6 +30,7 @@ from ltcore.errors import at_least, one_of, plain_name, positive, within
 from ltcore.evaluation.catalog import NCM, VALIDATION
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import MODELS
+from ltcore.models.tune import HEAD
 from ltcore.models.weights import WEIGHT_FILES
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
@@ -327,6 +328,11 @@ class RunConfig:
 
     def _check_frozen(self) -> None:
         base = self.objective.base
+        if self.train.freeze and self.model.tune == HEAD:
+            raise ValueError(
+                f"train.freeze={self.train.freeze} does not go with model.tune={HEAD}, which trains nothing but the classifier. "
+                "Set train.freeze=null, or model.tune to what should be trained"
+            )
         if self.train.freeze and BASES[base].build.learns_centers:
             raise ValueError(
                 f"train.freeze={self.train.freeze} does not go with objective.base={base}, which contrasts images with the "

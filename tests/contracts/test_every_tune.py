@@ -1,0 +1,89 @@
+"""What every value of ``model.tune`` must do, under every family of losses: train what it names, and touch nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore import dist
+from ltcore.data.loading.factory import make_loader
+from ltcore.models.tune import is_added
+from ltcore.training.build import Components, build
+from ltcore.training.context import LocalContext
+from ltcore.training.optim import build_optimizer
+from tests.ddp import run_ranks
+from tests.training.runs import TERMS, plain_steps, tiny_run
+
+NETWORKS = ("resnet8",)
+"""Networks that are small enough to take a step in a fraction of a second; each with every tune that fits it."""
+TUNES = ("full", "head", "bias", "norm", "lora", "partial:1")
+FITS: dict[str, tuple[str, ...]] = {"resnet8": TUNES}
+BASES = ("cross_entropy", "balanced_softmax")
+OBJECTIVES: dict[str, dict[str, Any]] = {"none": {}} | {
+    term: {key: value for key, value in TERMS.items() if f".{term}." in key} for term in ("lpa", "dro", "ifl")
+}
+
+
+def parts_of(uri: str, network: str, tune: str, base: str, terms: dict[str, Any]) -> tuple[Components, Any, Any]:
+    cfg = tiny_run(model__name=network, model__tune=tune, objective__base=base, train__ema_decay=0.5, **terms)
+    loader = make_loader(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
+    return build(cfg, loader, LocalContext(torch.device("cpu"))), loader, build_optimizer
+
+
+def expected(network: str, tune: str, name: str) -> bool:
+    """Whether a parameter of the network is to be trained, written down independently of the code."""
+    if not name.startswith("backbone.") or tune == "full":
+        return True
+    if tune == "partial:1":
+        return ".layer3.0." in name
+    if tune in ("lora", "adaptformer"):
+        return is_added(name)
+    return {"head": False, "bias": name.endswith("bias"), "norm": ".bn" in name}[tune]
+
+
+@pytest.mark.parametrize("terms", OBJECTIVES)
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("network", "tune"), [(network, tune) for network in NETWORKS for tune in FITS[network]])
+def test_one_step(tiny_shards: str, network: str, tune: str, base: str, terms: str) -> None:
+    """The named parameters change, all others and the statistics of frozen layers stay what they are, bit for bit."""
+    parts, loader, make_optimizer = parts_of(tiny_shards, network, tune, base, OBJECTIVES[terms])
+    step, net = parts.step, parts.step.net
+    optimizer = make_optimizer(tiny_run(train__optim__weight_decay=0.1).train.optim, step)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {
+        name for name, _ in net.named_parameters() if expected(network, tune, name)
+    }
+    for raw in list(loader.train_batches(0))[:2]:  # an update of low rank begins to move its other half in the second
+        batch = parts.augment(raw, 0)
+        if step.key is not None:
+            step.key.update(net)
+        optimizer.zero_grad()
+        loss, _, out = step(batch, 0.9)
+        loss.backward()
+        optimizer.step()
+        step.objective.observe(out, batch, 0.9)
+        assert parts.average is not None
+        parts.average.update(net)
+    loader.close()
+    copies = [parts.average.net, *([step.key.net] if step.key is not None else [])]
+    for name, value in net.state_dict().items():
+        if name in net.frozen:
+            assert torch.equal(value, before[name]), name
+            assert all(torch.equal(copy.state_dict()[name], value) for copy in copies), name
+    for name, parameter in net.named_parameters():
+        changed = not torch.equal(parameter, before[name])
+        assert changed == expected(network, tune, name), name
+        assert (name in net.frozen) != expected(network, tune, name), name
+
+
+@pytest.mark.parametrize("tune", ["head", "norm", "lora", "partial:1"])
+def test_two_ranks(tiny_shards: str, tune: str) -> None:
+    """They train the same network as one process, with unused parameters and all three terms."""
+    cfg = tiny_run(model__tune=tune, model__ghost_batch=4, objective__base="balanced_softmax", **TERMS)
+    alone = plain_steps(cfg.to_dict(), tiny_shards, 4)
+    for rank in run_ranks(plain_steps, 2, cfg.to_dict(), tiny_shards, 4):
+        for name, value in rank["state"].items():
+            torch.testing.assert_close(value, alone["state"][name], rtol=1e-9, atol=1e-11, msg=name)
+    assert dist.world() == 1
