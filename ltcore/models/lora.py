@@ -116,7 +116,8 @@ def merged(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Returns the state dict that ``net``, of which ``state`` is one, would have after ``merge_``."""
     found = dict(state)
     for name, layer in lora_layers(net):
-        down, up = (found.pop(f"{name}.{part}") for part in LORA)
-        weight = found[f"{name}.weight"]
-        found[f"{name}.weight"] = weight + (layer.lora_scale * (up @ down.flatten(1))).view_as(weight)
+        begin = f"{name}." if name else ""
+        down, up = (found.pop(f"{begin}{part}") for part in LORA)
+        weight = found[f"{begin}weight"]
+        found[f"{begin}weight"] = weight + (layer.lora_scale * (up @ down.flatten(1))).view_as(weight)
     return found

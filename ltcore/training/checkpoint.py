@@ -3,10 +3,10 @@
     checkpoints/last-00001200/   model.pt  state.pt  meta.json      resume here
     checkpoints/best-00000900/   model.pt  meta.json                predict from here
 
-``model.pt`` contains inference weights only, without those that ``model.tune`` leaves alone (see ``base``); what only training needs (optimizer, memories, key encoder) is in
-``state.pt``. A checkpoint is written beside its final place, synced and renamed, so a reader never sees half of one;
-older ones are removed only after the new one is in place. Everything is read with ``weights_only=True``, after a check
-that its bytes are undamaged.
+``model.pt`` contains inference weights only, without those that ``model.tune`` leaves alone (see ``base``); what only
+training needs (optimizer, memories, key encoder) is in ``state.pt``. A checkpoint is written beside its final place, synced
+and renamed, so a reader never sees half of one; older ones are removed only after the new one is in place. Everything is read
+with ``weights_only=True``, after a check that its bytes are undamaged.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def _base(found: ckpt.Checkpoint, cfg: RunConfig, net: LongTailNet) -> tuple[dic
     if tensors_hash(base) != expected:
         source = origin.get("weights") or f"seed={cfg.seed} with model.weights={cfg.model.weights}"
         raise CheckpointError(
-            f"{found.place} holds only what model.tune={cfg.model.tune} trained on top of a base with sha256 {expected[:12]}, but "
-            f"{source} gives another one here: bring back the weights that the run started from."
+            f"{found.place} holds only what model.tune={cfg.model.tune} trained on top of a base with sha256 {expected[:12]}, "
+            f"but {source} gives another one here: bring back the weights that the run started from."
         )
     return base, not tensors

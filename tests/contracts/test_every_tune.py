@@ -49,7 +49,7 @@ def expected(network: str, tune: str, name: str) -> bool:
 def test_one_step(tiny_shards: str, network: str, tune: str, base: str, terms: str) -> None:
     """The named parameters change, all others and the statistics of frozen layers stay what they are, bit for bit."""
     parts, loader, make_optimizer = parts_of(tiny_shards, network, tune, base, OBJECTIVES[terms])
-    step, net = parts.step, parts.step.net
+    step, net, average = parts.step, parts.step.net, parts.average
     optimizer = make_optimizer(tiny_run(train__optim__weight_decay=0.1).train.optim, step)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert {name for name, p in net.named_parameters() if p.requires_grad} == {
@@ -64,17 +64,19 @@ def test_one_step(tiny_shards: str, network: str, tune: str, base: str, terms: s
         loss.backward()
         optimizer.step()
         step.objective.observe(out, batch, 0.9)
-        assert parts.average is not None
-        parts.average.update(net)
+        assert average is not None
+        average.update(net)
     loader.close()
-    copies = [parts.average.net, *([step.key.net] if step.key is not None else [])]
+    copies = [copy.net for copy in (average, step.key) if copy is not None]
     for name, value in net.state_dict().items():
         if name in net.frozen:
             assert torch.equal(value, before[name]), name
             assert all(torch.equal(copy.state_dict()[name], value) for copy in copies), name
     for name, parameter in net.named_parameters():
         changed = not torch.equal(parameter, before[name])
-        assert changed == expected(network, tune, name), name
+        # a bias before a batch norm has no effect on the loss: its gradient is rounding noise or zero
+        if name != "projection.layers.linear0.bias":
+            assert changed == expected(network, tune, name), name
         assert (name in net.frozen) != expected(network, tune, name), name
 
 
