@@ -84,11 +84,16 @@ class Tuned(Protocol):
     """The keys of ``ModelConfig`` that say what is trained."""
 
     @property
-    def tune(self) -> str: ...
+    def tune(self) -> str:
+        """Returns one of ``TUNES``, or 'partial:K'."""
+
     @property
-    def lora(self) -> LoraConfig: ...
+    def lora(self) -> LoraConfig:
+        """Returns the options of 'lora'."""
+
     @property
-    def adaptformer(self) -> AdaptFormerConfig: ...
+    def adaptformer(self) -> AdaptFormerConfig:
+        """Returns the options of 'adaptformer'."""
 
 
 def tune_(backbone: nn.Module, cfg: Tuned, *, num_classes: int, seed: int, scope: str) -> None:

@@ -64,6 +64,7 @@ def test_one_step(tiny_shards: str, network: str, tune: str, base: str, terms: s
         loss.backward()
         optimizer.step()
         step.objective.observe(out, batch, 0.9)
+        step.objective.merge(0.9)
         assert average is not None
         average.update(net)
     loader.close()
