@@ -24,12 +24,17 @@ META = "base"
 """Field of ``meta.json``: the hash of the base that its checkpoint leaves out. Whole checkpoints have no such field."""
 
 
+def leaves_out(cfg: RunConfig) -> bool:
+    """Tells whether checkpoints of a run are without the base."""
+    return cfg.model.tune != FULL and cfg.train.init_from is None
+
+
 def described(cfg: RunConfig, net: LongTailNet) -> dict[str, str]:
     """Returns what ``meta.json`` says of the base that a run's checkpoints leave out; {} where they are whole.
 
     The base never changes, so that once is enough for a start of the run.
     """
-    if cfg.model.tune == FULL or cfg.train.init_from is not None:
+    if not leaves_out(cfg):
         return {}
     state = net.state_dict()
     return {META: tensors_hash({name: state[name] for name in net.frozen})}

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ltcore.config.schema import RunConfig
+from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.models.lora import Lora
 from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.tune import TUNES
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.context import StopRequested
+from ltcore.training.build import build
+from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import cost, trained_note
 from ltcore.training.export import ExportedNet, export
 from ltcore.training.predict import evaluate, load
+from ltcore.training.rehearsal import checkpoint_bytes
 from tests.ddp import run_ranks
 from tests.training.runs import TERMS, Rank, StopAfter, Told, assert_equal_runs, run, stage2_run, tiny_run, weights
 
@@ -119,6 +122,17 @@ def test_checkpoints_hold_what_was_trained(tiny_shards: str, tmp_path: Path) -> 
     full, lora, head = (sizes(tmp_path / tune) for tune in ("full", "lora", "head"))
     assert lora["model.pt"] < 0.4 * full["model.pt"] and lora["state.pt"] < 0.4 * full["state.pt"]
     assert head["model.pt"] < 0.05 * full["model.pt"]
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_room_for_checkpoints_is_room_for_what_was_trained(tiny_shards: str, tmp_path: Path, tune: str) -> None:
+    cfg = tuned(tune, train__epochs=1)
+    run(cfg, tiny_shards, tmp_path / "run")
+    loader = make_loader(cfg.data, tiny_shards, batch_size=8, seed=0)
+    said = checkpoint_bytes(cfg, build(cfg, loader, LocalContext(torch.device("cpu"))))
+    loader.close()
+    last = sizes(tmp_path / "run")
+    assert said == pytest.approx(3 * last["model.pt"] + 2 * last["state.pt"], rel=0.3)
 
 
 def test_another_base_is_refused(tiny_shards: str, tmp_path: Path) -> None:
