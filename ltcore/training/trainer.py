@@ -390,12 +390,13 @@ class Trainer:
         state, pending = None, {}
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
             ckpt.check_same_run(found, self.cfg.to_flat(), self.loader.store.manifest.hash, self.info.mutable)
-            state = whole_state(found, self.cfg, self.components, found.train_state())
+            state = found.train_state()
             best = ckpt.find(self.folder, "best")
             if best is not None and best.meta["step"] > state["progress"]["step"]:
                 # Of steps that are repeated now, on a GPU perhaps with other last digits; its weights are those that are there.
                 state["progress"]["best"] = best.meta["metrics"]
             pending = take_pending(state)
+            state = whole_state(found, self.cfg, self.components, state)
         state = dist.broadcast_object(state)
         if state is not None:
             self.at = load_state(self.components, self.optimizer, state, pending)

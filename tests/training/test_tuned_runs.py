@@ -145,9 +145,10 @@ def test_another_base_is_refused(tiny_shards: str, tmp_path: Path) -> None:
     expected = load(tmp_path / "run").logits(pictures())
     file.write_bytes(Path(base_file(tmp_path, 6)).read_bytes())
     message = r"holds only what model\.tune=lora trained .*base5\.pth gives another one here: bring back the weights"
+    with pytest.raises(CheckpointError, match=r"base5\.pth"):
+        run(cfg, tiny_shards, tmp_path / "run")
     for use in (
         lambda: load(tmp_path / "run"),
-        lambda: run(cfg, tiny_shards, tmp_path / "run"),
         lambda: run(tiny_run(train__init_from=str(tmp_path / "run")), tiny_shards, tmp_path / "next"),
     ):
         with pytest.raises(CheckpointError, match=message) as caught:
