@@ -78,8 +78,6 @@ def train_config(
     cfg = settled(cfg, manifest, out.say, typed=typed, stored=None if stored is None else stored.config)
     if finished is None:
         show_classes(cfg, manifest, out.say)
-        if note := trained_note(cfg, manifest):
-            out.say(note)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
     if finished is None and (note := remark(cfg, manifest)):
@@ -93,6 +91,8 @@ def train_config(
         out.say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
         record: RunRecord | None = finished
     else:
+        if note := trained_note(cfg, manifest):
+            out.say(note)
         budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
         out.say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
         record = _train_on_ray(args, cfg, job, root, out) if wants_ray(args, cfg) else _train_here(args, cfg, job, out)

@@ -113,7 +113,8 @@ class TrainConfig:
     in DRO-LT. Must divide ``batch_size``. Range >= 1. No effect with other samplings."""
     init_from: str | None = None
     """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
-    checkpoint in it, as an absolute path or URI. Network and classes must be the same. null: as ``model.weights`` says."""
+    checkpoint in it, as an absolute path or URI. Network and classes must be the same; updates of its ``model.tune=lora`` are
+    added to its weights. null: as ``model.weights`` says."""
     freeze: str | None = None
     """'classifier' keeps the classifier as ``init_from`` gave it and trains the features under it, as DRO-LT's second
     stage does. null: everything is trained."""

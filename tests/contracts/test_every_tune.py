@@ -12,6 +12,7 @@ from torch import nn
 
 from ltcore import dist
 from ltcore.data.loading.factory import make_loader
+from ltcore.models.net import LongTailNet
 from ltcore.models.tune import is_added
 from ltcore.training.build import Components, build
 from ltcore.training.context import LocalContext
@@ -123,7 +124,9 @@ def test_two_ranks(tiny_shards: str, tune: str) -> None:
     """They train the same network as one process, with unused parameters and all three terms."""
     cfg = tiny_run(model__tune=tune, model__ghost_batch=4, objective__base="balanced_softmax", **TERMS)
     alone = plain_steps(cfg.to_dict(), tiny_shards, 4)
+    frozen = LongTailNet(cfg.model, 4, frozenset(), 0).frozen
     for rank in run_ranks(plain_steps, 2, cfg.to_dict(), tiny_shards, 4):
         for name, value in rank["state"].items():
             torch.testing.assert_close(value, alone["state"][name], rtol=1e-9, atol=1e-11, msg=name)
+        assert all(torch.equal(rank["state"][f"net.{name}"], alone["state"][f"net.{name}"]) for name in frozen)
     assert dist.world() == 1
