@@ -21,7 +21,7 @@ from torch import nn
 from ltcore import rng
 from ltcore.errors import ConfigError, at_least, one_of, positive
 from ltcore.models.adaptformer import ADAPTER, add_adapter_, auto_bottleneck, transformer_mlps
-from ltcore.models.depth import blocks_of
+from ltcore.models.blocks import blocks_of
 from ltcore.models.lora import LORA, add_lora_
 from ltcore.models.norm import FROZEN_STATS, is_frozen
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ltcore.errors import ConfigError
 from ltcore.models.adaptformer import Adapter, auto_bottleneck
-from ltcore.models.depth import blocks_of
+from ltcore.models.blocks import blocks_of
 from ltcore.models.ema import EmaCopy
 from ltcore.models.lora import LoraConv2d, LoraLinear, add_lora_, lora_layers, merge_, merged
 from ltcore.models.net import LongTailNet, ModelConfig
@@ -139,6 +139,23 @@ def test_blocks_in_depth_order() -> None:
     both = blocks_of(net_of("full", bilateral=True).backbone)
     assert {name.split(".")[1] for name in both[-1]} == {"0", "1"}
     assert len(blocks_of(net_of("full", "resnet50").backbone)) == 17
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "number"),
+    [
+        ("test_resnet", "layer4.0.", 4),
+        ("test_convnext", "stages.3.blocks.1.", 9),
+        ("test_efficientnet", "blocks.4.0.", 5),
+        ("test_vit", "blocks.5.", 6),
+    ],
+)
+def test_what_follows_the_last_block_belongs_to_it(name: str, last: str, number: int) -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(name, num_classes=0)
+    _, *blocks = blocks_of(net)
+    assert any(parameter.startswith(last) for parameter in blocks[-1]) and len(blocks) == number
+    assert sum(map(len, blocks_of(net))) == len(list(net.parameters()))
 
 
 def test_blocks_of_timm() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -42,10 +41,15 @@ def _of_timm(backbone: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _groups(net: Any) -> dict[str, int]:
-    from timm.models._manipulate import group_parameters
+    """Returns parameter -> number of its group. What only the classifier's group would hold joins the last block."""
+    from timm.models._manipulate import group_with_matcher
 
-    regroup: Callable[..., dict[str, int]] = group_parameters
-    return regroup(net, net.group_matcher(coarse=False), reverse=True)
+    matcher = net.group_matcher(coarse=False)
+    classifier = (getattr(net, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    name = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"  # it is not built
+    groups: dict[str, int] = group_with_matcher(iter([*net.named_parameters(), (name, None)]), matcher, reverse=True)
+    last = groups.pop(name) - 1
+    return {parameter: min(group, last) for parameter, group in groups.items()}
 
 
 def _of_resnet(backbone: nn.Module) -> dict[str, tuple[int, ...]]:
