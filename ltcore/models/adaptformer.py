@@ -9,7 +9,7 @@ other layers; an exported network contains it.
 Source: AdaptFormer, Chen et al., NeurIPS 2022, arXiv:2205.13535, and LIFT, Shi et al., ICML 2024, arXiv:2309.10019, for the
 trained scale, which begins at 1 there, and for the width of the bottleneck.
 Differs: the original's scale is constant, 0.1. LIFT's adapter reads the tokens before the block's layer norm, through one of
-its own. In blocks whose MLP is followed by a layer scale, that scales the adapter too.
+its own. In blocks whose MLP is followed by a layer scale or a norm, that acts on the adapter too.
 """
 
 from __future__ import annotations
