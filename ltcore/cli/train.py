@@ -25,7 +25,7 @@ from ltcore.runtime.placement import Placement
 from ltcore.storage import join
 from ltcore.text import printable_lines
 from ltcore.training.context import LocalContext, StopRequested
-from ltcore.training.cost import _num_images, _what
+from ltcore.training.cost import _num_images, _what, trained_note
 from ltcore.training.hardware import allocated_cpus, wished_cpus
 from ltcore.training.key_encoder import remark
 from ltcore.training.lease import exclusive
@@ -91,6 +91,8 @@ def train_config(
         out.say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
         record: RunRecord | None = finished
     else:
+        if note := trained_note(cfg, manifest):
+            out.say(note)
         budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
         out.say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
         record = _train_on_ray(args, cfg, job, root, out) if wants_ray(args, cfg) else _train_here(args, cfg, job, out)

@@ -209,6 +209,10 @@ class RunRecord(StoredRecord):
     """The same with the weights of the best epoch on validation."""
     confused: Mapping[str, Sequence[ConfusedPair]] | None = None
     """Split -> the pairs of classes confused most with the weights of the last epoch, and some of their images."""
+    trained_parameters: int | None = None
+    """Of the network: numbers that training changes (``model.tune``), in a run that is not of stage 2."""
+    parameters: int | None = None
+    """All numbers of the network that could be trained."""
     schedule: Sequence[Mapping[str, Any]] | None = None
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None

@@ -30,6 +30,7 @@ from ltcore.errors import at_least, one_of, plain_name, positive, within
 from ltcore.evaluation.catalog import NCM, VALIDATION
 from ltcore.models.net import ModelConfig
 from ltcore.models.registry import stages
+from ltcore.models.tune import HEAD
 from ltcore.models.weights import WEIGHT_FILES
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
@@ -112,7 +113,8 @@ class TrainConfig:
     in DRO-LT. Must divide ``batch_size``. Range >= 1. No effect with other samplings."""
     init_from: str | None = None
     """Whose network weights the run starts with: a run directory (its best checkpoint on validation, else its last) or a
-    checkpoint in it, as an absolute path or URI. Network and classes must be the same. null: as ``model.weights`` says."""
+    checkpoint in it, as an absolute path or URI. Network and classes must be the same; updates of its ``model.tune=lora`` are
+    added to its weights. null: as ``model.weights`` says."""
     freeze: str | None = None
     """'classifier' keeps the classifier as ``init_from`` gave it and trains the features under it, as DRO-LT's second
     stage does. null: everything is trained."""
@@ -331,6 +333,11 @@ class RunConfig:
 
     def _check_frozen(self) -> None:
         base = self.objective.base
+        if self.train.freeze and self.model.tune == HEAD:
+            raise ValueError(
+                f"train.freeze={self.train.freeze} does not go with model.tune={HEAD}, which trains nothing but the classifier. "
+                "Set train.freeze=null, or model.tune to what should be trained"
+            )
         if self.train.freeze and BASES[base].build.learns_centers:
             raise ValueError(
                 f"train.freeze={self.train.freeze} does not go with objective.base={base}, which contrasts images with the "

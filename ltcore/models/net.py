@@ -21,6 +21,7 @@ from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHea
 from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS, builder
 from ltcore.models.timm_names import PREFIX, check_name, check_tag, is_tag, is_timm
+from ltcore.models.tune import FULL, AdaptFormerConfig, LoraConfig, check_tune, frozen_names, keep_frozen_, tune_
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES
 from ltcore.uris import check_uris
 
@@ -73,6 +74,16 @@ class ModelConfig:
     """Samples per batch-norm statistic in training, >= 2, a divisor of the batch size per rank; null: the whole batch
     of the rank. Must be set for equal results on different numbers of ranks.
     """
+    tune: str = FULL
+    """What of the backbone is trained; classifier and projection always are. 'full': all; 'head': nothing; 'bias': its biases
+    (BitFit); 'norm': its normalization layers; 'lora': an update of low rank beside layers; 'adaptformer': a narrow network
+    beside the MLP of every transformer block; 'partial:K': its last K blocks (residual or transformer), K >= 1. Batch norms
+    of which nothing is trained keep their running statistics. Checkpoints contain what is trained, and all else comes from
+    ``model.weights`` or the seed again; with ``train.init_from`` they contain everything. No effect in stage 2."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Updates of low rank beside frozen layers. No effect unless ``model.tune`` is 'lora'."""
+    adaptformer: AdaptFormerConfig = field(default_factory=AdaptFormerConfig)
+    """Narrow networks beside the MLPs of transformer blocks. No effect unless ``model.tune`` is 'adaptformer'."""
 
     def __post_init__(self) -> None:
         one_of(sorted(MODELS), PREFIX, name=self.name)
@@ -94,6 +105,7 @@ class ModelConfig:
         at_least(0, projection_hidden=self.projection_hidden)
         at_least(1, projection_dim=self.projection_dim)
         at_least(2, ghost_batch=self.ghost_batch)
+        check_tune(self.tune)
 
     def _check_timm(self) -> None:
         check_name(self.name)
@@ -165,6 +177,16 @@ class LongTailNet(nn.Module):
             self.projection = self._projection(cfg) if "query" in needs else None
             self.own_projection = self._projection(cfg) if "own_query" in needs else None
         init_parameters_(self, seed, conv_fan=self.backbone.conv_fan, scope=scope)
+        with torch.random.fork_rng(devices=[]):
+            tune_(self.backbone, cfg, num_classes=num_classes, seed=seed, scope=scope)
+        self.frozen = frozen_names(self)
+        """Names of the state dict's entries that training leaves as they are."""
+
+    def train(self, mode: bool = True) -> LongTailNet:
+        """Sets the mode of all modules; batch norms of which nothing is trained stay in evaluation mode."""
+        super().train(mode)
+        keep_frozen_(self)
+        return self
 
     def _projection(self, cfg: ModelConfig) -> Projection:
         norm = norm1d(cfg.ghost_batch) if cfg.projection_norm else None

@@ -24,6 +24,9 @@ from ltcore import dist
 NormFactory = Callable[[int], nn.Module]
 """``norm(num_channels)``, a normalization of [B, C, h, w]."""
 
+FROZEN_STATS = "frozen_stats"
+"""Attribute of a batch norm that stays in evaluation mode, because none of its parameters is trained."""
+
 _MOMENTUM = 0.1  # torch's default, used by all published long-tail codes
 
 
@@ -96,9 +99,19 @@ def running_stats(net: nn.Module) -> list[Tensor]:
     """Returns every buffer named ``running_mean`` or ``running_var`` in a fixed order, the tensors themselves.
 
     These are the statistics of batch norms, and the mean feature of a TDE classifier. ``num_batches_tracked`` is left out
-    because it is equal on all ranks.
+    because it is equal on all ranks, and so are frozen statistics, which a mean over ranks would change in the last digit.
     """
-    return [stat for name, stat in net.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    frozen = {id(stat) for module in net.modules() if is_frozen(module) for stat in module.buffers(recurse=False)}
+    return [
+        stat
+        for name, stat in net.named_buffers()
+        if name.endswith(("running_mean", "running_var")) and id(stat) not in frozen
+    ]
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Tells whether it is a batch norm whose running statistics never move."""
+    return bool(getattr(module, FROZEN_STATS, False))
 
 
 def flatten(stats: list[Tensor]) -> Tensor:

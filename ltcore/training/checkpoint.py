@@ -3,10 +3,10 @@
     checkpoints/last-00001200/   model.pt  state.pt  meta.json      resume here
     checkpoints/best-00000900/   model.pt  meta.json                predict from here
 
-``model.pt`` contains inference weights only; what only training needs (optimizer, memories, key encoder) is in
-``state.pt``. A checkpoint is written beside its final place, synced and renamed, so a reader never sees half of one;
-older ones are removed only after the new one is in place. Everything is read with ``weights_only=True``, after a check
-that its bytes are undamaged.
+``model.pt`` contains inference weights only, without those that ``model.tune`` leaves alone (see ``base``); what only
+training needs (optimizer, memories, key encoder) is in ``state.pt``. A checkpoint is written beside its final place, synced
+and renamed, so a reader never sees half of one; older ones are removed only after the new one is in place. Everything is read
+with ``weights_only=True``, after a check that its bytes are undamaged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Checkpoint:
     path: Path
     meta: dict[str, Any]
     """schema, step, epoch, config (flat), classes, shot_groups, attributes, attribute_counts ([C][A] training images), mean,
-    std, image_size, metrics, data_hash; and class_prior, except for stage 2.
+    std, image_size, metrics, data_hash; class_prior, except for stage 2; and base, where weights leave it out (``base``).
     """
     place: str
     """Location shown to users: its path, or the URI from which it was fetched temporarily."""
@@ -68,7 +68,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.place}/meta.json: {error} Use another checkpoint.") from error
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        """Returns weights and buffers of the network, on the CPU.
+        """Returns weights and buffers of the network, on the CPU; of a tuned one, those that were trained.
 
         Raises CheckpointError where they are damaged or not finite.
         """
@@ -298,6 +298,7 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (lambda value: isinstance(value, dict), "dotted keys with values"),
     "metrics": (lambda value: isinstance(value, dict), "names with values"),
     "data_hash": (lambda value: isinstance(value, str), "a hash"),
+    "base": (lambda value: isinstance(value, str), "a hash"),
 }
 """Fields that other code relies on -> (check of the value, description of a valid value)."""
 

@@ -11,13 +11,14 @@ from ltcore.data.augment.policies import reader_crops
 from ltcore.data.loading.canvas_cache import canvas_bytes
 from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL
 from ltcore.data.shards.manifest import Manifest, read_manifest
+from ltcore.models.tune import FULL, count
 from ltcore.objective.memory.base import Memory
 from ltcore.text import byte_size
 from ltcore.training.build import build_modules, num_views
 from ltcore.training.key_encoder import key_decay
 
 COPIES = {"sgd": 3, "adamw": 4}
-"""Numbers kept per parameter: itself, its gradient, and the state of the optimizer."""
+"""Numbers kept per trained parameter: itself, its gradient, and the state of the optimizer."""
 
 
 def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
@@ -35,8 +36,10 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     twice = "second" in objective.needs or objective.base.pairs
     forwards = 3 * (networks + twice) + has_key
     total = images * forward * forwards
-    parameters = sum(p.numel() for p in net.parameters())
-    copies = COPIES[cfg.train.optim.optimizer] * networks + has_key + (cfg.train.ema_decay > 0)
+    trained, parameters = count(net)
+    tuned = f" model.tune={cfg.model.tune} {_share(net)}." if cfg.model.tune != FULL else ""
+    copies = networks + has_key + (cfg.train.ema_decay > 0)
+    numbers = parameters * copies + trained * networks * (COPIES[cfg.train.optim.optimizer] - 1)
     memories = sum(memory_bytes(memory) for memory in objective.memories().values())
     cropped = ", cropped from the originals while reading" if reader_crops(cfg.augment, views, image_size) else ""
     steps_per_epoch = split.num_samples // cfg.train.batch_size
@@ -46,13 +49,28 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, image_size)
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
-        f"{forwards} forwards per image with its training make {total:.2g} FLOP.{encoder}",
-        f"Each worker holds {byte_size(4 * parameters * copies)} of weights, gradients and optimizer and "
+        f"{forwards} forwards per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
+        f"Each worker holds {byte_size(4 * numbers)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
         "workers.",
         f"The training shards are {byte_size(shards)}, read once per epoch; decoded images take {byte_size(decoded)} "
         f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
+
+
+def _share(net: nn.Module) -> str:
+    trained, parameters = count(net)
+    return f"trains {trained:,} of {parameters:,} parameters ({trained / parameters:.1%})"
+
+
+def trained_note(cfg: RunConfig, manifest: Manifest) -> str:
+    """Says how many parameters of its network a run trains; '' where it is all, and of stage 2, which trains classifiers."""
+    if cfg.stage2 is not None or cfg.model.tune == FULL:
+        return ""
+    split = cfg.data.train_split
+    num_train = manifest.split(split).num_samples
+    net, _ = build_modules(cfg, len(manifest.classes), manifest.stats(split), num_train)
+    return f"{cfg.model.name} with model.tune={cfg.model.tune} {_share(net)}"
 
 
 def forward_flops(net: nn.Module, image_size: int) -> int:

@@ -29,6 +29,7 @@ from ltcore.objective.terms.lpa.prototypes import Prototypes
 from ltcore.objective.terms.lpa.term import Lpa, prototypes_spec
 from ltcore.stats import ClassStats
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.base import with_base
 from ltcore.training.fetch import fetched
 from ltcore.training.init_from import pretrained
 from ltcore.training.predict import load
@@ -144,7 +145,7 @@ def _with_prototypes(run: str | Path, predictor: Predictor) -> Describer | str:
     if not memory.num_clusters:
         return f"as its training with LPA had made none by epoch {found.meta.get('epoch')}"
     net = cast(LongTailNet, predictor.net)
-    weights = {name: value for name, value in state["key"].items() if not name.startswith(PROJECTIONS)}
+    weights = {n: value for n, value in with_base(net, state["key"]).items() if not n.startswith(PROJECTIONS)}
     ckpt.refuse_other_network(f"{found.place}/state.pt", weights, net.state_dict())
     net.load_state_dict(weights)
     origin = f"{memory.num_clusters} prototypes, those of the training with LPA after epoch {found.meta.get('epoch')}"

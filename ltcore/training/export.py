@@ -2,7 +2,8 @@
 
 Input ``images``: uint8 [B, 3, S, S] RGB for any B >= 1, each image resampled as the file's metadata say under ``input``.
 Output ``logits``: float32 [B, C], the mean over experts and mirror images, post-hoc adjustment included; softmax makes them
-probabilities.
+probabilities. Updates of ``model.tune=lora`` are added to the weights, so the layers are plain ones; the networks that
+adaptformer puts beside MLPs stay what they are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ltcore.data.augment.ops import scale_and_shift, unit_range
 from ltcore.errors import ConfigError, LtcoreError
+from ltcore.models.lora import merge_
 from ltcore.storage import written
 from ltcore.training.predictor import Predictor
 
@@ -40,7 +42,7 @@ class ExportedNet(nn.Module):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        self.net = copy.deepcopy(predictor.net).cpu().eval()
+        self.net = merge_(copy.deepcopy(predictor.net).cpu().eval())
         scale, shift = scale_and_shift(predictor.mean, predictor.std)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)

@@ -1,9 +1,13 @@
-"""Initial weights from another run (``train.init_from``) or of a pretrained backbone (``model.weights``)."""
+"""Initial weights from another run (``train.init_from``) or of a pretrained backbone (``model.weights``).
+
+The latter are also what checkpoints of a tuned run are put together with, see ``base``.
+"""
 
 from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +16,14 @@ from ltcore import dist
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.models import timm_weights
+from ltcore.models.lora import merged
 from ltcore.models.net import PROJECTIONS, LongTailNet, ModelConfig
 from ltcore.models.timm_names import is_tag, is_timm
+from ltcore.models.tune import FULL, is_added
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
 from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.base import META, tensors_hash
 from ltcore.training.build import Components
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
@@ -83,8 +90,19 @@ def _found(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if cfg.train.init_from is not None:
         return _read(cfg.train.init_from, cfg.to_flat(), classes, own)
-    file = weights_file(cfg.model)
-    return ({}, {}) if file is None else read_backbone(file, own, cfg.model)
+    return initial_weights(cfg.model, own)
+
+
+def initial_weights(model: ModelConfig, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns ``own`` with the backbone's tensors of ``model.weights``, and where they came from; two times {} where drawn.
+
+    What ``model.tune`` adds to the backbone is not part of any file and stays as it is.
+    """
+    file = weights_file(model)
+    if file is None:
+        return {}, {}
+    found, origin = read_backbone(file, {name: value for name, value in own.items() if not is_added(name)}, model)
+    return {name: found.get(name, value.cpu()) for name, value in own.items()}, origin
 
 
 def weights_file(model: ModelConfig) -> str | None:
@@ -184,7 +202,7 @@ def _read(
             raise CheckpointError(f"train.init_from={uri} does not exist: expected a run or checkpoint directory.")
         found = ckpt.read(path, uri)
         _refuse_others(uri, found, config, classes)
-        weights = found.model_state()
+        weights = {n: value.cpu() for n, value in own.items() if is_added(n)} | merged_weights(found)
     ckpt.refuse_other_network(f"{found.place}/model.pt", _beside_projections(weights), _beside_projections(own))
     return weights, {"checkpoint": found.place, "epoch": found.meta["epoch"], "step": found.meta["step"]}
 
@@ -211,3 +229,57 @@ def _refuse_others(uri: str, found: ckpt.Checkpoint, config: dict[str, Any], cla
             f"({', '.join(map(str, found.meta['classes'][:3]))}, ...), the data have {len(classes)} "
             f"({', '.join(classes[:3])}, ...): they must be the same, in the same order."
         )
+
+
+def whole_state(found: ckpt.Checkpoint, cfg: RunConfig, parts: Components, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the training state of a checkpoint with the bases that it leaves out. ``parts`` are as they were built.
+
+    Raises CheckpointError where the base is another one now.
+    """
+    net, twin = parts.step.net, parts.step.twin
+    base, drawn = _base(found, cfg, net)
+    if not base:
+        return dict(state)
+    added = {f"net.{name}": value for name, value in base.items()}
+    if twin is not None:
+        of_twin = twin.state_dict() if drawn else base  # that it took over from the first network
+        added |= {f"twin.{name}": of_twin[name].cpu() for name in twin.frozen}
+    copies = {part: state[part] and {**base, **state[part]} for part in ("key", "average")}
+    return {**state, "step": {**added, **state["step"]}, **copies}
+
+
+def whole_weights(found: ckpt.Checkpoint, cfg: RunConfig, net: LongTailNet) -> dict[str, Tensor]:
+    """Returns all weights of a checkpoint, with the base that it leaves out. ``net`` is as its run built it.
+
+    Raises CheckpointError where the base is another one now, or the weights are damaged.
+    """
+    return {**_base(found, cfg, net)[0], **found.model_state()}
+
+
+def merged_weights(found: ckpt.Checkpoint) -> dict[str, Tensor]:
+    """Returns all weights of a checkpoint for a network without updates of low rank, which are added to the weights."""
+    found.require("config", "classes")
+    cfg = found.config()
+    if cfg.model.tune == FULL:
+        return found.model_state()
+    net = LongTailNet(cfg.model, len(found.meta["classes"]), frozenset(), cfg.seed)
+    weights = whole_weights(found, cfg, net)
+    ckpt.refuse_other_network(f"{found.place}/model.pt", _beside_projections(weights), net.state_dict())
+    return merged(weights, net)
+
+
+def _base(found: ckpt.Checkpoint, cfg: RunConfig, net: LongTailNet) -> tuple[dict[str, Tensor], bool]:
+    """Returns what the checkpoint leaves out of the network, {} where it is whole, and whether the seed alone gives it."""
+    expected = found.meta.get(META)
+    if expected is None:
+        return {}, False
+    own = net.state_dict()
+    tensors, origin = initial_weights(cfg.model, own)
+    base = {name: (tensors or own)[name].cpu() for name in net.frozen}
+    if tensors_hash(base) != expected:
+        source = origin.get("weights") or f"seed={cfg.seed} with model.weights={cfg.model.weights}"
+        raise CheckpointError(
+            f"{found.place} holds only what model.tune={cfg.model.tune} trained on top of a base with sha256 {expected[:12]}, "
+            f"but {source} gives another one here: bring back the weights that the run started from."
+        )
+    return base, not tensors

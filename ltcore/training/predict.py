@@ -28,6 +28,7 @@ from ltcore.objective.registry import BASES
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
+from ltcore.training.init_from import whole_weights
 from ltcore.training.predictor import TTA, Mirrored, Predictor
 
 
@@ -78,8 +79,8 @@ def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
 
 
 def _network(found: ckpt.Checkpoint, config: RunConfig) -> LongTailNet:
-    weights = {name: value for name, value in found.model_state().items() if not name.startswith(PROJECTIONS)}
     net = LongTailNet(config.model, len(found.meta["classes"]), frozenset(), config.seed)
+    weights = {n: value for n, value in whole_weights(found, config, net).items() if not n.startswith(PROJECTIONS)}
     ckpt.refuse_other_network(f"{found.place}/model.pt", weights, net.state_dict())
     net.load_state_dict(weights)
     return net

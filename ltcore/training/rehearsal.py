@@ -25,6 +25,7 @@ from ltcore.errors import CapacityError
 from ltcore.storage import cache_root, free_bytes, is_local, local_path
 from ltcore.text import byte_size, duration
 from ltcore.training import ncm
+from ltcore.training.base import leaves_out, trained_part
 from ltcore.training.build import Components, build, num_views, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import COPIES, memory_bytes
@@ -123,7 +124,9 @@ def _refuse(what: str, need: int, free: int, place: str, else_: str) -> None:
 def checkpoint_bytes(cfg: RunConfig, parts: Components) -> int:
     """Returns the most that a run's checkpoints take together: the best, the last, and the next while it is written."""
     net = parts.step.net
-    model = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
+    whole = net.state_dict()
+    kept = trained_part(net, whole) if leaves_out(cfg) else whole
+    model = sum(t.numel() * t.element_size() for t in kept.values())
     trained = (COPIES[cfg.train.optim.optimizer] - 1) * (1 + (parts.step.twin is not None))
     copies = trained + (parts.step.key is not None) + (parts.average is not None)
     state = model * copies + sum(memory_bytes(memory) for memory in parts.step.objective.memories().values())

@@ -31,7 +31,7 @@ def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: Tra
         "key": components.step.key.net.state_dict() if components.step.key else None,
         "average": components.average.net.state_dict() if components.average else None,
         "optimizer": optimizer.state_dict(),
-        "running_stats": dist.collect(flatten(_running_stats(components))),
+        "running_stats": _of_layers(_running_stats(components)),
         "memories": {
             name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
         },
@@ -69,7 +69,8 @@ def load_state(
         group.update(own)
     of_ranks = state["running_stats"]
     mine = of_ranks[dist.rank()] if len(of_ranks) == dist.world() else torch.stack(of_ranks).mean(0)
-    assign_(_running_stats(components), mine)
+    if stats := _running_stats(components):
+        assign_(stats, mine)
     for name, memory in components.step.objective.memories().items():
         memory.load(state["memories"][name]["published"], _own(pending.get(name, []), memory, len(of_ranks)))
     return TrainProgress(**state["progress"])
@@ -99,6 +100,11 @@ def _running_stats(components: Components) -> list[Tensor]:
     They are equal on all ranks only at the end of an epoch.
     """
     return running_stats(components.step) + (running_stats(components.average.net) if components.average else [])
+
+
+def _of_layers(stats: list[Tensor]) -> list[Tensor]:
+    """Returns one vector per rank on rank 0, which are empty where no layer collects statistics. A collective."""
+    return dist.collect(flatten(stats)) if stats else [torch.empty(0)] * dist.world()
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -21,17 +21,19 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
 from ltcore.evaluation.catalog import goodness
 from ltcore.models.norm import average_running_stats_
+from ltcore.models.tune import count
 from ltcore.retry import Postponed, retrying
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import ncm
+from ltcore.training.base import described, trained_part, trained_state, with_base
 from ltcore.training.build import Components, build
 from ltcore.training.context import DECIDE_EVERY, Interrupted, RunContext, StopRequested
 from ltcore.training.copies import plan_epoch
 from ltcore.training.evaluate import Evaluator, Tested, check_train_split
 from ltcore.training.findings import findings
 from ltcore.training.hardware import most_memory_bytes
-from ltcore.training.init_from import start_centroids, start_from
+from ltcore.training.init_from import start_centroids, start_from, whole_state
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.progress import TrainProgress
@@ -98,6 +100,8 @@ class Trainer:
         """Seconds that checkpoints took since the last epoch was reported, and that the last one took."""
         self.class_prior: list[float] = []
         """Class shares of the epoch that was trained last, under its sample weights or draws."""
+        self.base: dict[str, str] = {}
+        """What checkpoints say of the part of the network that they leave out; {} where they are whole."""
 
     # ---- the run
 
@@ -279,7 +283,7 @@ class Trainer:
         weights = dist.broadcast_object(found.model_state() if found else None)
         if weights is None:
             return {}
-        self.components.eval_net.load_state_dict(weights)
+        self.components.eval_net.load_state_dict(with_base(self.components.eval_net, weights))
         return ncm.tests(self.cfg, self.evaluator)
 
     @property
@@ -360,8 +364,11 @@ class Trainer:
                 epoch=self.at.epoch,
                 metrics=self.at.best,
             )
-            meta["class_prior"] = self.class_prior
+            meta |= {"class_prior": self.class_prior, **self.base}
             model, step = self.components.eval_net.state_dict(), self.at.step
+            if self.base:
+                model = trained_part(self.components.eval_net, model)
+                state = state and trained_state(self.components, state)
             write = partial(ckpt.save, self.folder, tag, step=step, model=model, state=state, meta=meta)
             if wait:
                 retrying(str(self.run_dir), write)
@@ -392,6 +399,7 @@ class Trainer:
                 # Of steps that are repeated now, on a GPU perhaps with other last digits; its weights are those that are there.
                 state["progress"]["best"] = best.meta["metrics"]
             pending = take_pending(state)
+            state = whole_state(found, self.cfg, self.components, state)
         state = dist.broadcast_object(state)
         if state is not None:
             self.at = load_state(self.components, self.optimizer, state, pending)
@@ -400,8 +408,11 @@ class Trainer:
         elif self.cfg.train.init_from is not None or self.cfg.model.weights is not None:
             self.at.started_from = start_from(self.cfg, self.components, self.loader.store.manifest.classes)
             start_centroids(self.cfg, self.components, self.evaluator)
+        self.base = described(self.cfg, self.components.step.net)
         start = Start(images_seen=self.at.images_seen, world=self.ctx.world, host=platform.node(), at=now())
-        self.record.update(starts=(*(self.record.value.starts or ()), start))
+        trained, parameters = count(self.components.step.net)
+        starts = (*(self.record.value.starts or ()), start)
+        self.record.update(starts=starts, trained_parameters=trained, parameters=parameters)
         if self.at.started_from:
             self.record.update(started_from=self.at.started_from, weights_sha256=self.at.started_from.get(SHA256))
         self._stop_if_there()

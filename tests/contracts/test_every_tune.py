@@ -1,0 +1,132 @@
+"""What every value of ``model.tune`` must do, under every family of losses: train what it names, and touch nothing else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ltcore import dist
+from ltcore.data.loading.factory import make_loader
+from ltcore.models.net import LongTailNet
+from ltcore.models.tune import is_added
+from ltcore.training.build import Components, build
+from ltcore.training.context import LocalContext
+from ltcore.training.optim import build_optimizer
+from tests.ddp import run_ranks
+from tests.training.runs import TERMS, plain_steps, tiny_run
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of a network, written down independently of the code."""
+
+    tunes: tuple[str, ...]
+    """Those that fit it."""
+    last_block: str
+    """Part of the names of parameters of its last block, and of what follows that."""
+    norm: str
+    """Part of the names of parameters of normalization layers; both are regular expressions."""
+    keys: dict[str, Any] = field(default_factory=dict)
+    """Others that a run with it needs."""
+
+
+TUNES = ("full", "head", "bias", "norm", "lora", "partial:1")
+NETWORKS = {"resnet8": Network(TUNES, r"\.layer3\.0\.", r"\.bn\d\.")}
+"""Networks that take a step in a fraction of a second."""
+CASES = [(network, tune) for network, row in NETWORKS.items() for tune in row.tunes]
+BASES = ("cross_entropy", "balanced_softmax")
+OBJECTIVES: dict[str, dict[str, Any]] = {"none": {}} | {
+    term: {key: value for key, value in TERMS.items() if f".{term}." in key} for term in ("lpa", "dro", "ifl")
+}
+
+
+def parts_of(uri: str, network: str, tune: str, base: str, terms: dict[str, Any]) -> tuple[Components, Any, Any]:
+    cfg = tiny_run(
+        model__name=network,
+        model__tune=tune,
+        objective__base=base,
+        train__ema_decay=0.5,
+        **terms,
+        **NETWORKS[network].keys,
+    )
+    loader = make_loader(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
+    return build(cfg, loader, LocalContext(torch.device("cpu"))), loader, build_optimizer
+
+
+@torch.no_grad()
+def wake_(*nets: nn.Module) -> None:
+    """Makes parameters small where they are zero, which keeps others from having a gradient in the first steps."""
+    for net in nets:
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def expected(network: str, tune: str, name: str) -> bool:
+    """Whether a parameter of the network is to be trained, written down independently of the code."""
+    if not name.startswith("backbone.") or tune == "full":
+        return True
+    if tune == "partial:1":
+        return re.search(NETWORKS[network].last_block, name) is not None
+    if tune == "norm":
+        return re.search(NETWORKS[network].norm, name) is not None
+    if tune in ("lora", "adaptformer"):
+        return is_added(name)
+    return tune == "bias" and name.endswith("bias")
+
+
+@pytest.mark.parametrize("terms", OBJECTIVES)
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("network", "tune"), CASES)
+def test_one_step(tiny_shards: str, network: str, tune: str, base: str, terms: str) -> None:
+    """The named parameters change, all others and the statistics of frozen layers stay what they are, bit for bit."""
+    parts, loader, make_optimizer = parts_of(tiny_shards, network, tune, base, OBJECTIVES[terms])
+    step, net, average = parts.step, parts.step.net, parts.average
+    copies = [copy.net for copy in (average, step.key) if copy is not None]
+    wake_(net, *copies)
+    optimizer = make_optimizer(tiny_run(train__optim__weight_decay=0.1).train.optim, step)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {
+        name for name, _ in net.named_parameters() if expected(network, tune, name)
+    }
+    for raw in list(loader.train_batches(0))[:2]:
+        batch = parts.augment(raw, 0)
+        if step.key is not None:
+            step.key.update(net)
+        optimizer.zero_grad()
+        loss, _, out = step(batch, 0.9)
+        loss.backward()
+        optimizer.step()
+        step.objective.observe(out, batch, 0.9)
+        step.objective.merge(0.9)
+        assert average is not None
+        average.update(net)
+    loader.close()
+    for name, value in net.state_dict().items():
+        if name in net.frozen:
+            assert torch.equal(value, before[name]), name
+            assert all(torch.equal(copy.state_dict()[name], value) for copy in copies), name
+    for name, parameter in net.named_parameters():
+        changed = not torch.equal(parameter, before[name])
+        # a bias before a batch norm has no effect on the loss: its gradient is rounding noise or zero
+        if name != "projection.layers.linear0.bias":
+            assert changed == expected(network, tune, name), name
+        assert (name in net.frozen) != expected(network, tune, name), name
+
+
+@pytest.mark.parametrize("tune", ["head", "norm", "lora", "partial:1"])
+def test_two_ranks(tiny_shards: str, tune: str) -> None:
+    """They train the same network as one process, with unused parameters and all three terms."""
+    cfg = tiny_run(model__tune=tune, model__ghost_batch=4, objective__base="balanced_softmax", **TERMS)
+    alone = plain_steps(cfg.to_dict(), tiny_shards, 4)
+    frozen = LongTailNet(cfg.model, 4, frozenset(), 0).frozen
+    for rank in run_ranks(plain_steps, 2, cfg.to_dict(), tiny_shards, 4):
+        for name, value in rank["state"].items():
+            torch.testing.assert_close(value, alone["state"][name], rtol=1e-9, atol=1e-11, msg=name)
+        assert all(torch.equal(rank["state"][f"net.{name}"], alone["state"][f"net.{name}"]) for name in frozen)
+    assert dist.world() == 1
