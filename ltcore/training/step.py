@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -98,15 +98,20 @@ class TrainStep(nn.Module):
 
 def detached(out: ModelOutput) -> ModelOutput:
     """Returns the output without its graph, for memories to observe."""
+    return with_each(out, Tensor.detach)
 
-    def cut(value: Any) -> Any:
+
+def with_each(out: ModelOutput, change: Callable[[Tensor], Tensor]) -> ModelOutput:
+    """Returns the output with each of its tensors changed."""
+
+    def changed(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {name: cut(tensor) for name, tensor in value.items()}
+            return {name: changed(tensor) for name, tensor in value.items()}
         if isinstance(value, ModelOutput):
-            return detached(value)
-        return None if value is None else value.detach()
+            return with_each(value, change)
+        return None if value is None else change(value)
 
-    return ModelOutput(**{field.name: cut(getattr(out, field.name)) for field in fields(out)})
+    return ModelOutput(**{field.name: changed(getattr(out, field.name)) for field in fields(out)})
 
 
 def micro_batches(batch: Batch, parts: int) -> list[Batch]:

@@ -235,7 +235,7 @@ class Ifl(Term):
         cfg = self.cfg
         penalty = widened(out.features_BD).new_zeros(())
         if cfg.center_weight > 0:
-            passed = sum(ctx.progress >= milestone for milestone in cfg.milestones)
+            passed = len([milestone for milestone in cfg.milestones if ctx.progress >= milestone])
             weight_B = self.sample_weights(batch, ctx)
             centroids = cast(ClassCentroids, ctx.memories["centroids"])
             pull_B = self._pull(out, batch.labels_B, centroids)
