@@ -20,7 +20,7 @@ from ltcore.batch import Batch, ModelOutput
 from ltcore.config.combinations import COMPILE
 from ltcore.errors import ConfigError
 from ltcore.text import duration
-from ltcore.training.step import TrainStep, with_each
+from ltcore.training.step import TrainStep
 
 OFF, _, REDUCE_OVERHEAD = COMPILE
 
@@ -53,7 +53,7 @@ class CompiledStep(nn.Module):
         loss, parts, out = self._run(batch, progress)
         if self._graphs:  # whose next replay writes into the same memory; with accumulation that is within the step
             parts = {name: part.clone() for name, part in parts.items()}
-            out = with_each(out, Tensor.clone)
+            out = out.with_each(Tensor.clone)
         if self._calls < SAID_AFTER:
             self._note(time.monotonic() - began)
         return loss, parts, out
