@@ -27,6 +27,10 @@ OFF, _, REDUCE_OVERHEAD = COMPILE
 SAID_AFTER = 2
 """Calls that compile: the first, and the second, which makes the progress of training a variable of the graph."""
 
+MOST_GRAPHS = 64
+"""Graphs of the step in one process before torch goes on without compiling. Starts and milestones of several terms, and the
+trials that follow one another in a process, need more than torch's 8."""
+
 _LOG = logging.getLogger("ltcore.training")
 
 
@@ -39,6 +43,7 @@ class CompiledStep(nn.Module):
     def __init__(self, step: TrainStep, mode: str = "default", backend: str = "inductor") -> None:
         super().__init__()
         self.step = step
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         self._run: Callable[..., Any] = torch.compile(
             step.forward, backend=backend, mode=mode if backend == "inductor" else None
         )
