@@ -124,7 +124,7 @@ class TrainConfig:
     """Whether forward, loss and backward of a step are compiled by torch: 'off', 'default' or 'reduce-overhead' (also replays
     CUDA graphs; refused on a CPU). Numbers differ in their last digits. The first steps, and those in which a term begins, take
     up to minutes longer. Needs a C++ compiler on every worker, and on a GPU Triton. Augmentation, optimizer and evaluation are
-    not compiled. No effect in stage 2."""
+    not compiled, nor is what ``--dry-run`` measures. No effect in stage 2."""
     threads: int | None = None
     """CPU threads of torch in each worker; results are bitwise repeatable for one number of threads. null: the CPUs
     that the worker was given, and no more than affinity and cgroup allow; a run in the process that was started keeps to a
