@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from ltcore.api.commands import tune as tune
     from ltcore.batch import Batch as Batch
     from ltcore.batch import ModelOutput as ModelOutput
+    from ltcore.objective.criterion import Criterion as Criterion
     from ltcore.objective.objective import make_objective as make_objective
     from ltcore.training.predict import load as load
 
 __all__ = [
     "Batch",
+    "Criterion",
     "ModelOutput",
     "__version__",
     "errors",
@@ -41,6 +43,7 @@ __getattr__ = lazy(
     __name__,
     {
         "Batch": "ltcore.batch",
+        "Criterion": "ltcore.objective.criterion",
         "ModelOutput": "ltcore.batch",
         "evaluate": "ltcore.api.commands",
         "evaluate_protocols": "ltcore.api.commands",

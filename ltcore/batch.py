@@ -6,8 +6,9 @@ features, d projection, h w feature-map size, H W image size, N samples of the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,3 +115,19 @@ class ModelOutput:
     def mean_logits_BC(self) -> Tensor:
         """Returns logits [B, C], averaged over experts where there are any, for predictions and scores."""
         return self.logits_BC.mean(1) if self.logits_BC.dim() == 3 else self.logits_BC
+
+    def with_each(self, change: Callable[[Tensor], Tensor]) -> ModelOutput:
+        """Returns the output with each of its tensors changed."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: changed(tensor) for name, tensor in value.items()}
+            if isinstance(value, ModelOutput):
+                return value.with_each(change)
+            return None if value is None else change(value)
+
+        return ModelOutput(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})
+
+    def detached(self) -> ModelOutput:
+        """Returns the output without its graph, for memories to observe."""
+        return self.with_each(Tensor.detach)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BENCHES = ("ladder", "sweep", "memory", "large", "losses", "glt", "scale")
+BENCHES = ("ladder", "sweep", "memory", "large", "losses", "glt", "scale", "gpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,10 @@ def sections_of(name: str, options: Options) -> Sequence[Section]:
         from ltcore.benchmarks.scale import scale
 
         return scale(options)
+    if name == "gpu":
+        from ltcore.benchmarks.gpu import gpu
+
+        return gpu(options)
     from ltcore.benchmarks.losses import losses
 
     return losses(options)

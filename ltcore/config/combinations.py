@@ -1,4 +1,4 @@
-"""Combinations of an objective with a stream of images that are refused: mixed images, and sampling by class.
+"""Combinations of an objective that are refused: with mixed images, sampling by class, and a compiled step.
 
 Raised from ``RunConfig.__post_init__``; each message starts with the key that would have to change.
 """
@@ -10,6 +10,9 @@ from ltcore.data.loading.class_sampling import BALANCED, NATURAL
 from ltcore.objective.class_weights import NATURAL as NATURAL_WEIGHTS
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
+
+COMPILE = ("off", "default", "reduce-overhead")
+"""Values of ``train.compile``."""
 
 
 def check_mixing(augment: AugmentConfig, objective: ObjectiveConfig) -> None:
@@ -87,3 +90,12 @@ def check_sampling(sampling: str, objective: ObjectiveConfig) -> None:
                 f"train.sampling={sampling} does not go with objective.terms.{name}: {reason}. Set "
                 f"train.sampling={NATURAL} or objective.terms.{name}=null"
             )
+
+
+def check_compile(mode: str, objective: ObjectiveConfig) -> None:
+    """Raises ValueError where every step would be compiled anew."""
+    if mode != COMPILE[0] and BASES[objective.base].build.pairs:
+        raise ValueError(
+            f"train.compile={mode} does not go with objective.base={objective.base}, whose share changes with every step, which "
+            "would be compiled again. Set train.compile=off or choose another base"
+        )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ltcore.config.combinations import check_mixing, check_pairs, check_sampling
+from ltcore.config.combinations import COMPILE, check_compile, check_mixing, check_pairs, check_sampling
 from ltcore.config.keys import effective, run_keys
 from ltcore.config.overrides import flatten, override
 from ltcore.config.stage2 import Stage2Config
@@ -122,6 +122,11 @@ class TrainConfig:
     """Optimizer and schedule."""
     precision: str = "auto"
     """'fp32', 'bf16' (autocast; losses stay fp32) or 'auto': bf16 where the processor computes in it, else fp32."""
+    compile: str = "off"
+    """Whether forward, loss and backward of a step are compiled by torch: 'off', 'default' or 'reduce-overhead' (also replays
+    CUDA graphs; refused on a CPU). Numbers differ in their last digits. The first steps, and those in which a term begins, take
+    up to minutes longer. Needs a C++ compiler on every worker, and on a GPU Triton. Augmentation, optimizer and evaluation are
+    not compiled, nor is what ``--dry-run`` measures. No effect in stage 2."""
     threads: int | None = None
     """CPU threads of torch in each worker; results are bitwise repeatable for one number of threads. null: the CPUs
     that the worker was given, and no more than affinity and cgroup allow; a run in the process that was started keeps to a
@@ -180,6 +185,7 @@ class TrainConfig:
             )
         within("[0, 1)", ema_decay=self.ema_decay)
         one_of(("auto", "fp32", "bf16"), precision=self.precision)
+        one_of(COMPILE, compile=self.compile)
         one_of(SAMPLINGS, sampling=self.sampling)
         at_least(1, images_per_class=self.images_per_class)
         if self.sampling == CLASS_AWARE and self.batch_size % self.images_per_class:
@@ -221,6 +227,7 @@ class RunConfig:
         check_mixing(self.augment, self.objective)
         check_pairs(self.model.bilateral, self.train.sampling, self.objective)
         check_sampling(self.train.sampling, self.objective)
+        check_compile(self.train.compile, self.objective)
         self._check_experts()
         self._check_head()
         self._check_layers()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ltcore.lazy import lazy
 
 if TYPE_CHECKING:
+    from ltcore.objective.criterion import Criterion as Criterion
     from ltcore.objective.interface import Base as Base
     from ltcore.objective.interface import LossContext as LossContext
     from ltcore.objective.interface import Term as Term
@@ -22,6 +23,7 @@ __all__ = [
     "STAGE2",
     "TERMS",
     "Base",
+    "Criterion",
     "LossContext",
     "Objective",
     "ObjectiveConfig",
@@ -36,6 +38,7 @@ __getattr__ = lazy(
     {
         "BASES": "ltcore.objective.registry",
         "Base": "ltcore.objective.interface",
+        "Criterion": "ltcore.objective.criterion",
         "LossContext": "ltcore.objective.interface",
         "Objective": "ltcore.objective.objective",
         "ObjectiveConfig": "ltcore.objective.objective",

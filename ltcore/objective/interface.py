@@ -149,6 +149,10 @@ class Term(nn.Module):
     """An additive part of the objective. Subclasses declare a frozen ``Config(TermConfig)``."""
 
     needs: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    """Of what every network and loader of ours provide, and others may not: 'features', the pooled features of view 1, and
+    'index', the number of each sample. Asked by ``Criterion`` alone.
+    """
 
     def __init__(self, cfg: Any, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__()

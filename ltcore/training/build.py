@@ -20,6 +20,7 @@ from ltcore.models.norm import has_ghost_norm
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
+from ltcore.training.compiled import compiled
 from ltcore.training.context import RunContext
 from ltcore.training.hardware import Precision, choose_precision
 from ltcore.training.key_encoder import key_decay
@@ -28,7 +29,8 @@ from ltcore.training.step import TrainStep
 
 @dataclass
 class Components:
-    """The parts of a training step. ``step`` is the bare module, ``wrapped`` the one to call (DDP with several ranks)."""
+    """The parts of a training step. ``step`` is the bare module, ``wrapped`` the one to call (compiled, and
+    DDP with several ranks)."""
 
     step: TrainStep
     wrapped: nn.Module
@@ -72,7 +74,8 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
         num_views=views,
         counts_C=stats.counts_C,
     )
-    return Components(step, parallel(step, ctx.device), augment, average, precision)
+    wrapped = parallel(compiled(step, cfg.train.compile, ctx.device), ctx.device)
+    return Components(step, wrapped, augment, average, precision)
 
 
 def num_views(cfg: RunConfig) -> int:
@@ -91,7 +94,7 @@ def stream_options(cfg: RunConfig) -> dict[str, Any]:
     }
 
 
-def parallel(step: TrainStep, device: torch.device) -> nn.Module:
+def parallel(step: nn.Module, device: torch.device) -> nn.Module:
     """Returns ``step`` itself, or wrapped such that gradients are averaged over ranks.
 
     Buffers are not synchronized: running statistics are averaged exactly at the end of an epoch, and memories are not

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +79,7 @@ class TrainStep(nn.Module):
             if query_Bd is not None:
                 # DDP expects a gradient of every parameter; before its term starts, a projection gets a gradient of zero.
                 loss = loss + 0.0 * query_Bd.sum()
-        return loss, result.parts, detached(out)
+        return loss, result.parts, out.detached()
 
     def _of_pairs(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor], ModelOutput]:
         """Trains on pairs of neighboring rows, whose features and labels are mixed by the base's share."""
@@ -93,20 +91,7 @@ class TrainStep(nn.Module):
         mix = Mix(batch.labels_B[1::2], torch.full_like(labels_B, share, dtype=torch.float32), batch.index_B[1::2])
         pairs = Batch(batch.images_VBCHW[:, 0::2], labels_B, index_B, batch.copy_B[0::2], mix)
         result = self.objective(out, pairs, progress)
-        return result.loss, result.parts, detached(out)
-
-
-def detached(out: ModelOutput) -> ModelOutput:
-    """Returns the output without its graph, for memories to observe."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: cut(tensor) for name, tensor in value.items()}
-        if isinstance(value, ModelOutput):
-            return detached(value)
-        return None if value is None else value.detach()
-
-    return ModelOutput(**{field.name: cut(getattr(out, field.name)) for field in fields(out)})
+        return result.loss, result.parts, out.detached()
 
 
 def micro_batches(batch: Batch, parts: int) -> list[Batch]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import re
-import statistics
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,9 +26,8 @@ from ltcore.benchmarks.sweep import beyond, collected
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.objective.objective import Objective
+from tests.benchmarks.documents import check_document
 from tests.records import run_record
-
-VERDICT = re.compile(r"met|no aim|missed by \d+\.\d%")
 
 
 @pytest.mark.parametrize(
@@ -80,24 +76,6 @@ def test_short_calls_are_repeated_and_counted() -> None:
     work = repeated(lambda: calls.append(1), 0.0)
     assert [work(), work(), work()] == [2, 1, 1]  # two that find the number, then one per round
     assert len(calls) == 4
-
-
-def check_document(document: dict[str, Any], output: Path) -> None:
-    """What every benchmark's JSON holds."""
-    assert json.loads(output.read_text()) == json.loads(json.dumps(document))
-    assert document["schema"] == 1 and document["rounds"] == 1 and document["quick"] is True
-    assert {"cpu", "allocated_cpus", "torch_threads", "load_average", "versions"} <= document["hardware"].keys()
-    assert bool(document["warning"]) == (document["hardware"]["load_average"][0] > 0.5)
-    for section in document["sections"]:
-        values: dict[str, list[float]] = {}
-        for measurement in section["measurements"]:
-            values.setdefault(measurement["side"], []).append(measurement["value"])
-        for rung in section["rungs"]:
-            own, peer = (statistics.median(values[rung[name]]) for name in ("name", "peer"))
-            assert rung["measured"]["median"] == own and rung["peer_measured"]["median"] == peer
-            assert rung["ratio"] == own / peer
-            assert VERDICT.fullmatch(rung["verdict"])
-            assert (rung["wanted"] == "") == (rung["verdict"] == "no aim")
 
 
 @pytest.mark.slow

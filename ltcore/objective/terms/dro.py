@@ -101,6 +101,7 @@ class Dro(Term):
         super().__init__(cfg, stats, dims)
         self._stages = [None if layer == FINAL else layer for layer in cfg.layers or (FINAL,)]
         self.needs = frozenset(stage for stage in self._stages if stage is not None)
+        self.reads = frozenset({"features"} if None in self._stages else ())
         self.counts_C: Tensor
         self.register_buffer("counts_C", stats.counts_C.double().clamp_min(1), persistent=False)
         if cfg.radius_mode == "learned_compat":

@@ -139,6 +139,7 @@ class Ifl(Term):
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
+        self.reads = frozenset({"features", "index"} if cfg.num_envs > 1 else {"features"})
         self.stream_C: Tensor
         stream_C = stats.counts_C if stats.stream_counts_C is None else stats.stream_counts_C
         self.register_buffer("stream_C", stream_C.double().clamp_min(0.5), persistent=False)
@@ -235,7 +236,7 @@ class Ifl(Term):
         cfg = self.cfg
         penalty = widened(out.features_BD).new_zeros(())
         if cfg.center_weight > 0:
-            passed = sum(ctx.progress >= milestone for milestone in cfg.milestones)
+            passed = len([milestone for milestone in cfg.milestones if ctx.progress >= milestone])
             weight_B = self.sample_weights(batch, ctx)
             centroids = cast(ClassCentroids, ctx.memories["centroids"])
             pull_B = self._pull(out, batch.labels_B, centroids)

@@ -34,7 +34,7 @@ from ltcore.batch import Batch, ModelOutput
 from ltcore.errors import at_least, different, one_of, positive, within
 from ltcore.objective.contrast import ContrastSet, mean_over_valid, supcon
 from ltcore.objective.dims import FeatureDims
-from ltcore.objective.embedding import EMBEDDINGS, NEEDS, query_of
+from ltcore.objective.embedding import EMBEDDINGS, NEEDS, POOLED, query_of
 from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.queue import Queue, QueueSpec
@@ -186,6 +186,7 @@ class Lpa(Term):
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
+        self.reads = frozenset({"index", "features"} if cfg.embedding == POOLED else {"index"})
         self.needs = frozenset({"key"}) | needs_of(cfg.layers or (FINAL,)) | NEEDS[cfg.embedding]
 
     @staticmethod

@@ -1,0 +1,277 @@
+"""The training step on the device: images/s by network and precision, where its time goes, and how much of it is memory traffic.
+
+Images are random numbers in host memory, since reading them is measured by the ladder. On a machine without a GPU the same is
+measured on its CPU, and said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ltcore.batch import Batch
+from ltcore.benchmarks import datasets as images
+from ltcore.benchmarks.baselines import BareLoop
+from ltcore.benchmarks.harness import Measurement, Rung, Section, Work, interleave, milliseconds
+from ltcore.benchmarks.machine import device, wait_for
+from ltcore.benchmarks.options import Options
+from ltcore.config.schema import RunConfig
+from ltcore.data.loading.loader import CachedLoader
+from ltcore.models.net import LongTailNet
+from ltcore.training.build import build
+from ltcore.training.context import LocalContext
+from ltcore.training.hardware import choose_precision, describe_hardware
+from ltcore.training.optim import build_optimizer
+
+PARTS = ("host", "augment", "forward", "backward", "optimizer")
+"""Of a step, in their order: 'host' copies the images to the device, 'forward' includes the loss."""
+PROGRESS = 0.5
+BANDWIDTH = "copy"
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network and the images that it is measured with."""
+
+    name: str
+    side: int
+    batch_size: int
+
+
+def gpu(options: Options) -> list[Section]:
+    """Measures the step of every network in every precision."""
+    place = device()
+    uri = images.shards(options.data, quick=options.quick)
+    rates, split, traffic = (Section(f"gpu: {what}", unit) for what, unit in SECTIONS)
+    bytes_per_s = copy_rate(place, options)
+    for net in networks(place, quick=options.quick):
+        for precision in precisions(place):
+            label = f"{net.name} {net.side} px {precision}"
+            ours = Step(net, precision, uri, place)
+            measure_rate(rates, label, ours, options)
+            measure_split(split, label, ours, options.turns)
+            measure_traffic(traffic, label, ours, split, bytes_per_s)
+            ours.close()
+    for section in (rates, split, traffic):
+        section.notes.insert(0, f"numbers of {place_name(place)}")
+    rates.notes.append(
+        "bare: plain PyTorch with the same network, precision and batch; compiled: train.compile=default"
+    )
+    split.notes.append(f"of a step: {', '.join(PARTS)}; the ratio is the share of their sum")
+    traffic.notes.append(
+        f"what the operations of a step read and write, at the {bytes_per_s / 1e9:.3g} GB/s of a big copy; the ratio is the "
+        "share of the step's time that memory alone would take if nothing stayed in caches, and may exceed 1 where it does"
+    )
+    return [rates, split, traffic]
+
+
+SECTIONS = [("speed", "images/s"), ("parts of a step", "ms"), ("memory traffic", "ms")]
+
+
+def networks(place: torch.device, *, quick: bool) -> list[Net]:
+    """Returns what is measured: on a CPU the small network alone."""
+    if quick:
+        return [Net("resnet8", 16, 8)]
+    small = Net("resnet32", 32, 128)
+    return [small, Net("resnet50", 224, 128)] if place.type == "cuda" else [small]
+
+
+def precisions(place: torch.device) -> list[str]:
+    """Returns fp32, and bf16 where the device computes in it."""
+    return ["fp32", "bf16"] if choose_precision("auto", place).autocast is torch.bfloat16 else ["fp32"]
+
+
+def place_name(place: torch.device) -> str:
+    """Returns the name of the device."""
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    return f"the CPU, since there is no GPU: {describe_hardware().cpu}, {torch.get_num_threads()} threads"
+
+
+def copy_rate(place: torch.device, options: Options) -> float:
+    """Returns the bytes per second that a copy of a big tensor reads and writes."""
+    size = (4 if options.quick else 256 if place.type == "cpu" else 2048) * 2**20
+    source = torch.zeros(size, dtype=torch.uint8, device=place)
+    target = torch.empty_like(source)
+
+    def work() -> float:
+        target.copy_(source)
+        wait_for(place)
+        return 2 * size
+
+    return max(m.value for m in interleave({BANDWIDTH: work}, options.turns))
+
+
+class Step:
+    """Our training step on one batch of random images in host memory."""
+
+    def __init__(self, net: Net, precision: str, uri: str, place: torch.device, compiled: str = "off") -> None:
+        self.net, self.precision, self.uri, self.place = net, precision, uri, place
+        self.cfg = RunConfig.from_flat(
+            {
+                "name": "bench",
+                "data.uri": uri,
+                "data.image_size": images.SIDE_PX,
+                "augment.view1": "crop_flip",
+                "model.name": net.name,
+                "train.batch_size": net.batch_size,
+                "train.precision": precision,
+                "train.compile": compiled,
+                "tracking.wandb": False,
+            }
+        )
+        self._loader = CachedLoader(self.cfg.data, uri, batch_size=net.batch_size, seed=0)  # for classes and counts
+        self.parts = build(self.cfg, self._loader, LocalContext(place))
+        self.optimizer = build_optimizer(self.cfg.train.optim, self.parts.step)
+        self.raw = random_batch(net, len(self._loader.store.manifest.classes))
+        self._on_device = self.parts.augment(self.raw.to(place), 0)
+
+    def close(self) -> None:
+        """Closes the loader."""
+        self._loader.close()
+
+    def train(self) -> None:
+        """Runs the step on images that are on the device and augmented."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, _, out = self.parts.wrapped(self._on_device, PROGRESS)
+        loss.backward()
+        self.optimizer.step()
+        self.parts.step.objective.observe(out, self._on_device, PROGRESS)
+
+    def marked(self) -> list[float]:
+        """Runs the whole step and returns the milliseconds of each of ``PARTS``, by the clock of the device."""
+        clock = Clock(self.place)
+        clock.mark()
+        batch = self.raw.to(self.place)
+        clock.mark()
+        batch = self.parts.augment(batch, 0, self.raw)
+        clock.mark()
+        loss, _, out = self.parts.wrapped(batch, PROGRESS)
+        clock.mark()
+        loss.backward()
+        clock.mark()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.parts.step.objective.observe(out, batch, PROGRESS)
+        clock.mark()
+        return clock.milliseconds()
+
+    def bare(self) -> BareLoop:
+        """Returns the plain loop with the same network and precision."""
+        manifest = self._loader.store.manifest
+        net = LongTailNet(self.cfg.model, len(manifest.classes), frozenset(), 0)
+        return BareLoop(
+            net.to(device=self.place, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            self.raw.images_VBCHW[0].to(self.place),
+            self.raw.labels_B.to(self.place),
+            mean=manifest.mean,
+            std=manifest.std,
+            batch_size=self.net.batch_size,
+            autocast=self.parts.precision.autocast,
+        )
+
+    def bare_train(self) -> Callable[[], object]:
+        """Returns the plain loop's step on the same images."""
+        bare = self.bare()
+        return lambda: bare.step(self._on_device.images_VBCHW[0], self._on_device.labels_B)
+
+
+class Clock:
+    """Marks in the stream of the device's work: events on a GPU, the time of the process on a CPU."""
+
+    def __init__(self, place: torch.device) -> None:
+        self._place = place
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Adds a mark after all work so far."""
+        if self._place.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def milliseconds(self) -> list[float]:
+        """Waits for the device, and returns the time between each two marks."""
+        wait_for(self._place)
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self._place.type == "cuda":
+            return [a.elapsed_time(b) for a, b in pairs]
+        return [1000 * (b - a) for a, b in pairs]
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations read and write; views and allocations move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and "empty" not in func.__name__:
+            tensors = [t for t in pytree.tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return result
+
+
+def random_batch(net: Net, num_classes: int) -> Batch:
+    """Returns uint8 images and labels in host memory."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, net.batch_size, 3, net.side, net.side)
+    number_B = torch.arange(net.batch_size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return Batch(pixels, number_B % num_classes, number_B, torch.zeros_like(number_B))
+
+
+def measure_rate(section: Section, label: str, ours: Step, options: Options) -> None:
+    """Adds images/s of our step, compiled too except with --quick, beside the plain loop."""
+    sides, compiled = {label: ours.train, f"bare: {label}": ours.bare_train()}, None
+    if not options.quick:
+        compiled = Step(ours.net, ours.precision, ours.uri, ours.place, "default")
+        sides[f"{label}, compiled"] = compiled.train
+    works = {side: repeated_steps(call, ours, 1 if options.quick else 20) for side, call in sides.items()}
+    section.measurements += interleave(works, options.turns)
+    section.rungs += [Rung(side, f"bare: {label}") for side in sides if not side.startswith("bare")]
+    if compiled is not None:
+        compiled.close()
+
+
+def repeated_steps(call: Callable[[], object], ours: Step, steps: int) -> Work:
+    """Returns rounds of ``steps`` calls, whose amount is images."""
+
+    def work() -> float:
+        for _ in range(steps):
+            call()
+        wait_for(ours.place)
+        return steps * ours.net.batch_size
+
+    return work
+
+
+def measure_split(section: Section, label: str, ours: Step, rounds: int) -> None:
+    """Adds the milliseconds of each part of a step, beside their sum."""
+    ours.marked()
+    for turn in range(rounds):
+        found = ours.marked()
+        for name, value in zip((*PARTS, "step"), (*found, sum(found)), strict=True):
+            section.measurements.append(milliseconds(f"{label}: {name}", turn, value / 1000, 1))
+    section.rungs += [Rung(f"{label}: {name}", f"{label}: step") for name in PARTS]
+
+
+def measure_traffic(section: Section, label: str, ours: Step, split: Section, bytes_per_s: float) -> None:
+    """Adds the time that the bytes of a step take at the speed of a copy, beside that of the whole step."""
+    with Traffic() as traffic:
+        ours.marked()
+    step = f"{label}: step"
+    section.measurements += [m for m in split.measurements if m.side == step]
+    section.measurements.append(Measurement(f"{label}: memory", 0, 1000 * traffic.bytes / bytes_per_s))
+    section.rungs.append(Rung(f"{label}: memory", step))

@@ -1,0 +1,98 @@
+"""The training step as one compiled graph (``train.compile``): the same forward and loss in fewer and larger kernels.
+
+What is compiled is the forward of ``TrainStep``, and with it its backward. Parameters, buffers and memories remain those of
+the bare step, so that no name in a checkpoint changes. Augmentation, optimizer and memories run as they do without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+
+from ltcore import dist
+from ltcore.batch import Batch, ModelOutput
+from ltcore.config.combinations import COMPILE
+from ltcore.errors import ConfigError
+from ltcore.text import duration
+from ltcore.training.step import TrainStep
+
+OFF, _, REDUCE_OVERHEAD = COMPILE
+
+SAID_AFTER = 2
+"""Calls that compile: the first, and the second, which makes the progress of training a variable of the graph."""
+
+MOST_GRAPHS = 64
+"""Graphs of the step in one process before torch goes on without compiling. Starts and milestones of several terms, and the
+trials that follow one another in a process, need more than torch's 8."""
+
+_LOG = logging.getLogger("ltcore.training")
+
+
+class CompiledStep(nn.Module):
+    """Calls ``step`` compiled, and says once how long compiling took. A term that begins later compiles again.
+
+    ``backend`` is torch.compile's.
+    """
+
+    def __init__(self, step: TrainStep, mode: str = "default", backend: str = "inductor") -> None:
+        super().__init__()
+        self.step = step
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        self._run: Callable[..., Any] = torch.compile(
+            step.forward, backend=backend, mode=mode if backend == "inductor" else None
+        )
+        self._graphs = mode == REDUCE_OVERHEAD
+        self._calls, self._seconds = 0, 0.0
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor], ModelOutput]:
+        """Returns what ``TrainStep`` returns."""
+        began = time.monotonic()
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        loss, parts, out = self._run(batch, progress)
+        if self._graphs:  # whose next replay writes into the same memory; with accumulation that is within the step
+            parts = {name: part.clone() for name, part in parts.items()}
+            out = out.with_each(Tensor.clone)
+        if self._calls < SAID_AFTER:
+            self._note(time.monotonic() - began)
+        return loss, parts, out
+
+    def _note(self, seconds: float) -> None:
+        self._calls, self._seconds = self._calls + 1, self._seconds + seconds
+        if self._calls == SAID_AFTER and dist.rank() == 0:
+            _LOG.warning("compiling the training step: %s", duration(self._seconds))
+
+
+def compiled(step: TrainStep, mode: str, device: torch.device) -> nn.Module:
+    """Returns what to call for a step: ``step`` itself with 'off', else compiled.
+
+    Raises ConfigError where this machine cannot compile, or the mode is for another device.
+    """
+    if mode == OFF:
+        return step
+    if mode == REDUCE_OVERHEAD and device.type != "cuda":
+        raise ConfigError(
+            f"train.compile={mode} replays CUDA graphs, and this run computes on {device.type}. Set train.compile=default."
+        )
+    if (missing := _missing(device)) is not None:
+        raise ConfigError(f"train.compile={mode} needs {missing}. Install it, or set train.compile=off.")
+    return CompiledStep(step, mode)
+
+
+def _missing(device: torch.device) -> str | None:
+    """Returns what torch needs to compile for the device and this machine lacks; None where it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    if device.type == "cuda" and not has_triton():
+        return "Triton, which torch cannot use on this machine"
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        return "a C++ compiler, and torch finds none on this machine (g++, clang++, or what CXX names)"
+    return None

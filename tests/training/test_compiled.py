@@ -1,0 +1,164 @@
+"""``train.compile``: one graph without breaks, the numbers of the plain step, and nothing of it in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+from torch._dynamo.utils import counters
+
+from ltcore.config.schema import RunConfig
+from ltcore.errors import CheckpointError, ConfigError
+from ltcore.training import compiled, trainer
+from ltcore.training.build import parallel
+from ltcore.training.compiled import CompiledStep
+from tests.ddp import run_ranks
+from tests.training import runs
+from tests.training.runs import TERMS, StopAfter, assert_equal_runs, plain_steps, run, tiny_run, weights
+
+CPU = torch.device("cpu")
+STEPS = 5
+OF_LPA = {key: value for key, value in TERMS.items() if ".lpa." in key}
+PACO = {"objective.base": "paco", "objective.base_options.paco.queue_size": 16}
+CASES: dict[str, dict[str, Any]] = {
+    "cross_entropy": {},
+    "balanced_softmax": {"objective.base": "balanced_softmax"},
+    "paco+lpa": PACO | OF_LPA,
+    "all terms": {"objective.base": "balanced_softmax", **TERMS},
+    "second network": {"objective.base": "lff"},
+    "ghost batch": {"model.ghost_batch": 4},
+}
+
+
+def traced_steps(config: dict[str, Any], uri: str) -> dict[str, Any]:
+    """As ``plain_steps``, through the tracing and differentiation of torch.compile but without generated code.
+
+    Also returns how often the graph broke.
+    """
+    torch._dynamo.reset()
+    counters.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "parallel", lambda step, device: parallel(CompiledStep(step, backend="aot_eager"), device))
+        found = plain_steps(config, uri, STEPS)
+    return found | {"breaks": sum(counters["graph_break"].values()), "graphs": counters["stats"]["unique_graphs"]}
+
+
+def assert_same(plain: dict[str, Any], traced: dict[str, Any]) -> None:
+    """To the bit, since the same kernels run."""
+    assert traced["breaks"] == 0
+    assert torch.equal(plain["losses"], traced["losses"])
+    for kind in ("gradients", "state", "memories"):
+        assert plain[kind].keys() == traced[kind].keys()
+        assert all(torch.equal(value, traced[kind][name]) for name, value in plain[kind].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_step_is_one_graph(tiny_shards: str, name: str) -> None:
+    """The second graph has the progress as a variable; further ones begin with a term."""
+    config = tiny_run(**CASES[name]).to_dict()
+    traced = traced_steps(config, tiny_shards)
+    assert_same(plain_steps(config, tiny_shards, STEPS), traced)
+    assert 2 <= traced["graphs"] <= 5
+
+
+@pytest.mark.slow
+def test_runs_of_one_process_are_all_compiled(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trials that share an actor: together they have more graphs than torch's limit, which is lowered here."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(runs, "parallel", lambda step, device: CompiledStep(step, backend="aot_eager"))
+    for base in ("cross_entropy", "balanced_softmax", "logit_adjust", "focal", "class_balanced"):
+        plain_steps(tiny_run(objective__base=base).to_dict(), tiny_shards, 3)
+    assert counters["frames"]["total"] == counters["frames"]["ok"] == 6  # the second run knows that progress varies
+
+
+@pytest.mark.slow
+def test_the_step_of_several_ranks_is_one_graph(tiny_shards: str) -> None:
+    """With the collectives of its losses in it."""
+    config = tiny_run(**CASES["paco+lpa"]).to_dict()
+    plain, traced = (run_ranks(steps, 2, config, tiny_shards) for steps in (_float64_steps, traced_steps))
+    assert_same(plain[0], traced[0])
+
+
+def _float64_steps(config: dict[str, Any], uri: str) -> dict[str, Any]:
+    return plain_steps(config, uri, STEPS)
+
+
+@pytest.mark.slow
+def test_generated_code_has_the_numbers_of_the_plain_step(
+    tiny_shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 1e-5 in float32 over two epochs of five steps. A run that was cut in the second ends as a whole one."""
+    plain, fast = (tiny_run(train__epochs=2, train__compile=mode) for mode in ("off", "default"))
+    run(plain, tiny_shards, tmp_path / "plain")
+    torch._dynamo.reset()
+    with caplog.at_level(logging.WARNING, "ltcore.training"):
+        run(fast, tiny_shards, tmp_path / "fast")
+    assert [r.getMessage()[:29] for r in caplog.records if r.name == "ltcore.training"] == [
+        "compiling the training step: "
+    ]
+    losses = [
+        [json.loads(line)["train/loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("plain", "fast")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert weights(tmp_path / "fast").keys() == weights(tmp_path / "plain").keys()
+    monkeypatch.setattr(trainer, "DECIDE_EVERY", 2)
+    with pytest.raises(trainer.StopRequested, match="in epoch 2 of 2"):
+        run(fast, tiny_shards, tmp_path / "cut", StopAfter(4))
+    torch._dynamo.reset()
+    run(fast, tiny_shards, tmp_path / "cut")
+    assert_equal_runs(tmp_path / "fast", tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_generated_code_of_a_contrast_differs_by_rounding_alone(
+    tiny_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 1e-11 in float64; in float32 PaCo's logits at 1/0.05 magnify what rounding changes within few steps."""
+    config = tiny_run(**CASES["paco+lpa"]).to_dict()
+    plain = plain_steps(config, tiny_shards, STEPS)
+    torch._dynamo.reset()
+    monkeypatch.setattr(runs, "parallel", lambda step, device: CompiledStep(step))
+    torch.testing.assert_close(
+        plain_steps(config, tiny_shards, STEPS)["losses"], plain["losses"], rtol=1e-11, atol=1e-11
+    )
+
+
+def test_off_calls_the_step_itself() -> None:
+    step = torch.nn.Identity()
+    assert compiled.compiled(step, "off", CPU) is step  # type: ignore[arg-type]
+
+
+def test_cuda_graphs_need_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"reduce-overhead replays CUDA graphs, and this run computes on cpu"):
+        compiled.compiled(torch.nn.Identity(), "reduce-overhead", CPU)  # type: ignore[arg-type]
+
+
+def test_a_machine_without_a_compiler_is_told() -> None:
+    absent = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with (
+        absent,
+        pytest.raises(ConfigError, match=r"train\.compile=default needs a C\+\+ compiler, and torch finds none"),
+    ):
+        compiled.compiled(torch.nn.Identity(), "default", CPU)  # type: ignore[arg-type]
+
+
+def test_a_share_that_changes_every_step_is_refused() -> None:
+    keys = {"objective.base": "bbn", "model.bilateral": True, "train.compile": "default"}
+    with pytest.raises(ConfigError, match=r"train\.compile=default does not go with objective\.base=bbn"):
+        RunConfig(name="bbn").replace(keys)
+
+
+def test_a_run_does_not_continue_compiled(tiny_shards: str, tmp_path: Path) -> None:
+    """Its last digits would be others, as with another precision."""
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"train\.compile: 'off' there, 'default' now"):
+        run(tiny_run(train__epochs=1, train__compile="default"), tiny_shards, tmp_path / "run")
