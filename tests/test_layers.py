@@ -31,6 +31,8 @@ BASE = (
     "version",
     "limits",
     "lazy",
+    "plugins",
+    "callbacks",
 )
 LEVEL = {
     **dict.fromkeys(BASE, 0),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ltcore.models.backbones import BuildBackbone, cifar_resnet, torchvision_resnet
+from ltcore.plugins.generated import add_row
+from ltcore.plugins.loading import attach
+from ltcore.plugins.parts import Part
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,10 @@ MODELS: dict[str, Row] = {
         weights="ResNeXt50_32X4D_Weights.IMAGENET1K_V1",
     ),
 }
+
+
+def _add(part: Part) -> None:
+    add_row(MODELS, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
+
+
+attach("model", _add)
