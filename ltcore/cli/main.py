@@ -60,7 +60,8 @@ def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
     """Render a sweep, or runs side by side, as one HTML page or a table."""
     args = parsers.read_report(doc, argv, prog)
     from ltcore.cli.entry import say
-    from ltcore.reporting.report import changed_plugins, make_report, make_table
+    from ltcore.reporting.plugins_note import changed_plugins
+    from ltcore.reporting.report import make_report, make_table
 
     for problem in changed_plugins(args.directories):
         say(f"note: {problem} The report needs none of it.")

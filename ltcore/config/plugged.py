@@ -9,14 +9,14 @@ from ltcore.plugins import loading
 
 KEY = "plugins"
 Tree = dict[str, Any]
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[str, ...]] = {
     "loss": ("objective", "base_options"),
     "term": ("objective", "terms"),
     "stage2": ("stage2", "options"),
     "callback": ("callbacks",),
 }
 """Kind of part -> the section with its options."""
-_CHOICES = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "loss": ("objective", "base"),
     "model": ("model", "name"),
     "dataset": ("data", "uri"),

@@ -254,6 +254,7 @@ class RunConfig:
 
     def replace(self, overrides: Mapping[str, Any]) -> RunConfig:
         """Sets dotted keys and validates the run again."""
+        use(names_of(overrides.get(KEY)))
         return self.from_dict(override(self.to_dict(), overrides))
 
     def to_dict(self) -> dict[str, Any]:

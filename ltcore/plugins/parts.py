@@ -121,7 +121,8 @@ def _check(part: Part) -> None:
     if part.kind not in _WITH_OPTIONS:
         return
     config = getattr(part.build, "Config", None)
-    if not dataclasses.is_dataclass(config) or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    params: Any = getattr(config, "__dataclass_params__", None)
+    if not dataclasses.is_dataclass(config) or not params.frozen:
         raise PluginError(
             f"{what} needs a frozen dataclass Config in its class (@dataclass(frozen=True, kw_only=True))."
         )

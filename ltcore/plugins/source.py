@@ -159,7 +159,7 @@ def _registered(module: str) -> Iterator[Found]:
 
 def _dotted_names(module: str, tree: ast.Module) -> dict[str, str]:
     """Returns what the names of imports in a module stand for."""
-    known = {}
+    known = dict[str, str]()
     for node in tree.body:
         if isinstance(node, ast.Import):
             known |= {

@@ -110,7 +110,7 @@ class Trainer:
         self.callbacks.start(self.at.epoch, metrics)
         while not self._over:
             metrics = self._epoch()
-        fields = {
+        fields: dict[str, Any] = {
             "status": "finished",
             "reason": self._stopped_early(),
             "finished_at": now(),
