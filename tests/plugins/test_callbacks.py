@@ -94,7 +94,7 @@ def test_it_may_be_switched_off_when_a_run_is_continued(watched: RunConfig, tiny
 @pytest.mark.parametrize(
     ("body", "when", "reason"),
     [
-        ("raise KeyError('no\\nway')", "epoch_end", "failed in on_epoch_end (KeyError: 'no\\\\nway')"),
+        ("raise KeyError('no\\nway')", "epoch_end", "failed in on_epoch_end (KeyError: 'no\\nway')"),
         (
             "ctx.log('x', float('nan'))",
             "evaluation",

@@ -29,7 +29,7 @@ class Watch(Callback):
         """Logs, and spoils what it was given."""
         random.random(), np.random.rand(), torch.rand(3)
         model = ctx.model()
-        ctx.log("weights", float(sum(p.square().sum() for p in model.parameters())))
+        ctx.log("weights", float(sum(p.detach().square().sum() for p in model.parameters())))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
