@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ltcore import errors
+from ltcore import errors, plugins
 from ltcore.lazy import lazy
 from ltcore.version import __version__
 
@@ -18,14 +18,30 @@ if TYPE_CHECKING:
     from ltcore.api.commands import tune as tune
     from ltcore.batch import Batch as Batch
     from ltcore.batch import ModelOutput as ModelOutput
+    from ltcore.callbacks import Callback as Callback
+    from ltcore.callbacks import CallbackContext as CallbackContext
+    from ltcore.data.datasets.dataset import Dataset as Dataset
+    from ltcore.models.backbones import Backbone as Backbone
     from ltcore.objective.criterion import Criterion as Criterion
+    from ltcore.objective.interface import Base as Base
+    from ltcore.objective.interface import LossContext as LossContext
+    from ltcore.objective.interface import Term as Term
+    from ltcore.objective.interface import TermConfig as TermConfig
     from ltcore.objective.objective import make_objective as make_objective
     from ltcore.training.predict import load as load
 
 __all__ = [
+    "Backbone",
+    "Base",
     "Batch",
+    "Callback",
+    "CallbackContext",
     "Criterion",
+    "Dataset",
+    "LossContext",
     "ModelOutput",
+    "Term",
+    "TermConfig",
     "__version__",
     "errors",
     "evaluate",
@@ -34,6 +50,7 @@ __all__ = [
     "make_objective",
     "open_run",
     "open_sweep",
+    "plugins",
     "retrieve",
     "train",
     "tune",
@@ -42,8 +59,16 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
+        "Backbone": "ltcore.models.backbones",
+        "Base": "ltcore.objective.interface",
         "Batch": "ltcore.batch",
+        "Callback": "ltcore.callbacks",
+        "CallbackContext": "ltcore.callbacks",
         "Criterion": "ltcore.objective.criterion",
+        "Dataset": "ltcore.data.datasets.dataset",
+        "LossContext": "ltcore.objective.interface",
+        "Term": "ltcore.objective.interface",
+        "TermConfig": "ltcore.objective.interface",
         "ModelOutput": "ltcore.batch",
         "evaluate": "ltcore.api.commands",
         "evaluate_protocols": "ltcore.api.commands",

@@ -45,6 +45,13 @@ class ConfigError(LtcoreError):
     retryable = False
 
 
+class PluginError(LtcoreError):
+    """A plugin is missing, has changed, or cannot be used as it is."""
+
+    exit_code = 2
+    retryable = False
+
+
 class DataError(LtcoreError):
     """Input data, a manifest or a shard is not what it should be."""
 

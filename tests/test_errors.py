@@ -76,7 +76,7 @@ def test_names_are_fit_for_folders():
         assert re.match(r"name must consist of .*, got ", refusal(plain_name, name=name))
 
 
-FINAL = {"ConfigError", "NumericError"}
+FINAL = {"ConfigError", "NumericError", "PluginError"}
 
 
 def test_every_error_of_ours_is_retryable_or_final():

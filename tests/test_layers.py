@@ -32,6 +32,8 @@ BASE = (
     "limits",
     "lazy",
     "framing",
+    "plugins",
+    "callbacks",
 )
 LEVEL = {
     **dict.fromkeys(BASE, 0),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ltcore.cli import export_parsers, glt_parser, parsers, shards_parser
 from ltcore.cli.parser import DESCRIBE, Described
+from ltcore.cli.plugin_flag import without_plugins
 from ltcore.config import keys
 from ltcore.models import timm_names
 
@@ -74,7 +75,7 @@ def candidates(words: Sequence[str], commands: Iterable[str]) -> list[str]:
 
     ``words`` are those after ``ltcore``, up to the cursor.
     """
-    *before, current = words or [""]
+    *before, current = without_plugins(list(words)) or [""]
     if not before:
         return _beginning_with(current, [*commands, "--help", "--version"])
     if before[:2] == ["shards", "glt"]:

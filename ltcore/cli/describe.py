@@ -18,10 +18,13 @@ def print_methods() -> None:
         "head": "Classifiers (model.head)",
         "model": "Networks (model.name)",
         "data": "Data (data.uri)",
+        "callback": "Callbacks of plugins (callbacks.<name>)",
     }
     for kind, title in titles.items():
-        print(title)
-        for row in (row for row in keys.methods() if row.kind == kind):
+        rows = [row for row in keys.methods() if row.kind == kind]
+        if rows:
+            print(title)
+        for row in rows:
             print(f"  {row.name:<20}{row.summary}")
             if row.paper != "-":
                 print(f"{'':<22}{row.paper}")

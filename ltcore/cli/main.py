@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from ltcore.cli import export_parsers, glt_parser, parsers, shards_parser
 from ltcore.cli.args import ProtocolsArgs
+from ltcore.cli.plugin_flag import add_plugin_flag
 from ltcore.text import printable, printable_lines
 from ltcore.version import __version__
 
@@ -58,8 +59,12 @@ def evaluate(doc: str | None = None, argv: Argv = None, prog: str | None = None)
 def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> None:
     """Render a sweep, or runs side by side, as one HTML page or a table."""
     args = parsers.read_report(doc, argv, prog)
+    from ltcore.cli.entry import say
+    from ltcore.reporting.plugins_note import changed_plugins
     from ltcore.reporting.report import make_report, make_table
 
+    for problem in changed_plugins(args.directories):
+        say(f"note: {problem} The report needs none of it.")
     if not args.markdown:
         print(printable(str(make_report(args.directories, args.output))))
         return
@@ -220,6 +225,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_plugin_flag(parser)
     parser.add_argument("--version", action="version", version=f"ltcore {__version__}")
     parser.add_argument(
         "command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of those below; COMMAND --help tells more"

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from ltcore.benchmarks.options import BENCHES, Options
 from ltcore.cli.args import DoctorArgs, EvaluateArgs, ProtocolsArgs, ReportArgs, TrainArgs, TuneArgs, fold
 from ltcore.cli.parser import Parser
+from ltcore.cli.plugin_flag import add_plugin_flag
 from ltcore.cli.values import count, not_negative, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
 from ltcore.errors import ConfigError, LtcoreError
@@ -243,6 +244,7 @@ def command_parser(doc: str | None, prog: str | None = None) -> argparse.Argumen
     """Returns the parser of a command, with what all commands take."""
     parser = Parser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the logs of libraries")
+    add_plugin_flag(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ltcore.config.bounded_yaml import YamlError, load_yaml
 from ltcore.config.keys import PACKAGE
 from ltcore.config.overrides import Tree, merge, override
+from ltcore.config.plugged import declared
 from ltcore.data.config import SELECTION
 from ltcore.errors import ConfigError, nearest
 from ltcore.limits import MAX_RECIPE_BYTES
@@ -142,6 +143,7 @@ def read_run(recipe: str, overrides: Mapping[str, Any] = {}) -> tuple[Tree, str]
     a selection from the recipe's own data was left out for other data, see :func:`_on_other_data`.
     """
     tree, note = _inherit(*_locate("recipe", recipe, near=None), children=())
+    overrides = declared(tree, overrides)  # before their keys are looked up
     tree, later = _on_other_data(tree, override({}, overrides))
     tree = override(tree, overrides)
     return tree, "" if _data(tree).get("imbalance_factor") is not None else later or note

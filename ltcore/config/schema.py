@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 
 import yaml
 
+from ltcore.callbacks import Callbacks
 from ltcore.config.combinations import COMPILE, check_compile, check_mixing, check_pairs, check_sampling
 from ltcore.config.keys import effective, run_keys
 from ltcore.config.overrides import flatten, override
+from ltcore.config.plugged import KEY, names_of, with_plugins
 from ltcore.config.stage2 import Stage2Config
 from ltcore.config.sweep import SELECTABLE, SweepConfig
 from ltcore.config.validate import plain_run, validate
@@ -34,6 +36,7 @@ from ltcore.models.tune import HEAD
 from ltcore.models.weights import WEIGHT_FILES
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
+from ltcore.plugins.loading import use
 from ltcore.tracking.config import TrackingConfig
 from ltcore.uris import check_uris
 
@@ -217,6 +220,12 @@ class RunConfig:
     """Where it is logged."""
     stage2: Stage2Config | None = None
     """Decoupled training: this run replaces the classifier of another one. null: it is an ordinary run."""
+    plugins: tuple[str, ...] = ()
+    """Modules with parts of your own, such as ``my_package.my_terms``, whose names are then as good as those of ``ltcore
+    methods``. Runs keep them with their versions (``my_package.my_terms==0.3``; without a distribution a hash of the
+    sources), and are continued and evaluated with these alone. Modules with entry points need not be named."""
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    """Callbacks of plugins, each null or a section: they read a run, log columns of their own, and may end it."""
 
     def __post_init__(self) -> None:
         plain_name(name=self.name)
@@ -243,15 +252,18 @@ class RunConfig:
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> RunConfig:
         """Makes a validated run from a tree of plain values, as ``to_dict`` returns it."""
+        tree = with_plugins(tree)
         return validate(cls, run_keys(), tree)
 
     @classmethod
     def from_flat(cls, keys: Mapping[str, Any]) -> RunConfig:
         """Makes a validated run from all its dotted keys, as ``to_flat`` returns them, also in another version."""
+        use(names_of(keys.get(KEY)))
         return cls.from_dict(override({}, effective(keys)))
 
     def replace(self, overrides: Mapping[str, Any]) -> RunConfig:
         """Sets dotted keys and validates the run again."""
+        use(names_of(overrides.get(KEY)))
         return self.from_dict(override(self.to_dict(), overrides))
 
     def to_dict(self) -> dict[str, Any]:

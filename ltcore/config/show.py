@@ -13,6 +13,7 @@ import yaml
 
 from ltcore.config.keys import run_keys
 from ltcore.config.overrides import Tree
+from ltcore.config.plugged import with_plugins
 from ltcore.config.recipes import read_run
 from ltcore.config.sweep import read_sweep
 from ltcore.config.validate import plain_run, shape, validate
@@ -48,7 +49,8 @@ def show_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> str:
 
 def run_tree(recipe: str, overrides: Mapping[str, Any] = {}) -> Tree:
     """Returns the same as ``load_run(recipe, overrides).to_dict()``, without the owners' checks and without torch."""
-    return plain_run(validate(shape("Run"), run_keys(), read_run(recipe, overrides)[0]))
+    tree = with_plugins(read_run(recipe, overrides)[0], imported=False)
+    return plain_run(validate(shape("Run"), run_keys(), tree))
 
 
 def left_out(recipe: str, overrides: Mapping[str, Any] = {}) -> str:

@@ -11,7 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from ltcore.config.keys import REQUIRED, Leaf, Section
 from ltcore.config.overrides import checked, expected
+from ltcore.config.plugged import without_idle
 from ltcore.errors import ConfigError
+from ltcore.plugins.loading import known, loaded
+from ltcore.plugins.source import Plugin
 
 T = TypeVar("T")
 _SHOWN = 200
@@ -21,7 +24,7 @@ _SHOWN = 200
 def validate(kind: type[T], section: Section, tree: Mapping[str, Any], prefix: str = "") -> T:
     """Makes an instance of the dataclass ``kind`` from a tree. Raises ConfigError that names every wrong key."""
     try:
-        instance: T = _adapter(kind).validate_python(checked(tree, section))  # type: ignore[arg-type]  # a class is hashable
+        instance: T = _adapter(kind, loaded()).validate_python(checked(tree, section))  # type: ignore[arg-type]  # a class is hashable
         return instance
     except ValidationError as error:
         problems = [_sentence(problem, section, prefix) for problem in error.errors()]
@@ -29,7 +32,8 @@ def validate(kind: type[T], section: Section, tree: Mapping[str, Any], prefix: s
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Any, _plugins: tuple[Plugin, ...]) -> TypeAdapter[Any]:
+    """Returns the adapter for the classes as they are with the parts of the plugins."""
     return TypeAdapter(kind)
 
 
@@ -51,12 +55,16 @@ def _sentence(problem: Any, section: Section, prefix: str) -> str:
     return f"{key}={shown}: expected {expected(kind)} (ltcore keys {key})."
 
 
-@functools.cache
 def shape(name: str) -> type:
     """Returns dataclasses with the fields, types and defaults of a run.
 
     They are made from its keys, without the owners' checks.
     """
+    return _shape_with(name, known())
+
+
+@functools.cache
+def _shape_with(name: str, _plugins: tuple[Plugin, ...]) -> type:
     from ltcore.config.keys import run_keys
 
     return _shape(name, run_keys())
@@ -92,11 +100,11 @@ def plain(value: Any) -> Any:
 
 
 def plain_run(run: Any) -> dict[str, Any]:
-    """Returns a run as JSON values; without ``stage2`` where there is none.
+    """Returns a run as JSON values; without ``stage2``, plugins and callbacks where there are none.
 
-    So an ordinary run is written, hashed and compared without a word about stage 2.
+    So an ordinary run is written, hashed and compared without a word about them.
     """
     tree: dict[str, Any] = plain(run)
     if tree["stage2"] is None:
         del tree["stage2"]
-    return tree
+    return without_idle(tree)

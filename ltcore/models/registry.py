@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ltcore.models.backbones import BuildBackbone, cifar_resnet, torchvision_resnet
 from ltcore.models.timm_backbone import stage_names, timm_backbone
 from ltcore.models.timm_names import is_timm
+from ltcore.plugins.generated import add_row
+from ltcore.plugins.loading import attach
+from ltcore.plugins.parts import Part
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,10 @@ def builder(name: str, weights: str | None) -> BuildBackbone:
 def stages(name: str, weights: str | None) -> tuple[str, ...]:
     """Returns the names of the stages before the last of a network of ``MODELS`` or of timm."""
     return stage_names(name, weights) if is_timm(name) else MODELS[name].stages
+
+
+def _add(part: Part) -> None:
+    add_row(MODELS, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
+
+
+attach("model", _add)

@@ -7,7 +7,7 @@ contract tests follow from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ltcore.objective.controls import CONTROLS, Control
@@ -32,6 +32,9 @@ from ltcore.objective.stage2.weight_balance import WeightBalance
 from ltcore.objective.terms.dro import Dro
 from ltcore.objective.terms.ifl.term import Ifl
 from ltcore.objective.terms.lpa.term import Lpa
+from ltcore.plugins.generated import add_row, generate, grow
+from ltcore.plugins.loading import attach
+from ltcore.plugins.parts import Part
 
 
 @dataclass(frozen=True)
@@ -110,25 +113,41 @@ if TYPE_CHECKING:  # stand-ins for the classes generated below
         def __getattr__(self, name: str) -> Any: ...
 
 else:
-
-    def _generate(name: str, doc: str, fields: list[tuple[str, Any, Any]]) -> type:
-        made = make_dataclass(name, fields, frozen=True, kw_only=True)
-        made.__module__ = __name__  # make_dataclass sets 'types', but pickle and pydantic look classes up by module
-        made.__doc__ = doc
-        return made
-
-    BaseOptions = _generate(
+    BaseOptions = generate(
         "BaseOptions",
+        __name__,
         "Options of every base loss, under its name. Those of a base that is not chosen must keep their defaults.",
         [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in BASES.items()],
     )
-    Terms = _generate(
+    Terms = generate(
         "Terms",
+        __name__,
         "One optional section per term; null is off.",
         [(name, row.build.Config | None, field(default=None)) for name, row in TERMS.items()],
     )
-    Stage2Options = _generate(
+    Stage2Options = generate(
         "Stage2Options",
+        __name__,
         "Options of every method of stage 2, under its name. Those of a method that is not chosen must keep their defaults.",
         [(name, row.build.Config, field(default_factory=row.build.Config)) for name, row in STAGE2.items()],
     )
+
+
+def _add_base(part: Part) -> None:
+    add_row(BASES, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
+    grow(BaseOptions, part.name, part.build.Config, optional=False)
+
+
+def _add_term(part: Part) -> None:
+    add_row(TERMS, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
+    grow(Terms, part.name, part.build.Config, optional=True)
+
+
+def _add_stage2(part: Part) -> None:
+    add_row(STAGE2, part.kind, part.name, Row(part.build, part.summary, part.paper))
+    grow(Stage2Options, part.name, part.build.Config, optional=False)
+
+
+attach("loss", _add_base)
+attach("term", _add_term)
+attach("stage2", _add_stage2)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltcore.errors import USERINFO, ConfigError, LtcoreError
+from ltcore.runtime.plugin_modules import sent_along, share_search_path
 
 if TYPE_CHECKING:
     from ltcore.runtime.autoscaler import Limits
@@ -169,13 +170,15 @@ def _join(address: str, common: dict[str, Any]) -> None:
         )
     try:
         # Only a cluster needs this: processes of a local Ray inherit the environment, and start faster without.
-        ray.init(address=address, runtime_env={"env_vars": forwarded_environment()}, **common)
+        environment = {"env_vars": forwarded_environment(), **sent_along()}
+        ray.init(address=address, runtime_env=environment, **common)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"The Ray at {address} answers, but this machine cannot join it: {said}") from error
 
 
 def _start(real_cpus: int, common: dict[str, Any]) -> None:
+    share_search_path()
     _lock()
     try:
         for _ in range(STARTS):

@@ -25,6 +25,8 @@ class TrainProgress:
     """Epoch of that evaluation."""
     in_vain: int = 0
     """Evaluations since then."""
+    stopped: str = ""
+    """Why a callback ended the run after the last complete epoch; '' where none did."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the loss parts over the steps of the unfinished epoch, each the mean over ranks."""
     counts: dict[str, int] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training import ncm
 from ltcore.training.base import described, trained_part, trained_state, with_base
 from ltcore.training.build import Components, build
+from ltcore.training.callbacks import CallbackCalls
 from ltcore.training.context import DECIDE_EVERY, Interrupted, RunContext, StopRequested
 from ltcore.training.copies import plan_epoch
 from ltcore.training.evaluate import Evaluator, Tested, check_train_split
@@ -91,6 +92,7 @@ class Trainer:
             beat=self._beat,
         )
         self.optimizer = build_optimizer(cfg.train.optim, self.components.step)
+        self.callbacks = CallbackCalls(cfg, run_dir, self.components.eval_net, ctx.rank)
         self.at = TrainProgress()
         self.total_images = cfg.train.epochs * loader.num_batches * cfg.train.batch_size
         self.saved_at = self.counted_at = time.monotonic()
@@ -110,9 +112,10 @@ class Trainer:
         self._resume()
         self._note_schedule()
         metrics = dict(self.at.last)
+        self.callbacks.start(self.at.epoch, metrics)
         while not self._over:
             metrics = self._epoch()
-        fields = {
+        fields: dict[str, Any] = {
             "status": "finished",
             "reason": self._stopped_early(),
             "finished_at": now(),
@@ -122,6 +125,7 @@ class Trainer:
         }
         if self.info.test:
             fields |= self._test()
+        self.callbacks.end(self.at.epoch, metrics, fields.get("test", {}))
         self.record.update(**fields)
         return self.record.value
 
@@ -179,6 +183,8 @@ class Trainer:
         self.saving_s = 0.0
         self._count_time()
         metrics["time_s"] = at.seconds
+        columns, at.stopped = self.callbacks.epoch_end(at.epoch, metrics)
+        metrics |= columns
         self._finish_epoch(metrics)
         return metrics
 
@@ -293,6 +299,8 @@ class Trainer:
     def _stopped_early(self) -> str:
         """Returns why training ends before its last epoch; '' where it does not."""
         cfg, at = self.cfg.train, self.at
+        if at.stopped:
+            return at.stopped
         if cfg.patience is None or at.in_vain < cfg.patience or at.epoch >= cfg.epochs:
             return ""
         return f"early stopping at epoch {at.epoch}: no better {cfg.select} since epoch {at.peak_epoch}"

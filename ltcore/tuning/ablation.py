@@ -12,8 +12,10 @@ from ltcore.errors import ConfigError
 from ltcore.objective.controls import Control
 from ltcore.objective.registry import TERMS
 
-TERMS_OFF = {f"objective.terms.{name}": None for name in TERMS}
-"""The changes that make the baseline."""
+
+def terms_off() -> dict[str, None]:
+    """Returns the changes that make the baseline; terms of plugins are among them."""
+    return {f"objective.terms.{name}": None for name in TERMS}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def ablated(base: RunConfig, winner: Mapping[str, Any]) -> Iterator[Ablated]:
     """
     for term, options in base.replace(winner).objective.active_terms().items():
         own = f"objective.terms.{term}"
-        others = [key for key in TERMS_OFF if key != own]
+        others = [key for key in terms_off() if key != own]
         kept = {key: value for key, value in winner.items() if not key.startswith(tuple(f"{key}." for key in others))}
         alone = {**kept, **dict.fromkeys(others)}
         yield Ablated(term, alone)

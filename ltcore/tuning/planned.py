@@ -14,7 +14,7 @@ from ltcore.errors import ConfigError
 from ltcore.evaluation.protocols import TRAIN_BALANCED
 from ltcore.training.preflight import check_run
 from ltcore.training.protocol_runs import refuse_seen_split
-from ltcore.tuning.ablation import TERMS_OFF, ablated, ablated_runs, has_ablation, has_retrains
+from ltcore.tuning.ablation import ablated, ablated_runs, has_ablation, has_retrains, terms_off
 
 TRAIN_SPLIT = "data.train_split"
 
@@ -40,7 +40,7 @@ def planned_runs(sweep: SweepConfig, base: RunConfig, manifest: Manifest) -> lis
     """
     trials = [base, *probed_runs(sweep, base)]
     if not sweep.variants:
-        trials.append(base.replace(TERMS_OFF))
+        trials.append(base.replace(terms_off()))
     runs = [*trials, *ablated_runs(sweep, base)]
     for run in runs:
         check_run(run, manifest)

@@ -16,7 +16,7 @@ from ltcore.evaluation.paired import Tests, compare
 from ltcore.evaluation.protocols import TRAIN_BALANCED
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import join
-from ltcore.tuning.ablation import TERMS_OFF, ablated
+from ltcore.tuning.ablation import ablated, terms_off
 from ltcore.tuning.planned import TRAIN_SPLIT, has_alt
 from ltcore.tuning.record import tested
 from ltcore.tuning.runs import Runs, SweepSetup, forget_other
@@ -98,7 +98,7 @@ class Retrains:
         )
 
     def _changes(self, entry: RetrainRecord) -> Mapping[str, Any]:
-        return self.winner if entry.role == "winner" else TERMS_OFF
+        return self.winner if entry.role == "winner" else terms_off()
 
     def _train(self, stage: str, wanted: Mapping[str, Mapping[str, Any]], streamed: str = "") -> None:
         """Trains and tests the runs in these directories that are not there yet, each the recipe with its changes.

@@ -22,7 +22,7 @@ from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import awaited
 from ltcore.storage import join
 from ltcore.training.lease import check_held
-from ltcore.tuning.ablation import TERMS_OFF
+from ltcore.tuning.ablation import terms_off
 from ltcore.tuning.messages import end_of_part, params_text, short
 from ltcore.tuning.node_hours import NodeHours
 from ltcore.tuning.record import opened
@@ -131,7 +131,7 @@ class Sweep:
     def search(self) -> None:
         setup = self.setup
         with self.display.stage("search", expected=setup.num_trials + 1), saving_first(self.watch, self.display.say):
-            job = self.runs.job("trials/baseline", setup.seed, "baseline", TERMS_OFF)
+            job = self.runs.job("trials/baseline", setup.seed, "baseline", terms_off())
             baseline = {self.runs.submit(job): "baseline"}
             with contextlib.suppress(TimeIsUp):
                 if setup.sweep.search == "pbt":

@@ -11,7 +11,7 @@ from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
 from ltcore.objective.controls import CONTROLS
 from ltcore.objective.registry import TERMS
-from ltcore.tuning.ablation import TERMS_OFF, ablated, ablated_runs
+from ltcore.tuning.ablation import ablated, ablated_runs, terms_off
 
 BASE = load_run("digits_glt_lpa_dro_ifl")
 ALL = ["lpa", "lpa-neighbor_mass0", "dro", "ifl", "ifl-tail_ratio1", "ifl-num_envs1"]
@@ -68,7 +68,7 @@ def test_every_term_has_its_row_of_controls() -> None:
 
 
 def test_the_baseline_has_no_term() -> None:
-    assert BASE.replace(TERMS_OFF).objective.active_terms() == {}
+    assert BASE.replace(terms_off()).objective.active_terms() == {}
 
 
 def test_an_ablation_is_tried_on_the_recipe_before_anything_is_trained() -> None:

@@ -22,6 +22,9 @@ from ltcore.data.datasets.remote import RemoteFolder, RemoteZip
 from ltcore.data.datasets.tables import Table
 from ltcore.data.datasets.web_dataset import WebDataset
 from ltcore.errors import ConfigError
+from ltcore.plugins.generated import add_row
+from ltcore.plugins.loading import attach, known_parts, load
+from ltcore.plugins.parts import Part
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ DATASETS: dict[str, Row] = {
 
 def find(uri: str) -> type[Dataset]:
     """Finds the class that ``data.uri`` names; for every place, unseen, it is that of ``PATH``."""
+    if (owner := known_parts().get(("dataset", uri))) is not None:
+        load(owner[:1])
     return DATASETS.get(uri, DATASETS[PATH]).build
 
 
@@ -83,12 +88,14 @@ def recognize(uri: str) -> type[Dataset]:
     """Finds the class that makes shards of what ``data.uri`` names, by a look at it where it is a place."""
     if not find(uri).by_path:
         return find(uri)
+    _load_plugins()
     by_path = (row.build for row in DATASETS.values() if row.build.by_path)
     return next((build for build in by_path if build.recognizes(uri)), DATASETS[PATH].build)
 
 
 def names() -> list[str]:
     """Lists the sources that are named rather than found at a path."""
+    _load_plugins()
     return [name for name, row in DATASETS.items() if not row.build.by_path]
 
 
@@ -111,3 +118,16 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     read = (*(COLUMN_KEYS if build.has_columns else ()), *(folder_keys if build.has_folders else ()), *build.places)
     without: dict[str, Any] = {key: None for key in given if key not in read}
     return replace(kept, **without)
+
+
+def _load_plugins() -> None:
+    """Imports all known plugins with sources, of which any may recognize a place."""
+    load(dict.fromkeys(plugin for (kind, _), (plugin, _) in known_parts().items() if kind == "dataset"))
+
+
+def _add(part: Part) -> None:
+    add_row(DATASETS, part.kind, part.name, Row(part.build, part.summary, part.paper))
+    DATASETS[PATH] = DATASETS.pop(PATH)  # the row for what no other recognizes stays the last
+
+
+attach("dataset", _add)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ltcore.plugins.loading import known
 from ltcore.reporting.terminal import Terminal, styled
 from ltcore.runtime.autoscaler import launch_refusal
 from ltcore.runtime.cluster import Cluster, started_here
@@ -26,7 +27,7 @@ def examine_here(root: str, data_uri: str, *, ask: bool = False) -> list[Check]:
     """Examines this machine alone; starts no Ray."""
     marker = leave_marker(root)
     try:
-        report = examine(root, data_uri, marker, shared=False)
+        report = examine(root, data_uri, marker, shared=False, plugins=_plugins())
     finally:
         remove_marker(root, marker)
     return [*checks(report, "this machine", report, {"CPU": len(os.sched_getaffinity(0))}), tracking(ask=ask)]
@@ -44,11 +45,12 @@ def examine_nodes(root: str, data_uri: str, console: Terminal, *, ask: bool = Fa
     nodes = [node for node in ray.nodes() if node["Alive"]]
     marker = leave_marker(root)
     try:
-        lead = examine(root, data_uri, marker, shared=True)
+        plugins = _plugins()
+        lead = examine(root, data_uri, marker, shared=True, plugins=plugins)
         asked = {}
         for node in nodes:
             task = remote.options(num_cpus=0, max_retries=0, scheduling_strategy=On(node["NodeID"], soft=False))
-            asked[task.remote(root, data_uri, marker, True)] = node
+            asked[task.remote(root, data_uri, marker, True, plugins)] = node
         done, slow = ray.wait(list(asked), num_returns=len(asked), timeout=SLOW_S)
         if slow:
             names = ", ".join(str(asked[ref]["NodeManagerAddress"]) for ref in slow[:5])
@@ -78,6 +80,11 @@ def _starting() -> list[Check]:
     fix = "give the head a profile with ec2:RunInstances and iam:PassRole (the policies in cluster.yaml), then `ray up` again"
     state = (RED, fix) if refusal else (GREEN, "")
     return [Check("cluster", "starting workers", refusal or "allowed", *state)]
+
+
+def _plugins() -> tuple[str, ...]:
+    """Returns the plugins whose versions all nodes should have: those that are known here."""
+    return tuple(plugin.name for plugin in known())
 
 
 def check_nodes(cluster: Cluster, placement: Placement, root: str, data_uri: str, console: Terminal) -> None:

@@ -20,19 +20,25 @@ from typing import Any
 from ltcore import storage
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.errors import LtcoreError
+from ltcore.plugins.distributions import version_of
 from ltcore.version import code_version
 
 
-def examine(marker_root: str, data_uri: str, expected: str, shared: bool) -> dict[str, Any]:
+def examine(
+    marker_root: str, data_uri: str, expected: str, shared: bool, plugins: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Returns one node's report on itself, in plain values.
 
     Args:
         marker_root: storage in which the driver has left the file ``expected``, and the node leaves one of its own.
         data_uri: URI whose existence is checked; '' for none.
         shared: whether the storage must show the driver's file, as it must on several nodes.
+        plugins: modules whose versions are reported.
     """
     return {
-        "versions": {name: _version(name) for name in ("ray", "torch")} | {"python": sys.version.split()[0]},
+        "versions": {name: _version(name) for name in ("ray", "torch")}
+        | {"python": sys.version.split()[0]}
+        | {f"plugin {name}": version_of(name) or "missing" for name in plugins},
         "code": code_version(),
         "shm_bytes": storage.free_bytes("/dev/shm"),
         "disk_bytes": storage.free_bytes(tempfile.gettempdir()),

@@ -15,6 +15,7 @@ from typing import Any
 
 from ltcore.config.keys import comes_from_stage1
 from ltcore.config.overrides import flatten
+from ltcore.config.plugged import KEY, names_of
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
@@ -112,6 +113,8 @@ def _take_over(cfg: RunConfig, first: RunConfig) -> RunConfig:
         )  # workers have other working directories
     head = cfg.stage2.row.build.result_head(cfg.stage2.chosen)
     theirs = {**first.to_flat(), **own, **({"model.head": head} if head else {})}
+    if plugins := dict.fromkeys(names_of(first.to_flat().get(KEY)) + names_of(mine.get(KEY))):
+        theirs[KEY] = ",".join(plugins)
     for key, value in mine.items():
         if comes_from_stage1(key) and value != defaults.get(key, _NONE) and value != theirs.get(key, _NONE):
             there = f"{theirs[key]}" if key in theirs else "not set"

@@ -29,6 +29,7 @@ from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cr
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import ncm
+from ltcore.training.callbacks import CallbackCalls
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
 from ltcore.training.evaluate import Evaluator, check_train_split
 from ltcore.training.hardware import choose_precision, most_memory_bytes
@@ -95,6 +96,7 @@ class Stage2Trainer:
             autocast=choose_precision(cfg.train.precision, ctx.device).autocast,
             beat=self._tick,
         )
+        self.callbacks, self.stopped = CallbackCalls(cfg, run_dir, self.net, ctx.rank), ""
         self.epoch = self.step = self.draws = 0
         self.best: dict[str, Any] = {}
         self.best_heads: dict[str, Tensor] = {}
@@ -134,7 +136,8 @@ class Stage2Trainer:
         self.optimizer = build_optimizer(self.optim, self.method) if self.optim else None
         self.labels_N = self.train.labels_N.cpu()
         last: dict[str, Any] = {}
-        while self.epoch < cfg.epochs:
+        self.callbacks.start(0, last)
+        while self.epoch < cfg.epochs and not self.stopped:
             last = self._round()
         if self.method.chooses and self.best:
             last = self.best
@@ -145,9 +148,11 @@ class Stage2Trainer:
             self.net.heads.load_state_dict(self.best_heads)
             self._save("best", self.best)
         fields: dict[str, Any] = {"status": "finished", "finished_at": now(), "last": last, "best": self.best}
+        fields["reason"] = self.stopped
         fields["seconds"] = time.monotonic() - self.began
         if self.info.test:
             fields |= self._test(last_heads, same=last == self.best)
+        self.callbacks.end(self.epoch, last, fields.get("test", {}))
         self.record.update(**fields)
         return self.record.value
 
@@ -197,6 +202,8 @@ class Stage2Trainer:
             "memory_bytes": most_memory_bytes(self.ctx.device),
             "time_s": time.monotonic() - self.began,
         }
+        columns, self.stopped = self.callbacks.epoch_end(self.epoch, metrics)
+        metrics |= columns
         self.log.log(metrics, self.step)
         self._keep_if_best(metrics)
         self.record.update(last=metrics, best=self.best, epochs_done=self.epoch, images_seen=self.draws)

@@ -1,0 +1,183 @@
+"""Which plugins this process knows, and when they are imported.
+
+A plugin is *known* when a command or a recipe named it, or when its distribution has entry points: its keys are then listed.
+It is *loaded*, that is imported, where a configuration is built that names it or uses one of its parts. Configurations
+name a plugin with the version that it had, ``my_package.my_terms==0.3``, and are refused where that is another one: so a
+stored run, a resumed one and a worker on another node all use the parts that the run was trained with.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+
+from ltcore.errors import PluginError
+from ltcore.plugins import parts, source
+from ltcore.plugins.distributions import EntryPoint, entry_points, version_of
+from ltcore.plugins.parts import GROUPS, Part
+from ltcore.plugins.source import Found, Plugin
+
+PIN = "=="
+_used: dict[str, Plugin] = {}
+_given: set[str] = set()
+_installed: dict[tuple[EntryPoint, ...], tuple[Plugin, ...]] = {}
+_loaded: dict[str, Plugin] = {}
+_tables: dict[str, list[Callable[[Part], None]]] = {}
+
+
+def attach(kind: str, add: Callable[[Part], None]) -> None:
+    """Registers the registry that takes over parts of a kind: those that are loaded already, and all later ones."""
+    _tables.setdefault(kind, []).append(add)
+    for plugin in _loaded.values():
+        for found in plugin.parts:
+            if found.kind == kind:
+                add(parts.NOTED[kind, found.name])
+
+
+def use(entries: Iterable[str], *, given: bool = False) -> tuple[str, ...]:
+    """Makes plugins known by their dotted names, which may have a version (``name==0.3``), and returns the names.
+
+    With ``given`` they were named on the command line, where the version that is here is taken. Raises PluginError for one
+    that is missing, registers nothing, or has another version.
+    """
+    names = []
+    for entry in entries:
+        name, _, version = entry.strip().partition(PIN)
+        if given:
+            _given.add(name)
+        if version:
+            _check_version(name, version)
+        if name not in _used:
+            _used[name] = source.read_plugin(name)
+            try:
+                known_parts()
+            except PluginError:
+                del _used[name]
+                raise
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
+def given() -> tuple[str, ...]:
+    """Returns the plugins that were named on the command line."""
+    return tuple(name for name in _used if name in _given)
+
+
+def known() -> tuple[Plugin, ...]:
+    """Returns all known plugins: those that were named, then those with entry points."""
+    points = entry_points()
+    if points not in _installed:
+        _installed[points] = _read_installed(points)
+    return (*_used.values(), *(plugin for plugin in _installed[points] if plugin.name not in _used))
+
+
+def loaded() -> tuple[Plugin, ...]:
+    """Returns the plugins whose parts the registries have."""
+    return tuple(_loaded.values())
+
+
+def known_parts() -> dict[tuple[str, str], tuple[str, Found]]:
+    """Returns (kind, name) -> (plugin, part) of all known plugins. Raises PluginError where two have the same name."""
+    found: dict[tuple[str, str], tuple[str, Found]] = {}
+    for plugin in known():
+        for part in plugin.parts:
+            before, other = found.setdefault((part.kind, part.name), (plugin.name, part))
+            if (other.module, other.symbol) != (part.module, part.symbol):
+                raise PluginError(
+                    f"plugin {plugin.name} has the {part.kind} {part.name!r} of {part.module}, which exists already in plugin "
+                    f"{before} ({other.module}): give one of them another name."
+                )
+    return found
+
+
+def load(names: Iterable[str]) -> None:
+    """Imports known plugins, whose parts the registries take over. Raises PluginError with the reason where one cannot be."""
+    plugins = {plugin.name: plugin for plugin in known()}
+    for name in names:
+        if name not in _loaded:
+            _import(plugins[name])
+            _publish(plugins[name])
+
+
+def pinned(name: str) -> str:
+    """Returns a plugin with the version that it has here, as configurations name it."""
+    return f"{name}{PIN}{version_of(name)}"
+
+
+def changed(entries: Iterable[str]) -> list[str]:
+    """Returns what is to be said of the plugins of a stored run: of each that is missing here or has another version."""
+    problems = []
+    for entry in entries:
+        name, _, version = entry.partition(PIN)
+        if problem := _difference(name, version):
+            problems.append(problem)
+    return problems
+
+
+def _check_version(name: str, version: str) -> None:
+    if (problem := _difference(name, version)) and (name not in _given or not version_of(name)):
+        raise PluginError(problem)
+
+
+def _difference(name: str, version: str) -> str:
+    here = version_of(name)
+    if here == version:
+        return ""
+    top = name.partition(".")[0]
+    if not here:
+        return (
+            f"plugin {name} was {version} and is not found here: install its package, or start from the folder that holds "
+            f"{top}, with --plugin {name}."
+        )
+    return (
+        f"plugin {name} was {version} and is {here} here: put back the package {top} as it was, or evaluate with what is here by "
+        f"--plugin {name}."
+    )
+
+
+def _read_installed(points: tuple[EntryPoint, ...]) -> tuple[Plugin, ...]:
+    plugins: dict[str, Plugin] = {}
+    for point in points:
+        try:
+            plugin = plugins.get(point.module) or source.read_plugin(point.module)
+        except PluginError as error:
+            raise PluginError(f"{error} Its entry point is of the distribution {point.distribution}.") from None
+        plugins[point.module] = plugin
+        if (point.kind, point.name) not in {(part.kind, part.name) for part in plugin.parts}:
+            raise PluginError(
+                f"plugin {point.module} of the distribution {point.distribution} has no {point.kind} {point.name!r}, which its "
+                f"entry point of {GROUPS[point.kind]} names: write @plugins.{point.kind}({point.name!r}, ...)."
+            )
+    return tuple(plugins.values())
+
+
+def _import(plugin: Plugin) -> None:
+    try:
+        importlib.import_module(plugin.name)
+    except PluginError as error:
+        raise PluginError(f"plugin {plugin.name}: {error}") from None
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise PluginError(f"plugin {plugin.name} cannot be imported ({type(error).__name__}: {said}).") from error
+    read = {(part.kind, part.name) for part in plugin.parts}
+    modules = {part.module for part in plugin.parts} | {plugin.name}
+    for key, part in parts.NOTED.items():
+        if part.module in modules and key not in read:
+            raise PluginError(
+                f"plugin {plugin.name} registers the {part.kind} {part.name!r} in a way that its source does not show: write the "
+                f"decorator, with the name, over a class or function at the top of {part.module}."
+            )
+    if missing := sorted(read - parts.NOTED.keys()):
+        raise PluginError(f"plugin {plugin.name} did not register its {' '.join(missing[0])} when it was imported.")
+
+
+def _publish(plugin: Plugin) -> None:
+    taken = {(part.kind, part.name) for other in _loaded.values() for part in other.parts}
+    for found in plugin.parts:
+        if (found.kind, found.name) not in taken:
+            for add in _tables.get(found.kind, ()):
+                try:
+                    add(parts.NOTED[found.kind, found.name])
+                except ValueError as error:
+                    raise PluginError(f"plugin {plugin.name}: {error}") from None
+    _loaded[plugin.name] = plugin

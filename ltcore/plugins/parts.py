@@ -1,0 +1,135 @@
+"""What a plugin says of its parts: one decorator each, under a name that must be written out in the source.
+
+A decorator only notes the part. The registries take it over when the plugin is loaded, so importing a package of parts
+changes nothing by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ltcore.errors import PluginError
+
+T = TypeVar("T")
+
+GROUPS = {
+    "loss": "ltcore.losses",
+    "term": "ltcore.terms",
+    "model": "ltcore.models",
+    "dataset": "ltcore.datasets",
+    "stage2": "ltcore.stage2",
+    "callback": "ltcore.callbacks",
+}
+"""Kind of part, which is also its decorator -> group of entry points."""
+_WITH_OPTIONS = ("loss", "term", "stage2", "callback")
+"""Kinds whose class has a ``Config``, and whose name is a section of keys."""
+_SECTION, _NAME = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part as its decorator described it."""
+
+    kind: str
+    """Key of ``GROUPS``."""
+    name: str
+    build: Any
+    summary: str
+    """What it does, in one line."""
+    paper: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the row in the registry."""
+
+    @property
+    def module(self) -> str:
+        """Returns the module that defines it."""
+        return str(self.build.__module__)
+
+
+NOTED: dict[tuple[str, str], Part] = {}
+"""(kind, name) -> part, of every module that was imported."""
+
+
+def loss(name: str, *, summary: str, paper: str = "-", num_experts: int | None = None) -> Callable[[T], T]:
+    """Registers a ``Base`` as ``objective.base=<name>``, its ``Config`` as ``objective.base_options.<name>``.
+
+    ``num_experts`` is the only number of experts that a base with an expert head supports; None: any.
+    """
+    return _noting("loss", name, summary, paper, num_experts=num_experts)
+
+
+def term(name: str, *, summary: str, paper: str = "-", controls: Sequence[Any] = ()) -> Callable[[T], T]:
+    """Registers a ``Term`` as ``objective.terms.<name>``.
+
+    ``controls`` are what an ablation compares it with beside the run without any term.
+    """
+    return _noting("term", name, summary, paper, controls=tuple(controls))
+
+
+def model(name: str, *, summary: str, paper: str = "-", stages: Sequence[str] = ()) -> Callable[[T], T]:
+    """Registers a function ``(norm, num_experts, expert_width) -> Backbone`` as ``model.name=<name>``.
+
+    ``stages`` names the stages before the last, whose pooled features a loss may use.
+    """
+    return _noting("model", name, summary, paper, stages=tuple(stages))
+
+
+def dataset(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
+    """Registers a ``Dataset`` as ``data.uri=<name>``, or among those that recognize a place where it is ``by_path``."""
+    return _noting("dataset", name, summary, paper)
+
+
+def stage2(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
+    """Registers a ``HeadMethod`` as ``stage2.method=<name>``, its ``Config`` as ``stage2.options.<name>``."""
+    return _noting("stage2", name, summary, paper)
+
+
+def callback(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
+    """Registers a ``Callback`` as ``callbacks.<name>``, which ``callbacks.<name>=on`` switches on."""
+    return _noting("callback", name, summary, paper)
+
+
+def _noting(kind: str, name: str, summary: str, paper: str, **extra: Any) -> Callable[[T], T]:
+    def note(build: T) -> T:
+        part = Part(kind, name, build, summary, paper, extra)
+        _check(part)
+        before = NOTED.get((kind, name))
+        if before is not None and (before.module, _label(before.build)) != (part.module, _label(build)):
+            raise PluginError(
+                f"{kind} {name!r} of {part.module} exists already, in {before.module}: give it another name."
+            )
+        NOTED[kind, name] = part
+        return build
+
+    return note
+
+
+def _label(build: Any) -> str:
+    return str(getattr(build, "__qualname__", build))
+
+
+def _check(part: Part) -> None:
+    what = f"{part.kind} {part.name!r} of {part.module}"
+    pattern = _SECTION if part.kind in _WITH_OPTIONS else _NAME
+    if not pattern.fullmatch(part.name):
+        letters = "letters, digits and '_'" if pattern is _SECTION else "letters, digits, '_' and '-'"
+        raise PluginError(f"{what}: a name consists of small {letters} and begins with a letter.")
+    if part.kind not in _WITH_OPTIONS:
+        return
+    config = getattr(part.build, "Config", None)
+    params: Any = getattr(config, "__dataclass_params__", None)
+    if not dataclasses.is_dataclass(config) or not params.frozen:
+        raise PluginError(
+            f"{what} needs a frozen dataclass Config in its class (@dataclass(frozen=True, kw_only=True))."
+        )
+    bare = [
+        f.name
+        for f in dataclasses.fields(config)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if bare:
+        raise PluginError(f"{what}: Config.{bare[0]} needs a default.")

@@ -1,0 +1,137 @@
+"""Callbacks read, log and stop, and change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore.config.schema import RunConfig
+from ltcore.errors import PluginError
+from ltcore.training import checkpoint as ckpt
+from tests.training.runs import run, stage2_run, tiny_run
+
+TIMES = {"time_s", "images_per_s", "data_wait_fraction", "checkpoint_s", "memory_bytes"}
+
+CALLBACK = """\
+from dataclasses import dataclass
+from ltcore import Callback, plugins
+@plugins.callback("odd", summary="an odd one")
+class Odd(Callback):
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        when: str = "epoch_end"
+        \"\"\"Where it does what it does.\"\"\"
+    def _do(self, ctx):
+        {body}
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        setattr(self, "on_" + cfg.when, self._do)
+"""
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def own_columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key.startswith("callback/")}
+
+
+@pytest.fixture
+def watched(installed: Path) -> RunConfig:
+    return tiny_run().replace({"callbacks.watch": "on"})
+
+
+def test_a_run_with_a_callback_that_draws_and_spoils_is_bitwise_the_same(
+    watched: RunConfig, tiny_shards: str, tmp_path: Path
+) -> None:
+    """It sets seeds, draws from every generator, and writes zeros into the network that it was given."""
+    run(tiny_run(), tiny_shards, tmp_path / "plain", test=True)
+    done = run(watched, tiny_shards, tmp_path / "watched", test=True)
+    assert done["status"] == "finished" and watched.plugins == ("example_parts.watch==0.3",)
+    plain, other = rows(tmp_path / "plain"), rows(tmp_path / "watched")
+    assert len(plain) == len(other) == 3
+    for before, after in zip(plain, other, strict=True):
+        same = {key: value for key, value in after.items() if key not in TIMES and key not in own_columns(after)}
+        assert same == {key: value for key, value in before.items() if key not in TIMES}
+    assert list(own_columns(other[0])) == ["callback/watch/drawn", "callback/watch/weights"]
+    assert list(own_columns(other[1])) == ["callback/watch/weights"]
+    states = [ckpt.find(tmp_path / name / "checkpoints") for name in ("plain", "watched")]
+    for key, value in states[0].model_state().items():
+        assert torch.equal(value, states[1].model_state()[key]), key
+    first = json.loads((tmp_path / "plain" / "run.json").read_text())
+    assert done["test"] == first["test"]
+
+
+def test_it_ends_a_run_which_stays_ended(watched: RunConfig, tiny_shards: str, tmp_path: Path) -> None:
+    cfg = watched.replace({"callbacks.watch.last_epoch": 2})
+    done = run(cfg, tiny_shards, tmp_path / "run")
+    assert (done["status"], done["epochs_done"]) == ("finished", 2)
+    assert done["reason"] == "callback watch at epoch 2: watched enough"
+    assert run(cfg, tiny_shards, tmp_path / "run", test=True)["epochs_done"] == 2  # the test is all that was left
+
+
+def test_it_is_called_in_stage_2(watched: RunConfig, tiny_shards: str, tmp_path: Path) -> None:
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "first")
+    own = {"callbacks.watch.last_epoch": 2, "stage2.options.crt.epochs": 4}
+    done = run(stage2_run(tmp_path / "first", "crt").replace(own), tiny_shards, tmp_path / "second")
+    assert (done["epochs_done"], done["reason"]) == (2, "callback watch at epoch 2: watched enough")
+    assert all("callback/watch/weights" in row for row in rows(tmp_path / "second"))
+
+
+def test_it_may_be_switched_off_when_a_run_is_continued(watched: RunConfig, tiny_shards: str, tmp_path: Path) -> None:
+    first = watched.replace({"callbacks.watch.last_epoch": 1})
+    assert run(first, tiny_shards, tmp_path / "run")["epochs_done"] == 1
+    again = run(first.replace({"callbacks.watch.last_epoch": 3}), tiny_shards, tmp_path / "run")
+    assert again["epochs_done"] == 1  # finished is finished
+
+
+@pytest.mark.parametrize(
+    ("body", "when", "reason"),
+    [
+        ("raise KeyError('no\\nway')", "epoch_end", "failed in on_epoch_end (KeyError: 'no\\nway')"),
+        (
+            "ctx.log('x', float('nan'))",
+            "evaluation",
+            "failed in on_evaluation (ValueError: log('x', nan): expected a finite",
+        ),
+        ("ctx.log('x', 1.0)", "run_end", "failed in on_run_end (ValueError: the last row is written"),
+        ("ctx.metrics['val/top1'] = 1.0", "epoch_end", "'mappingproxy' object does not support item assignment"),
+        ("ctx.epoch = 7", "run_start", "failed in on_run_start (FrozenInstanceError: cannot assign to field 'epoch'"),
+    ],
+)
+def test_an_exception_names_plugin_and_callback(
+    body: str, when: str, reason: str, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_one.py").write_text(CALLBACK.format(body=body))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg = tiny_run(train__epochs=1).replace({"plugins": "odd_one", "callbacks.odd.when": when})
+    with pytest.raises(PluginError) as failed:
+        run(cfg, tiny_shards, tmp_path / "run")
+    said = str(failed.value)
+    assert said.startswith("callback odd of plugin odd_one failed in on_") and reason in said and "\n" not in said
+    assert "callbacks.odd=null" in said
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored["status"] == "failed" and said in stored["reason"] and stored["retryable"] is False
+
+
+def test_what_it_sees_is_frozen(
+    installed: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ltcore.callbacks import CALLBACKS
+
+    seen: list[Any] = []
+    cfg = tiny_run(train__epochs=1).replace({"callbacks.watch": "on"})
+    monkeypatch.setattr(CALLBACKS["watch"].build, "on_run_end", lambda self, ctx: seen.append(ctx))
+    run(cfg, tiny_shards, tmp_path / "run", test=True)
+    (view,) = seen
+    assert view.epoch == 1 and "test/top1" in view.metrics and view.config["train.epochs"] == 1
+    assert view.run_uri == str(tmp_path / "run") and not view.model().training
+    assert {field.name for field in dataclasses.fields(view)} == {
+        "epoch", "metrics", "config", "run_uri", "log", "stop", "model",
+    }  # fmt: skip

@@ -1,0 +1,85 @@
+"""Plugins on other nodes: sent along or expected, and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ltcore.plugins import loading
+from ltcore.runtime.doctor import doctor, probe
+from ltcore.runtime.plugin_modules import sent_along, share_search_path
+from tests.paths import ROOT
+
+
+def test_sources_are_sent_along_and_distributions_expected(beside: Path) -> None:
+    assert sent_along() == {}
+    loading.use(["example_parts.losses", "example_parts.terms"])
+    assert sent_along() == {"py_modules": [str(beside / "example_parts")]}
+
+
+def test_distributions_are_not_sent(installed: Path) -> None:
+    assert len(loading.known()) == 6
+    assert sent_along() == {}
+
+
+def test_processes_of_one_machine_find_what_this_one_finds(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    share_search_path()
+    assert os.environ["PYTHONPATH"] == str(ROOT)
+    loading.use(["example_parts.losses"])
+    share_search_path()
+    share_search_path()
+    assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}{beside}"
+
+
+def test_the_doctor_compares_versions_of_plugins(installed: Path, tmp_path: Path) -> None:
+    assert set(doctor._plugins()) == {plugin.name for plugin in loading.known()}
+    lead = probe.examine(str(tmp_path), "", "x", shared=False, plugins=("example_parts.losses",))
+    assert lead["versions"]["plugin example_parts.losses"] == "0.3"
+    node = {**lead, "versions": {**lead["versions"], "plugin example_parts.losses": "missing"}}
+    (line,) = (c for c in doctor.checks(node, "node 2", lead, {}) if c.what == "plugin example_parts.losses")
+    assert line.state == "red" and line.found == "missing" and "0.3 on the node that drives" in line.fix
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_in_a_process_of_a_local_ray_trains_a_loss_of_a_plugin(
+    beside: Path, tiny_shards: str, tmp_path: Path
+) -> None:
+    """The command of a user, in a folder without the plugin, whose search path has it."""
+    command = ["train", "cifar100_lt_ce", "--plugin", "example_parts.losses", "--engine", "trial", "--name", "mine"]
+    command += [
+        "--data",
+        tiny_shards,
+        "--storage",
+        str(tmp_path / "runs"),
+        "objective.base=tempered",
+        "model.name=resnet8",
+    ]
+    command += [
+        "train.epochs=1",
+        "train.batch_size=8",
+        "train.threads=1",
+        "tracking.wandb=false",
+        "train.optim.warmup=0",
+    ]
+    code = f"import sys; sys.path.append({str(beside)!r}); from ltcore.cli.main import console_script; console_script()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LTCORE_CACHE": str(tmp_path / "cache")}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
+    assert record["status"] == "finished" and record["engine"] == "trial"
+    assert record["config"]["plugins"].startswith("example_parts.losses==sha256:")

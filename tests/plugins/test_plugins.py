@@ -1,0 +1,310 @@
+"""Parts of others: named or installed, listed, configured, trained, stored and found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore.cli import main
+from ltcore.cli.complete import candidates
+from ltcore.config import keys
+from ltcore.config.load import load_run
+from ltcore.config.schema import RunConfig
+from ltcore.config.show import run_tree
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import prepare
+from ltcore.errors import CheckpointError, ConfigError, PluginError
+from ltcore.objective.registry import BASES
+from ltcore.plugins import loading
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.predict import load
+from tests.plugins.state import forgotten_after, install
+from tests.training.runs import run, tiny_run
+
+PARTS = {
+    "objective.base": "tempered_margin",
+    "objective.base_options.tempered_margin.temperature": 2.0,
+    "objective.terms.feature_norm.weight": 0.1,
+    "model.name": "tiny_net",
+    "train.epochs": 2,
+}
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    path = folder / f"{name.replace('.', '/')}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+LOSS = """\
+from dataclasses import dataclass
+from ltcore import Base, plugins
+@plugins.loss({name!r}, summary="a loss")
+class Mine(Base):
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        {field}
+    def forward(self, out, labels_B, ctx):
+        return out.mean_logits_BC.logsumexp(1)
+"""
+
+
+def loss(name: str = "mine", field: str = 'size: float = 1.0\n        """A number."""') -> str:
+    return LOSS.format(name=name, field=field)
+
+
+# ---- known and listed
+
+
+def test_entry_points_give_keys_methods_and_completion_without_an_import(installed: Path) -> None:
+    found = {key: (leaf.type, leaf.default, leaf.doc) for key, leaf in keys.find("tempered_margin")}
+    own = "objective.base_options.tempered_margin."
+    assert list(found) == [f"{own}temperature", f"{own}squared", f"{own}margin"]
+    assert found[f"{own}temperature"] == ("float", 1.0, "Divides the logits. Range > 0.")
+    assert found[f"{own}margin"][2] == "Subtracted from the true logit. Range >= 0."
+    section = keys.run_keys().fields["objective"].fields["terms"].fields["feature_norm"]
+    assert section.optional and section.fields["weight"].default == 0.01 and section.fields["weight"].doc
+    assert {leaf.allowed.interval for key, leaf in keys.find("margin.temperature")} == {"(0, inf)"}
+    rows = {(row.kind, row.name) for row in keys.methods()}
+    assert rows >= {
+        ("base", "tempered"),
+        ("term", "feature_norm"),
+        ("model", "tiny_net"),
+        ("data", "stripes"),
+        ("stage2", "mean_rows"),
+        ("callback", "watch"),
+    }
+    assert candidates(["train", "objective.terms.feat"], []) == [
+        "objective.terms.feature_norm=",
+        *(f"objective.terms.feature_norm.{name}=" for name in ("weight", "start", "scale")),
+    ]
+    assert candidates(["train", "callbacks.watch="], []) == ["callbacks.watch=null", "callbacks.watch=on"]
+    assert "tiny_net" in candidates(["train", "model.name="], [])[-1]
+    assert not [name for name in sys.modules if name.startswith("example_parts")]
+
+
+def test_the_flag_makes_a_module_known_to_every_command(beside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.methods(argv=["--plugin", "example_parts.watch"])
+    assert "watch  " in capsys.readouterr().out
+    main.keys(argv=["watch", "--plugin", "example_parts.watch"])
+    assert "callbacks.watch.last_epoch = 0    (int)" in capsys.readouterr().out
+    main.show(argv=["cifar100_lt_ce", "--plugin", "example_parts.losses"])
+    assert "- example_parts.losses==sha256:" in capsys.readouterr().out
+    words = ["train", "--plugin", "example_parts.terms", "objective.terms.feature_norm.sc"]
+    assert candidates(words, []) == ["objective.terms.feature_norm.scale="]
+
+
+def test_a_recipe_names_its_plugins(beside: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "base: cifar100_lt_ce\nplugins: [example_parts.losses]\nobjective:\n  base: tempered\n"
+        "  base_options: {tempered: {temperature: 3}}\n"
+    )
+    cfg = load_run(str(recipe))
+    assert cfg.objective.base_options.tempered.temperature == 3.0
+    (pinned,) = cfg.plugins
+    assert pinned.startswith("example_parts.losses==sha256:")
+    assert run_tree(str(recipe)) == cfg.to_dict()
+    assert RunConfig.from_dict(cfg.to_dict()) == cfg == RunConfig.from_flat(cfg.to_flat())
+    assert cfg.to_flat()["objective.base_options.tempered.temperature"] == 3.0
+    with pytest.raises(ConfigError, match=r"objective.base_options.tempered.temperature must be .* 0"):
+        cfg.replace({"objective.base_options.tempered.temperature": -1})
+    with pytest.raises(ConfigError, match=r"unknown key. Did you mean objective.base_options.tempered.temperature"):
+        cfg.replace({"objective.base_options.tempered.temperatur": 1})
+
+
+def test_what_is_installed_but_not_used_leaves_no_trace(installed: Path) -> None:
+    plain = RunConfig(name="x").to_dict()
+    used = RunConfig(name="x").replace({"objective.base": "tempered"})
+    assert used.plugins == ("example_parts.losses==0.3",)
+    assert RunConfig(name="x").to_dict() == plain and "plugins" not in plain and "callbacks" not in plain
+    assert "tempered_margin" not in used.to_dict()["objective"]["base_options"]
+    assert run_tree("cifar100_lt_ce") == load_run("cifar100_lt_ce").to_dict()
+
+
+def test_options_of_a_part_that_is_not_chosen_are_refused(installed: Path) -> None:
+    with pytest.raises(ConfigError, match=r"base_options.tempered has no effect with base='cross_entropy'"):
+        RunConfig(name="x").replace({"objective.base_options.tempered.temperature": 2.0})
+
+
+# ---- trained, stored, continued
+
+
+@pytest.fixture
+def stripes(installed: Path) -> str:
+    return prepare(DataConfig(uri="stripes"))
+
+
+def test_a_run_of_parts_of_others_is_trained_evaluated_and_continued(stripes: str, tmp_path: Path) -> None:
+    cfg = tiny_run().replace({**PARTS, "data.uri": "stripes"})
+    assert {entry.partition("==")[0].partition(".")[2] for entry in cfg.plugins} == {
+        "losses",
+        "terms",
+        "networks",
+        "images",
+    }
+    done = run(cfg, stripes, tmp_path / "run", test=True)
+    assert done["status"] == "finished" and "train/feature_norm" in done["last"]
+    predictor = load(str(tmp_path / "run"))
+    assert predictor.config == cfg
+    more = run(
+        cfg.replace({"tracking.group": "other"}) if "tracking.group" in cfg.to_flat() else cfg,
+        stripes,
+        tmp_path / "run",
+    )
+    assert more["last"] == done["last"]
+
+
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str) -> Path:
+    """A run of the loss of a folder of sources."""
+    write(tmp_path / "src", "own_loss", loss())
+    with forgotten_after(), monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path / "src"))
+        run(
+            tiny_run().replace({"train.epochs": 1, "plugins": "own_loss", "objective.base": "mine"}),
+            shards,
+            tmp_path / "run",
+        )
+    return tmp_path / "run"
+
+
+def test_a_stored_run_without_its_plugin_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = stored(tmp_path, monkeypatch, tiny_shards)
+    then = json.loads((place / "run.json").read_text())["config"]["plugins"].partition("==")[2]
+    with pytest.raises(PluginError) as missing:
+        load(str(place))
+    assert str(missing.value) == (
+        f"plugin own_loss was {then} and is not found here: install its package, or start from the folder that holds own_loss, "
+        "with --plugin own_loss."
+    )
+    main.report(argv=[str(place)])
+    assert f"plugin own_loss was {then} and is not found here" in capsys.readouterr().err
+
+
+def test_a_stored_run_whose_plugin_changed_is_not_continued_and_is_evaluated_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_shards: str
+) -> None:
+    place = stored(tmp_path, monkeypatch, tiny_shards)
+    write(tmp_path / "src", "own_loss", loss() + "\n# changed\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    with pytest.raises(
+        PluginError, match=r"plugin own_loss was sha256:\w{12} and is sha256:\w{12} here: put back .* --plugin"
+    ):
+        load(str(place))
+    with pytest.raises(
+        CheckpointError, match=r"plugins: 'own_loss==sha256:\w{12}' there, 'own_loss==sha256:\w{12}' now"
+    ):
+        run(
+            tiny_run().replace({"train.epochs": 1, "plugins": "own_loss", "objective.base": "mine"}), tiny_shards, place
+        )
+    loading.use(["own_loss"], given=True)
+    assert load(str(place)).config.objective.base == "mine"
+
+
+def test_another_version_of_a_distribution_is_another_plugin(installed: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    flat = RunConfig(name="x").replace({"objective.base": "tempered"}).to_flat()
+    shutil.rmtree(installed)
+    with forgotten_after():
+        install(installed, "0.4")
+        with pytest.raises(PluginError, match=r"plugin example_parts.losses was 0.3 and is 0.4 here"):
+            RunConfig.from_flat(flat)
+
+
+def test_stage_2_of_a_plugin_keeps_the_plugins_of_stage_1(stripes: str, tmp_path: Path) -> None:
+    from tests.training.runs import stage2_run
+
+    run(tiny_run().replace({**PARTS, "train.epochs": 1}), stripes, tmp_path / "first")
+    done = run(stage2_run(tmp_path / "first", "mean_rows"), stripes, tmp_path / "second")
+    assert done["status"] == "finished"
+    named = [entry.partition("==")[0] for entry in done["config"]["plugins"].split(",")]
+    assert set(named) == {"example_parts." + name for name in ("losses", "terms", "networks", "classifiers")}
+
+
+# ---- broken ones
+
+BROKEN = {
+    "imports nothing that exists": (
+        "import no_such_module\n" + loss(),
+        "own cannot be imported (ModuleNotFoundError: No module",
+    ),
+    "registers nothing": ("x = 1\n", "own registers nothing: its classes need one of @plugins.loss"),
+    "is no Python": ("def (\n", "own.py:1 is no Python (invalid syntax)"),
+    "has a taken name": (loss("focal"), "own: the loss 'focal' exists already in ltcore"),
+    "computes its name": (loss().replace("'mine'", "'mi' + 'ne'"), "needs name as a text that is written out"),
+    "computes a default": (loss(field="size: float = max(1, 2)"), "default max(1, 2) must be a constant"),
+    "has an odd type": (loss(field="size: complex = 1.0"), "annotates size with complex, expected bool, dict, float"),
+    "has no default": (loss(field="size: float"), "gives size no default"),
+    "is not frozen": (loss().replace("frozen=True, ", ""), "needs a frozen dataclass Config in its class"),
+    "has a bad name": (loss("Mine-1"), "a name consists of small letters, digits and '_'"),
+    "registers in secret": (
+        loss() + "\nplugins.loss('secret', summary='a loss')(Mine)\n",
+        "registers the loss 'secret' in a way that its source does not show",
+    ),
+    "fails": (loss() + "\nraise RuntimeError('no\\nway')\n", "own cannot be imported (RuntimeError: no way)."),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_plugin_is_named_with_the_reason_in_one_sentence(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, reason = BROKEN[what]
+    write(tmp_path, "own", text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PluginError) as broken:
+        load_run("cifar100_lt_ce", {"plugins": "own"})
+    said = str(broken.value)
+    assert reason in said and said.startswith("plugin own") and "\n" not in said and said.endswith(".")
+    assert "mine" not in BASES
+
+
+def test_two_plugins_with_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "one", loss())
+    write(tmp_path, "two", loss())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loading.use(["one"])
+    with pytest.raises(PluginError, match=r"plugin two has the loss 'mine' of two, which exists already in plugin one"):
+        loading.use(["two"])
+    assert loading.use(["one"]) == ("one",)
+
+
+def test_an_entry_point_without_its_part_is_named(installed: Path) -> None:
+    (info,) = installed.glob("*.dist-info")
+    (info / "entry_points.txt").write_text("[ltcore.losses]\nother = example_parts.losses\n")
+    with pytest.raises(
+        PluginError, match=r"plugin example_parts.losses of the distribution example_parts has no loss 'other'"
+    ):
+        keys.methods()
+
+
+@pytest.mark.parametrize("name", ["own.py", "folder/own", "no_such_plugin", "own loss"])
+def test_what_is_no_module_is_said(name: str) -> None:
+    with pytest.raises(PluginError, match=rf"plugin '?{name}'? is (no module: give its dotted name|not found)"):
+        loading.use([name])
+
+
+def test_a_package_is_read_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("from . import inner\nfrom .deep.more import Mine\n")
+    write(tmp_path, "pack.inner", loss("inner_loss"))
+    write(tmp_path, "pack.deep.__init__", "")
+    write(tmp_path, "pack.deep.more", loss("deep_loss"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg = RunConfig(name="x").replace({"plugins": ["pack"], "objective.base": "deep_loss"})
+    assert {found.name for found in loading.known()[0].parts} == {"inner_loss", "deep_loss"}
+    assert cfg.plugins[0].startswith("pack==sha256:")
+
+
+def test_the_working_directory_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "here_alone", loss())
+    monkeypatch.chdir(tmp_path)
+    assert loading.use(["here_alone"]) == ("here_alone",)
+    assert torch.is_tensor(torch.zeros(1)) and ckpt is not None
