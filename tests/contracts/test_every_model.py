@@ -8,9 +8,8 @@ import torch
 from ltcore.models.heads import HEADS
 from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.registry import MODELS
+from tests.contracts.networks import NEEDS, STAGES
 
-NEEDS = frozenset({"fmap", "query"})
-STAGES = frozenset({"stage1", "stage2", "stage3"})
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet152" else name for name in MODELS]
 """The largest costs seconds a test."""
 

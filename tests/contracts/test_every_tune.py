@@ -36,7 +36,19 @@ class Network:
 
 
 TUNES = ("full", "head", "bias", "norm", "lora", "partial:1")
-NETWORKS = {"resnet8": Network(TUNES, r"\.layer3\.0\.", r"\.bn\d\.")}
+NETWORKS = {
+    "resnet8": Network(TUNES, r"\.layer3\.0\.", r"\.bn\d\."),
+    "timm:test_resnet": Network(TUNES, r"\.layer4\.0\.", r"\.bn\d\.|\.downsample\.2\.|\.conv1\.[14]\."),
+    "timm:test_vit": Network(
+        (*TUNES, "adaptformer"),
+        r"\.blocks\.5\.|\.norm\.",
+        r"\.norm\d?\.",
+        {
+            "data.image_size": 32,
+            "model.adaptformer.bottleneck": 8,
+        },  # a bottleneck of 1 may be a ReLU that passes nothing
+    ),
+}
 """Networks that take a step in a fraction of a second."""
 CASES = [(network, tune) for network, row in NETWORKS.items() for tune in row.tunes]
 BASES = ("cross_entropy", "balanced_softmax")
