@@ -19,10 +19,11 @@ from ltcore.objective.objective import Objective
 from ltcore.stats import ClassStats
 from ltcore.training.build import build_modules
 from ltcore.training.step import TrainStep
-from tests.contracts.test_every_model import NEEDS, STAGES
 from tests.training.runs import TERMS, tiny_run
 
 timm = pytest.importorskip("timm")
+NEEDS = frozenset({"fmap", "query"})
+STAGES = frozenset({"stage1", "stage2", "stage3"})
 
 KINDS = {
     "test_resnet": (True, 96),
