@@ -17,10 +17,11 @@ from ltcore.models.norm import assign_, flatten, running_stats
 from ltcore.objective.memory.base import Memory
 from ltcore.training.build import Components
 from ltcore.training.checkpoint import refuse_other_network
+from ltcore.training.descent import Descent
 from ltcore.training.progress import TrainProgress
 
 
-def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: TrainProgress) -> dict[str, Any]:
+def state_dict(components: Components, descent: Descent, at: TrainProgress) -> dict[str, Any]:
     """Returns the complete state on rank 0, which writes it. A collective.
 
     On other ranks the pending values of memories are missing.
@@ -30,7 +31,7 @@ def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: Tra
         "step": components.step.state_dict(),
         "key": components.step.key.net.state_dict() if components.step.key else None,
         "average": components.average.net.state_dict() if components.average else None,
-        "optimizer": optimizer.state_dict(),
+        **descent.state_dict(),
         "running_stats": dist.collect(flatten(_running_stats(components))),
         "memories": {
             name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
@@ -41,7 +42,7 @@ def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: Tra
 
 def load_state(
     components: Components,
-    optimizer: torch.optim.Optimizer,
+    descent: Descent,
     state: dict[str, Any],
     pending: dict[str, list[dict[str, Tensor]]],
 ) -> TrainProgress:
@@ -61,12 +62,7 @@ def load_state(
         components.step.key.net.load_state_dict(state["key"])
     if components.average:
         components.average.net.load_state_dict(state["average"])
-    # Keep the options that the optimizer was built with: a population-based search changes weight decay, for example,
-    # when it continues a trial from a checkpoint.
-    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
+    descent.load_state_dict(state)
     of_ranks = state["running_stats"]
     mine = of_ranks[dist.rank()] if len(of_ranks) == dist.world() else torch.stack(of_ranks).mean(0)
     assign_(_running_stats(components), mine)
