@@ -35,7 +35,8 @@ def depths(backbone: nn.Module) -> tuple[dict[str, int], int]:
         found |= {f"{prefix}{name}": depth for name, depth in of_net.items()}
         above = max(above, top)
     if not found:
-        found = _by_blocks(backbone) if isinstance(backbone, Backbone) else _by_number(backbone)
+        ours = isinstance(backbone, Backbone) and hasattr(backbone, "trunk")  # an adapter to other networks has none
+        found = _by_blocks(backbone) if ours else _by_number(backbone)
         above = max(found.values(), default=-1) + 1
     return {name: found.get(name, above) for name, _ in backbone.named_parameters()}, above
 
@@ -80,10 +81,10 @@ def _by_number(backbone: nn.Module) -> dict[str, int]:
     return {name: number // TENSORS_PER_LAYER for number, (name, _) in enumerate(backbone.named_parameters())}
 
 
-def _by_blocks(backbone: Backbone) -> dict[str, int]:
+def _by_blocks(backbone: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
-    deepest = _walk("trunk.", backbone.trunk, 0, found)
-    for number, branch in enumerate(backbone.branches):
+    deepest = _walk("trunk.", backbone.get_submodule("trunk"), 0, found)
+    for number, branch in backbone.get_submodule("branches").named_children():
         _walk(f"branches.{number}.", branch, deepest, found)
     return found
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ltcore.models.backbones import split_last_block
+from ltcore.models.backbones import Backbone, split_last_block
 from ltcore.models.depth import attends, depths, outermost, undecayed
 from ltcore.models.norm import norm2d
 from ltcore.models.registry import MODELS
@@ -75,6 +75,16 @@ def test_of_a_network_that_says_nothing_twelve_tensors_are_a_layer_as_in_timm() 
     found, above = depths(trunk)
     assert {f"0.{name}": depth for name, depth in found.items()} | {"1.weight": above, "1.bias": above} == expected
     assert above == 3
+
+
+def test_an_adapter_without_trunk_is_counted_by_tensors() -> None:
+    class Adapter(Backbone):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(7)))
+
+    found, above = depths(Adapter())
+    assert (found["net.0.weight"], found["net.6.bias"], above) == (0, 1, 2)
 
 
 def test_own_networks_count_the_stem_and_every_block() -> None:
