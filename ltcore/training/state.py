@@ -32,7 +32,7 @@ def state_dict(components: Components, descent: Descent, at: TrainProgress) -> d
         "key": components.step.key.net.state_dict() if components.step.key else None,
         "average": components.average.net.state_dict() if components.average else None,
         **descent.state_dict(),
-        "running_stats": dist.collect(flatten(_running_stats(components))),
+        "running_stats": _collected(_running_stats(components)),
         "memories": {
             name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
         },
@@ -95,6 +95,11 @@ def _running_stats(components: Components) -> list[Tensor]:
     They are equal on all ranks only at the end of an epoch.
     """
     return running_stats(components.step) + (running_stats(components.average.net) if components.average else [])
+
+
+def _collected(stats: list[Tensor]) -> list[Tensor]:
+    """Returns the statistics of every rank as one vector each, on rank 0; empty ones of a network without batch norm."""
+    return dist.collect(flatten(stats)) if stats else [torch.zeros(0)] * dist.world()
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:

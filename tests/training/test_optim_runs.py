@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
+from ltcore.models import net
 from ltcore.training import build as building
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import descent
@@ -126,6 +128,19 @@ def test_float16_continues_in_the_middle_of_an_epoch(
 def test_without_float16_there_is_neither_scaler_nor_count(tiny_shards: str, tmp_path: Path) -> None:
     record = run(two_epochs(), tiny_shards, tmp_path / "run")
     assert state(tmp_path / "run")["scaler"] is None and "train/skipped_steps" not in record["last"]
+
+
+def test_a_network_without_batch_norm_is_saved_and_goes_on(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers are."""
+    monkeypatch.setattr(net, "norm2d", lambda group: lambda channels: nn.Identity())
+    cfg = two_epochs(train__optim__lr=0.001)
+    run(cfg, tiny_shards, tmp_path / "whole")
+    stop_within_the_second_epoch(cfg, tiny_shards, tmp_path / "cut", monkeypatch)
+    run(cfg, tiny_shards, tmp_path / "cut")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    assert not any("running_mean" in name for name in weights(tmp_path / "whole"))
 
 
 # ---- ranks
