@@ -105,7 +105,9 @@ def _check_hot(sweep: SweepConfig, base: RunConfig) -> None:
     types = {key: leaf.type for key, leaf in leaves(run_keys())}
     for key in sweep.mutable:
         runs = [base.replace({key: value}) for value in sweep.space[key].probes()]
-        if types[key] != "float" or not key.startswith(("objective.", "train.optim.")):
+        if key == "train.optim.backbone_lr_factor":
+            why = "at 1 the optimizer has fewer groups, whose state is another"
+        elif types[key] != "float" or not key.startswith(("objective.", "train.optim.")):
             why = "only numbers of losses and optimizer may change while training"
         elif len({tuple(run.objective.active_terms()) for run in runs}) > 1:
             why = f"one of the values of {sweep.space[key]} switches its term off"

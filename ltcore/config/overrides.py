@@ -124,7 +124,7 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else (value,)
     if leaf.type.startswith("str | dict") and isinstance(value, str | Mapping | list):
         return _table(key, value)
-    if leaf.type == "float | str" and isinstance(value, str):
+    if leaf.type.startswith("float | str") and isinstance(value, str):
         return _number_or_word(value)
     if isinstance(value, bool) and "bool" not in leaf.type and "Any" not in leaf.type:
         raise ConfigError(f"{key}={str(value).lower()}: expected {expected(leaf.type)} (ltcore keys {key}).")

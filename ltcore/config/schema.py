@@ -4,8 +4,7 @@ Frozen dataclasses; the text under a field is its documentation (``ltcore keys``
 beside it in ``__post_init__`` and starts its message with the field's name, so that an error can name the dotted key.
 ``RunConfig.from_dict`` is the only way from text to a run.
 
-Source of the defaults of ``OptimConfig`` and ``TrainConfig``: the CIFAR-LT recipe of LDAM-DRW (200 epochs, batch 128,
-SGD 0.1, warm-up over 5 epochs, x 0.01 at epochs 160 and 180, weight decay 2e-4 on everything).
+Source of the defaults of ``TrainConfig``: the CIFAR-LT recipe of LDAM-DRW (200 epochs, batch 128).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import yaml
 from ltcore.callbacks import Callbacks
 from ltcore.config.combinations import COMPILE, check_compile, check_mixing, check_pairs, check_sampling
 from ltcore.config.keys import effective, run_keys
+from ltcore.config.optim import OptimConfig
 from ltcore.config.overrides import flatten, override
 from ltcore.config.plugged import KEY, names_of, with_plugins
 from ltcore.config.stage2 import Stage2Config
@@ -40,52 +40,7 @@ from ltcore.plugins.loading import use
 from ltcore.tracking.config import TrackingConfig
 from ltcore.uris import check_uris
 
-__all__ = ["SELECTABLE", "OptimConfig", "RunConfig", "SweepConfig", "TrackingConfig", "TrainConfig"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """Optimizer and learning-rate schedule. Times are fractions of training, so the epochs can be changed alone."""
-
-    optimizer: str = "sgd"
-    """'sgd' or 'adamw'."""
-    lr: float = 0.1
-    """Peak learning rate, for the global batch of ``train.batch_size``; it is never rescaled. Range > 0."""
-    momentum: float = 0.9
-    """Momentum of SGD, beta1 of AdamW. Range [0, 1)."""
-    nesterov: bool = False
-    """Nesterov's form of momentum. No effect with 'adamw'."""
-    weight_decay: float = 2e-4
-    """L2 penalty added to the gradient (SGD) or decoupled decay (AdamW), per step. Range >= 0."""
-    decay_norm_and_bias: bool = True
-    """Whether weight decay also applies to normalization parameters and biases, as in the published CIFAR-LT code."""
-    schedule: str = "multistep"
-    """After warm-up: 'multistep' (times ``gamma`` at each milestone), 'cosine' (to 0, on the cosine that began with training),
-    'cosine_after_warmup' (to 0, on one that begins at the peak, as in PaCo's code) or 'constant'. Set per epoch."""
-    warmup: float = 0.025
-    """Fraction of training with a rising rate: epoch e (from 0) of k = round(warmup * epochs) runs at lr * (e + 1) / k; where
-    k is below 2, the rate rises with every step instead. Range [0, 1)."""
-    milestones: tuple[float, ...] = (0.8, 0.9)
-    """Fractions of training, rising, each in (0, 1). No effect unless ``schedule`` is 'multistep'."""
-    gamma: float = 0.01
-    """Factor of the rate at each milestone. Range (0, 1]. No effect unless ``schedule`` is 'multistep'."""
-    clip_norm: float | None = None
-    """Largest L2 norm of the whole gradient; larger ones are scaled down. null: no clipping. Range > 0."""
-
-    def __post_init__(self) -> None:
-        one_of(("sgd", "adamw"), optimizer=self.optimizer)
-        one_of(("multistep", "cosine", "cosine_after_warmup", "constant"), schedule=self.schedule)
-        positive(lr=self.lr)
-        within("[0, 1)", momentum=self.momentum)
-        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
-            raise ValueError("nesterov needs momentum > 0")
-        at_least(0, weight_decay=self.weight_decay)
-        within("[0, 1)", "a fraction of training", warmup=self.warmup)
-        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
-        if not rising or not all(0 < m < 1 for m in self.milestones):
-            raise ValueError(f"milestones must be rising fractions of training in (0, 1), got {self.milestones}")
-        within("(0, 1]", gamma=self.gamma)
-        positive(clip_norm=self.clip_norm)
+__all__ = ["SELECTABLE", "RunConfig", "SweepConfig", "TrackingConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +79,12 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and schedule."""
     precision: str = "auto"
-    """'fp32', 'bf16' (autocast; losses stay fp32) or 'auto': bf16 where the processor computes in it, else fp32."""
+    """'fp32', 'bf16' (autocast; losses stay fp32), 'fp16' (likewise, with a loss scaler, for GPUs without bf16: a step
+    whose gradient overflows is left out, and train/skipped_steps counts them; refused on a CPU) or 'auto': bf16 where the
+    processor computes in it, else fp32, never fp16."""
+    grad_checkpointing: bool = False
+    """Whether activations inside of residual blocks are computed again in the backward pass instead of kept: less memory, about
+    a third more time, the same result. Refused for networks that cannot. No effect in stage 2."""
     compile: str = "off"
     """Whether forward, loss and backward of a step are compiled by torch: 'off', 'default' or 'reduce-overhead' (also replays
     CUDA graphs; refused on a CPU). Numbers differ in their last digits. The first steps, and those in which a term begins, take
@@ -187,7 +147,7 @@ class TrainConfig:
                 "freeze=classifier needs init_from with a run or checkpoint: a random classifier would never learn anything"
             )
         within("[0, 1)", ema_decay=self.ema_decay)
-        one_of(("auto", "fp32", "bf16"), precision=self.precision)
+        one_of(("auto", "fp32", "bf16", "fp16"), precision=self.precision)
         one_of(COMPILE, compile=self.compile)
         one_of(SAMPLINGS, sampling=self.sampling)
         at_least(1, images_per_class=self.images_per_class)

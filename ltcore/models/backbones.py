@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from ltcore.errors import ConfigError
 from ltcore.models.norm import NormFactory
@@ -47,6 +48,8 @@ class Backbone(nn.Module):
         """Channels of one expert's feature map."""
         self.min_px = min_px
         """Smallest image height and width that the network accepts."""
+        self.recompute = False
+        """Whether the activations inside of residual blocks are computed again in the backward pass instead of kept."""
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
         """Returns E feature maps [B, expert_dim, h, w]. Raises ConfigError for images under ``min_px``."""
@@ -54,8 +57,8 @@ class Backbone(nn.Module):
 
     def branch(self, images_BCHW: Tensor, number: int) -> Tensor:
         """Returns the feature map [B, expert_dim, h, w] of one branch alone."""
-        fmap: Tensor = self.branches[number](self.trunk(images_BCHW))
-        return fmap
+        shared = _through(self.trunk, images_BCHW, {}, self.recompute)
+        return _through(self.branches[number], shared, {}, self.recompute)
 
     def with_stages(self, images_BCHW: Tensor, stages: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Returns the feature maps, and the map [B, stage_dims[name], h, w] after each of the named stages.
@@ -69,8 +72,8 @@ class Backbone(nn.Module):
                 "set data.image_size higher or model.name=resnet32."
             )
         kept: dict[str, list[Tensor]] = {name: [] for name in self.stage_dims if name in stages}
-        shared = _through(self.trunk, images_BCHW, kept)
-        fmaps = [_through(branch, shared, kept) for branch in self.branches]
+        shared = _through(self.trunk, images_BCHW, kept, self.recompute)
+        fmaps = [_through(branch, shared, kept, self.recompute) for branch in self.branches]
         return fmaps, {name: torch.cat(parts, 1) for name, parts in kept.items()}
 
     def outputs(
@@ -84,10 +87,14 @@ class Backbone(nn.Module):
         return [pool(fmap_BDhw) for fmap_BDhw in fmaps], fmaps, stage_fmaps
 
 
-def _through(part: nn.Module, x: Tensor, kept: dict[str, list[Tensor]]) -> Tensor:
+def _through(part: nn.Module, x: Tensor, kept: dict[str, list[Tensor]], recompute: bool) -> Tensor:
     """Applies a chain of modules and appends to ``kept`` the output of every stage that it names."""
     for name, module in part.named_children():
-        x = module(x)
+        if recompute and isinstance(module, nn.Sequential):
+            for block in module:
+                x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = module(x)
         stage = name.replace("layer", "stage")
         if stage in kept:
             kept[stage].append(x)

@@ -17,6 +17,7 @@ from ltcore.errors import ConfigError
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet
 from ltcore.models.norm import has_ghost_norm
+from ltcore.models.recompute import recompute_
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
@@ -61,6 +62,10 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
     twin = build_twin(cfg, len(manifest.classes), objective)
     if twin is not None:
         twin = twin.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if cfg.train.grad_checkpointing:
+        for trained in (net, twin):
+            if trained is not None:
+                recompute_(trained.backbone, cfg.model.name)
     decay = key_decay(cfg, loader.num_batches)
     key = EmaCopy(net, decay, buffers="own") if "key" in objective.needs else None
     average = EmaCopy(net, cfg.train.ema_decay, buffers="copy") if cfg.train.ema_decay else None

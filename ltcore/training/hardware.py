@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ltcore.config.records import Hardware
+from ltcore.errors import ConfigError
 from ltcore.version import __version__
 
 
@@ -29,16 +30,23 @@ class Precision:
 def choose_precision(wish: str, device: torch.device) -> Precision:
     """Chooses the precision; ``auto`` is bf16 on a GPU or CPU with native bf16 arithmetic, else fp32.
 
-    Emulated bf16 is many times slower.
+    Emulated bf16 is many times slower. float16 is never chosen, because a step may be left out with it. Raises ConfigError
+    for float16 on a CPU.
     """
     if wish == "fp32":
         return Precision(None, "fp32 (configured)")
     if wish == "bf16":
         return Precision(torch.bfloat16, "bf16 (configured)")
+    if wish == "fp16":
+        if device.type != "cuda":
+            raise ConfigError(
+                f"train.precision=fp16 is for GPUs, and this run is on the {device.type}. Set train.precision=auto, bf16 or fp32."
+            )
+        return Precision(torch.float16, "fp16 with a loss scaler (configured)")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "bf16 (CUDA)")
-        return Precision(None, "fp32 (GPU without native bf16)")
+        return Precision(None, "fp32 (GPU without native bf16; train.precision=fp16 may be faster)")
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return Precision(torch.bfloat16, "bf16 (CPU with native bf16)")
     return Precision(None, "fp32 (CPU without native bf16)")

@@ -15,6 +15,9 @@ from ltcore.batch import Batch
 from ltcore.errors import NumericError
 from ltcore.training import checkpoint as ckpt
 
+LEAST_SCALE = 2.0**-14
+"""Of the loss, for float16. Halved from 2^16 on, it is reached after 30 steps in a row without a finite gradient."""
+
 
 class NonFiniteGuard:
     """Finds the first step whose loss is not finite, without synchronizing with the device at every step."""
@@ -35,13 +38,27 @@ class NonFiniteGuard:
         for step, parts in self._seen:
             bad = [name for name, value in parts.items() if name != "loss" and not math.isfinite(value)]
             if bad or not math.isfinite(parts["loss"]):
-                good = ckpt.find(self._folder)
-                where = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
-                raise NumericError(
-                    f"Step {step}: {' and '.join(bad) or 'the total loss'} is not finite ({float(parts[(bad or ['loss'])[0]])}); "
-                    f"{where}. Lower train.optim.lr, set train.optim.clip_norm, or train.precision=fp32."
+                self._fail(
+                    f"Step {step}: {' and '.join(bad) or 'the total loss'} is not finite ({float(parts[(bad or ['loss'])[0]])})"
                 )
         self._seen.clear()
+
+    def skipped(self, step: int, scale: float) -> None:
+        """Records a step that was left out because a gradient in float16 overflowed, and the scale of the loss since then.
+
+        Raises NumericError where the scale is so small that the gradient itself is not finite.
+        """
+        if scale < LEAST_SCALE:
+            self._fail(
+                f"Step {step}: the gradient is not finite, even of the loss times {scale:.1e}, the scale of float16"
+            )
+
+    def _fail(self, what: str) -> None:
+        good = ckpt.find(self._folder)
+        where = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
+        raise NumericError(
+            f"{what}; {where}. Lower train.optim.lr, set train.optim.clip_norm, or train.precision=fp32."
+        )
 
 
 class MeanMetrics:
@@ -70,6 +87,8 @@ class MeanMetrics:
         The sums are averaged because a rank's loss parts are its share of those of the global batch.
         """
         names = sorted(self._sums)
+        if not names:  # every step so far was left out
+            return {}, {}
         sums = dist.all_reduce_sum_(torch.stack([self._sums[name] for name in names])) / dist.world()
         return dict(zip(names, sums.tolist(), strict=True)), dict(self._counts)
 

@@ -2,17 +2,27 @@
 
 A schedule is a function of the epoch and of fractions of training, so a recipe keeps its meaning when only the number
 of epochs changes. The rate is constant within an epoch, as in the published CIFAR long-tail codes, except in a warm-up
-that is too short to rise by epochs.
+that is too short to rise by epochs, and where ``schedule_per_step`` puts steps in the place of epochs, as codes of
+fine-tuning do.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from ltcore.config.schema import OptimConfig
+from ltcore.config.optim import OptimConfig
+from ltcore.models.depth import attends, depths, undecayed
+
+AUTO_CLIP_NORM = 1.0
+"""Of networks with attention, as in the fine-tuning of ViT (Dosovitskiy et al. 2021, arXiv:2010.11929, table 4)."""
+ABOVE = sys.maxsize
+"""Depth of all that lies above a backbone, and of everything where one rate is for all."""
 
 
 def lr_factor(cfg: OptimConfig, epoch: int, epochs: int, share_done: float = 1.0) -> float:
@@ -42,23 +52,75 @@ def lr_factor(cfg: OptimConfig, epoch: int, epochs: int, share_done: float = 1.0
     return 1.0
 
 
+def step_rate(cfg: OptimConfig, epochs: int, steps: int, epoch: int, step: int) -> float:
+    """Returns the peak rate times its factor in 0-based ``step`` of the ``steps`` of 0-based ``epoch``.
+
+    With ``schedule_per_step`` the factor is that of epoch ``epoch * steps + step`` of ``epochs * steps``.
+    """
+    if cfg.schedule_per_step:
+        return cfg.lr * lr_factor(cfg, epoch * steps + step, epochs * steps)
+    return cfg.lr * lr_factor(cfg, epoch, epochs, (step + 1) / steps)
+
+
+def clip_norm(cfg: OptimConfig, module: nn.Module) -> float | None:
+    """Returns the largest norm of the gradient of ``module``; None for no limit. 'auto' asks whether a backbone attends."""
+    if isinstance(cfg.clip_norm, str):
+        return AUTO_CLIP_NORM if any(attends(backbone) for _, backbone in _backbones(module)) else None
+    return cfg.clip_norm
+
+
 def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """Builds SGD or AdamW over the trainable parameters.
 
-    Unless ``decay_norm_and_bias`` is set, norm parameters and biases form a group without weight decay.
+    Parameters of one depth form a group, those of all depths where neither ``layer_decay`` nor ``backbone_lr_factor`` is
+    set. Unless ``decay_norm_and_bias`` is set, norm parameters, biases and what the network exempts form groups of their own,
+    without weight decay. A group's ``lr_scale`` is its rate relative to that of the classifiers.
     """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    plain = [p for _, p in named if cfg.decay_norm_and_bias or p.ndim > 1]
-    bare = [p for _, p in named if not (cfg.decay_norm_and_bias or p.ndim > 1)]
-    groups = [{"params": plain, "weight_decay": cfg.weight_decay}]
-    if bare:
-        groups.append({"params": bare, "weight_decay": 0.0})
+    scales, exempt = _scales(cfg, module), _undecayed(cfg, module)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth, scale = scales.get(name, (ABOVE, 1.0))
+        bare = name in exempt
+        rates = {"lr": cfg.lr * scale, "lr_scale": scale, "weight_decay": 0.0 if bare else cfg.weight_decay}
+        groups.setdefault((depth, bare), {"params": [], **rates})["params"].append(parameter)
+    ordered = [groups[place] for place in sorted(groups)]
     if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov)
+        return torch.optim.AdamW(ordered, lr=cfg.lr, betas=(cfg.momentum, 0.999))
+    return torch.optim.SGD(ordered, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the same rate for every group."""
+    """Sets the rate of the classifiers; that of every other group in its proportion."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
+
+
+def _backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the backbone of every network in ``module``, with the prefix of its parameters' names."""
+    for name, net in module.named_modules():
+        if isinstance(backbone := getattr(net, "backbone", None), nn.Module):
+            yield f"{name}.backbone." if name else "backbone.", backbone
+
+
+def _scales(cfg: OptimConfig, module: nn.Module) -> dict[str, tuple[int, float]]:
+    """Returns depth and relative rate by name of the parameters of backbones; {} where all learn at one rate."""
+    if cfg.layer_decay is None and cfg.backbone_lr_factor == 1:
+        return {}
+    found = {}
+    for prefix, backbone in _backbones(module):
+        of_names, above = depths(backbone) if cfg.layer_decay is not None else ({}, 0)
+        for name, _ in backbone.named_parameters():
+            depth = of_names.get(name, 0)
+            decay = 1.0 if cfg.layer_decay is None else cfg.layer_decay ** (above - depth)
+            found[f"{prefix}{name}"] = (depth, cfg.backbone_lr_factor * decay)
+    return found
+
+
+def _undecayed(cfg: OptimConfig, module: nn.Module) -> set[str]:
+    """Returns the names of the parameters without weight decay."""
+    if cfg.decay_norm_and_bias:
+        return set()
+    small = {name for name, parameter in module.named_parameters() if parameter.ndim <= 1}
+    return small | {f"{prefix}{name}" for prefix, backbone in _backbones(module) for name in undecayed(backbone)}

@@ -31,6 +31,8 @@ class TrainProgress:
     """Sums of the loss parts over the steps of the unfinished epoch, each the mean over ranks."""
     counts: dict[str, int] = field(default_factory=dict)
     """Number of these steps in which each part occurred."""
+    skipped_steps: int = 0
+    """Steps of the unfinished epoch that were left out because a gradient in float16 overflowed."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """Values of the mutable keys, each with the ``images_seen`` from which on they were used."""
     started_from: dict[str, Any] = field(default_factory=dict)

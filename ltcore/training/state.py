@@ -17,10 +17,11 @@ from ltcore.models.norm import assign_, flatten, running_stats
 from ltcore.objective.memory.base import Memory
 from ltcore.training.build import Components
 from ltcore.training.checkpoint import refuse_other_network
+from ltcore.training.descent import Descent
 from ltcore.training.progress import TrainProgress
 
 
-def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: TrainProgress) -> dict[str, Any]:
+def state_dict(components: Components, descent: Descent, at: TrainProgress) -> dict[str, Any]:
     """Returns the complete state on rank 0, which writes it. A collective.
 
     On other ranks the pending values of memories are missing.
@@ -30,8 +31,8 @@ def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: Tra
         "step": components.step.state_dict(),
         "key": components.step.key.net.state_dict() if components.step.key else None,
         "average": components.average.net.state_dict() if components.average else None,
-        "optimizer": optimizer.state_dict(),
-        "running_stats": _of_layers(_running_stats(components)),
+        **descent.state_dict(),
+        "running_stats": _collected(_running_stats(components)),
         "memories": {
             name: {"published": m.published(), "pending": _of_all_ranks(m.pending())} for name, m in memories.items()
         },
@@ -41,7 +42,7 @@ def state_dict(components: Components, optimizer: torch.optim.Optimizer, at: Tra
 
 def load_state(
     components: Components,
-    optimizer: torch.optim.Optimizer,
+    descent: Descent,
     state: dict[str, Any],
     pending: dict[str, list[dict[str, Tensor]]],
 ) -> TrainProgress:
@@ -61,12 +62,7 @@ def load_state(
         components.step.key.net.load_state_dict(state["key"])
     if components.average:
         components.average.net.load_state_dict(state["average"])
-    # Keep the options that the optimizer was built with: a population-based search changes weight decay, for example,
-    # when it continues a trial from a checkpoint.
-    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
+    descent.load_state_dict(state)
     of_ranks = state["running_stats"]
     mine = of_ranks[dist.rank()] if len(of_ranks) == dist.world() else torch.stack(of_ranks).mean(0)
     if stats := _running_stats(components):
@@ -102,9 +98,9 @@ def _running_stats(components: Components) -> list[Tensor]:
     return running_stats(components.step) + (running_stats(components.average.net) if components.average else [])
 
 
-def _of_layers(stats: list[Tensor]) -> list[Tensor]:
-    """Returns one vector per rank on rank 0, which are empty where no layer collects statistics. A collective."""
-    return dist.collect(flatten(stats)) if stats else [torch.empty(0)] * dist.world()
+def _collected(stats: list[Tensor]) -> list[Tensor]:
+    """Returns the statistics of every rank as one vector each, on rank 0; empty ones of a network without batch norm."""
+    return dist.collect(flatten(stats)) if stats else [torch.zeros(0)] * dist.world()
 
 
 def _of_all_ranks(pending: dict[str, Tensor]) -> list[dict[str, Tensor]]:

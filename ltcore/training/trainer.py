@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ltcore import dist
@@ -31,16 +30,16 @@ from ltcore.training.build import Components, build
 from ltcore.training.callbacks import CallbackCalls
 from ltcore.training.context import DECIDE_EVERY, Interrupted, RunContext, StopRequested
 from ltcore.training.copies import plan_epoch
+from ltcore.training.descent import build_descent, take_step
 from ltcore.training.evaluate import Evaluator, Tested, check_train_split
 from ltcore.training.findings import findings
 from ltcore.training.hardware import most_memory_bytes
 from ltcore.training.init_from import start_centroids, start_from, whole_state
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
-from ltcore.training.optim import build_optimizer, lr_factor, set_lr
+from ltcore.training.optim import step_rate
 from ltcore.training.progress import TrainProgress
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.state import load_state, state_dict, take_pending
-from ltcore.training.step import micro_batches
 from ltcore.training.tested import keep_tests
 from ltcore.training.weights_file import SHA256, refuse_other_weights
 
@@ -91,7 +90,7 @@ class Trainer:
             autocast=self.components.precision.autocast,
             beat=self._beat,
         )
-        self.optimizer = build_optimizer(cfg.train.optim, self.components.step)
+        self.descent = build_descent(cfg.train, self.components, ctx.device)
         self.callbacks = CallbackCalls(cfg, run_dir, self.components.eval_net, ctx.rank)
         self.at = TrainProgress()
         self.total_images = cfg.train.epochs * loader.num_batches * cfg.train.batch_size
@@ -142,7 +141,7 @@ class Trainer:
 
     def _epoch(self) -> dict[str, Any]:
         cfg, at = self.cfg, self.at
-        lr = cfg.train.optim.lr * lr_factor(cfg.train.optim, at.epoch, cfg.train.epochs)  # of the last step
+        lr = self._rate(self.loader.num_batches - 1)
         plan_epoch(cfg, self.loader, self.components.step.objective, at.epoch, self.ctx.device)
         self.class_prior = self.components.step.objective.stream_shares_C(self._progress()).tolist()
         started, first_image = time.monotonic(), at.images_seen
@@ -152,9 +151,11 @@ class Trainer:
         waited = 0.0
         for batch, wait_s in timed(self.loader.train_batches(at.epoch, at.step_in_epoch)):
             waited += wait_s
-            parts = self._step(batch)
-            guard.add(at.step, parts)
-            sums.add(parts)
+            if parts := self._step(batch):
+                guard.add(at.step, parts)
+                sums.add(parts)
+            else:
+                guard.skipped(at.step, self.descent.scale)
             if at.step % DECIDE_EVERY == 0:
                 self._beat()
                 guard.check()
@@ -165,14 +166,15 @@ class Trainer:
         for module in (self.components.step, *([self.components.average.net] if self.components.average else [])):
             average_running_stats_(module)
         train_s = time.monotonic() - started
-        at.epoch, at.step_in_epoch, at.sums, at.counts = at.epoch + 1, 0, {}, {}
+        skipped = {"skipped_steps": at.skipped_steps} if self.descent.scales else {}
+        at.epoch, at.step_in_epoch, at.skipped_steps, at.sums, at.counts = at.epoch + 1, 0, 0, {}, {}
         metrics: dict[str, Any] = {
             "epoch": at.epoch,
             "step": at.step,
             "images_seen": at.images_seen,
             "progress": self._progress(),
             "lr": lr,
-            **{f"train/{name}": value for name, value in means.items()},
+            **{f"train/{name}": value for name, value in (means | skipped).items()},
             **self._validate(),
             **findings(self.components.step.objective, self.loader, cfg.data.train_split, self.ctx.device),
             "images_per_s": (at.images_seen - first_image) / max(train_s, 1e-9),
@@ -233,35 +235,21 @@ class Trainer:
             self._save("last", wait=False)
         raise StopRequested(f"stopped after epoch {self.at.epoch} of {self.cfg.train.epochs}")
 
+    def _rate(self, step: int) -> float:
+        """Returns the learning rate of the classifiers in a 0-based step of the present epoch."""
+        cfg = self.cfg.train
+        return step_rate(cfg.optim, cfg.epochs, self.loader.num_batches, self.at.epoch, step)
+
     def _step(self, raw: Batch) -> dict[str, Tensor]:
-        at, components = self.at, self.components
-        progress = self._progress()
-        optim, share_done = self.cfg.train.optim, (at.step_in_epoch + 1) / self.loader.num_batches
-        set_lr(self.optimizer, optim.lr * lr_factor(optim, at.epoch, self.cfg.train.epochs, share_done))
-        batch = components.augment(raw.to(self.ctx.device), at.epoch, raw)
-        if components.step.key is not None:
-            components.step.key.update(components.step.net)
-        self.optimizer.zero_grad(set_to_none=True)
-        pieces = micro_batches(batch, self.cfg.train.accumulate)
-        total: dict[str, Tensor] = {}
-        outputs = []
-        for piece in pieces:
-            loss, values, out = components.wrapped(piece, progress)
-            (loss / len(pieces)).backward()
-            outputs.append(out)
-            for name, value in {"loss": loss.detach(), **values}.items():
-                total[name] = total.get(name, 0.0) + value / len(pieces)
-        if self.cfg.train.optim.clip_norm:
-            torch.nn.utils.clip_grad_norm_(components.step.parameters(), self.cfg.train.optim.clip_norm)
-        self.optimizer.step()
-        for piece, out in zip(pieces, outputs, strict=True):
-            components.step.objective.observe(out, piece, progress)
-        if components.average:
-            components.average.update(components.step.net)
+        at = self.at
+        self.descent.set_lr(self._rate(at.step_in_epoch))
+        batch = self.components.augment(raw.to(self.ctx.device), at.epoch, raw)
+        parts = take_step(self.components, self.descent, batch, self._progress(), self.cfg.train.accumulate)
+        at.skipped_steps += not parts
         at.step += 1
         at.step_in_epoch += 1
         at.images_seen += self.cfg.train.batch_size
-        return total
+        return parts
 
     # ---- evaluation
 
@@ -361,7 +349,7 @@ class Trainer:
         """Saves a checkpoint. On a disk that is full it waits, or without ``wait`` leaves this one out, for some minutes."""
         began, saved = time.monotonic(), True
         state = (
-            state_dict(self.components, self.optimizer, self.at) if tag == "last" else None
+            state_dict(self.components, self.descent, self.at) if tag == "last" else None
         )  # a collective: memories of all ranks
         if self.ctx.rank == 0:
             meta = ckpt.description(
@@ -410,7 +398,7 @@ class Trainer:
             state = whole_state(found, self.cfg, self.components, state)
         state = dist.broadcast_object(state)
         if state is not None:
-            self.at = load_state(self.components, self.optimizer, state, pending)
+            self.at = load_state(self.components, self.descent, state, pending)
             self.last_saved_step = self.at.step
             self._record_epoch()  # no epoch may follow that would
         elif self.cfg.train.init_from is not None or self.cfg.model.weights is not None:

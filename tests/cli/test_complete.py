@@ -35,7 +35,7 @@ def after(line: str) -> list[str]:
         ("ltcore train --engine tr", ["trial", "train"]),
         ("ltcore train --engine=tr", ["--engine=trial", "--engine=train"]),
         ("ltcore train cifar100_lt_ce_", ["cifar100_lt_ce_decay"]),
-        ("ltcore train --seed 3 --engine trial x train.optim.sch", ["train.optim.schedule="]),
+        ("ltcore train --seed 3 --engine trial x train.optim.mil", ["train.optim.milestones="]),
         ("ltcore train --seed ", []),
         ("ltcore shards glt photos out --disc", ["--discover"]),
         ("ltcore shards glt --profile ex", ["exponential"]),

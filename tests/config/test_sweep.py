@@ -119,6 +119,8 @@ def test_pbt_has_no_grace_period():
     [
         ("objective.terms.ifl.num_envs", "choice:2,3", "only numbers of losses and optimizer"),
         ("train.ema_decay", "uniform:0,0.9", "only numbers of losses and optimizer"),
+        ("train.optim.layer_decay", "uniform:0.5,0.9", "only numbers of losses and optimizer"),
+        ("train.optim.backbone_lr_factor", "log:0.01,1", "at 1 the optimizer has fewer groups"),
         ("objective.terms.lpa.weight", "uniform:0,1", "one of the values of uniform:0,1 switches its term off"),
     ],
 )

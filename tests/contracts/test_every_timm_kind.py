@@ -23,8 +23,6 @@ from tests.contracts.networks import NEEDS, STAGES
 from tests.training.runs import TERMS, tiny_run
 
 timm = pytest.importorskip("timm")
-NEEDS = frozenset({"fmap", "query"})
-STAGES = frozenset({"stage1", "stage2", "stage3"})
 
 KINDS = {
     "test_resnet": (True, 96),

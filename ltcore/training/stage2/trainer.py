@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltcore.config.optim import OptimConfig
 from ltcore.config.records import RunRecord, Stage1, now
-from ltcore.config.schema import OptimConfig, RunConfig
+from ltcore.config.schema import RunConfig
 from ltcore.config.stage2 import Stage2Config
 from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import Loader
