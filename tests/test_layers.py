@@ -41,6 +41,7 @@ LEVEL = {
     "config": 2,
     **dict.fromkeys(("training", "reporting"), 3),
     "runtime": 4,
+    "contracts": 4,
     "tuning": 5,
     "benchmarks": 6,
     "cli": 7,

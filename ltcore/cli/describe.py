@@ -8,6 +8,7 @@ import textwrap
 
 from ltcore.config import keys, overrides, recipes
 from ltcore.errors import ConfigError
+from ltcore.text import printable
 
 
 def print_methods() -> None:
@@ -47,6 +48,23 @@ def print_keys(pattern: str | None) -> None:
         default = leaf.default if leaf.default is keys.REQUIRED else overrides.as_text(leaf.default)
         print(f"{key} = {default}    ({leaf.type})")
         print(textwrap.indent(textwrap.fill(leaf.doc, 110), "    "))
+
+
+def check_parts(module: str) -> int:
+    """Prints what every contract of every part of a plugin came to; returns 1 where one is broken."""
+    from ltcore.contracts.check import check_plugin  # imports torch
+
+    broken = total = 0
+    part = ""
+    for outcome in check_plugin(module):
+        if outcome.part != part:
+            print(part := outcome.part)
+        print(f"  {'failed' if outcome.problem else 'ok':<8}{outcome.contract}", flush=True)
+        if outcome.problem:
+            print(textwrap.indent(textwrap.fill(printable(outcome.problem), 110), " " * 10))
+        broken, total = broken + bool(outcome.problem), total + 1
+    print(f"{broken} of {total} contracts are broken." if broken else f"all {total} contracts are kept.")
+    return int(broken > 0)
 
 
 def check() -> int:

@@ -185,11 +185,11 @@ def composition(doc: str | None = None, argv: Argv = None, prog: str | None = No
 
 
 def check(doc: str | None = None, argv: Argv = None, prog: str | None = None) -> int:
-    """Run linter, type checker and tests of a source checkout."""
-    parsers.read_nothing(doc, argv, prog)
+    """Check the parts of a plugin against their contracts, or run linter, types and tests of a source checkout."""
+    module = parsers.read_check(doc, argv, prog)
     from ltcore.cli import describe
 
-    return describe.check()
+    return describe.check() if module is None else describe.check_parts(module)
 
 
 COMMANDS: dict[str, Command] = {

@@ -235,6 +235,16 @@ def read_completion(doc: str | None, argv: Sequence[str] | None = None, prog: st
     return args
 
 
+def read_check(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> str | None:
+    """Reads the plugin that ``check`` examines; None: the source checkout."""
+    parser = command_parser(doc, prog)
+    parser.add_argument(
+        "module", nargs="?", metavar="MODULE", help="plugin whose parts are checked, such as my_package.my_terms"
+    )
+    module: str | None = parser.parse_args(argv).module
+    return module
+
+
 def read_nothing(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Reads the command line of a command that takes no arguments, and refuses any."""
     command_parser(doc, prog).parse_args(argv)

@@ -8,9 +8,9 @@ import pytest
 
 from ltcore.cli import main
 from ltcore.config import compatibility as composition
+from ltcore.contracts import harness
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS, Terms
-from tests.contracts import harness
 from tests.paths import ROOT
 
 PAIRS = composition.pairs()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts import harness
+from ltcore.contracts import harness
 from tests.ddp import run_ranks
 
 RESTORED = ("term", "ifl")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +18,13 @@ import pytest
 from PIL import Image
 
 from ltcore import uris
+from ltcore.contracts import datasets
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets import cifar, mnist_glt, mscoco_glt
 from ltcore.data.datasets.dataset import Dataset
-from ltcore.data.datasets.prepare import make, write_source
+from ltcore.data.datasets.prepare import make
 from ltcore.data.datasets.registry import DATASETS, PATH, find, names, recognize
-from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.source import Sample, Source
-from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import ConfigError, DataError
 from tests.cifar100 import small_cifar100
 from tests.coco import write_coco
@@ -175,34 +173,17 @@ def test_a_selection_changes_the_training_images_or_is_said_to_have_no_effect(ur
     assert find(uri).has_selection or whole == samples
 
 
-def test_training_validation_and_test_share_no_sample_and_no_image(samples: Samples) -> None:
-    kinds: dict[str, list[Sample]] = {}
-    for split, rows in samples.items():
-        kinds.setdefault(split.split("_")[0], []).extend(rows)
-        assert len({row.key for row in rows}) == len(rows) > 0
-    assert kinds.keys() == {"train", "val", "test"}
-    for field in ("key", "image"):
-        values = [{getattr(row, field) for row in rows} for rows in kinds.values()]
-        assert sum(map(len, values)) == len(set().union(*values)), field
+def test_training_validation_and_test_share_no_sample_and_no_image(source: Source) -> None:
+    assert {split.split("_")[0] for split in source.splits} == {"train", "val", "test"}
+    datasets.splits_share_no_sample_and_no_image(lambda _: source)
 
 
-def test_classes_have_names_and_images_to_train_and_test_on(source: Source, samples: Samples) -> None:
-    assert all(source.classes) and len(set(source.classes)) == len(source.classes) > 1
-    for split, rows in samples.items():
-        labels = {row.label for row in rows}
-        assert labels <= set(range(len(source.classes)))
-        drawn = split.startswith("val") or split == "test_glt"  # as chance has it
-        assert drawn or len(labels) == len(source.classes)
-        assert {row.attribute for row in rows} <= {-1, *range(len(source.attributes))}
+def test_classes_have_names_and_images_to_train_and_test_on(source: Source) -> None:
+    datasets.classes_have_names_and_images(lambda _: source)
 
 
-def test_statistics_are_finite_and_images_decode_at_the_size(source: Source, samples: Samples) -> None:
-    assert len(source.mean) == len(source.std) == 3
-    assert all(math.isfinite(m) and 0 <= m <= 1 for m in source.mean)
-    assert all(math.isfinite(s) and 0 < s <= 1 for s in source.std)
-    for row in samples["train"][:3]:
-        pixels = decode_canvas(row.image, source.image_size, row.key)
-        assert pixels.shape == (3, source.image_size, source.image_size) and np.ptp(pixels) > 0
+def test_statistics_are_finite_and_images_decode_at_the_size(source: Source) -> None:
+    datasets.statistics_are_finite_and_images_decode(lambda _: source)
 
 
 def test_the_provenance_names_the_source_and_no_place_of_this_machine(uri: str, source: Source) -> None:
@@ -220,7 +201,5 @@ def test_wrong_options_are_refused_in_one_sentence(uri: str) -> None:
             open_row(uri, subset="legacy")
 
 
-def test_shards_of_it_are_whole(source: Source, tmp_path: Path) -> None:
-    manifest = write_source(source, str(tmp_path / "made"), seed=0, shard_size=1000)
-    assert check_dataset(str(tmp_path / "made")) == []
-    assert manifest.provenance["source"] and manifest.split("train").num_samples > 0
+def test_shards_of_it_are_whole(source: Source) -> None:
+    datasets.shards_of_it_are_whole(lambda _: source)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltcore.contracts import harness
 from ltcore.objective.memory.base import Memory
-from tests.contracts import harness
 
 BUILT = {row: harness.build_row(*row) for row in reversed(harness.ROWS)}
 DECLARED = {

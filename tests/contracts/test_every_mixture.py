@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ltcore.batch import Batch, Mix
+from ltcore.contracts import harness
 from ltcore.objective.objective import Objective
-from tests.contracts import harness
 
 RAGGED = harness.ragged()
 

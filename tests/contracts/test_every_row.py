@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
-from ltcore.batch import ModelOutput
+from ltcore.contracts import harness, losses
 from ltcore.objective.objective import Objective
-from tests.contracts import harness
 
 RAGGED = harness.ragged()
 
@@ -37,26 +36,9 @@ def objective(row: tuple[str, str]) -> Objective:
     return harness.fill(harness.build_row(*row))
 
 
-def floating(out: ModelOutput, change: Any) -> ModelOutput:
-    """``change(name, tensor)`` applied to every field that there is, ready to be differentiated."""
-    changed = {n: change(n, t.detach()).requires_grad_(t.requires_grad) for n, t in harness.tensors(out).items()}
-    return harness.with_tensors(out, changed)
-
-
-def assert_finite(result: harness.Result) -> None:
-    assert all(value.isfinite() for value in (result.loss, *result.parts.values()))
-    assert all(grad.isfinite().all() for grad in result.grads.values())
-
-
 @every_row({"dro+learned": "the code that it reproduces pairs radii with samples by their place in the batch"})
-def test_permuting_the_batch_changes_nothing(objective: Objective) -> None:
-    order_B = torch.randperm(len(RAGGED), generator=torch.Generator().manual_seed(3))
-    plain, permuted = harness.run(objective, RAGGED), harness.run(objective, RAGGED[order_B])
-    harness.assert_close(permuted.loss, plain.loss)
-    torch.testing.assert_close(permuted.parts, plain.parts, rtol=1e-9, atol=1e-9)
-    parameters = dict(objective.named_parameters())
-    for name, grad in plain.grads.items():
-        harness.assert_close(permuted.grads[name], grad if name in parameters else grad[order_B])
+def test_permuting_the_batch_changes_nothing(row: tuple[str, str]) -> None:
+    losses.permuting_the_batch_changes_nothing(row)
 
 
 @every_row(
@@ -65,71 +47,37 @@ def test_permuting_the_batch_changes_nothing(objective: Objective) -> None:
         "sade+order": "the code that it reproduces puts classes with equal counts in the order of their numbers",
     }
 )
-def test_renumbering_the_classes_changes_nothing(row: tuple[str, str], objective: Objective) -> None:
-    order_C = torch.randperm(harness.CLASSES, generator=torch.Generator().manual_seed(1))
-    renumbered = harness.fill(harness.build_row(*row, order_C), order_C)
-    plain, other = harness.run(objective, RAGGED), harness.run(renumbered, RAGGED, order_C)
-    harness.assert_close(other.loss, plain.loss)
-    torch.testing.assert_close(other.parts, plain.parts, rtol=1e-9, atol=1e-9)
-    for name, tensor in harness.tensors(harness.output_of(objective, RAGGED)).items():
-        if tensor.requires_grad:
-            grad = other.grads[name]
-            harness.assert_close(grad[..., order_C] if name.endswith("logits_BC") else grad, plain.grads[name])
+def test_renumbering_the_classes_changes_nothing(row: tuple[str, str]) -> None:
+    losses.renumbering_the_classes_changes_nothing(row)
 
 
-def test_twice_is_the_same_and_leaves_memories_alone(objective: Objective) -> None:
-    def state() -> dict[str, torch.Tensor]:
-        return {
-            f"{memory}/{name}": tensor.clone()
-            for memory, held in objective.memories().items()
-            for name, tensor in (held.published() | held.pending()).items()
-        }
-
-    before, first = state(), harness.run(objective, RAGGED)
-    second, after = harness.run(objective, RAGGED), state()
-    assert torch.equal(first.loss, second.loss) and first.parts == second.parts
-    assert all(torch.equal(grad, second.grads[name]) for name, grad in first.grads.items())
-    assert all(torch.equal(before[name], after[name]) for name in before)
+def test_twice_is_the_same_and_leaves_memories_alone(row: tuple[str, str]) -> None:
+    losses.twice_is_the_same_and_leaves_memories_alone(row)
 
 
-def test_extreme_logits(objective: Objective) -> None:
-    out = harness.output_of(objective, RAGGED)
-    extreme = floating(out, lambda n, t: t.sign() * 1e4 if n.endswith("logits_BC") else t)
-    for dtype in (torch.float64, torch.float32):
-        inputs = floating(extreme, lambda n, t, dtype=dtype: t.to(dtype))
-        assert_finite(harness.evaluate(objective.to(dtype), inputs, harness.batch_of(RAGGED)))
+def test_extreme_logits(row: tuple[str, str]) -> None:
+    losses.extreme_logits(row)
 
 
-def test_zero_features(objective: Objective) -> None:
-    out = floating(harness.output_of(objective, RAGGED), lambda n, t: torch.zeros_like(t))
-    assert_finite(harness.evaluate(objective, out, harness.batch_of(RAGGED)))
+def test_zero_features(row: tuple[str, str]) -> None:
+    losses.zero_features(row)
 
 
-@pytest.mark.parametrize("index", [[5], [71], [0, 1, 2], [70, 71]], ids=["head", "tail", "one class", "two singletons"])
-def test_tiny_batches(objective: Objective, index: list[int]) -> None:
-    assert_finite(harness.run(objective, torch.tensor(index)))
+def test_tiny_batches(row: tuple[str, str]) -> None:
+    losses.tiny_batches(row)
 
 
 def test_before_anything_is_remembered(row: tuple[str, str]) -> None:
-    assert_finite(harness.run(harness.build_row(*row), RAGGED))
+    losses.before_anything_is_remembered(row)
 
 
 def test_classes_that_never_came(row: tuple[str, str]) -> None:
-    """Memories that know two classes of twelve, and a batch with others, or of others alone."""
-    objective = harness.fill(harness.build_row(*row), samples=20)
-    assert_finite(harness.run(objective, RAGGED))
-    assert_finite(harness.run(objective, RAGGED[-4:]))
+    losses.classes_that_never_came(row)
 
 
 @pytest.mark.parametrize("what", ["zeros", "extreme logits"])
 def test_extremes_that_are_remembered(row: tuple[str, str], what: str) -> None:
-    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if what == "zeros":
-            return torch.zeros_like(tensor)
-        return tensor.sign() * 1e4 if name.endswith("logits_BC") else tensor
-
-    objective = harness.fill(harness.build_row(*row), change=change)
-    assert_finite(harness.run(objective, RAGGED))
+    losses.extremes_that_are_remembered(row, what)
 
 
 @every_row(
@@ -138,35 +86,16 @@ def test_extremes_that_are_remembered(row: tuple[str, str], what: str) -> None:
         "lff": "its weights are constants for the gradient, but not for the value",
     }
 )
-def test_gradient_is_that_of_the_value(objective: Objective) -> None:
-    small = RAGGED[:5]
-    out, batch = harness.output_of(objective, small), harness.batch_of(small)
-    inputs = {name: tensor for name, tensor in harness.tensors(out).items() if tensor.requires_grad}
-
-    def loss(*values: torch.Tensor) -> torch.Tensor:
-        changed = harness.with_tensors(out, dict(zip(inputs, values, strict=False)))
-        return objective(changed, batch, harness.PROGRESS).loss
-
-    checked = (*inputs.values(), *objective.parameters())
-    assert torch.autograd.gradcheck(loss, checked, check_undefined_grad=False)
+def test_gradient_is_that_of_the_value(row: tuple[str, str]) -> None:
+    losses.gradient_is_that_of_the_value(row)
 
 
-def test_half_precision_input_gives_a_float32_loss(objective: Objective) -> None:
-    objective, batch = objective.float(), harness.batch_of(RAGGED)
-    half = floating(harness.output_of(objective, RAGGED), lambda n, t: t.bfloat16())
-    full = floating(half, lambda n, t: t.float())  # the same numbers: only the arithmetic may differ
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = objective(half, batch, harness.PROGRESS).loss
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, objective(full, batch, harness.PROGRESS).loss, rtol=1e-2, atol=1e-2)
+def test_half_precision_input_gives_a_float32_loss(row: tuple[str, str]) -> None:
+    losses.half_precision_input_gives_a_float32_loss(row)
 
 
-def test_float32_agrees_with_float64(objective: Objective) -> None:
-    exact = harness.run(objective, RAGGED)
-    out = floating(harness.output_of(objective, RAGGED, 7), lambda n, t: t.float())
-    loss = objective.float()(out, harness.batch_of(RAGGED), harness.PROGRESS).loss
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.double(), exact.loss, rtol=1e-5, atol=1e-5)
+def test_float32_agrees_with_float64(row: tuple[str, str]) -> None:
+    losses.float32_agrees_with_float64(row)
 
 
 def test_restored_memories_give_the_same_loss(row: tuple[str, str], objective: Objective) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from ltcore.contracts import harness, losses
 from ltcore.objective.registry import TERMS, Terms
-from tests.contracts import harness
 
 RAGGED = harness.ragged()
 
@@ -25,13 +25,8 @@ def key(name: str) -> str:
     return harness.key_of(name)
 
 
-def test_before_its_start_the_base_is_bitwise_unchanged(name: str, key: str) -> None:
-    base = harness.build("balanced_softmax")
-    late = harness.fill(harness.build("balanced_softmax", **{key: harness.term_config(name, start=0.5)}))
-    out, batch = harness.output_of(late, RAGGED), harness.batch_of(RAGGED)
-    plain, other = (harness.evaluate(each, out, batch, progress=0.49) for each in (base, late))
-    assert torch.equal(other.loss, plain.loss)
-    assert torch.equal(other.grads["logits_BC"], plain.grads["logits_BC"])
+def test_before_its_start_the_base_is_bitwise_unchanged(name: str) -> None:
+    losses.before_its_start_the_base_is_bitwise_unchanged(("term", name))
 
 
 def test_null_builds_nothing(key: str) -> None:
@@ -52,15 +47,8 @@ def test_a_term_that_is_off_is_not_built(name: str, key: str) -> None:
     assert torch.equal(harness.run(other, RAGGED).loss, harness.run(plain, RAGGED).loss)
 
 
-def test_its_part_enters_with_its_weight(name: str, key: str) -> None:
-    def parts(weight: float) -> tuple[float, float]:
-        objective = harness.fill(harness.build("balanced_softmax", **{key: harness.term_config(name, weight=weight)}))
-        result = objective(harness.output_of(objective, RAGGED, 7), harness.batch_of(RAGGED), harness.PROGRESS)
-        return float(result.loss.detach()), float(result.parts[key])
-
-    (loss_1, part_1), (loss_3, part_3) = parts(1.0), parts(3.0)
-    assert part_1 == part_3 != 0
-    assert loss_3 - loss_1 == pytest.approx(2 * part_1, rel=1e-9)
+def test_its_part_enters_with_its_weight(name: str) -> None:
+    losses.its_part_enters_with_its_weight(("term", name))
 
 
 def test_all_terms_add_up(name: str, key: str) -> None:
@@ -82,25 +70,16 @@ def test_all_terms_add_up(name: str, key: str) -> None:
         harness.assert_close(grad, base.grads.get(field, 0) + sum(parts))
 
 
-def test_weight_and_start_are_checked(key: str) -> None:
-    for wrong in ({"weight": -1.0}, {"weight": float("nan")}, {"start": 1.0}, {"start": -0.1}):
-        (field,) = wrong
-        with pytest.raises(ValueError, match=f"^{field}"):
-            TERMS[key].build.Config(**wrong)
+def test_weight_and_start_are_checked(name: str) -> None:
+    losses.weight_and_start_are_checked(("term", name))
 
 
 def test_default_section_is_null() -> None:
     assert all(getattr(Terms(), name) is None for name in TERMS)
 
 
-def test_a_term_that_changes_the_shares_of_classes_refuses_another_that_does(name: str, key: str) -> None:
-    """``train.sampling`` may repeat images where the term neither weighs nor repeats them."""
-    cfg = harness.term_config(name)
-    objective = harness.fill(harness.build("balanced_softmax", **{key: cfg}))
-    labels_N = harness.batch_of(torch.arange(harness.SAMPLES)).labels_B
-    term, memories = objective.terms[key], objective._named[key]
-    shares, draws = term.class_shares(memories), term.draws(memories, labels_N)  # type: ignore[operator]
-    assert bool(TERMS[key].build.sampling_refusal(cfg)) == (shares is not None or draws is not None)
+def test_a_term_that_changes_the_shares_of_classes_refuses_another_that_does(name: str) -> None:
+    losses.what_changes_class_shares_refuses_sampling(("term", name))
 
 
 @pytest.mark.parametrize("key", TERMS)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from ltcore.contracts import harness
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, Terms
 from ltcore.stats import ClassStats
-from tests.contracts import harness
 from tests.objective import toy
 
 COMPAT = "lexicographic_compat"

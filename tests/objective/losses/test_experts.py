@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softmax
 
 from ltcore.config.schema import RunConfig
+from ltcore.contracts import harness
 from ltcore.errors import ConfigError
 from ltcore.objective.interface import Base
 from ltcore.objective.losses.balanced_softmax import BalancedSoftmax
@@ -21,7 +22,6 @@ from ltcore.objective.losses.sade import Sade, reversed_log_prior
 from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.stats import ClassStats
-from tests.contracts import harness
 from tests.ddp import run_ranks
 from tests.objective import toy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ltcore.contracts import harness
 from ltcore.objective.class_weights import EffectiveWeights, effective_weights
 from ltcore.objective.interface import LossContext
 from ltcore.objective.losses.class_balanced import ClassBalanced
@@ -12,7 +13,6 @@ from ltcore.objective.memory.centroids import ClassCentroids
 from ltcore.objective.objective import Objective, ObjectiveConfig
 from ltcore.objective.registry import BASES, BaseOptions, Terms
 from ltcore.objective.terms.ifl.scores import ScoreTable
-from tests.contracts import harness
 
 INDEX, CENTER_WEIGHT = harness.ragged(), 0.7
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from example_parts import shared
 from ltcore import Base, LossContext, ModelOutput, plugins
 from ltcore.errors import at_least
+from ltcore.objective.dims import widened
 
 
 @plugins.loss("tempered", summary="cross-entropy of logits over a temperature", paper="Hinton et al., 2015")
@@ -27,7 +28,9 @@ class TemperedLoss(Base):
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """Returns the loss [B] of each sample."""
         t = self.cfg.temperature
-        return F.cross_entropy(out.mean_logits_BC / t, labels_B, reduction="none") * (t * t if self.cfg.squared else 1)
+        return F.cross_entropy(widened(out.mean_logits_BC) / t, labels_B, reduction="none") * (
+            t * t if self.cfg.squared else 1
+        )
 
 
 @plugins.loss("tempered_margin", summary="the same with a margin for the true class")
@@ -45,6 +48,6 @@ class TemperedMargin(TemperedLoss):
 
     def forward(self, out: ModelOutput, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """Returns the loss [B] of each sample."""
-        logits_BC = out.mean_logits_BC
+        logits_BC = widened(out.mean_logits_BC)
         logits_BC = logits_BC - self.cfg.margin * F.one_hot(labels_B, logits_BC.shape[1]).to(logits_BC.dtype)
         return F.cross_entropy(logits_BC / self.cfg.temperature, labels_B, reduction="none")

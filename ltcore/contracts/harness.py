@@ -35,7 +35,7 @@ PROGRESS = 0.9
 
 
 def stats(order_C: Tensor | None = None) -> ClassStats:
-    """Toy counts; ``order_C[c]`` is the new number of class c."""
+    """Returns toy counts; ``order_C[c]`` is the new number of class c."""
     counts_C = torch.tensor(COUNTS)
     if order_C is not None:
         counts_C = torch.zeros_like(counts_C).index_put((order_C,), counts_C)
@@ -80,7 +80,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def key_of(row: str) -> str:
-    """The name of a row's loss in the registry; of a term, also in the objective."""
+    """Returns the name of a row's loss in the registry; of a term, also in the objective."""
     return VARIANTS[row][0] if row in VARIANTS else row
 
 
@@ -90,28 +90,28 @@ ROWS = [("base", name) for name in BASE_ROWS] + [("term", name) for name in TERM
 
 
 def method(kind: str, name: str) -> Any:
-    """The class of a row."""
+    """Returns the class of a row."""
     return (BASES if kind == "base" else TERMS)[key_of(name)].build
 
 
 def options(row: str) -> dict[str, Any]:
-    """What a row changes of the defaults."""
+    """Returns what a row changes of the defaults."""
     return VARIANTS[row][1] if row in VARIANTS else {}
 
 
 def term_config(row: str, **changes: Any) -> Any:
-    """The configuration of a row's term, live from the beginning, otherwise with its defaults."""
+    """Returns the configuration of a row's term, live from the beginning, otherwise with its defaults."""
     return replace(method("term", row).Config(), **({"start": 0.0} | options(row) | changes))
 
 
 def objective_config(base: str, **terms: Any) -> ObjectiveConfig:
-    """The configuration of a row's base, and of the given terms."""
+    """Returns the configuration of a row's base, and of the given terms."""
     base_options = BaseOptions(**{key_of(base): method("base", base).Config(**options(base))})
     return ObjectiveConfig(base=key_of(base), base_options=base_options, terms=Terms(**terms))
 
 
 def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: Any) -> Objective:
-    """Objective of one base and the given term configurations, on toy data."""
+    """Builds the objective of one base and the given term configurations, on toy data."""
     objective = Objective(objective_config(base, **terms), stats(order_C), DIMS, seed=0).double()
     for name, parameter in objective.named_parameters():  # [C, ...], where all classes begin alike
         drawn = 0.3 * torch.randn(parameter.shape, generator=generator(0, name))
@@ -120,27 +120,27 @@ def build(base: str = "cross_entropy", order_C: Tensor | None = None, **terms: A
 
 
 def build_row(kind: str, name: str, order_C: Tensor | None = None) -> Objective:
-    """``kind``: 'base' or 'term'."""
+    """Builds the objective of a row; ``kind`` is 'base' or 'term'."""
     if kind == "base":
         return build(name, order_C)
     return build("balanced_softmax", order_C, **{key_of(name): term_config(name)})
 
 
 def batch_of(index_B: Tensor, order_C: Tensor | None = None) -> Batch:
-    """Samples are numbered by class; sample i has the same label whenever it comes."""
+    """Returns a batch of samples, which are numbered by class; sample i has the same label whenever it comes."""
     labels_B = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(COUNTS))[index_B]
     labels_B = labels_B if order_C is None else order_C[labels_B]
     return Batch(torch.zeros(1, len(index_B), 3, 1, 1), labels_B, index_B, torch.zeros_like(index_B))
 
 
 def takes_mixtures(row: tuple[str, str]) -> bool:
-    """Whether the row, as ``build_row`` configures it, allows mixup."""
+    """Tells whether the row, as ``build_row`` configures it, allows mixup."""
     kind, name = row
     return method(*row).label_mix if kind == "base" else not method(*row).mix_refusal(term_config(name))
 
 
 def mixed(batch: Batch) -> Batch:
-    """Rows 2k and 2k + 1 mixed with each other; their shares are a function of the two samples."""
+    """Returns rows 2k and 2k + 1 mixed with each other; their shares are a function of the two samples."""
     partner_B = torch.arange(len(batch)) ^ 1
     index_B = batch.index_B[partner_B]
     lam_B = (batch.index_B + index_B) % 7 / 7.0
@@ -148,7 +148,7 @@ def mixed(batch: Batch) -> Batch:
 
 
 def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Tensor | None = None) -> ModelOutput:
-    """float64 output with gradient, a function of (sample, epoch) alone, with the fields that the objective needs."""
+    """Returns a float64 output with gradient, a function of (sample, epoch) alone, with the fields that the objective needs."""
     experts = (EXPERTS,) if objective.base.expert_head else ()
 
     def draw(what: str, *shape: int) -> Tensor:
@@ -186,7 +186,7 @@ def output_of(objective: Objective, index_B: Tensor, epoch: int = 0, order_C: Te
 
 
 def tensors(out: ModelOutput) -> dict[str, Tensor]:
-    """Every tensor of the output, by the name of its field or stage."""
+    """Returns every tensor of the output, by the name of its field or stage."""
     whole = {f.name: getattr(out, f.name) for f in fields(out) if f.name not in NESTED}
     maps = {MAP + name: fmap for name, fmap in (out.stage_fmaps_BDhw or {}).items()}
     second = {} if out.second is None else {SECOND + name: t for name, t in tensors(out.second).items()}
@@ -194,7 +194,7 @@ def tensors(out: ModelOutput) -> dict[str, Tensor]:
 
 
 def with_tensors(out: ModelOutput, changed: dict[str, Tensor]) -> ModelOutput:
-    """The output with some of ``tensors`` replaced."""
+    """Returns the output with some of ``tensors`` replaced."""
     stages = {name: changed.get(name, t) for name, t in (out.stage_features_BD or {}).items()}
     maps = {name: changed.get(MAP + name, t) for name, t in (out.stage_fmaps_BDhw or {}).items()}
     whole = {name: t for name, t in changed.items() if name not in stages and not name.startswith((MAP, SECOND))}
@@ -204,7 +204,7 @@ def with_tensors(out: ModelOutput, changed: dict[str, Tensor]) -> ModelOutput:
 
 
 def my_rows(index_B: Tensor) -> Tensor:
-    """This rank's share of a global batch."""
+    """Returns this rank's share of a global batch."""
     return index_B.chunk(dist.world())[dist.rank()]
 
 
@@ -216,7 +216,7 @@ def fill(
     samples: int = SAMPLES,
     change: Callable[[str, Tensor], Tensor] = lambda _name, tensor: tensor,
 ) -> Objective:
-    """One toy epoch over the first ``samples`` samples before each merge, in batches of 12 over all ranks.
+    """Makes one toy epoch over the first ``samples`` samples before each merge, in batches of 12 over all ranks.
 
     ``change(name, tensor)`` is what the memories see of a tensor of the output.
     """
@@ -236,7 +236,7 @@ State = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def partly_filled(row: tuple[str, str]) -> Objective:
-    """Two merges and then half an epoch, so that something is published and something pending."""
+    """Makes two merges and then half an epoch, so that something is published and something pending."""
     objective = fill(build_row(*row))
     for index_B in torch.arange(SAMPLES // 2).split(12):
         mine = my_rows(index_B)
@@ -245,6 +245,7 @@ def partly_filled(row: tuple[str, str]) -> Objective:
 
 
 def copies(memory: Memory) -> State:
+    """Returns copies of what a memory published, and of what is pending."""
     return (
         {name: tensor.clone() for name, tensor in memory.published().items()},
         {name: tensor.clone() for name, tensor in memory.pending().items()},
@@ -253,13 +254,15 @@ def copies(memory: Memory) -> State:
 
 @dataclass
 class Result:
+    """What a loss came to."""
+
     loss: Tensor
     grads: dict[str, Tensor]
     parts: dict[str, Tensor]
 
 
 def evaluate(objective: Objective, out: ModelOutput, batch: Batch, progress: float = PROGRESS) -> Result:
-    """Loss and its gradients by the fields of the output and the parameters of the objective."""
+    """Computes the loss and its gradients by the fields of the output and the parameters of the objective."""
     inputs = tensors(out) | dict(objective.named_parameters())
     wanted = {name: t for name, t in inputs.items() if t.requires_grad}
     found = objective(out, batch, progress)
@@ -272,18 +275,20 @@ def evaluate(objective: Objective, out: ModelOutput, batch: Batch, progress: flo
 
 
 def run(objective: Objective, index_B: Tensor, order_C: Tensor | None = None) -> Result:
+    """Computes loss and gradients of some samples."""
     return evaluate(objective, output_of(objective, index_B, 7, order_C), batch_of(index_B, order_C))
 
 
 def run_mixed(objective: Objective, index_B: Tensor) -> Result:
-    """As ``run``, but the images are mixed with their neighbors."""
+    """Does the same as ``run``, but the images are mixed with their neighbors."""
     return evaluate(objective, output_of(objective, index_B, 7), mixed(batch_of(index_B)))
 
 
 def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+    """Refuses tensors that differ."""
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def ragged() -> Tensor:
-    """12 samples of several classes, in no order; some with one sample, some absent."""
+    """Returns 12 samples of several classes, in no order; some with one sample, some absent."""
     return torch.tensor([14, 0, 13, 1, 40, 25, 33, 2, 55, 61, 70, 71])
