@@ -31,6 +31,7 @@ from ltcore.training.copies import plan_epoch
 from ltcore.training.evaluate import Evaluator, Tested, check_train_split
 from ltcore.training.findings import findings
 from ltcore.training.hardware import most_memory_bytes
+from ltcore.training.head_init import start_head
 from ltcore.training.init_from import start_centroids, start_from
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
@@ -397,6 +398,8 @@ class Trainer:
         elif self.cfg.train.init_from is not None or self.cfg.model.weights is not None:
             self.at.started_from = start_from(self.cfg, self.components, self.loader.store.manifest.classes)
             start_centroids(self.cfg, self.components, self.evaluator)
+        if state is None:
+            start_head(self.cfg, self.components, self.evaluator)
         start = Start(images_seen=self.at.images_seen, world=self.ctx.world, host=platform.node(), at=now())
         self.record.update(starts=(*(self.record.value.starts or ()), start))
         if self.at.started_from:
