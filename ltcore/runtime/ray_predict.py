@@ -79,9 +79,7 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         span = range(int(batch["first"][0]), int(batch["last"][0]))
-        loaded = load_rows(
-            self._store, self._split, span, self._keys[span.start : span.stop], self._predictor.image_size
-        )
+        loaded = load_rows(self._store, self._split, span, self._keys[span.start : span.stop], self._predictor)
         found = predicted(self._predictor, loaded, self._top_k, self._logits)
         columns: dict[str, Any] = {
             "index": np.arange(span.start, span.stop),

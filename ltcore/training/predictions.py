@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ltcore.data.datasets.inputs import Item
-from ltcore.data.images.decode import Pixels, decode_canvas
+from ltcore.data.images.decode import Pixels
 from ltcore.data.loading.loader import MAX_THREADS
 from ltcore.data.loading.prefetch import prefetch
 from ltcore.data.shards.reader import ShardStore
@@ -54,7 +54,7 @@ def predict_items(
 
     def load(batch: Sequence[Item]) -> Loaded:
         files, labels = [item.file for item in batch], [item.label for item in batch]
-        canvases, errors = _decoded(predictor.image_size, [(item.read, item.file) for item in batch])
+        canvases, errors = _decoded(predictor, [(item.read, item.file) for item in batch])
         return Loaded(files, labels, canvases, errors)
 
     for loaded in prefetch(load, batches(items, predictor.batch_size), ahead=AHEAD, threads=_threads()):
@@ -73,7 +73,7 @@ def predict_split(
     spans = (range(first, min(first + predictor.batch_size, rows)) for first in range(0, rows, predictor.batch_size))
 
     def load(span: range) -> Loaded:
-        return load_rows(store, split, span, keys[span.start : span.stop], predictor.image_size)
+        return load_rows(store, split, span, keys[span.start : span.stop], predictor)
 
     loaded = prefetch(load, spans, ahead=AHEAD, threads=_threads())
     yield from in_order((predicted(predictor, each, top_k, logits) for each in loaded), split, rows)
@@ -101,12 +101,13 @@ class Loaded:
     files: Sequence[str]
     labels: Sequence[str | None]
     canvases_B3SS: npt.NDArray[np.uint8]
+    """Of five crops [B, 5, 3, S, S]."""
     errors: Sequence[str | None]
     split: str = ""
     first_index: int = -1
 
 
-def load_rows(store: ShardStore, split: str, span: range, keys: Sequence[str], image_size: int) -> Loaded:
+def load_rows(store: ShardStore, split: str, span: range, keys: Sequence[str], predictor: Predictor) -> Loaded:
     """Reads and decodes consecutive rows of a split, whose keys are at hand."""
 
     def reader(index: int) -> Callable[[], bytes]:
@@ -116,7 +117,7 @@ def load_rows(store: ShardStore, split: str, span: range, keys: Sequence[str], i
     labels = [classes[label] for label in store.labels(split)[span.start : span.stop].tolist()]
     where = f"{store.uri}: {split}/"
     canvases, errors = _decoded(
-        image_size, [(reader(index), f"{where}{key}") for index, key in zip(span, keys, strict=True)]
+        predictor, [(reader(index), f"{where}{key}") for index, key in zip(span, keys, strict=True)]
     )
     return Loaded(keys, labels, canvases, errors, split, span.start)
 
@@ -138,14 +139,14 @@ def predicted(predictor: Predictor, loaded: Loaded, top_k: int, logits: bool) ->
 
 
 def _decoded(
-    image_size: int, images: Sequence[tuple[Callable[[], bytes], str]]
+    predictor: Predictor, images: Sequence[tuple[Callable[[], bytes], str]]
 ) -> tuple[npt.NDArray[np.uint8], list[str | None]]:
     """Returns the canvases of images, given as (read, name), and what is wrong with each; its canvas is black then."""
-    canvases_B3SS = np.zeros((len(images), 3, image_size, image_size), np.uint8)
+    canvases_B3SS = np.zeros((len(images), *predictor.canvas_shape), np.uint8)
     errors: list[str | None] = [None] * len(images)
     for n, (read, name) in enumerate(images):
         try:
-            canvas: Pixels = decode_canvas(read(), image_size, name)
+            canvas: Pixels = predictor.decode(read(), name)
             canvases_B3SS[n] = canvas
         except DataError as error:
             errors[n] = str(error)

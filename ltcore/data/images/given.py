@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ltcore.data.images.boxes import centered_square
-from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, resample, size_of
+from ltcore.data.images.decode import Pixels, decode_canvas, decode_image, pixels_of, resample, size_of
 from ltcore.errors import DataError
 from ltcore.limits import MAX_IMAGE_BYTES
 from ltcore.storage import is_plain
@@ -42,13 +42,25 @@ def canvas_of(image: ImageLike, image_size: int, number: int) -> Pixels:
         return decode_canvas(image, image_size, f"image {number}, given as bytes")
     if isinstance(image, str | Path):
         return decode_canvas(read_image(Path(image)), image_size, str(image))
-    if isinstance(image, Image.Image):
-        pixels_3HW = pixels_of(image, f"image {number}, given as a PIL image")
-    elif isinstance(image, np.ndarray | Tensor):
-        pixels_3HW = _planes(image, number)
-    else:
-        raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
+    pixels_3HW = _in_memory(image, number)
     return resample(pixels_3HW, centered_square(size_of(pixels_3HW)), (image_size, image_size))
+
+
+def whole_of(image: ImageLike, number: int) -> Pixels:
+    """Returns the whole image [3, H, W], otherwise as :func:`canvas_of` does."""
+    if isinstance(image, bytes):
+        return decode_image(image, f"image {number}, given as bytes")
+    if isinstance(image, str | Path):
+        return decode_image(read_image(Path(image)), str(image))
+    return _in_memory(image, number)
+
+
+def _in_memory(image: Image.Image | npt.NDArray[np.uint8] | Tensor, number: int) -> Pixels:
+    if isinstance(image, Image.Image):
+        return pixels_of(image, f"image {number}, given as a PIL image")
+    if isinstance(image, np.ndarray | Tensor):
+        return _planes(image, number)
+    raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
 
 
 def read_image(path: Path) -> bytes:
