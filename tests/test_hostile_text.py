@@ -29,6 +29,7 @@ from ltcore.cli.entry import run_main, say
 from ltcore.config.execution import PREDICTION_FORMATS
 from ltcore.config.records import SweepRecord
 from ltcore.data.datasets import inputs
+from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards import validate as check
 from ltcore.data.shards.manifest import LabelTable, Manifest, Split
 from ltcore.errors import DataError
@@ -204,6 +205,7 @@ def test_predictions_and_metrics(
 ) -> None:
     fields = {"config": SimpleNamespace(data=None, name=text), "classes": (text,), "place": text, "data_hash": text}
     predictor = SimpleNamespace(**fields, posthoc_tau=0.0, tta="none", batch_size=8, image_size=8)
+    predictor.canvas_shape, predictor.decode = (3, 8, 8), lambda data, where: decode_canvas(data, 8, where)
     predictor.logits = lambda images_BCHW: torch.zeros(len(images_BCHW), 1)
     monkeypatch.setattr(forecast, "load", lambda *_, **__: predictor)
     monkeypatch.setattr(inputs, "read_image", lambda _: png(np.random.default_rng(0)))
@@ -234,6 +236,7 @@ def test_predictions_and_metrics(
         "checkpoint": text,
         "data": {"name": text},
         "classes": [text, f"{text}2", "c"],
+        "tta": "five_crop",
         "splits": {text: {text: 0.5}},
         "classes_present": {text: 2},
         "per_class": {text: [0.5, 1.0, None]},

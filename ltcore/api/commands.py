@@ -139,6 +139,7 @@ def evaluate(
     splits: Sequence[str] = (),
     protocols: Sequence[str] = (),
     posthoc_tau: float = 0.0,
+    tta: str = "none",
     verbose: bool = True,
 ) -> Evaluation:
     """Computes the metrics of a trained classifier on the test splits of its data, or of other data.
@@ -149,6 +150,8 @@ def evaluate(
         splits: splits by name; without them and ``protocols``, every test split.
         protocols: any of 'clt', 'alt', 'glt'.
         posthoc_tau: strength of post-hoc logit adjustment; a ``Predictor`` brings its own.
+        tta: 'none', 'flip' (mean logits with the mirror image) or 'five_crop' (of corners and center, as LIFT does); a
+            ``Predictor`` brings its own.
         verbose: tell what is done.
     """
     from ltcore.cli.evaluate import measured
@@ -159,9 +162,9 @@ def evaluate(
     for protocol in protocols:
         _checked(PROTOCOLS, protocols=protocol)
     if isinstance(run, Run | Sweep):
-        predictor = run.predictor(posthoc_tau)
+        predictor = run.predictor(posthoc_tau, tta)
     else:
-        predictor = run if isinstance(run, Predictor) else load(run, posthoc_tau)
+        predictor = run if isinstance(run, Predictor) else load(run, posthoc_tau, tta=tta)
     given = data if data is not None else os.environ.get("LTCORE_DATA")
     found = measured(predictor, None if given is None else str(given), splits, protocols, _output(verbose))
     return Evaluation(found, predictor)

@@ -62,11 +62,11 @@ class Run(_Stored[RunRecord]):
         """Returns the metrics of the epoch that was best on validation, with its ``epoch``."""
         return self.record.best
 
-    def predictor(self, posthoc_tau: float = 0.0) -> Predictor:
+    def predictor(self, posthoc_tau: float = 0.0, tta: str = "none") -> Predictor:
         """Loads the classifier: the best checkpoint on validation, else the last. See ``ltcore.load``."""
         from ltcore.training.predict import load
 
-        return load(self.uri, posthoc_tau)
+        return load(self.uri, posthoc_tau, tta=tta)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns the course of the run: a row for each epoch, a column for each metric."""
@@ -137,9 +137,9 @@ class Sweep(_Stored[SweepRecord]):
         winner = self.record.trial(self.record.winner)
         return {} if winner is None else winner.params
 
-    def predictor(self, posthoc_tau: float = 0.0) -> Predictor:
+    def predictor(self, posthoc_tau: float = 0.0, tta: str = "none") -> Predictor:
         """Loads the classifier of the winner."""
-        return self.best.predictor(posthoc_tau)
+        return self.best.predictor(posthoc_tau, tta)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns a row for each trial, best first, with the swept keys and ``record.metric`` as columns.

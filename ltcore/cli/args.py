@@ -75,7 +75,7 @@ class EvaluateArgs:
     with another ending, the file for predictions; None: the standard output."""
     debug: bool
     tta: str = "none"
-    """Test-time augmentation: 'none' or 'flip'."""
+    """Test-time augmentation: 'none', 'flip' or 'five_crop'."""
     top_k: int = 1
     """Most probable classes of each image in predictions."""
     logits: bool = False

@@ -92,7 +92,7 @@ def _files(checkpoint: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[
 def metrics_name(result: Mapping[str, Any], what: str) -> str:
     """Returns the name of a file of metrics: of which data, of what, and with which adjustment."""
     tau = f"-tau{result['posthoc_tau']:g}" if result["posthoc_tau"] else ""
-    tau += "-flip" if result["tta"] == "flip" else ""
+    tau += f"-{result['tta']}" if result["tta"] != "none" else ""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{result['name'][:60]}-{result['data_hash'][:8]}-{what}{tau}.json")
 
 
@@ -102,7 +102,8 @@ def _write(file: str, result: dict[str, Any]) -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['checkpoint']} on {json.dumps(result['data'])}")
+    tta = f", {result['tta']}" if result["tta"] != "none" else ""
+    table = Table(title=f"{result['checkpoint']} on {json.dumps(result['data'])}{tta}")
     table.add_column("metric, %")
     for split in result["splits"]:
         table.add_column(split, justify="right")

@@ -29,7 +29,7 @@ def read_export(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         metavar="IMAGES",
         help="image files or folders on which the file is compared with the checkpoint",
     )
-    add_prediction_flags(parser)
+    add_prediction_flags(parser, tta=("none", "flip"))  # a file takes one canvas of each image
     args = parser.parse_intermixed_args(argv)
     return ExportArgs(
         checkpoint=args.checkpoint,

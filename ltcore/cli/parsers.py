@@ -258,8 +258,8 @@ def command_parser(doc: str | None, prog: str | None = None) -> argparse.Argumen
     return parser
 
 
-def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what changes the logits of a trained classifier."""
+def add_prediction_flags(parser: argparse.ArgumentParser, tta: Sequence[str] = ("none", "flip", "five_crop")) -> None:
+    """Adds what changes the logits of a trained classifier; ``tta`` is what the command can do."""
     parser.add_argument(
         "--posthoc-tau",
         type=not_negative,
@@ -267,7 +267,8 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TAU",
         help="predict with logits less TAU times the log class prior of training (1: for a balanced test)",
     )
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="mean logits of image and mirror image")
+    crops = ", or of four corners and center of a larger copy (LIFT)" if "five_crop" in tta else ""
+    parser.add_argument("--tta", choices=tta, default="none", help=f"mean logits of image and mirror image{crops}")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:

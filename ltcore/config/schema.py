@@ -30,7 +30,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.loading.class_sampling import CLASS_AWARE, SAMPLINGS
 from ltcore.errors import at_least, one_of, plain_name, positive, within
 from ltcore.evaluation.catalog import NCM, VALIDATION
-from ltcore.models.net import ModelConfig
+from ltcore.models.net import CLASS_MEANS, ModelConfig
 from ltcore.models.registry import stages
 from ltcore.models.tune import HEAD
 from ltcore.models.weights import WEIGHT_FILES
@@ -321,6 +321,11 @@ class RunConfig:
             raise ValueError(
                 f"train.freeze={self.train.freeze} does not go with objective.base={base}, which contrasts images with the "
                 "rows of the classifier as its learnable centers. Set train.freeze=null"
+            )
+        if self.train.freeze and self.model.head_init == CLASS_MEANS:
+            raise ValueError(
+                f"model.head_init={CLASS_MEANS} does not go with train.freeze={self.train.freeze}, which keeps the classifier of "
+                "train.init_from. Set model.head_init=random or train.freeze=null"
             )
 
     def _check_weights(self) -> None:

@@ -29,6 +29,8 @@ MAP = "fmap/"
 """Prefix of a stage name in ``needs`` that requires its feature map instead of its pooled features."""
 PROJECTIONS = ("projection.", "own_projection.")
 """Name prefixes of parameters that are used in training only."""
+CLASS_MEANS = "class_means"
+HEAD_INITS = ("random", CLASS_MEANS)
 
 MAX_EXPERTS = 64
 """Upper limit that catches mistakes and corrupted files: each expert is a network of its own."""
@@ -52,6 +54,11 @@ class ModelConfig:
     """Factor on the cosines, > 0. No effect with a linear head. LDAM and RIDE use 30, TDE 16."""
     tde: TdeConfig = field(default_factory=TdeConfig)
     """Options of the classifier 'tde'."""
+    head_init: str = "random"
+    """Rows of the classifier at the start: 'random' (drawn by ``seed``, or those of ``train.init_from``) or 'class_means', the
+    mean feature of each class's training images, at length 1 and with bias 0 (LIFT): one more pass over them. The features
+    are those that training starts from, so drawn ones (``weights=null`` without ``train.init_from``) give rows that say
+    little. One expert only. No effect in stage 2."""
     num_experts: int = 1
     """Number of classifiers, 1 to 64. From 2 on each has its own last stages of the backbone, and logits are [B, E, C].
     """
@@ -91,6 +98,12 @@ class ModelConfig:
             self._check_timm()
         self._check_weights()
         one_of(sorted(HEADS), head=self.head)
+        one_of(HEAD_INITS, head_init=self.head_init)
+        if self.head_init == CLASS_MEANS and self.num_experts > 1:
+            raise ValueError(
+                f"head_init={CLASS_MEANS} needs num_experts=1, got {self.num_experts}: experts that start from the same weights "
+                "would get the same rows, and what starts alike may stay alike"
+            )
         positive(cosine_scale=self.cosine_scale)
         within(f"[1, {MAX_EXPERTS}]", num_experts=self.num_experts)
         within("(0, 1]", expert_width=self.expert_width)

@@ -26,6 +26,7 @@ from ltcore.evaluation.confusion_file import ConfusionCells
 from ltcore.evaluation.metrics import metrics, per_attribute, per_class, reliability_bins, support
 from ltcore.hashing import hash64
 from ltcore.models.net import LongTailNet
+from ltcore.models.views import over_views
 from ltcore.training.preflight import refuse_empty_classes
 
 
@@ -70,7 +71,7 @@ class Evaluator:
     def outputs(self, split: str) -> Iterator[tuple[Batch, ModelOutput]]:
         """Yields each batch of the rank's share of a split, and the network's output for it.
 
-        The network is in evaluation mode.
+        The network is in evaluation mode. Where the loader gives several views, logits are the mean over them.
         """
         was_training = self.net.training
         self.net.eval()
@@ -78,7 +79,7 @@ class Evaluator:
             self.beat()
             batch = self.normalize(raw.to(self.device))
             with torch.no_grad(), self._precision():
-                out = self.net(batch.images_VBCHW[0])
+                out = over_views(self.net, batch.images_VBCHW)
             yield batch, out
         self.net.train(was_training)
 

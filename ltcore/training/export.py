@@ -58,9 +58,14 @@ def export(predictor: Predictor, file: str, images_BCHW: Tensor) -> float:
     """Writes the classifier to ``file``, .onnx or .pt2, and returns the largest difference between its logits.
 
     The finished file is compared with the checkpoint on ``images_BCHW``, uint8 [B, 3, S, S], and appears only where the two
-    agree to ``TOLERANCE``. Raises ConfigError for another ending, and where a package is missing.
+    agree to ``TOLERANCE``. Raises ConfigError for another ending, where a package is missing, and for five crops.
     """
     refuse_format(file)
+    if predictor.views > 1:
+        raise ConfigError(
+            f"tta={predictor.tta} cannot be exported: the crops are cut out of whole images, and {file} takes one canvas "
+            "of each. Export with tta=none or flip."
+        )
     onnx = file.endswith(".onnx")
     write, run = (_write_onnx, _run_onnx) if onnx else (_write_pt2, _run_pt2)
     net = ExportedNet(predictor).eval()

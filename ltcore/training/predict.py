@@ -17,6 +17,7 @@ from ltcore.batch import Batch
 from ltcore.config.json_record import encode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.augment import Augment
+from ltcore.data.loading.five_crop import FiveCropLoader
 from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.data.prep import framing_of
 from ltcore.data.shards.manifest import Manifest
@@ -29,7 +30,7 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
 from ltcore.training.init_from import whole_weights
-from ltcore.training.predictor import TTA, Mirrored, Predictor
+from ltcore.training.predictor import FLIP, TTA, Mirrored, Predictor
 
 
 def load(
@@ -39,8 +40,9 @@ def load(
 
     ``posthoc_tau`` > 0 predicts with logits less that multiple of the log prior it was trained under (post-hoc logit
     adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum). ``device`` may be 'auto', the GPU where there is one.
-    ``tta='flip'`` predicts with the mean of the logits of each image and its mirror image. Raises CheckpointError where
-    there is none or it is damaged, ConfigError where the run balanced its classes in training.
+    ``tta='flip'`` predicts with the mean of the logits of each image and its mirror image, ``'five_crop'`` with that of its
+    four corners and its center, cut out of a larger copy (LIFT; sizes: ``ltcore.data.images.five_crop``). Raises
+    CheckpointError where there is none or it is damaged, ConfigError where the run balanced its classes in training.
     """
     with fetched_checkpoint(str(checkpoint), weights=True) as path:
         if not path.exists():
@@ -48,9 +50,8 @@ def load(
         predictor = predictor_of(ckpt.read(path, str(checkpoint)), posthoc_tau)
     if tta not in TTA:
         raise ConfigError(f"tta={tta!r} is unknown. Known: {', '.join(TTA)}.")
-    if tta == "flip":
-        predictor = replace(predictor, net=Mirrored(predictor.net).eval(), tta=tta)
-    return predictor.to(device)
+    net = Mirrored(predictor.net).eval() if tta == FLIP else predictor.net
+    return replace(predictor, net=net, tta=tta).to(device)
 
 
 def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
@@ -133,7 +134,8 @@ def evaluate(
     data = replace(
         predictor.config.data, image_size=predictor.image_size, mean=predictor.mean, std=predictor.std, loader="threads"
     )
-    with contextlib.closing(ThreadedLoader(data, data_uri, batch_size=1, seed=0, trains=False)) as loader:
+    make_loader = FiveCropLoader if predictor.views > 1 else ThreadedLoader
+    with contextlib.closing(make_loader(data, data_uri, batch_size=1, seed=0, trains=False)) as loader:
         manifest = loader.store.manifest
         evaluator = _evaluator(predictor, loader, classes_by_name(predictor, manifest.classes, data_uri))
         tested = {
@@ -171,7 +173,7 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
         net=cast(LongTailNet, predictor.net.to(device)),  # or Mirrored, whose output has the same logits
         loader=loader,
         device=device,
-        batch_size=512,
+        batch_size=512 // predictor.views,
         normalize=normalize,
         adjust=lambda logits_BC: predictor.adjusted(predictor.finite(logits_BC)),
         num_classes=len(predictor.classes),

@@ -101,6 +101,7 @@ class Loaded:
     files: Sequence[str]
     labels: Sequence[str | None]
     canvases_B3SS: npt.NDArray[np.uint8]
+    """Of five crops [B, 5, 3, S, S]."""
     errors: Sequence[str | None]
     split: str = ""
     first_index: int = -1
@@ -141,8 +142,7 @@ def _decoded(
     predictor: Predictor, images: Sequence[tuple[Callable[[], bytes], str]]
 ) -> tuple[npt.NDArray[np.uint8], list[str | None]]:
     """Returns the canvases of images, given as (read, name), and what is wrong with each; its canvas is black then."""
-    side = predictor.image_size
-    canvases_B3SS = np.zeros((len(images), 3, side, side), np.uint8)
+    canvases_B3SS = np.zeros((len(images), *predictor.canvas_shape), np.uint8)
     errors: list[str | None] = [None] * len(images)
     for n, (read, name) in enumerate(images):
         try:

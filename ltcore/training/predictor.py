@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -16,17 +17,21 @@ from ltcore.batch import ModelOutput
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.ops import scale_and_shift, unit_range
 from ltcore.data.images.decode import Pixels, decode_canvas
-from ltcore.data.images.given import IMAGES, ImageLike, canvas_of, is_one
+from ltcore.data.images.five_crop import NUM_CROPS, decode_five, five_crops
+from ltcore.data.images.given import IMAGES, ImageLike, canvas_of, is_one, whole_of
 from ltcore.errors import ConfigError, DataError, NumericError
 from ltcore.framing import OWN_WAY, Framing
+from ltcore.models.views import over_views
 from ltcore.objective.losses.logit_adjust import posthoc_logits
 
 T = TypeVar("T")
 BATCH_BYTES = 64 * 2**20
 """Of the float32 images of one forward pass."""
 MOST_PER_BATCH = 512
-TTA = ("none", "flip")
-"""Test-time augmentation: none, or the mean over the image and its mirror image."""
+FLIP, FIVE_CROP = "flip", "five_crop"
+TTA = ("none", FLIP, FIVE_CROP)
+"""Test-time augmentation: none, or the mean of the logits over the image and its mirror image, or over five crops of the
+image (``data.images.five_crop``)."""
 
 
 class Mirrored(nn.Module):
@@ -52,8 +57,8 @@ class Predictor:
 
     Wherever a method takes images, they are one or several of: paths, bytes of files, PIL images, uint8 arrays [H, W, 3]
     or [H, W] (numpy), uint8 tensors [3, H, W] (torch); RGB, of any size. They are prepared as in evaluation: brought to
-    [3, S, S] as ``framing`` says, and normalized. Raises DataError for what is missing or no image, NumericError where the
-    network computes numbers that are not finite.
+    [3, S, S] as ``framing`` says (or to five crops, see ``tta``), and normalized. Raises DataError for what is missing or no
+    image, NumericError where the network computes numbers that are not finite.
     """
 
     net: nn.Module
@@ -79,7 +84,7 @@ class Predictor:
     framing: Framing = OWN_WAY
     """How whole images are brought to [3, S, S]."""
     tta: str = "none"
-    """Test-time augmentation, one of ``TTA``; ``net`` does it."""
+    """Test-time augmentation, one of ``TTA``; of the mirror image ``net`` does it."""
 
     @property
     def device(self) -> torch.device:
@@ -95,18 +100,20 @@ class Predictor:
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Returns float32 [B, C] logits for uint8 RGB images [B, 3, S, S], on their device, post-hoc adjustment included.
 
-        Raises DataError for other shapes.
+        With five crops they are [B, 5, 3, S, S], as ``read`` makes them. Raises DataError for other shapes.
         """
-        if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != (3, self.image_size, self.image_size):
+        if images_BCHW.dtype != torch.uint8 or images_BCHW.shape[1:] != self.canvas_shape:
             raise DataError(
-                f"Expected uint8 images of shape [B, 3, {self.image_size}, {self.image_size}], got {images_BCHW.dtype} "
+                f"Expected uint8 images of shape [B, {', '.join(map(str, self.canvas_shape))}], got {images_BCHW.dtype} "
                 f"{list(images_BCHW.shape)}. Predictor.read(images) makes them."
             )
-        logits_BC = self.net(self.normalize(images_BCHW.to(self.device))).mean_logits_BC
+        inputs = self.normalize(images_BCHW.to(self.device))
+        views_VBCHW = inputs.transpose(0, 1) if self.views > 1 else inputs[None]
+        logits_BC = over_views(self.net, views_VBCHW).mean_logits_BC
         return self.adjusted(self.finite(logits_BC)).to(images_BCHW.device)
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """Returns float32 [B, C] probabilities for uint8 RGB images [B, 3, S, S]; errors as for ``logits``."""
+        """Returns float32 [B, C] probabilities for what ``logits`` takes, with its errors."""
         return self.logits(images_BCHW).softmax(1)
 
     def adjusted(self, logits_BC: Tensor) -> Tensor:
@@ -133,15 +140,21 @@ class Predictor:
         return unit_range(images_BCHW) * scale + shift
 
     def read(self, images: Iterable[ImageLike] | ImageLike) -> Tensor:
-        """Prepares images as uint8 [B, 3, S, S], the input of a call. One image is a batch of one."""
+        """Prepares images as uint8 [B, 3, S, S], or [B, 5, 3, S, S] with five crops: the input of a call.
+
+        One image is a batch of one.
+        """
         canvases = list(self._canvases(images))
         if not canvases:
-            return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
+            return torch.empty(0, *self.canvas_shape, dtype=torch.uint8)
         return torch.from_numpy(np.stack(canvases))
 
     def decode(self, data: bytes, where: str) -> Pixels:
-        """Returns the encoded image as [3, S, S]; ``where`` names it in the DataError that a bad one raises."""
-        return decode_canvas(data, self.image_size, where, self.framing)
+        """Returns the encoded image as one row of what ``read`` makes.
+
+        ``where`` names it in the DataError that a bad one raises.
+        """
+        return (decode_five if self.views > 1 else decode_canvas)(data, self.image_size, where, self.framing)
 
     def predict(self, images: Iterable[ImageLike] | ImageLike) -> list[tuple[str, float]]:
         """Returns (class name, probability) of the most probable class of each image."""
@@ -165,9 +178,20 @@ class Predictor:
         return np.concatenate([np.empty((0, len(self.classes)), np.float32), *parts])
 
     @property
+    def views(self) -> int:
+        """Returns how many crops of an image are predicted: 5 or 1."""
+        return NUM_CROPS if self.tta == FIVE_CROP else 1
+
+    @property
+    def canvas_shape(self) -> tuple[int, ...]:
+        """Returns the shape of one image for the network: (3, S, S), or (5, 3, S, S) with five crops."""
+        one = (3, self.image_size, self.image_size)
+        return one if self.views == 1 else (self.views, *one)
+
+    @property
     def batch_size(self) -> int:
         """Returns the images of one forward pass: at most ``BATCH_BYTES`` as float32."""
-        return max(1, min(MOST_PER_BATCH, BATCH_BYTES // (3 * self.image_size**2 * 4)))
+        return max(1, min(MOST_PER_BATCH, BATCH_BYTES // (math.prod(self.canvas_shape) * 4)))
 
     def _tops(self, images: Iterable[ImageLike] | ImageLike, k: int) -> Iterator[list[tuple[str, float]]]:
         if k < 1:
@@ -186,7 +210,10 @@ class Predictor:
         if not isinstance(listed, Iterable):
             raise DataError(f"Expected {IMAGES}, or several of them, got a {type(images).__name__}.")
         for number, image in enumerate(listed):
-            yield canvas_of(image, self.image_size, number, self.framing)
+            if self.views > 1:
+                yield five_crops(whole_of(image, number), self.image_size, self.framing)
+            else:
+                yield canvas_of(image, self.image_size, number, self.framing)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

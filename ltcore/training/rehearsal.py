@@ -22,6 +22,7 @@ from ltcore.data.loading.factory import cache_fits, make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError
+from ltcore.models.net import CLASS_MEANS
 from ltcore.storage import cache_root, free_bytes, is_local, local_path
 from ltcore.text import byte_size, duration
 from ltcore.training import ncm
@@ -214,6 +215,7 @@ def estimate(cfg: RunConfig, manifest: Manifest, speed: Speed, *, cached: bool) 
     test = sum(split.num_samples for name, split in manifest.splits.items() if name.startswith("test"))
     evaluated = validations * (val + ncm.in_validation(cfg) * (num_train + val))
     evaluated += 2 * (test + ncm.in_tests(cfg) * (num_train + test))  # with the last weights and the best ones
+    evaluated += num_train * (cfg.model.head_init == CLASS_MEANS)
     seconds = images / speed.train_per_s + evaluated / speed.eval_per_s
     hardware = describe_hardware()
     where = (

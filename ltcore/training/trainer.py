@@ -34,6 +34,7 @@ from ltcore.training.descent import build_descent, take_step
 from ltcore.training.evaluate import Evaluator, Tested, check_train_split
 from ltcore.training.findings import findings
 from ltcore.training.hardware import most_memory_bytes
+from ltcore.training.head_init import start_head
 from ltcore.training.init_from import start_centroids, start_from, whole_state
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
 from ltcore.training.optim import step_rate
@@ -404,6 +405,8 @@ class Trainer:
         elif self.cfg.train.init_from is not None or self.cfg.model.weights is not None:
             self.at.started_from = start_from(self.cfg, self.components, self.loader.store.manifest.classes)
             start_centroids(self.cfg, self.components, self.evaluator)
+        if state is None:
+            start_head(self.cfg, self.components, self.evaluator)
         self.base = described(self.cfg, self.components.step.net)
         start = Start(images_seen=self.at.images_seen, world=self.ctx.world, host=platform.node(), at=now())
         trained, parameters = count(self.components.step.net)

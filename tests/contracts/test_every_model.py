@@ -9,7 +9,6 @@ import pytest
 from ltcore.contracts import models
 from ltcore.models.heads import HEADS
 from ltcore.models.registry import MODELS
-from tests.contracts.networks import NEEDS, STAGES
 
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet152" else name for name in MODELS]
 """The largest costs seconds a test."""

@@ -104,7 +104,7 @@ def test_flip_is_the_mean_of_the_logits_of_image_and_mirror_image(stage1: Path, 
     assert torch.allclose(flip.logits(images_BCHW), both, atol=1e-5)
     assert torch.allclose(flip(images_BCHW), both.softmax(1), atol=1e-6)
     assert evaluate(flip, tiny_shards, [], [])["tta"] == "flip"
-    with pytest.raises(ConfigError, match=r"tta='five' is unknown\. Known: none, flip"):
+    with pytest.raises(ConfigError, match=r"tta='five' is unknown\. Known: none, flip, five_crop"):
         ltcore.load(stage1, tta="five")
 
 

@@ -91,6 +91,9 @@ def test_time_is_images_over_speed(tiny_shards: str) -> None:
     features = cfg.replace({"train.ncm": True})  # as many passes again, and each time the training images
     seconds = 3 * 40 / 4.0 + (3 * (2 * 12 + 46) + 2 * (2 * 14 + 46)) / 10.0
     assert f"takes about {duration(seconds)}" in estimate(features, manifest, SPEED, cached=False)
+    means = estimate(cfg.replace({"model.head_init": "class_means"}), manifest, SPEED, cached=False)
+    seconds = 3 * 40 / 4.0 + (3 * 12 + 2 * 14 + 46) / 10.0
+    assert f"takes about {round(seconds)} s" in means, "a pass over the training images before the first step"
 
 
 def test_weights_that_do_not_fit_are_found(tiny_shards: str, tmp_path: Path) -> None:

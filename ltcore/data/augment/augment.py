@@ -75,8 +75,8 @@ class Augment:
         return mixed(batch, self._cfg, self._counts_C, self._seed, epoch)
 
     def evaluate(self, batch: Batch) -> Batch:
-        """Normalizes uint8 [1, B, 3, S, S] to float32 [1, B, 3, S, S], and does nothing else."""
-        return batch.with_images(self._normalize(batch.images_VBCHW[0])[None])
+        """Normalizes uint8 [V, B, 3, S, S] to float32 [V, B, 3, S, S], and does nothing else."""
+        return batch.with_images(self._normalize(batch.images_VBCHW))
 
     def _normalize(self, images: Tensor) -> Tensor:
         self._scale = self._scale.to(images.device)

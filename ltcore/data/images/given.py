@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ltcore.data.images.decode import Pixels, decode_canvas, pixels_of, to_canvas
+from ltcore.data.images.decode import Pixels, decode_canvas, decode_image, pixels_of, to_canvas
 from ltcore.errors import DataError
 from ltcore.framing import OWN_WAY, Framing
 from ltcore.limits import MAX_IMAGE_BYTES
@@ -42,13 +42,24 @@ def canvas_of(image: ImageLike, image_size: int, number: int, framing: Framing =
         return decode_canvas(image, image_size, f"image {number}, given as bytes", framing)
     if isinstance(image, str | Path):
         return decode_canvas(read_image(Path(image)), image_size, str(image), framing)
+    return to_canvas(_in_memory(image, number), image_size, framing)
+
+
+def whole_of(image: ImageLike, number: int) -> Pixels:
+    """Returns the whole image [3, H, W], otherwise as :func:`canvas_of` does."""
+    if isinstance(image, bytes):
+        return decode_image(image, f"image {number}, given as bytes")
+    if isinstance(image, str | Path):
+        return decode_image(read_image(Path(image)), str(image))
+    return _in_memory(image, number)
+
+
+def _in_memory(image: Image.Image | npt.NDArray[np.uint8] | Tensor, number: int) -> Pixels:
     if isinstance(image, Image.Image):
-        pixels_3HW = pixels_of(image, f"image {number}, given as a PIL image")
-    elif isinstance(image, np.ndarray | Tensor):
-        pixels_3HW = _planes(image, number)
-    else:
-        raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
-    return to_canvas(pixels_3HW, image_size, framing)
+        return pixels_of(image, f"image {number}, given as a PIL image")
+    if isinstance(image, np.ndarray | Tensor):
+        return _planes(image, number)
+    raise DataError(f"Image {number} is a {type(image).__name__}, expected {IMAGES}.")
 
 
 def read_image(path: Path) -> bytes:

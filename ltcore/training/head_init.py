@@ -1,0 +1,62 @@
+"""Where the rows of the classifier begin: drawn, or at the class means of the features that training starts from.
+
+    w_c = m_c / |m_c|,    m_c the mean feature of the training images of class c        (model.head_init=class_means)
+
+A cosine classifier then begins as the nearest class mean by angle. A linear one gets the same rows and bias 0: logits
+|z| cos(m_c, z). Equal lengths matter there: a mean of few images is longer than one of many, which is no evidence for its
+class.
+
+Source: LIFT, Shi et al., "Long-tail learning with foundation model: heavy fine-tuning hurts", ICML 2024, arXiv:2309.10019,
+and its code ('init_head: class_mean'): for weights of ImageNet-21k, and as the alternative to CLIP's text
+features, which are not built here.
+Differs: the means are those of the network that training starts from, while theirs leave the tuned modules out. Adapters
+and LoRA begin as the identity, where both are the same; drawn prompts do not.
+Cost: one pass over the training images, as ``train.ncm`` takes for one evaluation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ltcore.config.schema import RunConfig
+from ltcore.models.net import CLASS_MEANS
+from ltcore.objective.stage2.ncm import ClassMeans
+from ltcore.training.build import Components
+from ltcore.training.evaluate import Evaluator
+
+GRID = 2.0**30
+"""Features are rounded to multiples of 1 / GRID. Sums below 2^53 / GRID = 8.4 million are then exact in float64, so that
+their order, and with it the number of ranks, cannot change a bit; the rounding is below that of a float32 from 0.01 on."""
+
+
+def start_head(cfg: RunConfig, components: Components, evaluator: Evaluator) -> None:
+    """Sets the rows of the classifier to class means, where ``model.head_init`` asks for it. A collective.
+
+    Moving averages and key encoder start with the same rows; a second network keeps its drawn classifier. No class lacks
+    images: a run begins with a check that refuses such data.
+    """
+    if cfg.model.head_init != CLASS_MEANS:
+        return
+    net = components.step.net
+    rows_CD = class_rows(cfg, evaluator)
+    with torch.no_grad():
+        for name, parameter in net.heads.named_parameters():  # of one expert: the configuration refuses several
+            parameter.copy_(rows_CD) if name.endswith(".weight") else parameter.zero_()
+    for copy in (components.step.key, components.average):
+        if copy is not None:
+            copy.net.heads.load_state_dict(net.heads.state_dict())
+
+
+def class_rows(cfg: RunConfig, evaluator: Evaluator) -> Tensor:
+    """Returns float64 [C, D] unit class means of the training images, in evaluation mode and without augmentation.
+
+    They are equal on every rank and for every number of ranks, as far as the features are. A collective.
+    """
+    num_classes = len(evaluator.loader.store.manifest.classes)
+    sums = ClassMeans(num_classes, 1, evaluator.net.feature_dim, unit=False)
+    for batch, out in evaluator.outputs(cfg.data.train_split):
+        sums.add((out.features_BD.double() * GRID).round() / GRID, batch.labels_B)
+    (means_CD,) = sums.over_ranks(evaluator.device)
+    return F.normalize(means_CD, dim=1)
