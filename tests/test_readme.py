@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_there_is_an_example_of_a_model_and_of_a_loss() -> None:
-    assert [("ltcore.load" in b, "make_objective" in b) for b in BLOCKS] == [(True, False), (False, True)]
+    assert [("ltcore.load" in b, "Criterion" in b) for b in BLOCKS] == [(True, False), (False, True)]
 
 
 def test_a_trained_model_predicts(tiny_shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from ltcore.data.augment.policies import reader_crops
 from ltcore.data.loading.canvas_cache import canvas_bytes
 from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL
 from ltcore.data.shards.manifest import Manifest, read_manifest
-from ltcore.models.tune import FULL, count
+from ltcore.models.tune import FULL, HEAD, PARTIAL, count
 from ltcore.objective.memory.base import Memory
 from ltcore.text import byte_size
 from ltcore.training.build import build_modules, num_views
@@ -24,8 +24,8 @@ COPIES = {"sgd": 3, "adamw": 4}
 def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     """Returns lines of text about the cost of a run that sees ``images`` training images.
 
-    A training step counts as three forwards (the backward is two), one more where there is a key encoder, and three more where
-    a second network, view or stream is trained; evaluation and losses are not included.
+    A training step counts as three forwards (the backward is two, see ``_passes``), one more where there is a key encoder, and
+    as many again where a second network, view or stream is trained; evaluation and losses are not included.
     """
     split = manifest.split(cfg.data.train_split)
     image_size = cfg.data.image_size or manifest.image_size
@@ -34,7 +34,7 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     forward = forward_flops(net, image_size)
     has_key, networks = "key" in objective.needs, 1 + ("twin" in objective.needs)
     twice = "second" in objective.needs or objective.base.pairs
-    forwards = 3 * (networks + twice) + has_key
+    forwards = _passes(cfg.model.tune) * (networks + twice) + has_key
     total = images * forward * forwards
     trained, parameters = count(net)
     tuned = f" model.tune={cfg.model.tune} {_share(net)}." if cfg.model.tune != FULL else ""
@@ -49,7 +49,7 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, image_size)
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
-        f"{forwards} forwards per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
+        f"{forwards} forward{'s' * (forwards > 1)} per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
         f"Each worker holds {byte_size(4 * numbers)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
         "workers.",
@@ -60,7 +60,18 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
 
 def _share(net: nn.Module) -> str:
     trained, parameters = count(net)
-    return f"trains {trained:,} of {parameters:,} parameters ({trained / parameters:.1%})"
+    return f"trains {trained:,} of {parameters:,} parameters ({100 * trained / parameters:.2g}%)"
+
+
+def _passes(tune: str) -> int:
+    """Returns what a training step costs, in forwards: the backward computes gradients of activations and of weights.
+
+    Where weights are frozen the latter are left out, and under a frozen backbone both. Only part of the blocks may be trained;
+    that counts as all of them.
+    """
+    if tune == HEAD:
+        return 1
+    return 3 if tune == FULL or tune.startswith(PARTIAL) else 2
 
 
 def trained_note(cfg: RunConfig, manifest: Manifest) -> str:
