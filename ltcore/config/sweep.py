@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from ltcore.config.keys import sweep_keys
 from ltcore.config.overrides import Tree, lookup, unknown
-from ltcore.config.recipes import read_file
+from ltcore.config.plugged import declared
+from ltcore.config.recipes import read_file, read_run
 from ltcore.config.space import SpaceSpec, parse_space
 from ltcore.config.validate import plain, validate
 from ltcore.errors import ConfigError, at_least, nearest, one_of, plain_name, positive, within
@@ -49,10 +50,22 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     for key, others in _BELONGS.items():
         if f"{_SWEEP}{key}" not in overrides and any(str(own.get(other)) != str(tree.get(other)) for other in others):
             tree.pop(key, None)
+    declared(tree["overrides"], {})
     for key in (*tree["space"], *tree["overrides"], *itertools.chain(*tree["variants"].values())):
-        lookup(key)
+        _look_up(key, tree)
     tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}
     return validate(SweepConfig, sweep_keys(), tree, prefix=_SWEEP)
+
+
+def _look_up(key: str, tree: Tree) -> None:
+    """Raises ConfigError for a key that exists neither by itself nor with the plugins of the recipe."""
+    try:
+        lookup(key)
+    except ConfigError:
+        if not isinstance(tree.get("recipe"), str):
+            raise
+        read_run(tree["recipe"])
+        lookup(key)
 
 
 def _set(tree: Tree, key: str, value: Any) -> None:

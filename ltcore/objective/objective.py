@@ -21,6 +21,7 @@ from ltcore.objective.dims import FeatureDims
 from ltcore.objective.interface import Base, LossContext, Shared, Term
 from ltcore.objective.memory.base import Memory
 from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
+from ltcore.plugins.loading import load_part
 from ltcore.shots import shot_groups_by_count
 from ltcore.stats import ClassStats
 
@@ -255,6 +256,9 @@ def make_objective(
     unknown field.
     """
     counts_C = torch.tensor(list(class_counts), dtype=torch.int64)
+    load_part("loss", base)
+    for name in terms or {}:
+        load_part("term", name)
     chosen = pick(BASES, base, "base")
     options = BaseOptions(**{base: chosen.build.Config(**base_options)})
     configs = {name: pick(TERMS, name, "terms").build.Config(**fields) for name, fields in (terms or {}).items()}

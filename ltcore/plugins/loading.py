@@ -99,6 +99,12 @@ def load(names: Iterable[str]) -> None:
             _publish(plugins[name])
 
 
+def load_part(kind: str, name: str) -> None:
+    """Imports the known plugin that has a part; does nothing where none has it."""
+    if (owner := known_parts().get((kind, name))) is not None:
+        load(owner[:1])
+
+
 def pinned(name: str) -> str:
     """Returns a plugin with the version that it has here, as configurations name it."""
     return f"{name}{PIN}{version_of(name)}"

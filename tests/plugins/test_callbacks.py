@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from ltcore.config.schema import RunConfig
 from ltcore.errors import PluginError
 from ltcore.training import checkpoint as ckpt
-from tests.training.runs import run, stage2_run, tiny_run
+from tests.ddp import run_ranks
+from tests.training.runs import Rank, run, stage2_run, tiny_run
 
 TIMES = {"time_s", "images_per_s", "data_wait_fraction", "checkpoint_s", "memory_bytes"}
 
@@ -89,6 +91,21 @@ def test_it_may_be_switched_off_when_a_run_is_continued(watched: RunConfig, tiny
     assert run(first, tiny_shards, tmp_path / "run")["epochs_done"] == 1
     again = run(first.replace({"callbacks.watch.last_epoch": 3}), tiny_shards, tmp_path / "run")
     assert again["epochs_done"] == 1  # finished is finished
+
+
+def _on_a_rank(site: str, tree: dict[str, Any], uri: str, folder: str) -> int:
+    sys.path.insert(0, site)
+    return int(run(RunConfig.from_dict(tree), uri, Path(folder), Rank())["epochs_done"])
+
+
+@pytest.mark.slow
+def test_all_ranks_end_where_the_first_is_told_to(
+    watched: RunConfig, installed: Path, tiny_shards: str, tmp_path: Path
+) -> None:
+    cfg = watched.replace({"callbacks.watch.last_epoch": 2})
+    assert run_ranks(_on_a_rank, 2, str(installed), cfg.to_dict(), tiny_shards, str(tmp_path / "run")) == [2, 2]
+    found = rows(tmp_path / "run")
+    assert len(found) == 2 and all("callback/watch/weights" in row for row in found)
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ltcore.cli import main
 from ltcore.cli.complete import candidates
 from ltcore.config import keys
-from ltcore.config.load import load_run
+from ltcore.config.load import load_run, load_sweep
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
+from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
 from ltcore.errors import CheckpointError, ConfigError, PluginError
+from ltcore.objective.objective import make_objective
 from ltcore.objective.registry import BASES
 from ltcore.plugins import loading
-from ltcore.training import checkpoint as ckpt
 from ltcore.training.predict import load
 from tests.plugins.state import forgotten_after, install
-from tests.training.runs import run, tiny_run
+from tests.training.runs import run, stage2_run, tiny_run
 
 PARTS = {
     "objective.base": "tempered_margin",
@@ -133,6 +133,26 @@ def test_options_of_a_part_that_is_not_chosen_are_refused(installed: Path) -> No
         RunConfig(name="x").replace({"objective.base_options.tempered.temperature": 2.0})
 
 
+def test_objectives_for_own_loops_have_installed_parts(installed: Path) -> None:
+    objective = make_objective(
+        "tempered", class_counts=[5, 3], features=4, terms={"feature_norm": {"weight": 0.5}}, temperature=2.0
+    )
+    assert objective.base.cfg.temperature == 2.0 and list(objective.terms) == ["feature_norm"]
+
+
+def test_a_sweep_varies_keys_of_the_plugins_of_its_recipe(beside: Path, tmp_path: Path) -> None:
+    recipe, sweep = tmp_path / "mine.yaml", tmp_path / "vary.yaml"
+    recipe.write_text("base: cifar100_lt_ce\nplugins: [example_parts.losses]\nobjective: {base: tempered}\n")
+    key = "objective.base_options.tempered.temperature"
+    sweep.write_text(f"recipe: {recipe}\nspace:\n  {key}: log:0.5,2\n")
+    read = read_sweep(str(sweep))
+    base = load_sweep(read)
+    assert list(read.space) == [key] and base.plugins[0].startswith("example_parts.losses==sha256:")
+    assert base.replace({key: 2.0}).plugins == base.plugins
+    with pytest.raises(ConfigError, match=r"objective.base_options.tempered.temperatures: unknown key"):
+        read_sweep(str(sweep), {f"sweep.space.{key}s": "log:0.5,2"})
+
+
 # ---- trained, stored, continued
 
 
@@ -153,11 +173,7 @@ def test_a_run_of_parts_of_others_is_trained_evaluated_and_continued(stripes: st
     assert done["status"] == "finished" and "train/feature_norm" in done["last"]
     predictor = load(str(tmp_path / "run"))
     assert predictor.config == cfg
-    more = run(
-        cfg.replace({"tracking.group": "other"}) if "tracking.group" in cfg.to_flat() else cfg,
-        stripes,
-        tmp_path / "run",
-    )
+    more = run(cfg, stripes, tmp_path / "run", test=True)
     assert more["last"] == done["last"]
 
 
@@ -219,8 +235,6 @@ def test_another_version_of_a_distribution_is_another_plugin(installed: Path, tm
 
 
 def test_stage_2_of_a_plugin_keeps_the_plugins_of_stage_1(stripes: str, tmp_path: Path) -> None:
-    from tests.training.runs import stage2_run
-
     run(tiny_run().replace({**PARTS, "train.epochs": 1}), stripes, tmp_path / "first")
     done = run(stage2_run(tmp_path / "first", "mean_rows"), stripes, tmp_path / "second")
     assert done["status"] == "finished"
@@ -307,4 +321,3 @@ def test_the_working_directory_is_searched(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path, "here_alone", loss())
     monkeypatch.chdir(tmp_path)
     assert loading.use(["here_alone"]) == ("here_alone",)
-    assert torch.is_tensor(torch.zeros(1)) and ckpt is not None

@@ -23,7 +23,7 @@ from ltcore.data.datasets.tables import Table
 from ltcore.data.datasets.web_dataset import WebDataset
 from ltcore.errors import ConfigError
 from ltcore.plugins.generated import add_row
-from ltcore.plugins.loading import attach, known_parts, load
+from ltcore.plugins.loading import attach, known_parts, load, load_part
 from ltcore.plugins.parts import Part
 
 
@@ -79,8 +79,7 @@ DATASETS: dict[str, Row] = {
 
 def find(uri: str) -> type[Dataset]:
     """Finds the class that ``data.uri`` names; for every place, unseen, it is that of ``PATH``."""
-    if (owner := known_parts().get(("dataset", uri))) is not None:
-        load(owner[:1])
+    load_part("dataset", uri)
     return DATASETS.get(uri, DATASETS[PATH]).build
 
 
