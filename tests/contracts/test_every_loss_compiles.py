@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from ltcore.contracts import harness
+from ltcore.contracts.harness import Result
 from ltcore.objective.objective import Objective
-from tests.contracts import harness
-from tests.contracts.harness import Result
 
 QUICK = [("base", name) for name in harness.BASES]
 """The defaults of the bases; terms, and the options of ``harness.VARIANTS``, take longer."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import ltcore
 from ltcore.batch import Batch, Mix
+from ltcore.contracts import harness
 from ltcore.errors import CheckpointError, ConfigError
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet, ModelConfig
@@ -20,7 +21,6 @@ from ltcore.objective.criterion import MOST_FORWARDS, Criterion
 from ltcore.objective.objective import make_objective
 from ltcore.rng import generator
 from ltcore.training.step import TrainStep
-from tests.contracts import harness
 
 COUNTS = [12, 8, 4]
 CLASSES, BATCH, SIDE = len(COUNTS), 8, 16

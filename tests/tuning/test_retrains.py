@@ -71,6 +71,7 @@ def retrains_of(
         uri=str(tmp_path),
         cluster=SimpleNamespace(local=True, gpus=0),
         placement=SimpleNamespace(engine="trial", scaling=Scaling()),
+        own_input=False,
     )
     monkeypatch.setattr(retrains, "read_manifest", lambda _: SimpleNamespace(splits=dict.fromkeys(("train", *splits))))
     desk = Desk(setup)
