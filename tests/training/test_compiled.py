@@ -70,12 +70,12 @@ def test_the_step_is_one_graph(tiny_shards: str, name: str) -> None:
 @pytest.mark.slow
 def test_runs_of_one_process_are_all_compiled(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As trials that share an actor: together they have more graphs than torch's limit, which is lowered here."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(runs, "parallel", lambda step, device: CompiledStep(step, backend="aot_eager"))
-    for base in ("cross_entropy", "balanced_softmax", "logit_adjust", "focal", "class_balanced"):
-        plain_steps(tiny_run(objective__base=base).to_dict(), tiny_shards, 3)
+    with torch._dynamo.config.patch(recompile_limit=3):
+        for base in ("cross_entropy", "balanced_softmax", "logit_adjust", "focal", "class_balanced"):
+            plain_steps(tiny_run(objective__base=base).to_dict(), tiny_shards, 3)
     assert counters["frames"]["total"] == counters["frames"]["ok"] == 6  # the second run knows that progress varies
 
 
