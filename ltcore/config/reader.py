@@ -257,7 +257,8 @@ class Module:
             raise TypeError(f"{self.file}: {ast.unparse(expr)} is no list")
         table = next((name for name, node in module.names.items() if node is expr), "")
         more = (name for kind, name in known_parts() if kind == _KINDS.get(table))
-        return Allowed(choices=(*(module.constant(entry) for entry in entries if entry is not None), *more))
+        choices = (*(module.constant(entry) for entry in entries if entry is not None), *more)
+        return Allowed(choices, beginning=self.constant(args[1]) if len(args) > 1 else "")
 
     def constant(self, expr: ast.AST) -> Any:
         """Returns the value of a default."""

@@ -47,7 +47,8 @@ def _sentence(problem: Any, section: Section, prefix: str) -> str:
         node = node.fields.get(name) if isinstance(node, Section) else None
     if problem["type"] == "value_error":  # from a __post_init__: its message starts with the field's name
         words = str(problem["ctx"]["error"])
-        return f"{key}.{words}." if path else f"{prefix}{words}."
+        end = "" if words.endswith("?") else "."
+        return f"{key}.{words}{end}" if path else f"{prefix}{words}{end}"
     kind = node.type if isinstance(node, Leaf) else "a section"
     value = problem["input"]
     shown = value if isinstance(value, str) else repr(value)
