@@ -67,8 +67,10 @@ class EpochLines(ForwardingContext):
         shown = "" if value is None else f"  val balanced accuracy {100 * value:5.2f}%"
         ncm = metrics.get("val/ncm_balanced_accuracy")
         shown += "" if ncm is None else f", of the nearest class mean {100 * ncm:5.2f}%"
+        loss = metrics.get("train/loss")
+        loss_words = "no step taken, all overflowed" if loss is None else f"loss {loss:.4f}"
         return (
-            f"epoch {epoch:4d}/{self._epochs}  loss {metrics['train/loss']:.4f}{shown}  lr {metrics['lr']:.4g}  "
+            f"epoch {epoch:4d}/{self._epochs}  {loss_words}{shown}  lr {metrics['lr']:.4g}  "
             f"{metrics['images_per_s']:,.0f} images/s, data wait {100 * metrics['data_wait_fraction']:.0f}%{left}"
         )
 

@@ -36,7 +36,7 @@ def names_of(value: Any) -> list[str]:
 def declared(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapping[str, Any]:
     """Makes the plugins of a recipe and of the command known. Returns the overrides with both."""
     entries = names_of(overrides.get(KEY, tree.get(KEY)))
-    names = loading.use(entries)
+    names = loading.use(entries, named=True)
     more = [name for name in loading.given() if name not in names]
     return {**overrides, KEY: [*entries, *more]} if more else overrides
 

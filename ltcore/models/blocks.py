@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ltcore.errors import ConfigError
+from ltcore.models.depth import outermost
 
 _STAGE = re.compile(r"^(?:trunk|branches\.\d+)\.layer(\d+)\.(\d+)\.")
 
@@ -28,13 +29,12 @@ def blocks_of(backbone: nn.Module) -> list[list[str]]:
 
 def _of_timm(backbone: nn.Module) -> dict[str, tuple[int, ...]]:
     """Returns parameter -> number of its group; {} where no part of the backbone is a network of timm."""
-    found = {prefix: module for prefix, module in backbone.named_modules() if hasattr(module, "group_matcher")}
+    found = dict(outermost(backbone, "group_matcher"))  # a hybrid's stem is a network of timm, too
     if not found:
         return {}
     depths: dict[str, tuple[int, ...]] = {}
     for prefix, module in found.items():
-        begin = f"{prefix}." if prefix else ""
-        depths |= {f"{begin}{name}": (depth,) for name, depth in _groups(module).items()}
+        depths |= {f"{prefix}{name}": (depth,) for name, depth in _groups(module).items()}
     last = max(depths.values())
     # what lies around timm's network works on its output
     return {name: depths.get(name, last) for name, _ in backbone.named_parameters()}

@@ -34,10 +34,11 @@ def attach(kind: str, add: Callable[[Part], None]) -> None:
                 add(parts.NOTED[kind, found.name])
 
 
-def use(entries: Iterable[str], *, given: bool = False) -> tuple[str, ...]:
+def use(entries: Iterable[str], *, given: bool = False, named: bool = False) -> tuple[str, ...]:
     """Makes plugins known by their dotted names, which may have a version (``name==0.3``), and returns the names.
 
-    With ``given`` they were named on the command line, where the version that is here is taken. Raises PluginError for one
+    With ``given`` they were named on the command line, where the version that is here is taken; with ``named`` there or in a
+    recipe, and may lie in the working directory. Raises PluginError for one
     that is missing, registers nothing, or has another version.
     """
     names = []
@@ -45,6 +46,8 @@ def use(entries: Iterable[str], *, given: bool = False) -> tuple[str, ...]:
         name, _, version = entry.strip().partition(PIN)
         if given:
             _given.add(name)
+        if given or named:
+            source.look_here_too(name)
         if version:
             _check_version(name, version)
         if name not in _used:
@@ -69,6 +72,12 @@ def known() -> tuple[Plugin, ...]:
     if points not in _installed:
         _installed[points] = _read_installed(points)
     return (*_used.values(), *(plugin for plugin in _installed[points] if plugin.name not in _used))
+
+
+def only_calls_back(entry: str) -> bool:
+    """Returns whether a plugin, named with or without a version, is known and has no part that determines numbers."""
+    name = entry.partition(PIN)[0]
+    return any(plugin.name == name and all(part.kind == "callback" for part in plugin.parts) for plugin in known())
 
 
 def loaded() -> tuple[Plugin, ...]:

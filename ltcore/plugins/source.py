@@ -46,14 +46,24 @@ class Plugin:
 def find_spec(name: str) -> ModuleSpec | None:
     """Finds a module without importing its parents; None where there is none.
 
-    The working directory is searched last, as commands are given there.
+    The working directory is searched last, and for plugins that a person named alone: stored runs name plugins too, and may
+    have come with a module of that name.
     """
     spec = _search(name)
-    if spec is None and (here := str(Path.cwd())) not in sys.path and _is_in(here, name):
+    top = name.partition(".")[0]
+    if spec is None and top in _LOOKED_FOR_HERE and (here := str(Path.cwd())) not in sys.path and _is_in(here, name):
         sys.path.append(here)
         importlib.invalidate_caches()
         spec = _search(name)
     return spec
+
+
+_LOOKED_FOR_HERE: set[str] = set()
+
+
+def look_here_too(name: str) -> None:
+    """Lets a plugin lie in the working directory."""
+    _LOOKED_FOR_HERE.add(name.partition(".")[0])
 
 
 def _is_in(folder: str, name: str) -> bool:

@@ -38,10 +38,10 @@ class RayMetrics:
                 gauge.set(float(metrics[name]), tags=self._tags)
         value = metrics.get("val/balanced_accuracy")
         self._log.info(
-            "run=%s trial=%s rank=%s epoch=%s loss=%.4f%s images_per_s=%.0f",
+            "run=%s trial=%s rank=%s epoch=%s loss=%s%s images_per_s=%.0f",
             *self._tags.values(),
             metrics["epoch"],
-            metrics["train/loss"],
+            "none" if metrics.get("train/loss") is None else f"{metrics['train/loss']:.4f}",
             "" if value is None else f" val/balanced_accuracy={value:.4f}",
             metrics["images_per_s"],
         )

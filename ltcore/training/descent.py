@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ltcore.batch import Batch, ModelOutput
 from ltcore.config.optim import OptimConfig
 from ltcore.config.schema import TrainConfig
+from ltcore.models.norm import running_stats
 from ltcore.models.recompute import kept_running_stats
 from ltcore.training.build import Components
 from ltcore.training.optim import build_optimizer, clip_norm, set_lr
@@ -71,6 +72,8 @@ class Descent:
         step was taken, which is the same on all ranks.
         """
         self.zero_grad()
+        stats = running_stats(self.module) if self.scales else []
+        before = [value.clone() for value in stats]
         total: dict[str, Tensor] = {}
         outputs = []
         for piece in pieces:
@@ -79,7 +82,11 @@ class Descent:
             outputs.append(out)
             for name, value in {"loss": loss.detach(), **values}.items():
                 total[name] = total.get(name, 0.0) + value / len(pieces)
-        return total, outputs, self.step()
+        taken = self.step()
+        if not taken:  # what overflowed may have been an activation, which batch norms have averaged
+            for value, old in zip(stats, before, strict=True):
+                value.copy_(old)
+        return total, outputs, taken
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""

@@ -101,7 +101,7 @@ def versions() -> dict[str, str]:
     The version of a missing package is 'not installed'.
     """
     found = {"python": platform.python_version(), "torch": torch.__version__, "ltcore": __version__}
-    for package in ("torchvision", "ray", "wandb"):
+    for package in ("torchvision", "timm", "ray", "wandb"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -98,10 +98,16 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the backbone of every network in ``module``, with the prefix of its parameters' names."""
-    for name, net in module.named_modules():
-        if isinstance(backbone := getattr(net, "backbone", None), nn.Module):
-            yield f"{name}.backbone." if name else "backbone.", backbone
+    """Yields the backbone of every network in ``module``, with the prefix of its parameters' names.
+
+    A backbone may have one itself, as a hybrid's stem; that is a part of it.
+    """
+    if isinstance(backbone := getattr(module, "backbone", None), nn.Module):
+        yield "backbone.", backbone
+        return
+    for name, child in module.named_children():
+        for prefix, backbone in _backbones(child):
+            yield f"{name}.{prefix}", backbone
 
 
 def _scales(cfg: OptimConfig, module: nn.Module) -> dict[str, tuple[int, float]]:

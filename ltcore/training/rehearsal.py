@@ -65,6 +65,7 @@ def rehearse(cfg: RunConfig, data_uri: str, root: str) -> list[str]:
     Raises what the run itself would raise where weights, data or room are missing.
     """
     ctx = LocalContext()
+    cfg = _measurable(cfg, ctx.device)
     per_pass = cfg.train.batch_size // cfg.train.accumulate
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.train.threads or wished_cpus())
@@ -85,6 +86,12 @@ def rehearse(cfg: RunConfig, data_uri: str, root: str) -> list[str]:
             return [f"Checked: {'; '.join(checked)}.", estimate(cfg, loader.store.manifest, speed, cached=cached)]
     finally:
         torch.set_num_threads(threads)
+
+
+def _measurable(cfg: RunConfig, device: torch.device) -> RunConfig:
+    """Returns the run without what only the machine that trains it must be able to do."""
+    cfg = cfg.replace({"train.compile": "off"})
+    return cfg.replace({"train.precision": "auto"}) if cfg.train.precision == "fp16" and device.type != "cuda" else cfg
 
 
 def _room(cfg: RunConfig, data_uri: str, root: str, manifest: Manifest, parts: Components) -> tuple[bool, list[str]]:

@@ -344,3 +344,11 @@ def test_refused_options() -> None:
             make()
     with pytest.raises(ConfigError, match=r"Linear says of no part .*model\.tune=partial"):
         blocks_of(nn.Linear(2, 2))
+
+
+def test_the_stem_of_a_hybrid_is_no_block_of_its_own() -> None:
+    """Its network of timm has layers with numbers, too, which are not those of the transformer around it."""
+    net = LongTailNet(ModelConfig(name="timm:vit_tiny_r_s16_p8_224", tune="partial:1"), 4, frozenset(), 0)
+    trained = {name for name, p in net.backbone.named_parameters() if p.requires_grad}
+    assert any(".blocks.11." in name for name in trained)
+    assert not [name for name in trained if "patch_embed" in name or ".blocks.10." in name]

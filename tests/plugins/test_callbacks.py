@@ -152,3 +152,20 @@ def test_what_it_sees_is_frozen(
     assert {field.name for field in dataclasses.fields(view)} == {
         "epoch", "metrics", "config", "run_uri", "log", "stop", "model",
     }  # fmt: skip
+
+
+def test_a_callback_that_failed_may_be_repaired_or_left_out(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its error says: it determines no number, so the run goes on without it, or with other code of it."""
+    with_it = {"plugins": "odd_one==sha256:1", "seed": 0}
+    monkeypatch.setattr(ckpt, "only_calls_back", lambda entry: entry.startswith("odd_one=="))
+    assert ckpt.differences(with_it, {"seed": 0}) == {}
+    assert ckpt.differences(with_it, {"plugins": "odd_one==sha256:2", "seed": 0}) == {}
+    assert ckpt.differences(with_it, {"plugins": "losses==1", "seed": 0}).keys() == {"plugins"}
+
+
+def test_stage_2_has_no_callback_of_stage_1(watched: RunConfig, tiny_shards: str, tmp_path: Path) -> None:
+    run(watched.replace({"callbacks.watch.last_epoch": 1}), tiny_shards, tmp_path / "first")
+    done = run(stage2_run(tmp_path / "first", "ncm"), tiny_shards, tmp_path / "second")
+    assert done["reason"] == "" and not own_columns(rows(tmp_path / "second")[-1])

@@ -85,7 +85,7 @@ def test_entry_points_give_keys_methods_and_completion_without_an_import(install
         *(f"objective.terms.feature_norm.{name}=" for name in ("weight", "start", "scale")),
     ]
     assert candidates(["train", "callbacks.watch="], []) == ["callbacks.watch=null", "callbacks.watch=on"]
-    assert "tiny_net" in candidates(["train", "model.name="], [])[-1]
+    assert candidates(["train", "model.name="], [])[-2:] == ["model.name=tiny_net", "model.name=timm:"]
     assert not [name for name in sys.modules if name.startswith("example_parts")]
 
 
@@ -320,4 +320,20 @@ def test_a_package_is_read_with_what_it_imports(tmp_path: Path, monkeypatch: pyt
 def test_the_working_directory_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "here_alone", loss())
     monkeypatch.chdir(tmp_path)
-    assert loading.use(["here_alone"]) == ("here_alone",)
+    with pytest.raises(PluginError, match="plugin here_alone is not found"):
+        loading.use(["here_alone"])  # as a stored run names it, beside which a stranger may have put such a module
+    assert loading.use(["here_alone"], named=True) == ("here_alone",)
+
+
+def test_a_stored_run_imports_nothing_from_the_working_directory(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "run")
+    (found,) = (tmp_path / "run" / "checkpoints").glob("last-*/meta.json")
+    meta = json.loads(found.read_text())
+    meta["config"]["plugins"] = "laid_beside"
+    found.write_text(json.dumps(meta))
+    write(tmp_path, "laid_beside", "raise SystemExit('executed')\n" + loss())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PluginError, match="laid_beside"):
+        load(found.parent)

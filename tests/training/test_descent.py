@@ -164,3 +164,22 @@ def test_float16_is_for_gpus_and_is_never_chosen() -> None:
         choose_precision("fp16", CPU)
     assert choose_precision("fp16", torch.device("cuda")).autocast is torch.float16
     assert choose_precision("auto", CPU).autocast in (None, torch.bfloat16)
+
+
+class Normed(Line):
+    """Counts what it sees, as a batch norm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1))
+
+    def forward(self, piece: Any, progress: float) -> tuple[Tensor, dict[str, Tensor], ModelOutput]:
+        self.running_mean += piece.mean()
+        return super().forward(piece, progress)
+
+
+def test_a_step_that_is_left_out_leaves_statistics_as_they_were() -> None:
+    net = Normed()
+    descent = Descent(CFG, net, scaler())
+    assert steps(descent, 2.0, float("inf")) == [True, False]
+    assert net.running_mean.tolist() == [1.0]

@@ -227,3 +227,14 @@ def test_by_epochs_the_rate_stays_as_it_was() -> None:
 def test_values_that_mean_nothing_are_refused(keys: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         OptimConfig(**keys)  # type: ignore[arg-type]
+
+
+def test_a_network_in_a_backbone_has_the_rates_of_its_place() -> None:
+    timm = pytest.importorskip("timm")
+    net = torch.nn.Module()
+    net.backbone = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0)
+    groups = build_optimizer(OptimConfig(lr=1.0, layer_decay=0.5), net).param_groups
+    of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    stem = {of[id(p)] for name, p in net.named_parameters() if "patch_embed" in name}
+    last = {of[id(p)] for name, p in net.named_parameters() if ".blocks.11." in name}
+    assert max(stem) < 0.5**11 < min(last)

@@ -112,7 +112,8 @@ def _take_over(cfg: RunConfig, first: RunConfig) -> RunConfig:
             local_path(cfg.stage2.from_run).absolute()
         )  # workers have other working directories
     head = cfg.stage2.row.build.result_head(cfg.stage2.chosen)
-    theirs = {**first.to_flat(), **own, **({"model.head": head} if head else {})}
+    of_first = {key: value for key, value in first.to_flat().items() if not key.startswith("callbacks.")}
+    theirs = {**of_first, **own, **({"model.head": head} if head else {})}
     if plugins := dict.fromkeys(names_of(first.to_flat().get(KEY)) + names_of(mine.get(KEY))):
         theirs[KEY] = ",".join(plugins)
     for key, value in mine.items():
