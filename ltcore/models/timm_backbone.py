@@ -191,6 +191,8 @@ def create(name: str, weights: str | None = None, **options: Any) -> nn.Module:
             part.p = 0.0
         elif hasattr(part, "drop_prob"):
             part.drop_prob = 0.0
+        if isinstance(getattr(part, "drop_rate", None), float):  # of a function that some networks call before the head
+            part.drop_rate = 0.0
     return net
 
 

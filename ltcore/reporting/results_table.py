@@ -33,6 +33,8 @@ COLUMNS = (
     "time each",
     "command",
 )
+TRAINED = "trained parameters"
+"""Column before the last two of ``COLUMNS``, where runs differ in it."""
 ELSEWHERE = (*IDENTITY, "data.uri", "train.threads", "tracking.", "stage2.from_run")
 """Keys, and prefixes of keys, that tell where a run was computed or logged and do not distinguish methods."""
 METHOD = ("objective.", "model.", "stage2.options.", "train.optim.")
@@ -56,7 +58,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
 
     'published' is the number in the recipe's header, for the recipe's number of epochs and augmentation and for this
     imbalance factor. It is empty where loss, network, optimizer, options of stage 2 or the method of stage 1 are not
-    those of the recipe.
+    those of the recipe. Where runs differ in how many parameters they train (``model.tune``), a column says how many.
 
     The command is the packaged recipe that differs in the fewest keys, with these as overrides; for stage 2 it has the
     name of its first run of stage 1. Runs of stage 2 share a line if their stage 1 differs only in the seed.
@@ -76,7 +78,12 @@ def results_table(runs: Sequence[StoredRun]) -> str:
         stage1_text = str(sorted(stage1.items()))
         lines.setdefault((recipe, command, published, record.data.hash, stage1_text), []).append(record)
     rows = [_row(recipe, command, published, group) for (recipe, command, published, *_), group in lines.items()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [COLUMNS, ["---"] * len(COLUMNS), *rows])
+    table = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
+    trained = [group[-1].trained_parameters for group in lines.values()]
+    if len(set(trained)) > 1:
+        cells = [TRAINED, "---", *("—" if number is None else f"{number:,}" for number in trained)]
+        table = [[*row[:-2], cell, *row[-2:]] for row, cell in zip(table, cells, strict=True)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in table)
 
 
 def command(record: RunRecord) -> str:

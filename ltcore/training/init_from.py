@@ -169,7 +169,9 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
         )
     ckpt.refuse_bad_weights(f"model.weights={uri}", known)
     mine = {name: value.cpu() for name, value in own.items()}  # sent to all ranks, which have different devices
-    loaded = {name: known[theirs] for name, theirs in names.items() if theirs in known}
+    loaded = {  # a file may hold halves; what a network holds is what the hash of a base is of
+        name: known[theirs].to(own[name].dtype) for name, theirs in names.items() if theirs in known
+    }
     return mine | loaded, {"weights": uri, SHA256: sha256(file)}
 
 

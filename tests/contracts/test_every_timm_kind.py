@@ -212,3 +212,12 @@ def test_what_is_no_network_of_timm_is_refused() -> None:
     assert "weights=r16: timm has no such weights" in refusal(name="timm:test_vit", weights="r16")
     assert "name the weights once" in refusal(name="timm:test_vit.r160_in1k", weights="other_in1k")
     assert refusal(name="resnet8000").startswith("name must be one of resnet152")
+
+
+def test_nothing_is_dropped_by_chance() -> None:
+    """Some networks call a function for it, whose rate is no module's."""
+    from ltcore.models.timm_backbone import create
+
+    net = create("timm:ghostnet_100", None).train()
+    features = torch.randn(2, net.num_features, 2, 2)
+    assert torch.equal(net.forward_head(features, pre_logits=True), net.forward_head(features, pre_logits=True))

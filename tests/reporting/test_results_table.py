@@ -184,3 +184,19 @@ def test_options_of_a_loss_that_is_not_chosen_say_nothing(tmp_path: Path) -> Non
     change(folder, config=config | other)
     (row,) = cells(folder)
     assert (row["published"], row["command"]) == ("43.0", f"`train.py {RECIPE} train.epochs=30`")
+
+
+def test_trained_parameters_have_a_column_where_runs_differ_in_them(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name, 0.3, 0.3, seed=seed) for name, seed in (("a", "1"), ("b", "2"))]
+    other = write(tmp_path / "c", 0.4, 0.4, **{"seed": "1", "train.epochs": "40"})
+    runs = [read_run(folder) for folder in (*folders, other)]
+    assert "trained parameters" not in results_table(runs), "no run says how many it trains"
+    for folder, number in zip((*folders, other), (184_000, 184_000, 85_800_000), strict=True):
+        change(folder, trained_parameters=number)
+    head, line, *rows = results_table([read_run(folder) for folder in (*folders, other)]).splitlines()
+    assert head.endswith("| published | trained parameters | time each | command |")
+    assert line == "| --- " * (len(COLUMNS) + 1) + "|"
+    assert [row.split(" | ")[-3] for row in rows] == ["184,000", "85,800,000"]
+    change(other, trained_parameters=None)
+    assert results_table([read_run(folder) for folder in (folders[0], other)]).splitlines()[3].split(" | ")[-3] == "—"
+    assert "trained parameters" not in results_table([read_run(folder) for folder in folders])

@@ -174,6 +174,14 @@ def test_a_base_of_another_seed_is_refused(tiny_shards: str, tmp_path: Path) -> 
         load(found.path)
 
 
+def test_a_base_from_a_file_of_halves_is_found_again(tiny_shards: str, tmp_path: Path) -> None:
+    file = base_file(tmp_path, 5)
+    state = torch.load(file, weights_only=True)
+    torch.save({name: value.half() if value.is_floating_point() else value for name, value in state.items()}, file)
+    run(tuned("head", train__epochs=1, model__weights=file), tiny_shards, tmp_path / "run")
+    assert load(tmp_path / "run").net.backbone.trunk.conv1.weight.dtype == torch.float32
+
+
 def test_the_best_weights_are_tested_with_their_base(tiny_shards: str, tmp_path: Path) -> None:
     """Also where the averaged network is evaluated: last and best as from their checkpoints."""
     cfg = tuned("partial:1", model__weights=base_file(tmp_path, 5), train__ema_decay=0.3, train__optim__lr=0.2)
