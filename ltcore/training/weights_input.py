@@ -33,12 +33,18 @@ def with_input(cfg: RunConfig, stored: Mapping[str, Any] | None = None) -> RunCo
 
     ``stored``: the flat configuration of a run that continues, which keeps what it began with; None where it begins.
     """
-    if stored is not None:
+    if stored is not None and _same_start(cfg.to_flat(), stored):
         known = {key: stored.get(key) for key in KEYS if getattr(cfg.data, key.removeprefix("data.")) is None}
         known = {key: value for key, value in known.items() if value is not None}
         return cfg.replace(known) if known else cfg
     expected = expected_of(cfg)
     return cfg if expected is None else replace(cfg, data=as_expected(cfg.data, expected))
+
+
+def _same_start(flat: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    """Tells whether a run starts where the stored one did; a start that failed may have been about other weights."""
+    keys = ("model.name", "model.weights", "train.init_from")
+    return all(flat.get(key) == stored[key] for key in keys if key in stored)
 
 
 def expected_of(cfg: RunConfig) -> WeightsInput | None:

@@ -220,3 +220,11 @@ def test_a_run_does_not_continue_with_another_input(finished: Path, tiny_shards:
     changed = tiny_run(data__uri=tiny_shards).replace({**FRAMED, "data.crop_mode": "squash"})
     with pytest.raises(CheckpointError, match=r"data\.crop_mode"):
         run(changed, tiny_shards, finished)
+
+
+def test_a_start_that_failed_hands_nothing_to_other_weights() -> None:
+    """Under one name, with the record of the first attempt, which had no checkpoint yet."""
+    cfg = RunConfig(name="x").replace({"model.name": "resnet50"})
+    stored = {**cfg.to_flat(), "data.image_size": 64}
+    assert with_input(cfg, stored).data.image_size == 64
+    assert with_input(cfg, {**stored, "model.name": "resnet152"}).data.image_size is None
