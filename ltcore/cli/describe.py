@@ -63,7 +63,8 @@ def check_parts(module: str) -> int:
         if outcome.problem:
             print(textwrap.indent(textwrap.fill(printable(outcome.problem), 110), " " * 10))
         broken, total = broken + bool(outcome.problem), total + 1
-    print(f"{broken} of {total} contracts are broken." if broken else f"all {total} contracts are kept.")
+    kept = f"all {total} contracts are kept." if total else "nothing was checked: no part of it has a contract."
+    print(f"{broken} of {total} contracts are broken." if broken else kept)
     return int(broken > 0)
 
 

@@ -10,6 +10,7 @@ import ast
 import functools
 import itertools
 import operator
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -299,18 +300,21 @@ def _of_plugin(plugin: str, found: tuple[Module, ast.AST], doc: str, *, optional
     except (TypeError, AssertionError) as error:
         raise PluginError(f"plugin {plugin}: {error}.") from None
     for key, leaf in leaves(section):
-        words = {node.id for node in ast.walk(ast.parse(leaf.type)) if isinstance(node, ast.Name)}
-        if odd := sorted(words - _PLAIN_TYPES):
+        if not _WRITTEN_FLAT.fullmatch(leaf.type):
             raise PluginError(
-                f"plugin {plugin}: {found[0].file} annotates {key} with {odd[0]}, expected "
-                f"{', '.join(sorted(_PLAIN_TYPES))} or a dataclass of them."
+                f"plugin {plugin}: {found[0].file} annotates {key} with {leaf.type}, expected int, float, bool, str, a tuple of "
+                "one of them such as tuple[int, ...], each also | None, or a dataclass of them."
             )
         if leaf.default is REQUIRED:
             raise PluginError(f"plugin {plugin}: {found[0].file} gives {key} no default.")
     return section
 
 
-_PLAIN_TYPES = {"int", "float", "bool", "str", "tuple", "dict"}
+_SCALAR = r"(?:int|float|bool|str)"
+_MEMBER = rf"(?:None|{_SCALAR}|tuple\[{_SCALAR}(?:, {_SCALAR})*(?:, \.\.\.)?\])"
+_WRITTEN_FLAT = re.compile(rf"{_MEMBER}(?: \| {_MEMBER})*")
+"""Annotations of what a stored configuration writes as one value of one key, and reads back: of anything else the run could
+be trained, but no checkpoint of it be loaded."""
 
 
 def _doc(node: ast.stmt | None) -> str:

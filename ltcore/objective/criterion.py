@@ -248,7 +248,8 @@ class Criterion(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Criterion:
         """Follows the network to another device, but not to another number type: losses are float32, or what they need."""
-        self.objective.to_device(fn(torch.empty(0)).device)
+        here = self.objective.stats_device
+        self.objective.to_device(fn(torch.empty(0, device=here)).device)
         return self
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -220,6 +220,11 @@ class Objective(nn.Module):
             for i, (name, m) in enumerate(zip(names, self._memories.values(), strict=True))
         }
 
+    @property
+    def stats_device(self) -> torch.device:
+        """Returns where the prior lies, and with it everything that ``to_device`` moves."""
+        return self._log_prior_C.device
+
     def to_device(self, device: torch.device) -> Objective:
         """Moves parameters, memories and the prior."""
         self.to(device)

@@ -9,6 +9,7 @@ stored run, a resumed one and a worker on another node all use the parts that th
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterable
 
 from ltcore.errors import PluginError
@@ -18,6 +19,8 @@ from ltcore.plugins.parts import GROUPS, Part
 from ltcore.plugins.source import Found, Plugin
 
 PIN = "=="
+_LOG = logging.getLogger("ltcore.plugins")
+_said: set[str] = set()
 _used: dict[str, Plugin] = {}
 _given: set[str] = set()
 _installed: dict[tuple[EntryPoint, ...], tuple[Plugin, ...]] = {}
@@ -49,7 +52,7 @@ def use(entries: Iterable[str], *, given: bool = False, named: bool = False) -> 
         if given or named:
             source.look_here_too(name)
         if version:
-            _check_version(name, version)
+            _check_version(name, version, asked_for=given)
         if name not in _used:
             _used[name] = source.read_plugin(name)
             try:
@@ -129,9 +132,20 @@ def changed(entries: Iterable[str]) -> list[str]:
     return problems
 
 
-def _check_version(name: str, version: str) -> None:
-    if (problem := _difference(name, version)) and (name not in _given or not version_of(name)):
+def _check_version(name: str, version: str, *, asked_for: bool) -> None:
+    """Refuses another version than the one that is here; ``asked_for`` on the command line, or by a stored run.
+
+    A plugin that the command line names without one is used as it is here, which is said.
+    """
+    if not (problem := _difference(name, version)):
+        return
+    if asked_for or name not in _given or not version_of(name):
         raise PluginError(problem)
+    if problem not in _said:
+        _said.add(problem)
+        _LOG.warning(
+            "plugin %s was %s and is %s here, which is used: results may differ", name, version, version_of(name)
+        )
 
 
 def _difference(name: str, version: str) -> str:

@@ -7,6 +7,7 @@ changes nothing by itself.
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,9 +116,11 @@ def _label(build: Any) -> str:
 def _check(part: Part) -> None:
     what = f"{part.kind} {part.name!r} of {part.module}"
     pattern = _SECTION if part.kind in _WITH_OPTIONS else _NAME
-    if not pattern.fullmatch(part.name):
+    if not pattern.fullmatch(part.name) or keyword.iskeyword(part.name):
         letters = "letters, digits and '_'" if pattern is _SECTION else "letters, digits, '_' and '-'"
-        raise PluginError(f"{what}: a name consists of small {letters} and begins with a letter.")
+        raise PluginError(
+            f"{what}: a name consists of small {letters} and begins with a letter; words of Python's syntax are none."
+        )
     if part.kind not in _WITH_OPTIONS:
         return
     config = getattr(part.build, "Config", None)

@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,14 +51,19 @@ def find_spec(name: str) -> ModuleSpec | None:
     have come with a module of that name.
     """
     spec = _search(name)
-    top = name.partition(".")[0]
-    if spec is None and top in _LOOKED_FOR_HERE and (here := str(Path.cwd())) not in sys.path and _is_in(here, name):
-        sys.path.append(here)
-        importlib.invalidate_caches()
-        spec = _search(name)
-    return spec
+    if spec is not None:
+        return spec
+    here = [str(Path.cwd())] if name.partition(".")[0] in _LOOKED_FOR_HERE else []
+    for folder in (*filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)), *here):
+        if folder not in sys.path and _is_in(folder, name):
+            sys.path.append(folder)
+            importlib.invalidate_caches()
+            return _search(name)
+    return None
 
 
+SEARCH_PATH = "LTCORE_PLUGIN_PATH"
+"""Variable with the folders of plugins that a driver found, for the processes that it starts; searched after all others."""
 _LOOKED_FOR_HERE: set[str] = set()
 
 

@@ -6,10 +6,10 @@ Plugins that a distribution installed are expected on every node; ``ltcore docto
 from __future__ import annotations
 
 import os
-import sysconfig
 
 from ltcore.plugins.distributions import is_installed, root_of
 from ltcore.plugins.loading import known
+from ltcore.plugins.source import SEARCH_PATH
 
 
 def sent_along() -> dict[str, list[str]]:
@@ -19,10 +19,12 @@ def sent_along() -> dict[str, list[str]]:
 
 
 def share_search_path() -> None:
-    """Lets the processes of a local Ray, which inherit the environment, find the plugins that this one finds."""
-    roots = (root_of(plugin.name) for plugin in known())
+    """Lets the processes of a local Ray, which inherit the environment, find the plugins that this one finds.
+
+    Not by PYTHONPATH, in which a folder of the user's comes before the standard library.
+    """
+    roots = (root_of(plugin.name) for plugin in known() if not is_installed(plugin.name))
     folders = dict.fromkeys(str(root.parent.absolute()) for root in roots if root is not None)
-    before = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    new = [folder for folder in folders if folder not in (*before, sysconfig.get_path("purelib"))]
-    if new:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*before, *new])
+    before = [folder for folder in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if folder]
+    if new := [folder for folder in folders if folder not in before]:
+        os.environ[SEARCH_PATH] = os.pathsep.join([*before, *new])

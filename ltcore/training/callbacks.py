@@ -110,7 +110,7 @@ def _blamed(name: str, what: str) -> Iterator[None]:
         plugin = CALLBACKS[name].build.__module__
         raise PluginError(
             f"callback {name} of plugin {plugin} failed in {what} ({type(error).__name__}: {said}). Repair it, or set "
-            f"callbacks.{name}=null; the run continues from its last checkpoint."
+            f"callbacks.{name}=null: a run, not a sweep, continues from its last checkpoint if the plugin has callbacks alone."
         ) from error
 
 

@@ -295,6 +295,11 @@ def test_a_loop_that_never_steps_is_told() -> None:
     assert made(LOGITS, LABELS, torch.ones(4, 2)).isfinite()
 
 
+def test_losses_stay_on_their_device_where_only_the_number_type_changes() -> None:
+    made = Criterion(class_counts=COUNTS, feature_dim=2, terms={"dro": {}}).to("meta")
+    assert made.to(torch.bfloat16).objective.stats_device.type == "meta"
+
+
 def test_losses_keep_their_number_type() -> None:
     made = torch.nn.ModuleList(
         [torch.nn.Linear(2, 2), Criterion(class_counts=COUNTS, feature_dim=2, terms={"dro": {}})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def beside(monkeypatch: pytest.MonkeyPatch) -> Path:
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The example as a folder of sources, without entry points."""
-    monkeypatch.syspath_prepend(str(SOURCES))
-    return SOURCES
+    folder = tmp_path / "beside"
+    shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(str(folder))
+    return folder

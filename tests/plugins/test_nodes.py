@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ltcore.plugins import loading
+from ltcore.plugins.source import SEARCH_PATH
 from ltcore.runtime.doctor import doctor, probe
 from ltcore.runtime.plugin_modules import sent_along, share_search_path
 from tests.paths import ROOT
@@ -28,13 +29,18 @@ def test_distributions_are_not_sent(installed: Path) -> None:
 
 
 def test_processes_of_one_machine_find_what_this_one_finds(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    """After everything else on their path: a module of the same name in that folder hides none of Python's."""
+    monkeypatch.setenv(SEARCH_PATH, "")
     share_search_path()
-    assert os.environ["PYTHONPATH"] == str(ROOT)
+    assert os.environ[SEARCH_PATH] == ""
     loading.use(["example_parts.losses"])
     share_search_path()
     share_search_path()
-    assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}{beside}"
+    assert os.environ[SEARCH_PATH] == str(beside)
+    (beside / "queue.py").write_text("raise SystemExit('the wrong one')")
+    code = "from ltcore.plugins.loading import use; print(use(['example_parts.losses'])); import queue, sys; print(sys.path[-1])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["('example_parts.losses',)", str(beside)]
 
 
 def test_the_doctor_compares_versions_of_plugins(installed: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -206,7 +208,7 @@ def test_a_stored_run_without_its_plugin_says_what_it_needs(
 
 
 def test_a_stored_run_whose_plugin_changed_is_not_continued_and_is_evaluated_on_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_shards: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_shards: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = stored(tmp_path, monkeypatch, tiny_shards)
     write(tmp_path / "src", "own_loss", loss() + "\n# changed\n")
@@ -221,8 +223,12 @@ def test_a_stored_run_whose_plugin_changed_is_not_continued_and_is_evaluated_on_
         run(
             tiny_run().replace({"train.epochs": 1, "plugins": "own_loss", "objective.base": "mine"}), tiny_shards, place
         )
+    with pytest.raises(PluginError, match=r"plugin own_loss was 0\.3 and is sha256"):
+        loading.use(["own_loss==0.3"], given=True)
     loading.use(["own_loss"], given=True)
-    assert load(str(place)).config.objective.base == "mine"
+    with caplog.at_level(logging.WARNING, "ltcore"):
+        assert load(str(place)).config.objective.base == "mine"
+    assert re.search(r"plugin own_loss was sha256:\w+ and is sha256:\w+ here, which is used", caplog.text)
 
 
 def test_another_version_of_a_distribution_is_another_plugin(installed: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -254,7 +260,11 @@ BROKEN = {
     "has a taken name": (loss("focal"), "own: the loss 'focal' exists already in ltcore"),
     "computes its name": (loss().replace("'mine'", "'mi' + 'ne'"), "needs name as a text that is written out"),
     "computes a default": (loss(field="size: float = max(1, 2)"), "default max(1, 2) must be a constant"),
-    "has an odd type": (loss(field="size: complex = 1.0"), "annotates size with complex, expected bool, dict, float"),
+    "has an odd type": (loss(field="size: complex = 1.0"), "annotates size with complex, expected int, float, bool"),
+    "has a table": (loss(field="size: dict[str, float] | None = None"), "annotates size with dict"),
+    "has nested lists": (loss(field="size: tuple[tuple[int, int], ...] = ()"), "annotates size with tuple"),
+    "has an untyped list": (loss(field="size: tuple = ()"), "annotates size with tuple, expected"),
+    "has a word of Python for a name": (loss(name="lambda"), "words of Python's syntax are none"),
     "has no default": (loss(field="size: float"), "gives size no default"),
     "is not frozen": (loss().replace("frozen=True, ", ""), "needs a frozen dataclass Config in its class"),
     "has a bad name": (loss("Mine-1"), "a name consists of small letters, digits and '_'"),
