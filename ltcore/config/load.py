@@ -81,12 +81,7 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
             f"train.patience={base.train.patience} does not go with sweep.search=pbt, whose members take over each other's state "
             "until the last epoch. Set train.patience=null, or another sweep.search."
         )
-    varied = {*sweep.space, *(key for changes in sweep.variants.values() for key in changes)}
-    if base.model.weights == AUTO and "model.name" in varied:
-        raise ConfigError(
-            f"model.weights={AUTO} does not go with several networks, of which not all may have weights at hand. Set "
-            "model.weights=null or default."
-        )
+    _check_settled(sweep, base)
     _check_hot(sweep, base)
     start, name = latest_start(sweep, base)
     if sweep.search != "pbt" and sweep.grace_fraction is not None and sweep.grace_fraction < start:
@@ -94,6 +89,29 @@ def check_sweep(sweep: SweepConfig, base: RunConfig) -> None:
             f"sweep.grace_fraction={sweep.grace_fraction} is shorter than objective.terms.{name}.start={start}: "
             f"trials would be stopped before that term acts. Set sweep.grace_fraction={start} or more, or start the "
             "term earlier."
+        )
+
+
+def _check_settled(sweep: SweepConfig, base: RunConfig) -> None:
+    """Refuses to vary what is decided once, from this machine and the data, when a sweep begins."""
+    varied: dict[str, list[Any]] = {key: list(spec.probes()) for key, spec in sweep.space.items()}
+    for changes in sweep.variants.values():
+        for key, value in changes.items():
+            varied.setdefault(key, []).append(value)
+    if base.model.weights == AUTO and "model.name" in varied:
+        raise ConfigError(
+            f"model.weights={AUTO} does not go with several networks, of which not all may have weights at hand. Set "
+            "model.weights=null or default."
+        )
+    if AUTO in varied.get("model.weights", ()):
+        raise ConfigError(
+            f"the sweep has model.weights={AUTO} among the values that it varies, expected default, null or a file: which of "
+            "them it means is decided once, when a sweep begins. Write default or null there."
+        )
+    if "train.least_batches" in varied:
+        raise ConfigError(
+            "the sweep varies train.least_batches, which decides the batch size once, when a sweep begins, and has no effect on "
+            "its trials. Vary train.batch_size instead."
         )
 
 

@@ -107,6 +107,29 @@ def test_members_of_a_population_do_not_stop_early():
         assert checked("tune_lpa", patience)
 
 
+@pytest.mark.parametrize(
+    ("key", "spec", "why"),
+    [
+        (
+            "model.weights",
+            "choice:auto,null",
+            "the sweep has model.weights=auto among the values that it varies, expected",
+        ),
+        (
+            "train.least_batches",
+            "choice:4,8",
+            "the sweep varies train.least_batches, which decides the batch size once",
+        ),
+    ],
+)
+def test_what_is_decided_when_a_sweep_begins_is_not_varied(key, spec, why):
+    with pytest.raises(ConfigError, match=f"^{why}"):
+        checked("tune_lpa", {"sweep.recipe": "folder", f"sweep.space.{key}": spec})
+    variant = {"sweep.recipe": "folder_small", f"sweep.variants.lpa.{key}": spec.removeprefix("choice:").split(",")[0]}
+    with pytest.raises(ConfigError, match=f"^{why}"):
+        checked("compare_methods", variant)
+
+
 def test_pbt_has_no_grace_period():
     mutable = {"sweep.search": "pbt", "sweep.mutable": "objective.terms.lpa.weight", "sweep.grace_fraction": "0.1"}
     sweep = checked("tune_lpa", mutable)
