@@ -84,6 +84,7 @@ def _tune_on(
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.training.settle import settled
+    from ltcore.tuning.measured import measured_run
     from ltcore.tuning.planned import count_words, planned_runs
     from ltcore.tuning.runs import SweepSetup
 
@@ -106,7 +107,8 @@ def _tune_on(
     for note in dict.fromkeys(filter(None, (remark(run, manifest) for run in runs))):
         display.say(note)
     if args.dry_run:
-        display.say(dry_run(base, data_uri, root, runs=count_words(sweep, base, manifest, placement.concurrent)))
+        run, counted = measured_run(sweep, base, manifest), count_words(sweep, base, manifest, placement.concurrent)
+        display.say(dry_run(run, data_uri, root, runs=counted))
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)

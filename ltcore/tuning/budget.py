@@ -16,6 +16,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.training.build import build, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.tuning.identity import size_now
+from ltcore.tuning.measured import measured_run
 from ltcore.tuning.rungs import FINALISTS, whole_runs
 from ltcore.tuning.runs import SweepSetup
 from ltcore.tuning.tpe import batch_size
@@ -69,7 +70,8 @@ def planned_trials(setup: SweepSetup, stored: SweepRecord | None, say: Callable[
     sweep, base = setup.sweep, setup.base
     if stored is not None or sweep.budget_s is None or not setup.cluster.local:
         return size_now(stored, sweep)
-    rate = images_per_s(base, setup.data_uri, setup.placement.scaling.cpus_per_worker)
+    run = measured_run(sweep, base, read_manifest(setup.data_uri))
+    rate = images_per_s(run, setup.data_uri, setup.placement.scaling.cpus_per_worker)
     run_s = _images_of_run(setup) / rate
     grace = grace_fraction(sweep, base)
 

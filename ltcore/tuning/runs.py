@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,8 @@ from ltcore.storage import join
 from ltcore.training.checkpoint import refuse_differences
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run
-from ltcore.training.weights_input import differs_by_run, with_input
+from ltcore.training.weights_input import with_input
+from ltcore.tuning.measured import has_own_input
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SweepSetup:
     @property
     def own_input(self) -> bool:
         """Tells whether runs of the sweep start from weights that expect other images, see ``with_input``."""
-        return differs_by_run([*self.sweep.space, *itertools.chain(*self.sweep.variants.values())])
+        return has_own_input(self.sweep)
 
 
 class TimeIsUp(Exception):  # noqa: N818  (no error)

@@ -1,0 +1,74 @@
+"""What is measured for a whole sweep is the costliest of its runs, with images as its weights expect them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ltcore.config.load import base_run
+from ltcore.config.schema import RunConfig
+from ltcore.config.sweep import SweepConfig, read_sweep
+from ltcore.data.shards.manifest import Manifest, read_manifest
+from ltcore.models.weights import IMAGENET
+from ltcore.tuning import budget
+from ltcore.tuning.measured import measured_run
+
+DRAWN = {"model.weights": "null", "train.batch_size": "8"}
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_shards: str) -> Manifest:
+    return read_manifest(tiny_shards)
+
+
+def search(**space: str) -> SweepConfig:
+    keys = {f"sweep.space.{key.replace('__', '.')}": value for key, value in space.items()}
+    lr = {"sweep.space.train.optim.lr": "log:0.1,1", "sweep.budget_s": "1"}
+    return read_sweep("tune_lpa", {**DRAWN, **lr, **keys, "sweep.recipe": "folder_small"})
+
+
+def measured(sweep: SweepConfig, manifest: Manifest) -> RunConfig:
+    return measured_run(sweep, base_run(sweep), manifest)
+
+
+def test_a_sweep_of_one_network_measures_its_recipe(manifest: Manifest) -> None:
+    sweep = search()
+    base = base_run(sweep)
+    assert measured_run(sweep, base, manifest) is base
+
+
+def test_the_costliest_network_and_image_size_are_measured_together(manifest: Manifest) -> None:
+    found = measured(search(model__name="choice:resnet8,resnet20", data__image_size="choice:16,40"), manifest)
+    assert (found.model.name, found.data.image_size) == ("resnet20", 40)
+
+
+def test_images_are_measured_as_the_weights_expect_them(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which makes the smaller network, on images of 224 px, the costliest."""
+    monkeypatch.setattr("ltcore.tuning.measured.forward_flops", lambda net, size: size)
+    words = {"sweep.recipe": "folder_small", "train.batch_size": "8"}
+    words["sweep.variants.lpa.model.name"] = "resnet50"
+    found = measured(read_sweep("compare_methods", {**words, "sweep.variants.lpa.model.weights": "default"}), manifest)
+    assert (found.model.name, found.data.image_size, found.data.mean) == ("resnet50", 224, IMAGENET.mean)
+
+
+def test_a_time_budget_is_cut_by_the_measured_run(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, seen = search(model__name="choice:resnet8,resnet20"), list[str]()
+    setup: Any = SimpleNamespace(
+        sweep=sweep,
+        base=base_run(sweep),
+        data_uri="data",
+        images_per_epoch=8,
+        cluster=SimpleNamespace(local=True),
+        placement=SimpleNamespace(concurrent=2, scaling=SimpleNamespace(cpus_per_worker=1)),
+    )
+    monkeypatch.setattr(budget, "read_manifest", lambda _: manifest)
+
+    def rate(cfg: RunConfig, *_: object) -> float:
+        seen.append(cfg.model.name)
+        return 1.0
+
+    monkeypatch.setattr(budget, "images_per_s", rate)
+    budget.planned_trials(setup, None, lambda _: None)
+    assert seen == ["resnet20"]
