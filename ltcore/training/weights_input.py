@@ -7,7 +7,7 @@ same way, wherever the weights have gone. A network of ``train.init_from`` expec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ltcore.config.records import InputRecord
@@ -26,6 +26,18 @@ FRAMING_KEYS = ("interpolation", "crop_fraction", "crop_mode")
 DECIDING = ("model.name", "model.weights", "train.init_from", "data.image_size")
 """Keys on which it depends what weights fill."""
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInput:
+    """The same keys of a run that another starts from; None: it had what its data set says, or the default."""
+
+    image_size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    interpolation: str | None
+    crop_fraction: float | None
+    crop_mode: str | None
 
 
 def with_input(cfg: RunConfig, stored: Mapping[str, Any] | None = None) -> RunConfig:
@@ -47,7 +59,7 @@ def _same_start(flat: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     return all(flat.get(key) == stored[key] for key in keys if key in stored)
 
 
-def expected_of(cfg: RunConfig) -> WeightsInput | None:
+def expected_of(cfg: RunConfig) -> WeightsInput | RunInput | None:
     """Returns what the weights that a run starts from expect; None where they expect nothing."""
     if cfg.train.init_from is None:
         return expected_input(cfg.model.name, cfg.model.weights)
@@ -55,18 +67,19 @@ def expected_of(cfg: RunConfig) -> WeightsInput | None:
         if not path.exists():
             return None  # which is an error when it is read
         theirs = ckpt.read(path, cfg.train.init_from).config().data
-    if theirs.mean is None or theirs.std is None or theirs.image_size is None:
-        return None  # that run had what its data set says
-    return WeightsInput(**{field.name: getattr(theirs, field.name) for field in fields(WeightsInput)})
+    found = {field.name: getattr(theirs, field.name) for field in fields(WeightsInput)}
+    return None if all(value is None for value in found.values()) else RunInput(**found)
 
 
-def as_expected(data: DataConfig, expected: WeightsInput) -> DataConfig:
+def as_expected(data: DataConfig, expected: WeightsInput | RunInput) -> DataConfig:
     """Returns ``data`` with the keys that are null as the weights expect them.
 
-    Canvases of at most 64 px hold images whole, as they were made: their framing stays.
+    Canvases of at most 64 px hold images whole, as they were made: their framing stays. Where neither says a size, the framing
+    is that of a run whose data set decided about it too.
     """
     side = data.image_size or expected.image_size
-    names = [field.name for field in fields(WeightsInput) if side > LARGE_PX or field.name not in FRAMING_KEYS]
+    large = side is None or side > LARGE_PX
+    names = [field.name for field in fields(WeightsInput) if large or field.name not in FRAMING_KEYS]
     return replace(data, **{name: getattr(expected, name) for name in names if getattr(data, name) is None})
 
 
@@ -75,7 +88,7 @@ def differs_by_run(varied: Iterable[str]) -> bool:
     return bool({*varied} & {*DECIDING})
 
 
-def input_record(cfg: RunConfig, prep: Prep, expected: WeightsInput | None) -> InputRecord:
+def input_record(cfg: RunConfig, prep: Prep, expected: WeightsInput | RunInput | None) -> InputRecord:
     """Returns what is in force, and where each value comes from."""
     sources = {}
     for field in fields(WeightsInput):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -214,6 +215,18 @@ def test_stage_2_and_init_from_take_it_over(
     later = with_input(tiny_run(train__init_from=str(finished)))
     assert {name: getattr(later.data, name) for name in asdict(OWN)} == asdict(OWN)
     assert with_input(tiny_run(train__init_from="/nowhere")) == tiny_run(train__init_from="/nowhere")
+
+
+@pytest.mark.parametrize("keys", [{"mean": "0.1,0.2,0.3"}, {"std": "0.4,0.5,0.6", "crop_mode": "border"}, {}])
+def test_init_from_takes_over_each_key_that_is_there(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that run left others to its data set."""
+    theirs = tiny_run().replace({f"data.{name}": value for name, value in keys.items()})
+    monkeypatch.setattr(ckpt, "read", lambda *_: SimpleNamespace(config=lambda: theirs))
+    monkeypatch.setattr(weights_input, "fetched_checkpoint", lambda *_, **__: contextlib.nullcontext(Path(__file__)))
+    mine = with_input(tiny_run(train__init_from="/there", data__image_size=None))
+    for name in asdict(OWN):
+        assert getattr(mine.data, name) == (getattr(theirs.data, name) if name in keys else None)
+    assert with_input(tiny_run(train__init_from="/there", data__mean="0.5,0.5,0.5")).data.mean == (0.5, 0.5, 0.5)
 
 
 def test_a_run_does_not_continue_with_another_input(finished: Path, tiny_shards: str) -> None:
