@@ -45,7 +45,7 @@ from ltcore.training.sync import RunSync
 from ltcore.training.tested import log_tests, summary
 from ltcore.training.trainer import fit
 from ltcore.training.weights_file import refuse_other_weights
-from ltcore.training.weights_input import expected_of, input_record
+from ltcore.training.weights_input import expected_of, input_record, still_prepared
 from ltcore.version import check_same_code, code_version
 
 
@@ -134,8 +134,9 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
             return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
     with contextlib.closing(make_run_loader(cfg, job.data_uri, ctx)) as loader:
         wandb_id = f"{job.info.id}-{secrets.token_hex(3)}" if done is None else done.wandb_id
-        known = None if done is None else done.data.input
-        if ctx.rank == 0 and done is None:
+        kept = done is not None and still_prepared(cfg, done.config)
+        known = done.data.input if done is not None and kept else None
+        if ctx.rank == 0 and not kept:
             known = input_record(cfg, loader.prep, expected_of(cfg))
         first = _first_record(cfg, job.info, ctx, loader, wandb_id, known)
         if done is not None:

@@ -16,6 +16,8 @@ from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, publ
 from ltcore.training.weights_input import KEYS, differs_by_run, expected_of, input_record, with_input
 
 SMALLEST_BATCH = 8
+_SETTLED = (None, DEFAULT)
+"""What ``model.weights=auto`` comes to."""
 Say = Callable[[str], None]
 
 
@@ -50,6 +52,8 @@ def _with_weights(cfg: RunConfig, say: Say, stored: Mapping[str, Any] | None) ->
     if cfg.model.weights != AUTO:
         return cfg
     name, here = cfg.model.name, at_hand(cfg.model.name)
+    if stored is not None and (stored.get("model.name", name) != name or stored.get("model.weights") not in _SETTLED):
+        stored = None  # a start that failed: what it had was not decided for this network, or not by us
     weights = stored.get("model.weights") if stored is not None else DEFAULT if here else None
     if weights is not None:
         say(f"{name} starts from its published ImageNet weights (model.weights={AUTO}: {published_file(name)})")

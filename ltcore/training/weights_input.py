@@ -59,6 +59,15 @@ def _same_start(flat: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     return all(flat.get(key) == stored[key] for key in keys if key in stored)
 
 
+def still_prepared(cfg: RunConfig, stored: Mapping[str, Any]) -> bool:
+    """Tells whether what the record with this flat configuration says of its images holds for a run of ``cfg``.
+
+    It does not where a start that failed was about other weights or images.
+    """
+    flat = cfg.to_flat()
+    return all(flat.get(key) == stored[key] for key in (*DECIDING, *KEYS) if key in stored)
+
+
 def expected_of(cfg: RunConfig) -> WeightsInput | RunInput | None:
     """Returns what the weights that a run starts from expect; None where they expect nothing."""
     if cfg.train.init_from is None:

@@ -75,6 +75,17 @@ def test_what_continues_keeps_the_weights_with_which_it_began(hub: Path) -> None
     assert cfg.model.weights is None and "are at hand by now: --fresh" in said[0]
 
 
+@pytest.mark.parametrize(
+    "failed",
+    [{"model.name": "resnet152", "model.weights": None}, {"model.weights": "/my.pth"}, {"model.name": "resnet20"}],
+)
+def test_a_start_that_failed_decides_nothing_for_other_weights(hub: Path, failed: dict[str, Any]) -> None:
+    """Under one name, where the record of the first attempt is all that there is."""
+    (hub / "resnet50-0676ba61.pth").touch()
+    cfg, said = settle(load_run("folder"), stored=failed)
+    assert cfg.model.weights == "default" and "starts from its published ImageNet weights" in said[0]
+
+
 def test_a_node_without_the_weights_is_named(hub: Path) -> None:
     with pytest.raises(
         CheckpointError, match=rf"model.weights=default: {hub}/resnet50-0676ba61.pth is not on \S+\. Fetch"

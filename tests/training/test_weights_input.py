@@ -46,6 +46,7 @@ OWN = WeightsInput(
     crop_fraction=0.8,
     crop_mode="border",
 )
+DEFAULTS = dict.fromkeys(("interpolation", "crop_fraction", "crop_mode"), "default")
 FRAMED = {f"data.{name}": value for name, value in asdict(OWN).items()}
 
 
@@ -241,3 +242,20 @@ def test_a_start_that_failed_hands_nothing_to_other_weights() -> None:
     stored = {**cfg.to_flat(), "data.image_size": 64}
     assert with_input(cfg, stored).data.image_size == 64
     assert with_input(cfg, {**stored, "model.name": "resnet152"}).data.image_size is None
+
+
+def test_the_record_says_nothing_of_a_start_that_failed(
+    tmp_path: Path, tiny_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise CheckpointError("no such weights")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="no such weights"):
+        patch.setattr("ltcore.training.run.fit", fails)
+        run(tiny_run(data__uri=tiny_shards, train__epochs=1).replace(FRAMED), tiny_shards, tmp_path / "tiny")
+    failed = RunRecord.read(str(tmp_path / "tiny"))
+    assert failed is not None and failed.data.input is not None and failed.data.input.crop_mode == "border"
+    run(tiny_run(data__uri=tiny_shards, train__epochs=1), tiny_shards, tmp_path / "tiny")
+    record = RunRecord.read(str(tmp_path / "tiny"))
+    assert record is not None and record.data.input is not None and record.status == "finished"
+    assert record.data.input.sources == {**dict.fromkeys(("image_size", "mean", "std"), "data set"), **DEFAULTS}
