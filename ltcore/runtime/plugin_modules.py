@@ -6,15 +6,17 @@ Plugins that a distribution installed are expected on every node; ``ltcore docto
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
-from ltcore.plugins.distributions import is_installed, root_of
+from ltcore.plugins.distributions import is_installed, sources_of
 from ltcore.plugins.loading import known
 from ltcore.plugins.source import SEARCH_PATH
 
 
 def sent_along() -> dict[str, list[str]]:
     """Returns the part of Ray's runtime environment that carries plugins which no distribution installed; {} without any."""
-    roots = dict.fromkeys(str(root_of(plugin.name)) for plugin in known() if not is_installed(plugin.name))
+    roots = dict.fromkeys(map(str, _own_sources()))
     return {"py_modules": list(roots)} if roots else {}
 
 
@@ -23,8 +25,14 @@ def share_search_path() -> None:
 
     Not by PYTHONPATH, in which a folder of the user's comes before the standard library.
     """
-    roots = (root_of(plugin.name) for plugin in known() if not is_installed(plugin.name))
-    folders = dict.fromkeys(str(root.parent.absolute()) for root in roots if root is not None)
+    folders = dict.fromkeys(str(root.parent.absolute()) for root in _own_sources())
     before = [folder for folder in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if folder]
     if new := [folder for folder in folders if folder not in before]:
         os.environ[SEARCH_PATH] = os.pathsep.join([*before, *new])
+
+
+def _own_sources() -> Iterator[Path]:
+    """Yields the packages and modules of plugins, and their helpers, that no distribution installed."""
+    for plugin in known():
+        if not is_installed(plugin.name):
+            yield from sources_of(plugin.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,30 @@ from ltcore.plugins.source import SEARCH_PATH
 from ltcore.runtime.doctor import doctor, probe
 from ltcore.runtime.plugin_modules import sent_along, share_search_path
 from tests.paths import ROOT
+from tests.plugins.state import SOURCES
 
 
 def test_sources_are_sent_along_and_distributions_expected(beside: Path) -> None:
     assert sent_along() == {}
     loading.use(["example_parts.losses", "example_parts.terms"])
     assert sent_along() == {"py_modules": [str(beside / "example_parts")]}
+
+
+def test_helpers_are_sent_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SOURCES, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "own_helper.py").write_text("x = 1\n")
+    with (tmp_path / "src" / "example_parts" / "losses.py").open("a") as file:
+        file.write("\nimport own_helper\n")
+    for folder in ("src", "lib"):
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    loading.use(["example_parts.losses"])
+    assert sent_along() == {
+        "py_modules": [str(tmp_path / "src" / "example_parts"), str(tmp_path / "lib" / "own_helper.py")]
+    }
+    monkeypatch.setenv(SEARCH_PATH, "")
+    share_search_path()
+    assert os.environ[SEARCH_PATH].split(os.pathsep) == [str(tmp_path / "src"), str(tmp_path / "lib")]
 
 
 def test_distributions_are_not_sent(installed: Path) -> None:

@@ -24,7 +24,7 @@ from ltcore.data.datasets.prepare import prepare
 from ltcore.errors import CheckpointError, ConfigError, PluginError
 from ltcore.objective.objective import make_objective
 from ltcore.objective.registry import BASES
-from ltcore.plugins import loading
+from ltcore.plugins import distributions, loading
 from ltcore.training.predict import load
 from tests.plugins.state import forgotten_after, install
 from tests.training.runs import run, stage2_run, tiny_run
@@ -238,6 +238,39 @@ def test_another_version_of_a_distribution_is_another_plugin(installed: Path, tm
         install(installed, "0.4")
         with pytest.raises(PluginError, match=r"plugin example_parts.losses was 0.3 and is 0.4 here"):
             RunConfig.from_flat(flat)
+
+
+def test_a_distribution_that_is_installed_anew_from_a_folder_is_another_plugin(installed: Path) -> None:
+    """Under its version, as long as nobody raises it."""
+    (info,) = installed.glob("*.dist-info")
+    assert distributions.version_of("example_parts.losses") == "0.3"
+    (info / "direct_url.json").write_text('{"url": "file:///here", "dir_info": {}}')
+    found = []
+    for text in ("", "# changed\n", ""):
+        distributions.version_of.cache_clear()
+        path = installed / "example_parts" / "terms.py"
+        path.write_text(path.read_text().replace("# changed\n", "") + text)
+        found.append(distributions.version_of("example_parts.losses"))
+    assert re.fullmatch(r"0\.3\+sha256:[0-9a-f]{12}", found[0]) and found[0] == found[2] != found[1]
+
+
+def test_helpers_beside_a_package_belong_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that it imports, also late and through each other; nothing else in that folder, of Python or of a distribution."""
+    write(tmp_path, "own_loss", "import torch, queue\n" + loss() + "\n\ndef late():\n    import first_helper\n")
+    write(tmp_path, "first_helper", "from second.inner import x\n")
+    write(tmp_path, "second.inner", "x = 1\nimport own_loss\n")
+    for name in ("queue", "unrelated"):
+        write(tmp_path, name, "raise SystemExit")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ("own_loss.py", "first_helper.py", "second")
+    assert distributions.sources_of("own_loss") == tuple(tmp_path / name for name in names)
+    before = distributions.version_of("own_loss")
+    for module in ("unrelated", "queue", "second.inner", "first_helper"):
+        write(tmp_path, module, "x = 2\n")
+        distributions.version_of.cache_clear()
+        changes = distributions.version_of("own_loss") != before
+        assert changes == (module not in ("unrelated", "queue")), module
+        before = distributions.version_of("own_loss")
 
 
 def test_stage_2_of_a_plugin_keeps_the_plugins_of_stage_1(stripes: str, tmp_path: Path) -> None:
