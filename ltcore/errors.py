@@ -52,6 +52,12 @@ class PluginError(LtcoreError):
     retryable = False
 
 
+class CallbackError(PluginError):
+    """A callback of a plugin failed, which says nothing of the run: with the callback repaired, the same command goes on."""
+
+    retryable = True
+
+
 class DataError(LtcoreError):
     """Input data, a manifest or a shard is not what it should be."""
 

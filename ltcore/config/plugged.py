@@ -57,6 +57,16 @@ def with_plugins(tree: Mapping[str, Any], *, imported: bool = True) -> Tree:
     return {**tree, KEY: [loading.pinned(name) for name in names]} if names else dict(tree)
 
 
+def deciding(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a flat configuration without the plugins that change no number.
+
+    One with callbacks alone may be repaired, replaced or taken away before a run or sweep is continued.
+    """
+    entries = [entry for entry in names_of(flat.get(KEY)) if not loading.only_calls_back(entry)]
+    kept = {key: value for key, value in flat.items() if key != KEY}
+    return {**kept, KEY: ",".join(entries)} if entries else kept
+
+
 def _mentioned(tree: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Returns (kind, name) of all parts that a tree chooses, switches on or says something about."""
     found = set()

@@ -18,7 +18,7 @@ from torch import nn
 from ltcore import dist
 from ltcore.callbacks import CALLBACKS, Callback, CallbackContext
 from ltcore.config.schema import RunConfig
-from ltcore.errors import PluginError
+from ltcore.errors import CallbackError
 from ltcore.evaluation.catalog import VALIDATION
 
 COLUMN = "callback"
@@ -108,9 +108,9 @@ def _blamed(name: str, what: str) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split())
         plugin = CALLBACKS[name].build.__module__
-        raise PluginError(
+        raise CallbackError(
             f"callback {name} of plugin {plugin} failed in {what} ({type(error).__name__}: {said}). Repair it, or set "
-            f"callbacks.{name}=null: a run, not a sweep, continues from its last checkpoint if the plugin has callbacks alone."
+            f"callbacks.{name}=null; the same command continues from the last checkpoint, if the plugin has callbacks alone."
         ) from error
 
 

@@ -25,15 +25,13 @@ from typing import Any, BinaryIO
 import torch
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
-from ltcore.config.plugged import KEY as PLUGINS
-from ltcore.config.plugged import names_of
+from ltcore.config.plugged import deciding
 from ltcore.config.schema import RunConfig
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.prep import Prep
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.evaluation.attributes import Ints
-from ltcore.plugins.loading import only_calls_back
 from ltcore.shots import SHOT_GROUPS
 from ltcore.storage import is_local, join, sync_to_disk
 
@@ -400,16 +398,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
     The choice of a method comes before its options.
     """
-    old, new = _without_callbacks(effective(old)), _without_callbacks(effective(new))
+    old, new = deciding(effective(old)), deciding(effective(new))
     keys = sorted(set(new) | set(old), key=lambda key: (key.startswith(OPTIONS), key))
     pairs = {key: (old.get(key), new.get(key)) for key in keys if not key.startswith(FREE_TO_CHANGE)}
     return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
-
-
-def _without_callbacks(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out the plugins that change no number: one that failed may be repaired or taken away."""
-    entries = [entry for entry in names_of(flat.get(PLUGINS)) if not only_calls_back(entry)]
-    return {**flat, PLUGINS: ",".join(entries) or None}
 
 
 def refuse_differences(

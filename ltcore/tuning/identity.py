@@ -8,6 +8,7 @@ from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, effective
 from ltcore.config.overrides import as_text, flatten
+from ltcore.config.plugged import deciding
 from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import SweepConfig
@@ -33,7 +34,7 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     fields |= {f"sweep.variants.{key}": as_text(value) for key, value in flatten(sweep.variants).items()}
     kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
-    return json.loads(json.dumps(effective({**fields, **kept})))
+    return json.loads(json.dumps(deciding(effective({**fields, **kept}))))
 
 
 def identity_hash(fields: dict[str, Any]) -> str:
@@ -95,7 +96,7 @@ def check_same_sweep(existing: SweepRecord, fields: dict[str, Any], uri: str) ->
 
     The same name with another configuration would mix two sweeps.
     """
-    stored = effective(existing.identity)
+    stored = deciding(effective(existing.identity))
     if stored.get(_ALT) is True and fields.get(_ALT) is False:
         raise ConfigError(
             f"{uri} holds a comparison under ALT too, which says more than one without it: give {_ALT}=true, or this one another "

@@ -12,9 +12,13 @@ import pytest
 import torch
 
 from ltcore.config.schema import RunConfig
-from ltcore.errors import PluginError
+from ltcore.config.sweep import read_sweep
+from ltcore.errors import ConfigError, PluginError
+from ltcore.plugins import distributions, loading
 from ltcore.training import checkpoint as ckpt
+from ltcore.tuning.identity import check_same_sweep, identity
 from tests.ddp import run_ranks
+from tests.records import sweep_record
 from tests.training.runs import Rank, run, stage2_run, tiny_run
 
 TIMES = {"time_s", "images_per_s", "data_wait_fraction", "checkpoint_s", "memory_bytes"}
@@ -134,7 +138,7 @@ def test_an_exception_names_plugin_and_callback(
     assert said.startswith("callback odd of plugin odd_one failed in on_") and reason in said and "\n" not in said
     assert "callbacks.odd=null" in said
     stored = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert stored["status"] == "failed" and said in stored["reason"] and stored["retryable"] is False
+    assert stored["status"] == "failed" and said in stored["reason"] and stored["retryable"] is True
 
 
 def test_what_it_sees_is_frozen(
@@ -159,10 +163,29 @@ def test_a_callback_that_failed_may_be_repaired_or_left_out(
 ) -> None:
     """As its error says: it determines no number, so the run goes on without it, or with other code of it."""
     with_it = {"plugins": "odd_one==sha256:1", "seed": 0}
-    monkeypatch.setattr(ckpt, "only_calls_back", lambda entry: entry.startswith("odd_one=="))
+    monkeypatch.setattr(loading, "only_calls_back", lambda entry: entry.startswith("odd_one=="))
     assert ckpt.differences(with_it, {"seed": 0}) == {}
     assert ckpt.differences(with_it, {"plugins": "odd_one==sha256:2", "seed": 0}) == {}
     assert ckpt.differences(with_it, {"plugins": "losses==1", "seed": 0}).keys() == {"plugins"}
+
+
+def test_a_sweep_goes_on_with_a_repaired_callback_and_without_one(beside: Path) -> None:
+    def asked(**keys: str) -> dict[str, Any]:
+        distributions.version_of.cache_clear()
+        named = {key.replace("__", "."): value for key, value in keys.items()}
+        return identity(read_sweep("tune_lpa", {"train.batch_size": "8", **named}))
+
+    watching = asked(plugins="example_parts.watch", callbacks__watch="on")
+    stored = sweep_record(search="random", identity=watching)
+    (beside / "example_parts" / "watch.py").open("a").write("\n# repaired\n")
+    check_same_sweep(stored, asked(plugins="example_parts.watch", callbacks__watch="on"), "/sweep")
+    check_same_sweep(stored, asked(), "/sweep")
+    earlier = sweep_record(search="random", identity={**watching, "plugins": ["example_parts.watch==sha256:0"]})
+    check_same_sweep(earlier, asked(plugins="example_parts.watch"), "/sweep")
+    with pytest.raises(
+        ConfigError, match=r"another configuration \(plugins: None there, 'example_parts.losses==sha256:"
+    ):
+        check_same_sweep(stored, asked(plugins="example_parts.losses"), "/sweep")
 
 
 def test_stage_2_has_no_callback_of_stage_1(watched: RunConfig, tiny_shards: str, tmp_path: Path) -> None:
