@@ -60,9 +60,9 @@ def with_plugins(tree: Mapping[str, Any], *, imported: bool = True) -> Tree:
 def deciding(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a flat configuration without the plugins that change no number.
 
-    One with callbacks alone may be repaired, replaced or taken away before a run or sweep is continued.
+    One with callbacks or data sets alone may be repaired, replaced or taken away before a run or sweep is continued.
     """
-    entries = [entry for entry in names_of(flat.get(KEY)) if not loading.only_calls_back(entry)]
+    entries = [entry for entry in names_of(flat.get(KEY)) if not loading.determines_nothing(entry)]
     kept = {key: value for key, value in flat.items() if key != KEY}
     return {**kept, KEY: ",".join(entries)} if entries else kept
 

@@ -19,6 +19,7 @@ from ltcore.plugins.parts import GROUPS, Part
 from ltcore.plugins.source import Found, Plugin
 
 PIN = "=="
+_HARMLESS = ("callback", "dataset")
 _LOG = logging.getLogger("ltcore.plugins")
 _said: set[str] = set()
 _used: dict[str, Plugin] = {}
@@ -77,10 +78,13 @@ def known() -> tuple[Plugin, ...]:
     return (*_used.values(), *(plugin for plugin in _installed[points] if plugin.name not in _used))
 
 
-def only_calls_back(entry: str) -> bool:
-    """Returns whether a plugin, named with or without a version, is known and has no part that determines numbers."""
+def determines_nothing(entry: str) -> bool:
+    """Returns whether a plugin, named with or without a version, is known and has no part that determines numbers.
+
+    Callbacks read. What data sets determine is in the data, whose hash runs and sweeps keep and compare by themselves.
+    """
     name = entry.partition(PIN)[0]
-    return any(plugin.name == name and all(part.kind == "callback" for part in plugin.parts) for plugin in known())
+    return any(plugin.name == name and all(part.kind in _HARMLESS for part in plugin.parts) for plugin in known())
 
 
 def loaded() -> tuple[Plugin, ...]:

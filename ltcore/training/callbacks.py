@@ -110,7 +110,7 @@ def _blamed(name: str, what: str) -> Iterator[None]:
         plugin = CALLBACKS[name].build.__module__
         raise CallbackError(
             f"callback {name} of plugin {plugin} failed in {what} ({type(error).__name__}: {said}). Repair it, or set "
-            f"callbacks.{name}=null; the same command continues from the last checkpoint, if the plugin has callbacks alone."
+            f"callbacks.{name}=null; the same command continues from the last checkpoint, if no part of the plugin trains."
         ) from error
 
 

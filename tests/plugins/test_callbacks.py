@@ -163,7 +163,7 @@ def test_a_callback_that_failed_may_be_repaired_or_left_out(
 ) -> None:
     """As its error says: it determines no number, so the run goes on without it, or with other code of it."""
     with_it = {"plugins": "odd_one==sha256:1", "seed": 0}
-    monkeypatch.setattr(loading, "only_calls_back", lambda entry: entry.startswith("odd_one=="))
+    monkeypatch.setattr(loading, "determines_nothing", lambda entry: entry.startswith("odd_one=="))
     assert ckpt.differences(with_it, {"seed": 0}) == {}
     assert ckpt.differences(with_it, {"plugins": "odd_one==sha256:2", "seed": 0}) == {}
     assert ckpt.differences(with_it, {"plugins": "losses==1", "seed": 0}).keys() == {"plugins"}
