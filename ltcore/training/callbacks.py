@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,12 @@ from ltcore.callbacks import CALLBACKS, Callback, CallbackContext
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CallbackError
 from ltcore.evaluation.catalog import VALIDATION
+from ltcore.training.switches import put_back
 
 COLUMN = "callback"
+_LOG = logging.getLogger("ltcore.training")
+_said: set[tuple[str, ...]] = set()
+"""(callback, switches) of which it was said in this process: an epoch is not the place to hear it again."""
 
 
 class CallbackCalls:
@@ -35,7 +40,7 @@ class CallbackCalls:
         self._called: dict[str, Callback] = {}
         if rank == 0:
             for name, options in self._on.items():
-                with _blamed(name, "__init__"), _undisturbed():
+                with _blamed(name, "__init__"), _undisturbed(name, "__init__"):
                     self._called[name] = CALLBACKS[name].build(options)
         self._columns: dict[str, float] = {}
         self._reason = ""
@@ -96,7 +101,7 @@ class CallbackCalls:
             stop=stop,
             model=lambda: copy.deepcopy(self._net).eval(),
         )
-        with _blamed(name, what), _undisturbed():
+        with _blamed(name, what), _undisturbed(name, what):
             method(view)
 
 
@@ -115,19 +120,34 @@ def _blamed(name: str, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Puts back the state of every random generator, and what else of torch's state numbers depend on."""
-    threads, dtype, grad = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+def _undisturbed(name: str, what: str) -> Iterator[None]:
+    """Puts back the state of every random generator, and torch's switches on which numbers depend.
+
+    Drawing is everybody's right; a switch that was changed is said, as the callback may have meant the run.
+    """
     python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        yield
+        with put_back(lambda switches: _say_changed(name, what, switches)):
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)
         torch.set_rng_state(cpu)
         if gpus is not None:
             torch.cuda.set_rng_state_all(gpus)
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grad)
+
+
+def _say_changed(name: str, what: str, switches: list[str]) -> None:
+    if (name, *switches) in _said:
+        return
+    _said.add((name, *switches))
+    more = f" and {len(switches) - 3} more" if len(switches) > 3 else ""
+    _LOG.warning(
+        "callback %s of plugin %s changed %s%s in %s, which is put back: a callback changes nothing of its run",
+        name,
+        CALLBACKS[name].build.__module__,
+        ", ".join(switches[:3]),
+        more,
+        what,
+    )

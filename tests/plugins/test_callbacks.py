@@ -15,7 +15,9 @@ from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError, PluginError
 from ltcore.plugins import distributions, loading
+from ltcore.training import callbacks
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.switches import SWITCHES
 from ltcore.tuning.identity import check_same_sweep, identity
 from tests.ddp import run_ranks
 from tests.records import sweep_record
@@ -139,6 +141,39 @@ def test_an_exception_names_plugin_and_callback(
     assert "callbacks.odd=null" in said
     stored = json.loads((tmp_path / "run" / "run.json").read_text())
     assert stored["status"] == "failed" and said in stored["reason"] and stored["retryable"] is True
+
+
+SPOILED = {
+    "torch.backends.cudnn.benchmark = True": "torch.backends.cudnn.benchmark",
+    "torch.backends.cudnn.allow_tf32 = False": "torch.backends.cudnn.allow_tf32, ",
+    "torch.use_deterministic_algorithms(True, warn_only=True)": "torch.use_deterministic_algorithms",
+    "torch.set_float32_matmul_precision('medium')": "torch.set_float32_matmul_precision, ",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "torch.set_float32_matmul_precision, ",
+    "torch.set_default_dtype(torch.float64)": "torch.set_default_dtype",
+    "torch.backends.cuda.enable_math_sdp(False)": "torch.backends.cuda.enable_math_sdp",
+    "torch.manual_seed(1)": "",
+}
+
+
+@pytest.mark.parametrize("line", SPOILED)
+def test_switches_that_it_changes_are_put_back_and_said_once(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "odd_one.py").write_text("import torch\n" + CALLBACK.format(body=line))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(callbacks, "_said", set())
+    cfg = tiny_run().replace({"plugins": "odd_one", "callbacks.odd": "on"})
+    before = {switch.name: switch.value() for switch in SWITCHES}
+    with caplog.at_level("WARNING", "ltcore"):
+        calls = callbacks.CallbackCalls(cfg, tmp_path, torch.nn.Linear(1, 1), 0)
+        for epoch in (1, 2):
+            calls.epoch_end(epoch, {})
+            assert {switch.name: switch.value() for switch in SWITCHES} == before
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (SPOILED[line] != "")
+    if said:
+        assert said[0].startswith(f"callback odd of plugin odd_one changed {SPOILED[line]}")
+        assert said[0].endswith(" in on_epoch_end, which is put back: a callback changes nothing of its run")
 
 
 def test_what_it_sees_is_frozen(
