@@ -46,10 +46,14 @@ class ConfigError(LtcoreError):
 
 
 class PluginError(LtcoreError):
-    """A plugin is missing, has changed, or cannot be used as it is."""
+    """A plugin is missing, has changed, or cannot be used as it is; ``plugin`` is its name, where one is broken."""
 
     exit_code = 2
     retryable = False
+
+    def __init__(self, message: str, plugin: str = "") -> None:
+        super().__init__(message)
+        self.plugin = plugin
 
 
 class CallbackError(PluginError):

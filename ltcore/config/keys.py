@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltcore.config.reader import PACKAGE, REGISTRY, REQUIRED, Allowed, Leaf, Module, Section, leaves
-from ltcore.plugins.loading import known
+from ltcore.plugins.loading import known, without_broken
 from ltcore.plugins.source import Plugin
 
 __all__ = ["PACKAGE", "REQUIRED", "Allowed", "Leaf", "Section", "leaves"]
@@ -73,7 +73,7 @@ class Method:
 
 def run_keys() -> Section:
     """Returns the tree of all keys of a run, with those of all known plugins."""
-    return _run_keys(known())
+    return without_broken(lambda: _run_keys(known()))
 
 
 @functools.cache
@@ -94,7 +94,7 @@ def methods() -> tuple[Method, ...]:
 
     These are base losses, terms, methods of stage 2, classifiers, networks, sources of data and callbacks.
     """
-    return _methods(known())
+    return without_broken(lambda: _methods(known()))
 
 
 @functools.cache

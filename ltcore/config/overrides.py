@@ -14,6 +14,7 @@ from ltcore.config.bounded_yaml import YamlError, load_yaml
 from ltcore.config.keys import Leaf, Section, leaves, run_keys
 from ltcore.errors import ConfigError, nearest
 from ltcore.limits import MAX_TABLE_CHARS, load_json
+from ltcore.plugins.aside import reasons
 
 Tree: TypeAlias = dict[str, Any]
 
@@ -83,6 +84,7 @@ def unknown(key: str, root: Section | None = None, prefix: str = "") -> ConfigEr
     every = [k for k, _ in leaves(root)]
     close = [k for k in beside if k in every][:3]
     hint = f" Did you mean {', '.join(prefix + k for k in close)}?" if close else nearest(key, every)
+    hint += "".join(f" {reason}" for reason in reasons(key.split(".")))
     scope = (prefix + ".".join(known)).rstrip(".")
     return ConfigError(f"{prefix}{key}: unknown key.{hint} (ltcore keys{' ' + scope if scope else ''})")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ltcore.config.keys import methods, run_keys
 from ltcore.plugins import loading
+from ltcore.plugins.aside import ASIDE, refuse
 
 KEY = "plugins"
 Tree = dict[str, Any]
@@ -23,6 +25,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stage2": ("stage2", "method"),
 }
 """Kind of part -> the key that chooses one by name."""
+_ROWS = {"base": "loss", "data": "dataset"}
+"""Kind of row, where it has another name than the kind of part."""
 
 
 def names_of(value: Any) -> list[str]:
@@ -47,14 +51,25 @@ def with_plugins(tree: Mapping[str, Any], *, imported: bool = True) -> Tree:
     They are imported, unless it is only about names. Raises PluginError where one is missing, changed or broken.
     """
     names = list(loading.use(names_of(tree.get(KEY))))
-    used = _mentioned(tree)
-    for part, (plugin, _) in loading.known_parts().items():
+    run_keys()  # which sets aside what is installed and has keys that cannot be read
+    used, parts = _mentioned(tree), loading.known_parts()
+    _refuse_broken(used - parts.keys())
+    for part, (plugin, _) in parts.items():
         owners = [p.name for p in loading.known() if p.name in names and part in {(f.kind, f.name) for f in p.parts}]
         if part in used and not owners:
             names.append(plugin)
     if imported:
         loading.load(names)
     return {**tree, KEY: [loading.pinned(name) for name in names]} if names else dict(tree)
+
+
+def _refuse_broken(used: set[tuple[str, str]]) -> None:
+    """Raises PluginError where one of these parts is of an installed plugin that is broken, and nobody else's."""
+    if not ASIDE:
+        return
+    own = {(_ROWS.get(row.kind, row.kind), row.name) for row in methods()}
+    for kind, name in sorted(used - own):
+        refuse(kind, name)
 
 
 def deciding(flat: Mapping[str, Any]) -> dict[str, Any]:

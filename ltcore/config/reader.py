@@ -176,7 +176,7 @@ class Module:
             if kind == _KINDS.get(table):
                 if name in result:
                     raise PluginError(
-                        f"plugin {plugin}: the {kind} {name!r} exists already in ltcore: give it another name."
+                        f"plugin {plugin}: the {kind} {name!r} exists already in ltcore: give it another name.", plugin
                     )
                 result[name] = (Module.read(part.module), ast.Name(part.symbol), part.summary, part.paper)
         return result
@@ -213,7 +213,8 @@ class Module:
                 assert found, problem
                 fields[row] = found[0].section(found[1], summary, optional=name in _OPTIONAL)
             elif found is None:
-                raise PluginError(f"plugin {module.name}: {problem}, which can be found without importing it.")
+                said = f"plugin {module.name}: {problem}, which can be found without importing it."
+                raise PluginError(said, module.name)
             else:
                 fields[row] = _of_plugin(module.name, found, summary, optional=name in _OPTIONAL)
         return Section(doc, fields)
@@ -298,15 +299,16 @@ def _of_plugin(plugin: str, found: tuple[Module, ast.AST], doc: str, *, optional
     try:
         section = found[0].section(found[1], doc, optional)
     except (TypeError, AssertionError) as error:
-        raise PluginError(f"plugin {plugin}: {error}.") from None
+        raise PluginError(f"plugin {plugin}: {error}.", plugin) from None
     for key, leaf in leaves(section):
         if not _WRITTEN_FLAT.fullmatch(leaf.type):
             raise PluginError(
                 f"plugin {plugin}: {found[0].file} annotates {key} with {leaf.type}, expected int, float, bool, str, a tuple of "
-                "one of them such as tuple[int, ...], each also | None, or a dataclass of them."
+                "one of them such as tuple[int, ...], each also | None, or a dataclass of them.",
+                plugin,
             )
         if leaf.default is REQUIRED:
-            raise PluginError(f"plugin {plugin}: {found[0].file} gives {key} no default.")
+            raise PluginError(f"plugin {plugin}: {found[0].file} gives {key} no default.", plugin)
     return section
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltcore.errors import PluginError
+from ltcore.plugins.aside import set_aside
 from ltcore.plugins.parts import GROUPS
 from ltcore.plugins.source import find_spec
 
@@ -71,7 +71,9 @@ def _points(info: Path, distribution: str) -> Iterator[EntryPoint]:
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise PluginError(f"{info / 'entry_points.txt'} cannot be read: {error}.") from None
+        said = " ".join(str(error).split())
+        set_aside(distribution, f"{info / 'entry_points.txt'} of a plugin cannot be read ({said}).", ())
+        return
     for kind, group in GROUPS.items():
         for name, value in parser.items(group) if parser.has_section(group) else ():
             yield EntryPoint(distribution, kind, name, re.split(r"[:\s\[]", value.strip())[0])

@@ -11,13 +11,16 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from ltcore.errors import PluginError
 from ltcore.plugins import parts, source
+from ltcore.plugins.aside import ASIDE, set_aside
 from ltcore.plugins.distributions import EntryPoint, entry_points, version_of
 from ltcore.plugins.parts import GROUPS, Part
 from ltcore.plugins.source import Found, Plugin
 
+T = TypeVar("T")
 PIN = "=="
 _HARMLESS = ("callback", "dataset")
 _LOG = logging.getLogger("ltcore.plugins")
@@ -71,11 +74,29 @@ def given() -> tuple[str, ...]:
 
 
 def known() -> tuple[Plugin, ...]:
-    """Returns all known plugins: those that were named, then those with entry points."""
+    """Returns all known plugins: those that were named, then those with entry points that are not broken."""
     points = entry_points()
     if points not in _installed:
         _installed[points] = _read_installed(points)
-    return (*_used.values(), *(plugin for plugin in _installed[points] if plugin.name not in _used))
+    installed = (plugin for plugin in _installed[points] if plugin.name not in ASIDE)
+    return (*_used.values(), *(plugin for plugin in installed if plugin.name not in _used))
+
+
+def without_broken(read: Callable[[], T]) -> T:
+    """Returns what ``read`` returns, after setting aside the installed plugins at which it fails, unless they were named."""
+    while True:
+        try:
+            return read()
+        except PluginError as error:
+            broken = next((plugin for plugin in known() if error.plugin in _names(plugin)), None)
+            if broken is None or broken.name in _used:
+                raise
+            set_aside(broken.name, str(error), [(part.kind, part.name) for part in broken.parts])
+
+
+def _names(plugin: Plugin) -> set[str]:
+    """Returns the names by which an error may call a plugin: its own, and those of the modules with its parts."""
+    return {plugin.name, *(part.module for part in plugin.parts)}
 
 
 def determines_nothing(entry: str) -> bool:
@@ -93,7 +114,14 @@ def loaded() -> tuple[Plugin, ...]:
 
 
 def known_parts() -> dict[tuple[str, str], tuple[str, Found]]:
-    """Returns (kind, name) -> (plugin, part) of all known plugins. Raises PluginError where two have the same name."""
+    """Returns (kind, name) -> (plugin, part) of all known plugins. Raises PluginError where two have the same name.
+
+    Of two that are only installed, the later one is set aside.
+    """
+    return without_broken(_known_parts)
+
+
+def _known_parts() -> dict[tuple[str, str], tuple[str, Found]]:
     found: dict[tuple[str, str], tuple[str, Found]] = {}
     for plugin in known():
         for part in plugin.parts:
@@ -101,7 +129,8 @@ def known_parts() -> dict[tuple[str, str], tuple[str, Found]]:
             if (other.module, other.symbol) != (part.module, part.symbol):
                 raise PluginError(
                     f"plugin {plugin.name} has the {part.kind} {part.name!r} of {part.module}, which exists already in plugin "
-                    f"{before} ({other.module}): give one of them another name."
+                    f"{before} ({other.module}): give one of them another name.",
+                    plugin.name,
                 )
     return found
 
@@ -170,17 +199,25 @@ def _difference(name: str, version: str) -> str:
 
 def _read_installed(points: tuple[EntryPoint, ...]) -> tuple[Plugin, ...]:
     plugins: dict[str, Plugin] = {}
-    for point in points:
+    for module in dict.fromkeys(point.module for point in points):
+        named = [point for point in points if point.module == module]
+        promised = {(point.kind, point.name) for point in named}
+        owner = named[0].distribution
         try:
-            plugin = plugins.get(point.module) or source.read_plugin(point.module)
+            plugin = source.read_plugin(module)
         except PluginError as error:
-            raise PluginError(f"{error} Its entry point is of the distribution {point.distribution}.") from None
-        plugins[point.module] = plugin
-        if (point.kind, point.name) not in {(part.kind, part.name) for part in plugin.parts}:
-            raise PluginError(
-                f"plugin {point.module} of the distribution {point.distribution} has no {point.kind} {point.name!r}, which its "
-                f"entry point of {GROUPS[point.kind]} names: write @plugins.{point.kind}({point.name!r}, ...)."
+            set_aside(module, f"{error} Its entry point is of the distribution {owner}.", promised)
+            continue
+        there = {(part.kind, part.name) for part in plugin.parts}
+        if lacking := sorted(promised - there):
+            kind, name = lacking[0]
+            reason = (
+                f"plugin {module} of the distribution {owner} has no {kind} {name!r}, which its entry point of {GROUPS[kind]} "
+                f"names: write @plugins.{kind}({name!r}, ...)."
             )
+            set_aside(module, reason, promised | there)
+            continue
+        plugins[module] = plugin
     return tuple(plugins.values())
 
 
@@ -188,20 +225,25 @@ def _import(plugin: Plugin) -> None:
     try:
         importlib.import_module(plugin.name)
     except PluginError as error:
-        raise PluginError(f"plugin {plugin.name}: {error}") from None
+        raise PluginError(f"plugin {plugin.name}: {error}", plugin.name) from None
     except Exception as error:
         said = " ".join(str(error).split())
-        raise PluginError(f"plugin {plugin.name} cannot be imported ({type(error).__name__}: {said}).") from error
+        raise PluginError(
+            f"plugin {plugin.name} cannot be imported ({type(error).__name__}: {said}).", plugin.name
+        ) from error
     read = {(part.kind, part.name) for part in plugin.parts}
     modules = {part.module for part in plugin.parts} | {plugin.name}
     for key, part in parts.NOTED.items():
         if part.module in modules and key not in read:
             raise PluginError(
                 f"plugin {plugin.name} registers the {part.kind} {part.name!r} in a way that its source does not show: write the "
-                f"decorator, with the name, over a class or function at the top of {part.module}."
+                f"decorator, with the name, over a class or function at the top of {part.module}.",
+                plugin.name,
             )
     if missing := sorted(read - parts.NOTED.keys()):
-        raise PluginError(f"plugin {plugin.name} did not register its {' '.join(missing[0])} when it was imported.")
+        raise PluginError(
+            f"plugin {plugin.name} did not register its {' '.join(missing[0])} when it was imported.", plugin.name
+        )
 
 
 def _publish(plugin: Plugin) -> None:
@@ -212,5 +254,5 @@ def _publish(plugin: Plugin) -> None:
                 try:
                     add(parts.NOTED[found.kind, found.name])
                 except ValueError as error:
-                    raise PluginError(f"plugin {plugin.name}: {error}") from None
+                    raise PluginError(f"plugin {plugin.name}: {error}", plugin.name) from None
     _loaded[plugin.name] = plugin

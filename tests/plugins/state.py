@@ -16,6 +16,7 @@ from ltcore.data.datasets import registry as datasets
 from ltcore.models import registry as models
 from ltcore.objective import registry as objectives
 from ltcore.plugins import distributions, loading, parts, source
+from ltcore.plugins.aside import ASIDE
 from ltcore.plugins.generated import COPIED
 
 EXAMPLE = Path(__file__).parent / "example_parts"
@@ -31,6 +32,7 @@ _TABLES: tuple[dict[Any, Any], ...] = (
     loading._loaded,
     loading._installed,
     parts.NOTED,
+    ASIDE,
     sys.modules,
 )
 _SECTIONS: tuple[type, ...] = (

@@ -20,7 +20,9 @@ from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets import registry as datasets
 from ltcore.data.datasets.prepare import prepare
+from ltcore.data.datasets.registry import find
 from ltcore.errors import CheckpointError, ConfigError, PluginError
 from ltcore.objective.objective import make_objective
 from ltcore.objective.registry import BASES
@@ -342,13 +344,80 @@ def test_two_plugins_with_one_name_are_told_apart(tmp_path: Path, monkeypatch: p
     assert loading.use(["one"]) == ("one",)
 
 
-def test_an_entry_point_without_its_part_is_named(installed: Path) -> None:
+def test_an_entry_point_without_its_part_is_named(installed: Path, caplog: pytest.LogCaptureFixture) -> None:
     (info,) = installed.glob("*.dist-info")
     (info / "entry_points.txt").write_text("[ltcore.losses]\nother = example_parts.losses\n")
-    with pytest.raises(
-        PluginError, match=r"plugin example_parts.losses of the distribution example_parts has no loss 'other'"
-    ):
-        keys.methods()
+    keys.methods()
+    said = r"plugin example_parts.losses of the distribution example_parts has no loss 'other'"
+    assert re.search(said, caplog.text) and "left out, with other, tempered" in caplog.text
+    with pytest.raises(PluginError, match=said):
+        load_run("cifar100_lt_ce", {"objective.base": "other"})
+
+
+def test_entry_points_that_cannot_be_read_are_said(installed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (info,) = installed.glob("*.dist-info")
+    (info / "entry_points.txt").write_text("[ltcore.losses]\n[ltcore.losses]\n")
+    assert load_run("cifar100_lt_ce").plugins == ()
+    assert "entry_points.txt of a plugin cannot be read (While reading" in caplog.text and len(caplog.records) == 1
+
+
+def install_own(site: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution whose module has this source, and an entry point for its loss."""
+    write(site, "own", text)
+    info = site / "own-1.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text("[ltcore.losses]\nmine = own\n")
+    (info / "RECORD").write_text("own.py,,\n")
+    monkeypatch.syspath_prepend(str(site))
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_plugin_that_is_installed_stops_only_what_needs_it(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, reason = BROKEN[what]
+    install_own(tmp_path, text, monkeypatch)
+    for _ in range(2):
+        assert load_run("cifar100_lt_ce").plugins == () and load_run("cifar100_lt_ce", {"objective.base": "focal"})
+        assert keys.methods() and find("/a/folder")
+    imported = ("imports nothing that exists", "is not frozen", "registers in secret", "fails")
+    assert len(caplog.records) == (what not in imported), "said once, or found by importing alone"
+    for overrides in ({"plugins": "own"}, {"objective.base": "mine"}):
+        if overrides == {"objective.base": "mine"} and what == "has a taken name":
+            continue  # whose entry point has another name than its part
+        with pytest.raises(PluginError, match="plugin own") as broken:
+            load_run("cifar100_lt_ce", overrides)
+    assert reason.removeprefix("own ") in str(broken.value) or "has no loss 'mine'" in str(broken.value)
+
+
+def test_a_key_of_a_broken_plugin_is_unknown_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_own(tmp_path, "def (\n", monkeypatch)
+    with pytest.raises(ConfigError, match=r"base_options.mine.size: unknown key.* plugin own: .*own.py:1 is no Python"):
+        load_run("cifar100_lt_ce", {"objective.base_options.mine.size": "1"})
+
+
+def test_a_source_of_images_that_cannot_be_imported_stops_no_other(
+    installed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = installed / "example_parts" / "images.py"
+    images.write_text(images.read_text() + "\nraise RuntimeError('no')\n")
+    assert "stripes" not in datasets.names() and "cifar10" in datasets.names()
+    assert len(caplog.records) == 1 and "example_parts.images cannot be imported (RuntimeError: no)" in caplog.text
+    with pytest.raises(PluginError, match=r"example_parts\.images cannot be imported"):
+        prepare(DataConfig(uri="stripes"))
+
+
+def test_of_two_installed_parts_with_one_name_the_later_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install_own(tmp_path / "one", loss(), monkeypatch)
+    write(tmp_path / "two", "other", loss())
+    (tmp_path / "two" / "other-1.dist-info").mkdir()
+    (tmp_path / "two" / "other-1.dist-info" / "entry_points.txt").write_text("[ltcore.losses]\nmine = other\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "two"))
+    assert load_run("cifar100_lt_ce").plugins == ()
+    assert "plugin own has the loss 'mine' of own, which exists already in plugin other" in caplog.text
+    assert loading.use(["own"]) == ("own",) and loading.known_parts()["loss", "mine"][0] == "own"
 
 
 @pytest.mark.parametrize("name", ["own.py", "folder/own", "no_such_plugin", "own loss"])

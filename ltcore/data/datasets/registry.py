@@ -22,8 +22,9 @@ from ltcore.data.datasets.remote import RemoteFolder, RemoteZip
 from ltcore.data.datasets.tables import Table
 from ltcore.data.datasets.web_dataset import WebDataset
 from ltcore.errors import ConfigError
+from ltcore.plugins.aside import refuse
 from ltcore.plugins.generated import add_row
-from ltcore.plugins.loading import attach, known_parts, load, load_part
+from ltcore.plugins.loading import attach, known_parts, load, load_part, without_broken
 from ltcore.plugins.parts import Part
 
 
@@ -80,6 +81,8 @@ DATASETS: dict[str, Row] = {
 def find(uri: str) -> type[Dataset]:
     """Finds the class that ``data.uri`` names; for every place, unseen, it is that of ``PATH``."""
     load_part("dataset", uri)
+    if uri not in DATASETS:
+        refuse("dataset", uri)
     return DATASETS.get(uri, DATASETS[PATH]).build
 
 
@@ -121,7 +124,9 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
 
 def _load_plugins() -> None:
     """Imports all known plugins with sources, of which any may recognize a place."""
-    load(dict.fromkeys(plugin for (kind, _), (plugin, _) in known_parts().items() if kind == "dataset"))
+    without_broken(
+        lambda: load(dict.fromkeys(plugin for (kind, _), (plugin, _) in known_parts().items() if kind == "dataset"))
+    )
 
 
 def _add(part: Part) -> None:
