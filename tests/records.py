@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from ltcore.config.records import Hardware, RunRecord, SweepRecord, TrainedData, TrialRecord
+from ltcore.config.records import RunRecord, SweepRecord, TrialRecord
+from ltcore.config.trained_with import Hardware, TrainedData
 
 BEGAN = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 ENDED = datetime.datetime(2026, 1, 2, 3, 7, 45, tzinfo=datetime.UTC)

@@ -26,7 +26,8 @@ import numpy as np
 from ltcore import storage
 from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section
 from ltcore.benchmarks.options import Options
-from ltcore.config.records import Hardware, RunRecord, TrainedData, TrialRecord
+from ltcore.config.records import RunRecord, TrialRecord
+from ltcore.config.trained_with import Hardware, TrainedData
 from ltcore.data.loading.plan import ShardHomes, parts, windows_from
 from ltcore.data.loading.sampler import EpochSampler, drawn_copies
 from ltcore.data.shards import manifest as manifests

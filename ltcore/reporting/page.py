@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ltcore.config.records import Hardware, RunRecord, SweepRecord
+from ltcore.config.records import RunRecord, SweepRecord
+from ltcore.config.trained_with import Hardware
 from ltcore.evaluation.balance import remarks
 from ltcore.evaluation.catalog import METRICS, title_of
 from ltcore.evaluation.protocols import ordered_splits, protocol_of

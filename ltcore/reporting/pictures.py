@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ltcore.config.records import TrainedData
+from ltcore.config.trained_with import TrainedData
 from ltcore.errors import DataError
 from ltcore.evaluation.confused import keyed_choice
 from ltcore.storage import is_local

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from ltcore.config.records import SweepRecord, TrainedData, TrialRecord
+from ltcore.config.records import SweepRecord, TrialRecord
+from ltcore.config.trained_with import TrainedData
 from ltcore.evaluation.catalog import DETAILS, METRICS, minimized, title_of
 from ltcore.evaluation.paired import PairedDifference
 from ltcore.evaluation.protocols import ordered_splits, protocol_of

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from ltcore.config.records import SweepRecord, TrainedData, TrialRecord
+from ltcore.config.records import SweepRecord, TrialRecord
+from ltcore.config.trained_with import TrainedData
 from ltcore.evaluation.catalog import DETAILS, METRICS, minimized, title_of
 from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ltcore.config.records import Hardware
+from ltcore.config.trained_with import Hardware
 from ltcore.errors import ConfigError
 from ltcore.version import __version__
 

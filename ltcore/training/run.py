@@ -22,8 +22,9 @@ import torch
 
 from ltcore import dist
 from ltcore.config.json_record import JsonRecord
-from ltcore.config.records import InputRecord, RunRecord, TrainedData, now
+from ltcore.config.records import RunRecord, now
 from ltcore.config.schema import RunConfig
+from ltcore.config.trained_with import InputRecord, TrainedData
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest

@@ -38,19 +38,12 @@ from ltcore.training.head_init import start_head
 from ltcore.training.init_from import start_centroids, start_from, whole_state
 from ltcore.training.monitor import MeanMetrics, NonFiniteGuard, timed
 from ltcore.training.optim import step_rate
+from ltcore.training.pace import SavePace
 from ltcore.training.progress import TrainProgress
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.tested import keep_tests
 from ltcore.training.weights_file import SHA256, refuse_other_weights
-
-SAVE_AGAIN_S = 30.0
-"""After a checkpoint that was left out, time to the next attempt."""
-
-MOST_SAVING_FRACTION = 0.01
-"""Share of the time that checkpoints take at most where ``train.checkpoint_every_s`` leaves their number open."""
-LEAST_BETWEEN_SAVES_S = 30.0
-"""Small networks are saved in milliseconds, but each copy to an object store is requests that are paid for."""
 
 
 def fit(
@@ -95,11 +88,10 @@ class Trainer:
         self.callbacks = CallbackCalls(cfg, run_dir, self.components.eval_net, ctx.rank)
         self.at = TrainProgress()
         self.total_images = cfg.train.epochs * loader.num_batches * cfg.train.batch_size
-        self.saved_at = self.counted_at = time.monotonic()
+        self.pace = SavePace(cfg.train.checkpoint_every_s)
+        self.counted_at = time.monotonic()
         self.last_saved_step = -1
         self.disk = Postponed(str(run_dir))
-        self.saving_s = self.save_s = 0.0
-        """Seconds that checkpoints took since the last epoch was reported, and that the last one took."""
         self.class_prior: list[float] = []
         """Class shares of the epoch that was trained last, under its sample weights or draws."""
         self.base: dict[str, str] = {}
@@ -180,10 +172,10 @@ class Trainer:
             **findings(self.components.step.objective, self.loader, cfg.data.train_split, self.ctx.device),
             "images_per_s": (at.images_seen - first_image) / max(train_s, 1e-9),
             "data_wait_fraction": waited / max(train_s, 1e-9),
-            "checkpoint_s": self.saving_s,
+            "checkpoint_s": self.pace.saving_s,
             "memory_bytes": most_memory_bytes(self.ctx.device),
         }
-        self.saving_s = 0.0
+        self.pace.saving_s = 0.0
         self._count_time()
         metrics["time_s"] = at.seconds
         columns, at.stopped = self.callbacks.epoch_end(at.epoch, metrics)
@@ -201,7 +193,7 @@ class Trainer:
         if self._is_best(metrics):
             at.best = dict(metrics)
             self._save("best")
-        due = self._late or self._over or self.ctx.checkpoint_every_epoch
+        due = self.pace.late or self._over or self.ctx.checkpoint_every_epoch
         if dist.broadcast_object(due):
             self._save("last", wait=self._over)
         self._record_epoch()
@@ -320,23 +312,9 @@ class Trainer:
         if stop:
             raise StopRequested(f"stopped in epoch {self.at.epoch + 1} of {self.cfg.train.epochs}, step {self.at.step}")
 
-    @property
-    def _late(self) -> bool:
-        """Tells whether the last checkpoint is as old as it may become.
-
-        Left to itself it may be as old as saving is at most 1 % of the time: what a lost node costs stays in
-        proportion to what guarding against it costs.
-        """
-        return time.monotonic() - self.saved_at > self._save_every_s
-
-    @property
-    def _save_every_s(self) -> float:
-        every_s = self.cfg.train.checkpoint_every_s
-        return max(LEAST_BETWEEN_SAVES_S, self.save_s / MOST_SAVING_FRACTION) if every_s is None else every_s
-
     def _asked(self) -> tuple[bool, bool, Notice | None]:
         """Returns what all ranks have to do: save, stop, make room for the workers that follow."""
-        late, stop, ask = dist.broadcast_object((self._late, self.ctx.stop_requested(), self.ctx.notice_due()))
+        late, stop, ask = dist.broadcast_object((self.pace.late, self.ctx.stop_requested(), self.ctx.notice_due()))
         return late, stop, self.ctx.notice() if ask else None
 
     def _leave(self, notice: Notice) -> None:
@@ -373,13 +351,10 @@ class Trainer:
                 saved = self.disk.attempt(write, f"the checkpoint of step {step}")
         saved = dist.broadcast_object(saved)  # which is a barrier, too
         if tag == "last":
-            self.saved_at = time.monotonic()
+            self.pace.tried(saved=saved)
             if saved:
                 self.last_saved_step = self.at.step
-            else:
-                self.saved_at -= max(0.0, self._save_every_s - SAVE_AGAIN_S)
-        self.save_s = time.monotonic() - began
-        self.saving_s += self.save_s
+        self.pace.took(time.monotonic() - began)
 
     def _resume(self) -> None:
         """Restores the newest checkpoint, which rank 0 finds and reads.

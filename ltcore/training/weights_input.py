@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ltcore.config.records import InputRecord
 from ltcore.config.schema import RunConfig
+from ltcore.config.trained_with import InputRecord
 from ltcore.data.augment.policies import LARGE_PX
 from ltcore.data.config import DataConfig
 from ltcore.data.prep import Prep

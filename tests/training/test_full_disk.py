@@ -27,7 +27,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(retry, "_known", retry._Outages())
     monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
-    monkeypatch.setattr("ltcore.training.trainer.SAVE_AGAIN_S", 0.0)
+    monkeypatch.setattr("ltcore.training.pace.SAVE_AGAIN_S", 0.0)
 
 
 def full_at(times: range) -> Callable[[Path, Any], None]:

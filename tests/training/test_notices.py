@@ -11,6 +11,7 @@ from ltcore.config.records import Notice, RunRecord, Start, now
 from ltcore.config.schema import RunConfig
 from ltcore.reporting.page import machine
 from ltcore.reporting.records import StoredRun
+from ltcore.training import pace
 from ltcore.training import trainer as fit
 from ltcore.training.context import Interrupted
 from tests.ddp import run_ranks
@@ -64,13 +65,17 @@ def test_all_ranks_leave_together(tiny_shards: str, tmp_path: Path) -> None:
 def test_checkpoints_take_one_percent_of_the_time_left_to_themselves(
     save_s: float, every_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = fit.Trainer.__new__(fit.Trainer)
-    trainer.cfg, trainer.save_s, trainer.saved_at = tiny_run(), save_s, 100.0
-    clock = [100.0 + every_s - 1]
-    monkeypatch.setattr(fit.time, "monotonic", lambda: clock[0])
-    assert not trainer._late
+    clock = [100.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])
+    own = pace.SavePace(None)
+    own.took(save_s)
+    clock[0] += every_s - 1
+    assert not own.late
     clock[0] += 2
-    assert trainer._late
+    assert own.late
+    own.tried(saved=True)
+    assert not own.late and own.saving_s == save_s
+    assert pace.SavePace(5.0)._every_s == 5.0
 
 
 def start(images: int, world: int, notice: Notice | None = None, left_at: int | None = None) -> Start:
