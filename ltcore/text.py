@@ -93,3 +93,11 @@ def duration(seconds: float | None) -> str:
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (s, "s")]
     first = next((place for place, (n, _) in enumerate(parts) if n), 3)
     return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"
+
+
+def counted(number: float, noun: str) -> str:
+    """Writes a number with its noun in the singular or plural: ``1 epoch``, ``2,000 images``, ``0.5 CPUs``."""
+    shown = f"{int(number):,}" if number == int(number) else f"{number:g}"
+    return (
+        f"{shown} {noun}" if number == 1 else f"{shown} {noun}{'es' if noun.endswith(('s', 'x', 'tch', 'sh')) else 's'}"
+    )

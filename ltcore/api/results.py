@@ -18,7 +18,7 @@ from ltcore.evaluation.protocol_table import ProtocolTable
 from ltcore.reporting.summary import ranked, summary_lines
 from ltcore.reporting.variants import variants_lines, variants_table
 from ltcore.storage import join
-from ltcore.text import duration, printable
+from ltcore.text import counted, duration, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,9 @@ class Run(_Stored[RunRecord]):
     def _repr_html_(self) -> str:
         sides = {"last epoch": self.record.test or {}, "best on validation": self.record.test_best or {}}
         rows = {f"{split}, {side}": values for side, splits in sides.items() for split, values in splits.items()}
-        notes = [f"{self.record.epochs_done} of {self.record.epochs_planned} epochs in {duration(self.record.seconds)}"]
+        notes = [
+            f"{self.record.epochs_done} of {counted(self.record.epochs_planned, 'epoch')} in {duration(self.record.seconds)}"
+        ]
         return _table(f"Run {self.name}: {self.status}", rows, [*notes, self.record.reason, self.uri])
 
 

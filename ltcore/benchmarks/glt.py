@@ -35,6 +35,7 @@ from ltcore.data.glt.pool import open_pool
 from ltcore.data.glt.workspace import Run, build, here
 from ltcore.data.images.decode import decode_image
 from ltcore.errors import LtcoreError
+from ltcore.text import counted
 from ltcore.training.hardware import allocated_cpus
 
 SIDE_PX, SMALL_PX = 400, 16
@@ -66,7 +67,7 @@ def throughput(options: Options) -> Section:
         folder = generated(side, count)
         plan = _planned(folder)
         section.notes.append(
-            f"{cpus} CPUs for each side; {plan.total:,} JPEGs of {side} px out of {count:,}, shards on disk"
+            f"{counted(cpus, 'CPU')} for each side; {plan.total:,} JPEGs of {side} px out of {count:,}, shards on disk"
         )
         connect()
         try:

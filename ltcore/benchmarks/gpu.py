@@ -25,6 +25,7 @@ from ltcore.benchmarks.options import Options
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import CachedLoader
 from ltcore.models.net import LongTailNet
+from ltcore.text import counted
 from ltcore.training.build import build
 from ltcore.training.context import LocalContext
 from ltcore.training.hardware import choose_precision, describe_hardware
@@ -92,7 +93,7 @@ def place_name(place: torch.device) -> str:
     """Returns the name of the device."""
     if place.type == "cuda":
         return torch.cuda.get_device_name(place)
-    return f"the CPU, since there is no GPU: {describe_hardware().cpu}, {torch.get_num_threads()} threads"
+    return f"the CPU, since there is no GPU: {describe_hardware().cpu}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def copy_rate(place: torch.device, options: Options) -> float:

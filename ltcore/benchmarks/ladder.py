@@ -24,6 +24,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import CachedLoader, Loader, ThreadedLoader
 from ltcore.data.loading.prefetch import prefetch
 from ltcore.models.net import LongTailNet
+from ltcore.text import counted
 from ltcore.training.build import build
 from ltcore.training.context import LocalContext
 from ltcore.training.hardware import choose_precision
@@ -39,7 +40,9 @@ def ladder(options: Options) -> list[Section]:
         uri = images.shards(options.data, quick=options.quick)
         cfg = config(uri, options, cpus)
         section = Section("ladder", "images/s")
-        section.notes.append(f"{cpus} CPUs for each side; torch threads {cpus}, DataLoader workers {CPUS}; {device()}")
+        section.notes.append(
+            f"{counted(cpus, 'CPU')} for each side; torch threads {cpus}, DataLoader workers {CPUS}; {device()}"
+        )
         feed_rungs(section, cfg, options.turns)
         training_rungs(section, cfg, options.turns)
         if options.quick:

@@ -19,6 +19,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
+from ltcore.text import counted
 from ltcore.training.hardware import allocated_cpus
 
 CANVAS_PX = 224
@@ -40,7 +41,9 @@ def large(options: Options) -> list[Section]:
         loader.copies_N = np.full(num_images, -(-rows // num_images), np.int64)
         encoded = jpegs(loader, min(num_images, rows))
         section = Section("large images", "images/s")
-        section.notes.append(f"{cpus} CPUs and threads for each side; {num_images} JPEGs, repeated, to {image_size} px")
+        section.notes.append(
+            f"{counted(cpus, 'CPU')} and threads for each side; {num_images} JPEGs, repeated, to {image_size} px"
+        )
         sides: dict[str, Work] = {
             "threaded loader": Epochs(loader),
             "decode limit": limit(encoded, image_size, rows, max(2, cpus)),

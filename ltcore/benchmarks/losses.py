@@ -30,6 +30,7 @@ from ltcore.benchmarks.reference_calls import dro_by_bank, literally
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.objective.terms.lpa.kmeans import kmeans
+from ltcore.text import counted
 from ltcore.training.hardware import allocated_cpus
 
 LEAST_S = 0.1
@@ -57,7 +58,7 @@ def losses(options: Options) -> list[Section]:
         sizes = QUICK_SIZES if options.quick else SIZES
         sections = [arithmetic(size, options) for size in sizes]
         sections += [forwards(sizes[0], options), numbers_held(sizes[0]), *clustering(options)]
-    sections[0].notes.insert(0, f"{cpus} CPUs and torch threads for every side, float32 on the CPU")
+    sections[0].notes.insert(0, f"{counted(cpus, 'CPU')} and torch threads for every side, float32 on the CPU")
     return sections
 
 

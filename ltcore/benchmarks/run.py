@@ -16,6 +16,7 @@ from ltcore.benchmarks.machine import state, warning
 from ltcore.benchmarks.options import BENCHES, Options
 from ltcore.reporting.terminal import Terminal, styled
 from ltcore.storage import write_bytes_atomic
+from ltcore.text import counted
 
 SCHEMA = 1
 
@@ -94,7 +95,7 @@ def hardware_line(machine: dict[str, Any]) -> str:
     gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
     load = machine["load_average"][0]
     return (
-        f"{machine['cpu']}: {machine['allocated_cpus']} CPUs{gpus}; torch threads {machine['torch_threads']}; "
+        f"{machine['cpu']}: {counted(machine['allocated_cpus'], 'CPU')}{gpus}; torch threads {machine['torch_threads']}; "
         f"load {load:.2f} at the start; {versions}"
     )
 

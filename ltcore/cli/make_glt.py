@@ -19,7 +19,7 @@ from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, Run, build, here
 from ltcore.data.shards.remarks import remarks
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import is_local
-from ltcore.text import duration, few_words
+from ltcore.text import counted, duration, few_words
 from ltcore.training.hardware import allocated_cpus
 
 RAY_FROM = 20_000
@@ -31,7 +31,9 @@ def make_glt(args: GltArgs) -> int:
     began = time.monotonic()
     cfg = source_config(args, args.source, subset_seed=args.choices.seed)
     pool, unused = open_pool(cfg, args.choices, lists=args.lists, progress=say)
-    say(f"{pool.name}: {len(pool.items):,} images of {len(pool.classes):,} classes, {_pool_words(pool, unused)}")
+    say(
+        f"{pool.name}: {counted(len(pool.items), 'image')} of {counted(len(pool.classes), 'class')}, {_pool_words(pool, unused)}"
+    )
     discover = None
     with _engine(args, len(pool.items)) as run:
         if args.choices.discovery is not None:
@@ -89,7 +91,9 @@ def _engine(args: GltArgs, num_images: int) -> Iterator[Run]:
 def show(plan: Plan, attributes: tuple[str, ...]) -> None:
     """Prints the splits, and what was chosen where nothing was given."""
     sizes, terminal = plan.sizes, Terminal()
-    table = Table(title=f"{plan.pool.name}-glt: {len(plan.pool.classes):,} classes, {len(attributes)} attributes")
+    table = Table(
+        title=f"{plan.pool.name}-glt: {len(plan.pool.classes):,} classes, {counted(len(attributes), 'attribute')}"
+    )
     table.add_column("split")
     for name in ("images", "per class", "class imbalance", "inside classes"):
         table.add_column(name, justify="right")
@@ -108,5 +112,5 @@ def show(plan: Plan, attributes: tuple[str, ...]) -> None:
     )
     train, overlap = len(plan.splits["train"]), plan.overlap
     terminal.print(
-        f"train and train_cbl share {overlap:,} images ({100 * overlap / train:.0f} % of train); nothing else overlaps."
+        f"train and train_cbl share {counted(overlap, 'image')} ({100 * overlap / train:.0f} % of train); nothing else overlaps."
     )

@@ -16,7 +16,7 @@ from ltcore.data.datasets.prepare import is_shards
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError
 from ltcore.storage import local_path
-from ltcore.text import printable
+from ltcore.text import counted, printable
 from ltcore.training.predict import load, wanted_splits
 from ltcore.training.prediction_table import Layout, write_predictions
 from ltcore.training.predictions import Predictions, predict_items, predict_split
@@ -147,7 +147,7 @@ class _Tally:
             advance(len(part))
 
     def summary(self, rate: float, output: str | None) -> str:
-        images = f"{self.done:,} image{'s' * (self.done != 1)}"
+        images = counted(self.done, "image")
         text = f"{images} ({rate:,.0f}/s): {self.done - self.failed:,} predicted, {self.failed:,} failed"
         if output and self.failed:
             text += f" (column error), the first: {self._first}"

@@ -23,7 +23,7 @@ from ltcore.errors import ConfigError
 from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
 from ltcore.runtime.placement import Placement
 from ltcore.storage import join
-from ltcore.text import printable_lines
+from ltcore.text import counted, printable_lines
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, trained_note
 from ltcore.training.hardware import allocated_cpus, wished_cpus
@@ -93,7 +93,7 @@ def train_config(
     else:
         if note := trained_note(cfg, manifest):
             out.say(note)
-        budget = "" if cfg.stage2 is not None else f" ({_num_images(cfg, manifest):,} images)"
+        budget = "" if cfg.stage2 is not None else f" ({counted(_num_images(cfg, manifest), 'image')})"
         out.say(f"{cfg.name}: {_what(cfg)}{budget} on {manifest.name}; results in {run_uri}")
         record = _train_on_ray(args, cfg, job, root, out) if wants_ray(args, cfg) else _train_here(args, cfg, job, out)
     if record is not None:

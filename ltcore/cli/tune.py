@@ -17,6 +17,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.storage import join
+from ltcore.text import counted
 from ltcore.training.lease import exclusive
 from ltcore.tuning.identity import check_same_data, check_same_sweep, has_more, identity
 
@@ -55,7 +56,9 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     base = load_sweep(sweep)
     display = ProgressDisplay(out.terminal(), sweep.metric)
     display.say(
-        "ltcore sweep ", (sweep.name, "bold"), f" of recipe {sweep.recipe}: {sweep.size} trials; results in {uri}"
+        "ltcore sweep ",
+        (sweep.name, "bold"),
+        f" of recipe {sweep.recipe}: {counted(sweep.size, 'trial')}; results in {uri}",
     )
     if note := left_out(sweep.recipe, sweep.overrides):
         display.say(note)

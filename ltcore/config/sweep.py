@@ -18,6 +18,7 @@ from ltcore.config.validate import plain, validate
 from ltcore.errors import ConfigError, at_least, nearest, one_of, plain_name, positive, within
 from ltcore.evaluation.catalog import METRICS, NCM_METRICS, VALIDATION
 from ltcore.limits import MAX_TRIALS
+from ltcore.text import counted
 
 _SWEEP, _SPACE, _VARIANTS = "sweep.", "sweep.space.", "sweep.variants."
 _MAPPINGS = ("space", "overrides", "variants")
@@ -187,8 +188,8 @@ class SweepConfig:
         one_of(SEARCHES, search=self.search)
         if (self.search == "variants") != bool(self.variants):
             raise ValueError(
-                f"search={self.search} does not go with {len(self.variants)} variants: search=variants compares what variants "
-                "names, and nothing else does"
+                f"search={self.search} does not go with {counted(len(self.variants), 'variant')}: search=variants compares what "
+                "variants names, and nothing else does"
             )
         if self.variants:
             self._check_variants()

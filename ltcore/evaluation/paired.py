@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ltcore.evaluation.intervals import student
+from ltcore.text import counted
 
 Tests = Mapping[str, Mapping[str, float | None]]
 """``test`` of a ``run.json``: split -> metric -> value."""
@@ -72,7 +73,7 @@ def sentence(result: PairedDifference, *, minimize: bool = False) -> str:
             f"not distinguishable from the baseline (difference {points(result.difference)} points from one seed: "
             "an interval needs two or more)"
         )
-    interval = f"95% CI {points(result.low)}..{points(result.high)}, {result.num_seeds} seeds"
+    interval = f"95% CI {points(result.low)}..{points(result.high)}, {counted(result.num_seeds, 'seed')}"
     if not result.distinguishable:
         return f"not distinguishable from the baseline (difference {points(result.difference)} points, {interval})"
     side = "better" if (result.difference > 0) != minimize else "worse"

@@ -12,6 +12,7 @@ from ltcore.evaluation.catalog import ATTRIBUTE_RANKS, METRICS, limits
 from ltcore.evaluation.intervals import student
 from ltcore.evaluation.protocols import PROTOCOLS, TEST_AS_TRAINED, TRAIN_BALANCED, TRAIN_LONG_TAILED, protocol_of
 from ltcore.shots import SHOT_GROUPS
+from ltcore.text import counted
 
 COLUMNS = (
     *(
@@ -140,7 +141,7 @@ class ProtocolTable:
     def method(self) -> str:
         """Returns in words what the intervals are."""
         if self.num_seeds > 1:
-            return f"95% intervals of the mean over {self.num_seeds} seeds (Student t)"
+            return f"95% intervals of the mean over {counted(self.num_seeds, 'seed')} (Student t)"
         return (
             f"95% intervals by {RESAMPLES:,} resamples of the test images of each class (bootstrap), none where all of these are "
             "equal; what another seed of training changes is not in them"

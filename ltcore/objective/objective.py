@@ -24,6 +24,7 @@ from ltcore.objective.registry import BASES, TERMS, BaseOptions, Terms
 from ltcore.plugins.loading import load_part
 from ltcore.shots import shot_groups_by_count
 from ltcore.stats import ClassStats
+from ltcore.text import counted
 
 LEXICOGRAPHIC = "lexicographic_compat"
 PRIORS = ("stream", "dataset", LEXICOGRAPHIC)
@@ -268,7 +269,7 @@ def make_objective(
     options = BaseOptions(**{base: chosen.build.Config(**base_options)})
     configs = {name: pick(TERMS, name, "terms").build.Config(**fields) for name, fields in (terms or {}).items()}
     if stream_counts is not None and len(stream_counts) != len(class_counts):
-        raise ValueError(f"stream_counts has {len(stream_counts)} classes, class_counts {len(class_counts)}")
+        raise ValueError(f"stream_counts has {counted(len(stream_counts), 'class')}, class_counts {len(class_counts)}")
     stream_C = None if stream_counts is None else torch.tensor(list(stream_counts), dtype=torch.float64)
     stats = ClassStats(counts_C, shot_groups_by_count(counts_C.tolist()), stream_C)
     dims = FeatureDims(features, projection, stats.num_samples, stages or {})

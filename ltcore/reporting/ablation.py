@@ -18,6 +18,7 @@ from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.compared import difference_kind, interval_text
 from ltcore.reporting.format import mean_sd
 from ltcore.reporting.records import primary, test_metric
+from ltcore.text import counted
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _of_control(entry: AblationRecord, metric: str, cell: PairedDifference, test
     if cell.low is None:
         return f"{what}: {numbers}, from one seed, which tells nothing of chance."
     words = {"same": "make no difference that can be told from chance", "better": "help", "worse": "do harm"}
-    numbers += f" (95% CI {interval_text(cell)}, {cell.num_seeds} seeds)"
+    numbers += f" (95% CI {interval_text(cell)}, {counted(cell.num_seeds, 'seed')})"
     return f"{what} {words[difference_kind(metric, cell)]}: {numbers}."
 
 

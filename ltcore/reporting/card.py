@@ -18,7 +18,7 @@ from ltcore.reporting.page import initial_words, loss_words, machine
 from ltcore.reporting.records import StoredRun
 from ltcore.reporting.results_table import command
 from ltcore.shots import SHOT_GROUPS
-from ltcore.text import duration, markdown_cell, printable, storable, storable_json
+from ltcore.text import counted, duration, markdown_cell, printable, storable, storable_json
 
 MOST_NAMES = 20
 """Class names in one sentence."""
@@ -151,7 +151,7 @@ def _limitations(record: RunRecord, tests: Sequence[Mapping[str, Any]]) -> list[
     if few := _groups(record).get("few"):
         least = min(data.class_counts)
         classes = "class is" if few == 1 else "classes are"
-        found.append(f"{few} {classes} few-shot; the smallest has {least} training image{'s' * (least != 1)}.")
+        found.append(f"{few} {classes} few-shot; the smallest has {counted(least, 'training image')}.")
     found.append(f"One run with seed {record.seed}: another seed gives other numbers.")
     if record.bad_samples:
         found.append(

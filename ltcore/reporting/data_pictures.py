@@ -18,6 +18,7 @@ from ltcore.reporting.split_counts import Ints, SplitCounts, by_size, count_spli
 from ltcore.reporting.svg import PX_PER_INCH, new_figure, style
 from ltcore.shots import SHOT_GROUPS
 from ltcore.storage import join, write_bytes_atomic
+from ltcore.text import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -146,8 +147,8 @@ def _of(counts: SplitCounts) -> Ints:
 def _images(counts: SplitCounts) -> str:
     low, high = int(counts.counts_C.min()), int(counts.counts_C.max())
     each = f"{high:,} per class" if low == high else f"{high:,} to {low:,} per class"
-    return f"{counts.num_images:,} images, {each}"
+    return f"{counted(counts.num_images, 'image')}, {each}"
 
 
 def _unknown(counts: SplitCounts) -> str:
-    return f", {counts.num_unknown:,} images without one" if counts.num_unknown else ""
+    return f", {counted(counts.num_unknown, 'image')} without one" if counts.num_unknown else ""

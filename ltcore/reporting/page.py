@@ -13,6 +13,7 @@ from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.figures import Curve
 from ltcore.reporting.format import value_text
 from ltcore.reporting.records import StoredRun
+from ltcore.text import counted
 
 
 def stored_curves(runs: Iterable[tuple[str, str, StoredRun]], metric: str) -> list[Curve]:
@@ -130,7 +131,7 @@ def _preemption_words(records: Sequence[RunRecord]) -> str:
     lost = [images for record in records for images in record.preemptions]
     if not lost:
         return ""
-    return f"{len(lost)} announced, {sum(lost):,} images trained on again"
+    return f"{len(lost)} announced, {counted(sum(lost), 'image')} trained on again"
 
 
 def _input_words(record: RunRecord) -> str:

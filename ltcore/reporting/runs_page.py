@@ -15,7 +15,7 @@ from ltcore.reporting.page import IDENTITY, config_rows, machine, stored_curves,
 from ltcore.reporting.records import StoredRun
 from ltcore.reporting.run_page import run_sections
 from ltcore.reporting.svg import RUN_COLORS
-from ltcore.text import duration, printable
+from ltcore.text import counted, duration, printable
 
 
 def runs_page(runs: Sequence[StoredRun]) -> dict[str, Any]:
@@ -56,7 +56,9 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _headline(runs: Sequence[StoredRun]) -> str:
     if len(runs) > 1:
         states = [run.record.status if run.record else "without run.json" for run in runs]
-        return f"{len(runs)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) + "."
+        return (
+            f"{counted(len(runs), 'run')}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) + "."
+        )
     record = runs[0].record
     if record is None:
         return "Unknown after 0 of ? epochs."
@@ -65,7 +67,7 @@ def _headline(runs: Sequence[StoredRun]) -> str:
         for split, metrics in runs[0].tests().items()
         for metric in headline(metrics)
     ]
-    return f"{record.status.capitalize()} after {record.epochs_done} of {record.epochs_planned} epochs" + (
+    return f"{record.status.capitalize()} after {record.epochs_done} of {counted(record.epochs_planned, 'epoch')}" + (
         f": {', '.join(tests)}." if tests else "."
     )
 

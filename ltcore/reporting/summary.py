@@ -14,6 +14,7 @@ from ltcore.reporting.ablation import ablation_lines
 from ltcore.reporting.compared import ComparedTest, compared_tests, difference_kind
 from ltcore.reporting.format import mean_sd, parse_range, percent, range_text, short_names, value_text
 from ltcore.reporting.records import primary
+from ltcore.text import counted
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def count_text(sweep: SweepRecord) -> str:
     trials = searched(sweep)
     counts = {word: sum(trial.status == status for trial in trials) for status, word in words.items()}
     parts = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    return f"{len(trials)} trial{'s' * (len(trials) != 1)}" + (f": {parts}" if parts else "")
+    return counted(len(trials), "trial") + (f": {parts}" if parts else "")
 
 
 def ranked(sweep: SweepRecord) -> list[tuple[int | None, TrialRecord]]:
@@ -179,7 +180,7 @@ def next_steps(sweep: SweepRecord) -> list[str]:
             need = math.ceil(delta.num_seeds * (half / delta.difference) ** 2) if delta.difference else MAX_SEEDS + 1
             seeds = f"about {need}" if need <= MAX_SEEDS else f"more than {MAX_SEEDS}"
             steps.append(
-                f"The interval is ±{100 * half:.1f} points wide with {delta.num_seeds} seeds; telling a difference of "
+                f"The interval is ±{100 * half:.1f} points wide with {counted(delta.num_seeds, 'seed')}; telling a difference of "
                 f"{100 * abs(delta.difference):.1f} points from 0 takes {seeds} at the same spread."
             )
     return steps

@@ -24,7 +24,7 @@ from ltcore.reporting.records import StoredSweep, primary
 from ltcore.reporting.summary import count_text, next_steps, ranked, searched, verdict
 from ltcore.reporting.svg import COLORS
 from ltcore.reporting.sweep_figures import class_means, responses, sweep_figures
-from ltcore.text import duration
+from ltcore.text import counted, duration
 
 MAX_TABLED_CLASSES = 1000
 """With more classes than this, they are drawn and not listed."""
@@ -74,7 +74,7 @@ def _tiles(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str, st
     if found is not None:
         split, metric, cell = found
         protocol = protocol_of(split, record.train_split)[0]
-        remark = f"baseline {mean_sd(cell.baseline)}, {cell.num_seeds} seeds"
+        remark = f"baseline {mean_sd(cell.baseline)}, {counted(cell.num_seeds, 'seed')}"
         tiles.append((f"{protocol} {title_of(metric)} of the winner", mean_sd(cell.winner), remark))
     if winner is not None:
         baseline = sweep.baseline.last(record.metric) if sweep.baseline else None
@@ -212,7 +212,7 @@ def _selection(record: SweepRecord) -> list[str]:
     seeds = len({entry.seed for entry in record.retrain or ()})
     if seeds:
         lines.append(
-            f"Winner and baseline were then trained again with {seeds} paired seed{'s' * (seeds != 1)}; these "
+            f"Winner and baseline were then trained again with {counted(seeds, 'paired seed')}; these "
             "runs, not the trials, were tested. Intervals are Student t over the paired differences, and not corrected for "
             "the number of metrics."
         )

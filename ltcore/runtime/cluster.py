@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltcore.errors import USERINFO, ConfigError, LtcoreError
 from ltcore.runtime.plugin_modules import sent_along, share_search_path
+from ltcore.text import counted
 
 if TYPE_CHECKING:
     from ltcore.runtime.autoscaler import Limits
@@ -95,10 +96,11 @@ class Cluster:
 
     def describe(self) -> str:
         """Says in one line where it is and what it has."""
-        where = "local Ray" if self.local else f"cluster {self.address} ({self.nodes} node{'s' * (self.nodes > 1)})"
-        gpus = f", {self.gpus:g} GPUs" if self.gpus else ", no GPU"
-        most = f"; the autoscaler allows {self.most_cpus:g} CPUs and {self.most_gpus:g} GPUs" if self.limits else ""
-        return f"{where}: {self.real_cpus} CPUs{gpus}{most}"
+        where = "local Ray" if self.local else f"cluster {self.address} ({counted(self.nodes, 'node')})"
+        gpus = f", {counted(self.gpus, 'GPU')}" if self.gpus else ", no GPU"
+        allowed = f"{counted(self.most_cpus, 'CPU')} and {counted(self.most_gpus, 'GPU')}"
+        most = f"; the autoscaler allows {allowed}" if self.limits else ""
+        return f"{where}: {counted(self.real_cpus, 'CPU')}{gpus}{most}"
 
 
 def quiet() -> None:

@@ -14,6 +14,7 @@ from ltcore.config.execution import PlaceArgs
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import Cluster
 from ltcore.storage import is_local
+from ltcore.text import counted
 
 if TYPE_CHECKING:
     from ltcore.config.schema import RunConfig
@@ -50,11 +51,11 @@ class Demand:
 
     def describe(self) -> str:
         """Describes the demand in words."""
-        parts = [f"{self.cpus:g} CPUs"]
+        parts = [counted(self.cpus, "CPU")]
         if self.data_cpus:
             parts[0] += f" + {self.data_cpus} for data tasks"
         if self.gpus:
-            parts.append(f"{self.gpus:g} GPUs")
+            parts.append(counted(self.gpus, "GPU"))
         return " and ".join(parts)
 
 
@@ -176,7 +177,7 @@ def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> in
     if need.cpus + need.data_cpus > cpus or need.gpus > gpus:
         raise CapacityError(
             f"One run needs {need.describe()}; {'this machine' if cluster.local else 'the cluster'} offers at most "
-            f"{cpus:g} CPUs and {gpus:g} GPUs, so it could never start. Lower --workers, --cpus-per-worker or "
+            f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, so it could never start. Lower --workers, --cpus-per-worker or "
             "--gpus-per-worker, or use a larger machine."
         )
     real_cpus = cluster.real_cpus if cluster.local else cpus

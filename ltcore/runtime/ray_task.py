@@ -14,6 +14,7 @@ from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import Demand, Scaling
 from ltcore.runtime.ray_context import ReportingContext, execute_on_node
 from ltcore.runtime.ray_train import fit_with_train
+from ltcore.text import counted
 from ltcore.training.context import StopRequested
 from ltcore.training.run import Job
 
@@ -97,6 +98,6 @@ def lacking(need: Demand) -> str:
     """Returns what a run needs and what of it is free, in words."""
     there, free = ray.cluster_resources(), ray.available_resources()
     return (
-        f"{need.describe()} for one run; {free.get('CPU', 0):g} of {there.get('CPU', 0):g} CPUs and "
-        f"{free.get('GPU', 0):g} of {there.get('GPU', 0):g} GPUs are free"
+        f"{need.describe()} for one run; {free.get('CPU', 0):g} of {counted(there.get('CPU', 0), 'CPU')} and "
+        f"{free.get('GPU', 0):g} of {counted(there.get('GPU', 0), 'GPU')} are free"
     )

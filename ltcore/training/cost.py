@@ -13,7 +13,7 @@ from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.models.tune import FULL, HEAD, PARTIAL, count
 from ltcore.objective.memory.base import Memory
-from ltcore.text import byte_size
+from ltcore.text import byte_size, counted
 from ltcore.training.build import build_modules, num_views
 from ltcore.training.key_encoder import key_decay
 
@@ -49,12 +49,12 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     shards, decoded = sum(shard.bytes for shard in split.shards), canvas_bytes(split.num_samples, image_size)
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
-        f"{forwards} forward{'s' * (forwards > 1)} per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
+        f"{counted(forwards, 'forward')} per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
         f"Each worker holds {byte_size(4 * numbers)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
         "workers.",
         f"The training shards are {byte_size(shards)}, read once per epoch; decoded images take {byte_size(decoded)} "
-        f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
+        f"(data.loader={cfg.data.loader}). {counted(views, 'view')} of each image{cropped}.",
     ]
 
 
@@ -101,7 +101,7 @@ def memory_bytes(memory: Memory) -> int:
 
 def _what(cfg: RunConfig) -> str:
     if cfg.stage2 is None:
-        return f"{cfg.train.epochs} epochs"
+        return counted(cfg.train.epochs, "epoch")
     return f"stage 2 ({cfg.stage2.method}) of {cfg.stage2.from_run}"
 
 
@@ -117,8 +117,8 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     num_train = manifest.split(cfg.data.train_split).num_samples
     if cfg.stage2 is not None:
         return (
-            f"{manifest.name}: {_what(cfg)}, {cfg.epochs} rounds on the features of {num_train} training images, which are "
-            "computed once."
+            f"{manifest.name}: {_what(cfg)}, {counted(cfg.epochs, 'round')} on the features of {num_train} training images, "
+            "which are computed once."
         )
     images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
     ifl = cfg.objective.active_terms().get("ifl")
@@ -135,7 +135,7 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
         how = "repeat some of these images and leave out others" if repeats else "weight these images and repeat none"
         budget = f" Environments (objective.terms.ifl.num_envs={ifl.num_envs}) {how}: runs with 1 to 4 of them see equally many."
     return (
-        f"{manifest.name}: {num_train} training images, {len(manifest.classes)} classes; {steps} steps per epoch of "
-        f"{cfg.train.batch_size}, {cfg.train.epochs} epochs, {images:,} images in all.{budget}\n"
+        f"{manifest.name}: {num_train} training images, {counted(len(manifest.classes), 'class')}; {counted(steps, 'step')} "
+        f"per epoch of {cfg.train.batch_size}, {counted(cfg.train.epochs, 'epoch')}, {images:,} images in all.{budget}\n"
         + "\n".join(cost(cfg, manifest, images))
     )

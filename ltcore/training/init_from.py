@@ -22,6 +22,7 @@ from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.tune import FULL, is_added
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
 from ltcore.objective.memory.centroids import ClassCentroids
+from ltcore.text import counted
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.base import META, tensors_hash
 from ltcore.training.build import Components
@@ -227,7 +228,7 @@ def _refuse_others(uri: str, found: ckpt.Checkpoint, config: dict[str, Any], cla
         )
     if tuple(found.meta["classes"]) != classes:
         raise CheckpointError(
-            f"train.init_from={uri} has {len(found.meta['classes'])} classes "
+            f"train.init_from={uri} has {counted(len(found.meta['classes']), 'class')} "
             f"({', '.join(map(str, found.meta['classes'][:3]))}, ...), the data have {len(classes)} "
             f"({', '.join(classes[:3])}, ...): they must be the same, in the same order."
         )

@@ -17,6 +17,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
 from ltcore.evaluation.protocols import TRAIN_BALANCED, TRAIN_LONG_TAILED
 from ltcore.storage import exists, is_local, join, local_path
+from ltcore.text import counted
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.stored import entries
 
@@ -88,8 +89,9 @@ def _refuse_unfit(run: StoredRun) -> None:
     record = run.record
     if record.status != "finished":
         raise ConfigError(
-            f"{run.uri} is not finished ({record.status} after {record.epochs_done} of {record.epochs_planned} epochs). Let the "
-            "command that trains it continue it first."
+            f"{run.uri} is not finished ({record.status} after {record.epochs_done} of "
+            f"{counted(record.epochs_planned, 'epoch')}). Let "
+            "the command that trains it continue it first."
         )
     if record.train_split not in TRAIN_SPLITS:
         raise ConfigError(

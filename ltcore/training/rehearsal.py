@@ -24,7 +24,7 @@ from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError
 from ltcore.models.net import CLASS_MEANS
 from ltcore.storage import cache_root, free_bytes, is_local, local_path
-from ltcore.text import byte_size, duration
+from ltcore.text import byte_size, counted, duration
 from ltcore.training import ncm
 from ltcore.training.base import leaves_out, trained_part
 from ltcore.training.build import Components, build, num_views, stream_options
@@ -228,13 +228,13 @@ def estimate(cfg: RunConfig, manifest: Manifest, speed: Speed, *, cached: bool) 
     where = (
         ", ".join(hardware.gpus)
         if speed.device.startswith("cuda")
-        else f"{hardware.cpu}, {torch.get_num_threads()} threads"
+        else f"{hardware.cpu}, {counted(torch.get_num_threads(), 'thread')}"
     )
     part = f" (of {cfg.train.batch_size} in a batch)" if speed.images_per_step < cfg.train.batch_size else ""
     reading = (
         "" if cached or speed.images_per_step < cfg.train.batch_size else f", {speed.read_per_s:,.0f} with reading,"
     )
-    steps = f"{speed.steps} step{'s' * (speed.steps > 1)} of {speed.images_per_step} images{part}"
+    steps = f"{counted(speed.steps, 'step')} of {speed.images_per_step} images{part}"
     return (
         f"Measured on this machine ({speed.device}: {where}): {steps}, {speed.train_per_s:,.0f} images/s in training{reading} "
         f"and {speed.eval_per_s:,.0f} in evaluation. At that speed a run takes about {duration(max(1, seconds))}. Other "

@@ -13,6 +13,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
+from ltcore.text import counted
 from ltcore.training.weights_input import KEYS, differs_by_run, expected_of, input_record, with_input
 
 SMALLEST_BATCH = 8
@@ -96,6 +97,6 @@ def _with_full_batches(cfg: RunConfig, manifest: Manifest, say: Say) -> RunConfi
     lr = train.optim.lr * size / train.batch_size
     say(
         f"{num_train} training images: batches of {size} instead of {train.batch_size}, and train.optim.lr={lr:g} in "
-        f"proportion, make {num_train // size} steps per epoch (train.batch_size=N is kept)"
+        f"proportion, make {counted(num_train // size, 'step')} per epoch (train.batch_size=N is kept)"
     )
     return cfg.replace({"train.batch_size": size, "train.optim.lr": lr})

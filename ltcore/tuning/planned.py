@@ -12,6 +12,7 @@ from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import ConfigError
 from ltcore.evaluation.protocols import TRAIN_BALANCED
+from ltcore.text import counted
 from ltcore.training.preflight import check_run
 from ltcore.training.protocol_runs import refuse_seen_split
 from ltcore.tuning.ablation import ablated, ablated_runs, has_ablation, has_retrains, terms_off
@@ -71,10 +72,10 @@ def count_words(sweep: SweepConfig, base: RunConfig, manifest: Manifest, concurr
     if sweep.variants:
         at_once = f"{concurrent} at a time" if concurrent > 1 else "one at a time"
         both = " x 2 training splits (ALT)" if sweep.alt else ""
-        return (
-            f"The sweep has {sweep.size} runs ({len(sweep.variants)} variants x {sweep.seeds} seeds{both}), {at_once}"
-        )
-    parts = {"trials": sweep.size, "baseline": 1}
+        product = f"{counted(len(sweep.variants), 'variant')} x {counted(sweep.seeds, 'seed')}{both}"
+        return f"The sweep has {counted(sweep.size, 'run')} ({product}), {at_once}"
+    trials = "trial" if sweep.size == 1 else "trials"
+    parts = {trials: sweep.size, "baseline": 1}
     if has_retrains(sweep):
         parts["retrains"] = 2 * sweep.retrain_seeds
         if has_alt(sweep, base, manifest):
@@ -84,4 +85,4 @@ def count_words(sweep: SweepConfig, base: RunConfig, manifest: Manifest, concurr
                 len(list(ablated(base, {}))) * sweep.retrain_seeds
             )
     listed = ", ".join(f"{count} {what}" for what, count in parts.items())
-    return f"The sweep has {sum(parts.values())} runs ({listed}), {concurrent} at a time"
+    return f"The sweep has {counted(sum(parts.values()), 'run')} ({listed}), {concurrent} at a time"

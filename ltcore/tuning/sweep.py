@@ -21,6 +21,7 @@ from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import awaited
 from ltcore.storage import join
+from ltcore.text import counted
 from ltcore.training.lease import check_held
 from ltcore.tuning.ablation import terms_off
 from ltcore.tuning.messages import end_of_part, params_text, short
@@ -227,7 +228,9 @@ class Sweep:
             return
         job = self.runs.job(folder, setup.seed, "trial", {})
         job = replace(job, info=replace(job.info, kind="shared_start", until=epochs))
-        self.display.say(f"{len(sharing)} trials share their first {epochs} epochs, before any term acts: trained once")
+        self.display.say(
+            f"{counted(len(sharing), 'trial')} share their first {counted(epochs, 'epoch')}, before any term acts: trained once"
+        )
         self.runs.run_all({folder: job}, engine="trial")
         record = RunRecord.read(job.run_uri)
         assert record is not None and record.seconds is not None, "it has run"

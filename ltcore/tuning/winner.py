@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ltcore.config.records import TrialRecord
 from ltcore.errors import LtcoreError
+from ltcore.text import counted
 from ltcore.tuning.messages import last_line
 from ltcore.tuning.rungs import ranked, standing
 
@@ -44,6 +45,7 @@ def _why_open(trials: Sequence[TrialRecord], name: str, size: int) -> str:
     failed = [f"{trial.id} ({last_line(trial.reason)})" for trial in trials if trial.status == "failed"]
     failed = failed or [f"{trial.id} (without a word)" for trial in trials]
     return (
-        f"{len(failed)} of {size} trials of {name} failed of what may have gone by now, so no winner is chosen without them: "
-        f"{'; '.join(failed[:3])}{'; ...' if len(failed) > 3 else ''}. The same command runs them again and keeps the others."
+        f"{len(failed)} of {counted(size, 'trial')} of {name} failed of what may have gone by now, so no winner is chosen "
+        f"without them: {'; '.join(failed[:3])}{'; ...' if len(failed) > 3 else ''}. The same command runs them again and keeps "
+        "the others."
     )

@@ -80,7 +80,7 @@ def test_a_loop_with_a_sampler_of_its_own() -> None:
     inverse_counts = loss("class_balanced", even, beta=1 - 1e-9)
     torch.testing.assert_close(inverse_counts, plain / (1 / 6 + 1 / 2 + 1), rtol=1e-6, atol=1e-6)
     assert not torch.allclose(loss("class_balanced", None, beta=1 - 1e-9), plain / (1 / 6 + 1 / 2 + 1))
-    with pytest.raises(ValueError, match="stream_counts has 1 classes, class_counts 3"):
+    with pytest.raises(ValueError, match="stream_counts has 1 class, class_counts 3"):
         loss("balanced_softmax", [2.0])
 
 

@@ -60,7 +60,7 @@ def test_a_placement_says_what_one_run_takes_and_how_many_fit() -> None:
         capacity_source="by --max-gpus",
     )
     local = Placement.decide(PlaceArgs(), LAPTOP, "/home/me/runs", load_run("cifar100_lt_ce"))
-    assert (local.engine, local.concurrent, local.describe()) == ("trial", 2, "1 CPUs; 2 at a time")
+    assert (local.engine, local.concurrent, local.describe()) == ("trial", 2, "1 CPU; 2 at a time")
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_every_refusal_of_a_placement_comes_through_its_one_decision(
 
 def test_the_doctor_counts_without_a_recipe_and_says_what_does_not_fit() -> None:
     fits = capacity(Placement.decide(PlaceArgs(), POOL, "s3://b"))
-    assert (fits.state, fits.found.startswith("one run takes 1 CPUs and 1 GPUs; 8 at a time, by the nodes")) == (
+    assert (fits.state, fits.found.startswith("one run takes 1 CPU and 1 GPU; 8 at a time, by the nodes")) == (
         GREEN,
         True,
     )
     with pytest.raises(CapacityError) as caught:
         Placement.decide(PlaceArgs(max_gpus=0.5), POOL, "s3://b")
     line = no_capacity(caught.value)
-    assert line.state == RED and line.found.startswith("One run needs 1 CPUs and 1 GPUs; the cluster offers at most")
+    assert line.state == RED and line.found.startswith("One run needs 1 CPU and 1 GPU; the cluster offers at most")
     assert line.fix.startswith("Lower --workers")
 
 
@@ -119,6 +119,6 @@ def test_silence_is_told_with_what_a_run_needs_and_what_is_free(monkeypatch: pyt
     monkeypatch.setattr(ray_task.ray, "cluster_resources", lambda: {"CPU": 40.0, "GPU": 8.0})
     error = ray_task.stall_error(900, Demand(cpus=2, gpus=1, data_cpus=0))
     assert str(error) == (
-        "Nothing happened for 900 s: 2 CPUs and 1 GPUs for one run; 1.5 of 40 CPUs and 0 of 8 GPUs are free. Everything was "
+        "Nothing happened for 900 s: 2 CPUs and 1 GPU for one run; 1.5 of 40 CPUs and 0 of 8 GPUs are free. Everything was "
         "canceled; the same command continues."
     )

@@ -20,7 +20,7 @@ from ltcore.data.shards.remarks import BROKEN, CLASSES_FROM, remarks
 from ltcore.data.shards.source import Rows, Sample, Source
 from ltcore.data.shards.writer import write_dataset, write_indexed
 from ltcore.errors import ConfigError, DataError, nearest
-from ltcore.text import few_words
+from ltcore.text import counted, few_words
 
 CONSTRUCTION = 4
 """Raised when the same source would give other samples than before, so that older copies are made anew."""
@@ -168,8 +168,9 @@ def _check_broken(cfg: DataConfig, uri: str) -> None:
     broken = read_manifest(uri).provenance.get(BROKEN, {})
     if len(broken) > cfg.max_bad_samples:
         raise DataError(
-            f"{cfg.uri}: {len(broken):,} images cannot be used ({few_words(list(broken), MOST_NAMED)}), expected at most "
-            f"data.max_bad_samples={cfg.max_bad_samples}. Remove or replace them, or give data.max_bad_samples={len(broken)}."
+            f"{cfg.uri}: {counted(len(broken), 'image')} cannot be used ({few_words(list(broken), MOST_NAMED)}), expected at "
+            f"most data.max_bad_samples={cfg.max_bad_samples}. Remove or replace them, or give "
+            f"data.max_bad_samples={len(broken)}."
         )
 
 

@@ -22,7 +22,7 @@ from ltcore.data.shards.remarks import BROKEN
 from ltcore.data.shards.source import Indexed, IndexedTar, Sample, Source, safe_key
 from ltcore.data.shards.writer import INDEX_SCHEMA
 from ltcore.errors import DataError
-from ltcore.text import printable
+from ltcore.text import counted, printable
 
 LISTED = 10
 """Bad samples that a message names."""
@@ -169,11 +169,11 @@ def _check_bad(name: str, bad: Mapping[str, str], limit: int, good: int, progres
         )
     if len(bad) > limit:
         raise DataError(
-            f"{name}: {len(bad):,} of {good + len(bad):,} samples cannot be used: {listed}. Correct the tars, or leave them out "
-            f"with data.max_bad_samples={len(bad)}."
+            f"{name}: {len(bad):,} of {counted(good + len(bad), 'sample')} cannot be used: {listed}. Correct the tars, or "
+            f"leave them out with data.max_bad_samples={len(bad)}."
         )
     if bad:
-        progress(printable(f"{name}: left out {len(bad):,} samples (data.max_bad_samples={limit}): {listed}"))
+        progress(printable(f"{name}: left out {counted(len(bad), 'sample')} (data.max_bad_samples={limit}): {listed}"))
 
 
 def _unique_keys(rows: Sequence[Row], tar_numbers: Sequence[int], tars: Sequence[ReadTar]) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from ltcore import storage
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.errors import ConfigError, DataError
+from ltcore.text import counted
 
 PARTIAL = f"{MANIFEST}.partial"
 
@@ -68,7 +69,7 @@ def _replaced(uri: str, progress: Callable[[str], None] | None) -> list[str]:
     """Returns the files to remove, looked up again because making the new data set took a while."""
     names = _replaceable(uri)
     if names and progress:
-        progress(f"replacing the data set at {uri} ({len(names)} files)")
+        progress(f"replacing the data set at {uri} ({counted(len(names), 'file')})")
     return names
 
 

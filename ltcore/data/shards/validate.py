@@ -29,7 +29,7 @@ from ltcore.data.shards.writer import WITHOUT_IMAGES, most_index_bytes, read_ind
 from ltcore.errors import DataError
 from ltcore.limits import MAX_DIGITS, MAX_IMAGE_BYTES, MAX_SAMPLE_JSON_BYTES
 from ltcore.shots import SHOT_GROUPS
-from ltcore.text import printable
+from ltcore.text import counted, printable
 
 THREADS = 8
 KINDS = ("train", "val", "test", "other")
@@ -88,7 +88,9 @@ def check_dataset(uri: str, progress: Callable[[str], None] | None = None) -> li
                 reports[split, shard.index_path] = report
             if progress:
                 num_problems = sum(len(report.problems) for report in checked)
-                progress(f"{checked[0].where}: {num_problems} problems ({number} of {len(work)} shards)")
+                progress(
+                    f"{checked[0].where}: {counted(num_problems, 'problem')} ({number} of {counted(len(work), 'shard')})"
+                )
     # in the order of the manifest, which is that of the tables of labels
     by_split = {
         name: [reports[name, shard.index_path] for shard in part.shards] for name, part in manifest.splits.items()

@@ -29,6 +29,7 @@ from ltcore.errors import ConfigError, DataError, at_least, pick, within
 from ltcore.hashing import hash64
 from ltcore.limits import MAX_INDEX_BYTES, MAX_INDEX_BYTES_OF_ROW
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
+from ltcore.text import counted
 
 SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank}
 INDEX_SCHEMA = pa.schema(
@@ -209,7 +210,8 @@ def manifest_of(
     if absent:
         what = "training image" if "train" in counts else "image"
         raise DataError(
-            f"{source.name}: {len(absent)} classes have no {what}, the first is {absent[0]!r}. Leave them out or add images."
+            f"{source.name}: no {what} in {counted(len(absent), 'class')}, the first is {absent[0]!r}. Leave them out or "
+            "add images."
         )
     return Manifest(
         name=source.name,

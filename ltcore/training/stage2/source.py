@@ -20,6 +20,7 @@ from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
 from ltcore.storage import is_local, local_path, read_json
+from ltcore.text import counted
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.fetch import fetched_checkpoint
 
@@ -42,7 +43,7 @@ def stage1_checkpoint(uri: str, *, weights: bool) -> Iterator[ckpt.Checkpoint]:
         if record is not None and record.status != "finished":
             raise ConfigError(
                 f"stage2.from_run={uri} is a run that {_how(record.status)} after {record.epochs_done} of "
-                f"{record.epochs_planned} epochs. Let it finish (the same command continues it), or give one of its "
+                f"{counted(record.epochs_planned, 'epoch')}. Let it finish (the same command continues it), or give one of its "
                 "checkpoints/ by name."
             )
         yield ckpt.read(path, uri)

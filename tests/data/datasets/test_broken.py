@@ -115,7 +115,7 @@ def test_very_many_are_bounded_and_listed_in_a_file(tmp_path: Path) -> None:
 
 def test_a_class_of_broken_images_alone_is_no_class(tmp_path: Path) -> None:
     files = images("cat", "dog") | {"emu/0.png": CUT, "emu/1.png": b""}
-    with pytest.raises(DataError, match=r"1 classes have no training image, the first is 'emu'"):
+    with pytest.raises(DataError, match=r"no training image in 1 class, the first is 'emu'"):
         prepare(DataConfig(uri=place(tmp_path, files), max_bad_samples=2))
 
 

@@ -120,7 +120,7 @@ def test_bad_samples_leave_nothing_behind(tmp_path: Path, sample: Sample, words:
 
 
 def test_a_class_without_training_image_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 classes have no training image, the first is 'd'"):
+    with pytest.raises(DataError, match="no training image in 1 class, the first is 'd'"):
         write(tmp_path / "d", classes=["a", "b", "c", "d"])
     assert list(tmp_path.iterdir()) == []
 
