@@ -334,6 +334,8 @@ class VariantRecord(JsonRecord):
     """Why it is not ranked; '' where it is."""
     seconds: tuple[float, ...] = ()
     """Of training of each trial that finished; with stage 2, of both stages."""
+    trained_parameters: int | None = None
+    """Of the network: numbers that training changes; None of stage 2, and where no trial finished."""
     val: Values
     """At the end of training, of the trials that finished."""
     test: Mapping[str, Values] | None = None

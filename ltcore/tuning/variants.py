@@ -169,6 +169,7 @@ class VariantSweep(Sweep):
                     alt_trials=balanced,
                     reason=failed[0] if failed else f"{sweep.metric} has no value" if no_value else "",
                     seconds=() if failed else tuple(self._seconds(records, trial) for trial in names),
+                    trained_parameters=next((record.trained_parameters for record in done), None),
                     val=val,
                 )
             )
