@@ -8,8 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.policies import reader_crops
+from ltcore.data.config import OFF, ON, STREAMS
 from ltcore.data.loading.canvas_cache import canvas_bytes
 from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL
+from ltcore.data.loading.resident import resident_bytes, resident_splits
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.models.tune import FULL, HEAD, PARTIAL, count
 from ltcore.objective.memory.base import Memory
@@ -52,10 +54,20 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
         f"{forwards} forward{'s' * (forwards > 1)} per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
         f"Each worker holds {byte_size(4 * numbers)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
-        "workers.",
+        f"workers.{_residence(cfg, manifest)}",
         f"The training shards are {byte_size(shards)}, read once per epoch; decoded images take {byte_size(decoded)} "
         f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
+
+
+def _residence(cfg: RunConfig, manifest: Manifest) -> str:
+    """Says what the canvases take on each worker's device; '' where they never stay there."""
+    data, image_size = cfg.data, cfg.data.image_size or manifest.image_size
+    splits, size = " and ".join(resident_splits(data, manifest)), byte_size(resident_bytes(data, manifest))
+    if data.resident == OFF or data.loader in STREAMS or reader_crops(cfg.augment, num_views(cfg), image_size):
+        return ""
+    when = "" if data.resident == ON else ", on a GPU of whose free memory that is at most a quarter"
+    return f" Decoded images of {splits} take {size} more there{when} (data.resident={data.resident})."
 
 
 def _share(net: nn.Module) -> str:

@@ -95,7 +95,7 @@ def loader_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
 
 def make_local_loader(cfg: RunConfig, uri: str, ctx: RunContext) -> Loader:
     """Opens the loader of one rank that needs no other process."""
-    return make_loader(cfg.data, uri, **loader_options(cfg, ctx))
+    return make_loader(cfg.data, uri, device=ctx.device, **loader_options(cfg, ctx))
 
 
 MakeLoader = Callable[[RunConfig, str, RunContext], Loader]

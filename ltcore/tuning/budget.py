@@ -30,8 +30,8 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     options = {"batch_size": cfg.train.batch_size, "seed": cfg.seed, **stream_options(cfg)}
-    loader = make_loader(cfg.data, data_uri, **options)
     device = (ctx := LocalContext()).device
+    loader = make_loader(cfg.data, data_uri, device=device, **options)
 
     def now() -> float:
         if device.type == "cuda":

@@ -124,7 +124,11 @@ class Runs:
         waiting = list(jobs.items())
         running: dict[Any, str] = {}
         if streamed:
-            config = RunConfig.from_dict(jobs[streamed].config).replace({"data.loader": "ray"}).to_dict()
+            config = (
+                RunConfig.from_dict(jobs[streamed].config)
+                .replace({"data.loader": "ray", "data.resident": "off"})
+                .to_dict()
+            )
             job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
             running[self._submit(job, "train", Scaling(workers=2))] = streamed
             waiting = [(name, job) for name, job in waiting if name != streamed]
