@@ -54,9 +54,9 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
         f"{forwards} forward{'s' * (forwards > 1)} per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
         f"Each worker holds {byte_size(4 * numbers)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
-        f"workers.{_residence(cfg, manifest)}",
+        "workers.",
         f"The training shards are {byte_size(shards)}, read once per epoch; decoded images take {byte_size(decoded)} "
-        f"(data.loader={cfg.data.loader}). {views} view{'s' * (views > 1)} of each image{cropped}.",
+        f"(data.loader={cfg.data.loader}){_residence(cfg, manifest)}. {views} view{'s' * (views > 1)} of each image{cropped}.",
     ]
 
 
@@ -67,7 +67,7 @@ def _residence(cfg: RunConfig, manifest: Manifest) -> str:
     if data.resident == OFF or data.loader in STREAMS or reader_crops(cfg.augment, num_views(cfg), image_size):
         return ""
     when = "" if data.resident == ON else ", on a GPU of whose free memory that is at most a quarter"
-    return f" Decoded images of {splits} take {size} more there{when} (data.resident={data.resident})."
+    return f", and those of {splits} {size} on the device of each worker{when} (data.resident={data.resident})"
 
 
 def _share(net: nn.Module) -> str:

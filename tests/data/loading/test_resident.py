@@ -172,8 +172,8 @@ def test_a_gpu_holds_what_takes_a_quarter_of_its_free_memory(tiny_shards: str, m
         held, why = is_resident(cfg, manifest, gpu, cached=True, cropped=False)
         assert held == stays and ("do not stay on cuda:0" in why) != stays and "a quarter of the" in why
     monkeypatch.setattr(resident, "free_bytes", lambda device: 4 * TINY_BYTES)
-    for keys, cached, cropped in (({"resident": "off"}, True, False), ({}, False, False), ({}, True, True)):
-        assert is_resident(DataConfig(**keys), manifest, gpu, cached=cached, cropped=cropped) == (False, "")
+    for mode, cached, cropped in (("off", True, False), ("auto", False, False), ("auto", True, True)):
+        assert is_resident(DataConfig(resident=mode), manifest, gpu, cached=cached, cropped=cropped) == (False, "")
     assert is_resident(cfg, manifest, torch.device("cpu"), cached=True, cropped=False) == (False, "")
     assert type(open_loader(tiny_shards, "auto")) is CachedLoader
     assert open_loader(tiny_shards, "auto").why == "asked for"
