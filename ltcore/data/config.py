@@ -105,10 +105,10 @@ class DataConfig:
     resident: str = "auto"
     """Whether the decoded images of the training split and of ``val`` stay in the memory of the device, where each worker
     gathers its batches, so that no images cross in a step: ``auto`` (on a GPU, if they take at most a quarter of its memory
-    that is free when data are opened), ``on`` (on the CPU too; an error if they exceed what is free) or ``off``. They take
-    3 image_size^2 bytes per image. The batches are the same, bit for bit. ``on`` needs the cache: with ``loader`` threads or
-    ray, and where crops are cut out of originals (``augment.crop_from``), it is refused, and auto has no effect. Tests, which
-    are read once or twice in a run, come from the host."""
+    that is free when data are opened, or of a worker's part of it), ``on`` (on the CPU too; an error if they exceed what is
+    free) or ``off``. They take 3 image_size^2 bytes per image. The batches are the same, bit for bit. ``on`` needs the cache:
+    with ``loader`` threads or ray, and where crops are cut out of originals (``augment.crop_from``), it is refused, and
+    ``auto`` has no effect. Tests, which are read once or twice in a run, come from the host."""
     cache_px: int | None = None
     """Short side in pixels, >= 1, to which the cache shrinks such originals; null: image_size. Larger keeps small crops
     sharper and takes more disk. No effect unless ``loader`` is cache and crops are cut out of originals."""

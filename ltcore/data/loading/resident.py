@@ -60,12 +60,15 @@ def resident_bytes(cfg: DataConfig, manifest: Manifest) -> int:
 def free_bytes(device: torch.device) -> int:
     """Returns the memory that this process could still take on a device; of the CPU, what the machine has available.
 
-    Of a GPU it includes what this process holds and does not use, as after an earlier run.
+    Of a GPU it includes what this process holds and does not use, as after an earlier run, and where the process may use a part
+    of the GPU only, beside others, no more than that.
     """
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free, total = torch.cuda.mem_get_info(device)
+    may_hold = total * torch.cuda.get_per_process_memory_fraction(device)
+    used = torch.cuda.memory_allocated(device)
+    return max(0, int(min(free + torch.cuda.memory_reserved(device), may_hold) - used))
 
 
 def is_resident(

@@ -128,6 +128,12 @@ def test_a_step_reads_nothing_back_from_the_device(tiny_shards: str, stack: str)
     assert batch.images_VBCHW.device == META and batch.images_VBCHW.shape == (2, 8, 3, 16, 16)
 
 
+def test_mixing_reads_nothing_back_either(tiny_shards: str) -> None:
+    raw = next(open_loader(tiny_shards, device="meta").train_batches(0))
+    batch = augmentation(1, **MIXES["mixed"])(raw.to(META), 0, raw)
+    assert batch.mix is not None and batch.mix.lam_B.device == batch.images_VBCHW.device == META
+
+
 def test_what_crosses_in_a_step_does_not_grow_with_images(tiny_shards: str) -> None:
     def crossing(mode: str, side: int) -> int:
         augment = augmentation(1, view1="crop_flip")
@@ -179,11 +185,13 @@ def test_a_gpu_holds_what_takes_a_quarter_of_its_free_memory(tiny_shards: str, m
     assert open_loader(tiny_shards, "auto").why == "asked for"
 
 
-def test_free_memory_of_a_gpu_includes_what_this_process_does_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_of_a_gpu_is_what_this_process_may_still_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
-    assert resident.free_bytes(torch.device("cuda:0")) == 130
+    for part, free in ((1.0, 130), (0.125, 105), (0.015625, 0)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device, part=part: part)
+        assert resident.free_bytes(torch.device("cuda:0")) == free
     assert resident.free_bytes(torch.device("cpu")) > 2**20
 
 
