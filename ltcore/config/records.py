@@ -216,7 +216,7 @@ class RunRecord(StoredRecord):
     schedule: Sequence[Mapping[str, Any]] | None = None
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
-    """Where ``train.init_from`` or ``model.weights`` took the weights."""
+    """Where ``train.init_from`` or ``model.weights`` took the weights, and ``model.head_init=text`` its text encoder."""
     weights_sha256: str | None = None
     """Hash of the file of ``model.weights``, with which the run continues to be compared."""
     starts: tuple[Start, ...] | None = None
