@@ -71,5 +71,6 @@ def expected(clips: Clips, sentences: list[str]) -> tuple[Tensor, Tensor]:
     image = timm.create_model(NETWORK, num_classes=LENGTH, checkpoint_path=clips.image)
     texts = torch.stack([net.encode_text(tokenize([sentence]))[0] for sentence in sentences])
     texts = texts / texts.norm(dim=1, keepdim=True)
-    rows = torch.stack([sum(t[k] * image.head.weight[k] for k in range(LENGTH)) for t in texts])  # type: ignore[misc]
+    projection = image.get_parameter("head.weight")
+    rows = torch.stack([torch.stack([t[k] * projection[k] for k in range(LENGTH)]).sum(0) for t in texts])
     return texts, rows / rows.norm(dim=1, keepdim=True)

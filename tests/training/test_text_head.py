@@ -28,8 +28,8 @@ from ltcore.training.settle import settled  # noqa: E402
 from ltcore.training.text_head import prompts, text_rows, unreadable  # noqa: E402
 from tests.clips import NAME, NETWORK, Clips, expected, register, write_clips  # noqa: E402
 from tests.ddp import run_ranks  # noqa: E402
+from tests.training.heads import STILL, started  # noqa: E402
 from tests.training.runs import StopAfter, assert_equal_runs, run, stage2_run, tiny_run, weights  # noqa: E402
-from tests.training.test_head_init import STILL, started  # noqa: E402
 
 CLASSES = ("maple_tree", "sea horse", "cup")
 CPU = torch.device("cpu")
