@@ -46,8 +46,8 @@ def register(config: Path) -> None:
         open_clip.add_model_config(config)
 
 
-def write_clips(folder: Path, name: str = NAME, **options: Any) -> Clips:
-    """Writes the files of a CLIP and registers it; ``options`` are more of its sizes."""
+def write_clips(folder: Path, name: str = NAME, *, image: bool = True, **options: Any) -> Clips:
+    """Writes the files of a CLIP and registers it; ``options`` are more of its sizes. Without ``image`` it keeps its own."""
     config = folder / f"{name}.json"
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
@@ -56,10 +56,11 @@ def write_clips(folder: Path, name: str = NAME, **options: Any) -> Clips:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         whole = open_clip.create_model(name, load_weights=False).state_dict()
-        image = timm.create_model(NETWORK, num_classes=LENGTH).state_dict()
-    whole["visual.proj"] = image["head.weight"].T.half().float()  # one of them may have been kept as halves
+        network = timm.create_model(NETWORK, num_classes=LENGTH).state_dict()
+    if image:
+        whole["visual.proj"] = network["head.weight"].T.half().float()  # one of them may have been kept as halves
+        save_file(network, folder / "image.safetensors")
     torch.save(whole, folder / "clip.pt")
-    save_file(image, folder / "image.safetensors")
     return Clips(config, str(folder / "clip.pt"), str(folder / "image.safetensors"))
 
 

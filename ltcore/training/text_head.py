@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ltcore.errors import CheckpointError, ConfigError
-from ltcore.models.clip_text import TEXT, image_projection, text_clip, text_features
+from ltcore.models.clip_text import TEXT, image_projection, open_clip, text_clip, text_features
 from ltcore.models.net import ModelConfig
 from ltcore.models.timm_weights import classifier_weight
 from ltcore.training.init_from import weights_file
@@ -56,7 +56,7 @@ def text_rows(
             "Set model.text.name and model.text.weights to the CLIP of which the network is the image encoder."
         )
     rows_CD = F.normalize(text_Cd.double() @ projection_dD.double(), dim=1)
-    return rows_CD, {TEXT_WEIGHTS: uri, TEXT_SHA256: sha256(file)}
+    return rows_CD, {TEXT_WEIGHTS: uri, TEXT_SHA256: sha256(file), "open_clip": open_clip().__version__}
 
 
 def prompts(prompt: str, classes: Sequence[str]) -> list[str]:

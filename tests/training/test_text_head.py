@@ -21,8 +21,9 @@ from ltcore.data.shards.manifest import read_manifest  # noqa: E402
 from ltcore.errors import CheckpointError, ConfigError  # noqa: E402
 from ltcore.models import clip_text  # noqa: E402
 from ltcore.models.clip_text import TextConfig, text_clip  # noqa: E402
-from ltcore.models.net import ModelConfig  # noqa: E402
+from ltcore.models.net import LongTailNet, ModelConfig  # noqa: E402
 from ltcore.training.context import StopRequested  # noqa: E402
+from ltcore.training.init_from import initial_weights  # noqa: E402
 from ltcore.training.preflight import check_run  # noqa: E402
 from ltcore.training.settle import settled  # noqa: E402
 from ltcore.training.text_head import prompts, text_rows, unreadable  # noqa: E402
@@ -74,6 +75,23 @@ def test_the_rows_are_the_text_features_in_the_space_of_image_features(clips: Cl
     torch.testing.assert_close(scores / (texts @ image.head.weight).norm(dim=1), ours, rtol=1e-3, atol=1e-4)
 
 
+def test_one_file_of_a_whole_clip_gives_its_zero_shot_scores(tmp_path: Path) -> None:
+    """Of images by our network and texts by our rows, but for the lengths of the rows; images by open_clip for comparison."""
+    vision = {"image_size": 224, "layers": 10, "width": 256, "patch_size": 16}
+    clips = write_clips(tmp_path, "small-clip", vision_cfg=vision, image=False)
+    cfg = model(clips, name="timm:vit_xsmall_patch16_clip_224", weights=clips.text)
+    net = LongTailNet(cfg, 3, frozenset(), 0)
+    net.load_state_dict(initial_weights(cfg, net.state_dict())[0])
+    found = text_rows(cfg, CLASSES, 256, CPU)[0].float()
+    theirs = open_clip.create_model("small-clip", pretrained=clips.text).eval()
+    images, tokens = torch.randn(2, 3, 224, 224), open_clip.get_tokenizer("small-clip")
+    with torch.no_grad():
+        ours = net.eval()(images).features_BD @ found.T
+        texts = theirs.encode_text(tokens(prompts("a photo of a {}.", CLASSES)), normalize=True)
+        lengths = (texts @ theirs.visual.proj.T).norm(dim=1)
+        torch.testing.assert_close(ours * lengths, theirs.encode_image(images) @ texts.T, rtol=1e-3, atol=1e-4)
+
+
 def test_prompt_order_and_number_of_classes_act_as_said(clips: Clips) -> None:
     assert prompts("{}, a kind of {bird}", ["a_b", "{}"]) == ["a b, a kind of {bird}", "{}, a kind of {bird}"]
     plain = rows(clips)
@@ -109,6 +127,7 @@ def test_a_run_begins_with_them_and_writes_down_the_file(
     origin = record["started_from"]
     assert origin["weights"] == clips.image and origin["text_weights"] == clips.text
     assert {len(origin[key]) for key in ("sha256", "text_sha256")} == {64}
+    assert origin["open_clip"] == open_clip.__version__
 
 
 def test_averages_begin_with_the_same_rows_and_the_backbone_is_left(clips: Clips, tiny_shards: str) -> None:
