@@ -84,6 +84,7 @@ def _tune_on(
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.training.settle import settled
+    from ltcore.tuning.gpu_sharing import shared, to_choose
     from ltcore.tuning.planned import count_words, planned_runs
     from ltcore.tuning.runs import SweepSetup
 
@@ -106,7 +107,9 @@ def _tune_on(
     for note in dict.fromkeys(filter(None, (remark(run, manifest) for run in runs))):
         display.say(note)
     if args.dry_run:
-        display.say(dry_run(base, data_uri, root, runs=count_words(sweep, base, manifest, placement.concurrent)))
+        counted = count_words(sweep, base, manifest, placement.concurrent)
+        more = ", or more where runs can share a GPU, which is measured at the start" * to_choose(args, placement)
+        display.say(dry_run(base, data_uri, root, runs=f"{counted}{more}"))
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
@@ -121,11 +124,12 @@ def _tune_on(
         uri=uri,
         cluster=cluster,
         placement=placement,
+        unshared=placement,
         images_per_epoch=num_train // batch_size * batch_size,
         max_hours=args.max_hours,
         debug=args.debug,
     )
-    return _run_sweep(setup, display)
+    return _run_sweep(shared(setup, args, runs, stored, display), display)
 
 
 def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:

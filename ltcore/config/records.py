@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+from ltcore.config.gpu_share import GpuShare
 from ltcore.config.json_record import JsonRecord, StoredRecord
 from ltcore.config.retrained import AblationRecord, BalancedRecord, Comparison, RetrainRecord
 from ltcore.config.space import parse_space
@@ -162,6 +163,8 @@ class RunRecord(StoredRecord):
     """Why it was stopped or failed, or finished before its last epoch."""
     retryable: bool | None = None
     """Of one that failed: whether the same command may fare better. If not, it is not repeated."""
+    short_of_gpu: float | None = None
+    """Of one that failed: the part of a GPU whose memory was too small for it."""
     id: str
     name: str
     kind: str
@@ -377,6 +380,8 @@ class SweepRecord(StoredRecord):
     input: Mapping[str, Any] | None = None
     """Keys of ``data`` that the weights filled then, flat."""
     engine: str
+    gpu_share: GpuShare | None = None
+    """What each run takes of a GPU; None where they run without one."""
     hardware: Hardware
     created_at: datetime.datetime
     finished_at: datetime.datetime | None = None

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ltcore.config.execution import PlaceArgs
+from ltcore.config.execution import AUTO, PlaceArgs
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import Cluster
 from ltcore.storage import is_local
@@ -134,7 +134,12 @@ def choose_scaling(args: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
     low, high = args.workers or (1, 1)
     if engine == "trial" and high > 1:
         raise ConfigError(f"--workers {low}-{high} needs --engine train: a trial of --engine trial is one process.")
-    gpus = args.gpus_per_worker
+    if args.gpus_per_worker == AUTO and engine != "trial":
+        raise ConfigError(
+            f"--gpus-per-worker auto is for a sweep with --engine trial, one process per trial; with --engine {engine} give a "
+            "number, or leave it away for a whole GPU for each worker."
+        )
+    gpus = None if args.gpus_per_worker == AUTO else args.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if cluster.most_gpus or (not cluster.local and (args.max_gpus or 0) > 0) else 0.0
     if 0 < gpus < 1 and high > 1 and os.environ.get(BACKEND) != "gloo":

@@ -11,11 +11,13 @@ from typing import Any
 import ray
 
 from ltcore.config import overrides as trees
+from ltcore.config.gpu_share import GpuShare
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import CheckpointError
 from ltcore.evaluation.catalog import title_of
 from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.gpu_share import whole
 from ltcore.runtime.heartbeat import Watchdog
 from ltcore.runtime.placement import Placement, Scaling
 from ltcore.runtime.progress import ProgressDisplay
@@ -42,14 +44,30 @@ class SweepSetup:
     """Directory of the sweep on the storage."""
     cluster: Cluster
     placement: Placement
+    unshared: Placement
+    """Where runs go that have a whole GPU each; ``placement`` where none share one."""
     images_per_epoch: int
     max_hours: float | None
     debug: bool
+    gpu_share: GpuShare | None = None
+    """What each run takes of a GPU, and why; None where they run without one."""
 
     @property
     def own_input(self) -> bool:
         """Tells whether runs of the sweep start from weights that expect other images, see ``with_input``."""
         return differs_by_run([*self.sweep.space, *itertools.chain(*self.sweep.variants.values())])
+
+    @property
+    def chose_part(self) -> bool:
+        """Tells whether runs have a part of a GPU that nobody asked for."""
+        return self.gpu_share is not None and self.gpu_share.auto and self.gpu_share.gpus < 1
+
+    def with_whole_gpus(self, run: str) -> SweepSetup:
+        """Returns the same with a whole GPU for each run, as the part was too small for ``run``."""
+        part = self.placement.scaling.gpus_per_worker
+        return dataclasses.replace(
+            self, placement=self.unshared, gpu_share=whole(f"{part:.4g} was too small for {run}")
+        )
 
 
 class TimeIsUp(Exception):  # noqa: N818  (no error)
@@ -89,6 +107,7 @@ class Runs:
                 test=kind == "retrain",
             ),
             cpus=self.setup.placement.scaling.cpus_per_worker,
+            gpus=self.setup.placement.scaling.gpus_per_worker,
             heartbeat=self.heartbeat_name,
             nonce=self.nonce,
             label=self.label(where),
