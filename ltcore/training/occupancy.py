@@ -32,13 +32,23 @@ WARM_UP_STEPS = 10
 """Steps before the measured ones: the first ones allocate, choose algorithms and compile."""
 STEPS = 20
 KEPT_BATCHES = 4
+SIZELESS = ("name", "seed", "train.optim.lr", "train.optim.weight_decay", "train.optim.momentum", "train.epochs")
+"""Keys in which runs often differ, and which take no memory: such runs are looked at once."""
 LATE = 0.99
 """Progress of training at which every term acts."""
 
 
 def heaviest(runs: Sequence[RunConfig], manifest: Manifest) -> RunConfig:
     """Returns the run that needs most memory, by ``footprint``; of equal ones the first."""
-    return max(runs, key=lambda cfg: footprint(cfg, manifest))
+    sizes: dict[str, int] = {}
+    largest, most = runs[0], 0
+    for cfg in runs:
+        key = str({name: value for name, value in cfg.to_flat().items() if name not in SIZELESS})
+        if key not in sizes:
+            sizes[key] = footprint(cfg, manifest)
+        if sizes[key] > most:
+            largest, most = cfg, sizes[key]
+    return largest
 
 
 def described(cfg: RunConfig, recipe: RunConfig) -> str:
@@ -52,7 +62,7 @@ def described(cfg: RunConfig, recipe: RunConfig) -> str:
 def footprint(cfg: RunConfig, manifest: Manifest) -> int:
     """Estimates the bytes that a run keeps on its device: weights, optimizer, memories, and what a backward pass needs.
 
-    The last is counted in a forward on a few images on the CPU, in float32. It ranks runs and says nothing of a device.
+    The last is counted in a forward on one image on the CPU, in float32. It ranks runs and says nothing of a device.
     """
     split = cfg.data.train_split
     net, objective = build_modules(cfg, len(manifest.classes), manifest.stats(split), manifest.split(split).num_samples)
@@ -63,12 +73,11 @@ def footprint(cfg: RunConfig, manifest: Manifest) -> int:
         return tensor
 
     size = cfg.data.image_size or manifest.image_size
-    few = cfg.model.ghost_batch or 2
-    images = torch.zeros(few, 3, size, size)
+    images = torch.zeros(1, 3, size, size)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        net.train()(images)
+        net.eval()(images)  # as in training, where a batch norm refuses to normalize one image
     own = {value.untyped_storage().data_ptr() for value in (*net.parameters(), *net.buffers())}
-    per_image = sum(nbytes for place, nbytes in kept.items() if place not in own) // few
+    per_image = sum(nbytes for place, nbytes in kept.items() if place not in own)
     forwards = 1 + ("twin" in objective.needs) + ("second" in objective.needs or objective.base.pairs)
     images_per_pass = cfg.train.batch_size // cfg.train.accumulate
     inputs = num_views(cfg) * images[0].numel() * images.element_size()

@@ -12,6 +12,7 @@ import torch
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, GpuShareError
+from ltcore.training import occupancy as occupancies
 from ltcore.training import run as runs
 from ltcore.training.build import build, stream_options
 from ltcore.training.context import LocalContext
@@ -50,6 +51,25 @@ def test_the_measured_steps_are_steps_of_training(tiny_shards: str) -> None:
         assert run_steps(cfg, parts, descent, list(itertools.islice(loader.train_batches(0), 2)), 3, ctx.device) > 0
     assert all(not torch.equal(old, new) for old, new in zip(before, parts.step.net.parameters(), strict=True))
     assert descent.optimizer.state, "the optimizer's memory counts too"
+
+
+def test_what_is_measured_is_put_together(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps are real ones on the CPU; what only a GPU can say is said here."""
+    said = {
+        "reset_peak_memory_stats": None,
+        "mem_get_info": (10 * GIB, 16 * GIB),
+        "memory_reserved": 5 * GIB,
+        "max_memory_reserved": 7 * GIB,
+        "get_device_name": "T4",
+    }
+    for name, value in said.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(occupancies, "LocalContext", lambda: LocalContext(torch.device("cpu")))
+    for kernels_s, busy in ((0.0, None), (1e9, 1.0)):
+        monkeypatch.setattr(occupancies, "_kernel_seconds", lambda *_, value=kernels_s: value)
+        found = occupancies.occupancy(tiny_run(), tiny_shards, name="it", cpus=8, gpus=2)
+        assert (found.device, found.run, found.cpus, found.gpus, found.busy) == ("T4", "it", 8, 2, busy)
+        assert (found.peak_bytes, found.device_bytes) == (8 * GIB, 16 * GIB), "1 GiB is beside what torch reserved"
 
 
 def test_time_in_which_two_kernels_ran_counts_once() -> None:
