@@ -187,8 +187,16 @@ def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> in
     real_cpus = cluster.real_cpus if cluster.local else cpus
     fits = [(real_cpus - (0 if cluster.local else need.data_cpus)) / need.cpus]
     if need.gpus:
-        fits.append(gpus / need.gpus)
+        fits.append(_fitting(gpus, need.gpus))
     return max(1, math.floor(min(fits)))
+
+
+def _fitting(gpus: float, each: float) -> float:
+    """Returns how many runs fit on GPUs; a run with less than a whole one is never on two."""
+    if each >= 1:
+        return gpus / each
+    whole, rest = divmod(gpus, 1)
+    return whole * math.floor(1 / each + 1e-9) + math.floor(rest / each + 1e-9)
 
 
 def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:

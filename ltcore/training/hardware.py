@@ -101,6 +101,14 @@ def memory_fraction(gpus: float, device_bytes: int) -> float:
     return 1.0 if gpus >= 1 else max(gpus - CONTEXT_BYTES / device_bytes, gpus / 2)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether a device's memory was full: for torch's allocator, or for CUDA and cuBLAS, which take some of their own."""
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def describe_hardware() -> Hardware:
     """Describes this machine, as far as the process may use it."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

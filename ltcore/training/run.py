@@ -35,7 +35,14 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import stream_options
 from ltcore.training.context import ForwardingContext, Interrupted, RunContext, StopRequested
 from ltcore.training.fork import fork
-from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, limit_memory, versions
+from ltcore.training.hardware import (
+    allocated_cpus,
+    choose_precision,
+    describe_hardware,
+    is_out_of_memory,
+    limit_memory,
+    versions,
+)
 from ltcore.training.lease import Lease, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
@@ -225,17 +232,17 @@ def _record_end(record: RunLog, device: torch.device, gpus: float) -> Iterator[N
     except (SystemExit, KeyboardInterrupt):
         record.update(status="stopped", reason="ended early by the driver")
         raise
-    except torch.OutOfMemoryError as error:
-        problem = _out_of_memory(error, device, gpus)
-        short_of = gpus if isinstance(problem, GpuShareError) else None
-        record.update(status="failed", reason=str(problem), retryable=problem.retryable, short_of_gpu=short_of)
-        raise problem from error
     except BaseException as error:
+        if is_out_of_memory(error):
+            problem = _out_of_memory(error, device, gpus)
+            short_of = gpus if isinstance(problem, GpuShareError) else None
+            record.update(status="failed", reason=str(problem), retryable=problem.retryable, short_of_gpu=short_of)
+            raise problem from error
         record.update(status="failed", reason=f"{type(error).__name__}: {error}", retryable=is_retryable(error))
         raise
 
 
-def _out_of_memory(error: Exception, device: torch.device, gpus: float) -> CapacityError:
+def _out_of_memory(error: BaseException, device: torch.device, gpus: float) -> CapacityError:
     """Returns what to say of a full memory; ``gpus`` is what the process had of a GPU, 0 where nobody has counted it."""
     if 0 < gpus < 1:
         return GpuShareError(

@@ -56,6 +56,12 @@ def test_as_many_fit_as_are_meant_to_in_rays_units_too(count: int) -> None:
     assert concurrency(Demand(cpus=1, gpus=share, data_cpus=0), pool, max_gpus=None) == 8 * count
 
 
+def test_a_run_is_on_one_gpu_alone() -> None:
+    pool = Cluster(local=False, cpus=640, real_cpus=640, gpus=2, nodes=3, address="10.0.0.1:6379")
+    for gpus, most, at_a_time in ((0.4, None, 4), (0.5, 1.5, 3), (0.6, None, 2), (1.0, None, 2), (2.0, None, 1)):
+        assert concurrency(Demand(cpus=1, gpus=gpus, data_cpus=0), pool, max_gpus=most) == at_a_time
+
+
 def test_the_choice_says_what_it_rests_on() -> None:
     share = chosen(found(), cpus_each=1)
     assert (share.gpus, share.auto, share.measured) == (0.25, True, found())

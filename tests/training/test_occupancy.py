@@ -109,8 +109,11 @@ def test_a_full_memory_names_the_part_and_what_to_do(gpus: float, kind: type[Cap
             self.fields.update(fields)
 
     log: Any = Log()
-    with pytest.raises(kind, match=words) as caught, runs._record_end(log, torch.device("cuda:0"), gpus):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    full = (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    for error in full:
+        log.fields.clear()
+        with pytest.raises(kind, match=words) as caught, runs._record_end(log, torch.device("cuda:0"), gpus):
+            raise error
     assert type(caught.value) is kind and caught.value.retryable
     assert log.fields["status"] == "failed" and log.fields["reason"] == str(caught.value)
     assert log.fields["short_of_gpu"] == (gpus if gpus < 1 else None)

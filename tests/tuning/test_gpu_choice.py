@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from ltcore.cli.parsers import read_tune
 from ltcore.config.gpu_share import Occupancy
+from ltcore.config.json_record import RecordFile
 from ltcore.config.load import base_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import read_sweep
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, GpuShareError
 from ltcore.runtime.autoscaler import Limits
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.gpu_share import whole
 from ltcore.runtime.placement import Placement, choose_scaling
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_occupancy import NotMeasuredError
+from ltcore.tuning import sweep as sweeps
 from ltcore.tuning.gpu_sharing import shared
 from ltcore.tuning.runs import SweepSetup
+from ltcore.tuning.sweep import Sweep
 from tests.records import sweep_record
 
 WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="")
@@ -141,3 +145,25 @@ def test_auto_is_for_one_process_per_trial() -> None:
     args = read_tune("test", ["--gpus-per-worker", "auto", "--workers", "2"])
     with pytest.raises(ConfigError, match=r"^--gpus-per-worker auto is for a sweep with --engine trial"):
         choose_scaling(args, WORKSTATION, "train")
+
+
+def test_a_part_that_was_too_small_for_a_retrain_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no second try within the command has one in the next."""
+    setup = choose()
+
+    class Bare(Sweep):
+        def __init__(self) -> None:
+            self.setup, self.display = setup, ProgressDisplay()
+            self.file = RecordFile(None, sweep_record(gpu_share=setup.gpu_share))
+            self.watch: Any = Mock()
+            self.meter: Any = Mock(most_nodes=0, **{"hours.return_value": {}})
+            self.runs: Any = Mock()
+
+        def _stages(self) -> None:
+            raise GpuShareError("0.3333 of the memory of cuda:0 is too little")
+
+    monkeypatch.setattr(sweeps, "check_held", lambda _: None)
+    bare = Bare()
+    with pytest.raises(GpuShareError):
+        bare.run()
+    assert bare.record.status == "failed" and bare.record.gpu_share == whole("0.3333 was too small for another run")
