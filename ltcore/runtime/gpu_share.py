@@ -31,7 +31,7 @@ def sharers(
     need = HEAD_ROOM * peak_bytes / device_bytes
     found = {"memory": need, "time": busy_fraction, "CPUs": cpus_each * gpus / cpus if cpus > 0 else math.inf}
     # the small number: 1 / (1 / 3) and its like come out just below a whole one
-    return {what: MOST if part * MOST <= 1 else math.floor(1 / part + 1e-9) for what, part in found.items()}
+    return {what: MOST if each * MOST <= 1 else math.floor(1 / each + 1e-9) for what, each in found.items()}
 
 
 def share_of(
@@ -61,11 +61,10 @@ def chosen(found: Occupancy, *, cpus_each: float, runs_per_gpu: int = MOST) -> G
     if found.busy is None:
         why = f"{found.run} takes {used}, and how long its kernels run could not be measured"
         return GpuShare(gpus=1.0, why=why, auto=True, measured=found)
-    fit = sharers(found.peak_bytes, found.device_bytes, found.busy, found.cpus, found.gpus, cpus_each=cpus_each) | {
-        "the number of runs": runs_per_gpu
-    }
-    count = max(1, min(fit.values()))
-    limits = " and ".join(what for what, most in fit.items() if most <= count) if count < MOST else ""
+    numbers = (found.peak_bytes, found.device_bytes, found.busy, found.cpus, found.gpus)
+    gpus = max(share_of(*numbers, cpus_each=cpus_each), part(runs_per_gpu))
+    fit = sharers(*numbers, cpus_each=cpus_each) | {"the number of runs": runs_per_gpu}
+    limits = " and ".join(what for what, most in fit.items() if part(most) == gpus) if gpus > part(MOST) else ""
     bound = f"; limited by {limits}" if limits else ""
     why = f"measured, {found.run} takes {used} and keeps it busy {100 * found.busy:.0f}% of the time{bound}"
-    return GpuShare(gpus=part(count), why=why, auto=True, measured=found)
+    return GpuShare(gpus=gpus, why=why, auto=True, measured=found)

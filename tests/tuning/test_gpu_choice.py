@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -23,10 +24,12 @@ from ltcore.runtime.placement import Placement, choose_scaling
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_occupancy import NotMeasuredError
 from ltcore.tuning import sweep as sweeps
+from ltcore.tuning import variants
 from ltcore.tuning.gpu_sharing import shared
 from ltcore.tuning.runs import SweepSetup
 from ltcore.tuning.sweep import Sweep
-from tests.records import sweep_record
+from ltcore.tuning.variants import VariantSweep
+from tests.records import run_record, sweep_record
 
 WORKSTATION = Cluster(local=True, cpus=16, real_cpus=16, gpus=1, nodes=1, address="")
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="")
@@ -167,3 +170,36 @@ def test_a_part_that_was_too_small_for_a_retrain_is_not_kept(monkeypatch: pytest
     with pytest.raises(GpuShareError):
         bare.run()
     assert bare.record.status == "failed" and bare.record.gpu_share == whole("0.3333 was too small for another run")
+
+
+def test_variants_that_find_their_part_too_small_go_on_with_whole_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = dataclasses.replace(choose(), uri=str(tmp_path))
+    had: list[float] = []
+
+    class Bare(VariantSweep):
+        def __init__(self) -> None:
+            self.setup, self.display = setup, Mock()
+            self.file = RecordFile(None, sweep_record(gpu_share=setup.gpu_share))
+            self.watch: Any = Mock()
+            self.meter: Any = Mock(most_nodes=0, **{"hours.return_value": {}})
+            self.runs: Any = Mock()
+            self.display.stages = {}
+            self._lost = {}
+
+        def _plan(self) -> Any:
+            return self.setup.placement.scaling.gpus_per_worker
+
+    def train(gpus: float, *_: Any) -> None:
+        had.append(gpus)
+        short = {"status": "failed", "retryable": True, "short_of_gpu": gpus} if gpus < 1 else {"status": "finished"}
+        run_record(name="trial-a", **short).write(tmp_path / "trials" / "a")
+
+    monkeypatch.setattr(variants, "run_course", train)
+    monkeypatch.setattr(sweeps, "check_held", lambda _: None)
+    bare = Bare()
+    bare._train(0, {"a": {}}, is_stage2=False)
+    assert had == [0.3333, 1.0]
+    assert bare.record.gpu_share == whole("0.3333 was too small for trial-a") and not bare.setup.chose_part
+    assert bare.runs.setup == bare.setup, "what is trained after it has whole GPUs too"
