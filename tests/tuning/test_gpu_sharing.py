@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from ltcore.config.records import RunRecord, SweepRecord
 from ltcore.config.schema import RunConfig
 from ltcore.runtime import cluster, ray_occupancy
 from ltcore.runtime.placement import Scaling
-from ltcore.tuning import gpu_sharing, search, sweep
+from ltcore.tuning import budget, gpu_sharing, search, sweep
 from ltcore.tuning.search import SearchPlan
 from tests.training.runs import tiny_run
 from tests.tuning.sweeps import tune
@@ -121,3 +122,15 @@ def test_a_node_without_what_was_promised_is_no_place_to_measure(color_shards: s
     made, whole = cluster.connect(), Scaling(gpus_per_worker=1.0)
     with pytest.raises(ray_occupancy.NotMeasuredError, match="torch finds no GPU on the node that Ray gave one of"):
         ray_occupancy.measure_on_node([tiny_run()], color_shards, scaling=whole, cluster=made, say=print)
+
+
+def test_the_speed_of_a_trial_on_a_gpu_is_measured_in_another_process(
+    color_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(*_: Any) -> float:
+        raise AssertionError("this process would keep memory of the GPU")
+
+    scaling = Scaling(gpus_per_worker=0.5)
+    setup: Any = SimpleNamespace(base=tiny_run(), data_uri=color_shards, placement=SimpleNamespace(scaling=scaling))
+    monkeypatch.setattr(budget, "images_per_s", here)
+    assert budget._rate(setup) > 0
