@@ -94,7 +94,7 @@ def occupancy(cfg: RunConfig, data_uri: str, *, name: str, cpus: float, gpus: fl
     device = ctx.device
     torch.cuda.reset_peak_memory_stats(device)
     per_pass = {"batch_size": cfg.train.batch_size, "seed": cfg.seed, **stream_options(cfg)}
-    with contextlib.closing(make_loader(cfg.data, data_uri, **per_pass)) as loader:
+    with contextlib.closing(make_loader(cfg.data, data_uri, device=device, **per_pass)) as loader:
         parts = build(cfg, loader, ctx)
         descent = build_descent(cfg.train, parts, device)
         batches = list(itertools.islice(loader.train_batches(0), KEPT_BATCHES))
