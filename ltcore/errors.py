@@ -98,6 +98,10 @@ class CapacityError(LtcoreError):
     exit_code = 2
 
 
+class GpuShareError(CapacityError):
+    """The part of a GPU that a run had is too small for it."""
+
+
 class StallError(LtcoreError):
     """Nothing happened for ``stall_s`` seconds."""
 

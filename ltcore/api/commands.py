@@ -15,14 +15,14 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ltcore.api.results import Evaluation, Protocols, Run, Sweep
 from ltcore.cli.args import ProtocolsArgs, RetrieveArgs, TrainArgs, TuneArgs, fold
 from ltcore.cli.output import Output
 from ltcore.cli.parsers import DEMO_SWEEP
 from ltcore.cli.prepare import storage_root
-from ltcore.config.execution import ENGINES, PlaceArgs
+from ltcore.config.execution import AUTO, ENGINES, PlaceArgs
 from ltcore.config.records import RunRecord, SweepRecord
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError, at_least, one_of
@@ -104,7 +104,7 @@ def tune(
     engine: str = "auto",
     workers: int | tuple[int, int] | None = None,
     cpus_per_worker: float | None = None,
-    gpus_per_worker: float | None = None,
+    gpus_per_worker: float | Literal["auto"] | None = None,
     max_gpus: float | None = None,
     verbose: bool = True,
     **overrides: Any,
@@ -122,7 +122,7 @@ def tune(
     """
     from ltcore.cli import tune as command
 
-    place = _place(storage, fresh, engine, workers, cpus_per_worker, gpus_per_worker, max_gpus)
+    place = _place(storage, fresh, engine, workers, cpus_per_worker, gpus_per_worker, max_gpus, sweeps=True)
     own = {"recipe": recipe, "name": name, "num_trials": num_trials, "search": search}
     keys = {"seed": seed, "data.uri": data, **{f"sweep.{key}": value for key, value in own.items()}}
     spaces = {f"sweep.space.{key}": "null" if spec is None else spec for key, spec in (space or {}).items()}
@@ -289,10 +289,14 @@ def _place(
     engine: str,
     workers: int | tuple[int, int] | None,
     cpus_per_worker: float | None,
-    gpus_per_worker: float | None,
+    gpus_per_worker: float | Literal["auto"] | None,
     max_gpus: float | None,
+    *,
+    sweeps: bool = False,
 ) -> dict[str, Any]:
     _checked(ENGINES, engine=engine)
+    if isinstance(gpus_per_worker, str) and not (sweeps and gpus_per_worker == AUTO):
+        raise ConfigError(f"gpus_per_worker={gpus_per_worker!r}: expected a number >= 0{', or auto' * sweeps}.")
     pair = (workers, workers) if isinstance(workers, int) else workers
     if pair is not None and not 1 <= pair[0] <= pair[1]:
         raise ConfigError(f"workers={workers}: expected a whole number >= 1, or the fewest and the most of them.")

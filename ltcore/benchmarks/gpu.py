@@ -22,6 +22,7 @@ from ltcore.benchmarks.baselines import BareLoop
 from ltcore.benchmarks.harness import Measurement, Rung, Section, Work, interleave, milliseconds
 from ltcore.benchmarks.machine import device, wait_for
 from ltcore.benchmarks.options import Options
+from ltcore.benchmarks.resident import NOTE, measure_resident
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import CachedLoader
 from ltcore.models.net import LongTailNet
@@ -50,7 +51,7 @@ def gpu(options: Options) -> list[Section]:
     """Measures the step of every network in every precision."""
     place = device()
     uri = images.shards(options.data, quick=options.quick)
-    rates, split, traffic = (Section(f"gpu: {what}", unit) for what, unit in SECTIONS)
+    rates, split, traffic, fed = (Section(f"gpu: {what}", unit) for what, unit in SECTIONS)
     bytes_per_s = copy_rate(place, options)
     for net in networks(place, quick=options.quick):
         for precision in precisions(place):
@@ -59,8 +60,10 @@ def gpu(options: Options) -> list[Section]:
             measure_rate(rates, label, ours, options)
             measure_split(split, label, ours, options.turns)
             measure_traffic(traffic, label, ours, split, bytes_per_s)
+            steps = 1 if options.quick else 20
+            measure_resident(fed, label, ours.cfg, net.side, place, steps=steps, turns=options.turns)
             ours.close()
-    for section in (rates, split, traffic):
+    for section in (rates, split, traffic, fed):
         section.notes.insert(0, f"numbers of {place_name(place)}")
     rates.notes.append(
         "bare: plain PyTorch with the same network, precision and batch; compiled: train.compile=default"
@@ -70,10 +73,11 @@ def gpu(options: Options) -> list[Section]:
         f"what the operations of a step read and write, at the {bytes_per_s / 1e9:.3g} GB/s of a big copy; the ratio is the "
         "share of the step's time that memory alone would take if nothing stayed in caches, and may exceed 1 where it does"
     )
-    return [rates, split, traffic]
+    fed.notes.append(NOTE)
+    return [rates, split, traffic, fed]
 
 
-SECTIONS = [("speed", "images/s"), ("parts of a step", "ms"), ("memory traffic", "ms")]
+SECTIONS = [("speed", "images/s"), ("parts of a step", "ms"), ("memory traffic", "ms"), ("images", "images/s")]
 
 
 def networks(place: torch.device, *, quick: bool) -> list[Net]:

@@ -13,7 +13,7 @@ from ltcore.benchmarks.options import BENCHES, Options
 from ltcore.cli.args import DoctorArgs, EvaluateArgs, ProtocolsArgs, ReportArgs, TrainArgs, TuneArgs, fold
 from ltcore.cli.parser import Parser
 from ltcore.cli.plugin_flag import add_plugin_flag
-from ltcore.cli.values import count, not_negative, positive, whole, worker_range
+from ltcore.cli.values import count, gpu_part, not_negative, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
@@ -60,7 +60,7 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
     parser.add_argument("--stall-s", type=positive, metavar="S", help="seconds of silence after which it gives up")
     parser.add_argument("--max-hours", type=positive, metavar="H", help="most hours for the whole sweep")
     _add_run_flags(parser)
-    _add_place_flags(parser)
+    _add_place_flags(parser, shares_gpus=True)
     args = parser.parse_intermixed_args(argv)
     recipe, overrides = split_words(parser, args.words)
     folded = {"recipe": recipe, "name": args.name, "num_trials": args.num_trials, "search": args.search}
@@ -280,7 +280,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=whole, metavar="N", help="seed of the run, or of the sweep and its runs")
 
 
-def _add_place_flags(parser: argparse.ArgumentParser) -> None:
+def _add_place_flags(parser: argparse.ArgumentParser, *, shares_gpus: bool = False) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="where runs are computed (default: auto)")
     parser.add_argument(
         "--workers",
@@ -290,7 +290,11 @@ def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cpus-per-worker", type=positive, metavar="N", help="CPUs that each worker takes of Ray")
     parser.add_argument(
-        "--gpus-per-worker", type=not_negative, metavar="N", help="GPUs of each worker, or a part of one"
+        "--gpus-per-worker",
+        type=gpu_part if shares_gpus else not_negative,
+        metavar="N|auto" if shares_gpus else "N",
+        help="GPUs of each worker, or a part of one"
+        + "; auto measures how many trials can share one (default with one worker per trial)" * shares_gpus,
     )
     parser.add_argument("--max-gpus", type=not_negative, metavar="N", help="most GPUs that all runs may hold together")
     parser.add_argument("--storage", metavar="URI", help="where run directories go (default: LTCORE_STORAGE)")

@@ -87,7 +87,8 @@ def _tune_on(
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.training.settle import settled
-    from ltcore.tuning.measured import measured_run
+    from ltcore.tuning.gpu_sharing import shared, to_choose
+    from ltcore.tuning.measured import as_started, measured_run
     from ltcore.tuning.planned import count_words, planned_runs
     from ltcore.tuning.runs import SweepSetup
 
@@ -110,8 +111,9 @@ def _tune_on(
     for note in dict.fromkeys(filter(None, (remark(run, manifest) for run in runs))):
         display.say(note)
     if args.dry_run:
-        run, counted = measured_run(sweep, base, manifest), count_words(sweep, base, manifest, placement.concurrent)
-        display.say(dry_run(run, data_uri, root, runs=counted))
+        counted_runs = count_words(sweep, base, manifest, placement.concurrent)
+        more = ", or more where runs can share a GPU, which is measured at the start" * to_choose(args, placement)
+        display.say(dry_run(measured_run(sweep, base, manifest), data_uri, root, runs=f"{counted_runs}{more}"))
         return None
     if args.fresh and (done := delete_run(uri)):
         display.say(done)
@@ -126,11 +128,12 @@ def _tune_on(
         uri=uri,
         cluster=cluster,
         placement=placement,
+        unshared=placement,
         images_per_epoch=num_train // batch_size * batch_size,
         max_hours=args.max_hours,
         debug=args.debug,
     )
-    return _run_sweep(setup, display)
+    return _run_sweep(shared(setup, args, as_started(sweep, runs), stored, display), display)
 
 
 def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+from ltcore.config.execution import AUTO
 
 N = TypeVar("N", int, float)
 
@@ -27,6 +29,11 @@ def at_least_one(text: str) -> float:
 def not_negative(text: str) -> float:
     """Reads a number of 0 or more."""
     return _number(text, float, 0.0, "a number >= 0")
+
+
+def gpu_part(text: str) -> float | Literal["auto"]:
+    """Reads a number of 0 or more, or 'auto'."""
+    return AUTO if text == AUTO else _number(text, float, 0.0, "a number >= 0, or auto")
 
 
 def positive(text: str) -> float:

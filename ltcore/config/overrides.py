@@ -128,6 +128,8 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
         return _table(key, value)
     if leaf.type.startswith("float | str") and isinstance(value, str):
         return _number_or_word(value)
+    if isinstance(value, bool) and (word := "on" if value else "off") in leaf.allowed.choices:
+        return word  # as YAML reads these words without quotes
     if isinstance(value, bool) and "bool" not in leaf.type and "Any" not in leaf.type:
         raise ConfigError(f"{key}={str(value).lower()}: expected {expected(leaf.type)} (ltcore keys {key}).")
     return value

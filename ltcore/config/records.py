@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+from ltcore.config.gpu_share import GpuShare
 from ltcore.config.json_record import JsonRecord, StoredRecord
 from ltcore.config.retrained import AblationRecord, BalancedRecord, Comparison, RetrainRecord
 from ltcore.config.space import parse_space
@@ -89,6 +90,8 @@ class RunRecord(StoredRecord):
     """Why it was stopped or failed, or finished before its last epoch."""
     retryable: bool | None = None
     """Of one that failed: whether the same command may fare better. If not, it is not repeated."""
+    short_of_gpu: float | None = None
+    """Of one that failed: the part of a GPU whose memory was too small for it."""
     id: str
     name: str
     kind: str
@@ -143,7 +146,7 @@ class RunRecord(StoredRecord):
     schedule: Sequence[Mapping[str, Any]] | None = None
     """Values of the keys that may change between starts, each with the ``images_seen`` from which they held."""
     started_from: Mapping[str, Any] | None = None
-    """Where ``train.init_from`` or ``model.weights`` took the weights."""
+    """Where ``train.init_from`` or ``model.weights`` took the weights, and ``model.head_init=text`` its text encoder."""
     weights_sha256: str | None = None
     """Hash of the file of ``model.weights``, with which the run continues to be compared."""
     starts: tuple[Start, ...] | None = None
@@ -261,6 +264,8 @@ class VariantRecord(JsonRecord):
     """Why it is not ranked; '' where it is."""
     seconds: tuple[float, ...] = ()
     """Of training of each trial that finished; with stage 2, of both stages."""
+    trained_parameters: int | None = None
+    """Of the network: numbers that training changes; None of stage 2, and where no trial finished."""
     val: Values
     """At the end of training, of the trials that finished."""
     test: Mapping[str, Values] | None = None
@@ -302,6 +307,8 @@ class SweepRecord(StoredRecord):
     input: Mapping[str, Any] | None = None
     """Keys of ``data`` that the weights filled then, flat."""
     engine: str
+    gpu_share: GpuShare | None = None
+    """What each run takes of a GPU; None where they run without one."""
     hardware: Hardware
     created_at: datetime.datetime
     finished_at: datetime.datetime | None = None

@@ -21,7 +21,7 @@ class Stage2Config:
     from_run: str = ""
     """Run or checkpoint directory of stage 1, path or URI; of a run its best checkpoint, as ``evaluate.py`` takes it.
     What the run was (data, augment, model, objective, train) is taken from there and need not be repeated. Of this run
-    itself are data.loader, cache_bytes, max_bad_samples and prefetch_steps, and train.precision, threads,
+    itself are data.loader, resident, cache_bytes, max_bad_samples and prefetch_steps, and train.precision, threads,
     eval_batch_size and select."""
     method: str = "crt"
     """What is done to the classifier (``ltcore methods``)."""

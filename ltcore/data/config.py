@@ -9,6 +9,10 @@ from ltcore.framing import CROP_MODES, INTERPOLATIONS
 from ltcore.uris import check_uris
 
 LOADERS = ("auto", "cache", "threads", "ray")
+STREAMS = ("threads", "ray")
+"""Loaders that decode images in every epoch."""
+RESIDENT = ("auto", "on", "off")
+AUTO, ON, OFF = RESIDENT
 SUBSETS = ("keyed", "legacy")
 CLASSES_FROM = ("depth", "path")
 SELECTION = ("imbalance_factor", "subset")
@@ -98,6 +102,13 @@ class DataConfig:
     ``auto``: the cache if it fits, else threads. All give the same batches, bit for bit. Where random resized crops are
     cut out of large originals (``augment.crop_from``) their boxes are the same in all loaders, but the cache cuts them out
     of smaller copies, so ``auto`` takes threads."""
+    resident: str = "auto"
+    """Whether the decoded images of the training split and of ``val`` stay in the memory of the device, where each worker
+    gathers its batches, so that no images cross in a step: ``auto`` (on a GPU, if they take at most a quarter of its memory
+    that is free when data are opened, or of a worker's part of it), ``on`` (on the CPU too; an error if they exceed what is
+    free) or ``off``. They take 3 image_size^2 bytes per image. The batches are the same, bit for bit. ``on`` needs the cache:
+    with ``loader`` threads or ray, and where crops are cut out of originals (``augment.crop_from``), it is refused, and
+    ``auto`` has no effect. Tests, which are read once or twice in a run, come from the host."""
     cache_px: int | None = None
     """Short side in pixels, >= 1, to which the cache shrinks such originals; null: image_size. Larger keeps small crops
     sharper and takes more disk. No effect unless ``loader`` is cache and crops are cut out of originals."""
@@ -137,6 +148,12 @@ class DataConfig:
         one_of(SUBSETS, subset=self.subset)
         one_of(CLASSES_FROM, classes_from=self.classes_from)
         one_of(LOADERS, loader=self.loader)
+        one_of(RESIDENT, resident=self.resident)
+        if self.resident == ON and self.loader in STREAMS:
+            raise ValueError(
+                f"resident=on does not go with data.loader={self.loader}, which keeps no decoded images. Set "
+                "data.loader=cache or data.resident=off"
+            )
         one_of(INTERPOLATIONS, interpolation=self.interpolation)
         one_of(CROP_MODES, crop_mode=self.crop_mode)
         within(f"[1, {MAX_IMAGE_SIZE}]", image_size=self.image_size, cache_px=self.cache_px)

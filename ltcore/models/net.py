@@ -17,6 +17,7 @@ from ltcore import rng
 from ltcore.batch import ModelOutput
 from ltcore.errors import at_least, one_of, positive, within
 from ltcore.models.backbones import pool, split_last_block
+from ltcore.models.clip_text import TEXT, TextConfig, check_text
 from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHead
 from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS, builder
@@ -30,7 +31,8 @@ MAP = "fmap/"
 PROJECTIONS = ("projection.", "own_projection.")
 """Name prefixes of parameters that are used in training only."""
 CLASS_MEANS = "class_means"
-HEAD_INITS = ("random", CLASS_MEANS)
+RANDOM = "random"
+HEAD_INITS = (RANDOM, CLASS_MEANS, TEXT)
 
 MAX_EXPERTS = 64
 """Upper limit that catches mistakes and corrupted files: each expert is a network of its own."""
@@ -55,10 +57,13 @@ class ModelConfig:
     tde: TdeConfig = field(default_factory=TdeConfig)
     """Options of the classifier 'tde'."""
     head_init: str = "random"
-    """Rows of the classifier at the start: 'random' (drawn by ``seed``, or those of ``train.init_from``) or 'class_means', the
+    """Rows of the classifier at the start: 'random' (drawn by ``seed``, or those of ``train.init_from``), 'class_means', the
     mean feature of each class's training images, at length 1 and with bias 0 (LIFT): one more pass over them. The features
     are those that training starts from, so drawn ones (``weights=null`` without ``train.init_from``) give rows that say
-    little. One expert only. No effect in stage 2."""
+    little. Or 'text', what CLIP's text encoder says of the names of the classes (``model.text``), for an image encoder of
+    CLIP. One expert only. No effect in stage 2."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The text encoder of CLIP. No effect unless ``model.head_init`` is 'text'."""
     num_experts: int = 1
     """Number of classifiers, 1 to 64. From 2 on each has its own last stages of the backbone, and logits are [B, E, C].
     """
@@ -104,6 +109,7 @@ class ModelConfig:
                 f"head_init={CLASS_MEANS} needs num_experts=1, got {self.num_experts}: experts that start from the same weights "
                 "would get the same rows, and what starts alike may stay alike"
             )
+        check_text(self.head_init, self.name, self.weights, self.num_experts)
         positive(cosine_scale=self.cosine_scale)
         within(f"[1, {MAX_EXPERTS}]", num_experts=self.num_experts)
         within("(0, 1]", expert_width=self.expert_width)

@@ -104,6 +104,14 @@ def fetched(name: str, weights: str) -> Path:
         raise CheckpointError(
             f"model.weights={weights}: timm publishes no weights of {name}. Set it to null, or give a file."
         )
+    return fetch(found, f"model.weights={weights}", name, or_else=", or to null")
+
+
+def fetch(found: Published, setting: str, name: str, or_else: str = "") -> Path:
+    """Returns the file of published weights on this node, after a download where it is not there.
+
+    ``setting`` is the key that asks for it with its value. Raises CheckpointError where the file cannot be had.
+    """
     if (path := found.at_hand()) is not None:
         return path
     lock = cache_root() / "weights" / f"{found.repository.replace('/', '--') or found.network}.lock"
@@ -114,9 +122,9 @@ def fetched(name: str, weights: str) -> Path:
             files = " or ".join(found.files)
             what = f"{files} of the repository {found.repository}" if found.repository else f"{files} of {name}"
             raise CheckpointError(
-                f"model.weights={weights}: {what} is not on {socket.gethostname()} and cannot be downloaded "
-                f"({type(error).__name__}). Fetch it where there is a network and put it to {found.place}, or set model.weights "
-                "to a file that all nodes reach, or to null."
+                f"{setting}: {what} is not on {socket.gethostname()} and cannot be downloaded ({type(error).__name__}). Fetch it "
+                f"where there is a network and put it to {found.place}, or set {setting.partition('=')[0]} to a file that all "
+                f"nodes reach{or_else}."
             ) from error
 
 
@@ -126,6 +134,25 @@ def backbone_tensors(name: str, weights: str | None, tensors: dict[str, Any]) ->
     timm's own filter of the network renames them and resamples position embeddings. The classifier is what timm calls so.
     Raises errors of any type on the tensors of another network.
     """
+    beginnings = tuple(f"{head}." for head in _classifiers(name, weights))
+    return {key: value for key, value in _renamed(name, weights, tensors).items() if not key.startswith(beginnings)}
+
+
+def classifier_weight(name: str, weights: str | None, tensors: dict[str, Any]) -> Any:
+    """Returns the weight [C, D] of the classifier in a file of timm's network; None where it has none.
+
+    Of an image encoder of CLIP it is the projection into the space that images share with text.
+    """
+    renamed = _renamed(name, weights, tensors)
+    return next((renamed[key] for head in _classifiers(name, weights) if (key := f"{head}.weight") in renamed), None)
+
+
+def _classifiers(name: str, weights: str | None) -> tuple[str, ...]:
+    heads = pretrained_config(name, weights).get("classifier") or ()
+    return (heads,) if isinstance(heads, str) else tuple(heads)
+
+
+def _renamed(name: str, weights: str | None, tensors: dict[str, Any]) -> dict[str, Any]:
     from timm.models import clean_state_dict
 
     inner = next((tensors[key] for key in ("state_dict", "model") if isinstance(tensors.get(key), dict)), tensors)
@@ -134,9 +161,7 @@ def backbone_tensors(name: str, weights: str | None, tensors: dict[str, Any]) ->
     if filtered is not None:
         takes_network = len(inspect.signature(filtered).parameters) > 1
         found = filtered(found, network) if takes_network else filtered(found)
-    heads = pretrained_config(name, weights).get("classifier") or ()
-    beginnings = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    return {key: value for key, value in found.items() if not key.startswith(beginnings)}
+    return found
 
 
 def _network_and_filter(name: str, weights: str | None) -> tuple[torch.nn.Module, Callable[..., Any] | None]:

@@ -9,6 +9,9 @@ from typing import Any
 
 from ltcore.config.space import RANGES, parse_space
 
+TRAINED = "trained parameters"
+"""Title of the column that says how many numbers of a network training changes, where that differs by ``model.tune``."""
+
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Returns each dotted key's shortest ending that no other key has.
@@ -79,3 +82,8 @@ def mean_sd(values: Sequence[float]) -> str:
         return "—"
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * fmean(values):.1f}{spread}%"
+
+
+def count_text(number: int | None) -> str:
+    """Formats a count with separators, '1,927,172'; None gives a dash."""
+    return "—" if number is None else f"{number:,}"

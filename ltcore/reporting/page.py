@@ -114,6 +114,7 @@ def machine(runs: Sequence[StoredRun], sweep: SweepRecord | None) -> list[tuple[
     hardware = [*([sweep.hardware] if sweep else []), *(record.hardware for record in records)]
     rows = {
         "machine": map(_hardware_text, hardware),
+        "part of a GPU": [sweep.gpu_share.text] if sweep is not None and sweep.gpu_share is not None else [],
         "precision": (record.precision for record in records),
         "threads": (str(record.threads) for record in records),
         "workers": (", then ".join(map(str, record.worlds)) for record in records),

@@ -17,6 +17,7 @@ from ltcore.config.show import run_tree
 from ltcore.data.config import SELECTION
 from ltcore.data.datasets.registry import find
 from ltcore.errors import DataError
+from ltcore.reporting.format import TRAINED, count_text
 from ltcore.reporting.page import IDENTITY
 from ltcore.reporting.records import StoredRun
 from ltcore.text import duration, markdown_cell, markdown_code
@@ -33,8 +34,6 @@ COLUMNS = (
     "time each",
     "command",
 )
-TRAINED = "trained parameters"
-"""Column before the last two of ``COLUMNS``, where runs differ in it."""
 ELSEWHERE = (*IDENTITY, "data.uri", "train.threads", "tracking.", "stage2.from_run")
 """Keys, and prefixes of keys, that tell where a run was computed or logged and do not distinguish methods."""
 METHOD = ("objective.", "model.", "stage2.options.", "train.optim.")
@@ -81,7 +80,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     table = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
     trained = [group[-1].trained_parameters for group in lines.values()]
     if len(set(trained)) > 1:
-        cells = [TRAINED, "---", *("—" if number is None else f"{number:,}" for number in trained)]
+        cells = [TRAINED, "---", *map(count_text, trained)]
         table = [[*row[:-2], cell, *row[-2:]] for row, cell in zip(table, cells, strict=True)]
     return "".join(f"| {' | '.join(row)} |\n" for row in table)
 

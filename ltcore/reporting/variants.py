@@ -15,7 +15,7 @@ from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import figures
 from ltcore.reporting.controls import pair_lines, pairs
 from ltcore.reporting.figures import Curve
-from ltcore.reporting.format import mean_sd, short_names, value_text
+from ltcore.reporting.format import TRAINED, count_text, mean_sd, short_names, value_text
 from ltcore.reporting.page import machine
 from ltcore.reporting.records import StoredSweep, test_metric
 from ltcore.reporting.svg import RUN_COLORS
@@ -37,12 +37,14 @@ def variants_markdown(sweep: SweepRecord) -> str:
     """Returns the comparison as a Markdown table: accuracy and macro precision of every test, in percent.
 
     Mean and, from two seeds on, standard deviation over seeds, at the end of training; the best on validation first.
+    Where variants differ in what of the network they train, a column says how many parameters that is.
     """
     splits = _splits(sweep)
     columns = ["method", "seeds", title_of(sweep.metric)]
     for split in splits:
         columns += [f"{_name(split, sweep)} {title_of(name)}" for name in (_test_metric(sweep, split), PRECISION)]
-    columns += [f"{_name(main, sweep)} many / medium / few" for main in splits[:1]] + ["time each"]
+    columns += [f"{_name(main, sweep)} many / medium / few" for main in splits[:1]]
+    columns += [*([TRAINED] if _tunes(sweep) else []), "time each"]
     lines = [columns, ["---"] * len(columns)]
     for variant in sweep.variants:
         cells = [markdown_code(variant.name), f"{len(variant.trials)}", _mean_sd(variant.val, sweep.metric)]
@@ -50,6 +52,7 @@ def variants_markdown(sweep: SweepRecord) -> str:
             tests = (variant.test or {}).get(split, {})
             cells += [_mean_sd(tests, name) for name in (_test_metric(sweep, split), PRECISION)]
         cells += [_groups((variant.test or {}).get(main, {}), "").replace("/", " / ") for main in splits[:1]]
+        cells += [count_text(variant.trained_parameters)] if _tunes(sweep) else []
         lines.append([*cells, _time(variant)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -69,7 +72,13 @@ def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[
         )
     if split is not None:
         row[f"{_name(split, sweep)} shots"] = _groups((variant.test or {}).get(split, {}), "")
-    return row | {"time": _time(variant), "verdict": _words(variant, sweep, split)}
+    trained = {TRAINED: count_text(variant.trained_parameters)} if _tunes(sweep) else {}
+    return row | trained | {"time": _time(variant), "verdict": _words(variant, sweep, split)}
+
+
+def _tunes(sweep: SweepRecord) -> bool:
+    """Tells whether variants differ in the network or in what of it is trained, not in some rows of a classifier alone."""
+    return any(key in variant.changes for variant in sweep.variants for key in ("model.name", "model.tune"))
 
 
 def _words(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> str:
@@ -204,6 +213,7 @@ def variants_page(sweep: StoredSweep) -> dict[str, Any]:
         "headline": headline,
         "details": details,
         "columns": columns,
+        "tunes": _tunes(record),
         "rows": [_page_row(variant, record, columns) for variant in record.variants],
         "curves": figures.curves(curves, title_of(record.metric), "curves") if curves else "",
         "changes": [(variant.name, _changes(variant.changes)) for variant in record.variants],
@@ -239,6 +249,7 @@ def _page_row(variant: VariantRecord, sweep: SweepRecord, columns: Sequence[Mapp
         "name": variant.name,
         "role": "winner" if variant.name == sweep.winner else "dim" if variant.reason else "",
         "cells": cells,
+        "trained": count_text(variant.trained_parameters),
         "time": _time(variant),
         "standing": _standing(variant, sweep, split),
         "kind": "" if cell is None or split is None else _kind(cell, _test_metric(sweep, split)),

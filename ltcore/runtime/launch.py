@@ -41,8 +41,9 @@ def run_single(
         waited_for=None if cluster.local else partial(awaited, placement.demand, cluster),
     )
     watch.start()
-    cpus = placement.scaling.cpus_per_worker
-    job = dataclasses.replace(job, heartbeat=heartbeat, nonce=nonce, label=name, cpus=cpus)
+    scaling = placement.scaling
+    job = dataclasses.replace(job, cpus=scaling.cpus_per_worker, gpus=scaling.gpus_per_worker)
+    job = dataclasses.replace(job, heartbeat=heartbeat, nonce=nonce, label=name)
     try:
         with display.stage("train", expected=1), saving_first(watch, display.say):
             ref = submit(job, placement.engine, placement.scaling)

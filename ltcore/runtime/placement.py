@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ltcore.config.execution import PlaceArgs
+from ltcore.config.execution import AUTO, PlaceArgs
 from ltcore.errors import CapacityError, ConfigError
 from ltcore.runtime.cluster import Cluster
 from ltcore.storage import is_local
@@ -135,7 +135,12 @@ def choose_scaling(args: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
     low, high = args.workers or (1, 1)
     if engine == "trial" and high > 1:
         raise ConfigError(f"--workers {low}-{high} needs --engine train: a trial of --engine trial is one process.")
-    gpus = args.gpus_per_worker
+    if args.gpus_per_worker == AUTO and engine != "trial":
+        raise ConfigError(
+            f"--gpus-per-worker auto is for a sweep with --engine trial, one process per trial; with --engine {engine} give a "
+            "number, or leave it away for a whole GPU for each worker."
+        )
+    gpus = None if args.gpus_per_worker == AUTO else args.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if cluster.most_gpus or (not cluster.local and (args.max_gpus or 0) > 0) else 0.0
     if 0 < gpus < 1 and high > 1 and os.environ.get(BACKEND) != "gloo":
@@ -183,8 +188,16 @@ def concurrency(need: Demand, cluster: Cluster, *, max_gpus: float | None) -> in
     real_cpus = cluster.real_cpus if cluster.local else cpus
     fits = [(real_cpus - (0 if cluster.local else need.data_cpus)) / need.cpus]
     if need.gpus:
-        fits.append(gpus / need.gpus)
+        fits.append(_fitting(gpus, need.gpus))
     return max(1, math.floor(min(fits)))
+
+
+def _fitting(gpus: float, each: float) -> float:
+    """Returns how many runs fit on GPUs; a run with less than a whole one is never on two."""
+    if each >= 1:
+        return gpus / each
+    whole, rest = divmod(gpus, 1)
+    return whole * math.floor(1 / each + 1e-9) + math.floor(rest / each + 1e-9)
 
 
 def offer(cluster: Cluster, max_gpus: float | None) -> tuple[float, float]:

@@ -37,8 +37,7 @@ def preload() -> None:
     """
 
 
-@ray.remote(max_retries=2)
-def run_job(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | None:
+def _run(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | None:
     """Runs one job as a Ray task: in this process, or as the driver of a Ray Train run.
 
     Returns None where it was told to stop.
@@ -57,12 +56,18 @@ def run_job(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord 
         context.over()
 
 
+run_job: Any = ray.remote(max_retries=2)(_run)
+run_gpu_job: Any = ray.remote(max_retries=2, max_calls=1)(_run)
+"""The same in a process that ends with it: another run on this GPU needs the memory, and a process that CUDA has begun in
+stays on its GPU, whichever one Ray gives its next task."""
+
+
 def submit(job: Job, engine: str, scaling: Scaling) -> Any:
     """Starts the job on the cluster and returns the reference of its result."""
     options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
     if engine == "train":  # the task only drives; its workers reserve what they need
         options = {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}
-    return run_job.options(**options).remote(job.to_json(), engine, scaling)
+    return (run_gpu_job if options["num_gpus"] else run_job).options(**options).remote(job.to_json(), engine, scaling)
 
 
 def result_of(ref: Any, what: str = "run") -> Any:

@@ -8,11 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.policies import reader_crops
+from ltcore.data.config import OFF, ON, STREAMS
 from ltcore.data.loading.canvas_cache import canvas_bytes
 from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL
+from ltcore.data.loading.resident import resident_bytes, resident_splits
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.models.tune import FULL, HEAD, PARTIAL, count
 from ltcore.objective.memory.base import Memory
+from ltcore.objective.objective import Objective
 from ltcore.text import byte_size, counted
 from ltcore.training.build import build_modules, num_views
 from ltcore.training.key_encoder import key_decay
@@ -36,10 +39,8 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     twice = "second" in objective.needs or objective.base.pairs
     forwards = _passes(cfg.model.tune) * (networks + twice) + has_key
     total = images * forward * forwards
-    trained, parameters = count(net)
+    _, parameters = count(net)
     tuned = f" model.tune={cfg.model.tune} {_share(net)}." if cfg.model.tune != FULL else ""
-    copies = networks + has_key + (cfg.train.ema_decay > 0)
-    numbers = parameters * copies + trained * networks * (COPIES[cfg.train.optim.optimizer] - 1)
     memories = sum(memory_bytes(memory) for memory in objective.memories().values())
     cropped = ", cropped from the originals while reading" if reader_crops(cfg.augment, views, image_size) else ""
     steps_per_epoch = split.num_samples // cfg.train.batch_size
@@ -50,12 +51,31 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     return [
         f"{cfg.model.name} at {image_size} px: {parameters / 1e6:.1f} million parameters, {forward / 1e9:.2f} GFLOP forward; "
         f"{counted(forwards, 'forward')} per image with its training make {total:.2g} FLOP.{tuned}{encoder}",
-        f"Each worker holds {byte_size(4 * numbers)} of weights, gradients and optimizer and "
+        f"Each worker holds {byte_size(held_bytes(cfg, net, objective) - memories)} of weights, gradients and optimizer and "
         f"{byte_size(memories)} of memories of the objective, besides activations for {cfg.train.batch_size} images over all "
         "workers.",
         f"The training shards are {byte_size(shards)}, read once per epoch; decoded images take {byte_size(decoded)} "
-        f"(data.loader={cfg.data.loader}). {counted(views, 'view')} of each image{cropped}.",
+        f"(data.loader={cfg.data.loader}){_residence(cfg, manifest)}. {counted(views, 'view')} of each image{cropped}.",
     ]
+
+
+def _residence(cfg: RunConfig, manifest: Manifest) -> str:
+    """Says what the canvases take on each worker's device; '' where they never stay there."""
+    data, image_size = cfg.data, cfg.data.image_size or manifest.image_size
+    splits, size = " and ".join(resident_splits(data, manifest)), byte_size(resident_bytes(data, manifest))
+    if data.resident == OFF or data.loader in STREAMS or reader_crops(cfg.augment, num_views(cfg), image_size):
+        return ""
+    when = "" if data.resident == ON else ", on a GPU of whose free memory that is at most a quarter"
+    return f", and those of {splits} {size} on the device of each worker{when} (data.resident={data.resident})"
+
+
+def held_bytes(cfg: RunConfig, net: nn.Module, objective: Objective) -> int:
+    """Returns the bytes of weights, gradients, optimizer and memories of the objective, which a worker holds all the time."""
+    trained, parameters = count(net)
+    networks = 1 + ("twin" in objective.needs)
+    copies = networks + ("key" in objective.needs) + (cfg.train.ema_decay > 0)
+    numbers = parameters * copies + trained * networks * (COPIES[cfg.train.optim.optimizer] - 1)
+    return 4 * numbers + sum(memory_bytes(memory) for memory in objective.memories().values())
 
 
 def _share(net: nn.Module) -> str:

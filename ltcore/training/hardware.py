@@ -77,6 +77,38 @@ def most_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+CONTEXT_BYTES = 512 * 2**20
+"""What CUDA takes on a GPU for each process, beside what torch's allocator reserves: 0.3 to 0.6 GB by driver and GPU."""
+
+
+def limit_memory(device: torch.device, gpus: float) -> None:
+    """Limits what this process may reserve of its GPU to the part ``gpus`` of it, less what CUDA takes for the process.
+
+    So a run that needs more than its part fails itself and not the ones beside it. For a whole GPU the limit of an earlier run
+    in the same process is lifted; with ``gpus=0``, where nobody has counted them, nothing is done.
+    """
+    if device.type != "cuda" or gpus <= 0:
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total), device)
+
+
+def memory_fraction(gpus: float, device_bytes: int) -> float:
+    """Returns the part of a GPU's memory that torch may reserve in a process with ``gpus`` of it.
+
+    At least half of the share is left for it, where CUDA alone would take more than the rest.
+    """
+    return 1.0 if gpus >= 1 else max(gpus - CONTEXT_BYTES / device_bytes, gpus / 2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether a device's memory was full: for torch's allocator, or for CUDA and cuBLAS, which take some of their own."""
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def describe_hardware() -> Hardware:
     """Describes this machine, as far as the process may use it."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""Where the rows of the classifier begin: drawn, or at the class means of the features that training starts from.
+"""Where the rows of the classifier begin: drawn, at text features, or at the class means of what training starts from.
 
     w_c = m_c / |m_c|,    m_c the mean feature of the training images of class c        (model.head_init=class_means)
 
@@ -8,7 +8,7 @@ class.
 
 Source: LIFT, Shi et al., "Long-tail learning with foundation model: heavy fine-tuning hurts", ICML 2024, arXiv:2309.10019,
 and its code ('init_head: class_mean'): for weights of ImageNet-21k, and as the alternative to CLIP's text
-features, which are not built here.
+features, for which see ``text_head``.
 Differs: the means are those of the network that training starts from, while theirs leave the tuned modules out. Adapters
 and LoRA begin as the identity, where both are the same; drawn prompts do not.
 Cost: one pass over the training images, as ``train.ncm`` takes for one evaluation.
@@ -16,37 +16,48 @@ Cost: one pass over the training images, as ``train.ncm`` takes for one evaluati
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from ltcore import dist
 from ltcore.config.schema import RunConfig
-from ltcore.models.net import CLASS_MEANS
+from ltcore.models.clip_text import TEXT
+from ltcore.models.net import RANDOM
 from ltcore.objective.stage2.ncm import ClassMeans
 from ltcore.training.build import Components
 from ltcore.training.evaluate import Evaluator
+from ltcore.training.text_head import text_rows
 
 GRID = 2.0**30
 """Features are rounded to multiples of 1 / GRID. Sums below 2^53 / GRID = 8.4 million are then exact in float64, so that
 their order, and with it the number of ranks, cannot change a bit; the rounding is below that of a float32 from 0.01 on."""
 
 
-def start_head(cfg: RunConfig, components: Components, evaluator: Evaluator) -> None:
-    """Sets the rows of the classifier to class means, where ``model.head_init`` asks for it. A collective.
+def start_head(cfg: RunConfig, components: Components, evaluator: Evaluator) -> dict[str, Any]:
+    """Sets the rows of the classifier to class means or text features, as ``model.head_init`` asks. A collective.
 
     Moving averages and key encoder start with the same rows; a second network keeps its drawn classifier. No class lacks
-    images: a run begins with a check that refuses such data.
+    images: a run begins with a check that refuses such data. Returns where text features came from, for the run's record.
     """
-    if cfg.model.head_init != CLASS_MEANS:
-        return
-    net = components.step.net
-    rows_CD = class_rows(cfg, evaluator)
+    if cfg.model.head_init == RANDOM:
+        return {}
+    net, origin = components.step.net, {}
+    if cfg.model.head_init == TEXT:
+        classes = evaluator.loader.store.manifest.classes
+        found = text_rows(cfg.model, classes, net.feature_dim, evaluator.device) if dist.rank() == 0 else None
+        rows_CD, origin = dist.broadcast_object(found)
+    else:
+        rows_CD = class_rows(cfg, evaluator)
     with torch.no_grad():
         for name, parameter in net.heads.named_parameters():  # of one expert: the configuration refuses several
             parameter.copy_(rows_CD) if name.endswith(".weight") else parameter.zero_()
     for copy in (components.step.key, components.average):
         if copy is not None:
             copy.net.heads.load_state_dict(net.heads.state_dict())
+    return origin
 
 
 def class_rows(cfg: RunConfig, evaluator: Evaluator) -> Tensor:

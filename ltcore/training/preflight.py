@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError, ConfigError, DataError
+from ltcore.models.clip_text import TEXT, text_clip
 from ltcore.objective.class_weights import BY_COUNT, own_weights
 from ltcore.training.selection import available
 
@@ -14,14 +15,17 @@ from ltcore.training.selection import available
 def check_run(cfg: RunConfig, manifest: Manifest) -> None:
     """Raises an error where the data cannot carry the run.
 
-    ConfigError where early stopping has nothing to judge by, or class weights are for other classes; DataError where a class
-    has no training image; CapacityError where these do not fill a batch.
+    ConfigError where early stopping has nothing to judge by, class weights are for other classes, or the text encoder of
+    ``model.head_init`` is not known; DataError where a class has no training image; CapacityError where these do not fill a
+    batch.
     """
     if cfg.stage2 is None and cfg.train.patience is not None and not available(manifest):
         raise ConfigError(
             f"train.patience={cfg.train.patience}: {manifest.name} has no validation image, so training cannot stop by it. Set "
             "train.patience=null, or make the data again with a validation split (data.val_per_class above 0, or val/<class>/)."
         )
+    if cfg.stage2 is None and cfg.model.head_init == TEXT:
+        text_clip(cfg.model.name, cfg.model.weights, cfg.model.text)
     base = cfg.objective.base
     weights = getattr(getattr(cfg.objective.base_options, base), "class_weights", None)
     if weights not in (None, *BY_COUNT):

@@ -17,9 +17,11 @@ import torch
 from ltcore.batch import Batch
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.policies import reader_crops
+from ltcore.data.config import OFF
 from ltcore.data.loading.canvas_cache import canvas_bytes
 from ltcore.data.loading.factory import cache_fits, make_loader
 from ltcore.data.loading.loader import Loader
+from ltcore.data.loading.resident import is_resident
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError
 from ltcore.models.net import CLASS_MEANS
@@ -69,7 +71,7 @@ def rehearse(cfg: RunConfig, data_uri: str, root: str) -> list[str]:
     per_pass = cfg.train.batch_size // cfg.train.accumulate
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.train.threads or wished_cpus())
-    data = replace(cfg.data, loader="threads")  # filling the cache would decode all images
+    data = replace(cfg.data, loader="threads", resident=OFF)  # filling the cache would decode all images
     try:
         with contextlib.closing(
             make_loader(data, data_uri, batch_size=per_pass, seed=cfg.seed, **stream_options(cfg))
@@ -81,7 +83,7 @@ def rehearse(cfg: RunConfig, data_uri: str, root: str) -> list[str]:
                 start_from(cfg, parts, loader.store.manifest.classes)
                 checked.append(f"the weights of {cfg.train.init_from or cfg.model.weights} fit the network")
             cached, room = _room(cfg, data_uri, root, loader.store.manifest, parts)
-            checked += room
+            checked += room + _resident(cfg, loader.store.manifest, ctx.device, cached=cached)
             speed = measure(cfg, parts, loader, ctx.device)
             return [f"Checked: {'; '.join(checked)}.", estimate(cfg, loader.store.manifest, speed, cached=cached)]
     finally:
@@ -122,6 +124,13 @@ def _room(cfg: RunConfig, data_uri: str, root: str, manifest: Manifest, parts: C
     else:
         said.append(f"checkpoints take up to {byte_size(need)} in {root}")
     return cached, said
+
+
+def _resident(cfg: RunConfig, manifest: Manifest, device: torch.device, *, cached: bool) -> list[str]:
+    """Says whether decoded images would stay on this machine's device. Raises what opening them there would raise."""
+    crops = reader_crops(cfg.augment, num_views(cfg), cfg.data.image_size or manifest.image_size)
+    _, why = is_resident(cfg.data, manifest, device, cached=cached, cropped=bool(crops))
+    return [why] if why else []
 
 
 def _refuse(what: str, need: int, free: int, place: str, else_: str) -> None:

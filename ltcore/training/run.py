@@ -28,7 +28,7 @@ from ltcore.config.trained_with import InputRecord, TrainedData
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.errors import CapacityError, CheckpointError, is_retryable
+from ltcore.errors import CapacityError, CheckpointError, GpuShareError, is_retryable
 from ltcore.storage import cache_root, is_local, local_path
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.tracker import open_tracker
@@ -36,7 +36,14 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import stream_options
 from ltcore.training.context import ForwardingContext, Interrupted, RunContext, StopRequested
 from ltcore.training.fork import fork
-from ltcore.training.hardware import allocated_cpus, choose_precision, describe_hardware, versions
+from ltcore.training.hardware import (
+    allocated_cpus,
+    choose_precision,
+    describe_hardware,
+    is_out_of_memory,
+    limit_memory,
+    versions,
+)
 from ltcore.training.lease import Lease, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
@@ -63,6 +70,8 @@ class Job(JsonRecord):
     info: RunInfo
     cpus: int = 0
     """CPUs given to each worker; 0: all that the process may use."""
+    gpus: float = 0.0
+    """GPUs given to each worker; with a part of one, the process may use as much of its memory. 0: nobody has counted them."""
     heartbeat: str = ""
     """Name of the actor that takes signs of life; '' where nobody listens."""
     nonce: str = field(default="", repr=False)
@@ -96,7 +105,7 @@ def loader_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:
 
 def make_local_loader(cfg: RunConfig, uri: str, ctx: RunContext) -> Loader:
     """Opens the loader of one rank that needs no other process."""
-    return make_loader(cfg.data, uri, **loader_options(cfg, ctx))
+    return make_loader(cfg.data, uri, device=ctx.device, **loader_options(cfg, ctx))
 
 
 MakeLoader = Callable[[RunConfig, str, RunContext], Loader]
@@ -120,6 +129,7 @@ def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_
 def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: MakeLoader) -> RunRecord:
     cfg = resolved(RunConfig.from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or min(job.cpus or allocated_cpus(), allocated_cpus()))
+    limit_memory(ctx.device, job.gpus)
     sync = RunSync(job.run_uri, scratch_dir(job.run_uri))
     if lease is not None:
         sync.fence = lease.check
@@ -173,7 +183,7 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
     resume_step = previous.meta["epoch"] * loader.num_batches if previous else 0
     tracker = _track(job.info, cfg, ctx, run_dir, first.wandb_id, resume_step)
     try:
-        with _record_end(record, ctx.device):
+        with _record_end(record, ctx.device, job.gpus):
             for row in earlier:
                 tracker.log({key: value for key, value in row.items() if key != "step"}, row["step"])
             loop = fit if cfg.stage2 is None else fit_stage2
@@ -212,8 +222,8 @@ def _track(info: RunInfo, cfg: RunConfig, ctx: RunContext, run_dir: Path, wandb_
 
 
 @contextlib.contextmanager
-def _record_end(record: RunLog, device: torch.device) -> Iterator[None]:
-    """Writes down what ends the run early, and raises it again."""
+def _record_end(record: RunLog, device: torch.device, gpus: float) -> Iterator[None]:
+    """Writes down what ends the run early, and raises it again; ``gpus`` is what the process has of a GPU."""
     try:
         yield
     except Interrupted:
@@ -224,16 +234,27 @@ def _record_end(record: RunLog, device: torch.device) -> Iterator[None]:
     except (SystemExit, KeyboardInterrupt):
         record.update(status="stopped", reason="ended early by the driver")
         raise
-    except torch.OutOfMemoryError as error:
-        problem = CapacityError(
-            f"The memory of {device} is full ({error}). Lower train.batch_size, raise train.accumulate, or take more "
-            "--workers, under another --name."
-        )
-        record.update(status="failed", reason=str(problem), retryable=problem.retryable)
-        raise problem from error
     except BaseException as error:
+        if is_out_of_memory(error):
+            problem = _out_of_memory(error, device, gpus)
+            short_of = gpus if isinstance(problem, GpuShareError) else None
+            record.update(status="failed", reason=str(problem), retryable=problem.retryable, short_of_gpu=short_of)
+            raise problem from error
         record.update(status="failed", reason=f"{type(error).__name__}: {error}", retryable=is_retryable(error))
         raise
+
+
+def _out_of_memory(error: BaseException, device: torch.device, gpus: float) -> CapacityError:
+    """Returns what to say of a full memory; ``gpus`` is what the process had of a GPU, 0 where nobody has counted it."""
+    if 0 < gpus < 1:
+        return GpuShareError(
+            f"{gpus:.4g} of the memory of {device} is too little ({error}). Give --gpus-per-worker 1, or a larger part than "
+            f"{gpus:.4g}."
+        )
+    return CapacityError(
+        f"The memory of {device} is full ({error}). Lower train.batch_size, raise train.accumulate, or take more "
+        "--workers, under another --name."
+    )
 
 
 def _fork(source_uri: str, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -381,7 +381,7 @@ class Trainer:
             self.at.started_from = start_from(self.cfg, self.components, self.loader.store.manifest.classes)
             start_centroids(self.cfg, self.components, self.evaluator)
         if state is None:
-            start_head(self.cfg, self.components, self.evaluator)
+            self.at.started_from |= start_head(self.cfg, self.components, self.evaluator)
         self.base = described(self.cfg, self.components.step.net)
         start = Start(images_seen=self.at.images_seen, world=self.ctx.world, host=platform.node(), at=now())
         trained, parameters = count(self.components.step.net)

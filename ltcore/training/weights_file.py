@@ -9,6 +9,7 @@ from typing import Any
 
 from ltcore.errors import CheckpointError
 from ltcore.models import timm_weights
+from ltcore.models.clip_text import text_clip
 from ltcore.models.net import ModelConfig
 from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.weights import AUTO, DEFAULT, published_file
@@ -17,9 +18,11 @@ from ltcore.training import checkpoint as ckpt
 
 SHA256 = "sha256"
 """Name of the file's hash beside ``weights`` in what a run notes of its start."""
+TEXT_WEIGHTS, TEXT_SHA256 = "text_weights", "text_sha256"
+"""Names of the text encoder's file and of its hash there, of a run with ``model.head_init=text``."""
 
 
-def node_file(uri: str) -> Path:
+def node_file(uri: str, setting: str = "model.weights") -> Path:
     """Returns the file ``uri`` on this node: itself, or a copy that all processes of the node share.
 
     It is fetched by one of them, again where the file in the store is another one since. Raises CheckpointError where there is
@@ -28,7 +31,7 @@ def node_file(uri: str) -> Path:
     path = Path(open_fs(uri)[1])
     info = None if is_local(uri) else describe_file(uri)
     if not (path.is_file() if is_local(uri) else info):
-        raise CheckpointError(f"model.weights={uri} does not exist. Set it to a file of weights, or to null.")
+        raise CheckpointError(f"{setting}={uri} does not exist. Set it to a file of weights, or to null.")
     if info is None:
         return path
     key = hashlib.sha256("\n".join((uri, str(info.size), info.version)).encode()).hexdigest()[:16]
@@ -61,15 +64,21 @@ def tensors(path: Path) -> Any:
 def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | None, model: ModelConfig) -> None:
     """Raises CheckpointError where ``model.weights`` leads to another file than the run at ``where`` started from.
 
-    A file that is gone is no other one: what a run continues with is in its checkpoint.
+    So does the text encoder's. A file that is gone is no other one: what a run continues with is in its checkpoint.
     """
-    before = (started_from or {}).get(SHA256)
-    if before is None or model.weights is None:
-        return
-    path = _at_hand(model)
+    before = started_from or {}
+    if SHA256 in before and model.weights is not None:
+        _refuse_other(where, before[SHA256], _at_hand(model), f"model.weights={model.weights}")
+    if TEXT_SHA256 in before:
+        clip = text_clip(model.name, model.weights, model.text)
+        path = _file(clip.weights) if clip.published is None else clip.published.at_hand()
+        _refuse_other(where, before[TEXT_SHA256], path, f"model.text.weights={clip.weights}")
+
+
+def _refuse_other(where: Path | str, before: str, path: Path | None, setting: str) -> None:
     if path is not None and (now := sha256(path)) != before:
         raise CheckpointError(
-            f"{where} started from weights with sha256 {before[:12]}, now model.weights={model.weights} leads to {now[:12]}. "
+            f"{where} started from weights with sha256 {before[:12]}, now {setting} leads to {now[:12]}. "
             "Restore that file, or use another --name, or --fresh."
         )
 
@@ -83,4 +92,8 @@ def _at_hand(model: ModelConfig) -> Path | None:
     if model.weights in (AUTO, DEFAULT):
         path = published_file(model.name)
         return path if path is not None and path.is_file() else None
-    return node_file(model.weights) if describe_file(model.weights) is not None else None
+    return _file(model.weights)
+
+
+def _file(uri: str) -> Path | None:
+    return node_file(uri) if describe_file(uri) is not None else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
+import ray
 import torch
 
 from ltcore.config.load import grace_fraction
@@ -13,6 +15,7 @@ from ltcore.config.records import SweepRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.runtime.ray_task import result_of
 from ltcore.training.build import build, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.tuning.identity import size_now
@@ -31,8 +34,8 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     options = {"batch_size": cfg.train.batch_size, "seed": cfg.seed, **stream_options(cfg)}
-    loader = make_loader(cfg.data, data_uri, **options)
     device = (ctx := LocalContext()).device
+    loader = make_loader(cfg.data, data_uri, device=device, **options)
 
     def now() -> float:
         if device.type == "cuda":
@@ -70,8 +73,7 @@ def planned_trials(setup: SweepSetup, stored: SweepRecord | None, say: Callable[
     sweep, base = setup.sweep, setup.base
     if stored is not None or sweep.budget_s is None or not setup.cluster.local:
         return size_now(stored, sweep)
-    run = measured_run(sweep, base, read_manifest(setup.data_uri))
-    rate = images_per_s(run, setup.data_uri, setup.placement.scaling.cpus_per_worker)
+    rate = _rate(setup)
     run_s = _images_of_run(setup) / rate
     grace = grace_fraction(sweep, base)
 
@@ -92,6 +94,21 @@ def planned_trials(setup: SweepSetup, stored: SweepRecord | None, say: Callable[
             f"{sweep.budget_s:.0f} s; the first {size} of them are run, at full length. For all: sweep.budget_s=null"
         )
     return size
+
+
+def _rate(setup: SweepSetup) -> float:
+    """Measures the speed of a trial; on a GPU in a process that ends after it, or it would keep memory that trials need."""
+    scaling, uri = setup.placement.scaling, setup.data_uri
+    run = measured_run(setup.sweep, setup.base, read_manifest(uri))
+    if not scaling.gpus_per_worker:
+        return images_per_s(run, uri, scaling.cpus_per_worker)
+    task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker, max_calls=1)(_rate_there)
+    rate: float = result_of(task.remote(run.to_dict(), uri, scaling.cpus_per_worker), "measurement")
+    return rate
+
+
+def _rate_there(tree: dict[str, Any], data_uri: str, threads: int) -> float:
+    return images_per_s(RunConfig.from_dict(tree), data_uri, threads)
 
 
 def _images_of_run(setup: SweepSetup) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.shards.manifest import Manifest
@@ -32,6 +32,11 @@ def measured_run(sweep: SweepConfig, base: RunConfig, manifest: Manifest) -> Run
     if len(distinct) == 1:
         return runs[0]
     return max(distinct.values(), key=lambda run: _flops(run, manifest))
+
+
+def as_started(sweep: SweepConfig, runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Returns runs of the sweep with images as their weights expect them, where those are not the same for all."""
+    return [with_input(run) for run in runs] if has_own_input(sweep) else list(runs)
 
 
 def _roots(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:

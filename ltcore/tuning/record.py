@@ -51,6 +51,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         num_trials=setup.num_trials,
         hardware=replace(describe_hardware(), cluster=setup.cluster.describe()),
         engine=setup.placement.engine,
+        gpu_share=setup.gpu_share,
         stages_before=record.stages,
     )
 

@@ -10,11 +10,13 @@ from typing import Any
 import ray
 
 from ltcore.config import overrides as trees
+from ltcore.config.gpu_share import GpuShare
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import CheckpointError
 from ltcore.evaluation.catalog import title_of
 from ltcore.runtime.cluster import Cluster
+from ltcore.runtime.gpu_share import whole
 from ltcore.runtime.heartbeat import Watchdog
 from ltcore.runtime.placement import Placement, Scaling
 from ltcore.runtime.progress import ProgressDisplay
@@ -42,14 +44,30 @@ class SweepSetup:
     """Directory of the sweep on the storage."""
     cluster: Cluster
     placement: Placement
+    unshared: Placement
+    """Where runs go that have a whole GPU each; ``placement`` where none share one."""
     images_per_epoch: int
     max_hours: float | None
     debug: bool
+    gpu_share: GpuShare | None = None
+    """What each run takes of a GPU, and why; None where they run without one."""
 
     @property
     def own_input(self) -> bool:
         """Tells whether runs of the sweep start from weights that expect other images, see ``with_input``."""
         return has_own_input(self.sweep)
+
+    @property
+    def chose_part(self) -> bool:
+        """Tells whether runs have a part of a GPU that nobody asked for."""
+        return self.gpu_share is not None and self.gpu_share.auto and self.gpu_share.gpus < 1
+
+    def with_whole_gpus(self, run: str) -> SweepSetup:
+        """Returns the same with a whole GPU for each run, as the part was too small for ``run``."""
+        part = self.placement.scaling.gpus_per_worker
+        return dataclasses.replace(
+            self, placement=self.unshared, gpu_share=whole(f"{part:.4g} was too small for {run}")
+        )
 
 
 class TimeIsUp(Exception):  # noqa: N818  (no error)
@@ -89,6 +107,7 @@ class Runs:
                 test=kind == "retrain",
             ),
             cpus=self.setup.placement.scaling.cpus_per_worker,
+            gpus=self.setup.placement.scaling.gpus_per_worker,
             heartbeat=self.heartbeat_name,
             nonce=self.nonce,
             label=self.label(where),
@@ -124,7 +143,11 @@ class Runs:
         waiting = list(jobs.items())
         running: dict[Any, str] = {}
         if streamed:
-            config = RunConfig.from_dict(jobs[streamed].config).replace({"data.loader": "ray"}).to_dict()
+            config = (
+                RunConfig.from_dict(jobs[streamed].config)
+                .replace({"data.loader": "ray", "data.resident": "off"})
+                .to_dict()
+            )
             job = dataclasses.replace(jobs[streamed], config=config, cpus=1)
             running[self._submit(job, "train", Scaling(workers=2))] = streamed
             waiting = [(name, job) for name, job in waiting if name != streamed]

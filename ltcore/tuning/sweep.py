@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from ltcore.config.json_record import RecordFile
 from ltcore.config.load import grace_fraction, latest_start
 from ltcore.config.records import RungDecision, RunRecord, SharedStart, SweepRecord, TrialRecord, now
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.errors import GpuShareError
 from ltcore.evaluation.catalog import minimized
 from ltcore.hashing import hash64
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
@@ -97,6 +98,8 @@ class Sweep:
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             ended = {"status": status, "reason": f"{type(error).__name__}: {error}"}
+            if isinstance(error, GpuShareError) and self.setup.chose_part:
+                ended["gpu_share"] = self.setup.with_whole_gpus("another run").gpu_share  # for the command that goes on
             self.runs.cancel()
             raise
         finally:
@@ -147,10 +150,26 @@ class Sweep:
     def _search_cohorts(self) -> None:
         for number, points in enumerate(self._known()):
             self._share_start(number, points)
-        course = Course(self._cohorts())
-        if not course.over:
+        while not (course := Course(self._cohorts())).over:
             run_course(self._plan(), course, self._ears())
             self.runs.raise_if_over()
+            if not self._unshare(self._points()):
+                break
+
+    def _unshare(self, trials: Iterable[str]) -> bool:
+        """Gives whole GPUs from now on where the chosen part was too small for one of these trials; tells whether it was."""
+        setup = self.setup
+        if not setup.chose_part:
+            return False
+        records = read_records(setup.uri, trials).values()
+        short = [record.name for record in records if record is not None and record.short_of_gpu is not None]
+        if not short:
+            return False
+        self.setup = self.runs.setup = setup.with_whole_gpus(short[0])
+        assert self.setup.gpu_share is not None, "it was replaced"
+        self.display.say(f"{self.setup.gpu_share.text}; runs that failed so go on with it")
+        self.save(gpu_share=self.setup.gpu_share)
+        return True
 
     def _ears(self) -> Ears:
         return Ears(self.watch.saving.is_set, lambda: self.watch.stop_wanted, self._lost.__setitem__)
@@ -175,6 +194,8 @@ class Sweep:
             ears=replace(self._ears(), ended=partial(self._member_ended, points)),
         )
         self.runs.raise_if_over()
+        if self._unshare(points):
+            self._search_population()
 
     def _known(self) -> Sequence[Points]:
         """Returns the cohorts whose parameters are known beforehand; those of search=tpe come one after another."""

@@ -134,6 +134,7 @@ def trial_job(plan: TrialPlan, trial: str, params: Mapping[str, Any], until: int
             until=until,
         ),
         cpus=plan.scaling.cpus_per_worker,
+        gpus=plan.scaling.gpus_per_worker,
         heartbeat=plan.heartbeat,
         nonce=plan.nonce,
         code=plan.code,

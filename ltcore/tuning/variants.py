@@ -49,16 +49,17 @@ class VariantSweep(Sweep):
         shown, interruptible = self.display.stage, saving_first(self.watch, self.display.say)
         with shown("train", expected=self.setup.sweep.size), interruptible, contextlib.suppress(TimeIsUp):
             for number, (is_stage2, points) in enumerate(self._stages_of_training()):
-                self._train(number, self._startable(points), self._plan_of_stage2() if is_stage2 else self._plan())
+                self._train(number, self._startable(points), is_stage2)
         self._collect()
 
-    def _train(self, number: int, points: Points, plan: SearchPlan) -> None:
+    def _train(self, number: int, points: Points, is_stage2: bool) -> None:
         setup = self.setup
         book = TrialBook(setup.uri, setup.base, setup.sweep.metric, 0.0, (), self._decided, self._part_ended)
-        course = Course(iter([Cohort(number, points, (), book)]))
-        if not course.over:
-            run_course(plan, course, self._ears())
+        while not (course := Course(iter([Cohort(number, points, (), book)]))).over:
+            run_course(self._plan_of_stage2() if is_stage2 else self._plan(), course, self._ears())
             self.runs.raise_if_over()
+            if not self._unshare(points):
+                break
 
     def _stages_of_training(self) -> list[tuple[bool, Points]]:
         """Returns (is it stage 2, trials) in the order of training: each after what it starts from."""
@@ -169,6 +170,7 @@ class VariantSweep(Sweep):
                     alt_trials=balanced,
                     reason=failed[0] if failed else f"{sweep.metric} has no value" if no_value else "",
                     seconds=() if failed else tuple(self._seconds(records, trial) for trial in names),
+                    trained_parameters=next((record.trained_parameters for record in done), None),
                     val=val,
                 )
             )

@@ -117,6 +117,7 @@ def test_nothing_is_printed_where_nothing_is_wanted(
         ({"train.optim.lr": -1}, ConfigError, "train.optim.lr must be a finite number > 0, got -1"),
         ({"engine": "spark"}, ConfigError, "engine must be one of auto, inline, trial, train, got 'spark'"),
         ({"workers": 0}, ConfigError, "workers=0: expected a whole number >= 1"),
+        ({"gpus_per_worker": "auto"}, ConfigError, "gpus_per_worker='auto': expected a number >= 0."),
         ({"data.uri": "digits-glt"}, ConfigError, "data.uri is given twice"),
         ({"engine": "inline", "workers": 2}, ConfigError, "--engine inline is one process"),
     ],

@@ -33,10 +33,10 @@ def test_the_step_on_this_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     output = tmp_path / "bench.json"
     document = bench(Options(what="gpu", quick=True, output=str(output)))
     check_document(document, output)
-    speed, split, traffic = document["sections"]
+    speed, split, traffic, fed = document["sections"]
     assert all(
         section["notes"][0].startswith("numbers of the CPU, since there is no GPU")
-        for section in (speed, split, traffic)
+        for section in (speed, split, traffic, fed)
     )
     labels = [f"resnet8 16 px {precision}" for precision in gpu.precisions(torch.device("cpu"))]
     assert [(rung["name"], rung["peer"]) for rung in speed["rungs"]] == [(label, f"bare: {label}") for label in labels]
@@ -46,3 +46,6 @@ def test_the_step_on_this_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert sum(shares) == pytest.approx(1)
     assert [rung["peer"] for rung in traffic["rungs"]] == [f"{label}: step" for label in labels]
     assert all(rung["ratio"] > 0 for rung in traffic["rungs"])
+    assert [(rung["name"], rung["peer"]) for rung in fed["rungs"]] == [
+        (f"{label}: resident", f"{label}: from the host") for label in labels
+    ]

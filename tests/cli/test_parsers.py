@@ -60,6 +60,19 @@ def test_flags_about_the_run_become_overrides():
     }
 
 
+def test_trials_alone_share_a_gpu_as_is_measured(capsys):
+    assert cli.read_tune("doc", ["--gpus-per-worker", "auto"]).gpus_per_worker == "auto"
+    assert cli.read_tune("doc", ["--gpus-per-worker", "0.25"]).gpus_per_worker == 0.25
+    assert cli.read_tune("doc", []).gpus_per_worker is None
+    for read, word, expected in (
+        (cli.read_tune, "half", "a number >= 0, or auto, got half"),
+        (cli.read_train, "auto", "a number >= 0, got auto"),
+    ):
+        with pytest.raises(SystemExit):
+            read("doc", ["--gpus-per-worker", word])
+        assert f"expected {expected}" in capsys.readouterr().err
+
+
 def test_a_value_may_hold_an_equals_sign():
     assert cli.read_train("doc", ["data.uri=s3://b/k?x=1"]).overrides == {"data.uri": "s3://b/k?x=1"}
 

@@ -90,3 +90,17 @@ def test_the_markdown_table_has_accuracy_and_precision_of_each_protocol(tmp_path
     assert last.startswith("| `paco` | 2 | — | — |")
     sweep.write(tmp_path)
     assert make_table([tmp_path]) == (variants_markdown(sweep), [])
+
+
+def test_a_column_says_what_is_trained_where_variants_differ_in_it(tmp_path: Path) -> None:
+    sweep = comparison(2)
+    assert "trained parameters" not in variants_markdown(sweep)
+    first, *others = sweep.variants
+    tuned = replace(first, changes={"model.tune": "lora"}, trained_parameters=367_104)
+    sweep = replace(sweep, variants=(tuned, *others))
+    head, _, first_line, *_, last = variants_markdown(sweep).splitlines()
+    assert head.endswith("| trained parameters | time each |")
+    assert first_line.endswith("| 367,104 | 13 s |") and last.endswith("| — | — |")
+    assert variants_table(sweep)[0]["trained parameters"] == "367,104"
+    sweep.write(tmp_path)
+    assert "<td>367,104</td>" in write_report(tmp_path).read_text()

@@ -28,7 +28,7 @@ def planned(
         data_uri="data",
         images_per_epoch=PER_EPOCH,
         cluster=SimpleNamespace(local=local),
-        placement=SimpleNamespace(concurrent=2, scaling=SimpleNamespace(cpus_per_worker=1)),
+        placement=SimpleNamespace(concurrent=2, scaling=SimpleNamespace(cpus_per_worker=1, gpus_per_worker=0)),
     )
     monkeypatch.setattr(budget, "images_per_s", lambda *_: rate)
     monkeypatch.setattr(budget, "read_manifest", lambda _: SimpleNamespace(splits={}))

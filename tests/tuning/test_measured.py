@@ -13,7 +13,7 @@ from ltcore.config.sweep import SweepConfig, read_sweep
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.models.weights import IMAGENET
 from ltcore.tuning import budget
-from ltcore.tuning.measured import measured_run
+from ltcore.tuning.measured import as_started, measured_run
 
 DRAWN = {"model.weights": "null", "train.batch_size": "8"}
 
@@ -49,7 +49,10 @@ def test_images_are_measured_as_the_weights_expect_them(manifest: Manifest, monk
     monkeypatch.setattr("ltcore.tuning.measured.forward_flops", lambda net, size: size)
     words = {"sweep.recipe": "folder_small", "train.batch_size": "8"}
     words["sweep.variants.lpa.model.name"] = "resnet50"
-    found = measured(read_sweep("compare_methods", {**words, "sweep.variants.lpa.model.weights": "default"}), manifest)
+    sweep = read_sweep("compare_methods", {**words, "sweep.variants.lpa.model.weights": "default"})
+    found = measured(sweep, manifest)
+    (started,) = as_started(sweep, [base_run(sweep).replace(sweep.variants["lpa"])])
+    assert started.data.image_size == 224 and started.data.mean == IMAGENET.mean
     assert (found.model.name, found.data.image_size, found.data.mean) == ("resnet50", 224, IMAGENET.mean)
 
 
@@ -61,7 +64,7 @@ def test_a_time_budget_is_cut_by_the_measured_run(manifest: Manifest, monkeypatc
         data_uri="data",
         images_per_epoch=8,
         cluster=SimpleNamespace(local=True),
-        placement=SimpleNamespace(concurrent=2, scaling=SimpleNamespace(cpus_per_worker=1)),
+        placement=SimpleNamespace(concurrent=2, scaling=SimpleNamespace(cpus_per_worker=1, gpus_per_worker=0)),
     )
     monkeypatch.setattr(budget, "read_manifest", lambda _: manifest)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ltcore import storage
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import reader_crops
-from ltcore.data.config import DataConfig
+from ltcore.data.config import ON, DataConfig
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.canvas_cache import canvas_bytes, entry_path
 from ltcore.data.loading.loader import CachedLoader, Loader, OnProgress, ThreadedLoader
+from ltcore.data.loading.resident import HOST, ResidentLoader, is_resident
 from ltcore.data.prep import prep_of
+from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.text import byte_size
 
@@ -28,6 +32,7 @@ def make_loader(
     augment: AugmentConfig | None = None,
     num_views: int = 1,
     paired: bool = False,
+    device: torch.device = HOST,
 ) -> Loader:
     """Makes the loader of one rank over the shards at ``uri``.
 
@@ -38,10 +43,12 @@ def make_loader(
         augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
         num_views: how many views of each image the loss looks at.
         paired: whether each image of the natural stream comes with one of a stream in which rare classes come most.
+        device: where the batches go, and canvases stay if ``data.resident`` says so.
 
     ``loader=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops
     of large originals it takes threads, so that the pixels never depend on the room on a disk. ``loader=ray`` gives
-    threads here as well: the same reader and the same batches without Ray.
+    threads here as well: the same reader and the same batches without Ray. Raises CapacityError or ConfigError where
+    ``data.resident=on`` cannot be done.
     """
     kind, why = cfg.loader, "asked for"
     if kind == "auto":
@@ -49,13 +56,21 @@ def make_loader(
         kind = "cache" if fits else "threads"
     elif kind == "ray":
         why = "ray asked for, read by threads where there is no Ray"
+    stays, where = False, ""
+    if cfg.resident == ON or device.type == "cuda":
+        manifest = read_manifest(uri)
+        cropped = augment is not None and bool(reader_crops(augment, num_views, prep_of(cfg, manifest).image_size))
+        stays, where = is_resident(cfg, manifest, device, cached=kind == "cache", cropped=cropped)
+    why += f"; {where}" if where else ""
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
     options |= {"augment": augment, "num_views": num_views, "paired": paired}
     if kind == "cache":
         try:
+            if stays:
+                return ResidentLoader(cfg, uri, device=device, progress=progress, **options)
             return CachedLoader(cfg, uri, progress=progress, **options)
         except NoRoomError as error:  # of other data, or of a process that was faster
-            if cfg.loader == "cache":
+            if cfg.loader == "cache" or cfg.resident == ON:
                 raise
             options["why"] = f"the cache has no room now: {error}"
     return ThreadedLoader(cfg, uri, **options)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ltcore.batch import Batch
 from ltcore.data.augment.config import AugmentConfig
@@ -116,7 +117,8 @@ class Loader(ABC):
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the rank's share of the epoch's batches from ``start_step`` on.
 
-        They are uint8 images [V, B / W, 3, S, S] on the CPU, twice as many where they are paired. V is 1, or the number of views
+        They are uint8 images [V, B / W, 3, S, S], twice as many where they are paired, on the CPU or, where they are resident,
+        on the device; the rest of a batch is on the CPU. V is 1, or the number of views
         where the reader cuts them out of large originals (``AugmentConfig.crop_from``).
         """
         rows = self.sampler(epoch).rank_batches(self.rank, start_step)
@@ -170,10 +172,10 @@ class Loader(ABC):
         return prefetch(load, rows, ahead=self.cfg.prefetch_steps, threads=threads)
 
     def _batch(
-        self, split: str, rows: Rows, canvases_VB3SS: npt.NDArray[np.uint8], boxes_VB4: Ints | None = None
+        self, split: str, rows: Rows, canvases_VB3SS: npt.NDArray[np.uint8] | Tensor, boxes_VB4: Ints | None = None
     ) -> Batch:
         return Batch(
-            images_VBCHW=torch.from_numpy(canvases_VB3SS),
+            images_VBCHW=torch.as_tensor(canvases_VB3SS),
             labels_B=torch.from_numpy(self.store.labels_of(split, rows.index_B)),
             index_B=torch.from_numpy(rows.index_B),
             copy_B=torch.from_numpy(rows.copy_B),
