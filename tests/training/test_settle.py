@@ -28,7 +28,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def manifest(num_train: int) -> Any:
     split = SimpleNamespace(num_samples=num_train)
-    return SimpleNamespace(split=lambda name: split, image_size=96, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    return SimpleNamespace(
+        classes=(), split=lambda name: split, image_size=96, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
+    )
 
 
 def settle(cfg: RunConfig, num_train: int = 1000, **options: Any) -> tuple[RunConfig, list[str]]:

@@ -36,7 +36,11 @@ from ltcore.training.weights_input import KEYS, differs_by_run, with_input
 from tests.training.runs import run, stage2_run, tiny_run
 
 MANIFEST: Any = SimpleNamespace(
-    split=lambda name: SimpleNamespace(num_samples=1000), image_size=96, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
+    classes=(),
+    split=lambda name: SimpleNamespace(num_samples=1000),
+    image_size=96,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.2, 0.2, 0.2),
 )
 OWN = WeightsInput(
     image_size=20,
