@@ -65,6 +65,7 @@ def test_a_comparison_that_grew_is_stored_as_what_it_is_by_now(monkeypatch: pyte
         base=base_run(sweep),
         num_trials=sweep.size,
         placement=SimpleNamespace(engine="trial"),
+        gpu_share=None,
         cluster=SimpleNamespace(describe=lambda: "here"),
     )
     grown = opened(setup, identity(sweep))
