@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ltcore.evaluation.catalog import VALIDATION
 from ltcore.plugins import loading
 
 KEY = "plugins"
@@ -23,6 +24,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stage2": ("stage2", "method"),
 }
 """Kind of part -> the key that chooses one by name."""
+_NAMED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *_CHOICES.items(),
+    ("augmentation", ("augment", "view1")),
+    ("augmentation", ("augment", "view2")),
+    ("sampler", ("train", "sampling")),
+    ("metric", ("train", "select")),
+)
+"""Kinds of parts, and the keys that may name one."""
 
 
 def names_of(value: Any) -> list[str]:
@@ -60,10 +69,10 @@ def with_plugins(tree: Mapping[str, Any], *, imported: bool = True) -> Tree:
 def _mentioned(tree: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Returns (kind, name) of all parts that a tree chooses, switches on or says something about."""
     found = set()
-    for kind, path in _CHOICES.items():
+    for kind, path in _NAMED:
         value = _at(tree, path)
         if isinstance(value, str):
-            found.add((kind, value))
+            found.add((kind, value.removeprefix(VALIDATION) if kind == "metric" else value))
     for kind, path in _OPTIONS.items():
         section = _at(tree, path)
         for name, value in section.items() if isinstance(section, Mapping) else ():

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ltcore import dist
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL, class_copies, class_shares
+from ltcore.data.loading.class_sampling import (
+    CLASS_AWARE,
+    NATURAL,
+    SAMPLINGS,
+    class_copies,
+    class_shares,
+    epoch_weights,
+    weighted_copies,
+)
 from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.sampler import Copies, drawn_copies
 from ltcore.objective.objective import Objective
@@ -19,6 +28,9 @@ def plan_epoch(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int,
     It is the same on all ranks. Tells the objective the class shares, where they are sampled. A collective.
     """
     split = cfg.data.train_split
+    if SAMPLINGS[cfg.train.sampling].weigh is not None:
+        loader.copies_N = _weighed(cfg, loader, objective, epoch, device)
+        return
     shares_C = class_shares(cfg.train.sampling, loader.store.manifest.class_counts[split], epoch, cfg.train.epochs)
     objective.sample_classes(None if shares_C is None else torch.from_numpy(shares_C))
     progress = epoch / cfg.train.epochs  # of its start, also where a resumed run is further on
@@ -39,6 +51,18 @@ def plan_epoch(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int,
         draws_N = objective.draws_N(progress, torch.tensor(labels_N, device=device))
         copies_N = None if draws_N is None else drawn_copies(draws_N.double().cpu().numpy(), cfg.seed, epoch)
     loader.copies_N = None if copies_N is None else _of_rank_0(copies_N, device)
+
+
+def _weighed(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int, device: torch.device) -> Copies:
+    """Returns how often the samples come by the weights that the sampler of a plugin gives them."""
+    split, train = cfg.data.train_split, cfg.train
+    labels_N, attributes_N = loader.store.labels(split), loader.store.attributes(split)
+    num_classes = len(loader.store.manifest.classes)
+    own_N = epoch_weights(train.sampling, labels_N, attributes_N, num_classes, cfg.seed, epoch, train.epochs)
+    weights_N = dist.broadcast_(torch.from_numpy(own_N).to(device)).cpu().numpy()  # others may round differently
+    shares_C = np.bincount(labels_N, weights_N, num_classes) / weights_N.sum()
+    objective.sample_classes(torch.from_numpy(shares_C))
+    return weighted_copies(labels_N, weights_N, cfg.seed, epoch)
 
 
 def _of_rank_0(copies_N: Copies, device: torch.device) -> Copies:

@@ -25,6 +25,7 @@ from ltcore.data.loading.loader import Loader
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.evaluation.catalog import goodness
 from ltcore.evaluation.confusion import Confusion
+from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
 from ltcore.tracking.base import Tracker
@@ -96,6 +97,7 @@ class Stage2Trainer:
             normalize=Augment(cfg.augment, seed=cfg.seed, mean=prep.mean, std=prep.std, num_views=1).evaluate,
             autocast=choose_precision(cfg.train.precision, ctx.device).autocast,
             beat=self._tick,
+            plugged=metrics_of(cfg.plugins),
         )
         self.callbacks, self.stopped = CallbackCalls(cfg, run_dir, self.net, ctx.rank), ""
         self.epoch = self.step = self.draws = 0
