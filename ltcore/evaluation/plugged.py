@@ -112,9 +112,9 @@ class Scores:
     def update(self, logits_BC: Tensor, labels_B: Tensor) -> None:
         """Adds one batch. Raises PluginError for a score that is no number for each sample."""
         place = self.sums_MC2.device
-        labels_B = labels_B.to(place)
+        exact_BC, labels_B = logits_BC.double(), labels_B.to(place)
         for number, (name, metric) in enumerate(self._metrics.items()):
-            score_B = metric.score(logits_BC.double(), labels_B.to(logits_BC.device))
+            score_B = metric.score(exact_BC, labels_B.to(exact_BC.device))
             if score_B is None:
                 continue
             if score_B.shape != labels_B.shape:

@@ -1,4 +1,4 @@
-"""Parts of one's own without a fork: losses, terms, networks, data sets, methods of stage 2 and callbacks of other packages.
+"""Parts of one's own without a fork: losses, networks, data sets, augmentations, samplers, metrics and others.
 
     from ltcore import plugins
 

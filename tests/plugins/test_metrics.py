@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltcore.cli import main
 from ltcore.cli.complete import candidates
 from ltcore.config import keys
 from ltcore.config.load import base_run, load_run
@@ -17,9 +18,10 @@ from ltcore.config.sweep import read_sweep
 from ltcore.contracts.check import check_plugin
 from ltcore.errors import ConfigError, PluginError
 from ltcore.evaluation.catalog import goodness, limits, minimized
-from ltcore.evaluation.plugged import Metric, Scores, metrics_of
+from ltcore.evaluation.plugged import PLUGGED, Metric, Scores, metrics_of
 from ltcore.plugins import loading
 from ltcore.training import predict
+from tests.plugins.state import forgotten_after
 from tests.training.runs import run, tiny_run
 
 KEY = {"train.select": "val/neg_log_loss"}
@@ -61,6 +63,16 @@ def test_a_run_logs_them_keeps_its_best_by_one_and_is_evaluated_by_them(
     )
     assert again["neg_log_loss"] == pytest.approx(done["test_best"]["test"]["neg_log_loss"], abs=1e-5)
     assert first["kappa"] is not None and first.keys() == again.keys() == done["test"]["test"].keys()
+
+
+def test_a_report_shows_them_without_the_plugin(beside: Path, tiny_shards: str, tmp_path: Path) -> None:
+    with forgotten_after():
+        cfg = tiny_run().replace({"train.epochs": 1, "plugins": "example_parts.scores"})
+        run(cfg, tiny_shards, tmp_path / "run", test=True)
+    sys.path.remove(str(beside))
+    main.report(argv=[str(tmp_path / "run")])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "kappa" in page and "neg_log_loss" in page and not PLUGGED
 
 
 def test_a_sweep_is_ranked_by_one(beside: Path, tmp_path: Path) -> None:
