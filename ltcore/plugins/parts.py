@@ -107,9 +107,12 @@ def augmentation(name: str, *, summary: str, paper: str = "-", min_area: float |
     return _noting("augmentation", name, summary, paper, min_area=min_area)
 
 
-def sampler(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
-    """Registers a function ``(samples: EpochSamples) -> weights [N]`` as ``train.sampling=<name>``."""
-    return _noting("sampler", name, summary, paper)
+def sampler(name: str, *, summary: str, paper: str = "-", order: bool = False) -> Callable[[T], T]:
+    """Registers a function ``(samples: EpochSamples) -> weights [N]`` as ``train.sampling=<name>``.
+
+    With ``order`` it returns the N rows of the epoch themselves, in their order, so that it chooses who meets in a batch.
+    """
+    return _noting("sampler", name, summary, paper, order=order)
 
 
 def metric(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:

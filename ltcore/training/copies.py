@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from ltcore import dist
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.class_sampling import (
-    CLASS_AWARE,
-    NATURAL,
-    SAMPLINGS,
-    class_copies,
-    class_shares,
-    epoch_weights,
-    weighted_copies,
-)
+from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL, SAMPLINGS, class_copies, class_shares
 from ltcore.data.loading.loader import Loader
+from ltcore.data.loading.plugged_sampling import copies_of, epoch_samples, plan_of, shares_of
 from ltcore.data.loading.sampler import Copies, drawn_copies
 from ltcore.objective.objective import Objective
 from ltcore.objective.stage2.sampler import class_aware_rows
@@ -28,8 +20,8 @@ def plan_epoch(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int,
     It is the same on all ranks. Tells the objective the class shares, where they are sampled. A collective.
     """
     split = cfg.data.train_split
-    if SAMPLINGS[cfg.train.sampling].weigh is not None:
-        loader.copies_N = _weighed(cfg, loader, objective, epoch, device)
+    if SAMPLINGS[cfg.train.sampling].plan is not None:
+        _plan_plugged(cfg, loader, objective, epoch, device)
         return
     shares_C = class_shares(cfg.train.sampling, loader.store.manifest.class_counts[split], epoch, cfg.train.epochs)
     objective.sample_classes(None if shares_C is None else torch.from_numpy(shares_C))
@@ -53,16 +45,19 @@ def plan_epoch(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int,
     loader.copies_N = None if copies_N is None else _of_rank_0(copies_N, device)
 
 
-def _weighed(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int, device: torch.device) -> Copies:
-    """Returns how often the samples come by the weights that the sampler of a plugin gives them."""
-    split, train = cfg.data.train_split, cfg.train
+def _plan_plugged(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int, device: torch.device) -> None:
+    """Sets what the sampler of a plugin answers, and tells the objective the class shares."""
+    split, sampling = cfg.data.train_split, cfg.train.sampling
     labels_N, attributes_N = loader.store.labels(split), loader.store.attributes(split)
     num_classes = len(loader.store.manifest.classes)
-    own_N = epoch_weights(train.sampling, labels_N, attributes_N, num_classes, cfg.seed, epoch, train.epochs)
-    weights_N = dist.broadcast_(torch.from_numpy(own_N).to(device)).cpu().numpy()  # others may round differently
-    shares_C = np.bincount(labels_N, weights_N, num_classes) / weights_N.sum()
+    samples = epoch_samples(sampling, labels_N, attributes_N, num_classes, cfg.seed, epoch, cfg.train.epochs)
+    own = torch.from_numpy(plan_of(sampling, samples)).to(device)
+    plan_N = dist.broadcast_(own).cpu().numpy()  # other machines may round differently
+    if SAMPLINGS[sampling].order:
+        loader.order_L, shares_C = plan_N, shares_of(plan_N, samples)
+    else:
+        loader.copies_N, shares_C = copies_of(plan_N, samples, cfg.seed)
     objective.sample_classes(torch.from_numpy(shares_C))
-    return weighted_copies(labels_N, weights_N, cfg.seed, epoch)
 
 
 def _of_rank_0(copies_N: Copies, device: torch.device) -> Copies:

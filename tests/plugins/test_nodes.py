@@ -24,7 +24,7 @@ def test_sources_are_sent_along_and_distributions_expected(beside: Path) -> None
 
 
 def test_distributions_are_not_sent(installed: Path) -> None:
-    assert len(loading.known()) == 6
+    assert len(loading.known()) == 9
     assert sent_along() == {}
 
 

@@ -15,7 +15,7 @@ from ltcore.config import keys
 from ltcore.config.load import load_run
 from ltcore.config.schema import RunConfig
 from ltcore.contracts.check import check_plugin
-from ltcore.data.loading.class_sampling import epoch_weights
+from ltcore.data.loading.plugged_sampling import epoch_samples, plan_of
 from ltcore.errors import ConfigError, PluginError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import trainer as fit
@@ -31,7 +31,7 @@ LABELS_N = np.repeat(np.arange(4), (23, 12, 7, 4))
 def test_they_are_listed_and_completed_without_an_import(installed: Path) -> None:
     rows = {(row.kind, row.name) for row in keys.methods()}
     assert {("sampler", "tail_first"), ("sampler", "natural")} <= rows
-    assert candidates(["train", "train.sampling="], [])[-1] == "train.sampling=tail_first"
+    assert candidates(["train", "train.sampling="], [])[-2:] == ["train.sampling=tail_first", "train.sampling=pairs"]
     assert not [name for name in sys.modules if name.startswith("example_parts")]
 
 
@@ -39,7 +39,9 @@ def test_a_sampler_is_pinned_and_others_leave_no_trace(installed: Path) -> None:
     cfg = RunConfig(name="x").replace(KEY)
     assert cfg.plugins == ("example_parts.streams==0.3",) and RunConfig.from_flat(cfg.to_flat()) == cfg
     assert "plugins" not in RunConfig(name="x").to_dict()
-    with pytest.raises(ConfigError, match=r"train.sampling must be one of natural, .*, tail_first, got 'tail_firs'"):
+    with pytest.raises(
+        ConfigError, match=r"train.sampling must be one of natural, .*, tail_first, pairs, got 'tail_firs'"
+    ):
         cfg.replace({"train.sampling": "tail_firs"})
     with pytest.raises(
         ConfigError, match=r"train.sampling=tail_first does not go with objective.base=balanced_softmax"
@@ -47,11 +49,12 @@ def test_a_sampler_is_pinned_and_others_leave_no_trace(installed: Path) -> None:
         cfg.replace({"objective.base": "balanced_softmax", "objective.prior": "dataset"})
 
 
+@pytest.mark.parametrize("sampling", ["tail_first", "pairs"])
 def test_a_resumed_run_reads_the_same_images_and_knows_their_shares(
-    installed: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampling: str, installed: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "DECIDE_EVERY", 3)
-    cfg = tiny_run().replace({**KEY, "objective.base": "balanced_softmax", "objective.prior": "stream"})
+    cfg = tiny_run().replace({"train.sampling": sampling, "objective.base": "balanced_softmax"})
     done = run(cfg, tiny_shards, tmp_path / "whole")
     assert done["images_seen"] == 3 * 40 and done["config"]["plugins"] == "example_parts.streams==0.3"
     with pytest.raises(StopRequested):
@@ -66,17 +69,20 @@ def test_a_resumed_run_reads_the_same_images_and_knows_their_shares(
     )
 
 
-def sampled_steps(folder: str, uri: str) -> dict[str, Any]:
+def sampled_steps(folder: str, uri: str, sampling: str) -> dict[str, Any]:
     """Seven steps of a sampled run, also in a process that knows no plugin yet."""
     with forgotten_after():
         sys.path.insert(0, folder)
-        cfg = tiny_run().replace({**KEY, "plugins": "example_parts.streams", "model.ghost_batch": 4})
+        cfg = tiny_run().replace(
+            {"train.sampling": sampling, "plugins": "example_parts.streams", "model.ghost_batch": 4}
+        )
         return plain_steps(cfg.to_dict(), uri, 7)
 
 
-def test_two_ranks_read_what_one_reads(beside: Path, tiny_shards: str) -> None:
-    one = sampled_steps(str(beside), tiny_shards)
-    for several in run_ranks(sampled_steps, 2, str(beside), tiny_shards):
+@pytest.mark.parametrize("sampling", ["tail_first", "pairs"])
+def test_two_ranks_read_what_one_reads(beside: Path, tiny_shards: str, sampling: str) -> None:
+    one = sampled_steps(str(beside), tiny_shards, sampling)
+    for several in run_ranks(sampled_steps, 2, str(beside), tiny_shards, sampling):
         torch.testing.assert_close(several["losses"], one["losses"], rtol=1e-9, atol=1e-9)
 
 
@@ -85,7 +91,7 @@ import random
 import numpy as np
 from ltcore import dist, plugins
 seen = []
-@plugins.sampler({name!r}, summary="an odd one")
+@plugins.sampler({name!r}, summary="an odd one"{more})
 def odd(samples):
     n = len(samples.labels_N)
     {body}
@@ -93,38 +99,44 @@ def odd(samples):
 BROKEN = {
     "draws": ("return np.random.rand(n) + 1", "generator of numpy.random"),
     "draws too": ("return np.ones(n) * (random.random() + 1)", "generator of random"),
-    "seeds itself": ("return np.random.default_rng().random(n) + 1", "a second call gives other weights"),
+    "seeds itself": ("return np.random.default_rng().random(n) + 1", "a second call gives another plan"),
     "gives shares of classes": ("return np.ones(len(samples.counts_C))", "expected one number for each"),
     "gives words": ("return np.array(['a'] * n)", "expected one number for each"),
     "is negative": ("return np.arange(n) - 1.0", "negative or not finite"),
     "divides by zero": ("return np.ones(n) * (1 / samples.epoch)", "ZeroDivisionError"),
     "leaves out a class": ("return samples.labels_N != 3", "expected one number for each"),
-    "leaves out a class in numbers": ("return (samples.labels_N != 1) * 1.0", "no weight to any image of class 1"),
+    "leaves out a class in numbers": ("return (samples.labels_N != 1) * 1.0", "shows no image of class 1"),
     "writes": ("samples.labels_N[:] = 0; return np.ones(n)", "read-only"),
-    "remembers": ("seen.append(samples.epoch); return np.arange(n) + 1.0 + sum(seen)", "weights"),
-    "asks for the rank": ("return np.arange(n) + 1.0 + dist.rank()", "another rank gets other weights"),
+    "remembers": ("seen.append(samples.epoch); return np.arange(n) + 1.0 + sum(seen)", "another plan"),
+    "has too few rows": ("order = 1; return np.arange(n - 1)", "expected 72 rows, as many as there are"),
+    "has rows that are none": ("order = 1; return np.arange(n) + 1", "a row outside of 0..71"),
+    "orders one class": ("order = 1; return np.zeros(n, int)", "shows no image of class"),
+    "orders by weights": ("order = 1; return np.ones(n)", "gives float64 [72]"),
+    "shuffles by itself": ("order = 1; return np.random.permutation(n)", "generator of numpy.random"),
+    "asks for the rank": ("return np.arange(n) + 1.0 + dist.rank()", "another rank gets another plan"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_sampler_is_found(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body, reason = BROKEN[what]
-    (tmp_path / "odd_sampler.py").write_text(SAMPLER.format(name="odd_one", body=body))
+    more = ", order=True" if body.startswith("order = 1") else ""
+    (tmp_path / "odd_sampler.py").write_text(SAMPLER.format(name="odd_one", body=body, more=more))
     monkeypatch.syspath_prepend(str(tmp_path))
     problems = [outcome.problem for outcome in check_plugin("odd_sampler") if outcome.problem]
     assert any(reason in problem for problem in problems), problems
 
 
 def test_a_plan_that_is_none_is_refused_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "odd_sampler.py").write_text(SAMPLER.format(name="odd_one", body="return np.full(n, np.nan)"))
+    (tmp_path / "odd_sampler.py").write_text(SAMPLER.format(name="odd_one", body="return np.full(n, np.nan)", more=""))
     monkeypatch.syspath_prepend(str(tmp_path))
     load_run("cifar100_lt_ce", {"plugins": "odd_sampler", "train.sampling": "odd_one"})
     with pytest.raises(PluginError, match="sampler 'odd_one' gives a weight that is negative or not finite in epoch 2"):
-        epoch_weights("odd_one", LABELS_N, np.full(46, -1), 4, 0, 2, 3)
+        plan_of("odd_one", epoch_samples("odd_one", LABELS_N, np.full(46, -1), 4, 0, 2, 3))
 
 
 def test_taken_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "odd_sampler.py").write_text(SAMPLER.format(name="natural", body="return np.ones(n)"))
+    (tmp_path / "odd_sampler.py").write_text(SAMPLER.format(name="natural", body="return np.ones(n)", more=""))
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PluginError, match="plugin odd_sampler: the sampler 'natural' exists already in ltcore"):
         load_run("cifar100_lt_ce", {"plugins": "odd_sampler"})

@@ -29,6 +29,7 @@ class Stack:
     summary: str
     min_area: float | None = None
     """Least share of the area that the crop keeps; None: no such crop. It comes first, so that the reader can do it."""
+    paper: str = "-"
 
 
 # A dict literal: the linter (F601) refuses a repeated name.
@@ -135,7 +136,8 @@ def _checked(name: str, stage: Stage) -> Stage:
 
 def _add(part: Part) -> None:
     within("(0, 1]", min_area=part.extra["min_area"])
-    add_row(AUGMENTS, part.kind, part.name, Stack((_checked(part.name, part.build),), part.summary, **part.extra))
+    stages = (_checked(part.name, part.build),)
+    add_row(AUGMENTS, part.kind, part.name, Stack(stages, part.summary, part.extra["min_area"], part.paper))
 
 
 attach("augmentation", _add)

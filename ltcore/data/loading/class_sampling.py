@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ltcore.data.loading.sampler import Copies, Floats, Ints, drawn_copies, keyed_generator
-from ltcore.errors import PluginError
 from ltcore.plugins.generated import add_row
 from ltcore.plugins.loading import attach
 from ltcore.plugins.parts import Part
@@ -52,18 +51,20 @@ class EpochSamples:
     """Keyed by seed, epoch and the sampler's name: the only source of random numbers."""
 
 
-Weigh = Callable[[EpochSamples], Floats]
-"""Returns [N] weights >= 0, in proportion to which images come in the epoch; their sum does not matter."""
+Plan = Callable[[EpochSamples], Floats | Ints]
+"""Returns [N] weights >= 0, in proportion to which images come in the epoch; or N rows of the split in their order."""
 
 
 @dataclass(frozen=True)
 class Row:
     """A sampling and its description."""
 
-    weigh: Weigh | None
-    """Weighs the images of an epoch; None for ours, see ``class_shares``."""
+    plan: Plan | None
+    """What a plugin has for it; None for ours, see ``class_shares``."""
     summary: str
     paper: str
+    order: bool = False
+    """True: ``plan`` returns rows, not weights."""
 
 
 SAMPLINGS: dict[str, Row] = {
@@ -101,7 +102,8 @@ def class_copies(labels_N: Ints, shares_C: Floats, seed: int, epoch: int) -> Cop
     to every image equally often.
     """
     counts_C = np.bincount(labels_N, minlength=len(shares_C))
-    return weighted_copies(labels_N, (shares_C / counts_C)[labels_N], seed, epoch)
+    order_N = _class_by_class(labels_N, seed, epoch)
+    return _drawn_along(order_N, (shares_C / counts_C)[labels_N[order_N]], seed, epoch)
 
 
 def weighted_copies(labels_N: Ints, weights_N: Floats, seed: int, epoch: int) -> Copies:
@@ -109,47 +111,22 @@ def weighted_copies(labels_N: Ints, weights_N: Floats, seed: int, epoch: int) ->
 
     Each comes within one of its share, and so does each class.
     """
-    order_N = np.lexsort((keyed_generator(seed, epoch, "class copies").permutation(len(labels_N)), labels_N))
-    copies_N = np.empty(len(labels_N), np.int32)
-    copies_N[order_N] = drawn_copies(weights_N[order_N], seed, epoch)
+    order_N = _class_by_class(labels_N, seed, epoch)
+    return _drawn_along(order_N, weights_N[order_N], seed, epoch)
+
+
+def _class_by_class(labels_N: Ints, seed: int, epoch: int) -> npt.NDArray[np.intp]:
+    return np.lexsort((keyed_generator(seed, epoch, "class copies").permutation(len(labels_N)), labels_N))
+
+
+def _drawn_along(order_N: npt.NDArray[np.intp], weights_N: Floats, seed: int, epoch: int) -> Copies:
+    copies_N = np.empty(len(order_N), np.int32)
+    copies_N[order_N] = drawn_copies(weights_N, seed, epoch)
     return copies_N
 
 
-def epoch_weights(
-    sampling: str, labels_N: Ints, attributes_N: Ints, num_classes: int, seed: int, epoch: int, epochs: int
-) -> Floats:
-    """Returns [N] what a sampler of a plugin answers for an epoch. Raises PluginError where that is no plan."""
-    weigh = SAMPLINGS[sampling].weigh
-    assert weigh is not None
-    counts_C = np.bincount(labels_N, minlength=num_classes)
-    rng = keyed_generator(seed, epoch, "sampler", sampling)
-    labels, attributes, counts = (_read_only(array) for array in (labels_N, attributes_N, counts_C))
-    found = weigh(EpochSamples(labels, attributes, counts, epoch, epochs, rng))
-    weights_N = np.asarray(found)
-    if weights_N.shape != labels_N.shape or weights_N.dtype.kind not in "iuf":
-        raise PluginError(
-            f"sampler {sampling!r} gives {weights_N.dtype} {list(weights_N.shape)} for {len(labels_N)} training images, expected "
-            "one number for each."
-        )
-    weights_N = weights_N.astype(np.float64)
-    if not np.isfinite(weights_N).all() or weights_N.min() < 0:
-        raise PluginError(f"sampler {sampling!r} gives a weight that is negative or not finite in epoch {epoch}.")
-    if len(never := np.flatnonzero(np.bincount(labels_N, weights_N, num_classes) <= 0)):
-        raise PluginError(
-            f"sampler {sampling!r} gives no weight to any image of class {never[0]} in epoch {epoch}: losses need a share of "
-            "every class above 0."
-        )
-    return weights_N
-
-
-def _read_only(array: Ints) -> Ints:
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
 def _add(part: Part) -> None:
-    add_row(SAMPLINGS, part.kind, part.name, Row(part.build, part.summary, part.paper))
+    add_row(SAMPLINGS, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
 
 
 attach("sampler", _add)
