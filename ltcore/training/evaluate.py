@@ -89,6 +89,14 @@ class Evaluator:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext()
 
+    def counter(self) -> Confusion:
+        """Returns what counts predictions, and scores for metrics of plugins, with nothing counted yet."""
+        manifest = self.loader.store.manifest
+        counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
+        if self.plugged:
+            counts.scores = Scores(self.plugged, len(counts.top_C), self.device)
+        return counts
+
     def counts(
         self, split: str, cells_N: Tensor | None = None, classify: Callable[[ModelOutput], Tensor] | None = None
     ) -> Confusion:
@@ -99,9 +107,9 @@ class Evaluator:
         DataError if a row is lost or doubled.
         """
         manifest = self.loader.store.manifest
-        counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
-        if self.plugged and classify is None:
-            counts.scores = Scores(self.plugged, len(counts.top_C), self.device)
+        counts = self.counter()
+        if classify is not None:
+            counts.scores = None  # metrics of plugins are those of the classifier
         attributes_N = torch.tensor(self.loader.store.attributes(split), device=self.device)  # the store's is read-only
         for batch, out in self.outputs(split):
             logits_BC = self.adjust(out.mean_logits_BC) if classify is None else classify(out)

@@ -22,7 +22,7 @@ from ltcore.evaluation.plugged import PLUGGED, Metric, Scores, metrics_of
 from ltcore.plugins import loading
 from ltcore.training import predict
 from tests.plugins.state import forgotten_after
-from tests.training.runs import run, tiny_run
+from tests.training.runs import run, stage2_run, tiny_run
 
 KEY = {"train.select": "val/neg_log_loss"}
 
@@ -73,6 +73,12 @@ def test_a_report_shows_them_without_the_plugin(beside: Path, tiny_shards: str, 
     main.report(argv=[str(tmp_path / "run")])
     page = (tmp_path / "run" / "report.html").read_text()
     assert "kappa" in page and "neg_log_loss" in page and not PLUGGED
+
+
+def test_stage_2_is_chosen_by_one(installed: Path, tiny_shards: str, tmp_path: Path) -> None:
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "first")
+    done = run(stage2_run(tmp_path / "first", "tau_norm", train__select="val/kappa"), tiny_shards, tmp_path / "second")
+    assert done["config"]["plugins"] == "example_parts.scores==0.3" and -1 <= done["best"]["val/kappa"] <= 1
 
 
 def test_a_sweep_is_ranked_by_one(beside: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ltcore.errors import ConfigError, PluginError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
+from ltcore.training.cost import dry_run_text
 from tests.ddp import run_ranks
 from tests.plugins.state import forgotten_after
 from tests.training.runs import StopAfter, assert_equal_runs, plain_steps, run, tiny_run
@@ -57,6 +58,7 @@ def test_a_resumed_run_reads_the_same_images_and_knows_their_shares(
     cfg = tiny_run().replace({"train.sampling": sampling, "objective.base": "balanced_softmax"})
     done = run(cfg, tiny_shards, tmp_path / "whole")
     assert done["images_seen"] == 3 * 40 and done["config"]["plugins"] == "example_parts.streams==0.3"
+    assert f"train.sampling={sampling}, of a plugin, says which" in dry_run_text(cfg, tiny_shards)
     with pytest.raises(StopRequested):
         run(cfg, tiny_shards, tmp_path / "cut", StopAfter(5))
     run(cfg, tiny_shards, tmp_path / "cut")
