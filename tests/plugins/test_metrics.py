@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ltcore import dist
 from ltcore.cli import main
 from ltcore.cli.complete import candidates
 from ltcore.config import keys
@@ -18,9 +20,11 @@ from ltcore.config.sweep import read_sweep
 from ltcore.contracts.check import check_plugin
 from ltcore.errors import ConfigError, PluginError
 from ltcore.evaluation.catalog import goodness, limits, minimized
+from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.plugged import PLUGGED, Metric, Scores, metrics_of
 from ltcore.plugins import loading
 from ltcore.training import predict
+from tests.ddp import run_ranks
 from tests.plugins.state import forgotten_after
 from tests.training.runs import run, stage2_run, tiny_run
 
@@ -135,6 +139,23 @@ def test_scores_are_summed_exactly_and_one_that_is_none_gives_no_value() -> None
         values(wrong)
     with pytest.raises(PluginError, match=r"metric 'a' gives scores of shape \(2,\) for 3 samples"):
         Scores({"a": type("Short", (Metric,), {"score": lambda _, x, y: x[0]})()}, 2).update(logits_BC, labels_B)
+
+
+def summed(parts: int) -> Any:
+    """The value of scores of 40 samples, of which each of ``parts`` ranks sees its own; equal on all."""
+    logits_NC, labels_N = torch.randn(40, 2, generator=torch.Generator().manual_seed(3)), torch.arange(40) % 2
+    mine_n = torch.arange(40).chunk(parts)[dist.rank()]
+    counted = Confusion(2)
+    counted.scores = Scores({"a": Distance(1.0)}, 2)
+    counted.update(logits_NC[mine_n], labels_N[mine_n])
+    counted.reduce()
+    return counted.scores.sums_MC2, values(counted.scores)["a"]
+
+
+def test_ranks_sum_scores_to_what_one_finds() -> None:
+    sums_MC2, value = summed(1)
+    for theirs_MC2, theirs in run_ranks(summed, 2, 2):
+        assert torch.equal(theirs_MC2, sums_MC2) and theirs == value
 
 
 METRIC = """
