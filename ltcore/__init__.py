@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from ltcore.batch import ModelOutput as ModelOutput
     from ltcore.callbacks import Callback as Callback
     from ltcore.callbacks import CallbackContext as CallbackContext
+    from ltcore.data.augment.transforms import Draw as Draw
     from ltcore.data.datasets.dataset import Dataset as Dataset
+    from ltcore.data.loading.class_sampling import EpochSamples as EpochSamples
+    from ltcore.evaluation.plugged import Counted as Counted
+    from ltcore.evaluation.plugged import Metric as Metric
     from ltcore.models.backbones import Backbone as Backbone
     from ltcore.objective.criterion import Criterion as Criterion
     from ltcore.objective.interface import Base as Base
@@ -36,9 +40,13 @@ __all__ = [
     "Batch",
     "Callback",
     "CallbackContext",
+    "Counted",
     "Criterion",
     "Dataset",
+    "Draw",
+    "EpochSamples",
     "LossContext",
+    "Metric",
     "ModelOutput",
     "Term",
     "TermConfig",
@@ -64,9 +72,13 @@ __getattr__ = lazy(
         "Batch": "ltcore.batch",
         "Callback": "ltcore.callbacks",
         "CallbackContext": "ltcore.callbacks",
+        "Counted": "ltcore.evaluation.plugged",
         "Criterion": "ltcore.objective.criterion",
         "Dataset": "ltcore.data.datasets.dataset",
+        "Draw": "ltcore.data.augment.transforms",
+        "EpochSamples": "ltcore.data.loading.class_sampling",
         "LossContext": "ltcore.objective.interface",
+        "Metric": "ltcore.evaluation.plugged",
         "Term": "ltcore.objective.interface",
         "TermConfig": "ltcore.objective.interface",
         "ModelOutput": "ltcore.batch",

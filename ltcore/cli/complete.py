@@ -161,6 +161,10 @@ def _values_of(key: str, typed: str) -> list[str]:
         return ["null", "on"]
     if key in ("data.uri", "sweep.recipe"):
         return _sources() if key == "data.uri" else _packaged("recipe")
+    if key in ("augment.view1", "augment.view2"):
+        return [row.name for row in keys.methods() if row.kind == "augmentation"]
+    if key in ("train.select", "sweep.metric"):
+        return list(keys.selectable())
     leaf = dict(keys.find(None)).get(key)
     if leaf is None:
         return []

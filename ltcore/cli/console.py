@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ltcore.config.records import Metrics, RunRecord, SweepRecord
 from ltcore.evaluation.balance import remarks
-from ltcore.evaluation.catalog import DETAILS, METRICS, NCM, NCM_METRICS, headline, title_of
+from ltcore.evaluation.catalog import DETAILS, METRICS, NCM, NCM_METRICS, headline, of_plugin, title_of
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.rank_table import RANKS, RankGroup, compared_methods, is_rank_metric, rank_groups
 from ltcore.reporting.terminal import Terminal
@@ -60,7 +60,8 @@ def shown_metrics(tests: Iterable[Metrics]) -> list[str]:
     first = {name for values in found for name in headline(values)}
     defined = {name for values in found for name, value in values.items() if value is not None}
     others = {"balanced_accuracy", "top1"} - first
-    names = (*METRICS, *(name for name in NCM_METRICS if name.removeprefix(NCM) not in others))
+    ncm = (name for name in NCM_METRICS if name.removeprefix(NCM) not in others)
+    names = (*METRICS, *ncm, *sorted(filter(of_plugin, defined)))
     shown = (name for name in names if name in defined and name not in others)
     return [name for name in shown if not name.endswith(DETAILS) and not is_rank_metric(name)]
 

@@ -19,7 +19,10 @@ def print_methods() -> None:
         "head": "Classifiers (model.head)",
         "model": "Networks (model.name)",
         "data": "Data (data.uri)",
+        "augmentation": "Augmentations (augment.view1, augment.view2)",
+        "sampler": "Samplings (train.sampling)",
         "callback": "Callbacks of plugins (callbacks.<name>)",
+        "metric": "Metrics of plugins (train.select=val/<name>)",
     }
     for kind, title in titles.items():
         rows = [row for row in keys.methods() if row.kind == kind]

@@ -19,7 +19,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.remarks import file_remarks
 from ltcore.errors import ConfigError, DataError
 from ltcore.evaluation.balance import remarks
-from ltcore.evaluation.catalog import METRICS, title_of
+from ltcore.evaluation.catalog import METRICS, of_plugin, title_of
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import join, write_bytes_atomic
 from ltcore.text import printable
@@ -109,7 +109,7 @@ def _print(result: dict[str, Any]) -> None:
         table.add_column(split, justify="right")
     names = dict.fromkeys(name for values in result["splits"].values() for name in values)
     for name in names:
-        if name in METRICS:
+        if name in METRICS or of_plugin(name):
             table.add_row(title_of(name), *(percent_cell(values.get(name)) for values in result["splits"].values()))
     terminal = Terminal()
     terminal.print(table)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltcore.config.reader import PACKAGE, REGISTRY, REQUIRED, Allowed, Leaf, Module, Section, leaves
-from ltcore.plugins.loading import known, without_broken
+from ltcore.evaluation.catalog import METRICS, NCM_METRICS, VALIDATION
+from ltcore.plugins.loading import known, known_parts, without_broken
 from ltcore.plugins.source import Plugin
 
 __all__ = ["PACKAGE", "REQUIRED", "Allowed", "Leaf", "Section", "leaves"]
@@ -67,7 +68,8 @@ class Method:
     """One registry row, without what it builds."""
 
     kind: str
-    """'base', 'term', 'stage2', 'head', 'model', 'data' or 'callback'."""
+    """'base', 'term', 'stage2', 'head', 'model', 'data', 'augmentation', 'sampler',
+    'callback' or 'metric'."""
     name: str
     summary: str
     paper: str
@@ -94,7 +96,8 @@ def sweep_keys() -> Section:
 def methods() -> tuple[Method, ...]:
     """Returns all rows of the registries.
 
-    These are base losses, terms, methods of stage 2, classifiers, networks, sources of data and callbacks.
+    These are base losses, terms, methods of stage 2, classifiers, networks, sources of data, augmentations, samplings,
+    and callbacks and metrics of plugins.
     """
     return without_broken(lambda: _methods(known()))
 
@@ -103,12 +106,24 @@ def methods() -> tuple[Method, ...]:
 def _methods(_plugins: tuple[Plugin, ...]) -> tuple[Method, ...]:
     own = (("base", REGISTRY, "BASES"), ("term", REGISTRY, "TERMS"), ("stage2", REGISTRY, "STAGE2"))
     networks = (("head", "ltcore.models.heads", "HEADS"), ("model", "ltcore.models.registry", "MODELS"))
-    others = (("data", "ltcore.data.datasets.registry", "DATASETS"), ("callback", "ltcore.callbacks", "CALLBACKS"))
+    others = (
+        ("data", "ltcore.data.datasets.registry", "DATASETS"),
+        ("augmentation", "ltcore.data.augment.policies", "AUGMENTS"),
+        ("sampler", "ltcore.data.loading.class_sampling", "SAMPLINGS"),
+        ("callback", "ltcore.callbacks", "CALLBACKS"),
+        ("metric", "ltcore.evaluation.plugged", "PLUGGED"),
+    )
     return tuple(
         Method(kind, name, summary, paper)
         for kind, module, table in (*own, *networks, *others)
         for name, (_, _, summary, paper) in Module.read(module).rows(table).items()
     )
+
+
+def selectable() -> tuple[str, ...]:
+    """Returns the validation metrics that may choose a checkpoint or a trial, those of known plugins last."""
+    own = (name for kind, name in known_parts() if kind == "metric")
+    return tuple(VALIDATION + name for name in (*METRICS, *NCM_METRICS, *own))
 
 
 def find(pattern: str | None) -> list[tuple[str, Leaf]]:

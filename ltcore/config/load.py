@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ltcore.config.keys import comes_from_stage1, leaves, run_keys
+from ltcore.config.plugged import KEY
 from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import STAGE1, SweepConfig
@@ -20,6 +21,7 @@ from ltcore.data.loading.sampler import check_lanes
 from ltcore.errors import ConfigError
 from ltcore.evaluation.catalog import NCM, VALIDATION
 from ltcore.models.weights import AUTO
+from ltcore.plugins.loading import PIN, known_parts
 
 GRACE_FRACTION = 0.25
 """``sweep.grace_fraction`` where it is null and no term begins later."""
@@ -63,6 +65,9 @@ def load_sweep(sweep: SweepConfig) -> RunConfig:
 def base_run(sweep: SweepConfig) -> RunConfig:
     """Returns the run that every trial starts from: the recipe with the sweep's overrides."""
     run = load_run(sweep.recipe, sweep.overrides)
+    owner = known_parts().get(("metric", sweep.metric.removeprefix(VALIDATION)), ("",))[0]
+    if owner and owner not in {entry.partition(PIN)[0] for entry in run.plugins}:
+        run = run.replace({KEY: [*run.plugins, owner]})
     # trials that are ranked by it have to compute it, whatever chooses their best epoch
     return run.replace({"train.ncm": True}) if sweep.metric.startswith(VALIDATION + NCM) else run
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ltcore.config.keys import methods, run_keys
+from ltcore.evaluation.catalog import VALIDATION, taken
 from ltcore.plugins import loading
 from ltcore.plugins.aside import ASIDE, refuse
 
@@ -27,6 +28,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 """Kind of part -> the key that chooses one by name."""
 _ROWS = {"base": "loss", "data": "dataset"}
 """Kind of row, where it has another name than the kind of part."""
+_NAMED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *_CHOICES.items(),
+    ("augmentation", ("augment", "view1")),
+    ("augmentation", ("augment", "view2")),
+    ("sampler", ("train", "sampling")),
+    ("metric", ("train", "select")),
+)
+"""Kinds of parts, and the keys that may name one."""
 
 
 def names_of(value: Any) -> list[str]:
@@ -69,7 +78,8 @@ def _refuse_broken(used: set[tuple[str, str]]) -> None:
         return
     own = {(_ROWS.get(row.kind, row.kind), row.name) for row in methods()}
     for kind, name in sorted(used - own):
-        refuse(kind, name)
+        if kind != "metric" or not taken(name):
+            refuse(kind, name)
 
 
 def deciding(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,10 +95,10 @@ def deciding(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _mentioned(tree: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Returns (kind, name) of all parts that a tree chooses, switches on or says something about."""
     found = set()
-    for kind, path in _CHOICES.items():
+    for kind, path in _NAMED:
         value = _at(tree, path)
         if isinstance(value, str):
-            found.add((kind, value))
+            found.add((kind, value.removeprefix(VALIDATION) if kind == "metric" else value))
     for kind, path in _OPTIONS.items():
         section = _at(tree, path)
         for name, value in section.items() if isinstance(section, Mapping) else ():

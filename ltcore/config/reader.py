@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import PluginError
+from ltcore.evaluation.catalog import taken
 from ltcore.plugins import source
 from ltcore.plugins.loading import known_parts
 
@@ -41,6 +42,9 @@ _KINDS = {
     "CALLBACKS": "callback",
     "MODELS": "model",
     "DATASETS": "dataset",
+    "AUGMENTS": "augmentation",
+    "SAMPLINGS": "sampler",
+    "PLUGGED": "metric",
 }
 """Table of a registry -> kind of the plugins' parts that belong to it."""
 
@@ -170,11 +174,12 @@ class Module:
         result: dict[str, tuple[Module, ast.expr, str, str]] = {}
         for key, row in zip(rows.keys, rows.values, strict=True):
             assert key is not None and isinstance(row, ast.Call)
-            build, summary, paper = row.args
-            result[self.constant(key)] = (self, build, self.constant(summary), self.constant(paper))
+            build, summary, *paper = row.args
+            said = [self.constant(text) for text in (summary, *paper)]
+            result[self.constant(key)] = (self, build, said[0], said[1] if paper else "-")
         for (kind, name), (plugin, part) in known_parts().items():
             if kind == _KINDS.get(table):
-                if name in result:
+                if name in result or (kind == "metric" and taken(name)):
                     raise PluginError(
                         f"plugin {plugin}: the {kind} {name!r} exists already in ltcore: give it another name.", plugin
                     )

@@ -17,7 +17,7 @@ import yaml
 
 from ltcore.callbacks import Callbacks
 from ltcore.config.combinations import COMPILE, check_compile, check_mixing, check_pairs, check_sampling
-from ltcore.config.keys import effective, run_keys
+from ltcore.config.keys import effective, run_keys, selectable
 from ltcore.config.optim import OptimConfig
 from ltcore.config.overrides import flatten, override
 from ltcore.config.plugged import KEY, names_of, with_plugins
@@ -64,8 +64,8 @@ class TrainConfig:
     'class_aware' (as often, in runs of ``images_per_class``), 'square_root' (in proportion to the square root of their sizes)
     or 'progressive' (natural in the first epoch, balanced in the last, in equal steps between). An epoch keeps its number of
     images: those of small classes are repeated, and some of large ones left out. Priors of losses are those of this stream
-    (``objective.prior``). 'class_aware' reads all over the data in each step, which suits ``data.loader=cache``. No effect in
-    stage 2."""
+    (``objective.prior``). 'class_aware' reads all over the data in each step, which suits ``data.loader=cache``. Plugins may
+    have others. No effect in stage 2."""
     images_per_class: int = 4
     """Images in a row of one class with ``sampling=class_aware``: a batch of 128 then has 32 classes with 4 images each, as
     in DRO-LT. Must divide ``batch_size``. Range >= 1. No effect with other samplings."""
@@ -108,8 +108,8 @@ class TrainConfig:
     top-1 where they have as many images), val/top1, val/top5, val/macro_f1, val/macro_precision, val/glt_f1,
     val/geometric_mean, val/harmonic_mean, val/worst_class, val/ece, and val/<group>, val/<group>/macro_precision and
     val/<group>/ece of many, medium and few. Features under a frozen or biased classifier are judged by what the nearest class
-    mean predicts from them: val/ncm_balanced_accuracy, val/ncm_top1 and val/ncm_<group>, not in stage 2. The lowest ECE is
-    the best, of all others the highest value."""
+    mean predicts from them: val/ncm_balanced_accuracy, val/ncm_top1 and val/ncm_<group>, not in stage 2. Metrics of plugins
+    are val/<name>. The lowest ECE is the best, of all others the highest value."""
     ncm: bool = False
     """Whether every validation, and the tests, also give the metrics of the nearest class mean (ncm_top1 and others), at the
     cost of a pass over the training images each. On without this key: in both where ``select`` is one of them, and in tests
@@ -153,7 +153,7 @@ class TrainConfig:
         at_least(1, images_per_class=self.images_per_class)
         if self.sampling == CLASS_AWARE and self.batch_size % self.images_per_class:
             raise ValueError(f"images_per_class={self.images_per_class} must divide batch_size={self.batch_size}")
-        one_of(SELECTABLE, select=self.select)
+        one_of(selectable(), select=self.select)
 
 
 @dataclass(frozen=True, kw_only=True)

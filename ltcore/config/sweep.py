@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ltcore.config.keys import sweep_keys
+from ltcore.config.keys import selectable, sweep_keys
 from ltcore.config.overrides import Tree, lookup, unknown
 from ltcore.config.plugged import declared
 from ltcore.config.recipes import read_file, read_run
@@ -52,6 +52,8 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
         if f"{_SWEEP}{key}" not in overrides and any(str(own.get(other)) != str(tree.get(other)) for other in others):
             tree.pop(key, None)
     declared(tree["overrides"], {})
+    if isinstance(tree.get("recipe"), str) and tree["recipe"] and tree.get("metric", SELECTABLE[0]) not in selectable():
+        read_run(tree["recipe"])  # makes its plugins known
     for key in (*tree["space"], *tree["overrides"], *itertools.chain(*tree["variants"].values())):
         _look_up(key, tree)
     tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}
@@ -201,7 +203,7 @@ class SweepConfig:
                 f"space and overrides both set {both[0]}; to fix it for all trials, take it out with "
                 f"sweep.space.{both[0]}=null"
             )
-        one_of(SELECTABLE, metric=self.metric)
+        one_of(selectable(), metric=self.metric)
         within("(0, 1]", grace_fraction=self.grace_fraction)
         at_least(0, retrain_seeds=self.retrain_seeds)
         at_least(1, num_trials=self.num_trials)

@@ -1,4 +1,4 @@
-"""What every loss, term, network, source of images, method of stage 2 and callback promises, as checks that anyone can run.
+"""What every part promises, from losses and networks to augmentations and metrics, as checks that anyone can run.
 
 ``ltcore check my_package`` runs them on the parts of a plugin; the tests run them on every row of the registries.
 """

@@ -8,7 +8,7 @@ from functools import partial
 
 from ltcore.callbacks import CALLBACKS
 from ltcore.config.keys import Leaf, Section, leaves, run_keys
-from ltcore.contracts import callbacks, datasets, losses, models, stage2
+from ltcore.contracts import augmentations, callbacks, datasets, losses, metrics, models, samplers, stage2
 from ltcore.contracts.expect import expect
 from ltcore.data.datasets.registry import find
 from ltcore.objective.registry import BASES, STAGE2, TERMS
@@ -20,6 +20,14 @@ _SECTIONS = {
     "stage2": "stage2.options",
     "callback": "callbacks",
 }
+_BY_NAME = {
+    "model": models.CONTRACTS,
+    "augmentation": augmentations.CONTRACTS,
+    "sampler": samplers.CONTRACTS,
+    "callback": callbacks.CONTRACTS,
+    "metric": metrics.CONTRACTS,
+}
+"""Kinds of which a contract needs the name alone."""
 _MOST = 300
 """Characters of a problem that are shown."""
 
@@ -55,15 +63,13 @@ def _contracts(kind: str, name: str) -> Iterator[tuple[str, Callable[[], None]]]
         row = ("base" if kind == "loss" else "term", name)
         for check in (*losses.COMMON, *(losses.BASE if kind == "loss" else losses.TERM)):
             yield _words(check), partial(check, row)
-    elif kind == "model":
-        yield from ((_words(each), partial(each, name)) for each in models.CONTRACTS)
     elif kind == "dataset" and not find(name).by_path:
         yield from ((_words(each), partial(each, datasets.opened(name))) for each in datasets.CONTRACTS)
     elif kind == "stage2":
         for row in stage2.rows_of(name):
             yield from ((f"{_words(each)} ({row[1]} head)", partial(each, row)) for each in stage2.CONTRACTS)
-    elif kind == "callback":
-        yield from ((_words(each), partial(each, name)) for each in callbacks.CONTRACTS)
+    elif kind in _BY_NAME:
+        yield from ((_words(each), partial(each, name)) for each in _BY_NAME[kind])
 
 
 def options_are_as_the_source_says(kind: str, name: str) -> None:

@@ -175,8 +175,21 @@ def minimized(metric: str) -> bool:
     return found is not None and found.minimize
 
 
+def of_plugin(metric: str) -> bool:
+    """Tells whether a metric is none of ours; the plugin that it is of need not be here."""
+    name = metric.removeprefix(VALIDATION)
+    return name not in METRICS and name not in NCM_METRICS and not name.startswith("attribute/")
+
+
+def taken(name: str) -> bool:
+    """Tells whether a metric of a plugin may not have a name."""
+    return not of_plugin(name) or name.startswith(NCM)
+
+
 def limits(metric: str) -> tuple[float, float]:
     """Returns the lowest and the highest value that a metric can have."""
+    if of_plugin(metric):
+        return -math.inf, math.inf
     return (-1.0 if metric.removeprefix(VALIDATION) == "attribute_gap" else 0.0), 1.0
 
 

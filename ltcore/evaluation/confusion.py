@@ -12,6 +12,7 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.evaluation.calibration import NUM_BINS, SCALE
 from ltcore.evaluation.catalog import TOP
+from ltcore.evaluation.plugged import Scores
 
 
 class Confusion:
@@ -25,6 +26,9 @@ class Confusion:
         """int64, samples of each class whose own logit is among the five largest."""
         self.bins_CK3 = torch.zeros(num_classes, NUM_BINS, 3, dtype=torch.int64, device=place)
         """int64, per class of the label and bin: samples, correct ones, and their confidences (see ``calibration``)."""
+
+        self.scores: Scores | None = None
+        """What metrics of plugins sum of the same samples; None where nobody asks."""
 
     def update(self, logits_BC: Tensor, labels_B: Tensor, attributes_B: Tensor | None = None) -> None:
         """Counts one batch. Equal logits go to the lower class id; an attribute of -1, or none at all, is 'unknown'.
@@ -43,9 +47,13 @@ class Confusion:
         units_B, bins_B = _confidence(logits_BC)
         sums_B3 = torch.stack([one_B, (predictions_B == labels_B).long(), units_B], 1)
         self.bins_CK3.index_put_((labels_B, bins_B), sums_B3, accumulate=True)
+        if self.scores is not None:
+            self.scores.update(logits_BC, labels_B)
 
     def reduce(self) -> Tensor:
         """Sums over ranks in place, once, after the last ``update``; returns ``counts_ACC``."""
+        if self.scores is not None:
+            self.scores.reduce()
         dist.all_reduce_sum_(self.top_C)
         dist.all_reduce_sum_(self.bins_CK3)
         return dist.all_reduce_sum_(self.counts_ACC)

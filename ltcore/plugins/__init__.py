@@ -1,4 +1,4 @@
-"""Parts of one's own without a fork: losses, terms, networks, data sets, methods of stage 2 and callbacks of other packages.
+"""Parts of one's own without a fork: losses, networks, data sets, augmentations, samplers, metrics and others.
 
     from ltcore import plugins
 
@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING
 from ltcore.lazy import lazy
 
 if TYPE_CHECKING:
+    from ltcore.plugins.parts import augmentation as augmentation
     from ltcore.plugins.parts import callback as callback
     from ltcore.plugins.parts import dataset as dataset
     from ltcore.plugins.parts import loss as loss
+    from ltcore.plugins.parts import metric as metric
     from ltcore.plugins.parts import model as model
+    from ltcore.plugins.parts import sampler as sampler
     from ltcore.plugins.parts import stage2 as stage2
     from ltcore.plugins.parts import term as term
 
-__all__ = ["callback", "dataset", "loss", "model", "stage2", "term"]
+__all__ = ["augmentation", "callback", "dataset", "loss", "metric", "model", "sampler", "stage2", "term"]
 
 __getattr__ = lazy(__name__, dict.fromkeys(__all__, "ltcore.plugins.parts"))

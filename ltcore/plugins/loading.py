@@ -108,6 +108,14 @@ def determines_nothing(entry: str) -> bool:
     return any(plugin.name == name and all(part.kind in _HARMLESS for part in plugin.parts) for plugin in known())
 
 
+def names_in(entries: Iterable[str], kind: str) -> tuple[str, ...]:
+    """Returns the parts of a kind that the plugins of a configuration have, in their order."""
+    names = [entry.partition(PIN)[0] for entry in entries]
+    plugins = {plugin.name: plugin for plugin in known()}
+    found = (part for name in names if name in plugins for part in plugins[name].parts)
+    return tuple(dict.fromkeys(part.name for part in found if part.kind == kind))
+
+
 def loaded() -> tuple[Plugin, ...]:
     """Returns the plugins whose parts the registries have."""
     return tuple(_loaded.values())

@@ -24,10 +24,15 @@ GROUPS = {
     "dataset": "ltcore.datasets",
     "stage2": "ltcore.stage2",
     "callback": "ltcore.callbacks",
+    "augmentation": "ltcore.augmentations",
+    "sampler": "ltcore.samplers",
+    "metric": "ltcore.metrics",
 }
 """Kind of part, which is also its decorator -> group of entry points."""
 _WITH_OPTIONS = ("loss", "term", "stage2", "callback")
 """Kinds whose class has a ``Config``, and whose name is a section of keys."""
+_IN_COLUMNS = ("metric",)
+"""Kinds whose name is part of a column."""
 _SECTION, _NAME = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -94,6 +99,27 @@ def callback(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
     return _noting("callback", name, summary, paper)
 
 
+def augmentation(name: str, *, summary: str, paper: str = "-", min_area: float | None = None) -> Callable[[T], T]:
+    """Registers a function ``(images, draw, cfg) -> images`` as ``augment.view1=<name>`` and ``view2``.
+
+    ``min_area`` puts a random resized crop with that share of the area before it, in (0, 1]; None: no such crop.
+    """
+    return _noting("augmentation", name, summary, paper, min_area=min_area)
+
+
+def sampler(name: str, *, summary: str, paper: str = "-", order: bool = False) -> Callable[[T], T]:
+    """Registers a function ``(samples: EpochSamples) -> weights [N]`` as ``train.sampling=<name>``.
+
+    With ``order`` it returns the N rows of the epoch themselves, in their order, so that it chooses who meets in a batch.
+    """
+    return _noting("sampler", name, summary, paper, order=order)
+
+
+def metric(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
+    """Registers a ``Metric`` as ``val/<name>`` and ``<test split>/<name>``, which ``train.select`` may name."""
+    return _noting("metric", name, summary, paper)
+
+
 def _noting(kind: str, name: str, summary: str, paper: str, **extra: Any) -> Callable[[T], T]:
     def note(build: T) -> T:
         part = Part(kind, name, build, summary, paper, extra)
@@ -115,7 +141,7 @@ def _label(build: Any) -> str:
 
 def _check(part: Part) -> None:
     what = f"{part.kind} {part.name!r} of {part.module}"
-    pattern = _SECTION if part.kind in _WITH_OPTIONS else _NAME
+    pattern = _SECTION if part.kind in (*_WITH_OPTIONS, *_IN_COLUMNS) else _NAME
     if not pattern.fullmatch(part.name) or keyword.iskeyword(part.name):
         letters = "letters, digits and '_'" if pattern is _SECTION else "letters, digits, '_' and '-'"
         raise PluginError(

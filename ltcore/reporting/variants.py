@@ -9,7 +9,7 @@ from typing import Any
 
 from ltcore.config.records import SweepRecord, Values, VariantRecord
 from ltcore.config.sweep import STAGE1
-from ltcore.evaluation.catalog import DETAILS, METRICS, VALIDATION, goodness, title_of
+from ltcore.evaluation.catalog import DETAILS, METRICS, VALIDATION, goodness, of_plugin, title_of
 from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import figures
@@ -232,7 +232,8 @@ def _columns(sweep: SweepRecord) -> list[dict[str, str]]:
     columns = []
     for section, values in sections.items():
         prefix = VALIDATION if section == "val" else ""
-        names = [name for name in order if any(_numbers(value, prefix + name) for value in values)]
+        own = {name.removeprefix(prefix) for value in values for name in value if of_plugin(name)}
+        names = [name for name in (*order, *sorted(own)) if any(_numbers(value, prefix + name) for value in values)]
         title = "validation" if section == "val" else _name(section, sweep)
         columns += [{"section": section, "metric": prefix + n, "name": f"{title} {title_of(n)}"} for n in names]
     return columns

@@ -6,8 +6,9 @@ import torch
 
 from ltcore import dist
 from ltcore.config.schema import RunConfig
-from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL, class_copies, class_shares
+from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL, SAMPLINGS, class_copies, class_shares
 from ltcore.data.loading.loader import Loader
+from ltcore.data.loading.plugged_sampling import copies_of, epoch_samples, plan_of, shares_of
 from ltcore.data.loading.sampler import Copies, drawn_copies
 from ltcore.objective.objective import Objective
 from ltcore.objective.stage2.sampler import class_aware_rows
@@ -19,6 +20,9 @@ def plan_epoch(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int,
     It is the same on all ranks. Tells the objective the class shares, where they are sampled. A collective.
     """
     split = cfg.data.train_split
+    if SAMPLINGS[cfg.train.sampling].plan is not None:
+        _plan_plugged(cfg, loader, objective, epoch, device)
+        return
     shares_C = class_shares(cfg.train.sampling, loader.store.manifest.class_counts[split], epoch, cfg.train.epochs)
     objective.sample_classes(None if shares_C is None else torch.from_numpy(shares_C))
     progress = epoch / cfg.train.epochs  # of its start, also where a resumed run is further on
@@ -39,6 +43,21 @@ def plan_epoch(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int,
         draws_N = objective.draws_N(progress, torch.tensor(labels_N, device=device))
         copies_N = None if draws_N is None else drawn_copies(draws_N.double().cpu().numpy(), cfg.seed, epoch)
     loader.copies_N = None if copies_N is None else _of_rank_0(copies_N, device)
+
+
+def _plan_plugged(cfg: RunConfig, loader: Loader, objective: Objective, epoch: int, device: torch.device) -> None:
+    """Sets what the sampler of a plugin answers, and tells the objective the class shares."""
+    split, sampling = cfg.data.train_split, cfg.train.sampling
+    labels_N, attributes_N = loader.store.labels(split), loader.store.attributes(split)
+    num_classes = len(loader.store.manifest.classes)
+    samples = epoch_samples(sampling, labels_N, attributes_N, num_classes, cfg.seed, epoch, cfg.train.epochs)
+    own = torch.from_numpy(plan_of(sampling, samples)).to(device)
+    plan_N = dist.broadcast_(own).cpu().numpy()  # other machines may round differently
+    if SAMPLINGS[sampling].order:
+        loader.order_L, shares_C = plan_N, shares_of(plan_N, samples)
+    else:
+        loader.copies_N, shares_C = copies_of(plan_N, samples, cfg.seed)
+    objective.sample_classes(torch.from_numpy(shares_C))
 
 
 def _of_rank_0(copies_N: Copies, device: torch.device) -> Copies:

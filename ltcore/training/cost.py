@@ -10,7 +10,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.augment.policies import reader_crops
 from ltcore.data.config import OFF, ON, STREAMS
 from ltcore.data.loading.canvas_cache import canvas_bytes
-from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL
+from ltcore.data.loading.class_sampling import CLASS_AWARE, NATURAL, SAMPLINGS
 from ltcore.data.loading.resident import resident_bytes, resident_splits
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.models.tune import FULL, HEAD, PARTIAL, count
@@ -143,7 +143,9 @@ def dry_run_text(cfg: RunConfig, data_uri: str) -> str:
     images, steps = _num_images(cfg, manifest), num_train // cfg.train.batch_size
     ifl = cfg.objective.active_terms().get("ifl")
     budget = ""
-    if cfg.train.sampling != NATURAL:
+    if SAMPLINGS[cfg.train.sampling].plan is not None:
+        budget = f" train.sampling={cfg.train.sampling}, of a plugin, says which of them come, and how often."
+    elif cfg.train.sampling != NATURAL:
         budget = (
             f" train.sampling={cfg.train.sampling} repeats images of small classes and leaves out some of large ones."
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from ltcore.evaluation.confused import ConfusedPair, confused_pairs
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.confusion_file import ConfusionCells
 from ltcore.evaluation.metrics import metrics, per_attribute, per_class, reliability_bins, support
+from ltcore.evaluation.plugged import Metric, Scores
 from ltcore.hashing import hash64
 from ltcore.models.net import LongTailNet
 from ltcore.models.views import over_views
@@ -67,6 +68,8 @@ class Evaluator:
     """Places in ``ATTRIBUTE_RANKS`` by the data that the network was trained on; None: by the loader's."""
     beat: Callable[[], None] = lambda: None
     """Called at every batch: a large split takes minutes."""
+    plugged: Mapping[str, Metric] = field(default_factory=dict)
+    """Metrics of plugins by name, beside ours."""
 
     def outputs(self, split: str) -> Iterator[tuple[Batch, ModelOutput]]:
         """Yields each batch of the rank's share of a split, and the network's output for it.
@@ -86,6 +89,14 @@ class Evaluator:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext()
 
+    def counter(self) -> Confusion:
+        """Returns what counts predictions, and scores for metrics of plugins, with nothing counted yet."""
+        manifest = self.loader.store.manifest
+        counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
+        if self.plugged:
+            counts.scores = Scores(self.plugged, len(counts.top_C), self.device)
+        return counts
+
     def counts(
         self, split: str, cells_N: Tensor | None = None, classify: Callable[[ModelOutput], Tensor] | None = None
     ) -> Confusion:
@@ -96,7 +107,9 @@ class Evaluator:
         DataError if a row is lost or doubled.
         """
         manifest = self.loader.store.manifest
-        counts = Confusion(self.num_classes or len(manifest.classes), len(manifest.attributes), self.device)
+        counts = self.counter()
+        if classify is not None:
+            counts.scores = None  # metrics of plugins are those of the classifier
         attributes_N = torch.tensor(self.loader.store.attributes(split), device=self.device)  # the store's is read-only
         for batch, out in self.outputs(split):
             logits_BC = self.adjust(out.mean_logits_BC) if classify is None else classify(out)
@@ -112,7 +125,7 @@ class Evaluator:
         return counts
 
     def metrics(self, counts: Confusion) -> dict[str, float | None]:
-        """Returns the flat metrics of one split: those of ``catalog.METRICS``, and ``attribute/<name>``.
+        """Returns the flat metrics of one split: those of ``catalog.METRICS``, of plugins, and ``attribute/<name>``.
 
         Where the data have no attributes, those that need them are left out.
         """
@@ -122,6 +135,8 @@ class Evaluator:
         if manifest.attributes:
             flat |= attribute_metrics(CellCounts.of(counts.counts_ACC, self._ranks_AC), shot_groups)
             flat |= per_attribute(counts.counts_ACC, manifest.attributes)
+        if counts.scores is not None:
+            flat |= counts.scores.values(counts.counts_ACC, counts.top_C, counts.bins_CK3, shot_groups)
         return flat
 
     @property

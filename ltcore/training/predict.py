@@ -23,9 +23,11 @@ from ltcore.data.prep import framing_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError
 from ltcore.evaluation.attributes import UNRANKED, Ints, rank_attributes
+from ltcore.evaluation.plugged import metrics_of
 from ltcore.evaluation.protocols import split_of
 from ltcore.models.net import PROJECTIONS, LongTailNet
 from ltcore.objective.registry import BASES
+from ltcore.plugins.loading import given
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
@@ -179,6 +181,7 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
         num_classes=len(predictor.classes),
         shot_groups=predictor.shot_groups,
         ranks_AC=_ranks_by_name(predictor, loader.store.manifest.attributes),
+        plugged=metrics_of((*predictor.config.plugins, *given())),  # also those that the run did not know
     )
 
 

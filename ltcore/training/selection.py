@@ -8,6 +8,7 @@ from ltcore.config.sweep import SELECTABLE
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import ConfigError
 from ltcore.evaluation.catalog import METRICS, NCM_METRICS, VALIDATION
+from ltcore.evaluation.plugged import PLUGGED
 
 
 def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
@@ -45,4 +46,5 @@ def _reasons(manifest: Manifest) -> dict[str, str]:
     groups = {group for group, count in zip(manifest.shot_groups, counts, strict=False) if count}
     known = {**METRICS, **NCM_METRICS}
     sizes = (len(manifest.classes), len(manifest.attributes))
-    return {VALIDATION + name: metric.missing(groups, *sizes) for name, metric in known.items()}
+    reasons = {VALIDATION + name: metric.missing(groups, *sizes) for name, metric in known.items()}
+    return reasons | {VALIDATION + name: "" for name in PLUGGED}  # which may lack a value, but nobody knows when

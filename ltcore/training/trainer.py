@@ -19,6 +19,7 @@ from ltcore.config.records import Notice, RunRecord, Start, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
 from ltcore.evaluation.catalog import goodness
+from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.norm import average_running_stats_
 from ltcore.models.tune import count
 from ltcore.retry import Postponed, retrying
@@ -83,6 +84,7 @@ class Trainer:
             normalize=self.components.augment.evaluate,
             autocast=self.components.precision.autocast,
             beat=self._beat,
+            plugged=metrics_of(cfg.plugins),
         )
         self.descent = build_descent(cfg.train, self.components, ctx.device)
         self.callbacks = CallbackCalls(cfg, run_dir, self.components.eval_net, ctx.rank)

@@ -10,7 +10,9 @@ import pytest
 from ltcore.config import keys, reader
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import SweepConfig
+from ltcore.data.augment.policies import AUGMENTS
 from ltcore.data.datasets.registry import DATASETS
+from ltcore.data.loading.class_sampling import SAMPLINGS
 from ltcore.models.heads import HEADS
 from ltcore.models.registry import MODELS
 from ltcore.objective.registry import BASES, STAGE2, TERMS
@@ -84,6 +86,7 @@ def test_inherited_fields_come_first_and_keep_the_docs_they_do_not_replace():
 def test_methods_are_the_registries():
     rows = {(m.kind, m.name): (m.summary, m.paper) for m in keys.methods()}
     tables = {"base": BASES, "term": TERMS, "stage2": STAGE2, "head": HEADS, "model": MODELS, "data": DATASETS}
+    tables |= {"augmentation": AUGMENTS, "sampler": SAMPLINGS}
     assert rows == {(k, n): (row.summary, row.paper) for k, table in tables.items() for n, row in table.items()}
 
 

@@ -12,7 +12,10 @@ from typing import Any
 
 from ltcore import callbacks
 from ltcore.config import keys, reader, validate
+from ltcore.data.augment import policies
 from ltcore.data.datasets import registry as datasets
+from ltcore.data.loading import class_sampling
+from ltcore.evaluation import plugged as metrics
 from ltcore.models import registry as models
 from ltcore.objective import registry as objectives
 from ltcore.plugins import distributions, loading, parts, source
@@ -28,6 +31,9 @@ _TABLES: tuple[dict[Any, Any], ...] = (
     models.MODELS,
     datasets.DATASETS,
     callbacks.CALLBACKS,
+    metrics.PLUGGED,
+    policies.AUGMENTS,
+    class_sampling.SAMPLINGS,
     loading._used,
     loading._loaded,
     loading._installed,

@@ -19,7 +19,10 @@ TEXT = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8").partit
 COMMANDS = re.findall(r"^ltcore (.*?)(?: +#.*)?$", TEXT, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", ["losses", "terms", "networks", "images", "classifiers", "watch"])
+MODULES = ("losses", "terms", "networks", "images", "classifiers", "watch", "views", "streams", "scores")
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_every_part_of_the_example_keeps_its_contracts(beside: Path, module: str) -> None:
     found = list(check_plugin(f"example_parts.{module}"))
     assert len(found) >= 3 and {outcome.problem for outcome in found} == {""}

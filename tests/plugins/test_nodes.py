@@ -43,7 +43,7 @@ def test_helpers_are_sent_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_distributions_are_not_sent(installed: Path) -> None:
-    assert len(loading.known()) == 6
+    assert len(loading.known()) == 9
     assert sent_along() == {}
 
 

@@ -15,7 +15,7 @@ class AugmentConfig:
     """What is done to training images. Evaluation only normalizes."""
 
     view1: str = "crop_flip"
-    """Stack of the view that is classified (a wrong name is answered by the list of all)."""
+    """Stack of the view that is classified; ``ltcore methods`` lists them."""
     view2: str = "sim"
     """Stack of the second view. No effect unless a loss asks for a key."""
     mixup_alpha: float = 0.0

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ltcore.data.augment import transforms
 from ltcore.data.augment.auto_augment import autoaugment, randaugment
 from ltcore.data.augment.config import AugmentConfig
-from ltcore.data.augment.transforms import Stage
+from ltcore.data.augment.transforms import Draw, Stage
 from ltcore.data.images.boxes import Crop
-from ltcore.errors import pick
+from ltcore.errors import PluginError, pick, within
+from ltcore.plugins.generated import add_row
+from ltcore.plugins.loading import attach
+from ltcore.plugins.parts import Part
 
 LARGE_PX = 64
 """Canvases up to here hold images whole, as they were made: CIFAR, digits, thumbnails."""
@@ -23,6 +29,7 @@ class Stack:
     summary: str
     min_area: float | None = None
     """Least share of the area that the crop keeps; None: no such crop. It comes first, so that the reader can do it."""
+    paper: str = "-"
 
 
 # A dict literal: the linter (F601) refuses a repeated name.
@@ -100,3 +107,37 @@ def reader_crops(cfg: AugmentConfig, num_views: int, image_size: int) -> tuple[C
     if not original or all(stack.min_area is None for stack in used.values()):
         return ()
     return tuple(Crop(view, stack.min_area) for view, stack in used.items())
+
+
+def _checked(name: str, stage: Stage) -> Stage:
+    """Returns a stage of a plugin that is refused where it gives something else than images, or writes to those it gets.
+
+    Both views, and every epoch where canvases are kept, begin with the same tensor.
+    """
+
+    def checked(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
+        version = images._version
+        found = stage(images, draw, cfg)
+        if images._version != version:
+            raise PluginError(
+                f"augmentation {name!r} changes the images that it gets, which others need too: let it work on a copy "
+                "(images.clone())."
+            )
+        dtype, shape = getattr(found, "dtype", type(found).__name__), tuple(getattr(found, "shape", ()))
+        if shape != tuple(images.shape) or dtype not in (torch.uint8, torch.float32) or found.device != images.device:
+            raise PluginError(
+                f"augmentation {name!r} gives {dtype} {list(shape)} for images {list(images.shape)}, expected uint8, or float32 "
+                "in [0, 1], of the same shape on the same device."
+            )
+        return found
+
+    return checked
+
+
+def _add(part: Part) -> None:
+    within("(0, 1]", min_area=part.extra["min_area"])
+    stages = (_checked(part.name, part.build),)
+    add_row(AUGMENTS, part.kind, part.name, Stack(stages, part.summary, part.extra["min_area"], part.paper))
+
+
+attach("augmentation", _add)

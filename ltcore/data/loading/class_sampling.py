@@ -16,16 +16,64 @@ Cost: one sort of N numbers per epoch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from ltcore.data.loading.sampler import Copies, Floats, Ints, drawn_copies, keyed_generator
+from ltcore.plugins.generated import add_row
+from ltcore.plugins.loading import attach
+from ltcore.plugins.parts import Part
 
 NATURAL = "natural"
 CLASS_AWARE = "class_aware"
 BALANCED = ("class_balanced", CLASS_AWARE)
 """Samplings that show all classes equally often."""
-SAMPLINGS = (NATURAL, "class_balanced", CLASS_AWARE, "square_root", "progressive")
+
+
+@dataclass(frozen=True)
+class EpochSamples:
+    """What a sampler of a plugin knows of an epoch: a pure function of it is the same on all ranks and after a resume."""
+
+    labels_N: Ints
+    """Class of each training image; read-only."""
+    attributes_N: Ints
+    """Attribute of each, -1 where it is unknown; read-only."""
+    counts_C: Ints
+    """Images of each class, all above 0; read-only."""
+    epoch: int
+    """From 0."""
+    epochs: int
+    """Of the whole run."""
+    rng: np.random.Generator
+    """Keyed by seed, epoch and the sampler's name: the only source of random numbers."""
+
+
+Plan = Callable[[EpochSamples], Floats | Ints]
+"""Returns [N] weights >= 0, in proportion to which images come in the epoch; or N rows of the split in their order."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sampling and its description."""
+
+    plan: Plan | None
+    """What a plugin has for it; None for ours, see ``class_shares``."""
+    summary: str
+    paper: str
+    order: bool = False
+    """True: ``plan`` returns rows, not weights."""
+
+
+SAMPLINGS: dict[str, Row] = {
+    NATURAL: Row(None, "every image once per epoch", "-"),
+    "class_balanced": Row(None, "all classes equally often", "Kang et al., ICLR 2020"),
+    CLASS_AWARE: Row(None, "all classes equally often, several images of one in a row", "Liu et al., CVPR 2019"),
+    "square_root": Row(None, "classes by the square root of their sizes", "Kang et al., ICLR 2020"),
+    "progressive": Row(None, "from natural to class-balanced over the run", "Kang et al., ICLR 2020"),
+}
 
 
 def class_shares(sampling: str, counts_C: npt.ArrayLike, epoch: int, epochs: int) -> Floats | None:
@@ -54,7 +102,31 @@ def class_copies(labels_N: Ints, shares_C: Floats, seed: int, epoch: int) -> Cop
     to every image equally often.
     """
     counts_C = np.bincount(labels_N, minlength=len(shares_C))
-    order_N = np.lexsort((keyed_generator(seed, epoch, "class copies").permutation(len(labels_N)), labels_N))
-    copies_N = np.empty(len(labels_N), np.int32)
-    copies_N[order_N] = drawn_copies((shares_C / counts_C)[labels_N[order_N]], seed, epoch)
+    order_N = _class_by_class(labels_N, seed, epoch)
+    return _drawn_along(order_N, (shares_C / counts_C)[labels_N[order_N]], seed, epoch)
+
+
+def weighted_copies(labels_N: Ints, weights_N: Floats, seed: int, epoch: int) -> Copies:
+    """Returns [N] how often each image comes in an epoch of N images, in proportion to weights >= 0.
+
+    Each comes within one of its share, and so does each class.
+    """
+    order_N = _class_by_class(labels_N, seed, epoch)
+    return _drawn_along(order_N, weights_N[order_N], seed, epoch)
+
+
+def _class_by_class(labels_N: Ints, seed: int, epoch: int) -> npt.NDArray[np.intp]:
+    return np.lexsort((keyed_generator(seed, epoch, "class copies").permutation(len(labels_N)), labels_N))
+
+
+def _drawn_along(order_N: npt.NDArray[np.intp], weights_N: Floats, seed: int, epoch: int) -> Copies:
+    copies_N = np.empty(len(order_N), np.int32)
+    copies_N[order_N] = drawn_copies(weights_N, seed, epoch)
     return copies_N
+
+
+def _add(part: Part) -> None:
+    add_row(SAMPLINGS, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
+
+
+attach("sampler", _add)

@@ -24,7 +24,7 @@ from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import Loader
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.evaluation.catalog import goodness
-from ltcore.evaluation.confusion import Confusion
+from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.net import LongTailNet
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
 from ltcore.tracking.base import Tracker
@@ -96,6 +96,7 @@ class Stage2Trainer:
             normalize=Augment(cfg.augment, seed=cfg.seed, mean=prep.mean, std=prep.std, num_views=1).evaluate,
             autocast=choose_precision(cfg.train.precision, ctx.device).autocast,
             beat=self._tick,
+            plugged=metrics_of(cfg.plugins),
         )
         self.callbacks, self.stopped = CallbackCalls(cfg, run_dir, self.net, ctx.rank), ""
         self.epoch = self.step = self.draws = 0
@@ -252,8 +253,7 @@ class Stage2Trainer:
         """Returns the metrics of the validation split, from its features."""
         if self.val is None:
             return {}
-        manifest = self.loader.store.manifest
-        counts = Confusion(len(manifest.classes), len(manifest.attributes), self.ctx.device)
+        counts = self.evaluator.counter()
         attributes_N = torch.tensor(self.loader.store.attributes("val"), device=self.ctx.device)
         chunks = zip(self.val.chunks(), attributes_N.split(CHUNK), strict=True)
         for (features_BD, labels_B), attributes_B in chunks:
