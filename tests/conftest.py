@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ class OneRayAtATime(LoadFileScheduling):
 @functools.cache
 def _starts_ray(file: str) -> bool:
     return "mark.ray" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files without a test of the marker that is asked for, as by ``-m slow``.
+
+    Each of the processes would import all the others, and make thousands of tests, to drop every one of them again.
+    """
+    asked = config.option.markexpr
+    if collection_path.suffix != ".py" or not re.fullmatch(r"[a-z]\w*", asked):
+        return None
+    return True if f"mark.{asked}" not in collection_path.read_text(encoding="utf-8") else None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRayAtATime:
