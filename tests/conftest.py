@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -19,26 +21,46 @@ from xdist.scheduler import LoadFileScheduling
 from ltcore.data.shards.source import Sample
 from tests.commands import command
 from tests.paths import ROOT
-from tests.ray_fixtures import color_shards, one_ray
+from tests.ray_fixtures import color_shards, end_one_ray, one_ray, shares_ray
 from tests.shards import write_dataset
 
 __all__ = ["color_shards", "command", "one_ray"]  # fixtures for every folder
 
 
+FIRST = (
+    "tests/training/test_s3_runs.py",
+    "tests/training/test_compiled.py",
+    "tests/contracts/test_every_loss_compiles.py",
+    "tests/test_outages.py",
+    "tests/test_recipes.py",
+)
+"""Files that take a minute or more, as a whole or by their slow tests: as the last ones, they would have a core to themselves."""
+
+
 class OneRayAtATime(LoadFileScheduling):
-    """Keeps each file in one process, and all files that start Ray in the same one.
+    """Keeps each file in one process, and all tests that start Ray in the same one.
 
     Two of them would wait for each other's cores. They are one piece of work, and the first: at the end nobody waits for it.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::", 1)[0]
-        return "Ray" if _starts_ray(file) else file
+        file, _, name = nodeid.partition("::")
+        return "Ray" if _ray_marks(file) & {"pytestmark", name.partition("[")[0]} else file
 
 
 @functools.cache
-def _starts_ray(file: str) -> bool:
-    return "mark.ray" in (ROOT / file).read_text(encoding="utf-8")
+def _ray_marks(file: str) -> frozenset[str]:
+    """Names of what a file marks as starting Ray: tests, or ``pytestmark`` for all of them."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    if "mark.ray" not in text:
+        return frozenset()
+    found: set[str] = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and "mark.ray" in ast.unparse(node.value):
+            found |= {ast.unparse(target) for target in node.targets}
+        if isinstance(node, ast.FunctionDef) and any("mark.ray" in ast.unparse(mark) for mark in node.decorator_list):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -50,6 +72,28 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py" or not re.fullmatch(r"[a-z]\w*", asked):
         return None
     return True if f"mark.{asked}" not in collection_path.read_text(encoding="utf-8") else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what takes long first: Ray, those tests last that share one, then ``FIRST``, then the others in their order."""
+    files = {file: place for place, file in enumerate(FIRST)}
+
+    def place(item: pytest.Item) -> tuple[bool, bool, int]:
+        ray = item.get_closest_marker("ray") is not None
+        return not ray, ray and shares_ray(item), files.get(item.nodeid.partition("::")[0], len(FIRST))
+
+    items.sort(key=place)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ends the Ray that tests share before one comes that may start its own, or needs the cores."""
+    if not shares_ray(item):
+        end_one_ray()
+
+
+def pytest_sessionfinish() -> None:
+    """Ends the Ray that tests share where no other test came after them."""
+    end_one_ray()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRayAtATime:
@@ -106,7 +150,16 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(uri)
 
 
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ltcore-caches")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache."""
-    monkeypatch.setenv("LTCORE_CACHE", str(tmp_path / "ltcore-cache"))
+def _own_cache(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache. Few fill their own: ``tmp_path`` would make thousands of folders, and for each
+    look through all that are there."""
+    monkeypatch.setenv("LTCORE_CACHE", str(_caches / str(next(_numbers))))

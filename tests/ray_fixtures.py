@@ -31,15 +31,34 @@ def _samples(split: str) -> Iterator[Sample]:
             yield Sample(f"{split}_{label}_{n}", out.getvalue(), "png", label, n % 2)
 
 
+_shared: list[cluster.Cluster] = []
+"""The Ray of ``one_ray`` while it runs."""
+
+
 @pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """One local Ray for all sweeps of a module, whose processes need not be started again for each of them."""
-    made = cluster.connect()
+def one_ray() -> Iterator[cluster.Cluster]:
+    """One local Ray for all that ask for it, whose processes need not be started again for each of them.
+
+    It outlives the module, until a test comes that does not share it: see ``end_one_ray`` in ``conftest.py``.
+    """
+    if not _shared:
+        _shared.append(cluster.connect())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "connect", lambda debug=False: made)
+        patch.setattr(cluster, "connect", lambda debug=False: _shared[0])
         patch.setattr(cluster, "disconnect", lambda: None)
-        yield
-    cluster.disconnect()
+        yield _shared[0]
+
+
+def shares_ray(item: pytest.Item) -> bool:
+    """Tells whether a test uses ``one_ray``."""
+    return "one_ray" in getattr(item, "fixturenames", ())
+
+
+def end_one_ray() -> None:
+    """Ends the Ray of ``one_ray``, if it runs."""
+    if _shared:
+        _shared.clear()
+        cluster.disconnect()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import ray
 from wandb.sdk.lib.urls import DEFAULT_BASE_URL
 from wandb.sdk.lib.wbauth import write_netrc_auth
 
-from ltcore.runtime.cluster import connect, disconnect, forwarded_environment, secret_environment
+from ltcore.runtime.cluster import forwarded_environment, secret_environment
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from ltcore.tuning.node_hours import NodeHours, kind_of
@@ -33,10 +33,8 @@ METRICS = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    found = connect()
-    yield found
-    disconnect()
+def cluster(one_ray: Any) -> Any:
+    return one_ray
 
 
 def exported() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from tests.tars import pictures, write_tars
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    from ltcore.runtime.cluster import connect, disconnect
-
-    connect()
-    yield
-    disconnect()
-
-
 def stream(uri: str, **options: Any) -> Any:
     from ltcore.runtime.ray_data import RayLoader
 
@@ -46,7 +36,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, rank: int) -> None:
+def test_three_tiers_give_the_same_batches(one_ray: None, color_shards: str, rank: int) -> None:
     options: dict[str, Any] = {"batch_size": 8, "seed": 3, "rank": rank, "world": 2}
     loaders = [stream(color_shards, **options)]
     loaders += [
@@ -73,7 +63,7 @@ def test_three_tiers_give_the_same_batches(local_ray: None, color_shards: str, r
         loader.close()
 
 
-def test_pairs_are_those_of_the_other_tiers(local_ray: None, color_shards: str) -> None:
+def test_pairs_are_those_of_the_other_tiers(one_ray: None, color_shards: str) -> None:
     options: dict[str, Any] = {"batch_size": 8, "seed": 3, "rank": 1, "world": 2, "paired": True}
     streamed = stream(color_shards, **options)
     threaded = make_loader(DataConfig(loader="threads"), color_shards, **options)
@@ -87,7 +77,7 @@ def test_pairs_are_those_of_the_other_tiers(local_ray: None, color_shards: str) 
     streamed.close()
 
 
-def test_tars_of_others_give_the_batches_of_the_other_tiers(local_ray: None, tmp_path: Path) -> None:
+def test_tars_of_others_give_the_batches_of_the_other_tiers(one_ray: None, tmp_path: Path) -> None:
     write_tars(tmp_path / "train-%d.tar", pictures(24), maxcount=9)
     uri = prepare(DataConfig(uri=str(tmp_path)))
     streamed = stream(uri, batch_size=4, seed=0)
@@ -97,7 +87,7 @@ def test_tars_of_others_give_the_batches_of_the_other_tiers(local_ray: None, tmp
     streamed.close()
 
 
-def test_crops_of_large_originals_are_those_of_the_other_tiers(local_ray: None, color_shards: str) -> None:
+def test_crops_of_large_originals_are_those_of_the_other_tiers(one_ray: None, color_shards: str) -> None:
     augment = AugmentConfig(view1="rrc_flip", view2="sim", crop_from="original")
     options: dict[str, Any] = {"batch_size": 8, "seed": 3, "augment": augment, "num_views": 2}
     loader = stream(color_shards, **options)
@@ -115,7 +105,7 @@ def test_crops_of_large_originals_are_those_of_the_other_tiers(local_ray: None, 
 
 @pytest.mark.parametrize("crop_from", ["canvas", "original"])
 def test_bad_samples_are_counted_over_the_whole_run(
-    local_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, crop_from: str
+    one_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, crop_from: str
 ) -> None:
     """By whoever gets them: each task of a stream sees a window of steps alone."""
     from ltcore.runtime.ray_data import RayLoader
@@ -140,7 +130,7 @@ def test_bad_samples_are_counted_over_the_whole_run(
         list(loader("ray", 1).train_batches(0))
 
 
-def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(local_ray: None, color_shards: str) -> None:
+def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(one_ray: None, color_shards: str) -> None:
     options: dict[str, Any] = {"batch_size": 8, "seed": 3}
     reference = make_loader(DataConfig(uri=color_shards, loader="cache"), color_shards, **options)
     loader = stream(color_shards, **options)
@@ -156,7 +146,7 @@ def test_it_starts_in_the_middle_of_an_epoch_and_goes_on(local_ray: None, color_
             assert_same(a, b)
 
 
-def test_evaluation_sees_every_row_once(local_ray: None, color_shards: str) -> None:
+def test_evaluation_sees_every_row_once(one_ray: None, color_shards: str) -> None:
     seen = [
         int(index)
         for rank in (0, 1)

@@ -17,15 +17,6 @@ from tests.training.runs import run, tiny_run
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    from ltcore.runtime.cluster import connect, disconnect
-
-    connect()
-    yield
-    disconnect()
-
-
 def rows(parts: Iterator[Predictions]) -> list[tuple[object, ...]]:
     return [
         (part.split, part.first_index + n, part.files[n], part.labels[n], part.errors[n], *part.classes_Bk[n])
@@ -34,7 +25,7 @@ def rows(parts: Iterator[Predictions]) -> list[tuple[object, ...]]:
     ]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("one_ray")
 def test_the_same_rows_come_in_the_same_order(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ def test_damaged_shards_of_every_kind(train: Command, tiny_shards: str, tmp_path
             assert re.search(words, refusal(train(folder, f"data.loader={kind}"))), damage.__name__
     trains(train(tiny_shards))
     assert json.loads((tmp_path / "runs" / "small" / "run.json").read_text())["status"] == "finished"
-    assert not list((tmp_path / "ltcore-cache").rglob("*.partial"))
+    assert not list(Path(os.environ["LTCORE_CACHE"]).rglob("*.partial"))
 
 
 def test_what_the_data_lack(train: Command, copy: Path, tmp_path: Path) -> None:
