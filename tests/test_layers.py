@@ -5,6 +5,7 @@ pipelines | api -> cli -> benchmarks -> tuning -> runtime -> training | reportin
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def layer_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(node: ast.AST, *, inside_functions: bool = True) -> set[str]:
+@functools.cache
+def imports(node: ast.AST, *, inside_functions: bool = True) -> frozenset[str]:
     """Dotted names of imported modules; ``from a import b`` counts as a.b."""
     found = set()
     todo = list(ast.iter_child_nodes(node))
@@ -68,9 +70,10 @@ def imports(node: ast.AST, *, inside_functions: bool = True) -> set[str]:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             todo += ast.iter_child_nodes(node)
-    return found
+    return frozenset(found)
 
 
+@functools.cache
 def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 

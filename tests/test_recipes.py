@@ -1,5 +1,6 @@
 """Every packaged recipe and sweep loads, its header keeps the promise of one, and every recipe trains."""
 
+import functools
 import io
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcore.config.load import load_run, load_sweep
+from ltcore.config import load
+from ltcore.config.load import load_sweep
 from ltcore.config.recipes import header, packaged
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import run_tree
@@ -24,6 +26,12 @@ from ltcore.training.optim import build_optimizer
 from tests.shards import write_dataset
 
 RECIPES, SWEEPS = packaged("recipe"), packaged("sweep")
+_as_it_is = functools.cache(load.load_run)
+
+
+def load_run(name, overrides=None):
+    """As the function of that name; what nothing overrides is read once, since most tests look at many recipes."""
+    return load.load_run(name, overrides) if overrides else _as_it_is(name)
 
 
 def test_what_the_package_brings():
