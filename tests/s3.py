@@ -5,6 +5,7 @@ A test file takes its fixtures with ``pytest_plugins = ["tests.s3"]``.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from pyarrow import fs as pafs
 
 _REQUEST = re.compile(r'"?(?P<method>[A-Z]+) (?P<path>/\S*) HTTP')
 _numbers = itertools.count()
@@ -153,3 +155,9 @@ def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """An empty bucket that ltcore and its subprocesses reach."""
     s3_server.patch(monkeypatch)
     return make_bucket(s3_server)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets ltcore's client of the store wait one second for a byte, in place of three for each of its attempts."""
+    monkeypatch.setattr(pafs, "S3FileSystem", functools.partial(pafs.S3FileSystem, request_timeout=1))

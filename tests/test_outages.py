@@ -82,7 +82,9 @@ def test_a_call_outlives_a_disturbance(
 
 
 @pytest.mark.parametrize("fault", [pytest.param("hangs", marks=pytest.mark.slow), "cut"])
-def test_no_byte_is_missing_of_what_a_store_cuts_off(bucket: Bucket, proxy: Flaky, tmp_path: Path, fault: str) -> None:
+def test_no_byte_is_missing_of_what_a_store_cuts_off(
+    bucket: Bucket, proxy: Flaky, impatient: None, tmp_path: Path, fault: str
+) -> None:
     bucket.put("a/x.bin", CONTENT)
     for act in (CALLS["read"][0], downloaded):
         proxy.strike(4, fault, "^GET .*x.bin")

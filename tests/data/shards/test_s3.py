@@ -262,7 +262,7 @@ def test_credentials_that_end_between_opening_and_reading(remote: str, bucket: B
 
 
 def test_a_store_that_is_not_there_or_never_answers_is_one_sentence(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
