@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ TERMS = {
     "objective.terms.ifl.milestones": "0.2",
 }
 """All three terms, acting as soon as their memories are published, with neighbors by chance and a projection."""
+
+
+WholeRun = Callable[..., Path]
+"""(configuration, under="") -> the directory of its run: see the fixture ``whole_run``."""
 
 
 def tiny_run(**changes: Any) -> RunConfig:

@@ -14,7 +14,7 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.progress import TrainProgress
-from tests.training.runs import StopAfter, assert_equal_runs, run, tiny_run, weights
+from tests.training.runs import StopAfter, WholeRun, assert_equal_runs, run, tiny_run, weights
 
 
 @pytest.fixture
@@ -102,18 +102,23 @@ def test_at_the_last_epoch_nothing_is_early(tiny_shards: str, tmp_path: Path, va
 
 @pytest.mark.parametrize("questions", [1, 4, 6, 7])
 def test_a_stopped_run_counts_on(
-    tiny_shards: str, tmp_path: Path, values: list[float], questions: int, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: str,
+    whole_run: WholeRun,
+    tmp_path: Path,
+    values: list[float],
+    questions: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 3)
     cfg, course = tiny_run(train__epochs=10, train__patience=2), [0.3, 0.5, 0.4, 0.5]
     values += course
-    run(cfg, tiny_shards, tmp_path / "whole")
+    whole = whole_run(cfg, under=f"{course}")
     values[:] = course
     with pytest.raises(StopRequested):
         run(cfg, tiny_shards, tmp_path / "cut", StopAfter(questions))
     record = run(cfg, tiny_shards, tmp_path / "cut")
     assert record["reason"] == "early stopping at epoch 4: no better val/balanced_accuracy since epoch 2"
-    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    assert_equal_runs(whole, tmp_path / "cut")
 
 
 def test_a_run_that_was_lost_before_it_was_recorded_does_not_train_on(

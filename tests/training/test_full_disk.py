@@ -17,7 +17,7 @@ from ltcore.errors import CheckpointError
 from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from tests.faults import full_disk
-from tests.training.runs import TERMS, assert_equal_runs, run, tiny_run
+from tests.training.runs import TERMS, WholeRun, assert_equal_runs, run, tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -47,21 +47,25 @@ CONFIG = tiny_run(**TERMS, train__checkpoint_every_s=0.0001)
 
 
 def test_training_goes_on_and_ends_with_the_same_bits(
-    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_shards: str,
+    whole_run: WholeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run(CONFIG, tiny_shards, tmp_path / "whole")
+    whole = whole_run(CONFIG)
     monkeypatch.setattr(ckpt, "_write_tensors", full_at(range(2, 12)))
     record = run(CONFIG, tiny_shards, tmp_path / "full")
     assert record["status"] == "finished"
-    assert_equal_runs(tmp_path / "whole", tmp_path / "full")
+    assert_equal_runs(whole, tmp_path / "full")
     assert "No space left on device" in caplog.text and "training goes on, for up to 10 min" in caplog.text
     assert caplog.text.count("is left out for now") == 1, "said once"
 
 
 def test_it_ends_after_a_while_with_the_last_checkpoint_whole_and_the_same_command_continues(
-    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: str, whole_run: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(CONFIG, tiny_shards, tmp_path / "whole")
+    whole = whole_run(CONFIG)
     with monkeypatch.context() as patch:
         patch.setenv(retry.VARIABLE, "0.05")
         patch.setattr(ckpt, "_write_tensors", full_at(range(4, 10**6)))
@@ -74,7 +78,7 @@ def test_it_ends_after_a_while_with_the_last_checkpoint_whole_and_the_same_comma
     record = json.loads((tmp_path / "full" / "run.json").read_text())
     assert (record["status"], record["retryable"]) == ("failed", True)
     run(CONFIG, tiny_shards, tmp_path / "full")
-    assert_equal_runs(tmp_path / "whole", tmp_path / "full")
+    assert_equal_runs(whole, tmp_path / "full")
 
 
 def test_a_row_that_did_not_fit_is_written_whole_once_there_is_space(

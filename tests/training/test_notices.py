@@ -16,16 +16,16 @@ from ltcore.training import trainer as fit
 from ltcore.training.context import Interrupted
 from tests.ddp import run_ranks
 from tests.records import run_record
-from tests.training.runs import TERMS, Rank, Told, assert_equal_runs, run, tiny_run
+from tests.training.runs import TERMS, Rank, Told, WholeRun, assert_equal_runs, run, tiny_run
 
 
 @pytest.mark.parametrize("question", [0, 1, 2, 4])  # inside an epoch of 5 steps and at its end
 def test_a_notice_costs_no_image_and_no_bit(
-    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: int
+    tiny_shards: str, whole_run: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: int
 ) -> None:
     monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 2)
     cfg = tiny_run(**TERMS, train__checkpoint_every_s=1000.0)
-    run(cfg, tiny_shards, tmp_path / "whole")
+    whole = whole_run(cfg)
     with pytest.raises(Interrupted):
         run(cfg, tiny_shards, tmp_path / "told", Told(question))
     left = RunRecord.read(tmp_path / "told")
@@ -37,7 +37,7 @@ def test_a_notice_costs_no_image_and_no_bit(
     assert record is not None and record.starts is not None
     assert record.starts[1].images_seen == record.starts[0].left_at
     assert (record.status, record.preemptions, record.worlds) == ("finished", (0,), (1,))
-    assert_equal_runs(tmp_path / "whole", tmp_path / "told")
+    assert_equal_runs(whole, tmp_path / "told")
 
 
 def _on_two_ranks(tree: dict[str, Any], uri: str, folder: str) -> None:

@@ -28,7 +28,7 @@ from ltcore.training.run import scratch_dir
 from ltcore.training.sync import RunSync
 from tests.flaky import Flaky, flaky
 from tests.paths import ROOT
-from tests.training.runs import TERMS, StopAfter, Told, assert_equal_runs, run, tiny_run
+from tests.training.runs import TERMS, StopAfter, Told, WholeRun, assert_equal_runs, run, tiny_run
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket
@@ -106,6 +106,7 @@ def test_data_and_run_in_the_store_need_no_local_file(bucket: Bucket, tiny_shard
 def test_a_stopped_run_continues_to_the_same_bits(
     bucket: Bucket,
     tiny_shards: str,
+    whole_run: WholeRun,
     tmp_path: Path,
     another_node: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -114,7 +115,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
 ) -> None:
     monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
     cfg = tiny_run(**TERMS)
-    run(cfg, tiny_shards, tmp_path / "whole")
+    undisturbed = whole_run(cfg)
     another_node("one")
     with pytest.raises(StopRequested):
         run(cfg, tiny_shards, f"{bucket.uri}/cut", StopAfter(questions))
@@ -122,7 +123,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
     another_node(node)
     record = run(cfg, tiny_shards, f"{bucket.uri}/cut")
     assert record["status"] == record_of(bucket, "cut")["status"] == "finished"
-    assert_equal_runs(tmp_path / "whole", bucket.download("cut", tmp_path / "copy"))
+    assert_equal_runs(undisturbed, bucket.download("cut", tmp_path / "copy"))
     assert_best_and_last_alone(bucket, "cut")
 
 
@@ -162,20 +163,21 @@ def test_a_checkpoint_inside_an_epoch_is_in_the_store_before_the_epoch_ends(
 def test_the_checkpoint_is_on_the_storage_when_the_workers_have_left(
     bucket: Bucket,
     tiny_shards: str,
+    whole_run: WholeRun,
     tmp_path: Path,
     another_node: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 2)
     cfg = tiny_run(**TERMS, train__checkpoint_every_s=1000.0)
-    run(cfg, tiny_shards, tmp_path / "whole")
+    undisturbed = whole_run(cfg)
     another_node("taken")
     with pytest.raises(Interrupted):
         run(cfg, tiny_shards, f"{bucket.uri}/told", Told(1))
     another_node("other")
     record = run(cfg, tiny_shards, f"{bucket.uri}/told")
     assert [start["images_seen"] for start in record["starts"]] == [0, 32]
-    assert_equal_runs(tmp_path / "whole", bucket.download("told", tmp_path / "copy"))
+    assert_equal_runs(undisturbed, bucket.download("told", tmp_path / "copy"))
 
 
 @pytest.mark.slow
@@ -429,10 +431,10 @@ def test_training_goes_on_while_the_store_is_disturbed_and_the_copy_follows(
 
 @pytest.mark.slow
 def test_a_disturbance_that_lasts_ends_the_run_with_a_sentence_and_the_same_command_continues(
-    bucket: Bucket, proxy: Flaky, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, proxy: Flaky, tiny_shards: str, whole_run: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = tiny_run(**TERMS)
-    run(cfg, tiny_shards, tmp_path / "whole")
+    undisturbed = whole_run(cfg)
 
     class DisturbedAfterOne(LocalContext):
         def report(self, metrics: Any, checkpoint: Any) -> None:
@@ -446,7 +448,7 @@ def test_a_disturbance_that_lasts_ends_the_run_with_a_sentence_and_the_same_comm
     monkeypatch.delenv(retry.VARIABLE)
     whole(dict.fromkeys(bucket.names("run/"), ""))
     run(cfg, tiny_shards, f"{bucket.uri}/run")
-    assert_equal_runs(tmp_path / "whole", bucket.download("run", tmp_path / "copy"))
+    assert_equal_runs(undisturbed, bucket.download("run", tmp_path / "copy"))
 
 
 def test_a_copy_that_is_refused_ends_the_run_and_is_made_up_for_at_the_end(bucket: Bucket, tmp_path: Path) -> None:

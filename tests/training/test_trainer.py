@@ -15,7 +15,7 @@ from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.lease import exclusive
-from tests.training.runs import TERMS, StopAfter, assert_equal_runs, run, tiny_run, weights
+from tests.training.runs import TERMS, StopAfter, WholeRun, assert_equal_runs, run, tiny_run, weights
 
 
 def test_a_run_leaves_a_complete_record(tiny_shards: str, tmp_path: Path) -> None:
@@ -51,17 +51,22 @@ def test_twice_the_same_run_is_bitwise_the_same(tiny_shards: str, tmp_path: Path
 @pytest.mark.parametrize("terms", [{"train.optim.warmup": 0.4}, TERMS], ids=["base, short warm-up", "all-terms"])
 @pytest.mark.parametrize("questions", [0, 1, 2, 4])
 def test_a_stopped_run_continues_as_if_nothing_had_happened(
-    tiny_shards: str, tmp_path: Path, terms: dict[str, Any], questions: int, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: str,
+    whole_run: WholeRun,
+    tmp_path: Path,
+    terms: dict[str, Any],
+    questions: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 3)  # stops inside epochs, not only between them
     cfg = tiny_run(**terms)
-    run(cfg, tiny_shards, tmp_path / "whole")
+    whole = whole_run(cfg)
     with pytest.raises(StopRequested):
         run(cfg, tiny_shards, tmp_path / "cut", StopAfter(questions))
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "stopped"
     record = run(cfg, tiny_shards, tmp_path / "cut")
     assert record["status"] == "finished"
-    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    assert_equal_runs(whole, tmp_path / "cut")
 
 
 def test_a_run_stops_where_it_was_told_to_however_often_it_is_started(tiny_shards: str, tmp_path: Path) -> None:

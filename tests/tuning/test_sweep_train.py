@@ -9,7 +9,7 @@ import pytest
 
 from tests.tuning.sweeps import runs, tune
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("one_ray")]
 
 
 def test_the_train_engine_sweeps_with_two_workers_a_trial(

@@ -19,7 +19,7 @@ from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.stage2 import trainer as stage2
 from tests.commands import Command
-from tests.training.runs import TERMS, StopAfter, assert_equal_runs, run, stage2_run, tiny_run, weights
+from tests.training.runs import TERMS, StopAfter, WholeRun, assert_equal_runs, run, stage2_run, tiny_run, weights
 
 SHORT = {
     "crt": {"epochs": 3, "batch_size": 16},
@@ -162,19 +162,19 @@ def test_the_seed_is_that_of_stage_2(tiny_shards: str, tmp_path: Path, stage1: P
 
 @pytest.mark.parametrize("questions", [0, 2, 4, 5])
 def test_a_stopped_run_leaves_nothing_to_take_for_whole_and_starts_again(
-    tiny_shards: str, tmp_path: Path, stage1: Path, questions: int, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: str, whole_run: WholeRun, tmp_path: Path, stage1: Path, questions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         stage2, "DECIDE_EVERY", 3
     )  # stops inside epochs too; the first two questions are about features
     cfg = stage2_run(stage1, "crt", **short("crt"))
-    run(cfg, tiny_shards, tmp_path / "whole")
+    whole = whole_run(cfg)
     with pytest.raises(StopRequested, match=r"stopped in epoch \d of 3 of stage 2"):
         run(cfg, tiny_shards, tmp_path / "cut", StopAfter(questions))
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "stopped"
     assert not (tmp_path / "cut" / "checkpoints").exists()
     run(cfg, tiny_shards, tmp_path / "cut")
-    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    assert_equal_runs(whole, tmp_path / "cut")
 
 
 def test_a_run_that_died_before_its_test_starts_again(
