@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from ltcore.runtime.doctor import checks as doctor
 from ltcore.tracking import wandb_account
 from ltcore.tracking.wandb_account import check_variables, find_key, resolve_mode, settle_mode
 from ltcore.tracking.wandb_service import end_service
-from tests.paths import ROOT
+from tests.commands import Command
 from tests.tracking.wandb_server import CLOSES, serve
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -191,11 +189,12 @@ def test_what_wandb_takes_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     check_variables()
 
 
-@pytest.mark.parametrize("command", [["train.py", "digits_glt_lpa_dro_ifl"], ["tune_lpa.py"]])
-def test_commands_refuse_before_they_start_anything(command: list[str], tmp_path: Path) -> None:
-    environ = {**os.environ, "WANDB_MODE": "foo", "LTCORE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, str(ROOT / "pipelines" / command[0]), *command[1:], "--storage", str(tmp_path / "out")]
-    done = subprocess.run(script, env=environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.count("start Ray")) == (2, 0)
-    assert done.stderr.startswith("error: WANDB_MODE='foo' is refused by W&B")
+@pytest.mark.parametrize("words", [["train", "digits_glt_lpa_dro_ifl"], ["tune"]])
+def test_commands_refuse_before_they_start_anything(
+    words: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "foo")
+    done = command(*words, "--storage", tmp_path / "out")
+    assert (done.code, done.out.count("start Ray")) == (2, 0)
+    assert done.err.startswith("error: WANDB_MODE='foo' is refused by W&B")
     assert not (tmp_path / "out").exists()
