@@ -124,9 +124,9 @@ def test_nodes_come_for_the_trials_and_go(machine: Lab) -> None:
         (told,) = re.findall(r"node-hours: ([\d.]+) head, ([\d.]+) gpu", report)
         assert [float(hours) for hours in told] == pytest.approx([*sweep["node_hours"].values()], rel=0.1)
         left = 0
-        for _ in range(30):
+        for _ in range(45):
             left = alive(machine)
             if left == 1:
                 break
-            time.sleep(3)
+            time.sleep(1)
         assert left == 1, "idle nodes go back"
