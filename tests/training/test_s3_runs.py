@@ -147,6 +147,7 @@ def test_a_checkpoint_inside_an_epoch_is_in_the_store_before_the_epoch_ends(
             deadline_s = time.monotonic() + 60
             while self.asked == 3 and not found and time.monotonic() < deadline_s:
                 found.extend(name for name in checkpoints(bucket.names("cut/")) if name.startswith("last"))
+                time.sleep(0.02)  # the copy needs this process and the store, too
             return self.asked == 3
 
     cfg = tiny_run(**TERMS, train__checkpoint_every_s=0.001)

@@ -15,7 +15,7 @@ import torch
 
 from ltcore.config.gpu_share import Occupancy
 from ltcore.config.records import RunRecord, SweepRecord
-from ltcore.config.schema import RunConfig
+from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.runtime import cluster, ray_occupancy
 from ltcore.runtime.placement import Scaling
 from ltcore.tuning import budget, gpu_sharing, search, sweep
@@ -131,6 +131,7 @@ def test_the_speed_of_a_trial_on_a_gpu_is_measured_in_another_process(
         raise AssertionError("this process would keep memory of the GPU")
 
     scaling = Scaling(gpus_per_worker=0.5)
-    setup: Any = SimpleNamespace(base=tiny_run(), data_uri=color_shards, placement=SimpleNamespace(scaling=scaling))
+    parts = {"base": tiny_run(), "data_uri": color_shards, "placement": SimpleNamespace(scaling=scaling)}
+    setup: Any = SimpleNamespace(sweep=SweepConfig(name="s", recipe="digits_glt_lpa_dro_ifl"), **parts)
     monkeypatch.setattr(budget, "images_per_s", here)
     assert budget._rate(setup) > 0
