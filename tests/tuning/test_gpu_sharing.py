@@ -15,7 +15,8 @@ import torch
 
 from ltcore.config.gpu_share import Occupancy
 from ltcore.config.records import RunRecord, SweepRecord
-from ltcore.config.schema import RunConfig, SweepConfig
+from ltcore.config.schema import RunConfig
+from ltcore.config.sweep import read_sweep
 from ltcore.runtime import cluster, ray_occupancy
 from ltcore.runtime.placement import Scaling
 from ltcore.tuning import budget, gpu_sharing, search, sweep
@@ -132,6 +133,6 @@ def test_the_speed_of_a_trial_on_a_gpu_is_measured_in_another_process(
 
     scaling = Scaling(gpus_per_worker=0.5)
     parts = {"base": tiny_run(), "data_uri": color_shards, "placement": SimpleNamespace(scaling=scaling)}
-    setup: Any = SimpleNamespace(sweep=SweepConfig(name="s", recipe="digits_glt_lpa_dro_ifl"), **parts)
+    setup: Any = SimpleNamespace(sweep=read_sweep("tune_lpa"), **parts)
     monkeypatch.setattr(budget, "images_per_s", here)
     assert budget._rate(setup) > 0
