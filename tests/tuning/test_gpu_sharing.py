@@ -109,7 +109,7 @@ def test_trials_share_a_gpu_until_the_part_is_too_small_for_one(
     result = tune(color_shards, tmp_path, **QUICK)
     said = capsys.readouterr().out
     assert "0.3333 GPU per run: measured, the recipe takes 1.00 GiB of 16.00 GiB of a T4 and keeps it busy 30%" in said
-    assert "; limited by time and the number of runs; one takes 1 CPUs and 0.3333 GPUs; 3 at a time" in said
+    assert "; limited by time and the number of runs; one takes 1 CPU and 0.3333 GPUs; 3 at a time" in said
     assert stored[0].gpu_share.gpus == 0.3333 and stored[0].gpu_share.measured == SMALL
     assert asked == [{"CPU": 1, "GPU": 0.3333}, {"CPU": 1, "GPU": 1.0}]
     assert len(measured) == 1 and len(measured[0]) > 1, "every kind of run is offered"
