@@ -65,8 +65,9 @@ def _residence(cfg: RunConfig, manifest: Manifest) -> str:
     splits, size = " and ".join(resident_splits(data, manifest)), byte_size(resident_bytes(data, manifest))
     if data.resident == OFF or data.loader in STREAMS or reader_crops(cfg.augment, num_views(cfg), image_size):
         return ""
-    when = "" if data.resident == ON else ", on a GPU of whose free memory that is at most a quarter"
-    return f", and those of {splits} {size} on the device of each worker{when} (data.resident={data.resident})"
+    if data.resident == ON:
+        return f"; those of {splits}, {size}, stay on the device of each worker (data.resident=on)"
+    return f"; {splits}, {size}, stay on a worker's GPU if a quarter of its free memory holds them (data.resident=auto)"
 
 
 def held_bytes(cfg: RunConfig, net: nn.Module, objective: Objective) -> int:

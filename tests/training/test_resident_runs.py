@@ -86,14 +86,14 @@ def test_memory_is_counted_in_a_dry_run(tiny_shards: str, tmp_path: Path, monkey
     def held(**keys: Any) -> str:
         return cost(tiny_run(**keys), manifest, 100)[2]
 
-    size = f"and those of train and val {58 * 3 * 160**2 / 2**20:.1f} MiB on the device of each worker"
+    size = f"train and val, {58 * 3 * 160**2 / 2**20:.1f} MiB, stay on"
     asked = {"data__image_size": 160, "data__loader": "cache", "augment__crop_from": "canvas"}
     assert held(**asked, data__resident="on").endswith(
-        f"(data.loader=cache), {size} (data.resident=on). 1 view of each image."
+        f"(data.loader=cache); those of {size} the device of each worker (data.resident=on). 1 view of each image."
     )
-    assert f"{size}, on a GPU of whose free memory that is at most a quarter (data.resident=auto)" in held(**asked)
+    assert f"; {size} a worker's GPU if a quarter of its free memory holds them (data.resident=auto)" in held(**asked)
     for keys in ({"data__resident": "off"}, {"data__loader": "threads"}, ORIGINAL):
-        assert "of each worker" not in held(**{**asked, **keys})
+        assert "stay on" not in held(**{**asked, **keys})
     said = rehearse(tiny_run().replace(ON), tiny_shards, str(tmp_path))[0]
     assert "; canvases of train and val stay on cpu, 0.0 MiB of" in said
     assert "stay on" not in rehearse(tiny_run(), tiny_shards, str(tmp_path))[0]
