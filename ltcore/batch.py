@@ -23,6 +23,11 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
 
 
+def device_index(device: torch.device) -> int:
+    """Returns the number of a GPU; of 'cuda' without one, that of the GPU which this process uses."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 @dataclass(frozen=True, slots=True)
 class Mix:
     """The second image of mixed samples.

@@ -88,7 +88,7 @@ def _tune_on(
     from ltcore.training.selection import check_selection
     from ltcore.training.settle import settled
     from ltcore.tuning.gpu_sharing import shared, to_choose
-    from ltcore.tuning.measured import as_started, measured_run
+    from ltcore.tuning.measured import measured_run
     from ltcore.tuning.planned import count_words, planned_runs
     from ltcore.tuning.runs import SweepSetup
 
@@ -133,7 +133,7 @@ def _tune_on(
         max_hours=args.max_hours,
         debug=args.debug,
     )
-    return _run_sweep(shared(setup, args, as_started(sweep, runs), stored, display), display)
+    return _run_sweep(shared(setup, args, runs, stored, display), display)
 
 
 def _run_sweep(setup: SweepSetup, display: ProgressDisplay) -> SweepRecord:

@@ -23,6 +23,7 @@ from ltcore.plugins.source import Plugin
 __all__ = ["PACKAGE", "REQUIRED", "Allowed", "Leaf", "Section", "leaves"]
 
 OPTIONS = ("objective.base_options.", "stage2.options.")
+TEXT = "model.text."
 """Beginnings of keys that say something about one row of a registry."""
 
 FREE_TO_CHANGE = (
@@ -141,14 +142,16 @@ def find(pattern: str | None) -> list[tuple[str, Leaf]]:
 def effective(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the dotted keys of a run that have an effect.
 
-    The options of losses and methods of stage 2 that are not chosen are left out: they have no effect, and another
-    version may have other defaults for them.
+    The options of losses and methods of stage 2 that are not chosen are left out, and those of a text encoder that is not
+    asked: they have no effect, and another version may have other defaults for them, or none.
     """
     chosen = {
         f"objective.base_options.{keys.get('objective.base')}.",
         f"stage2.options.{keys.get('stage2.method')}.",
     }
-    return {k: v for k, v in keys.items() if not k.startswith(OPTIONS) or k.startswith(tuple(chosen))}
+    if keys.get("model.head_init") == "text":
+        chosen.add(TEXT)
+    return {k: v for k, v in keys.items() if not k.startswith((*OPTIONS, TEXT)) or k.startswith(tuple(chosen))}
 
 
 def comes_from_stage1(key: str) -> bool:

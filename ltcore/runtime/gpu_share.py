@@ -47,9 +47,9 @@ def part(count: int) -> float:
     return 1.0 if count < 2 else math.floor(UNIT / count) / UNIT
 
 
-def whole(why: str) -> GpuShare:
-    """Returns the choice of a whole GPU."""
-    return GpuShare(gpus=1.0, why=f"a whole one, as {why}", auto=True)
+def whole(why: str, measured: Occupancy | None = None) -> GpuShare:
+    """Returns the choice of a whole GPU, after something else was chosen by what was ``measured`` if that is given."""
+    return GpuShare(gpus=1.0, why=f"a whole one, as {why}", auto=True, measured=measured)
 
 
 def chosen(found: Occupancy, *, cpus_each: float, runs_per_gpu: int = MOST) -> GpuShare:

@@ -136,7 +136,8 @@ class Evaluator:
             flat |= attribute_metrics(CellCounts.of(counts.counts_ACC, self._ranks_AC), shot_groups)
             flat |= per_attribute(counts.counts_ACC, manifest.attributes)
         if counts.scores is not None:
-            flat |= counts.scores.values(counts.counts_ACC, counts.top_C, counts.bins_CK3, shot_groups)
+            values = counts.scores.values(counts.counts_ACC, counts.top_C, counts.bins_CK3, shot_groups)
+            flat |= dist.broadcast_object(values)  # ranks decide by it, and other machines may round differently
         return flat
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ltcore.batch import device_index
 from ltcore.config.trained_with import Hardware
 from ltcore.errors import ConfigError
 from ltcore.version import __version__
@@ -90,7 +91,7 @@ def limit_memory(device: torch.device, gpus: float) -> None:
     if device.type != "cuda" or gpus <= 0:
         return
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total), device)
+    torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total), device_index(device))
 
 
 def memory_fraction(gpus: float, device_bytes: int) -> float:

@@ -12,6 +12,10 @@ LEAST_BETWEEN_SAVES_S = 30.0
 """Small networks are saved in milliseconds, but each copy to an object store is requests that are paid for."""
 
 
+MOST_BETWEEN_SAVES_S = 1800.0
+"""One checkpoint that had to wait for a full disk or a store says nothing of what the next one costs."""
+
+
 class SavePace:
     """When the last checkpoint was saved, and what checkpoints take."""
 
@@ -34,7 +38,7 @@ class SavePace:
 
     @property
     def _every_s(self) -> float:
-        found = max(LEAST_BETWEEN_SAVES_S, self.save_s / MOST_SAVING_FRACTION)
+        found = min(max(LEAST_BETWEEN_SAVES_S, self.save_s / MOST_SAVING_FRACTION), MOST_BETWEEN_SAVES_S)
         return found if self._chosen_s is None else self._chosen_s
 
     def tried(self, *, saved: bool) -> None:

@@ -15,6 +15,7 @@ from ltcore.runtime.gpu_share import MOST, chosen, whole
 from ltcore.runtime.placement import Placement, offer
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_occupancy import Measure, NotMeasuredError, measure_on_node
+from ltcore.tuning.measured import as_started
 from ltcore.tuning.runs import SweepSetup
 
 
@@ -31,7 +32,8 @@ def shared(
     Args:
         setup: with a placement by ``args``, and with a whole GPU for each run where that is to be chosen.
         runs: every kind of run that the sweep trains.
-        stored: the sweep that is continued; what was chosen for it is kept.
+        stored: the sweep that is continued; what was chosen for it by measuring is kept, what could not be measured is
+            tried again.
         measure: measures the heaviest of the runs; None does it in a Ray task.
     """
     placement = setup.placement
@@ -42,12 +44,12 @@ def shared(
         why = "as --gpus-per-worker says" if asked else "a whole one, as runs on Ray Train do not share"
         given = GpuShare(gpus=placement.scaling.gpus_per_worker, why=why, auto=False)
         return dataclasses.replace(setup, gpu_share=given)
-    if stored is not None and stored.gpu_share is not None and stored.gpu_share.auto:
-        share = stored.gpu_share
+    if stored is not None and (kept := stored.gpu_share) is not None and kept.auto and kept.measured:
+        share = kept
     else:
         how = measure or partial(measure_on_node, scaling=placement.scaling, cluster=setup.cluster, say=display.say)
         with display.stage("measure"):
-            share = _measured(setup, args, runs, how)
+            share = _measured(setup, args, as_started(setup.sweep, runs), how)
     placed = dataclasses.replace(args, gpus_per_worker=share.gpus)
     root = setup.uri.rpartition("/")[0]
     placement = Placement.decide(placed, setup.cluster, root, setup.base, search=setup.sweep.search)

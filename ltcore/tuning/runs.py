@@ -65,9 +65,9 @@ class SweepSetup:
     def with_whole_gpus(self, run: str) -> SweepSetup:
         """Returns the same with a whole GPU for each run, as the part was too small for ``run``."""
         part = self.placement.scaling.gpus_per_worker
-        return dataclasses.replace(
-            self, placement=self.unshared, gpu_share=whole(f"{part:.4g} was too small for {run}")
-        )
+        measured = None if self.gpu_share is None else self.gpu_share.measured
+        share = whole(f"{part:.4g} was too small for {run}", measured)
+        return dataclasses.replace(self, placement=self.unshared, gpu_share=share)
 
 
 class TimeIsUp(Exception):  # noqa: N818  (no error)

@@ -89,7 +89,13 @@ def test_the_limit_is_set_on_a_gpu_alone_and_lifted_for_a_whole_one(monkeypatch:
 
     limits: list[float] = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Device())
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: limits.append(fraction))
+
+    def limit(fraction: float, device: int) -> None:
+        assert device == 3, "torch takes no device without a number here"
+        limits.append(fraction)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
     limit_memory(torch.device("cpu"), 0.5)
     limit_memory(torch.device("cuda"), 0.0)
     assert limits == []

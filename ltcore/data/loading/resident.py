@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from ltcore.batch import Batch, to_device
+from ltcore.batch import Batch, device_index, to_device
 from ltcore.data.config import AUTO, OFF, ON, DataConfig
 from ltcore.data.loading.cache_entry import NoRoomError
 from ltcore.data.loading.canvas_cache import CanvasCache, canvas_bytes
@@ -66,7 +66,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     free, total = torch.cuda.mem_get_info(device)
-    may_hold = total * torch.cuda.get_per_process_memory_fraction(device)
+    may_hold = total * torch.cuda.get_per_process_memory_fraction(device_index(device))
     used = torch.cuda.memory_allocated(device)
     return max(0, int(min(free + torch.cuda.memory_reserved(device), may_hold) - used))
 

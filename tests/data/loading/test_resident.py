@@ -186,12 +186,14 @@ def test_a_gpu_holds_what_takes_a_quarter_of_its_free_memory(tiny_shards: str, m
 
 
 def test_free_memory_of_a_gpu_is_what_this_process_may_still_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
     for part, free in ((1.0, 130), (0.125, 105), (0.015625, 0)):
-        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device, part=part: part)
-        assert resident.free_bytes(torch.device("cuda:0")) == free
+        # torch takes no device without a number here
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda number, part=part: {3: part}[number])
+        assert resident.free_bytes(torch.device("cuda:3")) == resident.free_bytes(torch.device("cuda")) == free
     assert resident.free_bytes(torch.device("cpu")) > 2**20
 
 
