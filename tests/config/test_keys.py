@@ -122,3 +122,9 @@ def test_reading_the_keys_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_options_of_a_text_encoder_decide_where_it_is_asked_alone():
+    flat = {"model.head_init": "random", "model.text.prompt": "a {}."}
+    assert keys.effective(flat) == {"model.head_init": "random"}
+    assert keys.effective({**flat, "model.head_init": "text"}) == {**flat, "model.head_init": "text"}

@@ -354,6 +354,20 @@ def test_an_entry_point_without_its_part_is_named(installed: Path, caplog: pytes
         load_run("cifar100_lt_ce", {"objective.base": "other"})
 
 
+def test_an_installed_part_with_a_name_of_ours_is_left_out_of_runs(
+    installed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever its kind: it may have had the name before we did."""
+    views = installed / "example_parts" / "views.py"
+    views.write_text(views.read_text().replace('"channel_drop"', '"crop_flip"'))
+    (info,) = installed.glob("*.dist-info")
+    points = info / "entry_points.txt"
+    points.write_text(points.read_text().replace("channel_drop =", "crop_flip ="))
+    run = load_run("cifar100_lt_ce")
+    assert run.augment.view1 == "crop_flip" and run.plugins == ()
+    assert "'crop_flip' exists already in ltcore" in caplog.text and "left out" in caplog.text
+
+
 def test_entry_points_that_cannot_be_read_are_said(installed: Path, caplog: pytest.LogCaptureFixture) -> None:
     (info,) = installed.glob("*.dist-info")
     (info / "entry_points.txt").write_text("[ltcore.losses]\n[ltcore.losses]\n")
