@@ -97,13 +97,15 @@ def test_what_is_given_or_stored_is_not_measured() -> None:
     given = choose("--gpus-per-worker", "0.5", measure=measure)
     assert given.gpu_share is not None and given.gpu_share.text == "0.5 GPU per run: as --gpus-per-worker says"
     assert not given.chose_part and given.placement.concurrent == 2
-    for earlier in (choose().gpu_share, whole("0.25 was too small for trial-00001")):
+    for earlier in (choose().gpu_share, whole("0.25 was too small for trial-00001", SMALL)):
         assert earlier is not None
         kept = choose(stored=sweep_record(gpu_share=earlier), measure=measure)
         assert (kept.gpu_share, kept.placement.scaling.gpus_per_worker) == (earlier, earlier.gpus)
     assert measure.times == 0
     assert choose(stored=sweep_record(gpu_share=given.gpu_share), measure=measure).chose_part
     assert choose(stored=sweep_record(), measure=measure).chose_part and measure.times == 2
+    unmeasured = choose(stored=sweep_record(gpu_share=whole("no measurement came")), measure=measure)
+    assert unmeasured.chose_part and measure.times == 3, "what failed in passing is tried again"
 
 
 def test_without_a_gpu_nothing_changes() -> None:
@@ -169,7 +171,9 @@ def test_a_part_that_was_too_small_for_a_retrain_is_not_kept(monkeypatch: pytest
     bare = Bare()
     with pytest.raises(GpuShareError):
         bare.run()
-    assert bare.record.status == "failed" and bare.record.gpu_share == whole("0.3333 was too small for another run")
+    assert bare.record.status == "failed" and bare.record.gpu_share == whole(
+        "0.3333 was too small for another run", SMALL
+    )
 
 
 def test_variants_that_find_their_part_too_small_go_on_with_whole_gpus(
@@ -201,5 +205,5 @@ def test_variants_that_find_their_part_too_small_go_on_with_whole_gpus(
     bare = Bare()
     bare._train(0, {"a": {}}, is_stage2=False)
     assert had == [0.3333, 1.0]
-    assert bare.record.gpu_share == whole("0.3333 was too small for trial-a") and not bare.setup.chose_part
+    assert bare.record.gpu_share == whole("0.3333 was too small for trial-a", SMALL) and not bare.setup.chose_part
     assert bare.runs.setup == bare.setup, "what is trained after it has whole GPUs too"
