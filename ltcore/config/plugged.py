@@ -60,7 +60,8 @@ def with_plugins(tree: Mapping[str, Any], *, imported: bool = True) -> Tree:
     They are imported, unless it is only about names. Raises PluginError where one is missing, changed or broken.
     """
     names = list(loading.use(names_of(tree.get(KEY))))
-    run_keys(), methods()  # which set aside what is installed and has keys that cannot be read, or names of ours
+    run_keys()  # which sets aside what is installed and has keys that cannot be read,
+    methods()  # or names of ours
     used, parts = _mentioned(tree), loading.known_parts()
     _refuse_broken(used - parts.keys())
     for part, (plugin, _) in parts.items():

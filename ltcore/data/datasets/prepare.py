@@ -208,7 +208,7 @@ def _write(
             raise
         dataset.broken = error.found
     if progress:
-        progress(f"{dataset.name}: writing again without {len(dataset.broken):,} broken images")
+        progress(f"{dataset.name}: writing again without {counted(len(dataset.broken), 'broken image')}")
     return write_source(dataset.source(), uri, seed=dataset.cfg.subset_seed, **how)
 
 
