@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ltcore.config.keys import methods, run_keys
+from ltcore.config.overrides import override
 from ltcore.evaluation.catalog import VALIDATION, taken
 from ltcore.plugins import loading
 from ltcore.plugins.aside import ASIDE, refuse
@@ -83,10 +84,17 @@ def _refuse_broken(used: set[tuple[str, str]]) -> None:
             refuse(kind, name)
 
 
+def wanted(changes: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Returns the plugins, at their versions, of the parts that flat changes of a configuration choose or say something of."""
+    parts = loading.known_parts()
+    used = set[tuple[str, str]]().union(*(_mentioned(override({}, flat)) for flat in changes))
+    return {loading.pinned(plugin) for part, (plugin, _) in parts.items() if part in used}
+
+
 def deciding(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a flat configuration without the plugins that change no number.
 
-    One with callbacks or data sets alone may be repaired, replaced or taken away before a run or sweep is continued.
+    One with callbacks or data sets alone may be repaired or replaced before a run or sweep is continued.
     """
     entries = [entry for entry in names_of(flat.get(KEY)) if not loading.determines_nothing(entry)]
     kept = {key: value for key, value in flat.items() if key != KEY}

@@ -14,8 +14,9 @@ are summed as whole multiples of 2^-24, so that a value is the same for any spli
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,7 +115,8 @@ class Scores:
         place = self.sums_MC2.device
         exact_BC, labels_B = logits_BC.double(), labels_B.to(place)
         for number, (name, metric) in enumerate(self._metrics.items()):
-            score_B = metric.score(exact_BC, labels_B.to(exact_BC.device))
+            with _blamed(name, metric, "score"):
+                score_B = metric.score(exact_BC, labels_B.to(exact_BC.device))
             if score_B is None:
                 continue
             if score_B.shape != labels_B.shape:
@@ -142,8 +144,24 @@ class Scores:
             scores_C = sums_C2[:, 0] / SCALE
             scores_C.flags.writeable = False
             counted = Counted(counts, top, bins, tuple(shot_groups), scores_C)
-            values[name] = None if sums_C2[:, 1].any() else _number(name, metric.value(counted))
+            with _blamed(name, metric, "value"):
+                value = None if sums_C2[:, 1].any() else metric.value(counted)
+            values[name] = _number(name, value)
         return values
+
+
+@contextlib.contextmanager
+def _blamed(name: str, metric: Metric, what: str) -> Iterator[None]:
+    """Names metric and plugin in every error, and how to get at what was trained."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())
+        plugin = type(metric).__module__
+        raise PluginError(
+            f"metric {name!r} of plugin {plugin} failed in {what} ({type(error).__name__}: {said}). Repair it; checkpoints that "
+            f"the run has are evaluated with the repaired one by ltcore evaluate RUN --plugin {plugin}."
+        ) from error
 
 
 def _read_only(tensor: Tensor) -> Ints:

@@ -38,7 +38,7 @@ def attach(kind: str, add: Callable[[Part], None]) -> None:
     for plugin in _loaded.values():
         for found in plugin.parts:
             if found.kind == kind:
-                add(parts.NOTED[kind, found.name])
+                _add(plugin, found, add)
 
 
 def use(entries: Iterable[str], *, given: bool = False, named: bool = False) -> tuple[str, ...]:
@@ -259,8 +259,12 @@ def _publish(plugin: Plugin) -> None:
     for found in plugin.parts:
         if (found.kind, found.name) not in taken:
             for add in _tables.get(found.kind, ()):
-                try:
-                    add(parts.NOTED[found.kind, found.name])
-                except ValueError as error:
-                    raise PluginError(f"plugin {plugin.name}: {error}", plugin.name) from None
+                _add(plugin, found, add)
     _loaded[plugin.name] = plugin
+
+
+def _add(plugin: Plugin, found: Found, add: Callable[[Part], None]) -> None:
+    try:
+        add(parts.NOTED[found.kind, found.name])
+    except ValueError as error:
+        raise PluginError(f"plugin {plugin.name}: {error}", plugin.name) from None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, effective
 from ltcore.config.overrides import as_text, flatten
-from ltcore.config.plugged import deciding
+from ltcore.config.plugged import KEY, deciding, names_of, wanted
 from ltcore.config.records import SweepRecord
 from ltcore.config.show import run_tree
 from ltcore.config.sweep import SweepConfig
@@ -34,7 +35,16 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     fields |= {f"sweep.variants.{key}": as_text(value) for key, value in flatten(sweep.variants).items()}
     kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
+    if plugins := dict.fromkeys([*names_of(base.get(KEY)), *sorted(wanted(_changes(sweep)))]):
+        kept[KEY] = ",".join(plugins)
     return json.loads(json.dumps(deciding(effective({**fields, **kept}))))
+
+
+def _changes(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    """Yields what trials have instead of the base's values, and what they are ranked by."""
+    yield {"train.select": sweep.metric}
+    yield from sweep.variants.values()
+    yield from ({key: value} for key, spec in sweep.space.items() for value in spec.probes())
 
 
 def identity_hash(fields: dict[str, Any]) -> str:

@@ -99,6 +99,31 @@ def test_a_sweep_brings_the_plugin_of_its_metric(installed: Path, tmp_path: Path
     assert base_run(read_sweep(str(sweep))).plugins == ("example_parts.scores==0.3",)
 
 
+FAILS_LATE = """
+from ltcore import Metric, plugins
+@plugins.metric("late", summary="fails where there are more samples than in validation")
+class Late(Metric):
+    def value(self, counted):
+        samples = int(counted.samples_C.sum())
+        return samples / (samples <= {most})
+"""
+
+
+def test_one_that_fails_in_the_last_test_is_named_and_what_was_trained_is_evaluated(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "late_metric.py", tmp_path / "run"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source.write_text(FAILS_LATE.format(most=12))
+    said = r"metric 'late' of plugin late_metric failed in value \(ZeroDivisionError: .*\). Repair it; .* --plugin late_metric"
+    with forgotten_after(), pytest.raises(PluginError, match=said):
+        run(tiny_run().replace({"train.epochs": 1, "plugins": "late_metric"}), tiny_shards, out, test=True)
+    source.write_text(FAILS_LATE.format(most=14))
+    loading.use(["late_metric"], given=True)
+    found = predict.evaluate(predict.load(str(out)), tiny_shards, ["test"], [])["splits"]["test"]
+    assert found["late"] == 14
+
+
 def test_reports_rank_by_one_without_its_plugin() -> None:
     assert goodness("val/neg_log_loss", -2.0) < goodness("val/neg_log_loss", -1.0)
     assert not minimized("val/kappa") and limits("val/kappa")[0] < -1 and limits("val/ncm_top1") == (0, 1)

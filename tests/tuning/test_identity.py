@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ from ltcore.config.load import base_run
 from ltcore.config.records import SweepRecord
 from ltcore.config.sweep import SweepConfig, read_sweep
 from ltcore.errors import ConfigError
+from ltcore.plugins import loading
 from ltcore.tuning import record as records
-from ltcore.tuning.identity import check_same_sweep, has_more, identity
+from ltcore.tuning.identity import check_same_sweep, difference, has_more, identity
 from ltcore.tuning.record import opened
+from tests.plugins.state import forgotten_after
 from tests.records import sweep_record
 
 
@@ -49,6 +52,37 @@ def test_what_a_comparison_has_is_not_taken_from_it() -> None:
     for alt in (False, True):
         with pytest.raises(ConfigError, match=r"sweep.seeds: 4 there, 2 now"):
             asked(stored(4, False), 2, alt)
+
+
+PLUGIN = """
+from ltcore import Metric, plugins
+@plugins.metric("odd", summary="an odd one")
+class Odd(Metric):
+    def value(self, counted):
+        return {value}
+"""
+
+
+@pytest.mark.parametrize(
+    "use", [{"sweep.metric": "val/odd"}, {"sweep.variants.ce.train.select": "val/odd"}, {"train.select": "val/odd"}, {}]
+)
+def test_a_plugin_belongs_to_a_sweep_whatever_names_its_part(
+    use: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metric that ranks, a variant's loss, a key of the base: repaired in between, it is another sweep."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def named(value: float) -> dict[str, Any]:
+        (tmp_path / "odd_metric.py").write_text(PLUGIN.format(value=value))
+        with forgotten_after():
+            loading.use(["odd_metric"], named=True)
+            return identity(read_sweep("compare_methods", {"sweep.recipe": "folder_small", **use}))
+
+    before, after = named(0.0), named(1.0)
+    assert before == named(0.0) and difference(before, after) == (
+        [f"plugins: {before['plugins']!r} there, {after['plugins']!r} now"] if use else []
+    )
+    assert ("plugins" in before) == bool(use)
 
 
 def test_a_search_has_alt_beside_it_and_not_in_its_identity() -> None:
