@@ -21,6 +21,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import Manifest
+from ltcore.models.recompute import recompute_
 from ltcore.training.build import Components, build, build_modules, num_views, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.training.cost import held_bytes
@@ -66,6 +67,8 @@ def footprint(cfg: RunConfig, manifest: Manifest) -> int:
     """
     split = cfg.data.train_split
     net, objective = build_modules(cfg, len(manifest.classes), manifest.stats(split), manifest.split(split).num_samples)
+    if cfg.train.grad_checkpointing:
+        recompute_(net.backbone, cfg.model.name)
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def test_the_heaviest_run_is_the_one_with_most_images_weights_or_encoders(tiny_s
     ):
         assert footprint(base.replace(changes), manifest) > size, changes
     assert footprint(base.replace({"train.optim.lr": 0.5}), manifest) == size
+    assert footprint(base.replace({"train.grad_checkpointing": True}), manifest) < size
     large = base.replace({"train.batch_size": 2 * base.train.batch_size, "name": "large"})
     assert heaviest([base, large, base], manifest) == large
     assert described(base, base) == "the recipe"
