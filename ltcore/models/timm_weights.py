@@ -6,7 +6,9 @@ other programs. It is downloaded into that one, by one process of a node while t
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from ltcore.storage import cache_root, locked
 _SAFE = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 """Files of a repository -> the same weights in a file that is preferred, as timm does."""
 
+_LOG = logging.getLogger("ltcore.models")
 _STANDING_IN = threading.Lock()
 
 
@@ -71,14 +74,37 @@ class Published:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        for name in self.files[:-1]:
-            try:
-                return Path(hf_hub_download(self.repository, name, revision=self.revision))
-            except LocalEntryNotFoundError:  # no answer, which says nothing about the file
-                raise
-            except EntryNotFoundError:
-                continue
-        return Path(hf_hub_download(self.repository, self.files[-1], revision=self.revision))
+        with _said_once(self.repository):
+            for name in self.files[:-1]:
+                try:
+                    return Path(hf_hub_download(self.repository, name, revision=self.revision))
+                except LocalEntryNotFoundError:  # no answer, which says nothing about the file
+                    raise
+                except EntryNotFoundError:
+                    continue
+            return Path(hf_hub_download(self.repository, self.files[-1], revision=self.revision))
+
+
+@contextlib.contextmanager
+def _said_once(repository: str) -> Iterator[None]:
+    """Says once that a repository does not answer. huggingface_hub writes two lines for each of its attempts."""
+    log, said = logging.getLogger("huggingface_hub.utils._http"), False
+
+    def kept(record: logging.LogRecord) -> bool:
+        nonlocal said
+        text = record.getMessage()
+        if " thrown while requesting " not in text and not text.startswith("Retrying in "):
+            return True
+        if not said:
+            _LOG.warning("the repository %s does not answer; it is asked again for about half a minute", repository)
+        said = True
+        return False
+
+    log.addFilter(kept)
+    try:
+        yield
+    finally:
+        log.removeFilter(kept)
 
 
 def published(name: str, weights: str | None = None) -> Published | None:

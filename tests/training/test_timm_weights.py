@@ -159,6 +159,25 @@ def test_weights_are_downloaded_once(node: Path, tmp_path: Path, monkeypatch: py
     assert start("timm:test_vit", "default")[1]["weights"] == str(*files)
 
 
+def test_a_repository_that_does_not_answer_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own library says each of its attempts, in two lines with an address."""
+    import huggingface_hub.constants as hub
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:1")
+    waits: list[float] = []
+    monkeypatch.setattr(_http.time, "sleep", waits.append)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(LocalEntryNotFoundError\)"):
+        timm_weights.fetched("timm:test_vit", "default")
+    said = [record.getMessage() for record in caplog.records]
+    repeated = "the repository timm/test_vit.r160_in1k does not answer; it is asked again for about half a minute"
+    assert said.count(repeated) == 1 and not [text for text in said if "Retrying" in text or "127.0.0.1" in text], said
+    assert len(waits) > 1, "there were attempts to be said"
+
+
 def test_a_network_without_published_weights_says_so() -> None:
     assert timm_weights.published("timm:vit_base_patch16_18x2_224") is None
     with pytest.raises(
