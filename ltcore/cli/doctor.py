@@ -8,7 +8,8 @@ from ltcore.cli.prepare import storage_root
 from ltcore.config.execution import PlaceArgs
 from ltcore.errors import CapacityError
 from ltcore.reporting.terminal import Terminal
-from ltcore.runtime.cluster import connect, disconnect, noted_address, on_cluster_node
+from ltcore.runtime.cluster import connect, disconnect
+from ltcore.runtime.cluster_address import noted_address, on_cluster_node
 from ltcore.runtime.doctor.checks import RED, Check, capacity, no_capacity, verdict
 from ltcore.runtime.doctor.doctor import examine_here, examine_nodes, show
 from ltcore.runtime.placement import Placement

@@ -20,7 +20,8 @@ from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import left_out
 from ltcore.errors import ConfigError
-from ltcore.runtime.cluster import connect, disconnect, on_cluster_node
+from ltcore.runtime.cluster import connect, disconnect
+from ltcore.runtime.cluster_address import on_cluster_node
 from ltcore.runtime.placement import Placement
 from ltcore.storage import join
 from ltcore.text import counted, printable_lines

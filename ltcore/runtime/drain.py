@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds_left, why, *node = sys.argv[1:] if argv is None else argv
     from ray.scripts.scripts import drain_node
 
-    from ltcore.runtime.cluster import noted_address
+    from ltcore.runtime.cluster_address import noted_address
 
     address = os.environ.get("RAY_ADDRESS") or noted_address()
     nodes = node or (own_nodes(address) if address else [])

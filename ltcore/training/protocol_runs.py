@@ -18,7 +18,7 @@ from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
 from ltcore.evaluation.protocols import TRAIN_BALANCED, TRAIN_LONG_TAILED
 from ltcore.storage import exists, is_local, join, local_path
 from ltcore.text import counted
-from ltcore.training import checkpoint as ckpt
+from ltcore.training.same_run import differences
 from ltcore.training.stored import entries
 
 TRAIN_SPLITS = (TRAIN_LONG_TAILED, TRAIN_BALANCED)
@@ -126,7 +126,7 @@ def mismatch(one: RunRecord, two: RunRecord, ignored: Collection[str] = ()) -> s
     own = {"data.train_split", *ORIGINS, *ignored}
     different = [
         f"{key} is {ours!r} and {theirs!r}"
-        for key, (ours, theirs) in ckpt.differences(one.config, two.config).items()
+        for key, (ours, theirs) in differences(one.config, two.config).items()
         if key not in own
     ]
     different += [words for key in ORIGINS if (words := _other_origin(key, one, two, ignored))]

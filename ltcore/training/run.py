@@ -46,6 +46,7 @@ from ltcore.training.hardware import (
 )
 from ltcore.training.lease import Lease, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
+from ltcore.training.same_run import check_same_data, refuse_differences
 from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
 from ltcore.training.stage2.trainer import fit_stage2
 from ltcore.training.stored import remove
@@ -161,8 +162,8 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
     Under the same name it has another configuration, other data, or other weights to start from.
     """
     cfg = resolved(RunConfig.from_dict(job.config))
-    ckpt.refuse_differences(job.run_uri, done.config, cfg.to_flat(), job.info.mutable)
-    ckpt.check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
+    refuse_differences(job.run_uri, done.config, cfg.to_flat(), job.info.mutable)
+    check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
     refuse_other_weights(job.run_uri, done.started_from, cfg.model)
     if cfg.stage2 is not None:
         with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:

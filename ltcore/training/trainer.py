@@ -42,6 +42,7 @@ from ltcore.training.optim import step_rate
 from ltcore.training.pace import SavePace
 from ltcore.training.progress import TrainProgress
 from ltcore.training.record import RunInfo, RunLog
+from ltcore.training.same_run import check_same_run
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.tested import keep_tests
 from ltcore.training.weights_file import SHA256, refuse_other_weights
@@ -365,7 +366,7 @@ class Trainer:
         """
         state, pending = None, {}
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
-            ckpt.check_same_run(found, self.cfg.to_flat(), self.loader.store.manifest.hash, self.info.mutable)
+            check_same_run(found, self.cfg.to_flat(), self.loader.store.manifest.hash, self.info.mutable)
             state = found.train_state()
             refuse_other_weights(found.path, state["progress"].get("started_from"), self.cfg.model)
             best = ckpt.find(self.folder, "best")

@@ -22,9 +22,9 @@ from ltcore.runtime.placement import Placement, Scaling
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import result_of, stall_error, submit
 from ltcore.storage import join
-from ltcore.training.checkpoint import refuse_differences
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run
+from ltcore.training.same_run import refuse_differences
 from ltcore.training.weights_input import with_input
 from ltcore.tuning.measured import has_own_input
 

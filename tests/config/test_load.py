@@ -10,7 +10,7 @@ from ltcore.config.recipes import read_run
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.objective.registry import BASES, TERMS
-from ltcore.training.checkpoint import refuse_differences
+from ltcore.training.same_run import refuse_differences
 
 
 @pytest.fixture(scope="module")

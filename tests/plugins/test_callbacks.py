@@ -17,6 +17,7 @@ from ltcore.errors import ConfigError, PluginError
 from ltcore.plugins import distributions, loading
 from ltcore.training import callbacks
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.same_run import differences
 from ltcore.training.switches import SWITCHES
 from ltcore.tuning.identity import check_same_sweep, identity
 from tests.ddp import run_ranks
@@ -199,9 +200,9 @@ def test_a_callback_that_failed_may_be_repaired_or_left_out(
     """As its error says: it determines no number, so the run goes on without it, or with other code of it."""
     with_it = {"plugins": "odd_one==sha256:1", "seed": 0}
     monkeypatch.setattr(loading, "determines_nothing", lambda entry: entry.startswith("odd_one=="))
-    assert ckpt.differences(with_it, {"seed": 0}) == {}
-    assert ckpt.differences(with_it, {"plugins": "odd_one==sha256:2", "seed": 0}) == {}
-    assert ckpt.differences(with_it, {"plugins": "losses==1", "seed": 0}).keys() == {"plugins"}
+    assert differences(with_it, {"seed": 0}) == {}
+    assert differences(with_it, {"plugins": "odd_one==sha256:2", "seed": 0}) == {}
+    assert differences(with_it, {"plugins": "losses==1", "seed": 0}).keys() == {"plugins"}
 
 
 def test_a_sweep_goes_on_with_a_repaired_callback_and_without_one(beside: Path) -> None:

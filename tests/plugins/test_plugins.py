@@ -27,8 +27,8 @@ from ltcore.errors import CheckpointError, ConfigError, PluginError
 from ltcore.objective.objective import make_objective
 from ltcore.objective.registry import BASES
 from ltcore.plugins import distributions, loading
-from ltcore.training import checkpoint as ckpt
 from ltcore.training.predict import load
+from ltcore.training.same_run import differences
 from tests.plugins.state import forgotten_after, install
 from tests.training.runs import run, stage2_run, tiny_run
 
@@ -247,8 +247,8 @@ def test_another_version_of_a_distribution_is_another_plugin(installed: Path, tm
 def test_plugins_whose_numbers_are_kept_elsewhere_may_change(installed: Path, module: str, same: bool) -> None:
     """Those of a data set are in the data, whose hash is compared by itself."""
     before, after = ({"plugins": f"example_parts.{module}==0.{minor}", "seed": 0} for minor in (3, 4))
-    assert (ckpt.differences(before, after) == {}) == same
-    assert ckpt.differences(before, {**after, "seed": 1}).keys() == {"seed", *(["plugins"] if not same else [])}
+    assert (differences(before, after) == {}) == same
+    assert differences(before, {**after, "seed": 1}).keys() == {"seed", *(["plugins"] if not same else [])}
 
 
 def test_a_distribution_that_is_installed_anew_from_a_folder_is_another_plugin(installed: Path) -> None:

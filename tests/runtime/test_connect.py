@@ -26,6 +26,8 @@ from ray.core.generated.gcs_service_pb2_grpc import (
 
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.runtime import cluster
+from ltcore.runtime import cluster_address as addresses
+from ltcore.runtime.cluster_address import cluster_address, current_cluster_file
 
 CONNECT = """
 import os, sys
@@ -92,7 +94,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(addresses, "CONNECT_S", 0.5)
     (tmp_path / "ray").mkdir()
     return tmp_path / "ray" / "ray_current_cluster"
 
@@ -141,18 +143,18 @@ def head(serve: Callable[[Gcs | None], str]) -> str:
 
 def test_only_a_cluster_that_answers_is_joined(nowhere: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address of `ray start`, or RAY_ADDRESS; a private Ray of another program is neither."""
-    assert cluster._cluster_address() == ""
+    assert cluster_address() == ""
     nowhere.write_text(head)
-    assert cluster._cluster_address() == head
+    assert cluster_address() == head
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert cluster._cluster_address() == "", "Ray's own word for a private one"
+    assert cluster_address() == "", "Ray's own word for a private one"
     monkeypatch.setenv("RAY_ADDRESS", head)
-    assert cluster._cluster_address() == head
+    assert cluster_address() == head
     monkeypatch.delenv("RAY_ADDRESS")
     nowhere.write_text("127.0.0.1:1")
-    assert cluster._cluster_address() == "", "the note of a cluster that has ended"
+    assert cluster_address() == "", "the note of a cluster that has ended"
     nowhere.write_text("no address")
-    assert cluster._cluster_address() == ""
+    assert cluster_address() == ""
 
 
 @pytest.mark.parametrize("meant", ["bootstrap", "auto"])
@@ -168,7 +170,7 @@ def test_nothing_is_started_beside_a_cluster(
     else:
         monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(ConfigError, match=r"This machine belongs to a cluster, but no Ray answers (at|here)"):
-        cluster._cluster_address()
+        cluster_address()
 
 
 @pytest.mark.parametrize("names", [{}, {"TMPDIR": "/scratch"}, {"TMPDIR": "/scratch", "RAY_TMPDIR": "/short"}])
@@ -177,7 +179,7 @@ def test_the_note_is_where_ray_leaves_it(names: dict[str, str], monkeypatch: pyt
         monkeypatch.delenv(name, raising=False)
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    assert str(cluster.current_cluster_file()) == get_ray_address_file(None)
+    assert str(current_cluster_file()) == get_ray_address_file(None)
 
 
 def test_the_token_of_the_machine_is_shown_as_ray_shows_it(
@@ -188,20 +190,20 @@ def test_the_token_of_the_machine_is_shown_as_ray_shows_it(
     nowhere.write_text(address)
     asks = "asks for a token, and this machine has none or another one. Set RAY_AUTH_MODE=token"
     with pytest.raises(ConfigError, match=asks):
-        cluster._cluster_address()
+        cluster_address()
     file = Path.home() / ".ray" / "auth_token"
     file.parent.mkdir()
     file.write_text(TOKEN)
-    assert cluster._cluster_address() == address
+    assert cluster_address() == address
     for wrong in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guess"}):
         for name, value in wrong.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(ConfigError, match=asks):
-            cluster._cluster_address()
+            cluster_address()
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     file.unlink()
     with pytest.raises(ConfigError, match=asks):
-        cluster._cluster_address()
+        cluster_address()
 
 
 def silent() -> tuple[str, Callable[[], None]]:
@@ -237,7 +239,7 @@ def refused_soon(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     began = time.monotonic()
     with pytest.raises(ConfigError, match=rf"no Ray answers at {address}.*correct or unset RAY_ADDRESS"):
-        cluster._cluster_address()
+        cluster_address()
     assert time.monotonic() - began < 5
 
 
@@ -247,7 +249,7 @@ def test_an_address_of_another_kind_is_refused_by_name(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=rf"RAY_ADDRESS={address}: expected host:port"):
-        cluster._cluster_address()
+        cluster_address()
 
 
 @pytest.mark.parametrize("address", ["http://me:pa55word@head:8265", "ray://me:pa55/word@head:1", "me:pa55word@head:1"])
@@ -256,7 +258,7 @@ def test_a_password_in_the_address_is_not_repeated(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=head:\d+: expected host:port") as error:
-        cluster._cluster_address()
+        cluster_address()
     assert "pa55" not in str(error.value)
 
 
@@ -280,7 +282,7 @@ def test_the_note_of_another_user_is_no_invitation(
 
         monkeypatch.setattr(Path, "lstat", of_another)
     with pytest.warns(UserWarning, match=r"belongs to another user.*RAY_ADDRESS") as warned:
-        assert cluster._cluster_address() == ""
+        assert cluster_address() == ""
     assert "\x1b" not in str(warned[0].message)
 
 
@@ -357,7 +359,7 @@ def test_a_ray_that_the_program_started_itself_is_left_as_it_is(nowhere: Path, m
     """Ray ends a process whose connections meet another token."""
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr(cluster, "_describe", lambda ray, *, local, real: (local, real))
-    monkeypatch.setattr(cluster, "_cluster_address", lambda: pytest.fail("it has one"))
+    monkeypatch.setattr(cluster, "cluster_address", lambda: pytest.fail("it has one"))
     monkeypatch.setattr("ray.shutdown", lambda: pytest.fail("it goes on"))
     assert cluster.connect()[0] is False  # type: ignore[index]  # not a Cluster here
     cluster.disconnect()

@@ -12,6 +12,7 @@ import torch
 
 from ltcore.errors import CheckpointError
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.same_run import check_same_run
 
 META: dict[str, Any] = {"config": {"seed": 0, "train.epochs": 3}, "data_hash": "a" * 64}
 
@@ -94,11 +95,11 @@ def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_with_the_key(tmp_path: Path) -> None:
     found = ckpt.read(write(tmp_path, 1))
-    ckpt.check_same_run(found, {**META["config"], "tracking.wandb": False}, "a" * 64)
+    check_same_run(found, {**META["config"], "tracking.wandb": False}, "a" * 64)
     with pytest.raises(CheckpointError, match=r"train.epochs: 3 there, 5 now"):
-        ckpt.check_same_run(found, {**META["config"], "train.epochs": 5}, "a" * 64)
+        check_same_run(found, {**META["config"], "train.epochs": 5}, "a" * 64)
     with pytest.raises(CheckpointError, match="data"):
-        ckpt.check_same_run(found, META["config"], "b" * 64)
+        check_same_run(found, META["config"], "b" * 64)
 
 
 def test_a_place_without_checkpoint_says_what_was_expected(tmp_path: Path) -> None:

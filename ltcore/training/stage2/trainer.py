@@ -37,6 +37,7 @@ from ltcore.training.hardware import choose_precision, most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunLog
+from ltcore.training.same_run import check_same_run
 from ltcore.training.stage2.features import pooled_features
 from ltcore.training.stage2.source import origin, stage1_checkpoint
 from ltcore.training.tested import keep_tests
@@ -63,7 +64,7 @@ def fit_stage2(
     check_train_split(loader, cfg.data.train_split)
     previous = ckpt.find(run_dir / "checkpoints")
     if previous is not None:
-        ckpt.check_same_run(previous, cfg.to_flat(), loader.store.manifest.hash)
+        check_same_run(previous, cfg.to_flat(), loader.store.manifest.hash)
     return Stage2Trainer(cfg, loader, ctx, run_dir, log, info, record).run()
 
 

@@ -1,0 +1,65 @@
+"""May a run continue where another one stopped? Configurations and data, compared in what they decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
+from ltcore.config.plugged import deciding
+from ltcore.errors import CheckpointError
+from ltcore.training.checkpoint import Checkpoint
+
+
+def check_same_run(
+    checkpoint: Checkpoint, config: dict[str, Any], data_hash: str, mutable: tuple[str, ...] = ()
+) -> None:
+    """Raises CheckpointError where a run would continue with another configuration or on other data.
+
+    The message names the first differences. ``mutable`` keys may differ, and keys that do not change the training
+    (FREE_TO_CHANGE).
+    """
+    if not {"config", "data_hash"} <= checkpoint.meta.keys():
+        raise CheckpointError(
+            f"{checkpoint.path}/meta.json does not say which configuration and data it belongs to. Delete this checkpoint "
+            "and run again, or use --fresh."
+        )
+    check_same_data(checkpoint.path, checkpoint.meta["data_hash"], data_hash)
+    refuse_differences(checkpoint.path, checkpoint.meta["config"], config, mutable)
+
+
+def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
+    """Raises CheckpointError where the data are not those of the run at ``where``."""
+    if old_hash != new_hash:
+        raise CheckpointError(
+            f"{where} was trained on data {old_hash[:12]}, now data.uri leads to {new_hash[:12]}. Use the same data, another "
+            "--name, or --fresh."
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys that matter in which two flat configurations differ, with both values.
+
+    The choice of a method comes before its options.
+    """
+    old, new = deciding(effective(old)), deciding(effective(new))
+    keys = sorted(set(new) | set(old), key=lambda key: (key.startswith(OPTIONS), key))
+    pairs = {key: (old.get(key), new.get(key)) for key in keys if not key.startswith(FREE_TO_CHANGE)}
+    return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
+
+
+def refuse_differences(
+    where: Path | str, old: Mapping[str, Any], new: Mapping[str, Any], mutable: tuple[str, ...] = ()
+) -> None:
+    """Raises CheckpointError where two flat configurations differ in a key that matters; names the first ones."""
+    found = [
+        f"{key}: {before!r} there, {after!r} now"
+        for key, (before, after) in differences(old, new).items()
+        if not key.startswith(mutable)
+    ]
+    if found:
+        raise CheckpointError(
+            f"{where} belongs to another configuration ({'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}). Use another "
+            "--name, the old values, or --fresh."
+        )
