@@ -90,7 +90,7 @@ class ModelConfig:
     """What of the backbone is trained; classifier and projection always are. 'full': all; 'head': nothing; 'bias': its biases
     (BitFit); 'norm': its normalization layers; 'lora': an update of low rank beside layers; 'adaptformer': a narrow network
     beside the MLP of every transformer block; 'partial:K': its last K blocks (residual or transformer), K >= 1. Batch norms
-    of which nothing is trained keep their running statistics. Checkpoints contain what is trained, and all else comes from
+    whose weight is not trained keep their running statistics. Checkpoints contain what is trained, and all else comes from
     ``model.weights`` or the seed again; with ``train.init_from`` they contain everything. No effect in stage 2."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Updates of low rank beside frozen layers. No effect unless ``model.tune`` is 'lora'."""
@@ -202,7 +202,7 @@ class LongTailNet(nn.Module):
         """Names of the state dict's entries that training leaves as they are."""
 
     def train(self, mode: bool = True) -> LongTailNet:
-        """Sets the mode of all modules; batch norms of which nothing is trained stay in evaluation mode."""
+        """Sets the mode of all modules; batch norms whose weight is not trained stay in evaluation mode."""
         super().train(mode)
         keep_frozen_(self)
         return self

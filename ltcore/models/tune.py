@@ -1,10 +1,11 @@
 """What of a backbone is trained: everything, or a small part of it, with or without additional parameters.
 
-Everything that is not the backbone (classifiers, projections) is always trained. A batch norm of which no parameter is
-trained stays in evaluation mode: it normalizes by the running statistics that came with the weights, and they do not move.
+Everything that is not the backbone (classifiers, projections) is always trained. A batch norm whose weight is not trained
+stays in evaluation mode: it normalizes by the running statistics that came with the weights, and they do not move.
 Otherwise a "frozen" backbone would still follow the new data, its checkpoints could not leave the frozen part out, and its
 features would depend on who else is in the batch. In a backbone that was drawn at random these statistics are mean 0 and
-variance 1. Batch norms with a trained weight or bias ('norm', 'bias', those in the blocks of 'partial') work as ever.
+variance 1. Batch norms with a trained weight ('norm', those in the blocks of 'partial') work as ever; of 'bias', which leaves
+every scale of the network as it is, only their biases move.
 
 Sources: BitFit, Ben Zaken et al., ACL 2022, arXiv:2106.10199; LoRA and AdaptFormer: see ``lora`` and ``adaptformer``.
 """
@@ -117,7 +118,8 @@ def tune_(backbone: nn.Module, cfg: Tuned, *, num_classes: int, seed: int, scope
         parameter.requires_grad_(name in trained)
     for module in backbone.modules():
         if getattr(module, "running_mean", None) is not None:
-            setattr(module, FROZEN_STATS, not any(p.requires_grad for p in module.parameters(recurse=False)))
+            weight = getattr(module, "weight", None)
+            setattr(module, FROZEN_STATS, weight is None or not weight.requires_grad)
     keep_frozen_(backbone)
 
 
