@@ -83,8 +83,14 @@ class _Outages:
 
 _known = _Outages()
 listeners: dict[str, Callable[[], None]] = {}
-"""Called before every pause, so that waiting is not taken for a hang; each under a name, of which there is one."""
+"""Called by ``still_here``; each under a name, of which there is one."""
 _here = threading.local()
+
+
+def still_here() -> None:
+    """Tells all listeners that this process waits, or works at something long, so that its silence is not taken for a hang."""
+    for listener in list(listeners.values()):
+        listener()
 
 
 def patience_s() -> float:
@@ -144,8 +150,7 @@ def retrying(place: str, act: Callable[[], T]) -> T:
                 if isinstance(error, LtcoreError):  # which has its own words
                     raise
                 raise _given_up(error) from error
-            for listener in list(listeners.values()):
-                listener()
+            still_here()
             pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * _jitter.uniform(0.5, 1.0)
             time.sleep(min(pause_s, left_s))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -21,9 +20,10 @@ from pyarrow import fs as pafs
 
 from ltcore import fsspec_stores
 from ltcore.errors import DamagedFileError, DataError, LtcoreError, StorageError
+from ltcore.file_lock import locked as locked
 from ltcore.fsspec_stores import FileInfo
 from ltcore.retry import ShortError
-from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present
+from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present, undisturbed
 from ltcore.stores import errors_of as errors_of
 from ltcore.stores import open_fs as open_fs
 from ltcore.uris import READ_ONLY, REMOTE_SCHEMES, scheme_of
@@ -256,18 +256,26 @@ def is_plain(found: os.stat_result) -> bool:
     return stat.S_ISREG(found.st_mode)
 
 
-def write_bytes_atomic(uri: str, data: bytes) -> None:
-    """Writes the whole file or nothing: a temporary file, fsync and rename; object stores do so by themselves."""
+def write_bytes_atomic(uri: str, data: bytes, fence: Callable[[], None] = lambda: None) -> None:
+    """Writes the whole file or nothing: a temporary file, fsync and rename; object stores do so by themselves.
+
+    ``fence`` is asked before every attempt, of which there may be some over minutes; what it raises ends them.
+    """
     filesystem, path = open_fs(uri)
 
     def write() -> None:
+        fence()
         if is_local(uri):
             _write_local(Path(path), data)
-            return
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+        else:
+            undisturbed(lambda: _write_object(filesystem, path, data))
 
     asked(uri, "written", SPACE, write)
+
+
+def _write_object(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
 
 
 def read_json(uri: str | Path) -> dict[str, Any] | None:
@@ -375,20 +383,3 @@ def free_bytes(folder: str | Path) -> int:
     """Returns the free bytes on the disk of a folder, or of its nearest parent that exists."""
     place = Path(folder)
     return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
-
-
-@contextlib.contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds an exclusive lock between processes (and threads) on the file ``path``, which is created if missing.
-
-    ``on_wait`` is called where another process holds it, before this one waits.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import functools
 import os
+import threading
 from collections.abc import Callable
+from concurrent import futures
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -105,3 +107,23 @@ def present(act: Callable[[], T]) -> T:
         return act()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingError("There is no such file.") from error
+
+
+def undisturbed(act: Callable[[], None]) -> None:
+    """Acts where no signal interrupts.
+
+    An interrupt between the opening of an object's stream and its end would close the stream, which publishes what was
+    written until then: nothing, in the place of what was there.
+    """
+    done: futures.Future[None] = futures.Future()
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="ltcore-write").start()  # the process does not end before it has
+    done.result()

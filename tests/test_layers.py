@@ -26,6 +26,7 @@ BASE = (
     "text",
     "storage",
     "retry",
+    "file_lock",
     "stores",
     "uris",
     "fsspec_stores",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,3 +127,46 @@ def test_a_refusal_is_none(bucket: Bucket, proxy: Flaky, status: str, caplog: py
     with proxy.disturbed(status), pytest.raises(DataError):
         storage.list_files(bucket.uri)
     assert "waiting" not in caplog.text
+
+
+class Opening:
+    """A store in which something happens when an object is opened for writing."""
+
+    def __init__(self, uri: str, event: Callable[[], None]) -> None:
+        self.filesystem, self.path = storage.open_fs(uri)
+        self.event = event
+
+    def open_output_stream(self, path: str) -> Any:
+        stream = self.filesystem.open_output_stream(path)
+        self.event()
+        return stream
+
+
+def test_an_interrupted_write_leaves_the_whole_object(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object's stream that is closed early publishes what was written until then: nothing."""
+    uri = f"{bucket.uri}/sweep.json"
+    storage.write_bytes_atomic(uri, b"before")
+    store = Opening(uri, lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(storage, "open_fs", lambda _: (store, store.path))
+    for number in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            storage.write_bytes_atomic(uri, b"after %d" % number)
+        for thread in threading.enumerate():
+            if thread.name == "ltcore-write":
+                thread.join()
+        assert bucket.get("sweep.json") == b"after %d" % number
+
+
+def test_the_fence_is_asked_before_every_attempt(bucket: Bucket, proxy: Flaky) -> None:
+    """A node that was cut off may try for minutes, in which another one takes over."""
+    asked: list[bool] = []
+
+    def fence() -> None:
+        asked.append(bool(proxy.struck))
+        if asked[-1]:
+            raise DataError("taken over")
+
+    bucket.put("run.json", b"the new owner's")
+    with proxy.disturbed("503"), pytest.raises(DataError, match="taken over"):
+        storage.write_bytes_atomic(f"{bucket.uri}/run.json", b"old", fence)
+    assert asked == [False, True] and bucket.get("run.json") == b"the new owner's"

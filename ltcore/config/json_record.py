@@ -73,10 +73,13 @@ R = TypeVar("R", bound=StoredRecord)
 
 
 class RecordFile(Generic[R]):
-    """The present record of something that goes on, and its file; without a folder there is no file."""
+    """The present record of something that goes on, and its file; without a folder there is no file.
 
-    def __init__(self, folder: str | Path | None, value: R) -> None:
-        self._folder, self.value = folder, value
+    ``check`` is called before every write, and raises where the place is another process's by now.
+    """
+
+    def __init__(self, folder: str | Path | None, value: R, check: Callable[[], None] = lambda: None) -> None:
+        self._folder, self.value, self.check = folder, value, check
 
     def update(self, **fields: Any) -> None:
         """Replaces fields of the record and writes the file."""
@@ -84,8 +87,9 @@ class RecordFile(Generic[R]):
         self.write()
 
     def write(self) -> None:
-        """Writes the whole file. Raises DataError where the place cannot be written."""
+        """Writes the whole file. Raises DataError where the place cannot be written, or is another process's."""
         if self._folder is not None:
+            self.check()
             self.value.write(self._folder)
 
 

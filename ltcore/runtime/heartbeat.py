@@ -103,7 +103,10 @@ class HeartbeatSender:
         self._answer: Any = None
         self._stop = False
         if self._actor is not None:
-            self._send({"over": False, "process": (ray.get_runtime_context().get_node_id(), os.getpid())})
+            # what an earlier process of the run sent stays, for those who look; this one has yet to fetch and decode its data
+            self._send(
+                {"over": False, "begun": False, "process": (ray.get_runtime_context().get_node_id(), os.getpid())}
+            )
 
     def stop_requested(self) -> bool:
         """Tells whether the driver answered a sign of life with the request to save and end. Never waits."""
@@ -116,18 +119,19 @@ class HeartbeatSender:
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         """Sends how far an epoch is, where nothing was sent for a while."""
         if time.monotonic() - self._sent > self._every_s:
-            self._send({"epoch": epoch, "images_seen": images_seen, "total_images": total_images})
+            self._send({"begun": True, "epoch": epoch, "images_seen": images_seen, "total_images": total_images})
 
     def alive(self) -> None:
-        """Tells that the run waits for its storage, which is no hang."""
-        self._send({})
+        """Tells that the run waits for its storage, or decodes its data, which is no hang; where nothing was sent for a while."""
+        if time.monotonic() - self._sent > self._every_s:
+            self._send({})
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Sends the numbers of a finished epoch."""
         kept = ("epoch", "images_seen", "images_per_s", "data_wait_fraction", "time_s")
         total = round(metrics["images_seen"] / metrics["progress"])
         shown = {key: value for key, value in metrics.items() if key in kept or key.startswith(VALIDATION)}
-        self._send({"total_images": total, **shown})
+        self._send({"begun": True, "total_images": total, **shown})
 
     def over(self) -> None:
         """Says that this process is through with the run, so that silence means nothing from now on."""
@@ -191,6 +195,10 @@ class Watchdog(Poller):
             self._patience_ends = time.monotonic() + SAVE_S
             self.saving.set()
 
+    def lost(self, run: str) -> None:
+        """Notes that nobody will go on with a run, whose process could not say so itself."""
+        self._actor.beat.remote(run, {"over": True})
+
     def touch(self) -> None:
         """Notes activity that is no sign of life of a run: a trial ended, a stage began."""
         self._moved = time.monotonic()
@@ -221,7 +229,7 @@ class Watchdog(Poller):
         for run, state in running.items():
             silent_s = time.monotonic() - self._moved_of[run]
             # before its first step a run fetches and decodes data, which takes as long as it takes
-            if silent_s > (self._stall_s if "images_seen" in state else max(self._stall_s, BEGIN_S)):
+            if silent_s > (self._stall_s if state.get("begun") else max(self._stall_s, BEGIN_S)):
                 self._moved_of[run] = time.monotonic()
                 self._say(
                     f"{run} has said nothing for {silent_s:.0f} s: it is ended, and goes on from its last checkpoint"

@@ -17,10 +17,10 @@ from ltcore.errors import LtcoreError, RunFailedError
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import BACKEND, Scaling
-from ltcore.runtime.ray_context import ReportingContext
+from ltcore.runtime.ray_context import ASK_S, ReportingContext
 from ltcore.storage import is_local, join, open_fs
 from ltcore.training.context import StopRequested
-from ltcore.training.record import has_failed
+from ltcore.training.record import failed_start
 from ltcore.training.run import Job, execute
 
 SPOT_FAILURES = 10
@@ -121,6 +121,7 @@ def train_worker(job: Job) -> None:
     quiet()
     adopt_secrets(job.heartbeat, job.nonce)
     context = _TrainContext(job)
+    before = failed_start(job.run_uri) if context.world == 1 else None
     try:
         execute(job, context, make_ray_loader)
     except StopRequested:
@@ -128,7 +129,7 @@ def train_worker(job: Job) -> None:
     except LtcoreError:
         # Ray Train would start the workers again, only to meet the same error. Alone, the worker has said it in run.json; in
         # a group the others wait for this one, and only the error ends them.
-        if context.world > 1 or not has_failed(job.run_uri):
+        if context.world > 1 or failed_start(job.run_uri) in (None, before):
             raise
     finally:
         context.over()
@@ -148,6 +149,10 @@ class _TrainContext(ReportingContext):
         # Asked for gloo, a worker makes do with the CPU; otherwise a GPU that was reserved and is not there is an error.
         in_name_only = os.environ.get(BACKEND) == "gloo" and not torch.cuda.is_available()
         self.device = torch.device("cpu") if in_name_only else get_device()
+
+    def notice_due(self) -> bool:
+        """Tells whether to ask. Also on a private Ray, whose node nobody takes away: an elastic group is resized there too."""
+        return time.monotonic() - self._asked > ASK_S
 
     def notice(self) -> Notice | None:
         """Asks Ray Train, which asks for all nodes of the group and tells every rank the same."""

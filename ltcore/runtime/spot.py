@@ -23,6 +23,8 @@ ENDPOINTS = ("http://169.254.169.254", "http://metadata.google.internal")
 EVERY_S = 5.0
 """Seconds between questions; EC2 recommends five."""
 TIMEOUT_S = 2.0
+FOUND_S = 60.0
+"""How long a service is looked for: a machine that has just started may not reach it yet."""
 MOST_BYTES = 4096
 """Of an answer that is read; the longest is some hundred bytes."""
 TOKEN_TTL_S = 21600
@@ -150,16 +152,20 @@ def _seconds_left(said: str, url: str) -> float:
     return min(max(left_s, 0.0), 10 * EC2_LEFT_S)
 
 
-def find_cloud(endpoints: Sequence[str]) -> Ec2 | ComputeEngine | None:
-    """Returns the service of the cloud that this machine belongs to; None on any other machine."""
-    for endpoint in endpoints:
-        for cloud in (Ec2(endpoint), ComputeEngine(endpoint)):
-            try:
-                cloud.notice()
-            except Unreachable:
-                continue
-            return cloud
-    return None
+def find_cloud(endpoints: Sequence[str], patience_s: float = FOUND_S) -> Ec2 | ComputeEngine | None:
+    """Returns the service of the cloud that this machine belongs to; None where none has answered in time."""
+    until = time.monotonic() + patience_s
+    while True:
+        for endpoint in endpoints:
+            for cloud in (Ec2(endpoint), ComputeEngine(endpoint)):
+                try:
+                    cloud.notice()
+                except Unreachable:
+                    continue
+                return cloud
+        if time.monotonic() + TIMEOUT_S > until:
+            return None
+        time.sleep(TIMEOUT_S)
 
 
 def wait_for_notice(cloud: Ec2 | ComputeEngine, every_s: float = EVERY_S) -> Notice | None:
@@ -200,9 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m ltcore.runtime.spot", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--endpoint", action="append", help="metadata service to ask instead of those of the clouds")
     parser.add_argument("--every-s", type=float, default=EVERY_S, help="seconds between questions (%(default)g)")
+    parser.add_argument(
+        "--found-s", type=float, default=FOUND_S, help="seconds that a service is looked for (%(default)g)"
+    )
     parser.add_argument("--node", action="append", default=[], help="id of the Ray node, if this machine has several")
     args = parser.parse_args(argv)
-    cloud = find_cloud(args.endpoint or ENDPOINTS)
+    cloud = find_cloud(args.endpoint or ENDPOINTS, args.found_s)
     if cloud is None:
         print("spot: no metadata service answers, so this is no machine of EC2 or Compute Engine: nothing to watch.")
         return 0

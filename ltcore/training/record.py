@@ -29,7 +29,7 @@ class RunInfo:
     """Epochs after which the run stops with a checkpoint, to be continued or not; 0: at its end."""
 
 
-def has_failed(run_uri: str) -> bool:
-    """Tells whether a run has written down that it failed, and why."""
+def failed_start(run_uri: str) -> tuple[str, int] | None:
+    """Returns time and process of the start of a run that wrote down that it failed, and why; None where its last has not."""
     record = RunRecord.read(run_uri)
-    return record is not None and record.status == "failed"
+    return (str(record.started_at), record.pid) if record is not None and record.status == "failed" else None

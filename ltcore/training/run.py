@@ -177,12 +177,18 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
 
 def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: Loader, first: RunRecord) -> RunRecord:
     run_dir = sync.local
-    record = RunLog(run_dir if ctx.rank == 0 else None, first)
+    record = RunLog(run_dir if ctx.rank == 0 else None, first, ctx.check)
     previous = ckpt.find(run_dir / "checkpoints") if cfg.stage2 is None else None  # stage 2 begins at its beginning
     earlier = _open_run(job, cfg, record, sync, fresh=previous is None) if ctx.rank == 0 else []
     # the end of its last whole epoch: one that ended just before it was saved is logged again
     resume_step = previous.meta["epoch"] * loader.num_batches if previous else 0
-    tracker = _track(job.info, cfg, ctx, run_dir, first.wandb_id, resume_step)
+    try:
+        with _record_end(record, ctx.device, job.gpus):
+            tracker = _track(job.info, cfg, ctx, run_dir, first.wandb_id, resume_step)
+    except BaseException:
+        if ctx.rank == 0:
+            sync.close()
+        raise
     try:
         with _record_end(record, ctx.device, job.gpus):
             for row in earlier:
@@ -192,6 +198,7 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
     finally:
         try:
             if ctx.rank == 0:
+                sync.push_end()  # W&B may take a minute, and of a group that failed Ray ends the other workers in seconds
                 log_tests(tracker, record.value, run_dir)
         finally:
             tracker.finish(summary(record.value), record.value.status)
@@ -283,15 +290,15 @@ class _SyncedContext(ForwardingContext):
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         if not self._sync.remote:  # where every file that training writes is at its place at once
-            self._check()
+            self.check()
         super().beat(epoch, images_seen, total_images)
 
     def _push(self, *, wait: bool) -> None:
         if self._lease is not None:  # rank 0
-            self._check()
+            self.check()
             self._sync.push(wait=wait)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raises DataError where the run is another process's by now. Of a store, the copy looks itself, and may wait."""
         if self._lease is not None:
             self._lease.check(look=not self._sync.remote)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ltcore import dist
-from ltcore.retry import is_disturbed
+from ltcore.retry import is_disturbed, still_here
 from ltcore.storage import (
     is_local,
     join,
@@ -94,6 +94,7 @@ class RunSync:
         if self._last is not None:
             while wait and not self._last.done() and not is_disturbed(place_of(self.uri)):
                 futures.wait([self._last], timeout=LOOK_S)
+                still_here()
             if not self._last.done():
                 return
             self._last.result()
@@ -104,12 +105,18 @@ class RunSync:
         if self._pool is None:
             return
         if self._last is not None:
-            futures.wait([self._last])
+            _wait_for(self._last)
             self._last = None
         with self._pool:
             self.push()
-        assert self._last is not None
+            assert self._last is not None
+            _wait_for(self._last)
         self._last.result()
+
+    def push_end(self) -> None:
+        """Starts copying the run's end, after copies that are still running, whose errors ``close`` makes good or raises."""
+        if self._pool is not None:
+            self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
 
     def _clear(self) -> None:
         for path in self.local.iterdir():
@@ -159,9 +166,14 @@ class RunSync:
 
     def _send(self, name: str, found: tuple[Stamp, bytes] | None) -> None:
         if found is not None:
-            self.fence()
-            write_bytes_atomic(join(self.uri, name), found[1])
+            write_bytes_atomic(join(self.uri, name), found[1], self.fence)
             self._sent[name] = found[0]
+
+
+def _wait_for(copy: Future[None]) -> None:
+    while not copy.done():
+        futures.wait([copy], timeout=LOOK_S)
+        still_here()
 
 
 def _visible(root: Path, start: str = "") -> Iterator[str]:

@@ -347,7 +347,12 @@ class Trainer:
             if self.base:
                 model = trained_part(self.components.eval_net, model)
                 state = state and trained_state(self.components, state)
-            write = partial(ckpt.save, self.folder, tag, step=step, model=model, state=state, meta=meta)
+            save = partial(ckpt.save, self.folder, tag, step=step, model=model, state=state, meta=meta)
+
+            def write() -> None:
+                self.record.check()  # it removes older checkpoints, which may be another process's by now
+                save()
+
             if wait:
                 retrying(str(self.run_dir), write)
             else:

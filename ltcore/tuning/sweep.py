@@ -35,7 +35,7 @@ from ltcore.tuning.runs import Runs, SweepSetup, TimeIsUp
 from ltcore.tuning.search import LOST, LOST_ON_CLUSTERS, Ears, SearchPlan, run_course, run_population
 from ltcore.tuning.shared_start import FOLDER, LEAST_IMAGES, start_epochs
 from ltcore.tuning.tpe import batch_size, past_of, suggest
-from ltcore.tuning.trainable import TrialPlan
+from ltcore.tuning.trainable import TrialPlan, label_of
 from ltcore.tuning.trials import TrialBook, collect, folder_of, known_trials, last_values, name_of, read_records
 from ltcore.tuning.winner import num_settled, winner_of
 
@@ -172,7 +172,11 @@ class Sweep:
         return True
 
     def _ears(self) -> Ears:
-        return Ears(self.watch.saving.is_set, lambda: self.watch.stop_wanted, self._lost.__setitem__)
+        return Ears(self.watch.saving.is_set, lambda: self.watch.stop_wanted, self._note_loss)
+
+    def _note_loss(self, trial: str, words: str) -> None:
+        self._lost[trial] = words
+        self.watch.lost(label_of(trial))  # it cannot say itself that it is over, and would count as one that hangs
 
     def _search_population(self) -> None:
         """Continues the members that did not finish, each with its last values."""
@@ -291,20 +295,20 @@ class Sweep:
     def _part_ended(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         """Says how far the trial has come, and why it stopped there."""
         self.watch.touch()
-        text = f"trial {trial}: " + (f"{params_text(params)}: " if params else "")
+        text = f"{label_of(trial)}: " + (f"{params_text(params)}: " if params else "")
         how = end_of_part(record, self.setup.sweep.metric, state, self._lost.get(trial))
         if state == "there":
-            self.display.rest(f"trial {trial}")
+            self.display.rest(label_of(trial))
             self.display.say(text, how)
         else:
-            self.display.ended(f"trial {trial}", text, how)
+            self.display.ended(label_of(trial), text, how)
 
     def _decided(self, decision: RungDecision) -> None:
         self.save(rungs=(*self.record.rungs, decision))
         places = decision.trials
         on = [place.id for place in places if place.goes_on]
         for place in places[len(on) :]:
-            self.display.ended(f"trial {place.id}")
+            self.display.ended(label_of(place.id))
         self.display.say(
             f"compared after epoch {places[0].epoch}: {len(on)} of {len(places)} trials go on ({', '.join(on)})"
         )

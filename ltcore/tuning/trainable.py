@@ -22,7 +22,7 @@ from ltcore.runtime.ray_context import execute_on_node
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
 from ltcore.training.context import StopRequested
-from ltcore.training.record import RunInfo, has_failed
+from ltcore.training.record import RunInfo, failed_start
 from ltcore.training.run import Job, scratch_dir
 from ltcore.training.sync import RunSync
 from ltcore.training.weights_input import with_input
@@ -118,6 +118,11 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
         execute_on_node(job, context)
 
 
+def label_of(trial: str) -> str:
+    """Returns the name of a trial in progress lines and signs of life."""
+    return f"trial {trial}"
+
+
 def trial_job(plan: TrialPlan, trial: str, params: Mapping[str, Any], until: int = 0, *, test: bool = False) -> Job:
     """Returns the job of one part of a trial; with ``test`` it ends with the test, also where the trial is finished."""
     config = RunConfig.from_dict(plan.config).replace({**params, "name": f"trial-{trial}"})
@@ -138,7 +143,7 @@ def trial_job(plan: TrialPlan, trial: str, params: Mapping[str, Any], until: int
         heartbeat=plan.heartbeat,
         nonce=plan.nonce,
         code=plan.code,
-        label=f"trial {trial}",
+        label=label_of(trial),
         fork_of=plan.forked.get(trial, ""),
     )
 
@@ -149,12 +154,13 @@ def _told_by_record(run_uri: str) -> Iterator[None]:
 
     Any other error is raised, so that Tune starts the trial again.
     """
+    before = failed_start(run_uri)
     try:
         yield
     except StopRequested:
         pass  # the part ends here
     except Exception as error:
-        if not has_failed(run_uri):
+        if failed_start(run_uri) in (None, before):  # what an earlier start failed of says nothing of this one
             raise
         if not isinstance(error, LtcoreError):
             traceback.print_exc()  # for Ray's log; the record has the last line
@@ -174,5 +180,7 @@ def _adopt_checkpoint(run_uri: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with handed.as_directory() as source:
         step = int(json.loads((Path(source) / "meta.json").read_text())["step"])
-        shutil.copytree(source, folder / f"last-{step:08d}")
+        aside = folder / f".last-{step:08d}.{os.getpid()}"  # half a copy is no checkpoint
+        shutil.copytree(source, aside)
+        aside.rename(folder / f"last-{step:08d}")
     sync.close()

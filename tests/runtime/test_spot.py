@@ -76,7 +76,7 @@ def test_compute_engine_is_told_apart_and_gives_30_s(service: Metadata) -> None:
 @pytest.mark.parametrize("answer", ["", "<html>a portal that wants a login</html>", "x" * 10**6, "[]", "[" * 4000])
 def test_a_portal_that_answers_everything_is_no_cloud(service: Metadata, answer: str) -> None:
     service.any_answer = answer
-    assert find_cloud([service.endpoint]) is None
+    assert find_cloud([service.endpoint], 0) is None
 
 
 def test_answers_are_read_up_to_a_bound(service: Metadata) -> None:
@@ -106,7 +106,7 @@ def test_silence_for_minutes_ends_the_watch_and_a_moment_of_it_does_not(
 
 
 def test_a_machine_without_metadata_is_told_so_in_one_line_and_nothing_fails() -> None:
-    command = [sys.executable, "-m", "ltcore.runtime.spot", "--endpoint", "http://127.0.0.1:9"]
+    command = [sys.executable, "-m", "ltcore.runtime.spot", "--endpoint", "http://127.0.0.1:9", "--found-s", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1 and "nothing to watch" in done.stdout

@@ -13,12 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ltcore.errors import DataError
 from ltcore.storage import read_bytes, write_bytes_atomic
 from ltcore.training import lease
+from ltcore.training.context import LocalContext
 from ltcore.training.lease import FOLDER, exclusive
 from tests.s3 import Bucket
+from tests.training.runs import run, tiny_run
 
 pytest_plugins = ["tests.s3"]
 HOLD = """
@@ -205,3 +208,30 @@ def test_who_holds_a_place_asks_by_its_name(tmp_path: Path) -> None:
         held._taken = True
         with pytest.raises(DataError, match="taken over"):
             lease.check_held(str(tmp_path))
+
+
+class Robbed(LocalContext):
+    """Loses its place to another process after some steps, as one that was stopped for a minute; the other one finishes."""
+
+    def __init__(self, place: Path, steps: int) -> None:
+        super().__init__(torch.device("cpu"))
+        self._place, self._left = place, steps
+
+    def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
+        self._left -= 1
+        if self._left == 0:
+            (self._place / "run.json").write_text("the record of the other one")
+            for tag in ("last-00000099", "best-00000099"):
+                (self._place / "checkpoints" / tag).mkdir(parents=True)
+            lease._held[str(self._place)]._taken = True
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_that_lost_its_place_leaves_the_record_and_checkpoints_of_the_other(
+    steps: int, tiny_shards: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    with pytest.raises(DataError, match="was taken over by another process"):
+        run(tiny_run(), tiny_shards, place, Robbed(place, steps), test=True)
+    assert (place / "run.json").read_text() == "the record of the other one"
+    assert {"last-00000099", "best-00000099"} <= {folder.name for folder in (place / "checkpoints").iterdir()}

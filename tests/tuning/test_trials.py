@@ -14,12 +14,13 @@ from ltcore.config.overrides import flatten
 from ltcore.config.records import RungDecision
 from ltcore.config.retrained import BalancedRecord
 from ltcore.config.sweep import read_sweep
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, DataError, NumericError
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from ltcore.tuning.identity import check_same_sweep, has_more, identity, size_now
 from ltcore.tuning.rungs import Cohort, rungs, standing
 from ltcore.tuning.runs import forget_other
+from ltcore.tuning.trainable import _told_by_record
 from ltcore.tuning.trials import BY_TIME, TrialBook, collect, known_trials, last_values, read_records
 from tests.records import run_record, sweep_record
 
@@ -189,3 +190,16 @@ def test_a_retrain_stays_unless_another_trial_won(tmp_path: Path, keep_all: bool
     assert path.exists()
     forget_other(other)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("before", ["failed", "stopped", ""])
+def test_only_a_failure_that_this_start_wrote_down_is_left_to_the_driver(before: str, tmp_path: Path) -> None:
+    """Of an error before a start has a record, an earlier start's reason says nothing."""
+    place = str(tmp_path)
+    if before:
+        run_record(status=before, reason="No space left on device").write(place)
+    with pytest.raises(DataError, match="a shard is damaged"), _told_by_record(place):
+        raise DataError("a shard is damaged")
+    with _told_by_record(place):
+        run_record(status="failed", reason="a loss is not finite", pid=8).write(place)
+        raise NumericError("a loss is not finite")

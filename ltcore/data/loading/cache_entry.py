@@ -28,6 +28,7 @@ from ltcore.data.loading.checksums import checksum
 from ltcore.data.loading.samples import BadSamples
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
+from ltcore.retry import still_here
 
 _LOG = logging.getLogger("ltcore.data")
 
@@ -225,6 +226,7 @@ def in_threads(fill: Callable[[int], int], firsts: range, num_rows: int, progres
     try:
         for count in pool.map(fill, firsts):
             done += count
+            still_here()
             if progress is not None:
                 progress(done, num_rows)
     finally:

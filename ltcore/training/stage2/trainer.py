@@ -294,4 +294,5 @@ class Stage2Trainer:
         meta = ckpt.description(
             self.cfg.to_flat(), manifest, self.loader.prep, counts_CA, epoch=metrics["epoch"], metrics=self.best
         )
+        self.record.check()
         ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)
