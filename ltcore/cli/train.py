@@ -28,10 +28,10 @@ from ltcore.text import counted, printable_lines
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, trained_note
 from ltcore.training.hardware import allocated_cpus, wished_cpus
-from ltcore.training.key_encoder import remark
 from ltcore.training.lease import exclusive
 from ltcore.training.preflight import check_run
 from ltcore.training.record import RunInfo
+from ltcore.training.remarks import remarks
 from ltcore.training.run import Job, delete_run, execute, refuse_other_run
 from ltcore.training.selection import check_selection
 from ltcore.training.settle import settled
@@ -81,7 +81,7 @@ def train_config(
         show_classes(cfg, manifest, out.say)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
-    if finished is None and (note := remark(cfg, manifest)):
+    for note in remarks(cfg, manifest) if finished is None else []:
         out.say(note)
     if args.dry_run:
         print(printable_lines(dry_run(cfg, data_uri, root)))

@@ -83,7 +83,7 @@ def _tune_on(
     from ltcore.cli.dry_run import dry_run
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
-    from ltcore.training.key_encoder import remark
+    from ltcore.training.remarks import remarks
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.training.settle import settled
@@ -108,7 +108,7 @@ def _tune_on(
     varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
     base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began, varied=varied)
     runs = planned_runs(sweep, base, manifest)
-    for note in dict.fromkeys(filter(None, (remark(run, manifest) for run in runs))):
+    for note in dict.fromkeys(note for run in runs for note in remarks(run, manifest)):
         display.say(note)
     if args.dry_run:
         counted_runs = count_words(sweep, base, manifest, placement.concurrent)

@@ -45,7 +45,7 @@ def key_decay(cfg: RunConfig, steps_per_epoch: int) -> float:
 def remark(cfg: RunConfig, manifest: Manifest) -> str:
     """Says that the configured decay is too slow for this training; '' where it is not, or no loss uses keys."""
     losses = users(cfg.objective)
-    if cfg.stage2 is not None or not losses or cfg.model.key_decay == AUTO:
+    if not losses or cfg.model.key_decay == AUTO:
         return ""
     steps_per_epoch = manifest.split(cfg.data.train_split).num_samples // cfg.train.batch_size
     steps, decay = steps_before(cfg, steps_per_epoch), key_decay(cfg, steps_per_epoch)

@@ -1,0 +1,35 @@
+"""What a person hears of a run whose terms begin too late."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from ltcore.data.shards.manifest import read_manifest
+from ltcore.training.remarks import remarks
+from tests.training.runs import tiny_run
+
+IFL, LPA = "objective.terms.ifl", "objective.terms.lpa"
+LATE: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"train.epochs": 2, f"{IFL}.start": 0.6, f"{IFL}.milestones": ()}, "environments .* take .*=0.5 or less"),
+    ({"train.epochs": 1, f"{IFL}.start": 0.0, f"{IFL}.milestones": ()}, "environments .* take more epochs"),
+    (
+        {"train.epochs": 5, f"{LPA}.start": 0.81, f"{LPA}.freeze_fraction": 1.0},
+        "pseudo-attributes .* last of 5, .*=0.8 or less",
+    ),
+    ({"train.epochs": 2, f"{IFL}.start": 0.5, f"{IFL}.milestones": ()}, ""),
+    ({"train.epochs": 2, f"{IFL}.start": 0.6, f"{IFL}.milestones": (), f"{IFL}.num_envs": 1}, ""),
+    ({"train.epochs": 5, f"{LPA}.start": 0.8, f"{LPA}.freeze_fraction": 1.0}, ""),
+    ({"train.epochs": 2, f"{LPA}.start": 0.6, f"{LPA}.freeze_fraction": 1.0, f"{LPA}.neighbor_mass": 0.0}, ""),
+    ({"train.epochs": 1}, ""),
+)
+
+
+@pytest.mark.parametrize(("changes", "said"), LATE)
+def test_what_is_found_after_the_last_epoch_is_told(changes: dict[str, Any], said: str, tiny_shards: str) -> None:
+    cfg = tiny_run().replace({IFL: None, LPA: None, "objective.terms.dro": None, "model.key_decay": "auto", **changes})
+    found = remarks(cfg, read_manifest(tiny_shards))
+    assert len(found) == bool(said)
+    assert all(re.search(said, text) for text in found), found
