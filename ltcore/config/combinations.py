@@ -6,7 +6,7 @@ Raised from ``RunConfig.__post_init__``; each message starts with the key that w
 from __future__ import annotations
 
 from ltcore.data.augment.config import AugmentConfig
-from ltcore.data.loading.class_sampling import BALANCED, NATURAL
+from ltcore.data.loading.class_sampling import BALANCED, CLASS_AWARE, NATURAL
 from ltcore.objective.class_weights import NATURAL as NATURAL_WEIGHTS
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
@@ -15,13 +15,18 @@ COMPILE = ("off", "default", "reduce-overhead")
 """Values of ``train.compile``."""
 
 
-def check_mixing(augment: AugmentConfig, objective: ObjectiveConfig) -> None:
-    """Raises ValueError where images are mixed and the objective needs images of one class."""
+def check_mixing(augment: AugmentConfig, objective: ObjectiveConfig, sampling: str) -> None:
+    """Raises ValueError where images are mixed and the objective needs images of one class, or neighbors share theirs."""
     on = {key: getattr(augment, key) for key in ("mixup_alpha", "cutmix_alpha") if getattr(augment, key) > 0}
     if not on:
         return
     what = " and ".join(f"augment.{key}={value}" for key, value in on.items()) + (" does" if len(on) == 1 else " do")
     off = " and ".join(f"augment.{key}=0" for key in on)
+    if sampling == CLASS_AWARE:
+        raise ValueError(
+            f"{what} not go with train.sampling={sampling}, by which images of one class come in a row: neighbors are mixed, so "
+            f"every label would stay what it is. Set {off} or another train.sampling, such as class_balanced"
+        )
     base = objective.base
     if not BASES[base].build.label_mix:
         raise ValueError(

@@ -193,7 +193,7 @@ class RunConfig:
         stacks(self.augment, 2)  # refuses names that are none
         self._check_accumulation()
         self._check_ghost_batch()
-        check_mixing(self.augment, self.objective)
+        check_mixing(self.augment, self.objective, self.train.sampling)
         check_pairs(self.model.bilateral, self.train.sampling, self.objective)
         check_sampling(self.train.sampling, self.objective)
         check_compile(self.train.compile, self.objective)

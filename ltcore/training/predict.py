@@ -41,7 +41,8 @@ def load(
     """Loads the classifier in a checkpoint or run directory (its best checkpoint), from a path or a URI.
 
     ``posthoc_tau`` > 0 predicts with logits less that multiple of the log prior it was trained under (post-hoc logit
-    adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum). ``device`` may be 'auto', the GPU where there is one.
+    adjustment, Menon et al., ICLR 2021; 1 is the balanced optimum); labels that Remix moved to rarer classes do not count
+    there. ``device`` may be 'auto', the GPU where there is one.
     ``tta='flip'`` predicts with the mean of the logits of each image and its mirror image, ``'five_crop'`` with that of its
     four corners and its center, cut out of a larger copy (LIFT; sizes: ``ltcore.data.images.five_crop``). Raises
     CheckpointError where there is none or it is damaged, ConfigError where the run balanced its classes in training.
@@ -99,11 +100,17 @@ def _posthoc_prior(found: ckpt.Checkpoint, config: RunConfig, tau: float) -> Ten
         balances, key = "balances the classifier", f"stage2.method={config.stage2.method}"
     else:
         key = f"objective.base={base}"
+    if config.model.head == "tde" and config.model.tde.alpha > 0:
+        key, balances = (
+            "model.head=tde",
+            f"takes away what model.tde.alpha={config.model.tde.alpha:g} says, when it predicts",
+        )
     if balances:
         raise ConfigError(
             f"posthoc_tau={tau:g} does not go with {key} of {found.place}, which {balances}: the classes would be balanced "
             "twice, and that costs accuracy (ImageNet-LT: balanced softmax 51.2, adjusted on top 46.6; Zhang et al., TPAMI "
-            "2023). Predict with it as it is, or adjust a run with objective.base=cross_entropy and no class_weights."
+            "2023). Predict with it as it is, or adjust a run with objective.base=cross_entropy, no class_weights and no "
+            "model.head=tde."
         )
     if "class_prior" not in found.meta:
         raise CheckpointError(

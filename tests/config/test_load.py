@@ -237,6 +237,10 @@ def test_every_way_to_mix_is_named_where_it_is_refused(plain):
     both = words(plain, augment__cutmix_alpha=1, augment__mixup_alpha=0.2, objective__base="paco")
     assert both.startswith("augment.mixup_alpha=0.2 and augment.cutmix_alpha=1.0 do not go with objective.base=paco")
     assert words(plain, augment__remix_kappa=3).startswith("augment.remix_kappa=3 needs mixed images")
+    aware = words(plain, augment__mixup_alpha=1, train__sampling="class_aware")
+    assert aware.startswith(
+        "augment.mixup_alpha=1.0 does not go with train.sampling=class_aware, by which images of one class"
+    )
 
 
 TABLE = "objective.base_options.cross_entropy.class_weights"

@@ -112,6 +112,16 @@ def test_a_run_that_balanced_its_classes_is_refused(tiny_shards: str, tmp_path: 
         ltcore.load(tmp_path / "run", posthoc_tau=1.0)
 
 
+def test_a_classifier_that_takes_the_bias_away_itself_is_refused(tiny_shards: str, tmp_path: Path) -> None:
+    """TDE under cross-entropy: adjusted on top, it loses more than either gains."""
+    cfg = tiny_run(train__epochs=1, model__head="tde", model__tde__alpha=1.5)
+    run(cfg, tiny_shards, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"posthoc_tau=1 does not go with model.head=tde .*model.tde.alpha=1.5"):
+        ltcore.load(tmp_path / "run", posthoc_tau=1.0)
+    run(cfg.replace({"model.tde.alpha": 0.0}), tiny_shards, tmp_path / "plain")
+    assert ltcore.load(tmp_path / "plain", posthoc_tau=1.0).posthoc_tau == 1.0
+
+
 def test_every_base_is_either_refused_or_plain() -> None:
     plain = [name for name, row in BASES.items() if not row.build.balances(row.build.Config())]
     assert sorted([*plain, *BALANCED]) == sorted(BASES)

@@ -11,9 +11,11 @@ al., "Remix: rebalanced mixup", ECCV-W 2020, equation 5: images are mixed with s
 
 Differs: rows 2k and 2k + 1 are mixed with each other, both with the same share and box. Published codes permute the
 whole batch, which no split over ranks could repeat. Neighbors are the same for every number of ranks whose rank-local
-batch is even, because a rank's rows are a contiguous piece of the global batch; and as rows of a batch are in random
-order, a neighbor is as good a partner as any. An odd last row stays as it is. Shares and boxes are drawn per pair, keyed
-by both samples, where published codes draw one for the batch.
+batch is even, because a rank's rows are a contiguous piece of the global batch; and where rows of a batch are in random
+order, a neighbor is as good a partner as any. Images of one class in a row, as of ``class_aware`` sampling, would mix with
+themselves, which is refused. Tars of others that lie sorted by class are read in their order, so that neighbors share a
+class where a batch takes several rows of each of ``data.lanes``. An odd last row stays as it is. Shares and boxes are drawn
+per pair, keyed by both samples, where published codes draw one for the batch.
 """
 
 from __future__ import annotations
@@ -43,14 +45,17 @@ def mixed(batch: Batch, cfg: AugmentConfig, counts_C: Tensor | None, seed: int, 
     if cut_B is not None:
         inside_BHW = pairs.boxes(cfg.cutmix_alpha, images.shape[-2], images.shape[-1]) & cut_B[:, None, None]
         images = torch.where(inside_BHW[:, None], theirs, images)
+        cut_B = inside_BHW.any(2).any(1)  # the smallest boxes are empty
         kept_B = (~inside_BHW).double().mean((1, 2)).float()  # the exact share of pixels
         lam_B = kept_B if lam_B is None else torch.where(cut_B, kept_B, lam_B)
     assert lam_B is not None, "called where something is mixed"
-    labels_B = batch.labels_B[pairs.partner_B]
+    touched_B = torch.stack([chosen_B for chosen_B in (blend_B, cut_B) if chosen_B is not None]).any(0)
+    other_B = torch.where(touched_B, pairs.partner_B, rows)  # an image that is left as it is has no partner
+    labels_B = batch.labels_B[other_B]
     if cfg.remix_kappa is not None:
         assert counts_C is not None, "given to whoever trains"
         lam_B = label_share(lam_B, counts_C[batch.labels_B], counts_C[labels_B], cfg.remix_kappa, cfg.remix_tau)
-    return batch.with_images(images, Mix(labels_B, lam_B, batch.index_B[pairs.partner_B]))
+    return batch.with_images(images, Mix(labels_B, lam_B, batch.index_B[other_B]))
 
 
 def label_share(lam_B: Tensor, own_B: Tensor, other_B: Tensor, kappa: float, tau: float) -> Tensor:

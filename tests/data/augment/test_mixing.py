@@ -137,6 +137,10 @@ def test_some_pairs_may_stay_as_they_are() -> None:
         always, out = augment(**fields)(batch, 0), augment(**fields, mix_probability=0.25)(batch, 0)
         same = (out.images_VBCHW == plain).flatten(2).all(2)[0]
         assert (mix_of(out).lam_B[same] == 1).all() and torch.equal(same[::2], same[1::2])
+        assert torch.equal(mix_of(out).index_B[same], batch.index_B[same]), (
+            "they have no partner, whose weight they would take"
+        )
+        assert torch.equal(mix_of(out).index_B[~same], mix_of(always).index_B[~same])
         assert torch.equal(out.images_VBCHW[:, ~same], always.images_VBCHW[:, ~same])
         assert abs(float((~same).double().mean()) - 0.25) < 0.08
 
