@@ -161,6 +161,8 @@ def _values_of(key: str, typed: str) -> list[str]:
         return ["null", "on"]
     if key in ("data.uri", "sweep.recipe"):
         return _sources() if key == "data.uri" else _packaged("recipe")
+    if key == "model.weights":
+        return ["null", "auto", "default"]
     if key in ("augment.view1", "augment.view2"):
         return [row.name for row in keys.methods() if row.kind == "augmentation"]
     if key in ("train.select", "sweep.metric"):

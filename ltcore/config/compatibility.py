@@ -76,7 +76,9 @@ def markdown() -> str:
             reason = found.get((row, column))
             cells.append("·" if reason is None else f"no ({numbers[reason]})" if reason else "yes")
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"{number}. {reason}." for reason, number in numbers.items()), "", NOTE])
+    return "\n".join(
+        [*lines, "", *(f"{number}. {reason.rstrip('.')}." for reason, number in numbers.items()), "", NOTE]
+    )
 
 
 def _row(name: str, column: str) -> Keys:

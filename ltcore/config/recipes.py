@@ -93,6 +93,8 @@ def _locate(kind: str, name: str, near: str | None) -> tuple[str, str]:
     if not name.endswith((".yaml", ".yml")) and "/" not in name:
         known = packaged(kind)
         if name not in known:
+            if kind == "recipe" and name in packaged("sweep"):
+                raise ConfigError(f"{name} is a sweep, no recipe: ltcore tune --sweep {name}, which --show describes.")
             raise ConfigError(
                 f"{kind}={name!r} is unknown.{nearest(name, known)} Known: {', '.join(known)}; "
                 "the name of a file needs its ending .yaml."
@@ -107,6 +109,8 @@ def _locate(kind: str, name: str, near: str | None) -> tuple[str, str]:
         found = path.is_file()
     except (OSError, ValueError) as error:  # a name that is too long
         raise ConfigError(f"{kind} file {str(path)[:80]!r}... cannot be looked up ({error}).") from None
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, expected a {kind}. Give a folder of images by --data {path}.")
     if not found:
         raise ConfigError(f"{kind} file {path} does not exist. Packaged: {', '.join(packaged(kind))}.")
     try:

@@ -21,8 +21,18 @@ from ltcore.models.clip_text import TEXT, TextConfig, check_text
 from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHead
 from ltcore.models.norm import norm1d, norm2d
 from ltcore.models.registry import MODELS, builder
-from ltcore.models.timm_names import PREFIX, check_name, check_tag, is_tag, is_timm
-from ltcore.models.tune import FULL, AdaptFormerConfig, LoraConfig, check_tune, frozen_names, keep_frozen_, tune_
+from ltcore.models.timm_names import PREFIX, check_name, check_tag, is_network, is_tag, is_timm
+from ltcore.models.tune import (
+    FULL,
+    PARTIAL,
+    TUNES,
+    AdaptFormerConfig,
+    LoraConfig,
+    check_partial,
+    frozen_names,
+    keep_frozen_,
+    tune_,
+)
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES
 from ltcore.uris import check_uris
 
@@ -98,6 +108,8 @@ class ModelConfig:
     """Narrow networks beside the MLPs of transformer blocks. No effect unless ``model.tune`` is 'adaptformer'."""
 
     def __post_init__(self) -> None:
+        if self.name not in MODELS and is_network(self.name):
+            raise ValueError(f"name={self.name} is a network of timm. Write {PREFIX}{self.name}")
         one_of(sorted(MODELS), PREFIX, name=self.name)
         if is_timm(self.name):
             self._check_timm()
@@ -124,7 +136,8 @@ class ModelConfig:
         at_least(0, projection_hidden=self.projection_hidden)
         at_least(1, projection_dim=self.projection_dim)
         at_least(2, ghost_batch=self.ghost_batch)
-        check_tune(self.tune)
+        one_of(TUNES, PARTIAL, tune=self.tune)
+        check_partial(self.tune)
 
     def _check_timm(self) -> None:
         check_name(self.name)

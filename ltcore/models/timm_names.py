@@ -73,6 +73,12 @@ def complete(beginning: str) -> list[str]:
     return sorted(name for name in (f"{PREFIX}{name}" for name in found) if name.startswith(beginning))
 
 
+def is_network(name: str) -> bool:
+    """Tells whether timm has a network, or weights ``network.tag``, of this name, which lacks ``timm:`` then."""
+    network, _, tag = name.partition(".")
+    return is_installed() and network in networks() and (not tag or _has_weights(network, tag))
+
+
 def check_name(name: str) -> None:
     """Raises ValueError where timm, or its network ``timm:...``, is not there."""
     if not is_installed():
@@ -80,7 +86,7 @@ def check_name(name: str) -> None:
     network, tag = split_name(name)
     if network not in networks():
         close = nearest(network, networks()).replace("mean ", f"mean {PREFIX}").replace(", ", f", {PREFIX}")
-        raise ValueError(f"name={name} is no network of the installed timm.{close}")
+        raise ValueError(f"name={name} is no network of the installed timm{'.' if close else ''}{close}")
     if tag and not _has_weights(network, tag):
         raise ValueError(f"name={name}: {_unknown(network, tag)}")
 

@@ -5,6 +5,7 @@ The latter are also what checkpoints of a tuned run are put together with, see `
 
 from __future__ import annotations
 
+import pickle
 import re
 import socket
 from collections.abc import Mapping
@@ -150,6 +151,11 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
     file = node_file(uri)
     try:
         theirs = tensors(file)
+    except pickle.UnpicklingError as error:  # torch's words for it advise to trust the file
+        raise CheckpointError(
+            f"model.weights={uri} holds Python objects beside its tensors, or is damaged, and is not opened. If it is a "
+            "checkpoint of yours, save the tensors alone: torch.save(checkpoint[NAME OF THE WEIGHTS], FILE)."
+        ) from error
     except Exception as error:  # torch raises any type on foreign bytes
         raise CheckpointError(
             f"model.weights={uri} is not a file of tensors ({_problem(error)}). Use another file."

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
+from ltcore.models.tune import FULL, HEAD
 from ltcore.training import key_encoder
 
 
@@ -13,8 +16,37 @@ def remarks(cfg: RunConfig, manifest: Manifest) -> list[str]:
     """Returns sentences about parts that will do little or nothing in a training of this length."""
     if cfg.stage2 is not None:
         return []
-    found = (key_encoder.remark(cfg, manifest), *(_too_late(cfg, name) for name in ("ifl", "lpa")))
+    late = (_too_late(cfg, name) for name in ("ifl", "lpa"))
+    found = (key_encoder.remark(cfg, manifest), *late, *_idle_options(cfg), _random_base(cfg), _unmoved(cfg))
     return [text for text in found if text]
+
+
+def _idle_options(cfg: RunConfig) -> Iterator[str]:
+    """Yields what is said of a way to fine-tune that is not the one of the run."""
+    for tune, section in (("lora", cfg.model.lora), ("adaptformer", cfg.model.adaptformer)):
+        values = ((field, getattr(section, field.name)) for field in dataclasses.fields(section))
+        said = [f"model.{tune}.{field.name}={value}" for field, value in values if value != field.default]
+        if said and cfg.model.tune != tune:
+            yield f"{', '.join(said)}: no effect with model.tune={cfg.model.tune}; model.tune={tune} trains so"
+
+
+def _random_base(cfg: RunConfig) -> str:
+    """Says that what stays frozen was drawn at random; '' where nothing is frozen, or it is not so."""
+    model = cfg.model
+    if model.tune == FULL or model.weights is not None or cfg.train.init_from is not None:
+        return ""
+    return (
+        f"model.tune={model.tune} freezes most of a backbone that was drawn at random, as model.weights is null; take "
+        f"model.weights=default or a file, or model.tune={FULL}"
+    )
+
+
+def _unmoved(cfg: RunConfig) -> str:
+    """Says that terms have no features to move; '' where they have, or there are none."""
+    terms = [f"objective.terms.{name}" for name in ("lpa", "dro") if name in cfg.objective.active_terms()]
+    if cfg.model.tune != HEAD or not terms:
+        return ""
+    return f"model.tune={HEAD} trains nothing in the backbone, so {' and '.join(terms)} cannot move its features"
 
 
 def _too_late(cfg: RunConfig, name: str) -> str:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -382,3 +383,22 @@ def test_a_loss_with_margins_on_cosines_needs_the_cosine_head() -> None:
     with pytest.raises(ConfigError, match=r"model.head=linear.*ldam.*Set model.head=cosine and model.cosine_scale=30"):
         load_run("cifar100_lt_ce", {"objective.base": "ldam"})
     assert load_run("cifar100_lt_ce", {"objective.base": "ldam", "model.head": "cosine", "model.cosine_scale": 30})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("lt_finetune", "lt_finetune is a sweep, no recipe: ltcore tune --sweep lt_finetune"),
+        (".", "is a folder, expected a recipe. Give a folder of images by --data"),
+    ],
+)
+def test_what_is_no_recipe_says_what_it_is(recipe: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_run(f"{tmp_path}/" if recipe == "." else recipe)
+
+
+def test_a_network_of_timm_without_its_beginning_is_told(plain):
+    pytest.importorskip("timm")
+    assert words(plain, model__name="resnet18") == "model.name=resnet18 is a network of timm. Write timm:resnet18."
+    assert words(plain, model__name="timm:") == "model.name=timm: is no network of the installed timm."
+    assert words(plain, model__tune="partial:x").startswith("model.tune='partial:x': expected partial:K")

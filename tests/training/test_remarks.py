@@ -33,3 +33,21 @@ def test_what_is_found_after_the_last_epoch_is_told(changes: dict[str, Any], sai
     found = remarks(cfg, read_manifest(tiny_shards))
     assert len(found) == bool(said)
     assert all(re.search(said, text) for text in found), found
+
+
+IDLE: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"model.lora.rank": 64}, "model.lora.rank=64: no effect with model.tune=full; model.tune=lora trains so"),
+    ({"model.tune": "head"}, "model.tune=head freezes most of a backbone that was drawn at random"),
+    (
+        {"model.tune": "head", "model.weights": "/x.pth", "objective.terms.dro": "on"},
+        "model.tune=head trains nothing in the backbone, so objective.terms.dro cannot move its features",
+    ),
+    ({"model.tune": "lora", "model.weights": "/x.pth", "model.lora.rank": 64, "objective.terms.dro": "on"}, ""),
+)
+
+
+@pytest.mark.parametrize(("changes", "said"), IDLE)
+def test_what_fine_tuning_leaves_without_effect_is_told(changes: dict[str, Any], said: str, tiny_shards: str) -> None:
+    off = {IFL: None, LPA: None, "objective.terms.dro": None, "model.key_decay": "auto"}
+    found = remarks(tiny_run().replace({**off, **changes}), read_manifest(tiny_shards))
+    assert [text[: len(said)] for text in found] == [said] * bool(said)
