@@ -153,8 +153,8 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
         theirs = tensors(file)
     except pickle.UnpicklingError as error:  # torch's words for it advise to trust the file
         raise CheckpointError(
-            f"model.weights={uri} holds Python objects beside its tensors, or is damaged, and is not opened. If it is a "
-            "checkpoint of yours, save the tensors alone: torch.save(checkpoint[NAME OF THE WEIGHTS], FILE)."
+            f"model.weights={uri} is not a file of tensors alone: it holds Python objects beside them, which are not opened, or "
+            "is damaged. Of a checkpoint of yours, save the tensors: torch.save(checkpoint[NAME OF THE WEIGHTS], FILE)."
         ) from error
     except Exception as error:  # torch raises any type on foreign bytes
         raise CheckpointError(

@@ -86,7 +86,7 @@ def test_the_markdown_says_the_same(capsys: pytest.CaptureFixture[str], monkeypa
                 number = cell.removeprefix("no (").removesuffix(")")
                 used.add(number)
                 words = texts[number].replace("this base", f"objective.base={row}")
-                assert words.replace("this term", f"objective.terms.{row}") == reason
+                assert words.replace("this term", f"objective.terms.{row}") == reason.removesuffix(".")
             else:
                 assert cell == ("·" if reason is None else "yes")
     assert used == set(texts), "every note is referred to"

@@ -260,5 +260,9 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     assert "does not hold torchvision's weights of this backbone" in refusal()
     file.write_bytes(b"no tensors")
     assert f"{file} is not a file of tensors" in refusal()
+    torch.save(
+        {"model": {}, "args": Path("a setting")}, file
+    )  # as scripts write it; torch would advise to trust the file
+    assert refusal().endswith("save the tensors: torch.save(checkpoint[NAME OF THE WEIGHTS], FILE).")
     with pytest.raises(ConfigError, match="freeze=classifier needs init_from with a run or checkpoint"):
         cfg.replace({"train.freeze": "classifier"})
