@@ -143,6 +143,8 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
     if done is not None and done.status == "finished":
         refuse_other_run(job, done)
         if done.test is not None or not job.info.test:
+            if sync.ahead:
+                sync.close()  # it ended here, and its end did not reach the storage
             return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
     with contextlib.closing(make_run_loader(cfg, job.data_uri, ctx)) as loader:
         wandb_id = f"{job.info.id}-{secrets.token_hex(3)}" if done is None else done.wandb_id

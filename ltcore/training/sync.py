@@ -48,6 +48,8 @@ class RunSync:
         """Asked before every write to the storage; raises where the run is another process's by now."""
         self.remote = not is_local(uri)
         self.local = scratch if self.remote else Path(open_fs(uri)[1])
+        self.ahead = False
+        """Whether the local directory was found to be newer than the storage: a last copy failed."""
         self._sent: dict[str, Stamp | None] = {}
         """File on the storage -> stamp of the local file that was copied; None where unknown, so that it is copied
         again.
@@ -70,7 +72,9 @@ class RunSync:
             names = [name for name in list_files(self.uri) if not _hidden(name)]
             stored = read_bytes(join(self.uri, _RECORD)) if _RECORD in names else b""
             if not empty:
-                if _comes_from(stored, _read(self.local / _RECORD)):
+                local = _read(self.local / _RECORD)
+                if _comes_from(stored, local):
+                    self.ahead = stored != local
                     self._sent = dict.fromkeys(names)
                     return
                 self._clear()

@@ -452,6 +452,32 @@ def test_a_disturbance_that_lasts_ends_the_run_with_a_sentence_and_the_same_comm
     assert_equal_runs(undisturbed, bucket.download("run", tmp_path / "copy"))
 
 
+@pytest.mark.slow
+def test_a_finished_run_whose_last_copy_failed_is_copied_by_the_same_command(
+    bucket: Bucket, proxy: Flaky, tiny_shards: str, whole_run: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nothing left to train, and the storage does not know yet."""
+    cfg = tiny_run()
+    undisturbed = whole_run(cfg)
+
+    class DisturbedAtTheEnd(LocalContext):
+        def report(self, metrics: Any, checkpoint: Any) -> None:
+            super().report(metrics, checkpoint)
+            if metrics["epoch"] == cfg.train.epochs:
+                monkeypatch.setenv(retry.VARIABLE, "0.5")
+                proxy.strike(10**9, "503")
+
+    with pytest.raises(DataError, match="it stayed so for"):
+        run(cfg, tiny_shards, f"{bucket.uri}/run", DisturbedAtTheEnd(torch.device("cpu")))
+    proxy.fault = ""
+    monkeypatch.delenv(retry.VARIABLE)
+    assert record_of(bucket, "run")["status"] != "finished"
+    monkeypatch.setattr("ltcore.training.lease.VOID_S", 1.0)
+    run(cfg, tiny_shards, f"{bucket.uri}/run")
+    assert record_of(bucket, "run")["status"] == "finished"
+    assert_equal_runs(undisturbed, bucket.download("run", tmp_path / "copy"))
+
+
 def test_a_copy_that_is_refused_ends_the_run_and_is_made_up_for_at_the_end(bucket: Bucket, tmp_path: Path) -> None:
     sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
     (tmp_path / "run").mkdir()
