@@ -21,6 +21,8 @@ from ltcore.uris import READ_ONLY, REMOTE_SCHEMES, check_uris, is_local, local_p
 T = TypeVar("T")
 ACCESS = "Check the name and the credentials"
 SPACE = "Check permissions and free space"
+LAND_S = 10.0
+"""How long an interrupt waits for the object that is being written; another interrupt does not wait."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -126,4 +128,7 @@ def undisturbed(act: Callable[[], None]) -> None:
             done.set_result(None)
 
     threading.Thread(target=run, name="ltcore-write").start()  # the process does not end before it has
-    done.result()
+    try:
+        done.result()
+    finally:  # after an interrupt: what is written next in its place must not be overtaken by it
+        futures.wait([done], timeout=LAND_S)

@@ -23,8 +23,9 @@ from ltcore.plugins.source import Plugin
 __all__ = ["PACKAGE", "REQUIRED", "Allowed", "Leaf", "Section", "leaves"]
 
 OPTIONS = ("objective.base_options.", "stage2.options.")
-TEXT = "model.text."
 """Beginnings of keys that say something about one row of a registry."""
+TEXT = "model.text."
+"""Beginning of the keys of ``model.head_init=text``."""
 
 FREE_TO_CHANGE = (
     "tracking.",

@@ -121,8 +121,9 @@ def train_worker(job: Job) -> None:
     quiet()
     adopt_secrets(job.heartbeat, job.nonce)
     context = _TrainContext(job)
-    before = failed_start(job.run_uri) if context.world == 1 else None
+    before = None
     try:
+        before = failed_start(job.run_uri) if context.world == 1 else None
         execute(job, context, make_ray_loader)
     except StopRequested:
         return  # where it was told to; the record says so

@@ -6,7 +6,6 @@ import dataclasses
 import platform
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -347,11 +346,10 @@ class Trainer:
             if self.base:
                 model = trained_part(self.components.eval_net, model)
                 state = state and trained_state(self.components, state)
-            save = partial(ckpt.save, self.folder, tag, step=step, model=model, state=state, meta=meta)
 
             def write() -> None:
-                self.record.check()  # it removes older checkpoints, which may be another process's by now
-                save()
+                self.record.check()  # saving removes older checkpoints, which may be another process's by now
+                ckpt.save(self.folder, tag, step=step, model=model, state=state, meta=meta)
 
             if wait:
                 retrying(str(self.run_dir), write)

@@ -113,9 +113,10 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     if shared.mutable:
         _adopt_checkpoint(job.run_uri)
     context = TrialContext(job, keep_checkpoints=bool(shared.mutable))
-    with _told_by_record(job.run_uri), contextlib.ExitStack() as through:
+    with contextlib.ExitStack() as through:
         through.callback(context.over)
-        execute_on_node(job, context)
+        with _told_by_record(job.run_uri):
+            execute_on_node(job, context)
 
 
 def label_of(trial: str) -> str:

@@ -430,6 +430,20 @@ def test_training_goes_on_while_the_store_is_disturbed_and_the_copy_follows(
     assert bucket.get("run/metrics.jsonl") == b"2\n"
 
 
+class Disturbed(LocalContext):
+    """Loses the store after an epoch, for longer than anything waits."""
+
+    def __init__(self, proxy: Flaky, monkeypatch: pytest.MonkeyPatch, *, epoch: int) -> None:
+        super().__init__(torch.device("cpu"))
+        self._proxy, self._monkeypatch, self._epoch = proxy, monkeypatch, epoch
+
+    def report(self, metrics: Any, checkpoint: Any) -> None:
+        super().report(metrics, checkpoint)
+        if metrics["epoch"] == self._epoch:
+            self._monkeypatch.setenv(retry.VARIABLE, "0.5")
+            self._proxy.strike(10**9, "503")
+
+
 @pytest.mark.slow
 def test_a_disturbance_that_lasts_ends_the_run_with_a_sentence_and_the_same_command_continues(
     bucket: Bucket, proxy: Flaky, tiny_shards: str, whole_run: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -437,14 +451,8 @@ def test_a_disturbance_that_lasts_ends_the_run_with_a_sentence_and_the_same_comm
     cfg = tiny_run(**TERMS)
     undisturbed = whole_run(cfg)
 
-    class DisturbedAfterOne(LocalContext):
-        def report(self, metrics: Any, checkpoint: Any) -> None:
-            super().report(metrics, checkpoint)
-            monkeypatch.setenv(retry.VARIABLE, "0.5")
-            proxy.strike(10**9, "503")
-
     with pytest.raises(DataError, match="it stayed so for"):
-        run(cfg, tiny_shards, f"{bucket.uri}/run", DisturbedAfterOne(torch.device("cpu")))
+        run(cfg, tiny_shards, f"{bucket.uri}/run", Disturbed(proxy, monkeypatch, epoch=1))
     proxy.fault = ""
     monkeypatch.delenv(retry.VARIABLE)
     whole(dict.fromkeys(bucket.names("run/"), ""))
@@ -460,15 +468,8 @@ def test_a_finished_run_whose_last_copy_failed_is_copied_by_the_same_command(
     cfg = tiny_run()
     undisturbed = whole_run(cfg)
 
-    class DisturbedAtTheEnd(LocalContext):
-        def report(self, metrics: Any, checkpoint: Any) -> None:
-            super().report(metrics, checkpoint)
-            if metrics["epoch"] == cfg.train.epochs:
-                monkeypatch.setenv(retry.VARIABLE, "0.5")
-                proxy.strike(10**9, "503")
-
     with pytest.raises(DataError, match="it stayed so for"):
-        run(cfg, tiny_shards, f"{bucket.uri}/run", DisturbedAtTheEnd(torch.device("cpu")))
+        run(cfg, tiny_shards, f"{bucket.uri}/run", Disturbed(proxy, monkeypatch, epoch=cfg.train.epochs))
     proxy.fault = ""
     monkeypatch.delenv(retry.VARIABLE)
     assert record_of(bucket, "run")["status"] != "finished"
