@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from ltcore.config.records import Notice, RunRecord
-from ltcore.errors import LtcoreError, RunFailedError
+from ltcore.errors import LtcoreError, RunFailedError, is_retryable
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import BACKEND, Scaling
 from ltcore.runtime.ray_context import ASK_S, ReportingContext
 from ltcore.storage import is_local, join, open_fs
 from ltcore.training.context import StopRequested
+from ltcore.training.lease import exclusive
 from ltcore.training.record import failed_start
 from ltcore.training.run import Job, execute
 
@@ -35,7 +36,10 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
         try:
             _trainer(job, scaling, storage, callbacks).fit()
         except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
+            cause = _cause(error)
+            if not is_retryable(cause):
+                _note(job, cause)
+            raise cause from error
         record = RunRecord.read(job.run_uri)
         if record is None:
             raise LtcoreError(
@@ -61,6 +65,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
+    from ltcore.runtime.final_errors import EndAtFinalError
     from ltcore.runtime.resize import SaveBeforeResize
 
     root = storage or job.run_uri
@@ -69,7 +74,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
     if scaling.gpus_per_worker:
         per_worker["GPU"] = scaling.gpus_per_worker
     elastic = scaling.max_workers > scaling.workers
-    callbacks = [*callbacks, SaveBeforeResize()] if elastic else callbacks
+    callbacks = [*callbacks, EndAtFinalError(), *([SaveBeforeResize()] if elastic else [])]
     workers: Any = (scaling.workers, scaling.max_workers) if elastic else scaling.workers
     settings = replace(job, cpus=scaling.cpus_per_worker, nonce="")  # Ray shows settings on its dashboard
 
@@ -107,11 +112,24 @@ def has_validation(metrics: Mapping[str, Any]) -> bool:
 
 def _cause(error: Any) -> Exception:
     """Returns the first worker's own exception where it is one of ours; it says more than the frame around it."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    failures = [getattr(error, "controller_failure", error), *getattr(error, "worker_failures", {}).values()]
+    for failure in failures:
         inner = getattr(failure, "cause", failure)
         if isinstance(inner, LtcoreError):
             return inner
     return LtcoreError(f"Ray Train failed: {error}")
+
+
+def _note(job: Job, cause: Exception) -> None:
+    """Writes into the run's record that it failed for good.
+
+    Rank 0 could not where another rank met the error: it was waiting for that one, and was ended.
+    """
+    with exclusive(job.run_uri):
+        record = RunRecord.read(job.run_uri)
+        if record is not None and record.status in ("running", "failed"):
+            reason = f"{type(cause).__name__}: {cause}"
+            replace(record, status="failed", reason=reason, retryable=False).write(job.run_uri)
 
 
 def train_worker(job: Job) -> None:
@@ -129,7 +147,7 @@ def train_worker(job: Job) -> None:
         return  # where it was told to; the record says so
     except LtcoreError:
         # Ray Train would start the workers again, only to meet the same error. Alone, the worker has said it in run.json; in
-        # a group the others wait for this one, and only the error ends them.
+        # a group the others wait for this one, and only the error ends them, see EndAtFinalError.
         if context.world > 1 or failed_start(job.run_uri) in (None, before):
             raise
     finally:
