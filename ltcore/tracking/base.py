@@ -18,6 +18,10 @@ class Tracker:
         ``step`` counts optimizer steps and never decreases.
         """
 
+    def take_over(self, metrics: Scalars, step: int) -> None:
+        """Logs a row of the run that this one starts from, which ``metrics.jsonl`` has already."""
+        self.log(metrics, step)
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Logs a small table (per-class accuracy, a ranking); a later one of the same name replaces it."""
 
@@ -46,6 +50,10 @@ class FanOut(Tracker):
     def log(self, metrics: Scalars, step: int) -> None:
         for sink in self.sinks:
             sink.log(metrics, step)
+
+    def take_over(self, metrics: Scalars, step: int) -> None:
+        for sink in self.sinks:
+            sink.take_over(metrics, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         for sink in self.sinks:

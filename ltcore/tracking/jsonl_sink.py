@@ -38,6 +38,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the whole of ``metrics.jsonl``, or nothing."""
+    write_bytes_atomic(str(path), "".join(_line(row) for row in rows).encode())
+
+
 def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # as NaN is not
 
@@ -53,7 +58,7 @@ class JsonlTracker(Tracker):
         self.run_dir = run_dir
         path = run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if 0 < row["step"] <= resume_step]
-        write_bytes_atomic(str(path), "".join(_line(row) for row in kept).encode())
+        write_metrics(path, kept)
         self._file = path.open("ab", buffering=0)
 
     def log(self, metrics: Scalars, step: int) -> None:
@@ -69,6 +74,9 @@ class JsonlTracker(Tracker):
                 left = left[self._file.write(left) or 0 :]
 
         retrying(str(self.run_dir), write)
+
+    def take_over(self, metrics: Scalars, step: int) -> None:
+        """Does nothing: the file has the row."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         path = self.run_dir / "tables" / f"{name.replace('/', '.')}.json"

@@ -3,12 +3,13 @@
 A process writes a claim below ``<place>/.lease/`` and then lists all claims. Two claims never miss each other, because
 each is written before its owner lists, and both disks and object stores list what was written. This needs no
 conditional write, which pyarrow's stores do not offer. A single claim holds; one that meets another is withdrawn. Its
-owner renews it; a claim is void once it is no longer renewed, or once its process has ended on this machine.
+owner renews it; a claim is void once it is no longer renewed, or once its process has ended on this machine or was this one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -28,8 +29,9 @@ FOLDER = ".lease"
 RENEW_S = 15.0
 VOID_S = 60.0
 """Age at which a claim that is not renewed is void: its process is gone."""
-PREDECESSOR_S = 60.0
-"""How long a process whose work was handed on may take to end."""
+PREDECESSOR_S = 75.0
+"""How long a process whose work was handed on may take to end. Longer than ``VOID_S``: it may live on, without the place and
+without having reached the storage to say so."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class _Owner:
     @property
     def is_here(self) -> bool:
         return self.machine == _machine()
+
+    @property
+    def is_me(self) -> bool:
+        return self == dataclasses.replace(_me(), since=self.since)
 
     @property
     def is_dead(self) -> bool:
@@ -122,6 +128,9 @@ class Lease:
 
 _held: dict[str, Lease] = {}
 """What this process holds, by place."""
+_claims: set[str] = set()
+"""Files of the claims that this process holds or is about to. Any other of its claims is one that it gave up while the
+storage did not answer."""
 
 
 def check_held(uri: str) -> None:
@@ -139,14 +148,18 @@ def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Le
     if is_local(uri):
         make_folder(local_path(uri))
     claim = Lease(join(uri, FOLDER, f"{uuid.uuid4().hex}.json"), _me())
-    _acquire(claim, uri, say)
-    claim._begin()
-    _held[uri] = claim
+    _claims.add(claim._file)
     try:
-        yield claim
+        _acquire(claim, uri, say)
+        claim._begin()
+        _held[uri] = claim
+        try:
+            yield claim
+        finally:
+            del _held[uri]
+            claim._end()
     finally:
-        del _held[uri]
-        claim._end()
+        _claims.discard(claim._file)
 
 
 def make_folder(path: Path) -> None:
@@ -193,7 +206,8 @@ def _living(uri: str, own: str, seen: dict[str, tuple[bytes, float]]) -> dict[st
         if file not in seen or seen[file][0] != data:
             seen[file] = (data, time.monotonic())
         owner = _owner(data)
-        if time.monotonic() - seen[file][1] > VOID_S or (owner is not None and owner.is_dead):
+        ended = owner is not None and (owner.is_dead or (owner.is_me and file not in _claims))
+        if ended or time.monotonic() - seen[file][1] > VOID_S:
             _remove(file)
         else:
             found[file] = owner or _Owner("an unknown machine", "", 0, "", "an unknown time")

@@ -180,8 +180,8 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
 def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: Loader, first: RunRecord) -> RunRecord:
     run_dir = sync.local
     record = RunLog(run_dir if ctx.rank == 0 else None, first, ctx.check)
+    earlier = _open_run(job, cfg, record, sync) if ctx.rank == 0 else []
     previous = ckpt.find(run_dir / "checkpoints") if cfg.stage2 is None else None  # stage 2 begins at its beginning
-    earlier = _open_run(job, cfg, record, sync, fresh=previous is None) if ctx.rank == 0 else []
     # the end of its last whole epoch: one that ended just before it was saved is logged again
     resume_step = previous.meta["epoch"] * loader.num_batches if previous else 0
     try:
@@ -194,7 +194,7 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
     try:
         with _record_end(record, ctx.device, job.gpus):
             for row in earlier:
-                tracker.log({key: value for key, value in row.items() if key != "step"}, row["step"])
+                tracker.take_over({key: value for key, value in row.items() if key != "step"}, row["step"])
             loop = fit if cfg.stage2 is None else fit_stage2
             return loop(cfg, loader, ctx, run_dir, tracker, job.info, record)
     finally:
@@ -208,9 +208,10 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
                 sync.close()
 
 
-def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync, *, fresh: bool) -> list[dict[str, Any]]:
+def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync) -> list[dict[str, Any]]:
     """Publishes this start of the run, also for a node that continues it. Returns the logged rows that it takes over."""
-    earlier = _fork(job.fork_of, sync.local, cfg.to_flat()) if fresh and job.fork_of else []
+    forks = job.fork_of and ckpt.find(sync.local / "checkpoints") is None
+    earlier = _fork(job.fork_of, sync.local, cfg.to_flat()) if forks else []
     (sync.local / "config.yaml").write_text(cfg.to_yaml())
     record.write()
     sync.push()

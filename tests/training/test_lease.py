@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ltcore.errors import DataError
-from ltcore.storage import read_bytes, write_bytes_atomic
+from ltcore.storage import list_files, read_bytes, write_bytes_atomic
 from ltcore.training import lease
 from ltcore.training.context import LocalContext
 from ltcore.training.lease import FOLDER, exclusive
@@ -125,6 +125,37 @@ def test_the_claim_of_a_machine_that_is_gone_is_void_when_nobody_renews_it(
     began = time.monotonic()
     with exclusive(place):
         assert time.monotonic() - began > 1.4
+
+
+def test_a_claim_that_could_not_be_removed_holds_nobody_of_its_own_process(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as unreachable:
+        unreachable.setattr(lease, "_remove", lambda file: None)
+        with exclusive(place):
+            pass
+    assert len(list_files(f"{place}/{FOLDER}")) == 1
+    began = time.monotonic()
+    with exclusive(place):
+        assert time.monotonic() - began < 1.0 and len(list_files(f"{place}/{FOLDER}")) == 1
+
+
+def test_nor_others_for_longer_than_it_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process lives on with other work, as a notebook does."""
+    monkeypatch.setattr(lease, "PREDECESSOR_S", 1.5 * lease.VOID_S)
+    place = str(tmp_path / "run")
+    code = "from ltcore.training import lease; lease._remove = lambda file: None\n" + HOLD.replace("    time", "time")
+    with subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "held\n"
+        with exclusive(place):
+            assert child.poll() is None
+        child.kill()
+
+
+def test_others_wait_for_longer_than_a_claim_is_valid() -> None:
+    """Asked in a process of its own, where nothing is shortened."""
+    code = "from ltcore.training import lease; assert lease.PREDECESSOR_S > lease.VOID_S + lease.RENEW_S / 2"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_damage_in_the_folder_holds_nobody_for_ever(tmp_path: Path) -> None:

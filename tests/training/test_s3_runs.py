@@ -473,7 +473,6 @@ def test_a_finished_run_whose_last_copy_failed_is_copied_by_the_same_command(
     proxy.fault = ""
     monkeypatch.delenv(retry.VARIABLE)
     assert record_of(bucket, "run")["status"] != "finished"
-    monkeypatch.setattr("ltcore.training.lease.VOID_S", 1.0)
     run(cfg, tiny_shards, f"{bucket.uri}/run")
     assert record_of(bucket, "run")["status"] == "finished"
     assert_equal_runs(undisturbed, bucket.download("run", tmp_path / "copy"))

@@ -1,0 +1,60 @@
+"""A run that starts from another's checkpoint has its rows, too, whenever it is killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltcore.tracking.tensorboard_sink import TensorBoardSink
+from ltcore.training import fork
+from ltcore.training import run as runs
+from ltcore.training.context import LocalContext, StopRequested
+from ltcore.training.record import RunInfo
+from ltcore.training.run import Job, execute
+from tests.training.runs import run, tiny_run
+
+CFG = tiny_run().replace({"tracking.tensorboard": True})
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it."""
+
+
+@pytest.mark.parametrize(
+    "moment", ["before the checkpoint is there", "before sinks are open", "before rows are shown", ""]
+)
+def test_a_run_that_forks_has_the_rows_of_what_it_starts_from(
+    moment: str, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StopRequested):
+        run(CFG, tiny_shards, tmp_path / "source", until=2)
+    cfg = CFG.replace({"train.optim.lr": 0.01})
+    job = Job(
+        config=cfg.to_dict(),
+        data_uri=tiny_shards,
+        run_uri=str(tmp_path / "run"),
+        info=RunInfo(id="run"),
+        fork_of=str(tmp_path / "source"),
+    )
+    ctx = LocalContext(torch.device("cpu"))
+
+    def kill(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    struck = {
+        "before the checkpoint is there": (fork, "write_metrics"),
+        "before sinks are open": (runs, "open_tracker"),
+        "before rows are shown": (TensorBoardSink, "take_over"),
+    }
+    if moment:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(*struck[moment], kill)
+            execute(job, ctx)
+    execute(job, ctx)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in (tmp_path / "source" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows[:3]] == [1, 2, 3] and rows[:2] == before and rows[2]["lr"] != before[1]["lr"]
