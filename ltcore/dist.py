@@ -8,7 +8,8 @@ multiplied by the world size, and ``gather_with_grad`` sums gradients over ranks
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ import torch.distributed as td
 from torch import Tensor
 
 _expected = 1
+_FAILED = "failed"
+LOOK_S = 0.5
 
 
 @contextlib.contextmanager
@@ -142,3 +145,30 @@ def barrier() -> None:
     """Waits for all ranks."""
     if is_distributed():
         td.barrier()
+
+
+@contextlib.contextmanager
+def meeting(while_waiting: Callable[[], None]) -> Iterator[None]:
+    """Waits at the end of the block for all ranks, for as long as they take; calls ``while_waiting`` twice a second.
+
+    Collectives give up after minutes, which is right within a step, and too early where one node has the images of a data set
+    and another has yet to decode them. Raises RuntimeError where the block failed on another rank; a rank whose process is lost
+    is missed by whoever watches over it.
+    """
+    if not is_distributed():
+        yield
+        return
+    store = td.distributed_c10d._get_default_store()  # each kind of group has one; there is no public way to it
+    place = f"ltcore/meeting {store.add(f'ltcore/meetings of {rank()}', 1)}/"
+    try:
+        yield
+    except BaseException:
+        store.set(f"{place}{rank()}", _FAILED)
+        raise
+    store.set(f"{place}{rank()}", "here")
+    ranks = [f"{place}{each}" for each in range(world())]
+    while not store.check(ranks):
+        while_waiting()
+        time.sleep(LOOK_S)
+    if _FAILED.encode() in (store.get(each) for each in ranks):
+        raise RuntimeError("Another rank failed before all had met, so this rank stops as well.")

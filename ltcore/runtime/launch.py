@@ -21,7 +21,7 @@ from ltcore.runtime.ray_task import awaited, result_of, stall_error, submit
 from ltcore.training.run import Job
 
 STALL_S = 900.0
-"""Longer than collectives and Ray wait for a worker (600 s): a group that hangs is started again rather than given up."""
+"""Longer than collectives (720 s) and Ray (600 s) wait for a worker: a group that hangs is started again rather than given up."""
 
 
 def run_single(

@@ -14,6 +14,7 @@ import torch
 
 from ltcore.config.records import Notice, RunRecord
 from ltcore.errors import LtcoreError, RunFailedError, is_retryable
+from ltcore.retry import patience_s
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import BACKEND, Scaling
@@ -26,6 +27,8 @@ from ltcore.training.run import Job, execute
 
 SPOT_FAILURES = 10
 """How often a run may lose workers on a cluster, whose nodes come and go; each time it goes on from its last checkpoint."""
+BEYOND_PATIENCE_S = 120.0
+"""How much longer ranks wait for each other in a collective than one of them may wait for its storage."""
 
 
 def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> RunRecord:
@@ -84,7 +87,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
     return TorchTrainer(
         worker,
         train_loop_config=settings.to_json(),
-        torch_config=TorchConfig(backend=os.environ.get(BACKEND), timeout_s=600),
+        torch_config=TorchConfig(backend=os.environ.get(BACKEND), timeout_s=round(patience_s() + BEYOND_PATIENCE_S)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=per_worker
         ),

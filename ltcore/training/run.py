@@ -29,6 +29,7 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError, GpuShareError, is_retryable
+from ltcore.retry import still_here
 from ltcore.storage import cache_root, is_local, local_path
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.tracker import open_tracker
@@ -146,7 +147,9 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
             if sync.ahead:
                 sync.close()  # it ended here, and its end did not reach the storage
             return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
-    with contextlib.closing(make_run_loader(cfg, job.data_uri, ctx)) as loader:
+    with dist.meeting(still_here):  # another node may have yet to decode the images that this one has
+        made = make_run_loader(cfg, job.data_uri, ctx)
+    with contextlib.closing(made) as loader:
         wandb_id = f"{job.info.id}-{secrets.token_hex(3)}" if done is None else done.wandb_id
         kept = done is not None and still_prepared(cfg, done.config)
         known = done.data.input if done is not None and kept else None
