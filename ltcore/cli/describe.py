@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 from ltcore.config import keys, overrides, recipes
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, nearest
 from ltcore.text import printable
 
 
@@ -46,7 +46,8 @@ def print_recipes() -> None:
 def print_keys(pattern: str | None) -> None:
     found = keys.find(pattern)
     if not found:
-        raise ConfigError(f"keys {pattern}: no key matches. Without a pattern all are listed.")
+        near = nearest(str(pattern), (key for key, _ in keys.find(None)))
+        raise ConfigError(f"keys {pattern}: no key matches.{near} Without a pattern all are listed.")
     for key, leaf in found:
         default = leaf.default if leaf.default is keys.REQUIRED else overrides.as_text(leaf.default)
         print(f"{key} = {default}    ({leaf.type})")

@@ -29,7 +29,7 @@ from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, trained_note
 from ltcore.training.hardware import allocated_cpus, wished_cpus
 from ltcore.training.lease import exclusive
-from ltcore.training.preflight import check_run
+from ltcore.training.preflight import check_network, check_run
 from ltcore.training.record import RunInfo
 from ltcore.training.remarks import remarks
 from ltcore.training.run import Job, delete_run, execute, refuse_other_run
@@ -75,6 +75,8 @@ def train_config(
     finished = stored if stored is not None and stored.status == "finished" else None
     if finished is None:
         settle_tracking(cfg, out.say)
+    if stored is None:
+        check_network(cfg)
     data_uri, manifest = prepare_run(cfg, root, out.say, fresh=args.fresh and not args.dry_run)
     cfg = settled(cfg, manifest, out.say, typed=typed, stored=None if stored is None else stored.config)
     if finished is None:

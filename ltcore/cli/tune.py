@@ -83,6 +83,7 @@ def _tune_on(
     from ltcore.cli.dry_run import dry_run
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
+    from ltcore.training.preflight import check_network
     from ltcore.training.remarks import remarks
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
@@ -99,13 +100,15 @@ def _tune_on(
         from ltcore.runtime.ray_task import preload
 
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
+    stored = None if args.fresh else SweepRecord.read(uri)
+    varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
+    if stored is None:
+        check_network(base, varied)
     with display.stage("data"):
         data_uri, manifest = prepare_run(base, root, display.say, fresh=args.fresh and not args.dry_run)
     show_classes(base, manifest, display.say)
     check_selection({"sweep.metric": sweep.metric, "train.select": base.train.select}, manifest)
-    stored = None if args.fresh else SweepRecord.read(uri)
     began = None if stored is None else {"model.weights": stored.weights, **(stored.input or {})}
-    varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
     base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began, varied=varied)
     runs = planned_runs(sweep, base, manifest)
     for note in dict.fromkeys(note for run in runs for note in remarks(run, manifest)):

@@ -121,8 +121,9 @@ def _readable(key: str, leaf: Leaf, value: Any) -> Any:
     if "None" in leaf.type and (value is None or str(value).lower() in ("null", "none")):
         return None
     if leaf.type.startswith("tuple"):
-        if isinstance(value, str):
-            return tuple(item.strip() for item in value.split(",") if item.strip())
+        if isinstance(value, str):  # [a,b], as in YAML, is the same as a,b
+            text = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+            return tuple(item.strip() for item in text.split(",") if item.strip())
         return value if isinstance(value, list | tuple) else (value,)
     if leaf.type.startswith("str | dict") and isinstance(value, str | Mapping | list):
         return _table(key, value)

@@ -1,15 +1,38 @@
-"""Checks, before training, that what a configuration says of classes and splits can be done with the data."""
+"""Checks before training: of the network before the data are made, which may take long, and of what is said of the data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError, ConfigError, DataError
 from ltcore.models.clip_text import TEXT, text_clip
+from ltcore.models.timm_backbone import with_tag
+from ltcore.models.timm_names import is_tag, is_timm
+from ltcore.models.tune import FULL
+from ltcore.models.weights import AUTO, DEFAULT
 from ltcore.objective.class_weights import BY_COUNT, own_weights
+from ltcore.training.build import build_net
 from ltcore.training.selection import available
+from ltcore.training.weights_file import check_exists
+
+
+def check_network(cfg: RunConfig, varied: Collection[str] = ()) -> None:
+    """Raises an error where the network cannot be what the configuration says, whatever the data are.
+
+    ConfigError where timm has no such network or weights, or nothing of the network can be trained as ``model.tune`` says;
+    CheckpointError where a file of weights does not exist. ``varied``: dotted keys in which the runs of a sweep differ.
+    """
+    if cfg.stage2 is not None or {"model.name", "model.weights", "model.tune"} & {*varied}:
+        return
+    model = cfg.model
+    if is_timm(model.name):
+        with_tag(model.name, model.weights)
+    if model.weights not in (None, AUTO, DEFAULT) and not (is_timm(model.name) and is_tag(model.weights)):
+        check_exists(model.weights)
+    if model.tune != FULL or model.ghost_batch is not None:
+        build_net(cfg, num_classes=2)
 
 
 def check_run(cfg: RunConfig, manifest: Manifest) -> None:

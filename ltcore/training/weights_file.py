@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import CheckpointError
+from ltcore.fsspec_stores import FileInfo
 from ltcore.models import timm_weights
 from ltcore.models.clip_text import text_clip
 from ltcore.models.net import ModelConfig
@@ -28,11 +29,8 @@ def node_file(uri: str, setting: str = "model.weights") -> Path:
     It is fetched by one of them, again where the file in the store is another one since. Raises CheckpointError where there is
     none.
     """
-    path = Path(open_fs(uri)[1])
-    info = None if is_local(uri) else describe_file(uri)
-    if not (path.is_file() if is_local(uri) else info):
-        raise CheckpointError(f"{setting}={uri} does not exist. Set it to a file of weights, or to null.")
-    if info is None:
+    path, info = Path(open_fs(uri)[1]), check_exists(uri, setting)
+    if is_local(uri):
         return path
     key = hashlib.sha256("\n".join((uri, str(info.size), info.version)).encode()).hexdigest()[:16]
     copy = cache_root() / "weights" / key / path.name
@@ -43,6 +41,14 @@ def node_file(uri: str, setting: str = "model.weights") -> Path:
             download(uri, aside)
             aside.replace(copy)
     return copy
+
+
+def check_exists(uri: str, setting: str = "model.weights") -> FileInfo:
+    """Returns size and version of the file ``uri``. Raises CheckpointError where there is none."""
+    info = describe_file(uri)
+    if info is None:
+        raise CheckpointError(f"{setting}={uri} does not exist. Set it to a file of weights, or to null.")
+    return info
 
 
 def sha256(path: Path) -> str:

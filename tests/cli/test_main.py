@@ -42,6 +42,8 @@ def test_keys_prints_key_default_type_and_meaning(capsys):
     assert "train.optim.milestones = 0.8,0.9    (tuple[float, ...])" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"keys nothing-like-it: no key matches"):
         main.print_keys("nothing-like-it")
+    with pytest.raises(ConfigError, match=r"keys modle.nme: no key matches. Did you mean model.name"):
+        main.print_keys("modle.nme")
 
 
 def test_show_prints_yaml():

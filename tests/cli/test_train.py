@@ -14,10 +14,11 @@ from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.prepare import storage_root
 from ltcore.cli.train import wants_ray
 from ltcore.config.load import load_run
-from ltcore.errors import CapacityError, ConfigError
+from ltcore.errors import CapacityError, CheckpointError, ConfigError
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.placement import Scaling, check_storage, check_workers, choose_engine, choose_scaling
 from ltcore.training.context import LocalContext
+from ltcore.training.preflight import check_network
 from ltcore.tuning import budget as warmup
 from tests.training.runs import tiny_run
 
@@ -147,3 +148,33 @@ def test_a_run_that_never_fits_is_refused_before_fresh_removes_what_is_stored(
     with pytest.raises(ConfigError, match=r"--engine inline is one process without Ray"):
         cli_train.train(read_train("train", [*words, "--workers", "1", "--engine", "inline"]))
     assert record.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.weights": "/nowhere/resnet.pt"}, r"model.weights=/nowhere/resnet.pt does not exist. Set it to a file"),
+        ({"model.name": "timm:resnet18", "model.weights": "no_such_tag"}, r"no_such_tag"),
+        ({"model.tune": "adaptformer"}, r"model.tune=adaptformer"),
+        ({"model.tune": "partial:40"}, r"model.tune=partial:40"),
+    ],
+)
+def test_what_no_data_can_make_good_is_said_before_they_are_made(
+    changes: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: object, **__: object) -> None:
+        pytest.fail("the data were made first")
+
+    monkeypatch.setattr(cli_train, "prepare_run", make)
+    keys = [f"{key}={value}" for key, value in changes.items()]
+    args = read_train("test", ["cifar100_lt_ce", "tracking.wandb=false", "--storage", str(tmp_path), *keys])
+    with pytest.raises((ConfigError, CheckpointError), match=said):
+        cli_train.train(args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nor_does_a_sweep_make_them(tmp_path: Path) -> None:
+    base = load_run("cifar100_lt_ce", {"model.weights": "/nowhere/resnet.pt"})
+    with pytest.raises(CheckpointError, match="does not exist"):
+        check_network(base, {"train.optim.lr": "log:0.1,1"})
+    check_network(base, {"model.weights": "auto,default"})

@@ -402,3 +402,13 @@ def test_a_network_of_timm_without_its_beginning_is_told(plain):
     assert words(plain, model__name="resnet18") == "model.name=resnet18 is a network of timm. Write timm:resnet18."
     assert words(plain, model__name="timm:") == "model.name=timm: is no network of the installed timm."
     assert words(plain, model__tune="partial:x").startswith("model.tune='partial:x': expected partial:K")
+
+
+@pytest.mark.parametrize("text", ["0.5,0.4,0.3", "[0.5,0.4,0.3]", "[0.5, 0.4, 0.3]", [0.5, 0.4, 0.3]])
+def test_a_list_may_stand_in_brackets_as_in_yaml(text: object) -> None:
+    assert load_run("cifar100_lt_ce", {"data.mean": text}).data.mean == (0.5, 0.4, 0.3)
+
+
+def test_half_a_bracket_is_no_list() -> None:
+    with pytest.raises(ConfigError, match=r"data.mean=\[0.5: expected numbers such as"):
+        load_run("cifar100_lt_ce", {"data.mean": "[0.5,0.4,0.3"})

@@ -142,7 +142,11 @@ def _by_split(
             named.setdefault(split, []).append((path, storable(name)))
     if misfits:
         layout = f"{LAYOUTS.split(' or ')[0]}, as the other files do" if with_splits else LAYOUTS
-        advice = "Move or remove it" if with_splits else "Move it, or give list files with --list"
+        advice = (
+            "Move or remove it"
+            if with_splits
+            else "Move it, or make shards of list files (ltcore shards IMAGES OUT --list train=FILE)"
+        )
         raise DataError(f"{where}: {misfits[0]} does not fit {layout}{_more(misfits)}. {advice}.")
     if deep:
         _refuse_deep(where, deep)
@@ -176,7 +180,8 @@ def _refuse_strangers(where: str, named: Mapping[str, Sequence[tuple[str, str]]]
     if strangers:
         name, (path, split) = next(iter(strangers.items()))
         raise DataError(
-            f"{where}: {path} is of class {name!r} in {split}, which has no training image{_more(strangers)}."
+            f"{where}: {path} is of class {name!r} in {split}, which has no training image{_more(strangers)}. Add "
+            "some, or take its folder away."
         )
 
 

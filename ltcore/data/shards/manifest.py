@@ -181,7 +181,12 @@ def read_manifest(uri: str) -> Manifest:
     Raises DataError where there is none or it contradicts itself.
     """
     where = storage.join(uri, MANIFEST)
-    data = storage.read_bytes(where, most_bytes=MAX_MANIFEST_BYTES)
+    data = storage.find_bytes(where, most_bytes=MAX_MANIFEST_BYTES)
+    if data is None:
+        raise DataError(
+            f"{where} does not exist, so {uri} is no data set of shards. Check the path; of images, ltcore shards IMAGES OUT "
+            "makes one."
+        )
     digest = hashlib.sha256(data).digest()
     if (known := _PARSED.get(digest)) is not None:
         return known
