@@ -116,6 +116,11 @@ def version_of(name: str) -> str:
     return f"{version}+{_HASH}{_digest((info.parent / path, path) for path in listed)}"
 
 
+def edited_since(name: str) -> bool:
+    """Tells whether a plugin has another version by now than this process took for the one that it imported."""
+    return version_of.__wrapped__(name) != version_of(name)
+
+
 def sources_of(name: str) -> tuple[Path, ...]:
     """Returns what a plugin consists of where no distribution installed it: its top package or module, and its helpers.
 

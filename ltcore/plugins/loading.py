@@ -16,7 +16,7 @@ from typing import TypeVar
 from ltcore.errors import PluginError
 from ltcore.plugins import parts, source
 from ltcore.plugins.aside import ASIDE, set_aside
-from ltcore.plugins.distributions import EntryPoint, entry_points, version_of
+from ltcore.plugins.distributions import EntryPoint, edited_since, entry_points, version_of
 from ltcore.plugins.parts import GROUPS, Part
 from ltcore.plugins.source import Found, Plugin
 
@@ -45,8 +45,8 @@ def use(entries: Iterable[str], *, given: bool = False, named: bool = False) -> 
     """Makes plugins known by their dotted names, which may have a version (``name==0.3``), and returns the names.
 
     With ``given`` they were named on the command line, where the version that is here is taken; with ``named`` there or in a
-    recipe, and may lie in the working directory. Raises PluginError for one
-    that is missing, registers nothing, or has another version.
+    recipe, and may lie in the working directory. Raises PluginError for one that is missing, registers nothing, has another
+    version, or was edited after this process imported it.
     """
     names = []
     for entry in entries:
@@ -55,6 +55,7 @@ def use(entries: Iterable[str], *, given: bool = False, named: bool = False) -> 
             _given.add(name)
         if given or named:
             source.look_here_too(name)
+            _refuse_edited(name)
         if version:
             _check_version(name, version, asked_for=given)
         if name not in _used:
@@ -171,6 +172,15 @@ def changed(entries: Iterable[str]) -> list[str]:
         if problem := _difference(name, version):
             problems.append(problem)
     return problems
+
+
+def _refuse_edited(name: str) -> None:
+    """Refuses to go on with what Python keeps of a module, in a notebook say, while workers would get the files."""
+    if name in _loaded and edited_since(name):
+        raise PluginError(
+            f"plugin {name} was {version_of(name)} when this process imported it, and its files have changed since. Restart the "
+            "process (of a notebook, the kernel), which then uses them."
+        )
 
 
 def _check_version(name: str, version: str, *, asked_for: bool) -> None:

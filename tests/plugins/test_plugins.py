@@ -472,3 +472,19 @@ def test_a_stored_run_imports_nothing_from_the_working_directory(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PluginError, match="laid_beside"):
         load(found.parent)
+
+
+def test_one_that_is_edited_after_its_import_asks_for_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, which would go on with the module that it has, while workers get the files."""
+    write(tmp_path, "own", loss())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg = load_run("cifar100_lt_ce", {"plugins": "own", "objective.base": "mine"})
+    assert load_run("cifar100_lt_ce", {"plugins": "own"}).plugins == cfg.plugins
+    write(tmp_path, "own", loss() + "\n# edited\n")
+    with pytest.raises(PluginError, match=r"plugin own was sha256:.* Restart the process"):
+        load_run("cifar100_lt_ce", {"plugins": "own"})
+    assert type(cfg).from_dict(cfg.to_dict()) == cfg, "what is stored is read back all the same"
+    write(tmp_path, "own", loss())
+    load_run("cifar100_lt_ce", {"plugins": "own"})
