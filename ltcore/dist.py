@@ -8,17 +8,24 @@ multiplied by the world size, and ``gather_with_grad`` sums gradients over ranks
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as td
 from torch import Tensor
 
+from ltcore.retry import listeners, still_here
+
 _expected = 1
 _FAILED = "failed"
 LOOK_S = 0.5
+"""Between two looks at who has come to a meeting."""
+SIGN_S = 5.0
+SILENCE_S = 1800.0
+"""How long a rank may be silent before a meeting, as a run may before its first step."""
 
 
 @contextlib.contextmanager
@@ -148,27 +155,61 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def meeting(while_waiting: Callable[[], None]) -> Iterator[None]:
-    """Waits at the end of the block for all ranks, for as long as they take; calls ``while_waiting`` twice a second.
+def meeting() -> Iterator[None]:
+    """Waits at the end of the block for all ranks, for as long as each of them gives signs of life (``still_here``).
 
     Collectives give up after minutes, which is right within a step, and too early where one node has the images of a data set
-    and another has yet to decode them. Raises RuntimeError where the block failed on another rank; a rank whose process is lost
-    is missed by whoever watches over it.
+    and another has yet to decode them. Raises RuntimeError where the block failed on another rank, or one was silent for
+    ``SILENCE_S``.
     """
     if not is_distributed():
         yield
         return
     store = td.distributed_c10d._get_default_store()  # each kind of group has one; there is no public way to it
     place = f"ltcore/meeting {store.add(f'ltcore/meetings of {rank()}', 1)}/"
+    signs = _Signs(store, f"{place}signs of ")
+    listeners["meeting"] = signs.give
     try:
         yield
     except BaseException:
-        store.set(f"{place}{rank()}", _FAILED)
+        with contextlib.suppress(Exception):  # the store is gone with its rank; what failed here says more
+            store.set(f"{place}{rank()}", _FAILED)
         raise
+    finally:
+        del listeners["meeting"]
     store.set(f"{place}{rank()}", "here")
-    ranks = [f"{place}{each}" for each in range(world())]
-    while not store.check(ranks):
-        while_waiting()
+    while missing := [each for each in range(world()) if not store.check([f"{place}{each}"])]:
+        signs.look_for(missing)
+        still_here()
         time.sleep(LOOK_S)
-    if _FAILED.encode() in (store.get(each) for each in ranks):
+    if _FAILED.encode() in (store.get(f"{place}{each}") for each in range(world())):
         raise RuntimeError("Another rank failed before all had met, so this rank stops as well.")
+
+
+class _Signs:
+    """Signs of life of the ranks that have not come to a meeting yet, counted in the group's store."""
+
+    def __init__(self, store: td.Store, place: str) -> None:
+        self._store, self._place, self._given = store, place, -math.inf
+        self._own = f"{place}{rank()}"
+        began = time.monotonic()
+        self._seen = dict.fromkeys(range(world()), (0, began))
+        """Rank -> how many there were, and when that was new."""
+
+    def give(self) -> None:
+        """Adds one of this rank, where the last is some seconds old."""
+        if time.monotonic() - self._given > SIGN_S:
+            self._given = time.monotonic()
+            with contextlib.suppress(Exception):  # the store is gone: said where the ranks meet
+                self._store.add(self._own, 1)
+
+    def look_for(self, ranks: list[int]) -> None:
+        """Raises RuntimeError where one of the ranks has given no sign for too long."""
+        for each in ranks:
+            count = self._store.add(f"{self._place}{each}", 0)
+            if count != self._seen[each][0]:
+                self._seen[each] = (count, time.monotonic())
+            if (silent_s := time.monotonic() - self._seen[each][1]) > SILENCE_S:
+                raise RuntimeError(
+                    f"Rank {each} has said nothing of its data for {silent_s:.0f} s, so this rank stops."
+                )

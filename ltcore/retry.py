@@ -27,6 +27,8 @@ VARIABLE = "LTCORE_STORAGE_PATIENCE_S"
 """Environment variable with another patience, in seconds; 0 never waits. Workers on a cluster receive it."""
 PATIENCE_S = 600.0
 """How long a disturbance may last before the error of a call counts."""
+MOST_PATIENCE_S = 7 * 86400.0
+"""The most that the variable sets, so that everything that waits for longer has a number."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 FORGOTTEN_S = 120.0
 """Age of the last failure at which the next one is another disturbance: longer than any pause and the call after it."""
@@ -95,11 +97,11 @@ def still_here() -> None:
 
 def patience_s() -> float:
     """Returns how long a disturbance may last, in seconds."""
-    given = os.environ.get(VARIABLE, "")
     try:
-        return max(0.0, float(given))
+        given = float(os.environ.get(VARIABLE, ""))
     except ValueError:
         return PATIENCE_S
+    return min(max(0.0, given), MOST_PATIENCE_S) if given == given else PATIENCE_S
 
 
 def is_passing(error: BaseException) -> bool:

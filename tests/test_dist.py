@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as td
 
 from ltcore import dist
+from ltcore.retry import listeners, still_here
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, execute, make_local_loader
 from tests.ddp import run_ranks
@@ -27,9 +28,11 @@ def meet_twice() -> list[int]:
         def look() -> None:
             looks[-1] += 1
 
-        with dist.meeting(look):
+        listeners["test"] = look
+        with dist.meeting():
             if dist.rank() == late:
                 time.sleep(4 * dist.LOOK_S)
+    del listeners["test"]
     return looks
 
 
@@ -38,9 +41,31 @@ def test_who_is_early_looks_around_until_all_are_there() -> None:
     assert first[0] >= 3 and first[1] <= 1 and second[0] <= 1 and second[1] >= 3
 
 
+def meet_where_one_is_slow(works: bool) -> str:
+    """Rank 1 takes longer than a rank may be silent, and says so meanwhile, or not."""
+    dist.SILENCE_S, dist.SIGN_S = 1.5, 0.1
+    try:
+        with dist.meeting():
+            for _ in range(30 * dist.rank()):
+                time.sleep(0.1)
+                if works:
+                    still_here()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        dist.SILENCE_S, dist.SIGN_S = 1800.0, 5.0
+    return "met"
+
+
+def test_a_rank_that_works_is_waited_for_and_one_that_hangs_is_not() -> None:
+    assert run_ranks(meet_where_one_is_slow, 2, True) == ["met", "met"]
+    early, late = run_ranks(meet_where_one_is_slow, 2, False)
+    assert early.startswith("Rank 1 has said nothing of its data for 2 s") and late == "met"
+
+
 def meet_where_one_fails() -> str:
     try:
-        with dist.meeting(lambda: None):
+        with dist.meeting():
             if dist.rank() == 1:
                 raise ValueError("no data here")
     except (ValueError, RuntimeError) as error:
@@ -76,5 +101,5 @@ def test_a_node_that_has_yet_to_decode_is_waited_for(tiny_shards: str, tmp_path:
 
 
 def test_alone_nobody_waits() -> None:
-    with pytest.raises(ValueError, match="of the block"), dist.meeting(lambda: pytest.fail("waited")):
+    with pytest.raises(ValueError, match="of the block"), dist.meeting():
         raise ValueError("of the block")

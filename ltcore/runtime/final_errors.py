@@ -10,13 +10,21 @@ from typing import Any
 
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
-from ltcore.errors import LtcoreError, is_retryable
+from ltcore.errors import CapacityError, LtcoreError, is_retryable
 
 
 def final_error(errors: Any) -> LtcoreError | None:
-    """Returns the first of the workers' errors that comes again for as long as the command says the same; None if none does."""
+    """Returns the first of the workers' errors that comes again for as long as the command says the same; None if none does.
+
+    A memory that is full counts as one, too: the next start would fill it with the same batches.
+    """
     ours = (getattr(error, "cause", None) or error for error in errors)
-    return next((error for error in ours if isinstance(error, LtcoreError) and not is_retryable(error)), None)
+    final = (error for error in ours if isinstance(error, LtcoreError) and _comes_again(error))
+    return next(final, None)
+
+
+def _comes_again(error: LtcoreError) -> bool:
+    return isinstance(error, CapacityError) or not is_retryable(error)
 
 
 class EndAtFinalError(ControllerCallback, WorkerGroupCallback):

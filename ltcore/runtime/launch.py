@@ -31,11 +31,12 @@ def run_single(
     display = ProgressDisplay(console, job.config["train"]["select"])
     check_nodes(cluster, placement, job.run_uri.rpartition("/")[0], job.data_uri, display.console)
     display.say(f"{cluster.describe()}; engine {placement.engine}, {placement.demand.describe()}")
+    stall_s = placement.silence_s(STALL_S)
     heartbeat, nonce = f"heartbeat-{name}-{time.time_ns()}", secrets.token_hex(16)
     watch = Watchdog(
         start_heartbeat(heartbeat, nonce),
         display.update,
-        stall_s=STALL_S,
+        stall_s=stall_s,
         deadline_s=None,
         say=display.say,
         waited_for=None if cluster.local else partial(awaited, placement.demand, cluster),
@@ -50,7 +51,7 @@ def run_single(
             try:
                 while not ray.wait([ref], timeout=1.0)[0]:
                     if watch.stalled.is_set():
-                        raise stall_error(STALL_S, placement.demand)
+                        raise stall_error(stall_s, placement.demand)
                     if watch.stop_wanted:
                         ray.cancel(ref, force=True)
                         return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ltcore.config.execution import AUTO, PlaceArgs
 from ltcore.errors import CapacityError, ConfigError
+from ltcore.retry import patience_s
 from ltcore.runtime.cluster import Cluster
 from ltcore.storage import is_local
 from ltcore.text import counted
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 BACKEND = "LTCORE_DIST_BACKEND"
 """Variable that names the collectives' backend instead of Ray's choice (nccl with GPUs, else gloo): gloo on nodes whose GPUs
 exist in name only, or to see whether NCCL is what hangs."""
+BEYOND_PATIENCE_S = 180.0
+"""How much longer than for its storage a process may be waited for by others before all of them count as hanging."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,15 @@ class Placement:
             concurrent=concurrency(need, cluster, max_gpus=args.max_gpus),
             capacity_source=capacity_source(cluster, args.max_gpus),
         )
+
+    def silence_s(self, asked_s: float) -> float:
+        """Returns after how many seconds of silence a run hangs: ``asked_s`` where it is one process that reads by itself.
+
+        Workers of a group, and those that data tasks feed, say nothing while they wait for another process, which may wait for
+        its storage.
+        """
+        alone = self.scaling.most == 1 and not self.demand.data_cpus
+        return asked_s if alone else max(asked_s, patience_s() + BEYOND_PATIENCE_S)
 
     def describe(self) -> str:
         """Says what one run takes and how many fit at a time.

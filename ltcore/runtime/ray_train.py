@@ -3,6 +3,7 @@ under another engine, number of workers or Ray version."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 
 from ltcore.config.records import Notice, RunRecord
-from ltcore.errors import LtcoreError, RunFailedError, is_retryable
-from ltcore.retry import patience_s
+from ltcore.errors import DataError, LtcoreError, RunFailedError, is_retryable
+from ltcore.retry import PATIENCE_S, patience_s
 from ltcore.runtime.cluster import quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import BACKEND, Scaling
@@ -33,16 +34,28 @@ BEYOND_PATIENCE_S = 120.0
 
 def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> RunRecord:
     """Runs the job with a ``TorchTrainer`` and returns the record that rank 0 wrote."""
+    import ray.exceptions
     import ray.train
 
+    lost = 0
     while True:
+        before = RunRecord.read(job.run_uri)
         try:
             _trainer(job, scaling, storage, callbacks).fit()
         except ray.train.TrainingFailedError as error:
             cause = _cause(error)
             if not is_retryable(cause):
-                _note(job, cause)
+                _note(job, cause, before)
             raise cause from error
+        except (
+            ray.exceptions.RayActorError
+        ) as error:  # Ray starts workers again, but not the process that watches over them
+            lost += 1
+            if lost > _most_failures(job):
+                raise LtcoreError(
+                    f"The process that watches over the workers was lost {lost} times ({error}). The same command continues."
+                ) from error
+            continue
         record = RunRecord.read(job.run_uri)
         if record is None:
             raise LtcoreError(
@@ -52,6 +65,10 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
             raise RunFailedError(record.reason, record.retryable is not False)
         if not _told_to_leave(record):
             return record
+
+
+def _most_failures(job: Job) -> int:
+    return 3 if is_local(job.run_uri) else SPOT_FAILURES
 
 
 def _told_to_leave(record: RunRecord) -> bool:
@@ -87,7 +104,9 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
     return TorchTrainer(
         worker,
         train_loop_config=settings.to_json(),
-        torch_config=TorchConfig(backend=os.environ.get(BACKEND), timeout_s=round(patience_s() + BEYOND_PATIENCE_S)),
+        torch_config=TorchConfig(
+            backend=os.environ.get(BACKEND), timeout_s=round(max(PATIENCE_S, patience_s()) + BEYOND_PATIENCE_S)
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=per_worker
         ),
@@ -97,7 +116,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
             storage_filesystem=filesystem,
             callbacks=callbacks,
             failure_config=FailureConfig(
-                max_failures=3 if is_local(job.run_uri) else SPOT_FAILURES,
+                max_failures=_most_failures(job),
                 max_preemption_failures=-1,  # a node that goes without being waited for; a heeded notice is no failure at all
                 controller_failure_limit=-1,  # each time that a worker group finds no room counts as one
             ),
@@ -123,14 +142,17 @@ def _cause(error: Any) -> Exception:
     return LtcoreError(f"Ray Train failed: {error}")
 
 
-def _note(job: Job, cause: Exception) -> None:
-    """Writes into the run's record that it failed for good.
+def _note(job: Job, cause: Exception, before: RunRecord | None) -> None:
+    """Writes into the run's record that it failed for good, where this start made one; ``before`` is that of an earlier start.
 
-    Rank 0 could not where another rank met the error: it was waiting for that one, and was ended.
+    Rank 0 could not where another rank met the error: it was waiting for that one, and was ended. Where the place cannot be
+    had, nothing is written: the error is what counts.
     """
-    with exclusive(job.run_uri):
+    with contextlib.suppress(DataError), exclusive(job.run_uri):
         record = RunRecord.read(job.run_uri)
-        if record is not None and record.status in ("running", "failed"):
+        if record is None or record.status not in ("running", "failed"):
+            return
+        if before is None or record.started_at != before.started_at:
             reason = f"{type(cause).__name__}: {cause}"
             replace(record, status="failed", reason=reason, retryable=False).write(job.run_uri)
 

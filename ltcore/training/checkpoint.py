@@ -187,6 +187,19 @@ def _write_tensors(file: Path, value: dict[str, Any]) -> None:
         torch.save(value, stream)
 
 
+def adopt(folder: Path, source: Path) -> None:
+    """Replaces all checkpoints of a run by a copy of that in ``source``; at no moment there is none."""
+    final = folder / f"last-{int(json.loads((source / 'meta.json').read_text())['step']):08d}"
+    torn, aside = folder / f".{final.name}.{os.getpid()}", folder / f".{final.name}{_OLD}{uuid.uuid4().hex}"
+    shutil.rmtree(torn, ignore_errors=True)
+    shutil.copytree(source, torn)
+    torn.rename(aside)  # where it counts as soon as nothing else does
+    for other in folder.iterdir():
+        if other != aside:
+            shutil.rmtree(other)
+    aside.rename(final)
+
+
 def find(folder: Path, tag: str = "last") -> Checkpoint | None:
     """Returns the newest complete checkpoint with this tag under ``folder``, or None."""
     newest = _newest(folder, tag)

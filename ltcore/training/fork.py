@@ -12,12 +12,11 @@ from ltcore.tracking.jsonl_sink import read_metrics, write_metrics
 from ltcore.training import checkpoint as ckpt
 
 
-def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> None:
     """Copies the newest checkpoint of the run in ``source`` into ``run_dir``, and what was logged up to there.
 
     The copy gets the flat ``config`` as its configuration. This is correct only where both configurations give the same
-    run up to that point, for which the caller is responsible. Returns the rows of ``metrics.jsonl``.
-    Raises CheckpointError where there is no checkpoint.
+    run up to that point, for which the caller is responsible. Raises CheckpointError where there is no checkpoint.
     """
     found = ckpt.find(source / "checkpoints")
     if found is None:
@@ -30,4 +29,3 @@ def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> list[dict[str, 
     rows = [row for row in read_metrics(source / "metrics.jsonl") if row.get("epoch", 0) <= found.meta["epoch"]]
     write_metrics(run_dir / "metrics.jsonl", rows)
     aside.rename(folder / found.path.name)  # last: with a checkpoint, no start copies again
-    return rows

@@ -71,6 +71,8 @@ class Lease:
         self._taken = False
         self._seen = _clock()
         """When the claim was known to be there."""
+        self.void: set[str] = set()
+        """Names of others' claims that were void when this one was made."""
         self._thread = threading.Thread(target=self._keep, daemon=True, name="ltcore-lease")
 
     def check(self, *, look: bool = True) -> None:
@@ -96,13 +98,25 @@ class Lease:
         """
         now = _clock()  # before the answer, which may be long on its way
         folder, _, own = self._file.rpartition("/")
-        if [name for name in list_files(folder) if name.endswith(".json") and not name.startswith(".")] == [own]:
-            self._seen = now
-        else:
+        there = {*filter(_is_claim, list_files(folder))}
+        for name in there - {own}:
+            if name in self.void or _has_ended(f"{folder}/{name}"):
+                _remove(f"{folder}/{name}")  # a renewal that was long on its way
+            else:
+                self._taken = True
+        if own not in there:
             self._taken = True
+        if not self._taken:
+            self._seen = now
 
-    def _write(self) -> None:
-        write_bytes_atomic(self._file, json.dumps({**asdict(self._owner), "renewals": self._renewals}).encode())
+    def _write(self, fence: Callable[[], None] = lambda: None) -> None:
+        content = json.dumps({**asdict(self._owner), "renewals": self._renewals}).encode()
+        write_bytes_atomic(self._file, content, fence)
+
+    def _refuse_late(self) -> None:
+        """Raises StorageError where a renewal that has been waiting may meet the claim of a successor by now."""
+        if self._ended.is_set() or self._taken or _clock() - self._seen > VOID_S / 2:
+            raise StorageError(f"{self._file} was not renewed in time.")
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_S):
@@ -113,7 +127,7 @@ class Lease:
                 if self._taken:
                     return
                 self._renewals += 1
-                self._write()
+                self._write(self._refuse_late)
 
     def _begin(self) -> None:
         self._seen = _clock()
@@ -176,10 +190,10 @@ def _acquire(claim: Lease, uri: str, say: Callable[[str], None] | None) -> None:
     started, told = time.monotonic(), False
     seen: dict[str, tuple[bytes, float]] = {}
     while True:
-        others = _living(uri, claim._file, seen)
+        others = _living(uri, claim, seen)
         if not others:
             claim._write()
-            others = _living(uri, claim._file, seen)
+            others = _living(uri, claim, seen)
             if not others:
                 return
             _remove(claim._file)
@@ -192,26 +206,42 @@ def _acquire(claim: Lease, uri: str, say: Callable[[str], None] | None) -> None:
         time.sleep(random.uniform(0.1, 0.3) if is_local(uri) else random.uniform(1, 3))
 
 
-def _living(uri: str, own: str, seen: dict[str, tuple[bytes, float]]) -> dict[str, _Owner]:
-    """Returns other processes' claims that are not void, and removes void ones.
+def _living(uri: str, claim: Lease, seen: dict[str, tuple[bytes, float]]) -> dict[str, _Owner]:
+    """Returns other processes' claims that are not void, and removes void ones, which ``claim`` notes.
 
     ``seen`` keeps the content of each claim and when it was first seen.
     """
     found: dict[str, _Owner] = {}
     for name in list_files(join(uri, FOLDER)):
         file = join(uri, FOLDER, name)
-        data = None if file == own or not name.endswith(".json") else find_bytes(file)
+        data = find_bytes(file) if _is_claim(name) and file != claim._file else None
         if data is None:
             continue
         if file not in seen or seen[file][0] != data:
             seen[file] = (data, time.monotonic())
         owner = _owner(data)
-        ended = owner is not None and (owner.is_dead or (owner.is_me and file not in _claims))
-        if ended or time.monotonic() - seen[file][1] > VOID_S:
+        if (owner is not None and _is_over(owner, file)) or time.monotonic() - seen[file][1] > VOID_S:
+            claim.void.add(name)
             _remove(file)
         else:
             found[file] = owner or _Owner("an unknown machine", "", 0, "", "an unknown time")
     return found
+
+
+def _is_claim(name: str) -> bool:
+    """Tells whether a file is a claim, not half of one that is being written."""
+    return name.endswith(".json") and not name.startswith(".")
+
+
+def _has_ended(file: str) -> bool:
+    """Tells whether a claim is none any more: it is gone, or its owner has ended or given it up, here."""
+    data = find_bytes(file)
+    owner = None if data is None else _owner(data)
+    return data is None or (owner is not None and _is_over(owner, file))
+
+
+def _is_over(owner: _Owner, file: str) -> bool:
+    return owner.is_dead or (owner.is_me and file not in _claims)
 
 
 def _owner(data: bytes) -> _Owner | None:

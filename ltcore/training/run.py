@@ -29,9 +29,9 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError, GpuShareError, is_retryable
-from ltcore.retry import still_here
 from ltcore.storage import cache_root, is_local, local_path
 from ltcore.tracking.base import Tracker
+from ltcore.tracking.jsonl_sink import read_metrics
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import stream_options
@@ -147,7 +147,7 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
             if sync.ahead:
                 sync.close()  # it ended here, and its end did not reach the storage
             return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
-    with dist.meeting(still_here):  # another node may have yet to decode the images that this one has
+    with dist.meeting():  # another node may have yet to decode the images that this one has
         made = make_run_loader(cfg, job.data_uri, ctx)
     with contextlib.closing(made) as loader:
         wandb_id = f"{job.info.id}-{secrets.token_hex(3)}" if done is None else done.wandb_id
@@ -213,8 +213,11 @@ def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: L
 
 def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync) -> list[dict[str, Any]]:
     """Publishes this start of the run, also for a node that continues it. Returns the logged rows that it takes over."""
-    forks = job.fork_of and ckpt.find(sync.local / "checkpoints") is None
-    earlier = _fork(job.fork_of, sync.local, cfg.to_flat()) if forks else []
+    earlier = []
+    if job.fork_of and not record.value.starts:  # else a start has shown them
+        if ckpt.find(sync.local / "checkpoints") is None:
+            _fork(job.fork_of, sync.local, cfg.to_flat())
+        earlier = read_metrics(sync.local / "metrics.jsonl")
     (sync.local / "config.yaml").write_text(cfg.to_yaml())
     record.write()
     sync.push()
@@ -271,11 +274,11 @@ def _out_of_memory(error: BaseException, device: torch.device, gpus: float) -> C
     )
 
 
-def _fork(source_uri: str, run_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+def _fork(source_uri: str, run_dir: Path, config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = RunSync(source_uri, Path(scratch))
         source.pull()
-        return fork(source.local, run_dir, config)
+        fork(source.local, run_dir, config)
 
 
 class _SyncedContext(ForwardingContext):

@@ -59,7 +59,7 @@ class Sweep:
         self.watch = Watchdog(
             start_heartbeat(self.heartbeat_name, self.nonce),
             display.update,
-            stall_s=setup.sweep.stall_s,
+            stall_s=setup.placement.silence_s(setup.sweep.stall_s),
             deadline_s=None if setup.max_hours is None else setup.max_hours * 3600,
             say=display.say,
             waited_for=None if setup.cluster.local else partial(awaited, setup.placement.demand, setup.cluster),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from ltcore.runtime.placement import Scaling
 from ltcore.runtime.ray_context import execute_on_node
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
+from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.record import RunInfo, failed_start
 from ltcore.training.run import Job, scratch_dir
@@ -177,11 +176,6 @@ def _adopt_checkpoint(run_uri: str) -> None:
     sync = RunSync(run_uri, scratch_dir(run_uri))
     sync.local.mkdir(parents=True, exist_ok=True)
     sync.pull()
-    folder = sync.local / "checkpoints"
-    shutil.rmtree(folder, ignore_errors=True)
     with handed.as_directory() as source:
-        step = int(json.loads((Path(source) / "meta.json").read_text())["step"])
-        aside = folder / f".last-{step:08d}.{os.getpid()}"  # half a copy is no checkpoint
-        shutil.copytree(source, aside)
-        aside.rename(folder / f"last-{step:08d}")
+        ckpt.adopt(sync.local / "checkpoints", Path(source))
     sync.close()

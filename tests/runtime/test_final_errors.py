@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import ray.train
 
+from ltcore import retry
 from ltcore.config.records import RunRecord
-from ltcore.errors import ConfigError, DataError, LtcoreError, NumericError
+from ltcore.errors import CapacityError, ConfigError, DataError, LtcoreError, NumericError
 from ltcore.runtime import ray_train
 from ltcore.runtime.final_errors import EndAtFinalError
 from ltcore.runtime.placement import Scaling
+from ltcore.training.lease import exclusive
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from tests.records import run_record
@@ -81,6 +83,7 @@ def test_an_error_of_one_rank_ends_the_run_at_once(tiny_shards: str, tmp_path: P
     [
         ({0: RuntimeError("the other rank is gone"), 1: NumericError("not finite")}, "not finite"),
         ({1: SimpleNamespace(cause=ConfigError("no such key"))}, "no such key"),
+        ({1: CapacityError("the memory is full")}, "the memory is full"),
         ({0: DataError("the disk is full")}, None),
         ({0: RuntimeError("the other rank is gone")}, None),
         ({}, None),
@@ -115,9 +118,9 @@ def test_the_record_says_what_the_run_failed_of(
     status: Any, error: LtcoreError, noted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run_record(status=status, reason="RuntimeError: connection closed" if status == "failed" else "")
-    before.write(tmp_path)
 
     def fit() -> None:
+        before.write(tmp_path)
         raise ray.train.ControllerError(error)
 
     monkeypatch.setattr(ray_train, "_trainer", lambda *_: SimpleNamespace(fit=fit))
@@ -129,3 +132,59 @@ def test_the_record_says_what_the_run_failed_of(
         assert (after.status, after.reason, after.retryable) == ("failed", "NumericError: not finite", False)
     else:
         assert after == before
+
+
+def test_the_record_of_an_earlier_start_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = run_record(status="running")
+    before.write(tmp_path)
+
+    def fit() -> None:
+        raise ray.train.ControllerError(NumericError("before this start made a record"))
+
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: SimpleNamespace(fit=fit))
+    with pytest.raises(NumericError):
+        ray_train.fit_with_train(job(tmp_path), Scaling(workers=2), None, [])
+    assert RunRecord.read(tmp_path) == before
+
+
+def test_the_error_is_raised_also_where_the_record_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltcore.training.lease.PREDECESSOR_S", 0.3)
+
+    def fit() -> None:
+        run_record(status="running").write(tmp_path)
+        raise ray.train.ControllerError(NumericError("not finite"))
+
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: SimpleNamespace(fit=fit))
+    with exclusive(str(tmp_path)), pytest.raises(NumericError, match="not finite"):
+        ray_train.fit_with_train(job(tmp_path), Scaling(workers=2), None, [])
+
+
+@pytest.mark.parametrize(("times", "ends"), [(2, False), (4, True)])
+def test_the_process_that_watches_over_the_workers_is_started_again(
+    times: int, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [True] * times
+
+    def fit() -> None:
+        if left:
+            left.pop()
+            raise ray.exceptions.ActorDiedError
+        run_record(status="finished").write(tmp_path)
+
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: SimpleNamespace(fit=fit))
+    if ends:
+        with pytest.raises(LtcoreError, match=r"was lost 4 times .*The same command continues"):
+            ray_train.fit_with_train(job(tmp_path), Scaling(workers=2), None, [])
+    else:
+        assert ray_train.fit_with_train(job(tmp_path), Scaling(workers=2), None, []).status == "finished"
+
+
+@pytest.mark.parametrize(("patience", "waits_s"), [("", 720), ("0", 720), ("900", 1020), ("inf", 604920), ("nan", 720)])
+def test_collectives_wait_for_longer_than_any_rank_waits_for_its_storage(
+    patience: str, waits_s: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(retry.VARIABLE, patience)
+    trainer = ray_train._trainer(job(tmp_path), Scaling(workers=2), None, [])
+    assert trainer.backend_config.timeout_s == waits_s

@@ -123,3 +123,12 @@ def test_silence_is_told_with_what_a_run_needs_and_what_is_free(monkeypatch: pyt
         "Nothing happened for 900 s: 2 CPUs and 1 GPU for one run; 1.5 of 40 CPUs and 0 of 8 GPUs are free. Everything was "
         "canceled; the same command continues."
     )
+
+
+def test_what_waits_for_other_processes_is_given_the_patience_of_their_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LTCORE_STORAGE_PATIENCE_S", "600")
+    alone = Placement("trial", Scaling(), Demand(1, 0, 0), 1, "")
+    group = Placement("train", Scaling(workers=2), Demand(2, 0, 0), 1, "")
+    streamed = Placement("trial", Scaling(), Demand(1, 0, 1), 1, "")
+    assert [place.silence_s(300) for place in (alone, group, streamed)] == [300, 780, 780]
+    assert group.silence_s(900) == 900

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,37 @@ def test_another_configuration_is_refused_with_the_key(tmp_path: Path) -> None:
 def test_a_place_without_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected meta\.json"):
         ckpt.read(tmp_path)
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_another_runs_checkpoint_takes_the_place_of_all_and_there_is_one_at_any_moment(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill before each of the operations on the disk."""
+    folder, source = tmp_path / "checkpoints", tmp_path / "other"
+    for tag, step in (("best", 3), ("last", 7)):
+        write(folder, step, tag)
+    write(source, 5)
+    left = [None] * moment
+
+    class Killed(BaseException):
+        pass
+
+    def counted(act: Any) -> Any:
+        def counting(*args: Any, **options: Any) -> Any:
+            if not left:
+                raise Killed
+            left.pop()
+            return act(*args, **options)
+
+        return counting
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(ckpt.shutil, "rmtree", counted(shutil.rmtree))
+        patch.setattr(ckpt.shutil, "copytree", counted(shutil.copytree))
+        patch.setattr(Path, "rename", counted(Path.rename))
+        ckpt.adopt(folder, source / "last-00000005")
+    found = ckpt.find(folder)
+    assert found is not None and found.meta["step"] in (5, 7)
+    ckpt.adopt(folder, source / "last-00000005")
+    assert [path.name for path in folder.iterdir()] == ["last-00000005"]

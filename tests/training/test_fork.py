@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ def test_a_run_that_forks_has_the_rows_of_what_it_starts_from(
     def kill(*_: Any, **__: Any) -> Any:
         raise Killed
 
+    shown: list[int] = []
+    log = TensorBoardSink.log
+
+    def note(self: TensorBoardSink, metrics: Any, step: int) -> None:
+        shown.append(metrics["epoch"])
+        log(self, metrics, step)
+
+    monkeypatch.setattr(TensorBoardSink, "log", note)
     struck = {
         "before the checkpoint is there": (fork, "write_metrics"),
         "before sinks are open": (runs, "open_tracker"),
@@ -58,3 +67,6 @@ def test_a_run_that_forks_has_the_rows_of_what_it_starts_from(
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     before = [json.loads(line) for line in (tmp_path / "source" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows[:3]] == [1, 2, 3] and rows[:2] == before and rows[2]["lr"] != before[1]["lr"]
+    assert shown == [1, 2, 3], "the other sinks have them as well"
+    execute(dataclasses.replace(job, config=cfg.replace({"train.epochs": 3}).to_dict()), ctx)
+    assert shown == [1, 2, 3], "and once"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltcore import retry, storage
 from ltcore.errors import DataError
 from ltcore.storage import list_files, read_bytes, write_bytes_atomic
 from ltcore.training import lease
@@ -156,6 +158,62 @@ def test_others_wait_for_longer_than_a_claim_is_valid() -> None:
     """Asked in a process of its own, where nothing is shortened."""
     code = "from ltcore.training import lease; assert lease.PREDECESSOR_S > lease.VOID_S + lease.RENEW_S / 2"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_renewal_that_was_long_on_its_way_ends_nobody_who_took_over(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine that stood still in the middle of it, and of this process, which has given its claim up since."""
+    with monkeypatch.context() as there:
+        elsewhere(there)
+        gone = lease.Lease(f"{place}/{FOLDER}/gone.json", lease._me())
+        gone._write()
+    mine = lease.Lease(f"{place}/{FOLDER}/mine.json", lease._me())
+    with exclusive(place) as held:
+        for late in (gone, mine):
+            late._write()
+            held._look()
+            held.check()
+            gone._look()
+            with pytest.raises(DataError, match="was taken over"):
+                gone.check()
+        assert len(list_files(f"{place}/{FOLDER}")) == 1
+
+
+def test_a_claim_that_was_given_up_is_not_renewed_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage fails in the middle of a renewal, and comes back after the run has ended."""
+    place, disturbed = str(tmp_path / "run"), threading.Event()
+    write = storage._write_local
+
+    def fails(path: Path, data: bytes) -> None:
+        if disturbed.is_set() and FOLDER in str(path):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        write(path, data)
+
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    monkeypatch.setattr(storage, "_write_local", fails)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.3)
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+    with exclusive(place):
+        disturbed.set()
+        time.sleep(0.3)
+    disturbed.clear()
+    time.sleep(1.0)
+    assert list_files(f"{place}/{FOLDER}") == []
+
+
+def test_a_first_claim_waits_for_its_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, began = storage._write_local, time.monotonic()
+
+    def fails(path: Path, data: bytes) -> None:
+        if time.monotonic() - began < 1.2 * lease.VOID_S:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        write(path, data)
+
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    monkeypatch.setattr(storage, "_write_local", fails)
+    with exclusive(str(tmp_path / "run")) as held:
+        held.check()
 
 
 def test_damage_in_the_folder_holds_nobody_for_ever(tmp_path: Path) -> None:
