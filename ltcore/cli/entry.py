@@ -96,9 +96,7 @@ def _leave(code: int) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         for sig in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sig, signal.SIG_DFL)
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+        threading._shutdown()  # type: ignore[attr-defined]  # as Python does: it ends idle executors, and waits for all threads but daemons
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

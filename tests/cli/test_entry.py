@@ -1,4 +1,4 @@
-"""How a command ends: SIGTERM unwinds it as Ctrl-C does, and says so with an exit code of its own."""
+"""How a command ends: SIGTERM unwinds it as Ctrl-C does, with an exit code of its own, and nothing left open keeps it."""
 
 from __future__ import annotations
 
@@ -61,3 +61,30 @@ def test_a_forked_child_ends_without_unwinding_what_is_its_parents(tmp_path: Pat
     child.send_signal(signal.SIGTERM)
     out, _ = child.communicate(timeout=60)
     assert (child.returncode, out) == (143, "put away\n")
+
+
+LEFT_OPEN = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from ltcore.cli.entry import run_main
+
+def main():
+    pool = ThreadPoolExecutor(2)  # as torch's compiler keeps one
+    main.pool = pool
+    list(pool.map(time.sleep, [0.1, 0.1]))
+    pool.submit(lambda: (time.sleep(0.5), print("work is done", flush=True)))
+
+run_main(main)
+"""
+
+
+def test_an_executor_that_is_left_open_does_not_keep_the_command() -> None:
+    """Its work is waited for, its idle threads are not."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "work is done\n", "")
