@@ -96,7 +96,8 @@ def _leave(code: int) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         for sig in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sig, signal.SIG_DFL)
-        threading._shutdown()  # type: ignore[attr-defined]  # as Python does: it ends idle executors, and waits for all threads but daemons
+        # as Python itself: idle executors are ended, and all threads but daemons waited for
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -321,6 +321,10 @@ def _place(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+FILE_KEYS = ("model.weights", "model.text.weights", "train.init_from", "stage2.from_run")
+"""Keys whose value may be a path."""
+
+
 def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
     """Splits words in any order into (recipe or None, overrides)."""
     recipes = [word for word in words if "=" not in word]
@@ -329,6 +333,8 @@ def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[
     overrides: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
+        if key in FILE_KEYS and value and "://" not in value and Path(value).exists():
+            value = str(Path(value).absolute())  # as a person means it; workers change directory
         if equals and overrides.setdefault(key, value) != value:
             parser.error(f"{key} is given twice: {overrides[key]} and {value}")
     return (recipes[0] if recipes else None), overrides

@@ -8,6 +8,7 @@ pulls in no torch. Metrics, parameters and configurations stay mappings: their k
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -161,6 +162,9 @@ class RunRecord(StoredRecord):
             for split, values in (getattr(self, name) or {}).items():
                 if len(values) != len(self.data.classes):
                     raise ValueError(f"{name}.{split} has {len(values)} values for {len(self.data.classes)} classes")
+                most = math.inf if name == "support" else 1
+                if wrong := [value for value in values if value is not None and not 0 <= value <= most]:
+                    raise ValueError(f"{name}.{split} has {wrong[0]!r:.60}, expected numbers from 0 to {most:g}")
         for split, pairs in (self.confused or {}).items():
             for pair in pairs:
                 if not all(0 <= c < len(self.data.classes) for c in (pair.label, pair.prediction)):

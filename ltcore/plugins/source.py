@@ -121,9 +121,20 @@ def read_plugin(name: str) -> Plugin:
         )
     parts = tuple(part for module in _executed(name) for part in _registered(module))
     if not parts:
+        if inner := _inner(name):
+            raise PluginError(f"plugin {name} registers nothing itself, but {', '.join(inner)} do: name those instead.")
         kinds = ", ".join(f"@plugins.{kind}" for kind in GROUPS)
         raise PluginError(f"plugin {name} registers nothing: its classes need one of {kinds} with a name written out.")
     return Plugin(name, parts)
+
+
+def _inner(package: str) -> list[str]:
+    """Returns the modules of a package, beside its ``__init__``, that register parts."""
+    file = file_of(package)
+    if file is None or file.name != "__init__.py":
+        return []
+    modules = (f"{package}.{path.stem}" for path in sorted(file.parent.glob("*.py")) if path != file)
+    return [module for module in modules if parse(module) is not None and next(_registered(module), None) is not None]
 
 
 def _executed(name: str) -> list[str]:

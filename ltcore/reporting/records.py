@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ltcore import storage
 from ltcore.config.json_record import StoredRecord
 from ltcore.config.records import Metrics, RunRecord, SweepRecord, TrialRecord
-from ltcore.errors import DataError
+from ltcore.errors import DamagedFileError, DataError
 from ltcore.evaluation.catalog import VALIDATION
 from ltcore.evaluation.paired import PairedDifference
 from ltcore.evaluation.protocols import ordered_splits
@@ -112,7 +112,10 @@ def read_sweep(path: Path, record: SweepRecord | None = None) -> StoredSweep:
         folders = sorted(p.parent for p in path.glob("trials/*/run.json") if p.parent != baseline)
         trials = {folder.name: read_run(folder) for folder in folders}
         found = (_entry(record, trial, run.record) for trial, run in trials.items() if run.record is not None)
-        record = replace(record, trials=tuple(found))
+        try:
+            record = replace(record, trials=tuple(found))
+        except ValueError as error:  # of a run that is listed, and gone
+            raise DamagedFileError(f"{path}/{SweepRecord.FILE}: {error}. {storage.DAMAGED}") from None
     else:
         listed = {trial.id: _inside(path, trial.run_dir) for trial in record.trials}
         baseline = listed.pop(name, baseline)

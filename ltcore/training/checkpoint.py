@@ -38,12 +38,23 @@ _OLD = ".old."
 """In the name of a complete checkpoint that one of the same step is about to replace."""
 
 
+class Meta(dict[str, Any]):
+    """The record of a checkpoint at ``place``; a field that it lacks is an error that says so."""
+
+    def __init__(self, place: str, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self._place = place
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(f"{self._place}/meta.json has no {name!r}. It is damaged: use another checkpoint.")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint on a local disk."""
 
     path: Path
-    meta: dict[str, Any]
+    meta: Meta
     """schema, step, epoch, config (flat), classes, shot_groups, attributes, attribute_counts ([C][A] training images), mean,
     std, image_size, metrics, data_hash; class_prior, except for stage 2; and base, where weights leave it out (``base``).
     """
@@ -52,11 +63,8 @@ class Checkpoint:
 
     def require(self, *names: str) -> None:
         """Raises CheckpointError where the record lacks one of these fields."""
-        missing = sorted(set(names) - self.meta.keys())
-        if missing:
-            raise CheckpointError(
-                f"{self.place}/meta.json has no {missing[0]!r}. It is damaged: use another checkpoint."
-            )
+        for name in sorted(names):
+            self.meta[name]
 
     def config(self) -> RunConfig:
         """Returns the configuration of its run. Raises CheckpointError where it is missing or invalid for this ltcore."""
@@ -258,7 +266,7 @@ def read(path: Path, uri: str = "") -> Checkpoint:
             f"{place}/meta.json: attribute_counts has rows of other lengths than the {num_attributes} attributes. Delete this "
             "checkpoint and run again."
         )
-    return Checkpoint(path, meta, place)
+    return Checkpoint(path, Meta(place, meta), place)
 
 
 def _words(value: Any, *, least: int = 1) -> bool:

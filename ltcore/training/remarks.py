@@ -36,7 +36,7 @@ def _random_base(cfg: RunConfig) -> str:
     if model.tune == FULL or model.weights is not None or cfg.train.init_from is not None:
         return ""
     return (
-        f"model.tune={model.tune} freezes most of a backbone that was drawn at random, as model.weights is null; take "
+        f"model.tune={model.tune} freezes a part of a backbone that was drawn at random, as model.weights is null; take "
         f"model.weights=default or a file, or model.tune={FULL}"
     )
 

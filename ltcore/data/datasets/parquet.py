@@ -183,7 +183,12 @@ class _File:
         kind = column.type
         if pa.types.is_dictionary(kind):
             known = ["" if value is None else str(value) for value in column.dictionary.to_pylist()]
-            return ["" if at is None else known[at] for at in column.indices.to_pylist()]
+            at_n = column.indices.to_pylist()
+            if any(at is not None and not 0 <= at < len(known) for at in at_n):
+                raise DataError(
+                    f"{self.uri}: the column {self.columns[role]!r} is damaged. Make or fetch the file again."
+                )
+            return ["" if at is None else known[at] for at in at_n]
         if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind)):
             raise DataError(
                 f"{self.uri}: the column {self.columns[role]!r} for the {role} holds {kind}, expected names or whole numbers. "
