@@ -120,7 +120,7 @@ def write_run(
             split: [
                 None
                 if c == 9 and split == "test_cbl"
-                else max(0.0, quality - 0.03 * c + 0.1 * keyed(folder.name, split, c))
+                else min(1.0, max(0.0, quality - 0.03 * c + 0.1 * keyed(folder.name, split, c)))
                 for c in range(10)
             ]
             for split in info["test"]

@@ -261,7 +261,9 @@ def test_a_base_that_has_moved_is_found_in_the_folder_that_is_named(
     before = load(tmp_path / "run").net(pictures().float()).mean_logits_BC
     elsewhere.mkdir()
     file.rename(elsewhere / file.name)
-    with pytest.raises(CheckpointError, match=r"base5.pth does not exist. Put the file there, or .* LTCORE_WEIGHTS_DIR"):
+    with pytest.raises(
+        CheckpointError, match=r"base5.pth does not exist. Put the file there, or .* LTCORE_WEIGHTS_DIR"
+    ):
         load(tmp_path / "run")
     monkeypatch.setenv("LTCORE_WEIGHTS_DIR", str(elsewhere))
     assert torch.equal(load(tmp_path / "run").net(pictures().float()).mean_logits_BC, before)

@@ -16,7 +16,14 @@ from ltcore.data.shards.source import Source
 
 
 def benchmark_source(
-    root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[str, str], *, name: str, chosen: Mapping[str, Any]
+    root: Root,
+    layout: Layout,
+    cfg: DataConfig,
+    broken: Mapping[str, str],
+    *,
+    name: str,
+    chosen: Mapping[str, Any],
+    shot_rule: str = "rank",
 ) -> Source:
     """Returns the source of a benchmark: the splits of ``layout`` as they are, whatever ``cfg`` says of selection.
 
@@ -27,8 +34,9 @@ def benchmark_source(
         broken: images that were left out, path -> problem, to be named.
         name: of the data set.
         chosen: provenance, how the splits were made.
+        shot_rule: how classes are put into shot groups.
     """
     source = image_folder(root, layout, replace(cfg, imbalance_factor=None, val_per_class=0), broken)
     kept = {key: source.provenance[key] for key in (SKIPPED, BROKEN) if key in source.provenance}
     noted = {"source": source.provenance["source"], **kept, **chosen}
-    return replace(source, name=name, shot_rule="rank", provenance=noted)
+    return replace(source, name=name, shot_rule=shot_rule, provenance=noted)

@@ -123,7 +123,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
         image_size=image_size,
         mean=mean,
         std=std,
-        shot_rule="count",
+        shot_rule="glt" if "test_gbl" in splits else "count",
         provenance={"source": f"images of {stem}", **chosen},
     )
 

@@ -80,7 +80,7 @@ class MscocoGlt(Dataset):
         )
         factor = self.cfg.imbalance_factor or IMBALANCE_FACTOR
         return benchmark_source(
-            crops, layout, self.cfg, self.broken, name=f"{self.cfg.uri}-if{factor:g}", chosen=chosen
+            crops, layout, self.cfg, self.broken, name=f"{self.cfg.uri}-if{factor:g}", shot_rule="glt", chosen=chosen
         )
 
 

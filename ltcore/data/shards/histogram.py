@@ -51,7 +51,11 @@ def class_histogram(manifest: Manifest, split: str = "train") -> list[str]:
     return lines
 
 
-_RULES = {"count": "number of images (many: above 100, few: below 20)", "rank": "rank (a third of the classes each)"}
+_RULES = {
+    "count": "number of images (many: above 100, few: below 20)",
+    "rank": "rank (a third of the classes each)",
+    "glt": "rank (as on ImageNet-GLT and MSCOCO-GLT)",
+}
 
 
 def _headline(manifest: Manifest, split: str, counts: Sequence[int], order: Sequence[int]) -> str:

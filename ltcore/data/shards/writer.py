@@ -28,10 +28,10 @@ from ltcore.data.shards.source import EXTENSIONS, MAX_KEY, Description, Indexed,
 from ltcore.errors import ConfigError, DataError, at_least, pick, within
 from ltcore.hashing import hash64
 from ltcore.limits import MAX_INDEX_BYTES, MAX_INDEX_BYTES_OF_ROW
-from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
+from ltcore.shots import shot_groups_by_count, shot_groups_by_rank, shot_groups_glt
 from ltcore.text import counted
 
-SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank}
+SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank, "glt": shot_groups_glt}
 INDEX_SCHEMA = pa.schema(
     {
         "key": pa.string(),

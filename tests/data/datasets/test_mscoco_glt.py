@@ -144,7 +144,7 @@ def test_a_class_that_is_too_small_is_named(objects):
 
 def test_shards_hold_the_crops_with_their_attributes(cfg, tmp_path):
     manifest = make(cfg, str(tmp_path / "out"))
-    assert manifest.name == "mscoco-glt-if4" and manifest.attributes == ATTRIBUTES and manifest.shot_rule == "rank"
+    assert manifest.name == "mscoco-glt-if4" and manifest.attributes == ATTRIBUTES and manifest.shot_rule == "glt"
     assert set(manifest.splits) == {"train", "train_cbl", "val", "test_cbl", "test_gbl", "test_glt"}
     assert check_dataset(str(tmp_path / "out")) == []
     source = module.MscocoGlt(cfg).source()

@@ -10,7 +10,7 @@ import pytest
 
 from ltcore.data.shards.histogram import class_histogram
 from ltcore.data.shards.manifest import LabelTable, Manifest, Shard, Split
-from ltcore.shots import shot_groups_by_count, shot_groups_by_rank
+from ltcore.shots import SHOT_GROUPS, shot_groups_by_count, shot_groups_by_rank, shot_groups_glt
 
 NO_LABELS = LabelTable(path="labels.npy", bytes=0, sha256="0" * 64)
 
@@ -102,3 +102,12 @@ def test_names_cannot_break_the_lines(name: str) -> None:
 
 def test_data_for_evaluation_alone_have_no_histogram() -> None:
     assert class_histogram(manifest(["a", "b"], [0, 0], test=[1, 1])) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "sizes"), [(1000, (400, 450, 150)), (29, (11, 12, 6)), (20, (8, 9, 3)), (3, (1, 2, 0))]
+)
+def test_the_groups_of_glt_are_its_authors(classes: int, sizes: tuple[int, ...]) -> None:
+    groups = shot_groups_glt(range(classes, 0, -1))
+    assert tuple(groups.count(group) for group in SHOT_GROUPS) == sizes
+    assert list(groups) == sorted(groups, key=SHOT_GROUPS.index)
