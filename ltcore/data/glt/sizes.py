@@ -166,13 +166,26 @@ class _Fitting:
             advice = f"--max-class {fitting} fits, and --max-class fit finds it"
             if sizes.train_cbl and fitting >= room:
                 advice = "Give a smaller --train-cbl"
+        elif factor := self._fitting_factor():
+            advice = f"--imbalance-factor {factor} fits, or give smaller tests (--test-per-class, --val-per-class)"
         else:
-            advice = "Give smaller tests (--test-per-class, --val-per-class) or a smaller --imbalance-factor"
+            advice = "Give smaller tests (--test-per-class, --val-per-class)"
         return (
             f"class {self.pool.classes[label]!r} has {self.counts_CA[label, attribute]:,} images of attribute "
             f"{self.pool.attributes[attribute]!r}, and {int(_total(wanted)[attribute]):,} are wanted ({listed}; the two "
             f"training splits share theirs). {advice}."
         )
+
+    def _fitting_factor(self) -> int:
+        """Returns the largest whole imbalance factor below the present one at which the images suffice; 0 where none does."""
+        if self.choices.class_counts or not self.choices.fits:
+            return 0
+
+        def suffices(factor: int) -> bool:
+            tried = replace(self, choices=replace(self.choices, imbalance_factor=float(factor)))
+            return tried._fits(tried._sizes(tried._least()))
+
+        return _most(int(self.choices.imbalance_factor), suffices)
 
 
 def _needs(counts_CA: IntArray, sizes: GltSizes) -> Iterator[tuple[int, dict[str, IntArray]]]:

@@ -140,3 +140,14 @@ def test_choices_that_mean_nothing_are_refused(choices, words):
 def test_clusters_are_merged_evenly(choices):
     with pytest.raises(ValueError, match="groups"):
         Discovery(features="random", **choices)
+
+
+def test_few_images_are_told_the_largest_factor_that_they_allow():
+    """With the default of 100, which no small folder can have."""
+    pool = pool_of([[17, 17, 16]] * 4)
+    with pytest.raises(DataError, match=r"--imbalance-factor \d+ fits, or give smaller tests") as caught:
+        choose_sizes(pool, GltChoices())
+    factor = int(re.search(r"--imbalance-factor (\d+)", str(caught.value)).group(1))
+    assert min(choose_sizes(pool, GltChoices(imbalance_factor=factor)).train_C) >= 1
+    with pytest.raises(DataError):
+        choose_sizes(pool, GltChoices(imbalance_factor=factor + 1))
