@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,3 +109,30 @@ class BareLoop:
             seen += len(labels_B)
         float(total)  # every loop prints its loss, which waits for the device
         return seen
+
+
+def timm_step(
+    name: str, num_classes: int, images: Tensor, labels_B: Tensor, autocast: torch.dtype | None
+) -> Callable[[], object]:
+    """Returns a training step of timm: its network, its optimizer, and what its training script does with a batch.
+
+    ``images`` are augmented and on the device. The script's loss scaler has no effect in fp32 and bf16.
+    """
+    import timm
+    from timm.optim import create_optimizer_v2
+
+    place = images.device
+    net: Any = timm.create_model(name, num_classes=num_classes)
+    net = net.to(device=place, memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(net.train(), opt="sgd", lr=0.1, weight_decay=2e-4, momentum=0.9)
+    loss_fn = nn.CrossEntropyLoss().to(place)
+
+    def step() -> Tensor:
+        with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
+            loss = loss_fn(net(images), labels_B)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step

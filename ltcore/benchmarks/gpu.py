@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltcore.batch import Batch
 from ltcore.benchmarks import datasets as images
-from ltcore.benchmarks.baselines import BareLoop
-from ltcore.benchmarks.harness import Measurement, Rung, Section, Work, interleave, milliseconds
+from ltcore.benchmarks.baselines import BareLoop, timm_step
+from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section, Work, interleave, milliseconds
 from ltcore.benchmarks.machine import device, wait_for
 from ltcore.benchmarks.options import Options
 from ltcore.benchmarks.resident import NOTE, measure_resident
@@ -36,6 +36,8 @@ PARTS = ("host", "augment", "forward", "backward", "optimizer")
 """Of a step, in their order: 'host' copies the images to the device, 'forward' includes the loss."""
 PROGRESS = 0.5
 BANDWIDTH = "copy"
+VIT = "vit_base_patch16_224"
+OF_TIMM = Aim(">=", 0.95)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Net:
     name: str
     side: int
     batch_size: int
+    of_timm: str = ""
+    """What timm calls the same network; '' where it has none, or its loop is not compared."""
+    aim_images_per_s: int | None = None
+    """On a GPU, in bf16 and compiled."""
 
 
 def gpu(options: Options) -> list[Section]:
@@ -66,7 +72,8 @@ def gpu(options: Options) -> list[Section]:
     for section in (rates, split, traffic, fed):
         section.notes.insert(0, f"numbers of {place_name(place)}")
     rates.notes.append(
-        "bare: plain PyTorch with the same network, precision and batch; compiled: train.compile=default"
+        "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script; compiled: "
+        "train.compile"
     )
     split.notes.append(f"of a step: {', '.join(PARTS)}; the ratio is the share of their sum")
     traffic.notes.append(
@@ -84,8 +91,10 @@ def networks(place: torch.device, *, quick: bool) -> list[Net]:
     """Returns what is measured: on a CPU the small network alone."""
     if quick:
         return [Net("resnet8", 16, 8)]
-    small = Net("resnet32", 32, 128)
-    return [small, Net("resnet50", 224, 128)] if place.type == "cuda" else [small]
+    small = Net("resnet32", 32, 128, aim_images_per_s=50_000)
+    if place.type != "cuda":
+        return [small]
+    return [small, Net("resnet50", 224, 128, "resnet50"), Net(f"timm:{VIT}", 224, 128, VIT)]
 
 
 def precisions(place: torch.device) -> list[str]:
@@ -182,6 +191,12 @@ class Step:
             autocast=self.parts.precision.autocast,
         )
 
+    def timm_train(self) -> Callable[[], object]:
+        """Returns timm's step on the same images."""
+        images, labels_B = self._on_device.images_VBCHW[0], self._on_device.labels_B
+        classes = len(self._loader.store.manifest.classes)
+        return timm_step(self.net.of_timm, classes, images, labels_B, self.parts.precision.autocast)
+
     def bare_train(self) -> Callable[[], object]:
         """Returns the plain loop's step on the same images."""
         bare = self.bare()
@@ -238,16 +253,24 @@ def random_batch(net: Net, num_classes: int) -> Batch:
 
 
 def measure_rate(section: Section, label: str, ours: Step, options: Options) -> None:
-    """Adds images/s of our step, compiled too except with --quick, beside the plain loop."""
-    sides, compiled = {label: ours.train, f"bare: {label}": ours.bare_train()}, None
-    if not options.quick:
-        compiled = Step(ours.net, ours.precision, ours.uri, ours.place, "default")
-        sides[f"{label}, compiled"] = compiled.train
+    """Adds images/s of our step, compiled too except with --quick, beside the plain loop and timm's."""
+    bare, compiled = f"bare: {label}", list[Step]()
+    sides, rungs = {label: ours.train, bare: ours.bare_train()}, [Rung(label, bare)]
+    if ours.net.of_timm:
+        sides[f"timm: {label}"] = ours.timm_train()
+        rungs.append(Rung(label, f"timm: {label}", OF_TIMM))
+    on_gpu = ours.place.type == "cuda"
+    for how in () if options.quick else ("default", "reduce-overhead") if on_gpu else ("default",):
+        compiled.append(Step(ours.net, ours.precision, ours.uri, ours.place, how))
+        sides[f"{label}, compiled ({how})"] = compiled[-1].train
+        wanted = ours.net.aim_images_per_s if on_gpu and ours.precision == "bf16" else None
+        aim = Aim(">=", wanted, on="median") if wanted else None
+        rungs.append(Rung(f"{label}, compiled ({how})", bare, aim))
     works = {side: repeated_steps(call, ours, 1 if options.quick else 20) for side, call in sides.items()}
     section.measurements += interleave(works, options.turns)
-    section.rungs += [Rung(side, f"bare: {label}") for side in sides if not side.startswith("bare")]
-    if compiled is not None:
-        compiled.close()
+    section.rungs += rungs
+    for step in compiled:
+        step.close()
 
 
 def repeated_steps(call: Callable[[], object], ours: Step, steps: int) -> Work:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltcore.benchmarks import datasets as images
 from ltcore.benchmarks import gpu
+from ltcore.benchmarks.baselines import timm_step
+from ltcore.benchmarks.harness import Section
 from ltcore.benchmarks.options import Options
 from ltcore.benchmarks.run import bench
 from tests.benchmarks.documents import check_document
@@ -49,3 +52,32 @@ def test_the_step_on_this_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [(rung["name"], rung["peer"]) for rung in fed["rungs"]] == [
         (f"{label}: resident", f"{label}: from the host") for label in labels
     ]
+
+
+def test_timms_step_trains_its_network() -> None:
+    pytest.importorskip("timm")
+    images, labels_B = torch.rand(4, 3, 160, 160, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    torch.manual_seed(0)
+    step = timm_step("test_vit", 4, images, labels_B, None)
+    losses = [float(step()) for _ in range(3)]  # of one batch: they change with the weights alone
+    assert len(set(losses)) == 3 and all(0 < loss < 10 for loss in losses)
+
+
+def test_on_a_gpu_networks_of_timm_are_beside_timm_itself_and_the_small_one_has_an_aim() -> None:
+    small, *large = gpu.networks(torch.device("cuda"), quick=False)
+    assert (small.name, small.aim_images_per_s, small.of_timm) == ("resnet32", 50_000, "")
+    assert [net.of_timm for net in large] == ["resnet50", "vit_base_patch16_224"]
+
+
+def test_the_step_of_a_network_of_timm_beside_it(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    net = gpu.Net("timm:test_vit", 160, 4, "test_vit")
+    step = gpu.Step(net, "fp32", images.shards(None, quick=True), torch.device("cpu"))
+    section = Section("speed", "images/s")
+    gpu.measure_rate(section, "vit", step, Options(what="gpu", quick=True, output=str(tmp_path / "bench.json")))
+    step.close()
+    assert [(rung.name, rung.peer, str(rung.aim)) for rung in section.rungs] == [
+        ("vit", "bare: vit", "None"),
+        ("vit", "timm: vit", ">= 0.95"),
+    ]
+    assert all(section.values(side) for side in ("vit", "bare: vit", "timm: vit"))
