@@ -127,8 +127,9 @@ def undisturbed(act: Callable[[], None]) -> None:
         else:
             done.set_result(None)
 
-    threading.Thread(target=run, name="ltcore-write").start()  # the process does not end before it has
+    thread = threading.Thread(target=run, name="ltcore-write")  # no daemon: the process does not end before it has
     try:
+        thread.start()  # within: it waits until the thread runs, which may have written by the time of an interrupt
         done.result()
     finally:  # after an interrupt: what is written next in its place must not be overtaken by it
         futures.wait([done], timeout=LAND_S)

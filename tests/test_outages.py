@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,23 @@ def test_an_interrupted_write_leaves_the_whole_object(bucket: Bucket, monkeypatc
 
     store = Opening(uri, interrupted)
     monkeypatch.setattr(storage, "open_fs", lambda _: (store, store.path))
+    for number in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            storage.write_bytes_atomic(uri, b"after %d" % number)
+        assert bucket.get("sweep.json") == b"after %d" % number
+
+
+def test_nor_does_an_interrupt_while_the_thread_of_a_write_starts(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, uri = threading.Thread.start, f"{bucket.uri}/sweep.json"
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        if self.name == "ltcore-write":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
     for number in range(5):
         with pytest.raises(KeyboardInterrupt):
             storage.write_bytes_atomic(uri, b"after %d" % number)
