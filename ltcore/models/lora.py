@@ -7,6 +7,7 @@ keeps its place, its name and the name of its weight; A and B are ``lora_down`` 
 weights fit a network with updates, and initial values, which are keyed by names, stay as they are.
 
 Source: LoRA, Hu et al., ICLR 2022, arXiv:2106.09685.
+The package peft is not used: it needs transformers, and wraps networks, which changes the names of their weights.
 Differs: A begins normal with variance 1 / (3 inputs), that of the authors' code, whose draws are uniform.
 """
 

@@ -125,19 +125,14 @@ def build_modules(cfg: RunConfig, num_classes: int, stats: object, num_train: in
 
     The objective needs the network's sizes, and the network the outputs that the objective requires.
     """
-    probe = build_net(cfg, num_classes)
+    probe = LongTailNet(cfg.model, num_classes, frozenset(), cfg.seed)
     dims = FeatureDims(probe.feature_dim, cfg.model.projection_dim, num_train, probe.stage_dims, probe.fmap_dim)
     objective = Objective(cfg.objective, stats, dims, cfg.seed)  # type: ignore[arg-type]
     needs = objective.needs - {"key", "twin", "second"}
-    return build_net(cfg, num_classes, needs) if needs else probe, objective
-
-
-def build_net(cfg: RunConfig, num_classes: int, needs: frozenset[str] = frozenset()) -> LongTailNet:
-    """Builds the network with the outputs that an objective needs. Raises ConfigError where a key has no effect on it."""
-    net = LongTailNet(cfg.model, num_classes, needs, cfg.seed)
+    net = LongTailNet(cfg.model, num_classes, needs, cfg.seed) if needs else probe
     if cfg.model.ghost_batch is not None and not has_ghost_norm(net):
         raise ConfigError(
             f"model.ghost_batch={cfg.model.ghost_batch} has no effect on {cfg.model.name}, which has no batch norm. Set it to "
             "null."
         )
-    return net
+    return net, objective

@@ -8,12 +8,12 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError, ConfigError, DataError
 from ltcore.models.clip_text import TEXT, text_clip
+from ltcore.models.net import LongTailNet
 from ltcore.models.timm_backbone import with_tag
 from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.tune import FULL
 from ltcore.models.weights import AUTO, DEFAULT
 from ltcore.objective.class_weights import BY_COUNT, own_weights
-from ltcore.training.build import build_net
 from ltcore.training.selection import available
 from ltcore.training.weights_file import check_exists
 
@@ -31,8 +31,8 @@ def check_network(cfg: RunConfig, varied: Collection[str] = ()) -> None:
         with_tag(model.name, model.weights)
     if model.weights not in (None, AUTO, DEFAULT) and not (is_timm(model.name) and is_tag(model.weights)):
         check_exists(model.weights)
-    if model.tune != FULL or model.ghost_batch is not None:
-        build_net(cfg, num_classes=2)
+    if model.tune != FULL:
+        LongTailNet(model, 2, frozenset(), cfg.seed)
 
 
 def check_run(cfg: RunConfig, manifest: Manifest) -> None:
