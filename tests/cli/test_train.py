@@ -153,7 +153,10 @@ def test_a_run_that_never_fits_is_refused_before_fresh_removes_what_is_stored(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model.weights": "/nowhere/resnet.pt"}, r"model.weights=/nowhere/resnet.pt does not exist. Put the file there"),
+        (
+            {"model.weights": "/nowhere/resnet.pt"},
+            r"model.weights=/nowhere/resnet.pt does not exist. Put the file there",
+        ),
         ({"model.name": "timm:resnet18", "model.weights": "no_such_tag"}, r"no_such_tag"),
         ({"model.tune": "adaptformer"}, r"model.tune=adaptformer"),
         ({"model.tune": "partial:40"}, r"model.tune=partial:40"),

@@ -76,8 +76,10 @@ def test_a_task_reads_the_indexes_of_its_shards_and_nothing_else(
     tables = dict(parts(window, 0, loader.store, "train", ShardHomes(NODES)))
     assert len(tables) > 1
     window_module._files.cache_clear()
-    read, read_bytes = list[str](), storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", lambda uri, **rest: read.append(uri) or read_bytes(uri, **rest))
+    read, find_bytes = list[str](), storage.find_bytes
+    monkeypatch.setattr(
+        storage, "find_bytes", lambda uri, *rest, **more: read.append(uri) or find_bytes(uri, *rest, **more)
+    )
     for table in tables.values():
         read_part(table, job=job(color_shards))
     indexes = {storage.join(color_shards, shard.index_path) for shard in loader.store.manifest.split("train").shards}
@@ -86,8 +88,10 @@ def test_a_task_reads_the_indexes_of_its_shards_and_nothing_else(
 
 
 def test_nobody_reads_an_index_for_labels(color_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, read_bytes = list[str](), storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", lambda uri, **rest: read.append(uri) or read_bytes(uri, **rest))
+    read, find_bytes = list[str](), storage.find_bytes
+    monkeypatch.setattr(
+        storage, "find_bytes", lambda uri, *rest, **more: read.append(uri) or find_bytes(uri, *rest, **more)
+    )
     store = ShardStore(color_shards)
     labels_N = store.labels("train")
     assert np.bincount(labels_N).tolist() == list(store.manifest.class_counts["train"])
