@@ -28,7 +28,7 @@ from ltcore.reporting.report import make_table, write_report, write_runs_report
 from ltcore.runtime.autoscaler import read_limits
 from ltcore.tracking.wandb_account import find_key
 from ltcore.training.context import StopRequested
-from ltcore.training.lease import FOLDER, _living
+from ltcore.training.lease import FOLDER, Lease, _living, _me
 from ltcore.training.predict import load
 from ltcore.training.protocol_runs import checked, open_stored
 from ltcore.training.stage2.source import resolved
@@ -357,7 +357,7 @@ class Claims(Folder):
         return [f"{FOLDER}/a.json"]
 
     def read(self) -> None:
-        for owner in _living(str(self.folder), "", {}).values():
+        for owner in _living(str(self.folder), Lease(str(self.folder / FOLDER / "own.json"), _me()), {}).values():
             str(owner).encode("utf-8", "backslashreplace")
 
 
