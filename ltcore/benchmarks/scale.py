@@ -186,14 +186,14 @@ def generate(uri: str, num_shards: int) -> None:
 @contextmanager
 def counted_reads() -> Iterator[list[str]]:
     """Yields the names of the files that are read whole, as they are read."""
-    reads, read_bytes = list[str](), storage.read_bytes
+    reads, find_bytes = list[str](), storage.find_bytes
 
     def spy(uri: str, *rest: Any, **options: Any) -> bytes:
         reads.append(uri)
-        return read_bytes(uri, *rest, **options)
+        return find_bytes(uri, *rest, **options)
 
     manifests.forget()
-    with mock.patch.object(storage, "read_bytes", spy):
+    with mock.patch.object(storage, "find_bytes", spy):
         yield reads
 
 
