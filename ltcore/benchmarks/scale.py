@@ -188,7 +188,7 @@ def counted_reads() -> Iterator[list[str]]:
     """Yields the names of the files that are read whole, as they are read."""
     reads, find_bytes = list[str](), storage.find_bytes
 
-    def spy(uri: str, *rest: Any, **options: Any) -> bytes:
+    def spy(uri: str, *rest: Any, **options: Any) -> bytes | None:
         reads.append(uri)
         return find_bytes(uri, *rest, **options)
 
