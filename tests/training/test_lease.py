@@ -76,6 +76,14 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, machine: str = "another boot") ->
     monkeypatch.setattr(lease.platform, "node", lambda: "node-7")
 
 
+def claim_of_another_machine(place: str, monkeypatch: pytest.MonkeyPatch) -> lease.Lease:
+    with monkeypatch.context() as there:
+        elsewhere(there)
+        claim = lease.Lease(f"{place}/{FOLDER}/gone.json", lease._me())
+        claim._write()
+    return claim
+
+
 def test_the_second_of_one_machine_says_whom_it_waits_for_and_then_that_the_place_is_in_use(place: str) -> None:
     said: list[str] = []
     with (
@@ -120,10 +128,7 @@ def test_the_claim_of_a_killed_process_is_void_at_once(tmp_path: Path) -> None:
 def test_the_claim_of_a_machine_that_is_gone_is_void_when_nobody_renews_it(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as there:
-        elsewhere(there)
-        gone = lease.Lease(f"{place}/{FOLDER}/gone.json", lease._me())
-        gone._write()
+    claim_of_another_machine(place, monkeypatch)
     began = time.monotonic()
     with exclusive(place):
         assert time.monotonic() - began > 1.4
@@ -164,10 +169,7 @@ def test_a_renewal_that_was_long_on_its_way_ends_nobody_who_took_over(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a machine that stood still in the middle of it, and of this process, which has given its claim up since."""
-    with monkeypatch.context() as there:
-        elsewhere(there)
-        gone = lease.Lease(f"{place}/{FOLDER}/gone.json", lease._me())
-        gone._write()
+    gone = claim_of_another_machine(place, monkeypatch)
     mine = lease.Lease(f"{place}/{FOLDER}/mine.json", lease._me())
     with exclusive(place) as held:
         for late in (gone, mine):
