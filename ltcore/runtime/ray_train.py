@@ -47,10 +47,8 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
             if not is_retryable(cause):
                 _note(job, cause, before)
             raise cause from error
-        except (
-            ray.exceptions.RayActorError
-        ) as error:  # Ray starts workers again, but not the process that watches over them
-            lost += 1
+        except ray.exceptions.RayActorError as error:
+            lost += 1  # Ray starts workers again, but not the process that watches over them
             if lost > _most_failures(job):
                 raise LtcoreError(
                     f"The process that watches over the workers was lost {lost} times ({error}). The same command continues."
