@@ -2,7 +2,7 @@
 
 import functools
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -309,12 +309,38 @@ def test_the_ablation_of_dro_goes_with_any_recipe():
     for recipe in ("digits_glt_lpa_dro_ifl", "cifar100_lt_ce", "imagenet_lt_ce"):
         sweep = read_sweep("dro_ablation", {"sweep.recipe": recipe})
         base = load_sweep(sweep)
-        runs = {n: base.replace(changes) for n, changes in sweep.variants.items() if not n.endswith("_crt")}
+        rows = {n: changes for n, changes in sweep.variants.items() if "stage2.from_run" not in changes}
+        started = {
+            n: {"train.init_from": "/runs/no_dro"} for n, row in rows.items() if row.get("train.init_from") == "no_dro"
+        }
+        runs = {n: base.replace({**row, **started.get(n, {})}) for n, row in rows.items()}
         assert base.train.ncm and base.objective.base == "cross_entropy"
-        assert [n for n, run in runs.items() if not run.objective.active_terms()] == ["none"]
-        dro = {n: run.objective.terms.dro for n, run in runs.items() if n != "none"}
+        without = ["no_dro", "no_dro_features"]
+        assert [n for n, run in runs.items() if not run.objective.active_terms()] == without
+        assert [*started] == ["features", "no_dro_features"]
+        stage, control = runs["features"].to_dict(), runs["no_dro_features"].to_dict()
+        assert stage["objective"].pop("terms") != control["objective"].pop("terms") and stage == control
+        dro = {n: run.objective.terms.dro for n, run in runs.items() if n not in without}
         assert {term.radius_mode for term in dro.values()} == {"sqrt_n", "shared", "se", "learned_compat"}
         assert {n for n, term in dro.items() if term.layers} == {"shared_layers", "sqrt_n_layers"}
+
+
+def test_the_ablation_of_lpa_changes_one_thing_per_row():
+    """But for the heavy rows and ``half``, whose controls stand beside them."""
+    sweep = read_sweep("lpa_ablation", {})
+    base = load_sweep(sweep)
+    default = base.objective.terms.lpa
+    runs = {n: base.replace(changes) for n, changes in sweep.variants.items()}
+    assert [n for n, run in runs.items() if run.objective.terms.lpa is None] == ["none"]
+    rows = {n: run.objective.terms.lpa for n, run in runs.items() if n != "none"}
+    assert [n for n, row in rows.items() if row == default] == ["lpa"]
+    changed = {
+        n: {f.name for f in fields(default) if getattr(row, f.name) != getattr(default, f.name)}
+        for n, row in rows.items()
+    }
+    two = {"heavy_no_neighbors": {"weight", "neighbor_mass"}, "half": {"threshold", "neighbor_mass"}}
+    assert {n: keys for n, keys in changed.items() if len(keys) > 1} == two
+    assert rows["heavy_no_neighbors"].weight == rows["heavy"].weight > default.weight
 
 
 def test_every_method_of_stage_2_has_a_recipe_that_says_nothing_of_stage_1():
