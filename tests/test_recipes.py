@@ -325,6 +325,22 @@ def test_the_ablation_of_dro_goes_with_any_recipe():
         assert {n for n, term in dro.items() if term.layers} == {"shared_layers", "sqrt_n_layers"}
 
 
+@pytest.mark.parametrize("name", ["cifar100", "imagenet_lt", "places_lt", "inat18"])
+def test_lift_plus_differs_from_lift_where_its_authors_say(name):
+    """Squares that grow by the epoch in place of aspects and flips, text features, half of the epochs at twice the rate."""
+    before, plus = load_run(f"{name}_lift"), load_run(f"{name}_lift_plus")
+    assert (plus.augment.view1, plus.augment.crop_schedule, plus.model.head_init) == ("square_crop", "convex", "text")
+    assert plus.augment.crop_from == "original" and plus.model.name == "timm:vit_base_patch16_clip_quickgelu_224"
+    assert (plus.train.epochs, plus.train.optim.lr) == ({"inat18": 15}.get(name, 5), 0.02)
+    same = {"augment.view1": "rrc_flip", "augment.crop_schedule": "constant", "train.optim.lr": 0.01}
+    same |= {
+        "train.epochs": before.train.epochs,
+        "model.head_init": "class_means",
+        "model.weights": before.model.weights,
+    }
+    assert replace(plus.replace({**same, "model.name": before.model.name}), name=before.name) == before
+
+
 def test_the_ablation_of_lpa_changes_one_thing_per_row():
     """But for the heavy rows and ``half``, whose controls stand beside them."""
     sweep = read_sweep("lpa_ablation", {})

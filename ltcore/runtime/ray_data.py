@@ -46,10 +46,9 @@ ANYWHERE = ""
 class RayLoader(ThreadedLoader):
     """Training batches through Ray Data; evaluation, which is short, through the threads of the worker itself."""
 
-    def __init__(self, cfg: DataConfig, uri: str, *, epochs: int, **options: Any) -> None:
+    def __init__(self, cfg: DataConfig, uri: str, **options: Any) -> None:
         super().__init__(cfg, uri, **options)
         self.kind, self.why = "ray", "Ray Data (asked for)"
-        self._epochs = epochs
         self._nodes = DataNodes()
         self._running: Steps | None = None
         self._at = (-1, -1)
@@ -108,7 +107,7 @@ class RayLoader(ThreadedLoader):
     def _windows(self, epoch: int, step: int) -> Iterator[Window]:
         """Yields the windows of the next execution."""
         drawn = any(part is not None for part in self._plan)  # with copies or an order, the next epoch has others
-        epochs = range(epoch, epoch + 1 if drawn else self._epochs)
+        epochs = range(epoch, epoch + 1 if drawn else self.epochs)
         window = self.cfg.prefetch_steps
         rows_per_window = window * (self.rows_per_step // self.world)
         planned = windows_from(
@@ -168,7 +167,8 @@ class RayLoader(ThreadedLoader):
             "split": self.cfg.train_split,
             "image_size": self.image_size,
             "framing": asdict(self.prep.framing),
-            "crops": [(crop.view, crop.min_area) for crop in self.crops],
+            "crops": [asdict(crop) for crop in self.crops],
+            "epochs": self.epochs,
             "cache_bytes": self.cfg.cache_bytes,
             "max_bad_samples": self.cfg.max_bad_samples,
             "seed": self.seed,
@@ -193,4 +193,4 @@ def make_ray_loader(cfg: RunConfig, uri: str, ctx: RunContext) -> Loader:
     """Opens the loader of one rank where Ray is available: through Ray Data for ``data.loader=ray``."""
     if cfg.data.loader != "ray":
         return make_local_loader(cfg, uri, ctx)
-    return RayLoader(cfg.data, uri, epochs=cfg.train.epochs, **loader_options(cfg, ctx))
+    return RayLoader(cfg.data, uri, **loader_options(cfg, ctx))

@@ -78,6 +78,7 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
         std=loader.prep.std,
         num_views=views,
         counts_C=stats.counts_C,
+        epochs=cfg.train.epochs,
     )
     wrapped = parallel(compiled(step, cfg.train.compile, ctx.device), ctx.device)
     return Components(step, wrapped, augment, average, precision)
@@ -96,6 +97,7 @@ def stream_options(cfg: RunConfig) -> dict[str, Any]:
         "augment": cfg.augment,
         "num_views": num_views(cfg),
         "paired": BASES[cfg.objective.base].build.pairs,
+        "epochs": cfg.train.epochs,
     }
 
 

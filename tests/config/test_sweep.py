@@ -88,6 +88,10 @@ def test_every_recipe_of_a_first_stage_takes_the_main_sweep(recipe):
         with pytest.raises(ConfigError, match=rf"does not go with recipe {recipe}: .* mixes the features of two"):
             checked("tune_lpa", overrides)
         return
+    if base_run(read_sweep("tune_lpa", overrides)).augment.mixes:
+        with pytest.raises(ConfigError, match=r"augment.mixup_alpha=1.0 does not go with objective.terms.lpa"):
+            checked("tune_lpa", overrides)
+        return
     if base_run(read_sweep("tune_lpa", overrides)).train.sampling != "natural":
         with pytest.raises(ConfigError, match=r"train.sampling=class_aware does not go with objective.terms.ifl"):
             checked("tune_lpa", overrides)

@@ -18,6 +18,7 @@ from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.mixing import mixed
 from ltcore.data.augment.policies import stacks
 from ltcore.data.augment.transforms import Draw
+from ltcore.data.images.boxes import least_area
 
 
 class Augment:
@@ -29,6 +30,7 @@ class Augment:
         mean, std: per channel, of pixel values in [0, 1].
         num_views: V, 1 or 2.
         counts_C: images of each class in the training split; needed to train with Remix.
+        epochs: the length of training, over which crops may grow.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Augment:
         std: Sequence[float],
         num_views: int,
         counts_C: Tensor | None = None,
+        epochs: int = 1,
     ) -> None:
         self._cfg = cfg
+        self._epochs = epochs
         self._counts_C = counts_C
         self._seed = seed
         self._stacks = stacks(cfg, num_views)
@@ -62,7 +66,9 @@ class Augment:
             images = batch.images_VBCHW[number if cropped else 0]
             draw = Draw(self._seed, epoch, index_B, copy_B, view, images.device)
             if stack.min_area is not None and not cropped:
-                images = transforms.resized_crop(images, draw, stack.min_area)
+                least = least_area(stack.min_area, self._cfg.crop_schedule, epoch, self._epochs)
+                crop = transforms.square_crop if stack.square else transforms.resized_crop
+                images = crop(images, draw, least)
             for stage in stack.stages:
                 images = stage(images, draw, self._cfg)
             views.append(self._normalize(images))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ltcore.data.images.boxes import SCHEDULES
 from ltcore.errors import at_least, one_of, within
 
 CROP_FROM = ("auto", "canvas", "original")
@@ -53,12 +54,17 @@ class AugmentConfig:
     """What random resized crops are cut out of: ``canvas`` (the centered square that every image is brought to, on the
     device), ``original`` (the whole image at its own size, by the reader, which then delivers one canvas per view), or
     ``auto``: original where ``data.image_size`` is above 64. No effect on stacks without such a crop."""
+    crop_schedule: str = "constant"
+    """How the least area of random resized crops grows to the whole image over training, by the epoch: ``constant`` (not),
+    ``linear``, or a quarter circle, ``convex`` (late; LIFT+) or ``concave`` (early). No effect on stacks without such a crop,
+    nor in a training of one epoch."""
     fill: int = 0
     """Gray level 0..255 of what rotations, shears and translations bring in from outside. Crops always bring in 0. No
     effect in stacks without these operations."""
 
     def __post_init__(self) -> None:
         one_of(CROP_FROM, crop_from=self.crop_from)
+        one_of(tuple(SCHEDULES), crop_schedule=self.crop_schedule)
         one_of(("paper", "timm"), randaugment_variant=self.randaugment_variant)
         at_least(0, mixup_alpha=self.mixup_alpha, cutmix_alpha=self.cutmix_alpha, randaugment_std=self.randaugment_std)
         within("[0, 1]", cutmix_probability=self.cutmix_probability, remix_tau=self.remix_tau)

@@ -30,6 +30,8 @@ class Stack:
     min_area: float | None = None
     """Least share of the area that the crop keeps; None: no such crop. It comes first, so that the reader can do it."""
     paper: str = "-"
+    square: bool = False
+    """Whether that crop is a square, in place of one with an aspect from 3/4 to 4/3."""
 
 
 # A dict literal: the linter (F601) refuses a repeated name.
@@ -50,6 +52,12 @@ AUGMENTS: dict[str, Stack] = {
     "randaugment": Stack((transforms.crop, transforms.flip, randaugment), "crop, flip, RandAugment"),
     "randaugment_noflip": Stack((transforms.crop, randaugment), "the same without flip: for digits and the like"),
     "rrc_flip": Stack((transforms.flip,), "random resized crop (area 0.08..1) and flip: ImageNet", min_area=0.08),
+    "square_crop": Stack(
+        (),
+        "random square (area 0.08..1) and nothing else: LIFT+, with augment.crop_schedule=convex",
+        min_area=0.08,
+        square=True,
+    ),
     "rrc_half_flip": Stack((transforms.flip,), "random resized crop (area 0.5..1) and flip: MSCOCO-GLT", min_area=0.5),
     "rrc_flip_jitter": Stack(
         (transforms.flip, transforms.jitter_no_hue),
@@ -106,7 +114,7 @@ def reader_crops(cfg: AugmentConfig, num_views: int, image_size: int) -> tuple[C
     original = cfg.crop_from == "original" or (cfg.crop_from == "auto" and image_size > LARGE_PX)
     if not original or all(stack.min_area is None for stack in used.values()):
         return ()
-    return tuple(Crop(view, stack.min_area) for view, stack in used.items())
+    return tuple(Crop(view, stack.min_area, stack.square, cfg.crop_schedule) for view, stack in used.items())
 
 
 def _checked(name: str, stage: Stage) -> Stage:

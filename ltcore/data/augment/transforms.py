@@ -119,6 +119,16 @@ def resized_crop(images: Tensor, draw: Draw, min_area: float) -> Tensor:
     return ops.resized_crop(images, top_B, left_B, height_B, width_B)
 
 
+def square_crop(images: Tensor, draw: Draw, min_area: float) -> Tensor:
+    """Enlarges a random square with ``min_area``..1 of the area to S x S."""
+    size = images.shape[-1]
+    columns = draw(PURPOSE, 2 * ATTEMPTS + 2)
+    area_B = _between(columns[0].double(), min_area, 1) * size**2
+    side_B = area_B.sqrt().round().long().clamp(1, size)
+    top_B, left_B = _integer(columns[-2], size - side_B + 1), _integer(columns[-1], size - side_B + 1)
+    return ops.resized_crop(images, top_B, left_B, side_B, side_B)
+
+
 def cutout(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     """Sets one square of ``cutout_fraction`` of the side to 0, before normalization."""
     size = images.shape[-1]

@@ -3,18 +3,28 @@
 A canvas holds the centered square of a photograph, and a crop of it less. So for large images the box of each view is
 drawn over the original, from the same keyed numbers by which ``augment.transforms.resized_crop`` draws over a canvas: for a
 square image of the canvas' size both give the same box.
+
+Two forms: torchvision's ``RandomResizedCrop``, and the squares of LIFT+ (Shi et al. 2025, arXiv:2504.13282, and its code),
+whose least area may grow to the whole image over training, by the epoch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ATTEMPTS = 10
 """CropDraws of area and aspect, of which the first that fits is taken."""
 ASPECTS = (3 / 4, 4 / 3)
 PURPOSE = "resized_crop"
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda t: 0.0,  # noqa: ARG005
+    "linear": lambda t: t,
+    "convex": lambda t: 1 - math.sqrt(1 - t**2),
+    "concave": lambda t: math.sqrt(1 - (1 - t) ** 2),
+}
+"""Name -> how far the least area of a crop has grown to 1 when the share t of training is over: quarter circles and a line."""
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -29,6 +39,32 @@ class Crop:
     view: str
     min_area: float | None
     """Least share of the original's area; None is the largest centered square, always."""
+    square: bool = False
+    """Squares in place of aspects from 3/4 to 4/3."""
+    schedule: str = "constant"
+    """How ``min_area`` grows to 1 over training."""
+
+
+def least_area(min_area: float, schedule: str, epoch: int, epochs: int) -> float:
+    """Returns the least share of the area in an epoch: ``min_area`` in the first, and 1 in the last where it grows.
+
+    A training of one epoch has ``min_area``.
+    """
+    return min_area + SCHEDULES[schedule](epoch / max(1, epochs - 1)) * (1 - min_area)
+
+
+def random_square(numbers_n: Sequence[float], min_area: float, original: Size) -> Box:
+    """Returns a random square with ``min_area``..1 of the area, at most as large as the shorter side.
+
+    It is computed from the first and the last two of 22 numbers in [0, 1).
+    """
+    height, width = original
+    most = min(original) ** 2 / (height * width)
+    least = min(min_area, most)
+    share = numbers_n[0] * (most - least) + least
+    side = min(max(1, round(math.sqrt(share * (height * width)))), *original)
+    top, left = int(numbers_n[-2] * (height - side + 1)), int(numbers_n[-1] * (width - side + 1))
+    return top, left, side, side
 
 
 def random_box(numbers_n: Sequence[float], min_area: float, original: Size) -> Box:

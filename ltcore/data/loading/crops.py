@@ -13,7 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ltcore.data.images.boxes import ATTEMPTS, PURPOSE, Box, Crop, Size, centered_square, random_box, scaled
+from ltcore.data.images.boxes import (
+    ATTEMPTS,
+    PURPOSE,
+    Box,
+    Crop,
+    Size,
+    centered_square,
+    least_area,
+    random_box,
+    random_square,
+    scaled,
+)
 from ltcore.data.images.decode import Pixels, decode_image, resample, size_of, to_canvas
 from ltcore.data.loading.sampler import Rows
 from ltcore.data.loading.samples import BadSamples, RowReader, decode_each
@@ -76,8 +87,12 @@ def decode_crops(
 class CropDraws:
     """The boxes of one batch: numbers drawn at once, boxes made one by one as the sizes of the originals become known."""
 
-    def __init__(self, crops: Sequence[Crop], seed: int, epoch: int, rows: Rows) -> None:
+    def __init__(self, crops: Sequence[Crop], seed: int, epoch: int, rows: Rows, *, epochs: int = 1) -> None:
+        """Draws the numbers of ``rows``; ``epochs`` is the length of training, by which least areas grow."""
         self._crops = crops
+        self._least = [
+            None if crop.min_area is None else least_area(crop.min_area, crop.schedule, epoch, epochs) for crop in crops
+        ]
         self._numbers_VBn = [
             uniform(seed, epoch, rows.index_B, rows.copy_B, f"augment/{crop.view}/{PURPOSE}", 2 * ATTEMPTS + 2)
             for crop in crops
@@ -93,9 +108,11 @@ class CropDraws:
 
     def boxes(self, position: int, original: Size) -> list[Box]:
         """Returns one box per view, for the sample at ``position`` of the batch."""
-        return [
-            centered_square(original)
-            if crop.min_area is None
-            else random_box(numbers_Bn[position].tolist(), crop.min_area, original)
-            for crop, numbers_Bn in zip(self._crops, self._numbers_VBn, strict=True)
-        ]
+        boxes = []
+        for crop, least, numbers_Bn in zip(self._crops, self._least, self._numbers_VBn, strict=True):
+            if least is None:
+                boxes.append(centered_square(original))
+            else:
+                draw = random_square if crop.square else random_box
+                boxes.append(draw(numbers_Bn[position].tolist(), least, original))
+        return boxes

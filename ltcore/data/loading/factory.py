@@ -32,6 +32,7 @@ def make_loader(
     augment: AugmentConfig | None = None,
     num_views: int = 1,
     paired: bool = False,
+    epochs: int = 1,
     device: torch.device = HOST,
 ) -> Loader:
     """Makes the loader of one rank over the shards at ``uri``.
@@ -43,6 +44,7 @@ def make_loader(
         augment: what will be done to the batches; where it crops large images, the reader does so. None: whole canvases.
         num_views: how many views of each image the loss looks at.
         paired: whether each image of the natural stream comes with one of a stream in which rare classes come most.
+        epochs: the length of training, over which crops may grow.
         device: where the batches go, and canvases stay if ``data.resident`` says so.
 
     ``loader=auto`` takes the cache if all splits fit ``cache_bytes`` and half of the free disk, else threads; for crops
@@ -63,7 +65,7 @@ def make_loader(
         stays, where = is_resident(cfg, manifest, device, cached=kind == "cache", cropped=cropped)
     why += f"; {where}" if where else ""
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world, "why": why}
-    options |= {"augment": augment, "num_views": num_views, "paired": paired}
+    options |= {"augment": augment, "num_views": num_views, "paired": paired, "epochs": epochs}
     if kind == "cache":
         try:
             if stays:

@@ -52,14 +52,17 @@ class Loader(ABC):
         augment: AugmentConfig | None = None,
         num_views: int = 1,
         paired: bool = False,
+        epochs: int = 1,
         trains: bool = True,
     ) -> None:
         """Opens the shards at ``uri``.
 
+        ``epochs`` is the length of training, over which crops may grow (``AugmentConfig.crop_schedule``).
         ``paired`` yields pairs of rows (``PairedSampler``), ``batch_size`` of them. ``trains=False`` is for evaluation only, also
         of data without a training split.
         """
         self.cfg, self.uri, self.batch_size, self.seed, self.rank, self.world = cfg, uri, batch_size, seed, rank, world
+        self.epochs = epochs
         self.store = ShardStore(uri, cfg.cache_bytes)
         self.prep = prep_of(cfg, self.store.manifest)
         """How images are brought to canvases, and what they are normalized with."""
@@ -147,7 +150,7 @@ class Loader(ABC):
         """Yields training batches of what ``crops`` cuts out, computed by threads ahead of the loop."""
 
         def load(step: Rows) -> Batch:
-            cropped = self._crop(step.index_B, CropDraws(self.crops, self.seed, epoch, step))
+            cropped = self._crop(step.index_B, CropDraws(self.crops, self.seed, epoch, step, epochs=self.epochs))
             return self._batch(self.cfg.train_split, step, cropped.canvases_VB3SS, cropped.boxes_VB4)
 
         return self._ahead(load, rows)

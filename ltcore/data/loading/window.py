@@ -75,7 +75,8 @@ def read_part(rows: pa.Table, *, job: dict[str, Any]) -> dict[str, np.ndarray]:
     columns = {"window": window, "place": place}
     if job["crops"]:
         drawn = Rows(index, copy)
-        draws = CropDraws([Crop(*crop) for crop in job["crops"]], job["seed"], int(rows["epoch"][0].as_py()), drawn)
+        crops, epoch = [Crop(**crop) for crop in job["crops"]], int(rows["epoch"][0].as_py())
+        draws = CropDraws(crops, job["seed"], epoch, drawn, epochs=job["epochs"])
         cropped = decode_crops(store, job["split"], index, job["image_size"], draws, bad, framing)
         # rows come first in Ray Data, views in a batch
         columns |= {"image": cropped.canvases_VB3SS.swapaxes(0, 1), "boxes": cropped.boxes_VB4.swapaxes(0, 1)}

@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from ltcore import hashing, rng
-from ltcore.data.augment.transforms import Draw, resized_crop
-from ltcore.data.images.boxes import ATTEMPTS, Box, Crop, centered_square, random_box, scaled
+from ltcore.data.augment.transforms import Draw, resized_crop, square_crop
+from ltcore.data.images.boxes import (
+    ATTEMPTS,
+    SCHEDULES,
+    Box,
+    Crop,
+    centered_square,
+    least_area,
+    random_box,
+    random_square,
+    scaled,
+)
 from ltcore.data.loading.crops import CropDraws
 from ltcore.data.loading.sampler import Rows
 
@@ -33,19 +43,21 @@ def test_host_and_device_draw_the_same_numbers() -> None:
         np.testing.assert_array_equal(found, expected.numpy())
 
 
+@pytest.mark.parametrize("square", [False, True])
 @pytest.mark.parametrize("min_area", [0.08, 0.5])
-def test_over_a_canvas_the_box_is_that_of_the_device(min_area: float) -> None:
+def test_over_a_canvas_the_box_is_that_of_the_device(min_area: float, square: bool) -> None:
     count, size = 300, 64
     at = torch.arange(size, dtype=torch.uint8)
     images = torch.stack([at[:, None].expand(size, size), at[None].expand(size, size)] * 2)[:3].expand(
         count, -1, -1, -1
     )
     index, copy = (torch.from_numpy(a) for a in (rows(count).index_B, rows(count).copy_B))
-    cropped = resized_crop(images, Draw(3, 2, index, copy, "view1"), min_area)
+    crop = square_crop if square else resized_crop
+    cropped = crop(images, Draw(3, 2, index, copy, "view1"), min_area)
     top, bottom = cropped[:, 0, 0, 0], cropped[:, 0, -1, 0]
     left, right = cropped[:, 1, 0, 0], cropped[:, 1, 0, -1]
     on_device = torch.stack([top, left, bottom - top + 1, right - left + 1], 1).tolist()
-    drawn = draws(count, Crop("view1", min_area))
+    drawn = draws(count, Crop("view1", min_area, square))
     assert [list(drawn.boxes(b, (size, size))[0]) for b in range(count)] == on_device
 
 
@@ -72,6 +84,46 @@ def test_boxes_lie_inside_and_keep_area_and_aspect(size: tuple[int, int], min_ar
 def test_where_no_draw_fits_the_largest_centered_box_is_taken(size: tuple[int, int], expected: Box) -> None:
     high_or_wide = [1 - 2**-24] * ATTEMPTS + [0.0, 1 - 2**-24] * (ATTEMPTS // 2) + [0.3, 0.7]
     assert random_box(high_or_wide, 0.99, size) == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("min_area", [0.08, 0.5, 1.0])
+def test_squares_lie_inside_and_keep_their_area(size: tuple[int, int], min_area: float) -> None:
+    """As in LIFT+'s code, the area is uniform between the least share and the largest square's, which may be smaller."""
+    drawn = draws(400, Crop("view1", min_area, square=True))
+    boxes = np.array([drawn.boxes(b, size)[0] for b in range(400)])
+    top, left, height, width = boxes.T
+    assert (height == width).all() and (height >= 1).all()
+    assert (
+        (top >= 0).all() and (left >= 0).all() and (top + height <= size[0]).all() and (left + width <= size[1]).all()
+    )
+    least, most = min(min_area, min(size) / max(size)), min(size) / max(size)
+    if min(size) > 50:
+        share = height * width / (size[0] * size[1])
+        assert least - 0.02 < share.min() and share.max() <= most + 1e-9
+        assert abs(share.mean() - (least + most) / 2) < 0.04
+        assert len(set(left.tolist())) > 20 or size[0] >= size[1], "wide images are seen from end to end"
+
+
+def test_one_draw_makes_a_square() -> None:
+    numbers = [0.5, *[0.9] * 19, 0.25, 0.75]
+    assert random_square(numbers, 0.08, (100, 100)) == (7, 21, 73, 73)  # 0.54 of the area
+    assert random_square(numbers, 1.0, (100, 400)) == (0, 225, 100, 100)
+
+
+def test_the_least_area_grows_by_the_epoch_from_its_value_to_one() -> None:
+    """The convex curve is that of LIFT+'s code: 1 - sqrt(1 - t^2), t = epoch / (epochs - 1)."""
+    convex = [least_area(0.08, "convex", epoch, 5) for epoch in range(5)]
+    assert convex == pytest.approx([0.08, 0.109214, 0.203257, 0.391477, 1.0], abs=1e-6)
+    assert [least_area(0.08, "linear", epoch, 5) for epoch in range(5)] == pytest.approx([0.08, 0.31, 0.54, 0.77, 1.0])
+    assert [least_area(0.08, "concave", e, 5) for e in range(5)] == pytest.approx(
+        [0.08, 0.688523, 0.876743, 0.970786, 1.0], abs=1e-6
+    )
+    for schedule in SCHEDULES:
+        assert least_area(0.3, schedule, 0, 5) == 0.3 == least_area(0.3, schedule, 0, 1)
+    assert least_area(0.3, "constant", 4, 5) == 0.3
+    last = CropDraws([Crop("view1", 0.08, True, "convex")], 3, 4, rows(50), epochs=5)
+    assert {last.boxes(b, (40, 90))[0][2:] for b in range(50)} == {(40, 40)}
 
 
 def test_seed_epoch_copy_index_and_view_each_matter_and_the_batch_does_not() -> None:

@@ -112,7 +112,8 @@ def streamed(loader: ThreadedLoader, epoch: int, first: int, last: int) -> dict[
         "split": "train",
         "image_size": loader.image_size,
         "framing": asdict(loader.prep.framing),
-        "crops": [(crop.view, crop.min_area) for crop in loader.crops],
+        "crops": [asdict(crop) for crop in loader.crops],
+        "epochs": loader.epochs,
         "cache_bytes": 2**30,
         "max_bad_samples": loader.cfg.max_bad_samples,
         "seed": 3,
@@ -152,6 +153,36 @@ def test_boxes_are_those_of_the_samples_in_every_tier(large: str) -> None:
             assert tasks["copy"][part].tolist() == rows.copy_B.tolist()
             seen.update(map(tuple, tasks["boxes"][part].reshape(-1, 4).tolist()))
     assert len(seen) > 80
+
+
+def test_squares_grow_with_the_epoch_alike_in_every_tier(large: str) -> None:
+    cfg = AugmentConfig(view1="square_crop", view2="sim", crop_from="original", crop_schedule="linear")
+    cached, threaded = (open_loader(large, kind, augment=cfg, epochs=4) for kind in ("cache", "threads"))
+    sizes = original_sizes(cached)
+    smallest = []
+    for epoch in (0, 2, 3):
+        tasks = streamed(threaded, epoch, 0, 3)  # type: ignore[arg-type]
+        shares = []
+        for step, (one, two) in enumerate(zip(cached.train_batches(epoch), threaded.train_batches(epoch), strict=True)):
+            assert same(one, two) and torch.equal(one.boxes_VB4, two.boxes_VB4)  # type: ignore[arg-type]
+            part = slice(step * 8, (step + 1) * 8)
+            np.testing.assert_array_equal(tasks["image"][part].swapaxes(0, 1), two.images_VBCHW)
+            for index, (_, _, height, width) in zip(one.index_B.tolist(), one.boxes_VB4[0].tolist(), strict=True):  # type: ignore[index]
+                assert height == width
+                shares.append(height / min(sizes[index]))
+        smallest.append(min(shares))
+    assert smallest[0] < 0.5 < 0.75 < smallest[1] < smallest[2] == 1
+
+
+def test_canvases_are_cropped_by_the_same_schedule(tiny_shards: str) -> None:
+    """In the last epoch the square is the whole canvas."""
+    cfg = AugmentConfig(view1="square_crop", crop_schedule="convex", crop_from="canvas")
+    batch = next(make_loader(DataConfig(loader="threads"), tiny_shards, batch_size=8, seed=3).train_batches(0))
+    augment = Augment(cfg, seed=3, mean=(0.5,) * 3, std=(0.25,) * 3, num_views=1, epochs=3)
+    first, last = (augment(batch, epoch).images_VBCHW for epoch in (0, 2))
+    assert torch.equal(last, augment.evaluate(batch).images_VBCHW) and not torch.equal(first, last)
+    with pytest.raises(ValueError, match="crop_schedule must be one of constant, linear, convex, concave, got 'late'"):
+        AugmentConfig(crop_schedule="late")
 
 
 def test_the_training_split_is_evaluated_also_where_only_its_crops_have_room(

@@ -28,6 +28,7 @@ def job(uri: str, **fields: Any) -> dict[str, Any]:
         "image_size": 16,
         "framing": {},
         "crops": [],
+        "epochs": 1,
         "cache_bytes": 2**30,
         "max_bad_samples": 0,
         "seed": 3,
