@@ -55,7 +55,8 @@ def read_retrieve(doc: str | None, argv: Sequence[str] | None = None, prog: str 
     parser.add_argument(
         "run",
         metavar="RUN",
-        help="run or checkpoint directory, path or URI; or a backbone with published weights, such as resnet50, and --data",
+        help="run or checkpoint directory, path or URI; or a backbone with published weights, such as resnet50 or timm:NAME, "
+        "and --data",
     )
     parser.add_argument(
         "images",

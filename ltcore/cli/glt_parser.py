@@ -88,7 +88,8 @@ def _add_attributes(parser: argparse.ArgumentParser) -> None:
         "--discover",
         dest="features",
         metavar="FEATURES",
-        help=f"clusters inside each class, of: {RANDOM} (projections of pixels), a run or checkpoint, or a pretrained backbone",
+        help=f"clusters inside each class, of: {RANDOM} (projections of pixels), a run or checkpoint, or a pretrained backbone "
+        "(resnet50, timm:NAME)",
     )
     add("--weights", metavar="FILE", help="of the backbone (default: the published ones in torch's hub cache)")
     add("--groups", type=count, metavar="N", help="attributes to discover in each class (default 3)")

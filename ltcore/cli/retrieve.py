@@ -17,7 +17,7 @@ from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.evaluation.retrieval import Retrieval
-from ltcore.models.registry import MODELS
+from ltcore.models.registry import is_backbone
 from ltcore.models.weights import DEFAULT
 from ltcore.reporting.retrieve_page import write_retrieval
 from ltcore.storage import is_local, join
@@ -72,7 +72,7 @@ def _opened(args: RetrieveArgs, out: Output) -> tuple[Describer, str]:
 
 
 def _is_backbone(run: str) -> bool:
-    return run in MODELS and not Path(run).exists()
+    return is_backbone(run) and not Path(run).exists()
 
 
 def _default_output(run: str) -> str:

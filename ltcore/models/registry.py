@@ -70,6 +70,11 @@ MODELS: dict[str, Row] = {
 }
 
 
+def is_backbone(name: str) -> bool:
+    """Tells whether a name is that of a network: of ``MODELS`` or, by 'timm:', of timm, which is not asked whether it has it."""
+    return name in MODELS or is_timm(name)
+
+
 def builder(name: str, weights: str | None) -> BuildBackbone:
     """Returns the builder of a network of ``MODELS`` or, by 'timm:', of timm, shaped for ``weights`` but without their values."""
     return timm_backbone(name, weights) if is_timm(name) else MODELS[name].build

@@ -22,6 +22,7 @@ from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError
 from ltcore.models.net import PROJECTIONS, LongTailNet, ModelConfig
+from ltcore.models.timm_names import PREFIX
 from ltcore.models.weights import expected_input
 from ltcore.objective.dims import FeatureDims
 from ltcore.objective.terms.lpa.local_features import location_boxes, needs_of
@@ -108,7 +109,7 @@ def open_backbone(name: str, weights: str | None, data: DataConfig, manifest: Ma
     prep = prep_of(data, manifest)
     predictor = Predictor(
         net=net,
-        config=RunConfig(name=name, data=data, model=ModelConfig(name=name, weights=weights)),
+        config=RunConfig(name=name.removeprefix(PREFIX), data=data, model=ModelConfig(name=name, weights=weights)),
         classes=manifest.classes,
         image_size=prep.image_size,
         mean=prep.mean,

@@ -37,7 +37,7 @@ from ltcore.data.images.decode import Pixels, decode_canvas
 from ltcore.data.prep import framing_of
 from ltcore.errors import BadImageError, ConfigError
 from ltcore.framing import OWN_WAY, Framing
-from ltcore.models.registry import MODELS
+from ltcore.models.registry import MODELS, is_backbone
 from ltcore.models.weights import IMAGENET, expected_input
 from ltcore.objective.terms.lpa.kmeans import kmeans
 from ltcore.training import predict
@@ -179,12 +179,12 @@ def open_features(choices: Discovery, seed: int) -> tuple[int, Framing, Extract]
         projection_PD = torch.randn(3 * size * size, RANDOM_DIM, generator=gen, dtype=torch.float64) / RANDOM_DIM**0.5
         return size, OWN_WAY, lambda images_BCHW: (images_BCHW.flatten(1).double() / 255) @ projection_PD
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if choices.features in MODELS:
+    if is_backbone(choices.features):
         return _of_backbone(choices, device)
     if "/" not in choices.features and not Path(choices.features).exists():
         raise ConfigError(
             f"--discover {choices.features}: expected {RANDOM}, a run or checkpoint directory, or a backbone with published "
-            f"weights ({', '.join(name for name, row in MODELS.items() if row.weights)})."
+            f"weights ({', '.join(name for name, row in MODELS.items() if row.weights)}, or timm:NAME)."
         )
     predictor = predict.load(choices.features, device=device)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ltcore
 from ltcore.errors import ConfigError
@@ -72,7 +73,20 @@ def test_a_backbone_needs_data_and_its_weights(command: Any, tiny_shards: str, t
     assert "give --data" in command("retrieve", "resnet50").err
     done = command("retrieve", "resnet8", "--data", tiny_shards)
     assert done.code and "no weights of resnet8 are published" in done.err
+    assert "give --data" in command("retrieve", "timm:tf_efficientnet_lite0").err
     assert "Leave it out" in command("retrieve", trained, "--weights", "default").err
+
+
+def test_a_network_of_timm_is_a_backbone(command: Any, tiny_shards: str, tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "lite0.pth")
+    words = ["--data", tiny_shards, "--weights", tmp_path / "lite0.pth", "--output", tmp_path / "page.html"]
+    done = command("retrieve", "timm:tf_efficientnet_lite0", *words)
+    assert "made for this page by k-means from the local features of this network" in done.out, done.err
+    assert "tf_efficientnet_lite0" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_too_many_images(command: Any, trained: Path, tmp_path: Path) -> None:

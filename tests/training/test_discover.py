@@ -119,6 +119,7 @@ def test_broken_images_have_no_group(shades, tmp_path):
         (Discovery(features="resnet5"), "expected random, a run or checkpoint directory, or a backbone"),
         (Discovery(features="resnet50", weights="auto"), "features need weights"),
         (Discovery(features="resnet32"), "no weights of resnet32 are published"),
+        (Discovery(features="timm:resnet5"), "timm:resnet5"),
     ],
 )
 def test_features_that_are_not_there_are_refused_at_once(discovery, words, monkeypatch, tmp_path):
@@ -144,3 +145,19 @@ def test_a_backbone_with_a_file_of_weights_gives_its_pooled_features(tmp_path):
         expected = network((images / 255 - mean) / std)
     assert size == 64 and framing == OWN_WAY, "small canvases hold images whole"
     assert torch.allclose(extract(images), expected, atol=1e-4)
+
+
+def test_a_network_of_timm_gives_its_features_from_images_as_its_weights_saw_them(tmp_path):
+    """Lite0's own mean and std are 0.5, torchvision's are others."""
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    torch.save(network.state_dict(), tmp_path / "lite0.pth")
+    size, _, extract = open_features(
+        Discovery(features="timm:tf_efficientnet_lite0", weights=str(tmp_path / "lite0.pth"), image_size=64), 0
+    )
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network((images / 255 - 0.5) / 0.5)
+    assert size == 64 and torch.allclose(extract(images), expected, atol=1e-4)
