@@ -55,11 +55,13 @@ def _values(variant: VariantRecord, split: str, metric: str) -> list[float]:
 
 
 def _all_changes(variant: VariantRecord, sweep: SweepRecord) -> dict[str, Any]:
-    """Returns the changes of a variant and of those that it starts from."""
+    """Returns the changes of a variant and of those that it starts from; a term that it switches on again is on."""
     by_name = {v.name: v for v in sweep.variants}
     parents = [by_name[name] for key in STARTS if (name := variant.changes.get(key)) in by_name]
+    own = {key: value for key, value in variant.changes.items() if key not in STARTS}
     above = _all_changes(parents[0], sweep) if parents else {}
-    return {**above, **{key: value for key, value in variant.changes.items() if key not in STARTS}}
+    kept = {key: value for key, value in above.items() if not any(mine.startswith(f"{key}.") for mine in own)}
+    return {**kept, **own}
 
 
 def _parts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

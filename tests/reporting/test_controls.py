@@ -42,6 +42,19 @@ def test_a_method_with_and_without_a_term_also_through_stage_2() -> None:
     assert lines == ["With ifl, in test top-1: better: ce_ifl than ce (+10.3), crt_ifl than crt (+10.3)."]
 
 
+def test_a_stage_that_switches_a_term_on_again_is_compared_with_the_same_stage_without_it() -> None:
+    """It starts from a run without the term."""
+    late = {"train.init_from": "ce", "train.freeze": "classifier"}
+    rows = {
+        "ce": (OFF, LOW),
+        "stage": ({**late, "objective.terms.ifl.start": 0.0}, HIGH),
+        "plain_stage": ({**late, **OFF}, LOW),
+        "head": ({"stage2.from_run": "stage", "stage2.method": "crt"}, HIGH),
+        "plain_head": ({"stage2.from_run": "plain_stage", "stage2.method": "crt"}, LOW),
+    }
+    assert found(rows) == [("ifl", "stage", "plain_stage", ""), ("ifl", "head", "plain_head", "")]
+
+
 def test_a_term_beside_its_controls() -> None:
     envs, ratio = "objective.terms.ifl.num_envs", "objective.terms.ifl.tail_ratio"
     rows = {
