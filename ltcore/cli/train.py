@@ -14,28 +14,29 @@ from ltcore.cli.epoch_lines import EpochLines
 from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.cli.prepare import prepare_run, show_classes, storage_root
 from ltcore.config.execution import PlaceArgs
-from ltcore.config.load import check_world, load_run
+from ltcore.config.load import load_run
 from ltcore.config.naming import name_run
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import left_out
 from ltcore.errors import ConfigError
 from ltcore.runtime.cluster import connect, disconnect
-from ltcore.runtime.cluster_address import on_cluster_node
-from ltcore.runtime.placement import Placement
+from ltcore.runtime.cluster_address import cluster_address, on_cluster_node
+from ltcore.runtime.placement import Placement, Scaling, check_answers, check_workers
 from ltcore.storage import join
 from ltcore.text import counted, printable_lines
+from ltcore.training.compiled import OFF
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, trained_note
 from ltcore.training.hardware import allocated_cpus, wished_cpus
 from ltcore.training.lease import exclusive
-from ltcore.training.preflight import check_network, check_run
+from ltcore.training.preflight import check_device, check_network, check_run
 from ltcore.training.record import RunInfo
 from ltcore.training.remarks import remarks
-from ltcore.training.run import Job, delete_run, execute, refuse_other_run
+from ltcore.training.run import Job, check_continues, delete_run, execute, refuse_other_run
 from ltcore.training.selection import check_selection
 from ltcore.training.settle import settled
-from ltcore.training.stage2.source import resolved
+from ltcore.training.stage2.source import check_stage1, resolved
 from ltcore.training.stage2.trainer import refuse_workers
 from ltcore.training.stored import finished_ago
 
@@ -75,6 +76,7 @@ def train_config(
     finished = stored if stored is not None and stored.status == "finished" else None
     if finished is None:
         settle_tracking(cfg, out.say)
+        refuse_early(args, cfg, out.say)
     if stored is None:
         check_network(cfg)
     data_uri, manifest = prepare_run(cfg, root, out.say, fresh=args.fresh and not args.dry_run)
@@ -83,12 +85,17 @@ def train_config(
         show_classes(cfg, manifest, out.say)
     check_selection({"train.select": cfg.train.select}, manifest)
     check_run(cfg, manifest)
+    check_stage1(cfg, manifest)
+    if finished is None:
+        _check_batches(args, cfg)  # again: they may be smaller than the recipe's by now
     for note in remarks(cfg, manifest) if finished is None else []:
         out.say(note)
+    job = Job(config=cfg.to_dict(), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
     if args.dry_run:
+        if stored is not None:
+            check_continues(job, stored)
         print(printable_lines(dry_run(cfg, data_uri, root)))
         return None
-    job = Job(config=cfg.to_dict(), data_uri=data_uri, run_uri=run_uri, info=RunInfo(id=cfg.name))
     if finished is not None:
         refuse_other_run(job, finished)
         out.say(f"{cfg.name} finished {finished_ago(finished)}; this is its stored result (--fresh to repeat it)")
@@ -105,7 +112,6 @@ def train_config(
 
 
 def _train_here(args: PlaceArgs, cfg: RunConfig, job: Job, out: Output) -> RunRecord:
-    check_world(cfg, 1)
     _make_room(args, job.run_uri, out)
     job = dataclasses.replace(job, cpus=allocated_cpus() if on_cluster_node() else wished_cpus())
     local = LocalContext(say=out.say)
@@ -162,16 +168,46 @@ def wants_ray(args: PlaceArgs, cfg: RunConfig) -> bool:
     return asked or cfg.data.loader == "ray" or on_cluster_node()
 
 
-def _train_on_ray(args: PlaceArgs, cfg: RunConfig, job: Job, root: str, out: Output) -> RunRecord | None:
-    """Runs the job on the cluster, with Ray Train unless another engine is asked for."""
+def refuse_early(args: PlaceArgs, cfg: RunConfig, say: Callable[[str], None]) -> None:
+    """Raises, before data are made, what the run's place, workers or device would refuse afterwards.
+
+    What only the workers of a cluster can know is left to them; ``--dry-run`` says so.
+    """
+    _check_batches(args, cfg)
+    if not wants_ray(args, cfg):
+        check_device(cfg, LocalContext().device)
+        return
     if args.engine == "inline":
         raise ConfigError(
             "--engine inline is one process without Ray: leave --workers, --cpus-per-worker, --gpus-per-worker and "
             "--max-gpus away, or use --engine train."
         )
+    check_answers(args, _ray_engine(args))
+    asked = {"train.precision": cfg.train.precision == "fp16", "train.compile": cfg.train.compile != OFF}
+    if any(asked.values()):
+        if not cluster_address():
+            check_device(cfg, LocalContext().device)
+        elif args.dry_run:
+            keys = " and ".join(key for key, wanted in asked.items() if wanted)
+            say(f"{keys}: whether the cluster's workers can do that, only they know; they say it at their start")
+
+
+def _check_batches(args: PlaceArgs, cfg: RunConfig) -> None:
+    """Raises ConfigError where the workers that were asked for cannot share the batches."""
+    low, high = args.workers or (1, 1)
+    check_workers(cfg, Scaling(workers=low, max_workers=high))
+
+
+def _ray_engine(args: PlaceArgs) -> str:
+    """Returns the engine of a single run on Ray."""
+    return "train" if args.engine == "auto" else args.engine
+
+
+def _train_on_ray(args: PlaceArgs, cfg: RunConfig, job: Job, root: str, out: Output) -> RunRecord | None:
+    """Runs the job on the cluster, with Ray Train unless another engine is asked for."""
     from ltcore.runtime.launch import run_single
 
-    args = dataclasses.replace(args, engine="train" if args.engine == "auto" else args.engine)
+    args = dataclasses.replace(args, engine=_ray_engine(args))
     cluster = connect(debug=args.debug)
     try:
         placement = Placement.decide(args, cluster, root, cfg)

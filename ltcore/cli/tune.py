@@ -83,7 +83,8 @@ def _tune_on(
     from ltcore.cli.dry_run import dry_run
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
-    from ltcore.training.preflight import check_network
+    from ltcore.training.context import LocalContext
+    from ltcore.training.preflight import check_device, check_network
     from ltcore.training.remarks import remarks
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
@@ -104,6 +105,9 @@ def _tune_on(
     varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
     if stored is None:
         check_network(base, varied)
+    here = LocalContext().device if cluster.local else None
+    if here is not None:
+        check_device(base, here, varied)
     with display.stage("data"):
         data_uri, manifest = prepare_run(base, root, display.say, fresh=args.fresh and not args.dry_run)
     show_classes(base, manifest, display.say)
@@ -111,6 +115,9 @@ def _tune_on(
     began = None if stored is None else {"model.weights": stored.weights, **(stored.input or {})}
     base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began, varied=varied)
     runs = planned_runs(sweep, base, manifest)
+    if here is not None:
+        for run in runs:
+            check_device(run, here)
     for note in dict.fromkeys(note for run in runs for note in remarks(run, manifest)):
         display.say(note)
     if args.dry_run:

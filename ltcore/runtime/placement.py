@@ -145,13 +145,7 @@ def choose_engine(args: PlaceArgs, search: str = "random") -> str:
 def choose_scaling(args: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
     """Returns the workers asked for, with the cluster's CPUs and GPUs where none were given."""
     low, high = args.workers or (1, 1)
-    if engine == "trial" and high > 1:
-        raise ConfigError(f"--workers {low}-{high} needs --engine train: a trial of --engine trial is one process.")
-    if args.gpus_per_worker == AUTO and engine != "trial":
-        raise ConfigError(
-            f"--gpus-per-worker auto is for a sweep with --engine trial, one process per trial; with --engine {engine} give a "
-            "number, or leave it away for a whole GPU for each worker."
-        )
+    check_answers(args, engine)
     gpus = None if args.gpus_per_worker == AUTO else args.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if cluster.most_gpus or (not cluster.local and (args.max_gpus or 0) > 0) else 0.0
@@ -164,6 +158,18 @@ def choose_scaling(args: PlaceArgs, cluster: Cluster, engine: str) -> Scaling:
         # Half of the CPUs beside a GPU; the other half is for data tasks, which find none where workers reserved all.
         cpus = gpus * cluster.limits.cpus_per_gpu // 2 if cluster.limits else 1
     return Scaling(workers=low, max_workers=high, cpus_per_worker=max(1, math.ceil(cpus)), gpus_per_worker=gpus)
+
+
+def check_answers(args: PlaceArgs, engine: str) -> None:
+    """Refuses answers of the command line that do not go with the engine, on whatever cluster."""
+    low, high = args.workers or (1, 1)
+    if engine == "trial" and high > 1:
+        raise ConfigError(f"--workers {low}-{high} needs --engine train: a trial of --engine trial is one process.")
+    if args.gpus_per_worker == AUTO and engine != "trial":
+        raise ConfigError(
+            f"--gpus-per-worker auto is for a sweep with --engine trial, one process per trial; with --engine {engine} give a "
+            "number, or leave it away for a whole GPU for each worker."
+        )
 
 
 def check_workers(cfg: RunConfig, scaling: Scaling) -> None:

@@ -74,15 +74,20 @@ def compiled(step: TrainStep, mode: str, device: torch.device) -> nn.Module:
 
     Raises ConfigError where this machine cannot compile, or the mode is for another device.
     """
+    check_compiles(mode, device)
+    return step if mode == OFF else CompiledStep(step, mode)
+
+
+def check_compiles(mode: str, device: torch.device) -> None:
+    """Raises ConfigError where this machine cannot compile a step for the device as ``mode`` says."""
     if mode == OFF:
-        return step
+        return
     if mode == REDUCE_OVERHEAD and device.type != "cuda":
         raise ConfigError(
             f"train.compile={mode} replays CUDA graphs, and this run computes on {device.type}. Set train.compile=default."
         )
     if (missing := _missing(device)) is not None:
         raise ConfigError(f"train.compile={mode} needs {missing}. Install it, or set train.compile=off.")
-    return CompiledStep(step, mode)
 
 
 def _missing(device: torch.device) -> str | None:

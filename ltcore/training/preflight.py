@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
+
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError, ConfigError, DataError
@@ -14,6 +16,8 @@ from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.tune import FULL
 from ltcore.models.weights import AUTO, DEFAULT
 from ltcore.objective.class_weights import BY_COUNT, own_weights
+from ltcore.training.compiled import check_compiles
+from ltcore.training.hardware import choose_precision
 from ltcore.training.selection import available
 from ltcore.training.weights_file import check_exists
 
@@ -33,6 +37,17 @@ def check_network(cfg: RunConfig, varied: Collection[str] = ()) -> None:
         check_exists(model.weights)
     if model.tune != FULL:
         LongTailNet(model, 2, frozenset(), cfg.seed)
+
+
+def check_device(cfg: RunConfig, device: torch.device, varied: Collection[str] = ()) -> None:
+    """Raises ConfigError where a run cannot compute on this device of this machine as its configuration says.
+
+    ``varied``: dotted keys in which the runs of a sweep differ.
+    """
+    if "train.precision" not in varied:
+        choose_precision(cfg.train.precision, device)
+    if cfg.stage2 is None and "train.compile" not in varied:  # stage 2 compiles nothing; it repeats the key of stage 1
+        check_compiles(cfg.train.compile, device)
 
 
 def check_run(cfg: RunConfig, manifest: Manifest) -> None:

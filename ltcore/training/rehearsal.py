@@ -24,6 +24,7 @@ from ltcore.data.loading.loader import Loader
 from ltcore.data.loading.resident import is_resident
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError
+from ltcore.models.clip_text import TEXT
 from ltcore.models.net import CLASS_MEANS
 from ltcore.storage import cache_root, free_bytes, is_local, local_path
 from ltcore.text import byte_size, counted, duration
@@ -37,6 +38,7 @@ from ltcore.training.hardware import describe_hardware, wished_cpus
 from ltcore.training.init_from import start_from
 from ltcore.training.monitor import timed
 from ltcore.training.step import micro_batches
+from ltcore.training.text_head import text_rows
 
 WARM_UP_S = 3.0
 MEASURE_S = 4.0
@@ -82,6 +84,9 @@ def rehearse(cfg: RunConfig, data_uri: str, root: str) -> list[str]:
             if cfg.train.init_from is not None or cfg.model.weights is not None:
                 start_from(cfg, parts, loader.store.manifest.classes)
                 checked.append(f"the weights of {cfg.train.init_from or cfg.model.weights} fit the network")
+            if cfg.model.head_init == TEXT:
+                text_rows(cfg.model, loader.store.manifest.classes, parts.step.net.feature_dim, ctx.device)
+                checked.append("the text encoder knows the classes' names and fits the network")
             cached, room = _room(cfg, data_uri, root, loader.store.manifest, parts)
             checked += room + _resident(cfg, loader.store.manifest, ctx.device, cached=cached)
             speed = measure(cfg, parts, loader, ctx.device)

@@ -36,6 +36,7 @@ from ltcore.tracking.tracker import open_tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.build import stream_options
 from ltcore.training.context import ForwardingContext, Interrupted, RunContext, StopRequested
+from ltcore.training.fetch import fetched_checkpoint
 from ltcore.training.fork import fork
 from ltcore.training.hardware import (
     allocated_cpus,
@@ -47,7 +48,7 @@ from ltcore.training.hardware import (
 )
 from ltcore.training.lease import Lease, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
-from ltcore.training.same_run import check_same_data, refuse_differences
+from ltcore.training.same_run import check_same_data, check_same_run, refuse_differences
 from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
 from ltcore.training.stage2.trainer import fit_stage2
 from ltcore.training.stored import remove
@@ -178,6 +179,20 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
                 f"{job.run_uri} started from another state of stage2.from_run={cfg.stage2.from_run}: that run was trained anew "
                 "since. Use another --name, or --fresh."
             )
+
+
+def check_continues(job: Job, stored: RunRecord) -> None:
+    """Raises what the run itself would raise where it cannot go on from what is stored under its name."""
+    if stored.status == "finished":
+        refuse_other_run(job, stored)
+        return
+    with fetched_checkpoint(job.run_uri, weights=False) as path:
+        if not any((path / "checkpoints").glob("*/meta.json")):
+            return  # it begins anew
+        found = ckpt.read(path, job.run_uri)
+        cfg = resolved(RunConfig.from_dict(job.config))
+        check_same_run(found, cfg.to_flat(), read_manifest(job.data_uri).hash, job.info.mutable)
+        refuse_other_weights(found.place, stored.started_from, cfg.model)
 
 
 def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: Loader, first: RunRecord) -> RunRecord:

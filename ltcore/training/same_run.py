@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
@@ -22,14 +21,14 @@ def check_same_run(
     """
     if not {"config", "data_hash"} <= checkpoint.meta.keys():
         raise CheckpointError(
-            f"{checkpoint.path}/meta.json does not say which configuration and data it belongs to. Delete this checkpoint "
+            f"{checkpoint.place}/meta.json does not say which configuration and data it belongs to. Delete this checkpoint "
             "and run again, or use --fresh."
         )
-    check_same_data(checkpoint.path, checkpoint.meta["data_hash"], data_hash)
-    refuse_differences(checkpoint.path, checkpoint.meta["config"], config, mutable)
+    check_same_data(checkpoint.place, checkpoint.meta["data_hash"], data_hash)
+    refuse_differences(checkpoint.place, checkpoint.meta["config"], config, mutable)
 
 
-def check_same_data(where: Path | str, old_hash: str, new_hash: str) -> None:
+def check_same_data(where: str, old_hash: str, new_hash: str) -> None:
     """Raises CheckpointError where the data are not those of the run at ``where``."""
     if old_hash != new_hash:
         raise CheckpointError(
@@ -50,7 +49,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def refuse_differences(
-    where: Path | str, old: Mapping[str, Any], new: Mapping[str, Any], mutable: tuple[str, ...] = ()
+    where: str, old: Mapping[str, Any], new: Mapping[str, Any], mutable: tuple[str, ...] = ()
 ) -> None:
     """Raises CheckpointError where two flat configurations differ in a key that matters; names the first ones."""
     found = [

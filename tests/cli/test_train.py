@@ -10,10 +10,13 @@ import torch
 
 from ltcore.batch import Batch
 from ltcore.cli import train as cli_train
+from ltcore.cli import tune as cli_tune
 from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.prepare import storage_root
 from ltcore.cli.train import wants_ray
-from ltcore.config.load import load_run
+from ltcore.config.load import load_run, load_sweep
+from ltcore.config.naming import name_sweep
+from ltcore.config.sweep import read_sweep
 from ltcore.errors import CapacityError, CheckpointError, ConfigError
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.placement import Scaling, check_storage, check_workers, choose_engine, choose_scaling
@@ -181,3 +184,19 @@ def test_nor_does_a_sweep_make_them(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         check_network(base, {"train.optim.lr": "log:0.1,1"})
     check_network(base, {"model.weights": "auto,default"})
+
+
+@pytest.mark.parametrize("words", [["train.precision=fp16"], ["train.compile=reduce-overhead"]])
+def test_a_sweep_on_a_machine_that_cannot_is_refused_before_its_data_are_made(
+    words: list[str], tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("ltcore.runtime.doctor.doctor.check_nodes", lambda *_: None)
+    monkeypatch.setattr("ltcore.runtime.ray_task.preload", SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr("ltcore.cli.tune.prepare_run", lambda *_, **__: pytest.fail("the data were made first"))
+    keys = ["--data", tiny_shards, "train.batch_size=8", *words]
+    args = read_tune("test", ["--sweep", "tune_lpa", "--storage", str(tmp_path), "--dry-run", *keys])
+    sweep = read_sweep(args.sweep, name_sweep(args.sweep, args.overrides))
+    display = SimpleNamespace(say=lambda *_: None, console=None)
+    with pytest.raises(ConfigError, match=f"^{words[0]} "):
+        cli_tune._tune_on(args, sweep, load_sweep(sweep), str(tmp_path), str(tmp_path / "s"), LAPTOP, display)  # type: ignore[arg-type]

@@ -11,17 +11,20 @@ import pytest
 import torch
 
 from ltcore.cli.dry_run import dry_run
+from ltcore.cli.train import train_config
+from ltcore.config.execution import PlaceArgs
 from ltcore.config.schema import RunConfig
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError, DataError
 from ltcore.text import duration
 from ltcore.training import rehearsal
-from ltcore.training.context import LocalContext
+from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.rehearsal import Speed, estimate, rehearse
 from tests.commands import command
+from tests.conftest import make_tiny
 from tests.data.small import tiny_png
-from tests.training.runs import TERMS, run, tiny_run
+from tests.training.runs import TERMS, run, stage2_run, tiny_run
 
 __all__ = ["command"]
 SPEED = Speed(device="cpu", steps=5, images_per_step=8, train_per_s=4.0, eval_per_s=10.0, read_per_s=3.0)
@@ -162,3 +165,67 @@ def test_of_a_sweep_the_number_of_runs_is_said(tiny_shards: str, tmp_path: Path)
     text = dry_run(tiny_run(), tiny_shards, str(tmp_path), runs="The sweep has 8 trials")
     assert "The sweep has 8 trials; the times above are of one run." in text
     assert "The sweep" not in dry_run(tiny_run(), tiny_shards, str(tmp_path))
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "half precision": (["train.precision=fp16"], r"train.precision=fp16 is for GPUs, and this run is on the cpu"),
+    "CUDA graphs": (["train.compile=reduce-overhead"], "train.compile=reduce-overhead replays CUDA graphs"),
+    "compiler": (["train.compile=default"], "train.compile=default needs a C++ compiler"),
+    "on local Ray": (["train.precision=fp16", "--workers", "1"], "train.precision=fp16 is for GPUs"),
+    "workers": (["--workers", "3"], "3 workers cannot share"),
+    "engine": (["--workers", "2", "--engine", "inline"], "--engine inline is one process without Ray"),
+    "trial": (["--workers", "2", "--engine", "trial"], "--workers 2-2 needs --engine train"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_a_run_refuses_is_refused_before_the_data_are_made(
+    command: Any, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dry: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("ltcore.cli.train.cluster_address", lambda: "")
+    monkeypatch.setattr("ltcore.cli.train.prepare_run", lambda *_, **__: pytest.fail("the data were made first"))
+    words, message = REFUSED[name]
+    base = ["cifar100_lt_ce", "--data", tiny_shards, "--storage", tmp_path, "train.batch_size=8", "data.lanes=8"]
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        done = command("train", *base, *words, *["--dry-run"] * dry)
+    assert done.code == 2 and message in " ".join(done.err.split())
+
+
+def test_of_a_cluster_it_says_what_only_its_workers_know(
+    command: Any, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltcore.cli.train.cluster_address", lambda: "10.0.0.1:6379")
+    words = ["cifar100_lt_ce", "--data", tiny_shards, "--storage", tmp_path, "train.batch_size=8", "model.name=resnet8"]
+    done = command("train", *words, "train.precision=fp16", "--workers", "1", "--dry-run")
+    assert done.code == 0 and "train.precision: whether the cluster's workers can do that, only they know" in done.err
+
+
+def test_a_name_that_is_taken_is_found(command: Any, tiny_shards: str, tmp_path: Path) -> None:
+    """By a run that is going on, as by a finished one."""
+    first = tiny_run(train__epochs=2, name="taken")
+    with pytest.raises(StopRequested):
+        run(first, tiny_shards, tmp_path / "taken", until=1)
+    other = first.replace({"train.optim.lr": 0.01, "data.uri": tiny_shards})
+    args = PlaceArgs(storage=str(tmp_path), dry_run=True)
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another configuration \(train.optim.lr: 0.05 there, 0.01 now"
+    ):
+        train_config(other, args)
+    same = first.replace({"data.uri": tiny_shards})
+    assert train_config(same, args) is None
+    run(first, tiny_shards, tmp_path / "taken")
+    with pytest.raises(CheckpointError, match=r"belongs to another configuration"):
+        train_config(other, args)
+
+
+def test_data_of_another_stage_1_are_found(tiny_shards: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "other")
+    make_tiny(other, seed=1)
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "first")
+    cfg = stage2_run(tmp_path / "first", "tau_norm")
+    args = PlaceArgs(storage=str(tmp_path / "runs"), dry_run=True)
+    assert train_config(cfg.replace({"data.uri": tiny_shards}), args) is None
+    with pytest.raises(CheckpointError, match=r"was trained on data .* Give the data of stage 1"):
+        train_config(cfg.replace({"data.uri": other}), args)

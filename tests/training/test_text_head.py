@@ -25,6 +25,7 @@ from ltcore.models.net import LongTailNet, ModelConfig  # noqa: E402
 from ltcore.training.context import StopRequested  # noqa: E402
 from ltcore.training.init_from import initial_weights  # noqa: E402
 from ltcore.training.preflight import check_run  # noqa: E402
+from ltcore.training.rehearsal import rehearse  # noqa: E402
 from ltcore.training.settle import settled  # noqa: E402
 from ltcore.training.text_head import prompts, text_rows, unreadable  # noqa: E402
 from tests.clips import NAME, NETWORK, Clips, expected, register, write_clips  # noqa: E402
@@ -331,3 +332,10 @@ def test_the_recipe_of_lift_says_a_command_that_is_a_run() -> None:
     cfg = load_run("imagenet_lt_lift", {"model.head_init": "text"})
     assert cfg.model.head_init == "text"
     assert text_clip(cfg.model.name, cfg.model.weights, cfg.model.text).name == "ViT-B-16-quickgelu"
+
+
+def test_a_dry_run_tries_the_text_encoder(clips: Clips, tiny_shards: str, tmp_path: Path) -> None:
+    cfg = tiny_run(**clips.keys)
+    assert "the text encoder knows" in rehearse(cfg, tiny_shards, str(tmp_path))[0]
+    with pytest.raises(CheckpointError, match=r"model.text.weights=.*none.* does not exist"):
+        rehearse(cfg.replace({"model.text.weights": str(tmp_path / "none.safetensors")}), tiny_shards, str(tmp_path))

@@ -18,6 +18,7 @@ from ltcore.config.overrides import flatten
 from ltcore.config.plugged import KEY, names_of
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
+from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
 from ltcore.storage import is_local, local_path, read_json
 from ltcore.text import counted
@@ -71,6 +72,22 @@ def origin(found: ckpt.Checkpoint) -> dict[str, Any]:
         "step": found.meta["step"],
         "fingerprint": hashlib.sha256(record).hexdigest()[:16],
     }
+
+
+def refuse_other_data(uri: str, found: ckpt.Checkpoint, manifest: Manifest) -> None:
+    """Raises CheckpointError where the run at ``uri``, of which ``found`` is a checkpoint, was trained on other data."""
+    if found.meta["data_hash"] != manifest.hash:
+        raise CheckpointError(
+            f"stage2.from_run={uri} was trained on data {found.meta['data_hash'][:12]}, now data.uri leads to "
+            f"{manifest.hash[:12]}. Give the data of stage 1."
+        )
+
+
+def check_stage1(cfg: RunConfig, manifest: Manifest) -> None:
+    """Raises CheckpointError where stage 1 was trained on other data. Does nothing for an ordinary run."""
+    if cfg.stage2 is not None:
+        with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:
+            refuse_other_data(cfg.stage2.from_run, found, manifest)
 
 
 def _how(status: str) -> str:

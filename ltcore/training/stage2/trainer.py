@@ -22,7 +22,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.config.stage2 import Stage2Config
 from ltcore.data.augment.augment import Augment
 from ltcore.data.loading.loader import Loader
-from ltcore.errors import CheckpointError, ConfigError, NumericError
+from ltcore.errors import ConfigError, NumericError
 from ltcore.evaluation.catalog import goodness
 from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.net import LongTailNet
@@ -39,7 +39,7 @@ from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_run
 from ltcore.training.stage2.features import pooled_features
-from ltcore.training.stage2.source import origin, stage1_checkpoint
+from ltcore.training.stage2.source import origin, refuse_other_data, stage1_checkpoint
 from ltcore.training.tested import keep_tests
 
 
@@ -109,11 +109,7 @@ class Stage2Trainer:
         manifest = self.loader.store.manifest
         with stage1_checkpoint(self.stage2.from_run, weights=True) as found:
             stage1 = predictor_of(found)
-            if found.meta["data_hash"] != manifest.hash:
-                raise CheckpointError(
-                    f"stage2.from_run={self.stage2.from_run} was trained on data {found.meta['data_hash'][:12]}, now "
-                    f"data.uri leads to {manifest.hash[:12]}. Give the data of stage 1."
-                )
+            refuse_other_data(self.stage2.from_run, found, manifest)
             self.record.update(
                 stage1=Stage1(
                     run=self.stage2.from_run, name=stage1.config.name, seed=stage1.config.seed, **origin(found)
