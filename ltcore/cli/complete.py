@@ -91,7 +91,7 @@ def candidates(words: Sequence[str], commands: Iterable[str]) -> list[str]:
         if equals and flag in flags:
             return [f"{flag}={found}" for found in _beginning_with(value, _values(flags[flag]))]
         return _beginning_with(current, [flag for flag in flags if flag.startswith("--")])
-    return _beginning_with(current, _words(before[0], parser, current))
+    return _beginning_with(current, _words(before, parser, current))
 
 
 def _beginning_with(current: str, found: Iterable[str]) -> list[str]:
@@ -119,12 +119,13 @@ def _values(action: argparse.Action) -> list[str]:
     return _sources() if action.dest == "data" else []
 
 
-def _words(command: str, parser: argparse.ArgumentParser, current: str) -> list[str]:
+def _words(before: Sequence[str], parser: argparse.ArgumentParser, current: str) -> list[str]:
     """Returns the words that are no flags, as far as they can be known."""
+    command = before[0]
     key, equals, typed = current.partition("=")
     if command in _WITH_RUN_KEYS:
         return (
-            [f"{key}={value}" for value in _values_of(key, typed)]
+            [f"{key}={value}" for value in _values_of(key, typed, before)]
             if equals
             else [*_packaged("recipe"), *_keys(command)]
         )
@@ -152,7 +153,8 @@ def _off_and_on(section: keys.Section, prefix: str = "") -> Iterator[str]:
             yield from _off_and_on(field, f"{prefix}{name}.")
 
 
-def _values_of(key: str, typed: str) -> list[str]:
+def _values_of(key: str, typed: str, before: Sequence[str]) -> list[str]:
+    """Returns values of a key, as far as they can be known; ``before`` are the words that stand before it."""
     if key.startswith("sweep.space."):
         from ltcore.config.space import LISTS, RANGES
 
@@ -162,7 +164,7 @@ def _values_of(key: str, typed: str) -> list[str]:
     if key in ("data.uri", "sweep.recipe"):
         return _sources() if key == "data.uri" else _packaged("recipe")
     if key == "model.weights":
-        return ["null", "auto", "default"]
+        return ["null", "auto", "default", *_tags(before)]
     if key in ("augment.view1", "augment.view2"):
         return [row.name for row in keys.methods() if row.kind == "augmentation"]
     if key in ("train.select", "sweep.metric"):
@@ -173,7 +175,16 @@ def _values_of(key: str, typed: str) -> list[str]:
     if leaf.allowed.beginning == timm_names.PREFIX:
         return [*map(str, leaf.allowed.choices), *timm_names.complete(typed)]
     listed = [str(choice) for choice in leaf.allowed.choices] or (["true", "false"] if leaf.type == "bool" else [])
+    listed += [leaf.allowed.beginning] * bool(leaf.allowed.beginning)
     return [*listed, "null"] if leaf.type.endswith("| None") else listed
+
+
+def _tags(before: Sequence[str]) -> list[str]:
+    """Returns the tags of the published weights of the network of timm that was named last, if one was."""
+    named = [word.removeprefix("model.name=") for word in before if word.startswith(f"model.name={timm_names.PREFIX}")]
+    name = named[-1] if named else ""
+    beginning = name if "." in name else f"{name}."
+    return [timm_names.split_name(found)[1] for found in timm_names.complete(beginning)] if name else []
 
 
 def _packaged(kind: str) -> list[str]:

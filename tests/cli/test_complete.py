@@ -22,6 +22,9 @@ from tests.paths import ROOT
 __all__ = ["command"]
 
 
+TAILS = ("", "_evos", "_frn", "_gn")
+
+
 def after(line: str) -> list[str]:
     return candidates(line.split(" ")[1:], COMMANDS)
 
@@ -49,6 +52,20 @@ def after(line: str) -> list[str]:
         ("ltcore train data.image_size=", ["data.image_size=null"]),
         ("ltcore train data.uri=digits", ["data.uri=digits-glt"]),
         ("ltcore train --data digits", ["digits-glt"]),
+        (
+            "ltcore train model.tune=",
+            [f"model.tune={w}" for w in ("full", "head", "bias", "norm", "lora", "adaptformer", "partial:")],
+        ),
+        ("ltcore train model.tune=pa", ["model.tune=partial:"]),
+        ("ltcore train x model.weights=", [f"model.weights={w}" for w in ("null", "auto", "default")]),
+        ("ltcore train model.name=resnet50 model.weights=a", ["model.weights=auto"]),
+        (
+            "ltcore train model.name=timm:resnetv2_50x1_bit model.weights=g",
+            ["model.weights=goog_distilled_in1k", "model.weights=goog_in21k", "model.weights=goog_in21k_ft_in1k"],
+        ),
+        ("ltcore train model.name=timm:resnet50.a1_in1k model.weights=a1", ["model.weights=a1_in1k"]),
+        ("ltcore train model.name=timm:resnetv2_50d", [f"model.name=timm:resnetv2_50d{w}" for w in TAILS]),
+        ("ltcore train model.name=timm:no_such model.weights=x", []),
         ("ltcore train no.such.key=", []),
         ("ltcore tune sweep.sea", ["sweep.search="]),
         ("ltcore tune sweep.search=p", ["sweep.search=pbt"]),
