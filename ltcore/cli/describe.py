@@ -8,6 +8,7 @@ import textwrap
 
 from ltcore.config import keys, overrides, recipes
 from ltcore.errors import ConfigError, nearest
+from ltcore.models import timm_names
 from ltcore.text import printable
 
 
@@ -32,6 +33,18 @@ def print_methods() -> None:
             print(f"  {row.name:<20}{row.summary}")
             if row.paper != "-":
                 print(f"{'':<22}{row.paper}")
+        if kind == "model":
+            _print_more_networks()
+
+
+def _print_more_networks() -> None:
+    """Prints what is said of networks beside the registry: those of timm, and what of a network can be trained."""
+    print(
+        f"  {timm_names.PREFIX + 'NAME':<20}any network of timm, such as {timm_names.PREFIX}vit_base_patch16_clip_224"
+    )
+    tune = dict(keys.find("model.tune"))["model.tune"].allowed
+    ways = [*map(str, tune.choices), f"{tune.beginning}K"]
+    print(f"What of a network is trained (model.tune)\n  {', '.join(ways)} (ltcore keys model.tune)")
 
 
 def print_recipes() -> None:

@@ -11,6 +11,7 @@ from ltcore.cli import describe as main
 from ltcore.cli.main import COMMANDS
 from ltcore.config.recipes import packaged
 from ltcore.errors import ConfigError
+from ltcore.models.tune import PARTIAL, TUNES
 from ltcore.objective.registry import BASES, STAGE2, TERMS
 
 
@@ -25,6 +26,12 @@ def test_methods_names_every_row_with_its_paper(capsys):
     text = capsys.readouterr().out
     for name, row in [*BASES.items(), *TERMS.items(), *STAGE2.items()]:
         assert name in text and row.summary in text and row.paper in text
+    networks = text[text.index("Networks (model.name)\n") : text.index("\nData (data.uri)\n")].splitlines()
+    assert networks[-3].split()[:5] == ["timm:NAME", "any", "network", "of", "timm,"]
+    assert networks[-2:] == [
+        "What of a network is trained (model.tune)",
+        f"  {', '.join(TUNES)}, {PARTIAL}K (ltcore keys model.tune)",
+    ]
 
 
 def test_recipes_prints_name_and_header(capsys):
