@@ -37,7 +37,8 @@ class LoraConfig:
     """Updates of low rank beside frozen layers. No effect unless ``model.tune`` is 'lora'."""
 
     rank: int = 8
-    """Rank of each update, >= 1."""
+    """Rank of each update, >= 1. Below the smaller dimension of a layer, or the update trains more than the layer has, which
+    is told, and refused where it is so for all layers."""
     alpha: float = 8.0
     """Each update is scaled by alpha / rank, > 0."""
     targets: str = "all"
@@ -55,7 +56,8 @@ class AdaptFormerConfig:
     """Narrow networks beside the MLPs of transformer blocks. No effect unless ``model.tune`` is 'adaptformer'."""
 
     bottleneck: int | None = None
-    """Width of each, >= 1. null: as in LIFT, the largest power of two up to C / (2 blocks) for C classes, at least 1."""
+    """Width of each, >= 1. null: as in LIFT, the largest power of two up to C / (2 blocks) for C classes, at least 1.
+    Above the width of every block it is refused."""
     scale: float = 1.0
     """Initial value of the trained factor on what each adds, > 0. LIFT begins at 1; AdaptFormer keeps it at 0.1."""
 

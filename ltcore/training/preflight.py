@@ -10,6 +10,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError, ConfigError, DataError
 from ltcore.models.clip_text import TEXT, text_clip
+from ltcore.models.excess import excess
 from ltcore.models.net import LongTailNet
 from ltcore.models.timm_backbone import with_tag
 from ltcore.models.timm_names import is_tag, is_timm
@@ -25,7 +26,8 @@ from ltcore.training.weights_file import check_exists
 def check_network(cfg: RunConfig, varied: Collection[str] = ()) -> None:
     """Raises an error where the network cannot be what the configuration says, whatever the data are.
 
-    ConfigError where timm has no such network or weights, or nothing of the network can be trained as ``model.tune`` says;
+    ConfigError where timm has no such network or weights, or nothing of the network can be trained as ``model.tune`` says,
+    or more would be trained beside each layer than the layer has;
     CheckpointError where a file of weights does not exist. ``varied``: dotted keys in which the runs of a sweep differ.
     """
     if cfg.stage2 is not None or {"model.name", "model.weights", "model.tune"} & {*varied}:
@@ -36,7 +38,9 @@ def check_network(cfg: RunConfig, varied: Collection[str] = ()) -> None:
     if model.weights not in (None, AUTO, DEFAULT) and not (is_timm(model.name) and is_tag(model.weights)):
         check_exists(model.weights)
     if model.tune != FULL:
-        LongTailNet(model, 2, frozenset(), cfg.seed)
+        found = excess(LongTailNet(model, 2, frozenset(), cfg.seed).backbone, model)
+        if found is not None and found.everywhere:
+            raise ConfigError(f"{found.text}. Set that, or model.tune={FULL}.")
 
 
 def check_device(cfg: RunConfig, device: torch.device, varied: Collection[str] = ()) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
+from ltcore.models.excess import excess
+from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.tune import FULL, HEAD
 from ltcore.training import key_encoder
 
@@ -17,7 +20,8 @@ def remarks(cfg: RunConfig, manifest: Manifest) -> list[str]:
     if cfg.stage2 is not None:
         return []
     late = (_too_late(cfg, name) for name in ("ifl", "lpa"))
-    found = (key_encoder.remark(cfg, manifest), *late, *_idle_options(cfg), _random_base(cfg), _unmoved(cfg))
+    too_wide = _excess(cfg.model, len(manifest.classes))
+    found = (key_encoder.remark(cfg, manifest), *late, *_idle_options(cfg), _random_base(cfg), _unmoved(cfg), too_wide)
     return [text for text in found if text]
 
 
@@ -47,6 +51,15 @@ def _unmoved(cfg: RunConfig) -> str:
     if cfg.model.tune != HEAD or not terms:
         return ""
     return f"model.tune={HEAD} trains nothing in the backbone, so {' and '.join(terms)} cannot move its features"
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a sweep mostly have one network, which may take seconds to draw
+def _excess(model: ModelConfig, num_classes: int) -> str:
+    """Says that some layers are no larger than what is trained beside them; '' where all are larger."""
+    if model.tune not in ("lora", "adaptformer"):
+        return ""
+    found = excess(LongTailNet(model, num_classes, frozenset(), seed=0).backbone, model)
+    return "" if found is None else found.text
 
 
 def _too_late(cfg: RunConfig, name: str) -> str:

@@ -12,7 +12,7 @@ from ltcore.cli import train as launch
 from ltcore.cli.parsers import read_train
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
-from ltcore.training.preflight import check_run
+from ltcore.training.preflight import check_network, check_run
 from tests.training.runs import run, stage2_run, tiny_run, weights
 
 TABLE = "objective.base_options.cross_entropy.class_weights"
@@ -38,6 +38,27 @@ def test_class_weights_name_classes_of_the_data(tiny_shards: str) -> None:
         check_run(tiny_run(**{TABLE: {f"{name}x": 2.0}}), manifest)
     with pytest.raises(ConfigError, match=rf"^{TABLE} is a list of 2 weights for 4 classes"):
         check_run(tiny_run(**{TABLE: "[1, 2]"}), manifest)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"model.tune": "lora", "model.lora.rank": 64},
+            r"^model.lora.rank=64 is not below the smaller dimension of all 7 layers \(trunk.conv1: 16 outputs, 27 inputs; .*; "
+            r"\.\.\.\), beside which it trains more than they have; 15 is the most that suits all of them. Set that, or",
+        ),
+        (
+            {"model.tune": "adaptformer", "model.adaptformer.bottleneck": 65, "model.name": "timm:test_vit"},
+            r"^model.adaptformer.bottleneck=65 is above the width of all 6 layers .* 64 is the most that suits",
+        ),
+    ],
+)
+def test_what_is_added_is_smaller_than_what_it_stands_beside(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_network(tiny_run(**keys))
+    of_rows = {key: value - 1 for key, value in keys.items() if isinstance(value, int)}
+    check_network(tiny_run(**{**keys, **of_rows}))
 
 
 def test_the_command_says_it_before_it_writes(tiny_shards: str, tmp_path: Path) -> None:

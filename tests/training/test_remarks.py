@@ -35,6 +35,7 @@ def test_what_is_found_after_the_last_epoch_is_told(changes: dict[str, Any], sai
     assert all(re.search(said, text) for text in found), found
 
 
+VIT = {"model.name": "timm:test_vit", "data.image_size": 32, "model.weights": "/x.pth"}
 IDLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"model.lora.rank": 64}, "model.lora.rank=64: no effect with model.tune=full; model.tune=lora trains so"),
     ({"model.tune": "head"}, "model.tune=head freezes a part of a backbone that was drawn at random"),
@@ -42,7 +43,18 @@ IDLE: tuple[tuple[dict[str, Any], str], ...] = (
         {"model.tune": "head", "model.weights": "/x.pth", "objective.terms.dro": "on"},
         "model.tune=head trains nothing in the backbone, so objective.terms.dro cannot move its features",
     ),
-    ({"model.tune": "lora", "model.weights": "/x.pth", "model.lora.rank": 64, "objective.terms.dro": "on"}, ""),
+    ({"model.tune": "lora", "model.weights": "/x.pth", "model.lora.rank": 15, "objective.terms.dro": "on"}, ""),
+    (
+        {"model.tune": "lora", "model.weights": "/x.pth", "model.lora.rank": 32},
+        "model.lora.rank=32 is not below the smaller dimension of 5 of 7 layers (trunk.conv1: 16 outputs, 27 inputs; "
+        "trunk.layer1.0.conv1: 16 outputs, 144 inputs; trunk.layer1.0.conv2: 16 outputs, 144 inputs; ...), beside which it "
+        "trains more than they have; 15 is the most that suits all of them",
+    ),
+    (
+        {**VIT, "model.tune": "adaptformer", "model.adaptformer.bottleneck": 65},
+        "model.adaptformer.bottleneck=65 is above the width of all 6 layers (net.blocks.0.mlp: width 64; ",
+    ),
+    ({**VIT, "model.tune": "adaptformer", "model.adaptformer.bottleneck": 64}, ""),
 )
 
 
