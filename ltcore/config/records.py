@@ -141,7 +141,8 @@ class RunRecord(StoredRecord):
     confused: Mapping[str, Sequence[ConfusedPair]] | None = None
     """Split -> the pairs of classes confused most with the weights of the last epoch, and some of their images."""
     trained_parameters: int | None = None
-    """Of the network: numbers that training changes (``model.tune``), in a run that is not of stage 2."""
+    """Of the network: numbers that training changes (``model.tune``); of stage 2: those that its method trains, 0 where it
+    computes the classifier. None in records of stage 2 that lack it, of an older version."""
     parameters: int | None = None
     """All numbers of the network that could be trained."""
     schedule: Sequence[Mapping[str, Any]] | None = None
@@ -269,7 +270,7 @@ class VariantRecord(JsonRecord):
     seconds: tuple[float, ...] = ()
     """Of training of each trial that finished; with stage 2, of both stages."""
     trained_parameters: int | None = None
-    """Of the network: numbers that training changes; None of stage 2, and where no trial finished."""
+    """Of the network: numbers that training changes; of stage 2, those that its method trains; None where no trial finished."""
     val: Values
     """At the end of training, of the trials that finished."""
     test: Mapping[str, Values] | None = None

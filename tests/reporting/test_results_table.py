@@ -197,6 +197,8 @@ def test_trained_parameters_have_a_column_where_runs_differ_in_them(tmp_path: Pa
     assert head.endswith("| published | trained parameters | time each | command |")
     assert line == "| --- " * (len(COLUMNS) + 1) + "|"
     assert [row.split(" | ")[-3] for row in rows] == ["184,000", "85,800,000"]
+    change(other, trained_parameters=0)
+    assert results_table([read_run(folder) for folder in (folders[0], other)]).splitlines()[3].split(" | ")[-3] == "0"
     change(other, trained_parameters=None)
     assert results_table([read_run(folder) for folder in (folders[0], other)]).splitlines()[3].split(" | ")[-3] == "—"
     assert "trained parameters" not in results_table([read_run(folder) for folder in folders])

@@ -228,7 +228,7 @@ def test_stage_2_of_a_tuned_run(tiny_shards: str, tmp_path: Path) -> None:
     run(tuned("lora"), tiny_shards, tmp_path / "first")
     record = run(stage2_run(tmp_path / "first", "crt", data__uri=tiny_shards), tiny_shards, tmp_path / "second")
     assert record["status"] == "finished" and record["config"]["model.tune"] == "lora"
-    assert "trained_parameters" not in record or record["trained_parameters"] is None
+    assert record["trained_parameters"] == 4 * 64 + 4, "the new classifier alone"
     first, second = load(tmp_path / "first").net.state_dict(), load(tmp_path / "second").net.state_dict()
     for name, value in first.items():
         assert torch.equal(value, second[name]) != name.startswith("heads."), name

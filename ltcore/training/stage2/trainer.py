@@ -26,6 +26,7 @@ from ltcore.errors import ConfigError, NumericError
 from ltcore.evaluation.catalog import goodness
 from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.net import LongTailNet
+from ltcore.models.tune import count
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
@@ -133,6 +134,8 @@ class Stage2Trainer:
         self.method.to(self.ctx.device)
         self.optim = self._optim() if isinstance(self.method, Trained) else None
         self.optimizer = build_optimizer(self.optim, self.method) if self.optim else None
+        trained = count(self.method)[0] if self.optim else 0  # a solved classifier is computed
+        self.record.update(trained_parameters=trained, parameters=count(self.net)[1])
         self.labels_N = self.train.labels_N.cpu()
         last: dict[str, Any] = {}
         self.callbacks.start(0, last)

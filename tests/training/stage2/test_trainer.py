@@ -30,6 +30,8 @@ SHORT = {
     "ncm": {},
 }
 """Short courses, in several steps where there are steps."""
+TRAINED = {"crt": 260, "lws": 4, "dro": 260, "weight_balance": 260, "tau_norm": 0, "ncm": 0}
+"""Parameters that each trains: a factor for each of 4 classes, or their weights on 64 features and biases, or nothing."""
 
 
 def short(method: str, **more: Any) -> dict[str, Any]:
@@ -70,7 +72,10 @@ def test_train_py_makes_a_network_that_evaluate_py_judges_alike(
     assert record["epochs_done"] == record["epochs_planned"]
     assert record["stage1"]["run"] == str(stage1) and record["stage1"]["name"] == "tiny"
 
+    assert record["trained_parameters"] == TRAINED[method]
+
     first, result = ckpt.read(stage1).model_state(), weights(run_dir)
+    assert record["parameters"] == sum(result[name].numel() for name in result if name.endswith(("weight", "bias")))
     backbone = [name for name in first if name.startswith("backbone.")]
     assert any("running_var" in name for name in backbone) and any("num_batches" in name for name in backbone)
     for name in backbone:
