@@ -63,6 +63,19 @@ class Criterion(nn.Module):
             def on_train_epoch_end(self): self.criterion.epoch_end()
             def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
+    Compiled, ``criterion.compile()`` makes one graph of the losses, whatever backend and mode it is given. The network may be
+    compiled by itself, or both in one function without a break, where the memories' input is taken along::
+
+        @torch.compile(fullgraph=True)
+        def loss_of(images, labels):
+            features = net.forward_head(net.forward_features(images), pre_logits=True)
+            return criterion(net.get_classifier()(features), labels, features)
+
+    ``step`` and ``epoch_end`` stay outside: inside they would break the graph. It is compiled once more in the second step,
+    which makes the progress a variable, and where a term, a milestone or what a memory publishes first begins to act; torch
+    gives up after ``torch._dynamo.config.recompile_limit`` times. With several forwards per ``step`` each of them would be a
+    graph of such a function: compile network and criterion by themselves then.
+
     ``state_dict`` holds memories and progress as well. With several ranks each has its own part of what was observed since
     ``epoch_end``, so save after it. ``ldam`` and ``ride`` take the logits of a cosine head, times their ``scale``.
 
@@ -158,6 +171,13 @@ class Criterion(nn.Module):
         if self.training and self.objective.memories():
             self._note(out, batch)
         return found.loss
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compiles the losses in place, with the arguments of ``torch.compile``.
+
+        What is noted for ``step`` stays outside of the graph, which then does not depend on how often that is called.
+        """
+        self.objective.compile(*args, **options)
 
     def _note(self, out: ModelOutput, batch: Batch) -> None:
         if len(self._seen) == MOST_FORWARDS:

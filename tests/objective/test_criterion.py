@@ -33,7 +33,7 @@ STEPS, PER_EPOCH = 9, 3
 
 
 def examples() -> list[str]:
-    """The two programs of the class's docstring."""
+    """The programs of the class's docstring: a plain loop, a Lightning module, and a compiled function of such a loop."""
     blocks = textwrap.dedent("    " + (Criterion.__doc__ or "")).split("::\n")[1:]
     indented = ([line for line in block.splitlines() if not line or line.startswith("    ")] for block in blocks)
     return [textwrap.dedent("\n".join(lines)).strip() for lines in indented]
@@ -47,7 +47,7 @@ def loader() -> list[tuple[Tensor, Tensor]]:
 
 
 def test_the_examples_are_short() -> None:
-    assert [len(example.splitlines()) <= 15 for example in examples()] == [True, True]
+    assert [len(example.splitlines()) <= 15 for example in examples()] == [True] * 3
 
 
 def test_the_plain_loop_learns() -> None:
@@ -65,6 +65,26 @@ def test_the_plain_loop_learns() -> None:
     exec(examples()[0], names)
     assert sum(seen[-3:]) < 0.7 * sum(seen[:3])
     assert {"base", "dro"} <= names["criterion"].parts.keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_the_compiled_function_has_the_losses_of_the_plain_loop() -> None:
+    timm = pytest.importorskip("timm")
+    torch._dynamo.reset()
+    built, loop = examples()[0].split("for epoch in range(epochs):\n")
+    lines = [line for line in loop.splitlines() if "features = " not in line]
+    compiled = "\n".join(lines).replace(
+        "criterion(net.get_classifier()(features), labels, features)", "loss_of(images, labels)"
+    )
+    function = examples()[2].replace("fullgraph=True", "fullgraph=True, backend='eager'")
+    found = []
+    for program in (examples()[0], f"{built}{function}\nfor epoch in range(epochs):\n{compiled}"):
+        torch.manual_seed(0)
+        names = {"timm": timm, "torch": torch, "ltcore": ltcore, "counts": COUNTS, "loader": loader(), "epochs": 2}
+        exec(program, names)
+        found.append(names["net"].state_dict())  # type: ignore[attr-defined]
+    assert "loss_of(images, labels)" in compiled
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 class _Face:
