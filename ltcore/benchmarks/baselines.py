@@ -51,6 +51,11 @@ def _collate(samples: Sequence[tuple[Any, int]]) -> tuple[Any, Tensor]:
     return stacked, torch.tensor(labels)
 
 
+def loss_scaler(place: torch.device, autocast: torch.dtype | None) -> torch.amp.GradScaler:
+    """Returns the scaler of a loss, which does nothing but in float16."""
+    return torch.amp.GradScaler(place.type, enabled=autocast is torch.float16)
+
+
 class BareLoop:
     """Crop, flip, network, cross-entropy and SGD on decoded images on the device; logs nothing.
 
@@ -73,6 +78,7 @@ class BareLoop:
         self.place = images_N3SS.device
         self.mean, self.std = (torch.tensor(v, device=self.place)[:, None, None] * 255 for v in (mean, std))
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+        self.scaler = loss_scaler(self.place, autocast)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields augmented images and labels of one epoch of whole batches."""
@@ -97,8 +103,9 @@ class BareLoop:
         with torch.autocast(self.place.type, dtype=self.autocast, enabled=self.autocast is not None):
             logits_BC = self.net(images).logits_BC
         loss = F.cross_entropy(logits_BC, labels_B)
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.detach()
 
     def epoch(self) -> int:
@@ -116,7 +123,7 @@ def timm_step(
 ) -> Callable[[], object]:
     """Returns a training step of timm: its network, its optimizer, and what its training script does with a batch.
 
-    ``images`` are augmented and on the device. The script's loss scaler has no effect in fp32 and bf16.
+    ``images`` are augmented and on the device. The script's loss scaler acts in fp16 alone.
     """
     import timm
     from timm.optim import create_optimizer_v2
@@ -125,13 +132,14 @@ def timm_step(
     net: Any = timm.create_model(name, num_classes=num_classes)
     net = net.to(device=place, memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(net.train(), opt="sgd", lr=0.1, weight_decay=2e-4, momentum=0.9)
-    loss_fn = nn.CrossEntropyLoss().to(place)
+    loss_fn, scaler = nn.CrossEntropyLoss().to(place), loss_scaler(place, autocast)
 
     def step() -> Tensor:
         with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
             loss = loss_fn(net(images), labels_B)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         return loss.detach()
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltcore.batch import Batch
 from ltcore.benchmarks import datasets as images
-from ltcore.benchmarks.baselines import BareLoop, timm_step
+from ltcore.benchmarks.baselines import BareLoop, loss_scaler, timm_step
 from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section, Work, interleave, milliseconds
 from ltcore.benchmarks.machine import device, wait_for
 from ltcore.benchmarks.options import Options
@@ -73,7 +73,7 @@ def gpu(options: Options) -> list[Section]:
         section.notes.insert(0, f"numbers of {place_name(place)}")
     rates.notes.append(
         "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script; compiled: "
-        "train.compile"
+        "train.compile; in fp16 all of them scale the loss"
     )
     split.notes.append(f"of a step: {', '.join(PARTS)}; the ratio is the share of their sum")
     traffic.notes.append(
@@ -98,8 +98,9 @@ def networks(place: torch.device, *, quick: bool) -> list[Net]:
 
 
 def precisions(place: torch.device) -> list[str]:
-    """Returns fp32, and bf16 where the device computes in it."""
-    return ["fp32", "bf16"] if choose_precision("auto", place).autocast is torch.bfloat16 else ["fp32"]
+    """Returns fp32, bf16 where the device computes in it, and fp16 on a GPU."""
+    bf16 = choose_precision("auto", place).autocast is torch.bfloat16
+    return ["fp32", *["bf16"] * bf16, *["fp16"] * (place.type == "cuda")]
 
 
 def place_name(place: torch.device) -> str:
@@ -144,6 +145,7 @@ class Step:
         self._loader = CachedLoader(self.cfg.data, uri, batch_size=net.batch_size, seed=0)  # for classes and counts
         self.parts = build(self.cfg, self._loader, LocalContext(place))
         self.optimizer = build_optimizer(self.cfg.train.optim, self.parts.step)
+        self.scaler = loss_scaler(place, self.parts.precision.autocast)
         self.raw = random_batch(net, len(self._loader.store.manifest.classes))
         self._on_device = self.parts.augment(self.raw.to(place), 0)
 
@@ -155,8 +157,8 @@ class Step:
         """Runs the step on images that are on the device and augmented."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, _, out = self.parts.wrapped(self._on_device, PROGRESS)
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self._descend()
         self.parts.step.objective.observe(out, self._on_device, PROGRESS)
 
     def marked(self) -> list[float]:
@@ -169,13 +171,17 @@ class Step:
         clock.mark()
         loss, _, out = self.parts.wrapped(batch, PROGRESS)
         clock.mark()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         clock.mark()
-        self.optimizer.step()
+        self._descend()
         self.optimizer.zero_grad(set_to_none=True)
         self.parts.step.objective.observe(out, batch, PROGRESS)
         clock.mark()
         return clock.milliseconds()
+
+    def _descend(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def bare(self) -> BareLoop:
         """Returns the plain loop with the same network and precision."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ltcore.batch import Batch
+from ltcore.benchmarks.baselines import loss_scaler
 from ltcore.benchmarks.harness import Rung, Section, Work, interleave
 from ltcore.benchmarks.machine import wait_for
 from ltcore.config.schema import RunConfig
@@ -52,6 +53,7 @@ def measure_resident(
 def _fed(loader: Loader, parts: Components, cfg: RunConfig, place: torch.device, steps: int) -> Work:
     """Returns rounds of ``steps`` training steps, as the training loop does them, whose amount is images."""
     optimizer = build_optimizer(cfg.train.optim, parts.step)
+    scaler = loss_scaler(place, parts.precision.autocast)
     batches = _numbered(loader)
 
     def work() -> float:
@@ -59,8 +61,9 @@ def _fed(loader: Loader, parts: Components, cfg: RunConfig, place: torch.device,
             raw, epoch = next(batches)
             batch = parts.augment(raw.to(place), epoch, raw)
             loss, _, out = parts.wrapped(batch, PROGRESS)
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
             parts.step.objective.observe(out, batch, PROGRESS)
         wait_for(place)

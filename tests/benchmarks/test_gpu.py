@@ -13,6 +13,7 @@ from ltcore.benchmarks.baselines import timm_step
 from ltcore.benchmarks.harness import Section
 from ltcore.benchmarks.options import Options
 from ltcore.benchmarks.run import bench
+from ltcore.training.hardware import Precision
 from tests.benchmarks.documents import check_document
 
 
@@ -52,6 +53,37 @@ def test_the_step_on_this_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [(rung["name"], rung["peer"]) for rung in fed["rungs"]] == [
         (f"{label}: resident", f"{label}: from the host") for label in labels
     ]
+
+
+def test_a_gpu_is_measured_in_fp16_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card without bf16, for which it is meant, and the one with it; a CPU never."""
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert gpu.precisions(torch.device("cuda")) == ["fp32", *["bf16"] * native, "fp16"]
+    assert "fp16" not in gpu.precisions(torch.device("cpu"))
+
+
+def test_every_step_in_fp16_scales_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here on the CPU, where a run refuses it: a scale that overflows leaves the step out."""
+    half = Precision(torch.float16, "fp16 with a loss scaler (configured)")
+    monkeypatch.setattr("ltcore.training.build.choose_precision", lambda wish, place: half)
+    step = gpu.Step(gpu.Net("resnet8", 16, 8), "fp16", images.shards(None, quick=True), torch.device("cpu"))
+    bare = step.bare()
+    taken: dict[str, list[bool]] = {}
+    for name, scaler, net, call in (
+        ("ours", step.scaler, step.parts.step.net, step.train),
+        ("marked", step.scaler, step.parts.step.net, step.marked),
+        ("bare", bare.scaler, bare.net, lambda: bare.step(step._on_device.images_VBCHW[0], step.raw.labels_B)),
+    ):
+        call()  # which makes the scale that is set below
+        for scale in (2.0**10, 2.0**40):
+            before = [parameter.clone() for parameter in net.parameters()]
+            scaler.update(scale)
+            call()
+            moved = any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+            taken.setdefault(name, []).append(moved)
+    step.close()
+    assert taken == {name: [True, False] for name in ("ours", "marked", "bare")}
 
 
 def test_timms_step_trains_its_network() -> None:
