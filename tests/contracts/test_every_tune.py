@@ -12,9 +12,11 @@ from torch import nn
 
 from ltcore import dist
 from ltcore.data.loading.factory import make_loader
-from ltcore.models.net import LongTailNet
+from ltcore.errors import ConfigError
+from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.tune import is_added
-from ltcore.training.build import Components, build
+from ltcore.objective.registry import BASES
+from ltcore.training.build import Components, build, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.training.optim import build_optimizer
 from tests.ddp import run_ranks
@@ -35,6 +37,8 @@ class Network:
     """Others that a run with it needs."""
 
 
+FEW = ("cross_entropy", "balanced_softmax")
+SMALL = {"data.image_size": 32}
 TUNES = ("full", "head", "bias", "norm", "lora", "partial:1")
 NETWORKS = {
     "resnet8": Network(TUNES, r"\.layer3\.0\.", r"\.bn\d\."),
@@ -48,10 +52,28 @@ NETWORKS = {
             "model.adaptformer.bottleneck": 8,
         },  # a bottleneck of 1 may be a ReLU that passes nothing
     ),
+    "timm:test_convnext": Network(
+        TUNES, r"\.stages\.3\.blocks\.1\.|\.head\.norm\.", r"\.norm\.|\.downsample\.0\.|\.stem\.1\.", SMALL
+    ),
+    "timm:test_nfnet": Network(
+        tuple(tune for tune in TUNES if tune != "norm"), r"\.stages\.3\.0\.|\.final_conv\.", r"(?!)", SMALL
+    ),
 }
-"""Networks that take a step in a fraction of a second."""
-CASES = [(network, tune) for network, row in NETWORKS.items() for tune in row.tunes]
-BASES = ("cross_entropy", "balanced_softmax")
+"""Networks that take a step in a fraction of a second: with batch norm, with layer norm, and with none."""
+CASES = [
+    (network, tune, base)
+    for network, row in NETWORKS.items()
+    for tune in row.tunes
+    for base in FEW[network in ("timm:test_convnext", "timm:test_nfnet") :]  # both bases with three are enough
+]
+COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}
+OF_BASE: dict[str, dict[str, Any]] = {
+    "ldam": COSINE,
+    "ride": {"model.num_experts": 2, **COSINE},
+    "sade": {"model.num_experts": 3},
+    "bbn": {"model.bilateral": True},
+}
+"""Keys that a run with a base needs."""
 OBJECTIVES: dict[str, dict[str, Any]] = {"none": {}} | {
     term: {key: value for key, value in TERMS.items() if f".{term}." in key} for term in ("lpa", "dro", "ifl")
 }
@@ -65,8 +87,9 @@ def parts_of(uri: str, network: str, tune: str, base: str, terms: dict[str, Any]
         train__ema_decay=0.5,
         **terms,
         **NETWORKS[network].keys,
+        **OF_BASE.get(base, {}),
     )
-    loader = make_loader(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed)
+    loader = make_loader(cfg.data, uri, batch_size=cfg.train.batch_size, seed=cfg.seed, **stream_options(cfg))
     return build(cfg, loader, LocalContext(torch.device("cpu"))), loader, build_optimizer
 
 
@@ -93,9 +116,25 @@ def expected(network: str, tune: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize("terms", OBJECTIVES)
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize(("network", "tune"), CASES)
+@pytest.mark.parametrize(("network", "tune", "base"), CASES)
 def test_one_step(tiny_shards: str, network: str, tune: str, base: str, terms: str) -> None:
+    one_step(tiny_shards, network, tune, base, terms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [base for base in BASES if base not in FEW])
+def test_one_step_of_every_other_base(tiny_shards: str, base: str) -> None:
+    """With updates of low rank beside layer norms, or beside the batch norms of the networks that branch."""
+    branches = {"model.num_experts", "model.bilateral"} & OF_BASE.get(base, {}).keys()
+    one_step(tiny_shards, "resnet8" if branches else "timm:test_convnext", "lora", base, "none")
+
+
+def test_a_network_without_norm_has_none_to_train() -> None:
+    with pytest.raises(ConfigError, match=r"model\.tune=norm finds nothing to train"):
+        LongTailNet(ModelConfig(name="timm:test_nfnet", tune="norm"), 4, frozenset(), 0)
+
+
+def one_step(tiny_shards: str, network: str, tune: str, base: str, terms: str) -> None:
     """The named parameters change, all others and the statistics of frozen layers stay what they are, bit for bit."""
     parts, loader, make_optimizer = parts_of(tiny_shards, network, tune, base, OBJECTIVES[terms])
     step, net, average = parts.step, parts.step.net, parts.average
