@@ -27,9 +27,9 @@ class Flaky(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behind = urlsplit(endpoint).netloc
         self.fault: str = ""
-        """'': none. A status, such as '503'. 'hangs': no answer. 'cut': half of what was promised, then the end.
-        'short': half of it, which the answer calls the whole. 'lost': the store does what it is told, and the answer is
-        an error.
+        """'': none. A status, such as '503'. 'hangs': no answer. 'drops': the connection ends at once. 'cut': half of what
+        was promised, then the end. 'short': half of it, which the answer calls the whole. 'lost': the store does what it
+        is told, and the answer is an error.
         """
         self.only = re.compile("")
         """Method and path of the requests that it is for."""
@@ -70,8 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass(self) -> None:
         body = self._body()
         fault = self.server.fault_for(f"{self.command} {self.path}")
-        if fault == "hangs":
-            time.sleep(HANGS_S)
+        if fault in ("hangs", "drops"):
+            time.sleep(HANGS_S if fault == "hangs" else 0.0)
             self.close_connection = True
             return
         if fault.isdigit():

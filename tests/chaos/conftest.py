@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.chaos.harness import outcome, place
-from tests.chaos.sweeps import run_words, sweep_words, write_shards
+from tests.chaos.sweeps import group_words, run_words, sweep_words, write_shards
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,18 @@ def undisturbed_sweep(struck_shards: str, tmp_path_factory: pytest.TempPathFacto
 def undisturbed_run(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the run comes to."""
     return _undisturbed("train.py", run_words, struck_shards, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed_group(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run comes to with two workers."""
+    return _undisturbed("train.py", group_words, struck_shards, tmp_path_factory.mktemp("group"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """Returns what a work comes to, "sweep", "run" or "group", computed when it is asked for first."""
+    return lambda work: request.getfixturevalue(f"undisturbed_{work}")
 
 
 def _undisturbed(script: str, words: Any, shards: str, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Commands in processes of their own, faults that strike them at a stated point, and what they must come to.
 
 ``Place`` is where one command works: its storage, cache and folder for temporary files are its own, so that whatever stays
-behind is found. ``Command`` is one execution of it.
+behind is found. ``Command`` is one execution of it. What a place lies on, a disk or an object store, says ``grounds``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from tests.paths import ROOT
+
+if TYPE_CHECKING:  # the servers of an object store take seconds to import
+    from tests.flaky import Flaky
+    from tests.s3 import Bucket
 
 MARK = "LTCORE_TESTED_BY"
 """Variable that every process of a place inherits, so that it is found wherever it went."""
@@ -38,6 +43,8 @@ SERVERS = {"raylet": "raylet/raylet", "gcs": "gcs/gcs_server", "wandb": "wandb-c
 """Process -> what its command line contains."""
 
 
+OWN = ("RAY_", "WANDB_", "LTCORE_STORAGE_PATIENCE_S")
+"""How the names of variables begin that a command must not inherit; the tests' own patience is none."""
 STAGES = ("start Ray", "data", "warm-up", "search", "retrain", "retrain for ALT", "report")
 
 
@@ -50,6 +57,12 @@ class Place:
     name: str
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    disks: tuple[Path, ...] = ()
+    """Small file systems of its own, which a fault may fill."""
+    bucket: Bucket | None = None
+    """Where the results go in an object store, read here past the proxy."""
+    proxy: Flaky | None = None
+    """What its commands reach the object store through."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     temporary: Path = field(init=False)
 
@@ -58,8 +71,23 @@ class Place:
 
     @property
     def results(self) -> Path:
-        """Returns the directory of the sweep or run."""
+        """Returns the directory of the sweep or run on the disk."""
         return self.folder / "runs" / self.name
+
+    def read(self, name: str) -> bytes | None:
+        """Returns the content of a file of the results; None where there is none."""
+        if self.bucket is None:
+            with contextlib.suppress(FileNotFoundError):
+                return (self.results / name).read_bytes()
+            return None
+        key = f"runs/{self.name}/{name}"
+        return self.bucket.get(key) if key in self.bucket.names(key) else None
+
+    def collect(self) -> Path:
+        """Returns a directory with all results: their own, or a copy of what is in the object store."""
+        if self.bucket is None:
+            return self.results
+        return self.bucket.download(f"runs/{self.name}", self.folder / "copy" / self.name)
 
     def start(self) -> Command:
         """Gives the command."""
@@ -74,16 +102,12 @@ class Place:
 
     def record(self, where: str = "", file: str = "run.json") -> dict[str, Any]:
         """Returns a record below the results; {} where there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            found: dict[str, Any] = json.loads((self.results / where / file).read_text())
-            return found
-        return {}
+        found: dict[str, Any] = json.loads(self.read(os.path.normpath(f"{where}/{file}").lstrip("/")) or b"{}")
+        return found
 
     def rows(self, where: str) -> int:
         """Returns the number of epochs that a run has logged."""
-        with contextlib.suppress(FileNotFoundError):
-            return (self.results / where / "metrics.jsonl").read_bytes().count(b"\n")
-        return 0
+        return (self.read(os.path.normpath(f"{where}/metrics.jsonl")) or b"").count(b"\n")
 
     def trains(self, where: str, epochs: int = 1) -> bool:
         """Tells whether a run is in the middle of its training, after at least ``epochs`` logged epochs."""
@@ -111,7 +135,7 @@ class Place:
             time.sleep(0.2)
             left = self.processes()
         assert not left, f"processes that stay behind: {left}"
-        assert not list((self.results / ".lease").glob("*.json")), "a lease stays behind"
+        assert not list((self.collect() / ".lease").glob("*.json")), "a lease stays behind"
         files = [path for path in self.temporary.rglob("*") if path.is_file() and path.name not in RAYS_OWN]
         assert not files, f"temporary files that stay behind: {files[:20]}"
 
@@ -127,9 +151,9 @@ RAYS_OWN = ("ray_current_cluster", "node_ip_address.json", "ports_by_node.json")
 
 
 @contextlib.contextmanager
-def place(script: str, words: Sequence[str], name: str, folder: Path, **environment: str) -> Iterator[Place]:
+def place(script: str, words: Sequence[str], name: str, folder: Path, **fields: Any) -> Iterator[Place]:
     """A place whose processes end with the block."""
-    made = Place(script, words, name, folder, environment)
+    made = Place(script, words, name, folder, **fields)
     try:
         yield made
     finally:
@@ -143,7 +167,7 @@ class Command:
         self.place = where
         where.folder.mkdir(parents=True, exist_ok=True)
         self._log = (where.folder / f"said-{time.monotonic_ns()}.txt").open("w+")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "WANDB_"))}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(OWN)}
         environment |= {
             "LTCORE_CACHE": str(where.folder / "cache"),
             "TMPDIR": str(where.temporary),
@@ -202,6 +226,20 @@ class Command:
         assert found, f"no {kind} among {self.place.processes()}"
         return min(found)
 
+    def actors(self, name: str) -> list[int]:
+        """Returns the pids of this command's Ray actors or tasks whose title contains ``name``."""
+        found = [pid for pid, line in self.place.processes(name).items() if line.startswith("ray::")]
+        if not found:
+            raise ProcessLookupError(f"no {name} among {self.place.processes()}")
+        return sorted(found)
+
+    def child(self, parent: int, kind: str) -> int:
+        """Returns the pid of W&B's process that belongs to a process that trains."""
+        for pid in self.place.processes(SERVERS[kind]):
+            if psutil.Process(pid).ppid() == parent:
+                return pid
+        raise ProcessLookupError(f"process {parent} has no {kind}")
+
     def stage(self) -> str:
         """Returns the stage of a sweep that it named last; '' before the first."""
         named = re.findall(r"^ *[\d.]+ s  (.+)$", self.said(), re.MULTILINE)
@@ -219,11 +257,12 @@ class Command:
 def outcome(where: Place) -> dict[str, Any]:
     """Returns everything that a sweep or run came to and that no fault may change: values, rows, weights, decisions."""
     found: dict[str, Any] = {}
-    for file in sorted(where.results.rglob("run.json")):
+    results = where.collect()
+    for file in sorted(results.rglob("run.json")):
         folder = file.parent
         record = json.loads(file.read_text())
         kept = ("status", "epochs_done", "images_seen", "last", "best", "test")
-        found[str(folder.relative_to(where.results))] = {
+        found[str(folder.relative_to(results))] = {
             **{key: timeless(record.get(key)) for key in kept},
             "rows": [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
             "weights": {

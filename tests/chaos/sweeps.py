@@ -59,3 +59,8 @@ def run_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[st
     """Returns the words of a single run of the same configuration."""
     words = sweep_words(shards, folder, **changes)
     return ["cifar100_lt_ce", *(word for word in words if not word.startswith("sweep.")), *flags]
+
+
+def group_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[str]:
+    """Returns the words of the same run by a fixed group of two workers."""
+    return run_words(shards, folder, "--engine", "train", "--workers", "2", *flags, **changes)

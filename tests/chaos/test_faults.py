@@ -1,25 +1,34 @@
-"""Faults of all kinds, drawn by a seed, against one small sweep after another until enough have struck.
+"""Faults of all kinds, drawn by a seed, against one small work after another until enough have struck.
 
 pytest -m chaos tests/chaos/test_faults.py                     100 faults
 LTCORE_FAULTS=5 LTCORE_FAULTS_SEED=1 pytest -m chaos ...       fewer, and other ones
+LTCORE_FAULTS_AT=stored,logged pytest -m chaos ...             only at these kinds of places
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chaos.harness import Command, Place, differences, outcome, place
-from tests.chaos.sweeps import EPOCHS, run_words, sweep_words
+from tests.chaos import grounds
+from tests.chaos.grounds import Ground, Site, Words
+from tests.chaos.harness import Command, Place, differences, outcome
+from tests.chaos.kinds import KINDS, Scene
+from tests.chaos.sweeps import EPOCHS, group_words, run_words, sweep_words
+
+if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
+    from tests.s3 import Server
+
+pytest_plugins = ["tests.s3"]
 
 
 @dataclass(frozen=True)
@@ -27,100 +36,120 @@ class Work:
     """A command that is struck."""
 
     script: str
-    words: Callable[[str, Path], list[str]]
+    words: Words
+    ground: Ground
     runs: tuple[str, ...]
     """Directories of its runs, in the order of the stages, so that each fault finds its moment still to come."""
     kinds: tuple[str, ...]
+    undisturbed: str = "sweep"
+    """What it must come to, of the results in ``conftest``."""
 
 
 SWEEP_RUNS = (
     *("trials/00000", "trials/00001", "trials/baseline"),
     *("retrain/winner-seed1", "retrain/baseline-seed1", "alt/winner-seed1", "alt/baseline-seed1"),
 )
-SWEEP_KINDS = ("run", "driver", "SIGTERM", "SIGINT", "raylet", "gcs")
-CODES = {"driver": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130, "raylet": 1, "gcs": 1}
-"""Fault -> how it ends the command; a process that trains is replaced without an end."""
+ANYWHERE = ("run", "upload", "driver", "SIGTERM", "SIGINT", "twice", "same", "raylet", "gcs")
 
 
-SWEEP = Work("tune_lpa.py", sweep_words, SWEEP_RUNS, SWEEP_KINDS)
-RUN = Work("train.py", run_words, (".",) * 3, ("driver", "SIGTERM", "SIGINT"))
+def _sweep(ground: Ground, kinds: tuple[str, ...]) -> Work:
+    return Work("tune_lpa.py", sweep_words, ground, SWEEP_RUNS, kinds)
 
 
-def strike(sweep: Place, command: Command, kind: str, where: str, epochs: int) -> bool:
-    """Strikes while ``where`` trains. Returns False where that run, or the command, has ended before."""
+RUN = Work("train.py", run_words, grounds.plain, (".",) * 3, ("driver", "SIGTERM", "SIGINT"), "run")
+WORKS = {
+    "plain": _sweep(grounds.plain, ANYWHERE),
+    # what only such a place has comes as often as all the rest
+    "stored": _sweep(grounds.stored, (*ANYWHERE, *("storage",) * len(ANYWHERE))),
+    "full": _sweep(grounds.small_disks, (*ANYWHERE, *("disk",) * len(ANYWHERE))),
+    "logged": _sweep(grounds.logged, (*ANYWHERE, *("wandb", "wandb stopped") * (len(ANYWHERE) // 2))),
+    "group": Work(
+        "train.py",
+        group_words,
+        grounds.plain,
+        (".",) * 4,
+        ("rank 0", "rank 1", "controller", "driver", "SIGTERM", "SIGINT"),
+        "group",
+    ),
+}
+"""Kind of place -> what is struck there."""
 
-    def over() -> bool:
-        return command.process.poll() is not None or sweep.record(where).get("status") == "finished"
 
-    while not sweep.trains(where, epochs):
-        if over():
-            return False
-        time.sleep(0.02)
-    targets: dict[str, Callable[[], int]] = {
-        "run": lambda: int(sweep.record(where)["pid"]),
-        "raylet": lambda: command.server("raylet"),
-        "gcs": lambda: command.server("gcs"),
-    }
-    sig = signal.Signals[kind] if kind.startswith("SIG") else signal.SIGKILL
+def strike(work: Work, where: Place, command: Command, kind: str, run: str, epochs: int, draw: random.Random) -> bool:
+    """Strikes while ``run`` trains. Returns False where that run, or the command, has ended before."""
+    scene = Scene(where, command, run, draw)
     try:
-        os.kill(targets.get(kind, lambda: command.process.pid)(), sig)
+        return scene.until(lambda: where.trains(run, epochs)) and KINDS[kind].strike(scene)
     except ProcessLookupError:
         return False
-    return True
 
 
-def survive(
-    work: Work, shards: str, folder: Path, draw: random.Random, budget: int, same: dict[str, Any]
-) -> Counter[str]:
+def survive(work: Work, site: Site, draw: random.Random, budget: int, same: dict[str, Any]) -> Counter[str]:
     """Computes the work once under at most ``budget`` faults. Returns how many it survived, by kind."""
     struck: Counter[str] = Counter()
-    with place(work.script, work.words(shards, folder), "small", folder) as where:
+    with work.ground(site, work.script, work.words) as where:
+        command = where.start()
         for n, run in enumerate(work.runs):
-            if struck.total() == budget:
+            if struck.total() == budget or command.process.poll() is not None:
                 break
             kind = draw.choice(work.kinds)
             epochs = draw.randrange(1, EPOCHS - 1) if run != "." else (EPOCHS - 1) * (n + 1) // len(work.runs)
-            command = where.start()
-            hit = strike(where, command, kind, run, epochs)
-            code, said = command.end()
-            if not hit:
-                assert code == 0, said
-                break
-            # 0: the fault needs nobody, or came when all was done
-            assert code in (CODES.get(kind, 0), 0) and "Traceback" not in said, f"{kind} in {run}: {code}\n{said}"
+            if not strike(work, where, command, kind, run, epochs, draw):
+                continue
             struck[kind] += 1
-            if code == 0:
-                break
+            if KINDS[kind].code is not None:
+                code, said = command.end()
+                # 0: the fault came when all was done
+                assert code in (KINDS[kind].code, 0) and "Traceback" not in said, f"{kind} in {run}: {code}\n{said}"
+                command = where.start()
+        code, said = command.end()
+        assert code == 0 and "Traceback" not in said, f"after {dict(struck)}: {code}\n{said}"
         where.finish()
         assert differences(same, outcome(where)) == [], f"after {dict(struck)}"
         where.assert_clean()
     return struck
 
 
-def survive_all(work: Work, shards: str, folder: Path, same: dict[str, Any], faults: int, seed: int) -> Counter[str]:
-    """Strikes ``faults`` times, in as many computations of the work as that takes."""
+def survive_all(
+    works: Sequence[Work], site: Site, same: Callable[[str], dict[str, Any]], faults: int, seed: int
+) -> Counter[str]:
+    """Strikes ``faults`` times, in as many computations of the works as that takes."""
     draw, survived = random.Random(seed), Counter[str]()
     number = 0
     while survived.total() < faults:
-        survived += survive(work, shards, folder / str(number), draw, faults - survived.total(), same)
+        work = draw.choice(works)
+        here = dataclasses.replace(site, folder=site.folder / str(number))
+        began = time.monotonic()
+        survived += survive(work, here, draw, faults - survived.total(), same(work.undisturbed))
         number += 1
-        print(f"{number}: {survived.total()} of {faults} faults survived: {dict(survived)}", flush=True)
+        print(
+            f"{number}: {work.ground.__name__} {work.undisturbed}, {time.monotonic() - began:.0f} s; {survived.total()} of "
+            f"{faults} faults survived: {dict(survived)}",
+            flush=True,
+        )
     return survived
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_three_faults_change_no_bit_of_a_run(
-    struck_shards: str, undisturbed_run: dict[str, Any], tmp_path: Path
+    struck_shards: str, undisturbed: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
-    assert survive_all(RUN, struck_shards, tmp_path, undisturbed_run, 3, seed=0).total() == 3
+    site = Site(struck_shards, tmp_path)
+    assert survive_all([RUN], site, undisturbed, 3, seed=0).total() == 3
 
 
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.timeout(6 * 3600)
-def test_a_hundred_faults_change_no_bit_of_a_sweep(
-    struck_shards: str, undisturbed_sweep: dict[str, Any], tmp_path: Path
+def test_a_hundred_faults_change_no_bit(
+    struck_shards: str, undisturbed: Callable[[str], dict[str, Any]], s3_server: Server, tmp_path: Path
 ) -> None:
     faults, seed = int(os.environ.get("LTCORE_FAULTS", "100")), int(os.environ.get("LTCORE_FAULTS_SEED", "0"))
-    assert survive_all(SWEEP, struck_shards, tmp_path, undisturbed_sweep, faults, seed).total() == faults
+    names = os.environ.get("LTCORE_FAULTS_AT", ",".join(WORKS)).split(",")
+    if not grounds.can_mount() and "full" in names:
+        print("not root, so no disk can be made to be filled: no fault of the kind 'disk'", flush=True)
+        names.remove("full")
+    site = Site(struck_shards, tmp_path, s3_server)
+    survived = survive_all([WORKS[name] for name in names], site, undisturbed, faults, seed)
+    assert survived.total() == faults
