@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import CheckpointError
+from ltcore.retry import retrying
 from ltcore.tracking.jsonl_sink import read_metrics, write_metrics
 from ltcore.training import checkpoint as ckpt
 
@@ -23,9 +24,15 @@ def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> None:
         raise CheckpointError(f"{source} has no checkpoint to start from. Remove it, or set sweep.share_start=false.")
     folder = run_dir / "checkpoints"
     aside = folder / f".fork-{found.path.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(found.path, aside)
-    (aside / "meta.json").write_text(json.dumps({**found.meta, "config": config}, indent=1))
+
+    def copy() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for file in found.path.iterdir():
+            shutil.copyfile(file, aside / file.name)
+        (aside / "meta.json").write_text(json.dumps({**found.meta, "config": config}, indent=1))
+
+    retrying(str(run_dir), copy)
     rows = [row for row in read_metrics(source / "metrics.jsonl") if row.get("epoch", 0) <= found.meta["epoch"]]
     write_metrics(run_dir / "metrics.jsonl", rows)
     aside.rename(folder / found.path.name)  # last: with a checkpoint, no start copies again

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import DataError, StorageError
+from ltcore.retry import retrying
 from ltcore.storage import find_bytes, is_local, join, list_files, local_path, remove, write_bytes_atomic
 
 FOLDER = ".lease"
@@ -179,10 +180,10 @@ def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Le
 def make_folder(path: Path) -> None:
     """Creates a folder for results. Raises DataError where that is not possible."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        retrying(str(path.parent), lambda: path.mkdir(parents=True, exist_ok=True))
     except OSError as error:
         raise DataError(
-            f"{path} cannot be created: {error.strerror}. Choose another place with --storage or LTCORE_STORAGE."
+            f"{path} cannot be created: {error.strerror or error}. Choose another place with --storage or LTCORE_STORAGE."
         ) from error
 
 

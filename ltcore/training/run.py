@@ -29,7 +29,7 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError, GpuShareError, is_retryable
-from ltcore.storage import cache_root, is_local, local_path
+from ltcore.storage import cache_root, is_local, local_path, write_bytes_atomic
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.jsonl_sink import read_metrics
 from ltcore.tracking.tracker import open_tracker
@@ -233,7 +233,7 @@ def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync) -> list[d
         if ckpt.find(sync.local / "checkpoints") is None:
             _fork(job.fork_of, sync.local, cfg.to_flat())
         earlier = read_metrics(sync.local / "metrics.jsonl")
-    (sync.local / "config.yaml").write_text(cfg.to_yaml())
+    write_bytes_atomic(str(sync.local / "config.yaml"), cfg.to_yaml().encode())
     record.write()
     sync.push()
     return earlier

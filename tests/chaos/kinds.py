@@ -85,7 +85,7 @@ def _controller(scene: Scene) -> int:
 
 
 def _train_driver(scene: Scene) -> int:
-    return scene.command.actors("_run")[0]
+    return scene.command.actors("ray::_run")[0]
 
 
 def twice(scene: Scene) -> bool:
@@ -131,7 +131,8 @@ def _between_files(scene: Scene) -> bool:
 def _between_objects(scene: Scene) -> bool:
     """Once the store has the first file of a checkpoint and not yet the record that completes it."""
     pid, struck = scene.trainer, list[int]()
-    begun = re.compile(rf"/runs/{scene.place.name}/{scene.run}/checkpoints/[^/]+/(model|state)\.pt")
+    run = os.path.normpath(f"/runs/{scene.place.name}/{scene.run}")
+    begun = re.compile(rf"{run}/checkpoints/[^/]+/(model|state)\.pt")
 
     def heard(method: str, path: str) -> None:
         if not struck and method in ("PUT", "POST") and begun.search(path):

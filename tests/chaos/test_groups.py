@@ -37,7 +37,7 @@ def controller(group: Place, command: Command) -> int:
 
 def train_driver(group: Place, command: Command) -> int:
     """The process that starts the group, which is a task of Ray."""
-    return command.actors("run_job")[0]
+    return command.actors("ray::_run")[0]
 
 
 @pytest.mark.parametrize("target", [rank_0, rank_1, controller, train_driver])

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.chaos import grounds, kinds
+from tests.chaos.grounds import Ground, Site
 from tests.chaos.harness import Place, differences, outcome, place
+from tests.chaos.kinds import Scene
 from tests.chaos.sweeps import EPOCHS, run_words
 
+if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
+    from tests.s3 import Server
+
+pytest_plugins = ["tests.s3"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 
@@ -86,12 +97,90 @@ def test_of_two_commands_at_once_the_second_waits_and_takes_the_result(
     assert_same(run, undisturbed_run)
 
 
-def test_wandbs_process_is_killed(struck_shards: str, tmp_path: Path, undisturbed_run: dict[str, Any]) -> None:
+Open = Callable[[Ground], Place]
+"""Opens a place for the run, which ends with the test."""
+
+
+@pytest.fixture
+def at(struck_shards: str, s3_server: Server, tmp_path: Path) -> Iterator[Open]:
+    with contextlib.ExitStack() as stack:
+        yield lambda ground: stack.enter_context(
+            ground(Site(struck_shards, tmp_path / "site", s3_server), "train.py", run_words)
+        )
+
+
+def goes_on(run: Place, fault: Callable[[Scene], object], undisturbed: dict[str, Any]) -> str:
+    """Strikes the run, which must end well by itself. Returns what it said."""
+    command = run.start()
+    command.until(lambda: struck(run))
+    fault(Scene(run, command, ".", random.Random(0)))
+    assert run.trains("."), "it came too late"
+    code, said = command.end()
+    assert code == 0 and "Traceback" not in said, said
+    assert_same(run, undisturbed)
+    return said
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
+def test_wandbs_process_is_killed_or_stands_still(
+    at: Open, undisturbed_run: dict[str, Any], sig: signal.Signals
+) -> None:
     """Logging is not worth a training: the run goes on without it."""
-    words = run_words(struck_shards, tmp_path, tracking__wandb="true")
-    with place("train.py", words, "small", tmp_path) as run:
-        command = run.start()
-        command.strike(lambda: struck(run), lambda: command.server("wandb"))
-        code, said = command.end()
-        assert code == 0 and "Traceback" not in said, said
-        assert_same(run, undisturbed_run)
+
+    def fault(scene: Scene) -> None:
+        os.kill(scene.command.child(scene.trainer, "wandb"), sig)
+
+    goes_on(at(grounds.logged), fault, undisturbed_run)
+
+
+@pytest.mark.parametrize("fault", ["503", "429", "drops", "hangs"])
+def test_the_object_store_fails_for_a_while(at: Open, undisturbed_run: dict[str, Any], fault: str) -> None:
+    run = at(grounds.stored)
+    proxy = run.proxy
+    assert proxy is not None
+
+    def disturb(_: Scene) -> None:
+        with proxy.disturbed(fault):
+            time.sleep(6)
+
+    said = goes_on(run, disturb, undisturbed_run)
+    assert proxy.struck > 1 and said.count("does not answer") == said.count("answers again") == 1, said
+
+
+needs_root = pytest.mark.skipif(not grounds.can_mount(), reason="only root can make a disk that is small")
+
+
+@needs_root
+def test_the_disk_of_the_results_is_full_for_a_while(at: Open, undisturbed_run: dict[str, Any]) -> None:
+    run = at(grounds.small_disks)
+    said = goes_on(run, lambda _: kinds.fill(run.disks[0], 5), undisturbed_run)
+    assert "No space left on device" in said and "again, after" in said, said
+
+
+@needs_root
+@pytest.mark.parametrize("disk", [0, 1], ids=["results", "cache"])
+def test_a_disk_is_full_when_the_command_begins(at: Open, undisturbed_run: dict[str, Any], disk: int) -> None:
+    """It waits for that of the results, and makes do without the other: images are decoded again each time."""
+    run = at(grounds.small_disks)
+    filling = threading.Thread(target=kinds.fill, args=(run.disks[disk], 30))
+    filling.start()
+    said = run.finish()
+    filling.join()
+    assert ("No space left on device" in said) == (disk == 0), said
+    assert run.record()["data"]["loader"] == ("cache" if disk == 0 else "threads")
+    assert_same(run, undisturbed_run)
+
+
+@pytest.mark.parametrize("ground", [grounds.plain, grounds.stored])
+def test_a_kill_while_a_checkpoint_is_written(at: Open, undisturbed_run: dict[str, Any], ground: Ground) -> None:
+    run = at(ground)
+    command = run.start()
+    command.until(lambda: struck(run))
+    assert kinds.upload(Scene(run, command, ".", random.Random(0)))
+    assert command.end()[0] == -signal.SIGKILL and 3 <= run.rows(".") < EPOCHS
+    folders = run.collect() / "checkpoints"
+    torn = [path for path in folders.iterdir() if path.name.startswith(".") or not (path / "meta.json").exists()]
+    assert torn, "the kill came between two checkpoints"
+    run.finish()
+    assert_same(run, undisturbed_run)
+    assert not [path for path in (run.collect() / "checkpoints").iterdir() if path in torn]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from ltcore import retry
+from ltcore import retry, storage
 from ltcore.errors import CheckpointError
 from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.training import checkpoint as ckpt
+from ltcore.training.fork import fork
+from ltcore.training.lease import make_folder
 from tests.faults import full_disk
-from tests.training.runs import TERMS, WholeRun, assert_equal_runs, run, tiny_run
+from tests.training.runs import TERMS, WholeRun, assert_equal_runs, run, stage2_run, tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +82,54 @@ def test_it_ends_after_a_while_with_the_last_checkpoint_whole_and_the_same_comma
     assert (record["status"], record["retryable"]) == ("failed", True)
     run(CONFIG, tiny_shards, tmp_path / "full")
     assert_equal_runs(whole, tmp_path / "full")
+
+
+def full_once(
+    patch: pytest.MonkeyPatch, owner: Any, name: str, wanted: Callable[..., bool] = lambda *_: True
+) -> list[str]:
+    """From now on the function fails at its first wanted call, as on a full disk. Returns where it did, once it has."""
+    act, failed = getattr(owner, name), list[str]()
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not failed and wanted(*args):
+            failed.append(str(args[0]))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return act(*args, **kwargs)
+
+    patch.setattr(owner, name, once)
+    return failed
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "run.json", "metrics.jsonl"])
+def test_a_run_begins_on_a_full_disk(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    failed = full_once(monkeypatch, storage, "_write_local", lambda path, _: path.name == file)
+    record = run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "run")
+    assert failed and record["status"] == "finished"
+    assert (tmp_path / "run" / file).stat().st_size > 0
+
+
+def test_stage_2_waits_for_room(tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "stage1")
+    failed = full_once(monkeypatch, ckpt, "_write_tensors")
+    record = run(stage2_run(tmp_path / "stage1", "ncm"), tiny_shards, tmp_path / "stage2")
+    assert failed and record["status"] == "finished"
+    assert ckpt.find(tmp_path / "stage2" / "checkpoints") is not None
+
+
+def test_a_copied_checkpoint_waits_for_room(tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "source")
+    failed = full_once(monkeypatch, shutil, "copyfile")
+    fork(tmp_path / "source", tmp_path / "copy", {"a": 1})
+    found = ckpt.find(tmp_path / "copy" / "checkpoints")
+    assert failed and found is not None and found.meta["config"] == {"a": 1} and found.train_state()
+
+
+def test_a_folder_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = full_once(monkeypatch, Path, "mkdir")
+    make_folder(tmp_path / "runs" / "mine")
+    assert failed and (tmp_path / "runs" / "mine").is_dir()
 
 
 def test_a_row_that_did_not_fit_is_written_whole_once_there_is_space(

@@ -20,6 +20,7 @@ from ltcore import storage
 from ltcore.data.shards.manifest import LabelTable, Shard
 from ltcore.data.shards.verified import verify
 from ltcore.errors import DataError, StorageError
+from ltcore.retry import retrying
 
 _WAIT_S = 0.05
 """Between two looks for room, while other downloads take all of it."""
@@ -108,7 +109,7 @@ def _reserved(aside: Path, size: int, cache_bytes: int) -> Iterator[BinaryIO]:
         while (target := _reserve(aside, size, cache_bytes)) is None:
             time.sleep(_WAIT_S)
         with target:
-            os.posix_fallocate(target.fileno(), 0, size)
+            retrying(str(aside.parent), lambda: os.posix_fallocate(target.fileno(), 0, size))
             yield target
     finally:
         aside.unlink(missing_ok=True)

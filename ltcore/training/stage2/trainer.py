@@ -28,6 +28,7 @@ from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.net import LongTailNet
 from ltcore.models.tune import count
 from ltcore.objective.stage2.method import CHUNK, FeatureSet, Trained, expert_cross_entropy, expert_logits
+from ltcore.retry import retrying
 from ltcore.tracking.base import Tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import ncm
@@ -293,5 +294,9 @@ class Stage2Trainer:
         meta = ckpt.description(
             self.cfg.to_flat(), manifest, self.loader.prep, counts_CA, epoch=metrics["epoch"], metrics=self.best
         )
-        self.record.check()
-        ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)
+
+        def write() -> None:
+            self.record.check()
+            ckpt.save(self.folder, tag, step=metrics["step"], model=self.net.state_dict(), state=None, meta=meta)
+
+        retrying(str(self.run_dir), write)

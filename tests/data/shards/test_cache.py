@@ -193,6 +193,22 @@ def test_a_download_that_fails_leaves_nothing(far: Far, monkeypatch: pytest.Monk
     assert not files()
 
 
+def test_a_download_waits_for_room_on_the_disk(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve, waited = os.posix_fallocate, list[int]()
+
+    def full_twice(*args: int) -> None:
+        if len(waited) < 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(*args)
+
+    monkeypatch.setattr(os, "posix_fallocate", full_twice)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "_known", retry._Outages())
+    monkeypatch.setitem(retry.listeners, "a test", lambda: waited.append(1))
+    monkeypatch.setenv(retry.VARIABLE, "10")
+    assert get(far, 0, SIZE) == shard_of(0)[1] and len(waited) == 2
+
+
 KILLED = """
 import sys, time
 from ltcore import storage
