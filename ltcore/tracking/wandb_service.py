@@ -7,23 +7,32 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 
 import psutil
 
 END_S = 30.0  # the upload at the end of a run has a limit of its own and is over by then
 
 
-def end_service() -> None:
-    """Ends the service process of W&B, if this process has one, by force after ``END_S``."""
-    timer = threading.Timer(END_S, _kill)
+@contextlib.contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Ends the service process by force where the block takes longer; what waits for it in there then fails."""
+    timer = threading.Timer(seconds, _kill)
     timer.daemon = True
     timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def end_service() -> None:
+    """Ends the service process of W&B, if this process has one, by force after ``END_S``."""
     import wandb
 
     # It fails where the service holds the id of a failed run or has died.
-    with contextlib.suppress(Exception, SystemExit):
+    with bounded(END_S), contextlib.suppress(Exception, SystemExit):
         wandb.teardown()
-    timer.cancel()
     os.environ.pop("WANDB_SERVICE", None)  # the address of that process
 
 

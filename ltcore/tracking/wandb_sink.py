@@ -23,12 +23,14 @@ from ltcore.text import printable, storable
 from ltcore.tracking.base import Scalars, Tracker, scalars_of
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.wandb_account import go_offline, settle_mode
-from ltcore.tracking.wandb_service import bound_exit, end_service
+from ltcore.tracking.wandb_service import bound_exit, bounded, end_service
 
 MAX_ID_CHARS = 64
 FLUSH_TIMEOUT_S = 5.0
 UPLOAD_TIMEOUT_S = 60.0
 """How long the end of a run waits for its upload; after that, the rest is left to ``wandb sync``."""
+ANSWER_S = 90.0
+"""How long anything asked of W&B's process may take, the upload at the end included. One that stands still never answers."""
 UPLOAD_EVERY_S = 30.0
 """Seconds between two requests of a run with what it logged meanwhile, also where an epoch takes less. W&B takes 2 requests a
 second of a run and 500 of a project by default (docs.wandb.ai, "Rate limits"): 1,000 runs at a time send 33, and with the
@@ -220,7 +222,8 @@ class WandbSink(Tracker):
         """Applies ``act`` to the run, and after a failure to the run in which it continues."""
         while self._run is not None:
             try:
-                act(self._run)
+                with bounded(ANSWER_S):
+                    act(self._run)
             except Exception as error:
                 self.reopen(error)
             else:

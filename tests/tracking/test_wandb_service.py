@@ -23,6 +23,22 @@ from ltcore.tracking import wandb_service, wandb_sink
 wandb_service.END_S = 1.0
 wandb_sink._init(mode="offline", dir=Path.cwd(), project="p", id="a").finish()
 """
+FINISHES = """
+from pathlib import Path
+from ltcore.tracking import wandb_sink
+from ltcore.tracking.config import TrackingConfig
+wandb_sink.ANSWER_S = 1.0
+names = {name: "a" for name in ("run_id", "group", "name", "job_type")}
+(sink,) = wandb_sink.open_wandb(
+    run_dir=Path.cwd(), config_flat={}, options=TrackingConfig(wandb_mode="offline"), **names
+)
+sink.log({"x": 1.0}, 1)
+stop()
+sink.log({"x": 2.0}, 2)
+sink.finish({"x": 2.0}, "finished")
+first, second = Path("wandb").glob("offline-run-*")
+assert sink.is_open
+"""
 STOPS = """
 import psutil, wandb
 def stop():
@@ -37,8 +53,9 @@ def stop():
     [
         (STOPS + "wandb.Api = lambda *args, **kwargs: (wandb.setup(), stop(), {}['no answer'])" + ASKS, "'offline'"),
         (STOPS + LOGS + "stop()", ""),
+        (STOPS + FINISHES, ""),
     ],
-    ids=["asks", "logs"],
+    ids=["asks", "logs", "finishes"],
 )
 def test_a_program_ends_though_the_service_hangs(code: str, mode: str, tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
