@@ -1,4 +1,4 @@
-"""What a place lies on: an ordinary disk, small disks that a fault can fill, or an object store behind a proxy."""
+"""What a place lies on: a disk, small disks that a fault can fill, an object store behind a proxy, or a Ray of two nodes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.harness import Place, place
 from tests.faults import file_system
 from tests.flaky import flaky
+from tests.paths import ROOT
 from tests.s3 import Server, make_bucket
 
 Words = Callable[..., list[str]]
 """(shards, folder, key__of__the__configuration=value ...) -> the words of a command."""
-DISK_BYTES = 128 * 2**20
-"""Room for a whole sweep; where results or cached data need more, the fault would not end with the ballast."""
+DISK_BYTES = 64 * 2**30
+"""Of the disks that can be filled, in memory that they take only as they are used: what the doctor finds enough."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,59 @@ def small_disks(site: Site, script: str, words: Words) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def stored(site: Site, script: str, words: Words) -> Iterator[Place]:
+def stored(site: Site, script: str, words: Words, **fields: Any) -> Iterator[Place]:
     """Results in an object store of the tests' own, which the command reaches through a proxy that can fail."""
     assert site.server is not None
     bucket = make_bucket(site.server)
     with flaky(site.server.endpoint) as proxy:
-        environment = {**site.server.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
+        environment = {**site.server.environment, "AWS_ENDPOINT_URL": proxy.endpoint, **fields.pop("environment", {})}
         given = words(site.shards, site.folder)
         given[given.index("--storage") + 1] = f"{bucket.uri}/runs"
-        fields = {"environment": environment, "bucket": bucket, "proxy": proxy}
+        fields |= {"environment": environment, "bucket": bucket, "proxy": proxy}
         with place(script, given, "small", site.folder, **fields) as where:
             yield where
+
+
+class Nodes:
+    """A Ray of two nodes on this machine: the head, on which nothing trains, and one that can be lost."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._folder, self._added = folder, 0
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **self._disk()})
+        self._add()
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def lose(self) -> None:
+        """Kills the raylet of the node that trains, with which all its processes end; then another node comes."""
+        (raylet,) = self._node.all_processes["raylet"]
+        raylet.process.kill()
+        self._cluster.remove_node(self._node, allow_graceful=False)
+        self._add()
+
+    def end(self) -> None:
+        self._cluster.shutdown()
+
+    def _add(self) -> None:
+        self._node = self._cluster.add_node(num_cpus=2, **self._disk())
+
+    def _disk(self) -> dict[str, Any]:
+        """Every node has a cache of its own."""
+        self._added += 1
+        environment = {"LTCORE_CACHE": str(self._folder / f"cache-{self._added}"), "PYTHONPATH": str(ROOT)}
+        return {"object_store_memory": 80 * 2**20, "env_vars": environment}
+
+
+@contextlib.contextmanager
+def two_nodes(site: Site, script: str, words: Words) -> Iterator[Place]:
+    """Results in an object store, computed on a node that can be lost."""
+    nodes = Nodes(site.folder)
+    try:
+        with stored(site, script, words, nodes=nodes, environment={"RAY_ADDRESS": nodes.address}) as where:
+            yield where
+    finally:
+        nodes.end()

@@ -29,6 +29,7 @@ import torch
 from tests.paths import ROOT
 
 if TYPE_CHECKING:  # the servers of an object store take seconds to import
+    from tests.chaos.grounds import Nodes
     from tests.flaky import Flaky
     from tests.s3 import Bucket
 
@@ -63,6 +64,8 @@ class Place:
     """Where the results go in an object store, read here past the proxy."""
     proxy: Flaky | None = None
     """What its commands reach the object store through."""
+    nodes: Nodes | None = None
+    """The Ray that its commands join; without it they start their own."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     temporary: Path = field(init=False)
 
@@ -87,7 +90,9 @@ class Place:
         """Returns a directory with all results: their own, or a copy of what is in the object store."""
         if self.bucket is None:
             return self.results
-        return self.bucket.download(f"runs/{self.name}", self.folder / "copy" / self.name)
+        copy = self.folder / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        return self.bucket.download(f"runs/{self.name}", copy / self.name)
 
     def start(self) -> Command:
         """Gives the command."""

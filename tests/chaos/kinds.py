@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import random
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ def _between_objects(scene: Scene) -> bool:
     begun = re.compile(rf"{run}/checkpoints/[^/]+/(model|state)\.pt")
 
     def heard(method: str, path: str) -> None:
-        if not struck and method in ("PUT", "POST") and begun.search(path):
+        whole = "partNumber" not in path if method == "PUT" else method == "POST" and "uploadId" in path
+        if not struck and whole and begun.search(path):
             struck.append(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -186,27 +188,30 @@ def disk(scene: Scene) -> bool:
     return True
 
 
+def node(scene: Scene) -> bool:
+    """The machine of the run is gone; another one comes."""
+    assert scene.place.nodes is not None
+    scene.place.nodes.lose()
+    return True
+
+
 def fill(folder: Path, seconds: float) -> None:
-    """Leaves no byte of a disk free for some seconds, also none that others free meanwhile."""
-    ballast, end = folder / ".ballast", time.monotonic() + seconds
+    """Leaves no byte of a small disk free for some seconds, also none that others free meanwhile.
+
+    Its size follows what is in use, which costs no memory, as a ballast would.
+    """
+    whole, end = shutil.disk_usage(folder).total, time.monotonic() + seconds
     try:
-        with ballast.open("wb", buffering=0) as file:
-            while time.monotonic() < end:
-                for size in (2**20, 4096):
-                    while _fits(file.fileno(), size):
-                        pass
-                time.sleep(0.02)
+        while time.monotonic() < end:
+            _resize(folder, shutil.disk_usage(folder).used)
+            time.sleep(0.02)
     finally:
-        ballast.unlink(missing_ok=True)
+        _resize(folder, whole)
 
 
-def _fits(fd: int, size: int) -> bool:
-    try:
-        return os.write(fd, bytes(size)) > 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return False
+def _resize(folder: Path, size: int) -> None:
+    """Resizes the file system; one that meanwhile holds more than ``size`` stays as it is."""
+    subprocess.run(["mount", "-o", f"remount,size={max(size, 4096)}", str(folder)], check=False, capture_output=True)
 
 
 KINDS = {
@@ -223,6 +228,7 @@ KINDS = {
     "wandb stopped": Kind(wandb_stopped),
     "storage": Kind(storage),
     "disk": Kind(disk),
+    "node": Kind(node),
     "rank 0": Kind(_signal(_trainer)),
     "rank 1": Kind(_signal(other_worker)),
     "controller": Kind(_signal(_controller)),

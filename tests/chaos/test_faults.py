@@ -63,12 +63,13 @@ WORKS = {
     "stored": _sweep(grounds.stored, (*ANYWHERE, *("storage",) * len(ANYWHERE))),
     "full": _sweep(grounds.small_disks, (*ANYWHERE, *("disk",) * len(ANYWHERE))),
     "logged": _sweep(grounds.logged, (*ANYWHERE, *("wandb", "wandb stopped") * (len(ANYWHERE) // 2))),
+    "nodes": _sweep(grounds.two_nodes, ("run", "driver", "SIGTERM", "SIGINT", "twice", *("node",) * 5)),
     "group": Work(
         "train.py",
         group_words,
         grounds.plain,
         (".",) * 4,
-        ("rank 0", "rank 1", "controller", "driver", "SIGTERM", "SIGINT"),
+        ("rank 0", "rank 1", "controller", "train driver", "driver", "SIGTERM", "SIGINT"),
         "group",
     ),
 }

@@ -144,7 +144,9 @@ def test_the_object_store_fails_for_a_while(at: Open, undisturbed_run: dict[str,
             time.sleep(6)
 
     said = goes_on(run, disturb, undisturbed_run)
-    assert proxy.struck > 1 and said.count("does not answer") == said.count("answers again") == 1, said
+    told = said.count("does not answer")
+    assert proxy.struck > 1 and said.count("answers again") == told, said
+    assert told == 1 or (fault == "hangs" and not told), "the client's own attempts may outlast a silence"
 
 
 needs_root = pytest.mark.skipif(not grounds.can_mount(), reason="only root can make a disk that is small")
