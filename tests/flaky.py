@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 Answer = Callable[["_Handler", int, bytes], None]
@@ -53,6 +55,11 @@ class Flaky(ThreadingHTTPServer):
     def strike(self, times: int, fault: str, only: str = "") -> None:
         """The same for as many requests."""
         self.struck, self.left, self.only, self.fault = 0, times, re.compile(only), fault
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed in the middle of a request is no error of the proxy."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def fault_for(self, request: str) -> str:
         """The fault that a request meets."""

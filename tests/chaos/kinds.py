@@ -28,8 +28,11 @@ class Scene:
 
     @property
     def trainer(self) -> int:
-        """Pid of the process that trains the run."""
-        return int(self.place.record(self.run)["pid"])
+        """Pid of the process that trains the run. Raises ProcessLookupError where that has ended, and nobody goes on yet."""
+        pid = int(self.place.record(self.run)["pid"])
+        if pid not in self.place.processes():  # the number may be another program's by now
+            raise ProcessLookupError(f"process {pid} has ended")
+        return pid
 
     def over(self) -> bool:
         """Tells whether nothing can strike here any more: the command or the run has ended."""
