@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,10 @@ def stored(site: Site, script: str, words: Words, **fields: Any) -> Iterator[Pla
 class Nodes:
     """A Ray of two nodes on this machine: the head, on which nothing trains, and one that can be lost."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         from ray.cluster_utils import Cluster
 
-        self._folder, self._added = folder, 0
+        self._folder, self._environment, self._added = folder, environment, 0
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **self._disk()})
         self._add()
 
@@ -111,14 +111,15 @@ class Nodes:
     def _disk(self) -> dict[str, Any]:
         """Every node has a cache of its own."""
         self._added += 1
-        environment = {"LTCORE_CACHE": str(self._folder / f"cache-{self._added}"), "PYTHONPATH": str(ROOT)}
-        return {"object_store_memory": 80 * 2**20, "env_vars": environment}
+        own = {"LTCORE_CACHE": str(self._folder / f"cache-{self._added}"), "PYTHONPATH": str(ROOT)}
+        return {"object_store_memory": 80 * 2**20, "env_vars": {**self._environment, **own}}
 
 
 @contextlib.contextmanager
 def two_nodes(site: Site, script: str, words: Words) -> Iterator[Place]:
     """Results in an object store, computed on a node that can be lost."""
-    nodes = Nodes(site.folder)
+    assert site.server is not None
+    nodes = Nodes(site.folder, site.server.environment)  # a node has its rights by itself, as by an instance profile
     try:
         with stored(site, script, words, nodes=nodes, environment={"RAY_ADDRESS": nodes.address}) as where:
             yield where
