@@ -142,6 +142,7 @@ class Place:
         assert not left, f"processes that stay behind: {left}"
         assert not list((self.collect() / ".lease").glob("*.json")), "a lease stays behind"
         files = [path for path in self.temporary.rglob("*") if path.is_file() and path.name not in RAYS_OWN]
+        files = [path for path in files if not path.name.endswith(WANDBS_OWN)]
         assert not files, f"temporary files that stay behind: {files[:20]}"
 
     def close(self) -> None:
@@ -152,6 +153,8 @@ class Place:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
+WANDBS_OWN = ".table.json"
+"""Ending of what W&B stages of a table, and removes when Python ends, for which Ray gives its workers no time."""
 RAYS_OWN = ("ray_current_cluster", "node_ip_address.json", "ports_by_node.json")
 
 
