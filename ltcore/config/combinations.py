@@ -97,8 +97,14 @@ def check_sampling(sampling: str, objective: ObjectiveConfig) -> None:
             )
 
 
-def check_compile(mode: str, objective: ObjectiveConfig) -> None:
-    """Raises ValueError where every step would be compiled anew."""
+def check_compile(mode: str, accumulate: int, objective: ObjectiveConfig) -> None:
+    """Raises ValueError where every step would be compiled anew, or a replayed graph would write over gradients."""
+    if mode == COMPILE[2] and accumulate > 1:
+        raise ValueError(
+            f"train.compile={mode} does not go with train.accumulate={accumulate}: the graph of the next backward pass writes "
+            "where the gradients of the last one lie, so torch cannot add them up (pytorch/pytorch#169545). Set "
+            "train.accumulate=1 or train.compile=default"
+        )
     if mode != COMPILE[0] and BASES[objective.base].build.pairs:
         raise ValueError(
             f"train.compile={mode} does not go with objective.base={objective.base}, whose share changes with every step, which "

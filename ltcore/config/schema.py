@@ -86,10 +86,11 @@ class TrainConfig:
     """Whether activations inside of residual blocks are computed again in the backward pass instead of kept: less memory, about
     a third more time, the same result. Refused for networks that cannot. No effect in stage 2."""
     compile: str = "off"
-    """Whether forward, loss and backward of a step are compiled by torch: 'off', 'default' or 'reduce-overhead' (also replays
-    CUDA graphs; refused on a CPU). Numbers differ in their last digits. The first steps, and those in which a term begins, take
-    up to minutes longer. Needs a C++ compiler on every worker, and on a GPU Triton. Augmentation, optimizer and evaluation are
-    not compiled, nor is what ``--dry-run`` measures. No effect in stage 2."""
+    """Whether forward, loss and backward of a step are compiled by torch: 'off', 'default' or 'reduce-overhead' (also the
+    optimizer's update without a scaler, and all of these are replayed as CUDA graphs; refused on a CPU and with
+    ``accumulate``). Numbers differ in their last digits. The first steps, and those in which a term begins, take up to minutes
+    longer. Needs a C++ compiler on every worker, and on a GPU Triton. Augmentation and evaluation are not compiled, nor is
+    what ``--dry-run`` measures. No effect in stage 2."""
     threads: int | None = None
     """CPU threads of torch in each worker; results are bitwise repeatable for one number of threads. null: the CPUs
     that the worker was given, and no more than affinity and cgroup allow; a run in the process that was started keeps to a
@@ -196,7 +197,7 @@ class RunConfig:
         check_mixing(self.augment, self.objective, self.train.sampling)
         check_pairs(self.model.bilateral, self.train.sampling, self.objective)
         check_sampling(self.train.sampling, self.objective)
-        check_compile(self.train.compile, self.objective)
+        check_compile(self.train.compile, self.train.accumulate, self.objective)
         self._check_experts()
         self._check_head()
         self._check_layers()

@@ -1,7 +1,8 @@
 """The training step as one compiled graph (``train.compile``): the same forward and loss in fewer and larger kernels.
 
 What is compiled is the forward of ``TrainStep``, and with it its backward. Parameters, buffers and memories remain those of
-the bare step, so that no name in a checkpoint changes. Augmentation, optimizer and memories run as they do without it.
+the bare step, so that no name in a checkpoint changes. Where CUDA graphs are replayed, the update is compiled as well, in
+graphs of its own, so that what a step launches itself is augmentation, memories and averages alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +58,7 @@ class CompiledStep(nn.Module):
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         loss, parts, out = self._run(batch, progress)
-        if self._graphs:  # whose next replay writes into the same memory; with accumulation that is within the step
+        if self._graphs:  # whose next replay, that of the next step, writes into the same memory
             parts = {name: part.clone() for name, part in parts.items()}
             out = out.with_each(Tensor.clone)
         if self._calls < SAID_AFTER:
@@ -76,6 +78,14 @@ def compiled(step: TrainStep, mode: str, device: torch.device) -> nn.Module:
     """
     check_compiles(mode, device)
     return step if mode == OFF else CompiledStep(step, mode)
+
+
+def update_compiler(mode: str) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
+    """Returns what compiles an optimizer's update; None where it runs as it is.
+
+    Only replays are worth it: torch updates all parameters in a few kernels also by itself, but launches them from Python.
+    """
+    return partial(torch.compile, mode=mode) if mode == REDUCE_OVERHEAD else None
 
 
 def check_compiles(mode: str, device: torch.device) -> None:

@@ -8,7 +8,7 @@ many good steps it is doubled (Micikevicius et al. 2018, arXiv:1710.03740).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from ltcore.config.schema import TrainConfig
 from ltcore.models.norm import running_stats
 from ltcore.models.recompute import kept_running_stats
 from ltcore.training.build import Components
-from ltcore.training.optim import build_optimizer, clip_norm, set_lr
+from ltcore.training.compiled import update_compiler
+from ltcore.training.optim import build_optimizer, clip_norm, hold_rates, set_lr
 from ltcore.training.step import micro_batches
 
 
@@ -32,6 +33,7 @@ class Descent:
         module: what is trained, not wrapped by DDP.
         scaler: of the loss, for float16.
         recomputes: whether the backward pass computes activations again; batch norms then must not count a batch twice.
+        compiler: of the update, clipping included; None runs it as it is. Not with a scaler, which asks the host each time.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Descent:
         scaler: torch.amp.GradScaler | None = None,
         *,
         recomputes: bool = False,
+        compiler: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
         self.optimizer = build_optimizer(cfg, module)
         self.module = module
@@ -48,6 +51,10 @@ class Descent:
         self._scaler = scaler
         self._recomputes = recomputes
         self._scale = 1.0 if scaler is None else scaler.get_scale()
+        self._update = self._clip_and_step
+        if compiler is not None and scaler is None:
+            hold_rates(self.optimizer)
+            self._update = compiler(self._clip_and_step)
 
     @property
     def scales(self) -> bool:
@@ -100,22 +107,30 @@ class Descent:
 
     def step(self) -> bool:
         """Clips the gradients and takes the step; tells whether it was taken, that is, whether no gradient overflowed."""
-        if self._scaler is not None:
-            self._scaler.unscale_(self.optimizer)
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm)
         if self._scaler is None:
-            self.optimizer.step()
+            self._update()
             return True
+        self._scaler.unscale_(self.optimizer)
+        self._clip()
         self._scaler.step(self.optimizer)
         self._scaler.update()
         before, self._scale = self._scale, self._scaler.get_scale()
         return self._scale >= before
 
+    def _clip_and_step(self) -> None:
+        self._clip()
+        self.optimizer.step()
+
+    def _clip(self) -> None:
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what ``load_state_dict`` restores."""
-        scaler = None if self._scaler is None else self._scaler.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler}
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])  # a compiled update holds it as a tensor
+        return {"optimizer": optimizer, "scaler": None if self._scaler is None else self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores momentum and scale.
@@ -136,7 +151,8 @@ def build_descent(cfg: TrainConfig, components: Components, device: torch.device
     """Builds the descent of a run, with a scaler of the loss where its number format needs one."""
     half = components.precision.autocast is torch.float16
     scaler = torch.amp.GradScaler(device.type) if half else None
-    return Descent(cfg.optim, components.step, scaler, recomputes=cfg.grad_checkpointing)
+    compiler = update_compiler(cfg.compile)
+    return Descent(cfg.optim, components.step, scaler, recomputes=cfg.grad_checkpointing, compiler=compiler)
 
 
 def take_step(

@@ -94,7 +94,17 @@ def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimize
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the rate of the classifiers; that of every other group in its proportion."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        rate = lr * group["lr_scale"]
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def hold_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Makes each group's rate a tensor where its parameters are, so that a compiled update need not know its value."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
 
 
 def _backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -54,6 +54,31 @@ def test_a_step_is_that_of_sgd(scaled: bool) -> None:
     assert descent.scales is scaled and descent.scale == (1024.0 if scaled else 1.0)
 
 
+def test_the_rate_of_a_compiled_update_is_a_tensor_and_a_checkpoint_knows_nothing_of_it() -> None:
+    """Here the compiler does nothing; the scaler asks the host in each step, so that its update stays as it is."""
+    asked: list[Any] = []
+
+    def compiler(update: Any) -> Any:
+        asked.append(update)
+        return update
+
+    line, plain = Line(), Line()
+    held, usual = Descent(CFG, line, compiler=compiler), Descent(CFG, plain)
+    Descent(CFG, Line(), scaler(), compiler=compiler)
+    assert len(asked) == 1
+    for rate in (0.5, 0.25):
+        held.set_lr(rate)
+        usual.set_lr(rate)
+        assert steps(held, 1.0) == steps(usual, 1.0) == [True]
+    assert torch.equal(line.w, plain.w)
+    state = held.state_dict()
+    assert state["optimizer"]["param_groups"] == usual.state_dict()["optimizer"]["param_groups"]
+    again = Descent(CFG, Line(), compiler=compiler)
+    again.load_state_dict(state)
+    (group,) = again.optimizer.param_groups
+    assert isinstance(group["lr"], Tensor) and group["lr"] == 0.5, "its own rate, until the next is set"
+
+
 def test_pieces_are_averaged() -> None:
     line = Line()
     pieces: list[Any] = [torch.tensor([1.0, 0.0]), torch.tensor([3.0, 2.0])]
