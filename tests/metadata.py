@@ -1,12 +1,24 @@
-"""A cloud's metadata service on the loopback address, as EC2 (with tokens) and Compute Engine have it."""
+"""A cloud's metadata service, as EC2 (with tokens) and Compute Engine have it."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from typing import TypeVar
+
+T = TypeVar("T")
+INSTANCE_ACTION = "/latest/meta-data/spot/instance-action"
+REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
+
+
+def in_seconds(seconds: float) -> str:
+    """The time that lies so far ahead, as EC2 writes it."""
+    return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass
@@ -22,10 +34,30 @@ class Metadata:
     """Answer to everything, as of a portal that wants a login."""
     asked: list[str] = field(default_factory=list)
 
+    def take_back_in(self, seconds: float) -> None:
+        """Announces that EC2 ends the instance then."""
+        self.answers[INSTANCE_ACTION] = f'{{"action": "terminate", "time": "{in_seconds(seconds)}"}}'
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    """Not http.server's own, which asks for the name of its address: a namespace without a network waits long for that."""
+
+    daemon_threads = allow_reuse_address = True
+
+
+def _here(listen: Callable[[], T]) -> T:
+    return listen()
+
 
 @contextlib.contextmanager
-def metadata_service() -> Iterator[Metadata]:
-    """Serves on a free port until the end of the block."""
+def metadata_service(
+    address: tuple[str, int] = ("127.0.0.1", 0), where: Callable[[Callable[[], _Server]], _Server] = _here
+) -> Iterator[Metadata]:
+    """Serves until the end of the block, by default on a free port of the loopback address.
+
+    Args:
+        where: calls the function that makes the listening socket, in another network namespace if it is of one.
+    """
     made = Metadata()
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,8 +89,8 @@ def metadata_service() -> Iterator[Metadata]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.endpoint = f"http://127.0.0.1:{server.server_port}"
+    server = where(lambda: _Server(address, Handler))
+    made.endpoint = f"http://{address[0]}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

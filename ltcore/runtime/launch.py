@@ -17,7 +17,8 @@ from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.placement import Placement
 from ltcore.runtime.progress import ProgressDisplay
-from ltcore.runtime.ray_task import awaited, result_of, stall_error, submit
+from ltcore.runtime.ray_task import MOVES, awaited, result_of, stall_error, submit
+from ltcore.runtime.ray_train import told_to_leave
 from ltcore.training.run import Job
 
 STALL_S = 900.0
@@ -49,7 +50,15 @@ def run_single(
         with display.stage("train", expected=1), saving_first(watch, display.say):
             ref = submit(job, placement.engine, placement.scaling)
             try:
-                while not ray.wait([ref], timeout=1.0)[0]:
+                while True:
+                    if ray.wait([ref], timeout=1.0)[0]:
+                        record: RunRecord | None = result_of(ref)
+                        if record is None or not told_to_leave(record):
+                            return record
+                        if watch.saving.is_set():
+                            return None
+                        display.say(f"{name}: {MOVES}")
+                        ref = submit(job, placement.engine, placement.scaling)
                     if watch.stalled.is_set():
                         raise stall_error(stall_s, placement.demand)
                     if watch.stop_wanted:
@@ -58,7 +67,5 @@ def run_single(
             except BaseException:  # an interrupt too: a Ray that goes on after this would go on with the run
                 ray.cancel(ref, force=True)
                 raise
-            record: RunRecord | None = result_of(ref)
-            return record
     finally:
         watch.end()

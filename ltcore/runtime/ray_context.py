@@ -40,8 +40,7 @@ class ReportingContext:
         self._sender = HeartbeatSender(job.heartbeat if rank == 0 else "", job.label)
         listeners["heartbeat"] = self._sender.alive
         self._metrics = RayMetrics(job.info.group or job.info.id, job.label, rank)
-        # Nobody drains the node of a private Ray, which ends with its driver.
-        self._may_be_taken = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+        self._may_be_taken = may_be_taken()
         self._asked = time.monotonic()
         self.taken_at_s = 0.0
         """Unix time at which the node goes, by the notice that was heeded."""
@@ -77,10 +76,15 @@ class ReportingContext:
         self._sender.beat(epoch, images_seen, total_images)
 
 
-def execute_on_node(job: Job, ctx: ReportingContext) -> RunRecord:
-    """Executes the job in this process, until it ends or the node is taken away.
+def may_be_taken() -> bool:
+    """Tells whether nodes may be taken away: nobody drains that of a private Ray, which ends with its driver."""
+    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
 
-    Ray starts a task or actor that is lost with a preempted node again elsewhere, and does not count it as a failure; one
+
+def execute_on_node(job: Job, ctx: ReportingContext) -> RunRecord:
+    """Executes a trial's job in this process, until it ends or the node is taken away.
+
+    Ray Tune starts a trial that is lost with a preempted node again elsewhere, and does not count it as a failure; one
     that ended by itself it would count. So after its last checkpoint the process waits for the end of its node, and goes
     on if that does not come.
     """

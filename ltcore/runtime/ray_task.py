@@ -12,11 +12,14 @@ from ltcore.errors import LtcoreError, RunFailedError, StallError, is_retryable
 from ltcore.runtime.cluster import ON_HEAD, Cluster, nodes_are_coming, quiet
 from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import Demand, Scaling
-from ltcore.runtime.ray_context import ReportingContext, execute_on_node
+from ltcore.runtime.ray_context import ReportingContext, may_be_taken
+from ltcore.runtime.ray_data import make_ray_loader
 from ltcore.runtime.ray_train import fit_with_train
 from ltcore.text import counted
-from ltcore.training.context import StopRequested
-from ltcore.training.run import Job
+from ltcore.training.context import Interrupted, StopRequested
+from ltcore.training.run import Job, execute
+
+MOVES = "its node is taken away, so it goes on elsewhere"
 
 
 class TaskContext(ReportingContext):
@@ -40,7 +43,9 @@ def preload() -> None:
 def _run(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | None:
     """Runs one job as a Ray task: in this process, or as the driver of a Ray Train run.
 
-    Returns None where it was told to stop.
+    Returns None where it was told to stop, and where its node is taken away the record that says so, see ``told_to_leave``:
+    whoever submitted it does so again. A task that is lost with its node costs one of its retries unless Ray's head hears of
+    the node before the driver does.
     """
     quiet()
     job = Job.from_json(fields, "the job")
@@ -49,7 +54,9 @@ def _run(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | N
         return fit_with_train(job, scaling, storage=None, callbacks=[])
     context = TaskContext(job)
     try:
-        return execute_on_node(job, context)
+        return execute(job, context, make_ray_loader)
+    except Interrupted:
+        return RunRecord.read(job.run_uri)
     except StopRequested:
         return None  # what it came to lies in its directory
     finally:
@@ -57,9 +64,10 @@ def _run(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | N
 
 
 run_job: Any = ray.remote(max_retries=2)(_run)
-run_gpu_job: Any = ray.remote(max_retries=2, max_calls=1)(_run)
-"""The same in a process that ends with it: another run on this GPU needs the memory, and a process that CUDA has begun in
-stays on its GPU, whichever one Ray gives its next task."""
+run_job_alone: Any = ray.remote(max_retries=2, max_calls=1)(_run)
+"""The same in a process that ends with it. Another run on its GPU needs the memory, and a process that CUDA has begun in stays
+on its GPU, whichever one Ray gives its next task. On a node that is taken away, Ray would give a process that waits the next
+run in line."""
 
 
 def submit(job: Job, engine: str, scaling: Scaling) -> Any:
@@ -67,7 +75,8 @@ def submit(job: Job, engine: str, scaling: Scaling) -> Any:
     options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
     if engine == "train":  # the task only drives; its workers reserve what they need
         options = {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}
-    return (run_gpu_job if options["num_gpus"] else run_job).options(**options).remote(job.to_json(), engine, scaling)
+    alone = engine != "train" and (options["num_gpus"] or may_be_taken())
+    return (run_job_alone if alone else run_job).options(**options).remote(job.to_json(), engine, scaling)
 
 
 def result_of(ref: Any, what: str = "run") -> Any:

@@ -61,7 +61,7 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
             )
         if record.status == "failed":
             raise RunFailedError(record.reason, record.retryable is not False)
-        if not _told_to_leave(record):
+        if not told_to_leave(record):
             return record
 
 
@@ -69,7 +69,7 @@ def _most_failures(job: Job) -> int:
     return 3 if is_local(job.run_uri) else SPOT_FAILURES
 
 
-def _told_to_leave(record: RunRecord) -> bool:
+def told_to_leave(record: RunRecord) -> bool:
     """Tells whether the workers ended because others take over.
 
     They return instead of failing, which Ray would count and, after a notice, delay until the node is gone.

@@ -20,7 +20,8 @@ from ltcore.runtime.gpu_share import whole
 from ltcore.runtime.heartbeat import Watchdog
 from ltcore.runtime.placement import Placement, Scaling
 from ltcore.runtime.progress import ProgressDisplay
-from ltcore.runtime.ray_task import result_of, stall_error, submit
+from ltcore.runtime.ray_task import MOVES, result_of, stall_error, submit
+from ltcore.runtime.ray_train import told_to_leave
 from ltcore.storage import join
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, delete_run
@@ -88,7 +89,7 @@ class Runs:
     ) -> None:
         self.setup, self.display, self.watch = setup, display, watch
         self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
-        self._submitted: list[Any] = []
+        self._submitted: dict[Any, tuple[Job, str, Scaling]] = {}
 
     def job(self, where: str, seed: int, kind: str, changes: Mapping[str, Any]) -> Job:
         """Returns the job of the recipe's run with these changes, in directory ``where`` of the sweep."""
@@ -125,8 +126,9 @@ class Runs:
         return self._submit(job, engine or placement.engine, placement.scaling)
 
     def _submit(self, job: Job, engine: str, scaling: Scaling) -> Any:
-        self._submitted.append(submit(job, engine, scaling))
-        return self._submitted[-1]
+        ref = submit(job, engine, scaling)
+        self._submitted[ref] = (job, engine, scaling)
+        return ref
 
     def cancel(self) -> None:
         """Cancels what still runs, as it would go on where Ray goes on."""
@@ -165,6 +167,12 @@ class Runs:
             name = running.pop(ref)
             record: RunRecord | None = result_of(ref)
             self.watch.touch()
+            if record is not None and told_to_leave(record):
+                record = None
+                if not self.watch.saving.is_set():
+                    self.display.say(f"{name}: {MOVES}")
+                    running[self._submit(*self._submitted[ref])] = name
+                    continue
             how = "a checkpoint is saved" if record is None else self._came_to(record)
             self.display.ended(name, f"{name}: {how}")
         if self.watch.stop_wanted:

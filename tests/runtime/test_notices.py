@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import pytest
 import ray
 
-from ltcore.config.records import Notice, Start, now
+from ltcore.config.records import Notice, RunRecord, Start, now
 from ltcore.errors import ConfigError, LtcoreError
-from ltcore.runtime import drain, ray_context, ray_train, resize
-from ltcore.runtime.placement import Scaling
+from ltcore.runtime import drain, launch, ray_context, ray_task, ray_train, resize
+from ltcore.runtime.placement import Demand, Placement, Scaling
 from ltcore.runtime.ray_context import ReportingContext, execute_on_node
 from ltcore.training.context import Interrupted
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
+from ltcore.tuning import runs
 from tests.records import run_record
 
 
@@ -174,6 +176,90 @@ def test_a_process_waits_for_the_end_of_its_node_and_goes_on_if_that_does_not_co
     monkeypatch.setattr(ray_context.time, "sleep", waited.append)
     assert execute_on_node(job(tmp_path), context) == run_record()
     assert waited == [10.0 + ray_context.TAKEN_S]
+
+
+@pytest.mark.parametrize(("gpus", "watcher", "alone"), [(0, "0", False), (1, "0", True), (0, "1", True)])
+def test_no_process_is_kept_for_another_run_on_a_gpu_or_where_nodes_are_taken_away(
+    gpus: int, watcher: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", watcher)
+    for name in ("run_job", "run_job_alone"):
+        task = SimpleNamespace(remote=lambda *_, name=name: name)
+        monkeypatch.setattr(ray_task, name, SimpleNamespace(options=lambda task=task, **_: task))
+    scaling = Scaling(gpus_per_worker=gpus)
+    assert ray_task.submit(job(tmp_path), "trial", scaling) == ("run_job_alone" if alone else "run_job")
+    assert ray_task.submit(job(tmp_path), "train", scaling) == "run_job", "which only drives, on the head"
+
+
+def test_a_task_that_is_told_to_leave_returns_the_record_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = run_record(starts=(start("preemption"),))
+
+    def execute(*_: object) -> None:
+        left.write(tmp_path)
+        raise Interrupted("preemption after epoch 1, step 8")
+
+    monkeypatch.setattr(ray_task, "execute", execute)
+    assert ray_task._run(job(tmp_path).to_json(), "trial", Scaling()) == left
+    assert ray_train.told_to_leave(left)
+
+
+ENDED = run_record(starts=(start("preemption"), start()), status="finished")
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> list[RunRecord | None]:
+    """What tasks return, one after the other; a reference is the number of tasks that were left when it was submitted."""
+    left = [run_record(starts=(start("preemption"),)), run_record(starts=(start(), start("preemption"))), ENDED]
+
+    def submit(*given: object) -> int:
+        assert given == (given[0], "trial", Scaling()), "as it was submitted first"
+        return len(left)
+
+    for module in (launch, runs):
+        monkeypatch.setattr(module, "submit", submit)
+        monkeypatch.setattr(module, "result_of", lambda ref: left.pop(0))
+        monkeypatch.setattr(module.ray, "wait", lambda refs, timeout: (list(refs), []))
+    return left
+
+
+def watchdog(saving: bool) -> Any:
+    events = {"saving": saving, "stalled": False}
+    flags = {name: SimpleNamespace(is_set=lambda on=on: on) for name, on in events.items()}
+    return SimpleNamespace(**flags, stop_wanted=False, start=lambda: None, end=lambda: None, touch=lambda: None)
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_task_that_was_told_to_leave_is_submitted_again_without_end(
+    saving: bool, tasks: list[RunRecord | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("check_nodes", "start_heartbeat"):
+        monkeypatch.setattr(launch, name, lambda *_: None)
+    monkeypatch.setattr(launch, "Watchdog", lambda *_, **__: watchdog(saving))
+    monkeypatch.setattr(launch, "saving_first", lambda *_: nullcontext())
+    place = Placement("trial", Scaling(), Demand(1, 0, 0), 1, "")
+    work = replace(job(tmp_path), config={"train": {"select": "val/accuracy"}})
+    cluster = SimpleNamespace(local=True, describe=lambda: "a Ray")
+    ended = launch.run_single(work, "run", place, cluster)  # type: ignore[arg-type]
+    assert (ended, len(tasks)) == ((None, 2) if saving else (ENDED, 0)), "where all are to save and end, it is not"
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_run_of_a_sweep_as_well(saving: bool, tasks: list[RunRecord | None], tmp_path: Path) -> None:
+    said: list[str] = []
+    display: Any = SimpleNamespace(say=said.append, ended=lambda name, text: said.append(text))
+    setup: Any = SimpleNamespace(
+        placement=SimpleNamespace(engine="trial", scaling=Scaling()), sweep=SimpleNamespace(metric="loss")
+    )
+    sweep = runs.Runs(setup, display, watchdog(saving), "", "", "")
+    running = {sweep.submit(job(tmp_path)): "baseline"}
+    while running:
+        with suppress(runs.TimeIsUp):
+            sweep.wait_any(running)
+    moved = "baseline: its node is taken away, so it goes on elsewhere"
+    assert said == (["baseline: a checkpoint is saved"] if saving else [moved, moved, "baseline: done"])
+    assert len(tasks) == (2 if saving else 0)
 
 
 # --- the drain --------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_task_reserves_what_it_computes_with_and_a_driver_of_ray_train_next_to
         def remote(self, *args: Any) -> None:
             pass
 
-    for task in ("run_job", "run_gpu_job"):
+    for task in ("run_job", "run_job_alone"):
         monkeypatch.setattr(ray_task, task, Task())
     job = Job(config={}, data_uri="", run_uri="", info={})
     scaling = Scaling(workers=2, cpus_per_worker=4, gpus_per_worker=0.5)

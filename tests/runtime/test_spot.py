@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from ltcore.runtime import spot
 from ltcore.runtime.spot import ComputeEngine, Ec2, Notice, Unreachable, find_cloud, wait_for_notice
-from tests.metadata import Metadata, metadata_service
+from tests.metadata import INSTANCE_ACTION, REBALANCE, Metadata, in_seconds, metadata_service
 
 
 @pytest.fixture
@@ -21,13 +20,7 @@ def service() -> Iterator[Metadata]:
         yield made
 
 
-INSTANCE_ACTION = "/latest/meta-data/spot/instance-action"
-REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 PREEMPTED = "/computeMetadata/v1/instance/preempted"
-
-
-def in_seconds(seconds: float) -> str:
-    return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def test_ec2_wants_a_token_and_is_asked_for_one_once(service: Metadata) -> None:
@@ -35,7 +28,7 @@ def test_ec2_wants_a_token_and_is_asked_for_one_once(service: Metadata) -> None:
     assert cloud.notice() is None
     assert cloud.notice() is None
     assert service.asked.count("PUT /latest/api/token") == 1
-    service.answers[INSTANCE_ACTION] = f'{{"action": "terminate", "time": "{in_seconds(100)}"}}'
+    service.take_back_in(100)
     notice = cloud.notice()
     assert notice is not None and notice.why == "EC2 spot interruption"
     assert 97 < notice.seconds_left <= 100
@@ -60,7 +53,7 @@ def test_a_notice_that_does_not_say_when_counts_as_one_all_the_same(service: Met
 
 @pytest.mark.parametrize(("seconds", "left"), [(-1000, 0), (10**9, 1200)])
 def test_the_time_that_is_left_has_bounds(service: Metadata, seconds: int, left: float) -> None:
-    service.answers[INSTANCE_ACTION] = f'{{"time": "{in_seconds(seconds)}"}}'
+    service.take_back_in(seconds)
     assert Ec2(service.endpoint).notice() == Notice(left, "EC2 spot interruption")
 
 
