@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ltcore.config import overrides as trees
 from ltcore.config.gpu_share import GpuShare
 from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig, SweepConfig
-from ltcore.errors import CheckpointError
+from ltcore.errors import CheckpointError, LtcoreError
 from ltcore.evaluation.catalog import title_of
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.gpu_share import whole
@@ -167,13 +168,9 @@ class Runs:
             name = running.pop(ref)
             record: RunRecord | None = result_of(ref)
             self.watch.touch()
-            if record is not None and told_to_leave(record):
-                record = None
-                if not self.watch.saving.is_set():
-                    self.display.say(f"{name}: {MOVES}")
-                    running[self._submit(*self._submitted[ref])] = name
-                    continue
-            how = "a checkpoint is saved" if record is None else self._came_to(record)
+            if self._goes_on(ref, record, name, running):
+                continue
+            how = "a checkpoint is saved" if record is None or told_to_leave(record) else self._came_to(record)
             self.display.ended(name, f"{name}: {how}")
         if self.watch.stop_wanted:
             for ref in running:
@@ -181,6 +178,21 @@ class Runs:
             running.clear()
         if not running:
             self.raise_if_over()
+
+    def move(self, running: dict[Any, str]) -> None:
+        """Starts those again that have left nodes which are taken away; all else waits for ``wait_any``."""
+        for ref in ray.wait(list(running), timeout=0)[0] if running else ():
+            with contextlib.suppress(LtcoreError):
+                if self._goes_on(ref, result_of(ref), running[ref], running):
+                    del running[ref]
+
+    def _goes_on(self, ref: Any, record: RunRecord | None, name: str, running: dict[Any, str]) -> bool:
+        """Submits a run again that was told to leave, unless all runs are to save and end; tells whether it did."""
+        if record is None or not told_to_leave(record) or self.watch.saving.is_set():
+            return False
+        self.display.say(f"{name}: {MOVES}")
+        running[self._submit(*self._submitted[ref])] = name
+        return True
 
     def _came_to(self, record: RunRecord) -> str:
         tested = record.test or {}

@@ -52,6 +52,8 @@ class Sweep:
         self.meter = NodeHours(self.record.node_hours)
         self._lost: dict[str, str] = {}
         """Trials whose process died for the last time, with Ray's words."""
+        self._baseline: dict[Any, str] = {}
+        """The baseline beside the search, until it has ended: its task -> its name."""
         self._barred: set[str] = set()
         """Trials that cannot begin, as what they start from has failed for good; ``_lost`` has the words."""
         self.heartbeat_name = f"heartbeat-{self.record.config_hash[:12]}-{time.time_ns()}"
@@ -136,15 +138,15 @@ class Sweep:
         setup = self.setup
         with self.display.stage("search", expected=setup.num_trials + 1), saving_first(self.watch, self.display.say):
             job = self.runs.job("trials/baseline", setup.seed, "baseline", terms_off())
-            baseline = {self.runs.submit(job): "baseline"}
+            self._baseline = {self.runs.submit(job): "baseline"}
             with contextlib.suppress(TimeIsUp):
                 if setup.sweep.search == "pbt":
                     self._search_population()
                 else:
                     self._search_cohorts()
             with contextlib.suppress(TimeIsUp):
-                while baseline:
-                    self.runs.wait_any(baseline)
+                while self._baseline:
+                    self.runs.wait_any(self._baseline)
         self._collect()
 
     def _search_cohorts(self) -> None:
@@ -172,7 +174,12 @@ class Sweep:
         return True
 
     def _ears(self) -> Ears:
-        return Ears(self.watch.saving.is_set, lambda: self.watch.stop_wanted, self._note_loss)
+        return Ears(self.watch.saving.is_set, self._stop_wanted, self._note_loss)
+
+    def _stop_wanted(self) -> bool:
+        """Answers what Tune asks all the time, and sees after the baseline meanwhile."""
+        self.runs.move(self._baseline)
+        return self.watch.stop_wanted
 
     def _note_loss(self, trial: str, words: str) -> None:
         self._lost[trial] = words

@@ -262,6 +262,29 @@ def test_a_run_of_a_sweep_as_well(saving: bool, tasks: list[RunRecord | None], t
     assert len(tasks) == (2 if saving else 0)
 
 
+def test_the_baseline_moves_while_the_search_goes_on_and_is_else_left_to_its_end(
+    tasks: list[RunRecord | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    setup: Any = SimpleNamespace(placement=SimpleNamespace(engine="trial", scaling=Scaling()))
+    sweep = runs.Runs(setup, SimpleNamespace(say=said.append), watchdog(False), "", "", "")  # type: ignore[arg-type]
+    sweep.move({})
+    running = {sweep.submit(job(tmp_path)): "baseline"}
+    sweep.move(running)
+    sweep.move(running)
+    assert (len(said), len(tasks), running) == (2, 1, {1: "baseline"})
+    for outcome in (ENDED, LtcoreError("lost")):
+
+        def result_of(ref: int, outcome: Any = outcome) -> Any:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(runs, "result_of", result_of)
+        sweep.move(running)
+        assert running == {1: "baseline"}
+
+
 # --- the drain --------------------------------------------------------------------------------------------------------
 
 
