@@ -30,6 +30,13 @@ SUBNET = "10.213.7"
 LAPTOP = f"{SUBNET}.1"
 SSH = ("-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
 
+TRAIN_TAB = (
+    "python -c \"import pathlib, urllib.request as u; token = (pathlib.Path.home() / '.ray/auth_token').read_text().strip(); "
+    "print(u.urlopen(u.Request('http://127.0.0.1:8265/api/train/v2/runs/v1', headers={'Authorization': 'Bearer ' + token}))"
+    '.read().decode())"'
+)
+"""What the Train tab of Ray's dashboard shows."""
+
 
 def sh(*command: str, **options: object) -> str:
     """Runs a command that must succeed, and returns what it printed."""
