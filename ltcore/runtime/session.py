@@ -103,7 +103,14 @@ class _Guard(Poller):
             signal.signal(signal.SIGUSR1, _interrupt)
 
     def look(self) -> None:
-        """Notes the first server that is found dead."""
+        """Notes the first server that is found dead, unless this process has left Ray: then they end one after another.
+
+        A program that uses Ray itself, or a notebook, may have called ``ray.shutdown``.
+        """
+        import ray
+
+        if not ray.is_initialized():
+            return
         for kind, process in self._node.dead_processes():
             if kind in NAMES and not self.lost:
                 self.lost = (

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from ltcore.errors import RayLostError
 from ltcore.runtime import session
@@ -71,8 +72,6 @@ def test_a_killed_drivers_folder_goes_and_a_living_ones_and_a_strangers_stay(tmp
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_session_ends_with_its_folder(tmp_path: Path, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
     ended: list[str] = []
     monkeypatch.setattr(ray, "shutdown", lambda **how: ended.append("ray"))
     folder, killed = make_session(tmp_path, "own"), list[str]()
@@ -89,6 +88,7 @@ def test_a_dead_server_interrupts_and_the_end_says_which(
 ) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     monkeypatch.setattr(session.atexit, "unregister", lambda hook: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     dead: list[tuple[str, Any]] = [("monitor", SimpleNamespace(returncode=0))]  # of no importance
     folder, killed = make_session(tmp_path, "own"), list[str]()
     own = LocalSession(node_at(folder, dead, killed), keep=False)
@@ -101,5 +101,20 @@ def test_a_dead_server_interrupts_and_the_end_says_which(
             except KeyboardInterrupt:
                 own.end()
         assert killed == ["all"] and not folder.exists()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_servers_that_end_with_ray_interrupt_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that uses Ray itself ends it: the raylet is gone while the GCS is still waited for."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda **how: None)
+    before = signal.getsignal(signal.SIGUSR1)
+    dead: list[tuple[str, Any]] = [("raylet", SimpleNamespace(returncode=-15))]
+    own = LocalSession(node_at(make_session(tmp_path, "own"), dead, killed := []), keep=False)
+    try:
+        assert own._guard.poll()
+        own.end()
+        assert killed == []
     finally:
         signal.signal(signal.SIGUSR1, before)
