@@ -327,7 +327,7 @@ def test_the_ablation_of_dro_goes_with_any_recipe():
 
 @pytest.mark.parametrize("name", ["cifar100", "imagenet_lt", "places_lt", "inat18"])
 def test_lift_plus_differs_from_lift_where_its_authors_say(name):
-    """Squares that grow by the epoch in place of aspects and flips, text features, half of the epochs at twice the rate."""
+    """Squares that grow by the epoch in place of aspects and flips, text features, fewer epochs at twice the rate."""
     before, plus = load_run(f"{name}_lift"), load_run(f"{name}_lift_plus")
     assert (plus.augment.view1, plus.augment.crop_schedule, plus.model.head_init) == ("square_crop", "convex", "text")
     assert plus.augment.crop_from == "original" and plus.model.name == "timm:vit_base_patch16_clip_quickgelu_224"

@@ -99,12 +99,15 @@ def callback(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
     return _noting("callback", name, summary, paper)
 
 
-def augmentation(name: str, *, summary: str, paper: str = "-", min_area: float | None = None) -> Callable[[T], T]:
+def augmentation(
+    name: str, *, summary: str, paper: str = "-", min_area: float | None = None, square: bool = False
+) -> Callable[[T], T]:
     """Registers a function ``(images, draw, cfg) -> images`` as ``augment.view1=<name>`` and ``view2``.
 
-    ``min_area`` puts a random resized crop with that share of the area before it, in (0, 1]; None: no such crop.
+    ``min_area`` puts a random resized crop with that share of the area before it, in (0, 1], ``square`` one without a random
+    aspect; None: no such crop.
     """
-    return _noting("augmentation", name, summary, paper, min_area=min_area)
+    return _noting("augmentation", name, summary, paper, min_area=min_area, square=square)
 
 
 def sampler(name: str, *, summary: str, paper: str = "-", order: bool = False) -> Callable[[T], T]:

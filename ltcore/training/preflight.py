@@ -11,7 +11,7 @@ from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError, ConfigError, DataError
 from ltcore.models.clip_text import TEXT, text_clip
 from ltcore.models.excess import excess
-from ltcore.models.net import LongTailNet
+from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.timm_backbone import with_tag
 from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.tune import FULL
@@ -38,9 +38,14 @@ def check_network(cfg: RunConfig, varied: Collection[str] = ()) -> None:
     if model.weights not in (None, AUTO, DEFAULT) and not (is_timm(model.name) and is_tag(model.weights)):
         check_exists(model.weights)
     if model.tune != FULL:
-        found = excess(LongTailNet(model, 2, frozenset(), cfg.seed).backbone, model)
-        if found is not None and found.everywhere:
-            raise ConfigError(f"{found.text}. Set that, or model.tune={FULL}.")
+        _refuse_excess(model, 2, cfg.seed)
+
+
+def _refuse_excess(model: ModelConfig, num_classes: int, seed: int) -> None:
+    """Raises ConfigError where more would be trained beside each layer than the layer has."""
+    found = excess(LongTailNet(model, num_classes, frozenset(), seed).backbone, model)
+    if found is not None and found.everywhere:
+        raise ConfigError(f"{found.text}. Set that, or model.tune={FULL}.")
 
 
 def check_device(cfg: RunConfig, device: torch.device, varied: Collection[str] = ()) -> None:
@@ -57,9 +62,9 @@ def check_device(cfg: RunConfig, device: torch.device, varied: Collection[str] =
 def check_run(cfg: RunConfig, manifest: Manifest) -> None:
     """Raises an error where the data cannot carry the run.
 
-    ConfigError where early stopping has nothing to judge by, class weights are for other classes, or the text encoder of
-    ``model.head_init`` is not known; DataError where a class has no training image; CapacityError where these do not fill a
-    batch.
+    ConfigError where early stopping has nothing to judge by, class weights are for other classes, the text encoder of
+    ``model.head_init`` is not known, or bottlenecks for so many classes are no bottlenecks; DataError where a class has no
+    training image; CapacityError where these do not fill a batch.
     """
     if cfg.stage2 is None and cfg.train.patience is not None and not available(manifest):
         raise ConfigError(
@@ -68,6 +73,8 @@ def check_run(cfg: RunConfig, manifest: Manifest) -> None:
         )
     if cfg.stage2 is None and cfg.model.head_init == TEXT:
         text_clip(cfg.model.name, cfg.model.weights, cfg.model.text)
+    if cfg.stage2 is None and cfg.model.tune == "adaptformer" and cfg.model.adaptformer.bottleneck is None:
+        _refuse_excess(cfg.model, len(manifest.classes), cfg.seed)  # its width follows from the number of classes
     base = cfg.objective.base
     weights = getattr(getattr(cfg.objective.base_options, base), "class_weights", None)
     if weights not in (None, *BY_COUNT):

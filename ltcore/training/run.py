@@ -187,7 +187,7 @@ def check_continues(job: Job, stored: RunRecord) -> None:
         refuse_other_run(job, stored)
         return
     with fetched_checkpoint(job.run_uri, weights=False) as path:
-        if not any((path / "checkpoints").glob("*/meta.json")):
+        if all(ckpt.find(path / "checkpoints", tag) is None for tag in ("best", "last")):
             return  # it begins anew
         found = ckpt.read(path, job.run_uri)
         cfg = resolved(RunConfig.from_dict(job.config))

@@ -77,6 +77,7 @@ OF_BASE: dict[str, dict[str, Any]] = {
 OBJECTIVES: dict[str, dict[str, Any]] = {"none": {}} | {
     term: {key: value for key, value in TERMS.items() if f".{term}." in key} for term in ("lpa", "dro", "ifl")
 }
+ALL = {"all": TERMS}
 
 
 def parts_of(uri: str, network: str, tune: str, base: str, terms: dict[str, Any]) -> tuple[Components, Any, Any]:
@@ -121,12 +122,32 @@ def test_one_step(tiny_shards: str, network: str, tune: str, base: str, terms: s
     one_step(tiny_shards, network, tune, base, terms)
 
 
+def other_cells() -> list[tuple[str, str, str, str]]:
+    """Every other base with every way to tune, and in turn with every network that takes both and every term or none."""
+    turn, cells = 0, []
+    for base in (base for base in BASES if base not in FEW):
+        branches = bool({"model.num_experts", "model.bilateral"} & OF_BASE.get(base, {}).keys())
+        terms = ["none"] if BASES[base].build.pairs else [*OBJECTIVES, "all"]
+        for tune in (*TUNES, "adaptformer"):
+            fit = [name for name, row in NETWORKS.items() if tune in row.tunes and (not branches or name == "resnet8")]
+            if fit:
+                cells.append((fit[turn % len(fit)], tune, base, terms[turn % len(terms)]))
+                turn += 1
+    return cells
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [base for base in BASES if base not in FEW])
-def test_one_step_of_every_other_base(tiny_shards: str, base: str) -> None:
-    """With updates of low rank beside layer norms, or beside the batch norms of the networks that branch."""
-    branches = {"model.num_experts", "model.bilateral"} & OF_BASE.get(base, {}).keys()
-    one_step(tiny_shards, "resnet8" if branches else "timm:test_convnext", "lora", base, "none")
+@pytest.mark.parametrize(("network", "tune", "base", "terms"), other_cells())
+def test_one_step_of_every_other_base(tiny_shards: str, network: str, tune: str, base: str, terms: str) -> None:
+    one_step(tiny_shards, network, tune, base, terms)
+
+
+def test_what_cannot_branch_refuses_bases_that_need_it() -> None:
+    for base, keys in OF_BASE.items():
+        if {"model.num_experts", "model.bilateral"} & keys.keys():
+            with pytest.raises(ConfigError, match="timm:test_convnext"):
+                cfg = tiny_run(model__name="timm:test_convnext", objective__base=base, **keys)
+                LongTailNet(cfg.model, 4, frozenset(), 0)
 
 
 def test_a_network_without_norm_has_none_to_train() -> None:
@@ -136,7 +157,7 @@ def test_a_network_without_norm_has_none_to_train() -> None:
 
 def one_step(tiny_shards: str, network: str, tune: str, base: str, terms: str) -> None:
     """The named parameters change, all others and the statistics of frozen layers stay what they are, bit for bit."""
-    parts, loader, make_optimizer = parts_of(tiny_shards, network, tune, base, OBJECTIVES[terms])
+    parts, loader, make_optimizer = parts_of(tiny_shards, network, tune, base, (OBJECTIVES | ALL)[terms])
     step, net, average = parts.step, parts.step.net, parts.average
     copies = [copy.net for copy in (average, step.key) if copy is not None]
     wake_(net, *copies)

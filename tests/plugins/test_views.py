@@ -46,14 +46,16 @@ def test_a_view_is_pinned_and_others_leave_no_trace(installed: Path) -> None:
 def test_a_crop_of_a_plugin_is_made_by_the_reader(installed: Path) -> None:
     loading.load_part("augmentation", "rrc_drop")
     crops = reader_crops(AugmentConfig(view1="channel_drop", view2="rrc_drop"), 2, 224)
-    assert [(crop.view, crop.min_area) for crop in crops] == [("view1", None), ("view2", 0.4)]
+    assert [(crop.view, crop.min_area, crop.square) for crop in crops] == [("view1", None, False), ("view2", 0.4, True)]
 
 
 def test_a_resumed_run_sees_the_same_images(
     installed: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "DECIDE_EVERY", 3)
-    cfg = tiny_run().replace({**VIEWS, "objective.base": "paco"} | {"objective.base_options.paco.queue_size": 16})
+    """Also where its crops grow by the epoch."""
+    grow = {"augment.crop_schedule": "linear", "objective.base_options.paco.queue_size": 16}
+    cfg = tiny_run().replace({**VIEWS, "objective.base": "paco", **grow})
     whole = run(cfg, tiny_shards, tmp_path / "whole")
     with pytest.raises(StopRequested):
         run(cfg, tiny_shards, tmp_path / "cut", StopAfter(5))

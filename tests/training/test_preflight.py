@@ -61,6 +61,20 @@ def test_what_is_added_is_smaller_than_what_it_stands_beside(keys: dict[str, Any
     check_network(tiny_run(**{**keys, **of_rows}))
 
 
+def test_bottlenecks_that_follow_from_the_classes_are_checked_with_them(tiny_shards: str) -> None:
+    """LIFT's rule gives 1 for four classes, and for 8,192 in six blocks 512 beside a width of 64."""
+    manifest = read_manifest(tiny_shards)
+    cfg = tiny_run(model__name="timm:test_vit", model__tune="adaptformer", data__image_size="32")
+    check_run(cfg, manifest)
+    names = tuple(f"c{n}" for n in range(8192))
+    counts = {split: (5,) * len(names) for split in manifest.class_counts}
+    many = replace(manifest, classes=names, class_counts=counts, shot_groups=("many",) * len(names))
+    with pytest.raises(
+        ConfigError, match=r"bottleneck=null, here 512, is above the width of all 6 layers .*Set that, or"
+    ):
+        check_run(cfg, many)
+
+
 def test_the_command_says_it_before_it_writes(tiny_shards: str, tmp_path: Path) -> None:
     args = [
         "cifar100_lt_ce",

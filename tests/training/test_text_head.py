@@ -336,6 +336,6 @@ def test_the_recipe_of_lift_says_a_command_that_is_a_run() -> None:
 
 def test_a_dry_run_tries_the_text_encoder(clips: Clips, tiny_shards: str, tmp_path: Path) -> None:
     cfg = tiny_run(**clips.keys)
-    assert "the text encoder knows" in rehearse(cfg, tiny_shards, str(tmp_path))[0]
+    assert "the text encoder fits the network" in rehearse(cfg, tiny_shards, str(tmp_path))[0]
     with pytest.raises(CheckpointError, match=r"model.text.weights=.*none.* does not exist"):
         rehearse(cfg.replace({"model.text.weights": str(tmp_path / "none.safetensors")}), tiny_shards, str(tmp_path))

@@ -145,7 +145,7 @@ def _checked(name: str, stage: Stage) -> Stage:
 def _add(part: Part) -> None:
     within("(0, 1]", min_area=part.extra["min_area"])
     stages = (_checked(part.name, part.build),)
-    add_row(AUGMENTS, part.kind, part.name, Stack(stages, part.summary, part.extra["min_area"], part.paper))
+    add_row(AUGMENTS, part.kind, part.name, Stack(stages, part.summary, paper=part.paper, **part.extra))
 
 
 attach("augmentation", _add)

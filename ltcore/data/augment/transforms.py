@@ -26,7 +26,7 @@ class Draw:
     """Uniform numbers for the samples of one batch in one view, drawn on the host.
 
     Also for images on a GPU: the numbers of a stage take 30 to 70 us there, while their integer arithmetic on the GPU
-    (``rng.uniform``, the same numbers) would be 90 small kernels, which take the host several times as long to launch.
+    (``rng.uniform``, the same numbers) is 90 operations, each a kernel to launch.
     """
 
     seed: int

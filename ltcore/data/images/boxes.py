@@ -48,9 +48,9 @@ class Crop:
 def least_area(min_area: float, schedule: str, epoch: int, epochs: int) -> float:
     """Returns the least share of the area in an epoch: ``min_area`` in the first, and 1 in the last where it grows.
 
-    A training of one epoch has ``min_area``.
+    A training of one epoch has ``min_area``. Whoever measures its speed may read further epochs, which are like the last.
     """
-    return min_area + SCHEDULES[schedule](epoch / max(1, epochs - 1)) * (1 - min_area)
+    return min_area + SCHEDULES[schedule](min(1.0, epoch / max(1, epochs - 1))) * (1 - min_area)
 
 
 def random_square(numbers_n: Sequence[float], min_area: float, original: Size) -> Box:

@@ -121,6 +121,7 @@ def test_the_least_area_grows_by_the_epoch_from_its_value_to_one() -> None:
     )
     for schedule in SCHEDULES:
         assert least_area(0.3, schedule, 0, 5) == 0.3 == least_area(0.3, schedule, 0, 1)
+        assert least_area(0.3, schedule, 9, 5) == least_area(0.3, schedule, 4, 5) <= 1
     assert least_area(0.3, "constant", 4, 5) == 0.3
     last = CropDraws([Crop("view1", 0.08, True, "convex")], 3, 4, rows(50), epochs=5)
     assert {last.boxes(b, (40, 90))[0][2:] for b in range(50)} == {(40, 40)}

@@ -18,7 +18,7 @@ def channel_drop(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     return images.masked_fill(dropped[:, :, None, None], 0)
 
 
-@plugins.augmentation("rrc_drop", summary="random resized crop, flip, and the same", min_area=0.4)
+@plugins.augmentation("rrc_drop", summary="random square, flip, and the same", min_area=0.4, square=True)
 def rrc_drop(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
     """Returns flipped images without one channel."""
     return channel_drop(transforms.flip(images, draw, cfg), draw, cfg)
