@@ -288,9 +288,9 @@ def read_json(uri: str | Path) -> dict[str, Any] | None:
     return None if data is None else _object(place, data)
 
 
-def write_json(uri: str | Path, value: Any) -> None:
+def write_json(uri: str | Path, value: Any, fence: Callable[[], None] = lambda: None) -> None:
     """Writes the whole file or nothing, as ``write_bytes_atomic``."""
-    write_bytes_atomic(str(uri), json.dumps(value, indent=1).encode())
+    write_bytes_atomic(str(uri), json.dumps(value, indent=1).encode(), fence)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

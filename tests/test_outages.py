@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from ltcore import retry, storage
+from ltcore.config.json_record import RecordFile
 from ltcore.errors import DamagedFileError, DataError, StorageError, is_retryable
 from tests.flaky import Flaky, flaky
+from tests.records import run_record
 from tests.s3 import Bucket
 
 pytest_plugins = ["tests.s3"]
@@ -190,3 +192,16 @@ def test_the_fence_is_asked_before_every_attempt(bucket: Bucket, proxy: Flaky) -
     with proxy.disturbed("503"), pytest.raises(DataError, match="taken over"):
         storage.write_bytes_atomic(f"{bucket.uri}/run.json", b"old", fence)
     assert asked == [False, True] and bucket.get("run.json") == b"the new owner's"
+
+
+def test_a_record_is_fenced_too(bucket: Bucket, proxy: Flaky) -> None:
+    """That of a run or a sweep, whose driver may have been cut off for longer than its claim holds."""
+
+    def check() -> None:
+        if proxy.struck:
+            raise DataError("taken over")
+
+    bucket.put("run.json", b"the new owner's")
+    with proxy.disturbed("503"), pytest.raises(DataError, match="taken over"):
+        RecordFile(bucket.uri, run_record(), check).write()
+    assert bucket.get("run.json") == b"the new owner's"

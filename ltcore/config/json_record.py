@@ -64,9 +64,9 @@ class StoredRecord(JsonRecord):
         value = read_json(file)
         return None if value is None else cls.from_json(value, file)
 
-    def write(self, folder: str | Path) -> None:
-        """Writes the whole file or nothing."""
-        write_json(join(str(folder), self.FILE), self.to_json())
+    def write(self, folder: str | Path, fence: Callable[[], None] = lambda: None) -> None:
+        """Writes the whole file or nothing; ``fence`` is asked before every attempt."""
+        write_json(join(str(folder), self.FILE), self.to_json(), fence)
 
 
 R = TypeVar("R", bound=StoredRecord)
@@ -75,7 +75,7 @@ R = TypeVar("R", bound=StoredRecord)
 class RecordFile(Generic[R]):
     """The present record of something that goes on, and its file; without a folder there is no file.
 
-    ``check`` is called before every write, and raises where the place is another process's by now.
+    ``check`` is called before every attempt to write, and raises where the place is another process's by now.
     """
 
     def __init__(self, folder: str | Path | None, value: R, check: Callable[[], None] = lambda: None) -> None:
@@ -89,8 +89,7 @@ class RecordFile(Generic[R]):
     def write(self) -> None:
         """Writes the whole file. Raises DataError where the place cannot be written, or is another process's."""
         if self._folder is not None:
-            self.check()
-            self.value.write(self._folder)
+            self.value.write(self._folder, self.check)
 
 
 def encode(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import Demand, Scaling
 from ltcore.runtime.ray_context import ReportingContext, may_be_taken
 from ltcore.runtime.ray_data import make_ray_loader
-from ltcore.runtime.ray_train import fit_with_train
+from ltcore.runtime.ray_train import fit_with_train, most_failures
 from ltcore.text import counted
 from ltcore.training.context import Interrupted, StopRequested
 from ltcore.training.run import Job, execute
@@ -63,8 +63,8 @@ def _run(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | N
         context.over()
 
 
-run_job: Any = ray.remote(max_retries=2)(_run)
-run_job_alone: Any = ray.remote(max_retries=2, max_calls=1)(_run)
+run_job: Any = ray.remote(_run)
+run_job_alone: Any = ray.remote(max_calls=1)(_run)
 """The same in a process that ends with it. Another run on its GPU needs the memory, and a process that CUDA has begun in stays
 on its GPU, whichever one Ray gives its next task. On a node that is taken away, Ray would give a process that waits the next
 run in line."""
@@ -73,8 +73,9 @@ run in line."""
 def submit(job: Job, engine: str, scaling: Scaling) -> Any:
     """Starts the job on the cluster and returns the reference of its result."""
     options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
+    options["max_retries"] = most_failures(job)
     if engine == "train":  # the task only drives; its workers reserve what they need
-        options = {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}
+        options |= {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}
     alone = engine != "train" and (options["num_gpus"] or may_be_taken())
     return (run_job_alone if alone else run_job).options(**options).remote(job.to_json(), engine, scaling)
 

@@ -49,7 +49,7 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
             raise cause from error
         except ray.exceptions.RayActorError as error:
             lost += 1  # Ray starts workers again, but not the process that watches over them
-            if lost > _most_failures(job):
+            if lost > most_failures(job):
                 raise LtcoreError(
                     f"The process that watches over the workers was lost {lost} times ({error}). The same command continues."
                 ) from error
@@ -65,7 +65,8 @@ def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: l
             return record
 
 
-def _most_failures(job: Job) -> int:
+def most_failures(job: Job) -> int:
+    """Returns how often processes of a run may be lost in one command: more often where machines may be taken back."""
     return 3 if is_local(job.run_uri) else SPOT_FAILURES
 
 
@@ -114,7 +115,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
             storage_filesystem=filesystem,
             callbacks=callbacks,
             failure_config=FailureConfig(
-                max_failures=_most_failures(job),
+                max_failures=most_failures(job),
                 max_preemption_failures=-1,  # a node that goes without being waited for; a heeded notice is no failure at all
                 controller_failure_limit=-1,  # each time that a worker group finds no room counts as one
             ),

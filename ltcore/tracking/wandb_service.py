@@ -16,7 +16,10 @@ END_S = 30.0  # the upload at the end of a run has a limit of its own and is ove
 
 @contextlib.contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Ends the service process by force where the block takes longer; what waits for it in there then fails."""
+    """Ends the service process by force where the block takes longer; what waits for it in there then fails.
+
+    A process has one service. One that has not answered for so long is of no use to other runs of this process either.
+    """
     timer = threading.Timer(seconds, _kill)
     timer.daemon = True
     timer.start()
@@ -30,8 +33,8 @@ def end_service() -> None:
     """Ends the service process of W&B, if this process has one, by force after ``END_S``."""
     import wandb
 
-    # It fails where the service holds the id of a failed run or has died.
-    with bounded(END_S), contextlib.suppress(Exception, SystemExit):
+    # It fails where the service holds the id of a failed run or has died, and its bound where no thread can be started.
+    with contextlib.suppress(Exception, SystemExit), bounded(END_S):
         wandb.teardown()
     os.environ.pop("WANDB_SERVICE", None)  # the address of that process
 

@@ -133,7 +133,8 @@ class WandbSink(Tracker):
     """Writes to an open W&B run. Curves are drawn over epochs; the summary has the last value of each metric.
 
     A failure of W&B never ends training: the run continues in a new offline file, which ``wandb sync`` appends to the
-    first, or, where that fails as well, without W&B.
+    first, or, where that fails as well, without W&B. Rows that its process had taken and not yet written are lost to W&B with
+    it; metrics.jsonl has them.
     """
 
     def __init__(self, start: Callable[[str], Any], run_id: str, folder: Path) -> None:
@@ -148,7 +149,8 @@ class WandbSink(Tracker):
 
     def open(self, mode: str) -> None:
         """Opens the W&B run in a mode."""
-        self._run = self._start(mode)
+        with bounded(ANSWER_S):  # the service may be that of a run before, and ``init_timeout`` is not about its answer
+            self._run = self._start(mode)
 
     def reopen(self, error: Exception) -> None:
         """Continues after an error: offline the first time, without W&B after that."""

@@ -91,6 +91,8 @@ class Runs:
         self.setup, self.display, self.watch = setup, display, watch
         self.heartbeat_name, self.nonce, self.id_prefix = heartbeat_name, nonce, id_prefix
         self._submitted: dict[Any, tuple[Job, str, Scaling]] = {}
+        self.beside: dict[Any, str] = {}
+        """What runs beside the search until it has ended, the baseline: its task -> its name."""
 
     def job(self, where: str, seed: int, kind: str, changes: Mapping[str, Any]) -> Job:
         """Returns the job of the recipe's run with these changes, in directory ``where`` of the sweep."""
@@ -163,6 +165,8 @@ class Runs:
 
     def wait_any(self, running: dict[Any, str]) -> None:
         """Takes finished runs out of ``running``; cancels everything where nothing progresses any more."""
+        if running is not self.beside:
+            self.move_beside()
         ready, _ = ray.wait(list(running), timeout=1.0)
         for ref in ready:
             name = running.pop(ref)
@@ -179,8 +183,9 @@ class Runs:
         if not running:
             self.raise_if_over()
 
-    def move(self, running: dict[Any, str]) -> None:
-        """Starts those again that have left nodes which are taken away; all else waits for ``wait_any``."""
+    def move_beside(self) -> None:
+        """Starts those of ``beside`` again that have left nodes which are taken away; all else waits for ``wait_any``."""
+        running = self.beside
         for ref in ray.wait(list(running), timeout=0)[0] if running else ():
             with contextlib.suppress(LtcoreError):
                 if self._goes_on(ref, result_of(ref), running[ref], running):

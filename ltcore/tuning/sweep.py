@@ -48,12 +48,10 @@ class Sweep:
 
     def __init__(self, setup: SweepSetup, identity: dict[str, Any], display: ProgressDisplay) -> None:
         self.setup, self.display = setup, display
-        self.file = RecordFile(setup.uri, opened(setup, identity))
+        self.file = RecordFile(setup.uri, opened(setup, identity), partial(check_held, setup.uri))
         self.meter = NodeHours(self.record.node_hours)
         self._lost: dict[str, str] = {}
         """Trials whose process died for the last time, with Ray's words."""
-        self._baseline: dict[Any, str] = {}
-        """The baseline beside the search, until it has ended: its task -> its name."""
         self._barred: set[str] = set()
         """Trials that cannot begin, as what they start from has failed for good; ``_lost`` has the words."""
         self.heartbeat_name = f"heartbeat-{self.record.config_hash[:12]}-{time.time_ns()}"
@@ -122,7 +120,6 @@ class Sweep:
 
     def save(self, **fields: Any) -> None:
         """Writes ``sweep.json`` with these fields replaced, and with what was spent so far."""
-        check_held(self.setup.uri)
         before = self.record.stages_before
         spent = {k: round(before.get(k, 0.0) + v, 1) for k, v in self.display.stages.items()}
         self.file.update(
@@ -138,15 +135,15 @@ class Sweep:
         setup = self.setup
         with self.display.stage("search", expected=setup.num_trials + 1), saving_first(self.watch, self.display.say):
             job = self.runs.job("trials/baseline", setup.seed, "baseline", terms_off())
-            self._baseline = {self.runs.submit(job): "baseline"}
+            self.runs.beside = {self.runs.submit(job): "baseline"}
             with contextlib.suppress(TimeIsUp):
                 if setup.sweep.search == "pbt":
                     self._search_population()
                 else:
                     self._search_cohorts()
             with contextlib.suppress(TimeIsUp):
-                while self._baseline:
-                    self.runs.wait_any(self._baseline)
+                while self.runs.beside:
+                    self.runs.wait_any(self.runs.beside)
         self._collect()
 
     def _search_cohorts(self) -> None:
@@ -178,7 +175,7 @@ class Sweep:
 
     def _stop_wanted(self) -> bool:
         """Answers what Tune asks all the time, and sees after the baseline meanwhile."""
-        self.runs.move(self._baseline)
+        self.runs.move_beside()
         return self.watch.stop_wanted
 
     def _note_loss(self, trial: str, words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ltcore.config.records import Place, RungDecision, RunRecord, Stopped, TrialRecord
@@ -12,6 +13,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.config.space import grid_points, sample_space
 from ltcore.config.sweep import SweepConfig
 from ltcore.storage import join
+from ltcore.training.lease import check_held
 from ltcore.tuning.rungs import Rung, rung_epoch, standing
 
 BY_TIME = "ended by the time limit (--max-hours)"
@@ -152,7 +154,8 @@ def collect(
                 entry = replace(entry, status="failed", reason=lost[name], retryable=name not in barred)
             elif record is not None and out_of_time and record.status != "failed":
                 reason = f"{BY_TIME} after epoch {record.epochs_done}"
-                replace(record, status="stopped", reason=reason).write(folder_of(sweep_uri, name))
+                stopped = replace(record, status="stopped", reason=reason)
+                stopped.write(folder_of(sweep_uri, name), partial(check_held, sweep_uri))
                 entry = replace(entry, status="stopped", reason=reason)
         found.append(entry)
     return tuple(sorted(found, key=lambda entry: entry.id))

@@ -42,13 +42,12 @@ TRAIN_S = 24.0
 LEAST_EPOCHS = 20
 PATIENCE_S = 400.0
 WITHOUT_BUDGET = """
-import ray
 from ltcore.cli.entry import run_main
 from ltcore.cli.main import tune
 from ltcore.runtime import ray_task
 from ltcore.tuning import sweep
 sweep.LOST_ON_CLUSTERS = 0
-ray_task.run_job_alone = ray.remote(max_retries=0, max_calls=1)(ray_task._run)
+ray_task.most_failures = lambda job: 0
 run_main(lambda: tune("A sweep whose first failure is its last."))
 """
 RECIPE = "digits_glt_lpa_dro_ifl"

@@ -268,11 +268,11 @@ def test_the_baseline_moves_while_the_search_goes_on_and_is_else_left_to_its_end
     said: list[str] = []
     setup: Any = SimpleNamespace(placement=SimpleNamespace(engine="trial", scaling=Scaling()))
     sweep = runs.Runs(setup, SimpleNamespace(say=said.append), watchdog(False), "", "", "")  # type: ignore[arg-type]
-    sweep.move({})
-    running = {sweep.submit(job(tmp_path)): "baseline"}
-    sweep.move(running)
-    sweep.move(running)
-    assert (len(said), len(tasks), running) == (2, 1, {1: "baseline"})
+    sweep.move_beside()
+    sweep.beside = {sweep.submit(job(tmp_path)): "baseline"}
+    sweep.move_beside()
+    sweep.wait_any({})  # as whoever waits for others does, such as for the start that trials share
+    assert (len(said), len(tasks), sweep.beside) == (2, 1, {1: "baseline"})
     for outcome in (ENDED, LtcoreError("lost")):
 
         def result_of(ref: int, outcome: Any = outcome) -> Any:
@@ -281,8 +281,8 @@ def test_the_baseline_moves_while_the_search_goes_on_and_is_else_left_to_its_end
             return outcome
 
         monkeypatch.setattr(runs, "result_of", result_of)
-        sweep.move(running)
-        assert running == {1: "baseline"}
+        sweep.move_beside()
+        assert sweep.beside == {1: "baseline"}
 
 
 # --- the drain --------------------------------------------------------------------------------------------------------

@@ -39,6 +39,23 @@ sink.finish({"x": 2.0}, "finished")
 first, second = Path("wandb").glob("offline-run-*")
 assert sink.is_open
 """
+OPENS = """
+from pathlib import Path
+from ltcore.tracking import wandb_sink
+from ltcore.tracking.config import TrackingConfig
+wandb_sink.ANSWER_S = 1.0
+def opened(name):
+    names = {key: name for key in ("run_id", "group", "name", "job_type")}
+    options = TrackingConfig(wandb_mode="offline")
+    (sink,) = wandb_sink.open_wandb(run_dir=Path.cwd() / name, config_flat={}, options=options, **names)
+    return sink
+opened("a").finish({}, "finished")
+stop()
+second = opened("b")
+second.log({"x": 2.0}, 2)
+second.finish({"x": 2.0}, "finished")
+assert list(Path("b/wandb").glob("offline-run-*"))
+"""
 STOPS = """
 import psutil, wandb
 def stop():
@@ -54,8 +71,9 @@ def stop():
         (STOPS + "wandb.Api = lambda *args, **kwargs: (wandb.setup(), stop(), {}['no answer'])" + ASKS, "'offline'"),
         (STOPS + LOGS + "stop()", ""),
         (STOPS + FINISHES, ""),
+        (STOPS + OPENS, ""),
     ],
-    ids=["asks", "logs", "finishes"],
+    ids=["asks", "logs", "finishes", "opens"],
 )
 def test_a_program_ends_though_the_service_hangs(code: str, mode: str, tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
