@@ -8,6 +8,7 @@ cap, and a partial file that nobody locks was left by a killed process and goes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -109,7 +110,7 @@ def _reserved(aside: Path, size: int, cache_bytes: int) -> Iterator[BinaryIO]:
         while (target := _reserve(aside, size, cache_bytes)) is None:
             time.sleep(_WAIT_S)
         with target:
-            retrying(str(aside.parent), lambda: os.posix_fallocate(target.fileno(), 0, size))
+            retrying(str(aside.parent), lambda: _take(target, size, aside.parent))
             yield target
     finally:
         aside.unlink(missing_ok=True)
@@ -125,8 +126,7 @@ def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
         running = sum(_size_if_running(partial) for partial in folder.glob("*.partial"))
         if running + size > cache_bytes:
             return None
-        files = (path for ending in ("tar", "npy") for path in folder.glob(f"*.{ending}"))
-        kept = sorted(((path.stat(), path) for path in files), key=lambda pair: pair[0].st_mtime)
+        kept = _kept(folder)
         total = running + sum(stat.st_size for stat, _ in kept)
         for stat, path in kept:
             if total + size <= cache_bytes:
@@ -137,6 +137,28 @@ def _reserve(aside: Path, size: int, cache_bytes: int) -> BinaryIO | None:
         fcntl.flock(target, fcntl.LOCK_EX)
         target.truncate(size)
         return target
+
+
+def _kept(folder: Path) -> list[tuple[os.stat_result, Path]]:
+    """Returns the whole files of the cache, the least recently used first."""
+    files = (path for ending in ("tar", "npy") for path in folder.glob(f"*.{ending}"))
+    return sorted(((path.stat(), path) for path in files), key=lambda pair: pair[0].st_mtime)
+
+
+def _take(target: BinaryIO, size: int, folder: Path) -> None:
+    """Takes the disk space of a file. Where the disk is smaller than the cap, the least recently used files go first."""
+    while True:
+        try:
+            os.posix_fallocate(target.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            with storage.locked(folder / "evict.lock"):
+                kept = _kept(folder)
+                if not kept:
+                    raise
+                kept[0][1].unlink()
 
 
 def _size_if_running(partial: Path) -> int:

@@ -209,6 +209,25 @@ def test_a_download_waits_for_room_on_the_disk(far: Far, monkeypatch: pytest.Mon
     assert get(far, 0, SIZE) == shard_of(0)[1] and len(waited) == 2
 
 
+def test_a_disk_smaller_than_the_cap_evicts_before_it_waits(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk holds two of three shards that the cap would allow."""
+    reserve = os.posix_fallocate
+
+    def small(file: int, start: int, size: int) -> None:
+        if len(files()) > 2:  # with the one that is about to be downloaded
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(file, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", small)
+    for number in (0, 1, 2):
+        assert get(far, number, 3 * SIZE) == shard_of(number)[1]
+        time.sleep(0.01)  # times of use differ
+    assert len(files()) == 2 and len(far.downloads) == 3
+    for number in (2, 1):
+        get(far, number, 3 * SIZE)
+    assert len(far.downloads) == 3, "the first one went"
+
+
 KILLED = """
 import sys, time
 from ltcore import storage
