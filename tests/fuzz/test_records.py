@@ -24,6 +24,8 @@ LIGHT = (
 HEAVY = ("sweep page", "unfinished sweep page", "variants page", "run page", "resume", "stage 2 source")
 SHORT = 8
 """Inputs of each light target in the run of every day."""
+FEW = 3
+"""Inputs of each heavy target, whose inputs take up to a second, in the slow run."""
 LONG = int(os.environ.get("LTCORE_FUZZ_INPUTS", "2000"))
 SEED = int(os.environ.get("LTCORE_FUZZ_SEED", "0"))
 
@@ -38,6 +40,14 @@ def tallies() -> Mapping[str, Tally]:
 def test_mutated_records_are_read_or_refused(tallies: Mapping[str, Tally], name: str) -> None:
     assert not tallies[name].faults, "\n".join(tallies[name].faults)
     assert tallies[name].counts.total() == SHORT
+
+
+@pytest.mark.slow
+def test_some_mutated_records_make_a_page_or_a_run_or_a_sentence() -> None:
+    """All heavy targets in one process."""
+    for name, tally in fuzz(MODULE, dict.fromkeys(HEAVY, FEW), seed=0).items():
+        assert not tally.faults, "\n".join([name, *tally.faults])
+        assert tally.counts.total() == FEW
 
 
 @pytest.mark.fuzz
