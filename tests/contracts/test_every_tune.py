@@ -60,11 +60,13 @@ NETWORKS = {
     ),
 }
 """Networks that take a step in a fraction of a second: with batch norm, with layer norm, and with none."""
+RARE = ("timm:test_convnext", "timm:test_nfnet")
+"""Networks that meet one base, in the slow run."""
 CASES = [
-    (network, tune, base)
+    pytest.param(network, tune, base, marks=[pytest.mark.slow] if network in RARE else [])
     for network, row in NETWORKS.items()
     for tune in row.tunes
-    for base in FEW[network in ("timm:test_convnext", "timm:test_nfnet") :]  # both bases with three are enough
+    for base in FEW[network in RARE :]
 ]
 COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}
 OF_BASE: dict[str, dict[str, Any]] = {

@@ -15,6 +15,8 @@ from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.objective.criterion import Criterion
 from ltcore.rng import generator
 
+pytestmark = pytest.mark.slow
+
 COUNTS, FEATURES, PER_EPOCH, EPOCHS = [12, 8, 4], 64, 3, 4
 STEPS = PER_EPOCH * EPOCHS
 LPA = {"start": 0.0, "num_attributes": 4, "queue_size": 16, "neighbors": 1, "threshold": 0.0}
@@ -86,11 +88,7 @@ class Loop:
         return torch.stack(losses)
 
 
-LONGEST = "paco+lpa+dro+ifl"
-EACH = [pytest.param(kind, marks=[pytest.mark.slow] * (kind == LONGEST)) for kind in KINDS]
-
-
-@pytest.mark.parametrize("kind", EACH)
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_has_the_losses_of_the_plain_one(kind: str) -> None:
     """To the bit, as the same kernels run; four epochs of three steps."""
     compiled, graphs = Loop(kind), []
@@ -115,7 +113,6 @@ def test_forwards_between_two_steps_are_no_graphs_of_their_own() -> None:
     assert graphs[-1] <= KINDS["paco"][2]
 
 
-@pytest.mark.slow
 def test_generated_code_differs_by_rounding_alone() -> None:
     """Within 1e-11 in float64. Of one loss, as each graph of all terms takes a compiler most of a minute."""
     compiled, plain = Loop("balanced_softmax", torch.float64), Loop("balanced_softmax", torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ltcore.runtime import ray_task
 from ltcore.runtime.cluster import ON_HEAD, Cluster
 from ltcore.runtime.doctor.checks import GREEN, RED, capacity, no_capacity
 from ltcore.runtime.placement import Demand, Placement, Scaling, concurrency, demand
+from ltcore.runtime.ray_train import SPOT_FAILURES
 from ltcore.training.run import Job
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="")
@@ -107,11 +109,14 @@ def test_a_task_reserves_what_it_computes_with_and_a_driver_of_ray_train_next_to
 
     for task in ("run_job", "run_job_alone"):
         monkeypatch.setattr(ray_task, task, Task())
-    job = Job(config={}, data_uri="", run_uri="", info={})
+    job = Job(config={}, data_uri="", run_uri="/runs/a", info={})
     scaling = Scaling(workers=2, cpus_per_worker=4, gpus_per_worker=0.5)
     for engine in ("trial", "train"):
         ray_task.submit(job, engine, scaling)
-    assert asked == [{"num_cpus": 4, "num_gpus": 0.5}, {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}]
+    driver = {"num_cpus": 0, "num_gpus": 0, "resources": ON_HEAD}
+    assert asked == [{"num_cpus": 4, "num_gpus": 0.5, "max_retries": 3}, {**driver, "max_retries": 3}]
+    ray_task.submit(dataclasses.replace(job, run_uri="s3://bucket/a"), "train", scaling)
+    assert asked[-1] == {**driver, "max_retries": SPOT_FAILURES}, "machines of a cluster may be taken back often"
     assert list(ON_HEAD) == ["node:__internal_head__"]
 
 
