@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltcore.batch import Batch
 from ltcore.benchmarks import datasets as images
-from ltcore.benchmarks.baselines import BareLoop, loss_scaler, timm_step
+from ltcore.benchmarks.baselines import BareLoop, timm_step
 from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section, Work, interleave, milliseconds
 from ltcore.benchmarks.machine import device, wait_for
 from ltcore.benchmarks.options import Options
@@ -29,8 +29,8 @@ from ltcore.models.net import LongTailNet
 from ltcore.text import counted
 from ltcore.training.build import build
 from ltcore.training.context import LocalContext
+from ltcore.training.descent import build_descent, take_step
 from ltcore.training.hardware import choose_precision, describe_hardware
-from ltcore.training.optim import build_optimizer
 
 PARTS = ("host", "augment", "forward", "backward", "optimizer")
 """Of a step, in their order: 'host' copies the images to the device, 'forward' includes the loss."""
@@ -144,8 +144,7 @@ class Step:
         )
         self._loader = CachedLoader(self.cfg.data, uri, batch_size=net.batch_size, seed=0)  # for classes and counts
         self.parts = build(self.cfg, self._loader, LocalContext(place))
-        self.optimizer = build_optimizer(self.cfg.train.optim, self.parts.step)
-        self.scaler = loss_scaler(place, self.parts.precision.autocast)
+        self.descent = build_descent(self.cfg.train, self.parts, place)
         self.raw = random_batch(net, len(self._loader.store.manifest.classes))
         self._on_device = self.parts.augment(self.raw.to(place), 0)
 
@@ -155,11 +154,7 @@ class Step:
 
     def train(self) -> None:
         """Runs the step on images that are on the device and augmented."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, _, out = self.parts.wrapped(self._on_device, PROGRESS)
-        self.scaler.scale(loss).backward()
-        self._descend()
-        self.parts.step.objective.observe(out, self._on_device, PROGRESS)
+        take_step(self.parts, self.descent, self._on_device, PROGRESS, accumulate=1)
 
     def marked(self) -> list[float]:
         """Runs the whole step and returns the milliseconds of each of ``PARTS``, by the clock of the device."""
@@ -171,17 +166,13 @@ class Step:
         clock.mark()
         loss, _, out = self.parts.wrapped(batch, PROGRESS)
         clock.mark()
-        self.scaler.scale(loss).backward()
+        self.descent.backward(loss)
         clock.mark()
-        self._descend()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descent.step()
+        self.descent.zero_grad()
         self.parts.step.objective.observe(out, batch, PROGRESS)
         clock.mark()
         return clock.milliseconds()
-
-    def _descend(self) -> None:
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
 
     def bare(self) -> BareLoop:
         """Returns the plain loop with the same network and precision."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ltcore.batch import Batch
-from ltcore.benchmarks.baselines import loss_scaler
 from ltcore.benchmarks.harness import Rung, Section, Work, interleave
 from ltcore.benchmarks.machine import wait_for
 from ltcore.config.schema import RunConfig
@@ -18,7 +17,7 @@ from ltcore.data.loading.loader import CachedLoader, Loader
 from ltcore.data.loading.resident import ResidentLoader
 from ltcore.training.build import Components, build
 from ltcore.training.context import LocalContext
-from ltcore.training.optim import build_optimizer
+from ltcore.training.descent import build_descent, take_step
 
 HOST, RESIDENT = "from the host", "resident"
 NOTE = (
@@ -52,20 +51,14 @@ def measure_resident(
 
 def _fed(loader: Loader, parts: Components, cfg: RunConfig, place: torch.device, steps: int) -> Work:
     """Returns rounds of ``steps`` training steps, as the training loop does them, whose amount is images."""
-    optimizer = build_optimizer(cfg.train.optim, parts.step)
-    scaler = loss_scaler(place, parts.precision.autocast)
+    descent = build_descent(cfg.train, parts, place)
     batches = _numbered(loader)
 
     def work() -> float:
         for _ in range(steps):
             raw, epoch = next(batches)
             batch = parts.augment(raw.to(place), epoch, raw)
-            loss, _, out = parts.wrapped(batch, PROGRESS)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            parts.step.objective.observe(out, batch, PROGRESS)
+            take_step(parts, descent, batch, PROGRESS, accumulate=1)
         wait_for(place)
         return steps * cfg.train.batch_size
 

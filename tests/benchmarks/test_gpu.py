@@ -70,9 +70,11 @@ def test_every_step_in_fp16_scales_its_loss(monkeypatch: pytest.MonkeyPatch) -> 
     step = gpu.Step(gpu.Net("resnet8", 16, 8), "fp16", images.shards(None, quick=True), torch.device("cpu"))
     bare = step.bare()
     taken: dict[str, list[bool]] = {}
+    ours = step.descent._scaler
+    assert ours is not None
     for name, scaler, net, call in (
-        ("ours", step.scaler, step.parts.step.net, step.train),
-        ("marked", step.scaler, step.parts.step.net, step.marked),
+        ("ours", ours, step.parts.step.net, step.train),
+        ("marked", ours, step.parts.step.net, step.marked),
         ("bare", bare.scaler, bare.net, lambda: bare.step(step._on_device.images_VBCHW[0], step.raw.labels_B)),
     ):
         call()  # which makes the scale that is set below
