@@ -6,6 +6,7 @@ so; hence it is built, but told before a run begins, and refused where all that 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from ltcore.models.adaptformer import Adapter, transformer_mlps
 from ltcore.models.lora import lora_layers
+from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.tune import Tuned
 
 SHOWN = 3
@@ -27,6 +29,17 @@ class Excess:
     """One sentence that names key, value and layers, without a full stop."""
     everywhere: bool
     """Whether it is so for all layers beside which something stands."""
+
+
+@functools.lru_cache(
+    maxsize=2
+)  # the data's and, before there are any, of two classes: a large network takes seconds to draw
+def excess_of(model: ModelConfig, num_classes: int) -> Excess | None:
+    """Returns what is too large in the network of a configuration; None where nothing is.
+
+    Raises what building that network raises, such as ConfigError where nothing of it can be trained.
+    """
+    return excess(LongTailNet(model, num_classes, frozenset(), seed=0).backbone, model)
 
 
 def excess(backbone: nn.Module, cfg: Tuned) -> Excess | None:

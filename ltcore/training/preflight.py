@@ -10,8 +10,8 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CapacityError, ConfigError, DataError
 from ltcore.models.clip_text import TEXT, text_clip
-from ltcore.models.excess import excess
-from ltcore.models.net import LongTailNet, ModelConfig
+from ltcore.models.excess import excess_of
+from ltcore.models.net import ModelConfig
 from ltcore.models.timm_backbone import with_tag
 from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.tune import FULL
@@ -38,12 +38,12 @@ def check_network(cfg: RunConfig, varied: Collection[str] = ()) -> None:
     if model.weights not in (None, AUTO, DEFAULT) and not (is_timm(model.name) and is_tag(model.weights)):
         check_exists(model.weights)
     if model.tune != FULL:
-        _refuse_excess(model, 2, cfg.seed)
+        _refuse_excess(model, 2)
 
 
-def _refuse_excess(model: ModelConfig, num_classes: int, seed: int) -> None:
+def _refuse_excess(model: ModelConfig, num_classes: int) -> None:
     """Raises ConfigError where more would be trained beside each layer than the layer has."""
-    found = excess(LongTailNet(model, num_classes, frozenset(), seed).backbone, model)
+    found = excess_of(model, num_classes)
     if found is not None and found.everywhere:
         raise ConfigError(f"{found.text}. Set that, or model.tune={FULL}.")
 
@@ -74,7 +74,7 @@ def check_run(cfg: RunConfig, manifest: Manifest) -> None:
     if cfg.stage2 is None and cfg.model.head_init == TEXT:
         text_clip(cfg.model.name, cfg.model.weights, cfg.model.text)
     if cfg.stage2 is None and cfg.model.tune == "adaptformer" and cfg.model.adaptformer.bottleneck is None:
-        _refuse_excess(cfg.model, len(manifest.classes), cfg.seed)  # its width follows from the number of classes
+        _refuse_excess(cfg.model, len(manifest.classes))  # its width follows from the number of classes
     base = cfg.objective.base
     weights = getattr(getattr(cfg.objective.base_options, base), "class_weights", None)
     if weights not in (None, *BY_COUNT):

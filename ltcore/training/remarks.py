@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
-from ltcore.models.excess import excess
-from ltcore.models.net import LongTailNet, ModelConfig
+from ltcore.models.excess import excess_of
+from ltcore.models.net import ModelConfig
 from ltcore.models.tune import FULL, HEAD
 from ltcore.training import key_encoder
 
@@ -53,12 +52,11 @@ def _unmoved(cfg: RunConfig) -> str:
     return f"model.tune={HEAD} trains nothing in the backbone, so {' and '.join(terms)} cannot move its features"
 
 
-@functools.lru_cache(maxsize=1)  # the runs of a sweep mostly have one network, which may take seconds to draw
 def _excess(model: ModelConfig, num_classes: int) -> str:
     """Says that some layers are no larger than what is trained beside them; '' where all are larger."""
     if model.tune not in ("lora", "adaptformer"):
         return ""
-    found = excess(LongTailNet(model, num_classes, frozenset(), seed=0).backbone, model)
+    found = excess_of(model, num_classes)
     return "" if found is None else found.text
 
 
