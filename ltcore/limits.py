@@ -19,6 +19,7 @@ manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
 index of a shard     MAX_INDEX_BYTES_OF_ROW for each row that the manifest gives; a row fills MIN_BYTES_OF_ROW of its tar
 recipe, sweep file   MAX_RECIPE_BYTES, MAX_RECIPE_NODES with all aliases unfolded, MAX_RECIPE_DEPTH
 key on a command     MAX_TABLE_CHARS; MAX_TRIALS of a sweep
+weights              MAX_TENSOR_NAMES_BYTES; no more bytes unpacked than the file has
 memory of an import  of encoded images HELD_BYTES on their way, as many in work, and one image beyond them; of decoded
                      ones LARGE_PIXELS_AT_ONCE, and LARGE_PIXELS for each thread
 ===================  ==============================================================================================
@@ -89,6 +90,8 @@ MAX_TABLE_CHARS = 2**20
 """Of a table of classes on a command line: some 40,000 classes."""
 MAX_TRIALS = 10**5
 """Of a sweep."""
+MAX_TENSOR_NAMES_BYTES = 2**23
+"""Of what a file of weights says of its tensors, each of which becomes an object: some 10^5 of them."""
 
 
 def load_json(data: str | bytes) -> Any:

@@ -11,6 +11,7 @@ with ``weights_only=True``, after a check that its bytes are undamaged.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from ltcore.data.prep import Prep
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.evaluation.attributes import Ints
+from ltcore.limits import MAX_TENSOR_NAMES_BYTES
 from ltcore.shots import SHOT_GROUPS
 from ltcore.storage import is_local, join, sync_to_disk
 
@@ -327,17 +329,29 @@ def read_tensors(stream: BinaryIO) -> Any:
     """Returns the content of a ``torch.save`` file, on the CPU.
 
     Raises errors of any type where it is damaged, and ValueError where it would unpack to more bytes than it has, which
-    torch's own files never do.
+    torch's own files never do, or describes its tensors at too great length.
     """
-    if zipfile.is_zipfile(stream):  # otherwise written by torch before 1.6
+    source: BinaryIO = stream
+    if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as parts:
-            size, unpacked = stream.seek(0, os.SEEK_END), sum(part.file_size for part in parts.infolist())
+            sizes = [(part.filename, part.file_size) for part in parts.infolist()]
+            size, unpacked = stream.seek(0, os.SEEK_END), sum(n for _, n in sizes)
             if unpacked > size:
                 raise ValueError(f"its {size} bytes would unpack to {unpacked}")
+            refuse_long_description(sum(n for name, n in sizes if name.endswith(".pkl")))
             if damaged := parts.testzip():  # torch does not verify checksums and would load changed weights
                 raise ValueError(f"{damaged} in it is damaged")
-    stream.seek(0)
-    return torch.load(stream, map_location="cpu", weights_only=True)
+        stream.seek(0)
+    else:  # written by torch before 1.6: a file would hold room for whatever length stands in it, before it is read
+        stream.seek(0)
+        source = io.BytesIO(stream.read())
+    return torch.load(source, map_location="cpu", weights_only=True)
+
+
+def refuse_long_description(names_bytes: int) -> None:
+    """Raises ValueError where a file says more of its tensors than ``MAX_TENSOR_NAMES_BYTES``."""
+    if names_bytes > MAX_TENSOR_NAMES_BYTES:
+        raise ValueError(f"{names_bytes} bytes describe its tensors, expected at most {MAX_TENSOR_NAMES_BYTES}")
 
 
 def refuse_bad_weights(where: str, weights: Any) -> None:

@@ -76,6 +76,8 @@ def tensors(path: Path) -> Any:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
+        with path.open("rb") as stream:
+            ckpt.refuse_long_description(int.from_bytes(stream.read(8), "little"))
         return load_file(path)
     with path.open("rb") as stream:
         return ckpt.read_tensors(stream)

@@ -131,6 +131,19 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
         start("timm:test_efficientnet", str(file))
 
 
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_a_file_that_describes_its_tensors_at_length_is_refused_before_they_are_made(
+    ending: str, tmp_path: Path
+) -> None:
+    file, many = tmp_path / f"many{ending}", {f"{n:0150}": torch.ones(1) for n in range(60_000)}
+    if ending == ".pth":
+        torch.save(dict.fromkeys(many, 0), file)  # storages would take minutes
+    else:
+        save_file(many, file)
+    with pytest.raises(CheckpointError, match=r"bytes describe its tensors, expected at most 8388608\)"):
+        start("timm:test_vit", str(file))
+
+
 @pytest.mark.parametrize("weights", ["default", "r160_in1k"])
 def test_published_weights_are_taken_from_this_node_or_it_says_what_to_fetch(node: Path, weights: str) -> None:
     model = ModelConfig(name="timm:test_vit", weights=weights)
