@@ -9,12 +9,12 @@ import torch
 
 from ltcore.config.records import RunRecord
 from ltcore.errors import LtcoreError, RunFailedError, StallError, is_retryable
-from ltcore.runtime.cluster import ON_HEAD, Cluster, nodes_are_coming, quiet
-from ltcore.runtime.heartbeat import adopt_secrets
+from ltcore.runtime.cluster import ON_HEAD, Cluster, nodes_are_coming
 from ltcore.runtime.placement import Demand, Scaling
 from ltcore.runtime.ray_context import ReportingContext, may_be_taken
 from ltcore.runtime.ray_data import make_ray_loader
 from ltcore.runtime.ray_train import fit_with_train, most_failures
+from ltcore.runtime.worker import begin
 from ltcore.text import counted
 from ltcore.training.context import Interrupted, StopRequested
 from ltcore.training.run import Job, execute
@@ -47,16 +47,15 @@ def _run(fields: dict[str, Any], engine: str, scaling: Scaling) -> RunRecord | N
     whoever submitted it does so again. A task that is lost with its node costs one of its retries unless Ray's head hears of
     the node before the driver does.
     """
-    quiet()
     job = Job.from_json(fields, "the job")
-    adopt_secrets(job.heartbeat, job.nonce)
+    begin(job.heartbeat, job.nonce)
     if engine == "train":
         return fit_with_train(job, scaling, storage=None, callbacks=[])
     context = TaskContext(job)
     try:
         return execute(job, context, make_ray_loader)
-    except Interrupted:
-        return RunRecord.read(job.run_uri)
+    except Interrupted as left:
+        return left.record
     except StopRequested:
         return None  # what it came to lies in its directory
     finally:

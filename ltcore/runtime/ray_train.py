@@ -16,10 +16,9 @@ import torch
 from ltcore.config.records import Notice, RunRecord
 from ltcore.errors import DataError, LtcoreError, RunFailedError, is_retryable
 from ltcore.retry import PATIENCE_S, patience_s
-from ltcore.runtime.cluster import quiet
-from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import BACKEND, Scaling
 from ltcore.runtime.ray_context import ASK_S, ReportingContext
+from ltcore.runtime.worker import begin
 from ltcore.storage import is_local, join, open_fs
 from ltcore.training.context import StopRequested
 from ltcore.training.lease import exclusive
@@ -160,8 +159,7 @@ def train_worker(job: Job) -> None:
     """Runs the job in a Ray Train worker; every worker runs this."""
     from ltcore.runtime.ray_data import make_ray_loader
 
-    quiet()
-    adopt_secrets(job.heartbeat, job.nonce)
+    begin(job.heartbeat, job.nonce)
     context = _TrainContext(job)
     before = None
     try:

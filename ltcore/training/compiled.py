@@ -8,6 +8,7 @@ graphs of its own, so that what a step launches itself is augmentation, memories
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.config.combinations import COMPILE
 from ltcore.errors import ConfigError
+from ltcore.storage import cache_root
 from ltcore.text import duration
 from ltcore.training.step import TrainStep
 
@@ -32,6 +34,9 @@ SAID_AFTER = 2
 MOST_GRAPHS = 64
 """Graphs of the step in one process before torch goes on without compiling. Starts and milestones of several terms, and the
 trials that follow one another in a process, need more than torch's 8."""
+
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+"""Torch's variable for the folder of compiled code, by default one for temporary files; those of Ray's workers go with Ray."""
 
 _LOG = logging.getLogger("ltcore.training")
 
@@ -102,6 +107,7 @@ def check_compiles(mode: str, device: torch.device) -> None:
 
 def _missing(device: torch.device) -> str | None:
     """Returns what torch needs to compile for the device and this machine lacks; None where it can."""
+    os.environ.setdefault(COMPILED, str(cache_root() / "compiled"))  # torch decides at its first question
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     if device.type == "cuda" and not has_triton():

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ltcore.config.records import Notice
+from ltcore.config.records import Notice, RunRecord
 from ltcore.errors import Terminated
 
 
@@ -159,4 +159,11 @@ class StopRequested(Exception):  # noqa: N818  (a request, not an error)
 
 
 class Interrupted(StopRequested):
-    """Raised after a checkpoint was saved because the workers are about to be taken away; the run goes on with others."""
+    """Raised after a checkpoint was saved because the workers are about to be taken away; the run goes on with others.
+
+    ``record`` is what it had come to. In its directory there may be another one as soon as the directory is free.
+    """
+
+    def __init__(self, why: str, record: RunRecord) -> None:
+        super().__init__(why)
+        self.record = record

@@ -324,7 +324,7 @@ class Trainer:
         *before, this = self.record.value.starts or ()
         this = dataclasses.replace(this, notice=notice, left_at=self.at.images_seen)
         self.record.update(starts=(*before, this))
-        raise Interrupted(f"{notice} after epoch {self.at.epoch}, step {self.at.step}")
+        raise Interrupted(f"{notice} after epoch {self.at.epoch}, step {self.at.step}", self.record.value)
 
     def _save(self, tag: str, *, wait: bool = True) -> None:
         """Saves a checkpoint. On a disk that is full it waits, or without ``wait`` leaves this one out, for some minutes."""

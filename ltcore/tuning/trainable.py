@@ -13,12 +13,11 @@ from typing import Any
 from ltcore.config.json_record import JsonRecord
 from ltcore.config.schema import RunConfig
 from ltcore.errors import LtcoreError
-from ltcore.runtime.cluster import quiet
-from ltcore.runtime.heartbeat import adopt_secrets
 from ltcore.runtime.placement import Scaling
 from ltcore.runtime.ray_context import execute_on_node
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
+from ltcore.runtime.worker import begin
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.record import RunInfo, failed_start
@@ -91,9 +90,8 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
 
     ``config`` contains the swept dotted keys, TRIAL and UNTIL; ``plan`` what all trials share, a ``TrialPlan``.
     """
-    quiet()
     shared = TrialPlan.from_json(plan, "the plan of the trials")
-    adopt_secrets(shared.heartbeat, shared.nonce)
+    begin(shared.heartbeat, shared.nonce)
     from ray import tune
 
     params = dict(config)

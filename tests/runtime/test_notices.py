@@ -162,7 +162,7 @@ def test_a_process_waits_for_the_end_of_its_node_and_goes_on_if_that_does_not_co
     context: ReportingContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     waited: list[float] = []
-    ends: list[Any] = [Interrupted("preemption"), run_record()]
+    ends: list[Any] = [Interrupted("preemption", run_record()), run_record()]
 
     def execute(*_: object) -> Any:
         end = ends.pop(0)
@@ -197,10 +197,11 @@ def test_a_task_that_is_told_to_leave_returns_the_record_that_says_so(
     left = run_record(starts=(start("preemption"),))
 
     def execute(*_: object) -> None:
-        left.write(tmp_path)
-        raise Interrupted("preemption after epoch 1, step 8")
+        ENDED.write(tmp_path)  # another command has taken the run over meanwhile
+        raise Interrupted("preemption after epoch 1, step 8", left)
 
     monkeypatch.setattr(ray_task, "execute", execute)
+    monkeypatch.setattr(ray_task, "begin", lambda *_: None)  # it is about the process, which here is that of the tests
     assert ray_task._run(job(tmp_path).to_json(), "trial", Scaling()) == left
     assert ray_train.told_to_leave(left)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch._dynamo.utils import counters
 from ltcore.config.optim import OptimConfig
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError
+from ltcore.storage import cache_root
 from ltcore.training import compiled, trainer
 from ltcore.training.build import parallel
 from ltcore.training.compiled import CompiledStep
@@ -58,6 +60,16 @@ def assert_same(plain: dict[str, Any], traced: dict[str, Any]) -> None:
     for kind in ("gradients", "state", "memories"):
         assert plain[kind].keys() == traced[kind].keys()
         assert all(torch.equal(value, traced[kind][name]) for name, value in plain[kind].items())
+
+
+def test_compiled_code_is_kept_where_other_caches_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder for temporary files, which torch takes by default, ends with a worker's Ray."""
+    monkeypatch.delenv(compiled.COMPILED, raising=False)
+    compiled.check_compiles("default", CPU)
+    assert os.environ[compiled.COMPILED] == str(cache_root() / "compiled")
+    monkeypatch.setenv(compiled.COMPILED, "elsewhere")
+    compiled.check_compiles("default", CPU)
+    assert os.environ[compiled.COMPILED] == "elsewhere"
 
 
 @pytest.mark.slow

@@ -1,0 +1,29 @@
+"""What a process of Ray does before it works on a job."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ltcore.runtime.cluster import quiet
+from ltcore.runtime.heartbeat import adopt_secrets
+
+TEMPORARY = "tmp"
+"""Folder for temporary files in that of Ray's session, with which they are removed."""
+
+
+def begin(heartbeat: str, nonce: str) -> None:
+    """Makes this process ready for a job whose driver listens at ``heartbeat``.
+
+    Ray ends its workers without the end of a Python process, in which libraries remove their temporary files, as W&B does
+    those of tables.
+    """
+    quiet()
+    adopt_secrets(heartbeat, nonce)
+    node: Any = ray._private.worker._global_node  # a worker has no public way to it
+    folder = Path(node.get_session_dir_path()) / TEMPORARY
+    folder.mkdir(exist_ok=True)
+    tempfile.tempdir = str(folder)
