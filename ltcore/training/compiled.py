@@ -37,6 +37,7 @@ trials that follow one another in a process, need more than torch's 8."""
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 """Torch's variable for the folder of compiled code, by default one for temporary files; those of Ray's workers go with Ray."""
+os.environ.setdefault(COMPILED, str(cache_root() / "compiled"))  # at once: torch reads it when its first optimizer is made
 
 _LOG = logging.getLogger("ltcore.training")
 
@@ -107,7 +108,6 @@ def check_compiles(mode: str, device: torch.device) -> None:
 
 def _missing(device: torch.device) -> str | None:
     """Returns what torch needs to compile for the device and this machine lacks; None where it can."""
-    os.environ.setdefault(COMPILED, str(cache_root() / "compiled"))  # torch decides at its first question
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     if device.type == "cuda" and not has_triton():

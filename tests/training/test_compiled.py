@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from torch._dynamo.utils import counters
 from ltcore.config.optim import OptimConfig
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError
-from ltcore.storage import cache_root
 from ltcore.training import compiled, trainer
 from ltcore.training.build import parallel
 from ltcore.training.compiled import CompiledStep
@@ -62,14 +63,14 @@ def assert_same(plain: dict[str, Any], traced: dict[str, Any]) -> None:
         assert all(torch.equal(value, traced[kind][name]) for name, value in plain[kind].items())
 
 
-def test_compiled_code_is_kept_where_other_caches_are(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", ["", "elsewhere"])
+def test_compiled_code_is_kept_where_other_caches_are(own: str, tmp_path: Path) -> None:
     """The folder for temporary files, which torch takes by default, ends with a worker's Ray."""
-    monkeypatch.delenv(compiled.COMPILED, raising=False)
-    compiled.check_compiles("default", CPU)
-    assert os.environ[compiled.COMPILED] == str(cache_root() / "compiled")
-    monkeypatch.setenv(compiled.COMPILED, "elsewhere")
-    compiled.check_compiles("default", CPU)
-    assert os.environ[compiled.COMPILED] == "elsewhere"
+    environment = {key: value for key, value in os.environ.items() if key != compiled.COMPILED}
+    environment |= {"LTCORE_CACHE": str(tmp_path)} | ({compiled.COMPILED: str(tmp_path / own)} if own else {})
+    code = "import ltcore.training.trainer, torch._dynamo; print(torch._dynamo.package.cache_dir())"
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == str(tmp_path / (own or "compiled"))
 
 
 @pytest.mark.slow
