@@ -84,7 +84,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
     from ray.train.v2.api.config import FailureConfig
 
     from ltcore.runtime.final_errors import EndAtFinalError
-    from ltcore.runtime.resize import SaveBeforeResize
+    from ltcore.runtime.resize import SaveBeforeResize, WaitForRoom
 
     root = storage or job.run_uri
     filesystem, place = open_fs(join(root, "ray_train" if is_local(root) else ".ray_train"))
@@ -92,7 +92,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
     if scaling.gpus_per_worker:
         per_worker["GPU"] = scaling.gpus_per_worker
     elastic = scaling.max_workers > scaling.workers
-    callbacks = [*callbacks, EndAtFinalError(), *([SaveBeforeResize()] if elastic else [])]
+    callbacks = [*callbacks, EndAtFinalError(), *([SaveBeforeResize(), WaitForRoom()] if elastic else [])]
     workers: Any = (scaling.workers, scaling.max_workers) if elastic else scaling.workers
     settings = replace(job, cpus=scaling.cpus_per_worker, nonce="")  # Ray shows settings on its dashboard
 

@@ -1,8 +1,4 @@
-"""A checkpoint before Ray Train changes the number of workers of an elastic run.
-
-Ray ends the workers in the middle of a step. This callback tells them first, the way Ray tells of a preemption, but of no
-node: they save, and end by themselves.
-"""
+"""What Ray Train's controller of an elastic run does not do by itself: save before a resize, and wait for room cheaply."""
 
 from __future__ import annotations
 
@@ -12,7 +8,12 @@ from typing import Any
 import ray
 from ray.train import PreemptionInfo
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 
+ASK_S = 1.0
+"""Seconds between two looks for room, between which Ray's answer stays the same."""
+CLAIM_S = 60
+"""How long Ray reserves room for a run that it no longer hears of; it hears of each every 20 s."""
 SAVE_S = 120.0
 """How long a group may take to reach its next checkpoint; then it is resized without one."""
 
@@ -20,7 +21,8 @@ SAVE_S = 120.0
 class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
     """Waits for the workers' checkpoint between Ray's decision to resize the group and the act.
 
-    Ray passes callbacks that are not ``UserCallback`` on to its controller, for ends like this one.
+    Ray ends the workers in the middle of a step. They are told first, the way Ray tells of a preemption, but of no node: they
+    save, and end by themselves. Ray passes callbacks that are not ``UserCallback`` on to its controller, for ends like this one.
     """
 
     def __init__(self) -> None:
@@ -54,3 +56,20 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
                 status = self._group.poll_status(timeout=SAVE_S)  # it also hands on what the workers report
         except (ray.exceptions.RayError, TimeoutError):
             return  # a worker was lost meanwhile
+
+
+class WaitForRoom(ControllerCallback):
+    """Waits for room without a core of the head, and no longer than ``CLAIM_S`` for that of a run which was killed.
+
+    Ray's controller looks without a pause, and its own claims last three minutes.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Shortens the claims that this process makes from now on."""
+        del train_run_context
+        autoscaling_coordinator_client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = CLAIM_S
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Pauses where the controller has decided nothing: it then keeps the state itself, of which it else makes another."""
+        if current_state is previous_state:
+            time.sleep(ASK_S)

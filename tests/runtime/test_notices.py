@@ -61,9 +61,12 @@ def test_preemptions_and_waiting_for_room_cost_no_failure(tmp_path: Path, scalin
     trainer = ray_train._trainer(job(tmp_path), scaling, None, [])
     limits = trainer.run_config.failure_config
     assert (limits.max_preemption_failures, limits.controller_failure_limit, limits.max_failures) == (-1, -1, 3)
-    saves = [c for c in trainer.run_config.callbacks if isinstance(c, resize.SaveBeforeResize)]
-    assert len(saves) == (scaling.max_workers > scaling.workers), "nothing else is resized"
-    assert saves == [] or saves[0] in trainer._create_default_callbacks(), "Ray hands it to its controller"
+    own = {type(each): each for each in trainer.run_config.callbacks if type(each).__module__ == resize.__name__}
+    elastic = scaling.max_workers > scaling.workers
+    assert own.keys() == ({resize.SaveBeforeResize, resize.WaitForRoom} if elastic else set()), (
+        "nothing else is resized"
+    )
+    assert set(own.values()) <= set(trainer._create_default_callbacks()), "Ray hands them to its controller"
 
 
 @pytest.mark.parametrize(("nodes", "notice"), [(None, None), ({"node": [0]}, "preemption"), ({}, "resize")])
@@ -118,6 +121,40 @@ def test_a_group_that_failed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) 
     assert saves_before_resize(group, monkeypatch) == 0
     assert group.told == []
     assert saves_before_resize(Group([(False, False), (False, True)]), monkeypatch) == 1
+
+
+def test_a_controller_that_waits_for_room_pauses_and_one_that_acts_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal.execution.controller.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+
+    waits: list[float] = []
+    monkeypatch.setattr(resize.time, "sleep", waits.append)
+    decisions = [NoopDecision(), ResizeDecision(num_workers=1, resources_per_worker={})]
+    policy = SimpleNamespace(make_decision_for_non_running_worker_group=lambda: decisions.pop(0))
+    controller: Any = SimpleNamespace(_scaling_policy=policy, _get_run_attempt_id=lambda: "attempt")
+    before: Any = object()
+    for waited in ([resize.ASK_S], []):
+        waits.clear()
+        step = TrainController._make_and_handle_scaling_decision_for_non_running_worker_group(controller, before)
+        resize.WaitForRoom().after_controller_state_update(before, step.next_state)
+        assert waits == waited
+
+
+def test_the_claim_of_a_run_that_was_killed_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client as client
+
+    monkeypatch.setattr(client, "AUTOSCALING_REQUESTS_EXPIRE_TIME_S", client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S)
+    resize.WaitForRoom().after_controller_start(None)
+    asked: list[float] = []
+    remote = SimpleNamespace(remote=lambda **given: asked.append(given["expire_after_s"]))
+    monkeypatch.setattr(
+        client, "get_or_create_autoscaling_coordinator", lambda: SimpleNamespace(request_resources=remote)
+    )
+    monkeypatch.setattr(client, "build_train_resource_request", lambda *_: ([], []))
+    monkeypatch.setattr(ray, "get", lambda *_, **__: None)
+    client.TrainAutoscalingCoordinatorClient("run").maybe_send_resource_request(None, 1)
+    assert asked == [resize.CLAIM_S]
+    assert client.AUTOSCALING_REQUESTS_INTERVAL_S * 2 < resize.CLAIM_S, "a living run renews it in time"
 
 
 # --- trials and tasks -------------------------------------------------------------------------------------------------
