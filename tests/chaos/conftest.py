@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.harness import outcome, place
-from tests.chaos.sweeps import group_words, run_words, sweep_words, write_shards
+from tests.chaos.sweeps import group_words, long_words, run_words, sweep_words, write_shards
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +39,14 @@ def undisturbed_group(struck_shards: str, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def undisturbed_long(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the long run comes to."""
+    return _undisturbed("train.py", long_words, struck_shards, tmp_path_factory.mktemp("long"))
+
+
+@pytest.fixture(scope="session")
 def undisturbed(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
-    """Returns what a work comes to, "sweep", "run" or "group", computed when it is asked for first."""
+    """Returns what a work comes to, "sweep", "run", "group" or "long", computed when it is asked for first."""
     return lambda work: request.getfixturevalue(f"undisturbed_{work}")
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,16 @@ class Site:
 def can_mount() -> bool:
     """Tells whether a small disk can be made here."""
     return os.geteuid() == 0
+
+
+LEFT = """
+import json, sys, ray
+from ray._private.state import actors
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+found = [f"actor {a['ActorClassName']} {a['Name']}: {a['State']}" for a in actors().values() if a["State"] != "DEAD"]
+groups = ray.util.placement_group_table().values()
+print(json.dumps(found + [f"placement group {g['name']}: {g['state']}" for g in groups if g["state"] != "REMOVED"]))
+"""
 
 
 Ground = Callable[[Site, str, Words], contextlib.AbstractContextManager[Place]]
@@ -82,31 +96,49 @@ def stored(site: Site, script: str, words: Words, **fields: Any) -> Iterator[Pla
 
 
 class Nodes:
-    """A Ray of two nodes on this machine: the head, on which nothing trains, and one that can be lost."""
+    """A Ray on this machine: the head, on which nothing trains, and nodes of ``cpus`` that come and go."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], cpus: int) -> None:
         from ray.cluster_utils import Cluster
 
-        self._folder, self._environment, self._added = folder, environment, 0
+        self._folder, self._environment, self._cpus, self._added = folder, environment, cpus, 0
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **self._disk()})
-        self._add()
+        self._nodes: list[Any] = []
+        self.add()
+
+    def __len__(self) -> int:
+        """Returns the number of nodes that can train."""
+        return len(self._nodes)
 
     @property
     def address(self) -> str:
         return str(self._cluster.address)
 
+    def add(self) -> None:
+        """A node comes."""
+        self._nodes.append(self._cluster.add_node(num_cpus=self._cpus, **self._disk()))
+
     def lose(self) -> None:
-        """Kills the raylet of the node that trains, with which all its processes end; then another node comes."""
-        (raylet,) = self._node.all_processes["raylet"]
+        """Kills the raylet of the node that came first, with which all its processes end."""
+        node = self._nodes.pop(0)
+        (raylet,) = node.all_processes["raylet"]
         raylet.process.kill()
-        self._cluster.remove_node(self._node, allow_graceful=False)
-        self._add()
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def take_back(self, seconds: int) -> None:
+        """Announces the end of the node that came first, as the watcher of spot notices does; then it ends."""
+        drain = [sys.executable, "-m", "ltcore.runtime.drain", str(seconds), "taken back", self._nodes[0].node_id]
+        subprocess.run(drain, env={**os.environ, "RAY_ADDRESS": self.address}, check=True, capture_output=True)
+        time.sleep(seconds)
+        self.lose()
+
+    def left(self) -> list[str]:
+        """Returns what there still is of commands that have ended: actors that live, and placement groups."""
+        asked = [sys.executable, "-c", LEFT, self.address]
+        return json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)  # type: ignore[no-any-return]
 
     def end(self) -> None:
         self._cluster.shutdown()
-
-    def _add(self) -> None:
-        self._node = self._cluster.add_node(num_cpus=2, **self._disk())
 
     def _disk(self) -> dict[str, Any]:
         """Every node has a cache of its own."""
@@ -118,8 +150,23 @@ class Nodes:
 @contextlib.contextmanager
 def two_nodes(site: Site, script: str, words: Words) -> Iterator[Place]:
     """Results in an object store, computed on a node that can be lost."""
+    with _on_nodes(site, script, words, cpus=2) as where:
+        yield where
+
+
+@contextlib.contextmanager
+def one_or_two_nodes(site: Site, script: str, words: Words) -> Iterator[Place]:
+    """The same on nodes with room for a worker each, of which there is one in the beginning."""
+    with _on_nodes(site, script, words, cpus=1) as where:
+        yield where
+
+
+@contextlib.contextmanager
+def _on_nodes(site: Site, script: str, words: Words, cpus: int) -> Iterator[Place]:
     assert site.server is not None
-    nodes = Nodes(site.folder, site.server.environment)  # a node has its rights by itself, as by an instance profile
+    nodes = Nodes(
+        site.folder, site.server.environment, cpus
+    )  # a node has its rights by itself, as by an instance profile
     try:
         with stored(site, script, words, nodes=nodes, environment={"RAY_ADDRESS": nodes.address}) as where:
             yield where

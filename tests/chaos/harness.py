@@ -133,17 +133,27 @@ class Place:
         return found
 
     def assert_clean(self) -> None:
-        """Nothing stays behind of a command that was not killed: no process, no temporary file, no lease."""
+        """Nothing stays behind of a command that was not killed: no process, actor, temporary file or lease."""
         left = self.processes()
         deadline = time.monotonic() + ORPHANS_S
         while left and time.monotonic() < deadline:
             time.sleep(0.2)
             left = self.processes()
         assert not left, f"processes that stay behind: {left}"
+        if self.nodes is not None:
+            self.assert_free()
         assert not list((self.collect() / ".lease").glob("*.json")), "a lease stays behind"
-        files = [path for path in self.temporary.rglob("*") if path.is_file() and path.name not in RAYS_OWN]
-        files = [path for path in files if not path.name.endswith(WANDBS_OWN)]
-        assert not files, f"temporary files that stay behind: {files[:20]}"
+        temporary = [path for path in self.temporary.glob("*") if path.name != "ray"]
+        temporary += [path for path in self.temporary.glob("ray/*") if path.name not in RAYS_OWN]
+        assert not temporary, f"temporary files that stay behind: {temporary[:20]}"
+
+    def assert_free(self) -> None:
+        """No actor and no placement group stays in a Ray that outlives its commands."""
+        assert self.nodes is not None
+        deadline = time.monotonic() + ORPHANS_S
+        while (left := self.nodes.left()) and time.monotonic() < deadline:
+            time.sleep(1)
+        assert not left, f"in Ray stay behind: {left}"
 
     def close(self) -> None:
         """Ends whatever a failed test left running."""
@@ -153,8 +163,6 @@ class Place:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
-WANDBS_OWN = ".table.json"
-"""Ending of what W&B stages of a table, and removes when Python ends, for which Ray gives its workers no time."""
 RAYS_OWN = ("ray_current_cluster", "node_ip_address.json", "ports_by_node.json")
 
 

@@ -195,6 +195,53 @@ def node(scene: Scene) -> bool:
     """The machine of the run is gone; another one comes."""
     assert scene.place.nodes is not None
     scene.place.nodes.lose()
+    scene.place.nodes.add()
+    return True
+
+
+def spot(scene: Scene) -> bool:
+    """Another machine comes, that of the run is announced to be taken back, and is some seconds later."""
+    assert scene.place.nodes is not None
+    scene.place.nodes.add()
+    scene.place.nodes.take_back(scene.draw.randrange(8, 16))
+    return True
+
+
+def resize(scene: Scene) -> bool:
+    """A second machine comes, or one of two is gone, and the group goes on with as many workers."""
+    nodes = scene.place.nodes
+    assert nodes is not None
+    if len(nodes) == 1:
+        nodes.add()
+    else:
+        nodes.lose()
+
+    def resized() -> bool:
+        return scene.place.record(scene.run)["starts"][-1]["world"] == len(nodes)
+
+    return scene.until(resized, pause_s=0.5)
+
+
+def damage(scene: Scene) -> bool:
+    """The driver is killed, and a byte of what its node keeps on the disk is another one when the command comes again."""
+    os.kill(scene.command.process.pid, signal.SIGKILL)
+    files = [path for path in (scene.place.folder / "cache").rglob("*") if path.is_file() and path.stat().st_size]
+    with scene.draw.choice(sorted(files)).open("r+b") as file:
+        place = scene.draw.randrange(os.fstat(file.fileno()).st_size)
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << scene.draw.randrange(8)]))
+    return True
+
+
+def torn(scene: Scene) -> bool:
+    """The driver is killed, and the last row of the run's metrics has come to the disk in part."""
+    pid = scene.trainer
+    for process in (pid, scene.command.process.pid):
+        os.kill(process, signal.SIGKILL)
+    metrics = scene.place.results / scene.run / "metrics.jsonl"
+    os.truncate(metrics, metrics.stat().st_size - scene.draw.randrange(1, len(metrics.read_bytes().splitlines()[-1])))
     return True
 
 
@@ -232,6 +279,10 @@ KINDS = {
     "storage": Kind(storage),
     "disk": Kind(disk),
     "node": Kind(node),
+    "spot": Kind(spot),
+    "resize": Kind(resize),
+    "damage": Kind(damage, -signal.SIGKILL),
+    "torn": Kind(torn, -signal.SIGKILL),
     "rank 0": Kind(_signal(_trainer)),
     "rank 1": Kind(_signal(other_worker)),
     "controller": Kind(_signal(_controller)),

@@ -64,3 +64,22 @@ def run_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[st
 def group_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[str]:
     """Returns the words of the same run by a fixed group of two workers."""
     return run_words(shards, folder, "--engine", "train", "--workers", "2", *flags, **changes)
+
+
+LONG = 600
+"""Epochs that last some minutes: Ray looks once a minute whether a group has room to grow."""
+
+
+def long_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[str]:
+    """Returns the words of a long run whose losses tell of the images that it saw, and of little else.
+
+    Its steps are too small to move a weight: the sums of two workers are rounded otherwise than those of one.
+    """
+    still = {"train__optim__lr": "1e-12", "train__optim__weight_decay": "0", "train__epochs": str(LONG)}
+    rare = {"train__checkpoint_every_s": "1", "train__eval_every": str(LONG), "train__precision": "fp32"}
+    return run_words(shards, folder, *flags, **still, **rare, **changes)
+
+
+def elastic_words(shards: str, folder: Path, **changes: str) -> list[str]:
+    """Returns the words of the same run by one or two workers."""
+    return long_words(shards, folder, "--engine", "train", "--workers", "1-2", **changes)

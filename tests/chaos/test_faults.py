@@ -8,6 +8,7 @@ LTCORE_FAULTS_AT=stored,logged pytest -m chaos ...             only at these kin
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import time
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pytest
 
@@ -23,12 +24,15 @@ from tests.chaos import grounds
 from tests.chaos.grounds import Ground, Site, Words
 from tests.chaos.harness import Command, Place, differences, outcome
 from tests.chaos.kinds import KINDS, Scene
-from tests.chaos.sweeps import EPOCHS, group_words, run_words, sweep_words
+from tests.chaos.sweeps import EPOCHS, LONG, elastic_words, group_words, run_words, sweep_words
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Server
 
 pytest_plugins = ["tests.s3"]
+
+
+Card = TypeVar("Card")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,21 @@ class Work:
     kinds: tuple[str, ...]
     undisturbed: str = "sweep"
     """What it must come to, of the results in ``conftest``."""
+    epochs: int = EPOCHS
+    compare: Callable[[dict[str, Any], dict[str, Any]], list[str]] = differences
+
+
+def other_images(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Returns how two outcomes of the long run differ in what it trained on: epochs, and losses by more than rounding."""
+    one, other = first["."], second["."]
+    counts = [
+        f"{key}: {one[key]} / {other[key]}"
+        for key in ("status", "epochs_done", "images_seen")
+        if one[key] != other[key]
+    ]
+    rows = zip(one["rows"], other["rows"], strict=True)
+    losses = ((n, a["train/loss"], b["train/loss"]) for n, (a, b) in enumerate(rows, 1))
+    return counts + [f"epoch {n}: {a} / {b}" for n, a, b in losses if not math.isclose(a, b, rel_tol=1e-5)]
 
 
 SWEEP_RUNS = (
@@ -50,6 +69,7 @@ SWEEP_RUNS = (
     *("retrain/winner-seed1", "retrain/baseline-seed1", "alt/winner-seed1", "alt/baseline-seed1"),
 )
 ANYWHERE = ("run", "upload", "driver", "SIGTERM", "SIGINT", "twice", "same", "raylet", "gcs")
+ENDS = ("driver", "SIGTERM", "SIGINT", "twice")
 
 
 def _sweep(ground: Ground, kinds: tuple[str, ...]) -> Work:
@@ -58,19 +78,29 @@ def _sweep(ground: Ground, kinds: tuple[str, ...]) -> Work:
 
 RUN = Work("train.py", run_words, grounds.plain, (".",) * 3, ("driver", "SIGTERM", "SIGINT"), "run")
 WORKS = {
-    "plain": _sweep(grounds.plain, ANYWHERE),
+    "plain": _sweep(grounds.plain, (*ANYWHERE, "damage", "torn")),
     # what only such a place has comes as often as all the rest
     "stored": _sweep(grounds.stored, (*ANYWHERE, *("storage",) * len(ANYWHERE))),
     "full": _sweep(grounds.small_disks, (*ANYWHERE, *("disk",) * len(ANYWHERE))),
     "logged": _sweep(grounds.logged, (*ANYWHERE, *("wandb", "wandb stopped") * (len(ANYWHERE) // 2))),
-    "nodes": _sweep(grounds.two_nodes, ("run", "driver", "SIGTERM", "SIGINT", "twice", *("node",) * 5)),
+    "nodes": _sweep(grounds.two_nodes, ("run", *ENDS, "same", *("node", "spot") * 3)),
     "group": Work(
         "train.py",
         group_words,
         grounds.plain,
         (".",) * 4,
-        ("rank 0", "rank 1", "controller", "train driver", "driver", "SIGTERM", "SIGINT"),
+        ("rank 0", "rank 1", "controller", "train driver", *ENDS),
         "group",
+    ),
+    "elastic": Work(
+        "train.py",
+        elastic_words,
+        grounds.one_or_two_nodes,
+        (".",) * 4,
+        ("resize",) * 3 + ("rank 0", "driver", "SIGINT"),
+        "long",
+        LONG,
+        other_images,
     ),
 }
 """Kind of place -> what is struck there."""
@@ -85,7 +115,26 @@ def strike(work: Work, where: Place, command: Command, kind: str, run: str, epoc
         return False
 
 
-def survive(work: Work, site: Site, draw: random.Random, budget: int, same: dict[str, Any]) -> Counter[str]:
+class Deck(Generic[Card]):
+    """Draws like cards, so that each comes before one comes again."""
+
+    def __init__(self, cards: Sequence[Card], draw: random.Random) -> None:
+        self._cards, self._draw = cards, draw
+        self._left: list[Card] = []
+
+    def take(self) -> Card:
+        if not self._left:
+            self._left = self._draw.sample(self._cards, len(self._cards))
+        return self._left.pop()
+
+    def put_back(self, card: Card) -> None:
+        """Takes back one that could not be played; it comes again when the others have."""
+        self._left.insert(0, card)
+
+
+def survive(
+    work: Work, kinds: Deck[str], site: Site, draw: random.Random, budget: int, same: dict[str, Any]
+) -> Counter[str]:
     """Computes the work once under at most ``budget`` faults. Returns how many it survived, by kind."""
     struck: Counter[str] = Counter()
     with work.ground(site, work.script, work.words) as where:
@@ -93,9 +142,10 @@ def survive(work: Work, site: Site, draw: random.Random, budget: int, same: dict
         for n, run in enumerate(work.runs):
             if struck.total() == budget or command.process.poll() is not None:
                 break
-            kind = draw.choice(work.kinds)
-            epochs = draw.randrange(1, EPOCHS - 1) if run != "." else (EPOCHS - 1) * (n + 1) // len(work.runs)
+            kind = kinds.take()
+            epochs = draw.randrange(1, work.epochs - 1) if run != "." else work.epochs * n // len(work.runs) + 1
             if not strike(work, where, command, kind, run, epochs, draw):
+                kinds.put_back(kind)
                 continue
             struck[kind] += 1
             if KINDS[kind].code is not None:
@@ -106,7 +156,7 @@ def survive(work: Work, site: Site, draw: random.Random, budget: int, same: dict
         code, said = command.end()
         assert code == 0 and "Traceback" not in said, f"after {dict(struck)}: {code}\n{said}"
         where.finish()
-        assert differences(same, outcome(where)) == [], f"after {dict(struck)}"
+        assert work.compare(same, outcome(where)) == [], f"after {dict(struck)}"
         where.assert_clean()
     return struck
 
@@ -116,12 +166,14 @@ def survive_all(
 ) -> Counter[str]:
     """Strikes ``faults`` times, in as many computations of the works as that takes."""
     draw, survived = random.Random(seed), Counter[str]()
+    places, kinds = Deck(range(len(works)), draw), [Deck(work.kinds, draw) for work in works]
     number = 0
     while survived.total() < faults:
-        work = draw.choice(works)
+        place = places.take()
+        work = works[place]
         here = dataclasses.replace(site, folder=site.folder / str(number))
         began = time.monotonic()
-        survived += survive(work, here, draw, faults - survived.total(), same(work.undisturbed))
+        survived += survive(work, kinds[place], here, draw, faults - survived.total(), same(work.undisturbed))
         number += 1
         print(
             f"{number}: {work.ground.__name__} {work.undisturbed}, {time.monotonic() - began:.0f} s; {survived.total()} of "

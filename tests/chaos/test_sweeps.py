@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.chaos import grounds
 from tests.chaos.harness import Command, Place, differences, outcome, place
 from tests.chaos.sweeps import sweep_words
 
+if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
+    from tests.s3 import Server
+
+pytest_plugins = ["tests.s3"]
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 SAVE_S = 45.0
@@ -26,7 +32,7 @@ def sweep(struck_shards: str, tmp_path: Path) -> Iterator[Place]:
 
 def assert_same(sweep: Place, undisturbed: dict[str, Any]) -> None:
     assert differences(undisturbed, outcome(sweep)) == []
-    assert (sweep.results / "report.html").exists()
+    assert sweep.read("report.html")
     sweep.assert_clean()
 
 
@@ -133,3 +139,21 @@ def test_of_two_sweeps_at_once_the_second_waits(sweep: Place, undisturbed_sweep:
     assert first.end()[0] == 0
     assert second.end()[0] in (0, 1), "it takes the result, or says in a sentence who is at it"
     assert_same(sweep, undisturbed_sweep)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_actor_stays_in_a_ray_that_outlives_the_command(
+    struck_shards: str, s3_server: Server, undisturbed_sweep: dict[str, Any], tmp_path: Path, sig: signal.Signals
+) -> None:
+    site = grounds.Site(struck_shards, tmp_path / "site", s3_server)
+    with grounds.two_nodes(site, "tune_lpa.py", sweep_words) as sweep:
+        assert sweep.nodes is not None
+        command = sweep.start()
+        command.until(lambda: sweep.trains("trials/00000", 3))
+        kinds = {left.split()[0] for left in sweep.nodes.left()}
+        assert kinds == {"actor", "placement"}, "they would be seen"
+        os.kill(command.process.pid, sig)
+        command.end(SAVE_S)
+        sweep.assert_free()
+        sweep.finish()
+        assert_same(sweep, undisturbed_sweep)
