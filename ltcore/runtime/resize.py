@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -64,12 +65,16 @@ class WaitForRoom(ControllerCallback):
     Ray's controller looks without a pause, and its own claims last three minutes.
     """
 
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Shortens the claims that this process makes from now on."""
-        del train_run_context
-        autoscaling_coordinator_client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = CLAIM_S
+    def __reduce__(self) -> tuple[Callable[[], WaitForRoom], tuple[()]]:
+        """Arrives in the controller's process before Ray claims anything there, which its hooks do not."""
+        return _shorten_claims, ()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Pauses where the controller has decided nothing: it then keeps the state itself, of which it else makes another."""
         if current_state is previous_state:
             time.sleep(ASK_S)
+
+
+def _shorten_claims() -> WaitForRoom:
+    autoscaling_coordinator_client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = CLAIM_S
+    return WaitForRoom()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_the_claim_of_a_run_that_was_killed_ends_soon(monkeypatch: pytest.Monkey
     from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client as client
 
     monkeypatch.setattr(client, "AUTOSCALING_REQUESTS_EXPIRE_TIME_S", client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S)
-    resize.WaitForRoom().after_controller_start(None)
+    pickle.loads(pickle.dumps(resize.WaitForRoom()))  # as it comes into the controller's process
     asked: list[float] = []
     remote = SimpleNamespace(remote=lambda **given: asked.append(given["expire_after_s"]))
     monkeypatch.setattr(
