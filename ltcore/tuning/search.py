@@ -1,4 +1,4 @@
-"""The search stage on Ray Tune, which runs parts of trials in reused processes and starts again what dies.
+"""The search stage on Ray Tune, which runs parts of trials and starts again what dies.
 
 What is searched, and which trials go on, is decided in ``rungs`` from the trials' own records; Tune has no say in it and
 nothing to remember. So a search that goes on is a new Tune run over what is left, and nothing that lies on the storage is
@@ -25,6 +25,7 @@ from ltcore.config.space import SpaceSpec
 from ltcore.config.sweep import SweepConfig
 from ltcore.evaluation.catalog import minimized
 from ltcore.runtime.cluster import ON_HEAD, session_folder
+from ltcore.runtime.ray_context import may_be_taken
 from ltcore.storage import open_fs
 from ltcore.tuning.rungs import Course
 from ltcore.tuning.trainable import TRIAL, UNTIL, TrialPlan, trial_name, tune_trial
@@ -159,8 +160,7 @@ def run_course(plan: SearchPlan, course: Course, ears: Ears) -> None:
                 search_alg=ConcurrencyLimiter(parts, plan.concurrent),
                 scheduler=FIFOScheduler(),
                 num_samples=-1,
-                # A driver of Ray Train cannot be interrupted: ended with its process, its workers go at once.
-                reuse_actors=plan.trial.engine != "train",
+                reuse_actors=_reuses_processes(plan),
             ),
             {"name": "search", "storage_path": scratch, "stop": stop, "callbacks": [_Callback(ears)]},
         )
@@ -199,7 +199,7 @@ def run_population(
             search_alg=BasicVariantGenerator(points_to_evaluate=list(points.values()), max_concurrent=plan.concurrent),
             scheduler=scheduler,
             num_samples=len(members),
-            reuse_actors=True,
+            reuse_actors=_reuses_processes(plan),
         ),
         {
             "name": folder,
@@ -210,6 +210,16 @@ def run_population(
         },
         {key: domain(spec) for key, spec in sweep.space.items()},  # of which the points take the place
     )
+
+
+def _reuses_processes(plan: SearchPlan) -> bool:
+    """Tells whether a trial's process may do another's work afterwards.
+
+    A driver of Ray Train cannot be interrupted: ended with its process, its workers go at once. And where a machine is taken
+    away, Tune gives a trial that was lost with it to a process that waited there, and for this trial's second end, in the same
+    moment, it has no retry.
+    """
+    return plan.trial.engine != "train" and not may_be_taken()
 
 
 def _fit(plan: SearchPlan, config: tune.TuneConfig, run: dict[str, Any], space: dict[str, Any] | None = None) -> None:
