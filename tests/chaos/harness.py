@@ -134,11 +134,9 @@ class Place:
 
     def assert_clean(self) -> None:
         """Nothing stays behind of a command that was not killed: no process, actor, temporary file or lease."""
-        left = self.processes()
         deadline = time.monotonic() + ORPHANS_S
-        while left and time.monotonic() < deadline:
+        while (left := self.orphans()) and time.monotonic() < deadline:
             time.sleep(0.2)
-            left = self.processes()
         assert not left, f"processes that stay behind: {left}"
         if self.nodes is not None:
             self.assert_free()
@@ -146,6 +144,11 @@ class Place:
         temporary = [path for path in self.temporary.glob("*") if path.name != "ray"]
         temporary += [path for path in self.temporary.glob("ray/*") if path.name not in RAYS_OWN]
         assert not temporary, f"temporary files that stay behind: {temporary[:20]}"
+
+    def orphans(self) -> dict[int, str]:
+        """Returns the processes of this place but for Ray's own, where it outlives the commands."""
+        kept = RAYS_ACTORS if self.nodes is not None else ()
+        return {pid: line for pid, line in self.processes().items() if not line.startswith(kept)}
 
     def assert_free(self) -> None:
         """No actor and no placement group stays in a Ray that outlives its commands."""
@@ -163,6 +166,8 @@ class Place:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
+RAYS_ACTORS = ("ray::_AutoscalingCoordinatorActor", "ray::TrainStateActor", "ray::_StatsActor")
+"""Actors that Ray starts from the first command that needs them, for all."""
 RAYS_OWN = ("ray_current_cluster", "node_ip_address.json", "ports_by_node.json")
 
 
