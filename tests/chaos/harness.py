@@ -244,7 +244,8 @@ class Command:
     def server(self, kind: str) -> int:
         """Returns the pid of a server of this command's Ray, or of W&B's process."""
         found = self.place.processes(SERVERS[kind])
-        assert found, f"no {kind} among {self.place.processes()}"
+        if not found:  # it has not started yet, where the record of the run is still that of a command before
+            raise ProcessLookupError(f"no {kind} among {self.place.processes()}")
         return min(found)
 
     def actors(self, name: str) -> list[int]:
