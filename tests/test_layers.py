@@ -27,6 +27,7 @@ BASE = (
     "storage",
     "retry",
     "file_lock",
+    "owned_folder",
     "stores",
     "uris",
     "fsspec_stores",

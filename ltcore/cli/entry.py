@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from ltcore.errors import ConfigError, LtcoreError, Terminated
+from ltcore.owned_folder import own_temporary_folder
 from ltcore.text import message
 from ltcore.uris import check_uris
 
@@ -21,7 +22,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs a pipeline and exits: errors are one sentence on stderr, with a traceback only under ``--debug``."""
     try:
         _check_uris(sys.argv[1:])
-        with _sigterm_is_an_interrupt():
+        with _sigterm_is_an_interrupt(), own_temporary_folder():
             code = main() or 0
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)

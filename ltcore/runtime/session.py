@@ -7,9 +7,7 @@ folders under /tmp/ray it never removes.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ltcore.errors import RayLostError
+from ltcore.owned_folder import OwnedFolder, remove_abandoned
 from ltcore.runtime.poller import Poller
 
 NAMES = {
@@ -27,8 +26,6 @@ NAMES = {
 """Servers without which nothing goes on."""
 UNWIND_S = 10.0
 """How long the main thread may take to end after a server died: it may wait inside of Ray for one that never answers."""
-LOCK = "ltcore.lock"
-"""File in a session's folder that its driver keeps locked; a lock ends with its process, however that ends."""
 
 
 class LocalSession:
@@ -41,11 +38,8 @@ class LocalSession:
         """
         self._node, self._keep = node, keep
         self.folder = Path(node.get_session_dir_path())
-        unseen = self.folder / f".{LOCK}"  # nobody may find it before it is locked
-        self._lock = unseen.open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unseen.rename(self.folder / LOCK)
-        remove_abandoned(self.folder.parent)
+        self._owned = OwnedFolder(self.folder)
+        remove_abandoned(self.folder.parent, "session_*")
         self._guard = _Guard(node, self._abandon)
         self._guard.start()
 
@@ -74,20 +68,7 @@ class LocalSession:
         self._remove_folder()
 
     def _remove_folder(self) -> None:
-        self._lock.close()
-        if not self._keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def remove_abandoned(root: Path) -> None:
-    """Removes the sessions below ``root`` whose driver was one of ours and has ended without removing them."""
-    for lock in root.glob(f"session_*/{LOCK}"):
-        try:
-            with lock.open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
-        except OSError:  # in use, another user's, or gone by now
-            continue
+        self._owned.release(keep=self._keep)
 
 
 class _Guard(Poller):

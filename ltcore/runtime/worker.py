@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ltcore.runtime.heartbeat import adopt_secrets
 
 TEMPORARY = "tmp"
 """Folder for temporary files in that of Ray's session, with which they are removed."""
+MOST_CHARS = 60
+"""Of the name of a folder in which W&B's process can make a socket, of which the system takes 107 with the names below it."""
 
 
 def begin(heartbeat: str, nonce: str) -> None:
@@ -27,3 +30,5 @@ def begin(heartbeat: str, nonce: str) -> None:
     folder = Path(node.get_session_dir_path()) / TEMPORARY
     folder.mkdir(exist_ok=True)
     tempfile.tempdir = str(folder)
+    if len(tempfile.tempdir) <= MOST_CHARS:
+        os.environ["TMPDIR"] = tempfile.tempdir  # for the processes of this one

@@ -168,7 +168,7 @@ class Place:
 
 RAYS_ACTORS = ("ray::_AutoscalingCoordinatorActor", "ray::TrainStateActor", "ray::_StatsActor")
 """Actors that Ray starts from the first command that needs them, for all."""
-RAYS_OWN = ("ray_current_cluster", "node_ip_address.json", "ports_by_node.json")
+RAYS_OWN = ("session_latest", "ray_current_cluster", "node_ip_address.json", "ports_by_node.json")
 
 
 @contextlib.contextmanager

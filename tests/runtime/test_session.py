@@ -14,8 +14,9 @@ import pytest
 import ray
 
 from ltcore.errors import RayLostError
+from ltcore.owned_folder import LOCK, remove_abandoned
 from ltcore.runtime import session
-from ltcore.runtime.session import LOCK, LocalSession, remove_abandoned
+from ltcore.runtime.session import LocalSession
 from tests.paths import ROOT
 
 HOLD = """
@@ -61,7 +62,7 @@ def test_a_killed_drivers_folder_goes_and_a_living_ones_and_a_strangers_stay(tmp
             assert child.stdout is not None and child.stdout.readline() == b"held\n"
         children[0].kill()
         children[0].wait()
-        remove_abandoned(tmp_path)
+        remove_abandoned(tmp_path, "session_*")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["session_living", "session_stranger"]
         assert (living / "logs" / "raylet.out").exists() and not (stranger / LOCK).exists()
     finally:

@@ -1,0 +1,57 @@
+"""Folders that go with the process that owns them: what one that was killed leaves, the next one removes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK = "ltcore.lock"
+"""File in such a folder that its owner keeps locked; a lock ends with its process, however that ends."""
+PREFIX = "ltcore-"
+
+
+class OwnedFolder:
+    """A folder that is there already, from now on this process's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        unseen = path / f".{LOCK}"  # nobody may find it before it is locked
+        self._lock = unseen.open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unseen.rename(path / LOCK)
+
+    def release(self, *, keep: bool = False) -> None:
+        """Removes the folder, or with ``keep`` leaves it to whoever comes next."""
+        self._lock.close()
+        if not keep:
+            shutil.rmtree(self._path, ignore_errors=True)
+
+
+def remove_abandoned(root: Path, names: str) -> None:
+    """Removes the folders in ``root``, of names like the pattern ``names``, whose owner has ended without removing them."""
+    for lock in root.glob(f"{names}/{LOCK}"):
+        try:
+            with lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:  # in use, another user's, or gone by now
+            continue
+
+
+@contextlib.contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """Puts the temporary files of this process, also those of libraries, into a folder of its own."""
+    root, before = Path(tempfile.gettempdir()), tempfile.tempdir
+    remove_abandoned(root, f"{PREFIX}*")
+    path = tempfile.mkdtemp(prefix=PREFIX)
+    owned = OwnedFolder(Path(path))
+    tempfile.tempdir = path
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        owned.release()

@@ -1,0 +1,66 @@
+"""Temporary files of a command go with it; those of one that was killed go when the next one begins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ltcore.cli.entry import run_main
+from ltcore.owned_folder import own_temporary_folder
+from tests.paths import ROOT
+
+HOLD = """
+import sys, tempfile
+from ltcore.owned_folder import own_temporary_folder
+with own_temporary_folder():
+    tempfile.mkdtemp(prefix="ltcore-")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_what_a_killed_command_leaves_the_next_one_removes(root: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(root)}
+    children = [
+        subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        for _ in range(2)
+    ]
+    try:
+        for child in children:
+            assert child.stdout is not None and child.stdout.readline() == b"held\n"
+        children[0].kill()
+        children[0].wait()
+        (root / "ltcore-of-another-program").mkdir()
+        assert len(list(root.iterdir())) == 3
+        with own_temporary_folder():
+            assert len(list(root.iterdir())) == 3, "the killed one's is gone, and its own has come"
+        assert len(list(root.iterdir())) == 2, "one that lives, and a stranger's"
+        assert (root / "ltcore-of-another-program").exists()
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def test_every_command_has_its_own_and_leaves_nothing(root: Path) -> None:
+    seen: list[Path] = []
+
+    def main() -> int:
+        seen.append(Path(tempfile.mkdtemp()))
+        raise ValueError("as commands end at times")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    assert seen[0].parent.parent == root and tempfile.tempdir == str(root)
+    assert not list(root.iterdir())
