@@ -14,7 +14,7 @@ from ltcore.runtime.heartbeat import adopt_secrets
 
 TEMPORARY = "tmp"
 """Folder for temporary files in that of Ray's session, with which they are removed."""
-MOST_CHARS = 60
+MOST_CHARS = 66
 """Of the name of a folder in which W&B's process can make a socket, of which the system takes 107 with the names below it."""
 
 
