@@ -18,7 +18,7 @@ class OwnedFolder:
     """A folder that is there already, from now on this process's."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         unseen = path / f".{LOCK}"  # nobody may find it before it is locked
         self._lock = unseen.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -28,7 +28,7 @@ class OwnedFolder:
         """Removes the folder, or with ``keep`` leaves it to whoever comes next."""
         self._lock.close()
         if not keep:
-            shutil.rmtree(self._path, ignore_errors=True)
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def remove_abandoned(root: Path, names: str) -> None:
@@ -44,14 +44,18 @@ def remove_abandoned(root: Path, names: str) -> None:
 
 @contextlib.contextmanager
 def own_temporary_folder() -> Iterator[None]:
-    """Puts the temporary files of this process, also those of libraries, into a folder of its own."""
-    root, before = Path(tempfile.gettempdir()), tempfile.tempdir
-    remove_abandoned(root, f"{PREFIX}*")
-    path = tempfile.mkdtemp(prefix=PREFIX)
-    owned = OwnedFolder(Path(path))
-    tempfile.tempdir = path
+    """Puts the temporary files of this process, also those of libraries, into a folder of its own.
+
+    Where none can be made, as on a full disk, the process goes on without: whoever needs room will say so.
+    """
+    owned, before = None, tempfile.tempdir
+    with contextlib.suppress(OSError):
+        remove_abandoned(Path(tempfile.gettempdir()), f"{PREFIX}*")
+        owned = OwnedFolder(Path(tempfile.mkdtemp(prefix=PREFIX)))
+        tempfile.tempdir = str(owned.path)
     try:
         yield
     finally:
         tempfile.tempdir = before
-        owned.release()
+        if owned is not None:
+            owned.release()

@@ -64,3 +64,9 @@ def test_every_command_has_its_own_and_leaves_nothing(root: Path) -> None:
         run_main(main)
     assert seen[0].parent.parent == root and tempfile.tempdir == str(root)
     assert not list(root.iterdir())
+
+
+def test_a_command_that_needs_none_runs_where_none_can_be_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(root / "missing"))
+    with own_temporary_folder():
+        assert tempfile.tempdir == str(root / "missing")
