@@ -66,7 +66,7 @@ class WaitForRoom(ControllerCallback):
     """
 
     def __reduce__(self) -> tuple[Callable[[], WaitForRoom], tuple[()]]:
-        """Arrives in the controller's process before Ray claims anything there, which its hooks do not."""
+        """Shortens claims where it arrives, in the controller's process: Ray makes the first before it calls any hook."""
         return _shorten_claims, ()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:

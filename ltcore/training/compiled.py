@@ -37,9 +37,8 @@ trials that follow one another in a process, need more than torch's 8."""
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 """Torch's variable for the folder of compiled code, by default one for temporary files; those of Ray's workers go with Ray."""
-os.environ.setdefault(
-    COMPILED, str(cache_root() / "compiled")
-)  # at once: torch reads it when its first optimizer is made
+# At once: torch reads it when its first optimizer is made.
+os.environ.setdefault(COMPILED, str(cache_root() / "compiled"))
 
 _LOG = logging.getLogger("ltcore.training")
 
