@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.chaos.harness import PATIENCE_S, Command, Place
 
 
@@ -33,6 +35,13 @@ class Scene:
         if pid not in self.place.processes():  # the number may be another program's by now
             raise ProcessLookupError(f"process {pid} has ended")
         return pid
+
+    def begun(self) -> bool:
+        """Tells whether it is this command that trains the run: the record may still be that of one before."""
+        try:
+            return psutil.Process(self.trainer).create_time() >= psutil.Process(self.command.process.pid).create_time()
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
 
     def over(self) -> bool:
         """Tells whether nothing can strike here any more: the command or the run has ended."""

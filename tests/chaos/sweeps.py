@@ -66,7 +66,7 @@ def group_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[
     return run_words(shards, folder, "--engine", "train", "--workers", "2", *flags, **changes)
 
 
-LONG = 600
+LONG = 300
 """Epochs that last some minutes: Ray looks once a minute whether a group has room to grow."""
 
 

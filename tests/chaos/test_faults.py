@@ -110,7 +110,7 @@ def strike(work: Work, where: Place, command: Command, kind: str, run: str, epoc
     """Strikes while ``run`` trains. Returns False where that run, or the command, has ended before."""
     scene = Scene(where, command, run, draw)
     try:
-        return scene.until(lambda: where.trains(run, epochs)) and KINDS[kind].strike(scene)
+        return scene.until(lambda: where.trains(run, epochs) and scene.begun()) and KINDS[kind].strike(scene)
     except ProcessLookupError:
         return False
 
