@@ -64,8 +64,9 @@ def run_single(
                     if watch.stop_wanted:
                         ray.cancel(ref, force=True)
                         return None
-            except BaseException:  # an interrupt too: a Ray that goes on after this would go on with the run
-                ray.cancel(ref, force=True)
+            except BaseException:  # an interrupt too
+                if not cluster.local:  # a Ray that goes on after this would go on with the run
+                    ray.cancel(ref, force=True)
                 raise
     finally:
         watch.end()

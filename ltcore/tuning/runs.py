@@ -134,7 +134,9 @@ class Runs:
         return ref
 
     def cancel(self) -> None:
-        """Cancels what still runs, as it would go on where Ray goes on."""
+        """Cancels what still runs, where Ray goes on. A local Ray ends next, and canceling what ends just then can crash Ray."""
+        if self.setup.cluster.local:
+            return
         for ref in self._submitted:
             ray.cancel(ref, force=True)
 

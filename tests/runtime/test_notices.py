@@ -284,6 +284,34 @@ def test_a_task_that_was_told_to_leave_is_submitted_again_without_end(
     assert (ended, len(tasks)) == ((None, 2) if saving else (ENDED, 0)), "where all are to save and end, it is not"
 
 
+@pytest.mark.parametrize("local", [False, True])
+def test_an_interrupt_cancels_what_would_go_on(
+    local: bool, tasks: list[RunRecord | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A local Ray ends with the command, and canceling a task that ends in the same moment can crash Ray."""
+    canceled: list[int] = []
+    monkeypatch.setattr(ray, "cancel", lambda ref, force: canceled.append(ref))
+    for name in ("check_nodes", "start_heartbeat"):
+        monkeypatch.setattr(launch, name, lambda *_: None)
+    monkeypatch.setattr(launch, "Watchdog", lambda *_, **__: watchdog(False))
+    monkeypatch.setattr(launch, "saving_first", lambda *_: nullcontext())
+
+    def interrupted(*_: object, **__: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.ray, "wait", interrupted)
+    place = Placement("trial", Scaling(), Demand(1, 0, 0), 1, "")
+    work = replace(job(tmp_path), config={"train": {"select": "val/accuracy"}})
+    cluster: Any = SimpleNamespace(local=local, describe=lambda: "a Ray")
+    with pytest.raises(KeyboardInterrupt):
+        launch.run_single(work, "run", place, cluster)
+    setup: Any = SimpleNamespace(placement=place, cluster=cluster)
+    sweep = runs.Runs(setup, SimpleNamespace(), watchdog(False), "", "", "")  # type: ignore[arg-type]
+    sweep.submit(job(tmp_path))
+    sweep.cancel()
+    assert len(canceled) == (0 if local else 2)
+
+
 @pytest.mark.parametrize("saving", [False, True])
 def test_a_run_of_a_sweep_as_well(saving: bool, tasks: list[RunRecord | None], tmp_path: Path) -> None:
     said: list[str] = []
