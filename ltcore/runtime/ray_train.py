@@ -16,6 +16,7 @@ import torch
 from ltcore.config.records import Notice, RunRecord
 from ltcore.errors import DataError, LtcoreError, RunFailedError, is_retryable
 from ltcore.retry import PATIENCE_S, patience_s
+from ltcore.runtime.freed_room import freed_room
 from ltcore.runtime.placement import BACKEND, Scaling
 from ltcore.runtime.ray_context import ASK_S, ReportingContext
 from ltcore.runtime.worker import begin
@@ -33,6 +34,11 @@ BEYOND_PATIENCE_S = 120.0
 
 def fit_with_train(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> RunRecord:
     """Runs the job with a ``TorchTrainer`` and returns the record that rank 0 wrote."""
+    with freed_room():
+        return _fit(job, scaling, storage, callbacks)
+
+
+def _fit(job: Job, scaling: Scaling, storage: str | None, callbacks: list[Any]) -> RunRecord:
     import ray.exceptions
     import ray.train
 
