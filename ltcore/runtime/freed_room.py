@@ -39,8 +39,11 @@ def free_room() -> None:
     table: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]  # generated
     for raw in state._connect_and_get_accessor().get_placement_group_table():
         group = table.FromString(raw)
-        orphaned = group.creator_actor_dead and not group.is_detached and group.creator_job_id.hex() == job
-        if orphaned and group.state != table.REMOVED:
+        no_actor = ray.ActorID(
+            group.creator_actor_id
+        ).is_nil()  # a driver or task made it; Ray counts that as a dead one
+        orphaned = group.creator_actor_dead and not no_actor and not group.is_detached
+        if orphaned and group.creator_job_id.hex() == job and group.state != table.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
