@@ -19,6 +19,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ltcore.runtime.poller import Poller
 
 EVERY_S = 5.0
+"""Seconds between two looks."""
 
 
 @contextlib.contextmanager
@@ -39,10 +40,9 @@ def free_room() -> None:
     table: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]  # generated
     for raw in state._connect_and_get_accessor().get_placement_group_table():
         group = table.FromString(raw)
-        no_actor = ray.ActorID(
-            group.creator_actor_id
-        ).is_nil()  # a driver or task made it; Ray counts that as a dead one
-        orphaned = group.creator_actor_dead and not no_actor and not group.is_detached
+        # Of what a driver or a task made, Ray says that its actor is dead.
+        made_by_actor = not ray.ActorID(group.creator_actor_id).is_nil()
+        orphaned = made_by_actor and group.creator_actor_dead and not group.is_detached
         if orphaned and group.creator_job_id.hex() == job and group.state != table.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 

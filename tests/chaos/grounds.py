@@ -165,9 +165,8 @@ def one_or_two_nodes(site: Site, script: str, words: Words) -> Iterator[Place]:
 @contextlib.contextmanager
 def _on_nodes(site: Site, script: str, words: Words, cpus: int) -> Iterator[Place]:
     assert site.server is not None
-    nodes = Nodes(
-        site.folder, site.server.environment, cpus
-    )  # a node has its rights by itself, as by an instance profile
+    # A node has its rights by itself, as by an instance profile.
+    nodes = Nodes(site.folder, site.server.environment, cpus)
     try:
         with stored(site, script, words, nodes=nodes, environment={"RAY_ADDRESS": nodes.address}) as where:
             yield where
