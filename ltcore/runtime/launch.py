@@ -17,7 +17,7 @@ from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.placement import Placement
 from ltcore.runtime.progress import ProgressDisplay
-from ltcore.runtime.ray_task import MOVES, awaited, result_of, stall_error, submit
+from ltcore.runtime.ray_task import MOVES, awaited, cancel, result_of, stall_error, submit
 from ltcore.runtime.ray_train import told_to_leave
 from ltcore.training.run import Job
 
@@ -62,11 +62,11 @@ def run_single(
                     if watch.stalled.is_set():
                         raise stall_error(stall_s, placement.demand)
                     if watch.stop_wanted:
-                        ray.cancel(ref, force=True)
+                        cancel([ref])
                         return None
             except BaseException:  # an interrupt too
                 if not cluster.local:  # a Ray that goes on after this would go on with the run
-                    ray.cancel(ref, force=True)
+                    cancel([ref])
                 raise
     finally:
         watch.end()

@@ -25,7 +25,7 @@ def on_ray(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]
 
     own = ray.get_runtime_context().get_node_id()
     cpus = next(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == own)
-    from ltcore.runtime.ray_task import result_of
+    from ltcore.runtime.ray_task import cancel, result_of
     from ltcore.training.hardware import allocated_cpus
 
     at_once = max(1, min(int(cpus), allocated_cpus()))
@@ -42,8 +42,7 @@ def on_ray(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]
             (ref,), _ = ray.wait(list(running), num_returns=1)
             yield running.pop(ref), result_of(ref, "task")
     finally:
-        for ref in running:
-            ray.cancel(ref, force=True)
+        cancel(running)
 
 
 def _alone(do: Callable[[T], R], task: T) -> R:

@@ -13,7 +13,7 @@ from ltcore.config.schema import RunConfig
 from ltcore.errors import LtcoreError
 from ltcore.runtime.cluster import Cluster, quiet
 from ltcore.runtime.placement import Demand, Scaling
-from ltcore.runtime.ray_task import awaited, result_of
+from ltcore.runtime.ray_task import awaited, cancel, result_of
 from ltcore.version import check_same_code, code_version
 
 Measure = Callable[[Sequence[RunConfig], str], Occupancy]
@@ -81,4 +81,4 @@ def measure_on_node(
     except LtcoreError as error:
         raise NotMeasuredError(f"the measured steps failed ({error})") from error
     finally:
-        ray.cancel(ref, force=True)  # an interrupt too must not leave it on the GPU
+        cancel([ref])  # an interrupt too must not leave it on the GPU

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -91,6 +92,17 @@ def result_of(ref: Any, what: str = "run") -> Any:
         raise LtcoreError(
             f"A {what} was lost with its process or node ({type(error).__name__}), several times. The same command continues it."
         ) from error
+
+
+def cancel(refs: Iterable[Any]) -> None:
+    """Cancels the tasks that have not ended, with their processes.
+
+    Canceling one that has just ended makes Ray's core abort this process, sooner or later (Ray 2.60, a failed check in
+    ``task_manager.cc``). What ends in the same moment stays a risk, so on a local Ray that ends next nothing is canceled.
+    """
+    refs = list(refs)
+    for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[1] if refs else ():
+        ray.cancel(ref, force=True)
 
 
 def stall_error(seconds: float, need: Demand) -> StallError:

@@ -21,7 +21,7 @@ from ltcore.runtime.gpu_share import whole
 from ltcore.runtime.heartbeat import Watchdog
 from ltcore.runtime.placement import Placement, Scaling
 from ltcore.runtime.progress import ProgressDisplay
-from ltcore.runtime.ray_task import MOVES, result_of, stall_error, submit
+from ltcore.runtime.ray_task import MOVES, cancel, result_of, stall_error, submit
 from ltcore.runtime.ray_train import told_to_leave
 from ltcore.storage import join
 from ltcore.training.record import RunInfo
@@ -134,11 +134,9 @@ class Runs:
         return ref
 
     def cancel(self) -> None:
-        """Cancels what still runs, where Ray goes on. A local Ray ends next, and canceling what ends just then can crash Ray."""
-        if self.setup.cluster.local:
-            return
-        for ref in self._submitted:
-            ray.cancel(ref, force=True)
+        """Cancels what still runs, where Ray goes on. A local Ray ends next."""
+        if not self.setup.cluster.local:
+            cancel(self._submitted)
 
     def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
         """Runs jobs, as many at a time as there are real resources for.
@@ -179,8 +177,7 @@ class Runs:
             how = "a checkpoint is saved" if record is None or told_to_leave(record) else self._came_to(record)
             self.display.ended(name, f"{name}: {how}")
         if self.watch.stop_wanted:
-            for ref in running:
-                ray.cancel(ref, force=True)
+            cancel(running)
             running.clear()
         if not running:
             self.raise_if_over()

@@ -284,6 +284,15 @@ def test_a_task_that_was_told_to_leave_is_submitted_again_without_end(
     assert (ended, len(tasks)) == ((None, 2) if saving else (ENDED, 0)), "where all are to save and end, it is not"
 
 
+def test_what_has_ended_is_not_canceled(monkeypatch: pytest.MonkeyPatch) -> None:
+    canceled: list[int] = []
+    monkeypatch.setattr(ray, "cancel", lambda ref, force: canceled.append(ref))
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (refs[:num_returns:2], refs[1::2]))
+    ray_task.cancel([1, 2, 3, 4])
+    assert canceled == [2, 4]
+    ray_task.cancel([])
+
+
 @pytest.mark.parametrize("local", [False, True])
 def test_an_interrupt_cancels_what_would_go_on(
     local: bool, tasks: list[RunRecord | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -296,10 +305,12 @@ def test_an_interrupt_cancels_what_would_go_on(
     monkeypatch.setattr(launch, "Watchdog", lambda *_, **__: watchdog(False))
     monkeypatch.setattr(launch, "saving_first", lambda *_: nullcontext())
 
-    def interrupted(*_: object, **__: object) -> Any:
-        raise KeyboardInterrupt
+    def wait(refs: list[int], timeout: float, num_returns: int = 1) -> tuple[list[int], list[int]]:
+        if timeout:
+            raise KeyboardInterrupt
+        return [], refs
 
-    monkeypatch.setattr(launch.ray, "wait", interrupted)
+    monkeypatch.setattr(ray, "wait", wait)
     place = Placement("trial", Scaling(), Demand(1, 0, 0), 1, "")
     work = replace(job(tmp_path), config={"train": {"select": "val/accuracy"}})
     cluster: Any = SimpleNamespace(local=local, describe=lambda: "a Ray")
