@@ -153,6 +153,21 @@ NCM_METRICS: Mapping[str, Metric] = {
 }
 """Name -> metric of what the nearest class mean predicts in place of the classifier. They judge features alone, and exist
 where the means were computed (``train.ncm``)."""
+
+
+def as_predicted(name: str, like: str) -> str:
+    """Returns the metric that judges the predictor which another one judges: the classifier, or the nearest class mean.
+
+    ('few', 'val/ncm_top1') -> 'ncm_few'.
+    """
+    return f"{NCM}{name}" if like.removeprefix(VALIDATION).startswith(NCM) else name
+
+
+def of_other_predictor(metric: str) -> str:
+    """Returns the same metric of the classifier for one of the nearest class mean, and the other way round."""
+    return metric.removeprefix(NCM) if metric.startswith(NCM) else f"{NCM}{metric}"
+
+
 DETAILS = ("/macro_precision", "/ece", *(f"/{group}" for group in SHOT_GROUPS))
 """Endings of metrics of a part of the samples that only complete tables show."""
 

@@ -9,7 +9,17 @@ from typing import Any
 
 from ltcore.config.records import SweepRecord, Values, VariantRecord
 from ltcore.config.sweep import STAGE1
-from ltcore.evaluation.catalog import DETAILS, METRICS, VALIDATION, goodness, of_plugin, title_of
+from ltcore.evaluation.catalog import (
+    DETAILS,
+    METRICS,
+    NCM_METRICS,
+    VALIDATION,
+    as_predicted,
+    goodness,
+    of_other_predictor,
+    of_plugin,
+    title_of,
+)
 from ltcore.evaluation.paired import PairedDifference, points
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting import figures
@@ -37,21 +47,23 @@ def variants_markdown(sweep: SweepRecord) -> str:
     """Returns the comparison as a Markdown table: accuracy and macro precision of every test, in percent.
 
     Mean and, from two seeds on, standard deviation over seeds, at the end of training; the best on validation first.
-    Where variants differ in what of the network they train, a column says how many parameters that is.
+    Where the nearest class mean was measured as well, it and the classifier stand side by side; precision is always the
+    classifier's, and the shot groups are those of the predictor by which variants are compared. Where variants differ in what
+    of the network they train, a column says how many parameters that is.
     """
     splits = _splits(sweep)
     columns = ["method", "seeds", title_of(sweep.metric)]
     for split in splits:
-        columns += [f"{_name(split, sweep)} {title_of(name)}" for name in (_test_metric(sweep, split), PRECISION)]
-    columns += [f"{_name(main, sweep)} many / medium / few" for main in splits[:1]]
+        columns += [f"{_name(split, sweep)} {title_of(name)}" for name in _table_metrics(sweep, split)]
+    columns += [f"{_name(main, sweep)} {_groups_title(sweep, main)}" for main in splits[:1]]
     columns += [*([TRAINED] if _tunes(sweep) else []), "time each"]
     lines = [columns, ["---"] * len(columns)]
     for variant in sweep.variants:
         cells = [markdown_code(variant.name), f"{len(variant.trials)}", _mean_sd(variant.val, sweep.metric)]
         for split in splits:
             tests = (variant.test or {}).get(split, {})
-            cells += [_mean_sd(tests, name) for name in (_test_metric(sweep, split), PRECISION)]
-        cells += [_groups((variant.test or {}).get(main, {}), "").replace("/", " / ") for main in splits[:1]]
+            cells += [_mean_sd(tests, name) for name in _table_metrics(sweep, split)]
+        cells += [_groups(variant, sweep, main).replace("/", " / ") for main in splits[:1]]
         cells += [count_text(variant.trained_parameters)] if _tunes(sweep) else []
         lines.append([*cells, _time(variant)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -62,7 +74,7 @@ def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[
     row = {
         "method": variant.name,
         f"val {metric}": _mean_sd(variant.val, sweep.metric),
-        "val shots": _groups(variant.val, VALIDATION),
+        "val shots": _groups(variant, sweep, None),
     }
     splits = _splits(sweep)
     for test_split in splits:
@@ -71,7 +83,7 @@ def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[
             (variant.test or {}).get(test_split, {}), metric
         )
     if split is not None:
-        row[f"{_name(split, sweep)} shots"] = _groups((variant.test or {}).get(split, {}), "")
+        row[f"{_name(split, sweep)} shots"] = _groups(variant, sweep, split)
     trained = {TRAINED: count_text(variant.trained_parameters)} if _tunes(sweep) else {}
     return row | trained | {"time": _time(variant), "verdict": _words(variant, sweep, split)}
 
@@ -124,9 +136,32 @@ def _mean_sd(values: Values, metric: str) -> str:
     return mean_sd(_numbers(values, metric)).removesuffix("%").replace(" ± ", "±")  # of a table that should stay narrow
 
 
-def _groups(values: Values, prefix: str) -> str:
-    """Returns the means of the shot groups, in percent."""
-    means = [_numbers(values, f"{prefix}{group}") for group in SHOT_GROUPS]
+def _table_metrics(sweep: SweepRecord, split: str) -> list[str]:
+    """Returns the metrics of a test that the Markdown table shows."""
+    metric = _test_metric(sweep, split)
+    other = of_other_predictor(metric)
+    measured = any(_numbers((variant.test or {}).get(split, {}), other) for variant in sweep.variants)
+    return [metric, *([other] if measured else []), PRECISION]
+
+
+def _groups_of(sweep: SweepRecord, split: str | None) -> list[str]:
+    """Returns the metrics of the shot groups that belong to the metric of a test, or of validation."""
+    metric = sweep.metric if split is None else _test_metric(sweep, split)
+    return [as_predicted(group, metric) for group in SHOT_GROUPS]
+
+
+def _groups_title(sweep: SweepRecord, split: str) -> str:
+    names = " / ".join(SHOT_GROUPS)
+    return names if _groups_of(sweep, split) == list(SHOT_GROUPS) else f"NCM {names}"
+
+
+def _groups(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> str:
+    """Returns the means of the shot groups of a test, or of validation, in percent."""
+    names = _groups_of(sweep, split)
+    if split is None:
+        means = [_numbers(variant.val, f"{VALIDATION}{name}") for name in names]
+    else:
+        means = [_numbers((variant.test or {}).get(split, {}), name) for name in names]
     return "/".join(f"{100 * fmean(numbers):.0f}" if numbers else "–" for numbers in means)
 
 
@@ -228,7 +263,7 @@ def _columns(sweep: SweepRecord) -> list[dict[str, str]]:
     sections = {"val": [variant.val for variant in sweep.variants]}
     for split in _splits(sweep):
         sections[split] = [variant.test[split] for variant in sweep.variants if variant.test]
-    order = [name for name in METRICS if not name.endswith(DETAILS)]
+    order = [name for name in (*METRICS, *NCM_METRICS) if not name.endswith(DETAILS)]
     columns = []
     for section, values in sections.items():
         prefix = VALIDATION if section == "val" else ""

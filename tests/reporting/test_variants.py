@@ -92,6 +92,42 @@ def test_the_markdown_table_has_accuracy_and_precision_of_each_protocol(tmp_path
     assert make_table([tmp_path]) == (variants_markdown(sweep), [])
 
 
+def judged_by_class_means() -> SweepRecord:
+    """Returns a comparison by the nearest class mean, whose tests judge the classifier as well."""
+    sweep = comparison(2)
+
+    def tested(variant: VariantRecord) -> VariantRecord:
+        val = {"val/ncm_top1": (0.7, 0.7), "val/few": (0.1, 0.1), "val/ncm_few": (0.5, 0.5)}
+        own = {"top1": (0.6, 0.6), "many": (0.9, 0.9), "few": (0.3, 0.3), "macro_precision": (0.2, 0.2)}
+        means = {"ncm_top1": (0.8, 0.8), "ncm_many": (0.7, 0.7), "ncm_few": (0.4, 0.4)}
+        return replace(variant, val=val, test={"test": own | means}, difference=None)
+
+    return replace(sweep, metric="val/ncm_top1", variants=tuple(map(tested, sweep.variants)))
+
+
+def test_shot_groups_are_of_the_predictor_whose_accuracy_stands_beside_them(tmp_path: Path) -> None:
+    sweep = judged_by_class_means()
+    head, _, first, *_ = variants_markdown(sweep).splitlines()
+    assert head == (
+        "| method | seeds | validation NCM top-1 | test NCM top-1 | test top-1 | test macro precision | "
+        "test NCM many / medium / few | time each |"
+    )
+    assert "| 70.0±0.0 | 80.0±0.0 | 60.0±0.0 | 20.0±0.0 | 70 / – / 40 |" in first
+    row = variants_table(sweep)[0]
+    assert (row["val shots"], row["test shots"]) == ("–/–/50", "70/–/40")
+    by_classifier = replace(sweep, metric="val/top1")
+    head, _, first, *_ = variants_markdown(by_classifier).splitlines()
+    assert "| test top-1 | test NCM top-1 | test macro precision | test many / medium / few |" in head
+    assert "| 60.0±0.0 | 80.0±0.0 | 20.0±0.0 | 90 / – / 30 |" in first
+    assert variants_table(by_classifier)[0]["val shots"] == "–/–/10"
+
+
+def test_the_page_shows_the_class_means_by_which_it_ranks(tmp_path: Path) -> None:
+    judged_by_class_means().write(tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert all(f"test NCM {words}" in page for words in ("top-1", "many-shot", "few-shot")) and "test top-1" in page
+
+
 def test_a_column_says_what_is_trained_where_variants_differ_in_it(tmp_path: Path) -> None:
     sweep = comparison(2)
     assert "trained parameters" not in variants_markdown(sweep)
