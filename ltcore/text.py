@@ -8,6 +8,7 @@ harmless.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ _MARKDOWN = re.compile(r"[\\`|<>\[\]!*&]")
 def printable(text: str) -> str:
     r"""Escapes what a terminal would interpret or hide, including line breaks: ``\x1b``, ``\n``, ``\u202e``."""
     return text if text.isprintable() else "".join(map(_spelled, text))
+
+
+def glimpse(value: Any, most: int = 60) -> str:
+    """Returns the beginning of ``repr(value)``, of which no more is made: a value from outside may be as large as its file."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 2 * most + 8  # it leaves out the middle
+    text = short.repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def few_words(names: Sequence[str], most: int = 5) -> str:

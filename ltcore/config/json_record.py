@@ -17,9 +17,8 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_ar
 
 from ltcore.errors import DamagedFileError
 from ltcore.storage import DAMAGED, join, read_json, write_json
+from ltcore.text import glimpse
 
-SHOWN = 60
-"""Characters of a wrong value that its error repeats."""
 Decoder = Callable[[Any], Any]
 
 
@@ -120,8 +119,7 @@ class _WrongError(Exception):
 
 
 def _expected(kind: str, value: Any) -> _WrongError:
-    shown = repr(value)
-    return _WrongError(f"is {shown[:SHOWN]}{'...' if len(shown) > SHOWN else ''}, expected {kind}")
+    return _WrongError(f"is {glimpse(value)}, expected {kind}")
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from ltcore.config.trained_with import Hardware, TrainedData
 from ltcore.errors import ConfigError
 from ltcore.evaluation.calibration import ReliabilityBin
 from ltcore.evaluation.confused import ConfusedPair
+from ltcore.text import glimpse
 
 Metrics = Mapping[str, float | None]
 """Name of a metric -> value; None where it is not defined, as for an empty shot group."""
@@ -165,7 +166,7 @@ class RunRecord(StoredRecord):
                     raise ValueError(f"{name}.{split} has {len(values)} values for {len(self.data.classes)} classes")
                 most = math.inf if name == "support" else 1
                 if wrong := [value for value in values if value is not None and not 0 <= value <= most]:
-                    raise ValueError(f"{name}.{split} has {wrong[0]!r:.60}, expected numbers from 0 to {most:g}")
+                    raise ValueError(f"{name}.{split} has {glimpse(wrong[0])}, expected numbers from 0 to {most:g}")
         for split, pairs in (self.confused or {}).items():
             for pair in pairs:
                 if not all(0 <= c < len(self.data.classes) for c in (pair.label, pair.prediction)):
@@ -361,7 +362,7 @@ class SweepRecord(StoredRecord):
             try:
                 parse_space(key, spec)
             except ConfigError as error:
-                raise ValueError(f"space.{key} is {spec!r:.60}, expected a range ({error})") from None
+                raise ValueError(f"space.{key} is {glimpse(spec)}, expected a range ({error})") from None
 
     def _check_variants(self) -> None:
         known = None if self.trials is None else {trial.id for trial in self.trials}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,8 @@ from ltcore.data.datasets.folder_layout import Layout, refuse_one_class
 from ltcore.data.datasets.listed import sorted_labels
 from ltcore.data.datasets.lists import file_name, read_list_file, read_rows
 from ltcore.errors import DataError
-from ltcore.limits import MAX_CELL_CHARS
-from ltcore.text import storable
+from ltcore.limits import MAX_CELL_CHARS, load_json
+from ltcore.text import glimpse, storable
 
 
 def attributes_by_level(layout: Layout, level: int, where: str) -> Layout:
@@ -73,8 +72,8 @@ def _is_table(uri: str) -> bool:
 
 def _of_json(data: bytes, uri: str) -> dict[str, str]:
     try:
-        found: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found: Any = load_json(data)
+    except ValueError as error:
         raise DataError(f"{uri} is no readable json ({error}). Correct it.") from error
     if not isinstance(found, dict):
         raise DataError(f'{uri} holds a {type(found).__name__}, expected an object {{"path": "attribute", ...}}.')
@@ -82,7 +81,7 @@ def _of_json(data: bytes, uri: str) -> dict[str, str]:
     for path, value in found.items():
         if not isinstance(value, str | int) or isinstance(value, bool) or not 0 < len(str(value)) <= MAX_CELL_CHARS:
             raise DataError(
-                f"{uri}: {path!r:.60} has {value!r:.60}, expected the name of an attribute or a whole number."
+                f"{uri}: {glimpse(path)} has {glimpse(value)}, expected the name of an attribute or a whole number."
             )
         by_path[path] = storable(str(value))
     return by_path

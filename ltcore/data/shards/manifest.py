@@ -21,6 +21,7 @@ from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.errors import DataError, nearest
 from ltcore.limits import MAX_CLASSES, MAX_COUNT, MAX_MANIFEST_BYTES, MAX_NAME_CHARS, MIN_BYTES_OF_ROW, load_json
 from ltcore.shots import SHOT_GROUPS
+from ltcore.text import glimpse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -228,7 +229,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
 def _mistyped(manifest: Manifest) -> Iterator[str]:
     """Yields values of the wrong type; each check relies on those before it."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    yield from (f"found {value!r:.60} where a name or a count should be" for value in _odd_values(manifest, shards))
+    yield from (f"found {glimpse(value)} where a name or a count should be" for value in _odd_values(manifest, shards))
     if not 1 <= manifest.image_size <= MAX_IMAGE_SIZE:
         yield f"image_size is {manifest.image_size}, expected 1 to {MAX_IMAGE_SIZE} pixels"
     if len(set(manifest.classes)) != len(manifest.classes):

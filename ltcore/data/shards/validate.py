@@ -29,7 +29,7 @@ from ltcore.data.shards.writer import WITHOUT_IMAGES, most_index_bytes, read_ind
 from ltcore.errors import DataError
 from ltcore.limits import MAX_DIGITS, MAX_IMAGE_BYTES, MAX_SAMPLE_JSON_BYTES
 from ltcore.shots import SHOT_GROUPS
-from ltcore.text import counted, printable
+from ltcore.text import counted, glimpse, printable
 
 THREADS = 8
 KINDS = ("train", "val", "test", "other")
@@ -299,7 +299,7 @@ def _attribute(sample: TarSample, manifest: Manifest, report: _Report) -> int:
         report.add(f"has a .json that is no JSON object ({error})", sample.key)
         return -1
     if type(attribute) is not int or not -1 <= attribute < len(manifest.attributes):
-        report.add(f"has attribute {attribute!r}, expected -1..{len(manifest.attributes) - 1}", sample.key)
+        report.add(f"has attribute {glimpse(attribute)}, expected -1..{len(manifest.attributes) - 1}", sample.key)
         return -1
     return attribute
 

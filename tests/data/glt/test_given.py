@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ltcore import limits
 from ltcore.data.config import DataConfig
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.given import read_attributes
@@ -88,6 +89,14 @@ def test_files_that_make_no_sense_are_named(tmp_path, kind, text, words):
     file = tmp_path / f"a.{kind}"
     file.write_text(text)
     with pytest.raises(DataError, match=words):
+        read_attributes(str(file))
+
+
+def test_a_file_with_more_in_it_than_any_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_JSON_VALUES", 100)
+    file = tmp_path / "a.json"
+    file.write_text('{"a": [' + "[]," * 200 + "0]}")
+    with pytest.raises(DataError, match="about 402 values, expected at most 100"):
         read_attributes(str(file))
 
 
