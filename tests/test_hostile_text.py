@@ -52,6 +52,7 @@ from tests.records import run_record
 from tests.reporting import fake_sweep
 from tests.reporting.finished_run import write as write_finished_run
 from tests.reporting.page import Page
+from tests.tracking.events import read_events
 from tests.tracking.wandb_file import read_offline_run
 
 HOSTILE = [
@@ -327,15 +328,8 @@ def test_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tensorboard_text(folder: Path) -> str:
-    from tensorboardX.proto.event_pb2 import Event
-
-    (path,) = folder.iterdir()
-    data, at, found = path.read_bytes(), 0, []
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
-        for value in Event.FromString(data[at + 12 : at + 12 + size]).summary.value:
-            found += [text.decode() for text in value.tensor.string_val]
-        at += 16 + size
+    values = (value for event in read_events(folder) for value in event.summary.value)
+    found = [text.decode() for value in values for text in value.tensor.string_val]
     (text,) = found
     return text
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ltcore.errors import DamagedFileError, NumericError
-from ltcore.retry import retrying
 from ltcore.storage import DAMAGED, read_jsonl, write_bytes_atomic
+from ltcore.text import glimpse
+from ltcore.tracking.appended_file import AppendedFile
 from ltcore.tracking.base import Scalars, Tracker
 
 MAX_COUNT = 2**53
@@ -30,11 +30,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             count = row.get(key)
             if type(count) is not int or not 0 <= count <= MAX_COUNT:
                 raise DamagedFileError(
-                    f"{path}, row {number}: {key} is {count!r:.60}, expected a whole number. {DAMAGED}"
+                    f"{path}, row {number}: {key} is {glimpse(count)}, expected a whole number. {DAMAGED}"
                 )
         for key, value in row.items():
             if value is not None and not _is_finite(value):
-                raise DamagedFileError(f"{path}, row {number}: {key} is {value!r:.60}, expected a number. {DAMAGED}")
+                raise DamagedFileError(f"{path}, row {number}: {key} is {glimpse(value)}, expected a number. {DAMAGED}")
     return rows
 
 
@@ -59,21 +59,13 @@ class JsonlTracker(Tracker):
         path = run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if 0 < row["step"] <= resume_step]
         write_metrics(path, kept)
-        self._file = path.open("ab", buffering=0)
+        self._file = AppendedFile(path)
 
     def log(self, metrics: Scalars, step: int) -> None:
         for key, value in metrics.items():
             if value is not None and not math.isfinite(value):
                 raise NumericError(f"{key} is {value} at step {step}: only finite numbers are logged.")
-        row, end = _line({**metrics, "step": step}).encode(), os.fstat(self._file.fileno()).st_size
-
-        def write() -> None:
-            os.ftruncate(self._file.fileno(), end)  # what a full disk took of the row
-            left = row
-            while left:
-                left = left[self._file.write(left) or 0 :]
-
-        retrying(str(self.run_dir), write)
+        self._file.append(_line({**metrics, "step": step}).encode())
 
     def take_over(self, metrics: Scalars, step: int) -> None:
         """Does nothing: the file has the row."""

@@ -14,6 +14,7 @@ from ltcore.tracking.base import FanOut, Tracker
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.tracking.tracker import open_tracker
+from tests.tracking.events import read_events
 
 
 def open_run(run_dir: Path, **changes: Any) -> Tracker:
@@ -80,21 +81,22 @@ def test_a_later_table_replaces_the_earlier(tmp_path: Path) -> None:
 
 
 def test_tensorboard_files_hold_the_scalars(tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
     tracker = open_run(tmp_path, options=TrackingConfig(wandb=False))
     log_epochs(tracker, 1, 2)
     tracker.finish({}, "finished")
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    data, at, scalars = path.read_bytes(), 0, []
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
-        event = Event.FromString(data[at + 12 : at + 12 + size])
-        scalars += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
-        at += 16 + size
+    events = read_events(tmp_path / "tensorboard")
+    scalars = [(value.tag, event.step, value.simple_value) for event in events for value in event.summary.value]
     assert ("epoch", 10, 1.0) in scalars
     assert [(tag, step) for tag, step, _ in scalars if tag == "val/top1"] == [("val/top1", 10), ("val/top1", 20)]
     assert not any(tag == "val/few" for tag, _, _ in scalars)
+
+
+def test_tensorboard_is_told_what_a_resumed_run_takes_back(tmp_path: Path) -> None:
+    log_epochs(open_run(tmp_path), 1, 2)
+    tracker = open_run(tmp_path, options=TrackingConfig(wandb=False), resume_step=10)
+    log_epochs(tracker, 2, 2)
+    start, *_ = (event for event in read_events(tmp_path / "tensorboard") if event.HasField("session_log"))
+    assert (start.step, start.session_log.status) == (11, 1)
 
 
 def test_charts_go_through_and_leave_the_record_alone(tmp_path: Path) -> None:

@@ -15,11 +15,15 @@ import torch
 
 from ltcore import retry, storage
 from ltcore.errors import CheckpointError
-from ltcore.tracking.jsonl_sink import JsonlTracker
+from ltcore.tracking.base import FanOut
+from ltcore.tracking.config import TrackingConfig
+from ltcore.tracking.tensorboard_sink import TensorBoardSink
+from ltcore.tracking.tracker import open_tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.fork import fork
 from ltcore.training.lease import make_folder
 from tests.faults import full_disk
+from tests.tracking.events import read_events
 from tests.training.runs import TERMS, WholeRun, assert_equal_runs, run, stage2_run, tiny_run
 
 
@@ -132,23 +136,38 @@ def test_a_folder_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert failed and (tmp_path / "runs" / "mine").is_dir()
 
 
-def test_a_row_that_did_not_fit_is_written_whole_once_there_is_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_did_not_fit_is_written_whole_once_there_is_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, and the events of TensorBoard."""
     with full_disk(tmp_path / "disk", 64 * 1024) as disk:
-        log = JsonlTracker(disk)
+        options = TrackingConfig(wandb=False)
+        log = open_tracker(run_dir=disk, run_id="a", group="", name="a", config_flat={}, options=options)
         log.log({"a": 1.0}, 1)
-        filler = disk / "filler"
-        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match=r"No space|too large"):
-            while True:
-                file.write(bytes(1024))
+        filler, full = disk / "filler", [0, 0]
         heard: list[int] = []
+
+        def fill() -> None:
+            with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match=r"No space|too large"):
+                while True:
+                    file.write(bytes(1024))
+
         monkeypatch.setitem(retry.listeners, "a test", lambda: (heard.append(1), filler.unlink(missing_ok=True))[0])
-        log.log({f"metric {n}": 0.5 for n in range(500)}, 2)
-        log.log({"a": 2.0}, 3)
+        assert isinstance(log, FanOut)
+        for step, sink in enumerate(log.sinks, 2):
+            fill()
+            sink.log({f"metric {n}": 0.5 for n in range(500)}, step)
+            full[step - 2] = len(heard)
         log.finish({}, "finished")
         rows = [json.loads(line) for line in (disk / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3] and len(rows[1]) == 501
+        events = [event for event in read_events(disk / "tensorboard") if event.HasField("summary")]
+    assert 0 < full[0] < full[1], "each had to wait"
+    assert [row["step"] for row in rows] == [1, 2] and len(rows[1]) == 501
+    assert [event.step for event in events] == [1, *[3] * 500]
+
+
+def test_tensorboard_begins_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = full_once(monkeypatch, Path, "mkdir")
+    TensorBoardSink(tmp_path / "tensorboard").log({"a": 1.0}, 1)
+    assert failed and len(read_events(tmp_path / "tensorboard")) == 2
 
 
 def test_no_moment_is_without_a_checkpoint_where_one_of_the_same_step_is_replaced(
