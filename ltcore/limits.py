@@ -17,6 +17,7 @@ annotations of COCO  MAX_OBJECTS, MAX_ATTRIBUTES; one entry is held at a time
 classes, attributes  MAX_CLASSES of MAX_NAME_CHARS; files that name them MAX_CLASSES_BYTES
 manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
 index of a shard     MAX_INDEX_BYTES_OF_ROW for each row that the manifest gives; a row fills MIN_BYTES_OF_ROW of its tar
+checkpoint           MAX_MANIFEST_BYTES, MAX_JSON_VALUES
 recipe, sweep file   MAX_RECIPE_BYTES, MAX_RECIPE_NODES with all aliases unfolded, MAX_RECIPE_DEPTH
 key on a command     MAX_TABLE_CHARS; MAX_TRIALS of a sweep
 weights              MAX_TENSOR_NAMES_BYTES; no more bytes unpacked than the file has

@@ -11,6 +11,8 @@ with ``weights_only=True``, after a check that its bytes are undamaged.
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import io
 import json
 import os
@@ -29,11 +31,13 @@ from ltcore.config.schema import RunConfig
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.prep import Prep
 from ltcore.data.shards.manifest import Manifest
-from ltcore.errors import CheckpointError, ConfigError, NumericError
+from ltcore.errors import CheckpointError, ConfigError, NumericError, StorageError
 from ltcore.evaluation.attributes import Ints
-from ltcore.limits import MAX_TENSOR_NAMES_BYTES
+from ltcore.limits import MAX_MANIFEST_BYTES, MAX_TENSOR_NAMES_BYTES, load_json
+from ltcore.retry import retrying
 from ltcore.shots import SHOT_GROUPS
-from ltcore.storage import is_local, join, sync_to_disk
+from ltcore.storage import entries, exists, is_local, is_plain, join, read_bytes, sync_to_disk
+from ltcore.stores import ACCESS, place_of
 
 SCHEMA = 1
 _OLD = ".old."
@@ -97,12 +101,22 @@ class Checkpoint:
 
     def _tensors(self, name: str, if_missing: str) -> dict[str, Any]:
         file, place = self.path / name, f"{self.place}/{name}"
-        if not file.exists():
-            raise CheckpointError(f"{place} is missing. {if_missing}.")
-        try:
+
+        def load() -> dict[str, Any]:
+            if not is_plain(file.stat()):
+                raise CheckpointError(f"{place} is no plain file. Delete its directory and run again.")
             with file.open("rb") as stream:
                 return read_tensors(stream)
+
+        try:
+            return retrying(place_of(str(file)), load)
+        except FileNotFoundError:
+            raise CheckpointError(f"{place} is missing. {if_missing}.") from None
+        except CheckpointError:
+            raise
         except Exception as error:  # our own errors, and torch raises any type on foreign bytes
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # which a wrong offset gives
+                raise StorageError(f"{place} cannot be read: {error}. {ACCESS}.") from error
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise CheckpointError(f"{place} cannot be read ({problem}). Delete its directory and run again.") from error
 
@@ -199,7 +213,9 @@ def _write_tensors(file: Path, value: dict[str, Any]) -> None:
 
 def adopt(folder: Path, source: Path) -> None:
     """Replaces all checkpoints of a run by a copy of that in ``source``; at no moment there is none."""
-    final = folder / f"last-{int(json.loads((source / 'meta.json').read_text())['step']):08d}"
+    found = read(source)
+    found.require("step")
+    final = folder / f"last-{found.meta['step']:08d}"
     torn, aside = folder / f".{final.name}.{os.getpid()}", folder / f".{final.name}{_OLD}{uuid.uuid4().hex}"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(source, torn)
@@ -217,10 +233,11 @@ def find(folder: Path, tag: str = "last") -> Checkpoint | None:
 
 
 def _newest(folder: Path, tag: str) -> Path | None:
+    names = sorted((name for name, is_file in entries(str(folder)).items() if not is_file), reverse=True)
     for pattern in (f"{tag}-*", f".{tag}-*{_OLD}*"):
-        complete = [p for p in folder.glob(pattern) if (p / "meta.json").exists()]
-        if complete:
-            return max(complete, key=lambda p: p.name)
+        complete = (name for name in fnmatch.filter(names, pattern) if exists(str(folder / name / "meta.json")))
+        if newest := next(complete, None):
+            return folder / newest
     return None
 
 
@@ -231,7 +248,7 @@ def read(path: Path, uri: str = "") -> Checkpoint:
     record is damaged or of another version.
     """
     place = str(path) if is_local(uri) else uri.rstrip("/")
-    if not (path / "meta.json").exists():
+    if not exists(str(path / "meta.json")):
         inner = _newest(path / "checkpoints", "best") or _newest(path / "checkpoints", "last")
         if inner is None:
             raise CheckpointError(
@@ -239,8 +256,8 @@ def read(path: Path, uri: str = "") -> Checkpoint:
             )
         path, place = inner, join(place, "checkpoints", inner.name)
     try:
-        meta = json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        meta = load_json(read_bytes(str(path / "meta.json"), MAX_MANIFEST_BYTES))
+    except ValueError as error:
         raise CheckpointError(
             f"{place}/meta.json cannot be read as JSON ({error}). Delete this checkpoint and run again."
         ) from None

@@ -19,6 +19,7 @@ _RUN = re.compile(
     r"run\.json|config\.yaml|metrics\.jsonl|metrics|confusion|tables|checkpoints|tensorboard|wandb|report\.html|\.?ray_train"
 )
 _SWEEP = re.compile(r"sweep\.json|report\.html|sweep|shared_start(-\d+)?|tune(-.+)?|\.?ray_train")
+_TURNS = {"run.json": 0, "sweep.json": 2}
 _RUNS_OF_A_SWEEP = ("trials", "retrain", "alt", "ablation")
 
 
@@ -65,8 +66,12 @@ def _is_ours(file: str) -> bool:
 
 
 def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
-    """Removes known entries and yields the names, relative to ``uri``, of entries that are kept."""
-    for name in entries(uri):
+    """Removes known entries and yields the names, relative to ``uri``, of entries that are kept.
+
+    A kill in the middle leaves no run that looks finished without its weights, and no trials that another sweep would
+    take for its own: the record of a run goes first, that of a sweep last.
+    """
+    for name in sorted(entries(uri), key=lambda name: _TURNS.get(name, 1)):
         where = join(uri, name)
         if known is _SWEEP and name in _RUNS_OF_A_SWEEP:
             for run in entries(where):

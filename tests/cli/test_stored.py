@@ -18,6 +18,7 @@ from ltcore.config.records import RunRecord, now
 from ltcore.config.sweep import read_sweep
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError, LtcoreError
+from ltcore.training import stored
 from ltcore.training.stored import finished_ago, remove
 from ltcore.tuning.identity import identity
 from tests.conftest import make_tiny
@@ -97,6 +98,24 @@ def test_only_what_belongs_to_the_sweep_is_removed(place: tuple[str, Put, Callab
     put("retrain/my-notes.txt", "mine")
     assert "removed the earlier sweep" in remove(uri)
     assert names() == {"trials/00000/figure.svg", "retrain/my-notes.txt"}
+
+
+def test_a_removal_that_is_killed_leaves_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any moment the sweep is there while one of its trials is, and no run without weights has a record."""
+    for name in ("sweep.json", "report.html", "trials/0/run.json", "trials/0/checkpoints/best-1", "trials/1/run.json"):
+        (tmp_path / "place" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "place" / name).write_text(RECORD)
+    removed: list[str] = []
+
+    def watched(uri: str) -> None:
+        removed.append(str(Path(uri).relative_to(tmp_path / "place")))
+        remove_entry(uri)
+
+    remove_entry = stored._remove_entry
+    monkeypatch.setattr(stored, "_remove_entry", watched)
+    remove(str(tmp_path / "place"))
+    assert removed[-1] == "sweep.json"
+    assert removed.index("trials/0/run.json") < removed.index("trials/0/checkpoints")
 
 
 @pytest.mark.parametrize("record", ["{}", "[]", json.dumps({"name": "a run of another program"})])

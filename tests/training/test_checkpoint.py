@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ltcore.errors import CheckpointError
+from ltcore import retry
+from ltcore.errors import CheckpointError, LtcoreError, StorageError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.same_run import check_same_run
 
@@ -81,6 +84,60 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     (path / "model.pt").write_bytes(b"PK\x03\x04garbage")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        ckpt.read(path).model_state()
+
+
+@pytest.fixture
+def stale(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A place where a network file system has lost its server: so many more reads of a checkpoint's files fail."""
+    left = [0]
+    stat = Path.stat
+
+    def lost(self: Path, **kwargs: Any) -> os.stat_result:
+        if left[0] > 0 and self.suffix in (".json", ".pt"):
+            left[0] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return stat(self, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", lost)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 0.02)
+    yield left
+    left[0] = 0
+
+
+def test_storage_that_is_disturbed_is_waited_for(
+    tmp_path: Path, stale: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    write(tmp_path, 1)
+    stale[0] = 3
+    found = ckpt.find(tmp_path)
+    assert stale[0] == 0 and found is not None
+    stale[0] = 3
+    assert found.train_state() == {"n": 1} and stale[0] == 0
+
+
+def test_storage_that_stays_disturbed_is_no_reason_to_delete_a_checkpoint(
+    tmp_path: Path, stale: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    found = ckpt.find(tmp_path)
+    assert found is not None
+    monkeypatch.setenv(retry.VARIABLE, "0.05")
+    for read in (lambda: ckpt.find(tmp_path), found.model_state):
+        stale[0] = 10**6
+        with pytest.raises(StorageError, match=r"cannot be read: .*it stayed so for") as caught:
+            read()
+        assert "elete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "model.pt"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, 1)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(LtcoreError, match=f"{name} is no plain file"):
         ckpt.read(path).model_state()
 
 
