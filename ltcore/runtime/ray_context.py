@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import ray
-import ray._private.state
 import torch
 
 from ltcore.config.records import Notice, RunRecord
 from ltcore.retry import listeners
 from ltcore.runtime.heartbeat import HeartbeatSender
+from ltcore.runtime.leaving import leaving_nodes
 from ltcore.runtime.metrics import RayMetrics
 from ltcore.runtime.ray_data import make_ray_loader
 from ltcore.training.context import Interrupted
@@ -65,8 +65,7 @@ class ReportingContext:
     def notice(self) -> Notice | None:
         """Asks Ray whether the node of this process is about to be taken away."""
         self._asked = time.monotonic()
-        node = ray.get_runtime_context().get_node_id()
-        deadline_ms = ray._private.state.state.get_draining_nodes().get(node)  # there is no public question for it
+        deadline_ms = leaving_nodes().get(ray.get_runtime_context().get_node_id())
         if deadline_ms is None or self.taken_at_s:
             return None
         self.taken_at_s = deadline_ms / 1000 or time.time() + UNTOLD_S

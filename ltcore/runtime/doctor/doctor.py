@@ -14,6 +14,7 @@ from ltcore.runtime.autoscaler import launch_refusal
 from ltcore.runtime.cluster import Cluster, started_here
 from ltcore.runtime.doctor.checks import GREEN, RED, YELLOW, Check, capacity, checks, refuse_red, tracking, verdict
 from ltcore.runtime.doctor.probe import examine, leave_marker, remove_marker
+from ltcore.runtime.leaving import leaving_nodes
 from ltcore.runtime.placement import Placement
 
 ANSWER_S = 150.0
@@ -34,7 +35,7 @@ def examine_here(root: str, data_uri: str, *, ask: bool = False) -> list[Check]:
 
 
 def examine_nodes(root: str, data_uri: str, console: Terminal, *, ask: bool = False) -> list[Check]:
-    """Examines every node that is there now, and says which are slow to answer.
+    """Examines every node that is there now and stays, and says which are slow to answer.
 
     Whether nodes that come later have the driver's code is checked by the runs.
     """
@@ -42,7 +43,7 @@ def examine_nodes(root: str, data_uri: str, console: Terminal, *, ask: bool = Fa
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
     remote: Any = ray.remote(examine)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = _staying(ray.nodes())
     marker = leave_marker(root)
     try:
         plugins = _plugins()
@@ -64,12 +65,21 @@ def examine_nodes(root: str, data_uri: str, console: Terminal, *, ask: bool = Fa
                 assert ref in done, f"no answer within {ANSWER_S:.0f} s"
                 found += checks(ray.get(ref), name, lead, node["Resources"])
             except (ray.exceptions.RayError, AssertionError) as error:
+                if node["NodeID"] not in {staying["NodeID"] for staying in _staying(ray.nodes())}:
+                    found.append(Check(name, "examination", "the node left meanwhile", YELLOW))
+                    continue
                 said = str(error).strip().splitlines()[-1][:200]
                 fix = "look at its logs (`ray logs --node-ip`), or run `ray up` again: it has no ltcore, or other Ray"
                 found.append(Check(name, "examination", said, RED, fix))
     finally:
         remove_marker(root, marker)
     return [*found, tracking(ask=ask), *_starting()]
+
+
+def _staying(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the nodes that are there and not about to be taken away."""
+    leaving = leaving_nodes()
+    return [node for node in nodes if node["Alive"] and node["NodeID"] not in leaving]
 
 
 def _starting() -> list[Check]:
