@@ -51,6 +51,20 @@ _NUMBERS = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+_LOST = {
+    "aiohttp.client_exceptions.ClientConnectionError",
+    "aiohttp.client_exceptions.ClientPayloadError",
+    "azure.core.exceptions.ServiceRequestError",
+    "azure.core.exceptions.ServiceResponseError",
+    "httpx.NetworkError",
+    "httpx.RemoteProtocolError",
+    "httpx.TimeoutException",
+    "requests.exceptions.ChunkedEncodingError",
+    "requests.exceptions.ConnectionError",
+    "requests.exceptions.Timeout",
+}
+_REFUSED = {"aiohttp.client_exceptions.ClientSSLError", "requests.exceptions.SSLError"}
+"""Errors of the clients behind fsspec, by name: none of them need be installed."""
 _SAID = re.compile(
     r"HTTP status (?P<status>\d{3})"
     r"|AWS Error (?P<aws>INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|SLOW_DOWN|NETWORK_CONNECTION|REQUEST_TIMEOUT)"
@@ -106,11 +120,17 @@ def patience_s() -> float:
 
 def is_passing(error: BaseException) -> bool:
     """Tells whether the place may answer well a little later."""
-    if isinstance(error, ShortError | TimeoutError | ConnectionError):
+    if isinstance(error, ShortError | TimeoutError | ConnectionError) or _is_lost_connection(error):
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _NUMBERS
     return _status(error) in _STATUSES or (isinstance(error, OSError) and bool(_passing_words(error)))
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Tells whether it is what a client behind fsspec raises where the store does not answer, or not to the end."""
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    return bool(kinds & _LOST) and not kinds & _REFUSED
 
 
 def _status(error: BaseException) -> int | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import random
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 
+import aiohttp
 import pytest
+import requests
 
 from ltcore import retry
 from ltcore.errors import CheckpointError, DataError
@@ -46,6 +50,13 @@ class HttpError(Exception):
         self.status = status
 
 
+def named(module: str, name: str, base: Exception | None = None) -> Exception:
+    """An error as a package raises it that is not installed here."""
+    error: Exception = type(name, (type(base) if base else Exception,), {"__module__": module})()
+    return error
+
+
+KEY = aiohttp.client_reqrep.ConnectionKey("example.org", 443, True, True, None, None, None)
 AWS = "When getting information for key 'x' in bucket 'b': AWS Error {} during HeadObject operation: {}"
 
 
@@ -76,6 +87,17 @@ AWS = "When getting information for key 'x' in bucket 'b': AWS Error {} during H
         (ShortError("3 bytes came of 6"), True),
         (HttpError(503), True),
         (HttpError(404), False),
+        (aiohttp.ServerDisconnectedError(), True),
+        (aiohttp.ClientPayloadError("Response payload is not completed"), True),
+        (aiohttp.ClientConnectorDNSError(KEY, socket.gaierror(socket.EAI_AGAIN, "try again")), True),
+        (aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError()), False),
+        (aiohttp.InvalidURL("https:///"), False),
+        (requests.ConnectionError("Remote end closed connection"), True),
+        (requests.exceptions.ChunkedEncodingError(), True),
+        (requests.exceptions.SSLError(), False),
+        (named("httpx", "ReadError", named("httpx", "NetworkError")), True),
+        (named("httpx", "UnsupportedProtocol", named("httpx", "TransportError")), False),
+        (named("azure.core.exceptions", "ServiceResponseError"), True),
         (ValueError("AWS Error SLOW_DOWN"), False),
         (DataError("no plain file"), False),
     ],
