@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.config.load import load_sweep
+from ltcore.config.load import base_run, load_run, load_sweep
 from ltcore.config.naming import name_sweep
 from ltcore.config.sweep import SweepConfig, read_sweep
 from ltcore.errors import ConfigError
@@ -89,3 +89,15 @@ def test_variants_start_from_each_other_in_chains() -> None:
 
 def test_alt_doubles_the_trainings() -> None:
     assert read(sweep__alt="true").size == 2 * read().size == 54
+
+
+@pytest.mark.parametrize("row", [name for name in read_sweep("lt_ladder_full").variants if name != "dro_head"])
+def test_a_row_of_the_full_ladder_is_the_recipe_of_its_name(row: str) -> None:
+    sweep = read_sweep("lt_ladder_full")
+    control = "_no_neighbors"
+    recipe = load_run(f"cifar100_lt_{row.removesuffix(control)}").to_flat()
+    found = base_run(sweep).replace(sweep.started_from(row, "/runs/dro_ce")).to_flat()
+    differ = {key for key in found.keys() | recipe.keys() if found.get(key) != recipe.get(key)}
+    allowed = {"name", "train.init_from"} if row == "dro_features" else {"name"}
+    allowed |= {"objective.terms.lpa.neighbor_mass"} if row.endswith(control) else set()
+    assert differ <= allowed, differ - allowed
