@@ -13,11 +13,13 @@ from typing import Any
 from ltcore.config.json_record import JsonRecord
 from ltcore.config.schema import RunConfig
 from ltcore.errors import LtcoreError
+from ltcore.retry import retrying
 from ltcore.runtime.placement import Scaling
 from ltcore.runtime.ray_context import execute_on_node
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
 from ltcore.runtime.worker import begin
+from ltcore.stores import place_of
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.record import RunInfo, failed_start
@@ -74,6 +76,7 @@ class TrialContext(TaskContext):
     def __init__(self, job: Job, keep_checkpoints: bool) -> None:
         super().__init__(job)
         self.checkpoint_every_epoch = keep_checkpoints
+        self._place = place_of(job.run_uri)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         super().report(metrics, checkpoint)
@@ -82,7 +85,7 @@ class TrialContext(TaskContext):
         from ray import tune
 
         handed = tune.Checkpoint.from_directory(str(checkpoint)) if self.checkpoint_every_epoch and checkpoint else None
-        tune.report(dict(metrics), checkpoint=handed)
+        retrying(self._place, lambda: tune.report(dict(metrics), checkpoint=handed))  # Tune copies the checkpoint once
 
 
 def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -174,6 +177,10 @@ def _adopt_checkpoint(run_uri: str) -> None:
     sync = RunSync(run_uri, scratch_dir(run_uri))
     sync.local.mkdir(parents=True, exist_ok=True)
     sync.pull()
-    with handed.as_directory() as source:
-        ckpt.adopt(sync.local / "checkpoints", Path(source))
+
+    def adopt() -> None:
+        with handed.as_directory() as source:
+            ckpt.adopt(sync.local / "checkpoints", Path(source))
+
+    retrying(place_of(run_uri), adopt)
     sync.close()

@@ -1,0 +1,70 @@
+"""What a trial of a population hands to Tune, and takes from it, while the storage is disturbed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray import tune
+
+from ltcore import retry
+from ltcore.runtime.ray_task import TaskContext
+from ltcore.training import checkpoint as ckpt
+from ltcore.training.record import RunInfo
+from ltcore.training.run import Job
+from ltcore.tuning.trainable import TrialContext, _adopt_checkpoint
+
+BUSY = OSError("When creating key 'x' in bucket 'b': AWS Error SLOW_DOWN during PutObject operation: reduce your rate")
+
+
+class Disturbed:
+    """Fails twice, then does what it is for."""
+
+    def __init__(self) -> None:
+        self.left, self.done = 2, list[Any]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        if self.left:
+            self.left -= 1
+            raise BUSY
+        self.done.append((args, kwargs))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(retry.VARIABLE, raising=False)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.002)
+
+
+def test_a_report_waits_for_the_store_that_takes_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Disturbed()
+    monkeypatch.setattr(tune, "report", report)
+    monkeypatch.setattr(TaskContext, "report", lambda *_: None)
+    job = Job(config={}, data_uri="", run_uri="s3://b/trials/0", info=RunInfo(id="trial"))
+    context = TrialContext(job, keep_checkpoints=True)
+    context.report({"val/top1": 0.5, "images_seen": 3}, tmp_path)
+    (((metrics,), options),) = report.done
+    assert metrics["val/top1"] == 0.5 and options["checkpoint"].path == str(tmp_path)
+
+
+def test_a_copied_checkpoint_is_fetched_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"w": torch.ones(2)}
+    source = ckpt.save(tmp_path / "better", "last", step=5, model=weights, state={"n": 5}, meta={})
+    fetch = Disturbed()
+
+    class Handed:
+        @contextlib.contextmanager
+        def as_directory(self) -> Iterator[str]:
+            fetch()
+            yield str(source)
+
+    monkeypatch.setattr(tune, "get_checkpoint", Handed)
+    _adopt_checkpoint(str(tmp_path / "run"))
+    found = ckpt.find(tmp_path / "run" / "checkpoints")
+    assert fetch.done and found is not None and found.train_state() == {"n": 5}
