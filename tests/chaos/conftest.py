@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.harness import outcome, place
-from tests.chaos.sweeps import group_words, long_words, run_words, sweep_words, write_shards
+from tests.chaos.sweeps import group_words, halving_words, long_words, run_words, sweep_words, write_shards
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,14 @@ def undisturbed_group(struck_shards: str, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def undisturbed_halving(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the sweep comes to that has a rung."""
+    found = _undisturbed("tune_lpa.py", halving_words, struck_shards, tmp_path_factory.mktemp("halving"))
+    assert [sum(trial["goes_on"] for trial in rung["trials"]) for rung in found["rungs"]] == [3]
+    return found
+
+
+@pytest.fixture(scope="session")
 def undisturbed_long(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the long run comes to."""
     return _undisturbed("train.py", long_words, struck_shards, tmp_path_factory.mktemp("long"))
@@ -46,7 +54,7 @@ def undisturbed_long(struck_shards: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def undisturbed(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
-    """Returns what a work comes to, "sweep", "run", "group" or "long", computed when it is asked for first."""
+    """Returns what a work comes to, "sweep", "halving", "run", "group" or "long", computed when it is asked for first."""
     return lambda work: request.getfixturevalue(f"undisturbed_{work}")
 
 

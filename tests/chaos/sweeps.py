@@ -25,8 +25,16 @@ RANDOM = {
     "train__epochs": str(EPOCHS),
     "train__checkpoint_every_s": "0.01",
     "tracking__wandb": "false",
-    "tracking__tensorboard": "false",
 }
+HALVING = {
+    "sweep__space__train__optim__lr": "null",
+    "sweep__space__objective__terms__lpa__weight": "log:0.05,1",
+    "sweep__space__objective__terms__dro__radius": "log:0.5,2",
+    "sweep__num_trials": "5",
+    "sweep__grace_fraction": "0.5",
+    "sweep__alt": "false",
+}
+"""Five trials, of which two end at a rung in the middle."""
 
 
 def write_shards(uri: Path) -> None:
@@ -53,6 +61,11 @@ def _samples(split: str) -> Iterator[Sample]:
 def sweep_words(shards: str, folder: Path, **changes: str) -> list[str]:
     """Returns the words of the sweep's command, with results below ``folder``."""
     return arguments(shards, folder / "runs", **{**RANDOM, **changes})
+
+
+def halving_words(shards: str, folder: Path, **changes: str) -> list[str]:
+    """Returns the words of a sweep that decides while it runs."""
+    return sweep_words(shards, folder, **{**HALVING, **changes})
 
 
 def run_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[str]:

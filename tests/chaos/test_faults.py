@@ -24,7 +24,7 @@ from tests.chaos import grounds
 from tests.chaos.grounds import Ground, Site, Words
 from tests.chaos.harness import Command, Place, differences, outcome
 from tests.chaos.kinds import KINDS, Scene
-from tests.chaos.sweeps import EPOCHS, LONG, elastic_words, group_words, run_words, sweep_words
+from tests.chaos.sweeps import EPOCHS, LONG, elastic_words, group_words, halving_words, run_words, sweep_words
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Server
@@ -83,6 +83,15 @@ WORKS = {
     "stored": _sweep(grounds.stored, (*ANYWHERE, *("storage",) * len(ANYWHERE))),
     "full": _sweep(grounds.small_disks, (*ANYWHERE, *("disk",) * len(ANYWHERE))),
     "logged": _sweep(grounds.logged, (*ANYWHERE, *("wandb", "wandb stopped") * (len(ANYWHERE) // 2))),
+    "rungs": Work(
+        "tune_lpa.py",
+        halving_words,
+        grounds.plain,
+        ("trials/00000", "trials/00003", "trials/baseline", "retrain/winner-seed1"),
+        ANYWHERE,
+        "halving",
+        6,
+    ),
     "nodes": _sweep(grounds.two_nodes, ("run", *ENDS, "same", *("node", "spot") * 3)),
     "group": Work(
         "train.py",
