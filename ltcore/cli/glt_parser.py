@@ -18,6 +18,8 @@ DOC = """Build a generalized long-tailed benchmark from images: a long tail over
 ltcore shards glt photos OUT --attributes attributes.csv    a file says the attribute of each image
 ltcore shards glt photos OUT --attributes-from 2            <class>/<attribute>/<image>
 ltcore shards glt photos OUT --discover random              attributes are clusters inside each class
+
+Classes may have attributes of their own, as breeds of cats and of dogs, two or more each: their ranks in the class count.
 """
 
 
@@ -132,7 +134,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         type=_numbers,
         default=(),
         metavar="N,...",
-        help="of attributes by rank (default 7,2,1; of five 10,5,3,1,1)",
+        help="of attributes by rank in their class (default by the fewest of a class: 7,2,1; of two 7,3; of five 10,5,3,1,1)",
     )
     add("--train-cbl", type=count, metavar="N", help="images per class of train_cbl (default: the mean class of train)")
     add("--val-per-class", dest="val", type=count, metavar="N", help="balanced over attributes (default: half a test)")

@@ -91,19 +91,25 @@ def _engine(args: GltArgs, num_images: int) -> Iterator[Run]:
 def show(plan: Plan, attributes: tuple[str, ...]) -> None:
     """Prints the splits, and what was chosen where nothing was given."""
     sizes, terminal = plan.sizes, Terminal()
-    table = Table(
-        title=f"{plan.pool.name}-glt: {len(plan.pool.classes):,} classes, {counted(len(attributes), 'attribute')}"
-    )
+    there_CA = plan.pool.counts() > 0
+    title = f"{plan.pool.name}-glt: {len(plan.pool.classes):,} classes, {counted(len(attributes), 'attribute')}"
+    if not there_CA.all():
+        fewest, most = int(there_CA.sum(1).min()), int(there_CA.sum(1).max())
+        title += f", {fewest:,}{f' to {most:,}' if most > fewest else ''} in each class"
+    table = Table(title=title)
     table.add_column("split")
     for name in ("images", "per class", "class imbalance", "inside classes"):
         table.add_column(name, justify="right")
     for split in plan.splits:
         counts_CA = plan.counts(split)
-        by_class = [sum(row) for row in counts_CA]
-        low, high = min(by_class), max(by_class)
-        inside = statistics.median(max(row) / max(1, min(row)) for row in counts_CA)
+        by_C = counts_CA.sum(1)
+        low, high = int(by_C.min()), int(by_C.max())
+        inside = statistics.median(
+            counts_A.max() / max(1, counts_A[there_A].min())
+            for counts_A, there_A in zip(counts_CA, there_CA, strict=True)
+        )
         spread = f"{high:,}" if low == high else f"{high:,}..{low:,}"
-        table.add_row(split, f"{sum(by_class):,}", spread, f"{high / low:.4g}" if low else "-", f"{inside:.3g}")
+        table.add_row(split, f"{by_C.sum():,}", spread, f"{high / low:.4g}" if low else "-", f"{inside:.3g}")
     terminal.print(table)
     terminal.print("Imbalance is largest over smallest class, and inside classes over attributes, of the median class.")
     quotas = ":".join(map(str, sizes.quotas))

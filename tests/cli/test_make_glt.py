@@ -4,9 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.data.shards.reader import ShardStore
+from ltcore.data.shards.remarks import ATTRIBUTE_COUNTS
+from tests.data.folders import images, place
 from tests.data.nested import file_hashes, flat_folder, nested_folder
 from tests.paths import ROOT
 
@@ -34,6 +38,39 @@ def test_it_prints_the_splits_and_what_they_share(run, command, nested, tmp_path
     assert f"share {share} images" in done.out and "7:2:1 in train" in done.out
     info = command("shards", "info", tmp_path / "out")
     assert info.code == 0 and "attributes_from: folder level 2" in info.out and "attribute_counts" not in info.out
+
+
+BREEDS = {"cat": ("siamese", "persian"), "dog": ("poodle", "husky"), "bird": ("owl", "crow")}
+
+
+def test_classes_may_have_attributes_of_their_own(run, command, tmp_path):
+    many = images(*(f"{name}/{breeds[0]}" for name, breeds in BREEDS.items()), count=30)
+    photos = place(tmp_path, many | images(*(f"{name}/{breeds[1]}" for name, breeds in BREEDS.items()), count=20))
+    done = run(photos, tmp_path / "out", "--attributes-from", "2", "--engine", "inline", "--imbalance-factor", "2")
+    assert done.code == 0, done.err
+    assert "3 classes, 6 attributes, 2 in each class" in done.out and "7:3 in train" in done.out
+    assert "without images" not in done.err
+    assert command("shards", "check", tmp_path / "out").code == 0
+    store = ShardStore(str(tmp_path / "out"))
+    manifest = store.manifest
+    for split, per_class in {"test_gbl": [5, 5], "test_cbl": [7, 3], "val": [2, 2], "train_cbl": [12, 5]}.items():
+        counts_CA = np.zeros((3, 6), int)
+        np.add.at(counts_CA, (store.labels(split), store.attributes(split)), 1)
+        named = [
+            {breed: int(counts_CA[c, manifest.attributes.index(breed)]) for breed in BREEDS[name]}
+            for c, name in enumerate(manifest.classes)
+        ]
+        assert [list(row.values()) for row in named] == [per_class] * 3 and counts_CA.sum() == 3 * sum(per_class)
+        assert manifest.provenance[ATTRIBUTE_COUNTS][split] == named
+
+
+def test_what_most_classes_have_and_one_has_not_is_named(run, tmp_path):
+    folders = [f"{name}/{time}" for name in ("ant", "bee", "cat") for time in ("day", "dusk", "night")]
+    photos = place(tmp_path, images(*folders[:-1], count=20))
+    done = run(photos, tmp_path / "out", "--attributes-from", "2", "--engine", "inline", "--imbalance-factor", "2")
+    assert done.code == 0, done.err
+    assert "1 pair of class and attribute without images" in done.err and "cat / night. The shares 7:3" in done.err
+    assert "3 classes, 3 attributes, 2 to 3 in each class" in done.out
 
 
 @pytest.mark.slow

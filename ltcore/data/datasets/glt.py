@@ -5,7 +5,8 @@ ImageNet-GLT: attribute quotas 7 : 2 : 1 inside a class; tests are extracted fir
 ALT = (train_cbl, test_gbl), GLT = (train, test_gbl).
 Differs: "first in the list" is "smallest hash of (seed, key)", so no listing order matters; quotas are rounded to sum to
 n (theirs truncate); where there are more attributes than quotas, the last quota is spread over all remaining attributes;
-val is balanced over both, not i.i.d.
+val is balanced over both, not i.i.d. Attributes may be a class's own: ranks, quotas and balance are about those that the
+class has.
 
 A *key* is one picture's identity. Either its attribute is given, or it can be *rendered* with any of them; then val and
 test_gbl hold every one of their keys with every attribute, and test_cbl one rendering of each test key.
@@ -46,7 +47,7 @@ class GltSizes:
     test_glt_C: tuple[int, ...] = ()
     """Images, by class id, of a further test that is distributed as ``train``; () for no such split."""
     quotas: tuple[int, ...] = QUOTAS
-    """Shares of a class's attributes, most frequent first, at most as many as there are attributes."""
+    """Shares of a class's attributes, most frequent first, at most as many as any class has attributes."""
 
 
 def usual_quotas(num_attributes: int) -> tuple[int, ...]:
@@ -54,20 +55,22 @@ def usual_quotas(num_attributes: int) -> tuple[int, ...]:
     return USUAL_QUOTAS.get(num_attributes, QUOTAS)
 
 
-def quota_counts(n: int, order: Sequence[int], quotas: Sequence[int] = QUOTAS) -> IntArray:
+def quota_counts(
+    n: int, order: Sequence[int], quotas: Sequence[int] = QUOTAS, num_attributes: int | None = None
+) -> IntArray:
     """Returns [A] images of each attribute for a class of ``n`` images.
 
     ``order[i]`` gets the share ``quotas[i]`` of their sum, and all attributes from the last quota on share that one.
     Counts are rounded by largest remainder (ties to the rarer share, so that a small class keeps its minorities); the
-    last share goes around its attributes one by one. ``order`` is a permutation of 0..A-1, most frequent first,
-    A >= len(quotas).
+    last share goes around its attributes one by one. ``order`` has the attributes of the class, most frequent first, at
+    least as many as there are quotas; the others of ``num_attributes`` (None: there are none) get no image.
     """
     total, last = sum(quotas), len(quotas) - 1
     shares = [n * quota // total for quota in quotas]
     by_remainder = sorted(range(len(quotas)), key=lambda i: (n * quotas[i] % total, i), reverse=True)
     for i in by_remainder[: n - sum(shares)]:
         shares[i] += 1
-    counts_A = np.zeros(len(order), np.int64)
+    counts_A = np.zeros(len(order) if num_attributes is None else num_attributes, np.int64)
     counts_A[list(order[:last])] = shares[:last]
     around = len(order) - last
     counts_A[list(order[last:])] = [(shares[last] + around - 1 - i) // around for i in range(around)]
@@ -75,32 +78,41 @@ def quota_counts(n: int, order: Sequence[int], quotas: Sequence[int] = QUOTAS) -
 
 
 def attribute_order(label: int, num_attributes: int, attributes_n: IntArray | None) -> list[int]:
-    """Returns the attributes of a class, most frequent first (ties by id).
+    """Returns the attributes of a class, most frequent first.
 
     Where keys are rendered, it is a rotation from ``label``.
     """
     if attributes_n is None:
         return [(label + i) % num_attributes for i in range(num_attributes)]
-    counts_A = np.bincount(attributes_n, minlength=num_attributes)
-    return np.argsort(-counts_A, kind="stable").tolist()
+    return by_frequency(np.bincount(attributes_n, minlength=num_attributes))
 
 
-def wanted_counts(label: int, order: Sequence[int], sizes: GltSizes) -> dict[str, IntArray]:
+def by_frequency(counts_A: IntArray) -> list[int]:
+    """Returns the attributes that have images, most frequent first (ties by id)."""
+    there = np.flatnonzero(counts_A)
+    return there[np.argsort(-counts_A[there], kind="stable")].tolist()
+
+
+def wanted_counts(label: int, order: Sequence[int], sizes: GltSizes, num_attributes: int) -> dict[str, IntArray]:
     """Returns split -> [A] images that a class of given attributes needs, in the order of extraction.
 
     The two training splits, which come last, share their pool; all others are disjoint. What is balanced over attributes
-    is rounded down to a multiple of A.
+    is rounded down to a multiple of those in ``order``, which are the class's.
     """
-    num_attributes = len(order)
-    counts = {
-        "test_gbl": np.full(num_attributes, sizes.test // num_attributes),
-        "test_cbl": quota_counts(sizes.test, order, sizes.quotas),
-        "val": np.full(num_attributes, sizes.val // num_attributes),
-    }
+
+    def equal(n: int) -> IntArray:
+        counts_A = np.zeros(num_attributes, np.int64)
+        counts_A[list(order)] = n // len(order)
+        return counts_A
+
+    def tailed(n: int) -> IntArray:
+        return quota_counts(n, order, sizes.quotas, num_attributes)
+
+    counts = {"test_gbl": equal(sizes.test), "test_cbl": tailed(sizes.test), "val": equal(sizes.val)}
     if sizes.test_glt_C:
-        counts["test_glt"] = quota_counts(sizes.test_glt_C[label], order, sizes.quotas)
-    counts["train"] = quota_counts(sizes.train_C[label], order, sizes.quotas)
-    counts["train_cbl"] = quota_counts(sizes.train_cbl, order, sizes.quotas)
+        counts["test_glt"] = tailed(sizes.test_glt_C[label])
+    counts["train"] = tailed(sizes.train_C[label])
+    counts["train_cbl"] = tailed(sizes.train_cbl)
     return counts
 
 
@@ -116,14 +128,14 @@ def glt_splits(
     """Splits train, train_cbl, val, test_cbl, test_gbl, and test_glt if asked for, as (position, attribute) pairs.
 
     Keys of val, of the tests and of the training splits are disjoint; train and train_cbl share one pool. With given
-    attributes the tests are disjoint as well, and ``val`` and ``test`` are rounded down to a multiple of A where
-    a split is balanced over attributes.
+    attributes the tests are disjoint as well, and where a split is balanced over attributes, ``val`` and ``test`` are
+    rounded down to a multiple of those that the class has.
 
     Args:
         keys: [N] distinct identities.
         labels_N: int64 class ids.
         attributes_N: int64 attribute ids, or None where every key can be rendered with every attribute.
-        num_attributes: A >= len(sizes.quotas).
+        num_attributes: A; every class has at least len(sizes.quotas) of them.
 
     Raises DataError naming class and split where a class has too few keys.
     """
@@ -137,7 +149,7 @@ def glt_splits(
         order = attribute_order(label, num_attributes, None if attributes_N is None else attributes_N[members])
         pool = keyed_order(keys, members, seed, "glt").tolist()
         fill = _Filler(label, attributes_N, order)
-        counts = wanted_counts(label, order, sizes)
+        counts = wanted_counts(label, order, sizes, num_attributes)
         if attributes_N is None:
             tests, pool = pool[: sizes.test], pool[sizes.test :]
             held_out, pool = pool[: sizes.val], pool[sizes.val :]

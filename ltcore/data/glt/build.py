@@ -19,6 +19,7 @@ from ltcore import storage
 from ltcore.data.datasets.glt import GltSizes, Picks, glt_splits
 from ltcore.data.datasets.image_folder import Item, probe
 from ltcore.data.datasets.image_root import Readable
+from ltcore.data.datasets.longtail import IntArray
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.pool import Pool
 from ltcore.data.images.decode import decode_image, extension_of
@@ -56,12 +57,26 @@ class Plan:
         """Returns the images of all splits; those in both training splits count twice."""
         return sum(map(len, self.splits.values()))
 
-    def counts(self, split: str) -> list[list[int]]:
-        """Returns [C][A] images of each class and attribute."""
-        chosen = [self.pool.items[position] for position in self.splits[split]]
-        counts_CA = np.zeros((len(self.pool.classes), len(self.pool.attributes)), np.int64)
-        np.add.at(counts_CA, ([item.label for item in chosen], [item.attribute for item in chosen]), 1)
-        return counts_CA.tolist()
+    def counts(self, split: str) -> IntArray:
+        """Returns [C, A] images of each class and attribute."""
+        return self.pool.counts(self.splits[split])
+
+    def plain_counts(self) -> dict[str, list[Any]]:
+        """Returns split -> by class, the images of every attribute; by name where classes have attributes of their own.
+
+        A table of classes by attributes is mostly empty there, and too large for a manifest.
+        """
+        there_CA = self.pool.counts() > 0
+        if there_CA.all():
+            return {split: self.counts(split).tolist() for split in self.splits}
+        names = self.pool.attributes
+        own = [np.flatnonzero(there_A).tolist() for there_A in there_CA]
+        return {
+            split: [
+                {names[a]: int(counts_A[a]) for a in ids} for ids, counts_A in zip(own, self.counts(split), strict=True)
+            ]
+            for split in self.splits
+        }
 
     def tasks(self, folder: Path) -> Iterator[ShardTask]:
         """Yields what writes each shard, split by split."""
@@ -195,7 +210,7 @@ def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str
         mean=mean,
         std=std,
         shot_rule="count",
-        provenance={**provenance, ATTRIBUTE_COUNTS: {split: plan.counts(split) for split in plan.splits}},
+        provenance={**provenance, ATTRIBUTE_COUNTS: plan.plain_counts()},
     )
     if plan.reencode is not None:
         description = plan.reencode.described(description)
@@ -204,5 +219,5 @@ def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str
         shards = tuple(shard for _, shard in sorted(written.shards.get(split, {}).items()))
         tags_N2 = np.array([(pool.items[p].label, pool.items[p].attribute) for p in positions], np.int64).reshape(-1, 2)
         splits[split] = Split(shards, write_labels(folder, split, tags_N2[:, 0], tags_N2[:, 1], description))
-    counts = {split: np.array(plan.counts(split), np.int64).sum(1) for split in plan.splits}
+    counts = {split: plan.counts(split).sum(1) for split in plan.splits}
     return manifest_of(description, splits, counts, plan.seed)

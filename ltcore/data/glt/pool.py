@@ -60,6 +60,13 @@ class Pool:
         """Returns [N] attribute ids, -1 where unknown."""
         return np.fromiter((item.attribute for item in self.items), np.int64, len(self.items))
 
+    def counts(self, positions: Iterable[int] | None = None) -> IntArray:
+        """Returns [C, A] images of each class and attribute, at some positions or at all; each image has to have one."""
+        chosen = self.items if positions is None else [self.items[position] for position in positions]
+        counts_CA = np.zeros((len(self.classes), len(self.attributes)), np.int64)
+        np.add.at(counts_CA, ([item.label for item in chosen], [item.attribute for item in chosen]), 1)
+        return counts_CA
+
     def without(self, paths: Iterable[str]) -> Pool:
         """Returns the pool less the images of these paths."""
         gone = set(paths)

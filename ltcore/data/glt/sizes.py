@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ltcore.data.datasets.glt import GltSizes, usual_quotas, wanted_counts
+from ltcore.data.datasets.glt import GltSizes, by_frequency, usual_quotas, wanted_counts
 from ltcore.data.datasets.longtail import IntArray, pareto_profile, profile, step_profile
 from ltcore.data.glt.choices import MOST_TESTS, GltChoices
 from ltcore.data.glt.pool import Pool
 from ltcore.errors import ConfigError, DataError
-from ltcore.text import few_words, printable
+from ltcore.text import counted, few_words
 
 PROFILE = {"exponential": profile, "pareto": pareto_profile, "step": step_profile}
 """Class sizes by rank, from the largest size, the number of classes and the imbalance factor."""
@@ -25,74 +26,115 @@ and all tests and val together at most half of any, so that training has the oth
 def choose_sizes(pool: Pool, choices: GltChoices) -> GltSizes:
     """Chooses the size of every split for images that all have an attribute.
 
-    Class ranks go by the images that there are, ties by class id. What ``choices`` leave open follows from the rarest
+    Class ranks go by the images that there are, ties by class id. An attribute counts for a class that has images of it;
+    the usual quotas are those for the fewest attributes of any class. What ``choices`` leave open follows from the rarest
     attribute of any class: first the tests and val, then the largest class for which every quota can be filled, then
     train_cbl. Raises DataError that names class and attribute where there are too few, and what would fit.
     """
-    counts_CA = np.zeros((len(pool.classes), len(pool.attributes)), np.int64)
-    np.add.at(counts_CA, (pool.labels, pool.attribute_ids), 1)
-    num_classes, num_attributes = counts_CA.shape
-    _refuse_missing(pool, counts_CA)
-    quotas = choices.quotas or usual_quotas(num_attributes)
-    if len(quotas) > num_attributes:
+    counts_CA = pool.counts()
+    own_C = np.count_nonzero(counts_CA, axis=1)
+    _refuse_missing(pool, own_C)
+    fewest, most = int(own_C.argmin()), int(own_C.argmax())
+    quotas = choices.quotas or usual_quotas(int(own_C[fewest]))
+    if len(quotas) > own_C[fewest]:
+        names = [pool.attributes[a] for a in by_frequency(counts_CA[fewest])]
         raise ConfigError(
-            f"--quotas {','.join(map(str, quotas))}: {len(quotas)} shares for {num_attributes} attributes "
-            f"({few_words(pool.attributes)}). Give at most as many."
+            f"--quotas {','.join(map(str, quotas))}: {len(quotas)} shares for {len(names)} attributes of class "
+            f"{pool.classes[fewest]!r} ({few_words(names)}). Give at most as many."
         )
-    if choices.class_counts and len(choices.class_counts) != num_classes:
+    if choices.class_counts and len(choices.class_counts) != len(own_C):
         raise ConfigError(
-            f"there are {len(choices.class_counts)} class counts for {num_classes} classes. Give one for each."
+            f"there are {len(choices.class_counts)} class counts for {len(own_C)} classes. Give one for each."
         )
     test = _test_size(pool, counts_CA, quotas) if choices.test is None else choices.test
     for what, value in (("test", test), ("val", choices.val)):
-        if value is not None and value < num_attributes:
+        if value is not None and value < own_C[most]:
             raise ConfigError(
-                f"--{what}-per-class {value}: there are {num_attributes} attributes, and each needs an image. Give "
-                f"{num_attributes} or more."
+                f"--{what}-per-class {value}: class {pool.classes[most]!r} has {own_C[most]} attributes, and each needs an "
+                f"image. Give {own_C[most]} or more."
             )
-    val = _val_size(test, num_attributes) if choices.val is None else choices.val
+    val = _val_size(test, own_C) if choices.val is None else choices.val
     fitting = _Fitting(pool, choices, counts_CA, GltSizes(train_C=(), train_cbl=0, val=val, test=test, quotas=quotas))
     return fitting.choose()
 
 
-def _refuse_missing(pool: Pool, counts_CA: IntArray) -> None:
+def size_remarks(pool: Pool, sizes: GltSizes) -> list[str]:
+    """Returns what a person may not expect of classes that do not have the same attributes, a sentence each.
+
+    An attribute that one class alone or a few have is taken for theirs; one that at least half of them have may have been
+    forgotten in the others.
+    """
+    there_CA = pool.counts() > 0
+    found, own_C, quotas = [], there_CA.sum(1), ":".join(map(str, sizes.quotas))
+    common_A = there_CA.sum(0) >= max(2, len(own_C) / 2)
+    gaps = [f"{pool.classes[c]} / {pool.attributes[a]}" for c, a in np.argwhere(common_A & ~there_CA).tolist()]
+    if gaps:
+        found.append(
+            f"{pool.name}: {counted(len(gaps), 'pair')} of class and attribute without images, though half of the classes or "
+            f"more have the attribute: {few_words(gaps)}. The shares {quotas} go to the attributes that each class has."
+        )
+    equal_C, unit = sizes.test // own_C * own_C, _unit(own_C)
+    if equal_C.min() < equal_C.max():
+        advice = f" --test-per-class {sizes.test // unit * unit} balances it." if unit <= sizes.test else ""
+        found.append(
+            f"{pool.name}: classes have {own_C.min()} to {own_C.max()} attributes, so test_gbl has {equal_C.min()} to "
+            f"{equal_C.max()} images of a class.{advice}"
+        )
+    return found
+
+
+def _refuse_missing(pool: Pool, own_C: IntArray) -> None:
     if len(pool.attributes) < 2:
         there = "no attributes" if not pool.attributes else f"one attribute alone, {pool.attributes[0]!r}"
         raise DataError(
             f"{pool.name} has {there}, and a tail inside classes needs two or more. Give --attributes FILE, --attributes-from "
             "LEVEL or --attribute-column NAME, or have them found: --discover random."
         )
-    missing = [f"{pool.classes[c]} / {pool.attributes[a]}" for c, a in np.argwhere(counts_CA == 0).tolist()]
-    if missing:
+    lacking = [pool.classes[c] for c in np.flatnonzero(own_C < 2)]
+    if lacking:
         raise DataError(
-            f"{pool.name}: every class needs images of every attribute, and {len(missing):,} pairs have none: "
-            f"{printable(few_words(missing))}. Add images, or leave the class or the attribute out."
+            f"{pool.name}: every class needs images of two attributes or more, and {counted(len(lacking), 'class')} "
+            f"{'has' if len(lacking) == 1 else 'have'} fewer: {few_words(lacking)}. Add images, or leave such classes out."
         )
 
 
-def _val_size(test: int, num_attributes: int) -> int:
-    return max(1, test // num_attributes // 2) * num_attributes
+def _unit(own_C: IntArray) -> int:
+    """Returns the fewest images that every class can divide equally among its attributes."""
+    return math.lcm(*own_C.tolist())
+
+
+def _val_size(test: int, own_C: IntArray) -> int:
+    """Returns about half of a test, equally many images of every class where half of a test can be that."""
+    unit = _unit(own_C)
+    if 2 * unit > test:
+        unit = int(own_C.max())
+    return max(1, test // unit // 2) * unit
 
 
 def _test_size(pool: Pool, counts_CA: IntArray, quotas: tuple[int, ...]) -> int:
-    """Returns the images per class of a test: equally many of each attribute, at most what the shares allow."""
-    label, attribute = np.unravel_index(counts_CA.argmin(), counts_CA.shape)
-    rarest = int(counts_CA.min())
-    if rarest < TEST_SHARE:
+    """Returns the images per class of a test: equally many of each attribute, at most what the shares allow.
+
+    Where classes differ in their number of attributes, they still have equally many test images if the rarest attributes
+    allow it.
+    """
+    there_CA = np.where(counts_CA > 0, counts_CA, counts_CA.max())
+    label, attribute = np.unravel_index(there_CA.argmin(), counts_CA.shape)
+    if (rarest := counts_CA[label, attribute]) < TEST_SHARE:
         raise DataError(
             f"class {pool.classes[label]!r} has {rarest} images of attribute {pool.attributes[attribute]!r}, expected "
             f"{TEST_SHARE} or more of each, of which a quarter goes to test_gbl. Add images, or say --test-per-class."
         )
-    num_classes, num_attributes = counts_CA.shape
+    own_C = np.count_nonzero(counts_CA, axis=1)
+    limit = int((own_C * np.minimum(MOST_TESTS, there_CA.min(1) // TEST_SHARE)).min())
 
-    def leaves_half(per_attribute: int) -> bool:
-        test = per_attribute * num_attributes
-        none = GltSizes(
-            train_C=(0,) * num_classes, train_cbl=0, val=_val_size(test, num_attributes), test=test, quotas=quotas
-        )
+    def leaves_half(test: int) -> bool:
+        none = GltSizes(train_C=(0,) * len(own_C), train_cbl=0, val=_val_size(test, own_C), test=test, quotas=quotas)
         return all((HELD_OUT_SHARE * _total(need) <= counts_CA[c]).all() for c, need in _needs(counts_CA, none))
 
-    return max(1, _most(min(MOST_TESTS, rarest // TEST_SHARE), leaves_half)) * num_attributes
+    unit = _unit(own_C)
+    if unit > limit or not leaves_half(unit):
+        unit = int(own_C.max())
+    return max(1, _most(limit // unit, lambda units: leaves_half(units * unit))) * unit
 
 
 @dataclass(frozen=True)
@@ -191,8 +233,7 @@ class _Fitting:
 def _needs(counts_CA: IntArray, sizes: GltSizes) -> Iterator[tuple[int, dict[str, IntArray]]]:
     """Yields each class and the images that every split wants of its attributes."""
     for label, counts_A in enumerate(counts_CA):
-        order = np.argsort(-counts_A, kind="stable").tolist()
-        yield label, wanted_counts(label, order, sizes)
+        yield label, wanted_counts(label, by_frequency(counts_A), sizes, len(counts_A))
 
 
 def _total(wanted: dict[str, IntArray]) -> IntArray:

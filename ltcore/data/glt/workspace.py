@@ -19,7 +19,7 @@ from ltcore.data.datasets.broken import broken_images
 from ltcore.data.glt.build import Broken, Plan, ShardTask, Written, make_plan, manifest
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.pool import Pool
-from ltcore.data.glt.sizes import choose_sizes
+from ltcore.data.glt.sizes import choose_sizes, size_remarks
 from ltcore.data.shards.manifest import Manifest, write_manifest
 from ltcore.data.shards.publish import publish, refuse_occupied
 from ltcore.data.shards.remarks import BROKEN
@@ -154,6 +154,9 @@ def build(
             if not found:
                 labeled, unknown = _with_attribute(usable)
                 plan = make_plan(labeled, choose_sizes(labeled, choices), choices)
+                if progress:
+                    for remark in size_remarks(labeled, plan.sizes):
+                        progress(remark)
                 with bar("writing", plan.total) as advance:
                     written = write_shards(plan, folder, run, advance=advance, progress=progress)
                 found = written.broken

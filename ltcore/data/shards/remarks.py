@@ -18,7 +18,8 @@ LABELS = "labels"
 LISTED_TWICE = "listed_twice"
 """Key of the provenance: how many rows repeat what another one says of the same image."""
 ATTRIBUTE_COUNTS = "attribute_counts"
-"""Key of the provenance: split -> images of every attribute, by class; too long to be shown."""
+"""Key of the provenance: split -> images of every attribute, by class, with names where not all classes have all attributes;
+too long to be shown."""
 SAID = (SKIPPED, BROKEN, CARVED, LABELS, LISTED_TWICE)
 """Keys of the provenance that :func:`remarks` puts into words in full."""
 

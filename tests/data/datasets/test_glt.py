@@ -106,6 +106,30 @@ def test_a_third_test_is_distributed_as_training_and_apart_from_everything():
     assert not ours & {p for name, picks in rendered.items() if name != "test_glt" for p, _ in picks}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_quotas_and_balance_are_about_the_attributes_that_a_class_has(seed):
+    rng = np.random.default_rng(seed)
+    own = [rng.choice(9, size, replace=False) for size in rng.integers(2, 6, 3)]
+    labels = np.repeat([0, 1, 2], 400)
+    attributes = np.concatenate([rng.choice(ids, 400) for ids in own])
+    keys = [f"k{i}" for i in range(1200)]
+    sizes = GltSizes(train_C=(40, 20, 10), train_cbl=20, val=9, test=25, test_glt_C=(8, 4, 2), quotas=(7, 3))
+    splits = glt_splits(keys, labels, attributes, sizes, num_attributes=9, seed=seed)
+    apart = [{p for p, _ in splits[name]} for name in ("val", "test_cbl", "test_gbl", "test_glt")]
+    apart.append({p for name in ("train", "train_cbl") for p, _ in splits[name]})
+    assert len(set().union(*apart)) == sum(map(len, apart))
+    assert all(attributes[p] == a for picks in splits.values() for p, a in picks)
+    tables = {name: means(splits, labels, name, 9) for name in splits}
+    for c, ids in enumerate(own):
+        there = np.bincount(attributes[labels == c], minlength=9)
+        order = sorted(ids.tolist(), key=lambda a, there=there: (-there[a], a))
+        for name, n in {"test_gbl": 25, "val": 9}.items():
+            assert tables[name][c, order].tolist() == [n // len(ids)] * len(ids)
+        for name, n in {"train": sizes.train_C[c], "train_cbl": 20, "test_cbl": 25, "test_glt": (8, 4, 2)[c]}.items():
+            assert tables[name][c, order].tolist() == quota_counts(n, range(len(ids)), (7, 3)).tolist()
+            assert tables[name][c].sum() == n
+
+
 def test_the_listing_order_changes_nothing_and_the_seed_does():
     labels = np.repeat([0, 1, 2], 50)
     keys = [f"d{i}" for i in range(150)]

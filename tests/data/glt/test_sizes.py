@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from ltcore.data.datasets.glt import wanted_counts
+from ltcore.data.datasets.glt import by_frequency, wanted_counts
 from ltcore.data.datasets.image_folder import Item
 from ltcore.data.datasets.image_root import AtHand
 from ltcore.data.glt.choices import Discovery, GltChoices
 from ltcore.data.glt.pool import Pool
-from ltcore.data.glt.sizes import apportion, choose_sizes
+from ltcore.data.glt.sizes import apportion, choose_sizes, size_remarks
 from ltcore.errors import ConfigError, DataError
 
 
@@ -29,8 +29,7 @@ def taken(counts_CA, sizes):
     """[C, A] images that all splits take."""
     found = []
     for label, row in enumerate(counts_CA):
-        order = np.argsort(-np.array(row), kind="stable").tolist()
-        wanted = wanted_counts(label, order, sizes)
+        wanted = wanted_counts(label, by_frequency(np.array(row)), sizes, len(row))
         train = np.maximum(wanted.pop("train"), wanted.pop("train_cbl"))
         found.append(train + sum(wanted.values()))
     return np.array(found)
@@ -92,12 +91,21 @@ def test_what_is_short_is_named_with_its_numbers():
 @pytest.mark.parametrize(
     ("counts_CA", "choices", "error", "words"),
     [
-        ([[9, 9, 0], [9, 9, 9]], {}, DataError, "1 pairs have none: c0 / a2"),
+        ([[9, 0, 0], [9, 9, 9]], {}, DataError, "images of two attributes or more, and 1 class has fewer: c0"),
+        ([[9, 0], [0, 9], [9, 9]], {}, DataError, "2 classes have fewer: c0, c1"),
+        ([[9, 9, 0, 3], [0, 0, 9, 9]], {}, DataError, "class 'c0' has 3 images of attribute 'a3'"),
         ([[9, 9, 3], [9, 9, 9]], {}, DataError, "class 'c0' has 3 images of attribute 'a2'"),
         ([[9], [9]], {}, DataError, "one attribute alone, 'a0'"),
-        ([[99, 99], [99, 99]], {"quotas": (7, 2, 1)}, ConfigError, "3 shares for 2 attributes"),
-        ([[99, 99], [99, 99]], {"test": 1}, ConfigError, "--test-per-class 1: there are 2 attributes"),
-        ([[99, 99], [99, 99]], {"val": 1}, ConfigError, "--val-per-class 1: there are 2 attributes"),
+        ([[99, 99], [99, 99]], {"quotas": (7, 2, 1)}, ConfigError, "3 shares for 2 attributes of class 'c0' .a0, a1."),
+        (
+            [[99, 99, 99], [0, 99, 99]],
+            {"quotas": (7, 2, 1)},
+            ConfigError,
+            "3 shares for 2 attributes of class 'c1' .a1, a2.",
+        ),
+        ([[99, 99], [99, 99]], {"test": 1}, ConfigError, "--test-per-class 1: class 'c0' has 2 attributes"),
+        ([[99, 99], [99, 99]], {"val": 1}, ConfigError, "--val-per-class 1: class 'c0' has 2 attributes"),
+        ([[99, 99, 0], [99, 99, 99]], {"val": 2}, ConfigError, "--val-per-class 2: class 'c1' has 3 attributes"),
         ([[99, 99], [99, 99]], {"test": 190}, DataError, "Give smaller tests"),
         ([[99, 99], [99, 99]], {"train_cbl": 150}, DataError, "Give a smaller --train-cbl"),
         ([[99, 99], [99, 99]], {"largest": 5}, ConfigError, "without a training image"),
@@ -106,6 +114,62 @@ def test_what_is_short_is_named_with_its_numbers():
 def test_what_cannot_be_is_refused(counts_CA, choices, error, words):
     with pytest.raises(error, match=words):
         choose_sizes(pool_of(counts_CA), GltChoices(**{"imbalance_factor": 10.0, **choices}))
+
+
+OWN = [[30, 20, 0, 0, 0, 0], [0, 0, 20, 30, 0, 0], [0, 0, 0, 0, 30, 20]]
+
+
+def test_attributes_may_be_a_class_s_own():
+    pool = pool_of(OWN)
+    sizes = choose_sizes(pool, GltChoices(imbalance_factor=2))
+    assert sizes.quotas == (7, 3) and size_remarks(pool, sizes) == []
+    shared = choose_sizes(pool_of([[30, 20], [20, 30], [30, 20]]), GltChoices(imbalance_factor=2))
+    assert sizes == shared
+    assert (taken(OWN, sizes) <= np.array(OWN)).all()
+
+
+def test_classes_may_differ_in_their_number_of_attributes():
+    counts = np.zeros((3, 10), int)
+    counts[0, :5], counts[1, 5:7], counts[2, 7:] = (90, 60, 40, 30, 30), (90, 80), (80, 70, 60)
+    pool = pool_of(counts)
+    sizes = choose_sizes(pool, GltChoices(imbalance_factor=2))
+    assert sizes.quotas == (7, 3) and (taken(counts, sizes) <= np.array(counts)).all()
+    assert (sizes.test, sizes.val) == (30, 15)  # 30 is the least that 5, 2 and 3 divide
+    assert size_remarks(pool, sizes) == []
+    given = choose_sizes(pool, GltChoices(imbalance_factor=2, test=20, val=10))
+    said = "p: classes have 2 to 5 attributes, so test_gbl has 18 to 20 images of a class."
+    assert size_remarks(pool, given) == [said]
+    above = choose_sizes(pool, GltChoices(imbalance_factor=2, test=32, val=10))
+    said = "test_gbl has 30 to 32 images of a class. --test-per-class 30 balances it."
+    assert size_remarks(pool, above)[0].endswith(said)
+
+
+def test_an_attribute_that_most_classes_have_may_have_been_forgotten_in_the_others():
+    counts = [[90, 60, 40]] * 9 + [[90, 60, 0]]
+    pool = pool_of(counts)
+    sizes = choose_sizes(pool, GltChoices(imbalance_factor=2))
+    assert (taken(counts, sizes) <= np.array(counts)).all()
+    assert size_remarks(pool, sizes) == [
+        "p: 1 pair of class and attribute without images, though half of the classes or more have the attribute: c9 / a2. "
+        "The shares 7:3 go to the attributes that each class has."
+    ]
+    few = pool_of([[60, 60, 60, 0], [60, 60, 0, 60], [60, 60, 60, 0], [60, 60, 0, 0], [60, 60, 0, 0]])
+    assert size_remarks(few, choose_sizes(few, GltChoices(imbalance_factor=1))) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_chosen_fits_whatever_attributes_classes_have(seed):
+    rng = np.random.default_rng(seed)
+    num_classes, num_attributes = int(rng.integers(2, 7)), int(rng.integers(4, 12))
+    counts = np.zeros((num_classes, num_attributes), np.int64)
+    for row in counts:
+        own = rng.choice(num_attributes, int(rng.integers(2, min(6, num_attributes) + 1)), replace=False)
+        row[own] = rng.integers(60, 200, len(own))
+    own_C = (counts > 0).sum(1)
+    sizes = choose_sizes(pool_of(counts), GltChoices(imbalance_factor=3, test_glt=10))
+    assert (taken(counts, sizes) <= counts).all() and min(sizes.train_C) >= 1
+    assert len(sizes.quotas) <= own_C.min() and own_C.max() <= sizes.test and own_C.max() <= sizes.val
+    assert (sizes.test // own_C <= 20).all() or sizes.test == own_C.max()
 
 
 def test_apportioned_numbers_sum_to_the_whole():
