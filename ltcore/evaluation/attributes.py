@@ -1,7 +1,7 @@
 """Metrics of attributes inside classes: a long tail that the classes' own counts do not show.
 
 In each class the training images of one attribute are the ``majority``, those of the next one ``second``, and all others
-``rare``; where there are but two attributes, the other one is rare. Source: Tang et al., Invariant Feature Learning for
+``rare``; where no class has more than two, the other one is rare. Source: Tang et al., Invariant Feature Learning for
 Generalized Long-Tailed Classification, ECCV 2022, whose attributes are numbered by this rank; Sagawa et al.,
 Distributionally Robust Neural Networks, ICLR 2020 (worst group).
 Differs: a group's accuracy is the mean over classes of the class's accuracy in it, as for shot groups, where GLT takes the
@@ -38,14 +38,13 @@ def attribute_counts(labels_N: Ints, attributes_N: Ints, num_classes: int, num_a
 def rank_attributes(counts_CA: Ints) -> Ints:
     """Returns [A, C] places in ``ATTRIBUTE_RANKS`` by the training counts, equal counts by attribute id.
 
-    An attribute that no training image of the class has is rare, and of two attributes the one that is not the majority. A
-    class whose images have none is ``UNRANKED``.
+    An attribute that no training image of the class has is rare, and where no class has more than two, shared ones or its
+    own, the one that is not the majority. A class whose images have none is ``UNRANKED``.
     """
-    num_attributes = counts_CA.shape[1]
     second, rare = ATTRIBUTE_RANKS.index("second"), ATTRIBUTE_RANKS.index("rare")
-    places_A = np.minimum(np.arange(num_attributes), rare)
-    if num_attributes == 2:
-        places_A[second] = rare
+    places_A = np.minimum(np.arange(counts_CA.shape[1]), rare)
+    if np.count_nonzero(counts_CA, axis=1).max() <= 2:
+        places_A[places_A == second] = rare
     ranks_CA = np.empty_like(counts_CA)
     np.put_along_axis(ranks_CA, np.argsort(-counts_CA, axis=1, kind="stable"), places_A[None], axis=1)
     ranks_CA[counts_CA == 0] = rare

@@ -16,8 +16,8 @@ VALIDATION = "val/"
 TOP = 5
 """The k of top-k."""
 ATTRIBUTE_RANKS = ("majority", "second", "rare")
-"""Ranks of an attribute within a class, by the counts of the training split; all after the second are rare, and of two
-attributes the other one."""
+"""Ranks of an attribute within a class, by the counts of the training split; all after the second are rare, and where no
+class has more than two, the other one."""
 
 
 @dataclass(frozen=True)

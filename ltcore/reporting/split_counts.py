@@ -68,8 +68,8 @@ def rank_counts(train_CA: Ints, counts_CA: Ints) -> tuple[int, int, int]:
     """Counts images by the rank of their attribute within the class: majority, second, rare.
 
     Ranks are those of the training counts ``train_CA``, of equal attributes the lower id first. An attribute without a
-    training image of the class is rare, and of two attributes the one that is not the majority. Classes without a known
-    attribute in training have no ranks, so their images are left out.
+    training image of the class is rare, and where no class has more than two, the one that is not the majority. Classes
+    without a known attribute in training have no ranks, so their images are left out.
     """
     from ltcore.evaluation.attributes import rank_attributes  # imports torch
 

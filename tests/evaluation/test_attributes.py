@@ -47,6 +47,13 @@ def test_of_two_attributes_the_other_is_rare_and_a_class_without_any_has_no_rank
     assert ranks_AC.T.tolist() == [[RARE, MAJORITY], [MAJORITY, RARE], [UNRANKED, UNRANKED]]
 
 
+def test_of_two_attributes_that_are_a_class_s_own_the_other_is_rare_too() -> None:
+    own = rank_attributes(np.array([[5, 2, 0, 0], [0, 0, 3, 4]]))
+    assert own.T.tolist() == [[MAJORITY, RARE, RARE, RARE], [RARE, RARE, RARE, MAJORITY]]
+    one_has_three = rank_attributes(np.array([[5, 2, 0, 0, 0], [0, 0, 3, 4, 1]]))
+    assert one_has_three.T.tolist() == [[MAJORITY, SECOND, RARE, RARE, RARE], [RARE, RARE, SECOND, MAJORITY, RARE]]
+
+
 def test_training_images_are_counted_by_class_and_attribute_without_those_of_unknown_attribute() -> None:
     counts_CA = attribute_counts(np.array([0, 0, 1, 1, 1]), np.array([1, 1, 0, -1, 2]), 2, 3)
     assert counts_CA.tolist() == [[0, 2, 0], [1, 0, 1]]
