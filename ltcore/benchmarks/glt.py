@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,12 @@ def throughput(options: Options) -> Section:
         )
         connect()
         try:
-            sides: dict[str, Work] = {
-                "shards glt": partial(_build, folder, Path(scratch, "out"), on_ray),
-                "decode + write": partial(_limit, plan, Path(scratch, "limit"), cpus),
-            }
-            section.measurements += interleave(sides, options.turns)
+            with copiers(cpus, next(folder.rglob("*.jpg"))) as processes:
+                sides: dict[str, Work] = {
+                    "shards glt": partial(_build, folder, Path(scratch, "out"), on_ray),
+                    "decode + write": partial(_limit, plan, Path(scratch, "limit"), processes),
+                }
+                section.measurements += interleave(sides, options.turns)
         finally:
             disconnect()
     section.rungs.append(Rung("shards glt", "decode + write", Aim(">=", 0.9)))
@@ -131,13 +133,28 @@ def _build(folder: Path, out: Path, run: Run) -> int:
     return plan.total
 
 
-def _limit(plan: Plan, folder: Path, processes: int) -> int:
+@contextlib.contextmanager
+def copiers(count: int, image: Path) -> Iterator[ProcessPoolExecutor]:
+    """Yields processes that have imported what they need and decoded an image, as those of Ray have when they are timed."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(count, context, _ready, (context.Barrier(count), image)) as processes:
+        for started in [processes.submit(os.getpid) for _ in range(count)]:
+            started.result()
+        yield processes
+
+
+def _ready(all_started: Barrier, image: Path) -> None:
+    """Decodes an image and waits for the other processes, so that none takes the task that another is started for."""
+    decode_image(image.read_bytes(), str(image))
+    all_started.wait()
+
+
+def _limit(plan: Plan, folder: Path, processes: ProcessPoolExecutor) -> int:
     """Reads, decodes and writes the same images and nothing else: no order, no index, no checksum."""
     folder.mkdir()
     paths = [os.path.join(plan.pool.root.where, plan.pool.items[p].path) for rows in plan.splits.values() for p in rows]  # noqa: PTH118
     parts = [(folder / str(first), paths[first : first + SHARD_SIZE]) for first in range(0, len(paths), SHARD_SIZE)]
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        done = sum(pool.map(_copy, *zip(*parts, strict=True)))
+    done = sum(processes.map(_copy, *zip(*parts, strict=True)))
     shutil.rmtree(folder)
     return done
 
