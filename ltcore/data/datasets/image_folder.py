@@ -28,6 +28,7 @@ from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
 from ltcore.errors import BadImageError, ConfigError, DataError
 from ltcore.limits import HELD_BYTES
+from ltcore.shots import shot_rule_of
 from ltcore.text import storable
 
 TEST_SHARE = 5
@@ -123,7 +124,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
         image_size=image_size,
         mean=mean,
         std=std,
-        shot_rule="glt" if "test_gbl" in splits else "count",
+        shot_rule=shot_rule_of(splits),
         provenance={"source": f"images of {stem}", **chosen},
     )
 

@@ -30,6 +30,7 @@ from ltcore.data.shards.source import Description, Sample
 from ltcore.data.shards.writer import manifest_of, problem_of, shard_spans, write_labels, write_shard
 from ltcore.errors import BadImageError, DataError
 from ltcore.hashing import hash64
+from ltcore.shots import shot_rule_of
 
 Broken = dict[str, tuple[str, str]]
 """Path -> message and problem of an image that cannot be decoded."""
@@ -209,7 +210,7 @@ def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str
         image_size=image_size,
         mean=mean,
         std=std,
-        shot_rule="count",
+        shot_rule=shot_rule_of(plan.splits),
         provenance={**provenance, ATTRIBUTE_COUNTS: plan.plain_counts()},
     )
     if plan.reencode is not None:

@@ -81,6 +81,7 @@ def test_splits_are_disjoint_balanced_as_they_should_be_and_sound(root, tmp_path
     assert tables["train"].argmax(1).tolist() == [0, 1, 2]
     assert tables["train"].sum(1).tolist() == list(plan.sizes.train_C)
     assert ATTRIBUTE_COUNTS not in describe(str(tmp_path / "out"))
+    assert made.shot_rule == "glt" and made.shot_groups == ("many", "medium", "few")
 
 
 class Killed(BaseException):

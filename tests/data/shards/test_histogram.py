@@ -105,7 +105,7 @@ def test_data_for_evaluation_alone_have_no_histogram() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "sizes"), [(1000, (400, 450, 150)), (29, (11, 12, 6)), (20, (8, 9, 3)), (3, (1, 2, 0))]
+    ("classes", "sizes"), [(1000, (400, 450, 150)), (29, (11, 12, 6)), (20, (8, 9, 3)), (3, (1, 1, 1)), (2, (1, 0, 1))]
 )
 def test_the_groups_of_glt_are_its_authors(classes: int, sizes: tuple[int, ...]) -> None:
     groups = shot_groups_glt(range(classes, 0, -1))
