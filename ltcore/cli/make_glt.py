@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import statistics
 import time
 from collections.abc import Iterator
@@ -61,6 +62,8 @@ def make_glt(args: GltArgs) -> int:
         pictures = f"{args.target.rstrip('/')}-pictures"
         write_pictures(args.target, pictures)
         print(f"Pictures: {pictures}")
+    else:
+        print(f"Pictures: none in an object store; ltcore shards pictures {shlex.quote(args.target)} makes them here")
     print(f"Benchmark: {args.target}   ({duration(time.monotonic() - began)}, data {made.hash[:12]})")
     return 0
 

@@ -1,6 +1,7 @@
 """``shards glt`` as a person runs it: what it prints, that training takes the result, and errors in one sentence."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from tests.data.folders import images, place
 from tests.data.nested import file_hashes, flat_folder, nested_folder
 from tests.paths import ROOT
 
+pytest_plugins = ["tests.s3"]
 SMALL = ("--imbalance-factor", "4", "--shard-size", "20")
 
 
@@ -71,6 +73,17 @@ def test_what_most_classes_have_and_one_has_not_is_named(run, tmp_path):
     assert done.code == 0, done.err
     assert "1 pair of class and attribute without images" in done.err and "cat / night. The shares 7:3" in done.err
     assert "3 classes, 3 attributes, 2 to 3 in each class" in done.out
+
+
+def test_beside_a_store_it_says_how_pictures_are_made(run, command, nested, bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(nested, f"{bucket.uri}/out", "--attributes-from", "2", "--engine", "inline", *SMALL)
+    assert done.code == 0, done.err
+    (said,) = (line for line in done.out.splitlines() if line.startswith("Pictures:"))
+    words = re.search(r"ltcore (shards pictures \S+) makes them here", said).group(1).split()
+    assert words[-1] == f"{bucket.uri}/out" and not any("pictures" in name for name in bucket.names())
+    made = command(*words)
+    assert made.code == 0 and (tmp_path / "animals-glt-pictures" / "classes.png").exists()
 
 
 @pytest.mark.slow
