@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -60,6 +61,12 @@ def test_header_promises(name, file):
     wanted = {"run", "expect", "cost", "hardware"} | ({"paper"} if name in RECIPES else set())
     assert wanted <= set(promises)
     assert all(len(promises[word]) > len(word) + 10 for word in wanted)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_cost_of_a_sweep_counts_its_rows(name):
+    for rows in re.findall(r"^cost +(\d+) rows", "\n".join(header(SWEEPS[name])), re.MULTILINE):
+        assert int(rows) == len(read_sweep(name).variants)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar100_lt_")])
@@ -339,6 +346,21 @@ def test_lift_plus_differs_from_lift_where_its_authors_say(name):
         "model.weights": before.model.weights,
     }
     assert replace(plus.replace({**same, "model.name": before.model.name}), name=before.name) == before
+
+
+@pytest.mark.parametrize("recipe", ["digits_glt_lpa_dro_ifl", "cifar100_glt_lpa_dro_ifl"])
+def test_the_ladder_of_glt_has_the_authors_weight_of_dro_and_one_to_four_environments(recipe):
+    sweep = read_sweep("glt_ladder", {"sweep.recipe": recipe})
+    base = load_sweep(sweep)
+    rows = {n: row for n, row in sweep.variants.items() if "stage2.from_run" not in row}
+    runs = {
+        n: base.replace({**row, **({"train.init_from": "/runs/ce"} if n == "dro_features" else {})})
+        for n, row in rows.items()
+    }
+    dro = {n: run.objective.terms.dro.weight for n, run in runs.items() if run.objective.terms.dro}
+    together = base.objective.terms.dro.weight
+    assert dro == {"dro": 1, "dro_features": 1, "dro_balanced": 1, "lpa_dro_ifl": together}
+    assert [runs[f"ifl_e{n}"].objective.terms.ifl.num_envs for n in (1, 2, 3, 4)] == [1, 2, 3, 4]
 
 
 def test_the_ablation_of_lpa_changes_one_thing_per_row():
