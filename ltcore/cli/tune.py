@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     """Runs, continues or shows a sweep. Returns its record; None after ``--dry-run``.
 
-    Raises ConfigError where a sweep of its name has another configuration, or other data.
+    Raises ConfigError where a sweep of its name has another configuration, other data or other weights.
     """
     overrides = with_recipe(args.sweep, args.overrides, args.storage, out.say)
     sweep = read_sweep(args.sweep, name_sweep(args.sweep, overrides))
@@ -43,6 +43,11 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
         if stored.status == "finished" and not args.dry_run and not has_more(stored, sweep):
             data = DataConfig(**run_tree(sweep.recipe, sweep.overrides)["data"])
             check_same_data(stored, read_manifest(prepare_data(data, root, out.say)).hash, uri)
+            if stored.weights_sha256:  # it takes torch to know whether they are still the same
+                from ltcore.config.load import base_run
+                from ltcore.tuning.weights import check_same_weights
+
+                check_same_weights(stored, sweep, base_run(sweep), uri)
             out.show_sweep(stored, uri, age=True)
             return stored
     if args.engine == "inline":
@@ -52,8 +57,11 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     from ltcore.config.show import left_out
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.progress import ProgressDisplay
+    from ltcore.tuning.weights import check_same_weights
 
     base = load_sweep(sweep)
+    if stored is not None:
+        check_same_weights(stored, sweep, base, uri)
     display = ProgressDisplay(out.terminal(), sweep.metric)
     display.say(
         "ltcore sweep ",
@@ -93,6 +101,7 @@ def _tune_on(
     from ltcore.tuning.measured import measured_run
     from ltcore.tuning.planned import count_words, planned_runs
     from ltcore.tuning.runs import SweepSetup
+    from ltcore.tuning.weights import starting_hashes
 
     placement = Placement.decide(args, cluster, root, base, search=sweep.search)
     display.say(f"engine {placement.engine}: one trial takes {placement.describe()}")
@@ -142,6 +151,7 @@ def _tune_on(
         images_per_epoch=num_train // batch_size * batch_size,
         max_hours=args.max_hours,
         debug=args.debug,
+        weights_sha256=starting_hashes(sweep, base) if cluster.local else {},  # elsewhere nodes have files of their own
     )
     return _run_sweep(shared(setup, args, runs, stored, display), display)
 

@@ -310,6 +310,8 @@ class SweepRecord(StoredRecord):
     """Of one training."""
     weights: str | None = None
     """``model.weights`` of the recipe, as decided when the sweep began."""
+    weights_sha256: Mapping[str, str] | None = None
+    """Setting that leads to a file of weights which runs start from -> its hash; None in records of an older version."""
     input: Mapping[str, Any] | None = None
     """Keys of ``data`` that the weights filled then, flat."""
     engine: str

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ltcore.config.overrides import flatten
 from ltcore.errors import CheckpointError
 from ltcore.fsspec_stores import FileInfo
 from ltcore.models import timm_weights
-from ltcore.models.clip_text import text_clip
+from ltcore.models.clip_text import TEXT, text_clip
 from ltcore.models.net import ModelConfig
 from ltcore.models.timm_names import is_tag, is_timm
-from ltcore.models.weights import AUTO, DEFAULT, published_file
+from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES, published_file
 from ltcore.storage import cache_root, describe_file, download, is_local, locked, open_fs
 from ltcore.training import checkpoint as ckpt
 
@@ -83,31 +85,51 @@ def tensors(path: Path) -> Any:
         return ckpt.read_tensors(stream)
 
 
+def settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns for each hash that a run notes of its start the setting that leads to the file, from its flat configuration.
+
+    Two runs with the same words mean the same file.
+    """
+    weights, text = config.get("model.weights"), config.get("model.text.weights")
+    of_network = f"model.weights={weights}{_unless_file(weights, config.get('model.name'))}"
+    of_text = f"model.text.weights={text}{_unless_file(text, config.get('model.text.name') or of_network)}"
+    return {SHA256: of_network, TEXT_SHA256: of_text if text else f"the text encoder of {of_network}"}
+
+
+def _unless_file(weights: Any, network: str | None) -> str:
+    """Returns the words for whose weights these are; '' where they are a file, which needs none."""
+    return "" if str(weights).endswith(WEIGHT_FILES) else f" of {network}"
+
+
+def hashes_at_hand(model: ModelConfig) -> dict[str, str]:
+    """Returns the hashes that a run notes of its start, of those files that are at hand now.
+
+    No published one is downloaded; of one in a store a copy is made where this node has none of it as it is now.
+    """
+    files = {SHA256: _at_hand(model)}
+    if model.head_init == TEXT:
+        files[TEXT_SHA256] = _text_at_hand(model)
+    return {key: sha256(path) for key, path in files.items() if path is not None}
+
+
 def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | None, model: ModelConfig) -> None:
     """Raises CheckpointError where ``model.weights`` leads to another file than the run at ``where`` started from.
 
     So does the text encoder's. A file that is gone is no other one: what a run continues with is in its checkpoint.
     """
-    before = started_from or {}
-    if SHA256 in before and model.weights is not None:
-        _refuse_other(where, before[SHA256], _at_hand(model), f"model.weights={model.weights}")
-    if TEXT_SHA256 in before:
-        clip = text_clip(model.name, model.weights, model.text)
-        path = _file(clip.weights) if clip.published is None else clip.published.at_hand()
-        _refuse_other(where, before[TEXT_SHA256], path, f"model.text.weights={clip.weights}")
-
-
-def _refuse_other(where: Path | str, before: str, path: Path | None, setting: str) -> None:
-    if path is not None and (now := sha256(path)) != before:
-        raise CheckpointError(
-            f"{where} started from weights with sha256 {before[:12]}, now {setting} leads to {now[:12]}. "
-            "Restore that file, or use another --name, or --fresh."
-        )
+    before, words = started_from or {}, settings(flatten({"model": dataclasses.asdict(model)}))
+    for key, now in hashes_at_hand(model).items() if before else ():
+        if before.get(key, now) != now:
+            raise CheckpointError(
+                f"{where} started from weights with sha256 {before[key][:12]}, now {words[key]} leads to {now[:12]}. "
+                "Restore that file, or use another --name, or --fresh."
+            )
 
 
 def _at_hand(model: ModelConfig) -> Path | None:
-    """Returns the file that ``model.weights`` leads to; None where there is none by now. No published one is downloaded."""
-    assert model.weights is not None
+    """Returns the file that ``model.weights`` leads to; None where there is none. No published one is downloaded."""
+    if model.weights is None:
+        return None
     if is_timm(model.name) and is_tag(model.weights):
         found = timm_weights.published(model.name, model.weights)
         return None if found is None else found.at_hand()
@@ -115,6 +137,12 @@ def _at_hand(model: ModelConfig) -> Path | None:
         path = published_file(model.name)
         return path if path is not None and path.is_file() else None
     return _file(model.weights)
+
+
+def _text_at_hand(model: ModelConfig) -> Path | None:
+    """Returns the file of the text encoder in the same way."""
+    clip = text_clip(model.name, model.weights, model.text)
+    return _file(clip.weights) if clip.published is None else clip.published.at_hand()
 
 
 def _file(uri: str) -> Path | None:

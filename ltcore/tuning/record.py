@@ -53,6 +53,7 @@ def opened(setup: SweepSetup, identity: dict[str, Any]) -> SweepRecord:
         engine=setup.placement.engine,
         gpu_share=setup.gpu_share,
         stages_before=record.stages,
+        weights_sha256={**setup.weights_sha256, **(record.weights_sha256 or {})},
     )
 
 

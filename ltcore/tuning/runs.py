@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -53,6 +53,8 @@ class SweepSetup:
     debug: bool
     gpu_share: GpuShare | None = None
     """What each run takes of a GPU, and why; None where they run without one."""
+    weights_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Setting that leads to a file of weights -> its hash, of those known when this command began."""
 
     @property
     def own_input(self) -> bool:

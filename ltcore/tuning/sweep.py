@@ -37,6 +37,7 @@ from ltcore.tuning.shared_start import FOLDER, LEAST_IMAGES, start_epochs
 from ltcore.tuning.tpe import batch_size, past_of, suggest
 from ltcore.tuning.trainable import TrialPlan, label_of
 from ltcore.tuning.trials import TrialBook, collect, folder_of, known_trials, last_values, name_of, read_records
+from ltcore.tuning.weights import noted_hashes
 from ltcore.tuning.winner import num_settled, winner_of
 
 Points = Mapping[str, Mapping[str, Any]]
@@ -89,7 +90,7 @@ class Sweep:
         ended: dict[str, Any] = {}
         try:
             self._stages()
-            self.save()
+            self._check_weights(self._retrained())
             status = "stopped" if self.watch.out_of_time.is_set() else "finished"
             outcome: dict[str, Any] = {"status": status, "finished_at": now()}
             # A sweep that is called finished is not opened again, so it is not called that before its report is there.
@@ -317,10 +318,24 @@ class Sweep:
             f"compared after epoch {places[0].epoch}: {len(on)} of {len(places)} trials go on ({', '.join(on)})"
         )
 
+    def _check_weights(self, records: Iterable[RunRecord | None]) -> None:
+        """Writes down which files of weights these runs started from. Raises ConfigError where they are not all the same."""
+        there = (record for record in records if record is not None)
+        self.save(weights_sha256=noted_hashes(self.setup.uri, self.record.weights_sha256 or {}, there))
+
+    def _retrained(self) -> Iterator[RunRecord | None]:
+        """Yields the records of the runs that were trained after the search."""
+        record = self.record
+        entries = (*(record.retrain or ()), *(record.balanced.runs if record.balanced else ()))
+        places = [entry.run_dir for entry in entries]
+        places += [place for row in record.ablation or () for place in row.run_dirs]
+        yield from (RunRecord.read(join(self.setup.uri, place)) for place in dict.fromkeys(places))
+
     def _collect(self) -> None:
         """Reads the outcome of every trial from its own directory, which also works after a restart."""
         setup, late = self.setup, self.watch.out_of_time.is_set()
         points, barred = self._points(), self._barred
+        self._check_weights(read_records(setup.uri, [*points, "baseline"]).values())
         self.save(trials=collect(setup.uri, setup.sweep, points, self._lost, out_of_time=late, barred=barred))
 
     def choose(self) -> bool:

@@ -100,6 +100,7 @@ def test_a_comparison_that_grew_is_stored_as_what_it_is_by_now(monkeypatch: pyte
         num_trials=sweep.size,
         placement=SimpleNamespace(engine="trial"),
         gpu_share=None,
+        weights_sha256={},
         cluster=SimpleNamespace(describe=lambda: "here"),
     )
     grown = opened(setup, identity(sweep))
