@@ -154,14 +154,16 @@ def fetch(found: Published, setting: str, name: str, or_else: str = "") -> Path:
             ) from error
 
 
-def backbone_tensors(name: str, weights: str | None, tensors: dict[str, Any]) -> dict[str, Any]:
+def backbone_tensors(name: str, weights: str | None, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Returns the tensors of a file under the names and with the sizes that timm's network has today, without classifier.
 
     timm's own filter of the network renames them and resamples position embeddings. The classifier is what timm calls so.
-    Raises errors of any type on the tensors of another network.
+    Beside them: whether timm expects them to be all of the network's and no more. Raises errors of any type on the tensors
+    of another network.
     """
     beginnings = tuple(f"{head}." for head in _classifiers(name, weights))
-    return {key: value for key, value in _renamed(name, weights, tensors).items() if not key.startswith(beginnings)}
+    renamed, strict = _renamed(name, weights, tensors)
+    return {key: value for key, value in renamed.items() if not key.startswith(beginnings)}, strict
 
 
 def classifier_weight(name: str, weights: str | None, tensors: dict[str, Any]) -> Any:
@@ -169,7 +171,7 @@ def classifier_weight(name: str, weights: str | None, tensors: dict[str, Any]) -
 
     Of an image encoder of CLIP it is the projection into the space that images share with text.
     """
-    renamed = _renamed(name, weights, tensors)
+    renamed, _ = _renamed(name, weights, tensors)
     return next((renamed[key] for head in _classifiers(name, weights) if (key := f"{head}.weight") in renamed), None)
 
 
@@ -178,30 +180,31 @@ def _classifiers(name: str, weights: str | None) -> tuple[str, ...]:
     return (heads,) if isinstance(heads, str) else tuple(heads)
 
 
-def _renamed(name: str, weights: str | None, tensors: dict[str, Any]) -> dict[str, Any]:
+def _renamed(name: str, weights: str | None, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     from timm.models import clean_state_dict
 
     inner = next((tensors[key] for key in ("state_dict", "model") if isinstance(tensors.get(key), dict)), tensors)
     found: dict[str, Any] = clean_state_dict(inner)
-    network, filtered = _network_and_filter(name, weights)
+    network, filtered, strict = _how_to_load(name, weights)
     if filtered is not None:
         takes_network = len(inspect.signature(filtered).parameters) > 1
         found = filtered(found, network) if takes_network else filtered(found)
-    return found
+    return found, strict
 
 
-def _network_and_filter(name: str, weights: str | None) -> tuple[torch.nn.Module, Callable[..., Any] | None]:
-    """Returns a new network of timm, and the function that fits files of weights to it; None where it needs none.
+def _how_to_load(name: str, weights: str | None) -> tuple[torch.nn.Module, Callable[..., Any] | None, bool]:
+    """Returns a new network of timm, the function that fits files of weights to it, and whether all has to be in them.
 
-    timm hands that function to the loader of published weights alone, so this stands in for the loader meanwhile.
+    The function is None where the network needs none. timm hands both to the loader of published weights alone, so this
+    stands in for the loader meanwhile.
     """
     from timm.models import _builder
 
-    seen: list[Callable[..., Any] | None] = []
+    seen: list[tuple[Callable[..., Any] | None, bool]] = [(None, True)]
     loader = _builder.load_pretrained
 
-    def note(*_: Any, filter_fn: Callable[..., Any] | None = None, **__: Any) -> None:
-        seen.append(filter_fn)
+    def note(*_: Any, filter_fn: Callable[..., Any] | None = None, strict: bool = True, **__: Any) -> None:
+        seen.append((filter_fn, strict))
 
     with _STANDING_IN, torch.random.fork_rng(devices=[]):
         _builder.load_pretrained = note
@@ -209,7 +212,7 @@ def _network_and_filter(name: str, weights: str | None) -> tuple[torch.nn.Module
             network = create(name, weights, pretrained=True)
         finally:
             _builder.load_pretrained = loader
-    return network, seen[-1] if seen else None
+    return network, *seen[-1]
 
 
 def download_command(name: str) -> str:

@@ -5,10 +5,11 @@ The latter are also what checkpoints of a tuned run are put together with, see `
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,7 @@ from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
 from ltcore.training.weights_file import SHA256, node_file, sha256, tensors
 
+_LOG = logging.getLogger("ltcore.training")
 _EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+|net)\.")
 _SAME = (
     "model.name",
@@ -146,7 +148,9 @@ def pretrained(name: str, weights: str | None, num_classes: int) -> LongTailNet:
 def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns ``own`` with the backbone's tensors from a file with torchvision's or timm's names, and where they came from.
 
-    Every expert gets the same weights. Raises CheckpointError where the file at ``uri`` holds no such tensors.
+    Every expert gets the same weights. Of weights that timm itself loads so, tensors that the file lacks stay as they are in
+    ``own``, and those that it has beyond the network are left out, which is said. Raises CheckpointError where the file at
+    ``uri`` holds no such tensors.
     """
     file = node_file(uri)
     try:
@@ -161,13 +165,17 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
             f"model.weights={uri} is not a file of tensors ({_problem(error)}). Use another file."
         ) from error
     names = {name: _EXPERT.sub("", name) for name in own if name.startswith("backbone.")}
-    known = _beside_classifier(uri, theirs, model) if isinstance(theirs, dict) else {}
+    known, strict = _beside_classifier(uri, theirs, model) if isinstance(theirs, dict) else ({}, True)
+    missing = {name for name in names.values() if name not in known and not name.endswith(".num_batches_tracked")}
+    extra = known.keys() - set(names.values())
+    loose = not strict and len(missing) < len(names) / 2  # a file that lacks most of it is of another network
     wrong = [
         f"{name}: {tuple(getattr(known.get(name), 'shape', ())) or 'nothing'} there, {tuple(own[mine].shape)} expected"
         for mine, name in names.items()
-        if not name.endswith(".num_batches_tracked") and getattr(known.get(name), "shape", None) != own[mine].shape
+        if name in (known if loose else {*known, *missing})
+        and getattr(known.get(name), "shape", None) != own[mine].shape
     ]
-    wrong += [f"{name}: not part of it" for name in known.keys() - set(names.values())]
+    wrong += [f"{name}: not part of it" for name in extra if not loose]
     if wrong:
         library, alone = ("timm", "") if is_timm(model.name) else ("torchvision", ", with model.num_experts=1")
         raise CheckpointError(
@@ -175,6 +183,10 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
             f"{len(wrong)} in all). Use the file of the network that model.name names{alone}."
         )
     ckpt.refuse_bad_weights(f"model.weights={uri}", known)
+    if missing or extra:
+        what = [f"it lacks {_shown(missing)} of the backbone, which stay as drawn"] * bool(missing)
+        what += [f"{_shown(extra)} in it are left out"] * bool(extra)
+        _LOG.warning("model.weights=%s is loaded in part, as timm does it: %s", uri, "; ".join(what))
     mine = {name: value.cpu() for name, value in own.items()}  # sent to all ranks, which have different devices
     loaded = {  # a file may hold halves; what a network holds is what the hash of a base is of
         name: known[theirs].to(own[name].dtype) for name, theirs in names.items() if theirs in known
@@ -182,10 +194,14 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
     return mine | loaded, {"weights": uri, SHA256: sha256(file)}
 
 
-def _beside_classifier(uri: str, theirs: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Returns the tensors of the backbone, by today's names of torchvision or timm."""
+def _shown(names: Collection[str]) -> str:
+    return f"{counted(len(names), 'tensor')} ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)})"
+
+
+def _beside_classifier(uri: str, theirs: dict[str, Any], model: ModelConfig) -> tuple[dict[str, Any], bool]:
+    """Returns the tensors of the backbone, by today's names of torchvision or timm, and whether they have to be all of it."""
     if not is_timm(model.name):
-        return {name: value for name, value in theirs.items() if not name.startswith("fc.")}
+        return {name: value for name, value in theirs.items() if not name.startswith("fc.")}, True
     try:
         return timm_weights.backbone_tensors(model.name, model.weights, theirs)
     except Exception as error:  # timm raises any type on the names and sizes of another network

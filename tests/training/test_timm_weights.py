@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ltcore.models.weights import at_hand, expected_input, published_file
 from ltcore.stats import ClassStats
 from ltcore.training.build import Components, build_modules
 from ltcore.training.context import StopRequested
-from ltcore.training.init_from import start_from, weights_file
+from ltcore.training.init_from import read_backbone, start_from, weights_file
 from ltcore.training.predict import load
 from ltcore.training.step import TrainStep
 from ltcore.training.weights_input import as_expected
@@ -129,6 +130,60 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(CheckpointError, match=r"file.safetensors does not exist"):
         start("timm:test_efficientnet", str(file))
+
+
+FCMAE, AUX = "convnextv2_atto.fcmae", "inception_v3"
+
+
+@pytest.mark.parametrize(
+    ("name", "drop", "extra", "said"),
+    [
+        (
+            FCMAE,
+            "head.",
+            {},
+            "it lacks 2 tensors (head.norm.bias, head.norm.weight) of the backbone, which stay as drawn",
+        ),
+        (
+            AUX,
+            "fc.",
+            {"aux_logits": True},
+            "14 tensors (AuxLogits.conv0.bn.bias, AuxLogits.conv0.bn.num_batches_tracked, ",
+        ),
+    ],
+    ids=["fcmae", "aux"],
+)
+def test_weights_that_timm_loads_in_part_are_loaded_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, drop: str, extra: dict[str, bool], said: str
+) -> None:
+    """Those of a masked autoencoder have no last norm, torchvision's of Inception a second classifier."""
+    state = {key: value for key, value in state_of(name, **extra).items() if not key.startswith(drop)}
+    save_file(state, tmp_path / "file.safetensors")
+    own = LongTailNet(ModelConfig(name=f"timm:{name}"), 4, frozenset(), 0).state_dict()
+    found, _ = read_backbone(f"{tmp_path}/file.safetensors", own, ModelConfig(name=f"timm:{name}", weights="default"))
+    assert found.keys() == own.keys()
+    for key, value in found.items():
+        assert torch.equal(value, state.get(key.removeprefix("backbone.net."), own[key])), key
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "ltcore.training"]
+    assert said in line and "; " not in line
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: {key: value for key, value in state.items() if key.startswith("stem.")}, "nothing there"),
+        (
+            lambda state: {**state, "stem.0.bias": torch.ones(3)},
+            r"stem.0.bias: \(3,\) there, \(40,\) expected; 1 in all",
+        ),
+    ],
+)
+def test_what_timm_loads_in_part_is_still_of_its_own_network(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], said: str
+) -> None:
+    save_file(change(state_of(FCMAE)), tmp_path / "file.safetensors")
+    with pytest.raises(CheckpointError, match=said):
+        start(f"timm:{FCMAE}", f"{tmp_path}/file.safetensors")
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
