@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.modules import module
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,60 @@ def _set_grad(enabled: bool) -> None:
     torch.set_grad_enabled(enabled)
 
 
+def _set_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # None is faster, and torch's own start
+
+
+def _flushes_denormals() -> bool:
+    """Tells it by a division, as torch has no name to ask for."""
+    return sys.float_info.min / 2 == 0
+
+
+def _set_flush_denormal(flushes: bool) -> None:
+    torch.set_flush_denormal(flushes)
+
+
+def _hooks() -> dict[str, Any]:
+    """Returns the hooks of all modules at once, by the names under which torch keeps them."""
+    found = {name: value for name, value in vars(module).items() if name.startswith("_global_")}
+    return {name: value.copy() if isinstance(value, dict) else value for name, value in found.items()}
+
+
+def _set_hooks(hooks: dict[str, Any]) -> None:
+    for name, value in hooks.items():
+        if isinstance(value, dict):  # others hold it too
+            kept = getattr(module, name)
+            kept.clear()
+            kept.update(value)
+        else:
+            setattr(module, name, value)
+
+
+def _autocast(device: str) -> tuple[Switch, Switch]:
+    return (
+        Switch(
+            f"torch.set_autocast_enabled({device!r})",
+            lambda: torch.is_autocast_enabled(device),
+            lambda value: torch.set_autocast_enabled(device, value),
+        ),
+        Switch(
+            f"torch.set_autocast_dtype({device!r})",
+            lambda: torch.get_autocast_dtype(device),
+            lambda value: torch.set_autocast_dtype(device, value),
+        ),
+    )
+
+
 _PRECISION = "fp32_precision"
 SWITCHES = (
+    Switch("torch.set_default_device", torch.get_default_device, _set_default_device),
     Switch("torch.set_num_threads", torch.get_num_threads, torch.set_num_threads),
     Switch("torch.set_default_dtype", torch.get_default_dtype, torch.set_default_dtype),
     Switch("torch.set_grad_enabled", torch.is_grad_enabled, _set_grad),
+    Switch("torch.set_flush_denormal", _flushes_denormals, _set_flush_denormal),
+    Switch("the hooks of all modules (torch.nn.modules.module)", _hooks, _set_hooks),
+    *_autocast("cpu"),
+    *_autocast("cuda"),
     Switch(
         "torch.use_deterministic_algorithms",
         _deterministic,
@@ -63,6 +114,7 @@ SWITCHES = (
         for kind in ("flash", "mem_efficient", "math", "cudnn")
     ),
     *(_attribute("cuda.matmul", f"allow_{kind}_reduced_precision_reduction") for kind in ("fp16", "bf16")),
+    _attribute("cuda.matmul", "allow_fp16_accumulation"),
     # The older interface to TF32 comes first: it writes what the newer one reads.
     Switch(
         "torch.set_float32_matmul_precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision

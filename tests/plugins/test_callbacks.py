@@ -152,6 +152,14 @@ SPOILED = {
     "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "torch.set_float32_matmul_precision, ",
     "torch.set_default_dtype(torch.float64)": "torch.set_default_dtype",
     "torch.backends.cuda.enable_math_sdp(False)": "torch.backends.cuda.enable_math_sdp",
+    "torch.set_autocast_enabled('cpu', True)": "torch.set_autocast_enabled('cpu') in",
+    "torch.set_autocast_enabled('cuda', True)": "torch.set_autocast_enabled('cuda') in",
+    "torch.set_autocast_dtype('cuda', torch.bfloat16)": "torch.set_autocast_dtype('cuda') in",
+    "torch.set_default_device('meta')": "torch.set_default_device in",
+    "torch.backends.cuda.matmul.allow_fp16_accumulation = True": "torch.backends.cuda.matmul.allow_fp16_accumulation in",
+    "torch.set_flush_denormal(True)": "torch.set_flush_denormal in",
+    "torch.nn.modules.module.register_module_forward_hook(print)": "the hooks of all modules",
+    "torch.nn.modules.module.register_module_full_backward_hook(print)": "the hooks of all modules",
     "torch.manual_seed(1)": "",
 }
 
@@ -171,6 +179,7 @@ def test_switches_that_it_changes_are_put_back_and_said_once(
             calls.epoch_end(epoch, {})
             assert {switch.name: switch.value() for switch in SWITCHES} == before
     said = [record.getMessage() for record in caplog.records]
+    assert (torch.full((), 1e-39) / 2).item() > 0 and not torch.nn.modules.module._has_any_global_hook()
     assert len(said) == (SPOILED[line] != "")
     if said:
         assert said[0].startswith(f"callback odd of plugin odd_one changed {SPOILED[line]}")
