@@ -15,8 +15,8 @@ from ltcore.models.backbones import Backbone
 
 TENSORS_PER_LAYER = 12
 """Of a network about which nothing is known, as in timm's ``auto_group_layers``."""
-_ATTENTION = frozenset(
-    ("q", "k", "qk", "kv", "qkv", "q_proj", "k_proj", "qkv_proj", "query", "key", "to_q", "to_qkv", "in_proj_weight")
+_ATTENTION = frozenset(("q", "k", "q_proj", "k_proj", "query", "key", "to_q", "to_query", "to_key")).union(
+    ("qk", "kv", "qkv", "qkvs", "qkv_proj", "to_qkv", "in_proj_weight")
 )
 """Names of the modules and tensors that make queries and keys, in timm, torchvision and torch."""
 

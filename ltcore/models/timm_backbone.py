@@ -1,7 +1,8 @@
 """Networks of timm as backbones: ``model.name=timm:<name>``. timm is imported when the first one is built.
 
 Features are what timm's own classifier would see, after its pooling and its norm. The feature map is what that pooling
-sees: the last convolution's output, or the normed patch tokens of a transformer. Stages are timm's own intermediate
+sees: the last convolution's output, or the normed patch tokens of a transformer; where that is a class token alone, as in
+PiT, the patches beside it. Networks that end in several scales, such as CrossViT, have no map. Stages are timm's own intermediate
 features, at most three before the end, so that 'stage1' to 'stage3' of a ResNet are ``layer1`` to ``layer3``; of a
 transformer whose blocks are all alike, they end after one, two and three quarters of the blocks, and are not normed.
 
@@ -26,6 +27,7 @@ from ltcore.models.norm import GhostBatchNorm2d, NormFactory
 from ltcore.models.timm_names import INSTALL, PREFIX, check_name, check_tag, is_tag, split_name
 
 FMAP = "fmap"
+NO_MAP = "has no feature map, which a term of the objective reads. Switch that term off, or choose another network."
 MOST_STAGES = 3
 """Before the last one, as networks of four stages have them."""
 
@@ -107,7 +109,12 @@ class TimmBackbone(Backbone):
             ) from error
         with torch.autocast(images_BCHW.device.type, enabled=False):
             features_BD: Tensor = self.net.forward_head(_wide(final), pre_logits=True)  # type: ignore[operator]
-        fmaps = [self._map(final, maps.get(FMAP))] if FMAP in asked else []
+        fmaps = []
+        if FMAP in asked:
+            fmap_BDhw = self._map(final, maps.get(FMAP))
+            if fmap_BDhw is None:
+                raise ConfigError(f"model.name={self.name} {NO_MAP}")
+            fmaps = [fmap_BDhw]
         return [features_BD], fmaps, {stage: maps[stage] for stage in self.stage_dims if stage in asked}
 
     def _through(self, images_BCHW: Tensor, asked: frozenset[str]) -> tuple[Any, dict[str, Tensor]]:
@@ -121,19 +128,19 @@ class TimmBackbone(Backbone):
         )
         return final, dict(zip((*stages, FMAP), maps, strict=True))
 
-    def _map(self, final: Any, last_BDhw: Tensor | None) -> Tensor:
-        """Returns what the head takes as a map [B, fmap_dim, h, w]; ``last_BDhw`` is timm's map of the last stage."""
+    def _map(self, final: Any, last_BDhw: Tensor | None) -> Tensor | None:
+        """Returns what the head takes as a map [B, fmap_dim, h, w]; None where there is none.
+
+        ``last_BDhw`` is timm's map of the last stage, which takes its place where the head takes no token of every patch.
+        """
         if isinstance(final, Tensor) and final.ndim == 4:
             return final.permute(0, 3, 1, 2) if getattr(self.net, "output_fmt", "NCHW") == "NHWC" else final
-        if isinstance(final, Tensor) and final.ndim == 3 and last_BDhw is not None:
-            height, width = last_BDhw.shape[2:]
-            patches = final[:, getattr(self.net, "num_prefix_tokens", 0) :]
-            if patches.shape[1] == height * width:
-                return patches.transpose(1, 2).unflatten(2, (height, width))
-        raise ConfigError(
-            f"model.name={self.name} has no feature map, which a term of the objective reads. Switch that term off, or choose "
-            "another network."
-        )
+        if last_BDhw is None or last_BDhw.shape[1] != self.fmap_dim:
+            return None
+        height, width = last_BDhw.shape[2:]
+        if isinstance(final, Tensor) and final.ndim == 3 and final.shape[1] >= height * width:
+            return final[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))  # other tokens come first
+        return last_BDhw
 
 
 def _wide(final: Any) -> Any:
@@ -201,6 +208,19 @@ def stage_names(name: str, weights: str | None) -> tuple[str, ...]:
     """Returns the names of the stages of a network of timm, which is built without memory for its parameters."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return tuple(TimmBackbone(create(name, weights), name, 0).stage_dims)
+
+
+@functools.cache
+def has_map(name: str, weights: str | None) -> bool:
+    """Tells whether a network of timm has a feature map, by a forward pass without memory for any number."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        backbone = TimmBackbone(create(name, weights).eval(), name, 0)
+        images_BCHW = torch.empty(1, *pretrained_config(name, weights)["input_size"])
+        try:
+            final, maps = backbone._through(images_BCHW, frozenset({FMAP}))
+        except (NotImplementedError, RuntimeError):  # it asks for numbers on its way, so the first step has to tell
+            return True
+    return backbone._map(final, maps.get(FMAP)) is not None
 
 
 def replace_batch_norms_(net: nn.Module, norm: NormFactory, name: str) -> None:

@@ -196,7 +196,8 @@ def _add_adapters_(backbone: nn.Module, cfg: AdaptFormerConfig, num_classes: int
     mlps = list(transformer_mlps(backbone))
     if not mlps:
         raise ConfigError(
-            "model.tune=adaptformer: this backbone has no transformer blocks. Set it to lora, which any network takes."
+            "model.tune=adaptformer: this backbone has no block with both attn and mlp, beside which adapters stand. Set it to "
+            "lora, which any network takes."
         )
     bottleneck = cfg.bottleneck or auto_bottleneck(num_classes, len(mlps))
     for _, mlp, width in mlps:

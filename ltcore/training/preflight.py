@@ -12,11 +12,12 @@ from ltcore.errors import CapacityError, ConfigError, DataError
 from ltcore.models.clip_text import TEXT, text_clip
 from ltcore.models.excess import excess_of
 from ltcore.models.net import ModelConfig
-from ltcore.models.timm_backbone import with_tag
+from ltcore.models.timm_backbone import FMAP, NO_MAP, has_map, with_tag
 from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.tune import FULL
 from ltcore.models.weights import AUTO, DEFAULT
 from ltcore.objective.class_weights import BY_COUNT, own_weights
+from ltcore.training.build import build_modules
 from ltcore.training.compiled import check_compiles
 from ltcore.training.hardware import choose_precision
 from ltcore.training.selection import available
@@ -48,6 +49,16 @@ def _refuse_excess(model: ModelConfig, num_classes: int) -> None:
         raise ConfigError(f"{found.text}. Set that, or model.tune={FULL}.")
 
 
+def _refuse_unmapped(cfg: RunConfig, manifest: Manifest) -> None:
+    """Raises ConfigError where the objective reads a feature map and the network of timm has none."""
+    name, split = cfg.model.name, cfg.data.train_split
+    if not is_timm(name) or not cfg.objective.active_terms() or has_map(name, cfg.model.weights):
+        return
+    net, _ = build_modules(cfg, len(manifest.classes), manifest.stats(split), manifest.split(split).num_samples)
+    if FMAP in net.needs:
+        raise ConfigError(f"model.name={name} {NO_MAP}")
+
+
 def check_device(cfg: RunConfig, device: torch.device, varied: Collection[str] = ()) -> None:
     """Raises ConfigError where a run cannot compute on this device of this machine as its configuration says.
 
@@ -63,7 +74,8 @@ def check_run(cfg: RunConfig, manifest: Manifest) -> None:
     """Raises an error where the data cannot carry the run.
 
     ConfigError where early stopping has nothing to judge by, class weights are for other classes, the text encoder of
-    ``model.head_init`` is not known, or bottlenecks for so many classes are no bottlenecks; DataError where a class has no
+    ``model.head_init`` is not known, a term reads a feature map that the network lacks, or bottlenecks for so many classes are
+    no bottlenecks; DataError where a class has no
     training image; CapacityError where these do not fill a batch.
     """
     if cfg.stage2 is None and cfg.train.patience is not None and not available(manifest):
@@ -75,6 +87,8 @@ def check_run(cfg: RunConfig, manifest: Manifest) -> None:
         text_clip(cfg.model.name, cfg.model.weights, cfg.model.text)
     if cfg.stage2 is None and cfg.model.tune == "adaptformer" and cfg.model.adaptformer.bottleneck is None:
         _refuse_excess(cfg.model, len(manifest.classes))  # its width follows from the number of classes
+    if cfg.stage2 is None:
+        _refuse_unmapped(cfg, manifest)
     base = cfg.objective.base
     weights = getattr(getattr(cfg.objective.base_options, base), "class_weights", None)
     if weights not in (None, *BY_COUNT):

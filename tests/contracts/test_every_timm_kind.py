@@ -9,15 +9,17 @@ import torch
 from torch import nn
 
 from ltcore.batch import Batch
+from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.models.ema import EmaCopy
 from ltcore.models.net import LongTailNet, ModelConfig
 from ltcore.models.norm import GhostBatchNorm2d
 from ltcore.models.registry import stages
-from ltcore.models.timm_backbone import TimmBackbone, chosen_stages
+from ltcore.models.timm_backbone import TimmBackbone, chosen_stages, has_map
 from ltcore.objective.objective import Objective
 from ltcore.stats import ClassStats
 from ltcore.training.build import build_modules
+from ltcore.training.preflight import check_run
 from ltcore.training.step import TrainStep
 from tests.contracts.networks import NEEDS, STAGES
 from tests.training.runs import TERMS, tiny_run
@@ -176,13 +178,49 @@ def test_the_terms_compose(name: str, layers: str) -> None:
     assert loss.isfinite() and all(p.grad is not None for p in net.parameters() if p.requires_grad)
 
 
-def test_a_network_without_a_map_is_refused_where_one_is_needed() -> None:
-    net = build("pit_ti_224", frozenset()).eval()
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [
+        ("pit_ti_224", True),
+        ("volo_d1_224", True),
+        ("coat_tiny", True),
+        ("coat_lite_tiny", True),
+        ("crossvit_tiny_240", False),
+        ("efficientvim_m1", False),
+        ("gemma4_vit_167m", True),  # it asks for numbers on its way
+    ],
+)
+def test_whether_a_network_has_a_map_is_known_without_a_number_of_it(name: str, has: bool) -> None:
+    assert has_map(f"timm:{name}", None) is has
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "coat_lite_tiny"])
+def test_patches_beside_a_class_token_are_a_map(name: str) -> None:
+    """CoaT keeps its class token among the patches, PiT hands it alone to its head."""
+    net = build(name, frozenset({"fmap"})).eval()
     with torch.no_grad():
-        assert net(images(1, 224)).features_BD.shape == (1, 256)
+        fmap_BDhw = net(images(1, 224)).fmap_BDhw
+        tokens = timms(net).forward_features(images(1, 224))  # type: ignore[operator]
+    assert fmap_BDhw is not None and fmap_BDhw.shape == (1, net.fmap_dim, 7, 7) and fmap_BDhw.std() > 0
+    if name == "coat_lite_tiny":
+        assert torch.equal(fmap_BDhw.flatten(2).transpose(1, 2), tokens[:, 1:])
+
+
+def test_a_network_without_a_map_is_refused_where_one_is_needed(tiny_shards: str) -> None:
+    """By the command already, and with LPA alone, which reads it."""
+    net = build("crossvit_tiny_240", frozenset()).eval()
+    with torch.no_grad():
+        assert net(images(1, 240)).features_BD.shape == (1, 288)
         net.needs = frozenset({"fmap"})
-        with pytest.raises(ConfigError, match=r"model.name=timm:pit_ti_224 has no feature map"):
-            net(images(1, 224))
+        with pytest.raises(ConfigError, match=r"model.name=timm:crossvit_tiny_240 has no feature map"):
+            net(images(1, 240))
+    without = {"model__name": "timm:crossvit_tiny_240", **{k: v for k, v in TERMS.items() if ".lpa." not in k}}
+    manifest = read_manifest(tiny_shards)
+    check_run(tiny_run(**without), manifest)
+    with pytest.raises(
+        ConfigError, match=r"^model.name=timm:crossvit_tiny_240 has no feature map, .* Switch that term off"
+    ):
+        check_run(tiny_run(**without).replace({"objective.terms.lpa": "on"}), manifest)
 
 
 def test_sizes_that_the_network_does_not_take_are_refused() -> None:

@@ -122,7 +122,14 @@ def test_what_a_network_exempts_from_weight_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "has"), [("test_vit", True), ("swin_tiny_patch4_window7_224", True), ("convnext_atto", False)]
+    ("name", "has"),
+    [
+        ("test_vit", True),
+        ("swin_tiny_patch4_window7_224", True),
+        ("swiftformer_xs", True),
+        ("efficientvit_m0", True),
+        ("convnext_atto", False),
+    ],
 )
 def test_attention_is_found_in_networks_of_timm(name: str, has: bool) -> None:
     with torch.device("meta"):

@@ -321,7 +321,7 @@ def test_refused_words(tune: str) -> None:
     ("fields", "message"),
     [
         ({"tune": "partial:4"}, "model.tune=partial:4: this backbone has 3 blocks"),
-        ({"tune": "adaptformer"}, "model.tune=adaptformer: this backbone has no transformer blocks"),
+        ({"tune": "adaptformer"}, "model.tune=adaptformer: this backbone has no block with both attn and mlp, beside"),
         (
             {"tune": "lora", "lora": LoraConfig(targets="attention")},
             "model.lora.targets=attention: this backbone has no",
