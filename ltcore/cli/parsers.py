@@ -321,7 +321,7 @@ def _place(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-FILE_KEYS = ("model.weights", "model.text.weights", "train.init_from", "stage2.from_run")
+FILE_KEYS = ("model.weights", "model.text.weights", "model.text.names", "train.init_from", "stage2.from_run")
 """Keys whose value may be a path."""
 
 

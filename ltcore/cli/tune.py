@@ -91,6 +91,7 @@ def _tune_on(
     from ltcore.cli.dry_run import dry_run
     from ltcore.runtime.doctor.doctor import check_nodes
     from ltcore.runtime.placement import Placement
+    from ltcore.training.class_words import check_words
     from ltcore.training.context import LocalContext
     from ltcore.training.preflight import check_device, check_network
     from ltcore.training.remarks import remarks
@@ -124,9 +125,11 @@ def _tune_on(
     began = None if stored is None else {"model.weights": stored.weights, **(stored.input or {})}
     base = settled(base, manifest, display.say, typed={**sweep.overrides, **varied}, stored=began, varied=varied)
     runs = planned_runs(sweep, base, manifest)
-    if here is not None:
-        for run in runs:
+    for run in runs:
+        if here is not None:
             check_device(run, here)
+        if stored is None:
+            check_words(run.model, manifest.classes)
     for note in dict.fromkeys(note for run in runs for note in remarks(run, manifest)):
         display.say(note)
     if args.dry_run:

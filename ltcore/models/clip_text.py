@@ -28,6 +28,8 @@ from ltcore.uris import check_uris
 
 TEXT = "text"
 INSTALL = "uv add 'ltcore[clip]' (or pip install 'ltcore[clip]')"
+NAME_FILES = (".json", ".csv", ".tsv", ".txt")
+"""Endings of files with words for classes."""
 AT_ONCE = 256
 """Prompts in a forward pass: the same for every run, so that no setting of one changes a bit of the features."""
 _NO_IMAGES = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 16}
@@ -55,19 +57,31 @@ class TextConfig:
     of, or an error where that leaves a doubt, as of a file."""
     prompt: str = "a photo of a {}."
     """What is said of a class, with {} once, where its name comes; underscores of names become spaces."""
+    names: str | None = None
+    """File with words for every class, where the names of the classes are none, such as 'n01440764': .json, an object of class ->
+    words; .csv or .tsv, a line of both for each; .txt, where the first space or tab divides them. An absolute path or URI. null:
+    the names themselves, of which hardly any may be without a word."""
 
     def __post_init__(self) -> None:
         if self.prompt.count("{}") != 1:
             raise ValueError(f"prompt must have {{}} once, where the name of a class comes, got {self.prompt!r}")
-        check_uris(weights=self.weights)
+        check_uris(weights=self.weights, names=self.names)
+        if self.names is not None and not (self.names.endswith(NAME_FILES) and _is_absolute(self.names)):
+            raise ValueError(
+                f"names must be null or a file ({', '.join(NAME_FILES)}) as an absolute path or URI, because workers change "
+                f"directory, got {self.names!r}"
+            )
         if self.weights is None or is_tag(self.weights):
             return
-        absolute = self.weights.startswith(("/", "~")) or "://" in self.weights
-        if self.weights in NO_TAG or not self.weights.endswith(FILES) or not absolute:
+        if self.weights in NO_TAG or not self.weights.endswith(FILES) or not _is_absolute(self.weights):
             raise ValueError(
                 f"weights must be null, a tag of open_clip or a file ({', '.join(FILES)}) as an absolute path or URI, because "
                 f"workers change directory, got {self.weights!r}"
             )
+
+
+def _is_absolute(uri: str) -> bool:
+    return uri.startswith(("/", "~")) or "://" in uri
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
 from ltcore.text import counted
-from ltcore.training.text_head import unreadable_words
+from ltcore.training.class_words import check_words
 from ltcore.training.weights_input import KEYS, differs_by_run, expected_of, input_record, with_input
 
 SMALLEST_BATCH = 8
@@ -43,7 +43,7 @@ def settled(
     """
     if cfg.stage2 is not None:
         return cfg
-    if stored is None and (warning := unreadable_words(cfg.model, manifest.classes)):
+    if stored is None and (warning := check_words(cfg.model, manifest.classes)):
         say(warning)
     cfg = _with_weights(cfg, say, stored)
     if not differs_by_run(varied):

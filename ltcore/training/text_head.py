@@ -15,7 +15,6 @@ Cost: one pass of the text encoder per class (6 GFLOP of ViT-B/16's), once, on t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,18 @@ from ltcore.errors import CheckpointError, ConfigError
 from ltcore.models.clip_text import TEXT, image_projection, open_clip, text_clip, text_features
 from ltcore.models.net import ModelConfig
 from ltcore.models.timm_weights import classifier_weight
+from ltcore.training.class_words import class_words
 from ltcore.training.init_from import weights_file
 from ltcore.training.weights_file import TEXT_SHA256, TEXT_WEIGHTS, node_file, sha256, tensors
 
 SAME = 0.01
 """Largest distance of two projections of the same CLIP, relative to their length: one file may hold halves of the other."""
-_WORD = re.compile(r"[^\W\d_]{2}")
 
 
 def text_rows(
     model: ModelConfig, classes: Sequence[str], dim: int, device: torch.device
 ) -> tuple[Tensor, dict[str, str]]:
-    """Returns float64 unit rows [C, D] for the classes in their order, and where the text encoder came from.
+    """Returns float64 unit rows [C, D] for the classes in their order, and where text encoder and words came from.
 
     Raises ConfigError or CheckpointError where text encoder, projection and network do not belong together.
     """
@@ -48,7 +47,8 @@ def text_rows(
     file = node_file(uri, "model.text.weights")
     theirs = _read(file, f"model.text.weights={clip.weights}")
     projection_dD = _projection(model, theirs)
-    text_Cd = text_features(clip, theirs, prompts(model.text.prompt, classes), device)
+    words, names = class_words(model.text.names, classes)
+    text_Cd = text_features(clip, theirs, prompts(model.text.prompt, words), device)
     if projection_dD.shape != (text_Cd.shape[1], dim):
         raise ConfigError(
             f"model.text.name={clip.name} gives text features of length {text_Cd.shape[1]}, and model.name={model.name} image "
@@ -56,28 +56,12 @@ def text_rows(
             "Set model.text.name and model.text.weights to the CLIP of which the network is the image encoder."
         )
     rows_CD = F.normalize(text_Cd.double() @ projection_dD.double(), dim=1)
-    return rows_CD, {TEXT_WEIGHTS: uri, TEXT_SHA256: sha256(file), "open_clip": open_clip().__version__}
+    return rows_CD, {TEXT_WEIGHTS: uri, TEXT_SHA256: sha256(file), "open_clip": open_clip().__version__, **names}
 
 
-def prompts(prompt: str, classes: Sequence[str]) -> list[str]:
-    """Returns what is said of each class: the prompt with its name, whose underscores become spaces."""
-    return [prompt.replace("{}", name.replace("_", " ")) for name in classes]
-
-
-def unreadable(classes: Sequence[str]) -> list[str]:
-    """Returns the names without a word, such as '17' or 'n01440764', of which a text encoder knows nothing."""
-    return [name for name in classes if not _WORD.search(name)]
-
-
-def unreadable_words(model: ModelConfig, classes: Sequence[str]) -> str:
-    """Returns a warning about class names that say nothing to a text encoder; '' where there is nothing to warn of."""
-    found = unreadable(classes) if model.head_init == TEXT else []
-    if not found:
-        return ""
-    return (
-        f"{len(found)} of {len(classes)} class names hold no word ({', '.join(map(repr, found[:3]))}): text features of them say "
-        f"nothing. Make the data with readable names, or set model.head_init=class_means (it is {TEXT})"
-    )
+def prompts(prompt: str, words: Sequence[str]) -> list[str]:
+    """Returns what is said of each class: the prompt with its words, whose underscores become spaces."""
+    return [prompt.replace("{}", each.replace("_", " ")) for each in words]
 
 
 def _read(file: Path, setting: str) -> dict[str, Any]:

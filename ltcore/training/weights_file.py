@@ -27,6 +27,8 @@ SHA256 = "sha256"
 """Name of the file's hash beside ``weights`` in what a run notes of its start."""
 TEXT_WEIGHTS, TEXT_SHA256 = "text_weights", "text_sha256"
 """Names of the text encoder's file and of its hash there, of a run with ``model.head_init=text``."""
+NAMES_SETTING, NAMES_SHA256 = "model.text.names", "text_names_sha256"
+"""The key of a file with words for classes, and the name of its hash there."""
 
 
 def node_file(uri: str, setting: str = "model.weights") -> Path:
@@ -93,7 +95,11 @@ def settings(config: Mapping[str, Any]) -> dict[str, str]:
     weights, text = config.get("model.weights"), config.get("model.text.weights")
     of_network = f"model.weights={weights}{_unless_file(weights, config.get('model.name'))}"
     of_text = f"model.text.weights={text}{_unless_file(text, config.get('model.text.name') or of_network)}"
-    return {SHA256: of_network, TEXT_SHA256: of_text if text else f"the text encoder of {of_network}"}
+    return {
+        SHA256: of_network,
+        TEXT_SHA256: of_text if text else f"the text encoder of {of_network}",
+        NAMES_SHA256: f"{NAMES_SETTING}={config.get(NAMES_SETTING)}",
+    }
 
 
 def _unless_file(weights: Any, network: str | None) -> str:
@@ -109,19 +115,22 @@ def hashes_at_hand(model: ModelConfig) -> dict[str, str]:
     files = {SHA256: _at_hand(model)}
     if model.head_init == TEXT:
         files[TEXT_SHA256] = _text_at_hand(model)
+        files[NAMES_SHA256] = None if model.text.names is None else _file(model.text.names)
     return {key: sha256(path) for key, path in files.items() if path is not None}
 
 
 def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | None, model: ModelConfig) -> None:
     """Raises CheckpointError where ``model.weights`` leads to another file than the run at ``where`` started from.
 
-    So does the text encoder's. A file that is gone is no other one: what a run continues with is in its checkpoint.
+    So do the text encoder's and the words of the classes. A file that is gone is no other one: what a run continues with is in
+    its checkpoint.
     """
     before, words = started_from or {}, settings(flatten({"model": dataclasses.asdict(model)}))
     for key, now in hashes_at_hand(model).items() if before else ():
         if before.get(key, now) != now:
+            what = "class names" if key == NAMES_SHA256 else "weights"
             raise CheckpointError(
-                f"{where} started from weights with sha256 {before[key][:12]}, now {words[key]} leads to {now[:12]}. "
+                f"{where} started from {what} with sha256 {before[key][:12]}, now {words[key]} leads to {now[:12]}. "
                 "Restore that file, or use another --name, or --fresh."
             )
 

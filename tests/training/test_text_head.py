@@ -22,12 +22,13 @@ from ltcore.errors import CheckpointError, ConfigError  # noqa: E402
 from ltcore.models import clip_text  # noqa: E402
 from ltcore.models.clip_text import TextConfig, text_clip  # noqa: E402
 from ltcore.models.net import LongTailNet, ModelConfig  # noqa: E402
+from ltcore.training.class_words import class_words, unreadable  # noqa: E402
 from ltcore.training.context import StopRequested  # noqa: E402
 from ltcore.training.init_from import initial_weights  # noqa: E402
 from ltcore.training.preflight import check_run  # noqa: E402
 from ltcore.training.rehearsal import rehearse  # noqa: E402
 from ltcore.training.settle import settled  # noqa: E402
-from ltcore.training.text_head import prompts, text_rows, unreadable  # noqa: E402
+from ltcore.training.text_head import prompts, text_rows  # noqa: E402
 from tests.clips import NAME, NETWORK, Clips, expected, register, write_clips  # noqa: E402
 from tests.ddp import run_ranks  # noqa: E402
 from tests.training.heads import STILL, started  # noqa: E402
@@ -301,6 +302,8 @@ def test_an_encoder_that_is_not_clear_is_asked_for(
         ({"train.init_from": "/run"}, r"model.weights=/w.pth would have no effect beside train.init_from=/run"),
         ({"model.text.prompt": "a photo"}, r"model.text.prompt must have \{\} once.*'a photo'"),
         ({"model.text.weights": "clip.pt"}, r"model.text.weights must be null, a tag .*'clip.pt'"),
+        ({"model.text.names": "names.csv"}, r"model.text.names must be null or a file .* absolute .*'names.csv'"),
+        ({"model.text.names": "/names.xlsx"}, r"model.text.names must be null or a file \(.json, .csv, .tsv, .txt\)"),
         ({"model.text.weights": "auto"}, r"model.text.weights must be null, a tag .*'auto'"),
     ],
 )
@@ -326,6 +329,81 @@ def test_names_without_a_word_are_warned_of_once(clips: Clips, tiny_shards: str)
     said.clear()
     settled(cfg.replace({"model.head_init": "class_means"}), manifest, said.append, typed={}, stored=None)
     assert not any("hold no word" in line for line in said)
+
+
+def test_names_that_are_nearly_all_without_a_word_are_refused(clips: Clips, tiny_shards: str) -> None:
+    """A run would begin at a photo of a n01440764."""
+    manifest = dataclasses.replace(read_manifest(tiny_shards), classes=("n01440764", "n01443537", "3", "4"))
+    cfg = tiny_run(**clips.keys)
+    words = r"^4 of 4 class names hold no word \('n01440764', 'n01443537', '3' and 1 more\), .* set model.text.names=FILE .*$"
+    with pytest.raises(ConfigError, match=words):
+        settled(cfg, manifest, print, typed=clips.keys, stored=None)
+    settled(cfg, manifest, print, typed=clips.keys, stored=cfg.to_flat())  # its classifier has begun
+    settled(cfg.replace({"model.head_init": "class_means"}), manifest, print, typed={}, stored=None)
+
+
+SHOWN = ["sea horse", "tench, Tinca tinca"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "text"),
+    [
+        (".json", '{"1": "sea horse", "n01440764": "tench, Tinca tinca", "more": "x"}'),
+        (".csv", 'class,words\n\nn01440764,"tench, Tinca tinca"\n1,sea horse\n'),
+        (".tsv", "n01440764\ttench, Tinca tinca\r\n1\tsea horse\r\n1\tsea horse"),
+        (".txt", "n01440764 tench, Tinca tinca\n1\tsea horse\n"),
+    ],
+)
+def test_words_of_a_file_take_the_place_of_names(clips: Clips, tmp_path: Path, ending: str, text: str) -> None:
+    file = tmp_path / f"names{ending}"
+    file.write_text(f"\ufeff{text}", newline="")
+    assert list(class_words(str(file), ["1", "n01440764"])[0]) == SHOWN
+    found, origin = text_rows(model(clips, text={"names": str(file)}), ["1", "n01440764"], 64, CPU)
+    assert torch.equal(found, rows(clips, tuple(SHOWN)))
+    assert origin["text_names"] == str(file)
+    assert origin["text_names_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("ending", "text", "words"),
+    [
+        (".json", "[1]", r"is no table of classes and words \(expected an object .* found a list\)"),
+        (".json", '{"a": 1}', r"\('a': expected a class and its words, each of 1 to 1024 characters\)"),
+        (".json", '{"a', r"is no table of classes and words"),
+        (".csv", "a,b\nc,d,e", r"\(line 2: expected a class and its words"),
+        (".tsv", "a b", r"\(line 1: expected a class and its words"),
+        (".txt", "a", r"\(line 1: expected a class and its words"),
+        (".txt", f"a {'b' * 1025}", r"\(line 1: expected a class and its words"),
+        (".tsv", "a\tb\n\na\tc", r"\(line 3: 'a' stands there a second time, with other words\)"),
+        (".txt", "a b", r"has no words for 2 of 2 classes \(x, y\): expected one entry for each"),
+        (".txt", "x b", r"has no words for 1 of 2 classes \(y\)"),
+        (".txt", "x" * (2**24 + 1), r"has more than 16777216 bytes"),
+    ],
+)
+def test_a_file_without_words_for_every_class_is_refused(tmp_path: Path, ending: str, text: str, words: str) -> None:
+    file = tmp_path / f"names{ending}"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words) as found:
+        class_words(str(file), ["x", "y"])
+    assert str(found.value).startswith(f"model.text.names={file} ") and "\n" not in str(found.value)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"^model.text.names=.* does not exist"):
+        class_words(str(file), ["x", "y"])
+
+
+def test_a_run_notes_its_words_and_goes_on_with_no_others(clips: Clips, tiny_shards: str, tmp_path: Path) -> None:
+    file, classes = tmp_path / "names.tsv", read_manifest(tiny_shards).classes
+    file.write_text("".join(f"{name}\tword {name}\n" for name in classes))
+    cfg = tiny_run(**clips.keys | {"model.text.names": str(file)})
+    with pytest.raises(StopRequested):
+        run(cfg, tiny_shards, tmp_path / "run", StopAfter(1))
+    file.write_text("".join(f"{name}\tother {name}\n" for name in classes))
+    with pytest.raises(
+        CheckpointError, match=r"started from class names with sha256 .*, now model.text.names=.* leads to"
+    ):
+        run(cfg, tiny_shards, tmp_path / "run")
+    file.unlink()
+    assert len(run(cfg, tiny_shards, tmp_path / "run")["started_from"]["text_names_sha256"]) == 64
 
 
 def test_the_recipe_of_lift_says_a_command_that_is_a_run() -> None:
