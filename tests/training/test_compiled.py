@@ -16,13 +16,16 @@ import torch
 import torch._inductor.config
 from torch._dynamo.utils import counters
 
+from ltcore.batch import Batch
 from ltcore.config.optim import OptimConfig
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError
+from ltcore.stats import ClassStats
 from ltcore.training import compiled, trainer
-from ltcore.training.build import parallel
+from ltcore.training.build import build_modules, parallel
 from ltcore.training.compiled import CompiledStep
 from ltcore.training.descent import Descent
+from ltcore.training.step import TrainStep
 from tests.ddp import run_ranks
 from tests.training import runs
 from tests.training.runs import TERMS, StopAfter, assert_equal_runs, plain_steps, run, tiny_run, weights
@@ -81,6 +84,33 @@ def test_the_step_is_one_graph(tiny_shards: str, name: str) -> None:
     traced = traced_steps(config, tiny_shards)
     assert_same(plain_steps(config, tiny_shards, STEPS), traced)
     assert 2 <= traced["graphs"] <= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "tune"),
+    [
+        (network, tune)
+        for network in ("test_vit", "test_resnet")
+        for tune in ("full", "head", "bias", "norm", "lora", "partial:1")
+    ]
+    + [("test_vit", "adaptformer")],
+)
+def test_every_way_to_tune_is_one_graph(network: str, tune: str) -> None:
+    """Hooks, parametrizations and frozen running statistics included; a break would be an error here."""
+    pytest.importorskip("timm")
+    torch._dynamo.reset()
+    counters.clear()
+    cfg = tiny_run(model__name=f"timm:{network}", model__tune=tune, objective__base="balanced_softmax")
+    net, objective = build_modules(cfg, 4, ClassStats(torch.tensor([4, 3, 2, 1]), ("many",) * 4), 10)
+    step = TrainStep(net, objective, None, None).train()
+    images = torch.randn(1, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, torch.arange(4), torch.arange(4), torch.zeros(4, dtype=torch.long))
+    plain = step(batch, 0.5)[0]
+    traced = torch.compile(step.forward, backend="eager", fullgraph=True)(batch, 0.5)[0]
+    assert torch.equal(traced, plain) and counters["stats"]["unique_graphs"] == 1
+    traced.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.slow
