@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs as pafs
 
 from ltcore.errors import ConfigError, StorageError
@@ -26,6 +27,17 @@ class FileInfo:
     """Changes with the file, as its time or ETag do; '' where the store says nothing of the kind."""
 
 
+class _Handler(pafs.FSSpecHandler):
+    """Opens files with the store's own errors: pyarrow's handler takes a file of a store that is down for missing."""
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        if self.fs.info(path)["type"] != "file":
+            raise FileNotFoundError(path)
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    open_input_stream = open_input_file
+
+
 def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
     """Returns what fsspec opens, as a pyarrow file system, and the path inside it."""
     import fsspec  # a part of a second, which only these stores need
@@ -42,7 +54,7 @@ def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
         raise StorageError(
             f"{uri}: the store cannot be opened ({error}). Check the name and the credentials."
         ) from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+    return pafs.PyFileSystem(_Handler(filesystem)), path
 
 
 def find_files(fs: Any, root: str, recursive: bool) -> list[FileInfo]:

@@ -23,6 +23,7 @@ from ltcore.errors import DamagedFileError, DataError, LtcoreError, StorageError
 from ltcore.file_lock import locked as locked
 from ltcore.fsspec_stores import FileInfo
 from ltcore.retry import ShortError
+from ltcore.steady_file import SteadyFile
 from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present, undisturbed
 from ltcore.stores import errors_of as errors_of
 from ltcore.stores import open_fs as open_fs
@@ -189,14 +190,20 @@ def _open(uri: str, filesystem: pafs.FileSystem, path: str, *, seekable: bool) -
 def open_file(uri: str, *, seekable: bool = False) -> pa.NativeFile:
     """Opens the file for reading, from its start on unless it has to be ``seekable``.
 
-    Raises DataError where it is missing or unreadable. What is read from it is not repeated where the store fails in
-    the middle: that is for whoever knows where to begin anew.
+    A read of a file in a store outlives a disturbance as opening it does. Raises DataError where the file is missing or
+    unreadable.
     """
     filesystem, path = open_fs(uri)
-    try:
-        return asked(uri, "read", ACCESS, lambda: present(lambda: _open(uri, filesystem, path, seekable=seekable)))
-    except MissingError as error:
-        raise _missing(uri) from error
+    near = is_local(uri)
+
+    def reopen() -> pa.NativeFile:
+        try:
+            return present(lambda: _open(uri, filesystem, path, seekable=seekable or not near))
+        except MissingError as error:
+            raise _missing(uri) from error
+
+    opened = asked(uri, "read", ACCESS, reopen)
+    return opened if near else pa.PythonFile(SteadyFile(uri, opened, reopen), mode="r")
 
 
 def download(uri: str, path: Path) -> None:

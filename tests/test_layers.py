@@ -29,6 +29,7 @@ BASE = (
     "file_lock",
     "owned_folder",
     "stores",
+    "steady_file",
     "uris",
     "fsspec_stores",
     "version",

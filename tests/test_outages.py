@@ -10,14 +10,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ltcore import retry, storage
 from ltcore.config.json_record import RecordFile
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.registry import recognize
+from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import DamagedFileError, DataError, StorageError, is_retryable
+from tests.data.web import served
 from tests.flaky import Flaky, flaky
 from tests.records import run_record
 from tests.s3 import Bucket
+from tests.tars import pictures, write_tar, write_tars
 
 pytest_plugins = ["tests.s3"]
 CONTENT = bytes(range(256)) * 8
@@ -96,6 +103,100 @@ def test_no_byte_is_missing_of_what_a_store_cuts_off(
     for act in (CALLS["read"][0], downloaded):
         proxy.strike(4, fault, "^GET .*x.bin")
         assert act(bucket.uri, tmp_path) == CONTENT and proxy.struck == 4
+
+
+@pytest.mark.parametrize("fault", ["503", "cut"])
+def test_an_open_file_is_read_on_where_it_was(bucket: Bucket, proxy: Flaky, fault: str) -> None:
+    bucket.put("a/x.bin", CONTENT)
+    with storage.open_file(f"{bucket.uri}/a/x.bin") as file:
+        found = file.read(100)
+        proxy.strike(5, fault, "^GET")
+        assert found + file.read(700) + file.read() == CONTENT and proxy.struck == 5
+        proxy.strike(5, fault, "^GET")
+        assert file.read_at(50, 1000) == CONTENT[1000:1050] and proxy.struck == 5
+        assert file.size() == len(CONTENT) and file.read_at(10**9, len(CONTENT) - 3) == CONTENT[-3:]
+
+
+def test_so_is_one_of_the_web(tmp_path: Path, proxy: Flaky) -> None:
+    (tmp_path / "x.bin").write_bytes(CONTENT)
+    with served(tmp_path) as address, flaky(address) as web, storage.open_file(f"{web.endpoint}/x.bin") as file:
+        web.strike(5, "503")  # also where the file is opened again
+        assert file.read(100) + file.read() == CONTENT and web.struck == 5
+
+
+@pytest.mark.parametrize("other", [CONTENT + b"1", CONTENT[::-1]], ids=["of another size", "of the same size"])
+def test_but_not_in_another_file_of_its_name(bucket: Bucket, proxy: Flaky, other: bytes) -> None:
+    bucket.put("a/x.bin", CONTENT)
+    with storage.open_file(f"{bucket.uri}/a/x.bin") as file:
+        file.read(100)
+        bucket.put("a/x.bin", other)
+        proxy.strike(5, "503", "^GET")
+        with pytest.raises(
+            DataError, match=rf"x\.bin was replaced while it was read: it has {len(other)} bytes, and had"
+        ):
+            file.read(100)
+        bucket.delete("a/x.bin")
+        with pytest.raises(DataError, match=r"x\.bin does not exist"):
+            file.read(100)
+
+
+def test_an_open_file_that_stays_away_ends_in_one_sentence(
+    bucket: Bucket, proxy: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(retry.VARIABLE, "1")
+    bucket.put("a/x.bin", CONTENT)
+    with storage.open_file(f"{bucket.uri}/a/x.bin") as file, proxy.disturbed("503", "^GET"):
+        with pytest.raises(
+            StorageError, match=r"x\.bin cannot be read: .*; it stayed so for 1 s\. Check the name"
+        ) as error:
+            file.read(1)
+        assert is_retryable(error.value)
+
+
+def tars(folder: Path) -> None:
+    write_tars(folder / "train-%05d.tar", pictures(12), maxcount=6)
+
+
+def packed(folder: Path) -> None:
+    samples = pictures(12)
+    images = [(f"{sample['__key__']}.png", sample["png"]) for sample in samples]
+    labels = [(f"{sample['__key__']}.cls", b"%d" % sample["cls"]) for sample in samples]
+    members = [member for pair in zip(images, labels, strict=True) for member in pair]
+    write_tar(folder / "train.tar.gz", members, mode="w:gz")
+
+
+def parquet(folder: Path) -> None:
+    rows = pictures(12)
+    table = pa.table({"image": [row["png"] for row in rows], "label": [row["cls"] for row in rows]})
+    pq.write_table(table, folder / "train.parquet", row_group_size=4)
+
+
+@pytest.mark.parametrize("make", [tars, packed, parquet])
+def test_an_import_outlives_a_disturbance_in_the_middle_of_a_file(
+    bucket: Bucket, proxy: Flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
+) -> None:
+    def images(uri: str, strike: Callable[[], None]) -> dict[str, list[bytes]]:
+        data = recognize(uri)(DataConfig(uri=uri, val_per_class=0))
+        strike()
+        splits = data.source().splits
+        strike()
+        return {split: [row.image for row in rows] for split, rows in splits.items()}
+
+    make(tmp_path)
+    for file in tmp_path.iterdir():
+        bucket.put(f"set/{file.name}", file.read_bytes())
+    content = r"^GET /[^?]*\.(tar|gz|parquet)\b"  # files are opened by HEAD
+    far = images(f"{bucket.uri}/set", lambda: proxy.strike(8, "503", content))
+    assert far == images(str(tmp_path), lambda: None) and len(far["train"]) == 10
+    assert "does not answer (503)" in caplog.text
+
+
+def test_so_does_a_check(bucket: Bucket, proxy: Flaky, tiny_shards: str, caplog: pytest.LogCaptureFixture) -> None:
+    for file in Path(tiny_shards).iterdir():
+        bucket.put(f"set/{file.name}", file.read_bytes())
+    proxy.strike(60, "503", r"^GET .*\.tar")
+    assert check_dataset(f"{bucket.uri}/set") == []
+    assert proxy.struck == 60 and "does not answer (503)" in caplog.text
 
 
 def test_half_of_a_record_that_is_called_the_whole_is_damage(bucket: Bucket, proxy: Flaky) -> None:
