@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from ltcore.data.shards.verified import verify
 from ltcore.errors import DataError, StorageError
 from ltcore.retry import retrying
 
+_LOG = logging.getLogger("ltcore.data")
 _WAIT_S = 0.05
 """Between two looks for room, while other downloads take all of it."""
 
@@ -57,18 +59,21 @@ def open_stored(where: str, file: Shard | LabelTable, cache_bytes: int, remedy: 
         raise DataError(f"{where} cannot be opened: {error.strerror}. Restore it or its permissions.") from error
 
 
-def fetch(uri: str, shard: Shard | LabelTable, cache_bytes: int) -> int:
+def fetch(uri: str, shard: Shard | LabelTable, cache_bytes: int, damaged: int | None = None) -> int:
     """Returns a readable file descriptor of the shard at the remote ``uri``.
 
-    The file's name is its sha256, so equal shards of several data sets are one file. The least recently used files go
-    when ``cache_bytes`` would be exceeded; where downloads of others leave no room, this waits for their end. A
-    descriptor that is open stays readable, and its disk space taken, until it is closed. Raises DataError where the
-    download differs from the manifest, is larger than ``cache_bytes``, or cannot be stored.
+    A copy that the descriptor ``damaged`` is of goes first. The file's name is its sha256, so equal shards of several data
+    sets are one file. The least recently used files go when ``cache_bytes`` would be exceeded; where downloads of others
+    leave no room, this waits for their end. A descriptor that is open stays readable, and its disk space taken, until it
+    is closed. Raises DataError where the download differs from the manifest, is larger than ``cache_bytes``, or cannot be
+    stored.
     """
     path = cached_path(shard)
     folder = path.parent
     try:
         with storage.locked(folder / f"{shard.sha256[:2]}.lock"):  # few locks, so that few files lie about
+            if damaged is not None:
+                _discard(path, damaged)
             if (found := _open(path, shard.bytes)) is not None:
                 return found
             if shard.bytes > cache_bytes:
@@ -82,6 +87,14 @@ def fetch(uri: str, shard: Shard | LabelTable, cache_bytes: int) -> int:
                 return descriptor
     except OSError as error:
         raise StorageError(f"{uri} cannot be fetched into {folder}: {error}. Check access and free space.") from error
+
+
+def _discard(path: Path, damaged: int) -> None:
+    """Removes the file if it is the one that ``damaged`` is open on: others may have fetched it again meanwhile."""
+    with storage.locked(path.parent / "evict.lock"), contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(damaged)):
+            path.unlink()
+            _LOG.warning("this node's copy %s was damaged and is fetched again", path)
 
 
 def _open(path: Path, size: int) -> int | None:
@@ -203,7 +216,8 @@ def _download(uri: str, shard: Shard | LabelTable, target: BinaryIO) -> None:
 
 
 def _damaged(uri: str, shard: Shard | LabelTable, found: str) -> DataError:
+    damaged, them = ("The shard is damaged", "it") if isinstance(shard, Shard) else ("The labels are damaged", "them")
     return DataError(
-        f"{uri}: {found}, expected {shard.bytes} bytes with {shard.sha256[:12]}... by the manifest. The shard is damaged: "
-        "restore it or make the data set again."
+        f"{uri}: {found}, expected {shard.bytes} bytes with {shard.sha256[:12]}... by the manifest. {damaged}: restore {them} "
+        "or make the data set again."
     )

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import mmap
-import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ltcore import storage
-from ltcore.data.shards.cache import open_stored
+from ltcore.data.shards.cache import cached_path, fetch, open_stored
 from ltcore.data.shards.manifest import LabelTable, Manifest
 from ltcore.errors import DataError
 
@@ -50,13 +49,7 @@ def open_labels(uri: str, manifest: Manifest, split: str, cache_bytes: int) -> L
     """
     table = manifest.split(split).labels
     where = storage.join(uri, table.path)
-    data = _mapped(where, table, cache_bytes)
-    found = hashlib.sha256(data).hexdigest()
-    if found != table.sha256:
-        raise DataError(
-            f"{where}: sha256 {found[:12]}..., expected {table.sha256[:12]}... by the manifest. The labels are damaged or "
-            "of another data set: restore them or make the data set again."
-        )
+    data = _stored(where, table, cache_bytes)
     array = _array(where, data, 2 if manifest.attributes else 1, manifest.split(split).num_samples)
     labels_N = array[0]
     unknown_N = np.broadcast_to(np.int8(-1), labels_N.shape)
@@ -67,15 +60,36 @@ def open_labels(uri: str, manifest: Manifest, split: str, cache_bytes: int) -> L
     return Labels(labels_N, attributes_N)
 
 
-def _mapped(where: str, table: LabelTable, cache_bytes: int) -> mmap.mmap | bytes:
-    descriptor = open_stored(where, table, cache_bytes, f"The labels are damaged: restore them. {_AGAIN}")
+def _stored(where: str, table: LabelTable, cache_bytes: int) -> mmap.mmap | bytes:
+    """Maps the file that the manifest means. A damaged copy of a remote one is fetched again, once."""
+    remedy = f"The labels are damaged: restore them. {_AGAIN}"
+    with open(open_stored(where, table, cache_bytes, remedy), "rb") as file:  # noqa: PTH123  # of a descriptor
+        if (found := _sha256(data := _mapped(file))) == table.sha256:
+            return data
+        expected = f"sha256 {found[:12]}..., expected {table.sha256[:12]}... by the manifest"
+        if storage.is_local(where):
+            raise DataError(
+                f"{where}: {expected}. The labels are damaged or of another data set: restore them or make the data set again."
+            )
+        with open(fetch(where, table, cache_bytes, file.fileno()), "rb") as again:  # noqa: PTH123  # of a descriptor
+            if _sha256(data := _mapped(again)) == table.sha256:
+                return data
+    raise DataError(
+        f"{cached_path(table)}: {expected}, also after it was fetched from {where} again, where it is whole. Check this "
+        "node's disk."
+    )
+
+
+def _sha256(data: mmap.mmap | bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap | bytes:
     try:
         # the file's own size, as it may have been cut off since it was looked at
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
         return b""  # nothing can be mapped of an empty file
-    finally:
-        os.close(descriptor)
 
 
 def _array(where: str, data: mmap.mmap | bytes, rows: int, count: int) -> npt.NDArray[Any]:

@@ -17,6 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ltcore import storage
-from ltcore.data.shards.cache import cached_path, open_stored
+from ltcore.data.shards.cache import cached_path, fetch, open_stored
 from ltcore.data.shards.labels import Labels, open_labels
 from ltcore.data.shards.manifest import Manifest, Shard, read_manifest
 from ltcore.data.shards.writer import TAR_BLOCK, most_index_bytes, read_index
@@ -39,14 +40,21 @@ _CHANGED = "It has changed since it was indexed, or is damaged: restore it, or r
 _LOG = logging.getLogger("ltcore.data")
 
 
+class _DamagedCopyError(DataError):
+    """A row of this node's copy of a remote shard is damaged."""
+
+
 class _OpenShard:
-    """An open tar and the columns of its index; the file is closed when the last reader lets go of it."""
+    """An open tar and the columns of its index; the file is closed when the last reader lets go of it.
+
+    ``copy`` is the path of this node's copy where the tar is remote.
+    """
 
     def __init__(
-        self, descriptor: int, where: str, index: pa.Table, remedy: str, cached_bytes: int, *, indexed: bool
+        self, descriptor: int, where: str, index: pa.Table, copy: Path | None, cached_bytes: int, *, indexed: bool
     ) -> None:
-        self.where, self._remedy, self.cached_bytes, self._indexed = where, remedy, cached_bytes, indexed
-        self._descriptor = descriptor
+        self.where, self._copy, self.cached_bytes, self._indexed = where, copy, cached_bytes, indexed
+        self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self.keys: list[str] = index["key"].to_pylist()
         self._exts: list[str] = index["ext"].to_pylist()
@@ -58,10 +66,10 @@ class _OpenShard:
         """Reads the encoded image of one row."""
         key, size = self.keys[row], self._sizes[row]
         try:
-            block = os.pread(self._descriptor, TAR_BLOCK + size, self._offsets[row] - TAR_BLOCK)
+            block = os.pread(self.descriptor, TAR_BLOCK + size, self._offsets[row] - TAR_BLOCK)
         except OSError as error:
-            raise DataError(
-                f"{self.where}: sample {key!r} cannot be read ({error.strerror}). Check the disk, or restore the shard."
+            raise self._damaged(
+                key, f"cannot be read ({error.strerror})", "Check the disk, or restore the shard."
             ) from error
         if len(block) != TAR_BLOCK + size:
             problem = f"the file ends after {max(0, len(block) - TAR_BLOCK)} of {size} bytes"
@@ -73,7 +81,15 @@ class _OpenShard:
             problem = f"found crc32 {crc:08x}, expected {self._crcs[row]:08x}"
         else:
             return data
-        raise DataError(f"{self.where}: sample {key!r}: {problem}. {self._remedy}")
+        raise self._damaged(key, problem, _CHANGED if self._indexed else _RESTORE)
+
+    def _damaged(self, key: str, problem: str, remedy: str) -> DataError:
+        what = f"{self.where}: sample {key!r}: {problem}"
+        if self._copy is None:
+            return DataError(f"{what}. {remedy}")
+        return _DamagedCopyError(
+            f"{what}, also in a copy that was just fetched, {self._copy}. Make the data set again, or check this node's disk."
+        )
 
 
 class ShardFiles:
@@ -95,9 +111,16 @@ class ShardFiles:
         self._lock = threading.Lock()
 
     def read(self, shard: Shard, rows: Iterable[int]) -> list[bytes]:
-        """Reads the encoded images of some rows of a shard. Raises DataError for anything short, stale or damaged."""
-        opened = self._shard(shard)
-        return [opened.read(row) for row in rows]
+        """Reads the encoded images of some rows of a shard. Raises DataError for anything short, stale or damaged.
+
+        A damaged copy of a remote shard is fetched again, once.
+        """
+        rows, opened = list(rows), self._shard(shard)
+        try:
+            return [opened.read(row) for row in rows]
+        except _DamagedCopyError:
+            again = self._shard(shard, opened)
+            return [again.read(row) for row in rows]
 
     def row_name(self, shard: Shard, row: int) -> str:
         """Returns file and key of a row, for messages."""
@@ -125,28 +148,29 @@ class ShardFiles:
             )
         return table
 
-    def _shard(self, shard: Shard) -> _OpenShard:
-        """Returns the open shard, and keeps it among the most recently used."""
+    def _shard(self, shard: Shard, damaged: _OpenShard | None = None) -> _OpenShard:
+        """Returns the open shard, another one than ``damaged``, and keeps it among the most recently used."""
         name = (shard.path, shard.index_path)
         with self._lock:
             opened = self._open.get(name)
-            if opened is not None:
+            if opened not in (None, damaged):
                 self._open.move_to_end(name)
                 return opened
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:  # of this shard only, so that others are opened (and downloaded) meanwhile
             with self._lock:
                 opened = self._open.get(name)
-            if opened is None:
+            if opened in (None, damaged):
                 where = storage.join(shard.base or self.uri, shard.path)
-                index, remedy = self._index(shard), self._remedy  # first: where it is damaged, no file stays open
+                index = self._index(shard)  # first: where it is damaged, no file stays open
                 _check_places(index, shard, where)
-                cached_bytes = 0
-                if not storage.is_local(where):  # it was whole when it was fetched
-                    cached_bytes = shard.bytes
-                    remedy = f"This node's copy, {cached_path(shard)}, is damaged: remove it and run again."
-                descriptor = open_stored(where, shard, self.cache_bytes, self._remedy)
-                opened = _OpenShard(descriptor, where, index, remedy, cached_bytes, indexed=self._indexed)
+                if storage.is_local(where):
+                    copy, cached_bytes = None, 0
+                    descriptor = open_stored(where, shard, self.cache_bytes, self._remedy)
+                else:
+                    copy, cached_bytes = cached_path(shard), shard.bytes
+                    descriptor = fetch(where, shard, self.cache_bytes, damaged.descriptor if damaged else None)
+                opened = _OpenShard(descriptor, where, index, copy, cached_bytes, indexed=self._indexed)
                 with self._lock:
                     self._open[name] = opened
                     while len(self._open) > MAX_OPEN_SHARDS or self._held_bytes() > self.cache_bytes:
