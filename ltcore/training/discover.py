@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltcore import rng, storage
+from ltcore import rng
 from ltcore.data.augment.ops import scale_and_shift, unit_range
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.image_folder import Item
 from ltcore.data.datasets.image_root import Readable
 from ltcore.data.glt.build import Broken
 from ltcore.data.glt.choices import RANDOM, Discovery
+from ltcore.data.glt.kept import keep, kept
 from ltcore.data.glt.pool import Pool
 from ltcore.data.glt.workspace import Bar, Discover, Run, here
 from ltcore.data.images.decode import Pixels, decode_canvas
@@ -101,11 +102,11 @@ class ClassTask:
         words = [asdict(self.choices), self.seed, [(item.path, item.key) for item in self.items]]
         identity = hashlib.sha256(json.dumps(words).encode()).hexdigest()
         place = self.folder / f"{label:06d}.json"
-        known = storage.read_json(place)
-        if known is not None and known.get("of") == identity:
-            return known["groups"], {path: (text[0], text[1]) for path, text in known["broken"].items()}
+        if (known := kept(place, identity)) is not None:
+            groups, broken = known
+            return groups, {path: (text[0], text[1]) for path, text in broken.items()}
         groups, broken = self._find(label)
-        storage.write_json(place, {"of": identity, "groups": groups, "broken": broken})
+        keep(place, identity, [groups, broken])
         return groups, broken
 
     def _find(self, label: int) -> tuple[list[int], Broken]:

@@ -10,8 +10,9 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,11 @@ from PIL import Image
 
 from ltcore.cli import console
 from ltcore.config.records import SweepRecord
+from ltcore.data.config import DataConfig
+from ltcore.data.glt.build import ShardTask
+from ltcore.data.glt.choices import Discovery, GltChoices
+from ltcore.data.glt.pool import open_pool
+from ltcore.data.glt.workspace import Run, build, here
 from ltcore.data.loading.canvas_cache import entry_path, open_canvases
 from ltcore.data.loading.original_cache import images_path, open_images
 from ltcore.data.loading.samples import decode_rows
@@ -28,11 +34,14 @@ from ltcore.reporting.report import make_table, write_report, write_runs_report
 from ltcore.runtime.autoscaler import read_limits
 from ltcore.tracking.wandb_account import find_key
 from ltcore.training.context import StopRequested
+from ltcore.training.discover import discovery_of
 from ltcore.training.lease import FOLDER, Lease, _living, _me
 from ltcore.training.predict import load
 from ltcore.training.protocol_runs import checked, open_stored
 from ltcore.training.stage2.source import resolved
 from tests.conftest import make_tiny
+from tests.data.glt_bar import no_bar
+from tests.data.nested import file_hashes, flat_folder
 from tests.fuzz import mutate
 from tests.fuzz.harness import SilentError, Target
 from tests.paths import ROOT
@@ -40,6 +49,8 @@ from tests.records import sweep_record
 from tests.reporting import comparison, fake_sweep, own_run
 from tests.training.runs import StopAfter, run, stage2_run, tiny_run
 
+T = TypeVar("T")
+R = TypeVar("R")
 Case = tuple[str, bytes]
 """A file below the folder of a target, and what is in it instead."""
 
@@ -324,6 +335,50 @@ class Originals(Canvases):
         return images_path(self.store, "train", 12)
 
 
+class GltWorkspace(Folder):
+    """What an interrupted build of a benchmark left: the benchmark is the same, whatever of it can still be used."""
+
+    def make(self) -> None:
+        root = flat_folder(self.folder)
+        (root / "ant" / "day-0.png").write_bytes(b"no image")
+        discovery = Discovery(features="random", clusters=3)
+        self.choices = GltChoices(discovery=discovery, imbalance_factor=2.0, shard_size=20)
+        self.pool = open_pool(DataConfig(uri=str(root)), self.choices)[0]
+        self.out = self.folder / "out"
+        self.build(here)
+        self.expected = file_hashes(self.out)
+        shutil.rmtree(self.out)
+        with contextlib.suppress(InterruptedError):
+            self.build(self.interrupted)
+        (self.place,) = self.folder.glob(".out.building-*")
+        self.kept = self.folder / "kept"
+        shutil.copytree(self.place, self.kept)
+
+    @staticmethod
+    def interrupted(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]:
+        for number, task in enumerate(tasks):
+            if isinstance(task, ShardTask) and number == 2:
+                raise InterruptedError
+            yield task, do(task)
+
+    def build(self, run: Run) -> None:
+        discover = discovery_of(self.choices.discovery, 0, here)  # type: ignore[arg-type]  # there is one
+        build(self.pool, self.choices, str(self.out), run, bar=no_bar, discover=discover, max_bad_samples=1)
+
+    def names(self) -> list[str]:
+        return [os.path.relpath(path, self.folder) for path in self.place.rglob("*.json")]
+
+    def read(self) -> None:
+        self.build(here)
+        if file_hashes(self.out) != self.expected:
+            raise SilentError("another benchmark")
+
+    def restore(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(self.kept, self.place)
+
+
 class Login(Folder):
     """The netrc in which W&B keeps its key: optional, so never the end of a run."""
 
@@ -391,6 +446,7 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "stage 2 source": Stage2Source,
     "canvases": Canvases,
     "whole images": Originals,
+    "glt workspace": GltWorkspace,
     "login": Login,
     "claims": Claims,
     "bootstrap": Bootstrap,

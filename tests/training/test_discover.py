@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,25 @@ def test_results_depend_on_neither_threads_nor_an_interruption(shades, tmp_path)
     assert (tmp_path / "b" / "attributes" / "000000.json").stat().st_mtime_ns == times
     other, _ = found(shades, tmp_path / "b", discovery, seed=1)
     assert len(other.items) == len(first.items)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: {},
+        lambda record: {**record, "result": [record["result"][0][:-1], {}]},
+        lambda record: {**record, "result": [[99] * len(record["result"][0]), {}]},
+        lambda record: {**record, "result": [record["result"][0], {"ant/dark-0.png": "x"}]},
+        lambda record: [record],
+    ],
+)
+def test_damaged_groups_are_found_again(shades, tmp_path, change):
+    first, _ = found(shades, tmp_path, Discovery(features="random"))
+    file = tmp_path / "attributes" / "000000.json"
+    whole = file.read_bytes()
+    file.write_text(json.dumps(change(json.loads(whole))))
+    again, broken = found(shades, tmp_path, Discovery(features="random"))
+    assert again.items == first.items and not broken and file.read_bytes() == whole
 
 
 def test_clusters_are_merged_from_the_largest_on():

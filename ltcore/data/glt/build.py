@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ltcore import storage
 from ltcore.data.datasets.glt import GltSizes, Picks, glt_splits
 from ltcore.data.datasets.image_folder import Item, probe
 from ltcore.data.datasets.image_root import Readable
 from ltcore.data.datasets.longtail import IntArray
 from ltcore.data.glt.choices import GltChoices
+from ltcore.data.glt.kept import keep, kept
 from ltcore.data.glt.pool import Pool
 from ltcore.data.images.decode import decode_image, extension_of
 from ltcore.data.shards.manifest import Manifest, Shard, Split
@@ -130,14 +130,15 @@ class ShardTask:
 
     def finished(self) -> Shard | None:
         """Returns the shard where it has been written whole; its bytes are read and compared with their checksums."""
-        try:
-            record = json.loads(self.place.read_bytes())
-            shard = Shard(**record["shard"])
-            files = ((shard.path, shard.sha256), (shard.index_path, shard.index_sha256))
-            whole = all(_sha256(self.folder / "shards" / name) == digest for name, digest in files)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        if (record := kept(self.place, self.identity)) is None:
             return None
-        return shard if whole and record["plan"] == self.identity else None
+        shard = Shard(**record)
+        files = ((shard.path, shard.sha256), (shard.index_path, shard.index_sha256))
+        try:
+            whole = all(_sha256(self.folder / "shards" / name) == digest for name, digest in files)
+        except OSError:
+            return None
+        return shard if whole else None
 
     def __call__(self) -> tuple[Shard | None, Broken]:
         """Writes shard and record. Returns the images that cannot be decoded instead, where there are any."""
@@ -145,7 +146,7 @@ class ShardTask:
         shard = write_shard(self._samples(broken), self.folder / "shards", self.split, self.number, self.first_index)
         if broken:
             return None, broken
-        storage.write_json(self.place, {"plan": self.identity, "shard": asdict(shard)})
+        keep(self.place, self.identity, asdict(shard))
         return shard, {}
 
     def _samples(self, broken: Broken) -> Iterator[Sample]:

@@ -18,13 +18,13 @@ from ltcore import storage
 from ltcore.data.datasets.broken import broken_images
 from ltcore.data.glt.build import Broken, Plan, ShardTask, Written, make_plan, manifest
 from ltcore.data.glt.choices import GltChoices
+from ltcore.data.glt.kept import keep, kept
 from ltcore.data.glt.pool import Pool
 from ltcore.data.glt.sizes import choose_sizes, size_remarks
 from ltcore.data.shards.manifest import Manifest, write_manifest
 from ltcore.data.shards.publish import publish, refuse_occupied
 from ltcore.data.shards.remarks import BROKEN
 from ltcore.errors import BadImageError
-from ltcore.storage import read_json, write_json
 
 CONSTRUCTION = 2
 """Raised when the same choices would give other shards than before, so that no build continues with older ones."""
@@ -145,7 +145,7 @@ def build(
     """
     refuse_occupied(uri)
     with workspace(uri, pool, choices, progress) as folder:
-        broken: Broken = {path: (text[0], text[1]) for path, text in (read_json(folder / BROKEN_FILE) or {}).items()}
+        broken: Broken = {path: (text[0], text[1]) for path, text in (kept(folder / BROKEN_FILE, "") or {}).items()}
         while True:
             refuse_broken(pool, broken, max_bad_samples)
             usable, found = pool.without(broken), Broken()
@@ -164,7 +164,7 @@ def build(
                 break
             broken |= found
             refuse_broken(pool, broken, max_bad_samples)
-            write_json(folder / BROKEN_FILE, broken)
+            keep(folder / BROKEN_FILE, "", broken)
             if progress:
                 progress(f"{pool.name}: choosing again without {len(broken):,} broken images")
         left_out = {BROKEN: {path: problem for path, (_, problem) in sorted(broken.items())}} if broken else {}

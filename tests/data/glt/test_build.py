@@ -11,7 +11,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.pool import open_pool
-from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, build, here, workspace
+from ltcore.data.glt.workspace import BROKEN_FILE, WITHOUT_ATTRIBUTE, build, here, workspace
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.remarks import ATTRIBUTE_COUNTS, BROKEN
@@ -146,6 +146,25 @@ def test_a_build_that_cannot_start_leaves_nothing(root, tmp_path):
     with pytest.raises(ConfigError, match=r"thesis\.doc"):
         built(pool, choices, tmp_path / "full")
     assert {path.name for path in tmp_path.iterdir()} == {"full"}
+
+
+@pytest.mark.parametrize("text", ['{"a": "x"}', '{"a": 3}', "[", "[]", '{"result": {"a": ["x", "y"]}}'])
+def test_a_damaged_list_of_broken_images_is_made_again(tmp_path, text):
+    root = nested_folder(tmp_path)
+    (root / "bee" / "night" / "3.png").write_bytes(b"no image")
+    pool, choices = nested_pool(root)
+    built(pool, choices, tmp_path / "whole", max_bad_samples=1)
+
+    def killed(tasks, do, /):
+        yield next(here(tasks, do))
+        raise Killed
+
+    with pytest.raises(Killed):
+        built(pool, choices, tmp_path / "out", killed, max_bad_samples=1)
+    (left,) = tmp_path.glob(".out.building-*")
+    (left / BROKEN_FILE).write_text(text)
+    built(pool, choices, tmp_path / "out", max_bad_samples=1)
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
 
 
 def test_broken_images_are_all_named_or_left_out_as_if_they_were_not_there(tmp_path):
