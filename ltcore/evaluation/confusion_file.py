@@ -1,6 +1,6 @@
 """The confusion matrix of a test as a small file: a sparse matrix of SciPy, which a few predictions per class leave small.
 
-``scipy.sparse.load_npz(file)`` reads it too: rows are labels, columns predictions, both class ids of ``run.json``.
+``scipy.sparse.load_npz(io.BytesIO(data))`` reads it too: rows are labels, columns predictions, both class ids of ``run.json``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ltcore.errors import DamagedFileError
-from ltcore.storage import DAMAGED, write_bytes_atomic
+from ltcore.storage import DAMAGED, find_bytes, write_bytes_atomic
 
 MAX_BYTES = 2**28
 """Of the arrays in a file that is read: 20 million different pairs."""
@@ -86,14 +86,14 @@ def write_confusion(file: str, confusion: ConfusionCells) -> None:
 def read_confusion(file: Path, num_classes: int) -> ConfusionCells | None:
     """Reads a matrix of ``num_classes`` classes; None where there is no file.
 
-    Raises DamagedFileError where it is not such a matrix. Nothing is unpickled.
+    Raises DataError where it cannot be read, and DamagedFileError where it is not such a matrix. Nothing is unpickled.
     """
     from scipy import sparse
 
-    if not file.exists():
+    if (data := find_bytes(str(file), MAX_BYTES)) is None:
         return None
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size_bytes = sum(entry.file_size for entry in archive.infolist())
         if size_bytes > MAX_BYTES:
             raise ValueError(f"its arrays take {size_bytes} bytes, expected {MAX_BYTES} at most")

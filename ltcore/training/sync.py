@@ -21,6 +21,7 @@ from typing import BinaryIO
 from ltcore import dist
 from ltcore.retry import is_disturbed, still_here
 from ltcore.storage import (
+    find_bytes,
     is_local,
     join,
     list_files,
@@ -72,7 +73,7 @@ class RunSync:
             names = [name for name in list_files(self.uri) if not _hidden(name)]
             stored = read_bytes(join(self.uri, _RECORD)) if _RECORD in names else b""
             if not empty:
-                local = _read(self.local / _RECORD)
+                local = find_bytes(str(self.local / _RECORD)) or b""
                 if _comes_from(stored, local):
                     self.ahead = stored != local
                     self._sent = dict.fromkeys(names)
@@ -164,9 +165,10 @@ class RunSync:
         """Reads the file, if it exists and the storage does not have its present content."""
         try:
             stamp = _stamp((self.local / name).stat())
-            return None if self._sent.get(name) == stamp else (stamp, (self.local / name).read_bytes())
         except FileNotFoundError:
             return None
+        data = None if self._sent.get(name) == stamp else find_bytes(str(self.local / name))
+        return None if data is None else (stamp, data)
 
     def _send(self, name: str, found: tuple[Stamp, bytes] | None) -> None:
         if found is not None:
@@ -181,15 +183,16 @@ def _wait_for(copy: Future[None]) -> None:
 
 
 def _visible(root: Path, start: str = "") -> Iterator[str]:
-    """Yields names below ``root`` of all files that are not hidden.
+    """Yields names below ``root`` of all plain files that are not hidden.
 
     Folders may appear and vanish meanwhile, which ``rglob`` does not tolerate.
     """
     for folder, below, files in os.walk(root / start):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+            path = Path(folder) / name
+            if not name.startswith(".") and path.is_file():
+                yield path.relative_to(root).as_posix()
 
 
 def _hidden(name: str) -> bool:
@@ -202,13 +205,6 @@ def _tag(folder: str) -> str:
 
 def _stamp(stat: os.stat_result) -> Stamp:
     return stat.st_mtime_ns, stat.st_size
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
 
 
 def _comes_from(stored: bytes, local: bytes) -> bool:

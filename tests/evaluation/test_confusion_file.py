@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from ltcore.errors import DamagedFileError
+from ltcore.errors import DamagedFileError, DataError
 from ltcore.evaluation import confusion_file
 from ltcore.evaluation.confusion_file import Cell, ConfusionCells, confusion_name, read_confusion, write_confusion
 
@@ -81,6 +82,13 @@ CSR = {"format": np.array(b"csr"), "shape": np.array([3, 3]), "_is_array": np.ar
 def test_other_files_are_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.npz").write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"m\.npz is no confusion matrix: "):
+        read_confusion(tmp_path / "m.npz", 3)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.npz")  # to open it would wait for a writer for ever
+    with pytest.raises(DataError, match=r"m\.npz is no plain file"):
         read_confusion(tmp_path / "m.npz", 3)
 
 

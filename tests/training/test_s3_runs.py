@@ -308,6 +308,18 @@ def test_no_moment_shows_half_a_checkpoint_or_none_where_there_was_one(
     assert_best_and_last_alone(bucket, "run")
 
 
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_files_of_a_run_is_left_there(bucket: Bucket, tmp_path: Path) -> None:
+    sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "last-1").mkdir(parents=True)
+    for folder in ("", "checkpoints/last-1"):
+        (tmp_path / "run" / folder / "a.json").write_text("{}")
+        os.mkfifo(tmp_path / "run" / folder / "pipe")  # to open it would wait for a writer for ever
+    sync.push()
+    sync.close()
+    assert bucket.names("run/") == ["run/a.json", "run/checkpoints/last-1/a.json"]
+
+
 def test_folders_that_come_and_go_while_they_are_copied_disturb_nobody(bucket: Bucket, tmp_path: Path) -> None:
     sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ltcore import storage
 from ltcore.data.datasets.glt import GltSizes, Picks, glt_splits
 from ltcore.data.datasets.image_folder import Item, probe
 from ltcore.data.datasets.image_root import Readable
@@ -136,7 +137,7 @@ class ShardTask:
         files = ((shard.path, shard.sha256), (shard.index_path, shard.index_sha256))
         try:
             whole = all(_sha256(self.folder / "shards" / name) == digest for name, digest in files)
-        except OSError:
+        except DataError:
             return None
         return shard if whole else None
 
@@ -171,7 +172,7 @@ class ShardTask:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+    with storage.open_file(str(path)) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

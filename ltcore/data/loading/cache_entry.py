@@ -187,7 +187,7 @@ def _open(path: Path, whole: Callable[[], bool]) -> OpenEntry | None:
             content = _undamaged(path)
             if content is None or not whole():
                 return None
-            crc32_N = np.frombuffer((path / _ROWS).read_bytes(), np.uint32)
+            crc32_N = np.frombuffer(storage.read_bytes(str(path / _ROWS)), np.uint32)
         except (OSError, DataError):  # not there, or someone's damage: filled again
             return None
         os.utime(path)
@@ -203,7 +203,7 @@ def _undamaged(path: Path) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = meta["content"]
     files = content["crc32"].items()
-    return content if all(zlib.crc32((path / name).read_bytes()) == crc for name, crc in files) else None
+    return content if all(zlib.crc32(storage.read_bytes(str(path / name))) == crc for name, crc in files) else None
 
 
 def _evict(array: Path) -> bool:

@@ -118,7 +118,7 @@ def open_images(
 
 
 def _read_table(path: Path) -> npt.NDArray[np.int64]:
-    return np.frombuffer((path / _TABLE).read_bytes(), np.int64).reshape(-1, _COLUMNS)
+    return np.frombuffer(storage.read_bytes(str(path / _TABLE)), np.int64).reshape(-1, _COLUMNS)
 
 
 def _pixels(table_N5: npt.NDArray[np.int64]) -> int:

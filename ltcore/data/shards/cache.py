@@ -103,7 +103,7 @@ def _open(path: Path, size: int) -> int | None:
     The file may be evicted at any time.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which waits for no writer of a pipe
     except FileNotFoundError:
         return None
     if os.fstat(descriptor).st_size == size:

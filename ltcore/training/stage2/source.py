@@ -20,7 +20,7 @@ from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
-from ltcore.storage import is_local, local_path, read_json
+from ltcore.storage import is_local, local_path, read_bytes, read_json
 from ltcore.text import counted
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.fetch import fetched_checkpoint
@@ -65,7 +65,7 @@ def origin(found: ckpt.Checkpoint) -> dict[str, Any]:
 
     Its record contains the metrics that its weights reached, so a hash of the record is enough.
     """
-    record = (found.path / "meta.json").read_bytes()
+    record = read_bytes(str(found.path / "meta.json"))
     return {
         "checkpoint": found.path.name,
         "epoch": found.meta["epoch"],

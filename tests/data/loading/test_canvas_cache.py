@@ -90,6 +90,17 @@ def test_a_damaged_entry_is_filled_again(store: ShardStore, file: str) -> None:
     np.testing.assert_array_equal(open_split(store).canvases_N3SS, expected)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("file", ["canvases.u8", "meta.json", "rows.crc32"])
+def test_so_is_one_with_a_pipe_in_place_of_a_file(store: ShardStore, file: str) -> None:
+    expected = open_split(store)
+    expected.close()
+    pipe = entry_path(store, "train", 16) / file
+    pipe.unlink()
+    os.mkfifo(pipe)  # to open it would wait for a writer for ever
+    np.testing.assert_array_equal(open_split(store).canvases_N3SS, expected.canvases_N3SS)
+
+
 def test_least_recently_used_goes_first(store: ShardStore) -> None:
     sizes = {name: canvas_bytes(split.num_samples, 16) for name, split in store.manifest.splits.items()}
     for split in ("train", "val"):

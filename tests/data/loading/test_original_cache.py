@@ -105,6 +105,15 @@ def test_a_damaged_entry_is_filled_again(store: ShardStore, file: str) -> None:
     assert_holds(open_split(store), store)
 
 
+@pytest.mark.timeout(60)
+def test_so_is_one_with_a_pipe_in_place_of_a_file(store: ShardStore) -> None:
+    open_split(store).close()
+    pipe = images_path(store, "train", SIDE) / "table.i64"
+    pipe.unlink()
+    os.mkfifo(pipe)  # to open it would wait for a writer for ever
+    assert_holds(open_split(store), store)
+
+
 def test_shares_the_cap_with_canvases(store: ShardStore) -> None:
     in_use = open_split(store)
     size = len(in_use.pixels_P)

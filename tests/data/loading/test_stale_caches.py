@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,15 @@ def test_a_cached_shard_that_is_short_is_fetched_again(remote: str, small: Path,
     expected = everything(ShardStore(remote))
     cached = shard_cache.cached_path(only_shard(small))
     cached.write_bytes(cached.read_bytes()[:cut])
+    assert everything(ShardStore(remote)) == expected
+
+
+@pytest.mark.timeout(60)
+def test_so_is_one_with_a_pipe_in_its_place(remote: str, small: Path) -> None:
+    expected = everything(ShardStore(remote))
+    cached = shard_cache.cached_path(only_shard(small))
+    cached.unlink()
+    os.mkfifo(cached)  # to open it would wait for a writer for ever
     assert everything(ShardStore(remote)) == expected
 
 
