@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,15 +32,34 @@ class OwnedFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-def remove_abandoned(root: Path, names: str) -> None:
-    """Removes the folders in ``root``, of names like the pattern ``names``, whose owner has ended without removing them."""
+class TemporaryFolder:
+    """A folder in ``root``, of a name that begins with ``prefix``, that goes with this object or with its process."""
+
+    def __init__(self, root: Path, prefix: str) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(root, f"{prefix}*")
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        weakref.finalize(self, OwnedFolder(self.path).release)
+
+
+def abandoned(root: Path, names: str) -> Iterator[Path]:
+    """Yields the folders in ``root``, of names like the pattern ``names``, whose owner has ended without removing them.
+
+    Each is this process's until the next is asked for.
+    """
     for lock in root.glob(f"{names}/{LOCK}"):
         try:
             with lock.open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+                yield lock.parent
         except OSError:  # in use, another user's, or gone by now
             continue
+
+
+def remove_abandoned(root: Path, names: str) -> None:
+    """Removes the folders that ``abandoned`` finds."""
+    for folder in abandoned(root, names):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ltcore.cli.entry import run_main
-from ltcore.owned_folder import own_temporary_folder
+from ltcore.owned_folder import TemporaryFolder, own_temporary_folder
 from tests.paths import ROOT
 
 HOLD = """
@@ -51,6 +51,38 @@ def test_what_a_killed_command_leaves_the_next_one_removes(root: Path) -> None:
         for child in children:
             child.kill()
             child.wait()
+
+
+HELD = """
+import sys
+from pathlib import Path
+from ltcore.owned_folder import TemporaryFolder
+held = TemporaryFolder(Path(sys.argv[1]), "zip-")
+print(held.path, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_goes_with_its_object_or_after_a_kill_with_the_next_one(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HELD, str(tmp_path / "downloads")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        of_child = Path(child.stdout.readline().strip())
+        own = TemporaryFolder(tmp_path / "downloads", "zip-")
+        assert of_child.is_dir() and own.path.parent == of_child.parent
+    finally:
+        child.kill()
+        child.wait()
+    again = TemporaryFolder(tmp_path / "downloads", "zip-")
+    assert not of_child.exists() and own.path.is_dir()
+    del own, again
+    assert not list((tmp_path / "downloads").iterdir())
 
 
 def test_every_command_has_its_own_and_leaves_nothing(root: Path) -> None:

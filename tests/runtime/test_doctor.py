@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def test_a_fit_node_is_green_and_nothing_is_left_on_the_storage(report: dict[str
     assert doctor.verdict(found)[0] == doctor.GREEN
     assert not list(tmp_path.iterdir())
     doctor.refuse_red(found)
+
+
+def test_markers_of_killed_commands_go_a_day_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, now = str(tmp_path), time.time()
+    (tmp_path / "run").mkdir()
+    for age_s in (2 * 86400, 7 * 3600):
+        monkeypatch.setattr(time, "time", lambda age_s=age_s: now - age_s)
+        marker = probe.leave_marker(root)
+        (tmp_path / f"{marker}-answer").touch()
+        (tmp_path / f"{marker}-0123").mkdir()
+        (tmp_path / f"{marker}-0123" / "probe").touch()
+    monkeypatch.undo()
+    last = probe.leave_marker(root)
+    left = {marker, f"{marker}-answer", f"{marker}-0123", last}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", *left}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ltcore.data.config import COLUMN_KEYS, PLACE_KEYS, DataConfig
 from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.registry import find, names, recognize
+from ltcore.data.shards.exchange import put_back
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
 from ltcore.data.shards.reencode import Reencode
 from ltcore.data.shards.remarks import BROKEN, CLASSES_FROM, remarks
@@ -101,7 +102,7 @@ def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
 
 def is_shards(uri: str) -> bool:
     """Tells whether there are finished shards."""
-    return not storage.is_web(uri) and storage.exists(storage.join(uri, MANIFEST))
+    return not storage.is_web(uri) and (storage.exists(storage.join(uri, MANIFEST)) or put_back(uri))
 
 
 def make(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from ltcore import storage
@@ -15,6 +14,7 @@ from ltcore.data.datasets.image_root import Files, folders_around, open_root, so
 from ltcore.data.datasets.lists import file_name
 from ltcore.data.shards.source import Source
 from ltcore.errors import ConfigError, DataError
+from ltcore.owned_folder import TemporaryFolder
 from ltcore.text import storable
 
 
@@ -56,7 +56,7 @@ class RemoteZip(ImageFolder):
         if found is None:
             raise DataError(f"{cfg.uri} does not exist. Check the address.")
         self.cfg, self._needs_train = cfg, needs_train
-        self._held: tempfile.TemporaryDirectory[str] | None = None
+        self._held: TemporaryFolder | None = None
         self.name = storable(Path(file_name(cfg.uri)).stem)
         self.identity = folders_identity(cfg, f"{cfg.uri} {found.size} {found.version}")
 
@@ -75,10 +75,8 @@ class RemoteZip(ImageFolder):
         return super().files()
 
     def _fetch(self) -> None:
-        scratch = storage.cache_root() / "downloads"
-        scratch.mkdir(parents=True, exist_ok=True)
-        self._held = tempfile.TemporaryDirectory(dir=scratch)  # as long as the source may be read
-        path = Path(self._held.name) / f"{self.name}.zip"
+        self._held = TemporaryFolder(storage.cache_root() / "downloads", "zip-")  # as long as the source may be read
+        path = self._held.path / f"{self.name}.zip"
         storage.download(self.cfg.uri, path)
         self.root = open_root(str(path))
         self.root.where = self.cfg.uri

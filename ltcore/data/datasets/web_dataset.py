@@ -11,11 +11,9 @@ import itertools
 import json
 import posixpath
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 
 from ltcore import storage
 from ltcore.data.config import DataConfig
@@ -30,6 +28,7 @@ from ltcore.data.datasets.tar_samples import TarRows, read_rows
 from ltcore.data.shards.source import Indexed, Source
 from ltcore.data.shards.stream import open_hashed
 from ltcore.errors import DataError
+from ltcore.owned_folder import TemporaryFolder
 
 TAR_THREADS = 8
 PROGRESS_S = 1.0
@@ -52,7 +51,7 @@ class WebDataset(Dataset):
         found = [(tar.base, tar.path, tar.bytes, tar.changed, tar.split) for tar in self.tars]
         choices = [cfg.label_key, self.classes.names]
         self.identity = hashlib.sha256(json.dumps([found, choices]).encode()).hexdigest()
-        self._workspace: tempfile.TemporaryDirectory[str] | None = None  # goes with this object
+        self._workspace: TemporaryFolder | None = None  # goes with this object
 
     @staticmethod
     def recognizes(uri: str) -> bool:
@@ -69,8 +68,7 @@ class WebDataset(Dataset):
         packed = [tar for tar in self.tars if is_packed(tar)]
         if packed:
             progress(f"{self.name}: unpacking {len(packed)} compressed tars once, as they cannot be read at offsets")
-            (place := storage.cache_root()).mkdir(parents=True, exist_ok=True)
-            self._workspace = tempfile.TemporaryDirectory(prefix="unpacked-", dir=place)
+            self._workspace = TemporaryFolder(storage.cache_root(), "unpacked-")
         with ThreadPoolExecutor() as decoders, ThreadPoolExecutor(TAR_THREADS) as readers:
             jobs = readers.map(self._read, itertools.count(), self.tars, itertools.repeat(decoders))
             found = list(_told(jobs, len(self.tars), self.name, progress))
@@ -84,7 +82,7 @@ class WebDataset(Dataset):
         try:
             file = TarFile(tar, tar.bytes)
             if self._workspace is not None and is_packed(tar):
-                file = unpacked(tar, Path(self._workspace.name) / f"unpacked-{number:05d}.tar")
+                file = unpacked(tar, self._workspace.path / f"unpacked-{number:05d}.tar")
             with open_hashed(file.uri) as stream:
                 rows = read_rows(stream, file.num_bytes, tar.uri, self.cfg.label_key, decoders)
                 while rest := stream.read(_REST_BYTES):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltcore import storage
 from ltcore.data.config import MAX_IMAGE_SIZE
+from ltcore.data.shards.exchange import put_back
 from ltcore.errors import DataError, nearest
 from ltcore.limits import MAX_CLASSES, MAX_COUNT, MAX_MANIFEST_BYTES, MAX_NAME_CHARS, MIN_BYTES_OF_ROW, load_json
 from ltcore.shots import SHOT_GROUPS
@@ -183,6 +184,8 @@ def read_manifest(uri: str) -> Manifest:
     """
     where = storage.join(uri, MANIFEST)
     data = storage.find_bytes(where, most_bytes=MAX_MANIFEST_BYTES)
+    if data is None and put_back(uri):
+        data = storage.find_bytes(where, most_bytes=MAX_MANIFEST_BYTES)
     if data is None:
         raise DataError(
             f"{where} does not exist, so {uri} is no data set of shards. Check the path; of images, ltcore shards IMAGES OUT "

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ltcore import storage
+from ltcore.data.shards.exchange import OLD, beside, place_of
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.errors import ConfigError, DataError
 from ltcore.text import counted
@@ -32,15 +31,10 @@ def published(uri: str, progress: Callable[[str], None] | None = None) -> Iterat
     """
     refuse_occupied(uri)
     if storage.is_local(uri):
-        target = storage.local_path(uri).absolute().resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
-        aside.mkdir()
-        try:
-            yield aside
-            publish(aside, uri, progress)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with beside(place_of(uri)) as aside:
+            (new := aside / "new").mkdir()
+            yield new
+            _exchange(new, uri, _replaced(uri, progress), aside)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
@@ -58,11 +52,11 @@ def publish(folder: Path, uri: str, progress: Callable[[str], None] | None = Non
 
     To a local place it is moved, so it must lie on the same disk.
     """
-    names = _replaced(uri, progress)
     if storage.is_local(uri):
-        _swap(folder, storage.local_path(uri).absolute().resolve(), names)
+        with beside(place_of(uri)) as aside:  # first, as it may put an earlier data set back
+            _exchange(folder, uri, _replaced(uri, progress), aside)
     else:
-        _upload(folder, uri, names)
+        _upload(folder, uri, _replaced(uri, progress))
 
 
 def _replaced(uri: str, progress: Callable[[str], None] | None) -> list[str]:
@@ -81,13 +75,16 @@ def _replaceable(uri: str) -> list[str]:
     entries = storage.entries(uri)
     files = {name for name, is_file in entries.items() if is_file}
     known = _known(uri, files)
-    foreign = sorted(entries.keys() - (known & files))
-    if foreign:
+    _refuse_foreign(uri, entries.keys() - (known & files))
+    return sorted(files)
+
+
+def _refuse_foreign(uri: str, names: Collection[str]) -> None:
+    if names:
         raise ConfigError(
-            f"{uri} holds other files ({foreign[0]}, {len(foreign)} in all), which no {MANIFEST} there names. Choose an "
+            f"{uri} holds other files ({min(names)}, {len(names)} in all), which no {MANIFEST} there names. Choose an "
             "empty place, or remove them."
         )
-    return sorted(files)
 
 
 def _known(uri: str, files: Collection[str]) -> set[str]:
@@ -106,21 +103,17 @@ def _known(uri: str, files: Collection[str]) -> set[str]:
     return known
 
 
-def _swap(aside: Path, target: Path, names: Collection[str]) -> None:
-    """Puts the finished folder in its place.
+def _exchange(folder: Path, uri: str, names: Collection[str], aside: Path) -> None:
+    """Moves the finished folder to its place, and what was there, which held ``names``, aside.
 
-    Open files of the old one, which held ``names``, stay readable.
+    Open files of the old one stay readable. Where a file came to it at the last moment, it goes back.
     """
-    if target.exists():
-        old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
-        target.rename(old)
-        aside.rename(target)
-        for name in names:
-            (old / name).unlink()
-        old.rmdir()
-    else:
-        aside.rename(target)
-    storage.sync_to_disk(target.parent)
+    place = place_of(uri)
+    if place.exists():
+        place.rename(aside / OLD)
+        _refuse_foreign(uri, {path.name for path in (aside / OLD).iterdir()} - {*names})
+    folder.rename(place)
+    storage.sync_to_disk(place.parent)
 
 
 def _upload(folder: Path, uri: str, old: Collection[str]) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,10 @@ from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.errors import LtcoreError
 from ltcore.plugins.distributions import version_of
 from ltcore.version import code_version
+
+MARKER_AGE_S = 86400.0
+"""More than any command that leaves a marker takes, and clocks of nodes differ."""
+_MARKER = re.compile(r"\.ltcore-doctor-(\d{1,12})-")
 
 
 def examine(
@@ -57,8 +63,15 @@ def examine(
 
 
 def leave_marker(root: str) -> str:
-    """Writes a small file into the storage and returns its name. Raises DataError where it cannot."""
-    name = f".ltcore-doctor-{uuid.uuid4().hex[:12]}"
+    """Writes a small file into the storage and returns its name. Raises DataError where it cannot.
+
+    Those that killed commands have left, and what nodes left in answer, go: each name tells when it was made.
+    """
+    for name in storage.entries(root):
+        made = _MARKER.match(name)
+        if made and time.time() - int(made[1]) > MARKER_AGE_S:
+            storage.remove(storage.join(root, name))
+    name = f".ltcore-doctor-{int(time.time())}-{uuid.uuid4().hex[:12]}"
     storage.write_bytes_atomic(storage.join(root, name), name.encode())
     return name
 

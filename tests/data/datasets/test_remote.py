@@ -26,6 +26,7 @@ from ltcore.data.shards.publish import published
 from ltcore.data.shards.source import Sample
 from ltcore.errors import ConfigError, DataError
 from ltcore.fsspec_stores import FileInfo
+from ltcore.owned_folder import LOCK
 from tests.data.small import tiny_png
 from tests.data.web import served
 
@@ -139,6 +140,16 @@ def test_the_zip_is_fetched_only_when_the_copy_is_made(local: Path, monkeypatch:
         made = prepare(cfg)
         monkeypatch.setattr(storage, "download", lambda *args: pytest.fail("fetched again"))
         assert prepare(cfg) == made
+    assert not list((storage.cache_root() / "downloads").iterdir())
+
+
+def test_a_zip_that_a_killed_command_left_goes_when_the_next_one_is_fetched(local: Path) -> None:
+    left = storage.cache_root() / "downloads" / "zip-of-a-killed-command"
+    left.mkdir(parents=True)
+    (left / LOCK).touch()
+    (left / "pets.zip").write_bytes(b"gigabytes")
+    with served(local) as address:
+        prepare(DataConfig(uri=f"{address}/pets.zip"))
     assert not list((storage.cache_root() / "downloads").iterdir())
 
 

@@ -22,6 +22,7 @@ from ltcore.data.shards.manifest import Manifest, read_manifest, write_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.validate import check_dataset, describe
 from ltcore.errors import ConfigError, DataError
+from ltcore.owned_folder import LOCK
 from tests.conftest import TINY_COUNTS
 from tests.data.web import served
 from tests.shards import same
@@ -295,6 +296,9 @@ def test_compressed_tars_are_unpacked_once(tmp_path: Path, tars: Path, name: str
         (f"{s['__key__']}.{ext}", data) for s in samples for ext, data in (("png", s["png"]), ("cls", b"%d" % s["cls"]))
     ]
     write_tar(tars / name, members, mode="w:gz")
+    left = storage.cache_root() / "unpacked-by-a-killed-command"
+    left.mkdir(parents=True)
+    (left / LOCK).touch()
     said: list[str] = []
     uri = prepare(DataConfig(uri=str(tars)), progress=said.append)
     assert said[0] == "pets: unpacking 1 compressed tars once, as they cannot be read at offsets"

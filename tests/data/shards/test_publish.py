@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +16,15 @@ import pytest
 from pyarrow import fs as pafs
 
 from ltcore import stores
-from ltcore.data.shards import publish
+from ltcore.data.datasets.prepare import is_shards
+from ltcore.data.shards import publish, writer
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.data.shards.source import Sample
+from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import ConfigError, DataError
+from ltcore.owned_folder import LOCK
 from tests.data.small import tiny_png, write_small
+from tests.paths import ROOT
 from tests.shards import write_dataset
 
 Place = tuple[str, Path]
@@ -158,3 +168,111 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     write(str(tmp_path / "link"), one())
     assert (tmp_path / "link").is_symlink() and read_manifest(str(tmp_path / "real")).name == "new"
+
+
+POINTS = ("in a shard", "before", "between", "after")
+"""Of a replacement: while the new data set is made, and around the two renames."""
+
+
+def interrupt(patch: pytest.MonkeyPatch, at: str, strike: Callable[[], None]) -> None:
+    """Strikes where a data set is replaced."""
+    if at == "in a shard":
+        patch.setattr(writer, "write_manifest", lambda *_: strike())
+        return
+    rename = Path.rename
+
+    def struck(self: Path, target: Path) -> Path:
+        is_first, is_last = Path(target).name == "old", self.name == "new"
+        if (is_first and at == "before") or (is_last and at == "between"):
+            strike()
+        moved = rename(self, target)
+        if is_last and at == "after":
+            strike()
+        return moved
+
+    patch.setattr(Path, "rename", struck)
+
+
+@pytest.mark.parametrize("at", POINTS)
+def test_an_interrupted_replacement_leaves_one_whole_data_set_and_nothing_else(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_small(tmp_path / "d")
+
+    def strike() -> None:
+        raise KeyboardInterrupt
+
+    interrupt(monkeypatch, at, strike)
+    with pytest.raises(KeyboardInterrupt):
+        write(str(tmp_path / "d"), one())
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert read_manifest(str(tmp_path / "d")).name == ("new" if at == "after" else "small")
+    assert check_dataset(str(tmp_path / "d")) is not None and len(content(tmp_path / "d")) == 4
+
+
+KILLED = """
+import os, signal, sys
+import pytest
+from tests.data.shards.test_publish import interrupt, one, write
+interrupt(pytest.MonkeyPatch(), sys.argv[1], lambda: os.kill(os.getpid(), signal.SIGKILL))
+write(sys.argv[2], one())
+"""
+
+
+@pytest.mark.parametrize(
+    "at",
+    [point if point in ("in a shard", "between") else pytest.param(point, marks=pytest.mark.slow) for point in POINTS],
+)
+def test_a_killed_one_is_settled_by_whoever_comes_next(tmp_path: Path, at: str) -> None:
+    uri = str(tmp_path / "d")
+    write_small(uri)
+    command = [sys.executable, "-c", KILLED, at, uri]
+    assert (
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode == -signal.SIGKILL
+    )
+    assert (tmp_path / "d").exists() == (at != "between") and len(list(tmp_path.glob(".d.partial-*"))) == 1
+    assert is_shards(uri) and read_manifest(uri).name == ("new" if at == "after" else "small")
+    assert len(content(tmp_path / "d")) == 4
+    write(str(tmp_path / "another"), one())  # it is its folder that is looked through
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "d"]
+
+
+def test_a_finished_folder_replaces_what_a_killed_process_had_moved_aside(tmp_path: Path) -> None:
+    write(str(tmp_path / "made"), one())
+    write_small(tmp_path / ".d.partial-0" / "old")
+    (tmp_path / ".d.partial-0" / LOCK).touch()
+    publish.publish(tmp_path / "made", str(tmp_path / "d"))
+    assert read_manifest(str(tmp_path / "d")).name == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_nor_is_one_disturbed_that_goes_on(tmp_path: Path) -> None:
+    def samples() -> Iterator[Sample]:
+        (partial,) = tmp_path.glob(".d.partial-*")
+        with pytest.raises(DataError, match="does not exist"):
+            read_manifest(str(tmp_path / "d"))
+        write_small(tmp_path / "another")
+        assert partial.is_dir()
+        yield from one()
+
+    write(str(tmp_path / "d"), samples())
+    assert read_manifest(str(tmp_path / "d")).name == "new"
+
+
+def test_what_comes_at_the_last_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small(tmp_path / "d")
+    before = content(tmp_path / "d")
+    interrupt(monkeypatch, "before", lambda: (tmp_path / "d" / "thesis.pdf").touch())
+    with pytest.raises(ConfigError, match=r"d holds other files \(thesis\.pdf, 1 in all\)"):
+        write(str(tmp_path / "d"), one())
+    assert content(tmp_path / "d") == before | {"thesis.pdf": b""}
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_disk_without_locks_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    write(str(tmp_path / "d"), one())
+    assert [path.name for path in tmp_path.iterdir()] == ["d"] and read_manifest(str(tmp_path / "d")).name == "new"

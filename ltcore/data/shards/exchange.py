@@ -1,0 +1,61 @@
+"""Puts a data set on a disk in the place of an earlier one so that a kill at any point loses neither.
+
+The earlier one moves to ``old`` in a folder beside the place before the new one moves there. That folder goes with its
+process; whoever comes after one that was killed puts the earlier data set back where the place is empty, and removes the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ltcore import storage
+from ltcore.owned_folder import OwnedFolder, abandoned
+
+OLD = "old"
+_MARK = ".partial-"
+
+
+def place_of(uri: str) -> Path:
+    """Returns where a data set at a local URI is: of a link, where it leads to."""
+    return storage.local_path(uri).absolute().resolve()
+
+
+@contextlib.contextmanager
+def beside(place: Path) -> Iterator[Path]:
+    """Yields a folder on the disk of ``place``, which is gone when the block ends."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _settle_abandoned(place.parent)
+    folder, owned = place.with_name(f".{place.name}{_MARK}{uuid.uuid4().hex}"), None
+    try:
+        folder.mkdir()
+        with contextlib.suppress(OSError):  # of a file system without locks: what is left there after a kill stays
+            owned = OwnedFolder(folder)
+        yield folder
+    finally:
+        _settle(folder, place)
+        if owned is not None:
+            owned.release(keep=True)  # where an earlier data set could not be put back, it is there
+
+
+def put_back(uri: str) -> bool:
+    """Tells whether there is a data set again which a killed process had moved away from ``uri``."""
+    if not storage.is_local(uri) or (place := place_of(uri)).exists():
+        return False
+    _settle_abandoned(place.parent)
+    return place.exists()
+
+
+def _settle_abandoned(parent: Path) -> None:
+    for folder in abandoned(parent, f".*{_MARK}*"):
+        with contextlib.suppress(OSError):
+            _settle(folder, folder.with_name(folder.name[1:].rpartition(_MARK)[0]))
+
+
+def _settle(folder: Path, place: Path) -> None:
+    if (folder / OLD).exists() and not place.exists():
+        (folder / OLD).rename(place)
+    shutil.rmtree(folder, ignore_errors=True)
