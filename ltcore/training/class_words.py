@@ -13,7 +13,7 @@ from ltcore.models.clip_text import TEXT
 from ltcore.models.net import ModelConfig
 from ltcore.storage import read_bytes
 from ltcore.text import few_words
-from ltcore.training.weights_file import NAMES_SETTING, NAMES_SHA256, check_exists, node_file, sha256
+from ltcore.training.weights_file import NAMES_SETTING, NAMES_SHA256, check_exists, whole_file
 
 MOST_UNREADABLE = 0.9
 """Share of classes without a word from which on a classifier does not begin at what is said of them."""
@@ -31,7 +31,7 @@ def class_words(file: str | None, classes: Sequence[str]) -> tuple[Sequence[str]
         raise ConfigError(
             f"{NAMES_SETTING}={file} has more than {MAX_CLASSES_BYTES} bytes. Leave out what is no class."
         )
-    here = node_file(file, NAMES_SETTING)
+    here, digest = whole_file(file, NAMES_SETTING)
     try:
         words = _table(_entries(file, read_bytes(str(here)).decode("utf-8-sig")))
     except (ValueError, csv.Error) as error:
@@ -42,7 +42,7 @@ def class_words(file: str | None, classes: Sequence[str]) -> tuple[Sequence[str]
             f"{NAMES_SETTING}={file} has no words for {len(missing)} of {len(classes)} classes ({few_words(missing)}): expected "
             "one entry for each, by its name in the data. Add them."
         )
-    return [words[name] for name in classes], {"text_names": file, NAMES_SHA256: sha256(here)}
+    return [words[name] for name in classes], {"text_names": file, NAMES_SHA256: digest}
 
 
 def check_words(model: ModelConfig, classes: Sequence[str]) -> str:

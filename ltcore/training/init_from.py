@@ -30,7 +30,7 @@ from ltcore.training.base import META, tensors_hash
 from ltcore.training.build import Components
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
-from ltcore.training.weights_file import SHA256, node_file, sha256, tensors
+from ltcore.training.weights_file import SHA256, tensors, whole_file
 
 _LOG = logging.getLogger("ltcore.training")
 _EXPERT = re.compile(r"^backbone\.(trunk|branches\.\d+|net)\.")
@@ -152,7 +152,7 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
     ``own``, and those that it has beyond the network are left out, which is said. Raises CheckpointError where the file at
     ``uri`` holds no such tensors.
     """
-    file = node_file(uri)
+    file, digest = whole_file(uri)
     try:
         theirs = tensors(file)
     except pickle.UnpicklingError as error:  # torch's words for it advise to trust the file
@@ -191,7 +191,7 @@ def read_backbone(uri: str, own: dict[str, Tensor], model: ModelConfig) -> tuple
     loaded = {  # a file may hold halves; what a network holds is what the hash of a base is of
         name: known[theirs].to(own[name].dtype) for name, theirs in names.items() if theirs in known
     }
-    return mine | loaded, {"weights": uri, SHA256: sha256(file)}
+    return mine | loaded, {"weights": uri, SHA256: digest}
 
 
 def _shown(names: Collection[str]) -> str:

@@ -29,7 +29,7 @@ from ltcore.models.net import ModelConfig
 from ltcore.models.timm_weights import classifier_weight
 from ltcore.training.class_words import class_words
 from ltcore.training.init_from import weights_file
-from ltcore.training.weights_file import TEXT_SHA256, TEXT_WEIGHTS, node_file, sha256, tensors
+from ltcore.training.weights_file import TEXT_SHA256, TEXT_WEIGHTS, node_file, tensors, whole_file
 
 SAME = 0.01
 """Largest distance of two projections of the same CLIP, relative to their length: one file may hold halves of the other."""
@@ -44,7 +44,7 @@ def text_rows(
     """
     clip = text_clip(model.name, model.weights, model.text)
     uri = clip.file()
-    file = node_file(uri, "model.text.weights")
+    file, digest = whole_file(uri, "model.text.weights")
     theirs = _read(file, f"model.text.weights={clip.weights}")
     projection_dD = _projection(model, theirs)
     words, names = class_words(model.text.names, classes)
@@ -56,7 +56,7 @@ def text_rows(
             "Set model.text.name and model.text.weights to the CLIP of which the network is the image encoder."
         )
     rows_CD = F.normalize(text_Cd.double() @ projection_dD.double(), dim=1)
-    return rows_CD, {TEXT_WEIGHTS: uri, TEXT_SHA256: sha256(file), "open_clip": open_clip().__version__, **names}
+    return rows_CD, {TEXT_WEIGHTS: uri, TEXT_SHA256: digest, "open_clip": open_clip().__version__, **names}
 
 
 def prompts(prompt: str, words: Sequence[str]) -> list[str]:

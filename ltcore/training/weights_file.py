@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,20 @@ from ltcore.models.clip_text import TEXT, text_clip
 from ltcore.models.net import ModelConfig
 from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES, published_file
-from ltcore.storage import cache_root, describe_file, download, is_local, locked, open_fs
+from ltcore.storage import (
+    cache_root,
+    describe_file,
+    download,
+    find_bytes,
+    is_local,
+    locked,
+    open_fs,
+    write_bytes_atomic,
+    written,
+)
 from ltcore.training import checkpoint as ckpt
 
+_LOG = logging.getLogger("ltcore.storage")
 FOLDER = "LTCORE_WEIGHTS_DIR"
 """Variable with a folder in which files of weights are looked for that are no longer where a run had them."""
 REMEDY = f"Put the file there, or name the folder that has it by {FOLDER}; what begins may have other weights, or null."
@@ -39,16 +51,56 @@ def node_file(uri: str, setting: str = "model.weights") -> Path:
     """
     if is_local(uri):
         return _local_file(uri, setting)
+    copy = _copy_of(uri, setting)
+    with locked(_lock_of(copy)):
+        if not copy.is_file() or _noted(copy) is None:
+            _fetch(uri, copy)
+    return copy
+
+
+def whole_file(uri: str, setting: str = "model.weights") -> tuple[Path, str]:
+    """Returns the file as ``node_file`` does, and its sha256; a damaged copy is fetched again, once."""
+    file = node_file(uri, setting)
+    found = sha256(file)
+    if is_local(uri) or found == _noted(file):
+        return file, found
+    with locked(_lock_of(file)):
+        if sha256(file) != _noted(file):  # else another process was here first
+            _LOG.warning("this node's copy %s was damaged and is fetched again", file)
+            _fetch(uri, file)
+        if (found := sha256(file)) != _noted(file):
+            raise CheckpointError(
+                f"{setting}={uri}: this node's copy {file} is damaged, also after it was fetched again. Check this node's disk."
+            )
+    return file, found
+
+
+def _copy_of(uri: str, setting: str) -> Path:
     path, info = Path(open_fs(uri)[1]), check_exists(uri, setting)
     key = hashlib.sha256("\n".join((uri, str(info.size), info.version)).encode()).hexdigest()[:16]
-    copy = cache_root() / "weights" / key / path.name
-    with locked(copy.parent.with_suffix(".lock")):
-        if not copy.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            aside = copy.with_name(f".{copy.name}")
-            download(uri, aside)
-            aside.replace(copy)
-    return copy
+    return cache_root() / "weights" / key / path.name
+
+
+def _lock_of(copy: Path) -> Path:
+    return copy.parent.with_suffix(".lock")
+
+
+def _fetch(uri: str, copy: Path) -> None:
+    """Fetches the file, and notes its sha256 beside it before it is there. The caller holds its lock."""
+    for left in copy.parent.glob(".*"):  # of a process that was killed
+        left.unlink()
+    with written(str(copy)) as aside:
+        download(uri, aside)
+        write_bytes_atomic(str(_note_of(copy)), sha256(aside).encode())
+
+
+def _note_of(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name}.{SHA256}")
+
+
+def _noted(copy: Path) -> str | None:
+    data = find_bytes(str(_note_of(copy)))
+    return None if data is None else data.decode(errors="replace")
 
 
 def check_exists(uri: str, setting: str = "model.weights") -> FileInfo:
@@ -112,11 +164,11 @@ def hashes_at_hand(model: ModelConfig) -> dict[str, str]:
 
     No published one is downloaded; of one in a store a copy is made where this node has none of it as it is now.
     """
-    files = {SHA256: _at_hand(model)}
+    found = {SHA256: _sha256_at_hand(model)}
     if model.head_init == TEXT:
-        files[TEXT_SHA256] = _text_at_hand(model)
-        files[NAMES_SHA256] = None if model.text.names is None else _file(model.text.names)
-    return {key: sha256(path) for key, path in files.items() if path is not None}
+        found[TEXT_SHA256] = _text_at_hand(model)
+        found[NAMES_SHA256] = None if model.text.names is None else _sha256_of(model.text.names)
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | None, model: ModelConfig) -> None:
@@ -135,27 +187,30 @@ def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | No
             )
 
 
-def _at_hand(model: ModelConfig) -> Path | None:
-    """Returns the file that ``model.weights`` leads to; None where there is none. No published one is downloaded."""
+def _sha256_at_hand(model: ModelConfig) -> str | None:
+    """Returns the hash of what ``model.weights`` leads to; None where there is none by now. Nothing published is downloaded."""
     if model.weights is None:
         return None
     if is_timm(model.name) and is_tag(model.weights):
         found = timm_weights.published(model.name, model.weights)
-        return None if found is None else found.at_hand()
+        return None if found is None else _sha256_if_there(found.at_hand())
     if model.weights in (AUTO, DEFAULT):
-        path = published_file(model.name)
-        return path if path is not None and path.is_file() else None
-    return _file(model.weights)
+        return _sha256_if_there(published_file(model.name))
+    return _sha256_of(model.weights)
 
 
-def _text_at_hand(model: ModelConfig) -> Path | None:
-    """Returns the file of the text encoder in the same way."""
+def _text_at_hand(model: ModelConfig) -> str | None:
+    """Returns the hash of the text encoder in the same way."""
     clip = text_clip(model.name, model.weights, model.text)
-    return _file(clip.weights) if clip.published is None else clip.published.at_hand()
+    return _sha256_of(clip.weights) if clip.published is None else _sha256_if_there(clip.published.at_hand())
 
 
-def _file(uri: str) -> Path | None:
+def _sha256_if_there(path: Path | None) -> str | None:
+    return sha256(path) if path is not None and path.is_file() else None
+
+
+def _sha256_of(uri: str) -> str | None:
     try:
-        return node_file(uri)
+        return whole_file(uri)[1]
     except CheckpointError:
         return None
