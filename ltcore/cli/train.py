@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
@@ -112,7 +113,8 @@ def train_config(
 
 
 def _train_here(args: PlaceArgs, cfg: RunConfig, job: Job, out: Output) -> RunRecord:
-    _make_room(args, job.run_uri, out)
+    with exclusive(job.run_uri, out.say):
+        _make_room(args, job.run_uri, out)
     job = dataclasses.replace(job, cpus=allocated_cpus() if on_cluster_node() else wished_cpus())
     local = LocalContext(say=out.say)
     try:
@@ -123,13 +125,9 @@ def _train_here(args: PlaceArgs, cfg: RunConfig, job: Job, out: Output) -> RunRe
 
 
 def _make_room(args: PlaceArgs, run_uri: str, out: Output) -> None:
-    """Waits for another process that works on the run, then lets ``--fresh`` remove what is there.
-
-    By then everything that could be wrong has been checked.
-    """
-    with exclusive(run_uri, out.say):
-        if args.fresh and (done := delete_run(run_uri)):
-            out.say(done)
+    """Lets ``--fresh`` remove what is there, when no other process works on the run and all that could be wrong was checked."""
+    if args.fresh and (done := delete_run(run_uri)):
+        out.say(done)
 
 
 def settle_tracking(cfg: RunConfig, say: Callable[[str], None]) -> None:
@@ -208,10 +206,12 @@ def _train_on_ray(args: PlaceArgs, cfg: RunConfig, job: Job, root: str, out: Out
     from ltcore.runtime.launch import run_single
 
     args = dataclasses.replace(args, engine=_ray_engine(args))
-    cluster = connect(debug=args.debug)
-    try:
-        placement = Placement.decide(args, cluster, root, cfg)
-        _make_room(args, job.run_uri, out)
+    with contextlib.ExitStack() as connected:
+        with exclusive(
+            job.run_uri, out.say
+        ):  # a storage that cannot be written, or another process, says so before Ray starts
+            cluster = connect(debug=args.debug)
+            connected.callback(disconnect)
+            placement = Placement.decide(args, cluster, root, cfg)
+            _make_room(args, job.run_uri, out)
         return run_single(job, cfg.name, placement, cluster, out.terminal())
-    finally:
-        disconnect()

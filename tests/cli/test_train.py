@@ -17,12 +17,13 @@ from ltcore.cli.train import wants_ray
 from ltcore.config.load import load_run, load_sweep
 from ltcore.config.naming import name_sweep
 from ltcore.config.sweep import read_sweep
-from ltcore.errors import CapacityError, CheckpointError, ConfigError
+from ltcore.errors import CapacityError, CheckpointError, ConfigError, DataError
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.placement import Scaling, check_storage, check_workers, choose_engine, choose_scaling
 from ltcore.training.context import LocalContext
 from ltcore.training.preflight import check_network
 from ltcore.tuning import budget as warmup
+from tests.faults import unwritable
 from tests.training.runs import tiny_run
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="")
@@ -151,6 +152,24 @@ def test_a_run_that_never_fits_is_refused_before_fresh_removes_what_is_stored(
     with pytest.raises(ConfigError, match=r"--engine inline is one process without Ray"):
         cli_train.train(read_train("train", [*words, "--workers", "1", "--engine", "inline"]))
     assert record.exists()
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_a_storage_that_cannot_be_written_says_so_before_ray_starts(
+    command: str, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(debug: bool = False) -> None:
+        pytest.fail("Ray was started first")
+
+    monkeypatch.setattr(cli_train, "connect", connect)
+    monkeypatch.setattr("ltcore.runtime.cluster.connect", connect)
+    words = ["--data", tiny_shards, "--name", "x", "train.batch_size=8", "tracking.wandb=false"]
+    with unwritable(tmp_path / "place") as place, pytest.raises(DataError, match=r"place/x cannot be created: "):
+        if command == "train":
+            words = ["cifar100_lt_ce", *words, "--storage", str(place), "--workers", "1"]
+            cli_train.train(read_train("train", words))
+        else:
+            cli_tune.tune(read_tune("tune", ["--sweep", "tune_lpa", *words, "--storage", str(place)]))
 
 
 @pytest.mark.parametrize(
