@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ltcore import storage
+from ltcore.data.config import DataConfig
 from ltcore.data.shards.attribute_table import attribute_lines
 from ltcore.data.shards.labels import open_labels
 from ltcore.data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
@@ -129,7 +130,7 @@ def _tables(uri: str, by_split: dict[str, list[_Report]], manifest: Manifest) ->
     """Yields tables of labels that are damaged, or say something else than the shards, unless a damaged shard explains it."""
     for split, part in manifest.splits.items():
         try:
-            table = open_labels(uri, manifest, split, part.labels.bytes)
+            table = open_labels(uri, manifest, split, max(part.labels.bytes, DataConfig.cache_bytes))
         except DataError as error:
             yield Problem(part.labels.path, "", str(error))
             continue

@@ -23,6 +23,7 @@ from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.publish import PARTIAL
 from ltcore.data.shards.reader import ShardStore
+from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import ConfigError, DataError
 from tests.conftest import TINY_COUNTS, make_tiny
 from tests.data.small import write_small
@@ -268,6 +269,13 @@ def test_a_store_that_is_not_there_or_never_answers_is_one_sentence(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert f"{bucket.uri}/x" in refused(lambda: storage.read_bytes(f"{bucket.uri}/x"))
     assert f"{bucket.uri}/x" in refused(lambda: storage.read_bytes(f"{bucket.uri}/x"))  # nobody listens any more
+
+
+def test_a_check_leaves_the_shards_that_this_node_has(remote: str) -> None:
+    everything(ShardStore(remote))
+    before = set(cached())
+    assert check_dataset(remote) == []
+    assert before and before <= set(cached())
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
