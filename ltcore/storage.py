@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,9 @@ from ltcore.uris import refuse_read_only as refuse_read_only
 
 COPY_BYTES = 4 * 2**20
 """What is in memory at a time of a file that is copied."""
+UNFINISHED_S = 3600.0
+"""Age from which a temporary file is not of a process that still writes it."""
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
 DAMAGED = "It is damaged: restore it, or start again with --fresh."
 """The end of an error about a file that we wrote and cannot read."""
 
@@ -337,6 +342,14 @@ def _beside(path: Path) -> Iterator[Path]:
     finally:
         aside.unlink(missing_ok=True)
     sync_to_disk(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes files that a killed process had begun in ``folder`` and the folders directly in it, once they are old."""
+    for left in itertools.chain(folder.glob(".*"), folder.glob("*/.*")):
+        with contextlib.suppress(FileNotFoundError):
+            if _UNFINISHED.fullmatch(left.name) and time.time() - left.stat().st_mtime > UNFINISHED_S:
+                left.unlink()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,16 @@ from typing import Any
 
 from ltcore.errors import DataError, StorageError
 from ltcore.retry import retrying
-from ltcore.storage import find_bytes, is_local, join, list_files, local_path, remove, write_bytes_atomic
+from ltcore.storage import (
+    find_bytes,
+    is_local,
+    join,
+    list_files,
+    local_path,
+    remove,
+    remove_unfinished,
+    write_bytes_atomic,
+)
 
 FOLDER = ".lease"
 RENEW_S = 15.0
@@ -169,6 +178,8 @@ def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Le
         claim._begin()
         _held[uri] = claim
         try:
+            if is_local(uri):
+                remove_unfinished(local_path(uri))
             yield claim
         finally:
             del _held[uri]

@@ -292,6 +292,22 @@ def test_an_owner_that_was_stopped_writes_nothing_after_it_lost_the_place(
     child.stdout.close()
 
 
+def test_files_that_a_killed_process_had_begun_are_removed(tmp_path: Path) -> None:
+    killed = "import os, signal, sys\nfrom ltcore.storage import written\nwith written(sys.argv[1]) as aside:\n"
+    killed += "    aside.write_bytes(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    for name in ("run.json", "tables/recall.json"):
+        subprocess.run([sys.executable, "-c", killed, str(tmp_path / name)], check=False)
+    left = list(tmp_path.rglob(".*.json"))
+    assert len(left) == 2
+    (tmp_path / ".mine.json").touch()
+    with exclusive(str(tmp_path)):
+        assert all(path.exists() for path in left), "somebody may still write them"
+    for path in [*left, tmp_path / ".mine.json"]:
+        os.utime(path, (0, 0))
+    with exclusive(str(tmp_path)):
+        assert [path.name for path in tmp_path.rglob(".*.json")] == [".mine.json"]
+
+
 def test_who_holds_a_place_asks_by_its_name(tmp_path: Path) -> None:
     lease.check_held(str(tmp_path))  # nobody does
     with exclusive(str(tmp_path)) as held:
