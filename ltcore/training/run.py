@@ -48,7 +48,7 @@ from ltcore.training.hardware import (
 )
 from ltcore.training.lease import Lease, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
-from ltcore.training.same_run import check_same_data, check_same_run, refuse_differences
+from ltcore.training.same_run import check_same_data, check_same_run, refuse_differences, refuse_other_end
 from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
 from ltcore.training.stage2.trainer import fit_stage2
 from ltcore.training.stored import remove
@@ -169,6 +169,7 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
     """
     cfg = resolved(RunConfig.from_dict(job.config))
     refuse_differences(job.run_uri, done.config, cfg.to_flat(), job.info.mutable)
+    refuse_other_end(job.run_uri, done.reason, done.config, cfg.to_flat())
     check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
     refuse_other_weights(job.run_uri, done.started_from, cfg.model)
     if cfg.stage2 is not None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
+from ltcore.config.plugged import KEY as PLUGINS
 from ltcore.config.plugged import deciding
 from ltcore.errors import CheckpointError
+from ltcore.plugins.loading import PIN, known_parts
 from ltcore.training.checkpoint import Checkpoint
+
+_ENDED_BY = re.compile(r"callback (?P<name>\S+) at epoch ")
+"""Begins the reason of a run that a callback ended."""
 
 
 def check_same_run(
@@ -26,6 +32,39 @@ def check_same_run(
         )
     check_same_data(checkpoint.place, checkpoint.meta["data_hash"], data_hash)
     refuse_differences(checkpoint.place, checkpoint.meta["config"], config, mutable)
+
+
+def refuse_other_end(where: str, reason: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where a callback ended the run at ``where`` that is another one in the configuration ``new``.
+
+    Callbacks decide nothing else, so that of others options and version are free to change.
+    """
+    ended = _ENDED_BY.match(reason)
+    if ended is None:
+        return
+    name = ended["name"]
+    owner = known_parts().get(("callback", name), ("",))[0]
+    before, now = _of_callback(old, name, owner), _of_callback(new, name, owner)
+    found = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if found:
+        raise CheckpointError(
+            f"{where} was ended by callback {name}, which is another one now ({'; '.join(found[:5])}). Use another --name, "
+            "the old values, or --fresh."
+        )
+
+
+def _of_callback(config: Mapping[str, Any], name: str, owner: str) -> dict[str, Any]:
+    """Returns its options, and the entry of its plugin, which has the version."""
+    key = f"callbacks.{name}"
+    entries = str(config.get(PLUGINS) or "").split(",")
+    return {
+        **{each: value for each, value in config.items() if each == key or each.startswith(f"{key}.")},
+        PLUGINS: next((entry for entry in entries if entry.partition(PIN)[0] == owner), None),
+    }
 
 
 def check_same_data(where: str, old_hash: str, new_hash: str) -> None:

@@ -13,11 +13,12 @@ import torch
 
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import read_sweep
-from ltcore.errors import ConfigError, PluginError
+from ltcore.errors import CheckpointError, ConfigError, PluginError
 from ltcore.plugins import distributions, loading
 from ltcore.training import callbacks
 from ltcore.training import checkpoint as ckpt
-from ltcore.training.same_run import differences
+from ltcore.training.context import StopRequested
+from ltcore.training.same_run import differences, refuse_other_end
 from ltcore.training.switches import SWITCHES
 from ltcore.tuning.identity import check_same_sweep, identity
 from tests.ddp import run_ranks
@@ -93,11 +94,31 @@ def test_it_is_called_in_stage_2(watched: RunConfig, tiny_shards: str, tmp_path:
     assert all("callback/watch/weights" in row for row in rows(tmp_path / "second"))
 
 
-def test_it_may_be_switched_off_when_a_run_is_continued(watched: RunConfig, tiny_shards: str, tmp_path: Path) -> None:
-    first = watched.replace({"callbacks.watch.last_epoch": 1})
-    assert run(first, tiny_shards, tmp_path / "run")["epochs_done"] == 1
-    again = run(first.replace({"callbacks.watch.last_epoch": 3}), tiny_shards, tmp_path / "run")
-    assert again["epochs_done"] == 1  # finished is finished
+def test_it_may_be_changed_when_a_run_is_continued_but_not_where_it_ended_one(
+    watched: RunConfig, tiny_shards: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StopRequested):
+        run(watched, tiny_shards, tmp_path / "run", until=1)
+    second = watched.replace({"callbacks.watch.last_epoch": 2})
+    assert run(second, tiny_shards, tmp_path / "run")["epochs_done"] == 2
+    for other in ({"callbacks.watch.last_epoch": 3}, {"callbacks.watch": None}):
+        with pytest.raises(CheckpointError, match=r"was ended by callback watch, .*last_epoch: 2 there, "):
+            run(second.replace(other), tiny_shards, tmp_path / "run")
+    run(second.replace({"callbacks.watch": None}), tiny_shards, tmp_path / "plain", test=True)
+    run(second, tiny_shards, tmp_path / "plain", test=True)  # which it did not end
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_repaired_callback_answers_for_no_run_that_it_ended_before() -> None:
+    old = {"callbacks.watch.last_epoch": 2, "plugins": "other==1,example_parts.watch==0.3"}
+    refuse_other_end("x", "early stopping at epoch 2", old, {})
+    refuse_other_end(
+        "x", "callback watch at epoch 2: enough", old, dict(old, seed=3, plugins="example_parts.watch==0.3")
+    )
+    with pytest.raises(
+        CheckpointError, match=r"plugins: 'example_parts.watch==0.3' there, 'example_parts.watch==0.4' now"
+    ):
+        refuse_other_end("x", "callback watch at epoch 2: enough", old, {**old, "plugins": "example_parts.watch==0.4"})
 
 
 def _on_a_rank(site: str, tree: dict[str, Any], uri: str, folder: str) -> int:
