@@ -36,6 +36,7 @@ from tests.coco import write_coco
 from tests.data.small import everything, tiny_png, write_small
 from tests.fuzz import mutate
 from tests.fuzz.harness import SilentError, Target
+from tests.fuzz.side_files import SideFiles
 from tests.fuzz.weights import Weights
 from tests.tars import picture, pictures, write_tar, write_tars
 
@@ -504,4 +505,5 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "recipe": Recipes,
     "coco": Coco,
     "weights": Weights,
+    "side files": SideFiles,
 }
