@@ -58,6 +58,8 @@ class Place:
     name: str
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    through: Sequence[str] = ()
+    """Command that starts the command, as in another namespace."""
     disks: tuple[Path, ...] = ()
     """Small file systems of its own, which a fault may fill."""
     bucket: Bucket | None = None
@@ -200,7 +202,7 @@ class Command:
             **where.environment,
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "pipelines" / where.script), *where.words],
+            [*where.through, sys.executable, str(ROOT / "pipelines" / where.script), *where.words],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,

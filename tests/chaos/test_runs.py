@@ -97,6 +97,29 @@ def test_of_two_commands_at_once_the_second_waits_and_takes_the_result(
     assert_same(run, undisturbed_run)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a second machine, a namespace of processes")
+def test_a_second_machine_takes_over_from_one_that_stands_still(
+    run: Place, undisturbed_run: dict[str, Any], struck_shards: str, tmp_path: Path
+) -> None:
+    """With a cache of its own: only the storage is shared. The first wakes up while the second trains, and writes nothing."""
+    first = run.start()
+    first.strike(lambda: struck(run), lambda: first.process.pid, signal.SIGSTOP)
+    other = {"LTCORE_CACHE": str(tmp_path / "cache-of-the-other")}
+    namespace = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
+    words = run_words(struck_shards, tmp_path)
+    with place("train.py", words, "small", tmp_path, environment=other, through=namespace) as second_machine:
+        second = second_machine.start()
+        second.until(lambda: "waiting for it to end" in second.said())
+        before = run.record()["pid"]
+        second.until(lambda: run.record()["pid"] != before and run.trains("."))
+        os.kill(first.process.pid, signal.SIGCONT)
+        code, said = first.end()
+        assert code == 1 and "was taken over by another process" in said and "Traceback" not in said, said
+        assert second.end()[0] == 0, second.said()
+        assert_same(run, undisturbed_run)
+        second_machine.assert_clean()
+
+
 Open = Callable[[Ground], Place]
 """Opens a place for the run, which ends with the test."""
 
