@@ -12,6 +12,7 @@ from ltcore.contracts.expect import expect
 from ltcore.contracts.harness import CLASSES, COUNTS, SAMPLES
 from ltcore.contracts.randomness import apart, as_rank
 from ltcore.evaluation.confusion import Confusion
+from ltcore.evaluation.pairs import Pairs
 from ltcore.evaluation.plugged import PLUGGED, Metric, Scores
 from ltcore.rng import generator
 from ltcore.shots import shot_groups_by_rank
@@ -32,7 +33,7 @@ def _build(name: str) -> Metric:
 
 def _counted(name: str, logits_NC: Tensor, labels_N: Tensor, *sizes: int, attributes: int = 2) -> Confusion:
     """Counts the samples in batches of some sizes, the last one over and over."""
-    found = Confusion(CLASSES, attributes)
+    found = Confusion(Pairs.every(CLASSES, attributes))
     found.scores = Scores({name: _build(name)}, CLASSES)
     start = 0
     for turn in range(len(labels_N)):
@@ -49,7 +50,7 @@ def _counted(name: str, logits_NC: Tensor, labels_N: Tensor, *sizes: int, attrib
 
 def _value(name: str, found: Confusion) -> float | None:
     assert found.scores is not None
-    return found.scores.values(found.counts_ACC, found.top_C, found.bins_CK3, _GROUPS)[name]
+    return found.scores.values(found, _GROUPS)[name]
 
 
 def _expect_same(a: float | None, b: float | None, broken: str) -> None:
@@ -99,7 +100,7 @@ def the_number_of_ranks_means_nothing(name: str) -> None:
         second = _counted(name, logits_NC[half:], _LABELS_N[half:], attributes=0)
         assert first.scores is not None and second.scores is not None
         for mine, theirs in (
-            (first.counts_ACC, second.counts_ACC),
+            (first.counts_PC, second.counts_PC),
             (first.top_C, second.top_C),
             (first.bins_CK3, second.bins_CK3),
             (first.scores.sums_MC2, second.scores.sums_MC2),

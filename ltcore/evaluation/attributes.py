@@ -6,7 +6,7 @@ Generalized Long-Tailed Classification, ECCV 2022, whose attributes are numbered
 Distributionally Robust Neural Networks, ICLR 2020 (worst group).
 Differs: a group's accuracy is the mean over classes of the class's accuracy in it, as for shot groups, where GLT takes the
 mean over samples; on tests that are balanced over classes both are the same.
-Shapes: A attributes, + 1 slot for 'unknown' in ``counts_ACC``; C classes (rows: label, columns: prediction); R ranks.
+Shapes: P pairs of class and attribute, A attributes, C classes, R ranks.
 """
 
 from __future__ import annotations
@@ -16,67 +16,85 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
+import torch
 
 from ltcore.evaluation.catalog import ATTRIBUTE_RANKS
+from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.metrics import ClassCounts, balanced_accuracy, macro_precision
+from ltcore.evaluation.pairs import AttributeCounts, Ints, Pairs
 from ltcore.shots import SHOT_GROUPS
 
-Ints = npt.NDArray[np.int64]
 UNRANKED = -1
 
 
-def attribute_counts(labels_N: Ints, attributes_N: Ints, num_classes: int, num_attributes: int) -> Ints:
-    """Counts the samples of each class and attribute, as [C, A]; those of unknown attribute (-1) are left out."""
-    known_N = attributes_N >= 0
-    cells_N = labels_N[known_N] * num_attributes + attributes_N[known_N]
-    counts: Ints = np.bincount(cells_N, minlength=num_classes * num_attributes).astype(np.int64)
-    return counts.reshape(num_classes, num_attributes)
-
-
-def rank_attributes(counts_CA: Ints) -> Ints:
-    """Returns [A, C] places in ``ATTRIBUTE_RANKS`` by the training counts, equal counts by attribute id.
+class AttributeRanks:
+    """Places in ``ATTRIBUTE_RANKS`` of the attributes in each class by the training counts, equal counts by attribute id.
 
     An attribute that no training image of the class has is rare, and where no class has more than two, shared ones or its
     own, the one that is not the majority. A class whose images have none is ``UNRANKED``.
     """
-    second, rare = ATTRIBUTE_RANKS.index("second"), ATTRIBUTE_RANKS.index("rare")
-    places_A = np.minimum(np.arange(counts_CA.shape[1]), rare)
-    if np.count_nonzero(counts_CA, axis=1).max() <= 2:
-        places_A[places_A == second] = rare
-    ranks_CA = np.empty_like(counts_CA)
-    np.put_along_axis(ranks_CA, np.argsort(-counts_CA, axis=1, kind="stable"), places_A[None], axis=1)
-    ranks_CA[counts_CA == 0] = rare
-    ranks_CA[counts_CA.sum(1) == 0] = UNRANKED
-    return ranks_CA.T.copy()
+
+    def __init__(self, trained: AttributeCounts, to_trained_A: Ints | None = None) -> None:
+        """Ranks the attributes of training.
+
+        ``to_trained_A`` gives the attribute in training for each of those that will be asked for, -1 for one that training did
+        not know; None: they are the same.
+        """
+        pairs = trained.pairs
+        self._pairs, self._to_trained_A = pairs, to_trained_A
+        order_P = np.lexsort((-trained.counts_P, pairs.labels_P))  # stable, and pairs are in the order of attributes
+        self._number_C = np.bincount(pairs.labels_P, minlength=pairs.num_classes)
+        starts_C = np.cumsum(self._number_C) - self._number_C
+        places_P = np.empty_like(order_P)
+        places_P[order_P] = np.arange(len(order_P)) - starts_C[pairs.labels_P[order_P]]
+        second, self._rare = ATTRIBUTE_RANKS.index("second"), ATTRIBUTE_RANKS.index("rare")
+        self._ranks_P = np.minimum(places_P, self._rare)
+        if self._number_C.max(initial=0) <= 2:
+            self._ranks_P[places_P == second] = self._rare
+
+    def of(self, pairs: Pairs) -> Ints:
+        """Returns the ranks [P] of some pairs."""
+        attributes_P = pairs.attributes_P
+        if self._to_trained_A is not None:
+            attributes_P = np.append(self._to_trained_A, -1)[attributes_P]
+        known_P = (attributes_P >= 0) & (attributes_P < self._pairs.num_attributes)
+        ranks_P = np.where(known_P & (self._number_C[pairs.labels_P] > 0), self._rare, UNRANKED)
+        codes_P = np.where(known_P, attributes_P * pairs.num_classes + pairs.labels_P, -1)
+        at_P = np.searchsorted(self._pairs.codes_P, codes_P)
+        there_P = np.isin(codes_P, self._pairs.codes_P)
+        ranks_P[there_P] = self._ranks_P[at_P[there_P]]
+        return ranks_P
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CellCounts:
-    """What was counted of each attribute inside each class; the metrics of attributes follow from it."""
+    """What was counted of each known attribute inside each class; the metrics of attributes follow from it."""
 
-    ranks_AC: Ints
-    hits_AC: Ints
-    samples_AC: Ints
+    pairs: Pairs
+    ranks_P: Ints
+    hits_P: Ints
+    samples_P: Ints
     predicted_RC: Ints
     """Per rank and class: samples of the rank, of any class, that were taken for the class."""
 
     @classmethod
-    def of(cls, counts_ACC: Tensor, ranks_AC: Ints) -> CellCounts:
-        """Reads the counts [A + 1, C, C], whose last slot is of unknown attributes; no copy of their size is made."""
-        known_ACC = counts_ACC.cpu().numpy()[:-1]
-        predicted_RC = np.zeros((len(ATTRIBUTE_RANKS), known_ACC.shape[2]), np.int64)
-        for counts_CC, ranks_C in zip(known_ACC, ranks_AC, strict=True):
-            for rank, predicted_C in enumerate(predicted_RC):
-                predicted_C += counts_CC[ranks_C == rank].sum(0)
-        return cls(ranks_AC, known_ACC.diagonal(axis1=1, axis2=2).copy(), known_ACC.sum(2), predicted_RC)
+    def of(cls, confusion: Confusion, ranks_P: Ints) -> CellCounts:
+        """Reads the counts of the pairs, which have these ranks; no copy of their size is made."""
+        known, counts_PC = confusion.pairs.known, confusion.counts_PC
+        number = len(known.codes_P)
+        predicted_RC = counts_PC.new_zeros(len(ATTRIBUTE_RANKS) + 1, counts_PC.shape[1])
+        ranks = torch.tensor(ranks_P, device=counts_PC.device).remainder(len(predicted_RC))  # the last is of UNRANKED
+        predicted_RC.index_add_(0, ranks, counts_PC)
+        ranks_P, hits_P, samples_P = (
+            values_P[:number] for values_P in (ranks_P, confusion.hits_P, confusion.samples_P)
+        )
+        return cls(known, ranks_P, hits_P, samples_P, predicted_RC[:-1].cpu().numpy())
 
     def of_rank(self, rank: str) -> ClassCounts:
         """Returns the counts of the samples whose attribute has this rank in their class."""
         place = ATTRIBUTE_RANKS.index(rank)
-        there_AC = self.ranks_AC == place
-        hits_C, samples_C = ((values_AC * there_AC).sum(0) for values_AC in (self.hits_AC, self.samples_AC))
+        there_P = self.ranks_P == place
+        hits_C, samples_C = (self.pairs.by_class(values_P * there_P) for values_P in (self.hits_P, self.samples_P))
         return ClassCounts.of_all(hits_C, samples_C, self.predicted_RC[place])
 
 
@@ -95,8 +113,8 @@ def attribute_metrics(cells: CellCounts, shot_groups: Sequence[str]) -> dict[str
             ids = [c for c, name in enumerate(shot_groups) if name == group]
             result[f"attribute_rank/{rank}/{group}"] = balanced_accuracy(counts.only(ids))
     result["attribute_gap"] = _gap(ranked["majority"], ranked["rare"])
-    there_AC = cells.samples_AC > 0
-    result["worst_group"] = min((cells.hits_AC[there_AC] / cells.samples_AC[there_AC]).tolist(), default=None)
+    there_P = cells.samples_P > 0
+    result["worst_group"] = min((cells.hits_P[there_P] / cells.samples_P[there_P]).tolist(), default=None)
     return result
 
 

@@ -15,7 +15,8 @@ ECE is resampled from its bins, whose mean confidences stay as they are: a bin i
 varies far less than whether the prediction is right. Left out is what jumps from one sample to the next: the lowest of many
 values, and the means of recalls that one recall of 0 makes 0. A metric that is the same in all resamples, such as a recall
 of 100%, has no interval: resampling says nothing of how often what did not happen would happen.
-Shapes: S resamples, A attributes + 1 slot for 'unknown', C classes, R ranks of attributes, K bins of confidence.
+Shapes: S resamples, P pairs of class and attribute, C classes, M cells (pair, prediction) that have samples, R ranks of
+attributes, K bins of confidence.
 """
 
 from __future__ import annotations
@@ -25,32 +26,32 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ltcore.evaluation.attributes import UNRANKED, CellCounts, Ints, attribute_metrics
+from ltcore.evaluation.attributes import UNRANKED, CellCounts, attribute_metrics
 from ltcore.evaluation.catalog import ATTRIBUTE_RANKS, METRICS, limits
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.metrics import ClassCounts, calibration_metrics, class_metrics
+from ltcore.evaluation.pairs import Ints, Pairs
 
 RESAMPLES = 1000
 LEVEL = 0.95
 _CHUNK = 50
-"""Resamples that are held at a time, of 8 (2 A + R + 2 K + 3) C bytes each."""
+"""Resamples that are held at a time, of 8 (2 P + (R + 2 K + 1) C) bytes each."""
 _JUMPING = ("worst_class", "worst_group", "geometric_mean", "harmonic_mean")
 
 Interval = tuple[float, float]
 
 
 def bootstrap_intervals(
-    confusion: Confusion, ranks_AC: Ints | None, shot_groups: Sequence[str], seed: int, resamples: int = RESAMPLES
+    confusion: Confusion, ranks_P: Ints | None, shot_groups: Sequence[str], seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
     """Returns the 95% interval of each metric that has a value, except those that jump or are equal in all resamples, and top-5.
 
-    ``ranks_AC`` are the ranks of the attributes (``rank_attributes``); None where the data have none. The same arguments
-    give the same numbers.
+    ``ranks_P`` are the ranks of the attributes in the pairs that were counted; None where the data have none. The same
+    arguments give the same numbers.
     """
     rng = np.random.default_rng(seed)
-    rows, bins = _Rows(confusion.counts_ACC.cpu().numpy(), ranks_AC), _Bins(confusion.bins_CK3.cpu().numpy())
+    rows, bins = _Rows(confusion, ranks_P), _Bins(confusion.bins_CK3.cpu().numpy())
     drawn: dict[str, list[float]] = {}
     for start in range(0, resamples, _CHUNK):
         count = min(_CHUNK, resamples - start)
@@ -82,68 +83,74 @@ def _basic(name: str, value: float | None, drawn: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True)
 class _Stratum:
-    """Samples of one class that are resampled together: cells (attribute, prediction) that have some, and their shares."""
+    """Samples of one class that are resampled together: cells (pair, prediction) that have some, and their shares."""
 
     label: int
     total: int
-    attributes_M: Ints
+    rows_M: Ints
     predictions_M: Ints
     shares_M: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, counts_AC: Ints, label: int) -> list[_Stratum]:
-        """Splits a class, of which ``counts_AC`` are the predictions by attribute, into its strata."""
-        samples_A = counts_AC.sum(1)
-        attributes = range(len(samples_A) - 1)
-        balanced = samples_A[-1] == 0 and len(set(samples_A[:-1].tolist())) == 1
-        groups = [[a] for a in attributes] if balanced else [list(range(len(samples_A)))]
-        return [cls._of(counts_AC, label, group) for group in groups if samples_A[group].any()]
+    def of(cls, counts_PC: Ints, pairs: Pairs, label: int, rows_R: Ints) -> list[_Stratum]:
+        """Splits a class, of which these are the rows, into its strata."""
+        samples_R = counts_PC[rows_R].sum(1)
+        rows_R, samples_R = rows_R[samples_R > 0], samples_R[samples_R > 0]
+        attributes = pairs.attributes_P[rows_R].tolist()
+        balanced = attributes == list(range(pairs.num_attributes)) and len(set(samples_R.tolist())) == 1
+        groups = np.split(rows_R, len(rows_R)) if balanced else [rows_R]
+        return [cls._of(counts_PC, label, group) for group in groups if len(group)]
 
     @classmethod
-    def _of(cls, counts_AC: Ints, label: int, group: list[int]) -> _Stratum:
-        at_M, predictions_M = np.nonzero(counts_AC[group])
-        counts_M = counts_AC[group][at_M, predictions_M]
+    def _of(cls, counts_PC: Ints, label: int, group: Ints) -> _Stratum:
+        at_M, predictions_M = np.nonzero(counts_PC[group])
+        counts_M = counts_PC[group][at_M, predictions_M]
         total = int(counts_M.sum())
-        return cls(label, total, np.array(group)[at_M], predictions_M, counts_M / total)
+        return cls(label, total, group[at_M], predictions_M, counts_M / total)
 
 
 class _Rows:
     """The predictions of a test, class by class."""
 
-    def __init__(self, counts_ACC: Ints, ranks_AC: Ints | None) -> None:
-        self._counts_ACC, self._ranks_AC = counts_ACC, ranks_AC
-        self._strata = [each for c in range(counts_ACC.shape[1]) for each in _Stratum.of(counts_ACC[:, c], c)]
+    def __init__(self, confusion: Confusion, ranks_P: Ints | None) -> None:
+        self._confusion, self._pairs, self._ranks_P = confusion, confusion.pairs, ranks_P
+        self._known, labels_P = confusion.pairs.known, confusion.pairs.labels_P
+        starts = np.cumsum(np.bincount(labels_P, minlength=confusion.pairs.num_classes))[:-1]
+        rows_by_class = np.split(np.argsort(labels_P, kind="stable"), starts)
+        counts_PC = confusion.counts_PC.cpu().numpy()
+        self._strata = [
+            each for c, rows_R in enumerate(rows_by_class) for each in _Stratum.of(counts_PC, self._pairs, c, rows_R)
+        ]
 
     def given(self) -> tuple[ClassCounts, CellCounts | None]:
         """Returns what was counted of the test itself."""
-        classes = ClassCounts.of(torch.from_numpy(self._counts_ACC))
-        if self._ranks_AC is None:
-            return classes, None
-        return classes, CellCounts.of(torch.from_numpy(self._counts_ACC), self._ranks_AC)
+        cells = None if self._ranks_P is None else CellCounts.of(self._confusion, self._ranks_P)
+        return ClassCounts.of(self._confusion), cells
 
     def resampled(self, rng: np.random.Generator, count: int) -> Iterator[tuple[ClassCounts, CellCounts | None]]:
         """Yields ``count`` resamples."""
-        slots, num_classes, _ = self._counts_ACC.shape
-        hits_SAC = np.zeros((count, slots, num_classes), np.int64)
-        samples_SAC = np.zeros_like(hits_SAC)
+        num_pairs, num_classes = len(self._pairs.codes_P), self._pairs.num_classes
+        hits_SP = np.zeros((count, num_pairs), np.int64)
+        samples_SP = np.zeros_like(hits_SP)
         predicted_SC = np.zeros((count, num_classes), np.int64)
         predicted_SRC = np.zeros((count, len(ATTRIBUTE_RANKS), num_classes), np.int64)
         for stratum in self._strata:
             c, drawn_SM = stratum.label, rng.multinomial(stratum.total, stratum.shares_M, size=count)
-            for a in np.unique(stratum.attributes_M).tolist():
-                at = np.flatnonzero(stratum.attributes_M == a)
+            for row in np.unique(stratum.rows_M).tolist():
+                at = np.flatnonzero(stratum.rows_M == row)
                 drawn_SK, predictions_K = drawn_SM[:, at], stratum.predictions_M[at]
-                samples_SAC[:, a, c] = drawn_SK.sum(1)
-                hits_SAC[:, a, c] = drawn_SK[:, predictions_K == c].sum(1)
+                samples_SP[:, row] = drawn_SK.sum(1)
+                hits_SP[:, row] = drawn_SK[:, predictions_K == c].sum(1)
                 predicted_SC[:, predictions_K] += drawn_SK
-                if self._ranks_AC is not None and a < slots - 1 and (rank := self._ranks_AC[a, c]) != UNRANKED:
+                if self._ranks_P is not None and (rank := self._ranks_P[row]) != UNRANKED:
                     predicted_SRC[:, rank, predictions_K] += drawn_SK
-        columns = zip(hits_SAC, samples_SAC, predicted_SC, predicted_SRC, strict=True)
-        for hits_AC, samples_AC, predicted_C, predicted_RC in columns:
+        by_class, known = self._pairs.by_class, slice(len(self._known.codes_P))
+        columns = zip(hits_SP, samples_SP, predicted_SC, predicted_SRC, strict=True)
+        for hits_P, samples_P, predicted_C, predicted_RC in columns:
             cells = None
-            if self._ranks_AC is not None:
-                cells = CellCounts(self._ranks_AC, hits_AC[:-1], samples_AC[:-1], predicted_RC)
-            yield ClassCounts.of_all(hits_AC.sum(0), samples_AC.sum(0), predicted_C), cells
+            if self._ranks_P is not None:
+                cells = CellCounts(self._known, self._ranks_P[known], hits_P[known], samples_P[known], predicted_RC)
+            yield ClassCounts.of_all(by_class(hits_P), by_class(samples_P), predicted_C), cells
 
 
 class _Bins:

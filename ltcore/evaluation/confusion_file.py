@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from ltcore.errors import DamagedFileError
+from ltcore.evaluation.confusion import Confusion
 from ltcore.storage import DAMAGED, find_bytes, write_bytes_atomic
 
 MAX_BYTES = 2**28
@@ -40,13 +40,17 @@ class ConfusionCells:
     cells: tuple[Cell, ...]
 
     @classmethod
-    def of(cls, counts: Tensor) -> ConfusionCells:
-        """Reads the counts [C, C] or [A, C, C]."""
-        counts_CC = counts[0] if counts.shape[0] == 1 and counts.dim() == 3 else counts
-        counts_CC = counts_CC.sum(0) if counts_CC.dim() == 3 else counts_CC
-        places = counts_CC.nonzero()
-        columns = [*places.T.tolist(), counts_CC[places[:, 0], places[:, 1]].tolist()]
-        return cls(counts.shape[-1], tuple(map(Cell, *columns)) if len(places) else ())
+    def of(cls, confusion: Confusion) -> ConfusionCells:
+        """Reads the counts; no copy of their size is made."""
+        num_classes, places = confusion.pairs.num_classes, confusion.counts_PC.nonzero()
+        rows_N, predictions_N = places.T
+        counts_N = confusion.counts_PC[rows_N, predictions_N].cpu().numpy()
+        codes_N = confusion.pairs.labels_P[rows_N.cpu().numpy()] * num_classes + predictions_N.cpu().numpy()
+        codes_K, cells_N = np.unique(codes_N, return_inverse=True)
+        counts_K = np.zeros(len(codes_K), np.int64)
+        np.add.at(counts_K, cells_N, counts_N)  # a class has a row for each of its attributes
+        columns = (codes_K // num_classes, codes_K % num_classes, counts_K)
+        return cls(num_classes, tuple(map(Cell, *(column.tolist() for column in columns))))
 
     def confused(self, most: int) -> list[Cell]:
         """Returns the most frequent confusions of two classes, the first by id where equally frequent."""

@@ -5,7 +5,7 @@ Source: OLTR (many / medium / few), GLT ``utils/general_utils.py`` (macro precis
 ``calibration``); macro F1 is the mean of the classes' F1, as in scikit-learn.
 Differs: classes without test samples are left out of every mean, and a group of such classes is None, where OLTR and GLT
 return 0 and scikit-learn counts an F1 of 0 for them once they are predicted; GLT's F1 is 0 where theirs is NaN.
-Shapes: A attributes + 1 slot for 'unknown', C classes (rows: label, columns: prediction), K bins of confidence.
+Shapes: P pairs of class and attribute, C classes, R some of them, K bins of confidence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ltcore.evaluation.calibration import ReliabilityBin, expected_calibration_error, reliability
-from ltcore.evaluation.catalog import METRICS
+from ltcore.evaluation.catalog import MAX_NAMED_ATTRIBUTES, METRICS
 from ltcore.evaluation.confusion import Confusion
 from ltcore.shots import SHOT_GROUPS
 
@@ -39,17 +39,22 @@ class ClassCounts:
     """Samples of any class that were taken for it."""
 
     @classmethod
-    def of(cls, counts: Tensor) -> ClassCounts:
-        """Reads the counts [C, C] or [A, C, C]; no copy of their size is made."""
-        counts_ACC = counts if counts.dim() == 3 else counts[None]
-        hits_C = counts_ACC.diagonal(dim1=1, dim2=2).sum(0)
-        return cls.of_all(hits_C, counts_ACC.sum((0, 2)), counts_ACC.sum((0, 1)))
+    def of(cls, confusion: Confusion) -> ClassCounts:
+        """Reads the counts; no copy of their size is made."""
+        by_class = confusion.pairs.by_class
+        return cls.of_all(by_class(confusion.hits_P), by_class(confusion.samples_P), confusion.counts_PC.sum(0))
 
     @classmethod
     def of_all(cls, hits_C: Column, samples_C: Column, predicted_C: Column) -> ClassCounts:
         """Keeps those of all classes that have samples."""
-        hits, samples, predicted = (tuple(column.tolist()) for column in (hits_C, samples_C, predicted_C))
-        return cls(tuple(range(len(hits))), hits, samples, predicted)._chosen(samples)
+        return cls.of_some(np.arange(len(hits_C)), hits_C, samples_C, predicted_C)
+
+    @classmethod
+    def of_some(cls, labels_R: Column, hits_R: Column, samples_R: Column, predicted_R: Column) -> ClassCounts:
+        """Keeps those of some classes, rising, that have samples."""
+        columns = (labels_R, hits_R, samples_R, predicted_R)
+        found = cls(*(tuple(column.tolist()) for column in columns))
+        return found._chosen(found.samples)
 
     def only(self, ids: Iterable[int]) -> ClassCounts:
         """Returns those of the classes ``ids`` that have samples."""
@@ -71,7 +76,7 @@ def metrics(confusion: Confusion, shot_groups: Sequence[str]) -> dict[str, float
     classes that have test samples, and ECE over the samples of its classes. For the precision, predictions of a class
     count that were made for any test sample (GLT's rule for groups of classes).
     """
-    result = class_metrics(ClassCounts.of(confusion.counts_ACC), shot_groups)
+    result = class_metrics(ClassCounts.of(confusion), shot_groups)
     result["top5"] = top5(confusion)
     result |= calibration_metrics(confusion.bins_CK3.cpu().numpy(), shot_groups)
     return {name: result[name] for name in METRICS if name in result}
@@ -174,32 +179,34 @@ def reliability_bins(confusion: Confusion) -> list[ReliabilityBin]:
     return reliability(confusion.bins_CK3.sum(0).tolist())
 
 
-def support(counts: Tensor) -> list[int]:
-    """Returns the number of test samples of each class. ``counts`` is [C, C] or [A, C, C]."""
-    samples: list[int] = (counts if counts.dim() == 3 else counts[None]).sum((0, 2)).tolist()
+def support(confusion: Confusion) -> list[int]:
+    """Returns the number of test samples of each class."""
+    samples: list[int] = confusion.pairs.by_class(confusion.samples_P).tolist()
     return samples
 
 
-def per_class(counts: Tensor) -> list[float | None]:
-    """Returns the recall of each class, its own accuracy; None for a class without test samples.
-
-    ``counts`` is [C, C] or [A, C, C].
-    """
-    found = ClassCounts.of(counts)
+def per_class(confusion: Confusion) -> list[float | None]:
+    """Returns the recall of each class, its own accuracy; None for a class without test samples."""
+    found = ClassCounts.of(confusion)
     recalls = dict(zip(found.ids, found.recalls(), strict=True))
-    return [recalls.get(c) for c in range(counts.shape[-1])]
+    return [recalls.get(c) for c in range(confusion.pairs.num_classes)]
 
 
-def per_attribute(counts_ACC: Tensor, names: Sequence[str] | None = None) -> dict[str, float | None]:
+def per_attribute(confusion: Confusion, names: Sequence[str]) -> dict[str, float | None]:
     """Returns ``attribute/<name>``, the accuracy of the samples with that attribute, and its ``/macro_precision``.
 
     Precision counts predictions inside the attribute's samples, GLT's rule for attributes ('premask'). Samples of
-    unknown attribute belong to no group; a group without samples is None. ``names`` defaults to 0, 1, ...
+    unknown attribute belong to no group; a group without samples is None. Of more than ``MAX_NAMED_ATTRIBUTES`` there are
+    none: each would be two columns of a log, and of attributes that one class has, they are recalls of parts of the class.
     """
-    known_ACC = counts_ACC[:-1]
+    if len(names) > MAX_NAMED_ATTRIBUTES:
+        return {}
+    pairs, hits_P, samples_P = confusion.pairs, confusion.hits_P, confusion.samples_P
+    bounds = np.searchsorted(pairs.attributes_P, np.arange(len(names) + 1)).tolist()
     result: dict[str, float | None] = {}
-    for name, counts_CC in zip(names or [str(a) for a in range(len(known_ACC))], known_ACC, strict=True):
-        counts = ClassCounts.of(counts_CC)
+    for name, start, stop in zip(names, bounds[:-1], bounds[1:], strict=True):
+        labels_R, predicted_C = pairs.labels_P[start:stop], confusion.counts_PC[start:stop].sum(0).cpu().numpy()
+        counts = ClassCounts.of_some(labels_R, hits_P[start:stop], samples_P[start:stop], predicted_C[labels_R])
         result[f"attribute/{name}"] = accuracy(counts)
         result[f"attribute/{name}/macro_precision"] = macro_precision(counts)
     return result

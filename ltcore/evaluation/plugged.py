@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,14 @@ from torch import Tensor
 from ltcore import dist
 from ltcore.errors import PluginError
 from ltcore.evaluation.catalog import taken
+from ltcore.evaluation.pairs import Ints, Pairs
 from ltcore.plugins.generated import add_row
 from ltcore.plugins.loading import attach, load, names_in
 from ltcore.plugins.parts import Part
 
-Ints = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    from ltcore.evaluation.confusion import Confusion  # which imports this module
+
 SCALE = 2**24
 """Units of a score in 1."""
 LARGEST = 2.0**16
@@ -41,10 +45,12 @@ LARGEST = 2.0**16
 
 @dataclass(frozen=True)
 class Counted:
-    """What an evaluation counted in one split, over all ranks. C classes, A attributes + 1 slot for 'unknown'."""
+    """What an evaluation counted in one split, over all ranks. C classes, P pairs of class and attribute."""
 
-    counts_ACC: Ints
-    """Samples by attribute, label and prediction."""
+    pairs: Pairs
+    """Those that samples of the split have; unknown attributes are the last."""
+    counts_PC: Ints
+    """Samples by pair of label and attribute, and by prediction."""
     top_C: Ints
     """Samples of each class whose own logit is among the five largest."""
     bins_CK3: Ints
@@ -57,14 +63,25 @@ class Counted:
     @cached_property
     def counts_CC(self) -> Ints:
         """Returns the samples by label and prediction."""
-        found: Ints = self.counts_ACC.sum(0)
+        found = np.zeros((self.pairs.num_classes, self.pairs.num_classes), np.int64)
+        np.add.at(found, self.pairs.labels_P, self.counts_PC)
+        return found
+
+    @cached_property
+    def counts_ACC(self) -> Ints:
+        """Returns the samples by attribute, label and prediction; the last attribute is the unknown one.
+
+        It is made when it is asked for: 8 (A + 1) C^2 bytes, for 1,000 classes and 3,000 attributes 24 GB.
+        """
+        size = (self.pairs.num_attributes + 1, self.pairs.num_classes, self.pairs.num_classes)
+        found = np.zeros(size, np.int64)
+        found[self.pairs.attributes_P, self.pairs.labels_P] = self.counts_PC
         return found
 
     @cached_property
     def samples_C(self) -> Ints:
         """Returns the samples of each class; 0 for one without any."""
-        found: Ints = self.counts_ACC.sum((0, 2))
-        return found
+        return self.pairs.by_class(self.counts_PC.sum(1))
 
 
 class Metric:
@@ -133,17 +150,16 @@ class Scores:
         """Sums over ranks in place, once, after the last ``update``. A collective."""
         dist.all_reduce_sum_(self.sums_MC2)
 
-    def values(
-        self, counts_ACC: Tensor, top_C: Tensor, bins_CK3: Tensor, shot_groups: Sequence[str]
-    ) -> dict[str, float | None]:
-        """Returns the value of each metric. Raises PluginError for one that is no finite number."""
-        counts, top, bins = (_read_only(tensor) for tensor in (counts_ACC, top_C, bins_CK3))
+    def values(self, confusion: Confusion, shot_groups: Sequence[str]) -> dict[str, float | None]:
+        """Returns the value of each metric for what was counted. Raises PluginError for one that is no finite number."""
+        tensors = (confusion.counts_PC, confusion.top_C, confusion.bins_CK3)
+        counts, top, bins = map(_read_only, tensors)
         sums_MC2 = self.sums_MC2.cpu().numpy()
         values: dict[str, float | None] = {}
         for sums_C2, (name, metric) in zip(sums_MC2, self._metrics.items(), strict=True):
             scores_C = sums_C2[:, 0] / SCALE
             scores_C.flags.writeable = False
-            counted = Counted(counts, top, bins, tuple(shot_groups), scores_C)
+            counted = Counted(confusion.pairs, counts, top, bins, tuple(shot_groups), scores_C)
             with _blamed(name, metric, "value"):
                 value = None if sums_C2[:, 1].any() else metric.value(counted)
             values[name] = _number(name, value)

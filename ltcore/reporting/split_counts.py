@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from ltcore.evaluation.pairs import AttributeCounts, Ints
 from ltcore.evaluation.protocols import TRAIN_BALANCED, ordered_splits
 
 if TYPE_CHECKING:
     from ltcore.data.shards.reader import ShardStore
 
-Ints = npt.NDArray[np.int64]
 MAX_CELLS = 20_000_000
 """Of a table of classes by attributes; data with more count as data without attributes."""
 
@@ -47,9 +46,8 @@ def count_split(store: ShardStore, split: str) -> SplitCounts:
     num_classes, num_attributes = len(counts_C), len(store.manifest.attributes)
     if not num_attributes or num_classes * num_attributes > MAX_CELLS:
         return SplitCounts(split, counts_C, None)
-    from ltcore.evaluation.attributes import attribute_counts  # imports torch
-
-    counts_CA = attribute_counts(store.labels(split), store.attributes(split), num_classes, num_attributes)
+    counts = AttributeCounts.of(store.labels(split), store.attributes(split), num_classes, num_attributes)
+    counts_CA = counts.table_CA()
     return SplitCounts(split, counts_C, counts_CA if counts_CA.any() else None)
 
 
@@ -67,12 +65,12 @@ def by_size(counts_C: Sequence[int] | Ints) -> list[int]:
 def rank_counts(train_CA: Ints, counts_CA: Ints) -> tuple[int, int, int]:
     """Counts images by the rank of their attribute within the class: majority, second, rare.
 
-    Ranks are those of the training counts ``train_CA``, of equal attributes the lower id first. An attribute without a
-    training image of the class is rare, and where no class has more than two, the one that is not the majority. Classes
-    without a known attribute in training have no ranks, so their images are left out.
+    Ranks are those of the training counts ``train_CA`` (``AttributeRanks``). Classes without a known attribute in training
+    have no ranks, so their images are left out.
     """
-    from ltcore.evaluation.attributes import rank_attributes  # imports torch
+    from ltcore.evaluation.attributes import AttributeRanks  # imports torch
 
-    ranks_CA = rank_attributes(train_CA).T
-    majority, second, rare = (int(counts_CA[ranks_CA == rank].sum()) for rank in range(3))
+    counts = AttributeCounts.of_table(counts_CA)
+    ranks_P = AttributeRanks(AttributeCounts.of_table(train_CA)).of(counts.pairs)
+    majority, second, rare = (int(counts.counts_P[ranks_P == rank].sum()) for rank in range(3))
     return majority, second, rare

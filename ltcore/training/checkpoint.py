@@ -32,7 +32,7 @@ from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.prep import Prep
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, NumericError, StorageError
-from ltcore.evaluation.attributes import Ints
+from ltcore.evaluation.pairs import AttributeCounts
 from ltcore.limits import MAX_MANIFEST_BYTES, MAX_TENSOR_NAMES_BYTES, load_json
 from ltcore.retry import retrying
 from ltcore.shots import SHOT_GROUPS
@@ -61,8 +61,9 @@ class Checkpoint:
 
     path: Path
     meta: Meta
-    """schema, step, epoch, config (flat), classes, shot_groups, attributes, attribute_counts ([C][A] training images), mean,
-    std, image_size, metrics, data_hash; class_prior, except for stage 2; and base, where weights leave it out (``base``).
+    """schema, step, epoch, config (flat), classes, shot_groups, attributes, attribute_counts (of training images, as
+    ``AttributeCounts.to_rows``), mean, std, image_size, metrics, data_hash; class_prior, except for stage 2; and base, where
+    weights leave it out (``base``).
     """
     place: str
     """Location shown to users: its path, or the URI from which it was fetched temporarily."""
@@ -167,7 +168,7 @@ def description(
     config: dict[str, Any],
     manifest: Manifest,
     prep: Prep,
-    attribute_counts_CA: Ints,
+    attribute_counts: AttributeCounts,
     *,
     epoch: int,
     metrics: dict[str, Any],
@@ -182,7 +183,7 @@ def description(
         "classes": list(manifest.classes),
         "shot_groups": list(manifest.shot_groups),
         "attributes": list(manifest.attributes),
-        "attribute_counts": attribute_counts_CA.tolist(),
+        "attribute_counts": attribute_counts.to_rows(),
         "mean": list(prep.mean),
         "std": list(prep.std),
         "image_size": prep.image_size,
@@ -279,11 +280,17 @@ def read(path: Path, uri: str = "") -> Checkpoint:
                 f"{place}/meta.json has {len(meta['classes'])} classes and {len(meta[name])} {name}, expected one per class. "
                 "Delete this checkpoint and run again."
             )
-    num_attributes = len(meta.get("attributes", ()))
-    if any(len(row) != num_attributes for row in meta.get("attribute_counts", ())):
+    num_attributes, rows = len(meta.get("attributes", ())), meta.get("attribute_counts", ())
+    if any(len(row) != num_attributes for row in rows if isinstance(row, list)):
         raise CheckpointError(
             f"{place}/meta.json: attribute_counts has rows of other lengths than the {num_attributes} attributes. Delete this "
             "checkpoint and run again."
+        )
+    ids = set(map(str, range(num_attributes)))
+    if other := next((name for row in rows if isinstance(row, dict) for name in row if name not in ids), None):
+        raise CheckpointError(
+            f"{place}/meta.json: attribute_counts has the attribute {_shown(other)}, expected numbers below {num_attributes}. "
+            "Delete this checkpoint and run again."
         )
     return Checkpoint(path, Meta(place, meta), place)
 
@@ -300,6 +307,12 @@ def _numbers(value: Any, *, least: float, most: float, count: int = 0) -> bool:
 
 def _whole(value: Any, *, least: int = 0, most: int = 2**53) -> bool:
     return type(value) is int and least <= value <= most
+
+
+def _counts_of_class(row: Any) -> bool:
+    """Tells whether it is a row of ``AttributeCounts.to_rows``, of any attributes."""
+    counts = row.values() if isinstance(row, dict) else row
+    return isinstance(row, dict | list) and all(map(_whole, counts))
 
 
 def _shown(value: Any) -> str:
@@ -319,8 +332,8 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "attributes": (partial(_words, least=0), "names"),
     "attribute_counts": (
-        lambda value: isinstance(value, list) and all(isinstance(row, list) and all(map(_whole, row)) for row in value),
-        "for each class a whole number for each attribute",
+        lambda value: isinstance(value, list) and all(map(_counts_of_class, value)),
+        "for each class a whole number for each attribute, or for those of which it has images",
     ),
     "mean": (partial(_numbers, least=-_LARGE, most=_LARGE, count=3), f"three numbers from -{_LARGE:g} to {_LARGE:g}"),
     "std": (

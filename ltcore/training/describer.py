@@ -21,6 +21,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError
+from ltcore.evaluation.pairs import AttributeCounts
 from ltcore.models.net import PROJECTIONS, LongTailNet, ModelConfig
 from ltcore.models.timm_names import PREFIX
 from ltcore.models.weights import expected_input
@@ -118,6 +119,8 @@ def open_backbone(name: str, weights: str | None, data: DataConfig, manifest: Ma
         shot_groups=manifest.shot_groups,
         place=f"{name} with weights {weights}",
         data_hash=manifest.hash,
+        attributes=(),
+        attribute_counts=AttributeCounts.of_rows([[] for _ in manifest.classes], 0),
     )
     return _without_prototypes(predictor.to("auto"), _NEVER_HAD)
 

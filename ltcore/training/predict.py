@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltcore.batch import Batch
 from ltcore.config.json_record import encode
 from ltcore.config.schema import RunConfig
 from ltcore.data.augment.augment import Augment
@@ -22,7 +21,8 @@ from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.data.prep import framing_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError
-from ltcore.evaluation.attributes import UNRANKED, Ints, rank_attributes
+from ltcore.evaluation.attributes import AttributeRanks
+from ltcore.evaluation.pairs import AttributeCounts
 from ltcore.evaluation.plugged import metrics_of
 from ltcore.evaluation.protocols import split_of
 from ltcore.models.net import PROJECTIONS, LongTailNet
@@ -74,7 +74,7 @@ def predictor_of(found: ckpt.Checkpoint, posthoc_tau: float = 0.0) -> Predictor:
         place=found.place,
         data_hash=meta["data_hash"],
         attributes=tuple(meta["attributes"]),
-        attribute_counts=tuple(map(tuple, meta["attribute_counts"])),
+        attribute_counts=AttributeCounts.of_rows(meta["attribute_counts"], len(meta["attributes"])),
         framing=framing_of(config.data, tuple(meta["mean"])),
     )
     if not posthoc_tau:
@@ -174,32 +174,25 @@ def evaluate(
 def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tensor) -> Evaluator:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
-
-    def normalize(batch: Batch) -> Batch:
-        return replace(augment.evaluate(batch), labels_B=to_network_K.to(batch.labels_B.device)[batch.labels_B])
-
     return Evaluator(
         net=cast(LongTailNet, predictor.net.to(device)),  # or Mirrored, whose output has the same logits
         loader=loader,
         device=device,
         batch_size=512 // predictor.views,
-        normalize=normalize,
+        normalize=augment.evaluate,
         adjust=lambda logits_BC: predictor.adjusted(predictor.finite(logits_BC)),
         num_classes=len(predictor.classes),
+        to_network_K=to_network_K.numpy(),
         shot_groups=predictor.shot_groups,
-        ranks_AC=_ranks_by_name(predictor, loader.store.manifest.attributes),
+        ranks=_ranks_by_name(predictor, loader.store.manifest.attributes),
         plugged=metrics_of((*predictor.config.plugins, *given())),  # also those that the run did not know
     )
 
 
-def _ranks_by_name(predictor: Predictor, names: Sequence[str]) -> Ints:
-    """Returns [A, C] ranks of the data's attributes in training's classes; those of unknown names have none."""
+def _ranks_by_name(predictor: Predictor, names: Sequence[str]) -> AttributeRanks:
+    """Returns the ranks of the data's attributes in training's classes; those of unknown names have none."""
     known = {name: a for a, name in enumerate(predictor.attributes)}
-    sizes = (len(predictor.classes), len(known))
-    ranks_AC = rank_attributes(np.array(predictor.attribute_counts, dtype=np.int64).reshape(sizes))
-    unranked_C = np.full(sizes[0], UNRANKED)
-    rows = [ranks_AC[known[name]] if name in known else unranked_C for name in names]
-    return np.array(rows, dtype=np.int64).reshape(len(names), sizes[0])
+    return AttributeRanks(predictor.attribute_counts, np.array([known.get(name, -1) for name in names], np.int64))
 
 
 def wanted_splits(

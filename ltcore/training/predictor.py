@@ -20,6 +20,7 @@ from ltcore.data.images.decode import Pixels, decode_canvas
 from ltcore.data.images.five_crop import NUM_CROPS, decode_five, five_crops
 from ltcore.data.images.given import IMAGES, ImageLike, canvas_of, is_one, whole_of
 from ltcore.errors import ConfigError, DataError, NumericError
+from ltcore.evaluation.pairs import AttributeCounts
 from ltcore.framing import OWN_WAY, Framing
 from ltcore.models.views import over_views
 from ltcore.objective.losses.logit_adjust import posthoc_logits
@@ -73,10 +74,10 @@ class Predictor:
     """Path or URI of the checkpoint."""
     data_hash: str
     """Hash of the data that it was trained on."""
-    attributes: tuple[str, ...] = ()
+    attributes: tuple[str, ...]
     """Names of the attributes of the data that it was trained on."""
-    attribute_counts: tuple[tuple[int, ...], ...] = ()
-    """[C][A] training images of each class and attribute."""
+    attribute_counts: AttributeCounts
+    """Training images of each class and attribute."""
     posthoc_tau: float = 0.0
     """Strength of post-hoc logit adjustment; 0 is none."""
     log_prior_C: Tensor | None = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
+from ltcore.evaluation.catalog import MAX_NAMED_ATTRIBUTES
 from ltcore.models.excess import excess_of
 from ltcore.models.net import ModelConfig
 from ltcore.models.tune import FULL, HEAD
@@ -21,7 +22,18 @@ def remarks(cfg: RunConfig, manifest: Manifest) -> list[str]:
     late = (_too_late(cfg, name) for name in ("ifl", "lpa"))
     too_wide = _excess(cfg.model, len(manifest.classes))
     found = (key_encoder.remark(cfg, manifest), *late, *_idle_options(cfg), _random_base(cfg), _unmoved(cfg), too_wide)
-    return [text for text in found if text]
+    return [text for text in (*found, _unnamed(manifest)) if text]
+
+
+def _unnamed(manifest: Manifest) -> str:
+    """Says that metrics of single attributes are left out; '' where they are not."""
+    number = len(manifest.attributes)
+    if number <= MAX_NAMED_ATTRIBUTES:
+        return ""
+    return (
+        f"{manifest.name} has {number:,} attributes, more than {MAX_NAMED_ATTRIBUTES}: metrics of single ones "
+        "(attribute/NAME) are left out; attribute_rank/*, attribute_gap and worst_group judge them by class"
+    )
 
 
 def _idle_options(cfg: RunConfig) -> Iterator[str]:

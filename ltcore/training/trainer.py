@@ -337,7 +337,7 @@ class Trainer:
                 self.cfg.to_flat(),
                 self.loader.store.manifest,
                 self.loader.prep,
-                self.evaluator.attribute_counts_CA,
+                self.evaluator.attribute_counts,
                 epoch=self.at.epoch,
                 metrics=self.at.best,
             )

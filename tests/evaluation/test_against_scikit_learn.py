@@ -11,6 +11,7 @@ from ltcore.evaluation.calibration import NUM_BINS
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.confusion_file import ConfusionCells
 from ltcore.evaluation.metrics import metrics, per_class, reliability_bins, support
+from ltcore.evaluation.pairs import Pairs
 
 CLASSES, SAMPLES = 9, 400
 GROUPS = ("many", "many", "medium", "medium", "medium", "few", "few", "few", "few")
@@ -29,7 +30,7 @@ def unbalanced(seed: int, absent: int | None = None) -> tuple[torch.Tensor, torc
 
 
 def counted(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> Confusion:
-    confusion = Confusion(CLASSES)
+    confusion = Confusion(Pairs.every(CLASSES, 0))
     for logits, labels in zip(logits_BC.split(37), labels_B.split(37), strict=True):
         confusion.update(logits, labels)
     return confusion
@@ -96,9 +97,9 @@ def test_the_confusion_matrix_recalls_and_support() -> None:
     logits_BC, labels_B = unbalanced(1)
     counts = counted(logits_BC, labels_B)
     matrix = sklearn_metrics.confusion_matrix(labels_B, logits_BC.argmax(1), labels=range(CLASSES))
-    assert ConfusionCells.of(counts.counts_ACC).dense() == matrix.tolist()
-    assert support(counts.counts_ACC) == matrix.sum(1).tolist()
-    assert per_class(counts.counts_ACC) == pytest.approx((matrix.diagonal() / matrix.sum(1)).tolist())
+    assert ConfusionCells.of(counts).dense() == matrix.tolist()
+    assert support(counts) == matrix.sum(1).tolist()
+    assert per_class(counts) == pytest.approx((matrix.diagonal() / matrix.sum(1)).tolist())
 
 
 def test_reliability_bins_beside_numpy() -> None:

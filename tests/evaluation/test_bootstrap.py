@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from ltcore.evaluation.attributes import CellCounts, attribute_metrics, rank_attributes
+from ltcore.evaluation.attributes import AttributeRanks, CellCounts, attribute_metrics
 from ltcore.evaluation.bootstrap import bootstrap_intervals
 from ltcore.evaluation.catalog import METRICS
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.metrics import metrics
+from ltcore.evaluation.pairs import AttributeCounts, Pairs
 
 GROUPS = ("many", "few")
-RANKS_AC = rank_attributes(np.array([[9, 1], [9, 1]]))
+RANKS_P = AttributeRanks(AttributeCounts.of_table(np.array([[9, 1], [9, 1]]))).of(Pairs.every(2, 2))
 
 
 def counted(labels: list[int], right: list[bool], attributes: list[int] | None = None) -> Confusion:
     """Two classes, of which a wrong prediction takes the other."""
-    confusion = Confusion(2, 0 if attributes is None else 2)
+    confusion = Confusion(Pairs.every(2, 0 if attributes is None else 2))
     predictions = [label if hit else 1 - label for label, hit in zip(labels, right, strict=True)]
     logits_BC = 3 * torch.nn.functional.one_hot(torch.tensor(predictions), 2).float()
     confusion.update(logits_BC, torch.tensor(labels), None if attributes is None else torch.tensor(attributes))
@@ -44,8 +45,8 @@ def test_every_metric_with_a_value_has_one_but_those_that_jump() -> None:
     attributes = [0, 1] * 20
     confusion = counted([0] * 20 + [1] * 20, [n % 3 > 0 for n in range(40)], attributes)
     values = metrics(confusion, GROUPS)
-    values |= attribute_metrics(CellCounts.of(confusion.counts_ACC, RANKS_AC), GROUPS)
-    found = bootstrap_intervals(confusion, RANKS_AC, GROUPS, seed=1, resamples=50)
+    values |= attribute_metrics(CellCounts.of(confusion, RANKS_P), GROUPS)
+    found = bootstrap_intervals(confusion, RANKS_P, GROUPS, seed=1, resamples=50)
     jumping = {"worst_class", "worst_group", "geometric_mean", "harmonic_mean"}
     assert list(found) == [n for n in METRICS if values[n] is not None and n not in jumping]
     for name, (low, high) in found.items():
@@ -61,10 +62,10 @@ def test_the_same_arguments_give_the_same_numbers_and_another_seed_others() -> N
 def test_where_the_test_balances_attributes_each_keeps_its_number_of_samples() -> None:
     """The majority is always right, the other one never: nothing is left to vary."""
     balanced = counted([0] * 20 + [1] * 20, [True, False] * 20, [0, 1] * 20)
-    assert "top1" not in bootstrap_intervals(balanced, RANKS_AC, GROUPS, seed=1, resamples=50)
+    assert "top1" not in bootstrap_intervals(balanced, RANKS_P, GROUPS, seed=1, resamples=50)
     labels, attributes = [0] * 20 + [1] * 20, ([0] * 18 + [1] * 2) * 2
     natural = counted(labels, [a == 0 for a in attributes], attributes)
-    low, high = bootstrap_intervals(natural, RANKS_AC, GROUPS, seed=1, resamples=500)["top1"]
+    low, high = bootstrap_intervals(natural, RANKS_P, GROUPS, seed=1, resamples=500)["top1"]
     half = 1.96 * math.sqrt(0.9 * 0.1 / 40)
     assert (low, high) == pytest.approx((0.9 - half, 0.9 + half), abs=0.02)
 
@@ -72,7 +73,7 @@ def test_where_the_test_balances_attributes_each_keeps_its_number_of_samples() -
 def test_one_sample_of_an_attribute_does_not_seem_certain() -> None:
     attributes = ([0] * 9 + [1]) * 2
     confusion = counted([0] * 10 + [1] * 10, [True] * 10 + [True] * 9 + [False], attributes)
-    low, high = bootstrap_intervals(confusion, RANKS_AC, GROUPS, seed=1, resamples=300)["attribute_rank/rare"]
+    low, high = bootstrap_intervals(confusion, RANKS_P, GROUPS, seed=1, resamples=300)["attribute_rank/rare"]
     assert high - low > 0.5
 
 
@@ -90,7 +91,7 @@ def test_precision_of_few_samples_is_corrected_for_its_bias() -> None:
     labels = torch.arange(classes).repeat_interleave(each)
     guesses = torch.randint(classes, labels.shape, generator=gen)
     predictions = torch.where(torch.rand(labels.shape, generator=gen) < right, labels, guesses)
-    confusion = Confusion(classes)
+    confusion = Confusion(Pairs.every(classes, 0))
     confusion.update(torch.nn.functional.one_hot(predictions, classes).float(), labels)
     low, high = bootstrap_intervals(confusion, None, ["many"] * classes, seed=1, resamples=300)["macro_precision"]
     assert low < right + (1 - right) / classes < high

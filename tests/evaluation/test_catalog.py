@@ -10,19 +10,21 @@ import torch
 
 from ltcore.config.schema import TrainConfig
 from ltcore.config.sweep import SELECTABLE
-from ltcore.evaluation.attributes import CellCounts, attribute_metrics, rank_attributes
+from ltcore.evaluation.attributes import AttributeRanks, CellCounts, attribute_metrics
 from ltcore.evaluation.balance import is_balanced, remarks
 from ltcore.evaluation.catalog import METRICS, NCM_METRICS, goodness, headline, minimized, title_of
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.metrics import metrics
+from ltcore.evaluation.pairs import AttributeCounts, Pairs
 from ltcore.shots import SHOT_GROUPS
 
 
 def test_every_metric_of_the_table_is_computed_and_may_choose() -> None:
-    confusion = Confusion(6)
+    confusion = Confusion(Pairs.every(6, 0))
     confusion.update(torch.eye(6), torch.arange(6))
     groups = [*SHOT_GROUPS, *SHOT_GROUPS]
-    cells = CellCounts.of(confusion.counts_ACC, rank_attributes(np.zeros((6, 0), np.int64)))
+    ranks = AttributeRanks(AttributeCounts.of_table(np.zeros((6, 0), np.int64)))
+    cells = CellCounts.of(confusion, ranks.of(confusion.pairs))
     assert list(metrics(confusion, groups) | attribute_metrics(cells, groups)) == list(METRICS)
     assert list(SELECTABLE) == [f"val/{name}" for name in (*METRICS, *NCM_METRICS)]
     assert TrainConfig().select == SELECTABLE[0] == "val/balanced_accuracy"

@@ -16,15 +16,16 @@ from scipy import sparse
 from ltcore.errors import DamagedFileError, DataError
 from ltcore.evaluation import confusion_file
 from ltcore.evaluation.confusion_file import Cell, ConfusionCells, confusion_name, read_confusion, write_confusion
+from tests.confusions import confusion_of
 
 COUNTS = torch.tensor([[5, 0, 2], [0, 0, 0], [1, 3, 4]])
 
 
 def test_a_matrix_comes_back_and_scipy_reads_it_too(tmp_path: Path) -> None:
     file = tmp_path / confusion_name("test", "last")
-    write_confusion(str(file), ConfusionCells.of(COUNTS))
+    write_confusion(str(file), ConfusionCells.of(confusion_of(COUNTS[None])))
     found = read_confusion(file, 3)
-    assert found == ConfusionCells.of(COUNTS[None]) and found is not None
+    assert found == ConfusionCells.of(confusion_of(COUNTS[None])) and found is not None
     assert found.dense() == COUNTS.tolist() == sparse.load_npz(file).toarray().tolist()
     assert found.confused(2) == [Cell(2, 1, 3), Cell(0, 2, 2)]
     assert found.columns() == {"label": [0, 0, 2, 2, 2], "prediction": [0, 2, 0, 1, 2], "count": [5, 2, 1, 3, 4]}
@@ -34,7 +35,7 @@ def test_a_matrix_comes_back_and_scipy_reads_it_too(tmp_path: Path) -> None:
 
 
 def test_attributes_are_summed_and_an_empty_matrix_is_one_too(tmp_path: Path) -> None:
-    assert ConfusionCells.of(torch.stack([COUNTS, COUNTS])).dense() == (2 * COUNTS).tolist()
+    assert ConfusionCells.of(confusion_of(torch.stack([COUNTS, COUNTS]))).dense() == (2 * COUNTS).tolist()
     write_confusion(str(tmp_path / "empty.npz"), ConfusionCells(3, ()))
     assert read_confusion(tmp_path / "empty.npz", 3) == ConfusionCells(3, ())
     assert read_confusion(tmp_path / "none.npz", 3) is None

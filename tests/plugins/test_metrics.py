@@ -21,6 +21,7 @@ from ltcore.contracts.check import check_plugin
 from ltcore.errors import ConfigError, PluginError
 from ltcore.evaluation.catalog import goodness, limits, minimized
 from ltcore.evaluation.confusion import Confusion
+from ltcore.evaluation.pairs import Pairs
 from ltcore.evaluation.plugged import PLUGGED, Metric, Scores, metrics_of
 from ltcore.plugins import loading
 from ltcore.training import predict
@@ -145,10 +146,7 @@ class Distance(Metric):
 
 
 def values(scores: Scores) -> dict[str, float | None]:
-    zeros = torch.zeros(1, 2, 2, dtype=torch.int64)
-    return scores.values(
-        zeros, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 15, 3, dtype=torch.int64), ["many"] * 2
-    )
+    return scores.values(Confusion(Pairs.every(2, 0)), ["many"] * 2)
 
 
 def test_scores_are_summed_exactly_and_one_that_is_none_gives_no_value() -> None:
@@ -172,7 +170,7 @@ def summed(parts: int) -> Any:
     """The value of scores of 40 samples, of which each of ``parts`` ranks sees its own; equal on all."""
     logits_NC, labels_N = torch.randn(40, 2, generator=torch.Generator().manual_seed(3)), torch.arange(40) % 2
     mine_n = torch.arange(40).chunk(parts)[dist.rank()]
-    counted = Confusion(2)
+    counted = Confusion(Pairs.every(2, 0))
     counted.scores = Scores({"a": Distance(1.0)}, 2)
     counted.update(logits_NC[mine_n], labels_N[mine_n])
     counted.reduce()

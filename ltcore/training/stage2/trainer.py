@@ -254,7 +254,7 @@ class Stage2Trainer:
         """Returns the metrics of the validation split, from its features."""
         if self.val is None:
             return {}
-        counts = self.evaluator.counter()
+        counts = self.evaluator.counter("val")
         attributes_N = torch.tensor(self.loader.store.attributes("val"), device=self.ctx.device)
         chunks = zip(self.val.chunks(), attributes_N.split(CHUNK), strict=True)
         for (features_BD, labels_B), attributes_B in chunks:
@@ -290,9 +290,9 @@ class Stage2Trainer:
 
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
         manifest = self.loader.store.manifest
-        counts_CA = self.evaluator.attribute_counts_CA
+        counts = self.evaluator.attribute_counts
         meta = ckpt.description(
-            self.cfg.to_flat(), manifest, self.loader.prep, counts_CA, epoch=metrics["epoch"], metrics=self.best
+            self.cfg.to_flat(), manifest, self.loader.prep, counts, epoch=metrics["epoch"], metrics=self.best
         )
 
         def write() -> None:
