@@ -1,7 +1,7 @@
 """Metrics of attributes inside classes: a long tail that the classes' own counts do not show.
 
 In each class the training images of one attribute are the ``majority``, those of the next one ``second``, and all others
-``rare``; where no class has more than two, the other one is rare. Source: Tang et al., Invariant Feature Learning for
+``rare``; of two, the other one is rare (``AttributeRanks``). Source: Tang et al., Invariant Feature Learning for
 Generalized Long-Tailed Classification, ECCV 2022, whose attributes are numbered by this rank; Sagawa et al.,
 Distributionally Robust Neural Networks, ICLR 2020 (worst group).
 Differs: a group's accuracy is the mean over classes of the class's accuracy in it, as for shot groups, where GLT takes the
@@ -30,8 +30,9 @@ UNRANKED = -1
 class AttributeRanks:
     """Places in ``ATTRIBUTE_RANKS`` of the attributes in each class by the training counts, equal counts by attribute id.
 
-    An attribute that no training image of the class has is rare, and where no class has more than two, shared ones or its
-    own, the one that is not the majority. A class whose images have none is ``UNRANKED``.
+    An attribute that no training image of the class has is rare. Of two, the one that is not the majority is rare: where no
+    class has more than two in training, and in a class whose attributes no other class has. In others it is the second, since
+    a class that shares attributes may lack the third one in training alone. A class whose images have none is ``UNRANKED``.
     """
 
     def __init__(self, trained: AttributeCounts, to_trained_A: Ints | None = None) -> None:
@@ -49,8 +50,15 @@ class AttributeRanks:
         places_P[order_P] = np.arange(len(order_P)) - starts_C[pairs.labels_P[order_P]]
         second, self._rare = ATTRIBUTE_RANKS.index("second"), ATTRIBUTE_RANKS.index("rare")
         self._ranks_P = np.minimum(places_P, self._rare)
+        self._ranks_P[(places_P == second) & self._has_two_C()[pairs.labels_P]] = self._rare
+
+    def _has_two_C(self) -> Ints:
+        """Tells of which classes the second attribute is the last."""
         if self._number_C.max(initial=0) <= 2:
-            self._ranks_P[places_P == second] = self._rare
+            return np.ones(len(self._number_C), bool)
+        shared_P = np.bincount(self._pairs.attributes_P)[self._pairs.attributes_P] > 1
+        shares_C = np.bincount(self._pairs.labels_P[shared_P], minlength=len(self._number_C)) > 0
+        return (self._number_C == 2) & ~shares_C
 
     def of(self, pairs: Pairs) -> Ints:
         """Returns the ranks [P] of some pairs."""

@@ -16,8 +16,8 @@ VALIDATION = "val/"
 TOP = 5
 """The k of top-k."""
 ATTRIBUTE_RANKS = ("majority", "second", "rare")
-"""Ranks of an attribute within a class, by the counts of the training split; all after the second are rare, and where no
-class has more than two, the other one."""
+"""Ranks of an attribute within a class, by the counts of the training split; all after the second are rare, and of two the
+other one (``AttributeRanks``)."""
 
 MAX_NAMED_ATTRIBUTES = 256
 """Data with more attributes have no metrics of single ones, ``attribute/<name>``. COCO Attributes has 204."""

@@ -58,9 +58,15 @@ def test_of_two_attributes_that_are_a_class_s_own_the_other_is_rare_too() -> Non
         [RARE, RARE, RARE, MAJORITY],
     ]
     assert ranks_of([[5, 2, 0, 0, 0], [0, 0, 3, 4, 1]]).tolist() == [
-        [MAJORITY, SECOND, RARE, RARE, RARE],
+        [MAJORITY, RARE, RARE, RARE, RARE],
         [RARE, RARE, SECOND, MAJORITY, RARE],
     ]
+
+
+def test_a_class_that_shares_attributes_and_lacks_the_third_in_training_has_a_second_one() -> None:
+    assert ranks_of([[5, 2, 1], [3, 1, 0]]).tolist() == [[MAJORITY, SECOND, RARE]] * 2
+    one_is_shared = ranks_of([[5, 2, 0, 0, 0], [0, 1, 3, 4, 2]])
+    assert one_is_shared[0].tolist() == [MAJORITY, SECOND, RARE, RARE, RARE]
 
 
 def test_training_images_are_counted_by_class_and_attribute_without_those_of_unknown_attribute() -> None:
