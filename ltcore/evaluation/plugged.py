@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +34,19 @@ from ltcore.plugins.generated import add_row
 from ltcore.plugins.loading import attach, load, names_in
 from ltcore.plugins.parts import Part
 
-if TYPE_CHECKING:
-    from ltcore.evaluation.confusion import Confusion  # which imports this module
-
 SCALE = 2**24
 """Units of a score in 1."""
 LARGEST = 2.0**16
 """Size from which a score is none; so eight million samples fit into 64 bits."""
+
+
+class Tables(Protocol):
+    """What is read of a ``Confusion``, which holds the scores itself."""
+
+    pairs: Pairs
+    counts_PC: Tensor
+    top_C: Tensor
+    bins_CK3: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class Scores:
         """Sums over ranks in place, once, after the last ``update``. A collective."""
         dist.all_reduce_sum_(self.sums_MC2)
 
-    def values(self, confusion: Confusion, shot_groups: Sequence[str]) -> dict[str, float | None]:
+    def values(self, confusion: Tables, shot_groups: Sequence[str]) -> dict[str, float | None]:
         """Returns the value of each metric for what was counted. Raises PluginError for one that is no finite number."""
         tensors = (confusion.counts_PC, confusion.top_C, confusion.bins_CK3)
         counts, top, bins = map(_read_only, tensors)
