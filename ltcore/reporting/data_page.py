@@ -12,8 +12,9 @@ from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import DataError
 from ltcore.evaluation.protocols import TRAIN_LONG_TAILED
 from ltcore.reporting.data_figures import histogram
+from ltcore.reporting.grid_columns import grid_columns
 from ltcore.reporting.pictures import Picture, Pictures
-from ltcore.reporting.sample_grid import SampleGrid, sample_grid, shown_attributes, shown_classes, shown_words
+from ltcore.reporting.sample_grid import SampleGrid, sample_grid, shown_classes, shown_words
 from ltcore.reporting.split_counts import SplitCounts, by_size, count_split, rank_counts, reading_order
 from ltcore.reporting.svg import new_figure, style, to_svg
 from ltcore.text import printable
@@ -35,6 +36,8 @@ class CellView:
     picture: Picture | None
     tint: float
     """Share of the color below the image, in [0, 1]."""
+    name: str
+    """Its attribute, where the columns have no names of attributes."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class GridView:
 
     split: str
     images: int
-    attributes: tuple[str, ...]
-    """Names of the columns; () where rows are plain examples."""
+    titles: tuple[str, ...]
+    """Of the columns; () where rows are plain examples."""
     rows: tuple[RowView, ...]
 
 
@@ -95,12 +98,12 @@ def _section(pictures: Pictures, store: ShardStore, train_split: str) -> DataSec
     train, ranking = counts[train_split], counts[natural]
     shown = [train, *(counts[split] for split in order if split.startswith("test"))][:2]
     classes = shown_classes(train.counts_C, manifest.shot_groups)
-    attributes = shown_attributes(train)
-    grids = [sample_grid(store, each, classes, attributes) for each in shown]
+    columns = grid_columns(train, list(counts.values()), manifest.attributes, classes)
+    grids = [sample_grid(store, each, classes, columns) for each in shown]
     return DataSection(
         tuple(_view(grid, of, pictures, manifest) for grid, of in zip(grids, shown, strict=True)),
         tuple(_caption(train, shown[1:], ranking)),
-        shown_words(manifest, len(classes), len(attributes)),
+        shown_words(manifest, len(classes), columns),
         tuple(_histograms(list(counts.values()), manifest)),
         tuple(_rank_shares(ranking, list(counts.values()))),
     )
@@ -111,13 +114,18 @@ def _view(grid: SampleGrid, counts: SplitCounts, pictures: Pictures, manifest: M
     rows = []
     for row in grid.rows:
         cells = [
-            CellView(cell.count, None if cell.index is None else found.get(cell.index), grid.share(cell.count))
+            CellView(
+                cell.count,
+                None if cell.index is None else found.get(cell.index),
+                grid.share(cell.count),
+                printable(cell.name),
+            )
             for cell in row.cells
         ]
         name, group = printable(manifest.classes[row.label]), manifest.shot_groups[row.label]
         rows.append(RowView(name, group, row.count, row.count / max([1, *grid.class_counts]), tuple(cells)))
-    names = tuple(printable(manifest.attributes[a]) for a in grid.attributes)
-    return GridView(grid.split, counts.num_images, names, tuple(rows))
+    titles = tuple(map(printable, grid.titles))
+    return GridView(grid.split, counts.num_images, titles, tuple(rows))
 
 
 def _caption(train: SplitCounts, tests: Sequence[SplitCounts], ranking: SplitCounts) -> Iterator[str]:

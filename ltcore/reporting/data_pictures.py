@@ -10,11 +10,13 @@ import numpy as np
 
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
+from ltcore.evaluation.pairs import Ints
 from ltcore.reporting.data_figures import MAX_BARS, heat_map, histogram, rank_shares
+from ltcore.reporting.grid_columns import Columns, grid_columns, without_attributes
 from ltcore.reporting.grid_figure import grid_figure
 from ltcore.reporting.pictures import thumbnail
-from ltcore.reporting.sample_grid import sample_grid, shown_attributes, shown_classes, shown_words
-from ltcore.reporting.split_counts import Ints, SplitCounts, by_size, count_split, rank_counts, reading_order
+from ltcore.reporting.sample_grid import sample_grid, shown_classes, shown_words
+from ltcore.reporting.split_counts import SplitCounts, by_size, count_split, rank_counts, reading_order
 from ltcore.reporting.svg import PX_PER_INCH, new_figure, style
 from ltcore.shots import SHOT_GROUPS
 from ltcore.storage import join, write_bytes_atomic
@@ -33,7 +35,8 @@ def write_pictures(data_uri: str, out_dir: str, progress: Callable[[str], None] 
 
     ``classes.png`` has a histogram of the classes for each split, ``attributes.png`` one of the attributes and of their
     ranks within the classes, ``classes-attributes.png`` both as a heat map, and ``samples-<split>.png`` images. Data
-    without attributes have no pictures of them. Equal data give equal pictures.
+    without attributes have no pictures of them. Where classes have attributes of their own, columns of the last two are ranks
+    of attributes in the class, and images have names. Equal data give equal pictures.
 
     Args:
         data_uri: folder or object-store prefix of shards; in a store, a shard is fetched whole for a few images of it.
@@ -62,12 +65,13 @@ class _Writer:
     def write(self) -> None:
         with style():
             self._save("classes", self._classes())
+            classes = shown_classes(self.counts[0].counts_C, self.manifest.shot_groups)
+            columns = self._columns(classes)
             if attributed := [counts for counts in self.counts if counts.counts_CA is not None]:
                 self._save("attributes", self._attributes(attributed))
-                self._save("classes-attributes", self._heat_maps(attributed))
-            classes, attributes = shown_classes(self.counts[0].counts_C, self.manifest.shot_groups), self._columns()
+                self._save("classes-attributes", self._heat_maps(attributed, columns))
             for counts in self.counts:
-                self._save(f"samples-{counts.split}", self._samples(counts, classes, attributes))
+                self._save(f"samples-{counts.split}", self._samples(counts, classes, columns))
 
     def _save(self, name: str, figure: Any) -> None:
         data = io.BytesIO()
@@ -105,15 +109,19 @@ class _Writer:
             right.tick_params(labelbottom=True)
         return figure
 
-    def _heat_maps(self, all_counts: Sequence[SplitCounts]) -> Any:
+    def _heat_maps(self, all_counts: Sequence[SplitCounts], shown: Columns) -> Any:
+        """Draws all attributes, or the columns that are shown where these are ranks."""
         names = [self.manifest.classes[c] for c in self.order]
+        titles = shown.titles if shown.by_rank else self.manifest.attributes
+        what = f"rank of its attributes (of {all_counts[0].split})" if shown.by_rank else "attribute"
         columns = min(2, len(all_counts))
         rows = -(-len(all_counts) // columns)
         height_px = min(640, 170 + 24 * len(names))
         figure, all_axes = new_figure(560 * columns, height_px * rows, columns, rows)
         for axes, counts in zip(all_axes, all_counts, strict=False):
-            averaged = heat_map(axes, _of(counts)[self.order], names, self.manifest.attributes)
-            axes.set_title(f"{counts.split}: images of each class and attribute", pad=10)
+            table = shown.counts_of(_of(counts)) if shown.by_rank else _of(counts)
+            averaged = heat_map(axes, table[self.order], names, titles)
+            axes.set_title(f"{counts.split}: images of each class and {what}", pad=10)
         for axes in all_axes[::columns]:
             means = f"; each row is the mean of about {averaged}" if averaged > 1 else ""
             axes.set_ylabel(f"{len(names):,} classes, by images in {self.counts[0].split}{means}")
@@ -121,17 +129,25 @@ class _Writer:
             axes.set_visible(False)
         return figure
 
-    def _columns(self) -> list[int]:
-        """Returns the attributes to show, chosen in the first split that has them."""
-        return next(filter(None, map(shown_attributes, self.counts)), [])
+    def _columns(self, classes: Sequence[int]) -> Columns:
+        """Returns the columns, chosen in the first split that has attributes."""
+        first = next((counts for counts in self.counts if counts.counts_CA is not None), None)
+        if first is None:
+            return without_attributes(len(self.manifest.classes))
+        return grid_columns(first, self.counts, self.manifest.attributes, classes)
 
-    def _samples(self, counts: SplitCounts, classes: Sequence[int], attributes: Sequence[int]) -> Any:
-        grid = sample_grid(self.store, counts, classes, attributes)
+    def _samples(self, counts: SplitCounts, classes: Sequence[int], columns: Columns) -> Any:
+        grid = sample_grid(self.store, counts, classes, columns)
         images = self._read(counts.split, grid.indexes)
         manifest, title = self.manifest, f"{counts.split}: {_images(counts)}"
-        legend = "Below an image is how many there are of its class and attribute." if grid.attributes else ""
-        remark = f"{legend} {shown_words(manifest, len(classes), len(grid.attributes))}".strip()
-        return grid_figure(grid, images, manifest.classes, manifest.shot_groups, manifest.attributes, title, remark)
+        what = (
+            "its attribute, and how many there are"
+            if columns.by_rank
+            else "how many there are of its class and attribute"
+        )
+        legend = f"Below an image is {what}." if grid.titles else ""
+        remark = f"{legend} {shown_words(manifest, len(classes), columns)}".strip()
+        return grid_figure(grid, images, manifest.classes, manifest.shot_groups, title, remark)
 
     def _read(self, split: str, indexes: Sequence[int]) -> dict[int, Image.Image]:
         rows = self.store.read_rows(split, np.array(indexes, np.int64))

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 CELL_PX, STRIP_PX = 66, 18
 """Side of an image, and height of the strip below it that has its count."""
+NAME_PX = 16
+"""Height of the line below that, which has the name of an attribute where columns have none."""
 _LEFT_PX, _TITLE_PX, _MARGIN_PX, _CHAR_PX, _LEAST_PX = 190, 56, 14, 8, 620
+_REMARK_CHAR_PX = 6
 _BAR_CELLS = 4
 """Width of the bars beside plain examples, in cells."""
 _MOST_TINT = 0.6
@@ -26,7 +29,6 @@ def grid_figure(
     images: Mapping[int, Image.Image],
     classes: Sequence[str],
     groups: Sequence[str],
-    attributes: Sequence[str],
     title: str,
     remark: str,
 ) -> Any:
@@ -37,18 +39,18 @@ def grid_figure(
         images: index inside the split -> image, of any shape; its largest centered square is shown.
         classes: names of all classes.
         groups: their shot groups.
-        attributes: names of all attributes.
         title: above the grid.
         remark: a smaller line below the title.
     """
     from matplotlib.figure import Figure
 
-    columns = len(grid.attributes) or max([1, *(len(row.cells) for row in grid.rows)]) + _BAR_CELLS
-    headers = [short_label(attributes[a], 18) for a in grid.attributes]
+    columns = len(grid.titles) or max([1, *(len(row.cells) for row in grid.rows)]) + _BAR_CELLS
+    headers = [short_label(title, 18) for title in grid.titles]
+    name_px = NAME_PX if any(cell.name for row in grid.rows for cell in row.cells) else 0
     top_px = _TITLE_PX + max((_CHAR_PX * len(header) + 10 for header in headers), default=0)
     size_px = (
-        max(_LEAST_PX, _LEFT_PX + columns * CELL_PX + _MARGIN_PX),
-        top_px + len(grid.rows) * (CELL_PX + STRIP_PX) + _MARGIN_PX,
+        max(_LEAST_PX, _LEFT_PX + columns * CELL_PX + _MARGIN_PX, _REMARK_CHAR_PX * len(remark) + 2 * _MARGIN_PX),
+        top_px + len(grid.rows) * (CELL_PX + STRIP_PX + name_px) + _MARGIN_PX,
     )
     with style():
         figure = Figure(figsize=(size_px[0] / PX_PER_INCH, size_px[1] / PX_PER_INCH))
@@ -64,8 +66,8 @@ def grid_figure(
         for y, row in enumerate(grid.rows):
             _label(axes, y, f"{short_label(classes[row.label], 20)}", f"{groups[row.label]}, {row.count:,}")
             for x, cell in enumerate(row.cells):
-                _draw(axes, x, y, cell, grid, images)
-            if not grid.attributes:
+                _draw(axes, x, y, cell, grid, images, name_px)
+            if not grid.titles:
                 _draw_bar(axes, columns - _BAR_CELLS, y, row, grid)
         for x, header in enumerate(headers):
             axes.text(x + 0.5, -0.06, header, rotation=90, ha="center", va="bottom")
@@ -81,28 +83,40 @@ def _label(axes: Axes, y: int, name: str, remark: str) -> None:
     axes.text(-0.15, y + 0.42, remark, ha="right", va="top", fontsize=10, alpha=0.65)
 
 
-def _draw(axes: Axes, x: int, y: int, cell: GridCell, grid: SampleGrid, images: Mapping[int, Image.Image]) -> None:
-    """Draws an image with its count below, or an empty cell."""
+def _draw(
+    axes: Axes, x: int, y: int, cell: GridCell, grid: SampleGrid, images: Mapping[int, Image.Image], name_px: int
+) -> None:
+    """Draws an image with its count below, or an empty cell; and below either its name, where cells have names."""
     from matplotlib.patches import Rectangle
     from PIL import ImageOps
 
-    height = CELL_PX / (CELL_PX + STRIP_PX)
+    row_px = CELL_PX + STRIP_PX + name_px
+    height, bottom = CELL_PX / row_px, 1 - name_px / row_px
+    if cell.name:
+        name = short_label(cell.name, 12)
+        axes.text(x + 0.5, y + (1 + bottom) / 2 - 0.02, name, ha="center", va="center", fontsize=8.5, alpha=0.8)
     if cell.index is None:
-        axes.add_patch(Rectangle((x + 0.04, y + 0.03), 0.92, 0.94, fill=False, ls=":", ec=FAINT))
-        axes.text(x + 0.5, y + 0.5, "0", ha="center", va="center", color=FAINT)
+        axes.add_patch(Rectangle((x + 0.04, y + 0.03), 0.92, bottom - 0.06, fill=False, ls=":", ec=FAINT))
+        axes.text(x + 0.5, y + bottom / 2, "0", ha="center", va="center", color=FAINT)
         return
     image = images[cell.index]
     square = ImageOps.fit(image, (min(image.size),) * 2)
     axes.imshow(square, extent=(x + 0.04, x + 0.96, y + 0.03 + 0.92 * height, y + 0.03), aspect="auto", zorder=2)
-    if grid.attributes:
+    if grid.titles:
         tint = _MOST_TINT * grid.share(cell.count)
         axes.add_patch(
             Rectangle(
-                (x + 0.04, y + 0.03 + 0.92 * height), 0.92, 0.97 - 0.03 - 0.92 * height, fc=WINNER, alpha=tint, lw=0
+                (x + 0.04, y + 0.03 + 0.92 * height), 0.92, bottom - 0.06 - 0.92 * height, fc=WINNER, alpha=tint, lw=0
             )
         )
         axes.text(
-            x + 0.5, y + (1 + height) / 2 - 0.02, f"{cell.count:,}", ha="center", va="center", fontsize=11, color=INK
+            x + 0.5,
+            y + (bottom + height) / 2 - 0.02,
+            f"{cell.count:,}",
+            ha="center",
+            va="center",
+            fontsize=11,
+            color=INK,
         )
 
 

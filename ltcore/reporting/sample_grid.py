@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ltcore.reporting.split_counts import Ints, SplitCounts, by_size
+from ltcore.evaluation.pairs import Ints
+from ltcore.reporting.grid_columns import Columns
+from ltcore.reporting.split_counts import SplitCounts, by_size
 from ltcore.shots import SHOT_GROUPS
 
 if TYPE_CHECKING:
     from ltcore.data.shards.manifest import Manifest
     from ltcore.data.shards.reader import ShardStore
 
-MAX_ROWS = MAX_COLUMNS = 10
+MAX_ROWS = 10
 EXAMPLES = 6
 """Images of a class where there are no attributes."""
 
@@ -32,6 +34,8 @@ class GridCell:
     count: int
     index: int | None
     """Of the image to show inside its split; None where there is none."""
+    name: str = ""
+    """Its attribute, where the columns have no names of attributes."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +50,22 @@ class GridRow:
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """Images of a split: a row per class, a column per attribute."""
+    """Images of a split: a row per class, a column per attribute or rank of one."""
 
     split: str
-    attributes: tuple[int, ...]
+    titles: tuple[str, ...]
     """Of the columns; () where rows are plain examples."""
     rows: tuple[GridRow, ...]
 
     @property
     def most(self) -> int:
         """Returns the largest count of a cell; without attributes, of a class; at least 1."""
-        counts = (cell.count for row in self.rows for cell in row.cells) if self.attributes else self.class_counts
+        counts = (cell.count for row in self.rows for cell in row.cells) if self.titles else self.class_counts
         return max([1, *counts])
 
     def share(self, count: int) -> float:
         """Returns how strongly a count is tinted or how long its bar is, in [0, 1]; tints of cells are logarithmic."""
-        return math.log1p(count) / math.log1p(self.most) if self.attributes else count / self.most
+        return math.log1p(count) / math.log1p(self.most) if self.titles else count / self.most
 
     @property
     def class_counts(self) -> list[int]:
@@ -95,46 +99,40 @@ def shown_classes(counts_C: Ints, groups: Sequence[str]) -> list[int]:
     return [c for c in order if c in chosen]
 
 
-def shown_attributes(counts: SplitCounts) -> list[int]:
-    """Returns the attributes that columns are for, by id: all of them, or the most frequent; [] where there are none."""
-    if counts.counts_CA is None:
-        return []
-    return sorted(by_size(counts.counts_CA.sum(0))[:MAX_COLUMNS])
-
-
-def shown_words(manifest: Manifest, num_classes: int, num_attributes: int) -> str:
-    """Says which classes and attributes are shown, where these are not all; '' otherwise."""
+def shown_words(manifest: Manifest, num_classes: int, columns: Columns) -> str:
+    """Says which classes and attributes are shown, where these are not all, and what columns of ranks are; else ''."""
     parts = []
     if num_classes < len(manifest.classes):
         parts.append(f"{num_classes} of {len(manifest.classes):,} classes, some from each shot group")
-    if 0 < num_attributes < len(manifest.attributes):
-        parts.append(f"the {num_attributes} most frequent of {len(manifest.attributes):,} attributes")
+    if columns.left_out:
+        parts.append(columns.left_out)
+    if columns.by_rank:
+        parts.append("columns are ranks of attributes in the class")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def sample_grid(
-    store: ShardStore, counts: SplitCounts, classes: Sequence[int], attributes: Sequence[int]
-) -> SampleGrid:
-    """Returns the grid of a split for the given classes and attributes.
+def sample_grid(store: ShardStore, counts: SplitCounts, classes: Sequence[int], columns: Columns) -> SampleGrid:
+    """Returns the grid of a split for the given classes and columns.
 
     Where the split has no attributes, a row is some images of its class.
     """
     labels_N = store.labels(counts.split)
-    if counts.counts_CA is None or not attributes:
+    if counts.counts_CA is None or not columns.titles:
         members = {c: np.flatnonzero(labels_N == c)[:EXAMPLES].tolist() for c in classes}
         rows = [GridRow(c, int(counts.counts_C[c]), tuple(GridCell(1, at) for at in members[c])) for c in classes]
         return SampleGrid(counts.split, (), tuple(rows))
     first_of = _first_of_cells(labels_N, store.attributes(counts.split), classes)
-    rows = [
-        GridRow(
-            c,
-            int(counts.counts_C[c]),
-            tuple(GridCell(int(counts.counts_CA[c, a]), first_of.get((c, a))) for a in attributes),
+    names = store.manifest.attributes
+    rows = []
+    for c in classes:
+        own = [a for a in columns.attributes_CK[c].tolist() if a >= 0]
+        cells = (
+            GridCell(int(counts.counts_CA[c, a]), first_of.get((c, a)), names[a] if columns.by_rank else "")
+            for a in own
         )
-        for c in classes
-    ]
-    return SampleGrid(counts.split, tuple(attributes), tuple(rows))
+        rows.append(GridRow(c, int(counts.counts_C[c]), tuple(cells)))
+    return SampleGrid(counts.split, columns.titles, tuple(rows))
 
 
 def _first_of_cells(labels_N: Ints, attributes_N: Ints, classes: Sequence[int]) -> dict[tuple[int, int], int]:

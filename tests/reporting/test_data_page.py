@@ -48,6 +48,15 @@ def test_cells_have_the_counts_of_training_and_of_the_balanced_test(page: Page) 
     assert not {"b", "i"} & set(page.words.split()) and "<i>blue</i>" in page.words
 
 
+def test_attributes_that_a_class_has_alone_stand_below_their_images(tmp_path: Path) -> None:
+    counts = {"train": ((5, 0, 1), (0, 3, 0)), "test": ((1, 0, 1), (0, 1, 0))}
+    page = report_of(tmp_path, counts=counts)
+    cells = {(d["class"], d["attribute"]): int(d["value"]) for d in page.data if d.get("stat") == "cell-images"}
+    (few, most), (red, blue, green) = colored.CLASSES, colored.ATTRIBUTES
+    assert cells == {(few, red): 1, (few, green): 1, (most, blue): 1}, "those of the test, which come last"
+    assert "Columns are ranks of attributes in the class." in " ".join(page.words.split())
+
+
 def test_the_caption_says_what_is_unbalanced_and_that_the_test_is_not(page: Page) -> None:
     words = " ".join(page.words.split())
     share = (20 + 2) / 28

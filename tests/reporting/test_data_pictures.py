@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
 from ltcore.reporting.data_pictures import write_pictures
+from ltcore.reporting.grid_columns import grid_columns
+from ltcore.reporting.sample_grid import sample_grid
+from ltcore.reporting.split_counts import count_split
 from tests.reporting import colored
 
 
@@ -41,6 +46,27 @@ def test_every_split_has_its_pictures_and_they_stay_the_same(tmp_path: Path) -> 
             for attribute, count in enumerate(counts_A):
                 shown = has_color(tmp_path / "out" / f"samples-{split}.png", colored.color_of(label, attribute))
                 assert shown == (count > 0), "an image of each cell that has one"
+
+
+def test_attributes_of_one_class_alone_have_no_empty_columns(tmp_path: Path) -> None:
+    """Two classes with attributes of their own: ranks are columns, so pictures are as wide as for two attributes."""
+    own: dict[str, Sequence[Sequence[int]]] = {"train": ((5, 0, 1), (0, 3, 0)), "test": ((1, 0, 1), (0, 1, 0))}
+    manifest = colored.write(tmp_path / "own", counts=own)
+    counts = [count_split(ShardStore(str(tmp_path / "own")), split) for split in own]
+    columns = grid_columns(counts[0], counts, manifest.attributes, [0, 1])
+    assert columns.titles == ("majority", "second")
+    grid = sample_grid(ShardStore(str(tmp_path / "own")), counts[0], [0, 1], columns)
+    red, blue, green = colored.ATTRIBUTES
+    assert [[(cell.name, cell.count) for cell in row.cells] for row in grid.rows] == [
+        [(red, 5), (green, 1)],
+        [(blue, 3)],
+    ]
+    write_pictures(str(tmp_path / "own"), str(tmp_path / "out"))
+    for split, counts_CA in own.items():
+        for label, counts_A in enumerate(counts_CA):
+            for attribute, count in enumerate(counts_A):
+                shown = has_color(tmp_path / "out" / f"samples-{split}.png", colored.color_of(label, attribute))
+                assert shown == (count > 0)
 
 
 def test_without_attributes_there_are_none_of_them(tmp_path: Path) -> None:
