@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ltcore.evaluation.catalog import ATTRIBUTE_RANKS
@@ -30,9 +31,9 @@ UNRANKED = -1
 class AttributeRanks:
     """Places in ``ATTRIBUTE_RANKS`` of the attributes in each class by the training counts, equal counts by attribute id.
 
-    An attribute that no training image of the class has is rare. Of two, the one that is not the majority is rare: where no
-    class has more than two in training, and in a class whose attributes no other class has. In others it is the second, since
-    a class that shares attributes may lack the third one in training alone. A class whose images have none is ``UNRANKED``.
+    An attribute that no training image of the class has is rare. Where a class and all that are tied to it by attributes in
+    common have but two in training, the one that is not the majority is rare, too. A class that has two of more is one that
+    lacks the others in training: its other one is the second. A class whose images have none is ``UNRANKED``.
     """
 
     def __init__(self, trained: AttributeCounts, to_trained_A: Ints | None = None) -> None:
@@ -52,13 +53,19 @@ class AttributeRanks:
         self._ranks_P = np.minimum(places_P, self._rare)
         self._ranks_P[(places_P == second) & self._has_two_C()[pairs.labels_P]] = self._rare
 
-    def _has_two_C(self) -> Ints:
-        """Tells of which classes the second attribute is the last."""
-        if self._number_C.max(initial=0) <= 2:
-            return np.ones(len(self._number_C), bool)
-        shared_P = np.bincount(self._pairs.attributes_P)[self._pairs.attributes_P] > 1
-        shares_C = np.bincount(self._pairs.labels_P[shared_P], minlength=len(self._number_C)) > 0
-        return (self._number_C == 2) & ~shares_C
+    def _has_two_C(self) -> npt.NDArray[np.bool_]:
+        """Tells which classes are of a family with two attributes; classes that share an attribute are of one family."""
+        from scipy import sparse  # a dependency of scikit-learn, slow to import
+        from scipy.sparse.csgraph import connected_components
+
+        num_classes, pairs = self._pairs.num_classes, self._pairs
+        size = num_classes + pairs.num_attributes
+        nodes = (pairs.labels_P, num_classes + pairs.attributes_P)
+        graph = sparse.coo_array((np.ones(len(pairs.codes_P)), nodes), (size, size))
+        _, families = connected_components(graph, directed=False)
+        attributes = np.bincount(families[num_classes:], minlength=size)
+        two_C: npt.NDArray[np.bool_] = attributes[families[:num_classes]] == 2
+        return two_C
 
     def of(self, pairs: Pairs) -> Ints:
         """Returns the ranks [P] of some pairs."""

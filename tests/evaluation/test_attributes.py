@@ -67,6 +67,17 @@ def test_a_class_that_shares_attributes_and_lacks_the_third_in_training_has_a_se
     assert ranks_of([[5, 2, 1], [3, 1, 0]]).tolist() == [[MAJORITY, SECOND, RARE]] * 2
     one_is_shared = ranks_of([[5, 2, 0, 0, 0], [0, 1, 3, 4, 2]])
     assert one_is_shared[0].tolist() == [MAJORITY, SECOND, RARE, RARE, RARE]
+    none_has_all = ranks_of([[0, 2, 1], [20, 0, 5]])
+    assert none_has_all.tolist() == [[RARE, MAJORITY, SECOND], [MAJORITY, RARE, SECOND]]
+
+
+def test_of_two_attributes_that_some_classes_share_the_other_is_rare_also_beside_classes_with_more() -> None:
+    two_share_two = ranks_of([[5, 2, 0, 0, 0], [1, 3, 0, 0, 0], [0, 0, 3, 2, 1]])
+    assert two_share_two.tolist() == [
+        [MAJORITY, RARE, RARE, RARE, RARE],
+        [RARE, MAJORITY, RARE, RARE, RARE],
+        [RARE, RARE, MAJORITY, SECOND, RARE],
+    ]
 
 
 def test_training_images_are_counted_by_class_and_attribute_without_those_of_unknown_attribute() -> None:
