@@ -17,7 +17,7 @@ from PIL import Image
 
 from ltcore import storage
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.folder_layout import Entry, Layout
+from ltcore.data.datasets.folder_layout import Entries, Entry, Layout
 from ltcore.data.datasets.image_folder import image_folder
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.longtail import profile
@@ -52,7 +52,7 @@ def unsorted(data: str) -> str:
     if not storage.is_local(data) or storage.exists(storage.join(data, MANIFEST)):
         return shards(data, quick=False)
     root = open_root(str(storage.local_path(data).absolute()))
-    layout = Layout(("image",), {"train": [Entry(path, 0) for path in root.files], "test": []})
+    layout = Layout(("image",), {"train": Entries.of(Entry(path, 0) for path in root.files), "test": Entries.of([])})
     folder = storage.cache_root() / "datasets" / f"bench-{root.fingerprint[:12]}-v{CONSTRUCTION}"
     with storage.locked(folder.with_suffix(".lock")):
         if not storage.exists(storage.join(str(folder), MANIFEST)):

@@ -71,7 +71,7 @@ def _discover(choices: Discovery, seed: int, run: Run, pool: Pool, folder: Path,
 
     def tasks() -> Iterator[ClassTask]:
         for label in np.unique(labels_N).tolist():
-            items = tuple(pool.items[position] for position in np.flatnonzero(labels_N == label).tolist())
+            items = tuple(pool.items.take(np.flatnonzero(labels_N == label)))
             yield ClassTask(pool.root.part([item.path for item in items]), items, choices, seed, folder / "attributes")
 
     groups_N, broken = np.full(len(pool.items), -1), Broken()
@@ -80,8 +80,8 @@ def _discover(choices: Discovery, seed: int, run: Run, pool: Pool, folder: Path,
             groups_N[labels_N == task.items[0].label] = groups
             broken |= found
             advance(len(task.items))
-    items = [replace(item, attribute=group) for item, group in zip(pool.items, groups_N.tolist(), strict=True)]
-    return replace(pool, items=items, attributes=tuple(f"group{n}" for n in range(choices.groups))), broken
+    names = tuple(f"group{n}" for n in range(choices.groups))
+    return replace(pool, items=pool.items.with_attributes(groups_N), attributes=names), broken
 
 
 @dataclass(frozen=True)

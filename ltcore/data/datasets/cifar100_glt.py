@@ -25,7 +25,7 @@ from ltcore.data.datasets import cifar
 from ltcore.data.datasets.benchmark import benchmark_source
 from ltcore.data.datasets.cifar import IMAGE_SIZE, MEAN, STD, CifarRows
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
+from ltcore.data.datasets.folder_layout import Entries, Entry, Layout, read_folders
 from ltcore.data.datasets.glt import quota_counts
 from ltcore.data.datasets.image_folder import refuse_legacy
 from ltcore.data.datasets.image_root import Root, open_root
@@ -241,10 +241,11 @@ def _from_folders(root: Root, cfg: DataConfig, broken: Mapping[str, str]) -> Sou
     }
     splits, chosen = choose(pools["train"], pools["test"], cfg, root.where)
 
-    def labeled(split: str, positions: list[int]) -> list[Entry]:
+    def labeled(split: str, positions: list[int]) -> Entries:
         part = entries["test" if split.startswith("test") else "train"]
         ordered = sorted(positions)
-        return [Entry(part[i].path, int(_LABEL_OF_FINE[f]), f) for i in ordered for f in [fine_of[part[i].label]]]
+        fine = [fine_of[part[i].label] for i in ordered]
+        return Entries.of(Entry(part[i].path, int(_LABEL_OF_FINE[f]), f) for i, f in zip(ordered, fine, strict=True))
 
     layout = Layout(
         classes=CLASSES,

@@ -78,7 +78,7 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
     picks = glt_splits(keys, labels_N, None, sizes, num_attributes=len(COLORS), seed=seed)
 
     def samples(chosen: Picks) -> Iterator[Sample]:
-        for position, attribute in chosen:
+        for position, attribute in chosen.tolist():
             yield Sample(
                 key=f"{keys[position]}-{list(COLORS)[attribute]}",
                 image=png(paint(coverage_NHW[position], attribute)),
@@ -92,7 +92,7 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
         name="digits-glt",
         classes=tuple(str(c) for c in range(10)),
         attributes=tuple(COLORS),
-        splits={name: list(samples(chosen)) for name, chosen in picks.items() if chosen},
+        splits={name: list(samples(chosen)) for name, chosen in picks.items() if len(chosen)},
         image_size=SIZE,
         mean=mean,
         std=std,

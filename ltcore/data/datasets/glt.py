@@ -15,7 +15,7 @@ test_gbl hold every one of their keys with every attribute, and test_cbl one ren
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,8 @@ QUOTAS = (7, 2, 1)
 USUAL_QUOTAS = {2: (7, 3), 5: (10, 5, 3, 1, 1)}
 """By the number of attributes; ``QUOTAS`` for all other numbers."""
 
-Picks = list[tuple[int, int]]
-"""(position of the key, attribute) pairs."""
+Picks = IntArray
+"""[n, 2] positions of keys and attributes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def glt_splits(
     num_attributes: int,
     seed: int,
 ) -> dict[str, Picks]:
-    """Splits train, train_cbl, val, test_cbl, test_gbl, and test_glt if asked for, as (position, attribute) pairs.
+    """Splits train, train_cbl, val, test_cbl, test_gbl, and test_glt if asked for, as [n, 2] positions and attributes.
 
     Keys of val, of the tests and of the training splits are disjoint; train and train_cbl share one pool. With given
     attributes the tests are disjoint as well, and where a split is balanced over attributes, ``val`` and ``test`` are
@@ -140,7 +140,11 @@ def glt_splits(
     Raises DataError naming class and split where a class has too few keys.
     """
     names = ("train", "train_cbl", "val", "test_cbl", "test_gbl", *(("test_glt",) if sizes.test_glt_C else ()))
-    splits: dict[str, Picks] = {name: [] for name in names}
+    splits: dict[str, list[Picks]] = {name: [np.empty((0, 2), np.int64)] for name in names}
+
+    def add(name: str, pairs: Iterable[tuple[int, int]]) -> None:
+        splits[name].append(np.array(list(pairs), np.int64).reshape(-1, 2))
+
     by_label = np.split(
         np.argsort(labels_N, kind="stable"),
         np.cumsum(np.bincount(labels_N, minlength=len(sizes.train_C)))[:-1],
@@ -153,18 +157,18 @@ def glt_splits(
         if attributes_N is None:
             tests, pool = pool[: sizes.test], pool[sizes.test :]
             held_out, pool = pool[: sizes.val], pool[sizes.val :]
-            splits["test_gbl"] += itertools.product(tests, range(num_attributes))
-            splits["test_cbl"] += fill("test_cbl", counts["test_cbl"], tests)[0]
-            splits["val"] += itertools.product(held_out, range(num_attributes))
+            add("test_gbl", itertools.product(tests, range(num_attributes)))
+            add("test_cbl", fill("test_cbl", counts["test_cbl"], tests)[0])
+            add("val", itertools.product(held_out, range(num_attributes)))
             alone = [name for name in counts if name == "test_glt"]
         else:
             alone = [name for name in counts if not name.startswith("train")]
         for name in alone:
             picks, pool = fill(name, counts[name], pool)
-            splits[name] += picks
+            add(name, picks)
         for name in ("train", "train_cbl"):
-            splits[name] += fill(name, counts[name], pool)[0]
-    return splits
+            add(name, fill(name, counts[name], pool)[0])
+    return {name: np.concatenate(parts) for name, parts in splits.items()}
 
 
 @dataclass(frozen=True)
@@ -175,10 +179,10 @@ class _Filler:
     attributes_N: IntArray | None
     order: list[int]
 
-    def __call__(self, name: str, counts_A: IntArray, pool: list[int]) -> tuple[Picks, list[int]]:
+    def __call__(self, name: str, counts_A: IntArray, pool: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
         """Returns the first keys that fill the quotas, and the pool without them."""
         need = counts_A.tolist()
-        picks: Picks = []
+        picks: list[tuple[int, int]] = []
         rest: list[int] = []
         for position in pool:
             if self.attributes_N is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import numpy as np
 from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.broken import broken_images
+from ltcore.data.datasets.columns import Texts
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.folder_layout import Entry, Layout, read_folders
+from ltcore.data.datasets.folder_layout import Entries, Layout, read_folders
 from ltcore.data.datasets.image_root import Files, Readable, Root, open_root
 from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.lists import file_name
@@ -111,7 +111,8 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     if broken:
         chosen[BROKEN] = dict(broken)
     chosen |= layout.provenance
-    image_size, mean, std = probe(root, probed, cfg.subset_seed)
+    keys, paths = [item.key for item in probed], [item.path for item in probed]
+    image_size, mean, std = probe(root, keys, paths, cfg.subset_seed)
     rows, later = dict[str, _Rows](), list[Item]()
     for split in reversed(list(splits)):
         rows[split] = _Rows(root, splits[split], later, image_size)
@@ -172,24 +173,25 @@ class Item:
     attribute: int
 
 
-def items_of(root: Root, layout: Layout, entries: Sequence[Entry], broken: Mapping[str, str]) -> list[Item]:
-    """Returns key and type of every image but the broken ones.
+def items_of(root: Root, layout: Layout, entries: Entries, broken: Mapping[str, str]) -> list[Item]:
+    """Returns key and type of every image but the broken ones; see :func:`each_item`."""
+    return [item for item in each_item(root, layout, [entries]) if item.path not in broken]
+
+
+def each_item(root: Root, layout: Layout, splits: Sequence[Entries]) -> Iterator[Item]:
+    """Yields key and type of every image of some splits.
 
     The key is the path inside of the outer folders, without its extension unless two files differ in nothing else: a
     zip gives the splits that its folder gives.
     """
-    stems = Counter(PurePosixPath(entry.path).with_suffix("") for entry in entries)
-    items = []
-    for entry in entries:
-        if entry.path in broken:
-            continue
+    stems = Texts.of(str(PurePosixPath(path).with_suffix("")) for entries in splits for path in entries.paths)
+    rows = zip(itertools.chain(*splits), stems, stems.repeated(), strict=True)
+    for entry, stem, is_shared in rows:
         ext = "" if root.by_content else image_ext(entry.path)
         if not ext and not root.by_content:
             raise DataError(f"{root.where}: {entry.path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
-        stem = PurePosixPath(entry.path).with_suffix("")
-        name = (entry.path if stems[stem] > 1 else str(stem)).removeprefix(layout.outer)
-        items.append(Item(entry.path, safe_key(name), ext, entry.label, entry.attribute))
-    return items
+        name = (entry.path if is_shared else stem).removeprefix(layout.outer)
+        yield Item(entry.path, safe_key(name), ext, entry.label, entry.attribute)
 
 
 def _hold_out(items: Sequence[Item], num_classes: int, seed: int) -> tuple[list[Item], list[Item]]:
@@ -270,14 +272,14 @@ def _words_of(error: BadImageError) -> BadImageError:
     return BadImageError(str(error), error.problem)
 
 
-def probe(root: Readable, items: Sequence[Item], seed: int) -> _Probed:
+def probe(root: Readable, keys: Sequence[str], paths: Sequence[str], seed: int) -> _Probed:
     """Returns image size, mean and std of a keyed sample of images.
 
     The size is the median short side, at most 224. Images are read and decoded twice: together they may be larger than
     memory. Broken ones are left to the reading of all, which names every one.
     """
-    order = keyed_order([item.key for item in items], np.arange(len(items)), seed, "probe")
-    probed = [items[i].path for i in np.sort(order[:PROBED])]  # in the order in which they are stored
+    order = keyed_order(keys, np.arange(len(keys)), seed, "probe")
+    probed = [paths[i] for i in np.sort(order[:PROBED])]  # in the order in which they are stored
     chosen, sides = [], []
     root.announce(probed)
     for path in probed:

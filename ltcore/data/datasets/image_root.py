@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
+from ltcore.data.datasets.columns import GrowingTexts, Texts
 from ltcore.data.shards.source import image_ext
 from ltcore.errors import BadImageError, DataError
 from ltcore.limits import (
@@ -63,8 +64,6 @@ class Root(Readable, Protocol):
 
     where: str
     """The directory or zip."""
-    files: tuple[str, ...]
-    """Relative paths with ``/`` of the images, which are told by their extension; sorted."""
     skipped: tuple[str, ...]
     """Relative paths of all that is no image or is hidden, sorted. A hidden folder ends with ``/`` and stands for all in it."""
     empty: tuple[str, ...]
@@ -74,11 +73,16 @@ class Root(Readable, Protocol):
     by_content: bool
     """The names of the images do not tell their types."""
 
+    @property
+    def files(self) -> Sequence[str]:
+        """Returns relative paths with ``/`` of the images, which are told by their extension; sorted."""
+        ...
+
 
 class Divisible(Readable, Protocol):
     """Images that can be read in any order and by several processes."""
 
-    def part(self, paths: Iterable[str]) -> Readable:
+    def part(self, paths: Iterable[str]) -> Divisible:
         """Returns some of the images as an object that pickles small, for a process that reads no others."""
         ...
 
@@ -118,7 +122,6 @@ class _Directory(AtHand):
         self.files, self.skipped = sorted_out(found, hidden)
         self._refuse_dangling()
         self.empty = without_images(folders, self.files)
-        self._sizes: dict[str, int] = {}
         self._unreadable: dict[str, tuple[str, str]] = {}
         self.fingerprint = digest(self._describe(name) for name in self.files)
 
@@ -136,16 +139,13 @@ class _Directory(AtHand):
             return f"{name}\0unreadable"
         if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
             self._unreadable[name] = "is no plain file", "Remove it."
-        self._sizes[name] = found.st_size
         return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
         return self.part([path]).read(path)
 
-    def part(self, paths: Iterable[str]) -> Readable:
-        sizes = {path: self._sizes[path] for path in paths if path not in self._unreadable}
-        unreadable = {path: self._unreadable[path] for path in paths if path in self._unreadable}
-        return _DirectoryPart(self.where, sizes, unreadable)
+    def part(self, paths: Iterable[str]) -> _DirectoryPart:
+        return _DirectoryPart(self.where, self._unreadable).part(paths)
 
 
 @dataclass(frozen=True)
@@ -153,30 +153,32 @@ class _DirectoryPart(AtHand):
     """Some images of a directory, which is not listed again."""
 
     where: str
-    sizes: Mapping[str, int]
     unreadable: Mapping[str, tuple[str, str]]
     """Path -> problem and advice."""
+
+    def part(self, paths: Iterable[str]) -> _DirectoryPart:
+        return _DirectoryPart(self.where, {path: self.unreadable[path] for path in paths if path in self.unreadable})
 
     def read(self, path: str) -> bytes:
         if path in self.unreadable:
             raise bad_image(self.where, path, *self.unreadable[path])
-        check_size(self.where, path, self.sizes[path])
         try:
             with Path(self.where, path).open("rb") as stream:
-                data = stream.read(MAX_IMAGE_BYTES + 1)  # it may have grown
+                check_size(self.where, path, os.fstat(stream.fileno()).st_size)
+                data = stream.read(MAX_IMAGE_BYTES + 1)  # it may grow meanwhile
         except OSError as error:
             raise bad_image(self.where, path, f"cannot be read ({error.strerror})", "Correct or remove it.") from error
         check_size(self.where, path, len(data))
         return data
 
 
-def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
+def _walk(root: Path) -> tuple[list[str], Texts, list[str]]:
     """Returns folders, files and hidden folders below ``root``, by relative path; links to folders are followed.
 
     Raises DataError for a folder that cannot be listed, and for one that is reached twice. Through a link to a folder
     above it the walk would have no end, and through a link to one beside it, images would count twice.
     """
-    folders, files, hidden, seen = [], [], [], dict[tuple[int, int], str]()
+    folders, files, hidden, seen = list[str](), GrowingTexts(), list[str](), dict[tuple[int, int], str]()
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Correct its permissions or remove it.")
@@ -190,8 +192,9 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
         if first != str(here):
             raise DataError(f"{root}: {here} and {first} are the same folder, through a link. Remove one of them.")
         folders.append(here.as_posix())
-        files += [(here / name).as_posix() for name in names]
-    return folders, files, hidden
+        for name in names:
+            files.append((here / name).as_posix())
+    return folders, files.whole(), hidden
 
 
 def refuse_deep(where: str, paths: Iterable[str]) -> None:
@@ -204,18 +207,19 @@ def refuse_deep(where: str, paths: Iterable[str]) -> None:
             )
 
 
-def sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def sorted_out(found: Iterable[str], hidden: Iterable[str]) -> tuple[Texts, tuple[str, ...]]:
     """Returns the images among the files that were found, and all else with the hidden folders."""
-    files, skipped = list[str](), set(hidden)
+    growing, skipped = GrowingTexts(), set(hidden)
     for path in found:
         if (at := _hidden_at(path)) is not None:
             parts = PurePosixPath(path).parts
             skipped.add("/".join(parts[: at + 1]) + ("/" if at + 1 < len(parts) else ""))
         elif image_ext(path):
-            files.append(path)
+            growing.append(path)
         else:
             skipped.add(path)
-    return tuple(sorted(files)), tuple(sorted(skipped))
+    files = growing.whole()
+    return files.take(files.order()), tuple(sorted(skipped))
 
 
 def folders_around(files: Iterable[str]) -> set[str]:
@@ -225,7 +229,8 @@ def folders_around(files: Iterable[str]) -> set[str]:
 
 def without_images(folders: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
     """Returns the folders without any of the files, which are the images; hidden ones are left out."""
-    full = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    inner = map(PurePosixPath, {name[: name.rfind("/") + 1] for name in files})
+    full = {str(folder) for path in inner for folder in (path, *path.parents)}
     return tuple(sorted(folder for folder in folders if folder not in full and not is_hidden(folder)))
 
 
@@ -260,7 +265,7 @@ class _Zip(AtHand):
         except _BAD_ZIP as error:
             raise bad_image(self.where, path, f"cannot be read ({error})", "Copy or download it again.") from error
 
-    def part(self, paths: Iterable[str]) -> Readable:
+    def part(self, paths: Iterable[str]) -> _ZipPart:
         return _ZipPart(self.where, self._file)
 
 
@@ -310,6 +315,9 @@ class _ZipPart(AtHand):
     where: str
     file: str
 
+    def part(self, paths: Iterable[str]) -> _ZipPart:
+        return self
+
     def read(self, path: str) -> bytes:
         return _opened(self.file).read(path)
 
@@ -343,4 +351,7 @@ def _hidden_at(path: str) -> int | None:
 
 def digest(lines: Iterable[str]) -> str:
     """Hashes the descriptions of files."""
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    hashed = hashlib.sha256()
+    for number, line in enumerate(lines):
+        hashed.update(b"\n" * (number > 0) + line.encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets.folder_layout import SPLITS, Entry, Layout, refuse_one_class
+from ltcore.data.datasets.folder_layout import SPLITS, Entries, Entry, Layout, refuse_one_class
 from ltcore.data.datasets.image_root import Root
 from ltcore.data.datasets.json_lists import BALANCED, VALIDATION_OF_BOTH, for_both_trainings, listed_rows, rows_of_split
 from ltcore.data.datasets.lists import Row, is_json, named_split, read_list_file
@@ -117,7 +117,9 @@ def layout_of(rows: Sequence[Row], where: str, *, order: Sequence[str] = (), nee
     return Layout(
         classes=classes.names,
         splits={
-            split: [Entry(row.path, classes.numbers[row.label], attribute_of[row.attribute]) for row in splits[split]]
+            split: Entries.of(
+                Entry(row.path, classes.numbers[row.label], attribute_of[row.attribute]) for row in splits[split]
+            )
             for split in names
         },
         attributes=attributes,

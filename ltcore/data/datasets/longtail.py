@@ -114,7 +114,17 @@ def keyed_order(keys: Sequence[str], positions: IntArray, seed: int, purpose: st
 
     This is a shuffle that does not depend on the order of the listing.
     """
-    return np.array(sorted(positions.tolist(), key=lambda p: (hash64(seed, purpose, keys[p]), keys[p])), np.int64)
+    return hash_order(keys, positions, seed, purpose)
+
+
+def hash_order(keys: Sequence[str], positions: IntArray, *words: int | str) -> IntArray:
+    """Returns the positions by ascending hash of words and key; equal hashes go by key."""
+    hashes_n = np.fromiter((hash64(*words, keys[p]) for p in map(int, positions)), np.uint64, len(positions))
+    order_n = np.argsort(hashes_n, kind="stable")
+    ordered_n = hashes_n[order_n]
+    if (ordered_n[1:] == ordered_n[:-1]).any():
+        order_n = np.array(sorted(order_n.tolist(), key=lambda n: (hashes_n[n], keys[positions[n]])))
+    return positions[order_n]
 
 
 def select_keyed(keys: Sequence[str], labels_N: IntArray, counts_C: IntArray, seed: int) -> IntArray:

@@ -76,7 +76,7 @@ class MnistGlt(Dataset):
         splits = {
             split: ColoredRows(parts["test" if split.startswith("test") else "train"], chosen)
             for split, chosen in picks.items()
-            if chosen
+            if len(chosen)
         }
         mean, std = _statistics(splits["train"])
         return Source(
@@ -143,7 +143,7 @@ class ColoredRows:
 
     def __iter__(self) -> Iterator[Sample]:
         names = list(COLORS)
-        for position, attribute in self.picks:
+        for position, attribute in self.picks.tolist():
             yield Sample(
                 key=f"{self.digits.keys[position]}-{names[attribute]}",
                 image=png(self.digits.painted(position, attribute)),
@@ -188,7 +188,7 @@ def _sizes(parts: Mapping[str, Digits], cfg: DataConfig, factor: float) -> tuple
 
 def _splits(digits: Digits, sizes: GltSizes, cfg: DataConfig) -> dict[str, Picks]:
     found = glt_splits(digits.keys, digits.labels_N, None, sizes, num_attributes=len(COLORS), seed=cfg.subset_seed)
-    return {split: picks for split, picks in found.items() if picks}
+    return {split: picks for split, picks in found.items() if len(picks)}
 
 
 def _statistics(rows: ColoredRows) -> tuple[tuple[float, ...], tuple[float, ...]]:

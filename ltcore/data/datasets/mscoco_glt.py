@@ -26,7 +26,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.benchmark import benchmark_source
 from ltcore.data.datasets.coco_objects import Box, CocoObjects, read_objects
 from ltcore.data.datasets.dataset import Dataset, Lists
-from ltcore.data.datasets.folder_layout import Entry, Layout
+from ltcore.data.datasets.folder_layout import Entries, Entry, Layout
 from ltcore.data.datasets.image_folder import refuse_legacy
 from ltcore.data.datasets.image_root import AtHand, Root, digest, open_root
 from ltcore.data.datasets.longtail import IntArray, keyed_order, profile
@@ -72,7 +72,9 @@ class MscocoGlt(Dataset):
         layout = Layout(
             classes=objects.classes,
             splits={
-                name: [Entry(crops.files[i], int(objects.labels_N[i]), int(attributes_N[i])) for i in sorted(found)]
+                name: Entries.of(
+                    Entry(crops.files[i], int(objects.labels_N[i]), int(attributes_N[i])) for i in sorted(found)
+                )
                 for name, found in splits.items()
                 if found
             },

@@ -195,7 +195,8 @@ def _described(
     else:
         chosen = {"test": "as given", "train": "none: for evaluation"}
         full_name, probed = name, list(itertools.chain(*splits.values()))
-    image_size, mean, std = probe(_Readable(whole), probed, cfg.subset_seed)
+    keys, paths = [item.key for item in probed], [item.path for item in probed]
+    image_size, mean, std = probe(_Readable(whole), keys, paths, cfg.subset_seed)
     fields = {
         "name": full_name,
         "classes": names,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ltcore import storage
-from ltcore.data.datasets.glt import GltSizes, Picks, glt_splits
+from ltcore.data.datasets.glt import GltSizes, glt_splits
 from ltcore.data.datasets.image_folder import Item, probe
 from ltcore.data.datasets.image_root import Readable
-from ltcore.data.datasets.longtail import IntArray
+from ltcore.data.datasets.longtail import IntArray, hash_order
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.kept import keep, kept
 from ltcore.data.glt.pool import Pool
@@ -30,7 +30,6 @@ from ltcore.data.shards.remarks import ATTRIBUTE_COUNTS
 from ltcore.data.shards.source import Description, Sample
 from ltcore.data.shards.writer import manifest_of, problem_of, shard_spans, write_labels, write_shard
 from ltcore.errors import BadImageError, DataError
-from ltcore.hashing import hash64
 from ltcore.shots import shot_rule_of
 
 Broken = dict[str, tuple[str, str]]
@@ -43,7 +42,7 @@ class Plan:
 
     pool: Pool
     sizes: GltSizes
-    splits: Mapping[str, Sequence[int]]
+    splits: Mapping[str, IntArray]
     """Split -> positions in the pool, in the order of its shards."""
     seed: int
     shard_size: int
@@ -52,7 +51,7 @@ class Plan:
     @property
     def overlap(self) -> int:
         """Returns how many images are in both training splits."""
-        return len(set(self.splits["train"]) & set(self.splits.get("train_cbl", ())))
+        return len(np.intersect1d(self.splits["train"], self.splits.get("train_cbl", ())))
 
     @property
     def total(self) -> int:
@@ -82,9 +81,9 @@ class Plan:
 
     def tasks(self, folder: Path) -> Iterator[ShardTask]:
         """Yields what writes each shard, split by split."""
-        for split, positions in self.splits.items():
-            for number, span in enumerate(shard_spans(len(positions), self.shard_size)):
-                items = tuple(self.pool.items[position] for position in positions[span.start : span.stop])
+        for split, positions_n in self.splits.items():
+            for number, span in enumerate(shard_spans(len(positions_n), self.shard_size)):
+                items = tuple(self.pool.items.take(positions_n[span.start : span.stop]))
                 part = self.pool.root.part([item.path for item in items])
                 sizes = len(self.pool.classes), len(self.pool.attributes)
                 yield ShardTask(part, items, folder, split, number, span.start, *sizes, self.reencode)
@@ -93,13 +92,11 @@ class Plan:
 def make_plan(pool: Pool, sizes: GltSizes, choices: GltChoices) -> Plan:
     """Chooses the images of every split, and their order; the same images and choices give the same plan."""
     keys = pool.keys
-    picks: dict[str, Picks] = glt_splits(
+    picks = glt_splits(
         keys, pool.labels, pool.attribute_ids, sizes, num_attributes=len(pool.attributes), seed=choices.seed
     )
     splits = {
-        split: [p for p, _ in sorted(chosen, key=lambda pick: (hash64(choices.seed, keys[pick[0]]), keys[pick[0]]))]
-        for split, chosen in picks.items()
-        if chosen
+        split: hash_order(keys, chosen_n2[:, 0], choices.seed) for split, chosen_n2 in picks.items() if len(chosen_n2)
     }
     return Plan(pool, sizes, splits, choices.seed, choices.shard_size, choices.reencode)
 
@@ -203,8 +200,8 @@ def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str
     Image size, mean and std are those of training images.
     """
     pool = plan.pool
-    train = [pool.items[position] for position in plan.splits["train"]]
-    image_size, mean, std = probe(pool.root.part([item.path for item in train]), train, plan.seed)
+    train = pool.items.take(plan.splits["train"])
+    image_size, mean, std = probe(pool.root, train.keys, train.paths, plan.seed)
     description = Description(
         name=f"{pool.name}-glt",
         classes=pool.classes,
@@ -218,9 +215,9 @@ def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str
     if plan.reencode is not None:
         description = plan.reencode.described(description)
     splits = {}
-    for split, positions in plan.splits.items():
+    for split, positions_n in plan.splits.items():
         shards = tuple(shard for _, shard in sorted(written.shards.get(split, {}).items()))
-        tags_N2 = np.array([(pool.items[p].label, pool.items[p].attribute) for p in positions], np.int64).reshape(-1, 2)
-        splits[split] = Split(shards, write_labels(folder, split, tags_N2[:, 0], tags_N2[:, 1], description))
+        tags = pool.labels[positions_n], pool.attribute_ids[positions_n]
+        splits[split] = Split(shards, write_labels(folder, split, *tags, description))
     counts = {split: plan.counts(split).sum(1) for split in plan.splits}
     return manifest_of(description, splits, counts, plan.seed)

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.folder_layout import Layout, refuse_one_class
 from ltcore.data.datasets.listed import sorted_labels
@@ -35,9 +37,10 @@ def attributes_by_level(layout: Layout, level: int, where: str) -> Layout:
     classes, attributes = (tuple(sorted(set(names))) for names in (classes_of, [p[level - 1] for p in parts]))
     refuse_one_class(where, classes, f"is level {level} the class?")
     label, attribute = ({name: n for n, name in enumerate(names)} for names in (classes, attributes))
-    moved = [(label[name], attribute[p[level - 1]]) for name, p in zip(classes_of, parts, strict=True)]
+    label_C = np.array([label[name] for name in classes_of], np.int32)
+    attribute_C = np.array([attribute[p[level - 1]] for p in parts], np.int32)
     splits = {
-        split: [replace(entry, label=moved[entry.label][0], attribute=moved[entry.label][1]) for entry in entries]
+        split: replace(entries, labels_N=label_C[entries.labels_N], attributes_N=attribute_C[entries.labels_N])
         for split, entries in layout.splits.items()
     }
     return replace(layout, classes=classes, attributes=attributes, splits=splits)

@@ -6,23 +6,25 @@ all others (parquet, archives of published data) out of shards that are made of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.dataset import Lists
 from ltcore.data.datasets.folder_layout import Layout
-from ltcore.data.datasets.image_folder import Item, items_of
+from ltcore.data.datasets.image_folder import Item, each_item
 from ltcore.data.datasets.image_root import AtHand, Divisible
 from ltcore.data.datasets.longtail import IntArray
 from ltcore.data.datasets.prepare import OnProgress, is_shards, open_dataset, prepare
 from ltcore.data.datasets.registry import find
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.given import attributes_by_level, read_attributes
+from ltcore.data.glt.items import Items
 from ltcore.data.shards.manifest import SKIPPED
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.remarks import CARVED
@@ -36,7 +38,7 @@ class Pool:
 
     name: str
     root: Divisible
-    items: Sequence[Item]
+    items: Items
     """Their keys ascend; an attribute of -1 is unknown."""
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -46,31 +48,34 @@ class Pool:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """Returns the N keys."""
-        return [item.key for item in self.items]
+        return self.items.keys
 
     @property
     def labels(self) -> IntArray:
         """Returns [N] class ids."""
-        return np.fromiter((item.label for item in self.items), np.int64, len(self.items))
+        return self.items.labels_N.astype(np.int64)
 
     @property
     def attribute_ids(self) -> IntArray:
         """Returns [N] attribute ids, -1 where unknown."""
-        return np.fromiter((item.attribute for item in self.items), np.int64, len(self.items))
+        return self.items.attributes_N.astype(np.int64)
 
-    def counts(self, positions: Iterable[int] | None = None) -> IntArray:
+    def counts(self, positions_n: IntArray | None = None) -> IntArray:
         """Returns [C, A] images of each class and attribute, at some positions or at all; each image has to have one."""
-        chosen = self.items if positions is None else [self.items[position] for position in positions]
+        chosen = slice(None) if positions_n is None else positions_n
         counts_CA = np.zeros((len(self.classes), len(self.attributes)), np.int64)
-        np.add.at(counts_CA, ([item.label for item in chosen], [item.attribute for item in chosen]), 1)
+        np.add.at(counts_CA, (self.items.labels_N[chosen], self.items.attributes_N[chosen]), 1)
         return counts_CA
 
     def without(self, paths: Iterable[str]) -> Pool:
         """Returns the pool less the images of these paths."""
         gone = set(paths)
-        return replace(self, items=[item for item in self.items if item.path not in gone])
+        if not gone:
+            return self
+        kept_n = [position for position, path in enumerate(self.items.paths) if path not in gone]
+        return replace(self, items=self.items.take(np.array(kept_n, np.int64)))
 
 
 def open_pool(
@@ -104,8 +109,7 @@ def open_pool(
     unused = {split: len(rows) for split, rows in layout.splits.items() if split not in splits}
     if choices.attribute_level is not None:
         layout = attributes_by_level(layout, choices.attribute_level, root.where)
-    entries = [entry for split in splits for entry in layout.splits[split]]
-    items = items_of(root, layout, entries, {})
+    items = each_item(root, layout, [layout.splits[split] for split in splits])
     provenance = {"source": f"images of {dataset.name}", "pool": list(splits), **layout.provenance}
     if layout.skipped:
         provenance[SKIPPED] = layout.skipped
@@ -114,12 +118,13 @@ def open_pool(
 
 
 def _pool(
-    name: str, root: Divisible, items: Sequence[Item], layout: Layout, identity: str, provenance: dict[str, Any]
+    name: str, root: Divisible, items: Iterable[Item], layout: Layout, identity: str, provenance: dict[str, Any]
 ) -> Pool:
-    ordered = sorted(items, key=lambda item: item.key)
+    ordered = Items.of(items).by_key()
+    pa.default_memory_pool().release_unused()  # sorting takes several times what stays
     return Pool(
         name=name,
-        root=root,
+        root=root.part(ordered.paths),  # which does not hold what was listed beside the images
         items=ordered,
         classes=layout.classes,
         attributes=layout.attributes,
@@ -152,12 +157,13 @@ def _with_file(pool: Pool, choices: GltChoices, outer: str = "") -> Pool:
         words = (item.path, item.path.removeprefix(outer), item.key)
         return number[next((by_path[word] for word in words if word in by_path), "")] if by_path.keys() & words else -1
 
-    items = [replace(item, attribute=attribute(item)) for item in pool.items]
-    if all(item.attribute < 0 for item in items):
+    attributes_N = np.fromiter(map(attribute, pool.items), np.int32, len(pool.items))
+    if (attributes_N < 0).all():
         raise DataError(
             f"{choices.attributes_file}: none of its {len(by_path):,} paths is an image; the first is {next(iter(by_path))}, "
-            f"and an image is {items[0].path}. Write them as the latter."
+            f"and an image is {pool.items[0].path}. Write them as the latter."
         )
+    items = pool.items.with_attributes(attributes_N)
     return replace(pool, items=items, attributes=names, identity=f"{pool.identity} {digest}")
 
 
@@ -169,15 +175,17 @@ def _of_shards(uri: str, cfg: DataConfig, choices: GltChoices, name: str) -> tup
     manifest = store.manifest
     splits = _chosen(list(manifest.splits), choices.pool, manifest.provenance.get(CARVED, ()))
     unused = {split: found.num_samples for split, found in manifest.splits.items() if split not in splits}
-    items = []
-    for split in splits:
-        tags = zip(store.keys(split), store.labels(split).tolist(), store.attributes(split).tolist(), strict=True)
-        for index, (key, label, attribute) in enumerate(tags):
-            whole = key if len(splits) == 1 else safe_key(f"{split}/{key}")
-            items.append(Item(f"{split}/{index}", whole, "", label, attribute))
+
+    def items() -> Iterator[Item]:
+        for split in splits:
+            tags = zip(store.keys(split), store.labels(split).tolist(), store.attributes(split).tolist(), strict=True)
+            for index, (key, label, attribute) in enumerate(tags):
+                whole = key if len(splits) == 1 else safe_key(f"{split}/{key}")
+                yield Item(f"{split}/{index}", whole, "", label, attribute)
+
     layout = Layout(manifest.classes, {}, attributes=manifest.attributes)
     provenance = {"source": f"{manifest.name}, {manifest.hash[:12]}", "pool": list(splits)}
-    pool = _pool(manifest.name or name, stored, items, layout, f"{manifest.hash} {splits}", provenance)
+    pool = _pool(manifest.name or name, stored, items(), layout, f"{manifest.hash} {splits}", provenance)
     return _with_file(pool, choices), unused
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from ltcore import storage
@@ -176,14 +177,14 @@ def build(
 
 def _with_attribute(pool: Pool) -> tuple[Pool, int]:
     """Returns the pool with the images and attributes that can be used, and how many images have no attribute."""
-    used = sorted({item.attribute for item in pool.items} - {-1})
-    items = [item for item in pool.items if item.attribute >= 0]
-    if len(items) == len(pool.items) and len(used) == len(pool.attributes):
+    known_n = np.flatnonzero(pool.attribute_ids >= 0)
+    used = np.unique(pool.attribute_ids[known_n])
+    if len(known_n) == len(pool.items) and len(used) == len(pool.attributes):
         return pool, 0
-    number = {attribute: n for n, attribute in enumerate(used)}
+    items = pool.items.take(known_n)
     kept = replace(
         pool,
-        items=[replace(item, attribute=number[item.attribute]) for item in items],
+        items=items.with_attributes(np.searchsorted(used, items.attributes_N)),
         attributes=tuple(pool.attributes[attribute] for attribute in used),
     )
     return kept, len(pool.items) - len(items)

@@ -11,6 +11,7 @@ import pytest
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.glt.choices import GltChoices
+from ltcore.data.glt.items import Items
 from ltcore.data.glt.pool import open_pool
 from ltcore.data.glt.workspace import BROKEN_FILE, WITHOUT_ATTRIBUTE, build, here, workspace
 from ltcore.data.shards.manifest import read_manifest
@@ -42,8 +43,8 @@ def shuffled(tasks, do, /):
 def test_the_same_images_and_seed_give_the_same_bytes(root, tmp_path):
     pool, choices = nested_pool(root)
     built(pool, choices, tmp_path / "a")
-    random_order = replace(pool, items=sorted(pool.items, key=lambda item: item.path[::-1]))
-    listed = replace(random_order, items=sorted(random_order.items, key=lambda item: item.key))
+    random_order = sorted(pool.items, key=lambda item: item.path[::-1])
+    listed = replace(pool, items=Items.of(random_order).by_key())
     built(listed, choices, tmp_path / "b", shuffled)
     assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
     other, choices = nested_pool(root, seed=1)
@@ -202,7 +203,8 @@ def test_shards_are_a_source_too_and_images_without_attribute_are_left_out(root,
     splits = ("train", "val", "test_cbl", "test_gbl")
     again, _ = open_pool(DataConfig(uri=str(tmp_path / "first")), GltChoices(pool=splits))
     assert again.attributes == pool.attributes
-    lost = replace(again, items=[replace(item, attribute=-1) if n < 3 else item for n, item in enumerate(again.items)])
+    unknown = np.where(np.arange(len(again.items)) < 3, -1, again.attribute_ids)
+    lost = replace(again, items=again.items.with_attributes(unknown))
     small = GltChoices(imbalance_factor=2, test=3, val=3)
     _, made = built(lost, small, tmp_path / "second")
     assert made.provenance[WITHOUT_ATTRIBUTE] == 3

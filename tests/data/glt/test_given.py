@@ -34,7 +34,7 @@ def test_a_folder_level_is_the_attribute_and_the_others_the_class(nested):
     assert all(key.split("/")[:2] == [*pair] for key, pair in by_name(pool).items())
     other, _ = nested_pool(nested, attribute_level=1)
     assert by_name(other) == {key: (attribute, name) for key, (name, attribute) in by_name(pool).items()}
-    assert pool.keys == sorted(pool.keys)
+    assert list(pool.keys) == sorted(pool.keys)
 
 
 def test_levels_that_are_not_there_are_refused(nested, flat):

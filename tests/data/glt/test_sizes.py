@@ -9,6 +9,7 @@ from ltcore.data.datasets.glt import by_frequency, wanted_counts
 from ltcore.data.datasets.image_folder import Item
 from ltcore.data.datasets.image_root import AtHand
 from ltcore.data.glt.choices import Discovery, GltChoices
+from ltcore.data.glt.items import Items
 from ltcore.data.glt.pool import Pool
 from ltcore.data.glt.sizes import apportion, choose_sizes, size_remarks
 from ltcore.errors import ConfigError, DataError
@@ -22,7 +23,7 @@ def pool_of(counts_CA):
         for n in range(count)
     ]
     names = tuple(f"c{c}" for c in range(len(counts_CA))), tuple(f"a{a}" for a in range(len(counts_CA[0])))
-    return Pool(name="p", root=AtHand(), items=items, classes=names[0], attributes=names[1], identity="p")
+    return Pool(name="p", root=AtHand(), items=Items.of(items), classes=names[0], attributes=names[1], identity="p")
 
 
 def taken(counts_CA, sizes):
