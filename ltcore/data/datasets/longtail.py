@@ -123,7 +123,7 @@ def hash_order(keys: Sequence[str], positions: IntArray, *words: int | str) -> I
     order_n = np.argsort(hashes_n, kind="stable")
     ordered_n = hashes_n[order_n]
     if (ordered_n[1:] == ordered_n[:-1]).any():
-        order_n = np.array(sorted(order_n.tolist(), key=lambda n: (hashes_n[n], keys[positions[n]])))
+        order_n = np.array(sorted(order_n.tolist(), key=lambda n: (hashes_n[n], keys[int(positions[n])])))
     return positions[order_n]
 
 

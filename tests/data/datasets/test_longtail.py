@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from ltcore.data.datasets.longtail import carve, long_tail_counts, profile, select_legacy
+from ltcore.data.datasets import longtail
+from ltcore.data.datasets.longtail import carve, hash_order, long_tail_counts, profile, select_legacy
 from ltcore.errors import DataError
 from ltcore.rng import hash64
 from ltcore.shots import shot_groups_by_count
@@ -133,3 +134,11 @@ def test_without_a_factor_validation_takes_at_most_a_fifth_of_each_class_but_one
     assert np.bincount(labels[carved.train_n]).tolist() == [90, 10, 3, 2, 2, 1]
     assert carved.val_short == {1: 2, 2: 1, 3: 1, 4: 0, 5: 0}
     assert sorted([*carved.train_n, *carved.val_m]) == list(range(len(labels)))
+
+
+@pytest.mark.parametrize("bits", [64, 3, 0])
+def test_a_shuffle_is_that_of_sorted_and_equal_hashes_go_by_key(bits, monkeypatch):
+    monkeypatch.setattr(longtail, "hash64", lambda *words: hash64(*words) % 2**bits)
+    keys, positions = [f"k{i * 37 % 100}" for i in range(100)], np.arange(99, 9, -1)
+    expected = sorted(positions, key=lambda p: (hash64(1, "x", keys[p]) % 2**bits, keys[p]))
+    assert hash_order(keys, positions, 1, "x").tolist() == expected
