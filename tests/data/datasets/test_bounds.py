@@ -111,11 +111,11 @@ SHARDS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "count of 400 digits": (
         lambda d: edited(d, lambda raw: shard_of(raw).update(count=10**400)),
-        r"found 10+ where a name or a count should be",
+        r"found 10+\.\.\. where a name or a count should be",
     ),
     "class count of 400 digits": (
         lambda d: edited(d, lambda raw: raw["class_counts"].update(train=[10**400, 1, 1])),
-        r"found 10+ where a name or a count should be",
+        r"found 10+\.\.\. where a name or a count should be",
     ),
     "NUL in a path": (lambda d: edited(d, lambda raw: shard_of(raw).update(path="a\0b.tar")), "leaves the data set"),
     "size 2^40": (lambda d: with_column(d, "size", 2**40), r"sample 'k\d' has 1099511627776 bytes from byte"),
