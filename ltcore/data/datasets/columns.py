@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 T = TypeVar("T")
 Positions = NDArray[np.integer]
+CHUNK_BYTES = 2**16
 
 
 class Columns(Sequence[T]):
@@ -51,6 +52,11 @@ class Texts(Columns[str]):
             growing.append(text)
         return growing.whole()
 
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """Returns the strings of all parts, one after the other."""
+        return cls(pa.concat_arrays([part._column for part in parts]))
+
     def __len__(self) -> int:
         return len(self._column)
 
@@ -60,6 +66,10 @@ class Texts(Columns[str]):
 
     def take(self, positions_n: Positions) -> Texts:
         return Texts(self._column.take(pa.array(positions_n)))
+
+    def where(self, chosen_N: NDArray[np.bool_]) -> Texts:
+        """Returns the strings that are chosen; all of them share their memory with these."""
+        return self if chosen_N.all() else self.take(np.flatnonzero(chosen_N))
 
     def order(self) -> Positions:
         """Returns [N] positions that sort the strings as ``sorted`` does; equal ones stay in their order."""
@@ -77,16 +87,30 @@ class Texts(Columns[str]):
 
 
 class GrowingTexts:
-    """Strings that come one by one."""
+    """Strings that come one by one, in memory of Arrow: what is freed there can be given back to the system."""
 
     def __init__(self) -> None:
-        self._data, self._ends = bytearray(), array("q", (0,))
+        self._data, self._ends = pa.BufferOutputStream(), pa.BufferOutputStream()
+        self._next, self._next_ends = bytearray(), array("q", (0,))
+        self._count = self._bytes = 0
 
     def append(self, text: str) -> None:
-        self._data += text.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._data))
+        data = text.encode("utf-8", "surrogatepass")
+        self._next += data
+        self._bytes += len(data)
+        self._next_ends.append(self._bytes)
+        self._count += 1
+        if len(self._next) >= CHUNK_BYTES:
+            self._flush()
 
     def whole(self) -> Texts:
-        """Returns all of them without a copy; nothing can be appended then."""
-        buffers = [None, pa.py_buffer(self._ends), pa.py_buffer(self._data)]
-        return Texts(pa.Array.from_buffers(pa.large_binary(), len(self._ends) - 1, buffers))
+        """Returns all of them; nothing can be appended then."""
+        self._flush()
+        buffers = [None, self._ends.getvalue(), self._data.getvalue()]
+        return Texts(pa.Array.from_buffers(pa.large_binary(), self._count, buffers))
+
+    def _flush(self) -> None:
+        self._data.write(bytes(self._next))
+        self._ends.write(self._next_ends.tobytes())
+        self._next.clear()
+        del self._next_ends[:]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ltcore import storage
+from ltcore.data.datasets.columns import Texts
 from ltcore.data.datasets.image_root import check_size, digest
 from ltcore.errors import DataError
 from ltcore.fsspec_stores import FileInfo
@@ -30,7 +31,7 @@ class FarFiles:
 
     def __init__(self, where: str, uris: Mapping[str, str], infos: Mapping[str, FileInfo]) -> None:
         """Takes the place for messages, and for each path its URI and what is known of the file."""
-        self.where, self.files = where, tuple(sorted(uris))
+        self.where, self.files = where, Texts.of(sorted(uris))
         self._uris, self._infos = uris, infos
         self.fingerprint = digest(
             f"{path}\0{infos[path].size}\0{infos[path].version or uris[path]}" for path in self.files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +52,17 @@ class Entries(Columns[Entry]):
             labels.append(entry.label)
             attributes.append(entry.attribute)
         return cls(paths.whole(), np.frombuffer(labels, np.int32), np.frombuffer(attributes, np.int32))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Entries]) -> Entries:
+        """Returns the images of several splits, one split after the other; a single one is not copied."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            Texts.joined([part.paths for part in parts]),
+            np.concatenate([part.labels_N for part in parts]),
+            np.concatenate([part.attributes_N for part in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -124,7 +134,7 @@ class _Folders:
     """Number of each image's folder."""
 
     @classmethod
-    def of(cls, files: Sequence[str]) -> _Folders:
+    def of(cls, files: Texts) -> _Folders:
         numbers: dict[str, int] = {}
         found = (numbers.setdefault(path[: path.rfind("/") + 1], len(numbers)) for path in files)
         of_N = np.fromiter(found, np.int32, len(files))
@@ -138,12 +148,12 @@ class _Folders:
         """Returns how many images are in some of the folders."""
         return int(np.isin(self.of_N, numbers).sum())
 
-    def entries(self, labels: Mapping[int, int], files: Sequence[str]) -> Entries:
+    def entries(self, labels: Mapping[int, int], files: Texts) -> Entries:
         """Returns the images of the folders that have a label, with that."""
         label_F = np.full(len(self.names), -1, np.int32)
         label_F[list(labels)] = list(labels.values())
         label_N = label_F[self.of_N]
-        paths = Texts.of(itertools.compress(files, label_N >= 0))
+        paths = files.where(label_N >= 0)
         return Entries(paths, label_N[label_N >= 0], np.full(len(paths), -1, np.int32))
 
 

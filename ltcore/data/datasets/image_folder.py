@@ -174,24 +174,26 @@ class Item:
 
 
 def items_of(root: Root, layout: Layout, entries: Entries, broken: Mapping[str, str]) -> list[Item]:
-    """Returns key and type of every image but the broken ones; see :func:`each_item`."""
-    return [item for item in each_item(root, layout, [entries]) if item.path not in broken]
+    """Returns all of every image but the broken ones."""
+    return [
+        Item(entry.path, key, ext, entry.label, entry.attribute)
+        for entry, (key, ext) in zip(entries, keys_of(root, layout, entries.paths), strict=True)
+        if entry.path not in broken
+    ]
 
 
-def each_item(root: Root, layout: Layout, splits: Sequence[Entries]) -> Iterator[Item]:
-    """Yields key and type of every image of some splits.
+def keys_of(root: Root, layout: Layout, paths: Texts) -> Iterator[tuple[str, str]]:
+    """Yields key and type of every image.
 
     The key is the path inside of the outer folders, without its extension unless two files differ in nothing else: a
     zip gives the splits that its folder gives.
     """
-    stems = Texts.of(str(PurePosixPath(path).with_suffix("")) for entries in splits for path in entries.paths)
-    rows = zip(itertools.chain(*splits), stems, stems.repeated(), strict=True)
-    for entry, stem, is_shared in rows:
-        ext = "" if root.by_content else image_ext(entry.path)
+    stems = Texts.of(str(PurePosixPath(path).with_suffix("")) for path in paths)
+    for path, stem, is_shared in zip(paths, stems, stems.repeated(), strict=True):
+        ext = "" if root.by_content else image_ext(path)
         if not ext and not root.by_content:
-            raise DataError(f"{root.where}: {entry.path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
-        name = (entry.path if is_shared else stem).removeprefix(layout.outer)
-        yield Item(entry.path, safe_key(name), ext, entry.label, entry.attribute)
+            raise DataError(f"{root.where}: {path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
+        yield safe_key((path if is_shared else stem).removeprefix(layout.outer)), ext
 
 
 def _hold_out(items: Sequence[Item], num_classes: int, seed: int) -> tuple[list[Item], list[Item]]:

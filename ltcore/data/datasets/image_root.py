@@ -74,7 +74,7 @@ class Root(Readable, Protocol):
     """The names of the images do not tell their types."""
 
     @property
-    def files(self) -> Sequence[str]:
+    def files(self) -> Texts:
         """Returns relative paths with ``/`` of the images, which are told by their extension; sorted."""
         ...
 

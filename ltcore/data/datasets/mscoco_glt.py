@@ -25,6 +25,7 @@ from ltcore import storage
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.benchmark import benchmark_source
 from ltcore.data.datasets.coco_objects import Box, CocoObjects, read_objects
+from ltcore.data.datasets.columns import Texts
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.folder_layout import Entries, Entry, Layout
 from ltcore.data.datasets.image_folder import refuse_legacy
@@ -193,7 +194,7 @@ class _Crops(AtHand):
     def __init__(self, root: Root, objects: CocoObjects) -> None:
         self.where, self.fingerprint, self._root = root.where, root.fingerprint, root
         folders = [name.replace(" ", "_") for name in objects.classes]
-        self.files = tuple(
+        self.files = Texts.of(
             f"{folders[label]}/{key}.jpg" for key, label in zip(objects.keys, objects.labels_N, strict=True)
         )
         by_id = {_image_id(file): file for file in root.files}

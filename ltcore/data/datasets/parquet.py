@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ltcore import storage
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.columns import Texts
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.image_folder import ImageFolder, refuse_legacy
 from ltcore.data.datasets.image_root import bad_image, check_size, digest
@@ -279,7 +280,7 @@ class _Images:
 
     def __init__(self, where: str, files: Sequence[_File]) -> None:
         self.where = where
-        self.files = tuple(file.path(row) for file in files for row in range(file.num_rows))
+        self.files = Texts.of(file.path(row) for file in files for row in range(file.num_rows))
         self.fingerprint = _fingerprint(files)
         self._by_stem = {file.stem: file for file in files}
         self._cursor: _Cursor | None = None

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcore.data.datasets.columns import Columns, GrowingTexts, Positions, Texts
+from ltcore.data.datasets.folder_layout import Entries
 from ltcore.data.datasets.image_folder import Item
 from ltcore.data.shards.source import EXTENSIONS
 
@@ -39,6 +40,16 @@ class Items(Columns[Item]):
             attributes.append(item.attribute)
         numbers = np.frombuffer(labels, np.int32), np.frombuffer(attributes, np.int32)
         return cls(paths.whole(), keys.whole(), np.frombuffer(codes, np.int8), *numbers)
+
+    @classmethod
+    def keyed(cls, entries: Entries, keys: Iterable[tuple[str, str]]) -> Items:
+        """Returns the images of a listing, whose keys and types come one by one."""
+        growing, codes = GrowingTexts(), array("b")
+        for key, ext in keys:
+            growing.append(key)
+            codes.append(_CODES[ext])
+        numbers = entries.labels_N, entries.attributes_N
+        return cls(entries.paths, growing.whole(), np.frombuffer(codes, np.int8), *numbers)
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.dataset import Lists
-from ltcore.data.datasets.folder_layout import Layout
-from ltcore.data.datasets.image_folder import Item, each_item
+from ltcore.data.datasets.folder_layout import Entries, Layout
+from ltcore.data.datasets.image_folder import Item, keys_of
 from ltcore.data.datasets.image_root import AtHand, Divisible
 from ltcore.data.datasets.longtail import IntArray
 from ltcore.data.datasets.prepare import OnProgress, is_shards, open_dataset, prepare
@@ -91,6 +91,14 @@ def open_pool(
 
     Raises DataError or ConfigError in one sentence where there are no such images, splits, classes or attributes.
     """
+    found = _opened(cfg, choices, lists, progress)
+    pa.default_memory_pool().release_unused()  # listing takes several times what stays
+    return found
+
+
+def _opened(
+    cfg: DataConfig, choices: GltChoices, lists: Lists, progress: OnProgress | None
+) -> tuple[Pool, dict[str, int]]:
     if choices.attribute_level is not None:
         if cfg.classes_from is not None:
             raise ConfigError(
@@ -109,7 +117,8 @@ def open_pool(
     unused = {split: len(rows) for split, rows in layout.splits.items() if split not in splits}
     if choices.attribute_level is not None:
         layout = attributes_by_level(layout, choices.attribute_level, root.where)
-    items = each_item(root, layout, [layout.splits[split] for split in splits])
+    entries = Entries.joined([layout.splits[split] for split in splits])
+    items = Items.keyed(entries, keys_of(root, layout, entries.paths))
     provenance = {"source": f"images of {dataset.name}", "pool": list(splits), **layout.provenance}
     if layout.skipped:
         provenance[SKIPPED] = layout.skipped
@@ -117,11 +126,8 @@ def open_pool(
     return _with_file(pool, choices, layout.outer), unused
 
 
-def _pool(
-    name: str, root: Divisible, items: Iterable[Item], layout: Layout, identity: str, provenance: dict[str, Any]
-) -> Pool:
-    ordered = Items.of(items).by_key()
-    pa.default_memory_pool().release_unused()  # sorting takes several times what stays
+def _pool(name: str, root: Divisible, items: Items, layout: Layout, identity: str, provenance: dict[str, Any]) -> Pool:
+    ordered = items.by_key()
     return Pool(
         name=name,
         root=root.part(ordered.paths),  # which does not hold what was listed beside the images
@@ -185,7 +191,7 @@ def _of_shards(uri: str, cfg: DataConfig, choices: GltChoices, name: str) -> tup
 
     layout = Layout(manifest.classes, {}, attributes=manifest.attributes)
     provenance = {"source": f"{manifest.name}, {manifest.hash[:12]}", "pool": list(splits)}
-    pool = _pool(manifest.name or name, stored, items(), layout, f"{manifest.hash} {splits}", provenance)
+    pool = _pool(manifest.name or name, stored, Items.of(items()), layout, f"{manifest.hash} {splits}", provenance)
     return _with_file(pool, choices), unused
 
 
