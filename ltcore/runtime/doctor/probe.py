@@ -67,12 +67,12 @@ def leave_marker(root: str) -> str:
 
     Those that killed commands have left, and what nodes left in answer, go: each name tells when it was made.
     """
-    for name in storage.entries(root):
-        made = _MARKER.match(name)
-        if made and time.time() - int(made[1]) > MARKER_AGE_S:
-            storage.remove(storage.join(root, name))
     name = f".ltcore-doctor-{int(time.time())}-{uuid.uuid4().hex[:12]}"
     storage.write_bytes_atomic(storage.join(root, name), name.encode())
+    for left in storage.entries(root):
+        made = _MARKER.match(left)
+        if made and time.time() - int(made[1]) > MARKER_AGE_S:
+            storage.remove(storage.join(root, left))
     return name
 
 
