@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +75,16 @@ def test_what_most_classes_have_and_one_has_not_is_named(run, tmp_path):
     assert done.code == 0, done.err
     assert "1 pair of class and attribute without images" in done.err and "cat / night. The shares 7:3" in done.err
     assert "3 classes, 3 attributes, 2 to 3 in each class" in done.out
+
+
+def test_of_a_zip_in_a_store_all_images_are_read_from_the_copy_that_was_fetched(run, nested, bucket, tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in sorted(Path(nested).rglob("*.png")):
+            archive.write(file, file.relative_to(nested))
+    bucket.put("set.zip", (tmp_path / "set.zip").read_bytes())
+    done = run(f"{bucket.uri}/set.zip", tmp_path / "out", "--attributes-from", "2", "--engine", "inline", *SMALL)
+    assert done.code == 0, done.err
+    assert len(ShardStore(str(tmp_path / "out")).labels("train")) > 0
 
 
 def test_beside_a_store_it_says_how_pictures_are_made(run, command, nested, bucket, tmp_path, monkeypatch):

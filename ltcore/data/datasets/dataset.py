@@ -12,6 +12,7 @@ from ltcore.data.datasets.folder_layout import Layout
 from ltcore.data.datasets.image_root import Files
 from ltcore.data.shards.source import Indexed, Source
 from ltcore.errors import ConfigError
+from ltcore.owned_folder import TemporaryFolder
 
 Lists = Sequence[tuple[str, str]]
 """(split, list file of ``path label`` lines, or table)."""
@@ -45,6 +46,8 @@ class Dataset(ABC):
 
     broken: Mapping[str, str] = MappingProxyType({})
     """Images that :meth:`source` leaves out because they cannot be decoded: path -> problem."""
+    copy: TemporaryFolder | None = None
+    """Where its images are fetched to, which have to be there as long as they are read."""
 
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
         """Finds the data. Raises DataError or ConfigError where that is impossible.

@@ -56,7 +56,6 @@ class RemoteZip(ImageFolder):
         if found is None:
             raise DataError(f"{cfg.uri} does not exist. Check the address.")
         self.cfg, self._needs_train = cfg, needs_train
-        self._held: TemporaryFolder | None = None
         self.name = storable(Path(file_name(cfg.uri)).stem)
         self.identity = folders_identity(cfg, f"{cfg.uri} {found.size} {found.version}")
 
@@ -65,18 +64,18 @@ class RemoteZip(ImageFolder):
         return not storage.is_local(uri) and file_name(uri).lower().endswith(".zip")
 
     def source(self) -> Source:
-        if self._held is None:
+        if self.copy is None:
             self._fetch()
         return super().source()
 
     def files(self) -> tuple[Files, Layout] | None:
-        if self._held is None:
+        if self.copy is None:
             self._fetch()
         return super().files()
 
     def _fetch(self) -> None:
-        self._held = TemporaryFolder(storage.cache_root() / "downloads", "zip-")  # as long as the source may be read
-        path = self._held.path / f"{self.name}.zip"
+        self.copy = TemporaryFolder(storage.cache_root() / "downloads", "zip-")
+        path = self.copy.path / f"{self.name}.zip"
         storage.download(self.cfg.uri, path)
         self.root = open_root(str(path))
         self.root.where = self.cfg.uri

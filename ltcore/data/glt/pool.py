@@ -30,6 +30,7 @@ from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.remarks import CARVED
 from ltcore.data.shards.source import safe_key
 from ltcore.errors import ConfigError, DataError, nearest
+from ltcore.owned_folder import TemporaryFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Pool:
     identity: str
     """Changes with the images, their classes and attributes."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    copy: TemporaryFolder | None = field(default=None, repr=False, compare=False)
+    """Where the images are that were fetched for it."""
 
     @property
     def keys(self) -> Sequence[str]:
@@ -123,7 +126,7 @@ def _opened(
     if layout.skipped:
         provenance[SKIPPED] = layout.skipped
     pool = _pool(dataset.name, root, items, layout, f"{dataset.identity} {splits}", provenance)
-    return _with_file(pool, choices, layout.outer), unused
+    return _with_file(replace(pool, copy=dataset.copy), choices, layout.outer), unused
 
 
 def _pool(name: str, root: Divisible, items: Items, layout: Layout, identity: str, provenance: dict[str, Any]) -> Pool:
