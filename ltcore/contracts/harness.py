@@ -71,12 +71,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lpa+pooled": ("lpa", {"embedding": "pooled", "layers": ("stage1",), "online_rate": 0.5, "similarity": "jaccard"}),
     "lpa+one-view": ("lpa", {"views": 1}),
-    "lpa+whitened": ("lpa", {"metric": "whitened", "score": "soft"}),
+    "lpa+whitened": ("lpa", {"metric": "whitened", "score": "soft", "threshold": None}),
     "ifl+repeat": ("ifl", {"env_mode": "repeat"}),
     "ifl+irm": ("ifl", {"irm_weight": 0.1, "num_envs": 3, "center": "cosine"}),
     "ifl+triplet": ("ifl", {"center": "triplet", "env_type": "inter_intra", "num_envs": 4}),
 }
 """Rows with options under which a loss takes another branch, other fields of the output, or other memories."""
+FEW_CLASSES: dict[str, dict[str, Any]] = {"lpa": {"threshold": 0.0}}
+"""Options without which toy data leave a term without effect: so few classes are never more alike than by chance."""
 
 
 def key_of(row: str) -> str:
@@ -96,7 +98,7 @@ def method(kind: str, name: str) -> Any:
 
 def options(row: str) -> dict[str, Any]:
     """Returns what a row changes of the defaults."""
-    return VARIANTS[row][1] if row in VARIANTS else {}
+    return FEW_CLASSES.get(key_of(row), {}) | (VARIANTS[row][1] if row in VARIANTS else {})
 
 
 def term_config(row: str, **changes: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltcore.evaluation.retrieval import ClassPair, SharedPart
-from ltcore.objective.terms.lpa.attributes import describe_classes, nearest_classes
+from ltcore.objective.terms.lpa.attributes import chance_deviations, describe_classes, nearest_classes
 from ltcore.objective.terms.lpa.prototypes import PrototypesSpec
 
 PAIRS = 15
@@ -77,7 +77,7 @@ def _pairs(vectors_CK: Tensor, own_n: Tensor, others_m: Tensor, neighbors: int) 
     """Yields the classes of ``others_m`` most similar to each of ``own_n``, above 0, the most similar first."""
     others_CK = torch.zeros_like(vectors_CK).index_copy_(0, others_m, vectors_CK[others_m])
     ids_nk, similar_nk = _nearest(vectors_CK[own_n], own_n, others_CK, neighbors, 0.0)
-    _, beyond_nk = _nearest(vectors_CK[own_n], own_n, others_CK, neighbors, None)
+    _, beyond_nk = _nearest(vectors_CK[own_n], own_n, others_CK, neighbors, chance_deviations(len(vectors_CK)))
     for first, ids, similar, beyond in zip(
         own_n.tolist(), ids_nk.tolist(), similar_nk.tolist(), beyond_nk.tolist(), strict=True
     ):
@@ -87,7 +87,7 @@ def _pairs(vectors_CK: Tensor, own_n: Tensor, others_m: Tensor, neighbors: int) 
 
 
 def _nearest(
-    vectors_nK: Tensor, own_n: Tensor, others_CK: Tensor, neighbors: int, threshold: float | None
+    vectors_nK: Tensor, own_n: Tensor, others_CK: Tensor, neighbors: int, threshold: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     return nearest_classes(vectors_nK, own_n, others_CK, neighbors=neighbors, threshold=threshold, similarity="cosine")
 

@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], int]] = {
     "balanced_softmax": ("balanced_softmax", {}, 2),
     "logit_adjust": ("logit_adjust", {}, 2),
     "paco": ("paco", {}, 2),
+    "lpa by image": ("paco", {"lpa": LPA | {"positives": "sample", "threshold": None}}, 3),
     "paco+lpa+dro+ifl": ("paco", {"lpa": LPA, "dro": {"start": 0.0}, "ifl": {"start": 0.5, "milestones": (0.75,)}}, 5),
 }
 """(base, terms, most graphs): with the first progress, with progress as a variable, where LPA has prototypes, and from

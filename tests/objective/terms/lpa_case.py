@@ -27,6 +27,7 @@ def made(**options: Any) -> tuple[Lpa, dict[str, Memory]]:
         "neighbors": 2,
         "queue_size": 7,
         "start": 0.0,
+        "threshold": 0.0,  # of four classes none is more alike than by chance
         "shrink": 1.0,
         "embedding": "query",
         **options,

@@ -38,7 +38,14 @@ from ltcore.objective.embedding import EMBEDDINGS, NEEDS, POOLED, query_of
 from ltcore.objective.interface import LossContext, Term, TermConfig
 from ltcore.objective.memory.base import MemorySpec
 from ltcore.objective.memory.queue import Queue, QueueSpec
-from ltcore.objective.terms.lpa.attributes import CENTERINGS, SIMILARITIES, describe, mean_class, nearest_classes
+from ltcore.objective.terms.lpa.attributes import (
+    CENTERINGS,
+    SIMILARITIES,
+    chance_deviations,
+    describe,
+    mean_class,
+    nearest_classes,
+)
 from ltcore.objective.terms.lpa.codebook import METRICS, SCORES
 from ltcore.objective.terms.lpa.local_features import FINAL, needs_of
 from ltcore.objective.terms.lpa.prototypes import RESERVOIRS, Prototypes, PrototypesSpec
@@ -78,8 +85,7 @@ class Lpa(Term):
         """Largest number of neighbor classes of a class, >= 0."""
         threshold: float | None = None
         """Similarity that a neighbor must exceed. Range [-1, 1). null: for each class the level that the largest similarity
-        of as many unrelated classes would reach with a probability of 5% (``attributes.chance_level``), by an estimate of their
-        spread that is too small with few classes: measured, 16% of 20 classes reach it, and 9% of 100.
+        of as many unrelated classes would reach with a probability of 5% (``attributes.chance_level``).
         """
         neighbor_mass: float = 0.3
         """Largest share of an anchor's positive weight that goes to neighbor classes (rho), reached by one that is just the
@@ -179,6 +185,7 @@ class Lpa(Term):
                 )
 
     cfg: Config
+    deviations_n: Tensor
 
     @staticmethod
     def views(cfg: Config) -> int:
@@ -189,6 +196,7 @@ class Lpa(Term):
         super().__init__(cfg, stats, dims)
         self.reads = frozenset({"index", "features"} if cfg.embedding == POOLED else {"index"})
         self.needs = frozenset({"key"}) | needs_of(cfg.layers or (FINAL,)) | NEEDS[cfg.embedding]
+        self.register_buffer("deviations_n", chance_deviations(stats.num_classes), persistent=False)
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
@@ -271,7 +279,7 @@ class Lpa(Term):
             labels_B,
             vectors_CK,
             neighbors=cfg.neighbors,
-            threshold=cfg.threshold,
+            threshold=self.deviations_n if cfg.threshold is None else cfg.threshold,
             similarity=cfg.similarity,
         )
 
