@@ -28,6 +28,9 @@ from ltcore.plugins.parts import Part
 if TYPE_CHECKING:
     from torch import nn
 
+ENDED_BY = "callback "
+"""Begins the reason of a run that a callback ended, before its name."""
+
 
 @dataclass(frozen=True)
 class CallbackContext:

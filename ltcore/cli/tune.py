@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from ltcore.callbacks import ENDED_BY
 from ltcore.cli.args import TuneArgs
 from ltcore.cli.default_recipe import with_recipe
 from ltcore.cli.output import COMMAND_LINE, Output
@@ -48,6 +49,11 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
                 from ltcore.tuning.weights import check_same_weights
 
                 check_same_weights(stored, sweep, base_run(sweep), uri)
+            if any(trial.reason.startswith(ENDED_BY) for trial in stored.trials or ()):
+                from ltcore.config.load import base_run
+                from ltcore.tuning.ends import check_same_ends
+
+                check_same_ends(sweep, base_run(sweep), uri)
             out.show_sweep(stored, uri, age=True)
             return stored
     if args.engine == "inline":
@@ -57,11 +63,13 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     from ltcore.config.show import left_out
     from ltcore.runtime.cluster import connect, disconnect
     from ltcore.runtime.progress import ProgressDisplay
+    from ltcore.tuning.ends import check_same_ends
     from ltcore.tuning.weights import check_same_weights
 
     base = load_sweep(sweep)
     if stored is not None:
         check_same_weights(stored, sweep, base, uri)
+        check_same_ends(sweep, base, uri)
     display = ProgressDisplay(out.terminal(), sweep.metric)
     display.say(
         "ltcore sweep ",

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ltcore import dist
-from ltcore.callbacks import CALLBACKS, Callback, CallbackContext
+from ltcore.callbacks import CALLBACKS, ENDED_BY, Callback, CallbackContext
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CallbackError
 from ltcore.evaluation.catalog import VALIDATION
@@ -90,7 +90,7 @@ class CallbackCalls:
             self._columns[f"{COLUMN}/{name}/{column}"] = float(value)
 
         def stop(reason: str) -> None:
-            self._reason = f"callback {name} at epoch {epoch}: {reason}"
+            self._reason = f"{ENDED_BY}{name} at epoch {epoch}: {reason}"
 
         view = CallbackContext(
             epoch=epoch,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ltcore.callbacks import ENDED_BY
 from ltcore.config.keys import FREE_TO_CHANGE, OPTIONS, effective
 from ltcore.config.plugged import KEY as PLUGINS
 from ltcore.config.plugged import deciding
@@ -13,8 +14,7 @@ from ltcore.errors import CheckpointError
 from ltcore.plugins.loading import PIN, known_parts
 from ltcore.training.checkpoint import Checkpoint
 
-_ENDED_BY = re.compile(r"callback (?P<name>\S+) at epoch ")
-"""Begins the reason of a run that a callback ended."""
+_ENDED_BY = re.compile(rf"{ENDED_BY}(?P<name>\S+) at epoch ")
 
 
 def check_same_run(

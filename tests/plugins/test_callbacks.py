@@ -20,9 +20,10 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.same_run import differences, refuse_other_end
 from ltcore.training.switches import SWITCHES
+from ltcore.tuning.ends import check_same_ends
 from ltcore.tuning.identity import check_same_sweep, identity
 from tests.ddp import run_ranks
-from tests.records import sweep_record
+from tests.records import run_record, sweep_record
 from tests.training.runs import Rank, run, stage2_run, tiny_run
 
 TIMES = {"time_s", "images_per_s", "data_wait_fraction", "checkpoint_s", "memory_bytes"}
@@ -119,6 +120,27 @@ def test_a_repaired_callback_answers_for_no_run_that_it_ended_before() -> None:
         CheckpointError, match=r"plugins: 'example_parts.watch==0.3' there, 'example_parts.watch==0.4' now"
     ):
         refuse_other_end("x", "callback watch at epoch 2: enough", old, {**old, "plugins": "example_parts.watch==0.4"})
+
+
+def test_a_sweep_does_not_mix_trials_that_two_rules_ended(watched: RunConfig, tmp_path: Path) -> None:
+    """Trials that ended do not start again; what the sweep itself varies differs between them."""
+    base = watched.replace({"callbacks.watch.last_epoch": 2})
+    config = {**base.to_flat(), "callbacks.watch.last_epoch": 3}
+    ended = run_record(status="finished", reason="callback watch at epoch 3: watched enough", config=config)
+    ended.write(str(tmp_path / "trials" / "00000"))
+    run_record(config={**base.to_flat(), "plugins": "example_parts.watch==0.2"}).write(
+        str(tmp_path / "trials" / "00001")
+    )
+    varied = read_sweep("tune_lpa", {"sweep.space.callbacks.watch.last_epoch": "choice:2,3"})
+    check_same_ends(varied, base, str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"trials/00000 was ended by callback watch, .*last_epoch: 3 there, 2 now"
+    ):
+        check_same_ends(read_sweep("tune_lpa", {}), base, str(tmp_path))
+    other = dataclasses.replace(base, plugins=("example_parts.watch==0.4",))
+    with pytest.raises(CheckpointError, match=r"0.3' there, 'example_parts.watch==0.4' now"):
+        check_same_ends(varied, other, str(tmp_path))
+    check_same_ends(varied, tiny_run(), str(tmp_path))  # another sweep, and refused as such
 
 
 def _on_a_rank(site: str, tree: dict[str, Any], uri: str, folder: str) -> int:
