@@ -231,7 +231,9 @@ def test_workers_install_the_heads_lock_whenever_they_come() -> None:
 
 def test_uv_and_python_are_pinned() -> None:
     environment, *_, uv = config()["setup_commands"]
-    assert re.search(r"astral\.sh/uv/\d+\.\d+\.\d+/install\.sh", uv)
+    (version,) = re.findall(r"astral\.sh/uv/(\d+\.\d+\.\d+)/install\.sh", uv)
+    for other in (".ci/run", "ltcore/runtime/kuberay/rayjob.yaml"):
+        assert set(re.findall(r"uv==([\d.]+)", (FILE.parent / other).read_text(encoding="utf-8"))) == {version}, other
     (python,) = re.findall(r"UV_PYTHON=\$\{UV_PYTHON:-(\d+\.\d+)\.\d+\}", environment)
     project = tomllib.loads((FILE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert SpecifierSet(project["requires-python"]).contains(python)
