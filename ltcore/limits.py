@@ -12,7 +12,8 @@ zip                  as a folder; MAX_DIRECTORY_BYTES, MAX_RATIO for each entry 
 tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH; of a sample MAX_SAMPLE_FILES, MAX_KEY_CHARS,
                      MAX_LABEL_BYTES, MAX_SAMPLE_JSON_BYTES; MAX_RATIO where it is gzipped
 list, table, json    MAX_LIST_BYTES unpacked, MAX_ROWS, MAX_CELL_CHARS, MAX_JSON_VALUES
-parquet              MAX_ROWS, no more rows than bytes, MAX_COLUMN_CHUNKS, MAX_RATIO for a column; MAX_CELL_CHARS
+parquet              MAX_FOOTER_BYTES, MAX_COLUMN_CHUNKS, MAX_ROWS, no more rows than bytes, MAX_RATIO for a column;
+                     MAX_CELL_CHARS
 annotations of COCO  MAX_OBJECTS, MAX_ATTRIBUTES; one entry is held at a time
 classes, attributes  MAX_CLASSES of MAX_NAME_CHARS; files that name them MAX_CLASSES_BYTES
 manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
@@ -25,8 +26,8 @@ memory of an import  of encoded images HELD_BYTES on their way, as many in work,
                      ones LARGE_PIXELS_AT_ONCE, and LARGE_PIXELS for each thread
 ===================  ==============================================================================================
 
-``tests/data/datasets/test_bounds.py`` and ``tests/config/test_bounded_yaml.py`` strike at each of them, ``tests/fuzz`` at all
-that nobody thought of.
+``tests/test_every_bound.py`` strikes at each of them in memory and time, ``tests/data/datasets/test_bounds.py`` and
+``test_bound_edges.py`` at its edges, ``tests/fuzz`` at all that nobody thought of.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ MAX_JSON_VALUES = 2**25
 """Of a json file, each of which takes some 60 bytes in memory."""
 MAX_COLUMN_CHUNKS = 2**20
 """Row groups times columns of a parquet file, which its footer describes one by one."""
+MAX_FOOTER_BYTES = 2**23
+"""Of a parquet file: those of two million images, a hundred in a row group. In memory it may be 220 times as large."""
 MAX_OBJECTS, MAX_ATTRIBUTES = 2**21, 2**12
 """At least twice what MSCOCO and COCO Attributes have."""
 

@@ -25,13 +25,23 @@ from ltcore.data.datasets.tables import folder_of, identity, listed_images, plac
 from ltcore.data.datasets.tar_places import has_class_folders, names_tars
 from ltcore.errors import DataError, LtcoreError
 from ltcore.fsspec_stores import FileInfo
-from ltcore.limits import HELD_BYTES, MAX_COLUMN_CHUNKS, MAX_RATIO, MAX_ROWS, PACKED_BYTES, load_json
+from ltcore.limits import (
+    HELD_BYTES,
+    MAX_COLUMN_CHUNKS,
+    MAX_FOOTER_BYTES,
+    MAX_RATIO,
+    MAX_ROWS,
+    PACKED_BYTES,
+    load_json,
+)
 
 ENDING = ".parquet"
 HUB_FOLDERS = ("data", "train")
 BATCH_ROWS = 16
 """Images that are unpacked from their pages at once, where all of their row group may be held; else it is one."""
 BUFFER_BYTES = 2**20
+_TAIL_BYTES = 8
+"""The end of a parquet file: the length of its footer, and ``PAR1``."""
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
 
@@ -126,6 +136,7 @@ class _File:
         """Opens the file for reading by pages; ``dictionaries`` are columns whose texts stay as they are stored, once."""
         try:
             with storage.open_file(self.uri, seekable=True) as stream:
+                _refuse_long_footer(self.uri, stream)
                 yield pq.ParquetFile(
                     stream,
                     read_dictionary=list(dictionaries),
@@ -206,6 +217,16 @@ class _File:
                 f"{self.uri} has a label {label}, but names only {len(self.classes)} classes. Correct the names."
             )
         return self.classes[label]
+
+
+def _refuse_long_footer(uri: str, stream: pa.NativeFile) -> None:
+    """Raises DataError for a footer longer than any: three bytes of it can become an object of six hundred."""
+    tail = bytes(stream.read_at(_TAIL_BYTES, max(0, stream.size() - _TAIL_BYTES)))
+    if (count := int.from_bytes(tail[:4], "little")) > MAX_FOOTER_BYTES and tail[4:] == b"PAR1":
+        raise DataError(
+            f"{uri} has a footer of {count} bytes, expected at most {MAX_FOOTER_BYTES}. Write the file again with larger row "
+            "groups, or as several files."
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:
