@@ -151,6 +151,8 @@ def find_bytes(uri: str, most_bytes: int | None = None) -> bytes | None:
 
     def read() -> bytes:
         with _open(uri, filesystem, path, seekable=False) as stream:
+            if most_bytes is not None and _told_size(uri, path, stream) > most_bytes:  # before any of it is held
+                raise _too_large(uri, most_bytes)
             data = bytes(stream.read()) if count is None else _read_most(stream, count)
             if count is None or len(data) < count:
                 _refuse_short(uri, stream, len(data))
@@ -161,8 +163,19 @@ def find_bytes(uri: str, most_bytes: int | None = None) -> bytes | None:
     except MissingError:
         return None
     if most_bytes is not None and len(data) > most_bytes:
-        raise DataError(f"{uri} is larger than {most_bytes} bytes.")
+        raise _too_large(uri, most_bytes)
     return data
+
+
+def _too_large(uri: str, most_bytes: int) -> DataError:
+    return DataError(f"{uri} is larger than {most_bytes} bytes.")
+
+
+def _told_size(uri: str, path: str, stream: pa.NativeFile) -> int:
+    """Returns the size of an open file as its place tells it, 0 where it does not."""
+    if is_local(uri):
+        return Path(path).stat().st_size
+    return int(stream.size()) if scheme_of(uri) in REMOTE_SCHEMES else 0
 
 
 def _read_most(stream: pa.NativeFile, count: int) -> bytes:

@@ -85,10 +85,12 @@ def read_objects(instances: Sequence[Path], attributes: Path) -> CocoObjects:
 def _read_attributes(file: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.bool_]], dict[str, int]]:
     """Returns attribute names, object -> which of them it has, and object -> number of its annotation in COCO."""
     listed = sorted(
-        _entries(file, "attributes.item", lambda entry: (_whole(entry["id"]), storable(str(entry["name"]))))
+        _entries(
+            file, "attributes.item", lambda entry: (_whole(entry["id"]), storable(str(entry["name"]))), MAX_ATTRIBUTES
+        )
     )
-    if not 0 < len(listed) <= MAX_ATTRIBUTES:
-        raise DataError(f"{file} lists {len(listed)} attributes, expected 1 to {MAX_ATTRIBUTES}.")
+    if not listed:
+        raise DataError(f"{file} lists 0 attributes, expected 1 to {MAX_ATTRIBUTES}.")
 
     def vector(entry: tuple[str, Any]) -> tuple[str, NDArray[np.bool_]]:
         scores = np.asarray(entry[1], np.float32)
@@ -105,17 +107,23 @@ def _read_attributes(file: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.
     return tuple(name for _, name in listed), vectors, annotation_of
 
 
-def _entries(file: Path, prefix: str, read: Callable[[Any], T]) -> Iterator[T]:
-    """Yields the elements of a list (``name.item``) or the (key, value) pairs of an object, one in memory at a time."""
+def _entries(file: Path, prefix: str, read: Callable[[Any], T], most: int | None = None) -> Iterator[T]:
+    """Yields the elements of a list (``name.item``) or the (key, value) pairs of an object, one in memory at a time.
+
+    Raises DataError where there are more than ``most``, for None more than objects.
+    """
     import ijson
 
+    most = MAX_OBJECTS if most is None else most
     with storage.open_file(str(file)) as stream:
         walk = ijson.items if prefix.endswith(".item") else ijson.kvitems
         name, number = prefix.removesuffix(".item"), 0
         try:
             for number, entry in enumerate(walk(stream, prefix, use_float=True), 1):
-                if number > MAX_OBJECTS:
-                    raise DataError(f"{file}: more than {MAX_OBJECTS} {name}, expected COCO's.")
+                if number > most:
+                    raise DataError(
+                        f"{file} has more than {most} {name}, expected those of COCO. Check that it is the right file."
+                    )
                 yield read(entry)
         except ijson.JSONError as error:
             raise DataError(
