@@ -104,18 +104,25 @@ def _located(uri: str) -> list[Tar]:
         uri = str(storage.local_path(uri).absolute())
     if names_tars(uri):
         places = sorted({place for pattern in _expanded(uri) for place in _matching(pattern)})
+        _refuse_many(uri, places)
         base = posixpath.commonpath([posixpath.dirname(place) for place in places]) if places else ""
         if not storage.is_local(uri):  # commonpath joins the slashes of the scheme
             base = re.sub(r"^(\w+):/+", r"\1://", base)
         names = [place[len(base.rstrip("/")) + 1 :] for place in places]
     else:
         base = uri.rstrip("/")
-        found = _walk(Path(base)) if storage.is_local(uri) else _remote_names(uri)
+        found = _walk(Path(base), whole=True) if storage.is_local(uri) else _remote_names(uri)
         names = sorted(filter(_TAR.search, found))
-    if len(names) > MAX_TARS:
-        raise ConfigError(f"data.uri={uri!r} means {len(names)} tars, expected at most {MAX_TARS}.")
+        _refuse_many(uri, names)
     with ThreadPoolExecutor(LOOKING_UP) as pool:
         return list(pool.map(_described, itertools.repeat(base), names))
+
+
+def _refuse_many(uri: str, tars: Sequence[str]) -> None:
+    if len(tars) > MAX_TARS:
+        raise ConfigError(
+            f"data.uri={uri!r} means {len(tars)} tars, expected at most {MAX_TARS}. Name fewer, or join them."
+        )
 
 
 def _expanded(pattern: str) -> Iterator[str]:
@@ -158,8 +165,13 @@ def _remote_names(uri: str) -> list[str]:
     return [name for name in storage.list_files(uri) if not is_hidden(name)]
 
 
-def _walk(root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None) -> Iterator[str]:
-    """Yields the files below a local folder, relative to it; links to folders are followed, but none is read twice."""
+def _walk(
+    root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None, *, whole: bool = False
+) -> Iterator[str]:
+    """Yields the files below a local folder, relative to it; links to folders are followed, but none is read twice.
+
+    Folders deeper than tars lie are left out, or raise DataError where the ``whole`` data set is asked for.
+    """
     seen = set() if seen is None else seen
     try:
         found = root.stat()
@@ -175,7 +187,12 @@ def _walk(root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None
         if not entry.is_dir():
             yield prefix + entry.name
         elif prefix.count("/") < MAX_TAR_DEPTH:
-            yield from _walk(root / entry.name, f"{prefix}{entry.name}/", seen)
+            yield from _walk(root / entry.name, f"{prefix}{entry.name}/", seen, whole=whole)
+        elif whole:
+            raise DataError(
+                f"{root / entry.name} lies {MAX_TAR_DEPTH + 1} folders below the one that was named, expected at most "
+                f"{MAX_TAR_DEPTH}. Name a folder nearer to the tars, or move it away."
+            )
 
 
 def _described(base: str, name: str) -> Tar:
