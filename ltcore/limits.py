@@ -8,6 +8,7 @@ what is read         what bounds it
 ===================  ==============================================================================================
 image                MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, LARGE_PIXELS_AT_ONCE; formats: data/images/decode.py
 folder               MAX_DEPTH, MAX_PATH_CHARS; files that are not plain are not opened
+file fetched whole   MAX_FETCHED_BYTES, and what is free on the disk
 zip                  as a folder; MAX_DIRECTORY_BYTES, MAX_RATIO for each entry and for all; stored or deflated
 tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH; of a sample MAX_SAMPLE_FILES, MAX_KEY_CHARS,
                      MAX_LABEL_BYTES, MAX_SAMPLE_JSON_BYTES; MAX_RATIO where it is gzipped
@@ -51,6 +52,9 @@ PACKED_BYTES, MAX_RATIO = 16 * 2**20, 200
 """What unpacks to more than the first and to more than the second times its packed size is a bomb rather than pictures."""
 MAX_DIRECTORY_BYTES = 2**28
 """Of the list of files in a zip: two million entries."""
+MAX_FETCHED_BYTES = 2**41
+"""Of a file that is fetched whole, such as a zip or weights. ImageNet-21K has 1.3 TB. Where its size is not told, half of what is
+free on the disk is the most."""
 MAX_DEPTH, MAX_PATH_CHARS = 64, 4096
 """Folders in each other, and characters of a path, which file systems do not take longer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -13,8 +14,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 import pyarrow as pa
@@ -24,11 +26,13 @@ from ltcore import fsspec_stores
 from ltcore.errors import DamagedFileError, DataError, LtcoreError, StorageError
 from ltcore.file_lock import locked as locked
 from ltcore.fsspec_stores import FileInfo
-from ltcore.retry import ShortError
+from ltcore.limits import MAX_FETCHED_BYTES
+from ltcore.retry import ShortError, retrying
 from ltcore.steady_file import SteadyFile
-from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present, undisturbed
+from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, place_of, present, undisturbed
 from ltcore.stores import errors_of as errors_of
 from ltcore.stores import open_fs as open_fs
+from ltcore.text import byte_size
 from ltcore.uris import READ_ONLY, REMOTE_SCHEMES, scheme_of
 from ltcore.uris import is_local as is_local
 from ltcore.uris import is_web as is_web
@@ -36,6 +40,7 @@ from ltcore.uris import join as join
 from ltcore.uris import local_path as local_path
 from ltcore.uris import refuse_read_only as refuse_read_only
 
+T = TypeVar("T")
 COPY_BYTES = 4 * 2**20
 """What is in memory at a time of a file that is copied."""
 UNFINISHED_S = 3600.0
@@ -225,18 +230,64 @@ def open_file(uri: str, *, seekable: bool = False) -> pa.NativeFile:
 
 
 def download(uri: str, path: Path) -> None:
-    """Copies the file ``uri`` to the local file ``path``. Raises DataError where that fails."""
+    """Copies the file ``uri`` to the local file ``path``, and waits for room on the disk of that.
+
+    Raises DataError where that fails, and where the file is larger than any, by what its place says of it or by what comes.
+    """
+    if (info := describe_file(uri)) is None:
+        raise _missing(uri)
+
+    def copy() -> LtcoreError | None:
+        try:
+            with path.open("wb") as target:
+
+                def begin() -> Callable[[bytes], object]:
+                    target.seek(0)
+                    target.truncate()
+                    return _at_most(target.write, uri, info.size, path.parent)
+
+                pass_on(uri, begin)
+        except (LtcoreError, OSError) as error:
+            path.unlink(missing_ok=True)  # so that what is half there takes no room, also while it is waited for
+            if isinstance(error, OSError):
+                raise
+            return error  # of the place, which has been waited for
+        return None
+
     try:
-        with path.open("wb") as target:
-
-            def begin() -> Callable[[bytes], object]:
-                target.seek(0)
-                target.truncate()
-                return target.write
-
-            pass_on(uri, begin)
+        problem = retrying(place_of(str(path)), copy)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}. {SPACE}.") from error
+    if problem is not None:
+        raise problem
+
+
+def _at_most(write: Callable[[bytes], object], uri: str, told: int, folder: Path) -> Callable[[bytes], object]:
+    """Returns what writes the pieces of a file of ``told`` bytes (-1: unknown), and no more, into ``folder``.
+
+    Of a file of unknown size that is half of what is free, as more comes to be written than the file itself. Raises DataError
+    for a file larger than any, and OSError where it does not fit.
+    """
+    free = free_bytes(folder)
+    if told > MAX_FETCHED_BYTES:
+        raise DataError(
+            f"{uri} has {told} bytes, expected at most {MAX_FETCHED_BYTES}. Fetch it yourself, and name the copy."
+        )
+    if told > free:
+        raise OSError(errno.ENOSPC, f"{uri} needs {byte_size(told)}, and {byte_size(free)} are free")
+    most, count = min(MAX_FETCHED_BYTES, free // 2) if told < 0 else told, 0
+
+    def take(piece: bytes) -> None:
+        nonlocal count
+        count += len(piece)
+        if count > most:
+            why = f"does not tell its size, and {byte_size(free)} are free in {folder}" if told < 0 else "tells no more"
+            raise DataError(
+                f"{uri} has more than {most} bytes, and its server {why}. Fetch it yourself, and name the copy."
+            )
+        write(piece)
+
+    return take
 
 
 def pass_on(uri: str, begin: Callable[[], Callable[[bytes], object]]) -> None:
@@ -247,14 +298,11 @@ def pass_on(uri: str, begin: Callable[[], Callable[[bytes], object]]) -> None:
     filesystem, path = open_fs(uri)
 
     def read() -> None:
-        take, count = begin(), 0
+        take, count = _received(begin), 0
         with _open(uri, filesystem, path, seekable=False) as stream:
             while piece := bytes(stream.read(COPY_BYTES)):
                 count += len(piece)
-                try:
-                    take(piece)
-                except OSError as error:  # of the disk, which is no disturbance of the store
-                    raise _ReceiverError(error) from error
+                _received(partial(take, piece))
             _refuse_short(uri, stream, count)
 
     try:
@@ -263,6 +311,14 @@ def pass_on(uri: str, begin: Callable[[], Callable[[bytes], object]]) -> None:
         raise _missing(uri) from error
     except _ReceiverError as error:
         raise error.problem from None
+
+
+def _received(act: Callable[[], T]) -> T:
+    """Returns what the receiver's ``act`` returns; its error is no disturbance of the store, also where it may pass."""
+    try:
+        return act()
+    except OSError as error:
+        raise _ReceiverError(error) from None
 
 
 class _ReceiverError(LtcoreError):
