@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from tests.chaos.harness import outcome, place
-from tests.chaos.sweeps import group_words, halving_words, long_words, run_words, sweep_words, write_shards
+from tests.chaos.sweeps import (
+    driven_words,
+    group_words,
+    halving_words,
+    long_words,
+    run_words,
+    sweep_words,
+    write_shards,
+)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +52,12 @@ def undisturbed_halving(struck_shards: str, tmp_path_factory: pytest.TempPathFac
     found = _undisturbed("tune_lpa.py", halving_words, struck_shards, tmp_path_factory.mktemp("halving"))
     assert [sum(trial["goes_on"] for trial in rung["trials"]) for rung in found["rungs"]] == [3]
     return found
+
+
+@pytest.fixture(scope="session")
+def undisturbed_driven(struck_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the sweep comes to of which each trial is a group with a driver."""
+    return _undisturbed("tune_lpa.py", driven_words, struck_shards, tmp_path_factory.mktemp("driven"))
 
 
 @pytest.fixture(scope="session")

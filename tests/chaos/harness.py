@@ -116,6 +116,16 @@ class Place:
         """Returns the number of epochs that a run has logged."""
         return (self.read(os.path.normpath(f"{where}/metrics.jsonl")) or b"").count(b"\n")
 
+    def saved_step(self, where: str) -> int:
+        """Returns the step of the newest complete checkpoint from which a run can go on; 0 before the first."""
+        folder = f"{where}/checkpoints"
+        if self.bucket is None:
+            names = [str(path) for path in (self.results / folder).glob("last-*/meta.json")]
+        else:
+            names = self.bucket.names(f"runs/{self.name}/{folder}/last-")
+        found = re.findall(r"/last-(\d+)/meta\.json$", "\n".join(names), re.MULTILINE)
+        return max(map(int, found), default=0)
+
     def trains(self, where: str, epochs: int = 1) -> bool:
         """Tells whether a run is in the middle of its training, after at least ``epochs`` logged epochs."""
         record = self.record(where)

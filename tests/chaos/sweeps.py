@@ -68,6 +68,12 @@ def halving_words(shards: str, folder: Path, **changes: str) -> list[str]:
     return sweep_words(shards, folder, **{**HALVING, **changes})
 
 
+def driven_words(shards: str, folder: Path, **changes: str) -> list[str]:
+    """Returns the words of a sweep of which each trial is a group of two workers with a driver, without retrains."""
+    searched = {"sweep__retrain_seeds": "0", "sweep__alt": "false"}
+    return [*sweep_words(shards, folder, **searched, **changes), "--engine", "train", "--workers", "2"]
+
+
 def run_words(shards: str, folder: Path, *flags: str, **changes: str) -> list[str]:
     """Returns the words of a single run of the same configuration."""
     words = sweep_words(shards, folder, **changes)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.chaos import grounds
 from tests.chaos.harness import Command, Place, differences, outcome, place
-from tests.chaos.sweeps import sweep_words
+from tests.chaos.sweeps import COUNTS, EPOCHS, driven_words, sweep_words
+from tests.tuning.sweeps import RUN
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Server
@@ -22,6 +23,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 SAVE_S = 45.0
 """What runs get to save a checkpoint, and the command to end."""
+BATCH = int(RUN["train.batch_size"])
+STEPS = sum(COUNTS["train"]) // BATCH
+"""Of an epoch."""
+
+
+@pytest.fixture
+def site(struck_shards: str, s3_server: Server, tmp_path: Path) -> grounds.Site:
+    return grounds.Site(struck_shards, tmp_path / "site", s3_server)
 
 
 @pytest.fixture
@@ -143,9 +152,8 @@ def test_of_two_sweeps_at_once_the_second_waits(sweep: Place, undisturbed_sweep:
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_actor_stays_in_a_ray_that_outlives_the_command(
-    struck_shards: str, s3_server: Server, undisturbed_sweep: dict[str, Any], tmp_path: Path, sig: signal.Signals
+    site: grounds.Site, undisturbed_sweep: dict[str, Any], sig: signal.Signals
 ) -> None:
-    site = grounds.Site(struck_shards, tmp_path / "site", s3_server)
     with grounds.two_nodes(site, "tune_lpa.py", sweep_words) as sweep:
         assert sweep.nodes is not None
         command = sweep.start()
@@ -157,3 +165,26 @@ def test_no_actor_stays_in_a_ray_that_outlives_the_command(
         sweep.assert_free()
         sweep.finish()
         assert_same(sweep, undisturbed_sweep)
+
+
+@pytest.mark.parametrize("ground", [grounds.plain, grounds.two_nodes])
+def test_the_driver_of_a_trial_is_killed_in_an_epoch_and_nobody_has_to_do_anything(
+    ground: grounds.Ground, site: grounds.Site, undisturbed_driven: dict[str, Any]
+) -> None:
+    """It is an actor of Ray Tune, and starts the trial's workers: they, their controller and their room go with it."""
+    trial, steps = "trials/00000", list[int]()
+
+    def within_an_epoch(sweep: Place) -> bool:
+        steps.append(sweep.saved_step(trial))
+        return sweep.trains(trial) and steps[-1] > 3 * STEPS and 0 < steps[-1] % STEPS < STEPS - 1
+
+    with ground(site, "tune_lpa.py", driven_words) as sweep:
+        command = sweep.start()
+        command.strike(lambda: within_an_epoch(sweep), lambda: command.actors("ImplicitFunc")[0])
+        code, said = command.end()
+        assert code == 0 and "Traceback" not in said, said
+        first, second = sweep.record(trial)["starts"]
+        assert (first["world"], second["world"], first["images_seen"]) == (2, 2, 0)
+        assert 3 * STEPS < steps[-1] < EPOCHS * STEPS and steps[-1] % STEPS, "it was struck between two epochs"
+        assert steps[-1] * BATCH <= second["images_seen"] < EPOCHS * STEPS * BATCH, "it goes on where it was struck"
+        assert_same(sweep, undisturbed_driven)
