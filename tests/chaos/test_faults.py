@@ -3,16 +3,17 @@
 pytest -m chaos tests/chaos/test_faults.py                     100 faults
 LTCORE_FAULTS=5 LTCORE_FAULTS_SEED=1 pytest -m chaos ...       fewer, and other ones
 LTCORE_FAULTS_AT=stored,logged pytest -m chaos ...             only at these kinds of places
+LTCORE_FAULTS_HOURS=2 pytest -m chaos ...                      most hours for all (else half an hour and 3 minutes a fault)
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.chaos.grounds import Ground, Site, Words
 from tests.chaos.harness import Command, Place, differences, outcome
 from tests.chaos.kinds import KINDS, Scene
 from tests.chaos.sweeps import EPOCHS, LONG, elastic_words, group_words, halving_words, run_words, sweep_words
+from tests.chaos.tally import Tally, hours_for
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Server
@@ -142,54 +144,57 @@ class Deck(Generic[Card]):
 
 
 def survive(
-    work: Work, kinds: Deck[str], site: Site, draw: random.Random, budget: int, same: dict[str, Any]
-) -> Counter[str]:
-    """Computes the work once under at most ``budget`` faults. Returns how many it survived, by kind."""
-    struck: Counter[str] = Counter()
-    with work.ground(site, work.script, work.words) as where:
-        command = where.start()
+    work: Work, kinds: Deck[str], site: Site, draw: random.Random, tally: Tally, same: Callable[[str], dict[str, Any]]
+) -> None:
+    """Computes the work once under at most as many faults as are missing, and counts those that it survived."""
+    with tally.within(f"the undisturbed {work.undisturbed}"):
+        wanted = same(work.undisturbed)
+    with contextlib.ExitStack() as ends:
+        with tally.within("the start"):
+            where = ends.enter_context(work.ground(site, work.script, work.words))
+            command = where.start()
         for n, run in enumerate(work.runs):
-            if struck.total() == budget or command.process.poll() is not None:
+            if not tally.missing or command.process.poll() is not None:
                 break
             kind = kinds.take()
             epochs = draw.randrange(1, work.epochs - 1) if run != "." else work.epochs * n // len(work.runs) + 1
-            if not strike(work, where, command, kind, run, epochs, draw):
-                kinds.put_back(kind)
-                continue
-            struck[kind] += 1
-            if KINDS[kind].code is not None:
-                code, said = command.end()
-                # 0: the fault came when all was done
-                assert code in (KINDS[kind].code, 0) and "Traceback" not in said, f"{kind} in {run}: {code}\n{said}"
-                command = where.start()
-        code, said = command.end()
-        assert code == 0 and "Traceback" not in said, f"after {dict(struck)}: {code}\n{said}"
-        where.finish()
-        assert work.compare(same, outcome(where)) == [], f"after {dict(struck)}"
-        where.assert_clean()
-    return struck
+            with tally.within(f"{kind} in {run}"):
+                if not strike(work, where, command, kind, run, epochs, draw):
+                    kinds.put_back(kind)
+                    continue
+                tally.struck[kind] += 1
+                if KINDS[kind].code is not None:
+                    code, said = command.end()
+                    # 0: the fault came when all was done
+                    assert code in (KINDS[kind].code, 0) and "Traceback" not in said, f"{kind} in {run}: {code}\n{said}"
+                    command = where.start()
+        with tally.within("the end"):
+            code, said = command.end()
+            assert code == 0 and "Traceback" not in said, f"{code}\n{said}"
+            where.finish()
+            assert work.compare(wanted, outcome(where)) == []
+            where.assert_clean()
+    tally.end()
 
 
 def survive_all(
-    works: Sequence[Work], site: Site, same: Callable[[str], dict[str, Any]], faults: int, seed: int
-) -> Counter[str]:
-    """Strikes ``faults`` times, in as many computations of the works as that takes."""
-    draw, survived = random.Random(seed), Counter[str]()
+    works: Sequence[Work], site: Site, same: Callable[[str], dict[str, Any]], draw: random.Random, tally: Tally
+) -> None:
+    """Strikes until no fault is missing, in as many computations of the works as that takes."""
     places, kinds = Deck(range(len(works)), draw), [Deck(work.kinds, draw) for work in works]
-    number = 0
-    while survived.total() < faults:
+    while tally.missing:
         place = places.take()
         work = works[place]
-        here = dataclasses.replace(site, folder=site.folder / str(number))
+        here = dataclasses.replace(site, folder=site.folder / str(tally.number))
         began = time.monotonic()
-        survived += survive(work, kinds[place], here, draw, faults - survived.total(), same(work.undisturbed))
-        number += 1
+        tally.begin(f"{work.ground.__name__} {work.undisturbed}")
+        with tally.told():
+            survive(work, kinds[place], here, draw, tally, same)
         print(
-            f"{number}: {work.ground.__name__} {work.undisturbed}, {time.monotonic() - began:.0f} s; {survived.total()} of "
-            f"{faults} faults survived: {dict(survived)}",
+            f"{tally.number}: {tally.work}, {time.monotonic() - began:.0f} s; {tally.survived.total()} of {tally.faults} "
+            f"faults survived: {dict(tally.survived)}",
             flush=True,
         )
-    return survived
 
 
 @pytest.mark.slow
@@ -197,13 +202,14 @@ def survive_all(
 def test_three_faults_change_no_bit_of_a_run(
     struck_shards: str, undisturbed: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
-    site = Site(struck_shards, tmp_path)
-    assert survive_all([RUN], site, undisturbed, 3, seed=0).total() == 3
+    tally = Tally(3, hours_for(3))
+    survive_all([RUN], Site(struck_shards, tmp_path), undisturbed, random.Random(0), tally)
+    assert tally.survived.total() == 3
 
 
 @pytest.mark.ray
 @pytest.mark.chaos
-@pytest.mark.timeout(6 * 3600)
+@pytest.mark.timeout(600)  # of what is outside of the draw, which keeps its own time
 def test_a_hundred_faults_change_no_bit(
     struck_shards: str, undisturbed: Callable[[str], dict[str, Any]], s3_server: Server, tmp_path: Path
 ) -> None:
@@ -213,5 +219,6 @@ def test_a_hundred_faults_change_no_bit(
         print("not root, so no disk can be made to be filled: no fault of the kind 'disk'", flush=True)
         names.remove("full")
     site = Site(struck_shards, tmp_path, s3_server)
-    survived = survive_all([WORKS[name] for name in names], site, undisturbed, faults, seed)
-    assert survived.total() == faults
+    tally = Tally(faults, float(os.environ.get("LTCORE_FAULTS_HOURS", hours_for(faults))))
+    survive_all([WORKS[name] for name in names], site, undisturbed, random.Random(seed), tally)
+    assert tally.survived.total() == faults
