@@ -44,9 +44,8 @@ _SOURCE_LINE = re.compile(r"\w*,? ?\[?/\S+\.(?:cpp|cc|c|h):\d+\]?,? ?")
 _ROOM = Room(LARGE_PIXELS_AT_ONCE)
 DECODE_VERSION = 2
 """Part of the key of cached canvases: raise it with every change of the pixels that this file makes."""
-Image.core.set_block_size(
-    4 * MAX_PIXELS
-)  # an image is one block: of smaller ones, glibc keeps all for a thread's next image
+# An image is one block: of smaller ones, glibc keeps all for a thread's next image.
+Image.core.set_block_size(4 * MAX_PIXELS)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes a DataError; the rest would stand beside it
 
 
