@@ -30,10 +30,11 @@ from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section, Work, int
 from ltcore.benchmarks.machine import on_cpus
 from ltcore.benchmarks.options import Options
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.workspace import Run, here
 from ltcore.data.glt.build import Plan
 from ltcore.data.glt.choices import Discovery, GltChoices
 from ltcore.data.glt.pool import open_pool
-from ltcore.data.glt.workspace import Run, build, here
+from ltcore.data.glt.workspace import build
 from ltcore.data.images.decode import decode_image
 from ltcore.errors import LtcoreError
 from ltcore.text import counted

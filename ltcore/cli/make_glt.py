@@ -14,9 +14,10 @@ from ltcore.cli.args import GltArgs
 from ltcore.cli.bar import progress
 from ltcore.cli.entry import say
 from ltcore.cli.make_shards import source_config
+from ltcore.data.datasets.workspace import Run, here
 from ltcore.data.glt.build import Plan
 from ltcore.data.glt.pool import Pool, open_pool
-from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, Run, build, here
+from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, build
 from ltcore.data.shards.remarks import remarks
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import is_local

@@ -29,13 +29,14 @@ from ltcore.data.augment.ops import scale_and_shift, unit_range
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.image_folder import Item
 from ltcore.data.datasets.image_root import Readable
-from ltcore.data.glt.build import Broken
+from ltcore.data.datasets.shard_task import Broken
+from ltcore.data.datasets.workspace import Bar, Run, here
 from ltcore.data.glt.choices import RANDOM, Discovery
-from ltcore.data.glt.kept import keep, kept
 from ltcore.data.glt.pool import Pool
-from ltcore.data.glt.workspace import Bar, Discover, Run, here
+from ltcore.data.glt.workspace import Discover
 from ltcore.data.images.decode import Pixels, decode_canvas
 from ltcore.data.prep import framing_of
+from ltcore.data.shards.kept import keep, kept
 from ltcore.errors import BadImageError, ConfigError
 from ltcore.framing import OWN_WAY, Framing
 from ltcore.models.registry import MODELS, is_backbone

@@ -21,10 +21,11 @@ from PIL import Image
 from ltcore.cli import console
 from ltcore.config.records import SweepRecord
 from ltcore.data.config import DataConfig
-from ltcore.data.glt.build import ShardTask
+from ltcore.data.datasets.shard_task import ShardTask
+from ltcore.data.datasets.workspace import Run, here
 from ltcore.data.glt.choices import Discovery, GltChoices
 from ltcore.data.glt.pool import open_pool
-from ltcore.data.glt.workspace import Run, build, here
+from ltcore.data.glt.workspace import build
 from ltcore.data.loading.canvas_cache import entry_path, open_canvases
 from ltcore.data.loading.original_cache import images_path, open_images
 from ltcore.data.loading.samples import decode_rows

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from ltcore.data.glt.workspace import build, here
+from ltcore.data.datasets.workspace import here
+from ltcore.data.glt.workspace import build
 from ltcore.errors import DataError
 from ltcore.runtime.ray_map import on_ray
 from tests.data.glt_bar import no_bar

@@ -12,9 +12,10 @@ from PIL import Image
 
 from ltcore import rng
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.workspace import here
 from ltcore.data.glt.choices import Discovery, GltChoices
 from ltcore.data.glt.pool import open_pool
-from ltcore.data.glt.workspace import build, here
+from ltcore.data.glt.workspace import build
 from ltcore.errors import ConfigError
 from ltcore.framing import OWN_WAY
 from ltcore.training.discover import discovery_of, merged_clusters, open_features

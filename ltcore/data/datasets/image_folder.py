@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ PROBED = 512
 CHUNK = 256
 """Images that are in memory at once; the last one makes them ``HELD_BYTES`` or more."""
 _Probed = tuple[int, tuple[float, ...], tuple[float, ...]]
+T = TypeVar("T")
 
 
 class ImageFolder(Dataset):
@@ -51,7 +52,8 @@ class ImageFolder(Dataset):
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
         refuse_legacy(cfg)
         path = storage.local_path(cfg.uri).absolute()
-        self.cfg, self.root = cfg, open_root(str(path))
+        self.cfg = cfg
+        self.root: Root = open_root(str(path))
         self.layout = read_layout(self.root, cfg, lists, needs_train)
         self.name, self.identity = storable(path.stem), folders_identity(cfg, self.root.fingerprint)
 
@@ -113,9 +115,9 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     chosen |= layout.provenance
     keys, paths = [item.key for item in probed], [item.path for item in probed]
     image_size, mean, std = probe(root, keys, paths, cfg.subset_seed)
-    rows, later = dict[str, _Rows](), list[Item]()
+    rows, later = dict[str, ImageRows](), list[Item]()
     for split in reversed(list(splits)):
-        rows[split] = _Rows(root, splits[split], later, image_size)
+        rows[split] = ImageRows(root, splits[split], later)
         later = [*splits[split], *later]
     return Source(
         name=name,
@@ -208,7 +210,7 @@ def _hold_out(items: Sequence[Item], num_classes: int, seed: int) -> tuple[list[
 
 
 @dataclass(frozen=True)
-class _Rows:
+class ImageRows:
     """One split; every image is decoded once on its way, so that a broken one is named now and not in training.
 
     The broken ones of the splits after it are named with its own.
@@ -217,56 +219,81 @@ class _Rows:
     root: Root
     items: Sequence[Item]
     later: Sequence[Item]
-    image_size: int
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Sample]:
         errors: dict[str, BadImageError] = {}
-        for item, image in self._sound(self.items, errors):
-            ext = item.ext or extension_of(image)
-            yield Sample(key=item.key, image=image, ext=ext, label=item.label, attribute=item.attribute)
+        yield from decoded(self.root, self.items, self._sample, errors)
         if errors:
-            for _ in self._sound(self.later, errors):
+            for _ in decoded(self.root, self.later, self._sample, errors):
                 pass
             raise broken_images(self.root.where, errors)
 
-    def _sound(self, items: Sequence[Item], errors: dict[str, BadImageError]) -> Iterator[tuple[Item, bytes]]:
-        """Yields the items that can be decoded with their bytes; of the others, notes what is wrong by path."""
-        with ThreadPoolExecutor() as pool:
-            for chunk in self._chunks(items, errors):
-                checks = pool.map(self._check, *zip(*chunk, strict=True))
-                for (item, image), error in zip(chunk, checks, strict=True):
-                    if error is None:
-                        yield item, image
-                    else:
-                        errors[item.path] = error
-                chunk.clear()  # before the next is read
+    def _sample(self, item: Item, image: bytes) -> Sample:
+        return sound_sample(item, image, f"{self.root.where}: {item.path}")
 
-    def _chunks(self, items: Sequence[Item], errors: dict[str, BadImageError]) -> Iterator[list[tuple[Item, bytes]]]:
-        """Yields the items that can be read with their bytes, as many at a time as may be in memory together."""
-        chunk, held = list[tuple[Item, bytes]](), 0
-        self.root.announce([item.path for item in items])
-        for item in items:
-            try:
-                chunk.append((item, self.root.read(item.path)))
-            except BadImageError as error:
-                errors[item.path] = _words_of(error)
-                continue
-            held += len(chunk[-1][1])
-            if len(chunk) == CHUNK or held >= HELD_BYTES:
-                yield chunk
-                chunk, held = [], 0
-        if chunk:
-            yield chunk
 
-    def _check(self, item: Item, image: bytes) -> BadImageError | None:
+def sound_sample(item: Item, image: bytes, where: str) -> Sample:
+    """Returns the image as it is. Raises BadImageError, which begins with ``where``, if it cannot be decoded."""
+    decode_image(image, where)
+    ext = item.ext or extension_of(image)
+    return Sample(key=item.key, image=image, ext=ext, label=item.label, attribute=item.attribute)
+
+
+def decoded(
+    root: Readable,
+    items: Sequence[Item],
+    make: Callable[[Item, bytes], T],
+    errors: dict[str, BadImageError],
+    threads: int | None = None,
+) -> Iterator[T]:
+    """Reads images and yields what is made of each, in their order.
+
+    Args:
+        root: where they are; it is read by this thread alone.
+        items: the images.
+        make: is called in the other threads; a BadImageError says that an image is broken.
+        errors: takes what is wrong with the broken ones, by path.
+        threads: their number; None: as many as suit the machine.
+    """
+
+    def attempt(item: Item, image: bytes) -> T | BadImageError:
         try:
-            decode_canvas(image, self.image_size, f"{self.root.where}: {item.path}")
+            return make(item, image)
         except BadImageError as error:
             return _words_of(error)
-        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in _chunks(root, items, errors):
+            made = pool.map(attempt, *zip(*chunk, strict=True))
+            for (item, _), found in zip(chunk, made, strict=True):
+                if isinstance(found, BadImageError):
+                    errors[item.path] = found
+                else:
+                    yield found
+            chunk.clear()  # before the next is read
+
+
+def _chunks(
+    root: Readable, items: Sequence[Item], errors: dict[str, BadImageError]
+) -> Iterator[list[tuple[Item, bytes]]]:
+    """Yields the items that can be read with their bytes, as many at a time as may be in memory together."""
+    chunk, held = list[tuple[Item, bytes]](), 0
+    root.announce([item.path for item in items])
+    for item in items:
+        try:
+            chunk.append((item, root.read(item.path)))
+        except BadImageError as error:
+            errors[item.path] = _words_of(error)
+            continue
+        held += len(chunk[-1][1])
+        if len(chunk) == CHUNK or held >= HELD_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _words_of(error: BadImageError) -> BadImageError:

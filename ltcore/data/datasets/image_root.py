@@ -7,13 +7,14 @@ import io
 import os
 import stat
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ltcore.data.datasets.columns import GrowingTexts, Texts
 from ltcore.data.shards.source import image_ext
@@ -101,7 +102,7 @@ class AtHand:
         """Does nothing, since nothing is gained by reading ahead."""
 
 
-def open_root(where: str) -> Root:
+def open_root(where: str) -> Files:
     """Opens the directory or zip ``where``.
 
     Raises DataError where it is neither, or a zip has names that point outside.
@@ -237,7 +238,8 @@ def without_images(folders: Iterable[str], files: Iterable[str]) -> tuple[str, .
 class _Zip(AtHand):
     def __init__(self, path: Path) -> None:
         self.where = self._file = str(path)
-        self._zip = _open_zip(path)
+        self._zip, found = _open_zip(path), path.stat()
+        self._version = (found.st_ino, found.st_size, found.st_mtime_ns)
         infos = {info.filename: info for info in self._zip.infolist() if not info.filename.endswith("/")}
         for name in infos:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
@@ -266,7 +268,7 @@ class _Zip(AtHand):
             raise bad_image(self.where, path, f"cannot be read ({error})", "Copy or download it again.") from error
 
     def part(self, paths: Iterable[str]) -> _ZipPart:
-        return _ZipPart(self.where, self._file)
+        return _ZipPart(self.where, self._file, self._version, self)
 
 
 class _Bounded(io.BufferedReader):
@@ -308,23 +310,30 @@ def _refuse_bomb(path: Path, unpacked_bytes: int) -> None:
         )
 
 
-@dataclass(frozen=True)
 class _ZipPart(AtHand):
-    """A zip by its name, which each process opens once."""
+    """A zip by its name, which each other process opens once, and this one where it has closed it."""
 
-    where: str
-    file: str
+    def __init__(self, where: str, file: str, version: tuple[int, ...], opened: _Zip | None = None) -> None:
+        self.where, self._file, self._version = where, file, version
+        self._opened = weakref.ref(opened) if opened is not None else None
+
+    def __reduce__(self) -> tuple[type[_ZipPart], tuple[Any, ...]]:
+        return _ZipPart, (self.where, self._file, self._version)
 
     def part(self, paths: Iterable[str]) -> _ZipPart:
         return self
 
     def read(self, path: str) -> bytes:
-        return _opened(self.file).read(path)
+        here = self._opened() if self._opened is not None else None
+        return (here or _opened(self.where, self._file, self._version)).read(path)
 
 
 @lru_cache(maxsize=1)
-def _opened(file: str) -> _Zip:
-    return _Zip(Path(file))
+def _opened(where: str, file: str, _version: tuple[int, ...]) -> _Zip:
+    """Opens a zip, once for each of its versions."""
+    found = _Zip(Path(file))
+    found.where = where
+    return found
 
 
 def check_size(where: str, path: str, size: int) -> None:

@@ -14,7 +14,8 @@ rare attribute is one that lacks the typical ones. Theirs are thirds by a score,
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +30,7 @@ from ltcore.data.datasets.columns import Texts
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.folder_layout import Entries, Entry, Layout
 from ltcore.data.datasets.image_folder import refuse_legacy
-from ltcore.data.datasets.image_root import AtHand, Root, digest, open_root
+from ltcore.data.datasets.image_root import AtHand, Divisible, Files, Readable, digest, open_root
 from ltcore.data.datasets.longtail import IntArray, keyed_order, profile
 from ltcore.data.images.decode import Pixels, decode_image, size_of
 from ltcore.data.shards.source import Source
@@ -191,7 +192,7 @@ class _Crops(AtHand):
     skipped: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
 
-    def __init__(self, root: Root, objects: CocoObjects) -> None:
+    def __init__(self, root: Files, objects: CocoObjects) -> None:
         self.where, self.fingerprint, self._root = root.where, root.fingerprint, root
         folders = [name.replace(" ", "_") for name in objects.classes]
         self.files = Texts.of(
@@ -208,13 +209,36 @@ class _Crops(AtHand):
         self._places = dict(zip(self.files, zip(images, objects.boxes, strict=True), strict=True))
 
     def read(self, path: str) -> bytes:
-        from PIL import Image
+        return _encoded_crop(self._root, *self._places[path])
 
-        image, box = self._places[path]
-        crop_3HW = crop(decode_image(self._root.read(image), image), box, image)
-        out = io.BytesIO()
-        Image.fromarray(crop_3HW.transpose(1, 2, 0)).save(out, "JPEG", quality=QUALITY)
-        return out.getvalue()
+    def part(self, paths: Iterable[str]) -> _CropsPart:
+        return _CropsPart(self.where, self._root, self._places).part(paths)
+
+
+@dataclass(frozen=True)
+class _CropsPart(AtHand):
+    """Some of the crops."""
+
+    where: str
+    root: Divisible
+    places: Mapping[str, tuple[str, Box]]
+    """Path -> image and box of the object."""
+
+    def part(self, paths: Iterable[str]) -> _CropsPart:
+        places = {path: self.places[path] for path in paths}
+        return _CropsPart(self.where, self.root.part(image for image, _ in places.values()), places)
+
+    def read(self, path: str) -> bytes:
+        return _encoded_crop(self.root, *self.places[path])
+
+
+def _encoded_crop(root: Readable, image: str, box: Box) -> bytes:
+    from PIL import Image
+
+    crop_3HW = crop(decode_image(root.read(image), image), box, image)
+    out = io.BytesIO()
+    Image.fromarray(crop_3HW.transpose(1, 2, 0)).save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
 
 
 def _image_id(file: str) -> int:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ltcore import storage
 from ltcore.data.config import COLUMN_KEYS, PLACE_KEYS, DataConfig
 from ltcore.data.datasets.broken import BrokenImagesError
 from ltcore.data.datasets.dataset import Dataset, Lists
+from ltcore.data.datasets.lists import read_list_file
 from ltcore.data.datasets.registry import find, names, recognize
+from ltcore.data.datasets.shardwise import divided, write_divided
+from ltcore.data.datasets.workspace import Bar, Engine, OnProgress, alone
 from ltcore.data.shards.exchange import put_back
 from ltcore.data.shards.manifest import MANIFEST, VERSION, Manifest, read_manifest
 from ltcore.data.shards.reencode import Reencode
@@ -28,8 +33,6 @@ CONSTRUCTION = 4
 PROGRESS_S = 1.0
 MOST_NAMED = 20
 
-OnProgress = Callable[[str], None]
-
 
 def prepare(
     cfg: DataConfig,
@@ -38,6 +41,7 @@ def prepare(
     progress: OnProgress | None = None,
     root: str | None = None,
     needs_train: bool = True,
+    engine: Engine = alone,
 ) -> str:
     """Returns the URI of the shards for ``cfg.uri``.
 
@@ -50,6 +54,7 @@ def prepare(
         progress: called with a line of text about once a second while something is made.
         root: URI of the folder for copies; None is the node's cache folder. Workers on other nodes need a shared one.
         needs_train: refuse a folder without training images, which can only be evaluated on.
+        engine: writes the shards of images that can be read in any order; what was interrupted is continued by it.
 
     Raises DataError or ConfigError with one sentence when there is nothing that could be used.
     """
@@ -64,7 +69,7 @@ def prepare(
     try:
         with storage.locked(cache / f"{place}.lock"):
             if fresh or not is_shards(uri):
-                _fill(dataset, uri, progress)
+                _fill(dataset, uri, progress, engine)
             else:
                 _check_broken(cfg, uri)
     except OSError as error:
@@ -113,8 +118,10 @@ def make(
     shard_size: int = 1000,
     reencode: Reencode | None = None,
     progress: OnProgress | None = None,
+    engine: Engine = alone,
+    bar: Bar | None = None,
 ) -> Manifest:
-    """Makes the shards for ``cfg.uri`` at ``uri``, replacing an earlier data set there.
+    """Makes the shards for ``cfg.uri`` at ``uri``, replacing an earlier data set there, or continues to make them.
 
     Args:
         cfg: as for :func:`prepare`; its ``uri`` must not be finished shards.
@@ -122,8 +129,13 @@ def make(
         shard_size: most images in one tar.
         reencode: how images are encoded anew; None: the files go into the shards as they are.
         progress: called with a line of text about once a second.
+        engine: writes the shards of images that can be read in any order.
+        bar: shows how many of them are written; None: ``progress`` is told.
     """
-    return _write(open_dataset(cfg, lists), uri, shard_size=shard_size, reencode=reencode, progress=progress)
+    dataset = open_dataset(cfg, lists)
+    listed = [(split, hashlib.sha256(read_list_file(file)).hexdigest()) for split, file in lists]
+    how: dict[str, Any] = {"shard_size": shard_size, "reencode": reencode, "engine": engine, "bar": bar}
+    return _write(dataset, uri, **how, listed=listed, progress=progress)
 
 
 def open_dataset(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -> Dataset:
@@ -183,7 +195,7 @@ def _digest(cfg: DataConfig, dataset: Dataset) -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 
-def _fill(dataset: Dataset, uri: str, progress: OnProgress | None) -> None:
+def _fill(dataset: Dataset, uri: str, progress: OnProgress | None, engine: Engine) -> None:
     """Puts at ``uri`` what a run reads: indexes of tars that are there already, else shards."""
     indexed = dataset.index(progress)
     if indexed is not None:
@@ -193,17 +205,31 @@ def _fill(dataset: Dataset, uri: str, progress: OnProgress | None) -> None:
         return
     if progress:
         progress(f"making {dataset.name}, once; it is kept in {uri}")
-    _write(dataset, uri, shard_size=1000, progress=progress)
+    _write(dataset, uri, shard_size=1000, progress=progress, engine=engine)
 
 
 def _write(
-    dataset: Dataset, uri: str, *, shard_size: int, reencode: Reencode | None = None, progress: OnProgress | None
+    dataset: Dataset,
+    uri: str,
+    *,
+    shard_size: int,
+    reencode: Reencode | None = None,
+    listed: Lists = (),
+    progress: OnProgress | None,
+    engine: Engine,
+    bar: Bar | None = None,
 ) -> Manifest:
+    """Writes shards; ``listed`` are (split, hash) of the files that list the images."""
     if progress:
         progress(f"{dataset.name}: choosing images")
     how: dict[str, Any] = {"shard_size": shard_size, "reencode": reencode, "progress": progress}
+    source = dataset.source()
+    if divided(source) is not None:
+        identity = [_digest(dataset.cfg, dataset), *listed]
+        bar = bar or partial(_lines, progress or _quiet)
+        return write_divided(dataset, source, uri, identity, **how, engine=engine, bar=bar)
     try:
-        return write_source(dataset.source(), uri, seed=dataset.cfg.subset_seed, **how)
+        return write_source(source, uri, seed=dataset.cfg.subset_seed, **how)
     except BrokenImagesError as error:
         if len(error.found) > dataset.cfg.max_bad_samples:
             raise
@@ -227,6 +253,25 @@ def write_source(
         told = {split: _Reported(rows, f"{source.name}/{split}", progress) for split, rows in source.splits.items()}
         source = replace(source, splits=told)
     return write_dataset(uri, source, seed=seed, shard_size=shard_size, reencode=reencode, progress=progress)
+
+
+def _quiet(_text: str) -> None:
+    """Tells nobody."""
+
+
+@contextlib.contextmanager
+def _lines(progress: OnProgress, doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Tells about once a second and at the end how many images are done; what it yields is told how many more are."""
+    done, told = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        if time.monotonic() - told > PROGRESS_S or done == total:
+            progress(f"{doing}: {done:,} of {total:,} images")
+            told = time.monotonic()
+
+    yield advance
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,29 @@
 """From images with attributes to the shards of a benchmark: a plan, one task for each shard, and the manifest at the end.
 
-The plan alone decides what is in which shard, so any number of processes writes the same bytes. A shard counts as whole once
-its record lies beside it; a build that was interrupted continues with the others.
+The plan alone decides what is in which shard, so any number of processes writes the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ltcore import storage
 from ltcore.data.datasets.glt import GltSizes, glt_splits
-from ltcore.data.datasets.image_folder import Item, probe
-from ltcore.data.datasets.image_root import Readable
+from ltcore.data.datasets.image_folder import probe
 from ltcore.data.datasets.longtail import IntArray, hash_order
+from ltcore.data.datasets.shard_task import ShardTask, Written, described
 from ltcore.data.glt.choices import GltChoices
-from ltcore.data.glt.kept import keep, kept
 from ltcore.data.glt.pool import Pool
-from ltcore.data.images.decode import decode_image, extension_of
-from ltcore.data.shards.manifest import Manifest, Shard, Split
+from ltcore.data.shards.manifest import Manifest
 from ltcore.data.shards.reencode import Reencode
 from ltcore.data.shards.remarks import ATTRIBUTE_COUNTS
-from ltcore.data.shards.source import Description, Sample
-from ltcore.data.shards.writer import manifest_of, problem_of, shard_spans, write_labels, write_shard
-from ltcore.errors import BadImageError, DataError
+from ltcore.data.shards.source import Description
+from ltcore.data.shards.writer import shard_spans
 from ltcore.shots import shot_rule_of
-
-Broken = dict[str, tuple[str, str]]
-"""Path -> message and problem of an image that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -101,99 +91,6 @@ def make_plan(pool: Pool, sizes: GltSizes, choices: GltChoices) -> Plan:
     return Plan(pool, sizes, splits, choices.seed, choices.shard_size, choices.reencode)
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard to be written, small enough to be sent to another process."""
-
-    root: Readable
-    items: tuple[Item, ...]
-    folder: Path
-    split: str
-    number: int
-    first_index: int
-    num_classes: int
-    num_attributes: int
-    reencode: Reencode | None
-
-    @property
-    def place(self) -> Path:
-        """Returns where the record of the finished shard lies."""
-        return self.folder / "records" / f"{self.split}-{self.number:05d}.json"
-
-    @property
-    def identity(self) -> str:
-        """Returns a hash of what the plan puts into the shard."""
-        rows = [(item.path, item.key, item.ext, item.label, item.attribute) for item in self.items]
-        return hashlib.sha256(json.dumps([self.first_index, rows]).encode()).hexdigest()
-
-    def finished(self) -> Shard | None:
-        """Returns the shard where it has been written whole; its bytes are read and compared with their checksums."""
-        if (record := kept(self.place, self.identity)) is None:
-            return None
-        shard = Shard(**record)
-        files = ((shard.path, shard.sha256), (shard.index_path, shard.index_sha256))
-        try:
-            whole = all(_sha256(self.folder / "shards" / name) == digest for name, digest in files)
-        except DataError:
-            return None
-        return shard if whole else None
-
-    def __call__(self) -> tuple[Shard | None, Broken]:
-        """Writes shard and record. Returns the images that cannot be decoded instead, where there are any."""
-        broken: Broken = {}
-        shard = write_shard(self._samples(broken), self.folder / "shards", self.split, self.number, self.first_index)
-        if broken:
-            return None, broken
-        keep(self.place, self.identity, asdict(shard))
-        return shard, {}
-
-    def _samples(self, broken: Broken) -> Iterator[Sample]:
-        self.root.announce([item.path for item in self.items])
-        for item in self.items:
-            try:
-                sample = self._sample(item, f"{self.root.where}: {item.path}")
-            except BadImageError as error:
-                broken[item.path] = str(error), error.problem
-                continue
-            if problem := problem_of(sample, self.num_classes, self.num_attributes):
-                raise DataError(f"{self.root.where}: {item.path}: {problem}.")
-            yield sample
-
-    def _sample(self, item: Item, where: str) -> Sample:
-        """Reads an image, and decodes it to see whether that can be done."""
-        image = self.root.read(item.path)
-        if self.reencode is not None:
-            return self.reencode(Sample(item.key, image, item.ext, item.label, item.attribute), where)
-        decode_image(image, where)
-        return Sample(item.key, image, item.ext or extension_of(image), item.label, item.attribute)
-
-
-def _sha256(path: Path) -> str:
-    with storage.open_file(str(path)) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@dataclass
-class Written:
-    """What has been written so far."""
-
-    shards: dict[str, dict[int, Shard]] = field(default_factory=dict)
-    """Split -> number of the shard -> shard."""
-    broken: Broken = field(default_factory=dict)
-
-    @property
-    def files(self) -> set[str]:
-        """Returns the names of all files of the shards."""
-        shards = [shard for by_number in self.shards.values() for shard in by_number.values()]
-        return {name for shard in shards for name in (shard.path, shard.index_path)}
-
-    def add(self, task: ShardTask, shard: Shard | None, broken: Broken) -> None:
-        """Takes the result of one task."""
-        if shard is not None:
-            self.shards.setdefault(task.split, {})[task.number] = shard
-        self.broken |= broken
-
-
 def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str, Any]) -> Manifest:
     """Describes the data set, of which all shards are written into ``folder``, and writes the tables of labels there.
 
@@ -214,10 +111,5 @@ def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str
     )
     if plan.reencode is not None:
         description = plan.reencode.described(description)
-    splits = {}
-    for split, positions_n in plan.splits.items():
-        shards = tuple(shard for _, shard in sorted(written.shards.get(split, {}).items()))
-        tags = pool.labels[positions_n], pool.attribute_ids[positions_n]
-        splits[split] = Split(shards, write_labels(folder, split, *tags, description))
-    counts = {split: plan.counts(split).sum(1) for split in plan.splits}
-    return manifest_of(description, splits, counts, plan.seed)
+    tags = {split: (pool.labels[chosen_n], pool.attribute_ids[chosen_n]) for split, chosen_n in plan.splits.items()}
+    return described(description, tags, written, folder, plan.seed)

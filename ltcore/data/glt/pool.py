@@ -20,8 +20,9 @@ from ltcore.data.datasets.folder_layout import Entries, Layout
 from ltcore.data.datasets.image_folder import Item, keys_of
 from ltcore.data.datasets.image_root import AtHand, Divisible
 from ltcore.data.datasets.longtail import IntArray
-from ltcore.data.datasets.prepare import OnProgress, is_shards, open_dataset, prepare
+from ltcore.data.datasets.prepare import is_shards, open_dataset, prepare
 from ltcore.data.datasets.registry import find
+from ltcore.data.datasets.workspace import OnProgress
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.given import attributes_by_level, read_attributes
 from ltcore.data.glt.items import Items

@@ -300,11 +300,11 @@ def test_broken_images_are_named_without_their_bytes(tmp_path: Path) -> None:
         (tmp_path / "set" / f"c{n % 2}" / f"{n}.png").write_bytes(b"x" * 2**21)
     root = open_root(str(tmp_path / "set"))
     items = image_folder.items_of(root, read_folders(root), read_folders(root).splits["train"], {})
-    rows = image_folder._Rows(root, items, [], 8)
+    rows = image_folder.ImageRows(root, items, [])
     errors: dict[str, BadImageError] = {}
     tracemalloc.start()
     try:
-        assert list(rows._sound(items, errors)) == []
+        assert list(image_folder.decoded(root, items, rows._sample, errors)) == []
         assert len(errors) == 24 and tracemalloc.get_traced_memory()[0] < 2**21
     finally:
         tracemalloc.stop()

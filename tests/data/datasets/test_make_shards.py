@@ -34,7 +34,7 @@ def images(tmp_path):
 def test_make_check_and_info(run, images, tmp_path):
     done = run(images, tmp_path / "out", "--imbalance-factor", "4", "--val-per-class", "2", "--shard-size", "5")
     assert done.code == 0, done.err
-    assert "pets-if4-keyed/train: 15 of 15 images" in done.err and "made in" in done.err
+    assert "pets-if4-keyed: 21 of 21 images" in done.err and "made in" in done.err
     assert "12..3, imbalance 4" in done.out and "val_short: {'ant': 0}" in done.out
     info = run("info", tmp_path / "out")
     assert info.code == 0 and info.out == done.out

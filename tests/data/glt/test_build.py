@@ -10,10 +10,11 @@ import pytest
 
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.broken import BrokenImagesError
+from ltcore.data.datasets.workspace import here, workspace
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.items import Items
 from ltcore.data.glt.pool import open_pool
-from ltcore.data.glt.workspace import BROKEN_FILE, WITHOUT_ATTRIBUTE, build, here, workspace
+from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, build, identity_of
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.remarks import ATTRIBUTE_COUNTS, BROKEN
@@ -169,7 +170,7 @@ def test_a_damaged_list_of_broken_images_is_made_again(tmp_path, text):
     with pytest.raises(Killed):
         built(pool, choices, tmp_path / "out", killed, max_bad_samples=1)
     (left,) = tmp_path.glob(".out.building-*")
-    (left / BROKEN_FILE).write_text(text)
+    (left / "broken.json").write_text(text)
     built(pool, choices, tmp_path / "out", max_bad_samples=1)
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
 
@@ -245,11 +246,13 @@ def test_a_second_build_of_the_same_says_that_it_waits(tmp_path):
     said, waits = list[str](), threading.Event()
 
     def second() -> None:
-        with workspace(str(tmp_path / "out"), pool, choices, lambda text: (said.append(text), waits.set())):
+        with workspace(
+            str(tmp_path / "out"), identity_of(pool, choices), lambda text: (said.append(text), waits.set())
+        ):
             said.append("began")
 
     other = threading.Thread(target=second)
-    with workspace(str(tmp_path / "out"), pool, choices, said.append):
+    with workspace(str(tmp_path / "out"), identity_of(pool, choices), said.append):
         other.start()
         assert waits.wait(10)
         assert said == [

@@ -14,7 +14,8 @@ from ltcore.cli.glt_parser import read_shards_glt
 from ltcore.cli.shards_parser import read_shards
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import make
-from ltcore.data.glt.workspace import build, here
+from ltcore.data.datasets.workspace import here
+from ltcore.data.glt.workspace import build
 from ltcore.data.images.decode import decode_image
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.reencode import Reencode
