@@ -188,6 +188,9 @@ class SourceArgs:
     label_column: str | None
     split_column: str | None
     attribute_column: str | None
+    engine: str
+    """Where shards are written: 'inline' (this process), 'ray' (tasks), or 'auto'."""
+    debug: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +223,6 @@ class GltArgs(SourceArgs):
     target: str
     """Where the shards will be."""
     choices: GltChoices
-    engine: str
-    """Where shards are written: 'inline' (this process), 'ray' (tasks), or 'auto'."""
-    debug: bool
 
 
 @dataclass(frozen=True, kw_only=True)

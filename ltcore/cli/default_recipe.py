@@ -13,10 +13,12 @@ SMALL_PX = 64
 """Largest image side for the network of ``SMALL``."""
 
 
-def recipe_for(overrides: Mapping[str, Any], storage: str | None, say: Callable[[str], None]) -> str:
+def recipe_for(
+    overrides: Mapping[str, Any], storage: str | None, say: Callable[[str], None], engine: str = "auto"
+) -> str:
     """Returns the recipe for the data that ``overrides`` name, and says which it is.
 
-    Data that are no shards yet are made, as a run would make them.
+    Data that are no shards yet are made, as a run would make them, by an ``engine`` of ``cli.engine``.
     """
     from ltcore.cli.prepare import prepare_data, storage_root  # these import numpy and torch, which --show does without
     from ltcore.config.load import load_run
@@ -24,7 +26,7 @@ def recipe_for(overrides: Mapping[str, Any], storage: str | None, say: Callable[
 
     own = {key: value for key, value in overrides.items() if key == "data" or key.startswith("data.")}
     small = load_run(SMALL, own).data
-    manifest = read_manifest(prepare_data(small, storage_root(storage), say))
+    manifest = read_manifest(prepare_data(small, storage_root(storage), say, engine=engine))
     side = small.image_size or manifest.image_size
     recipe = SMALL if side <= SMALL_PX else LARGE
     say(f"No recipe is given: {manifest.name} has images of {side} px, so it is {recipe} (others: `ltcore recipes`).")

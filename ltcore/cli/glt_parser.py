@@ -12,7 +12,6 @@ from ltcore.cli.values import at_least_one, count, whole
 from ltcore.data.glt.choices import FIT, PROFILES, RANDOM, Discovery, GltChoices
 from ltcore.errors import ConfigError
 
-ENGINES = ("auto", "inline", "ray")
 DOC = """Build a generalized long-tailed benchmark from images: a long tail over classes, and one over attributes in each class.
 
 ltcore shards glt photos OUT --attributes attributes.csv    a file says the attribute of each image
@@ -40,7 +39,6 @@ def read_shards_glt(doc: str | None, argv: Sequence[str] | None = None, prog: st
     )
     add("--seed", type=whole, default=0, metavar="N", help="of selection, clusters and order (default 0)")
     add("--shard-size", type=count, default=1000, metavar="N", help="most images in one tar (default 1000)")
-    add("--engine", choices=ENGINES, default="auto", help="this process, Ray tasks, or Ray where there is much to do")
     add_source_flags(parser)
     args = vars(parser.parse_args(argv))
     try:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import statistics
 import time
-from collections.abc import Iterator
 
 from rich.table import Table
 
 from ltcore.cli.args import GltArgs
 from ltcore.cli.bar import progress
+from ltcore.cli.engine import engine_of
 from ltcore.cli.entry import say
 from ltcore.cli.make_shards import source_config
-from ltcore.data.datasets.workspace import Run, here
 from ltcore.data.glt.build import Plan
 from ltcore.data.glt.pool import Pool, open_pool
 from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, build
@@ -22,10 +20,6 @@ from ltcore.data.shards.remarks import remarks
 from ltcore.reporting.terminal import Terminal
 from ltcore.storage import is_local
 from ltcore.text import counted, duration, few_words
-from ltcore.training.hardware import allocated_cpus
-
-RAY_FROM = 20_000
-"""Images from which ``--engine auto`` starts Ray, which takes some seconds."""
 
 
 def make_glt(args: GltArgs) -> int:
@@ -37,7 +31,7 @@ def make_glt(args: GltArgs) -> int:
         f"{pool.name}: {counted(len(pool.items), 'image')} of {counted(len(pool.classes), 'class')}, {_pool_words(pool, unused)}"
     )
     discover = None
-    with _engine(args, len(pool.items)) as run:
+    with engine_of(args.engine, say, debug=args.debug)(len(pool.items)) as run:
         if args.choices.discovery is not None:
             from ltcore.training.discover import discovery_of
 
@@ -73,23 +67,6 @@ def _pool_words(pool: Pool, unused: dict[str, int]) -> str:
     words = f"of the split{'s' if len(pool.provenance['pool']) > 1 else ''} {', '.join(pool.provenance['pool'])}"
     left = ", ".join(f"{split} {count:,}" for split, count in unused.items())
     return f"{words} (not used: {left}; --pool chooses)" if left else words
-
-
-@contextlib.contextmanager
-def _engine(args: GltArgs, num_images: int) -> Iterator[Run]:
-    """Yields what does the tasks: this process, or Ray."""
-    is_large = num_images >= RAY_FROM and allocated_cpus() > 1
-    if args.engine == "inline" or (args.engine == "auto" and not is_large):
-        yield here
-        return
-    from ltcore.runtime.cluster import connect, disconnect
-    from ltcore.runtime.ray_map import on_ray
-
-    say(connect(debug=args.debug).describe())
-    try:
-        yield on_ray
-    finally:
-        disconnect()
 
 
 def show(plan: Plan, attributes: tuple[str, ...]) -> None:

@@ -7,12 +7,15 @@ import time
 from typing import Any
 
 from ltcore.cli.args import ShardsArgs, SourceArgs
+from ltcore.cli.bar import progress
+from ltcore.cli.engine import engine_of
 from ltcore.cli.entry import say
 from ltcore.data.config import COLUMN_KEYS, DataConfig
 from ltcore.data.datasets.prepare import make, prepare, selection_remarks
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.validate import check_dataset, describe
 from ltcore.errors import ConfigError
+from ltcore.reporting.terminal import Terminal
 from ltcore.text import printable
 
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -31,7 +34,9 @@ def make_shards(args: ShardsArgs) -> int:
         return _draw(args)
     if args.source != "info":
         how: dict[str, Any] = {"lists": args.lists, "shard_size": args.shard_size, "reencode": args.reencode}
-        make(_config(args, args.source), args.target, **how, progress=say)
+        bar = progress if Terminal(stderr=True).is_terminal else None
+        engine = engine_of(args.engine, say, debug=args.debug)
+        make(_config(args, args.source), args.target, **how, engine=engine, bar=bar, progress=say)
         say(f"made in {time.monotonic() - started:.1f} s")
     print(describe(args.target))
     return 0
@@ -58,7 +63,7 @@ def _draw(args: ShardsArgs) -> int:
     if args.lists:
         raise ConfigError("--list does not go with pictures: make shards of the lists, and give those.")
     cfg = _config(args, args.target)
-    uri = prepare(cfg, progress=say, needs_train=False)
+    uri = prepare(cfg, progress=say, needs_train=False, engine=engine_of(args.engine, say, debug=args.debug))
     manifest = read_manifest(uri)
     for remark in selection_remarks(cfg, manifest):
         say(remark)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ltcore.cli.engine import engine_of
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare, selection_remarks
 from ltcore.data.datasets.registry import find
@@ -36,22 +37,27 @@ def storage_root(storage: str | None) -> str:
     return str(Path(root).expanduser().resolve()) if is_local(root) and "://" not in root else root.rstrip("/")
 
 
-def prepare_data(data: DataConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> str:
+def prepare_data(
+    data: DataConfig, root: str, say: Callable[[str], None], *, fresh: bool = False, engine: str = "auto"
+) -> str:
     """Returns the URI of the shards, made where there are none.
 
     They go beside the results where these are in an object store, which every node reaches, else into the cache folder.
-    ``fresh`` makes generated data again, and no other.
+    ``fresh`` makes generated data again, and no other. ``engine`` is one of ``cli.engine``.
     """
     place = None if is_local(root) else join(root, "datasets")
-    return prepare(data, fresh=fresh and find(data.uri).is_generated, progress=say, root=place)
+    is_remade = fresh and find(data.uri).is_generated
+    return prepare(data, fresh=is_remade, progress=say, root=place, engine=engine_of(engine, say))
 
 
-def prepare_run(cfg: RunConfig, root: str, say: Callable[[str], None], *, fresh: bool = False) -> tuple[str, Manifest]:
+def prepare_run(
+    cfg: RunConfig, root: str, say: Callable[[str], None], *, fresh: bool = False, engine: str = "auto"
+) -> tuple[str, Manifest]:
     """Returns URI and manifest of a run's shards, after remarks on what the user should know of them.
 
     Raises ConfigError as ``selection_remarks`` does.
     """
-    uri = prepare_data(cfg.data, root, say, fresh=fresh)
+    uri = prepare_data(cfg.data, root, say, fresh=fresh, engine=engine)
     manifest = read_manifest(uri)
     # the factor of stage 2 only repeats that of stage 1
     chosen = cfg.data if cfg.stage2 is None else replace(cfg.data, imbalance_factor=None)

@@ -13,6 +13,8 @@ from ltcore.data.config import CLASSES_FROM
 from ltcore.data.shards.reencode import FORMATS, QUALITY, Reencode
 from ltcore.errors import ConfigError
 
+ENGINES = ("auto", "inline", "ray")
+
 
 def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> ShardsArgs:
     """Reads the command line of ``shards``."""
@@ -53,10 +55,11 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
     add_source_flags(parser)
     args = vars(parser.parse_args(argv))
-    del args["debug"]
     reencode = reencode_of(args)
     if reencode is not None and args["source"] in ("check", "info", "pictures"):
         parser.error(f"--reencode is about shards that are made, which {args['source']} does not do")
+    if args["engine"] != "auto" and args["source"] in ("check", "info"):
+        parser.error(f"--engine is about shards that are made, which {args['source']} does not do")
     if args["pictures_dir"] is not None and args["source"] != "pictures":
         parser.error(f"{args['pictures_dir']!r} is one argument too many: only pictures takes a folder after the data")
     return ShardsArgs(lists=args.pop("list"), reencode=reencode, **args)
@@ -80,8 +83,9 @@ def reencode_of(args: dict[str, Any]) -> Reencode | None:
 
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say how a source is read."""
+    """Adds the flags that say how a source is read, and by what."""
     add = parser.add_argument
+    add("--engine", choices=ENGINES, default="auto", help="this process, Ray tasks, or Ray where there is much to do")
     add("--classes-from", choices=CLASSES_FROM, help="class in nested folders: the first level (depth) or all (path)")
     add(
         "--max-bad-samples",

@@ -53,7 +53,7 @@ def train(args: TrainArgs, out: Output = COMMAND_LINE) -> RunRecord | None:
 
 def load(args: TrainArgs, out: Output) -> RunConfig:
     """Loads the run that the arguments name, and says what of its recipe is left out."""
-    recipe = args.recipe or recipe_for(args.overrides, args.storage, out.say)
+    recipe = args.recipe or recipe_for(args.overrides, args.storage, out.say, making_engine(args))
     cfg = load_run(recipe, name_run(recipe, args.overrides))
     if note := left_out(recipe, args.overrides):
         out.say(note)
@@ -80,7 +80,8 @@ def train_config(
         refuse_early(args, cfg, out.say)
     if stored is None:
         check_network(cfg)
-    data_uri, manifest = prepare_run(cfg, root, out.say, fresh=args.fresh and not args.dry_run)
+    is_fresh, engine = args.fresh and not args.dry_run, making_engine(args)
+    data_uri, manifest = prepare_run(cfg, root, out.say, fresh=is_fresh, engine=engine)
     cfg = settled(cfg, manifest, out.say, typed=typed, stored=None if stored is None else stored.config)
     if finished is None:
         show_classes(cfg, manifest, out.say)
@@ -153,6 +154,11 @@ def _keep_stage1(from_run: str, run_uri: str) -> None:
             f"--name {run_uri.rpartition('/')[2]} is the run that stage 2 starts from ({from_run}). Give this one another "
             "--name."
         )
+
+
+def making_engine(args: PlaceArgs) -> str:
+    """Returns where data are made that are no shards yet; without Ray where the run is to be without."""
+    return "inline" if args.engine == "inline" else "auto"
 
 
 def wants_ray(args: PlaceArgs, cfg: RunConfig) -> bool:

@@ -1,16 +1,20 @@
 """Tasks on Ray: every result once, errors as themselves, and a benchmark with the bytes of one process."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 
 import pytest
+import ray
 
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import make
 from ltcore.data.datasets.workspace import here
 from ltcore.data.glt.workspace import build
 from ltcore.errors import DataError
-from ltcore.runtime.ray_map import on_ray
+from ltcore.runtime.ray_map import on_ray, ray_tasks
 from tests.data.glt_bar import no_bar
 from tests.data.nested import file_hashes, nested_folder, nested_pool
 from tests.paths import ROOT
@@ -32,6 +36,28 @@ def test_shards_written_by_several_processes_have_the_bytes_of_one(one_ray, tmp_
     assert sorted(on_ray(range(13), square)) == [(n, n * n) for n in range(13)]
     with pytest.raises(DataError, match="13 is unlucky"):
         list(on_ray(range(100), square))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_data_set_made_by_several_processes_has_the_bytes_of_one(one_ray, tmp_path):
+    """On the Ray that is there, which stays; on a node without a CPU, where tasks would wait for ever, in this process."""
+    cfg, said = DataConfig(uri=str(nested_folder(tmp_path)), classes_from="path"), []
+
+    @contextlib.contextmanager
+    def engine(_num_images):
+        with ray_tasks(said.append) as run:
+            assert run is on_ray
+            yield run
+
+    make(cfg, str(tmp_path / "one"), shard_size=20)
+    make(cfg, str(tmp_path / "several"), shard_size=20, engine=engine)
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "several")
+    assert ray.is_initialized() and said == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "nodes", lambda: [{"NodeID": ray.get_runtime_context().get_node_id(), "Resources": {}}])
+        with ray_tasks(said.append) as run:
+            assert run is here
 
 
 @pytest.mark.ray

@@ -103,6 +103,7 @@ def test_the_command_line_says_what_does_not_go_together(capsys: pytest.CaptureF
             read("", ["photos", "out", "--reencode", "png", "--quality", "80"])
         with pytest.raises(ConfigError, match=r"quality must be in \[1, 100\], got 101"):
             read("", ["photos", "out", "--reencode", "jpg", "--quality", "101"])
-    with pytest.raises(SystemExit):
-        read_shards("", ["info", "out", "--reencode", "jpg"])
-    assert "--reencode is about shards that are made" in capsys.readouterr().err
+    for words in (["--reencode", "jpg"], ["--engine", "ray"]):
+        with pytest.raises(SystemExit):
+            read_shards("", ["info", "out", *words])
+        assert f"{words[0]} is about shards that are made" in capsys.readouterr().err
