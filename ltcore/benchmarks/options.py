@@ -17,6 +17,8 @@ class Options:
     """Images to measure with; None for generated ones."""
     rounds: int = 5
     """Measured rounds of every side."""
+    trials: bool = False
+    """Whether ``scale`` also starts trials in a real Ray."""
     quick: bool = False
     """Use small sizes and one round: shows that everything runs, but not how fast."""
     output: str = "bench.json"

@@ -79,7 +79,7 @@ def sections_of(name: str, options: Options) -> Sequence[Section]:
     if name == "scale":
         from ltcore.benchmarks.scale import scale
 
-        return scale(options)
+        return [*scale(options), *_of_real_trials(options)]
     if name == "gpu":
         from ltcore.benchmarks.gpu import gpu
 
@@ -87,6 +87,14 @@ def sections_of(name: str, options: Options) -> Sequence[Section]:
     from ltcore.benchmarks.losses import losses
 
     return losses(options)
+
+
+def _of_real_trials(options: Options) -> Sequence[Section]:
+    if not options.trials:
+        return []
+    from ltcore.benchmarks.trials import real_trials
+
+    return real_trials(options)
 
 
 def hardware_line(machine: dict[str, Any]) -> str:

@@ -268,7 +268,7 @@ def of_trials(folder: Path, sizes: Sequence[int]) -> Lines:
         uri = str(folder / f"trials-{size}")
         names = [name_of(number) for number in range(size)]
         for name in names:
-            _record(name).write(folder_of(uri, name))
+            record_of(name).write(folder_of(uri, name))
         kept = sum(file.stat().st_size for file in Path(uri).rglob("*.json"))
         lines.add("records of trials, files", "MiB", size, kept / MIB)
         trials = tuple(_summary(name) for name in names)
@@ -279,7 +279,7 @@ def of_trials(folder: Path, sizes: Sequence[int]) -> Lines:
     return lines
 
 
-def _record(name: str) -> RunRecord:
+def record_of(name: str) -> RunRecord:
     """Returns the record of a trial of a thousand classes, which are most of it."""
     classes = tuple(f"class {c}" for c in range(CLASSES))
     counts_C = (ROWS_PER_SHARD,) * CLASSES
