@@ -182,6 +182,24 @@ def retrying(place: str, act: Callable[[], T]) -> T:
     raise AssertionError("the loop has no end of its own")
 
 
+def retrying_disk(place: str, act: Callable[[], T]) -> T:
+    """As ``retrying``, for an act that writes to a disk what it reads elsewhere: errors of ours pass as they are.
+
+    Those are of other places, which have been waited for where that is of use.
+    """
+
+    def attempt() -> T | LtcoreError:
+        try:
+            return act()
+        except LtcoreError as error:
+            return error
+
+    found = retrying(place, attempt)
+    if isinstance(found, LtcoreError):
+        raise found
+    return found
+
+
 def _felt(place: str, error: Exception, began: float) -> float:
     """Notes a disturbance, says so where it is a new one, and returns for how long to wait yet.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import json
 import os
@@ -27,9 +28,9 @@ from ltcore.errors import DamagedFileError, DataError, LtcoreError, StorageError
 from ltcore.file_lock import locked as locked
 from ltcore.fsspec_stores import FileInfo
 from ltcore.limits import MAX_FETCHED_BYTES
-from ltcore.retry import ShortError, retrying
+from ltcore.retry import ShortError, retrying, retrying_disk
 from ltcore.steady_file import SteadyFile
-from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, place_of, present, undisturbed
+from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present, undisturbed
 from ltcore.stores import errors_of as errors_of
 from ltcore.stores import open_fs as open_fs
 from ltcore.text import byte_size
@@ -237,7 +238,7 @@ def download(uri: str, path: Path) -> None:
     if (info := describe_file(uri)) is None:
         raise _missing(uri)
 
-    def copy() -> LtcoreError | None:
+    def copy() -> None:
         try:
             with path.open("wb") as target:
 
@@ -247,19 +248,14 @@ def download(uri: str, path: Path) -> None:
                     return _at_most(target.write, uri, info.size, path.parent)
 
                 pass_on(uri, begin)
-        except (LtcoreError, OSError) as error:
+        except (LtcoreError, OSError):
             path.unlink(missing_ok=True)  # so that what is half there takes no room, also while it is waited for
-            if isinstance(error, OSError):
-                raise
-            return error  # of the place, which has been waited for
-        return None
+            raise
 
     try:
-        problem = retrying(place_of(str(path)), copy)
+        retrying_disk(disk_of(path), copy)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}. {SPACE}.") from error
-    if problem is not None:
-        raise problem
 
 
 def _at_most(write: Callable[[bytes], object], uri: str, told: int, folder: Path) -> Callable[[bytes], object]:
@@ -451,6 +447,25 @@ def upload(path: Path, uri: str) -> None:
         pafs.copy_files(str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
 
     asked(uri, "written", SPACE, copy)
+
+
+def append(file: io.FileIO, data: bytes, place: str) -> None:
+    """Writes all of ``data`` at the end of an unbuffered file; waits while its disk, ``place``, is full or does not answer."""
+    end = os.fstat(file.fileno()).st_size
+
+    def write() -> None:
+        os.ftruncate(file.fileno(), end)  # what a full disk took of it
+        file.seek(end)
+        left = data
+        while left:
+            left = left[file.write(left) or 0 :]
+
+    retrying(place, write)
+
+
+def disk_of(path: Path) -> str:
+    """Returns where a file of ours is written, for messages: the nearest folder around it that is not hidden."""
+    return str(next(folder for folder in path.absolute().parents if not folder.name.startswith(".")))
 
 
 def sync_to_disk(path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ltcore.retry import retrying
+from ltcore.storage import append
 
 
 class AppendedFile:
@@ -18,15 +18,7 @@ class AppendedFile:
 
     def append(self, record: bytes) -> None:
         """Writes all of ``record``; waits while the disk is full or does not answer."""
-        end = os.fstat(self._file.fileno()).st_size
-
-        def write() -> None:
-            os.ftruncate(self._file.fileno(), end)  # what a full disk took of the record
-            left = record
-            while left:
-                left = left[self._file.write(left) or 0 :]
-
-        retrying(self._place, write)
+        append(self._file, record, self._place)
 
     def close(self) -> None:
         """Closes the file."""

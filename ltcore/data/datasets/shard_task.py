@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from ltcore.data.shards.manifest import Manifest, Shard, Split
 from ltcore.data.shards.reencode import Reencode
 from ltcore.data.shards.source import Description, Sample
 from ltcore.data.shards.writer import manifest_of, problem_of, write_labels, write_shard
-from ltcore.errors import BadImageError, DataError
+from ltcore.errors import BadImageError, DataError, StorageError
+from ltcore.stores import SPACE
 
 SHARDS, RECORDS = "shards", "records"
 """Folders of a workspace."""
@@ -73,8 +75,11 @@ class ShardTask:
         ``threads`` decode; None: as many as suit a machine on which no other process does so.
         """
         errors: dict[str, BadImageError] = {}
-        samples = self._samples(errors, threads)
-        shard = write_shard(samples, self.folder / SHARDS, self.split, self.number, self.first_index)
+        place, samples = self.folder / SHARDS, partial(self._samples, errors, threads)
+        try:
+            shard = write_shard(samples, place, self.split, self.number, self.first_index)
+        except OSError as error:
+            raise StorageError(f"{place} cannot be written: {error}. {SPACE}.") from error
         if errors:
             return None, {path: (str(error), error.problem) for path, error in errors.items()}
         keep(self.place, self.identity, asdict(shard))

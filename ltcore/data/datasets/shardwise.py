@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,8 @@ def write_divided(
                 with bar(plan.source.name, plan.total) as advance:
                     written = write_shards(plan.tasks, folder, run, advance=advance, progress=told)
                 if not written.broken:
-                    made = described(plan.source, plan.tags(), written, folder / SHARDS, seed)
-                    finish(folder, uri, made, progress)
-                    return made
+                    describe = partial(described, plan.source, plan.tags(), written, folder / SHARDS, seed)
+                    return finish(folder, uri, describe, progress)
                 broken, told = broken | written.broken, None
                 keep_broken(folder, broken)
     except OSError as error:

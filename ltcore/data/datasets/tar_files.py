@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ltcore.data.datasets.tar_places import Tar
 from ltcore.data.shards.stream import open_hashed
 from ltcore.errors import DataError, LtcoreError
 from ltcore.limits import MAX_RATIO, PACKED_BYTES
+from ltcore.retry import retrying_disk
 
 _CHUNK_BYTES = 2**20
 
@@ -54,19 +56,35 @@ def unpacked(tar: Tar, target: Path) -> TarFile:
 
     Raises DataError where it is damaged, or larger than any tar of images is compared with its packed size.
     """
-    most, count = max(PACKED_BYTES, MAX_RATIO * tar.bytes), 0
     try:
-        with open_hashed(tar.uri) as packed, target.open("wb") as out:
-            with gzip.GzipFile(fileobj=packed, mode="rb") as stream:  # type: ignore[call-overload]  # it only reads
-                while chunk := stream.read(_CHUNK_BYTES):
-                    count += out.write(chunk)
-                    if count > most:
-                        raise DataError(
-                            f"{tar.uri} has {tar.bytes} bytes and more than {most} unpacked, which no images have. Unpack it "
-                            "yourself if it is right."
-                        )
-            out.flush()
-            os.fsync(out.fileno())
+        count = retrying_disk(storage.disk_of(target), lambda: _unpack(tar, target))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{tar.uri} cannot be unpacked ({error}). Copy or download it again, free space.") from error
     return TarFile(tar, count, target)
+
+
+def _unpack(tar: Tar, target: Path) -> int:
+    """Writes the content of a compressed tar, and returns its number of bytes; the file is gone where it does not fit."""
+    try:
+        with target.open("wb") as out:
+            count = sum(out.write(chunk) for chunk in _chunks(tar))
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _chunks(tar: Tar) -> Iterator[bytes]:
+    """Yields the content of a compressed tar. Raises DataError where it is larger than any."""
+    most, count = max(PACKED_BYTES, MAX_RATIO * tar.bytes), 0
+    with open_hashed(tar.uri) as packed, gzip.GzipFile(fileobj=packed, mode="rb") as stream:  # type: ignore[call-overload]  # it only reads
+        while chunk := stream.read(_CHUNK_BYTES):
+            count += len(chunk)
+            if count > most:
+                raise DataError(
+                    f"{tar.uri} has {tar.bytes} bytes and more than {most} unpacked, which no images have. Unpack it "
+                    "yourself if it is right."
+                )
+            yield chunk

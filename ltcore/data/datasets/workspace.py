@@ -20,8 +20,10 @@ from ltcore.data.datasets.shard_task import RECORDS, SHARDS, Broken, ShardTask, 
 from ltcore.data.shards.kept import keep, kept
 from ltcore.data.shards.manifest import Manifest, write_manifest
 from ltcore.data.shards.publish import publish
-from ltcore.errors import BadImageError
+from ltcore.errors import BadImageError, StorageError
 from ltcore.owned_folder import OwnedFolder, abandoned
+from ltcore.retry import retrying
+from ltcore.stores import SPACE
 
 KEPT_S = 7 * 24 * 3600.0
 """How long what an interrupted build left waits for the same command; then the next build beside it removes it."""
@@ -81,7 +83,7 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
     with storage.locked(cache / f"{digest}.lock", say):
         _remove_old(folder.parent)
         for name in (SHARDS, RECORDS):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            retrying(storage.disk_of(folder), partial((folder / name).mkdir, parents=True, exist_ok=True))
         owned, done = None, False
         try:
             with contextlib.suppress(OSError):  # of a file system without locks: what is left there stays
@@ -161,7 +163,16 @@ def broken_error(where: str, broken: Broken) -> BrokenImagesError:
     return broken_images(where, {path: BadImageError(*texts) for path, texts in broken.items()})
 
 
-def finish(folder: Path, uri: str, made: Manifest, progress: OnProgress | None = None) -> None:
-    """Puts the finished data set from the workspace to its place; ``progress`` is told where it replaces another."""
-    write_manifest(made, str(folder / SHARDS))
-    publish(folder / SHARDS, uri, progress)
+def finish(folder: Path, uri: str, describe: Callable[[], Manifest], progress: OnProgress | None = None) -> Manifest:
+    """Puts the finished data set from the workspace to its place, and returns its manifest.
+
+    ``describe`` makes that, with the tables of labels in the workspace; ``progress`` is told where the data set replaces
+    another.
+    """
+    try:
+        made = describe()
+        write_manifest(made, str(folder / SHARDS))
+        publish(folder / SHARDS, uri, progress)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be written: {error}. {SPACE}.") from error
+    return made

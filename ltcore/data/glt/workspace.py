@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ def build(
         provenance = {**pool.provenance, **left_out, **plan_provenance(plan, choices)}
         if unknown:
             provenance[WITHOUT_ATTRIBUTE] = unknown
-        made = manifest(plan, written, folder / SHARDS, provenance)
-        finish(folder, uri, made)
+        made = finish(folder, uri, partial(manifest, plan, written, folder / SHARDS, provenance))
         return plan, made
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ltcore import storage
 from ltcore.owned_folder import OwnedFolder, abandoned
+from ltcore.retry import retrying
 
 OLD = "old"
 _MARK = ".partial-"
@@ -27,11 +28,11 @@ def place_of(uri: str) -> Path:
 @contextlib.contextmanager
 def beside(place: Path) -> Iterator[Path]:
     """Yields a folder on the disk of ``place``, which is gone when the block ends."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    retrying(storage.disk_of(place), lambda: place.parent.mkdir(parents=True, exist_ok=True))
     _settle_abandoned(place.parent)
     folder, owned = place.with_name(f".{place.name}{_MARK}{uuid.uuid4().hex}"), None
     try:
-        folder.mkdir()
+        retrying(storage.disk_of(folder), lambda: folder.mkdir(exist_ok=True))
         with contextlib.suppress(OSError):  # of a file system without locks: what is left there after a kill stays
             owned = OwnedFolder(folder)
         yield folder

@@ -11,14 +11,16 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltcore import storage
 from ltcore.data.config import MAX_IMAGE_SIZE
 from ltcore.data.shards.labels import label_array
 from ltcore.data.shards.manifest import SPLIT_NAME, LabelTable, Manifest, Shard, Split, odd_names, write_manifest
@@ -28,6 +30,7 @@ from ltcore.data.shards.source import EXTENSIONS, MAX_KEY, Description, Indexed,
 from ltcore.errors import ConfigError, DataError, at_least, pick, within
 from ltcore.hashing import hash64
 from ltcore.limits import MAX_INDEX_BYTES, MAX_INDEX_BYTES_OF_ROW
+from ltcore.retry import retrying, retrying_disk
 from ltcore.shots import shot_groups_by_count, shot_groups_by_rank, shot_groups_glt
 from ltcore.text import counted
 
@@ -84,7 +87,7 @@ def write_dataset(
     equal library versions. An existing data set is replaced once the new one is complete, and ``progress`` is told so;
     a folder with anything else in it is refused. ``train`` must have every class in it, unless there is none and the
     data are for evaluation only; classes that have no image in another split are noted in the provenance.
-    With ``reencode`` images are written anew, else as they are.
+    With ``reencode`` images are written anew, else as they are. A full disk, and one that does not answer, is waited for.
 
     Raises ConfigError for a wrong field of the source and DataError for a bad sample or a failing disk; neither leaves
     anything behind that a reader could take for a data set.
@@ -96,8 +99,8 @@ def write_dataset(
         with published(uri, progress) as folder:
             splits, counts = {}, {}
             for split, samples in source.splits.items():
-                with tempfile.TemporaryFile(dir=folder) as spool:
-                    rows = _spool(samples, spool, f"{source.name}/{split}", source, seed, reencode)
+                with _spool_in(folder) as spool:
+                    rows = _spool(samples, spool, folder, f"{source.name}/{split}", source, seed, reencode)
                     shards = tuple(_write_shards(rows, spool, folder, split, shard_size))
                 labels_N, attributes_N = _ints([row.label for row in rows]), _ints([row.attribute for row in rows])
                 splits[split] = Split(shards, write_labels(folder, split, labels_N, attributes_N, source))
@@ -151,19 +154,24 @@ def write_labels(
 
 def write_table(folder: Path, split: str, table: npt.NDArray[Any]) -> LabelTable:
     """Writes a table of labels (``ltcore.data.shards.labels``) into a folder."""
-    path = folder / f"{split}-labels.npy"
-    with path.open("wb") as stream:
-        np.save(stream, table, allow_pickle=False)
-    return LabelTable(path=path.name, bytes=path.stat().st_size, sha256=_sync_and_hash(path))
+    path, out = folder / f"{split}-labels.npy", io.BytesIO()
+    np.save(out, table, allow_pickle=False)  # to a file itself, NumPy would hide why that fails
+
+    def write() -> str:
+        path.write_bytes(out.getbuffer())
+        return _sync_and_hash(path)
+
+    sha256 = retrying(storage.disk_of(path), write)
+    return LabelTable(path=path.name, bytes=path.stat().st_size, sha256=sha256)
 
 
 def _write_indexes(tars: Sequence[IndexedTar], folder: Path, split: str) -> Iterator[Shard]:
     first = 0
     for number, tar in enumerate(tars):
         index = folder / f"{split}-{number:05d}.parquet"
-        pq.write_table(tar.index, index)
+        index_sha256 = retrying(storage.disk_of(index), partial(_write_index, tar.index, index))
         if tar.unpacked is not None and not (folder / tar.path).exists():  # it may be in several splits
-            shutil.move(tar.unpacked, folder / tar.path)
+            retrying(storage.disk_of(index), partial(shutil.move, tar.unpacked, folder / tar.path))
         yield Shard(
             base=tar.base,
             path=tar.path,
@@ -172,9 +180,17 @@ def _write_indexes(tars: Sequence[IndexedTar], folder: Path, split: str) -> Iter
             bytes=tar.bytes,
             sha256=tar.sha256,
             index_path=index.name,
-            index_sha256=_sync_and_hash(index),
+            index_sha256=index_sha256,
         )
         first += tar.index.num_rows
+
+
+def _write_index(table: pa.Table, path: Path) -> str:
+    """Writes the index of a tar, and returns its sha256."""
+    out = pa.BufferOutputStream()  # a writer of the file would hold it open, and its room, where the disk is full
+    pq.write_table(table, out)
+    path.write_bytes(memoryview(out.getvalue()))
+    return _sync_and_hash(path)
 
 
 def check_source(source: Description, splits: Iterable[str], shard_size: int = 1) -> None:
@@ -248,12 +264,24 @@ class _Row:
     size: int
 
 
+def _spool_in(folder: Path) -> io.FileIO:
+    """Opens a file without a name in a folder, and without a buffer, of which nobody would know what a full disk took."""
+    opened: Any = retrying(storage.disk_of(folder), partial(tempfile.TemporaryFile, dir=folder, buffering=0))
+    return cast(io.FileIO, opened)
+
+
 def _spool(
-    samples: Iterable[Sample], spool: BinaryIO, where: str, source: Source, seed: int, reencode: Reencode | None
+    samples: Iterable[Sample],
+    spool: io.FileIO,
+    folder: Path,
+    where: str,
+    source: Source,
+    seed: int,
+    reencode: Reencode | None,
 ) -> list[_Row]:
     """Appends the images to ``spool`` and returns the rows in keyed-hash order."""
     rows: dict[str, _Row] = {}
-    start = 0
+    start, disk = 0, storage.disk_of(folder)
     for sample in samples:
         problem = problem_of(sample, len(source.classes), len(source.attributes))
         if problem or sample.key in rows:
@@ -264,7 +292,8 @@ def _spool(
             sample = reencode(sample, f"{where}: {sample.key}")
         order = hash64(seed, sample.key)
         rows[sample.key] = _Row(order, sample.key, sample.ext, sample.label, sample.attribute, start, len(sample.image))
-        start += spool.write(sample.image)
+        storage.append(spool, sample.image, disk)
+        start += len(sample.image)
     return sorted(rows.values(), key=lambda row: (row.order, row.key))
 
 
@@ -283,7 +312,7 @@ def problem_of(sample: Sample, num_classes: int, num_attributes: int) -> str:
     return ""
 
 
-def _write_shards(rows: Sequence[_Row], spool: BinaryIO, folder: Path, split: str, shard_size: int) -> Iterator[Shard]:
+def _write_shards(rows: Sequence[_Row], spool: io.FileIO, folder: Path, split: str, shard_size: int) -> Iterator[Shard]:
     """Writes shards of equal size, give or take one row, and yields them."""
 
     def sample(row: _Row) -> Sample:
@@ -291,7 +320,7 @@ def _write_shards(rows: Sequence[_Row], spool: BinaryIO, folder: Path, split: st
         return Sample(row.key, spool.read(row.size), row.ext, row.label, row.attribute)
 
     for number, span in enumerate(shard_spans(len(rows), shard_size)):
-        yield write_shard(map(sample, rows[span.start : span.stop]), folder, split, number, span.start)
+        yield write_shard(partial(map, sample, rows[span.start : span.stop]), folder, split, number, span.start)
 
 
 def shard_spans(count: int, shard_size: int) -> list[range]:
@@ -300,20 +329,33 @@ def shard_spans(count: int, shard_size: int) -> list[range]:
     return [range(count * n // num_shards, count * (n + 1) // num_shards) for n in range(num_shards)]
 
 
-def write_shard(samples: Iterable[Sample], folder: Path, split: str, number: int, first_index: int) -> Shard:
-    """Writes one shard of a split and its index into a folder; equal samples give equal bytes."""
+def write_shard(
+    samples: Callable[[], Iterable[Sample]], folder: Path, split: str, number: int, first_index: int
+) -> Shard:
+    """Writes one shard of a split and its index into a folder; equal samples give equal bytes.
+
+    The samples are asked for anew where the disk was full in the middle of them, and both files are gone meanwhile.
+    """
     tar, index = (folder / f"{split}-{number:05d}.{ext}" for ext in ("tar", "parquet"))
-    table = _write_tar(samples, tar)
-    pq.write_table(table, index)
-    return Shard(
-        path=tar.name,
-        count=table.num_rows,
-        first_index=first_index,
-        bytes=tar.stat().st_size,
-        sha256=_sync_and_hash(tar),
-        index_path=index.name,
-        index_sha256=_sync_and_hash(index),
-    )
+
+    def write() -> Shard:
+        try:
+            table = _write_tar(samples(), tar)
+            return Shard(
+                path=tar.name,
+                count=table.num_rows,
+                first_index=first_index,
+                bytes=tar.stat().st_size,
+                sha256=_sync_and_hash(tar),
+                index_path=index.name,
+                index_sha256=_write_index(table, index),
+            )
+        except OSError:
+            for file in (tar, index):
+                file.unlink(missing_ok=True)
+            raise
+
+    return retrying_disk(storage.disk_of(tar), write)
 
 
 def _write_tar(samples: Iterable[Sample], path: Path) -> pa.Table:
