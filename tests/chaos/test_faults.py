@@ -13,8 +13,10 @@ import dataclasses
 import math
 import os
 import random
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -23,10 +25,10 @@ import pytest
 
 from tests.chaos import grounds
 from tests.chaos.grounds import Ground, Site, Words
-from tests.chaos.harness import Command, Place, differences, outcome
+from tests.chaos.harness import Command, Place, differences, outcome, place
 from tests.chaos.kinds import KINDS, Scene
 from tests.chaos.sweeps import EPOCHS, LONG, elastic_words, group_words, halving_words, run_words, sweep_words
-from tests.chaos.tally import Tally, hours_for
+from tests.chaos.tally import Tally, TooLongError, hours_for
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Server
@@ -195,6 +197,48 @@ def survive_all(
             f"faults survived: {dict(tally.survived)}",
             flush=True,
         )
+
+
+def test_a_draw_that_hangs_says_what_it_survived_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second computation never comes to the moment of its fault."""
+    places = list[Place]()
+
+    @contextlib.contextmanager
+    def ground(site: Site, script: str, words: Any) -> Iterator[Place]:
+        with place(script, [], "small", site.folder) as where:
+            places.append(where)
+            yield where
+
+    class Sleeps:
+        def __init__(self, where: Place) -> None:
+            self.process = subprocess.Popen(["sleep", "60"], env={"LTCORE_TESTED_BY": where.mark})
+
+        def end(self) -> tuple[int, str]:
+            self.process.kill()
+            self.process.wait()
+            return 0, ""
+
+    def never(*_: Any) -> bool:
+        if len(places) == 2:
+            time.sleep(60)
+        return True
+
+    monkeypatch.setattr(Place, "start", lambda where: Sleeps(where))
+    monkeypatch.setattr(Place, "finish", lambda where: "")
+    monkeypatch.setattr(Place, "assert_clean", lambda where: None)
+    monkeypatch.setattr(sys.modules[__name__], "outcome", lambda where: {})
+    monkeypatch.setattr(sys.modules[__name__], "strike", never)
+    work = Work("train.py", lambda *_: [], ground, (".", "."), ("run",), "run")
+    site = Site("", tmp_path)
+    with pytest.raises(TooLongError) as failed:
+        survive_all([work], site, lambda _: {}, random.Random(0), Tally(4, hours=1.0, fault_s=2.0))
+    assert str(failed.value) == "run in .: not over after 2 s, the bound of one fault"
+    assert failed.value.__notes__ == [
+        "2 of 4 faults survived in 0 min: {'run': 2}; computation 2 (ground run) was struck by {}"
+    ]
+    assert len(places) == 2 and not places[1].processes()
 
 
 @pytest.mark.slow

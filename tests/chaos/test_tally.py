@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.chaos import test_faults
-from tests.chaos.grounds import Site
-from tests.chaos.harness import Place, place
 from tests.chaos.tally import FAULT_S, Tally, TooLongError, alarm, hours_for
-from tests.chaos.test_faults import Work, survive_all
 
 
 def test_the_time_of_a_draw_follows_from_its_faults() -> None:
@@ -64,45 +55,3 @@ def test_an_alarm_leaves_the_one_around_it() -> None:
     with alarm(60, "inner"):
         assert signal.getsignal(signal.SIGALRM) is not before
     assert signal.getsignal(signal.SIGALRM) is before
-
-
-def test_a_draw_that_hangs_says_what_it_survived_and_leaves_no_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second computation never comes to the moment of its fault."""
-    places = list[Place]()
-
-    @contextmanager
-    def ground(site: Site, script: str, words: Any) -> Iterator[Place]:
-        with place(script, [], "small", site.folder) as where:
-            places.append(where)
-            yield where
-
-    class Sleeps:
-        def __init__(self, where: Place) -> None:
-            self.process = subprocess.Popen(["sleep", "60"], env={"LTCORE_TESTED_BY": where.mark})
-
-        def end(self) -> tuple[int, str]:
-            self.process.kill()
-            self.process.wait()
-            return 0, ""
-
-    def strike(*_: Any) -> bool:
-        if len(places) == 2:
-            time.sleep(60)
-        return True
-
-    monkeypatch.setattr(Place, "start", lambda where: Sleeps(where))
-    monkeypatch.setattr(Place, "finish", lambda where: "")
-    monkeypatch.setattr(Place, "assert_clean", lambda where: None)
-    monkeypatch.setattr(test_faults, "outcome", lambda where: {})
-    monkeypatch.setattr(test_faults, "strike", strike)
-    work = Work("train.py", lambda *_: [], ground, (".", "."), ("run",), "run")
-    site = Site("", tmp_path)
-    with pytest.raises(TooLongError) as failed:
-        survive_all([work], site, lambda _: {}, random.Random(0), Tally(4, hours=1.0, fault_s=2.0))
-    assert str(failed.value) == "run in .: not over after 2 s, the bound of one fault"
-    assert failed.value.__notes__ == [
-        "2 of 4 faults survived in 0 min: {'run': 2}; computation 2 (ground run) was struck by {}"
-    ]
-    assert len(places) == 2 and not places[1].processes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tarfile
@@ -18,7 +19,8 @@ from ltcore import retry
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import make, prepare
 from ltcore.data.datasets.web_dataset import WebDataset
-from ltcore.data.glt.workspace import build, here
+from ltcore.data.datasets.workspace import here
+from ltcore.data.glt.workspace import build
 from ltcore.data.shards.validate import check_dataset
 from ltcore.data.shards.writer import write_indexed
 from ltcore.errors import DataError
@@ -42,6 +44,7 @@ DISK_BYTES = 2**20
 def disk(tmp_path: Path) -> Iterator[Path]:
     with full_disk(tmp_path / "disk", DISK_BYTES) as mounted:
         yield mounted
+        gc.collect()  # where tars are unpacked to is open until nothing knows it, tracebacks of errors included
 
 
 @pytest.fixture(autouse=True)
