@@ -183,7 +183,7 @@ def retrying(place: str, act: Callable[[], T]) -> T:
 
 
 def retrying_disk(place: str, act: Callable[[], T]) -> T:
-    """As ``retrying``, for an act that writes to a disk what it reads elsewhere: errors of ours pass as they are.
+    """Acts as ``retrying`` does, where what is written to a disk is read elsewhere: errors of ours pass as they are.
 
     Those are of other places, which have been waited for where that is of use.
     """

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -45,6 +47,7 @@ from ltcore.training import checkpoint
 from ltcore.training.class_words import class_words
 from ltcore.training.weights_file import tensors
 from tests.data.small import everything, tiny_png, write_small
+from tests.paths import ROOT
 from tests.peaks import within
 from tests.tars import picture, pictures, write_tar, write_tars
 
@@ -479,12 +482,19 @@ def test_a_bound_holds_in_memory_and_time(tmp_path: Path, case: str, monkeypatch
     assert re.search(words, str(found.value)) and "\n" not in str(found.value), str(found.value)[:500]
 
 
-def test_large_images_of_all_threads_are_decoded_within_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four of sixteen million pixels, of which there is room for one at a time. Smaller ones a thread keeps for its next one."""
-    monkeypatch.setattr(decode, "_ROOM", Room(2**24))
+def decode_large_images() -> None:
+    """Decodes four images of sixteen million pixels in as many threads, of which there is room for one at a time."""
+    decode._ROOM = Room(2**24)
     out = io.BytesIO()
     Image.new("RGB", (4096, 4096), (9, 99, 199)).save(out, "PNG")
     decode_canvas(out.getvalue(), 8, "first")  # which loads code
     with ThreadPoolExecutor(4) as pool, within(10 * 2**24 + 2**26, 2 * MOST_S):
         shapes = list(pool.map(lambda n: decode_canvas(out.getvalue(), 8, str(n)).shape, range(4)))
     assert shapes == [(3, 8, 8)] * 4
+
+
+def test_large_images_of_all_threads_are_decoded_within_their_room() -> None:
+    """In a process of its own, whose heap no other test has left its holes in. Smaller ones a thread keeps for its next one."""
+    code = "from tests import test_every_bound; test_every_bound.decode_large_images()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
