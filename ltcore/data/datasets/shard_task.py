@@ -23,8 +23,7 @@ from ltcore.data.shards.manifest import Manifest, Shard, Split
 from ltcore.data.shards.reencode import Reencode
 from ltcore.data.shards.source import Description, Sample
 from ltcore.data.shards.writer import manifest_of, problem_of, write_labels, write_shard
-from ltcore.errors import BadImageError, DataError, StorageError
-from ltcore.stores import SPACE
+from ltcore.errors import BadImageError, DataError
 
 SHARDS, RECORDS = "shards", "records"
 """Folders of a workspace."""
@@ -76,10 +75,7 @@ class ShardTask:
         """
         errors: dict[str, BadImageError] = {}
         place, samples = self.folder / SHARDS, partial(self._samples, errors, threads)
-        try:
-            shard = write_shard(samples, place, self.split, self.number, self.first_index)
-        except OSError as error:
-            raise StorageError(f"{place} cannot be written: {error}. {SPACE}.") from error
+        shard = write_shard(samples, place, self.split, self.number, self.first_index)
         if errors:
             return None, {path: (str(error), error.problem) for path, error in errors.items()}
         keep(self.place, self.identity, asdict(shard))

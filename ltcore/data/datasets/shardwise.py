@@ -140,21 +140,18 @@ def write_divided(
     where = next(iter(plan.splits.values())).root.where
     refuse_occupied(uri)
     words = [identity, shard_size, asdict(reencode) if reencode is not None else None]
-    try:
-        with workspace(uri, words, progress) as folder, engine(plan.total) as run:
-            broken, told = kept_broken(folder), progress
-            while len(broken) <= most:
-                if broken:
-                    plan = make_plan(_without(dataset, broken, progress), seed, shard_size, reencode)
-                with bar(plan.source.name, plan.total) as advance:
-                    written = write_shards(plan.tasks, folder, run, advance=advance, progress=told)
-                if not written.broken:
-                    describe = partial(described, plan.source, plan.tags(), written, folder / SHARDS, seed)
-                    return finish(folder, uri, describe, progress)
-                broken, told = broken | written.broken, None
-                keep_broken(folder, broken)
-    except OSError as error:
-        raise DataError(f"{uri} cannot be written: {error}. Check permissions and free space.") from error
+    with workspace(uri, words, progress) as folder, engine(plan.total) as run:
+        broken, told = kept_broken(folder), progress
+        while len(broken) <= most:
+            if broken:
+                plan = make_plan(_without(dataset, broken, progress), seed, shard_size, reencode)
+            with bar(plan.source.name, plan.total) as advance:
+                written = write_shards(plan.tasks, folder, run, advance=advance, progress=told)
+            if not written.broken:
+                describe = partial(described, plan.source, plan.tags(), written, folder / SHARDS, seed)
+                return finish(folder, uri, describe, progress)
+            broken, told = broken | written.broken, None
+            keep_broken(folder, broken)
     raise broken_error(where, broken)
 
 

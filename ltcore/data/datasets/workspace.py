@@ -68,7 +68,7 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
 
     It lies beside a local target, on whose disk the shards have to be, and else in the cache folder. No two processes
     work in it at the same time: ``progress`` is told where this one has to wait for another. ``identity`` is all that the
-    shards depend on, as far as json can hold it.
+    shards depend on, as far as json can hold it. Raises StorageError where a disk fails, in the block too.
     """
 
     def say() -> None:
@@ -80,22 +80,25 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
     cache = storage.cache_root() / "building"
     target = storage.local_path(uri).absolute().resolve() if storage.is_local(uri) else cache / "target"
     folder = target.with_name(f".{target.name}{_MARK}{digest}")
-    with storage.locked(cache / f"{digest}.lock", say):
-        _remove_old(folder.parent)
-        for name in (SHARDS, RECORDS):
-            retrying(storage.disk_of(folder), partial((folder / name).mkdir, parents=True, exist_ok=True))
-        owned, done = None, False
-        try:
-            with contextlib.suppress(OSError):  # of a file system without locks: what is left there stays
-                owned = OwnedFolder(folder)
-            yield folder
-            done = True
-        finally:
-            is_useful = not done and any(folder.rglob("*.json"))  # which all that could be continued with has
-            if owned is not None:
-                owned.release(keep=True)
-            if not is_useful:
-                shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with storage.locked(cache / f"{digest}.lock", say):
+            _remove_old(folder.parent)
+            for name in (SHARDS, RECORDS):
+                retrying(storage.disk_of(folder), partial((folder / name).mkdir, parents=True, exist_ok=True))
+            owned, done = None, False
+            try:
+                with contextlib.suppress(OSError):  # of a file system without locks: what is left there stays
+                    owned = OwnedFolder(folder)
+                yield folder
+                done = True
+            finally:
+                is_useful = not done and any(folder.rglob("*.json"))  # which all that could be continued with has
+                if owned is not None:
+                    owned.release(keep=True)
+                if not is_useful:
+                    shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be written: {error}. {SPACE}.") from error
 
 
 def _remove_old(parent: Path) -> None:
@@ -169,10 +172,7 @@ def finish(folder: Path, uri: str, describe: Callable[[], Manifest], progress: O
     ``describe`` makes that, with the tables of labels in the workspace; ``progress`` is told where the data set replaces
     another.
     """
-    try:
-        made = describe()
-        write_manifest(made, str(folder / SHARDS))
-        publish(folder / SHARDS, uri, progress)
-    except OSError as error:
-        raise StorageError(f"{uri} cannot be written: {error}. {SPACE}.") from error
+    made = describe()
+    write_manifest(made, str(folder / SHARDS))
+    publish(folder / SHARDS, uri, progress)
     return made
