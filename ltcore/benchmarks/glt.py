@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ltcore import storage
-from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section, Work, interleave
+from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section, Work, in_new_process, interleave
 from ltcore.benchmarks.machine import on_cpus
 from ltcore.benchmarks.options import Options
 from ltcore.data.config import DataConfig
@@ -36,7 +35,6 @@ from ltcore.data.glt.choices import Discovery, GltChoices
 from ltcore.data.glt.pool import open_pool
 from ltcore.data.glt.workspace import build
 from ltcore.data.images.decode import decode_image
-from ltcore.errors import LtcoreError
 from ltcore.text import counted
 from ltcore.training.hardware import allocated_cpus
 
@@ -92,11 +90,8 @@ def memory(options: Options) -> Section:
     counts = (600, 1200) if options.quick else (1_000, 10_000, 100_000, 1_000_000)
     for turn in range(min(options.turns, 2)):
         for count in counts[:-1] if turn else counts:
-            command = [sys.executable, "-m", "ltcore.benchmarks.glt", str(generated(SMALL_PX, count))]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise LtcoreError(f"The memory of {count} images could not be measured: {done.stderr.strip()[-2000:]}")
-            peak = json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+            where = generated(SMALL_PX, count)
+            peak = in_new_process("ltcore.benchmarks.glt", where, what=f"The memory of {count} images")["peak_bytes"]
             section.measurements.append(Measurement(f"{count:,} images", turn, peak / MIB))
     fewest, *between, most = (f"{count:,} images" for count in counts)
     section.rungs += [*(Rung(side, fewest) for side in between), Rung(most, fewest, Aim("<", GROWTH))]

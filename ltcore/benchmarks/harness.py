@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from ltcore.errors import LtcoreError
 
 NO_AIM = "no aim"
 MET = "met"
@@ -172,3 +177,15 @@ def repeated(call: Callable[[], object], least_s: float) -> Work:
         return calls
 
     return work
+
+
+def in_new_process(module: str, *words: object, what: str) -> Any:
+    """Returns what ``python -m module words`` prints, JSON in its last line.
+
+    Raises LtcoreError, which says that ``what`` could not be measured, where the process fails.
+    """
+    command = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise LtcoreError(f"{what} could not be measured: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])

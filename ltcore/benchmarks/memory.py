@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from ltcore.benchmarks import datasets as images
-from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section
+from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section, in_new_process
 from ltcore.benchmarks.options import Options
 from ltcore.data.config import DataConfig
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.errors import LtcoreError
 from ltcore.runtime.poller import Poller
 
 GROWTH = 1.10
@@ -56,11 +54,7 @@ def memory(options: Options) -> list[Section]:
 
 def measured(uri: str, num_images: int) -> dict[str, int]:
     """Returns peaks of a new process that reads about so many images, in whole epochs."""
-    command = [sys.executable, "-m", "ltcore.benchmarks.memory", uri, str(num_images)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise LtcoreError(f"The memory of {uri} could not be measured: {done.stderr.strip()[-2000:]}")
-    peaks: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    peaks: dict[str, int] = in_new_process("ltcore.benchmarks.memory", uri, num_images, what=f"The memory of {uri}")
     return peaks
 
 

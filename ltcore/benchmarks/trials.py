@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ltcore.benchmarks.harness import Section
+from ltcore.benchmarks.harness import Section, in_new_process
 from ltcore.benchmarks.idle_trial import idle_trial
 from ltcore.benchmarks.memory import own_bytes
 from ltcore.benchmarks.options import Options
@@ -58,11 +57,8 @@ def of_real_trials(folder: Path, sizes: Sequence[int]) -> Lines:
 
 def measured(size: int, folder: Path) -> dict[str, float]:
     """Returns what a new process measures of a search of so many trials."""
-    command = [sys.executable, "-m", "ltcore.benchmarks.trials", str(size), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise LtcoreError(f"A search of {size} trials could not be measured: {done.stderr.strip()[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    what = f"A search of {size} trials"
+    found: dict[str, float] = in_new_process("ltcore.benchmarks.trials", size, folder, what=what)
     return found
 
 

@@ -196,7 +196,8 @@ class Lpa(Term):
         super().__init__(cfg, stats, dims)
         self.reads = frozenset({"index", "features"} if cfg.embedding == POOLED else {"index"})
         self.needs = frozenset({"key"}) | needs_of(cfg.layers or (FINAL,)) | NEEDS[cfg.embedding]
-        self.register_buffer("deviations_n", chance_deviations(stats.num_classes), persistent=False)
+        if cfg.threshold is None and cfg.positives == "sample":  # else no step needs them
+            self.register_buffer("deviations_n", chance_deviations(stats.num_classes), persistent=False)
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
