@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ltcore.data.datasets.workspace import Run, here
-from ltcore.errors import RunFailedError
 from ltcore.runtime import cluster
 
 T = TypeVar("T")
@@ -48,12 +47,12 @@ def on_ray(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]
     """Does the tasks in processes of the Ray that is connected; yields each with its result when it is there.
 
     They run on the node of this process, where local files are, one per CPU, each with one thread of torch. A task whose
-    process dies is repeated twice. An ``LtcoreError`` or OSError in one is raised here, and the others are canceled.
+    process dies is repeated twice. An ``LtcoreError`` in one is raised here, and the others are canceled.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from ltcore.runtime.ray_task import cancel
+    from ltcore.runtime.ray_task import cancel, result_of
     from ltcore.training.hardware import allocated_cpus
 
     own, cpus = _own_node()
@@ -69,21 +68,9 @@ def on_ray(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]
             if not running:
                 return
             (ref,), _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(ref), _result(ref)
+            yield running.pop(ref), result_of(ref, "task")
     finally:
         cancel(running)
-
-
-def _result(ref: Any) -> Any:
-    """Returns what a task returned; a full disk is an error of the disk here, too."""
-    from ltcore.runtime.ray_task import result_of
-
-    try:
-        return result_of(ref, "task")
-    except RunFailedError as error:
-        if isinstance(cause := getattr(error.__cause__, "cause", None), OSError):
-            raise cause from None
-        raise
 
 
 def _alone(do: Callable[[T], R], task: T) -> R:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -19,10 +18,6 @@ from ltcore.runtime.ray_map import on_ray, ray_tasks
 from tests.data.glt_bar import no_bar
 from tests.data.nested import file_hashes, nested_folder, nested_pool
 from tests.paths import ROOT
-
-
-def reads_nowhere(number):
-    return Path("/nowhere").read_bytes()
 
 
 def square(number):
@@ -39,8 +34,6 @@ def test_shards_written_by_several_processes_have_the_bytes_of_one(one_ray, tmp_
     build(pool, choices, str(tmp_path / "several"), on_ray, bar=no_bar)
     assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "several")
     assert sorted(on_ray(range(13), square)) == [(n, n * n) for n in range(13)]
-    with pytest.raises(FileNotFoundError, match="/nowhere"):
-        list(on_ray([1], reads_nowhere))
     with pytest.raises(DataError, match="13 is unlucky"):
         list(on_ray(range(100), square))
 

@@ -5,6 +5,7 @@ A shard counts as whole once its record lies beside it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -23,12 +24,22 @@ from ltcore.data.shards.manifest import Manifest, Shard, Split
 from ltcore.data.shards.reencode import Reencode
 from ltcore.data.shards.source import Description, Sample
 from ltcore.data.shards.writer import manifest_of, problem_of, write_labels, write_shard
-from ltcore.errors import BadImageError, DataError
+from ltcore.errors import BadImageError, DataError, StorageError
+from ltcore.stores import SPACE
 
 SHARDS, RECORDS = "shards", "records"
 """Folders of a workspace."""
 Broken = dict[str, tuple[str, str]]
 """Path -> message and problem of an image that cannot be decoded."""
+
+
+@contextlib.contextmanager
+def as_storage_error(uri: str) -> Iterator[None]:
+    """Makes what a disk answers an error about the data set that is written there; people know no workspace."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be written: {error}. {SPACE}.") from error
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,9 @@ class ShardTask:
     root: Readable
     items: tuple[Item, ...]
     folder: Path
+    """The workspace."""
+    uri: str
+    """Where the data set will be, for messages."""
     split: str
     number: int
     first_index: int
@@ -75,7 +89,8 @@ class ShardTask:
         """
         errors: dict[str, BadImageError] = {}
         place, samples = self.folder / SHARDS, partial(self._samples, errors, threads)
-        shard = write_shard(samples, place, self.split, self.number, self.first_index)
+        with as_storage_error(self.uri):
+            shard = write_shard(samples, place, self.split, self.number, self.first_index)
         if errors:
             return None, {path: (str(error), error.problem) for path, error in errors.items()}
         keep(self.place, self.identity, asdict(shard))

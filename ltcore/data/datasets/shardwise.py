@@ -70,15 +70,15 @@ class Plan:
         """Returns the images of all splits."""
         return sum(map(len, self.orders.values()))
 
-    def tasks(self, folder: Path) -> Iterator[ShardTask]:
-        """Yields what writes each shard, split by split."""
+    def tasks(self, folder: Path, uri: str) -> Iterator[ShardTask]:
+        """Yields what writes each shard into the workspace of the data set ``uri``, split by split."""
         sizes = len(self.source.classes), len(self.source.attributes)
         for name, split in self.splits.items():
             order_N = self.orders[name]
             for number, span in enumerate(shard_spans(len(order_N), self.shard_size)):
                 items = tuple(split.items[n] for n in order_N[span.start : span.stop].tolist())
                 part = split.root.part([item.path for item in items])
-                yield ShardTask(part, items, folder, name, number, span.start, *sizes, self.reencode)
+                yield ShardTask(part, items, folder, uri, name, number, span.start, *sizes, self.reencode)
 
     def tags(self) -> dict[str, tuple[IntArray, IntArray]]:
         """Returns split -> label and attribute of every sample, in the order of the shards."""
@@ -146,7 +146,7 @@ def write_divided(
             if broken:
                 plan = make_plan(_without(dataset, broken, progress), seed, shard_size, reencode)
             with bar(plan.source.name, plan.total) as advance:
-                written = write_shards(plan.tasks, folder, run, advance=advance, progress=told)
+                written = write_shards(plan.tasks, folder, uri, run, advance=advance, progress=told)
             if not written.broken:
                 describe = partial(described, plan.source, plan.tags(), written, folder / SHARDS, seed)
                 return finish(folder, uri, describe, progress)

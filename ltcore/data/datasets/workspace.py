@@ -16,14 +16,13 @@ from typing import Any, Protocol, TypeVar
 
 from ltcore import storage
 from ltcore.data.datasets.broken import BrokenImagesError, broken_images
-from ltcore.data.datasets.shard_task import RECORDS, SHARDS, Broken, ShardTask, Written
+from ltcore.data.datasets.shard_task import RECORDS, SHARDS, Broken, ShardTask, Written, as_storage_error
 from ltcore.data.shards.kept import keep, kept
 from ltcore.data.shards.manifest import Manifest, write_manifest
 from ltcore.data.shards.publish import publish
-from ltcore.errors import BadImageError, StorageError
+from ltcore.errors import BadImageError
 from ltcore.owned_folder import OwnedFolder, abandoned
 from ltcore.retry import retrying
-from ltcore.stores import SPACE
 
 KEPT_S = 7 * 24 * 3600.0
 """How long what an interrupted build left waits for the same command; then the next build beside it removes it."""
@@ -68,7 +67,7 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
 
     It lies beside a local target, on whose disk the shards have to be, and else in the cache folder. No two processes
     work in it at the same time: ``progress`` is told where this one has to wait for another. ``identity`` is all that the
-    shards depend on, as far as json can hold it. Raises StorageError where a disk fails, in the block too.
+    shards depend on, as far as json can hold it. Raises StorageError where its disk cannot be written.
     """
 
     def say() -> None:
@@ -80,25 +79,23 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
     cache = storage.cache_root() / "building"
     target = storage.local_path(uri).absolute().resolve() if storage.is_local(uri) else cache / "target"
     folder = target.with_name(f".{target.name}{_MARK}{digest}")
-    try:
-        with storage.locked(cache / f"{digest}.lock", say):
-            _remove_old(folder.parent)
+    with storage.locked(cache / f"{digest}.lock", say):
+        _remove_old(folder.parent)
+        with as_storage_error(uri):
             for name in (SHARDS, RECORDS):
                 retrying(storage.disk_of(folder), partial((folder / name).mkdir, parents=True, exist_ok=True))
-            owned, done = None, False
-            try:
-                with contextlib.suppress(OSError):  # of a file system without locks: what is left there stays
-                    owned = OwnedFolder(folder)
-                yield folder
-                done = True
-            finally:
-                is_useful = not done and any(folder.rglob("*.json"))  # which all that could be continued with has
-                if owned is not None:
-                    owned.release(keep=True)
-                if not is_useful:
-                    shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"{uri} cannot be written: {error}. {SPACE}.") from error
+        owned, done = None, False
+        try:
+            with contextlib.suppress(OSError):  # of a file system without locks: what is left there stays
+                owned = OwnedFolder(folder)
+            yield folder
+            done = True
+        finally:
+            is_useful = not done and any(folder.rglob("*.json"))  # which all that could be continued with has
+            if owned is not None:
+                owned.release(keep=True)
+            if not is_useful:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_old(parent: Path) -> None:
@@ -111,8 +108,9 @@ def _remove_old(parent: Path) -> None:
 
 
 def write_shards(
-    tasks: Callable[[Path], Iterable[ShardTask]],
+    tasks: Callable[[Path, str], Iterable[ShardTask]],
     folder: Path,
+    uri: str,
     run: Run,
     *,
     advance: Callable[[int], None],
@@ -121,14 +119,15 @@ def write_shards(
     """Writes shards into a workspace, less those that lie there whole.
 
     Args:
-        tasks: yields all shards for the workspace, the same ones each time.
+        tasks: yields all shards for a workspace and what it is of, the same ones each time.
         folder: the workspace.
+        uri: where the data set will be.
         run: does the tasks.
         advance: told how many more images are written, or were.
         progress: told how much of an earlier build is used.
     """
     written, there = Written(), set[Path]()
-    for task in tasks(folder):
+    for task in tasks(folder, uri):
         if shard := task.finished():
             written.add(task, shard, {})
             there.add(task.place)
@@ -137,7 +136,7 @@ def write_shards(
         progress(f"continuing: {len(there):,} shards of an interrupted build are whole")
     for name in {entry.name for entry in (folder / SHARDS).iterdir()} - written.files:
         (folder / SHARDS / name).unlink()
-    waiting = (task for task in tasks(folder) if task.place not in there)
+    waiting = (task for task in tasks(folder, uri) if task.place not in there)
     threads = None if run is here else 1  # where processes share the CPUs, each has one of them
     for task, (shard, broken) in run(waiting, partial(ShardTask.__call__, threads=threads)):
         written.add(task, shard, broken)
@@ -172,7 +171,8 @@ def finish(folder: Path, uri: str, describe: Callable[[], Manifest], progress: O
     ``describe`` makes that, with the tables of labels in the workspace; ``progress`` is told where the data set replaces
     another.
     """
-    made = describe()
-    write_manifest(made, str(folder / SHARDS))
-    publish(folder / SHARDS, uri, progress)
+    with as_storage_error(uri):
+        made = describe()
+        write_manifest(made, str(folder / SHARDS))
+        publish(folder / SHARDS, uri, progress)
     return made

@@ -69,14 +69,14 @@ class Plan:
             for split in self.splits
         }
 
-    def tasks(self, folder: Path) -> Iterator[ShardTask]:
-        """Yields what writes each shard, split by split."""
+    def tasks(self, folder: Path, uri: str) -> Iterator[ShardTask]:
+        """Yields what writes each shard into the workspace of the data set ``uri``, split by split."""
         for split, positions_n in self.splits.items():
             for number, span in enumerate(shard_spans(len(positions_n), self.shard_size)):
                 items = tuple(self.pool.items.take(positions_n[span.start : span.stop]))
                 part = self.pool.root.part([item.path for item in items])
                 sizes = len(self.pool.classes), len(self.pool.attributes)
-                yield ShardTask(part, items, folder, split, number, span.start, *sizes, self.reencode)
+                yield ShardTask(part, items, folder, uri, split, number, span.start, *sizes, self.reencode)
 
 
 def make_plan(pool: Pool, sizes: GltSizes, choices: GltChoices) -> Plan:

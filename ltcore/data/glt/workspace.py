@@ -79,7 +79,7 @@ def build(
                     for remark in size_remarks(labeled, plan.sizes):
                         progress(remark)
                 with bar("writing", plan.total) as advance:
-                    written = write_shards(plan.tasks, folder, run, advance=advance, progress=progress)
+                    written = write_shards(plan.tasks, folder, uri, run, advance=advance, progress=progress)
                 found = written.broken
             if not found:
                 break
