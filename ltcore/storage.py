@@ -483,6 +483,20 @@ def cache_root() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("ltcore"))
 
 
+def cache_folder(*names: str) -> Path:
+    """Returns a folder in the node's cache folder, made if missing. Raises StorageError where nothing can be written there."""
+    folder = cache_root().joinpath(*names)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):  # of a folder that is there: mkdir says nothing
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another place."
+        ) from error
+    return folder
+
+
 def free_bytes(folder: str | Path) -> int:
     """Returns the free bytes on the disk of a folder, or of its nearest parent that exists."""
     place = Path(folder)

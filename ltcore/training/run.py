@@ -29,7 +29,7 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError, GpuShareError, is_retryable
-from ltcore.storage import cache_root, is_local, local_path, write_bytes_atomic
+from ltcore.storage import cache_folder, cache_root, is_local, local_path, write_bytes_atomic
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.jsonl_sink import read_metrics
 from ltcore.tracking.tracker import open_tracker
@@ -90,9 +90,10 @@ class Job(JsonRecord):
 def scratch_dir(run_uri: str) -> Path:
     """Returns the directory on this node in which a run with an object store works.
 
-    It is the same for every attempt.
+    It is the same for every attempt. Raises StorageError where this node's cache cannot be written.
     """
-    return cache_root() / "runs" / hashlib.sha256(run_uri.encode()).hexdigest()[:16]
+    runs = cache_root() / "runs" if is_local(run_uri) else cache_folder("runs")
+    return runs / hashlib.sha256(run_uri.encode()).hexdigest()[:16]
 
 
 def loader_options(cfg: RunConfig, ctx: RunContext) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ltcore.models.net import ModelConfig
 from ltcore.models.timm_names import is_tag, is_timm
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES, published_file
 from ltcore.storage import (
-    cache_root,
+    cache_folder,
     describe_file,
     download,
     find_bytes,
@@ -78,7 +78,7 @@ def whole_file(uri: str, setting: str = "model.weights") -> tuple[Path, str]:
 def _copy_of(uri: str, setting: str) -> Path:
     path, info = Path(open_fs(uri)[1]), check_exists(uri, setting)
     key = hashlib.sha256("\n".join((uri, str(info.size), info.version)).encode()).hexdigest()[:16]
-    return cache_root() / "weights" / key / path.name
+    return cache_folder("weights") / key / path.name
 
 
 def _lock_of(copy: Path) -> Path:

@@ -60,6 +60,7 @@ def test_markers_of_killed_commands_go_a_day_later(tmp_path: Path, monkeypatch: 
         ({"shm_bytes": 64 * 2**20}, "/dev/shm", "--shm-size"),
         ({"disk_bytes": 2**20}, "disk", "larger volume"),
         ({"cache_bytes": 2**20}, "cache disk", "LTCORE_CACHE"),
+        ({"cache": "/cache cannot be written: Permission denied"}, "cache", "LTCORE_CACHE"),
         ({"storage": "s3://b/x cannot be written: ACCESS_DENIED"}, "storage", "instance profile"),
         ({"data": "s3://b/shards does not exist"}, "data", "LTCORE_DATA"),
     ],

@@ -64,19 +64,13 @@ def prepare(
         return cfg.uri
     dataset = open_dataset(cfg, needs_train=needs_train)
     place = f"{dataset.name}-{_digest(cfg, dataset)[:12]}"
-    cache = storage.cache_root() / "datasets"
+    cache = storage.cache_folder("datasets")
     uri = storage.join(root or str(cache), place)
-    try:
-        with storage.locked(cache / f"{place}.lock"):
-            if fresh or not is_shards(uri):
-                _fill(dataset, uri, progress, engine)
-            else:
-                _check_broken(cfg, uri)
-    except OSError as error:
-        raise DataError(
-            f"{cache} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another "
-            "place."
-        ) from error
+    with storage.locked(cache / f"{place}.lock"):
+        if fresh or not is_shards(uri):
+            _fill(dataset, uri, progress, engine)
+        else:
+            _check_broken(cfg, uri)
     return uri
 
 

@@ -74,7 +74,7 @@ class RemoteZip(ImageFolder):
         return super().files()
 
     def _fetch(self) -> None:
-        self.copy = TemporaryFolder(storage.cache_root() / "downloads", "zip-")
+        self.copy = TemporaryFolder(storage.cache_folder("downloads"), "zip-")
         path = self.copy.path / f"{self.name}.zip"
         storage.download(self.cfg.uri, path)
         self.root = open_root(str(path))

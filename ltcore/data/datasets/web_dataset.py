@@ -68,7 +68,7 @@ class WebDataset(Dataset):
         packed = [tar for tar in self.tars if is_packed(tar)]
         if packed:
             progress(f"{self.name}: unpacking {len(packed)} compressed tars once, as they cannot be read at offsets")
-            self._workspace = TemporaryFolder(storage.cache_root(), "unpacked-")
+            self._workspace = TemporaryFolder(storage.cache_folder(), "unpacked-")
         with ThreadPoolExecutor() as decoders, ThreadPoolExecutor(TAR_THREADS) as readers:
             jobs = readers.map(self._read, itertools.count(), self.tars, itertools.repeat(decoders))
             found = list(_told(jobs, len(self.tars), self.name, progress))

@@ -76,7 +76,7 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
 
     versions = [importlib.metadata.version(name) for name in ("pyarrow", "pillow", "webdataset")]
     digest = hashlib.sha256(json.dumps([versions, uri, identity]).encode()).hexdigest()[:16]
-    cache = storage.cache_root() / "building"
+    cache = storage.cache_folder("building")
     target = storage.local_path(uri).absolute().resolve() if storage.is_local(uri) else cache / "target"
     folder = target.with_name(f".{target.name}{_MARK}{digest}")
     with storage.locked(cache / f"{digest}.lock", say):

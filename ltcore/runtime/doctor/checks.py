@@ -72,6 +72,7 @@ def checks(
         ("cache disk", cache, LEAST_DISK_BYTES, f"{low}, or set LTCORE_CACHE to another disk"),
     ):
         add(what, f"{byte_size(free)} free", free < least, fix)
+    add("cache", report["cache"] or "written", bool(report["cache"]), "set LTCORE_CACHE to a place that can be written")
     if (free := report["storage_bytes"]) is not None:  # object stores have no end
         fix = f"{low}, or choose another --storage"
         add("storage disk", f"{byte_size(free)} free", free < LEAST_DISK_BYTES, fix, YELLOW)

@@ -48,6 +48,7 @@ def examine(
         "code": code_version(),
         "shm_bytes": storage.free_bytes("/dev/shm"),
         "disk_bytes": storage.free_bytes(tempfile.gettempdir()),
+        "cache": _tried(_open_cache),
         "cache_bytes": storage.free_bytes(storage.cache_root()),
         "storage_bytes": storage.free_bytes(storage.local_path(marker_root)) if storage.is_local(marker_root) else None,
         "gpus": _gpus(),
@@ -105,6 +106,11 @@ def _keeps_promises(folder: str) -> str:
     if content != b"22":
         return "a file that was replaced shows its old content"
     return f"a file that was removed is still listed ({left[0]})" if left else ""
+
+
+def _open_cache() -> str:
+    storage.cache_folder()
+    return ""
 
 
 def _reach(uri: str) -> str:
