@@ -311,7 +311,7 @@ class SweepRecord(StoredRecord):
     weights: str | None = None
     """``model.weights`` of the recipe, as decided when the sweep began."""
     weights_sha256: Mapping[str, str] | None = None
-    """Setting that leads to a file of weights which runs start from -> its hash; None in records of an older version."""
+    """Setting that leads to weights which runs start from -> hash of the file or checkpoint; None in older records."""
     input: Mapping[str, Any] | None = None
     """Keys of ``data`` that the weights filled then, flat."""
     engine: str

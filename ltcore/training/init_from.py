@@ -30,6 +30,7 @@ from ltcore.training.base import META, tensors_hash
 from ltcore.training.build import Components
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
+from ltcore.training.same_start import origin_of
 from ltcore.training.weights_file import SHA256, tensors, whole_file
 
 _LOG = logging.getLogger("ltcore.training")
@@ -229,7 +230,7 @@ def _read(
         _refuse_others(uri, found, config, classes)
         weights = {n: value.cpu() for n, value in own.items() if is_added(n)} | merged_weights(found)
     ckpt.refuse_other_network(f"{found.place}/model.pt", _beside_projections(weights), _beside_projections(own))
-    return weights, {"checkpoint": found.place, "epoch": found.meta["epoch"], "step": found.meta["step"]}
+    return weights, {**origin_of(found), "checkpoint": found.place}
 
 
 def _beside_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:

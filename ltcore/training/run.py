@@ -49,13 +49,13 @@ from ltcore.training.hardware import (
 from ltcore.training.lease import Lease, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_data, check_same_run, refuse_differences, refuse_other_end
-from ltcore.training.stage2.source import origin, resolved, stage1_checkpoint
+from ltcore.training.same_start import origin_of, refuse_other_weights
+from ltcore.training.stage2.source import resolved, stage1_checkpoint
 from ltcore.training.stage2.trainer import fit_stage2
 from ltcore.training.stored import remove
 from ltcore.training.sync import RunSync
 from ltcore.training.tested import log_tests, summary
 from ltcore.training.trainer import fit
-from ltcore.training.weights_file import refuse_other_weights
 from ltcore.training.weights_input import expected_of, input_record, still_prepared
 from ltcore.version import check_same_code, code_version
 
@@ -172,10 +172,10 @@ def refuse_other_run(job: Job, done: RunRecord) -> None:
     refuse_differences(job.run_uri, done.config, cfg.to_flat(), job.info.mutable)
     refuse_other_end(job.run_uri, done.reason, done.config, cfg.to_flat())
     check_same_data(job.run_uri, done.data.hash, read_manifest(job.data_uri).hash)
-    refuse_other_weights(job.run_uri, done.started_from, cfg.model)
+    refuse_other_weights(job.run_uri, done.started_from, cfg)
     if cfg.stage2 is not None:
         with stage1_checkpoint(cfg.stage2.from_run, weights=False) as found:
-            found_now = origin(found)
+            found_now = origin_of(found)
         if done.stage1 is None or dataclasses.replace(done.stage1, **found_now) != done.stage1:
             raise CheckpointError(
                 f"{job.run_uri} started from another state of stage2.from_run={cfg.stage2.from_run}: that run was trained anew "
@@ -194,7 +194,7 @@ def check_continues(job: Job, stored: RunRecord) -> None:
         found = ckpt.read(path, job.run_uri)
         cfg = resolved(RunConfig.from_dict(job.config))
         check_same_run(found, cfg.to_flat(), read_manifest(job.data_uri).hash, job.info.mutable)
-        refuse_other_weights(found.place, stored.started_from, cfg.model)
+        refuse_other_weights(found.place, stored.started_from, cfg)
 
 
 def _run(job: Job, cfg: RunConfig, ctx: _SyncedContext, sync: RunSync, loader: Loader, first: RunRecord) -> RunRecord:

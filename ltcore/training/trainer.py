@@ -42,9 +42,10 @@ from ltcore.training.pace import SavePace
 from ltcore.training.progress import TrainProgress
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_run
+from ltcore.training.same_start import refuse_other_weights
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.tested import keep_tests
-from ltcore.training.weights_file import SHA256, refuse_other_weights
+from ltcore.training.weights_file import SHA256
 
 
 def fit(
@@ -371,7 +372,7 @@ class Trainer:
         if self.ctx.rank == 0 and (found := ckpt.find(self.folder)) is not None:
             check_same_run(found, self.cfg.to_flat(), self.loader.store.manifest.hash, self.info.mutable)
             state = found.train_state()
-            refuse_other_weights(found.path, state["progress"].get("started_from"), self.cfg.model)
+            refuse_other_weights(found.path, state["progress"].get("started_from"), self.cfg)
             best = ckpt.find(self.folder, "best")
             if best is not None and best.meta["step"] > state["progress"]["step"]:
                 # Of steps that are repeated now, on a GPU perhaps with other last digits; its weights are those that are there.

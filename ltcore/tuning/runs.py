@@ -54,7 +54,7 @@ class SweepSetup:
     gpu_share: GpuShare | None = None
     """What each run takes of a GPU, and why; None where they run without one."""
     weights_sha256: Mapping[str, str] = field(default_factory=dict)
-    """Setting that leads to a file of weights -> its hash, of those known when this command began."""
+    """Setting that leads to weights -> hash of their file or checkpoint, of those known when this command began."""
 
     @property
     def own_input(self) -> bool:

@@ -1,6 +1,6 @@
-"""Do all runs of a sweep start from the same files of weights? Their hashes are in ``sweep.json``.
+"""Do all runs of a sweep start from the same weights? Hashes of their files and checkpoints are in ``sweep.json``.
 
-A name of a file says nothing about its content, and trials that have finished are not started again, so that they cannot
+A name says nothing about the content, and trials that have finished are not started again, so that they cannot
 notice themselves that it is another one by now.
 """
 
@@ -13,26 +13,26 @@ from ltcore.config.records import RunRecord, SweepRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.errors import ConfigError
 from ltcore.models.weights import AUTO
-from ltcore.training.weights_file import hashes_at_hand, settings
+from ltcore.training.same_start import hashes_at_hand, settings
 
 
 def starting_hashes(sweep: SweepConfig, base: RunConfig) -> dict[str, str]:
-    """Returns setting -> sha256 of the files that runs of the sweep start from, as far as they are at hand.
+    """Returns setting -> sha256 of the weights that runs of the sweep start from, as far as they are at hand.
 
     Nothing that is published is downloaded for it: what such a file was, the runs note.
     """
-    models = {}
+    starts = {}
     for run in (base, *probed_runs(sweep, base)):
         if run.stage2 is None:
             words = settings(run.to_flat())
-            models[tuple(words.values()), run.model.head_init] = words, run.model
-    return {words[key]: found for words, model in models.values() for key, found in hashes_at_hand(model).items()}
+            starts[tuple(words.values()), run.model.head_init] = words, run
+    return {words[key]: found for words, run in starts.values() for key, found in hashes_at_hand(run).items()}
 
 
 def check_same_weights(stored: SweepRecord, sweep: SweepConfig, base: RunConfig, uri: str) -> None:
-    """Raises ConfigError where a file of weights is another one than the runs of the stored sweep started from.
+    """Raises ConfigError where a file of weights or a checkpoint is another one than the runs of the stored sweep started from.
 
-    A file that is gone, or not at hand, is no other one.
+    What is gone, or not at hand, is no other one.
     """
     before = stored.weights_sha256
     if not before:
@@ -43,14 +43,14 @@ def check_same_weights(stored: SweepRecord, sweep: SweepConfig, base: RunConfig,
         if before.get(setting, now) != now:
             raise ConfigError(
                 f"{uri} holds a sweep that started from {setting} with sha256 {before[setting][:12]}, which leads to "
-                f"{now[:12]} now. Restore that file, give this sweep another --name, or replace it with --fresh."
+                f"{now[:12]} now. Restore it, give this sweep another --name, or replace it with --fresh."
             )
 
 
 def noted_hashes(uri: str, known: Mapping[str, str], runs: Iterable[RunRecord]) -> dict[str, str]:
-    """Returns ``known`` with what the runs themselves have noted of the files that they started from.
+    """Returns ``known`` with what the runs themselves have noted of the weights that they started from.
 
-    Raises ConfigError where they are not all the same, because a file was replaced while the sweep went on.
+    Raises ConfigError where they are not all the same, because some were replaced while the sweep went on.
     """
     found = dict(known)
     for run in runs:
@@ -59,7 +59,7 @@ def noted_hashes(uri: str, known: Mapping[str, str], runs: Iterable[RunRecord]) 
             if key in origin and found.setdefault(setting, origin[key]) != origin[key]:
                 raise ConfigError(
                     f"{run.name} started from {setting} with sha256 {origin[key][:12]}, other runs of {uri} from "
-                    f"{found[setting][:12]}: the file was replaced meanwhile. Give the sweep another --name, or replace it with "
+                    f"{found[setting][:12]}: it was replaced meanwhile. Give the sweep another --name, or replace it with "
                     "--fresh."
                 )
     return found

@@ -25,6 +25,7 @@ from ltcore.training.build import Components, build, build_modules
 from ltcore.training.context import StopRequested
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.init_from import start_centroids, start_from
+from ltcore.training.same_start import origin_of
 from ltcore.training.stage2.features import pooled_features
 from ltcore.training.step import TrainStep
 from tests.ddp import run_ranks
@@ -51,8 +52,33 @@ def test_the_weights_are_those_of_the_checkpoint(first: Path, tiny_shards: str, 
     for name, value in weights(tmp_path / "run").items():
         if "running_" not in name and "num_batches" not in name:
             torch.testing.assert_close(value, best.model_state()[name], rtol=0, atol=1e-6)
-    assert record["started_from"] == {"checkpoint": str(best.path), "epoch": 1, "step": best.meta["step"]}
+    started_from = record["started_from"]
+    assert started_from == {**origin_of(best), "checkpoint": str(best.path)}
+    assert (started_from["epoch"], started_from["step"]) == (1, best.meta["step"])
     assert json.loads((tmp_path / "run" / "run.json").read_text())["started_from"] == record["started_from"]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_is_not_that_of_a_checkpoint_that_was_trained_anew(
+    stopped: bool, first: Path, tiny_shards: str, tmp_path: Path
+) -> None:
+    """Neither is it answered nor continued, as the same command started now would come to something else."""
+    source, where = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(first, source)
+    cfg = tiny_run(train__init_from=str(source), train__epochs=2)
+    if stopped:
+        with pytest.raises(StopRequested):
+            run(cfg, tiny_shards, where, StopAfter(0))
+    else:
+        run(cfg, tiny_shards, where)
+    shutil.rmtree(source)
+    shutil.copytree(where, tmp_path / "copy")
+    run(cfg, tiny_shards, where)  # what is gone is no other one
+    run(tiny_run(train__epochs=1, seed=7), tiny_shards, source)
+    with pytest.raises(
+        CheckpointError, match=rf"started from weights with .* train.init_from={source} leads to .* --fresh"
+    ):
+        run(cfg, tiny_shards, tmp_path / "copy")
 
 
 def test_averages_and_a_key_encoder_start_there_too(first: Path, tiny_shards: str, tmp_path: Path) -> None:

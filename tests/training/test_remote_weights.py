@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ltcore import storage
+from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError
-from ltcore.models.net import ModelConfig
-from ltcore.training.weights_file import node_file, refuse_other_weights, sha256, tensors, whole_file
+from ltcore.training.same_start import refuse_other_weights
+from ltcore.training.weights_file import node_file, sha256, tensors, whole_file
 from tests.paths import ROOT
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
@@ -40,15 +41,15 @@ def test_it_is_fetched_once_per_node(bucket: Bucket, tmp_path: Path, monkeypatch
     assert len(gets) == 1
     assert sha256(first) == sha256(here) and tensors(first)["weight"].tolist() == [1.0] * 3
 
-    model = ModelConfig(name="resnet50", weights=uri)
+    cfg = RunConfig.from_dict({"name": "r", "data": {"uri": "d"}, "model": {"name": "resnet50", "weights": uri}})
     before = {"weights": uri, "sha256": sha256(first)}
-    refuse_other_weights("run", before, model)
+    refuse_other_weights("run", before, cfg)
     put(2.0, 300)  # of another size, as the time that a store tells may be of whole seconds
     assert tensors(node_file(uri))["weight"].tolist() == [2.0] * 300
     with pytest.raises(CheckpointError, match=r"^run started from weights with sha256 .*s3://.*/net.pth leads to"):
-        refuse_other_weights("run", before, model)
+        refuse_other_weights("run", before, cfg)
     bucket.client.delete_object(Bucket=bucket.name, Key="net.pth")
-    refuse_other_weights("run", before, model)
+    refuse_other_weights("run", before, cfg)
 
 
 def damage(file: Path) -> None:
@@ -70,8 +71,8 @@ def test_a_damaged_copy_is_fetched_again(stored: tuple[str, bytes], caplog: pyte
     uri, content = stored
     copy, digest = whole_file(uri)
     damage(copy)
-    model = ModelConfig(name="resnet50", weights=uri)
-    refuse_other_weights("run", {"weights": uri, "sha256": digest}, model)  # which is the store's, and no other
+    cfg = RunConfig.from_dict({"name": "r", "data": {"uri": "d"}, "model": {"name": "resnet50", "weights": uri}})
+    refuse_other_weights("run", {"weights": uri, "sha256": digest}, cfg)  # which is the store's, and no other
     assert caplog.text.count(f"this node's copy {copy} was damaged and is fetched again") == 1
     assert copy.read_bytes() == content and whole_file(uri) == (copy, digest)
     assert len(caplog.records) == 1

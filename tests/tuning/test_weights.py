@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,14 @@ from ltcore.config.sweep import SweepConfig, read_sweep
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.models import timm_weights
+from ltcore.training.checkpoint import read
+from ltcore.training.same_start import origin_of
 from ltcore.tuning.identity import identity
 from ltcore.tuning.record import opened
 from ltcore.tuning.sweep import Sweep
-from ltcore.tuning.weights import starting_hashes
+from ltcore.tuning.weights import check_same_weights, noted_hashes, starting_hashes
 from tests.records import run_record, sweep_record
+from tests.training.runs import run, tiny_run
 
 
 @pytest.fixture
@@ -170,3 +174,32 @@ def test_published_weights_are_compared_where_they_are_at_hand_and_never_downloa
     place.place.write_bytes(b"put there")
     found = starting_hashes(sweep, base_run(sweep))
     assert found == {"model.weights=default of timm:test_vit": hash_of(b"put there")}
+
+
+def test_a_checkpoint_that_was_trained_anew_is_another_one(tmp_path: Path, tiny_shards: str) -> None:
+    source = tmp_path / "source"
+    run(tiny_run(train__epochs=1), tiny_shards, source)
+    start = f"train.init_from={source}"
+    sweep = read_sweep("tune_lpa", {"sweep.recipe": "folder_small", "train.init_from": str(source)})
+    stored = sweep_record(weights_sha256=starting_hashes(sweep, base_run(sweep)))
+    assert stored.weights_sha256 == {start: origin_of(read(source))["fingerprint"]}
+    check_same_weights(stored, sweep, base_run(sweep), "s")
+    shutil.move(source, tmp_path / "gone")
+    check_same_weights(stored, sweep, base_run(sweep), "s")
+    run(tiny_run(train__epochs=1, seed=7), tiny_shards, source)
+    with pytest.raises(ConfigError, match=rf"s holds a sweep that started from {start} with sha256 .* --fresh"):
+        check_same_weights(stored, sweep, base_run(sweep), "s")
+
+
+def test_trials_that_started_from_two_states_of_a_run_come_into_no_table(tmp_path: Path) -> None:
+    def trial(fingerprint: str) -> RunRecord:
+        return run_record(
+            config={"train.init_from": "/stage1"}, started_from={"checkpoint": "/stage1", "fingerprint": fingerprint}
+        )
+
+    known = noted_hashes("s", {}, [trial("0123456789abcdef")] * 2)
+    assert known == {"train.init_from=/stage1": "0123456789abcdef"}
+    with pytest.raises(
+        ConfigError, match=r"started from train.init_from=/stage1 with sha256 fedcba987654, other runs of s"
+    ):
+        noted_hashes("s", known, [trial("fedcba9876543210")])

@@ -8,7 +8,6 @@ to something else is told.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import CheckpointError, ConfigError, DamagedFileError
-from ltcore.storage import is_local, local_path, read_bytes, read_json
+from ltcore.storage import is_local, local_path, read_json
 from ltcore.text import counted
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.fetch import fetched_checkpoint
@@ -58,20 +57,6 @@ def _record(path: Path, uri: str) -> RunRecord | None:
         return None if value is None else RunRecord.from_json(value, file)
     except DamagedFileError as error:
         raise CheckpointError(f"{error} Or give one of the run's checkpoints/ by name.") from None
-
-
-def origin(found: ckpt.Checkpoint) -> dict[str, Any]:
-    """Returns what distinguishes a checkpoint from another of the same name.
-
-    Its record contains the metrics that its weights reached, so a hash of the record is enough.
-    """
-    record = read_bytes(str(found.path / "meta.json"))
-    return {
-        "checkpoint": found.path.name,
-        "epoch": found.meta["epoch"],
-        "step": found.meta["step"],
-        "fingerprint": hashlib.sha256(record).hexdigest()[:16],
-    }
 
 
 def refuse_other_data(uri: str, found: ckpt.Checkpoint, manifest: Manifest) -> None:

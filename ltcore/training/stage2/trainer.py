@@ -40,8 +40,9 @@ from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_run
+from ltcore.training.same_start import origin_of
 from ltcore.training.stage2.features import pooled_features
-from ltcore.training.stage2.source import origin, refuse_other_data, stage1_checkpoint
+from ltcore.training.stage2.source import refuse_other_data, stage1_checkpoint
 from ltcore.training.tested import keep_tests
 
 
@@ -114,7 +115,7 @@ class Stage2Trainer:
             refuse_other_data(self.stage2.from_run, found, manifest)
             self.record.update(
                 stage1=Stage1(
-                    run=self.stage2.from_run, name=stage1.config.name, seed=stage1.config.seed, **origin(found)
+                    run=self.stage2.from_run, name=stage1.config.name, seed=stage1.config.seed, **origin_of(found)
                 )
             )
         net = LongTailNet(self.cfg.model, len(manifest.classes), frozenset(), self.cfg.seed)
