@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import math
 import os
 import random
 import re
@@ -157,11 +158,12 @@ def retrying(place: str, act: Callable[[], T]) -> T:
     Repeating must do no harm. Raises the error of ``act`` where it is a refusal, or where the disturbance has lasted
     for ``patience_s``; then the message says so. ``place`` is what may be disturbed as a whole: a bucket, a folder.
     """
-    began = time.monotonic()
+    began = math.inf
     for attempt in itertools.count():
         try:
             result = act()
         except Exception as error:
+            began = min(began, time.monotonic())  # a long act that worked until now has used up no patience
             cause = passing_cause(error)
             if cause is None or getattr(_here, "at_once", False):
                 if attempt:  # a refusal is an answer
