@@ -82,7 +82,7 @@ def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | No
         if before.get(key, now) != now:
             what = "class names" if key == NAMES_SHA256 else "weights"
             raise CheckpointError(
-                f"{where} started from {what} with sha256 {before[key][:12]}, now {words[key]} leads to {now[:12]}. "
+                f"{where} started from {what} with hash {before[key][:12]}, now {words[key]} leads to {now[:12]}. "
                 "Restore it, or use another --name, or --fresh."
             )
 

@@ -42,7 +42,7 @@ def check_same_weights(stored: SweepRecord, sweep: SweepConfig, base: RunConfig,
     for setting, now in starting_hashes(sweep, base).items():
         if before.get(setting, now) != now:
             raise ConfigError(
-                f"{uri} holds a sweep that started from {setting} with sha256 {before[setting][:12]}, which leads to "
+                f"{uri} holds a sweep that started from {setting} with hash {before[setting][:12]}, which leads to "
                 f"{now[:12]} now. Restore it, give this sweep another --name, or replace it with --fresh."
             )
 
@@ -58,7 +58,7 @@ def noted_hashes(uri: str, known: Mapping[str, str], runs: Iterable[RunRecord]) 
         for key, setting in settings(run.config).items():
             if key in origin and found.setdefault(setting, origin[key]) != origin[key]:
                 raise ConfigError(
-                    f"{run.name} started from {setting} with sha256 {origin[key][:12]}, other runs of {uri} from "
+                    f"{run.name} started from {setting} with hash {origin[key][:12]}, other runs of {uri} from "
                     f"{found[setting][:12]}: it was replaced meanwhile. Give the sweep another --name, or replace it with "
                     "--fresh."
                 )

@@ -143,6 +143,20 @@ def test_a_sweep_does_not_mix_trials_that_two_rules_ended(watched: RunConfig, tm
     check_same_ends(varied, tiny_run(), str(tmp_path))  # another sweep, and refused as such
 
 
+def test_variants_may_have_rules_of_their_own(watched: RunConfig, tmp_path: Path) -> None:
+    base = watched.replace({"callbacks.watch.last_epoch": 9})
+    config = {**base.to_flat(), "callbacks.watch.last_epoch": 3}
+    ended = run_record(status="finished", reason="callback watch at epoch 3: watched enough", config=config)
+    ended.write(str(tmp_path / "trials" / "quick-seed0"))
+    words = {"sweep.variants.quick.callbacks.watch.last_epoch": 3, "sweep.variants.slow.train.epochs": 2}
+    sweep = read_sweep("compare_methods", words)
+    check_same_ends(sweep, base, str(tmp_path))
+    check_same_ends(sweep, tiny_run(), str(tmp_path))  # whose variant alone has a callback
+    other = dataclasses.replace(base, plugins=("example_parts.watch==0.4",))
+    with pytest.raises(CheckpointError, match=r"quick-seed0 .*0.3' there, 'example_parts.watch==0.4' now"):
+        check_same_ends(sweep, other, str(tmp_path))
+
+
 def _on_a_rank(site: str, tree: dict[str, Any], uri: str, folder: str) -> int:
     sys.path.insert(0, site)
     return int(run(RunConfig.from_dict(tree), uri, Path(folder), Rank())["epochs_done"])

@@ -46,7 +46,7 @@ def test_it_is_fetched_once_per_node(bucket: Bucket, tmp_path: Path, monkeypatch
     refuse_other_weights("run", before, cfg)
     put(2.0, 300)  # of another size, as the time that a store tells may be of whole seconds
     assert tensors(node_file(uri))["weight"].tolist() == [2.0] * 300
-    with pytest.raises(CheckpointError, match=r"^run started from weights with sha256 .*s3://.*/net.pth leads to"):
+    with pytest.raises(CheckpointError, match=r"^run started from weights with hash .*s3://.*/net.pth leads to"):
         refuse_other_weights("run", before, cfg)
     bucket.client.delete_object(Bucket=bucket.name, Key="net.pth")
     refuse_other_weights("run", before, cfg)

@@ -399,7 +399,7 @@ def test_a_run_notes_its_words_and_goes_on_with_no_others(clips: Clips, tiny_sha
         run(cfg, tiny_shards, tmp_path / "run", StopAfter(1))
     file.write_text("".join(f"{name}\tother {name}\n" for name in classes))
     with pytest.raises(
-        CheckpointError, match=r"started from class names with sha256 .*, now model.text.names=.* leads to"
+        CheckpointError, match=r"started from class names with hash .*, now model.text.names=.* leads to"
     ):
         run(cfg, tiny_shards, tmp_path / "run")
     file.unlink()

@@ -288,7 +288,7 @@ def test_a_run_notes_the_hash_and_continues_with_the_same_weights_alone(
     with pytest.raises(StopRequested):
         run(cfg, tiny_shards, run_dir, StopAfter(0))
     save_file(state_of("test_efficientnet") | {"bn2.bias": torch.ones(256)}, file)
-    with pytest.raises(CheckpointError, match=r"started from weights with sha256 .*, now model.weights=.* leads to"):
+    with pytest.raises(CheckpointError, match=r"started from weights with hash .*, now model.weights=.* leads to"):
         run(cfg, tiny_shards, run_dir)
     file.unlink()  # what the run continues with is in its checkpoint
     record = run(cfg, tiny_shards, run_dir)

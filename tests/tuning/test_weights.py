@@ -187,7 +187,7 @@ def test_a_checkpoint_that_was_trained_anew_is_another_one(tmp_path: Path, tiny_
     shutil.move(source, tmp_path / "gone")
     check_same_weights(stored, sweep, base_run(sweep), "s")
     run(tiny_run(train__epochs=1, seed=7), tiny_shards, source)
-    with pytest.raises(ConfigError, match=rf"s holds a sweep that started from {start} with sha256 .* --fresh"):
+    with pytest.raises(ConfigError, match=rf"s holds a sweep that started from {start} with hash .* --fresh"):
         check_same_weights(stored, sweep, base_run(sweep), "s")
 
 
@@ -200,6 +200,6 @@ def test_trials_that_started_from_two_states_of_a_run_come_into_no_table(tmp_pat
     known = noted_hashes("s", {}, [trial("0123456789abcdef")] * 2)
     assert known == {"train.init_from=/stage1": "0123456789abcdef"}
     with pytest.raises(
-        ConfigError, match=r"started from train.init_from=/stage1 with sha256 fedcba987654, other runs of s"
+        ConfigError, match=r"started from train.init_from=/stage1 with hash fedcba987654, other runs of s"
     ):
         noted_hashes("s", known, [trial("fedcba9876543210")])
