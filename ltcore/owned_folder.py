@@ -4,32 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import tempfile
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
+
+from ltcore.retry import still_here
 
 LOCK = "ltcore.lock"
 """File in such a folder that its owner keeps locked; a lock ends with its process, however that ends."""
 PREFIX = "ltcore-"
+WAIT_S = 0.2
 
 
 class OwnedFolder:
-    """A folder that is there already, from now on this process's."""
+    """A folder that is there already, from now on this process's; ``lock`` is its file where that is locked already."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: TextIO | None = None) -> None:
         self.path = path
-        unseen = path / f".{LOCK}"  # nobody may find it before it is locked
-        self._lock = unseen.open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unseen.rename(path / LOCK)
+        if lock is None:
+            unseen = path / f".{LOCK}"  # nobody may find it before it is locked
+            lock = unseen.open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            unseen.rename(path / LOCK)
+        self._lock = lock
 
     def release(self, *, keep: bool = False) -> None:
         """Removes the folder, or with ``keep`` leaves it to whoever comes next."""
         self._lock.close()
         if not keep:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def enter(path: Path, make: Callable[[], None], on_wait: Callable[[], None]) -> OwnedFolder | None:
+    """Returns a folder of a name that others may know, on any machine, once no other process is in it.
+
+    ``make`` makes it where it is missing; ``on_wait`` is called before this process waits. None where the file system has no
+    locks. Raises OSError where the folder cannot be made or written.
+    """
+    told = False
+    while True:
+        make()
+        lock = (path / LOCK).open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):  # whoever was in it has removed it, or is about to
+                if os.path.samestat(os.fstat(lock.fileno()), (path / LOCK).stat()):
+                    return OwnedFolder(path, lock)
+        except BlockingIOError:
+            if not told:
+                on_wait()
+            told = True
+        except OSError:
+            lock.close()
+            return None
+        lock.close()
+        still_here()
+        time.sleep(WAIT_S)
 
 
 class TemporaryFolder:

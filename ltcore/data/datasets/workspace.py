@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ltcore import storage
-from ltcore.data.datasets.broken import BrokenImagesError, broken_images
+from ltcore.data.datasets.broken import broken_images
 from ltcore.data.datasets.shard_task import RECORDS, SHARDS, Broken, ShardTask, Written, as_storage_error
 from ltcore.data.shards.kept import keep, kept
 from ltcore.data.shards.manifest import Manifest, write_manifest
 from ltcore.data.shards.publish import publish
 from ltcore.errors import BadImageError
-from ltcore.owned_folder import OwnedFolder, abandoned
+from ltcore.owned_folder import abandoned, enter
 from ltcore.retry import retrying
 
 KEPT_S = 7 * 24 * 3600.0
@@ -79,23 +79,29 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
     cache = storage.cache_folder("building")
     target = storage.local_path(uri).absolute().resolve() if storage.is_local(uri) else cache / "target"
     folder = target.with_name(f".{target.name}{_MARK}{digest}")
-    with storage.locked(cache / f"{digest}.lock", say):
+    with storage.locked(
+        cache / f"{digest}.lock", say
+    ):  # for this machine, also where the disk of the target has no locks
         _remove_old(folder.parent)
+        done = False
         with as_storage_error(uri):
-            for name in (SHARDS, RECORDS):
-                retrying(storage.disk_of(folder), partial((folder / name).mkdir, parents=True, exist_ok=True))
-        owned, done = None, False
+            owned = enter(folder, partial(_make, folder), say)
         try:
-            with contextlib.suppress(OSError):  # of a file system without locks: what is left there stays
-                owned = OwnedFolder(folder)
             yield folder
             done = True
         finally:
             is_useful = not done and any(folder.rglob("*.json"))  # which all that could be continued with has
-            if owned is not None:
-                owned.release(keep=True)
             if not is_useful:
                 shutil.rmtree(folder, ignore_errors=True)
+            if owned is not None:
+                owned.release(keep=True)
+            if not is_useful:  # a network file system removes its lock file when that is closed
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    for name in (SHARDS, RECORDS):
+        retrying(storage.disk_of(folder), partial((folder / name).mkdir, parents=True, exist_ok=True))
 
 
 def _remove_old(parent: Path) -> None:
@@ -149,20 +155,16 @@ def keep_broken(folder: Path, broken: Broken) -> None:
     keep(folder / _BROKEN_FILE, "", broken)
 
 
-def kept_broken(folder: Path) -> Broken:
-    """Returns the images that ``keep_broken`` has kept."""
-    return {path: (text[0], text[1]) for path, text in (kept(folder / _BROKEN_FILE, "") or {}).items()}
+def kept_broken(folder: Path, most: int) -> Broken:
+    """Returns the images that ``keep_broken`` has kept; none where they are more than allowed, as they may be mended by now."""
+    found = {path: (text[0], text[1]) for path, text in (kept(folder / _BROKEN_FILE, "") or {}).items()}
+    return found if len(found) <= most else {}
 
 
 def refuse_broken(where: str, broken: Broken, most: int) -> None:
     """Raises BrokenImagesError, which names them, where more images of ``where`` than allowed cannot be decoded."""
     if len(broken) > most:
-        raise broken_error(where, broken)
-
-
-def broken_error(where: str, broken: Broken) -> BrokenImagesError:
-    """Makes the error that names the broken images of ``where``."""
-    return broken_images(where, {path: BadImageError(*texts) for path, texts in broken.items()})
+        raise broken_images(where, {path: BadImageError(*texts) for path, texts in broken.items()})
 
 
 def finish(folder: Path, uri: str, describe: Callable[[], Manifest], progress: OnProgress | None = None) -> Manifest:

@@ -220,8 +220,51 @@ def test_broken_images_that_were_found_before_a_kill_are_known_after_it(tmp_path
     assert len(done) <= sum(name.endswith(".tar") for name in expected) - 2
     left = killed(cfg, tmp_path / "again", 2, turn=1)
     with pytest.raises(BrokenImagesError, match="4 images are broken") as caught:
-        make(replace(cfg, max_bad_samples=3), str(tmp_path / "again"), shard_size=SIZE, engine=counting(done := []))
-    assert caught.value.found.keys() == SPOILED.keys() and not done and not left.exists()
+        make(replace(cfg, max_bad_samples=3), str(tmp_path / "again"), shard_size=SIZE)
+    assert caught.value.found.keys() == SPOILED.keys() and left.exists()
+
+
+def test_too_many_broken_images_cost_no_shard_that_is_whole(tmp_path: Path) -> None:
+    cfg, done, said = spoiled(tmp_path), list[str](), list[str]()
+    out = str(tmp_path / "out")
+    with pytest.raises(BrokenImagesError, match="4 images are broken"):
+        make(replace(cfg, max_bad_samples=0), out, shard_size=SIZE, engine=counting(done))
+    with pytest.raises(BrokenImagesError, match="4 images are broken"):
+        make(replace(cfg, max_bad_samples=3), out, shard_size=SIZE, engine=counting(again := []), progress=said.append)
+    assert len(again) == 3  # two of the four lie in one shard
+    assert f"continuing: {len(done) - 3} shards of an interrupted build are whole" in said
+
+
+def _made_with_a_cache(cfg: DataConfig, out: str, cache: str, said: Any) -> None:
+    os.environ["LTCORE_CACHE"] = cache
+
+    def slow(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]:
+        for task, result in here(tasks, do):
+            time.sleep(0.1)
+            yield task, result
+
+    def say(text: str) -> None:
+        said.put(text) if "waits until" in text or "continuing" in text else None
+
+    make(cfg, out, shard_size=SIZE, engine=engine(slow), progress=say)
+    said.put("made")
+
+
+def test_machines_with_caches_of_their_own_make_one_data_set_in_turn(tmp_path: Path) -> None:
+    """They share the place where it will be, and nothing else."""
+    expected, said = in_one_pass(cfg := folder(tmp_path), tmp_path / "whole"), FORK.Queue()
+    out = str(tmp_path / "out")
+    machines = [
+        FORK.Process(target=_made_with_a_cache, args=(cfg, out, str(tmp_path / name), said)) for name in ("a", "b")
+    ]
+    for machine in machines:
+        machine.start()
+    heard = [said.get(timeout=60) for _ in range(3)]
+    for machine in machines:
+        machine.join(60)
+    assert [machine.exitcode for machine in machines] == [0, 0]
+    assert heard.count("made") == 2 and sum("waits until it has ended" in text for text in heard) == 1
+    assert file_hashes(tmp_path / "out") == expected and not list(tmp_path.glob(".*"))
 
 
 def test_changed_images_are_not_continued_with(tmp_path: Path) -> None:
