@@ -24,7 +24,7 @@ recipe, sweep file   MAX_RECIPE_BYTES, MAX_RECIPE_NODES with all aliases unfolde
 key on a command     MAX_TABLE_CHARS; MAX_TRIALS of a sweep
 weights              MAX_TENSOR_NAMES_BYTES; no more bytes unpacked than the file has
 memory of an import  of encoded images HELD_BYTES on their way, as many in work, and one image beyond them; of decoded
-                     ones LARGE_PIXELS_AT_ONCE, and LARGE_PIXELS for each thread
+                     ones LARGE_PIXELS_AT_ONCE, and LARGE_PIXELS for each thread; all of it for each process
 ===================  ==============================================================================================
 
 ``tests/test_every_bound.py`` strikes at each of them in memory and time, ``tests/data/datasets/test_bounds.py`` and

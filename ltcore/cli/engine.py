@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from ltcore.data.datasets.workspace import Engine, Run, here
+from ltcore.errors import LtcoreError
 
 RAY_FROM = 20_000
 """Images from which ``auto`` starts Ray, which takes some seconds."""
@@ -22,9 +23,27 @@ def engine_of(choice: str, say: Callable[[str], None], *, debug: bool = False) -
         if choice == "inline" or (choice == "auto" and not is_large):
             yield here
             return
-        from ltcore.runtime.ray_map import ray_tasks
-
-        with ray_tasks(say, debug=debug) as run:
-            yield run
+        with contextlib.ExitStack() as stack:
+            yield _started(choice, say, debug, stack)
 
     return engine
+
+
+def _started(choice: str, say: Callable[[str], None], debug: bool, stack: contextlib.ExitStack) -> Run:
+    """Returns what does the tasks; Ray's ends with the ``stack``.
+
+    Only who asks for Ray joins one that others work in: there tasks would wait for its CPUs, and read with its credentials.
+    """
+    from ltcore.runtime.cluster_address import cluster_address
+    from ltcore.runtime.ray_map import is_connected, ray_tasks
+
+    if choice == "auto" and (address := cluster_address()) and not is_connected():
+        say(f"this process writes all shards: --engine ray would have tasks of the Ray at {address} write them")
+        return here
+    try:
+        return stack.enter_context(ray_tasks(say, debug=debug))
+    except LtcoreError as error:
+        if choice != "auto":
+            raise
+        say(f"{error} So this process writes all shards.")
+        return here

@@ -34,6 +34,8 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
 
     Raises ConfigError where a sweep of its name has another configuration, other data or other weights.
     """
+    if args.engine == "inline":
+        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
     overrides = with_recipe(args.sweep, args.overrides, args.storage, out.say)
     sweep = read_sweep(args.sweep, name_sweep(args.sweep, overrides))
     root = storage_root(args.storage)
@@ -56,8 +58,6 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
                 check_same_ends(sweep, base_run(sweep), uri)
             out.show_sweep(stored, uri, age=True)
             return stored
-    if args.engine == "inline":
-        raise ConfigError("--engine inline runs no sweep: use --engine trial, which is one process per trial.")
     from ltcore.cli.train import settle_tracking
     from ltcore.config.load import load_sweep
     from ltcore.config.show import left_out

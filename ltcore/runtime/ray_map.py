@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from ltcore.data.datasets.workspace import Run, here
@@ -12,8 +13,18 @@ from ltcore.runtime import cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
+TASK_BYTES = 3 * 2**29
+"""Of memory for a task: what it takes at most where images are large, see ``limits``."""
 AHEAD = 2
 """Tasks per CPU that are submitted at once: each CPU has its next one at hand."""
+
+
+def is_connected() -> bool:
+    """Tells whether this program works with a Ray already."""
+    cluster.quiet()
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 @contextlib.contextmanager
@@ -22,32 +33,33 @@ def ray_tasks(say: Callable[[str], None], *, debug: bool = False) -> Iterator[Ru
 
     On a node that offers no CPU, as the head of a cluster, where no task would ever begin, it is this process.
     """
-    cluster.quiet()
-    import ray
-
-    is_connected = ray.is_initialized()
-    if not is_connected:
-        say(cluster.connect(debug=debug).describe())
+    was_connected, run = is_connected(), on_ray
+    if not was_connected:
+        found = cluster.connect(debug=debug)
+        say(found.describe())
+        run = partial(on_ray, ends_next=found.local)
     try:
-        yield on_ray if _own_node()[1] else here
+        yield run if _own_node()[1] else here
     finally:
-        if not is_connected:
+        if not was_connected:
             cluster.disconnect()
 
 
-def _own_node() -> tuple[str, float]:
-    """Returns the id and the CPUs of the node of this process."""
+def _own_node() -> tuple[str, float, float]:
+    """Returns the id, the CPUs and the bytes of memory of the node of this process."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()
-    return own, next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == own)
+    offered = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    return own, offered.get("CPU", 0.0), offered.get("memory", 0.0)
 
 
-def on_ray(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]:
+def on_ray(tasks: Iterable[T], do: Callable[[T], R], /, *, ends_next: bool = False) -> Iterator[tuple[T, R]]:
     """Does the tasks in processes of the Ray that is connected; yields each with its result when it is there.
 
-    They run on the node of this process, where local files are, one per CPU, each with one thread of torch. A task whose
-    process dies is repeated twice. An ``LtcoreError`` in one is raised here, and the others are canceled.
+    They run on the node of this process, where local files are, one per CPU for which it has memory, each with one thread of
+    torch. A task whose process dies is repeated twice. An ``LtcoreError`` in one is raised here, and the others are canceled,
+    unless the Ray ``ends_next`` and takes them along.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -55,8 +67,8 @@ def on_ray(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]
     from ltcore.runtime.ray_task import cancel, result_of
     from ltcore.training.hardware import allocated_cpus
 
-    own, cpus = _own_node()
-    at_once = max(1, min(int(cpus), allocated_cpus()))
+    own, cpus, memory_bytes = _own_node()
+    at_once = max(1, min(int(cpus), allocated_cpus(), int(memory_bytes // TASK_BYTES)))
     remote: Any = ray.remote(num_cpus=cpus / at_once, max_retries=2)(_alone).options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(own, soft=False)
     )
@@ -70,7 +82,8 @@ def on_ray(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]
             (ref,), _ = ray.wait(list(running), num_returns=1)
             yield running.pop(ref), result_of(ref, "task")
     finally:
-        cancel(running)
+        if not ends_next:
+            cancel(running)
 
 
 def _alone(do: Callable[[T], R], task: T) -> R:

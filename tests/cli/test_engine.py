@@ -11,7 +11,8 @@ import pytest
 from ltcore.cli.engine import RAY_FROM, engine_of
 from ltcore.cli.entry import say
 from ltcore.data.datasets.workspace import here
-from ltcore.runtime import ray_map
+from ltcore.errors import ConfigError
+from ltcore.runtime import cluster_address, ray_map
 from ltcore.training import hardware
 
 
@@ -33,6 +34,45 @@ def test_ray_is_started_where_it_pays(
         yield "ray"
 
     monkeypatch.setattr(ray_map, "ray_tasks", started)
+    monkeypatch.setattr(cluster_address, "cluster_address", lambda: "")
     monkeypatch.setattr(hardware, "allocated_cpus", lambda: cpus)
     with engine_of(choice, say)(images) as run:
         assert run == ("ray" if by_ray else here)
+
+
+@pytest.mark.parametrize(
+    ("choice", "connected", "by_ray"), [("auto", False, False), ("auto", True, True), ("ray", False, True)]
+)
+def test_a_ray_of_others_is_joined_by_who_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, choice: str, connected: bool, by_ray: bool
+) -> None:
+    """Its CPUs may be taken for hours, and it may want a token that this command has no use for."""
+    said: list[str] = []
+    monkeypatch.setattr(ray_map, "ray_tasks", lambda *_args, **_options: contextlib.nullcontext("ray"))
+    monkeypatch.setattr(ray_map, "is_connected", lambda: connected)
+    monkeypatch.setattr(cluster_address, "cluster_address", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(hardware, "allocated_cpus", lambda: 8)
+    with engine_of(choice, said.append)(RAY_FROM) as run:
+        assert run == ("ray" if by_ray else here)
+    assert by_ray or "--engine ray would have tasks of the Ray at 10.0.0.1:6379 write them" in said[0]
+
+
+@pytest.mark.parametrize("choice", ["auto", "ray"])
+def test_a_ray_that_does_not_start_is_needed_by_who_asks_for_it(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    @contextlib.contextmanager
+    def broken(*_args: Any, **_options: Any) -> Iterator[Any]:
+        raise ConfigError("Ray did not start on this machine.")
+        yield
+
+    said: list[str] = []
+    monkeypatch.setattr(ray_map, "ray_tasks", broken)
+    monkeypatch.setattr(cluster_address, "cluster_address", lambda: "")
+    monkeypatch.setattr(hardware, "allocated_cpus", lambda: 8)
+    with contextlib.ExitStack() as stack:
+        if choice == "ray":
+            stack.enter_context(pytest.raises(ConfigError, match="did not start"))
+        with engine_of(choice, said.append)(RAY_FROM) as run:
+            assert run is here
+    assert said == (
+        [] if choice == "ray" else ["Ray did not start on this machine. So this process writes all shards."]
+    )

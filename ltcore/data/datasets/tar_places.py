@@ -188,11 +188,16 @@ def _walk(
             yield prefix + entry.name
         elif prefix.count("/") < MAX_TAR_DEPTH:
             yield from _walk(root / entry.name, f"{prefix}{entry.name}/", seen, whole=whole)
-        elif whole:
+        elif whole and (deep := _tar_below(root / entry.name)):
             raise DataError(
-                f"{root / entry.name} lies {MAX_TAR_DEPTH + 1} folders below the one that was named, expected at most "
-                f"{MAX_TAR_DEPTH}. Name a folder nearer to the tars, or move it away."
+                f"{deep} lies more than {MAX_TAR_DEPTH} folders below the one that was named. Name a folder nearer to the tars, "
+                "or move it away."
             )
+
+
+def _tar_below(root: Path) -> str:
+    """Returns a tar anywhere below a folder; '' where there is none."""
+    return next((f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names if _TAR.search(name)), "")
 
 
 def _described(base: str, name: str) -> Tar:

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -22,8 +24,13 @@ from ltcore.data.shards.manifest import Manifest, write_manifest
 from ltcore.data.shards.publish import publish
 from ltcore.errors import BadImageError
 from ltcore.owned_folder import abandoned, enter
-from ltcore.retry import retrying
+from ltcore.retry import patience_s, retrying
+from ltcore.text import duration
 
+_LOG = logging.getLogger("ltcore.storage")
+LOOK_S = 2.0
+FULL_BYTES = 2**16
+"""Free bytes of a disk below which it is called full."""
 KEPT_S = 7 * 24 * 3600.0
 """How long what an interrupted build left waits for the same command; then the next build beside it removes it."""
 _BROKEN_FILE = "broken.json"
@@ -144,10 +151,33 @@ def write_shards(
         (folder / SHARDS / name).unlink()
     waiting = (task for task in tasks(folder, uri) if task.place not in there)
     threads = None if run is here else 1  # where processes share the CPUs, each has one of them
-    for task, (shard, broken) in run(waiting, partial(ShardTask.__call__, threads=threads)):
-        written.add(task, shard, broken)
-        advance(len(task.items))
+    with contextlib.nullcontext() if run is here else _said_when_full(folder):
+        for task, (shard, broken) in run(waiting, partial(ShardTask.__call__, threads=threads)):
+            written.add(task, shard, broken)
+            advance(len(task.items))
     return written
+
+
+@contextlib.contextmanager
+def _said_when_full(folder: Path) -> Iterator[None]:
+    """Says once that a disk is full, where other processes write to it: what they say of their waiting is not heard here."""
+    ended = threading.Event()
+
+    def look() -> None:
+        was_full = False
+        while not ended.wait(LOOK_S):
+            is_full = storage.free_bytes(folder) < FULL_BYTES
+            if is_full and not was_full:
+                _LOG.warning("storage %s is full: waiting, up to %s", storage.disk_of(folder), duration(patience_s()))
+            was_full = is_full
+
+    thread = threading.Thread(target=look, daemon=True, name="ltcore-full-disk")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def keep_broken(folder: Path, broken: Broken) -> None:
