@@ -49,7 +49,10 @@ def enter(path: Path, make: Callable[[], None], on_wait: Callable[[], None]) -> 
     told = False
     while True:
         make()
-        lock = (path / LOCK).open("a")
+        try:
+            lock = (path / LOCK).open("a")
+        except FileNotFoundError:  # removed by whoever was in it, since
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):  # whoever was in it has removed it, or is about to

@@ -10,6 +10,7 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -86,9 +87,7 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
     cache = storage.cache_folder("building")
     target = storage.local_path(uri).absolute().resolve() if storage.is_local(uri) else cache / "target"
     folder = target.with_name(f".{target.name}{_MARK}{digest}")
-    with storage.locked(
-        cache / f"{digest}.lock", say
-    ):  # for this machine, also where the disk of the target has no locks
+    with storage.locked(cache / f"{digest}.lock", say):  # of this machine: the disk of the target may have no locks
         _remove_old(folder.parent)
         done = False
         with as_storage_error(uri):
@@ -99,11 +98,9 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
         finally:
             is_useful = not done and any(folder.rglob("*.json"))  # which all that could be continued with has
             if not is_useful:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
             if owned is not None:
                 owned.release(keep=True)
-            if not is_useful:  # a network file system removes its lock file when that is closed
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make(folder: Path) -> None:
@@ -117,7 +114,13 @@ def _remove_old(parent: Path) -> None:
         with contextlib.suppress(OSError):
             changed = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
             if time.time() - changed > KEPT_S:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a workspace under another name, so that whoever waits for it makes one of its own at once."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")), ignore_errors=True)
 
 
 def write_shards(
