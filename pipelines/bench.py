@@ -6,6 +6,7 @@ python pipelines/bench.py memory                        10k against 200k rows th
 python pipelines/bench.py large --data jpegs.zip        large JPEGs against the machine's decode limit
 python pipelines/bench.py losses                        every loss against the literal form of its paper
 python pipelines/bench.py glt                           building a GLT benchmark against decoding and writing alone
+python pipelines/bench.py scale [--trials]              how costs grow with shards, rows, workers and trials
 python pipelines/bench.py gpu                           the step on the device: its parts, precisions, memory traffic
 python pipelines/bench.py all --data jpegs.zip --rounds 5 --output bench.json
 """

@@ -178,7 +178,8 @@ class SweepConfig:
     go on from there: the results are the same, bit for bit. No effect on short starts, with several workers per trial, nor
     with search=tpe or pbt."""
     stall_s: float = 300.0
-    """Seconds without any progress after which the sweep is canceled with the capacity it waits for. Range > 0."""
+    """Seconds of silence after which a run is ended and started again from its checkpoint; on one machine, also those after
+    which the sweep gives up where no run begins. Range > 0."""
 
     def to_dict(self) -> Tree:
         """Returns the sweep as plain JSON values, with its space as people write it."""
