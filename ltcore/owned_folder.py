@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -57,14 +58,16 @@ def enter(path: Path, make: Callable[[], None], on_wait: Callable[[], None]) -> 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):  # whoever was in it has removed it, or is about to
                 if os.path.samestat(os.fstat(lock.fileno()), (path / LOCK).stat()):
+                    make()  # what one that was in it moved away while this one made it
                     return OwnedFolder(path, lock)
         except BlockingIOError:
             if not told:
                 on_wait()
             told = True
-        except OSError:
-            lock.close()
-            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # of a file that another machine removed
+                lock.close()
+                return None
         lock.close()
         still_here()
         time.sleep(WAIT_S)

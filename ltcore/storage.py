@@ -491,10 +491,25 @@ def cache_folder(*names: str) -> Path:
         if not os.access(folder, os.W_OK | os.X_OK):  # of a folder that is there: mkdir says nothing
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another place."
-        ) from error
+        raise _of_cache(folder, error) from error
     return folder
+
+
+@contextlib.contextmanager
+def locked_in_cache(file: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds the lock ``file`` of a ``cache_folder`` as ``locked`` does. Raises StorageError where it cannot be had."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(file, on_wait))
+        except OSError as error:
+            raise _of_cache(file.parent, error) from error
+        yield
+
+
+def _of_cache(folder: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{folder} cannot be written: {error}. Correct its permissions, free space, or set LTCORE_CACHE to another place."
+    )
 
 
 def free_bytes(folder: str | Path) -> int:

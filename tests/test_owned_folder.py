@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ltcore.cli.entry import run_main
-from ltcore.owned_folder import TemporaryFolder, own_temporary_folder
+from ltcore.owned_folder import LOCK, TemporaryFolder, abandoned, enter, own_temporary_folder
 from tests.paths import ROOT
 
 HOLD = """
@@ -102,3 +103,19 @@ def test_a_command_that_needs_none_runs_where_none_can_be_made(root: Path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(root / "missing"))
     with own_temporary_folder():
         assert tempfile.tempdir == str(root / "missing")
+
+
+def test_whoever_enters_has_a_whole_folder_also_where_it_is_moved_away_meanwhile(tmp_path: Path) -> None:
+    place, turns = tmp_path / "work", itertools.count()
+
+    def make() -> None:
+        (place / "first").mkdir(parents=True, exist_ok=True)
+        if next(turns) == 0:  # by the process that was in it
+            place.rename(tmp_path / "gone")
+        (place / "second").mkdir(parents=True, exist_ok=True)
+
+    owned = enter(place, make, lambda: None)
+    assert owned is not None and {path.name for path in place.iterdir()} == {"first", "second", LOCK}
+    assert list(abandoned(tmp_path, "work")) == []
+    owned.release(keep=True)
+    assert list(abandoned(tmp_path, "work")) == [place]

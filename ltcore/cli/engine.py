@@ -37,10 +37,10 @@ def _started(choice: str, say: Callable[[str], None], debug: bool, stack: contex
     from ltcore.runtime.cluster_address import cluster_address
     from ltcore.runtime.ray_map import is_connected, ray_tasks
 
-    if choice == "auto" and (address := cluster_address()) and not is_connected():
-        say(f"this process writes all shards: --engine ray would have tasks of the Ray at {address} write them")
-        return here
     try:
+        if choice == "auto" and not is_connected() and (address := cluster_address()):
+            say(f"this process writes all shards: --engine ray would have tasks of the Ray at {address} write them")
+            return here
         return stack.enter_context(ray_tasks(say, debug=debug))
     except LtcoreError as error:
         if choice != "auto":

@@ -57,7 +57,9 @@ def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | No
     )
     parser.add_argument("--num-trials", type=count, metavar="N", help="number of trials")
     parser.add_argument("--search", choices=("random", "grid", "tpe", "pbt"), help="search algorithm")
-    parser.add_argument("--stall-s", type=positive, metavar="S", help="seconds of silence after which a run is started again")
+    parser.add_argument(
+        "--stall-s", type=positive, metavar="S", help="seconds of silence after which a run is started again"
+    )
     parser.add_argument("--max-hours", type=positive, metavar="H", help="most hours for the whole sweep")
     _add_run_flags(parser)
     _add_place_flags(parser, shares_gpus=True)

@@ -22,7 +22,7 @@ import torch
 from ltcore.errors import CheckpointError
 from ltcore.models.timm_backbone import create, pretrained_config
 from ltcore.models.timm_names import PREFIX, split_name
-from ltcore.storage import cache_folder, cache_root, locked
+from ltcore.storage import cache_folder, cache_root, locked_in_cache
 
 _SAFE = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 """Files of a repository -> the same weights in a file that is preferred, as timm does."""
@@ -141,7 +141,7 @@ def fetch(found: Published, setting: str, name: str, or_else: str = "") -> Path:
     if (path := found.at_hand()) is not None:
         return path
     lock = cache_folder("weights") / f"{found.repository.replace('/', '--') or found.network}.lock"
-    with locked(lock):
+    with locked_in_cache(lock):
         try:
             return found.at_hand() or found.download()
         except Exception as error:  # each layer of a download has errors of its own

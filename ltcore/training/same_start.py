@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.schema import RunConfig
-from ltcore.errors import CheckpointError
+from ltcore.errors import CheckpointError, DataError
 from ltcore.models import timm_weights
 from ltcore.models.clip_text import TEXT, text_clip
 from ltcore.models.net import ModelConfig
@@ -64,7 +64,7 @@ def hashes_at_hand(cfg: RunConfig) -> dict[str, str]:
     No published one is downloaded; of one in a store a copy is made where this node has none of it as it is now.
     """
     model = cfg.model
-    found = {FINGERPRINT: _fingerprint_at_hand(cfg.train.init_from), SHA256: _sha256_at_hand(model)}
+    found = {SHA256: _sha256_at_hand(model), FINGERPRINT: _fingerprint_at_hand(cfg.train.init_from)}
     if model.head_init == TEXT:
         found[TEXT_SHA256] = _text_at_hand(model)
         found[NAMES_SHA256] = None if model.text.names is None else _sha256_of(model.text.names)
@@ -88,13 +88,13 @@ def refuse_other_weights(where: Path | str, started_from: Mapping[str, Any] | No
 
 
 def _fingerprint_at_hand(uri: str | None) -> str | None:
-    """Returns the hash of what ``train.init_from`` leads to; None where there is no checkpoint by now."""
+    """Returns the hash of what ``train.init_from`` leads to; None where no checkpoint can be had by now."""
     if uri is None:
         return None
     try:
         with fetched_checkpoint(uri, weights=False) as path:
             fingerprint: str = origin_of(ckpt.read(path, uri))[FINGERPRINT]
-    except CheckpointError:
+    except (CheckpointError, DataError):
         return None
     return fingerprint
 

@@ -16,7 +16,7 @@ from ltcore.storage import (
     download,
     find_bytes,
     is_local,
-    locked,
+    locked_in_cache,
     open_fs,
     write_bytes_atomic,
     written,
@@ -44,7 +44,7 @@ def node_file(uri: str, setting: str = "model.weights") -> Path:
     if is_local(uri):
         return _local_file(uri, setting)
     copy = _copy_of(uri, setting)
-    with locked(_lock_of(copy)):
+    with locked_in_cache(_lock_of(copy)):
         if not copy.is_file() or _noted(copy) is None:
             _fetch(uri, copy)
     return copy
@@ -56,7 +56,7 @@ def whole_file(uri: str, setting: str = "model.weights") -> tuple[Path, str]:
     found = sha256(file)
     if is_local(uri) or found == _noted(file):
         return file, found
-    with locked(_lock_of(file)):
+    with locked_in_cache(_lock_of(file)):
         if sha256(file) != _noted(file):  # else another process was here first
             _LOG.warning("this node's copy %s was damaged and is fetched again", file)
             _fetch(uri, file)

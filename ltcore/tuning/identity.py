@@ -35,12 +35,12 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
     fields |= {f"sweep.space.{key}": str(spec) for key, spec in sweep.space.items()}
     fields |= {f"sweep.variants.{key}": as_text(value) for key, value in flatten(sweep.variants).items()}
     kept = {key: value for key, value in base.items() if not key.startswith(FREE_TO_CHANGE)}
-    if plugins := dict.fromkeys([*names_of(base.get(KEY)), *sorted(wanted(changes(sweep)))]):
+    if plugins := dict.fromkeys([*names_of(base.get(KEY)), *sorted(wanted(_changes(sweep)))]):
         kept[KEY] = ",".join(plugins)
     return json.loads(json.dumps(deciding(effective({**fields, **kept}))))
 
 
-def changes(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+def _changes(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
     """Yields what trials have instead of the base's values, and what they are ranked by."""
     yield {"train.select": sweep.metric}
     yield from sweep.variants.values()

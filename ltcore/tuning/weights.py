@@ -50,9 +50,10 @@ def check_same_weights(stored: SweepRecord, sweep: SweepConfig, base: RunConfig,
 def noted_hashes(uri: str, known: Mapping[str, str], runs: Iterable[RunRecord]) -> dict[str, str]:
     """Returns ``known`` with what the runs themselves have noted of the weights that they started from.
 
+    Those that runs of the sweep itself made are compared, and not returned: they go, and are trained anew, with their runs.
     Raises ConfigError where they are not all the same, because some were replaced while the sweep went on.
     """
-    found = dict(known)
+    found, own = dict(known), f"train.init_from={uri}/"
     for run in runs:
         origin = run.started_from or {}
         for key, setting in settings(run.config).items():
@@ -62,4 +63,4 @@ def noted_hashes(uri: str, known: Mapping[str, str], runs: Iterable[RunRecord]) 
                     f"{found[setting][:12]}: it was replaced meanwhile. Give the sweep another --name, or replace it with "
                     "--fresh."
                 )
-    return found
+    return {setting: value for setting, value in found.items() if not setting.startswith(own)}

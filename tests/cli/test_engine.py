@@ -76,3 +76,16 @@ def test_a_ray_that_does_not_start_is_needed_by_who_asks_for_it(monkeypatch: pyt
     assert said == (
         [] if choice == "ray" else ["Ray did not start on this machine. So this process writes all shards."]
     )
+
+
+def test_a_ray_whose_token_is_missing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> str:
+        raise ConfigError("The Ray here wants a token.")
+
+    said: list[str] = []
+    monkeypatch.setattr(ray_map, "is_connected", lambda: False)
+    monkeypatch.setattr(cluster_address, "cluster_address", unknown)
+    monkeypatch.setattr(hardware, "allocated_cpus", lambda: 8)
+    with engine_of("auto", said.append)(RAY_FROM) as run:
+        assert run is here
+    assert said == ["The Ray here wants a token. So this process writes all shards."]

@@ -203,3 +203,17 @@ def test_trials_that_started_from_two_states_of_a_run_come_into_no_table(tmp_pat
         ConfigError, match=r"started from train.init_from=/stage1 with hash fedcba987654, other runs of s"
     ):
         noted_hashes("s", known, [trial("fedcba9876543210")])
+
+
+def test_parents_of_its_own_may_be_trained_anew_with_their_children() -> None:
+    start = "s3://bucket/s/trials/ce-seed0"
+
+    def child(fingerprint: str) -> RunRecord:
+        return run_record(
+            config={"train.init_from": start}, started_from={"checkpoint": start, "fingerprint": fingerprint}
+        )
+
+    known = noted_hashes("s3://bucket/s", {}, [child("0123456789abcdef")])
+    assert noted_hashes("s3://bucket/s", known, [child("fedcba9876543210")]) == {}
+    with pytest.raises(ConfigError, match=r"other runs of s3://bucket/s"):
+        noted_hashes("s3://bucket/s", {}, [child("0123456789abcdef"), child("fedcba9876543210")])

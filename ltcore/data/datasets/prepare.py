@@ -66,7 +66,7 @@ def prepare(
     place = f"{dataset.name}-{_digest(cfg, dataset)[:12]}"
     cache = storage.cache_folder("datasets")
     uri = storage.join(root or str(cache), place)
-    with storage.locked(cache / f"{place}.lock"):
+    with storage.locked_in_cache(cache / f"{place}.lock"):
         if fresh or not is_shards(uri):
             _fill(dataset, uri, progress, engine)
         else:

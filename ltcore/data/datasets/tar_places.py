@@ -197,7 +197,11 @@ def _walk(
 
 def _tar_below(root: Path) -> str:
     """Returns a tar anywhere below a folder; '' where there is none."""
-    return next((f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names if _TAR.search(name)), "")
+    for folder, folders, names in os.walk(root):
+        folders[:] = (name for name in folders if not is_hidden(name))
+        if found := next((name for name in names if _TAR.search(name) and not is_hidden(name)), ""):
+            return f"{folder}/{found}"
+    return ""
 
 
 def _described(base: str, name: str) -> Tar:

@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import logging
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -25,17 +23,12 @@ from ltcore.data.shards.manifest import Manifest, write_manifest
 from ltcore.data.shards.publish import publish
 from ltcore.errors import BadImageError
 from ltcore.owned_folder import abandoned, enter
-from ltcore.retry import patience_s, retrying
-from ltcore.text import duration
+from ltcore.retry import retrying
 
-_LOG = logging.getLogger("ltcore.storage")
-LOOK_S = 2.0
-FULL_BYTES = 2**16
-"""Free bytes of a disk below which it is called full."""
 KEPT_S = 7 * 24 * 3600.0
 """How long what an interrupted build left waits for the same command; then the next build beside it removes it."""
 _BROKEN_FILE = "broken.json"
-_MARK = ".building-"
+_MARK, _GONE = ".building-", ".gone"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,7 +80,9 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
     cache = storage.cache_folder("building")
     target = storage.local_path(uri).absolute().resolve() if storage.is_local(uri) else cache / "target"
     folder = target.with_name(f".{target.name}{_MARK}{digest}")
-    with storage.locked(cache / f"{digest}.lock", say):  # of this machine: the disk of the target may have no locks
+    with storage.locked_in_cache(
+        cache / f"{digest}.lock", say
+    ):  # of this machine: the disk of the target may have no locks
         _remove_old(folder.parent)
         done = False
         with as_storage_error(uri):
@@ -97,10 +92,10 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
             done = True
         finally:
             is_useful = not done and any(folder.rglob("*.json"))  # which all that could be continued with has
-            if not is_useful:
-                _remove(folder)
+            gone = [] if is_useful else _moved_away(folder)
             if owned is not None:
                 owned.release(keep=True)
+            _remove(gone)
 
 
 def _make(folder: Path) -> None:
@@ -110,17 +105,31 @@ def _make(folder: Path) -> None:
 
 def _remove_old(parent: Path) -> None:
     """Removes what builds left that nobody has continued for long."""
+    gone = list[Path]()
     for folder in abandoned(parent, f".*{_MARK}*"):
-        with contextlib.suppress(OSError):
-            changed = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-            if time.time() - changed > KEPT_S:
-                _remove(folder)
+        if _is_old(folder):
+            gone += _moved_away(folder)
+    _remove([*gone, *filter(_is_old, parent.glob(f".*{_MARK}*{_GONE}"))])  # also by processes that were killed at it
 
 
-def _remove(folder: Path) -> None:
-    """Removes a workspace under another name, so that whoever waits for it makes one of its own at once."""
+def _is_old(folder: Path) -> bool:
+    try:
+        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > KEPT_S
+    except OSError:  # it goes right now
+        return False
+
+
+def _moved_away(folder: Path) -> list[Path]:
+    """Gives a workspace a name under which nobody waits for it: whoever waits makes one of its own at once."""
     with contextlib.suppress(OSError):
-        shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")), ignore_errors=True)
+        return [folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex}{_GONE}"))]
+    return []
+
+
+def _remove(gone: list[Path]) -> None:
+    """Removes workspaces that were moved away, once their lock files are closed: a network file system keeps open ones."""
+    for folder in gone:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_shards(
@@ -154,33 +163,10 @@ def write_shards(
         (folder / SHARDS / name).unlink()
     waiting = (task for task in tasks(folder, uri) if task.place not in there)
     threads = None if run is here else 1  # where processes share the CPUs, each has one of them
-    with contextlib.nullcontext() if run is here else _said_when_full(folder):
-        for task, (shard, broken) in run(waiting, partial(ShardTask.__call__, threads=threads)):
-            written.add(task, shard, broken)
-            advance(len(task.items))
+    for task, (shard, broken) in run(waiting, partial(ShardTask.__call__, threads=threads)):
+        written.add(task, shard, broken)
+        advance(len(task.items))
     return written
-
-
-@contextlib.contextmanager
-def _said_when_full(folder: Path) -> Iterator[None]:
-    """Says once that a disk is full, where other processes write to it: what they say of their waiting is not heard here."""
-    ended = threading.Event()
-
-    def look() -> None:
-        was_full = False
-        while not ended.wait(LOOK_S):
-            is_full = storage.free_bytes(folder) < FULL_BYTES
-            if is_full and not was_full:
-                _LOG.warning("storage %s is full: waiting, up to %s", storage.disk_of(folder), duration(patience_s()))
-            was_full = is_full
-
-    thread = threading.Thread(target=look, daemon=True, name="ltcore-full-disk")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def keep_broken(folder: Path, broken: Broken) -> None:

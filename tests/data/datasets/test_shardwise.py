@@ -235,16 +235,17 @@ def test_too_many_broken_images_cost_no_shard_that_is_whole(tmp_path: Path) -> N
     assert f"continuing: {len(done) - 3} shards of an interrupted build are whole" in said
 
 
-def _made_with_a_cache(cfg: DataConfig, out: str, cache: str, said: Any) -> None:
+def _made_with_a_cache(cfg: DataConfig, out: str, cache: str, said: Any, waits: Any) -> None:
     os.environ["LTCORE_CACHE"] = cache
 
     def slow(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]:
-        for task, result in here(tasks, do):
-            time.sleep(0.1)
-            yield task, result
+        assert waits.wait(60), "nobody waits for whoever came first"
+        yield from here(tasks, do)
 
     def say(text: str) -> None:
-        said.put(text) if "waits until" in text or "continuing" in text else None
+        if "waits until" in text:
+            waits.set()
+            said.put(text)
 
     make(cfg, out, shard_size=SIZE, engine=engine(slow), progress=say)
     said.put("made")
@@ -253,9 +254,10 @@ def _made_with_a_cache(cfg: DataConfig, out: str, cache: str, said: Any) -> None
 def test_machines_with_caches_of_their_own_make_one_data_set_in_turn(tmp_path: Path) -> None:
     """They share the place where it will be, and nothing else."""
     expected, said = in_one_pass(cfg := folder(tmp_path), tmp_path / "whole"), FORK.Queue()
-    out = str(tmp_path / "out")
+    out, waits = str(tmp_path / "out"), FORK.Event()
     machines = [
-        FORK.Process(target=_made_with_a_cache, args=(cfg, out, str(tmp_path / name), said)) for name in ("a", "b")
+        FORK.Process(target=_made_with_a_cache, args=(cfg, out, str(tmp_path / name), said, waits))
+        for name in ("a", "b")
     ]
     for machine in machines:
         machine.start()

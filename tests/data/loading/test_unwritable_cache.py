@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -47,3 +49,25 @@ def test_a_sentence_names_the_variable(
         with pytest.raises(StorageError, match=r"place cannot be written: .*set LTCORE_CACHE"):
             cache_folder()
     assert not (tmp_path / "shards").exists()
+
+
+def test_so_it_does_of_a_lock_that_cannot_be_had(tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system without locks, or beside a lock file of another user."""
+    folder = tmp_path / "pets"
+    for n in range(20):
+        file = folder / ("ant", "bee")[n % 2] / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(tiny_png(n))
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    cfg = DataConfig(uri=str(folder))
+    for use in (
+        lambda: prepare(cfg),
+        lambda: make(cfg, str(tmp_path / "shards")),
+        lambda: node_file(f"{remote}/manifest.json"),
+    ):
+        with pytest.raises(StorageError, match=r"No locks available.*set LTCORE_CACHE"):
+            use()

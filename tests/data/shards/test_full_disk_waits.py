@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import multiprocessing
 import os
 import shutil
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ltcore import retry
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets import workspace
 from ltcore.data.datasets.prepare import make, prepare
 from ltcore.data.datasets.web_dataset import WebDataset
-from ltcore.data.datasets.workspace import Run, here
+from ltcore.data.datasets.workspace import here
 from ltcore.data.glt.workspace import build
 from ltcore.data.shards.validate import check_dataset
 from ltcore.data.shards.writer import write_indexed
@@ -38,8 +34,6 @@ if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Bucket
 
 pytest_plugins = ["tests.s3"]
-T = TypeVar("T")
-R = TypeVar("R")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs a small disk of its own, which root mounts")
 
 DISK_BYTES = 2**20
@@ -223,26 +217,3 @@ def test_a_data_set_for_a_store_waits_for_the_disk_on_which_it_is_made(
     freed(monkeypatch, fill(disk, 16_384))
     make_tiny(f"{bucket.uri}/d")
     assert content(bucket.download("d", tmp_path / "copy")) == content(tmp_path / "whole") and waited(caplog)
-
-
-def test_that_other_processes_wait_is_said_here(
-    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def elsewhere(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]:
-        given = list(tasks)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-            yield from zip(given, pool.map(do, given), strict=True)
-
-    @contextlib.contextmanager
-    def engine(_num_images: int) -> Iterator[Run]:
-        yield elsewhere
-
-    monkeypatch.setattr(workspace, "LOOK_S", 0.1)
-    cfg = DataConfig(uri=str(flat_folder(tmp_path / "photos")))
-    make(cfg, str(tmp_path / "whole"))
-    ballast = fill(disk, 16_384)
-    threading.Timer(2.0, ballast.unlink).start()
-    make(cfg, str(disk / "d"), engine=engine)
-    assert content(disk / "d") == content(tmp_path / "whole")
-    said = [record.getMessage() for record in caplog.records if record.name == "ltcore.storage"]
-    assert said == [f"storage {disk} is full: waiting, up to 1 min"]
