@@ -20,10 +20,10 @@ from ltcore.data.datasets.workspace import (
     Bar,
     Engine,
     OnProgress,
+    broken_error,
     finish,
     keep_broken,
     kept_broken,
-    refuse_broken,
     workspace,
     write_shards,
 )
@@ -141,8 +141,8 @@ def write_divided(
     refuse_occupied(uri)
     words = [identity, shard_size, asdict(reencode) if reencode is not None else None]
     with workspace(uri, words, progress) as folder, engine(plan.total) as run:
-        broken, told = kept_broken(folder, most), progress
-        while True:
+        broken, told = kept_broken(folder), progress
+        while len(broken) <= most:
             if broken:
                 plan = make_plan(_without(dataset, broken, progress), seed, shard_size, reencode)
             with bar(plan.source.name, plan.total) as advance:
@@ -151,8 +151,8 @@ def write_divided(
                 describe = partial(described, plan.source, plan.tags(), written, folder / SHARDS, seed)
                 return finish(folder, uri, describe, progress)
             broken, told = broken | written.broken, None
-            refuse_broken(where, broken, most)
             keep_broken(folder, broken)
+    raise broken_error(where, broken)
 
 
 def _without(dataset: Dataset, broken: Broken, progress: OnProgress | None) -> Source:

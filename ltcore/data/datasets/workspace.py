@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ltcore import storage
-from ltcore.data.datasets.broken import broken_images
+from ltcore.data.datasets.broken import BrokenImagesError, broken_images
 from ltcore.data.datasets.shard_task import RECORDS, SHARDS, Broken, ShardTask, Written, as_storage_error
 from ltcore.data.shards.kept import keep, kept
 from ltcore.data.shards.manifest import Manifest, write_manifest
@@ -174,16 +174,20 @@ def keep_broken(folder: Path, broken: Broken) -> None:
     keep(folder / _BROKEN_FILE, "", broken)
 
 
-def kept_broken(folder: Path, most: int) -> Broken:
-    """Returns the images that ``keep_broken`` has kept; none where they are more than allowed, as they may be mended by now."""
-    found = {path: (text[0], text[1]) for path, text in (kept(folder / _BROKEN_FILE, "") or {}).items()}
-    return found if len(found) <= most else {}
+def kept_broken(folder: Path) -> Broken:
+    """Returns the images that ``keep_broken`` has kept."""
+    return {path: (text[0], text[1]) for path, text in (kept(folder / _BROKEN_FILE, "") or {}).items()}
 
 
 def refuse_broken(where: str, broken: Broken, most: int) -> None:
     """Raises BrokenImagesError, which names them, where more images of ``where`` than allowed cannot be decoded."""
     if len(broken) > most:
-        raise broken_images(where, {path: BadImageError(*texts) for path, texts in broken.items()})
+        raise broken_error(where, broken)
+
+
+def broken_error(where: str, broken: Broken) -> BrokenImagesError:
+    """Makes the error that names the broken images of ``where``."""
+    return broken_images(where, {path: BadImageError(*texts) for path, texts in broken.items()})
 
 
 def finish(folder: Path, uri: str, describe: Callable[[], Manifest], progress: OnProgress | None = None) -> Manifest:

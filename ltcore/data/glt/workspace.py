@@ -66,7 +66,7 @@ def build(
     """
     refuse_occupied(uri)
     with workspace(uri, identity_of(pool, choices), progress) as folder:
-        broken = kept_broken(folder, max_bad_samples)
+        broken = kept_broken(folder)
         while True:
             refuse_broken(pool.root.where, broken, max_bad_samples)
             usable, found = pool.without(broken), Broken()

@@ -220,19 +220,8 @@ def test_broken_images_that_were_found_before_a_kill_are_known_after_it(tmp_path
     assert len(done) <= sum(name.endswith(".tar") for name in expected) - 2
     left = killed(cfg, tmp_path / "again", 2, turn=1)
     with pytest.raises(BrokenImagesError, match="4 images are broken") as caught:
-        make(replace(cfg, max_bad_samples=3), str(tmp_path / "again"), shard_size=SIZE)
-    assert caught.value.found.keys() == SPOILED.keys() and left.exists()
-
-
-def test_too_many_broken_images_cost_no_shard_that_is_whole(tmp_path: Path) -> None:
-    cfg, done, said = spoiled(tmp_path), list[str](), list[str]()
-    out = str(tmp_path / "out")
-    with pytest.raises(BrokenImagesError, match="4 images are broken"):
-        make(replace(cfg, max_bad_samples=0), out, shard_size=SIZE, engine=counting(done))
-    with pytest.raises(BrokenImagesError, match="4 images are broken"):
-        make(replace(cfg, max_bad_samples=3), out, shard_size=SIZE, engine=counting(again := []), progress=said.append)
-    assert len(again) == 3  # two of the four lie in one shard
-    assert f"continuing: {len(done) - 3} shards of an interrupted build are whole" in said
+        make(replace(cfg, max_bad_samples=3), str(tmp_path / "again"), shard_size=SIZE, engine=counting(done := []))
+    assert caught.value.found.keys() == SPOILED.keys() and not done and not left.exists()
 
 
 def _made_with_a_cache(cfg: DataConfig, out: str, cache: str, said: Any, waits: Any) -> None:
