@@ -228,9 +228,10 @@ def _read(
             raise CheckpointError(f"train.init_from={uri} does not exist: expected a run or checkpoint directory.")
         found = ckpt.read(path, uri)
         _refuse_others(uri, found, config, classes)
+        started_from = {**origin_of(found), "checkpoint": found.place}
         weights = {n: value.cpu() for n, value in own.items() if is_added(n)} | merged_weights(found)
     ckpt.refuse_other_network(f"{found.place}/model.pt", _beside_projections(weights), _beside_projections(own))
-    return weights, {**origin_of(found), "checkpoint": found.place}
+    return weights, started_from
 
 
 def _beside_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
