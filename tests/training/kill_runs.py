@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ltcore.errors import CheckpointError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import trainer as fit
 from ltcore.training.optim import build_optimizer
@@ -29,7 +30,7 @@ def reached(run_dir: Path) -> int:
     """Step of the newest complete checkpoint; the trainer renames and removes them while we look."""
     try:
         found = ckpt.find(run_dir / "checkpoints")
-    except OSError:
+    except (OSError, CheckpointError):
         return 0
     return found.meta["step"] if found else 0
 
