@@ -80,9 +80,8 @@ def workspace(uri: str, identity: Any, progress: OnProgress | None = None) -> It
     cache = storage.cache_folder("building")
     target = storage.local_path(uri).absolute().resolve() if storage.is_local(uri) else cache / "target"
     folder = target.with_name(f".{target.name}{_MARK}{digest}")
-    with storage.locked_in_cache(
-        cache / f"{digest}.lock", say
-    ):  # of this machine: the disk of the target may have no locks
+    # of this machine, as the disk of the target may have no locks
+    with storage.locked_in_cache(cache / f"{digest}.lock", say):
         _remove_old(folder.parent)
         done = False
         with as_storage_error(uri):
