@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from ltcore.data.datasets.workspace import Engine, Run, here
-from ltcore.errors import LtcoreError
+from ltcore.errors import ConfigError, LtcoreError
 
 RAY_FROM = 20_000
 """Images from which ``auto`` starts Ray, which takes some seconds."""
@@ -16,10 +16,15 @@ def engine_of(choice: str, say: Callable[[str], None], *, debug: bool = False) -
     """Returns the engine that ``--engine`` names: inline, ray or auto."""
 
     @contextlib.contextmanager
-    def engine(num_images: int) -> Iterator[Run]:
+    def engine(num_images: int | None) -> Iterator[Run]:
         from ltcore.training.hardware import allocated_cpus
 
-        is_large = num_images >= RAY_FROM and allocated_cpus() > 1
+        if num_images is None and choice == "ray":
+            raise ConfigError(
+                "--engine ray has no effect on images that do not lie in files of their own: one process reads them, in their "
+                "order. Leave it away."
+            )
+        is_large = num_images is not None and num_images >= RAY_FROM and allocated_cpus() > 1
         if choice == "inline" or (choice == "auto" and not is_large):
             yield here
             return

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltcore.cli.engine import RAY_FROM, engine_of
 from ltcore.cli.entry import say
+from ltcore.data.config import DataConfig
+from ltcore.data.datasets.prepare import make
 from ltcore.data.datasets.workspace import here
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster_address, ray_map
@@ -89,3 +92,17 @@ def test_a_ray_whose_token_is_missing_is_left_alone(monkeypatch: pytest.MonkeyPa
     with engine_of("auto", said.append)(RAY_FROM) as run:
         assert run is here
     assert said == ["The Ray here wants a token. So this process writes all shards."]
+
+
+@pytest.mark.parametrize("choice", ["auto", "inline"])
+def test_images_that_one_process_has_to_read_are_left_to_this_one(choice: str) -> None:
+    with engine_of(choice, say)(None) as run:
+        assert run is here
+
+
+def test_ray_is_refused_where_it_would_have_nothing_to_do(tmp_path: Path) -> None:
+    cfg = DataConfig(uri="digits-glt")
+    with pytest.raises(ConfigError, match="--engine ray has no effect on images that do not lie in files of their own"):
+        make(cfg, str(tmp_path / "out"), engine=engine_of("ray", say))
+    assert not (tmp_path / "out").exists()
+    assert make(cfg, str(tmp_path / "out"), engine=engine_of("auto", say)).split("train").shards

@@ -54,7 +54,8 @@ def prepare(
         progress: called with a line of text about once a second while something is made.
         root: URI of the folder for copies; None is the node's cache folder. Workers on other nodes need a shared one.
         needs_train: refuse a folder without training images, which can only be evaluated on.
-        engine: writes the shards of images that can be read in any order; what was interrupted is continued by it.
+        engine: writes the shards of images that can be read in any order; what was interrupted is continued by it. It may
+            refuse others, which this process writes.
 
     Raises DataError or ConfigError with one sentence when there is nothing that could be used.
     """
@@ -123,7 +124,7 @@ def make(
         shard_size: most images in one tar.
         reencode: how images are encoded anew; None: the files go into the shards as they are.
         progress: called with a line of text about once a second.
-        engine: writes the shards of images that can be read in any order.
+        engine: as for :func:`prepare`.
         bar: shows how many of them are written; None: ``progress`` is told.
     """
     dataset = open_dataset(cfg, lists)
@@ -222,15 +223,16 @@ def _write(
         identity = [_digest(dataset.cfg, dataset), *listed]
         bar = bar or partial(_lines, progress or _quiet)
         return write_divided(dataset, source, uri, identity, **how, engine=engine, bar=bar)
-    try:
-        return write_source(source, uri, seed=dataset.cfg.subset_seed, **how)
-    except BrokenImagesError as error:
-        if len(error.found) > dataset.cfg.max_bad_samples:
-            raise
-        dataset.broken = error.found
-    if progress:
-        progress(f"{dataset.name}: writing again without {counted(len(dataset.broken), 'broken image')}")
-    return write_source(dataset.source(), uri, seed=dataset.cfg.subset_seed, **how)
+    with engine(None):
+        try:
+            return write_source(source, uri, seed=dataset.cfg.subset_seed, **how)
+        except BrokenImagesError as error:
+            if len(error.found) > dataset.cfg.max_bad_samples:
+                raise
+            dataset.broken = error.found
+        if progress:
+            progress(f"{dataset.name}: writing again without {counted(len(dataset.broken), 'broken image')}")
+        return write_source(dataset.source(), uri, seed=dataset.cfg.subset_seed, **how)
 
 
 def write_source(

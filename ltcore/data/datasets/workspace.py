@@ -52,12 +52,12 @@ def here(tasks: Iterable[T], do: Callable[[T], R], /) -> Iterator[tuple[T, R]]:
         yield task, do(task)
 
 
-Engine = Callable[[int], AbstractContextManager[Run]]
-"""Starts what does the tasks for so many images, and ends it."""
+Engine = Callable[[int | None], AbstractContextManager[Run]]
+"""Starts what does the tasks for so many images, and ends it; None: there are no tasks, as one process has to read them all."""
 
 
 @contextlib.contextmanager
-def alone(_num_images: int) -> Iterator[Run]:
+def alone(_num_images: int | None) -> Iterator[Run]:
     """Leaves all tasks to this process."""
     yield here
 
