@@ -16,13 +16,17 @@ COMMAND = """
 import os, sys, time
 from ltcore.cli.entry import run_main
 
+def wait():
+    for _ in range(600):
+        time.sleep(0.1)  # which a signal just before it does not shorten
+
 def main():
     try:
         if sys.argv[1] == "forks" and os.fork() == 0:
             os.write(1, f"child {os.getpid()}\\n".encode())  # at once: print writes the end of the line apart
-            time.sleep(60)
+            wait()
         os.write(1, b"begun\\n")
-        time.sleep(60)
+        wait()
     finally:
         print("put away", flush=True)
 
