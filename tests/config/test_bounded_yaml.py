@@ -43,7 +43,7 @@ BOUND_S = 20.0
         ("? 2001-01-01\n: c", "a date is a key"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("a: 1\na: 2", "key 'a' is given twice"),
-        ("a: \0", "special characters are not allowed"),
+        ("a: \0", "control characters are not allowed"),
     ],
 )
 def test_what_nobody_means_is_refused_soon(text: str, words: str) -> None:

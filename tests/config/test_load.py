@@ -261,7 +261,7 @@ def test_a_table_that_is_none_is_refused(plain):
     for value, said in (
         (
             "{cat: [1}",
-            f"{TABLE}={{cat: [1}}: expected a table such as {{cat: 2.0}} (expected ',' or ']', but got '}}').",
+            f"{TABLE}={{cat: [1}}: expected a table such as {{cat: 2.0}} (did not find expected ',' or ']').",
         ),
         ("{no: 2}", f"{TABLE} has the name False, which YAML does not read as text: put it in quotes."),
         ("{cat: 2000-01-01}", f"{TABLE}: expected one number for each class, got datetime.date(2000, 1, 1)."),
