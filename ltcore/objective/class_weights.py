@@ -143,6 +143,12 @@ class WeightedBase(Base):
             f"weighs the classes by {'inverse frequency' if cfg.class_weights == AUTO else 'a table'} (class_weights)"
         )
 
+    def learned_shares_C(self, shares_C: Tensor) -> Tensor:
+        if self.class_weights is None or self.cfg.class_weights != NATURAL:
+            return shares_C
+        weighed_C = shares_C * self.class_weights.weights_C.to(shares_C)
+        return weighed_C / weighed_C.sum()
+
     def weigh(self, loss_B: Tensor, labels_B: Tensor, ctx: LossContext) -> Tensor:
         """Multiplies losses [B] by the weights of their classes; returns them as they are where there are none."""
         if self.class_weights is None:
@@ -222,7 +228,9 @@ def weighted(loss_B: Tensor, weights_B: Tensor, norm: str) -> Tensor:
     """
     weights_B = weights_B.to(loss_B.dtype)
     if norm == "batch_sum":
-        weights_B = weights_B * len(weights_B) * dist.world() / dist.all_reduce_sum_(weights_B.sum())
+        total = dist.all_reduce_sum_(weights_B.sum())
+        # a batch of classes that do not count has no loss
+        weights_B = weights_B * len(weights_B) * dist.world() / torch.where(total > 0, total, 1)
     return loss_B * weights_B
 
 

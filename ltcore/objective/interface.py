@@ -120,6 +120,10 @@ class Base(nn.Module):
         """
         return ""
 
+    def learned_shares_C(self, shares_C: Tensor) -> Tensor:
+        """Returns the class shares [C] that a classifier learns of a stream with ``shares_C``: others where classes weigh."""
+        return shares_C
+
     def memories(self) -> dict[str, MemorySpec]:
         """Returns the memories that the loss needs, by the names under which the context provides them."""
         return {}

@@ -151,6 +151,13 @@ class Objective(nn.Module):
         changed_C = self._changed_shares(self._live(progress))
         return self.stats.log_prior_C("stream", torch.float64).exp() if changed_C is None else changed_C
 
+    def learned_shares_C(self, progress: float) -> Tensor:
+        """Returns float64 [C], the class shares that the classifier learns at ``progress``: of the stream, as the base weighs it.
+
+        They sum to 1, and are of use where the base does not balance the classes.
+        """
+        return self.base.learned_shares_C(self.stream_shares_C(progress))
+
     def sample_classes(self, shares_C: Tensor | None) -> None:
         """Takes note of the class shares [C] of the next epoch; None where they are those of ``ClassStats``.
 

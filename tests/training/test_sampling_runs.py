@@ -53,6 +53,13 @@ def test_epochs_are_as_long_and_the_prior_is_that_of_the_stream(
     assert f"train.sampling={sampling} repeats images of small classes" in dry_run_text(cfg, tiny_shards)
 
 
+def test_natural_weights_undo_what_the_stream_balances(tiny_shards: str, tmp_path: Path) -> None:
+    """So the classifier learns the shares of the data, by which it is adjusted afterwards."""
+    weights = {"objective.base_options.cross_entropy.class_weights": "natural"}
+    run(tiny_run(train__sampling="class_balanced", train__epochs=1, **weights), tiny_shards, tmp_path / "run")
+    assert prior(tmp_path / "run") == pytest.approx(NATURAL)
+
+
 AWARE = {"train.sampling": "class_aware", "train.images_per_class": 2}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ltcore.errors import ConfigError
-from ltcore.objective.class_weights import inverse_weights, own_weights, weight_table
+from ltcore.objective.class_weights import inverse_weights, own_weights, weight_table, weighted
 from ltcore.objective.interface import Base
 from ltcore.objective.losses.class_balanced import ClassBalanced
 from ltcore.objective.losses.cross_entropy import CrossEntropy
@@ -52,6 +52,10 @@ def test_the_weighted_mean_is_that_of_torch(table: Any) -> None:
     ours_B = losses(CrossEntropy, class_weights=table, weight_norm="batch_sum")
     torch.testing.assert_close(ours_B.mean(), theirs)
     torch.testing.assert_close(losses(CrossEntropy, class_weights=table), losses(CrossEntropy) * weight[LABELS])
+
+
+def test_a_batch_of_classes_that_do_not_count_has_no_loss() -> None:
+    assert weighted(torch.ones(4), torch.zeros(4), "batch_sum").tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
