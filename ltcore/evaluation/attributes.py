@@ -55,16 +55,8 @@ class AttributeRanks:
 
     def _has_two_C(self) -> npt.NDArray[np.bool_]:
         """Tells which classes are of a family with two attributes; classes that share an attribute are of one family."""
-        from scipy import sparse  # a dependency of scikit-learn, slow to import
-        from scipy.sparse.csgraph import connected_components
-
-        num_classes, pairs = self._pairs.num_classes, self._pairs
-        size = num_classes + pairs.num_attributes
-        nodes = (pairs.labels_P, num_classes + pairs.attributes_P)
-        graph = sparse.coo_array((np.ones(len(pairs.codes_P)), nodes), (size, size))
-        _, families = connected_components(graph, directed=False)
-        attributes = np.bincount(families[num_classes:], minlength=size)
-        two_C: npt.NDArray[np.bool_] = attributes[families[:num_classes]] == 2
+        of_class_C, of_attribute_A = self._pairs.families
+        two_C: npt.NDArray[np.bool_] = np.bincount(of_attribute_A, minlength=of_class_C.max() + 1)[of_class_C] == 2
         return two_C
 
     def of(self, pairs: Pairs) -> Ints:

@@ -2,8 +2,9 @@
 
 Each resample draws as many samples of every class as the test has, with replacement. In a class with as many samples of
 each attribute, as the test balances them, it draws as many of each again; elsewhere attributes are drawn with the samples,
-since one of few samples, drawn from itself alone, would seem certain. Drawing samples is drawing attributes and predictions
-from a multinomial distribution, so the counts are enough.
+since one of few samples, drawn from itself alone, would seem certain. 'Each attribute' is all that occur in the class and in
+those that are tied to it by attributes in common. Drawing samples is drawing attributes and predictions from a multinomial
+distribution, so the counts are enough.
 
 The interval is the basic one, from 2 v - q(97.5%) to
 2 v - q(2.5%) of a value v and the quantiles q over resamples (Davison and Hinkley, Bootstrap Methods and their Application,
@@ -92,12 +93,11 @@ class _Stratum:
     shares_M: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, counts_PC: Ints, pairs: Pairs, label: int, rows_R: Ints) -> list[_Stratum]:
-        """Splits a class, of which these are the rows, into its strata."""
+    def of(cls, counts_PC: Ints, pairs: Pairs, label: int, rows_R: Ints, attributes: Sequence[int]) -> list[_Stratum]:
+        """Splits a class, of which these are the rows, into its strata; ``attributes`` are all that it could have."""
         samples_R = counts_PC[rows_R].sum(1)
         rows_R, samples_R = rows_R[samples_R > 0], samples_R[samples_R > 0]
-        attributes = pairs.attributes_P[rows_R].tolist()
-        balanced = attributes == list(range(pairs.num_attributes)) and len(set(samples_R.tolist())) == 1
+        balanced = pairs.attributes_P[rows_R].tolist() == attributes and len(set(samples_R.tolist())) == 1
         groups = np.split(rows_R, len(rows_R)) if balanced else [rows_R]
         return [cls._of(counts_PC, label, group) for group in groups if len(group)]
 
@@ -117,9 +117,14 @@ class _Rows:
         self._known, labels_P = confusion.pairs.known, confusion.pairs.labels_P
         starts = np.cumsum(np.bincount(labels_P, minlength=confusion.pairs.num_classes))[:-1]
         rows_by_class = np.split(np.argsort(labels_P, kind="stable"), starts)
-        counts_PC = confusion.counts_PC.cpu().numpy()
+        counts_PC, pairs = confusion.counts_PC.cpu().numpy(), confusion.pairs
+        there = Pairs(pairs.codes_P[counts_PC.any(1)], pairs.num_classes, pairs.num_attributes)
+        of_class_C, of_attribute_A = there.families
+        attributes = [np.flatnonzero(of_attribute_A == family).tolist() for family in of_class_C.tolist()]
         self._strata = [
-            each for c, rows_R in enumerate(rows_by_class) for each in _Stratum.of(counts_PC, self._pairs, c, rows_R)
+            each
+            for c, rows_R in enumerate(rows_by_class)
+            for each in _Stratum.of(counts_PC, pairs, c, rows_R, attributes[c])
         ]
 
     def given(self) -> tuple[ClassCounts, CellCounts | None]:

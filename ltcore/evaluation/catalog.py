@@ -92,7 +92,10 @@ def _of_group(group: str) -> tuple[Metric, ...]:
 _RANKED = {
     "majority": (0, "the samples whose attribute is the most frequent one of their class in training"),
     "second": (2, "the samples whose attribute is the second most frequent one of their class in training"),
-    "rare": (1, "the samples whose attribute is neither of the two most frequent ones of their class in training"),
+    "rare": (
+        1,
+        "the samples whose attribute is after the two most frequent ones of their class in training, of two the second",
+    ),
 }
 """Rank -> attributes above which there is such a one, and its samples in words."""
 

@@ -56,6 +56,18 @@ class Pairs:
         attributes_P: Ints = self.codes_P // self.num_classes
         return attributes_P
 
+    @cached_property
+    def families(self) -> tuple[Ints, Ints]:
+        """Returns the family of each class [C] and of each attribute [A]; classes that share an attribute are of one."""
+        from scipy import sparse  # a dependency of scikit-learn, slow to import
+        from scipy.sparse.csgraph import connected_components
+
+        size = self.num_classes + self.num_attributes
+        nodes = (self.known.labels_P, self.num_classes + self.known.attributes_P)
+        graph = sparse.coo_array((np.ones(len(nodes[0])), nodes), (size, size))
+        _, found = connected_components(graph, directed=False)
+        return found[: self.num_classes], found[self.num_classes :]
+
     def by_class(self, values_P: Ints) -> Ints:
         """Sums values of the pairs as [C]."""
         sums_C = np.zeros(self.num_classes, np.int64)

@@ -70,6 +70,17 @@ def test_where_the_test_balances_attributes_each_keeps_its_number_of_samples() -
     assert (low, high) == pytest.approx((0.9 - half, 0.9 + half), abs=0.02)
 
 
+def test_attributes_of_a_class_of_its_own_are_balanced_in_it() -> None:
+    """As fine classes are: the first is always right, the other one never."""
+    confusion = Confusion(Pairs.every(2, 4))
+    labels, attributes = torch.tensor([0] * 20 + [1] * 20), torch.tensor([0, 1] * 10 + [2, 3] * 10)
+    predictions = torch.where(attributes % 2 == 0, labels, 1 - labels)
+    confusion.update(3 * torch.nn.functional.one_hot(predictions, 2).float(), labels, attributes)
+    trained = AttributeCounts.of_table(np.array([[9, 1, 0, 0], [0, 0, 9, 1]]))
+    ranks_P = AttributeRanks(trained).of(Pairs.every(2, 4))
+    assert "top1" not in bootstrap_intervals(confusion, ranks_P, GROUPS, seed=1, resamples=50)
+
+
 def test_one_sample_of_an_attribute_does_not_seem_certain() -> None:
     attributes = ([0] * 9 + [1]) * 2
     confusion = counted([0] * 10 + [1] * 10, [True] * 10 + [True] * 9 + [False], attributes)
