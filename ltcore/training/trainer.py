@@ -17,7 +17,8 @@ from ltcore.config.load import check_world
 from ltcore.config.records import Notice, RunRecord, Start, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
-from ltcore.evaluation.catalog import goodness
+from ltcore.errors import ConfigError
+from ltcore.evaluation.catalog import METRICS, VALIDATION, goodness
 from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.norm import average_running_stats_
 from ltcore.models.tune import count
@@ -96,7 +97,7 @@ class Trainer:
         self.last_saved_step = -1
         self.disk = Postponed(str(run_dir))
         self.class_prior: list[float] = []
-        """Class shares of the epoch that was trained last, under its sample weights or draws."""
+        """Class shares that the epoch that was trained last teaches, under its sample weights or draws, and natural weights."""
         self.base: dict[str, str] = {}
         """What checkpoints say of the part of the network that they leave out; {} where they are whole."""
 
@@ -139,7 +140,7 @@ class Trainer:
         cfg, at = self.cfg, self.at
         lr = self._rate(self.loader.num_batches - 1)
         plan_epoch(cfg, self.loader, self.components.step.objective, at.epoch, self.ctx.device)
-        self.class_prior = self.components.step.objective.stream_shares_C(self._progress()).tolist()
+        self.class_prior = self.components.step.objective.learned_shares_C(self._progress()).tolist()
         started, first_image = time.monotonic(), at.images_seen
         self.counted_at = started
         sums = MeanMetrics(at.sums, at.counts, self.ctx.device)
@@ -224,11 +225,11 @@ class Trainer:
 
     def _stop_if_there(self) -> None:
         if 0 < self.info.until <= self.at.epoch and not self._over:
-            self._stop()
+            self._stop(wait=True)  # others start from it
 
-    def _stop(self) -> None:
+    def _stop(self, *, wait: bool = False) -> None:
         if self.last_saved_step != self.at.step:
-            self._save("last", wait=False)
+            self._save("last", wait=wait)
         raise StopRequested(f"stopped after epoch {self.at.epoch} of {self.cfg.train.epochs}")
 
     def _rate(self, step: int) -> float:
@@ -292,6 +293,11 @@ class Trainer:
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         key = self.cfg.train.select
         value = metrics.get(key)
+        if value is None and key in metrics and key.removeprefix(VALIDATION) in METRICS:
+            raise ConfigError(
+                f"train.select={key}: it has no value on the validation split of {self.loader.store.manifest.name}, and never "
+                "will. Choose another metric (ltcore keys train.select)."
+            )
         return value is not None and (not self.at.best or goodness(key, value) > goodness(key, self.at.best[key]))
 
     # ---- state

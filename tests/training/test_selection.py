@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ltcore import storage
@@ -13,12 +14,16 @@ from ltcore.cli import train as launch
 from ltcore.cli import tune as launch_sweep
 from ltcore.cli.parsers import read_train, read_tune
 from ltcore.data.shards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from ltcore.data.shards.source import Sample
 from ltcore.errors import ConfigError
 from ltcore.runtime import cluster
 from ltcore.runtime import ray_task as worker
 from ltcore.runtime.cluster import Cluster
 from ltcore.runtime.doctor import doctor as doctor_nodes
 from ltcore.training.selection import available, check_selection
+from tests.conftest import png
+from tests.shards import write_dataset
+from tests.training.runs import run, tiny_run
 
 LAPTOP = Cluster(local=True, cpus=4, real_cpus=2, gpus=0, nodes=1, address="")
 
@@ -113,3 +118,19 @@ def test_training_and_sweeps_refuse_it_at_the_start(
     with pytest.raises(ConfigError, match=r"sweep.metric=val/few: no few-shot class"):
         launch_sweep.tune(read_tune("tune", ["sweep.metric=val/few", "train.batch_size=8", *places]))
     assert not (tmp_path / "runs" / "x" / "sweep.json").exists()
+
+
+def test_a_metric_without_a_value_is_refused_by_the_first_epoch(tmp_path: Path) -> None:
+    """Two classes with two attributes each: of two there is no second, though there are four."""
+    rng = np.random.default_rng(0)
+    rows = [Sample(f"{c}-{n}", png(rng), "png", c, 2 * c + n % 2) for c in range(2) for n in range(8)]
+    uri = str(tmp_path / "shards")
+    write_dataset(
+        uri, classes="ab", attributes="wxyz", splits=dict.fromkeys(("train", "val", "test"), rows), image_size=16
+    )
+    cfg = tiny_run(train__select="val/attribute_rank/second", train__epochs=1)
+    check_selection({"train.select": cfg.train.select}, read_manifest(uri))
+    with pytest.raises(
+        ConfigError, match=r"^train\.select=val/attribute_rank/second: it has no value on the validation"
+    ):
+        run(cfg, uri, tmp_path / "run")
