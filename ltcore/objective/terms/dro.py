@@ -19,8 +19,9 @@ Differs: log-sum-exp instead of a sum of exponentials that underflows; the softm
 value does not depend on the number of ranks; centroids come from the training forward of the last virtual epoch; radii
 are indexed by the class they belong to. The authors learn the radii by gradient descent, which has the wrong sign
 (dL/deps >= 0 drives them to minus infinity), and pair them with samples in class-sorted order instead of batch order;
-``radius_mode='learned_compat'`` reproduces both, for parity only. The minimum of L_c is log |S_c|, not 0, and L depends
-on the batch size: keep the global batch fixed when comparing.
+``radius_mode='learned_compat'`` reproduces both, for parity only. The minimum of L_c is log |S_c| with
+``denominator='class'`` and above it with 'anchor', not 0, and L depends on the batch size: keep the global batch fixed when
+comparing.
 Shapes: features [B, D], centroids [C, D] -> scalar. G = global batch.
 Cost: per layer one [B, G] matrix of squared distances, 2 B G D flops, as a float64 matrix product: exact near zero
 distance, never rounded to TF32, and without a [B, G, D] tensor. From the square roots on, values have the features'
@@ -120,7 +121,8 @@ class Dro(Term):
         """Returns this rank's share of the mean over layers and classes, a scalar.
 
         The classes are those of the global batch that have a centroid. Logs 'excess', the difference to the minimum of
-        the loss, which is the mean of log |S_c| over those classes.
+        the loss: the mean over those classes of log |S_c|, with ``denominator='anchor'`` of
+        log(1 + (|S_c| - 1) exp(slack eps_c / T)).
         """
         labels_G = dist.gather(batch.labels_B)
         found = [
@@ -153,7 +155,11 @@ class Dro(Term):
         size_B = same_BG.sum(1)
         share_B = (centroids.count_C > 0)[batch.labels_B] / size_B.to(loss_B.dtype)
         share_B *= dist.world() / dist.all_reduce_sum_(share_B.sum()).clamp_min(1)
-        return (share_B * loss_B).sum(), (share_B * size_B.log()).sum()
+        if self.cfg.denominator == "anchor":
+            least_B = torch.log1p((size_B - 1) * (slack_G[own_B] / self.cfg.temperature).exp())
+        else:
+            least_B = size_B.log()
+        return (share_B * loss_B).sum(), (share_B * least_B).sum()
 
     def _slack(self, centroids: ClassCentroids) -> Tensor:
         """Returns slack * eps per class [C], float64, in feature units."""

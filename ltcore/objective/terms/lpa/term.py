@@ -4,9 +4,11 @@ The vectors of the last feature map are clustered, and each class is described b
 cluster. A supervised contrastive term pulls an image to its class and, with a bounded share, to the classes with a
 similar description.
 
-    L = mean_i -(sum_j M_ij log softmax_j(q_i . v_j / T)) / sum_j M_ij
+    L = mean_i -sum_j M_ij log softmax_j(q_i . v_j / T)
     M_ij = (1 - rho_i) / |S_i| for j of the same class, rho_i w_{y_i y_j} / sum_j w for j of a neighbor class,
     rho_i = rho max_j w_{y_i y_j}
+
+An anchor without an element of its own class keeps its neighbors' rho_i alone, so that weak relatives pull weakly.
 
 Source: Local Pseudo-Attributes for Long-Tailed Recognition (2022), L_PaCo + alpha L_SupCon(z, a(y)). The paper leaves
 layer, clustering, scores and positives open. The defaults here are our definition: spherical k-means on a
@@ -18,8 +20,9 @@ CIFAR-100-LT (ResNet-8, 5 epochs) half of the classes find neighbors, and a thir
 where chance is 4%; fine-tuned there, and trained on CIFAR-100-GLT, the rows cannot be told apart either.
 Shapes: anchors q [B, d]; contrast set [queries; keys; queue] of the global batch, [2WB + Q, d], with ``views=1``
 [queries; queue], [WB + Q, d].
-Cost: 2B(2WB + Q)d for the loss (shared with PaCo), 2PKD per image to assign P locations to K prototypes. With
-``positives='sample'`` the loss assigns once more, and needs O(CK) to describe the classes and 2BCK to find the nearest.
+Cost: 2B(2WB + Q)d for the loss, with d of the pooled features unless ``embedding`` is PaCo's, which then shares it; 2PKD
+per image to assign P locations to K prototypes. With ``positives='sample'`` the loss assigns once more, and needs O(CK) to
+describe the classes and 2BCK to find the nearest.
 """
 
 from __future__ import annotations
@@ -94,7 +97,8 @@ class Lpa(Term):
         temperature: float = 0.05
         """Divides cosines. > 0."""
         queue_size: int = 1024
-        """Keys of earlier steps in the contrast set; 0 is none. PaCo uses the same queue where the sizes agree."""
+        """Keys of earlier steps in the contrast set; 0 is none. PaCo uses the same queue where size and ``embedding``
+        agree."""
         views: int = 2
         """Views of each image. With 2 the keys of this step are in the contrast set, as in PaCo. With 1, and a base
         without keys, no second view is computed: the set is the queries and the queue, whose keys are then of earlier
@@ -115,7 +119,8 @@ class Lpa(Term):
         """
         score: str = "hard"
         """'hard' counts the nearest prototype of each location, 'soft' a softmax over prototypes, 'presence' 1 for each
-        prototype that is nearest somewhere in the image."""
+        prototype that is nearest somewhere in the image; a clustering counts single vectors of images, so there it counts
+        as 'hard' does."""
         score_temperature: float = 0.1
         """Temperature of the soft score, in units of the metric, > 0. No effect with the other scores."""
         metric: str = "cosine"
