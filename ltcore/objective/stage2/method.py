@@ -98,6 +98,9 @@ class HeadMethod(nn.Module):
 class Solved(HeadMethod):
     """Methods that compute the classifiers in closed form."""
 
+    if_not_finite = "The features of the network of stage 1 are not to be used: train it anew"
+    """What to do where the classifiers have values that are not finite."""
+
     def solve_(self, index: int, data: FeatureSet) -> dict[str, float]:
         """Sets the heads of round ``index`` and returns the values to log."""
         raise NotImplementedError  # abstract

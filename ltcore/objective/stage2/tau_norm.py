@@ -25,6 +25,7 @@ class TauNorm(Solved):
 
     linear_only = "which divides by the length of every class weight already, so that nothing would change"
     chooses = True
+    if_not_finite = "Give smaller exponents as stage2.options.tau_norm.tau"
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -63,5 +64,5 @@ class TauNorm(Solved):
 
 def tau_normalized(weight_CD: Tensor, tau: float) -> Tensor:
     """Divides the rows [C, D] by their length to the power ``tau``; zero rows stay zero."""
-    length_C1 = weight_CD.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return weight_CD / length_C1**tau
+    length_C1 = weight_CD.norm(dim=1, keepdim=True)
+    return weight_CD / torch.where(length_C1 > 0, length_C1, 1) ** tau

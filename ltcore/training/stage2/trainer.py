@@ -188,9 +188,9 @@ class Stage2Trainer:
         values = self._descend() if self.optim else self._solve()
         took = time.monotonic() - started
         if not math.isfinite(values["train/loss"]):
+            advice = f"Lower stage2.options.{self.stage2.method}.lr" if self.optim else self.method.if_not_finite
             raise NumericError(
-                f"Stage 2, epoch {self.epoch + 1}: the loss is not finite ({values['train/loss']}). Lower "
-                f"stage2.options.{self.stage2.method}.lr."
+                f"Stage 2, epoch {self.epoch + 1}: the loss is not finite ({values['train/loss']}). {advice}."
             )
         self.epoch += 1
         metrics: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from ltcore.config.keys import comes_from_stage1
 from ltcore.config.load import check_sweep, load_run, load_sweep
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import read_sweep
-from ltcore.errors import CheckpointError, ConfigError
+from ltcore.errors import CheckpointError, ConfigError, NumericError
 from ltcore.objective.registry import BASES, STAGE2
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import LocalContext, StopRequested
@@ -227,6 +228,15 @@ def test_several_workers(stage1: Path, tiny_shards: str, tmp_path: Path, monkeyp
     words = ["cifar100_lt_ncm", f"stage2.from_run={stage1}", "--workers=1-2", f"--storage={tmp_path}"]
     with pytest.raises(ConfigError, match="Stage 2 was given 2 workers"):
         train(read_train(None, words))
+
+
+def test_classifiers_that_are_not_finite_are_said_with_what_to_change(
+    stage1: Path, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltcore.objective.stage2.tau_norm.tau_normalized", lambda weight_CD, tau: weight_CD * math.inf)
+    cfg = stage2_run(stage1, "tau_norm", stage2__options__tau_norm__tau="0.5")
+    with pytest.raises(NumericError, match=r"not finite .*\. Give smaller exponents as stage2\.options\.tau_norm\.tau"):
+        run(cfg, tiny_shards, tmp_path / "run")
 
 
 def test_tau_without_validation(
