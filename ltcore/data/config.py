@@ -71,7 +71,7 @@ class DataConfig:
     val_per_class: int = 10
     """Images per class for the validation split, >= 0. With ``imbalance_factor`` they are taken from the images that the
     long-tailed set leaves out, so a class that it keeps whole has none; without, at most a fifth of each class is carved
-    out of it. A folder or zip without a test split gives a fifth of each class to a test first. Small classes give one image
+    out of it. Images without any split give a fifth of each class to a test first. Small classes give one image
     instead of none: to the test from 2 images on, to validation from 3 on; a class of one image stays in training. Which
     images these are depends on their paths and ``subset_seed``. Of digits-glt and mnist-glt: digits, each drawn in all colors; of
     cifar100-glt: a fifth of it, rounded up, of each attribute. No effect where the data bring a validation split."""

@@ -152,6 +152,10 @@ def carve_splits(
     splits["train"] = [train[i] for i in carved.train_n]
     if not has_val:
         splits["val"] = [train[i] for i in carved.val_m]
+        held = {item.path for item in splits["val"]}
+        for split in given.keys() - {"train"}:
+            if split.startswith("train"):  # a second one to choose from, which may share images with the first
+                splits[split] = [item for item in given[split] if item.path not in held]
     splits = {split: items for split, items in splits.items() if items or split == "train"}
     has_test = any(split.startswith("test") for split in given)
     chosen = {
@@ -192,8 +196,8 @@ def keys_of(root: Root, layout: Layout, paths: Texts) -> Iterator[tuple[str, str
     """
     stems = Texts.of(str(PurePosixPath(path).with_suffix("")) for path in paths)
     for path, stem, is_shared in zip(paths, stems, stems.repeated(), strict=True):
-        ext = "" if root.by_content else image_ext(path)
-        if not ext and not root.by_content:
+        ext = "" if root.by_content else image_ext(file_name(path))
+        if not ext and not root.by_content and not storage.is_web(path):  # where the content tells
             raise DataError(f"{root.where}: {path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
         yield safe_key((path if is_shared else stem).removeprefix(layout.outer)), ext
 

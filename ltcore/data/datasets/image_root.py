@@ -36,6 +36,8 @@ SYSTEM_NAMES = {
 """What operating systems and network drives leave behind, in lower case; thumbnails of theirs are images by name."""
 
 
+_SAYS_UTF8, _ZIP_ENCODING = 0x800, "cp437"
+"""Flag of a zip's entry whose name is UTF-8, and how ``zipfile`` reads others."""
 _BAD_ZIP = (
     *(OSError, EOFError, ValueError, IndexError, RuntimeError, NotImplementedError),
     *(struct.error, zlib.error, zipfile.BadZipFile),
@@ -240,19 +242,20 @@ class _Zip(AtHand):
         self.where = self._file = str(path)
         self._zip, found = _open_zip(path), path.stat()
         self._version = (found.st_ino, found.st_size, found.st_mtime_ns)
-        infos = {info.filename: info for info in self._zip.infolist() if not info.filename.endswith("/")}
+        named = [(_name_in_zip(info), info) for info in self._zip.infolist()]
+        infos = self._infos = {name: info for name, info in named if not name.endswith("/")}
         for name in infos:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
                 raise DataError(f"{path}: the name {name!r} points outside the zip; make the zip again without it.")
-        refuse_deep(str(path), self._zip.namelist())
+        refuse_deep(str(path), (name for name, _ in named))
         self.files, self.skipped = sorted_out(infos, ())
         _refuse_bomb(path, sum(min(infos[name].file_size, _most_bytes(infos[name])) for name in self.files))
-        folders = (name.rstrip("/") for name in self._zip.namelist() if name.endswith("/"))
+        folders = (name.rstrip("/") for name, _ in named if name.endswith("/"))
         self.empty = without_images({*folders, *folders_around(infos)}, self.files)
         self.fingerprint = digest(f"{name}\0{infos[name].file_size}\0{infos[name].CRC}" for name in self.files)
 
     def read(self, path: str) -> bytes:
-        info = self._zip.getinfo(path)
+        info = self._infos[path]
         check_size(self.where, path, info.file_size)
         if info.file_size > _most_bytes(info):
             problem = f"has {info.file_size} bytes, packed into {info.compress_size}; expected at most {MAX_RATIO} times as many"
@@ -293,6 +296,16 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         ) from error
     stream.most = MAX_IMAGE_BYTES
     return opened
+
+
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
+    """Returns the name of an entry: as UTF-8 where its bytes are that, since zip and the Mac write it without saying so."""
+    if info.flag_bits & _SAYS_UTF8:
+        return info.filename
+    try:
+        return info.filename.encode(_ZIP_ENCODING).decode()
+    except UnicodeError:
+        return info.filename
 
 
 def _most_bytes(info: zipfile.ZipInfo) -> int:

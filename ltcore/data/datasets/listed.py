@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import posixpath
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,13 +59,16 @@ def read_lists(root: Root, lists: Iterable[tuple[str, str]], cfg: DataConfig = U
 
 
 def beneath(path: str, known: Collection[str]) -> str:
-    """Returns the part of an absolute path that is among the known relative ones, or the path as it is.
+    """Returns the known relative path that a path means, or the path as it is where there is none.
 
-    Lists made on another machine hold its paths: ``/data/imagenet/train/n01440764/1.JPEG``. The longest known part counts,
-    and it has a folder at least.
+    It may be written ``./cat/1.png`` or ``cat\\1.png``. Lists made on another machine hold its paths:
+    ``/data/imagenet/train/n01440764/1.JPEG``. The longest known part counts, and it has a folder at least.
     """
-    if not path.startswith("/"):
+    if path in known:
         return path
+    if not path.startswith("/"):
+        spellings = (posixpath.normpath(path), posixpath.normpath(path.replace("\\", "/")))
+        return next((spelling for spelling in spellings if spelling in known), path)
     parts = path.strip("/").split("/")
     tails = ("/".join(parts[start:]) for start in range(len(parts) - 1))
     return next((tail for tail in tails if tail in known), path)

@@ -15,7 +15,7 @@ from ltcore.data.datasets.folder_layout import read_folders
 from ltcore.data.datasets.image_folder import image_folder
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.listed import read_lists
-from ltcore.data.datasets.prepare import prepare
+from ltcore.data.datasets.prepare import open_dataset, prepare
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.source import safe_key
 from ltcore.errors import DataError
@@ -256,3 +256,45 @@ def test_a_file_name_that_is_no_utf8_is_a_name_like_any_other(tmp_path):
     uri = prepare(DataConfig(uri=str(folder), val_per_class=0))
     manifest = read_manifest(uri)
     assert sum(split.num_samples for split in manifest.splits.values()) == 4
+
+
+def test_a_zip_whose_names_are_utf8_without_saying_so_reads_as_its_folder(tmp_path):
+    """As Info-ZIP and the Mac's Finder write them."""
+    files = {f"{name}/{n}.png": image(n) for name in ("Käfer", "Vögel") for n in range(6)}
+    as_zip(files, tmp_path / "set.zip")
+    packed = bytearray((tmp_path / "set.zip").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = packed.find(mark)
+        while at >= 0:
+            packed[at + flags + 1] &= ~0x08
+            at = packed.find(mark, at + 4)
+    (tmp_path / "set.zip").write_bytes(packed)
+    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
+        assert not any("Käfer" in name for name in archive.namelist())
+    assert list(open_root(str(tmp_path / "set.zip")).files) == list(as_folder(files, tmp_path / "set").files)
+
+
+def test_lists_may_spell_a_path_as_find_and_windows_do(tmp_path):
+    files = {f"{name}/{n}.png": image(n) for name in ("cat", "dog") for n in range(6)}
+    root = as_folder(files, tmp_path / "set")
+    lines = [
+        f"./{path} {path[:3]}" if n % 2 else f"{path} {path[:3]}".replace("/", "\\") for n, path in enumerate(files)
+    ]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    layout = read_lists(root, [("train", str(tmp_path / "train.txt"))])
+    assert sorted(layout.splits["train"].paths) == sorted(files)
+
+
+def test_validation_is_held_out_of_every_training_split(tmp_path):
+    files = {f"{name}/{n}.png": image(n) for name in ("cat", "dog") for n in range(20)}
+    as_folder(files, tmp_path / "set")
+    found = []
+    for split, count in (("train", 20), ("train_cbl", 12)):
+        lines = [f"{c}/{n}.png {c}" for c in ("cat", "dog") for n in range(count)]
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+        found.append((split, str(tmp_path / f"{split}.txt")))
+    source = open_dataset(DataConfig(uri=str(tmp_path / "set")), found).source()
+    items = {split: {item.path for item in rows.items} for split, rows in source.splits.items()}
+    assert items["val"] and items["val"] & {f"{c}/{n}.png" for c in ("cat", "dog") for n in range(12)}
+    assert not items["val"] & (items["train"] | items["train_cbl"])
+    assert items["train_cbl"] == {f"{c}/{n}.png" for c in ("cat", "dog") for n in range(12)} - items["val"]

@@ -16,6 +16,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.source import Sample
 from ltcore.errors import ConfigError, DataError
 from tests.data.small import tiny_png
+from tests.data.web import served
 
 IMAGES = [f"photos/{n} a.png" for n in range(8)]
 
@@ -277,3 +278,14 @@ def test_places_are_recognized_by_what_is_there(folder: Path, write: Callable[..
     assert recognize(write(two_classes())) is recognize("x/list.txt.gz") is recognize("https://h/a.csv?raw=1") is Table
     assert recognize(str(folder)).__name__ == "ImageFolder"
     assert recognize("s3://bucket/a.zip").__name__ == "RemoteZip"
+
+
+def test_addresses_may_have_a_query_or_no_ending(folder: Path, write: Callable[..., str]) -> None:
+    """As links to images of a certain size have."""
+    for n, path in enumerate(IMAGES):
+        (folder / path).rename(folder / f"photos/{n}{'.png' if n % 3 else ''}")
+    with served(folder) as web:
+        rows = [f"{web}/photos/{n}{'.png?size=600' if n % 3 else ''},{n % 2}" for n in range(len(IMAGES))]
+        samples = [row for rows in opened(write(table("image,label", *rows))).source().splits.values() for row in rows]
+    assert {row.ext for row in samples} == {"png"} and len({row.key for row in samples}) == len(IMAGES)
+    assert sorted(row.image for row in samples) == sorted(tiny_png(n) for n in range(len(IMAGES)))
