@@ -42,7 +42,8 @@ class Inputs:
 
     Args:
         words: image files, folders, zips, and lists (``LISTS``) with a line ``path`` or ``path label`` for each image.
-        classes: of the network. A folder of such a name says the label, and a number in a list is a position in them.
+        classes: of the network. A folder of such a name says the label, and so does a name in a list, or a number as a
+            position in them, where no class is called so.
 
     Raises DataError for a folder, zip or list that cannot be read or holds nothing.
     """
@@ -85,7 +86,7 @@ def _part(word: str, classes: Sequence[str]) -> _Part:
         raise DataError(f"{word}: only shards are predicted from elsewhere. Copy the images to this machine.")
     path = local_path(word)
     if path.is_dir() or path.suffix.lower() == ".zip":
-        return _RootPart(word, open_root(word), frozenset(classes))
+        return _RootPart(word, open_root(str(path)), frozenset(classes))
     if path.suffix.lower() in LISTS:
         return _ListPart(path, classes)
     return [Item(word, partial(read_image, path))]
@@ -136,15 +137,20 @@ class _ListPart:
             yield Item(str(found), partial(read_image, found), label)
 
     def _split(self, number: int, line: str) -> tuple[str, str | None]:
-        path, _, last = line.strip().rpartition(" ")
-        if not path or not PurePosixPath(path).suffix or not last.isdecimal():
-            return line.strip(), None
-        if len(last) > MAX_DIGITS or int(last) >= len(self._classes):
+        """Returns path and class. The class is a name of one, else a position; after a tab there has to be one."""
+        line = line.strip()
+        path, tab, last = line.rpartition("\t" if "\t" in line else " ")
+        is_label = last in self._classes or last.isdecimal() or tab == "\t"
+        if not path or not PurePosixPath(path).suffix or not is_label:
+            return line, None
+        if last in self._classes:
+            return path.strip(), last
+        if not last.isdecimal() or len(last) > MAX_DIGITS or int(last) >= len(self._classes):
             raise DataError(
-                f"{self._file}, line {number}: label {last[:20]}, expected 0 to {len(self._classes) - 1}, a position in the "
-                "classes of the run."
+                f"{self._file}, line {number}: label {last[:20]}, expected a class of the run by its name, or 0 to "
+                f"{len(self._classes) - 1}, its position."
             )
-        return path, self._classes[int(last)]
+        return path.strip(), self._classes[int(last)]
 
 
 def _exists(path: str | Path) -> bool:
@@ -156,7 +162,7 @@ def _lines(file: Path) -> Iterator[str]:
         found = file.stat()
         if not is_plain(found) or found.st_size > MAX_LIST_BYTES:
             raise DataError(f"{file} is no list: expected a plain text file of at most {MAX_LIST_BYTES} bytes.")
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
             yield from lines
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}. Give a list of image files.") from error

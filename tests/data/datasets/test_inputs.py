@@ -61,6 +61,22 @@ def test_a_list_has_a_path_and_perhaps_a_label_on_each_line(
     assert next(iter(Inputs([str(tmp_path / "list.txt")], CLASSES))).file == "ant/1.png"
 
 
+def test_a_list_as_windows_writes_it_and_names_before_positions(folder: Path) -> None:
+    lines = "ant/1.png\t2\r\nbee/2.png\t0\r\n4.png 1\r\n"
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    for classes, labels in ((("0", "1", "2"), ["2", "0", "1"]), (("1", "2", "ant"), ["2", "1", "1"])):
+        items = list(Inputs([str(folder / "list.txt")], classes))
+        assert [item.label for item in items] == labels
+        assert [Path(item.file).name for item in items] == ["1.png", "2.png", "4.png"]
+    (folder / "named.txt").write_text("ant/1.png ant\nbee/2.png\teel\n")
+    with pytest.raises(DataError, match=r"named\.txt, line 2: label eel, expected a class of the run by its name"):
+        Inputs([str(folder / "named.txt")], CLASSES)
+
+
+def test_a_folder_may_be_named_as_a_uri(folder: Path) -> None:
+    assert [item.label for item in Inputs([f"file://{folder}"], CLASSES)] == [None, "ant", "bee", None]
+
+
 def test_what_holds_nothing_or_is_no_list_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("\n \n")
@@ -70,8 +86,8 @@ def test_what_holds_nothing_or_is_no_list_is_refused(folder: Path, tmp_path: Pat
     for word, words in (
         (tmp_path / "empty", "empty holds no image"),
         (tmp_path / "empty.txt", r"empty\.txt is empty; expected a line 'path' or 'path label'"),
-        (tmp_path / "label.txt", r"label\.txt, line 2: label 2, expected 0 to 1"),
-        (tmp_path / "huge.txt", r"huge\.txt, line 1: label 99999999999999999999, expected 0 to 1"),
+        (tmp_path / "label.txt", r"label\.txt, line 2: label 2, expected a class of the run by its name, or 0 to 1"),
+        (tmp_path / "huge.txt", r"huge\.txt, line 1: label 99999999999999999999, expected a class"),
         (tmp_path / "none.txt", r"none\.txt cannot be read: No such file"),
         (tmp_path / "none.zip", r"none\.zip does not exist"),
         (tmp_path / "pipe.txt", r"pipe\.txt is no list"),
