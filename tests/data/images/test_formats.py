@@ -197,6 +197,15 @@ def with_scans(count: int) -> bytes:
     return data[:first] + data[first:-2] * count + b"\xff\xd9"
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_phones_put_behind_a_jpeg_does_not_count(progressive: bool) -> None:
+    """A film of some seconds has any bytes, and a preview inside has scans of its own."""
+    usual = encode(RGB, "JPEG", progressive=progressive)
+    preview = b"\xff\xe2" + struct.pack(">H", 2 + 300) + b"\xff\xda\xff" * 100
+    for data in (usual + b"film \xff\xda\xff\xd8" * 500, usual[:2] + preview + usual[2:] + b"\xff\xda" * 200):
+        assert np.array_equal(decode_canvas(data, 16, "x"), decode_canvas(usual, 16, "x"))
+
+
 def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
     usual = encode(RGB, "JPEG", progressive=True)
     assert decode_canvas(usual, 16, "x").shape == (3, 16, 16)
