@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ltcore import storage
@@ -21,12 +22,13 @@ class Classes:
     where: str = ""
 
     @classmethod
-    def beside(cls, base: str) -> Classes:
+    def beside(cls, base: str, label_key: str | None = None) -> Classes:
         """Reads ``classes.txt`` (a name per line) or ``dataset_info.json`` (of Hugging Face) in the folder of the tars.
 
-        Without them there are no names. Raises DataError for a file that makes no sense.
+        Of several labels in the second it takes that of ``data.label_key``, else the first one. Without them there are no
+        names. Raises DataError for a file that makes no sense.
         """
-        for name, parse in ((NAMES_FILE, _lines), (INFO_FILE, _features)):
+        for name, parse in ((NAMES_FILE, _lines), (INFO_FILE, partial(_features, label_key))):
             where = storage.join(base, name)
             if not storage.exists(where):
                 continue
@@ -38,16 +40,22 @@ class Classes:
                 return cls(_checked(names, where), where)
         return cls()
 
+    def has(self, label: str) -> bool:
+        """Tells whether the file names the label, itself or as a number."""
+        return label in self.names or (_is_number(label) and label in map(str, range(len(self.names))))
+
     def chosen(self, train_labels: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
         """Returns the names of the classes, and the position of each label in them.
 
-        Without names of a file, the classes are the labels that training has: by number if all are numbers, else by name.
+        They are the labels that training has: in the order of the file that names them, where there is one, else by number if
+        all are numbers, else by name.
         """
         found = set(train_labels)
         numbers = all(map(_is_number, found))
         if self.names:
-            texts = map(str, range(len(self.names))) if numbers else self.names
-            return self.names, {label: position for position, label in enumerate(texts)}
+            named = zip(map(str, range(len(self.names))) if numbers else self.names, self.names, strict=True)
+            there = [(label, name) for label, name in named if label in found]
+            return tuple(name for _, name in there), {label: at for at, (label, _) in enumerate(there)}
         ordered = tuple(sorted(found, key=int) if numbers else sorted(found))
         return ordered, {label: position for position, label in enumerate(ordered)}
 
@@ -60,18 +68,16 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _features(text: str) -> tuple[str, ...]:
-    """Returns the names of the first feature that is a ``ClassLabel``, if there is one."""
+def _features(label_key: str | None, text: str) -> tuple[str, ...]:
+    """Returns the names of the feature ``label_key`` that is a ``ClassLabel``, else of the first such one, if there is one."""
     value: Any = load_json(text)
     features = value.get("features") if isinstance(value, dict) else None
-    for feature in features.values() if isinstance(features, dict) else ():
-        if (
-            isinstance(feature, dict)
-            and feature.get("_type") == "ClassLabel"
-            and isinstance(feature.get("names"), list)
-        ):
-            return tuple(map(str, feature["names"]))
-    return ()
+    found = {
+        name: tuple(map(str, feature["names"]))
+        for name, feature in (features.items() if isinstance(features, dict) else ())
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+    }
+    return found.get(label_key or "") or next(iter(found.values()), ())
 
 
 def _checked(names: tuple[str, ...], where: str) -> tuple[str, ...]:

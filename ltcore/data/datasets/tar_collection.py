@@ -130,7 +130,10 @@ def collect(
             else:
                 bad[f"{tar.file.tar.path}: {row.key}"] = _unknown(row.label, classes)
     _check_bad(name, bad, cfg.max_bad_samples, len(rows), progress)
-    if len(names) == 1:
+    if absent := len(classes.names) - len(names) if classes.names else 0:
+        what = "a training image" if "train" in given else "an image"
+        progress(f"{name}: left out {counted(absent, 'class')} of {classes.where} without {what}")
+    if len(names) == 1 and "train" in given:
         raise DataError(f"{name}: all samples have one label, {names[0]!r}, so nothing can be learned.")
     keys, labels_N, tar_N = _unique_keys(rows, tar_numbers, tars), np.array(labels, np.int64), np.array(tar_numbers)
     split_of_tar = [SPLITS.index(tar.file.tar.split) for tar in tars]
@@ -152,7 +155,7 @@ def _refuse_copies(name: str, tars: Sequence[ReadTar]) -> None:
 
 
 def _unknown(label: str, classes: Classes) -> str:
-    where = f"is not in {classes.where}" if classes.names else "no training sample has"
+    where = f"is not in {classes.where}" if classes.names and not classes.has(label) else "no training sample has"
     return f"has the label {label[:40]!r}, which {where}"
 
 

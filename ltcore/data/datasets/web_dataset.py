@@ -46,7 +46,7 @@ class WebDataset(Dataset):
         super().__init__(cfg, lists=lists, needs_train=needs_train)
         refuse_legacy(cfg)
         self.tars = find_tars(cfg.uri, needs_train=needs_train)
-        self.classes = Classes.beside(self.tars[0].base)
+        self.classes = Classes.beside(self.tars[0].base, cfg.label_key)
         self.name = _name(self.tars)
         found = [(tar.base, tar.path, tar.bytes, tar.changed, tar.split) for tar in self.tars]
         choices = [cfg.label_key, self.classes.names]

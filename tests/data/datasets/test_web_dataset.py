@@ -220,6 +220,29 @@ def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, tex
         prepare(DataConfig(uri=str(tmp_path / "a.tar")))
 
 
+def test_tars_for_evaluation_may_lack_classes_of_the_file(tmp_path: Path) -> None:
+    """Their numbers stay those of the file, and one class is enough."""
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    for labels, classes in (([b"0", b"2"], ("ant", "cat")), ([b"1"], ("bee",))):
+        relabeled(tmp_path / "test-0.tar", labels * 6)
+        said: list[str] = []
+        uri = prepare(DataConfig(uri=str(tmp_path / "test-0.tar")), needs_train=False, progress=said.append)
+        assert read_manifest(uri).classes == classes
+        assert f"left out {3 - len(classes)} class" in " ".join(said) and "classes.txt without an image" in " ".join(
+            said
+        )
+
+
+def test_of_several_labels_the_one_that_is_asked_for_has_the_names(tmp_path: Path) -> None:
+    names = {"fine": ["ant", "bee", "cat"], "coarse": ["insect", "mammal"]}
+    features = {key: {"_type": "ClassLabel", "names": words} for key, words in names.items()}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"features": features}))
+    rows = [json.dumps({"fine": n % 3, "coarse": int(n % 3 == 2)}).encode() for n in range(12)]
+    relabeled(tmp_path / "a.tar", rows, "json")
+    for key, words in names.items():
+        assert indexed(tmp_path / "a.tar", label_key=key)[1].classes == tuple(words)
+
+
 @pytest.mark.parametrize("text", ["", "cat\ncat\n", "\udcff"])
 def test_a_file_of_names_that_makes_no_sense_is_refused(tars: Path, text: str) -> None:
     (tars / "classes.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
