@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltcore import rng
 from ltcore.data.augment.ops import scale_and_shift, unit_range
@@ -43,6 +44,7 @@ from ltcore.models.registry import MODELS, is_backbone
 from ltcore.models.weights import IMAGENET, expected_input
 from ltcore.objective.terms.lpa.kmeans import kmeans
 from ltcore.training import predict
+from ltcore.training.base import tensors_hash
 from ltcore.training.hardware import allocated_cpus
 from ltcore.training.init_from import pretrained
 from ltcore.training.weights_input import as_expected
@@ -62,18 +64,21 @@ def discovery_of(choices: Discovery, seed: int, run: Run) -> Discover:
 
     Features of a network are computed on the GPU of this process where it has one, and else by tasks of ``run``.
     """
-    open_features(choices, seed)  # so that what is wrong with it is said at once
+    network = open_features(choices, seed).network  # at once, so that what is wrong with it is said
     on_gpu = choices.features != RANDOM and torch.cuda.is_available()
-    return partial(_discover, choices, seed, here if on_gpu else run)
+    return partial(_discover, choices, seed, network, here if on_gpu else run)
 
 
-def _discover(choices: Discovery, seed: int, run: Run, pool: Pool, folder: Path, bar: Bar) -> tuple[Pool, Broken]:
+def _discover(
+    choices: Discovery, seed: int, network: str, run: Run, pool: Pool, folder: Path, bar: Bar
+) -> tuple[Pool, Broken]:
     labels_N = pool.labels
 
     def tasks() -> Iterator[ClassTask]:
         for label in np.unique(labels_N).tolist():
             items = tuple(pool.items.take(np.flatnonzero(labels_N == label)))
-            yield ClassTask(pool.root.part([item.path for item in items]), items, choices, seed, folder / "attributes")
+            root = pool.root.part([item.path for item in items])
+            yield ClassTask(root, items, choices, seed, network, folder / "attributes")
 
     groups_N, broken = np.full(len(pool.items), -1), Broken()
     with bar("clustering", len(pool.items)) as advance:
@@ -94,13 +99,15 @@ class ClassTask:
     """In the order of their keys."""
     choices: Discovery
     seed: int
+    network: str
+    """Hash of the weights that features are computed with: under one name there may be others by now."""
     folder: Path
     """Where the result is kept, for a build that continues."""
 
     def __call__(self) -> tuple[list[int], Broken]:
         """Returns the group of each image, -1 where it cannot be decoded, and what is wrong with those."""
         label = self.items[0].label
-        words = [asdict(self.choices), self.seed, [(item.path, item.key) for item in self.items]]
+        words = [asdict(self.choices), self.seed, self.network, [(item.path, item.key) for item in self.items]]
         identity = hashlib.sha256(json.dumps(words).encode()).hexdigest()
         place = self.folder / f"{label:06d}.json"
         if (known := kept(place, identity)) is not None:
@@ -111,7 +118,7 @@ class ClassTask:
         return groups, broken
 
     def _find(self, label: int) -> tuple[list[int], Broken]:
-        image_size, framing, extract = open_features(self.choices, self.seed)
+        image_size, framing, extract, _ = open_features(self.choices, self.seed)
         broken: Broken = {}
         parts, sound = list[Tensor](), list[int]()
         with _one_thread():
@@ -169,9 +176,19 @@ def merged_clusters(points_RD: Tensor, choices: Discovery, gen: torch.Generator)
     return [group_of[cluster] for cluster in assigned_R]
 
 
+class Features(NamedTuple):
+    """What computes features, and the side and framing of the images that it takes."""
+
+    image_size: int
+    framing: Framing
+    extract: Extract
+    network: str
+    """Hash of its weights; '' of a projection, which follows from the seed."""
+
+
 @lru_cache(maxsize=1)
-def open_features(choices: Discovery, seed: int) -> tuple[int, Framing, Extract]:
-    """Returns side and framing of the images that features are computed of, and what computes them; once in each process.
+def open_features(choices: Discovery, seed: int) -> Features:
+    """Opens what computes features; once in each process.
 
     Raises ConfigError or CheckpointError where there is no such backbone, weights or checkpoint.
     """
@@ -179,7 +196,7 @@ def open_features(choices: Discovery, seed: int) -> tuple[int, Framing, Extract]
         size = choices.image_size or RANDOM_PX
         gen = rng.generator(seed, "glt", "projection")
         projection_PD = torch.randn(3 * size * size, RANDOM_DIM, generator=gen, dtype=torch.float64) / RANDOM_DIM**0.5
-        return size, OWN_WAY, lambda images_BCHW: (images_BCHW.flatten(1).double() / 255) @ projection_PD
+        return Features(size, OWN_WAY, lambda images_BCHW: (images_BCHW.flatten(1).double() / 255) @ projection_PD, "")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if is_backbone(choices.features):
         return _of_backbone(choices, device)
@@ -195,10 +212,11 @@ def open_features(choices: Discovery, seed: int) -> tuple[int, Framing, Extract]
         features_BD: Tensor = predictor.net(predictor.normalize(images_BCHW.to(device))).features_BD
         return features_BD.float().cpu()
 
-    return choices.image_size or predictor.image_size, predictor.framing, extract
+    size = choices.image_size or predictor.image_size
+    return Features(size, predictor.framing, extract, _hash_of(predictor.net))
 
 
-def _of_backbone(choices: Discovery, device: torch.device) -> tuple[int, Framing, Extract]:
+def _of_backbone(choices: Discovery, device: torch.device) -> Features:
     net = pretrained(choices.features, choices.weights, 1).to(device).eval()
     expected = expected_input(choices.features, choices.weights) or IMAGENET
     scale, shift = (part.to(device) for part in scale_and_shift(expected.mean, expected.std))
@@ -210,7 +228,12 @@ def _of_backbone(choices: Discovery, device: torch.device) -> tuple[int, Framing
 
     size = choices.image_size or expected.image_size
     framing = framing_of(as_expected(DataConfig(image_size=size), expected), expected.mean)
-    return size, framing, extract
+    return Features(size, framing, extract, _hash_of(net))
+
+
+def _hash_of(net: nn.Module) -> str:
+    """Hashes the weights that features depend on."""
+    return tensors_hash({name: value for name, value in net.state_dict().items() if not name.startswith("heads.")})
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ltcore.data.glt.pool import open_pool
 from ltcore.data.glt.workspace import build
 from ltcore.errors import ConfigError
 from ltcore.framing import OWN_WAY
+from ltcore.training import discover
 from ltcore.training.discover import discovery_of, merged_clusters, open_features
 from tests.data.glt_bar import no_bar
 
@@ -97,6 +98,17 @@ def test_damaged_groups_are_found_again(shades, tmp_path, change):
     assert list(again.items) == list(first.items) and not broken and file.read_bytes() == whole
 
 
+def test_groups_of_other_weights_under_the_same_name_are_not_taken_over(shades, tmp_path, monkeypatch):
+    discovery, searched = Discovery(features="random"), []
+    find, features = discover.ClassTask._find, open_features(discovery, 0)
+    monkeypatch.setattr(discover.ClassTask, "_find", lambda self, label: searched.append(label) or find(self, label))
+    for network, labels in (("a", [0, 1]), ("a", []), ("b", [0, 1])):
+        monkeypatch.setattr(discover, "open_features", lambda *_, network=network: features._replace(network=network))
+        searched.clear()
+        found(shades, tmp_path, discovery)
+        assert searched == labels
+
+
 def test_clusters_are_merged_from_the_largest_on():
     centers = torch.arange(6, dtype=torch.float64) * 100
     counts = [5, 40, 10, 20, 30, 15]
@@ -156,7 +168,7 @@ def test_a_backbone_with_a_file_of_weights_gives_its_pooled_features(tmp_path):
     torch.manual_seed(0)
     network = resnet50().eval()
     torch.save(network.state_dict(), tmp_path / "r.pth")
-    size, framing, extract = open_features(
+    size, framing, extract, _ = open_features(
         Discovery(features="resnet50", weights=str(tmp_path / "r.pth"), image_size=64), 0
     )
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -175,7 +187,7 @@ def test_a_network_of_timm_gives_its_features_from_images_as_its_weights_saw_the
     torch.manual_seed(0)
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     torch.save(network.state_dict(), tmp_path / "lite0.pth")
-    size, _, extract = open_features(
+    size, _, extract, _ = open_features(
         Discovery(features="timm:tf_efficientnet_lite0", weights=str(tmp_path / "lite0.pth"), image_size=64), 0
     )
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
