@@ -5,6 +5,7 @@ Threads read and decode a few batches ahead of the network, so memory does not g
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,13 +70,14 @@ def predict_split(
     Raises DataError where rows are lost, doubled or exchanged.
     """
     rows = store.manifest.split(split).num_samples
-    keys = store.keys(split)
+    keys = itertools.chain.from_iterable(store.keys_by_shard(split))
     spans = (range(first, min(first + predictor.batch_size, rows)) for first in range(0, rows, predictor.batch_size))
+    parts = ((span, list(itertools.islice(keys, len(span)))) for span in spans)
 
-    def load(span: range) -> Loaded:
-        return load_rows(store, split, span, keys[span.start : span.stop], predictor)
+    def load(part: tuple[range, Sequence[str]]) -> Loaded:
+        return load_rows(store, split, *part, predictor)
 
-    loaded = prefetch(load, spans, ahead=AHEAD, threads=_threads())
+    loaded = prefetch(load, parts, ahead=AHEAD, threads=_threads())
     yield from in_order((predicted(predictor, each, top_k, logits) for each in loaded), split, rows)
 
 
@@ -114,7 +116,7 @@ def load_rows(store: ShardStore, split: str, span: range, keys: Sequence[str], p
         return lambda: store.read_rows(split, np.array([index]))[0]
 
     classes = store.manifest.classes
-    labels = [classes[label] for label in store.labels(split)[span.start : span.stop].tolist()]
+    labels = [classes[label] for label in store.labels_of(split, np.arange(span.start, span.stop)).tolist()]
     where = f"{store.uri}: {split}/"
     canvases, errors = _decoded(
         predictor, [(reader(index), f"{where}{key}") for index, key in zip(span, keys, strict=True)]

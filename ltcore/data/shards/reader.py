@@ -15,7 +15,7 @@ import threading
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -213,6 +213,11 @@ class ShardStore(ShardFiles):
         with ThreadPoolExecutor(_IO_THREADS) as pool:
             tables = pool.map(lambda shard: self._index(shard, ["key"]), self.manifest.split(split).shards)
             return [key for table in tables for key in table["key"].to_pylist()]
+
+    def keys_by_shard(self, split: str) -> Iterator[list[str]]:
+        """Yields the keys of the samples in each shard; one shard's are in memory at a time."""
+        for shard in self.manifest.split(split).shards:
+            yield self._index(shard, ["key"])["key"].to_pylist()
 
     def where(self, split: str, index: int) -> str:
         """Returns file and key of a sample, for messages."""
