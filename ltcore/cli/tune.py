@@ -106,12 +106,18 @@ def _tune_on(
     from ltcore.training.run import delete_run
     from ltcore.training.selection import check_selection
     from ltcore.training.settle import settled
+    from ltcore.tuning.ends import check_same_ends
     from ltcore.tuning.gpu_sharing import shared, to_choose
     from ltcore.tuning.measured import measured_run
     from ltcore.tuning.planned import count_words, planned_runs
     from ltcore.tuning.runs import SweepSetup
-    from ltcore.tuning.weights import starting_hashes
+    from ltcore.tuning.weights import check_same_weights, starting_hashes
 
+    stored = None if args.fresh else SweepRecord.read(uri)
+    if stored is not None:  # again: while this process waited for the sweep, another one may have begun it
+        check_same_sweep(stored, identity(sweep), uri)
+        check_same_weights(stored, sweep, base, uri)
+        check_same_ends(sweep, base, uri)
     placement = Placement.decide(args, cluster, root, base, search=sweep.search)
     display.say(f"engine {placement.engine}: one trial takes {placement.describe()}")
     check_nodes(cluster, placement, root, base.data.uri if "://" in base.data.uri else "", display.console)
@@ -119,7 +125,6 @@ def _tune_on(
         from ltcore.runtime.ray_task import preload
 
         preload.remote()  # for the baseline: imports take seconds, and the driver has work meanwhile
-    stored = None if args.fresh else SweepRecord.read(uri)
     varied = {**sweep.space, **{key: value for changes in sweep.variants.values() for key, value in changes.items()}}
     if stored is None:
         check_network(base, varied)

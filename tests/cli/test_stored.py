@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,6 +265,36 @@ def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
         ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 28 there, 6 now\)"
     ):
         tune(read_tune(None, [*command, "--data", tiny_shards, "train.epochs=6"]))
+
+
+def test_a_sweep_that_another_process_began_meanwhile_answers_for_itself_too(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both began before there was a record; the second one waited until the first had gone."""
+    fields = {"identity": identity(read_sweep("tune_lpa", {"sweep.name": "s", "data.uri": tiny_shards}))}
+
+    @contextlib.contextmanager
+    def after_the_first(uri: str, _say: object) -> Iterator[None]:
+        sweep_record(data_hash=read_manifest(tiny_shards).hash, **fields).write(tmp_path / "s")
+        yield
+
+    monkeypatch.setattr("ltcore.cli.tune.exclusive", after_the_first)
+    monkeypatch.setattr("ltcore.runtime.cluster.connect", lambda debug: SimpleNamespace(describe=lambda: "a Ray"))
+    monkeypatch.setattr("ltcore.runtime.cluster.disconnect", lambda: None)
+    command = [
+        "--name",
+        "s",
+        "--storage",
+        str(tmp_path),
+        "--data",
+        tiny_shards,
+        "train.epochs=30",
+        "tracking.wandb=false",
+    ]
+    with pytest.raises(
+        ConfigError, match=r"holds a sweep with another configuration \(train.epochs: 28 there, 30 now\)"
+    ):
+        tune(read_tune(None, command))
 
 
 def test_a_comparison_of_methods_fits_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
