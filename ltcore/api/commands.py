@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ltcore.api.results import Evaluation, Protocols, Run, Sweep
 from ltcore.cli.args import ProtocolsArgs, RetrieveArgs, TrainArgs, TuneArgs, fold
 from ltcore.cli.output import Output
-from ltcore.cli.parsers import DEMO_SWEEP
+from ltcore.cli.parsers import DEMO_SWEEP, absolute
 from ltcore.cli.prepare import storage_root
 from ltcore.config.execution import AUTO, ENGINES, PlaceArgs
 from ltcore.config.records import RunRecord, SweepRecord
@@ -161,6 +161,10 @@ def evaluate(
 
     for protocol in protocols:
         _checked(PROTOCOLS, protocols=protocol)
+    if splits and protocols:
+        raise ConfigError(
+            f"splits={list(splits)} and protocols={list(protocols)}: give one of the two, each names test splits."
+        )
     if isinstance(run, Run | Sweep):
         predictor = run.predictor(posthoc_tau, tta)
     else:
@@ -278,7 +282,8 @@ def _configured(cfg: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def _folded(overrides: Mapping[str, Any], keys: Mapping[str, object]) -> dict[str, Any]:
     """Joins the arguments that stand for keys to the overrides, as the command line does."""
-    changes = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
+    words = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
+    changes = {key: absolute(key, value) if isinstance(value, str) else value for key, value in words.items()}
     fold(changes, keys)
     return changes
 

@@ -331,6 +331,12 @@ FILE_KEYS = ("model.weights", "model.text.weights", "model.text.names", "train.i
 """Keys whose value may be a path."""
 
 
+def absolute(key: str, value: str) -> str:
+    """Returns the value of a key, of which a path that exists is made absolute: workers change directory."""
+    is_file = key in FILE_KEYS and value and "://" not in value and Path(value).exists()
+    return str(Path(value).absolute()) if is_file else value
+
+
 def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
     """Splits words in any order into (recipe or None, overrides)."""
     recipes = [word for word in words if "=" not in word]
@@ -339,8 +345,7 @@ def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[
     overrides: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if key in FILE_KEYS and value and "://" not in value and Path(value).exists():
-            value = str(Path(value).absolute())  # as a person means it; workers change directory
+        value = absolute(key, value)
         if equals and overrides.setdefault(key, value) != value:
             parser.error(f"{key} is given twice: {overrides[key]} and {value}")
     return (recipes[0] if recipes else None), overrides

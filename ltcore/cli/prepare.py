@@ -14,7 +14,7 @@ from ltcore.data.datasets.registry import find
 from ltcore.data.shards.histogram import class_histogram
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.errors import ConfigError
-from ltcore.storage import is_local, join, refuse_read_only
+from ltcore.storage import is_local, join, local_path, refuse_read_only
 from ltcore.uris import check_uris
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def prepare_data(
     """
     place = None if is_local(root) else join(root, "datasets")
     is_remade = fresh and find(data.uri).is_generated
-    return prepare(data, fresh=is_remade, progress=say, root=place, engine=engine_of(engine, say))
+    uri = prepare(data, fresh=is_remade, progress=say, root=place, engine=engine_of(engine, say))
+    return str(local_path(uri).absolute()) if is_local(uri) else uri  # workers change directory
 
 
 def prepare_run(

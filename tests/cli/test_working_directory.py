@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ltcore.cli.parsers import absolute
+from ltcore.cli.prepare import prepare_data
+from ltcore.data.config import DataConfig
 from tests.paths import ROOT
 
 HIDING = ("argparse", "json", "logging", "queue", "random", "yaml")
@@ -66,3 +69,15 @@ def test_a_checkout_that_is_not_installed_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "ltcore", tmp_path / "ltcore", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "ltcore" / "cli" / "main.py").write_text(code)
     assert ltcore(tmp_path, path="").stderr == f"found: {tmp_path}\n"
+
+
+def test_data_and_files_there_are_named_as_every_worker_finds_them(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of Ray Train change directory."""
+    (tmp_path / "shards").symlink_to(tiny_shards)
+    (tmp_path / "w.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    assert prepare_data(DataConfig(uri="shards"), str(tmp_path), print) == str(tmp_path / "shards")
+    assert absolute("model.weights", "w.pth") == str(tmp_path / "w.pth")
+    assert absolute("model.weights", "none.pth") == "none.pth" and absolute("name", "w.pth") == "w.pth"
