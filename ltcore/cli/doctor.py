@@ -6,7 +6,7 @@ import os
 
 from ltcore.cli.prepare import storage_root
 from ltcore.config.execution import PlaceArgs
-from ltcore.errors import CapacityError
+from ltcore.errors import CapacityError, ConfigError
 from ltcore.reporting.terminal import Terminal
 from ltcore.runtime.cluster import connect, disconnect
 from ltcore.runtime.cluster_address import noted_address, on_cluster_node
@@ -26,6 +26,8 @@ def run_doctor(storage: str | None, data: str | None, max_gpus: float | None) ->
     if on_cluster_node() or noted_address():
         found = _examine_cluster(root, data_uri, max_gpus, console)
     else:
+        if max_gpus is not None:
+            raise ConfigError("--max-gpus is about a cluster, and this machine belongs to none. Leave it out.")
         found = examine_here(root, data_uri, ask=True)
     show(found, console)
     return int(verdict(found)[0] == RED)

@@ -55,14 +55,21 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     add("--shard-size", type=int, default=1000, metavar="N", help="most images in one tar (default 1000)")
     add_source_flags(parser)
     args = vars(parser.parse_args(argv))
+    given = {name for name, value in args.items() if value != parser.get_default(name)}
+    if unread := sorted(given & _without_effect(args)):
+        flag = unread[0].replace("_", "-")
+        parser.error(f"--{flag} is about shards that are made, which {args['source']} does not do")
     reencode = reencode_of(args)
-    if reencode is not None and args["source"] in ("check", "info", "pictures"):
-        parser.error(f"--reencode is about shards that are made, which {args['source']} does not do")
-    if args["engine"] != "auto" and args["source"] in ("check", "info"):
-        parser.error(f"--engine is about shards that are made, which {args['source']} does not do")
     if args["pictures_dir"] is not None and args["source"] != "pictures":
         parser.error(f"{args['pictures_dir']!r} is one argument too many: only pictures takes a folder after the data")
     return ShardsArgs(lists=args.pop("list"), reencode=reencode, **args)
+
+
+def _without_effect(args: dict[str, Any]) -> set[str]:
+    """Returns the options that what is done does not read."""
+    if args["source"] in ("check", "info"):
+        return args.keys() - {"source", "target", "pictures_dir", "debug"}
+    return {"reencode", "quality", "short_side", "shard_size"} if args["source"] == "pictures" else set()
 
 
 def reencode_of(args: dict[str, Any]) -> Reencode | None:

@@ -29,6 +29,15 @@ def test_what_does_not_go_with_pictures_is_refused(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit):
         shards(None, ["digits-glt", "out", "more"])
     assert "'more' is one argument too many" in capsys.readouterr().err
+    for word, flags, named in (
+        ("check", ["--imbalance-factor", "9"], "imbalance-factor"),
+        ("info", ["--list", "train=a.txt"], "list"),
+        ("check", ["--quality", "5"], "quality"),
+        ("pictures", ["--shard-size", "5"], "shard-size"),
+    ):
+        with pytest.raises(SystemExit):
+            shards(None, [word, "out", *flags])
+        assert f"--{named} is about shards that are made, which {word} does not do" in capsys.readouterr().err
     colored.write(tmp_path / "data", counts={"train": ((1, 0, 0), (1, 0, 0))})
     with pytest.raises(ConfigError, match="imbalance_factor=3"):
         shards(None, ["pictures", str(tmp_path / "data"), str(tmp_path), "--imbalance-factor", "3"])
