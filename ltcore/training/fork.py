@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ltcore.errors import CheckpointError
 from ltcore.retry import retrying
 from ltcore.tracking.jsonl_sink import read_metrics, write_metrics
 from ltcore.training import checkpoint as ckpt
@@ -17,11 +16,12 @@ def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> None:
     """Copies the newest checkpoint of the run in ``source`` into ``run_dir``, and what was logged up to there.
 
     The copy gets the flat ``config`` as its configuration. This is correct only where both configurations give the same
-    run up to that point, for which the caller is responsible. Raises CheckpointError where there is no checkpoint.
+    run up to that point, for which the caller is responsible. Without a checkpoint, which a full disk or somebody has taken,
+    nothing is copied: the run begins at its beginning, and comes to the same bits.
     """
     found = ckpt.find(source / "checkpoints")
     if found is None:
-        raise CheckpointError(f"{source} has no checkpoint to start from. Remove it, or set sweep.share_start=false.")
+        return
     folder = run_dir / "checkpoints"
     aside = folder / f".fork-{found.path.name}"
 

@@ -70,3 +70,17 @@ def test_a_run_that_forks_has_the_rows_of_what_it_starts_from(
     assert shown == [1, 2, 3], "the other sinks have them as well"
     execute(dataclasses.replace(job, config=cfg.replace({"train.epochs": 3}).to_dict()), ctx)
     assert shown == [1, 2, 3], "and once"
+
+
+def test_without_a_checkpoint_to_start_from_a_run_begins_at_its_beginning(tiny_shards: str, tmp_path: Path) -> None:
+    """The shared start's was left out on a full disk, say, or somebody has removed it."""
+    (tmp_path / "source" / "checkpoints").mkdir(parents=True)
+    job = Job(
+        config=CFG.to_dict(),
+        data_uri=tiny_shards,
+        run_uri=str(tmp_path / "run"),
+        info=RunInfo(id="run"),
+        fork_of=str(tmp_path / "source"),
+    )
+    forked = execute(job, LocalContext(torch.device("cpu")))
+    assert forked.to_json()["test"] == run(CFG, tiny_shards, tmp_path / "alone")["test"]
