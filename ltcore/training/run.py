@@ -160,7 +160,10 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
         first = _first_record(cfg, job.info, ctx, loader, wandb_id, known)
         if done is not None:
             first = dataclasses.replace(first, starts=done.starts)
-        return _run(job, cfg, _SyncedContext(ctx, sync, lease), sync, loader, first)
+        record = _run(job, cfg, _SyncedContext(ctx, sync, lease), sync, loader, first)
+    if ctx.rank == 0 and record.status == "finished":
+        sync.discard()
+    return record
 
 
 def refuse_other_run(job: Job, done: RunRecord) -> None:

@@ -51,6 +51,8 @@ class RunSync:
         self.local = scratch if self.remote else Path(open_fs(uri)[1])
         self.ahead = False
         """Whether the local directory was found to be newer than the storage: a last copy failed."""
+        self.replaces = False
+        """Whether checkpoints on the storage of a kind that is not here are of no use either."""
         self._sent: dict[str, Stamp | None] = {}
         """File on the storage -> stamp of the local file that was copied; None where unknown, so that it is copied
         again.
@@ -123,6 +125,12 @@ class RunSync:
         if self._pool is not None:
             self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
 
+    def discard(self) -> None:
+        """Removes this node's copy of a run that is whole on the storage: nobody else would, and disks fill up."""
+        if self.remote:
+            with locked(self.local / _LOCK):
+                self._clear()
+
     def _clear(self) -> None:
         for path in self.local.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -156,7 +164,7 @@ class RunSync:
         self._send(_RECORD, record)
         stored = {name.rpartition("/")[0] for name in self._sent if name.startswith("checkpoints/")}
         for folder in sorted(stored - checkpoints.keys()):
-            if _tag(folder) in map(_tag, checkpoints):
+            if self.replaces or _tag(folder) in map(_tag, checkpoints):
                 self.fence()
                 remove_folder(join(self.uri, folder), first="meta.json")
                 self._sent = {name: stamp for name, stamp in self._sent.items() if not name.startswith(f"{folder}/")}

@@ -21,7 +21,7 @@ from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import awaited
-from ltcore.storage import join
+from ltcore.storage import join, remove
 from ltcore.text import counted
 from ltcore.training.lease import check_held
 from ltcore.tuning.ablation import terms_off
@@ -193,15 +193,19 @@ class Sweep:
         if not left:
             return
         self.save(populations=self.record.populations + 1)
+        for ended in (f"tune-{n}" for n in range(1, self.record.populations)):  # of commands that were killed
+            remove(join(setup.uri, ended))
+        folder = f"tune-{self.record.populations}"
         run_population(
             self._plan(),
             setup.sweep,
             left,
             total_images=setup.base.train.epochs * setup.images_per_epoch,
             sweep_uri=setup.uri,
-            folder=f"tune-{self.record.populations}",
+            folder=folder,
             ears=replace(self._ears(), ended=partial(self._member_ended, points)),
         )
+        remove(join(setup.uri, folder))  # the next population starts from the trials themselves
         self.runs.raise_if_over()
         if self._unshare(points):
             self._search_population()

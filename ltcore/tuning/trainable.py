@@ -183,4 +183,5 @@ def _adopt_checkpoint(run_uri: str) -> None:
             ckpt.adopt(sync.local / "checkpoints", Path(source))
 
     retrying(place_of(run_uri), adopt)
+    sync.replaces = True  # the best one so far is of weights that this trial has thrown away
     sync.close()

@@ -71,10 +71,19 @@ def test_the_run_directory_is_in_the_store_and_its_bits_are_those_of_a_local_run
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = tiny_run(**TERMS, tracking__wandb=True, tracking__tensorboard=True, train__checkpoint_every_s=0.001)
-    uri = f"{bucket.uri}/runs/tiny"
+    uri, discard = f"{bucket.uri}/runs/tiny", RunSync.discard
+
+    def note(sync: RunSync) -> None:
+        if sync.remote:
+            shutil.copytree(sync.local, tmp_path / "mine")
+        discard(sync)
+
+    monkeypatch.setattr(RunSync, "discard", note)
     record = run(cfg, tiny_shards, uri)
     assert record == record_of(bucket, "runs/tiny")
     assert record["status"] == "finished"
+    assert [path.name for path in scratch_dir(uri).iterdir()] == [".lock"], "what is whole there takes no room here"
+    assert run(cfg, tiny_shards, uri) == record
     local = run(cfg, tiny_shards, tmp_path / "local")
     assert record["test"] == local["test"]
     copy = bucket.download("runs/tiny", tmp_path / "copy")
@@ -83,7 +92,7 @@ def test_the_run_directory_is_in_the_store_and_its_bits_are_those_of_a_local_run
     assert (copy / "config.yaml").read_bytes() == (tmp_path / "local" / "config.yaml").read_bytes()
     logs = list((copy / "wandb").glob("offline-run-*/*.wandb"))
     assert len(logs) == 1
-    mine = next((scratch_dir(uri) / "wandb").glob("offline-run-*/*.wandb"))
+    mine = next((tmp_path / "mine" / "wandb").glob("offline-run-*/*.wandb"))
     assert logs[0].read_bytes() == mine.read_bytes()
     assert list((copy / "tensorboard").glob("events.*"))
     assert not [key for key in bucket.names() if any(part.startswith(".") for part in key.split("/"))]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,6 +18,12 @@ from ltcore.training import checkpoint as ckpt
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from ltcore.tuning.trainable import TrialContext, _adopt_checkpoint
+from tests.training.runs import run, tiny_run
+
+if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
+    from tests.s3 import Bucket
+
+pytest_plugins = ["tests.s3"]
 
 BUSY = OSError("When creating key 'x' in bucket 'b': AWS Error SLOW_DOWN during PutObject operation: reduce your rate")
 
@@ -68,3 +75,17 @@ def test_a_copied_checkpoint_is_fetched_until_it_is_there(tmp_path: Path, monkey
     _adopt_checkpoint(str(tmp_path / "run"))
     found = ckpt.find(tmp_path / "run" / "checkpoints")
     assert fetch.done and found is not None and found.train_state() == {"n": 5}
+
+
+def test_a_member_that_takes_over_another_leaves_nothing_of_its_own_on_the_store(
+    bucket: Bucket, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its best weights so far were others, and would be loaded as those of this trial."""
+    run(tiny_run(), tiny_shards, f"{bucket.uri}/trial")
+    before = {key.split("/")[-2] for key in bucket.names("trial/checkpoints/")}
+    assert {name.split("-")[0] for name in before} == {"best", "last"}
+    source = ckpt.save(tmp_path / "better", "last", step=5, model={"w": torch.ones(2)}, state={"n": 5}, meta={})
+    handed = SimpleNamespace(as_directory=lambda: contextlib.nullcontext(str(source)))
+    monkeypatch.setattr(tune, "get_checkpoint", lambda: handed)
+    _adopt_checkpoint(f"{bucket.uri}/trial")
+    assert {key.split("/")[-2] for key in bucket.names("trial/checkpoints/")} == {"last-00000005"}
