@@ -71,7 +71,9 @@ def start_heartbeat(name: str, nonce: str) -> Any:
     ``nonce`` travels only in the jobs, never in names or settings, which Ray shows to everyone.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = HeartbeatActor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here)  # type: ignore[attr-defined]
+    options = HeartbeatActor.options(  # type: ignore[attr-defined]
+        name=name, namespace=NAMESPACE, scheduling_strategy=here, max_restarts=-1
+    )
     return options.remote(secret_environment(), nonce)
 
 
@@ -103,10 +105,9 @@ class HeartbeatSender:
         self._answer: Any = None
         self._stop = False
         if self._actor is not None:
+            self._process = ray.get_runtime_context().get_node_id(), os.getpid()
             # what an earlier process of the run sent stays, for those who look; this one has yet to fetch and decode its data
-            self._send(
-                {"over": False, "begun": False, "process": (ray.get_runtime_context().get_node_id(), os.getpid())}
-            )
+            self._send({"begun": False})
 
     def stop_requested(self) -> bool:
         """Tells whether the driver answered a sign of life with the request to save and end. Never waits."""
@@ -139,7 +140,9 @@ class HeartbeatSender:
 
     def _send(self, state: dict[str, Any]) -> None:
         if self._actor is not None:
-            answer = self._actor.beat.remote(self._run, state)
+            # all that judging its silence takes: an actor that was started again knows of no earlier sign
+            whole = {"over": False, "process": self._process, **state}
+            answer = self._actor.beat.remote(self._run, whole)
             self._answer = answer if self._answer is None else self._answer  # the oldest one arrives first
             self._sent = time.monotonic()
 
@@ -181,7 +184,6 @@ class Watchdog(Poller):
         self.out_of_time = threading.Event()
         self.saving = threading.Event()
         """Runs are asked to save a checkpoint and end, and no other one begins."""
-        self._told = False
         self._patience_ends = 0.0
 
     @property
@@ -199,6 +201,10 @@ class Watchdog(Poller):
         """Notes that nobody will go on with a run, whose process could not say so itself."""
         self._actor.beat.remote(run, {"over": True})
 
+    def end(self) -> None:
+        super().end()
+        listeners.pop("watchdog", None)  # which holds the actor, and with it the W&B key
+
     def touch(self) -> None:
         """Notes activity that is no sign of life of a run: a trial ended, a stage began."""
         self._moved = time.monotonic()
@@ -207,6 +213,9 @@ class Watchdog(Poller):
         """Asks the actor once, judges silence and the deadline, and passes on the request to save and end."""
         try:
             now: dict[str, dict[str, Any]] = ray.get(self._actor.snapshot.remote(), timeout=10)
+        except ray.exceptions.RayActorError:
+            self._excuse()  # nobody has heard anything, whoever spoke
+            return True
         except (ray.exceptions.RayError, TimeoutError):
             now = self._last  # counts as silence
         moved = [run for run, state in now.items() if state != self._last.get(run)]
@@ -219,10 +228,14 @@ class Watchdog(Poller):
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.out_of_time.set()
             self.save_and_end()
-        if self.saving.is_set() and not self._told:
-            self._actor.stop.remote()
-            self._told = True
+        if self.saving.is_set():
+            self._actor.stop.remote()  # each time: an actor that was started again knows nothing of it
         return True
+
+    def _excuse(self) -> None:
+        """Begins to wait anew for a sign of every run."""
+        self.touch()
+        self._moved_of = dict.fromkeys(self._moved_of, self._moved)
 
     def _judge(self, now: Mapping[str, Mapping[str, Any]]) -> None:
         running = {run: state for run, state in now.items() if not state.get("over", True)}

@@ -107,3 +107,30 @@ def test_a_run_whose_process_was_lost_for_good_is_not_waited_for(scene: Scene) -
     scene.passes(1)
     scene.passes(STALL_S + 1)
     assert not scene.ended and scene.watch.stalled.is_set(), "nothing runs"
+
+
+def test_an_actor_that_is_gone_says_nothing_of_the_runs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = scene.starts()
+    scene.now += 3
+    sender.beat(0, 128, 1000)
+    scene.passes(0)
+    with monkeypatch.context() as patch:
+        gone = ray.exceptions.ActorDiedError()
+
+        def dead(*_: Any, **__: Any) -> Any:
+            raise gone
+
+        patch.setattr(heartbeat.ray, "get", dead)
+        scene.passes(STALL_S + 1)
+    assert not scene.ended and not scene.watch.stalled.is_set()
+    scene.watch._actor.snapshot.remote().clear()  # as the one that Ray starts in its place
+    sender.beat(0, 256, 1000)
+    scene.passes(0)
+    scene.passes(STALL_S + 1)
+    assert len(scene.ended) == 1
+
+
+def test_who_ends_the_watch_lets_the_actor_go(scene: Scene) -> None:
+    assert heartbeat.listeners
+    scene.watch.end()
+    assert not heartbeat.listeners
