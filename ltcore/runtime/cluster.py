@@ -19,6 +19,7 @@ from ltcore.errors import USERINFO, ConfigError, LtcoreError
 from ltcore.runtime.cluster_address import cluster_address, current_cluster_file, read_authentication
 from ltcore.runtime.plugin_modules import sent_along, share_search_path
 from ltcore.text import counted
+from ltcore.tracking.wandb_account import SECRET_WORDS
 
 if TYPE_CHECKING:
     from ltcore.runtime.autoscaler import Limits
@@ -56,7 +57,7 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 FORWARDED = ("WANDB_", "AWS_", "GOOGLE_", "LTCORE_", "NCCL_", "FI_", "GLOO_", "TORCH_")
 OF_ONE_MACHINE = ("LTCORE_CACHE",)
 """Variables that say something of this machine's disks; every node of a cluster has its own."""
-SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
+SECRET = re.compile("|".join((*SECRET_WORDS, "SECRET", "CREDENTIAL")))
 REMOTE = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # fills the Train tab of the dashboard
 _session: LocalSession | None = None
 """The local Ray of the connection that ``connect`` made; None on a cluster."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ltcore.config.records import SweepRecord
 from ltcore.evaluation.catalog import goodness
+from ltcore.hashing import hash64
 from ltcore.reporting.compared import compared_tests
 from ltcore.reporting.report import ablation_table, variants_table, write_report
 from ltcore.runtime.progress import ProgressDisplay
@@ -39,7 +40,7 @@ def _log_sweep(setup: SweepSetup, record: SweepRecord, id_prefix: str, folder: P
     cfg = setup.base
     tracker = open_tracker(
         run_dir=folder / "sweep",
-        run_id=f"{id_prefix}-sweep",
+        run_id=f"{id_prefix}-sweep-{hash64(setup.uri, str(record.created_at)) % 16**6:06x}",  # no other sweep's of its name
         group=setup.sweep.name,
         name=f"{setup.sweep.name}-sweep",
         config_flat=dict(record.identity),

@@ -106,6 +106,10 @@ def test_a_wandb_key_is_for_memory_and_never_for_rays_logged_environment(
     monkeypatch.setenv("WANDB_API_KEY", "key-of-the-shell")
     assert secret_environment() == {"WANDB_API_KEY": "key-of-the-shell"}
     monkeypatch.setenv("WANDB_BASE_URL", "https://user:pa55word@wandb.example.org")
+    monkeypatch.setenv("WANDB__EXTRA_HTTP_HEADERS", '{"Authorization": "Bearer b3arer"}')
+    assert secret_environment().pop("WANDB__EXTRA_HTTP_HEADERS") == '{"Authorization": "Bearer b3arer"}'
+    assert "WANDB__EXTRA_HTTP_HEADERS" not in forwarded_environment()
+    monkeypatch.delenv("WANDB__EXTRA_HTTP_HEADERS")
     server = {"WANDB_BASE_URL": "https://user:pa55word@wandb.example.org"}  # else the key would go to another one
     assert secret_environment() == {"WANDB_API_KEY": "key-of-the-shell", **server}
     passed = forwarded_environment()
