@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ class EvaluateArgs:
     """Whether predictions have the logits."""
     engine: str = "inline"
     """Where predictions are computed: 'inline' (this process) or 'ray' (a pool of actors)."""
+    reading: Mapping[str, str] = field(default_factory=dict)
+    """How ``data`` is read: keys such as data.label_column."""
 
     @property
     def predicts(self) -> bool:

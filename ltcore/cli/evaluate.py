@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -33,7 +34,7 @@ PER_SPLIT = ("splits", "classes_present", "per_class", "support", "calibration",
 def run(args: EvaluateArgs) -> None:
     """Evaluates the checkpoint and stores its metrics."""
     predictor = predict.load(args.checkpoint, args.posthoc_tau, tta=args.tta)
-    result = measured(predictor, args.data, args.splits, args.protocols)
+    result = measured(predictor, args.data, args.splits, args.protocols, reading=args.reading)
     _print(result)
     if args.output:
         _write(args.output, result)
@@ -48,16 +49,31 @@ def measured(
     splits: Sequence[str],
     protocols: Sequence[str],
     out: Output = COMMAND_LINE,
+    *,
+    reading: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates on the given data, or on those of training. Returns what ``predict.evaluate`` does."""
-    return predict.evaluate(predictor, find_data(predictor, data, out), splits, protocols)
+    return predict.evaluate(predictor, find_data(predictor, data, out, reading=reading), splits, protocols)
 
 
-def find_data(predictor: Predictor, given: str | None, out: Output = COMMAND_LINE, doing: str = "evaluating on") -> str:
-    """Returns the URI of the shards to evaluate on or to predict: those of ``--data``, else those of training, and no others."""
+def find_data(
+    predictor: Predictor,
+    given: str | None,
+    out: Output = COMMAND_LINE,
+    doing: str = "evaluating on",
+    *,
+    reading: Mapping[str, str] | None = None,
+) -> str:
+    """Returns the URI of the shards to evaluate on or to predict: those of ``--data``, else those of training, and no others.
+
+    ``reading`` are keys that say how ``--data`` is read, such as data.label_column.
+    """
     data = predictor.config.data
     if given:
-        uri = _prepared(on_other_data(data, given), out, doing)
+        other = on_other_data(data, given)
+        if reading:
+            other = replace(predictor.config, data=other).replace(reading).data
+        uri = _prepared(other, out, doing)
         if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
             out.say(f"{given} came without a test folder: its test split is {share}")
         return uri

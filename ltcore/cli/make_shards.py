@@ -10,7 +10,7 @@ from ltcore.cli.args import ShardsArgs, SourceArgs
 from ltcore.cli.bar import progress
 from ltcore.cli.engine import engine_of
 from ltcore.cli.entry import say
-from ltcore.data.config import COLUMN_KEYS, DataConfig
+from ltcore.data.config import READING_KEYS, DataConfig
 from ltcore.data.datasets.prepare import make, prepare, selection_remarks
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.validate import check_dataset, describe
@@ -44,9 +44,8 @@ def make_shards(args: ShardsArgs) -> int:
 
 def source_config(args: SourceArgs, uri: str, **more: Any) -> DataConfig:
     """Returns what the command line says of a source. Raises ConfigError for values that the section does not take."""
-    keys = ("classes_from", "max_bad_samples", "label_key", *COLUMN_KEYS)
     try:
-        return DataConfig(uri=uri, **{key: getattr(args, key) for key in keys}, **more)
+        return DataConfig(uri=uri, **{key: getattr(args, key) for key in READING_KEYS}, **more)
     except ValueError as error:
         raise ConfigError(f"data.{error}.") from error
 

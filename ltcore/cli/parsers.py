@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ltcore.cli.parser import Parser
 from ltcore.cli.plugin_flag import add_plugin_flag
 from ltcore.cli.values import count, gpu_part, not_negative, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
+from ltcore.data.config import READING_KEYS
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
@@ -84,7 +86,8 @@ def read_evaluate(
         nargs="*",
         metavar="IMAGES",
         help="predict these instead of measuring: image files, folders, zips, shards, or lists (.txt: a line 'path' or "
-        "'path label' for each image, the label a number by the order of the run's classes); with --protocols more runs",
+        "'path label' for each image, the label a class of the run or its number by their order); with --protocols more runs; "
+        "or data.KEY=VALUE that says how --data is read, such as data.label_column=species",
     )
     parser.add_argument("--data", metavar="URI", help="data to evaluate on (default: LTCORE_DATA, else training's)")
     which = parser.add_mutually_exclusive_group()
@@ -118,6 +121,7 @@ def read_evaluate(
         return _protocols(parser, args)
     if args.train_missing:
         parser.error("--train-missing goes with --protocols")
+    reading = _reading(parser, args)
     if args.images and args.data:
         parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
     found = EvaluateArgs(
@@ -133,9 +137,23 @@ def read_evaluate(
         top_k=args.top_k,
         logits=args.logits,
         engine=args.engine,
+        reading=reading,
     )
     if problem := found.contradiction():
         parser.error(problem)
+    return found
+
+
+def _reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """Takes keys of ``--data`` out of the images."""
+    words = [word for word in args.images if re.match(r"data\.\w+=", word)]
+    args.images = [word for word in args.images if word not in words]
+    found = dict(word.split("=", 1) for word in words)
+    keys = [f"data.{key}" for key in READING_KEYS]
+    if odd := next((key for key in found if key not in keys), None):
+        parser.error(f"{odd} does not say how data are read; expected {', '.join(keys)}")
+    if found and not (args.data or os.environ.get("LTCORE_DATA")):
+        parser.error(f"{words[0]} says how the data of --data are read: give them")
     return found
 
 

@@ -56,7 +56,7 @@ def _predict(args: EvaluateArgs) -> int:
 def _shards(predictor: Predictor, args: EvaluateArgs) -> str | None:
     """Returns the URI of the data set to predict; None where there are images alone."""
     if not args.images:
-        return find_data(predictor, args.data, doing="predicting images of")
+        return find_data(predictor, args.data, doing="predicting images of", reading=args.reading)
     uris = [word for word in args.images if (in_store(word) or local_path(word).is_dir()) and is_shards(word)]
     if uris and len(args.images) > 1:
         raise ConfigError(

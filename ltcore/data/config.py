@@ -19,6 +19,8 @@ SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
 COLUMN_KEYS = ("image_column", "label_column", "split_column", "attribute_column")
 """Keys that say how a table is read."""
+READING_KEYS = ("classes_from", "max_bad_samples", "label_key", *COLUMN_KEYS)
+"""Keys that say how images of any place are read; they do not choose any."""
 PLACE_KEYS = ("images", "annotations")
 """Keys that say where the files of a benchmark are that ``uri`` names."""
 MAX_IMAGE_SIZE = 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ import pytest
 
 import ltcore
 from ltcore.cli import export_parsers, parsers
+from ltcore.cli.args import EvaluateArgs
+from ltcore.cli.evaluate import find_data
 from ltcore.cli.export import run_card, run_export
+from ltcore.cli.parsers import read_evaluate
 from ltcore.cli.predict import predict
+from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import ConfigError
 from ltcore.storage import read_jsonl
@@ -119,3 +124,28 @@ def test_an_export_is_checked_on_real_images_and_has_a_card(
     run_card(export_parsers.read_card("", [str(trained), "--output", f"{tmp_path}/card.md"]))
     assert (tmp_path / "card.md").read_text().startswith("# tiny\n")
     assert "Model card" in capsys.readouterr().out
+
+
+def test_keys_beside_the_data_say_how_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Errors about other data than those of training advise such keys."""
+    monkeypatch.delenv("LTCORE_DATA", raising=False)
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        (tmp_path / f"{n}.png").write_bytes(png(rng))
+    rows = [f"{n}.png,{'cat' if n % 2 else 'dog'},{n}" for n in range(6)]
+    (tmp_path / "new.csv").write_text("\n".join(["image,beast,weight", *rows]))
+    words = ["run", "data.label_column=beast", "--data", str(tmp_path / "new.csv")]
+    args = read_evaluate(None, words)
+    assert isinstance(args, EvaluateArgs) and args.images == () and not args.predicts
+    predictor: Any = SimpleNamespace(config=tiny_run())
+    uri = find_data(predictor, args.data, reading=args.reading)
+    assert read_manifest(uri).classes == ("cat", "dog")
+    for wrong, said in (
+        (["run", "data.uri=x", "--data", "y"], "data.uri does not say how data are read; expected data.classes_from"),
+        (["run", "data.label_column=beast"], "data.label_column=beast says how the data of --data are read: give them"),
+    ):
+        with pytest.raises(SystemExit):
+            read_evaluate(None, wrong)
+        assert said in " ".join(capsys.readouterr().err.split())
