@@ -258,7 +258,7 @@ def decoded(
     Args:
         root: where they are; it is read by this thread alone.
         items: the images.
-        make: is called in the other threads; a BadImageError says that an image is broken.
+        make: is called in the other threads, with one in this; a BadImageError says that an image is broken.
         errors: takes what is wrong with the broken ones, by path.
         threads: their number; None: as many as suit the machine.
     """
@@ -269,9 +269,11 @@ def decoded(
         except BadImageError as error:
             return _words_of(error)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with contextlib.ExitStack() as stack:
+        # where others have the other CPUs, a second thread would only take turns with this one
+        run = map if threads == 1 else stack.enter_context(ThreadPoolExecutor(threads)).map
         for chunk in _chunks(root, items, errors):
-            made = pool.map(attempt, *zip(*chunk, strict=True))
+            made = run(attempt, *zip(*chunk, strict=True))
             for (item, _), found in zip(chunk, made, strict=True):
                 if isinstance(found, BadImageError):
                     errors[item.path] = found
@@ -313,22 +315,25 @@ def probe(root: Readable, keys: Sequence[str], paths: Sequence[str], seed: int) 
     """
     order = keyed_order(keys, np.arange(len(keys)), seed, "probe")
     probed = [paths[i] for i in np.sort(order[:PROBED])]  # in the order in which they are stored
-    chosen, sides = [], []
-    root.announce(probed)
-    for path in probed:
-        with contextlib.suppress(BadImageError):
-            sides.append(min(size_of(decode_image(root.read(path), path))))
-            chosen.append(path)
-    if not chosen:
+    items = [Item(path, key="", ext="", label=0, attribute=-1) for path in probed]
+
+    def short_side(item: Item, image: bytes) -> tuple[Item, int]:
+        return item, min(size_of(decode_image(image, item.path)))
+
+    found = list(decoded(root, items, short_side, {}))
+    if not found:
         return LARGEST_IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3
-    image_size = max(1, min(int(np.median(sides)), LARGEST_IMAGE_SIZE))
+    image_size = max(1, min(int(np.median([side for _, side in found])), LARGEST_IMAGE_SIZE))
+
+    def sums(item: Item, image: bytes) -> tuple[np.ndarray, np.ndarray]:
+        pixels_CP = decode_canvas(image, image_size, item.path).reshape(3, -1).astype(np.int64)
+        return pixels_CP.sum(1), (pixels_CP**2).sum(1)
+
     # sums of integers: the same numbers in any order and on any machine
-    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(chosen) * image_size**2
-    root.announce(chosen)
-    for path in chosen:
-        pixels_CP = decode_canvas(root.read(path), image_size, f"{root.where}: {path}").reshape(3, -1).astype(np.int64)
-        sums_C += pixels_CP.sum(1)
-        squares_C += (pixels_CP**2).sum(1)
+    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(found) * image_size**2
+    for of_image_C, squares_of_image_C in decoded(root, [item for item, _ in found], sums, {}):
+        sums_C += of_image_C
+        squares_C += squares_of_image_C
     mean_C = sums_C / count
     std_C = np.sqrt(np.maximum(squares_C / count - mean_C**2, 1.0))  # at least one grey level, so it can divide
     return image_size, _rounded(mean_C), _rounded(std_C)
