@@ -30,8 +30,6 @@ from ltcore.storage import open_fs
 from ltcore.tuning.rungs import Course
 from ltcore.tuning.trainable import TRIAL, UNTIL, TrialPlan, trial_name, tune_trial
 
-KEPT = 4
-"""Checkpoints of each member of a population that others may copy; with two, Tune may remove the one that is copied."""
 LOST, LOST_ON_CLUSTERS = 3, 10
 """How often a trial whose process dies is started again within one command; machines that are lent are taken away, too."""
 
@@ -209,7 +207,6 @@ def run_population(
             "storage_filesystem": filesystem,
             "stop": _Stopper(ears.stop_wanted),
             "callbacks": [_Callback(ears, members)],
-            "checkpoint_config": tune.CheckpointConfig(num_to_keep=KEPT),
         },
         {key: domain(spec) for key, spec in sweep.space.items()},  # of which the points take the place
     )
