@@ -38,8 +38,8 @@ a program for some: Ghostscript for PostScript. HEIF is opened beside these wher
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}
 """Of files in the formats that are not called as PIL calls them."""
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_SCAN, _END = 0xDA, 0xD9
-"""Marks of a JPEG's segments."""
+_SCAN, _END, _FIRST = 0xDA, 0xD9, 0xC0
+"""Marks of a JPEG's segments: of a scan, of the end, and the first that has a length."""
 _MOST_SEGMENTS = 1000
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
@@ -216,9 +216,9 @@ def _foreign_format(data: bytes) -> str:
 
 
 def _scans(data: bytes) -> int:
-    """Counts the scans of a JPEG, or of more if there are few marks like those of a scan's start anyway.
+    """Counts the marks of a scan's start in a JPEG, up to its end where there are many.
 
-    Pixels cannot look like one, but what phones put behind the end of the image can: a film of some seconds.
+    Pixels cannot look like one, but what phones put behind the end can: a film of some seconds.
     """
     bytes_N = np.frombuffer(data, np.uint8)
     marks_M = np.flatnonzero(bytes_N[:-1] == 0xFF)  # a third of the time of ``bytes.count``
@@ -231,13 +231,18 @@ def _scans(data: bytes) -> int:
 
 
 def _segments(data: bytes, marks_M: npt.NDArray[np.int64]) -> Iterator[int]:
-    """Yields where each segment of a JPEG begins, as libjpeg finds them; where they are very many, all marks that are left."""
+    """Yields where each segment of a JPEG begins, as libjpeg finds them.
+
+    Where they are very many, or one is of a kind that no encoder writes, it yields all marks that are left.
+    """
     at = 2
     for _ in range(_MOST_SEGMENTS):
         n = int(np.searchsorted(marks_M, at))
         if n == len(marks_M) or data[marks_M[n] + 1] == _END:
             return
         at = int(marks_M[n])
+        if data[at + 1] < _FIRST:
+            break
         yield at
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
     yield from marks_M[np.searchsorted(marks_M, at) :].tolist()

@@ -206,6 +206,15 @@ def test_what_phones_put_behind_a_jpeg_does_not_count(progressive: bool) -> None
         assert np.array_equal(decode_canvas(data, 16, "x"), decode_canvas(usual, 16, "x"))
 
 
+@pytest.mark.parametrize("mark", [b"\xff\x01", b"\xff\x02", b"\xff\xbf"])
+def test_no_mark_without_a_length_hides_scans(mark: bytes) -> None:
+    """libjpeg goes on two bytes behind it, where something else might take the next two for a length."""
+    many = with_scans(300)
+    at = many.rindex(b"\xff\xda", 0, len(many) // 2)
+    with pytest.raises(DataError, match=r"the image has \d+ scans"):
+        decode_canvas(many[:at] + mark + many[at:], 16, "x")
+
+
 def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
     usual = encode(RGB, "JPEG", progressive=True)
     assert decode_canvas(usual, 16, "x").shape == (3, 16, 16)
