@@ -148,6 +148,8 @@ def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: Ma
         if done.test is not None or not job.info.test:
             if sync.ahead:
                 sync.close()  # it ended here, and its end did not reach the storage
+            if ctx.rank == 0:
+                sync.discard()
             return done  # a trial was not tested; it goes on from its end, where nothing but the test is left
     with dist.meeting():  # another node may have yet to decode the images that this one has
         made = make_run_loader(cfg, job.data_uri, ctx)

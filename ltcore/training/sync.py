@@ -52,7 +52,7 @@ class RunSync:
         self.ahead = False
         """Whether the local directory was found to be newer than the storage: a last copy failed."""
         self.replaces = False
-        """Whether checkpoints on the storage of a kind that is not here are of no use either."""
+        """Whether the storage keeps no checkpoint that is not here, not even the only one of its kind."""
         self._sent: dict[str, Stamp | None] = {}
         """File on the storage -> stamp of the local file that was copied; None where unknown, so that it is copied
         again.
@@ -126,10 +126,14 @@ class RunSync:
             self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
 
     def discard(self) -> None:
-        """Removes this node's copy of a run that is whole on the storage: nobody else would, and disks fill up."""
+        """Removes this node's checkpoints of a run that is whole on the storage: nobody else would, and disks fill up.
+
+        Without a record the rest does not count as a copy. It is small, and W&B may still be uploading its part.
+        """
         if self.remote:
-            with locked(self.local / _LOCK):
-                self._clear()
+            with locked(self.local / _LOCK), contextlib.suppress(OSError):  # what cannot be removed harms no run
+                (self.local / _RECORD).unlink(missing_ok=True)
+                shutil.rmtree(self.local / "checkpoints", ignore_errors=True)
 
     def _clear(self) -> None:
         for path in self.local.iterdir():

@@ -74,7 +74,7 @@ def test_the_run_directory_is_in_the_store_and_its_bits_are_those_of_a_local_run
     uri, discard = f"{bucket.uri}/runs/tiny", RunSync.discard
 
     def note(sync: RunSync) -> None:
-        if sync.remote:
+        if sync.remote and not (tmp_path / "mine").exists():
             shutil.copytree(sync.local, tmp_path / "mine")
         discard(sync)
 
@@ -82,8 +82,9 @@ def test_the_run_directory_is_in_the_store_and_its_bits_are_those_of_a_local_run
     record = run(cfg, tiny_shards, uri)
     assert record == record_of(bucket, "runs/tiny")
     assert record["status"] == "finished"
-    assert [path.name for path in scratch_dir(uri).iterdir()] == [".lock"], "what is whole there takes no room here"
-    assert run(cfg, tiny_shards, uri) == record
+    for _ in range(2):  # what is whole there takes no room here, also after it was asked for again
+        assert not {path.name for path in scratch_dir(uri).iterdir()} & {"checkpoints", "run.json"}
+        assert run(cfg, tiny_shards, uri) == record
     local = run(cfg, tiny_shards, tmp_path / "local")
     assert record["test"] == local["test"]
     copy = bucket.download("runs/tiny", tmp_path / "copy")
