@@ -16,8 +16,8 @@ def fork(source: Path, run_dir: Path, config: dict[str, Any]) -> None:
     """Copies the newest checkpoint of the run in ``source`` into ``run_dir``, and what was logged up to there.
 
     The copy gets the flat ``config`` as its configuration. This is correct only where both configurations give the same
-    run up to that point, for which the caller is responsible. Without a checkpoint, which a full disk or somebody has taken,
-    nothing is copied: the run begins at its beginning, and comes to the same bits.
+    run up to that point, for which the caller is responsible. Without a checkpoint, because the disk was full or
+    somebody removed it, nothing is copied: the run begins at its beginning, and comes to the same bits.
     """
     found = ckpt.find(source / "checkpoints")
     if found is None:

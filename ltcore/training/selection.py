@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ltcore.config.sweep import SELECTABLE
 from ltcore.data.shards.manifest import Manifest
@@ -30,6 +31,19 @@ def check_selection(wanted: Mapping[str, str], manifest: Manifest) -> None:
         raise ConfigError(
             f"{key}={metric}: {reasons[metric]} in the validation split of {manifest.name}, so it never has a value. There "
             f"are {', '.join(there)}."
+        )
+
+
+def refuse_without_value(key: str, metrics: Mapping[str, Any], manifest: Manifest) -> None:
+    """Raises ConfigError where a metric of the catalog had no value in an epoch: it depends on the data alone.
+
+    ``check_selection`` sees the manifest only, which does not say which attributes a class has.
+    """
+    has_images = any(manifest.class_counts.get("val", ()))
+    if has_images and key in metrics and metrics[key] is None and key.removeprefix(VALIDATION) in METRICS:
+        raise ConfigError(
+            f"train.select={key}: it has no value on the validation split of {manifest.name}, and never will. Choose another "
+            "metric (ltcore keys train.select)."
         )
 
 

@@ -17,8 +17,7 @@ from ltcore.config.load import check_world
 from ltcore.config.records import Notice, RunRecord, Start, now
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import Loader
-from ltcore.errors import ConfigError
-from ltcore.evaluation.catalog import METRICS, VALIDATION, goodness
+from ltcore.evaluation.catalog import goodness
 from ltcore.evaluation.plugged import metrics_of
 from ltcore.models.norm import average_running_stats_
 from ltcore.models.tune import count
@@ -44,6 +43,7 @@ from ltcore.training.progress import TrainProgress
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_run
 from ltcore.training.same_start import refuse_other_weights
+from ltcore.training.selection import refuse_without_value
 from ltcore.training.state import load_state, state_dict, take_pending
 from ltcore.training.tested import keep_tests
 from ltcore.training.weights_file import SHA256
@@ -97,7 +97,7 @@ class Trainer:
         self.last_saved_step = -1
         self.disk = Postponed(str(run_dir))
         self.class_prior: list[float] = []
-        """Class shares that the epoch that was trained last teaches, under its sample weights or draws, and natural weights."""
+        """Class shares that the last epoch taught, under the weights or draws of its samples and natural class weights."""
         self.base: dict[str, str] = {}
         """What checkpoints say of the part of the network that they leave out; {} where they are whole."""
 
@@ -293,11 +293,7 @@ class Trainer:
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         key = self.cfg.train.select
         value = metrics.get(key)
-        if value is None and key in metrics and key.removeprefix(VALIDATION) in METRICS:
-            raise ConfigError(
-                f"train.select={key}: it has no value on the validation split of {self.loader.store.manifest.name}, and never "
-                "will. Choose another metric (ltcore keys train.select)."
-            )
+        refuse_without_value(key, metrics, self.loader.store.manifest)
         return value is not None and (not self.at.best or goodness(key, value) > goodness(key, self.at.best[key]))
 
     # ---- state

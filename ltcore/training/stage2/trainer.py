@@ -41,6 +41,7 @@ from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_run
 from ltcore.training.same_start import origin_of
+from ltcore.training.selection import refuse_without_value
 from ltcore.training.stage2.features import pooled_features
 from ltcore.training.stage2.source import refuse_other_data, stage1_checkpoint
 from ltcore.training.tested import keep_tests
@@ -266,6 +267,7 @@ class Stage2Trainer:
     def _keep_if_best(self, metrics: dict[str, Any]) -> None:
         key = self.cfg.train.select
         value = metrics.get(key)
+        refuse_without_value(key, metrics, self.loader.store.manifest)
         if value is None and self.method.chooses and self.cfg.epochs > 1:
             raise ConfigError(
                 f"stage2.method={self.stage2.method} chooses by train.select={key}, which these data do not give: there is no "
