@@ -63,6 +63,6 @@ class TauNorm(Solved):
 
 
 def tau_normalized(weight_CD: Tensor, tau: float) -> Tensor:
-    """Divides the rows [C, D] by their length to the power ``tau``; zero rows stay zero."""
+    """Divides the rows [C, D] by their length to the power ``tau``; rows of no length to speak of stay as they are."""
     length_C1 = weight_CD.norm(dim=1, keepdim=True)
-    return weight_CD / torch.where(length_C1 > 0, length_C1, 1) ** tau
+    return weight_CD / torch.where(length_C1 > 1e-12, length_C1, 1) ** tau

@@ -156,7 +156,7 @@ class Dro(Term):
         share_B = (centroids.count_C > 0)[batch.labels_B] / size_B.to(loss_B.dtype)
         share_B *= dist.world() / dist.all_reduce_sum_(share_B.sum()).clamp_min(1)
         if self.cfg.denominator == "anchor":
-            least_B = torch.log1p((size_B - 1) * (slack_G[own_B] / self.cfg.temperature).exp())
+            least_B = F.softplus((size_B - 1).to(loss_B.dtype).log() + slack_G[own_B].detach() / self.cfg.temperature)
         else:
             least_B = size_B.log()
         return (share_B * loss_B).sum(), (share_B * least_B).sum()

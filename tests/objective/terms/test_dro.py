@@ -94,18 +94,17 @@ def test_logs_by_how_much_it_exceeds_its_floor() -> None:
     assert excess(counts=[0, 0]) == 0
 
 
-@pytest.mark.parametrize("denominator", ["class", "anchor"])
-def test_at_its_minimum_nothing_is_in_excess(denominator: str) -> None:
-    """Each class lies in its centroid, and the other one far away."""
-    mean_CD = torch.tensor([[0.0], [1000.0]], dtype=torch.float64)
-    labels = torch.tensor([0, 0, 0, 1, 1])
-    stats = toy.make_stats([9, 9])
-    ctx = toy.make_context(stats, centroids=toy.make_centroids(mean_CD))
-    cfg = Dro.Config(radius_mode="shared", radius=1.0, slack=2.0, denominator=denominator)
-    loss = Dro(cfg, stats, toy.make_dims(1, stats)).double()(
-        toy.make_output(features_BD=mean_CD[labels]), toy.make_batch(labels), ctx
-    )
-    assert float(ctx.logged["excess"]) == pytest.approx(0, abs=1e-6) and float(loss) > 0.5
+@pytest.mark.parametrize(("denominator", "temperature"), [("class", 1.0), ("anchor", 1.0), ("anchor", 0.01)])
+def test_at_its_minimum_nothing_is_in_excess(denominator: str, temperature: float) -> None:
+    """Each class lies in its centroid, one sample in its own, and the others far away."""
+    mean_CD = torch.tensor([[0.0], [1000.0], [2000.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    stats = toy.make_stats([9, 9, 9])
+    ctx = toy.make_context(stats, centroids=toy.make_centroids(mean_CD.double()))
+    cfg = Dro.Config(radius_mode="shared", radius=1.0, slack=2.0, denominator=denominator, temperature=temperature)
+    term = Dro(cfg, stats, toy.make_dims(1, stats))
+    loss = term(toy.make_output(features_BD=mean_CD[labels]), toy.make_batch(labels), ctx)
+    assert float(ctx.logged["excess"]) == pytest.approx(0, abs=1e-4) and float(loss) > 0.5
 
 
 def test_a_very_negative_learned_radius_leaves_the_loss_within_the_class() -> None:
