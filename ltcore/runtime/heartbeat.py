@@ -212,10 +212,11 @@ class Watchdog(Poller):
     def poll(self) -> bool:
         """Asks the actor once, judges silence and the deadline, and passes on the request to save and end."""
         try:
-            now: dict[str, dict[str, Any]] = ray.get(self._actor.snapshot.remote(), timeout=10)
+            # an actor that was started again knows only of runs that have spoken since
+            now: dict[str, dict[str, Any]] = {**self._last, **ray.get(self._actor.snapshot.remote(), timeout=10)}
         except ray.exceptions.RayActorError:
             self._excuse()  # nobody has heard anything, whoever spoke
-            return True
+            now = self._last
         except (ray.exceptions.RayError, TimeoutError):
             now = self._last  # counts as silence
         moved = [run for run, state in now.items() if state != self._last.get(run)]
