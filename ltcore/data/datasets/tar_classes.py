@@ -25,7 +25,7 @@ class Classes:
     def beside(cls, base: str, label_key: str | None = None) -> Classes:
         """Reads ``classes.txt`` (a name per line) or ``dataset_info.json`` (of Hugging Face) in the folder of the tars.
 
-        Of several labels in the second it takes that of ``data.label_key``, else the first one. Without them there are no
+        In the second it takes the label of ``data.label_key``, else ``label`` or the first one. Without them there are no
         names. Raises DataError for a file that makes no sense.
         """
         for name, parse in ((NAMES_FILE, _lines), (INFO_FILE, partial(_features, label_key))):
@@ -69,7 +69,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 def _features(label_key: str | None, text: str) -> tuple[str, ...]:
-    """Returns the names of the feature ``label_key`` that is a ``ClassLabel``, else of the first such one, if there is one."""
+    """Returns the names of the feature ``label_key``, else of ``label`` or the first one, if that is a ``ClassLabel``."""
     value: Any = load_json(text)
     features = value.get("features") if isinstance(value, dict) else None
     found = {
@@ -77,7 +77,9 @@ def _features(label_key: str | None, text: str) -> tuple[str, ...]:
         for name, feature in (features.items() if isinstance(features, dict) else ())
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
-    return found.get(label_key or "") or next(iter(found.values()), ())
+    if label_key is not None:
+        return found.get(label_key, ())
+    return found.get("label") or next(iter(found.values()), ())
 
 
 def _checked(names: tuple[str, ...], where: str) -> tuple[str, ...]:
