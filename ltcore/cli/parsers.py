@@ -122,7 +122,7 @@ def read_evaluate(
     if args.train_missing:
         parser.error("--train-missing goes with --protocols")
     reading = _reading(parser, args)
-    if args.images and args.data:
+    if args.images and (args.data or reading):
         parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
     found = EvaluateArgs(
         checkpoint=args.checkpoint,
@@ -149,6 +149,8 @@ def _reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[
     words = [word for word in args.images if re.match(r"data\.\w+=", word)]
     args.images = [word for word in args.images if word not in words]
     found = dict(word.split("=", 1) for word in words)
+    if len(found) < len(set(words)):
+        parser.error(f"a key is given twice: {' '.join(words)}")
     keys = [f"data.{key}" for key in READING_KEYS]
     if odd := next((key for key in found if key not in keys), None):
         parser.error(f"{odd} does not say how data are read; expected {', '.join(keys)}")
@@ -160,6 +162,8 @@ def _reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[
 def _protocols(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ProtocolsArgs:
     if args.top_k > 1 or args.logits or args.engine == "ray":
         parser.error("--top-k, --logits and --engine ray are of predictions, which --protocols does not make")
+    if odd := next((word for word in args.images if re.match(r"data\.\w+=", word)), None):
+        parser.error(f"{odd} does not go with --protocols, which takes runs: make shards of the data, and give those")
     if args.output and not args.output.endswith((".json", ".csv")):
         parser.error(f"--output {args.output}: expected the ending .json or .csv for the table of --protocols")
     return ProtocolsArgs(

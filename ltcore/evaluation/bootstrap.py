@@ -1,10 +1,10 @@
 """Intervals of a test's metrics by resampling its samples, from the counts alone.
 
 Each resample draws as many samples of every class as the test has, with replacement. In a class with as many samples of
-each attribute, as the test balances them, it draws as many of each again; elsewhere attributes are drawn with the samples,
-since one of few samples, drawn from itself alone, would seem certain. 'Each attribute' is all that occur in the class and in
-those that are tied to it by attributes in common. Drawing samples is drawing attributes and predictions from a multinomial
-distribution, so the counts are enough.
+each attribute, two at least, as the test balances them, it draws as many of each again; elsewhere attributes are drawn with
+the samples, since one of few samples, drawn from itself alone, would seem certain. 'Each attribute' is all that occur in the
+class and in those that are tied to it by attributes in common. Drawing samples is drawing attributes and predictions from a
+multinomial distribution, so the counts are enough.
 
 The interval is the basic one, from 2 v - q(97.5%) to
 2 v - q(2.5%) of a value v and the quantiles q over resamples (Davison and Hinkley, Bootstrap Methods and their Application,
@@ -97,7 +97,8 @@ class _Stratum:
         """Splits a class, of which these are the rows, into its strata; ``attributes`` are all that it could have."""
         samples_R = counts_PC[rows_R].sum(1)
         rows_R, samples_R = rows_R[samples_R > 0], samples_R[samples_R > 0]
-        balanced = pairs.attributes_P[rows_R].tolist() == attributes and len(set(samples_R.tolist())) == 1
+        is_whole = pairs.attributes_P[rows_R].tolist() == attributes
+        balanced = is_whole and len(set(samples_R.tolist())) == 1 and samples_R[0] > 1
         groups = np.split(rows_R, len(rows_R)) if balanced else [rows_R]
         return [cls._of(counts_PC, label, group) for group in groups if len(group)]
 

@@ -145,6 +145,9 @@ def test_keys_beside_the_data_say_how_they_are_read(
     for wrong, said in (
         (["run", "data.uri=x", "--data", "y"], "data.uri does not say how data are read; expected data.classes_from"),
         (["run", "data.label_column=beast"], "data.label_column=beast says how the data of --data are read: give them"),
+        ([*words, "data.label_column=x"], "a key is given twice: data.label_column=beast data.label_column=x"),
+        ([*words, "1.png"], "IMAGES are predicted as they are"),
+        ([*words, "--protocols"], "data.label_column=beast does not go with --protocols, which takes runs"),
     ):
         with pytest.raises(SystemExit):
             read_evaluate(None, wrong)

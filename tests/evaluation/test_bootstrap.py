@@ -81,6 +81,12 @@ def test_attributes_of_a_class_of_its_own_are_balanced_in_it() -> None:
     assert "top1" not in bootstrap_intervals(confusion, ranks_P, GROUPS, seed=1, resamples=50)
 
 
+def test_one_sample_of_each_attribute_does_not_seem_certain_either() -> None:
+    confusion = counted([0, 0, 1, 1], [True, False, True, False], [0, 1, 0, 1])
+    low, high = bootstrap_intervals(confusion, RANKS_P, GROUPS, seed=1, resamples=300)["top1"]
+    assert high - low > 0.5
+
+
 def test_one_sample_of_an_attribute_does_not_seem_certain() -> None:
     attributes = ([0] * 9 + [1]) * 2
     confusion = counted([0] * 10 + [1] * 10, [True] * 10 + [True] * 9 + [False], attributes)

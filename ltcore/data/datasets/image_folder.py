@@ -258,7 +258,7 @@ def decoded(
     Args:
         root: where they are; it is read by this thread alone.
         items: the images.
-        make: is called in the other threads, with one in this; a BadImageError says that an image is broken.
+        make: is called in the other threads, or in this one if that is all; a BadImageError says that an image is broken.
         errors: takes what is wrong with the broken ones, by path.
         threads: their number; None: as many as suit the machine.
     """
@@ -330,10 +330,13 @@ def probe(root: Readable, keys: Sequence[str], paths: Sequence[str], seed: int) 
         return pixels_CP.sum(1), (pixels_CP**2).sum(1)
 
     # sums of integers: the same numbers in any order and on any machine
-    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), len(found) * image_size**2
+    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
     for of_image_C, squares_of_image_C in decoded(root, [item for item, _ in found], sums, {}):
         sums_C += of_image_C
         squares_C += squares_of_image_C
+        count += image_size**2
+    if not count:  # all have changed since
+        return image_size, (0.5,) * 3, (0.5,) * 3
     mean_C = sums_C / count
     std_C = np.sqrt(np.maximum(squares_C / count - mean_C**2, 1.0))  # at least one grey level, so it can divide
     return image_size, _rounded(mean_C), _rounded(std_C)

@@ -119,7 +119,7 @@ class _ListPart:
     """The images that a list names, as seen from the working folder, else from the folder of the list."""
 
     def __init__(self, file: Path, classes: Sequence[str]) -> None:
-        self._file, self._classes = file, classes
+        self._file, self._classes, self._known = file, classes, frozenset(classes)
         self._lines = list(at_most((line for line in enumerate(_lines(file), 1) if line[1].strip()), str(file)))
         if not self._lines:
             raise DataError(f"{file} is empty; expected a line 'path' or 'path label' for each image.")
@@ -140,10 +140,10 @@ class _ListPart:
         """Returns path and class. The class is a name of one, else a position; after a tab there has to be one."""
         line = line.strip()
         path, tab, last = line.rpartition("\t" if "\t" in line else " ")
-        is_label = last in self._classes or last.isdecimal() or tab == "\t"
+        is_label = last in self._known or last.isdecimal() or tab == "\t"
         if not path or not PurePosixPath(path).suffix or not is_label:
             return line, None
-        if last in self._classes:
+        if last in self._known:
             return path.strip(), last
         if not last.isdecimal() or len(last) > MAX_DIGITS or int(last) >= len(self._classes):
             raise DataError(
