@@ -83,11 +83,12 @@ def test_runs_that_take_too_long_to_save_are_ended(monkeypatch: pytest.MonkeyPat
     assert watch.stop_wanted
 
 
-def test_the_deadline_asks_for_checkpoints_too_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_asks_for_checkpoints_too_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that was started again meanwhile has not heard it."""
     monkeypatch.setattr("ltcore.runtime.heartbeat.ray.get", lambda ref, timeout: {})
     watch = watchdog(deadline_s=-1.0)
     watch._actor.snapshot = SimpleNamespace(remote=lambda: None)
     watch.poll()
     watch.poll()
     assert watch.out_of_time.is_set() and watch.saving.is_set() and not watch.stop_wanted
-    assert watch._actor.told == ["stop"]
+    assert watch._actor.told == ["stop", "stop"]
