@@ -367,7 +367,11 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
         one_sample("0", "json", json.dumps({"label": "x" * 2**19}).encode()),
         "has a label of 524288 characters, expected at most 1024",
     ),
-    "digits": ("MAX_DIGITS", inputs(b"0.png " + b"9" * 10**6), "line 1: label 99999999999999999999, expected a class of the run"),
+    "digits": (
+        "MAX_DIGITS",
+        inputs(b"0.png " + b"9" * 10**6),
+        "line 1: label 99999999999999999999, expected a class of the run",
+    ),
     "list": ("MAX_LIST_BYTES", listing("t.txt", b""), "t.txt is larger than 268435456 bytes"),
     "list to predict": (
         "MAX_LIST_BYTES",
