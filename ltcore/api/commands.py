@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ltcore.api.results import Evaluation, Protocols, Run, Sweep
-from ltcore.cli.args import ProtocolsArgs, RetrieveArgs, TrainArgs, TuneArgs, fold
+from ltcore.cli.args import ProtocolsArgs, RetrieveArgs, TrainArgs, TuneArgs, check_reading, fold
 from ltcore.cli.output import Output
 from ltcore.cli.parsers import DEMO_SWEEP, absolute
 from ltcore.cli.prepare import storage_root
@@ -141,6 +141,7 @@ def evaluate(
     posthoc_tau: float = 0.0,
     tta: str = "none",
     verbose: bool = True,
+    **reading: Any,
 ) -> Evaluation:
     """Computes the metrics of a trained classifier on the test splits of its data, or of other data.
 
@@ -153,6 +154,7 @@ def evaluate(
         tta: 'none', 'flip' (mean logits with the mirror image) or 'five_crop' (of corners and center, as LIFT does); a
             ``Predictor`` brings its own.
         verbose: tell what is done.
+        reading: how ``data`` is read, as ``**{"data.label_column": "species"}``.
     """
     from ltcore.cli.evaluate import measured
     from ltcore.evaluation.protocols import PROTOCOLS
@@ -169,8 +171,8 @@ def evaluate(
         predictor = run.predictor(posthoc_tau, tta)
     else:
         predictor = run if isinstance(run, Predictor) else load(run, posthoc_tau, tta=tta)
-    given = data if data is not None else os.environ.get("LTCORE_DATA")
-    found = measured(predictor, None if given is None else str(given), splits, protocols, _output(verbose))
+    given = _given(data, reading)
+    found = measured(predictor, given, splits, protocols, _output(verbose), reading=reading)
     return Evaluation(found, predictor)
 
 
@@ -221,6 +223,7 @@ def retrieve(
     neighbors: int = 8,
     prototypes: int = 16,
     verbose: bool = True,
+    **reading: Any,
 ) -> Retrieval:
     """Finds the training images nearest by pseudo-attributes, patches of prototypes, and classes that share parts.
 
@@ -234,25 +237,35 @@ def retrieve(
         neighbors: images to find for each query, >= 1.
         prototypes: how many of the prototypes are to be shown, >= 1.
         verbose: tell what is done.
+        reading: how ``data`` is read, as for ``evaluate``.
     """
     from ltcore.cli.retrieve import searched
     from ltcore.reporting.retrieve_page import write_retrieval
 
     _at_least_one(neighbors=neighbors, prototypes=prototypes)
-    given = data if data is not None else os.environ.get("LTCORE_DATA")
     args = RetrieveArgs(
         run=run.uri if isinstance(run, Run) else str(run),
         weights=None if weights is None else str(weights),
         images=tuple(map(str, images)),
-        data=None if given is None else str(given),
+        data=_given(data, reading),
         output=None,
         neighbors=neighbors,
         prototypes=prototypes,
+        reading=reading,
     )
     found = searched(args, _output(verbose))
     if output is not None:
         write_retrieval(found, output)
     return found
+
+
+def _given(data: PathLike | None, reading: Mapping[str, Any]) -> str | None:
+    """Returns the other data that are meant, if there are any. Raises ConfigError for keys that say nothing of them."""
+    check_reading(reading)
+    given = data if data is not None else os.environ.get("LTCORE_DATA")
+    if reading and given is None:
+        raise ConfigError(f"{next(iter(reading))} says how other data are read: give them as data.")
+    return None if given is None else str(given)
 
 
 def open_run(directory: PathLike) -> Run:

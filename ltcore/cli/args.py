@@ -10,12 +10,13 @@ What a flag says about the run itself is folded into ``overrides`` (``--data`` i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ltcore.config.execution import PREDICTION_FORMATS, PlaceArgs
+from ltcore.data.config import READING_KEYS
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.shards.reencode import Reencode
 from ltcore.errors import ConfigError
@@ -82,7 +83,7 @@ class EvaluateArgs:
     """Whether predictions have the logits."""
     engine: str = "inline"
     """Where predictions are computed: 'inline' (this process) or 'ray' (a pool of actors)."""
-    reading: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
     """How ``data`` is read: keys such as data.label_column."""
 
     @property
@@ -163,6 +164,8 @@ class RetrieveArgs:
     """File of the page; None: in the run directory."""
     neighbors: int
     prototypes: int
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """How ``data`` is read: keys such as data.label_column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,3 +237,10 @@ class DoctorArgs:
     storage: str | None
     data: str | None
     max_gpus: float | None
+
+
+def check_reading(keys: Iterable[str]) -> None:
+    """Raises ConfigError for a key that does not say how other data are read."""
+    known = [f"data.{key}" for key in READING_KEYS]
+    if odd := next((key for key in keys if key not in known), None):
+        raise ConfigError(f"{odd} does not say how data are read; expected {', '.join(known)}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +13,8 @@ from ltcore.cli.args import EvaluateArgs
 from ltcore.cli.class_table import attribute_table, class_table
 from ltcore.cli.console import percent_cell
 from ltcore.cli.output import COMMAND_LINE, Output
+from ltcore.config.schema import RunConfig
+from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
@@ -50,7 +51,7 @@ def measured(
     protocols: Sequence[str],
     out: Output = COMMAND_LINE,
     *,
-    reading: Mapping[str, str] | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates on the given data, or on those of training. Returns what ``predict.evaluate`` does."""
     return predict.evaluate(predictor, find_data(predictor, data, out, reading=reading), splits, protocols)
@@ -62,7 +63,7 @@ def find_data(
     out: Output = COMMAND_LINE,
     doing: str = "evaluating on",
     *,
-    reading: Mapping[str, str] | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> str:
     """Returns the URI of the shards to evaluate on or to predict: those of ``--data``, else those of training, and no others.
 
@@ -70,10 +71,7 @@ def find_data(
     """
     data = predictor.config.data
     if given:
-        other = on_other_data(data, given)
-        if reading:
-            other = replace(predictor.config, data=other).replace(reading).data
-        uri = _prepared(other, out, doing)
+        uri = _prepared(other_data(data, given, reading), out, doing)
         if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
             out.say(f"{given} came without a test folder: its test split is {share}")
         return uri
@@ -88,6 +86,12 @@ def find_data(
             f"{predictor.data_hash[:12]}: they have changed since. To evaluate on them as they are, give --data {data.uri}."
         )
     return uri
+
+
+def other_data(data: DataConfig, uri: str, reading: Mapping[str, Any] | None) -> DataConfig:
+    """Points a ``data`` section at other data, read as ``reading`` says."""
+    found = on_other_data(data, uri)
+    return RunConfig(name="data", data=found).replace(reading).data if reading else found
 
 
 def _prepared(data: Any, out: Output, doing: str) -> str:

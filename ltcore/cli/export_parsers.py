@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from ltcore.cli.args import CardArgs, ExportArgs, RetrieveArgs
-from ltcore.cli.parsers import add_prediction_flags, command_parser
+from ltcore.cli.parsers import add_prediction_flags, command_parser, take_reading
 from ltcore.cli.values import count
 
 MOST_NEIGHBORS, MOST_PROTOTYPES = 64, 256
@@ -62,7 +62,8 @@ def read_retrieve(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="queries: image files, folders, zips or lists (default: some images of the test split, of all shot groups)",
+        help="queries: image files, folders, zips or lists (default: some images of the test split, of all shot groups); or "
+        "data.KEY=VALUE that says how --data is read, such as data.label_column=species",
     )
     parser.add_argument("--data", metavar="URI", help="data to search (default: LTCORE_DATA, else training's)")
     parser.add_argument("--weights", metavar="FILE", help="weights of a backbone, as model.weights (default: default)")
@@ -72,6 +73,7 @@ def read_retrieve(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         "--prototypes", type=count, default=16, metavar="N", help="prototypes that are shown (default: 16)"
     )
     args = parser.parse_intermixed_args(argv)
+    reading = take_reading(parser, args)
     for flag, given, most in (
         ("neighbors", args.neighbors, MOST_NEIGHBORS),
         ("prototypes", args.prototypes, MOST_PROTOTYPES),
@@ -88,4 +90,5 @@ def read_retrieve(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         output=args.output,
         neighbors=args.neighbors,
         prototypes=args.prototypes,
+        reading=reading,
     )

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ltcore.benchmarks.options import BENCHES, Options
-from ltcore.cli.args import DoctorArgs, EvaluateArgs, ProtocolsArgs, ReportArgs, TrainArgs, TuneArgs, fold
+from ltcore.cli.args import (
+    DoctorArgs,
+    EvaluateArgs,
+    ProtocolsArgs,
+    ReportArgs,
+    TrainArgs,
+    TuneArgs,
+    check_reading,
+    fold,
+)
 from ltcore.cli.parser import Parser
 from ltcore.cli.plugin_flag import add_plugin_flag
 from ltcore.cli.values import count, gpu_part, not_negative, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
-from ltcore.data.config import READING_KEYS
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
@@ -121,7 +129,7 @@ def read_evaluate(
         return _protocols(parser, args)
     if args.train_missing:
         parser.error("--train-missing goes with --protocols")
-    reading = _reading(parser, args)
+    reading = take_reading(parser, args)
     if args.images and (args.data or reading):
         parser.error("IMAGES are predicted as they are, --data is a data set with splits; give one of the two")
     found = EvaluateArgs(
@@ -144,16 +152,17 @@ def read_evaluate(
     return found
 
 
-def _reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
-    """Takes keys of ``--data`` out of the images."""
+def take_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """Takes the words that say how ``--data`` is read out of the images, and returns their keys and values."""
     words = [word for word in args.images if re.match(r"data\.\w+=", word)]
     args.images = [word for word in args.images if word not in words]
     found = dict(word.split("=", 1) for word in words)
     if len(found) < len(set(words)):
         parser.error(f"a key is given twice: {' '.join(words)}")
-    keys = [f"data.{key}" for key in READING_KEYS]
-    if odd := next((key for key in found if key not in keys), None):
-        parser.error(f"{odd} does not say how data are read; expected {', '.join(keys)}")
+    try:
+        check_reading(found)
+    except ConfigError as error:
+        parser.error(str(error))
     if found and not (args.data or os.environ.get("LTCORE_DATA")):
         parser.error(f"{words[0]} says how the data of --data are read: give them")
     return found

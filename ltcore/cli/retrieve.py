@@ -8,12 +8,11 @@ from pathlib import Path
 
 from ltcore.cli.args import RetrieveArgs
 from ltcore.cli.bar import progress
-from ltcore.cli.evaluate import find_data
+from ltcore.cli.evaluate import find_data, other_data
 from ltcore.cli.output import COMMAND_LINE, Output
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.inputs import Inputs
 from ltcore.data.datasets.prepare import prepare
-from ltcore.data.datasets.registry import on_other_data
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.evaluation.retrieval import Retrieval
@@ -62,10 +61,10 @@ def _opened(args: RetrieveArgs, out: Output) -> tuple[Describer, str]:
         if args.weights:
             raise ConfigError(f"--weights goes with the name of a backbone, and {args.run} is a run. Leave it out.")
         describer = open_describer(args.run)
-        return describer, find_data(describer.predictor, args.data, out, doing="searching")
+        return describer, find_data(describer.predictor, args.data, out, "searching", reading=args.reading)
     if not args.data:
         raise ConfigError(f"{args.run} is the name of a backbone, which was trained on no data of yours: give --data.")
-    data = on_other_data(DataConfig(), args.data)
+    data = other_data(DataConfig(), args.data, args.reading)
     out.say(f"searching {data.uri}")
     uri = prepare(data, progress=out.say)
     return open_backbone(args.run, args.weights or DEFAULT, data, read_manifest(uri)), uri

@@ -152,3 +152,21 @@ def test_keys_beside_the_data_say_how_they_are_read(
         with pytest.raises(SystemExit):
             read_evaluate(None, wrong)
         assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_package_takes_them_as_well(trained: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "dog" / "3.png").unlink()
+    rows = [f"photos/{('ant', 'dog')[n % 2]}/{n}.png,{('ant', 'dog')[n % 2]}" for n in (0, 1, 2, 4, 5)]
+    (tmp_path / "new.csv").write_text("\n".join(["image,beast", *rows]))
+    found = ltcore.evaluate(trained, tmp_path / "new.csv", verbose=False, **{"data.label_column": "beast"})
+    assert found.metrics["test"]["top1"] is not None
+    page = ltcore.retrieve(
+        trained, data=tmp_path / "new.csv", verbose=False, neighbors=1, **{"data.label_column": "beast"}
+    )
+    assert page.num_images
+    for reading, said in (
+        ({"data.beast": "x"}, "data.beast does not say how data are read; expected data.classes_from"),
+        ({"data.label_column": "beast"}, "data.label_column says how other data are read: give them as data"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            ltcore.evaluate(trained, None, verbose=False, **reading)
