@@ -22,7 +22,7 @@ from ltcore.models.recompute import kept_running_stats
 from ltcore.training.build import Components
 from ltcore.training.compiled import update_compiler
 from ltcore.training.optim import build_optimizer, clip_norm, hold_rates, set_lr
-from ltcore.training.step import micro_batches
+from ltcore.training.step import TrainStep, micro_batches
 
 
 class Descent:
@@ -79,7 +79,7 @@ class Descent:
         step was taken, which is the same on all ranks.
         """
         self.zero_grad()
-        stats = running_stats(self.module) if self.scales else []
+        stats = self._running_stats() if self.scales else []
         before = [value.clone() for value in stats]
         total: dict[str, Tensor] = {}
         outputs = []
@@ -94,6 +94,11 @@ class Descent:
             for value, old in zip(stats, before, strict=True):
                 value.copy_(old)
         return total, outputs, taken
+
+    def _running_stats(self) -> list[Tensor]:
+        """Returns the statistics that a forward changes, also those of the key encoder, which is no part of the module."""
+        key = self.module.key if isinstance(self.module, TrainStep) else None
+        return [*running_stats(self.module), *(running_stats(key.net) if key is not None else [])]
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""

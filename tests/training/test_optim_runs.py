@@ -13,6 +13,7 @@ from torch import nn
 from ltcore.config.schema import RunConfig
 from ltcore.errors import ConfigError
 from ltcore.models import net
+from ltcore.models.norm import running_stats
 from ltcore.training import build as building
 from ltcore.training import checkpoint as ckpt
 from ltcore.training import descent
@@ -112,6 +113,29 @@ def test_steps_that_overflow_in_float16_are_left_out_and_counted(tiny_shards: st
     assert rows[0]["train/skipped_steps"] > 0 and record["status"] == "finished"
     assert all(torch.isfinite(torch.tensor(row["train/loss"])) for row in rows)
     assert state(tmp_path / "run")["scaler"]["scale"] < 2.0**20
+
+
+def test_a_step_that_is_left_out_leaves_no_statistics_behind(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: None
+) -> None:
+    """Those of the key encoder neither: a checkpoint with values that are not finite would be refused."""
+    descend, left_out = descent.Descent.descend, []
+
+    def watched(self: descent.Descent, *given: Any) -> Any:
+        step: Any = self.module
+        nets = (step.net, step.key.net)
+        before = [value.clone() for net in nets for value in running_stats(net)]
+        found = descend(self, *given)
+        same = [
+            torch.equal(*pair) for pair in zip(before, (v for net in nets for v in running_stats(net)), strict=True)
+        ]
+        assert any(same) != found[2] and len(before) > 10
+        left_out.append(not found[2])
+        return found
+
+    monkeypatch.setattr(descent.Descent, "descend", watched)
+    run(two_epochs(**TERMS), tiny_shards, tmp_path / "run")
+    assert any(left_out) and not all(left_out)
 
 
 def test_float16_continues_in_the_middle_of_an_epoch(
