@@ -19,7 +19,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeGuard
 
@@ -59,7 +60,8 @@ class SpaceSpec:
             raise ValueError(f"int needs whole numbers, got {list(self.values)}")
 
     def __str__(self) -> str:
-        return f"{self.kind}:{','.join(as_text(v) for v in self.values)}"
+        texts = (as_text(v) for v in self.values)
+        return f"{self.kind}:{','.join(f'[{text}]' if ',' in text else text for text in texts)}"
 
     def probes(self) -> tuple[Scalar, ...]:
         """Returns values to try before a sweep starts.
@@ -93,11 +95,13 @@ class SpaceSpec:
         raise ValueError(f"{self} has no end of values, so search=grid cannot go through it; give grid:a,b,c instead")
 
 
+_BETWEEN = re.compile(r",(?![^\[\]]*\])")
+"""Commas between values, and none inside of one."""
 _HINT = "Write {log: [a, b]}, {uniform: [a, b]}, {int: [a, b]}, {choice: [..]} or {grid: [..]}."
 
 
 def parse_space(key: str, raw: Any) -> SpaceSpec:
-    """Parses a spec from YAML (``{log: [0.02, 1]}``) or text (``log:0.02,1``).
+    """Parses a spec from YAML (``{log: [0.02, 1]}``) or text (``log:0.02,1``); a value with commas has brackets there.
 
     Raises ConfigError, which names ``key``, for anything else.
     """
@@ -105,16 +109,22 @@ def parse_space(key: str, raw: Any) -> SpaceSpec:
         return raw
     if isinstance(raw, str) and ":" in raw:
         kind, _, items = raw.partition(":")
-        raw = {kind: [parse_scalar(item) for item in items.split(",")]}
+        raw = {kind: [item[1:-1] if item[:1] == "[" else parse_scalar(item) for item in _BETWEEN.split(items)]}
     kind, values = next(iter(raw.items())) if isinstance(raw, Mapping) and len(raw) == 1 else ("", None)
     if not isinstance(values, list | tuple):
         raise ConfigError(f"sweep.space.{key}={raw!r} is not a search space. {_HINT}")
     if kind in ("log", "uniform"):  # YAML reads 1e-4 as text
         values = [parse_scalar(v) if isinstance(v, str) else v for v in values]
     try:
-        return SpaceSpec(kind, tuple(values))
+        return SpaceSpec(kind, tuple(_joined(v) if isinstance(v, list | tuple) else v for v in values))
     except ValueError as error:
         raise ConfigError(f"sweep.space.{key}: {error}") from None
+
+
+def _joined(values: Sequence[Any]) -> Scalar:
+    """Returns a list as it is spelled on the command line."""
+    text = as_text(values)
+    return text if "," in text else parse_scalar(text)
 
 
 def parse_scalar(text: str) -> Scalar:

@@ -204,6 +204,12 @@ class SweepConfig:
                 f"space and overrides both set {both[0]}; to fix it for all trials, take it out with "
                 f"sweep.space.{both[0]}=null"
             )
+        for off in (key for key, value in self.overrides.items() if value in (None, "null")):
+            if inner := next((key for key in self.space if key.startswith(f"{off}.")), None):
+                raise ValueError(
+                    f"overrides switch {off} off and space varies {inner}, which would switch it on again; to leave it off for "
+                    f"all trials, take it out with sweep.space.{inner}=null"
+                )
         one_of(selectable(), metric=self.metric)
         within("(0, 1]", grace_fraction=self.grace_fraction)
         at_least(0, retrain_seeds=self.retrain_seeds)

@@ -142,3 +142,15 @@ def test_grid_is_the_product_in_reading_order():
 def test_wrong_sweeps_are_refused_by_field(changes, message):
     with pytest.raises(ValueError, match=message):
         SweepConfig(**({"name": "s", "recipe": "r", "space": SPACE} | changes))
+
+
+def test_values_with_commas_keep_their_text():
+    """As lists of layers or of milestones are."""
+    lists = [[0.5, 0.7], [0.8, 0.9], [0.6]]
+    for raw, text in (
+        ({"choice": lists}, "choice:[0.5,0.7],[0.8,0.9],0.6"),
+        ({"choice": ["final", "stage2,final"]}, "choice:final,[stage2,final]"),
+    ):
+        spec = parse_space("x", raw)
+        assert str(spec) == text and parse_space("x", text) == spec
+    assert parse_space("x", {"choice": lists}).values == ("0.5,0.7", "0.8,0.9", 0.6)

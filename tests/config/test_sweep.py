@@ -174,3 +174,12 @@ def test_a_space_that_is_no_mapping_is_refused(tmp_path):
     (tmp_path / "s.yaml").write_text("recipe: cifar100_lt_ce\nspace: [train.optim.lr]\n")
     with pytest.raises(ConfigError, match=r"^sweep.space=\['train.optim.lr'\] must map dotted keys to values"):
         checked(str(tmp_path / "s.yaml"))
+
+
+def test_a_term_that_is_off_is_not_switched_on_by_the_space():
+    with pytest.raises(
+        ConfigError, match=r"switch objective\.terms\.lpa off and space varies objective\.terms\.lpa\.weight.*=null"
+    ):
+        read_sweep("tune_lpa", {"objective.terms.lpa": "null"})
+    without = {"objective.terms.lpa": "null", "sweep.space.objective.terms.lpa.weight": "null"}
+    assert not [key for key in read_sweep("tune_lpa", without).space if key.startswith("objective.terms.lpa")]

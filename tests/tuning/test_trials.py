@@ -203,3 +203,15 @@ def test_only_a_failure_that_this_start_wrote_down_is_left_to_the_driver(before:
     with _told_by_record(place):
         run_record(status="failed", reason="a loss is not finite", pid=8).write(place)
         raise NumericError("a loss is not finite")
+
+
+def test_a_term_that_the_space_switches_is_on_in_what_the_sweep_says_of_a_trial(tmp_path: Path) -> None:
+    """Its run has the keys of the term, and none of the section: the winner would be trained again without it."""
+    space = {"sweep.space.objective.terms.lpa": "choice:on,null", "sweep.space.objective.terms.lpa.weight": "null"}
+    sweep = read_sweep("tune_lpa", space)
+    trials = {"on": {"objective.terms.lpa": "on"}, "off": {"objective.terms.lpa": None}}
+    base = load_run(sweep.recipe)
+    for name, params in trials.items():
+        run_record(status="finished", config=base.replace(params).to_flat()).write(tmp_path / "trials" / name)
+    found = {trial.id: trial.params for trial in collect(str(tmp_path), sweep, trials, {}, out_of_time=False)}
+    assert [found[name]["objective.terms.lpa"] for name in ("on", "off")] == ["on", None]
