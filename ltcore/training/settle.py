@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ltcore.config.schema import RunConfig
+from ltcore.data.loading.class_sampling import CLASS_AWARE
 from ltcore.data.prep import prep_of
 from ltcore.data.shards.manifest import Manifest
 from ltcore.models.weights import AUTO, DEFAULT, at_hand, download_command, published_file
@@ -88,11 +89,12 @@ def _with_full_batches(cfg: RunConfig, manifest: Manifest, say: Say) -> RunConfi
     """Halves batch size and learning rate until the training images fill ``train.least_batches`` batches."""
     train, num_train = cfg.train, manifest.split(cfg.data.train_split).num_samples
     size, unit = train.batch_size, train.accumulate * (cfg.model.ghost_batch or 1)
+    of_class = train.images_per_class if train.sampling == CLASS_AWARE else 1
     while (
         train.least_batches is not None
         and num_train < train.least_batches * size
         and size >= 2 * SMALLEST_BATCH
-        and size % (2 * unit) == 0
+        and size % (2 * unit) == size % (2 * of_class) == 0
     ):
         size //= 2
     if size == train.batch_size:
