@@ -30,6 +30,8 @@ class ProgressDisplay:
         self._before: set[str] = set()
         """Runs of earlier stages, which the workers' actor still remembers."""
         self._ended: set[str] = set()
+        self._at_first: dict[str, int] = {}
+        """Images that each run had seen when it was first heard of in this stage: it may have been begun by another command."""
         self._resting: dict[str, dict[str, Any]] = {}
         """Runs that wait to be continued, and what was heard of them last."""
         self._expected = 0
@@ -41,7 +43,7 @@ class ProgressDisplay:
         """Times a stage and shows it; ``expected`` is the number of runs that will report in it."""
         self._stage, self._stage_began, self._expected = name, time.monotonic(), expected
         self._before |= set(self._runs)
-        self._runs, self._ended = {}, set()
+        self._runs, self._ended, self._at_first = {}, set(), {}
         self.say((name, "bold"))
         try:
             if expected and can_redraw(self.console):
@@ -66,6 +68,9 @@ class ProgressDisplay:
         Prints a line now and then where there is no terminal.
         """
         self._runs = {run: state for run, state in snapshot.items() if run not in self._before}
+        for run, state in self._runs.items():
+            if "images_seen" in state:
+                self._at_first.setdefault(run, state["images_seen"])
         if isinstance(self._live, NotebookBlock):
             self._live.refresh()
         elif self._live is None and time.monotonic() - self._last_line > 10 and self._expected:
@@ -113,8 +118,8 @@ class ProgressDisplay:
         done = sum(
             max(totals) if run in self._ended else state.get("images_seen", 0) for run, state in self._runs.items()
         )
-        elapsed = time.monotonic() - self._stage_began
-        return None if done == 0 else elapsed * max(whole - done, 0) / done
+        elapsed, seen_here = time.monotonic() - self._stage_began, done - sum(self._at_first.values())
+        return None if seen_here <= 0 else elapsed * max(whole - done, 0) / seen_here
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
