@@ -155,8 +155,11 @@ def _ranks(record: RunRecord, splits: Sequence[str]) -> list[RankTable]:
 
 
 def _classes(record: RunRecord, split: str) -> dict[str, Any]:
-    """Returns the classes by training images, the most first, by name or as a drawing for many."""
-    rows = sorted(_rows(record, split), key=lambda row: -row.trained)
+    """Returns the classes by shot group and training images, the most first, by name or as a drawing for many.
+
+    A run on balanced classes has the groups of the split train, whose counts are others.
+    """
+    rows = sorted(_rows(record, split), key=lambda row: (SHOT_GROUPS.index(row.group), -row.trained))
     few = len(rows) <= MAX_ROWS
     return {
         "split": split,

@@ -248,16 +248,15 @@ def _commands(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str,
                 f"python pipelines/train.py {config} --name {again} --seed 10",
             )
         )
-        params = shlex.join(f"{k}={_word(v)}" for k, v in winner.params.items() if v is not None)
+        params = shlex.join(f"{k}={_word(v)}" for k, v in winner.params.items())
         commands.append(("use its parameters in another recipe", f"python pipelines/train.py RECIPE {params}"))
         tested = next((r for r in sweep.of_role("winner") if r.run.record), None)
         if tested is not None:
             model = shlex.quote(str(tested.run.path))
             commands.append(("classify images with it", f"python pipelines/evaluate.py {model} IMAGE ..."))
-    recipe = shlex.quote(record.recipe)
-    more = 2 * max(record.num_trials, record.cut_from or 0)
-    further = shlex.quote(f"{record.name}-{more}")
-    commands.append(("search further", f"python pipelines/tune_lpa.py {recipe} --num-trials {more} --name {further}"))
+    if record.search in ("random", "tpe"):
+        more = 2 * max(record.num_trials, record.cut_from or 0)
+        commands.append(("search further", f"(the command of this sweep) --num-trials {more}"))
     offline = [p for p in ("*/wandb/offline-run-*", "*/*/wandb/offline-run-*") if any(folder.glob(p))]
     if offline:
         paths = " ".join(f"{shlex.quote(str(folder))}/{pattern}" for pattern in offline)

@@ -250,6 +250,7 @@ def variants_page(sweep: StoredSweep) -> dict[str, Any]:
         "columns": columns,
         "tunes": _tunes(record),
         "rows": [_page_row(variant, record, columns) for variant in record.variants],
+        "curves_of": _curves_of(record),
         "curves": figures.curves(curves, title_of(record.metric), "curves") if curves else "",
         "changes": [(variant.name, _changes(variant.changes)) for variant in record.variants],
         "stages": [(name, duration(seconds)) for name, seconds in record.stages.items()],
@@ -301,6 +302,13 @@ def _curves(sweep: StoredSweep) -> list[Curve]:
         if epochs:
             found.append(Curve(variant.name, color, epochs, values))
     return found
+
+
+def _curves_of(record: SweepRecord) -> str:
+    """Says of which methods there are curves."""
+    many = sum(STAGE1 not in variant.changes for variant in record.variants) > len(RUN_COLORS)
+    stage = " of stage 1" if any(STAGE1 in variant.changes for variant in record.variants) else ""
+    return f"the first {len(RUN_COLORS)} methods{stage} of the table" if many else f"each method{stage}"
 
 
 def _changes(changes: Mapping[str, Any]) -> str:
