@@ -242,7 +242,9 @@ class Sweep:
 
     def _suggest(self, number: int, first: int, count: int) -> Points:
         sweep = self.setup.sweep
-        past = [past_of(record, sweep.metric) for record in read_records(self.setup.uri, self._points()).values()]
+        points = self._points()
+        records = read_records(self.setup.uri, points)
+        past = [past_of(points[name], record, sweep.metric) for name, record in records.items()]
         seed = hash64(self.setup.seed, "tpe", number) % 2**32
         found = suggest(sweep.space, past, count=count, seed=seed, minimize=minimized(sweep.metric))
         return {name_of(first + i): params for i, params in enumerate(found)}

@@ -27,13 +27,13 @@ class Past:
     """Of its training that it got."""
 
 
-def past_of(record: RunRecord | None, metric: str) -> Past:
-    """Returns what a settled trial's record tells."""
+def past_of(params: Mapping[str, Any], record: RunRecord | None, metric: str) -> Past:
+    """Returns what the record of a settled trial with these parameters tells."""
     assert record is not None, "a batch follows when all before it is settled"
     at = record.decision
     if at is not None:
-        return Past(record.config, at.value, at.epoch / record.epochs_planned)
-    return Past(record.config, record.last.get(metric) if record.status == "finished" else None, 1.0)
+        return Past(params, at.value, at.epoch / record.epochs_planned)
+    return Past(params, record.last.get(metric) if record.status == "finished" else None, 1.0)
 
 
 def batch_size(num_trials: int) -> int:

@@ -81,12 +81,12 @@ def test_stopped_trials_are_told_as_pruned_and_failed_ones_as_failed(monkeypatch
 
 def test_what_a_record_tells() -> None:
     common: dict[str, Any] = {"config": {"lr": 0.1}, "epochs_planned": 16, "last": {"val/top1": 0.5}}
-    assert past_of(run_record(status="finished", **common), "val/top1") == Past({"lr": 0.1}, 0.5, 1.0)
+    assert past_of({"lr": 0.1}, run_record(status="finished", **common), "val/top1") == Past({"lr": 0.1}, 0.5, 1.0)
     decision = Stopped(epoch=4, value=0.2, rank=4, of=4, keep=3)
-    assert past_of(run_record(status="stopped", decision=decision, **common), "val/top1") == Past(
+    assert past_of({"lr": 0.1}, run_record(status="stopped", decision=decision, **common), "val/top1") == Past(
         {"lr": 0.1}, 0.2, 0.25
     )
-    assert past_of(run_record(status="failed", **common), "val/top1").value is None
+    assert past_of({"lr": 0.1}, run_record(status="failed", **common), "val/top1").value is None
 
 
 def test_batches_depend_on_the_number_of_trials_alone() -> None:
