@@ -7,6 +7,7 @@ One notation in two spellings, YAML and text (command line, reports); the text r
     {int: [1, 4]}           int:1,4            a whole number, both ends included
     {choice: [a, b]}        choice:a,b         one of a list
     {grid: [a, b]}          grid:a,b           every one of a list; only with search=grid
+    {choice: [[a, b], c]}   choice:[a,b],c     a value that is a list itself
 
 The sampler is a Latin hypercube: with n trials every range is cut into n strata and every stratum is hit exactly once,
 so that already eight trials cover each axis. Which trial gets which stratum, and where inside it, is a hash of (seed,
@@ -97,6 +98,7 @@ class SpaceSpec:
 
 _BETWEEN = re.compile(r",(?![^\[\]]*\])")
 """Commas between values, and none inside of one."""
+_BRACKETED = re.compile(r"\[[^\[\]]*\]")
 _HINT = "Write {log: [a, b]}, {uniform: [a, b]}, {int: [a, b]}, {choice: [..]} or {grid: [..]}."
 
 
@@ -109,7 +111,7 @@ def parse_space(key: str, raw: Any) -> SpaceSpec:
         return raw
     if isinstance(raw, str) and ":" in raw:
         kind, _, items = raw.partition(":")
-        raw = {kind: [item[1:-1] if item[:1] == "[" else parse_scalar(item) for item in _BETWEEN.split(items)]}
+        raw = {kind: [_item(key, item) for item in _BETWEEN.split(items)]}
     kind, values = next(iter(raw.items())) if isinstance(raw, Mapping) and len(raw) == 1 else ("", None)
     if not isinstance(values, list | tuple):
         raise ConfigError(f"sweep.space.{key}={raw!r} is not a search space. {_HINT}")
@@ -119,6 +121,16 @@ def parse_space(key: str, raw: Any) -> SpaceSpec:
         return SpaceSpec(kind, tuple(_joined(v) if isinstance(v, list | tuple) else v for v in values))
     except ValueError as error:
         raise ConfigError(f"sweep.space.{key}: {error}") from None
+
+
+def _item(key: str, text: str) -> Scalar:
+    """Parses one value of a list. Raises ConfigError for brackets that do not stand around it."""
+    bare = text.strip().removeprefix("[").removesuffix("]") if _BRACKETED.fullmatch(text.strip()) else text
+    if "[" in bare or "]" in bare:
+        raise ConfigError(
+            f"sweep.space.{key}: the value {text!r} has a bracket; write [a,b] around one that has commas."
+        )
+    return bare if "," in bare else parse_scalar(bare)
 
 
 def _joined(values: Sequence[Any]) -> Scalar:

@@ -204,7 +204,12 @@ class SweepConfig:
                 f"space and overrides both set {both[0]}; to fix it for all trials, take it out with "
                 f"sweep.space.{both[0]}=null"
             )
-        for off in (key for key, value in self.overrides.items() if value in (None, "null")):
+        if nested := [(a, b) for a in self.space for b in self.space if b.startswith(f"{a}.")]:
+            raise ValueError(
+                f"space varies {nested[0][0]} and {nested[0][1]}, which is inside of it: where the one is off, the other would "
+                "switch it on. Leave it to one of them"
+            )
+        for off in (key for key, value in self.overrides.items() if str(value).lower() in ("null", "none")):
             if inner := next((key for key in self.space if key.startswith(f"{off}.")), None):
                 raise ValueError(
                     f"overrides switch {off} off and space varies {inner}, which would switch it on again; to leave it off for "

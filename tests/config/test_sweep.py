@@ -176,10 +176,13 @@ def test_a_space_that_is_no_mapping_is_refused(tmp_path):
         checked(str(tmp_path / "s.yaml"))
 
 
-def test_a_term_that_is_off_is_not_switched_on_by_the_space():
+@pytest.mark.parametrize("off", ["null", "None"])
+def test_a_term_that_is_off_is_not_switched_on_by_the_space(off):
     with pytest.raises(
         ConfigError, match=r"switch objective\.terms\.lpa off and space varies objective\.terms\.lpa\.weight.*=null"
     ):
-        read_sweep("tune_lpa", {"objective.terms.lpa": "null"})
-    without = {"objective.terms.lpa": "null", "sweep.space.objective.terms.lpa.weight": "null"}
+        read_sweep("tune_lpa", {"objective.terms.lpa": off})
+    with pytest.raises(ConfigError, match=r"space varies objective\.terms\.lpa and .*lpa\.weight, which is inside"):
+        read_sweep("tune_lpa", {"sweep.space.objective.terms.lpa": "choice:on,null"})
+    without = {"objective.terms.lpa": off, "sweep.space.objective.terms.lpa.weight": "null"}
     assert not [key for key in read_sweep("tune_lpa", without).space if key.startswith("objective.terms.lpa")]
