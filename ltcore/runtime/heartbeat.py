@@ -212,8 +212,8 @@ class Watchdog(Poller):
     def poll(self) -> bool:
         """Asks the actor once, judges silence and the deadline, and passes on the request to save and end."""
         try:
-            # an actor that was started again knows only of runs that have spoken since
-            now: dict[str, dict[str, Any]] = {**self._last, **ray.get(self._actor.snapshot.remote(), timeout=10)}
+            known: dict[str, dict[str, Any]] = ray.get(self._actor.snapshot.remote(), timeout=10)
+            now = {**self._forgotten(known), **known}
         except ray.exceptions.RayActorError:
             self._excuse()  # nobody has heard anything, whoever spoke
             now = self._last
@@ -238,6 +238,15 @@ class Watchdog(Poller):
         self.touch()
         self._moved_of = dict.fromkeys(self._moved_of, self._moved)
 
+    def _forgotten(self, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Returns the last state of runs that an actor, started again, has not heard of, as far as they may still be running."""
+        busy = [state.get("process") for state in known.values()]
+        return {
+            run: state
+            for run, state in self._last.items()
+            if run not in known and not state.get("over", True) and state["process"] not in busy
+        }
+
     def _judge(self, now: Mapping[str, Mapping[str, Any]]) -> None:
         running = {run: state for run, state in now.items() if not state.get("over", True)}
         for run, state in running.items():
@@ -249,6 +258,7 @@ class Watchdog(Poller):
                     f"{run} has said nothing for {silent_s:.0f} s: it is ended, and goes on from its last checkpoint"
                 )
                 end_process(*state["process"])
+                self._last = {**self._last, run: {**state, "over": True}}  # until it is heard of again
         if running or time.monotonic() - self._moved <= self._stall_s:
             return
         if self._waited_for is None:

@@ -118,7 +118,9 @@ class ProgressDisplay:
         done = sum(
             max(totals) if run in self._ended else state.get("images_seen", 0) for run, state in self._runs.items()
         )
-        elapsed, seen_here = time.monotonic() - self._stage_began, done - sum(self._at_first.values())
+        # what ended without a word of its images had been trained before
+        before = sum(self._at_first.get(run, max(totals) if run in self._ended else 0) for run in self._runs)
+        elapsed, seen_here = time.monotonic() - self._stage_began, done - before
         return None if seen_here <= 0 else elapsed * max(whole - done, 0) / seen_here
 
     def _render(self) -> Group:
