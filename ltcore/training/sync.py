@@ -138,7 +138,7 @@ class RunSync:
     def _clear(self) -> None:
         for path in self.local.iterdir():
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=path.name == "wandb")  # whose service may still be writing
             elif path.name != _LOCK:
                 path.unlink()
 

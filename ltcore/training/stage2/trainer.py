@@ -271,7 +271,7 @@ class Stage2Trainer:
         if value is None and self.method.chooses and self.cfg.epochs > 1:
             raise ConfigError(
                 f"stage2.method={self.stage2.method} chooses by train.select={key}, which these data do not give: there is no "
-                f"validation split, or no class of that group. Give one candidate alone, such as stage2.options."
+                f"validation split. Give one candidate alone, such as stage2.options."
                 f"{self.stage2.method}.tau=1.0."
             )
         if value is not None and (not self.best or goodness(key, value) > goodness(key, self.best[key])):
