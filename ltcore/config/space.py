@@ -111,7 +111,7 @@ def parse_space(key: str, raw: Any) -> SpaceSpec:
         return raw
     if isinstance(raw, str) and ":" in raw:
         kind, _, items = raw.partition(":")
-        raw = {kind: [_item(key, item) for item in _BETWEEN.split(items)]}
+        raw = {kind: [_item(item) for item in _BETWEEN.split(items)]}
     kind, values = next(iter(raw.items())) if isinstance(raw, Mapping) and len(raw) == 1 else ("", None)
     if not isinstance(values, list | tuple):
         raise ConfigError(f"sweep.space.{key}={raw!r} is not a search space. {_HINT}")
@@ -123,13 +123,9 @@ def parse_space(key: str, raw: Any) -> SpaceSpec:
         raise ConfigError(f"sweep.space.{key}: {error}") from None
 
 
-def _item(key: str, text: str) -> Scalar:
-    """Parses one value of a list. Raises ConfigError for brackets that do not stand around it."""
-    bare = text.strip().removeprefix("[").removesuffix("]") if _BRACKETED.fullmatch(text.strip()) else text
-    if "[" in bare or "]" in bare:
-        raise ConfigError(
-            f"sweep.space.{key}: the value {text!r} has a bracket; write [a,b] around one that has commas."
-        )
+def _item(text: str) -> Scalar:
+    """Parses one value of a list, without the brackets that stand around one with commas."""
+    bare = text[1:-1] if _BRACKETED.fullmatch(text) else text
     return bare if "," in bare else parse_scalar(bare)
 
 

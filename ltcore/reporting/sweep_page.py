@@ -254,9 +254,6 @@ def _commands(sweep: StoredSweep, winner: TrialRecord | None) -> list[tuple[str,
         if tested is not None:
             model = shlex.quote(str(tested.run.path))
             commands.append(("classify images with it", f"python pipelines/evaluate.py {model} IMAGE ..."))
-    if record.search in ("random", "tpe"):
-        more = 2 * max(record.num_trials, record.cut_from or 0)
-        commands.append(("search further", f"(the command of this sweep) --num-trials {more}"))
     offline = [p for p in ("*/wandb/offline-run-*", "*/*/wandb/offline-run-*") if any(folder.glob(p))]
     if offline:
         paths = " ".join(f"{shlex.quote(str(folder))}/{pattern}" for pattern in offline)
