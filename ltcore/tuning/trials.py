@@ -170,9 +170,8 @@ def _entry(name: str, record: RunRecord | None, params: Mapping[str, Any], sweep
         status="running" if record is None else record.status,
         reason="" if record is None else record.reason,
         retryable=None if record is None else record.retryable,
-        params={
-            key: config.get(key, params.get(key)) for key in sweep.space
-        },  # a section or a key without effect is not there
+        # a section, or a key without effect, is not in a run
+        params={key: config.get(key, params.get(key)) for key in sweep.space},
         epochs_done=0 if record is None else record.epochs_done,
         best=best.get(sweep.metric),
         last=last.get(sweep.metric),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ltcore.config.schema import RunConfig
 from ltcore.tracking.tensorboard_sink import TensorBoardSink
 from ltcore.training import fork
 from ltcore.training import run as runs
@@ -19,6 +20,17 @@ from ltcore.training.run import Job, execute
 from tests.training.runs import run, tiny_run
 
 CFG = tiny_run().replace({"tracking.tensorboard": True})
+
+
+def forking(cfg: RunConfig, uri: str, folder: Path) -> Job:
+    """The run in ``folder / "run"``, which starts from that in ``folder / "source"``."""
+    return Job(
+        config=cfg.to_dict(),
+        data_uri=uri,
+        run_uri=str(folder / "run"),
+        info=RunInfo(id="run"),
+        fork_of=str(folder / "source"),
+    )
 
 
 class Killed(BaseException):
@@ -34,13 +46,7 @@ def test_a_run_that_forks_has_the_rows_of_what_it_starts_from(
     with pytest.raises(StopRequested):
         run(CFG, tiny_shards, tmp_path / "source", until=2)
     cfg = CFG.replace({"train.optim.lr": 0.01})
-    job = Job(
-        config=cfg.to_dict(),
-        data_uri=tiny_shards,
-        run_uri=str(tmp_path / "run"),
-        info=RunInfo(id="run"),
-        fork_of=str(tmp_path / "source"),
-    )
+    job = forking(cfg, tiny_shards, tmp_path)
     ctx = LocalContext(torch.device("cpu"))
 
     def kill(*_: Any, **__: Any) -> Any:
@@ -75,12 +81,6 @@ def test_a_run_that_forks_has_the_rows_of_what_it_starts_from(
 def test_without_a_checkpoint_to_start_from_a_run_begins_at_its_beginning(tiny_shards: str, tmp_path: Path) -> None:
     """The shared start's was left out on a full disk, say, or somebody has removed it."""
     (tmp_path / "source" / "checkpoints").mkdir(parents=True)
-    job = Job(
-        config=CFG.to_dict(),
-        data_uri=tiny_shards,
-        run_uri=str(tmp_path / "run"),
-        info=RunInfo(id="run"),
-        fork_of=str(tmp_path / "source"),
-    )
+    job = forking(CFG, tiny_shards, tmp_path)
     forked = execute(job, LocalContext(torch.device("cpu")))
     assert forked.to_json()["test"] == run(CFG, tiny_shards, tmp_path / "alone")["test"]
