@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 SHOT_GROUPS = ("many", "medium", "few")
+GIVEN = "given"
+"""In place of a rule, where the data themselves say the groups."""
 
 
 def shot_rule_of(splits: Collection[str]) -> str:

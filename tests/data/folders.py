@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 from tests.data.small import tiny_png
@@ -13,7 +14,8 @@ PACKS = ("folder", "zip")
 
 def images(*folders: str, count: int = 5) -> dict[str, bytes]:
     """As many images in each of the folders, all different."""
-    return {f"{folder}/{n}.png": tiny_png(hash((folder, n)) % 10_000) for folder in folders for n in range(count)}
+    paths = [f"{folder}/{n}.png" for folder in folders for n in range(count)]
+    return {path: tiny_png(zlib.crc32(path.encode())) for path in paths}
 
 
 def place(parent: Path, files: dict[str, bytes], pack: str = "folder", name: str = "photos") -> str:

@@ -85,6 +85,8 @@ class Layout:
     skipped: str = ""
     """What lies among the images and is none, in words; '' where there is nothing or list files choose the images."""
     attributes: tuple[str, ...] = ()
+    shot_groups: tuple[str, ...] = ()
+    """Of each class, as the data give them; () where they do not."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What a person should know of how it was read."""
 

@@ -28,7 +28,7 @@ from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
 from ltcore.errors import BadImageError, ConfigError, DataError
 from ltcore.limits import HELD_BYTES
-from ltcore.shots import shot_rule_of
+from ltcore.shots import GIVEN, shot_rule_of
 from ltcore.text import storable
 
 TEST_SHARE = 5
@@ -115,6 +115,7 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
     chosen |= layout.provenance
     keys, paths = [item.key for item in probed], [item.path for item in probed]
     image_size, mean, std = probe(root, keys, paths, cfg.subset_seed)
+    groups = layout.shot_groups if cfg.imbalance_factor is None else ()  # another tail has others
     rows, later = dict[str, ImageRows](), list[Item]()
     for split in reversed(list(splits)):
         rows[split] = ImageRows(root, splits[split], later)
@@ -127,7 +128,8 @@ def image_folder(root: Root, layout: Layout, cfg: DataConfig, broken: Mapping[st
         image_size=image_size,
         mean=mean,
         std=std,
-        shot_rule=shot_rule_of(splits),
+        shot_rule=GIVEN if groups else shot_rule_of(splits),
+        shot_groups=groups,
         provenance={"source": f"images of {stem}", **chosen},
     )
 

@@ -2,7 +2,8 @@
 
 COCO's format without boxes is that of iNaturalist: ``images``, ``annotations`` and ``categories``. The GLT authors' files
 (Tang et al., ECCV 2022) hold all splits of a benchmark: ``train``, ``val``, ``test_lt``, ``test_bl`` and ``test_bbl``, each
-with a ``label`` and an ``attribute`` for every image, and ``id2cat``. Content tells the two apart.
+with a ``label``, a ``frequency`` (the shot group of its class) and an ``attribute`` for every image, and ``id2cat``. Those of
+MSCOCO-GLT name each object by a key, and crop it for each file anew, so that one has two paths. Content tells the two apart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.lists import Row, checked_row, is_json, list_text, read_rows
 from ltcore.errors import DataError
 from ltcore.limits import load_json
+from ltcore.shots import SHOT_GROUPS
 from ltcore.text import storable
 
 GLT_SPLITS = {
@@ -86,8 +88,8 @@ def for_both_trainings(rows: Sequence[Row]) -> list[Row]:
     tests of the protocols stay as published. Validation images are those that either file sets aside and neither trains
     on; test_glt, which holds images of the balanced training split, is left out.
     """
-    trained = {row.path for row in rows if row.split in ("train", BALANCED)}
-    kept = [row for row in rows if row.split != "test_glt" and not (row.split == "val" and row.path in trained)]
+    trained = {row.identity for row in rows if row.split in ("train", BALANCED)}
+    kept = [row for row in rows if row.split != "test_glt" and not (row.split == "val" and row.identity in trained)]
     return list({(row.path, row.split): row for row in reversed(kept)}.values())[::-1]
 
 
@@ -99,7 +101,9 @@ def _glt_rows(tree: Mapping[str, Any], uri: str) -> Iterator[Row]:
     names = tree["id2cat"]
     for theirs, ours in GLT_SPLITS.items():
         part = tree.get(theirs, {})
-        labels, attributes, paths = (_mapping(part, key, f"{uri}, {theirs}") for key in ("label", "attribute", "path"))
+        labels, attributes, paths, frequencies = (
+            _mapping(part, key, f"{uri}, {theirs}") for key in ("label", "attribute", "path", "frequency")
+        )
         for number, (key, label) in enumerate(labels.items(), 1):
             name = names.get(str(label)) if isinstance(label, str | int) else None
             if not isinstance(name, str):
@@ -111,7 +115,21 @@ def _glt_rows(tree: Mapping[str, Any], uri: str) -> Iterator[Row]:
                 raise DataError(
                     f"{uri}, {theirs}: {key[:200]!r} needs a number as its attribute and a text as its path."
                 )
-            yield checked_row(f"{uri}, {theirs}, image", number, (path, name, ours, storable(str(attribute))))
+            row = checked_row(f"{uri}, {theirs}, image", number, (path, name, ours, storable(str(attribute))))
+            picture = key if key in paths else ""
+            yield replace(
+                row, picture=picture, shots=_shot_group(frequencies.get(key), f"{uri}, {theirs}: {key[:200]!r}")
+            )
+
+
+def _shot_group(frequency: Any, where: str) -> str:
+    if frequency is None:
+        return ""
+    if frequency not in (*range(len(SHOT_GROUPS)), *map(str, range(len(SHOT_GROUPS)))):
+        raise DataError(
+            f"{where} has the frequency {frequency!r}, expected 0 (many), 1 (medium) or 2 (few). {_ADVICE}."
+        )
+    return SHOT_GROUPS[int(frequency)]
 
 
 def _mapping(part: Any, key: str, where: str) -> Mapping[str, Any]:

@@ -46,10 +46,9 @@ def read_lists(root: Root, lists: Iterable[tuple[str, str]], cfg: DataConfig = U
         raise DataError(f"there are list files for {', '.join(files)}, but none for train.")
     for split, file in files.items():
         rows += rows_of_split(listed_rows(read_list_file(file), file, cfg), split, file)
-    noted = {}
+    rows, noted = [replace(row, path=beneath(row.path, known)) for row in rows], {}
     if BALANCED in files and is_json(files[BALANCED]):
         rows, noted = for_both_trainings(rows), {"val": VALIDATION_OF_BOTH}
-    rows = [replace(row, path=beneath(row.path, known)) for row in rows]
     skipped = set(root.skipped)
     if odd := next((row for row in rows if row.path in skipped), None):
         raise DataError(f"{odd.place}: {odd.path} is no image in {root.where}. Remove the line, or rename the file.")
@@ -127,8 +126,23 @@ def layout_of(rows: Sequence[Row], where: str, *, order: Sequence[str] = (), nee
             for split in names
         },
         attributes=attributes,
+        shot_groups=_shot_groups(known, classes),
         provenance={**classes.provenance, **({LISTED_TWICE: len(rows) - len(once)} if len(once) < len(rows) else {})},
     )
+
+
+def _shot_groups(rows: Sequence[Row], classes: _Classes) -> tuple[str, ...]:
+    """Returns the shot group of each class as the rows say it; () where they do not, or not of each class."""
+    said: dict[int, Row] = {}
+    for row in rows:
+        first = said.setdefault(classes.numbers[row.label], row)
+        if row.shots != first.shots:
+            raise DataError(
+                f"{row.place}: {row.path} is of a class with {row.shots or 'unknown'} shots, but {first.path} of the same class "
+                f"of {first.shots or 'unknown'} ({first.place}); correct one of them."
+            )
+    groups = tuple(said[c].shots for c in range(len(classes.names)))
+    return groups if all(groups) else ()
 
 
 def _refuse_no_labels(rows: Sequence[Row]) -> None:
@@ -149,17 +163,19 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     Splits of one kind may share images, such as train and train_cbl, or two tests.
     """
     first: dict[str, Row] = {}
+    shown: dict[str, Row] = {}
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
-        seen = first.setdefault(row.path, row)
+        by_path, by_picture = first.setdefault(row.path, row), shown.setdefault(row.identity, row)
         found.setdefault((row.path, row.split or "train"), row)
-        for what in ("label", "split", "attribute"):
+        for what, seen in (("label", by_path), ("split", by_picture), ("attribute", by_path)):
             one, other = getattr(seen, what), getattr(row, what)
             if one != other and not (what == "split" and _kind(one) == _kind(other)):
                 advice = "splits must be disjoint" if what == "split" else "correct or remove one of the rows"
+                as_what = "" if row.path == seen.path else f" as {seen.path}, which shows the same"
                 raise DataError(
-                    f"{row.place}: {row.path} has the {what} {other or 'train'!r}, but {one or 'train'!r} in {seen.place}; "
-                    f"{advice}."
+                    f"{row.place}: {row.path} has the {what} {other or 'train'!r}, but {one or 'train'!r} in {seen.place}"
+                    f"{as_what}; {advice}."
                 )
     return list(found.values())
 

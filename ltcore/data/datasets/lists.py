@@ -48,6 +48,15 @@ class Row:
     split: str = ""
     """'' where the file does not say."""
     attribute: str = ""
+    picture: str = ""
+    """What it shows, where other paths may show the same; '' where none does."""
+    shots: str = ""
+    """The shot group of its class, '' where the file does not say."""
+
+    @property
+    def identity(self) -> str:
+        """Returns what no two kinds of splits may have in common."""
+        return self.picture or self.path
 
     @property
     def place(self) -> str:

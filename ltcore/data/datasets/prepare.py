@@ -28,7 +28,7 @@ from ltcore.data.shards.writer import write_dataset, write_indexed
 from ltcore.errors import ConfigError, DataError, nearest
 from ltcore.text import counted, few_words
 
-CONSTRUCTION = 4
+CONSTRUCTION = 5
 """Raised when the same source would give other samples than before, so that older copies are made anew."""
 PROGRESS_S = 1.0
 MOST_NAMED = 20

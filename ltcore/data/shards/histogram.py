@@ -55,6 +55,7 @@ _RULES = {
     "count": "number of images (many: above 100, few: below 20)",
     "rank": "rank (a third of the classes each)",
     "glt": "rank (as on ImageNet-GLT and MSCOCO-GLT)",
+    "given": "the files' own word",
 }
 
 

@@ -111,9 +111,9 @@ class Manifest:
     class_counts: dict[str, tuple[int, ...]]
     """Per split: samples of each class."""
     shot_groups: tuple[str, ...]
-    """Per class: many, medium or few, from the counts of the training split."""
+    """Per class: many, medium or few, from the counts of the training split unless they are given."""
     shot_rule: str
-    """``count`` (more than 100, fewer than 20) or ``rank`` (thirds)."""
+    """``count`` (more than 100, fewer than 20), ``rank`` (thirds), ``glt`` (ranks as its authors') or ``given``."""
     image_size: int
     """Side in pixels at which the images are meant to be decoded."""
     mean: tuple[float, ...]

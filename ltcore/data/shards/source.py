@@ -94,6 +94,8 @@ class Description:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shot_rule: str
+    shot_groups: tuple[str, ...] = ()
+    """Of each class where the rule is ``given``; else they follow from the images."""
     provenance: Mapping[str, Any]
 
 

@@ -207,7 +207,8 @@ def check_source(source: Description, splits: Iterable[str], shard_size: int = 1
         )
     if problem := next(odd_names(classes, source.attributes), ""):
         raise ConfigError(f"{source.name}: {problem}.")
-    pick(SHOT_RULES, source.shot_rule, "shot_rule")
+    if not source.shot_groups:
+        pick(SHOT_RULES, source.shot_rule, "shot_rule")
     try:
         within(f"[1, {MAX_IMAGE_SIZE}]", image_size=source.image_size)
         at_least(1, shard_size=shard_size)
@@ -235,7 +236,7 @@ def manifest_of(
         attributes=source.attributes,
         splits=splits,
         class_counts={split: tuple(row_C.tolist()) for split, row_C in counts.items()},
-        shot_groups=SHOT_RULES[source.shot_rule](known_C.tolist()),
+        shot_groups=source.shot_groups or SHOT_RULES[source.shot_rule](known_C.tolist()),
         shot_rule=source.shot_rule,
         image_size=source.image_size,
         mean=tuple(map(float, source.mean)),

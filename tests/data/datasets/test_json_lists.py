@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,79 @@ def test_files_of_two_constructions_are_refused(root, tmp_path):
         DataError, match=r"n02/0.png has the split 'train_cbl', but 'test_gbl' in .*; splits must be disjoint"
     ):
         read_lists(root, files.items())
+
+
+CROPS = {"train": "coco_glt/images", "train_cbl": "coco_cbl/images"}
+
+
+def crop_file(split, parts):
+    """Returns the authors' json of MSCOCO-GLT: a key for each object, and the path of the crop that this file made."""
+    tree = {"cat2id": {"dog": "0", "cat": "1"}, "id2cat": {"0": "dog", "1": "cat"}}
+    for name in ("train", "val", "test_lt", "test_bl", "test_bbl"):
+        tree[name] = {column: {} for column in ("label", "frequency", "attribute", "path")}
+        for number, attribute in parts.get(name, ()):
+            values = str(number % 2), 2 - 2 * (number % 2), attribute, f"{CROPS[split]}/{number}.png"
+            for column, value in zip(("label", "frequency", "attribute", "path"), values, strict=True):
+                tree[name][column][str(number)] = value
+    return tree
+
+
+def crop_lists(tmp_path, **files):
+    """Returns the lists, and a root with every crop that they name."""
+    paths = {part["path"][key] for tree in files.values() for part in list(tree.values())[2:] for key in part["path"]}
+    (picture,) = images("train/cat", count=1).values()
+    root = open_root(place(tmp_path / "crops", dict.fromkeys(paths, picture)))
+    return root, [(split, save(tmp_path, f"{split}.json", tree)) for split, tree in files.items()]
+
+
+def test_crops_of_one_object_are_one_picture_under_two_paths(tmp_path):
+    parts = {"train": [(0, 0), (2, 1), (1, 0)], "val": [(4, 0), (3, 1)], "test_bbl": [(5, 0), (6, 1)]}
+    long_tailed = crop_file("train", parts)
+    balanced = crop_file("train_cbl", {"train": [(0, 1), (1, 0)], "val": [(2, 0), (7, 1)]})
+    root, lists = crop_lists(tmp_path, train=long_tailed, train_cbl=balanced)
+    layout = read_lists(root, lists)
+    numbers = {split: sorted(Path(entry.path).stem for entry in rows) for split, rows in layout.splits.items()}
+    assert numbers == {
+        "train": ["0", "1", "2"],
+        "train_cbl": ["0", "1"],
+        "val": ["3", "4", "7"],
+        "test_gbl": ["5", "6"],
+    }
+
+
+def test_an_object_that_one_file_tests_and_the_other_trains_on_is_refused(tmp_path):
+    long_tailed = crop_file("train", {"train": [(0, 0), (1, 0)], "test_bbl": [(2, 0), (3, 1)]})
+    balanced = crop_file("train_cbl", {"train": [(1, 0), (2, 1)]})
+    root, lists = crop_lists(tmp_path, train=long_tailed, train_cbl=balanced)
+    said = (
+        r"coco_cbl/images/2.png has the split 'train_cbl', but 'test_gbl' in .* as coco_glt/images/2.png, which shows the "
+        "same; splits must be disjoint"
+    )
+    with pytest.raises(DataError, match=said):
+        read_lists(root, lists)
+
+
+def test_shot_groups_are_those_of_the_file_unless_another_tail_is_cut(tmp_path):
+    tree = crop_file("train", {"train": [(n, n % 3) for n in range(12)], "test_bbl": [(12, 0), (13, 1)]})
+    root, lists = crop_lists(tmp_path, train=tree)
+    assert read_lists(root, lists).shot_groups == ("many", "few")  # cat is 1, of the frequency 0
+    data = DataConfig(uri=root.where, val_per_class=0)
+    manifest = make(data, str(tmp_path / "shards"), lists=lists)
+    assert (manifest.shot_rule, manifest.shot_groups) == ("given", ("many", "few"))
+    manifest = make(replace(data, imbalance_factor=2), str(tmp_path / "shards"), lists=lists)
+    assert manifest.shot_rule == "glt"
+
+
+def test_frequencies_that_are_none_or_contradict_each_other_are_refused(tmp_path):
+    tree = crop_file("train", {"train": [(0, 0), (1, 0), (2, 0)]})
+    for value, said in (
+        (3, r"train: '2' has the frequency 3, expected 0 \(many\)"),
+        (0, "class with many shots, but .* of few"),
+    ):
+        tree["train"]["frequency"]["2"] = value
+        root, lists = crop_lists(tmp_path, train=tree)
+        with pytest.raises(DataError, match=said):
+            read_lists(root, lists)
 
 
 def test_a_listed_part_of_a_file_is_taken_alone(root, tmp_path):
