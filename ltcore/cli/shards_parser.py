@@ -35,7 +35,12 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         metavar="X",
         help="largest / smallest training class (default: images as they are)",
     )
-    add("--subset", default="keyed", metavar="NAME", help="keyed (default), or legacy: the published one, CIFAR only")
+    add(
+        "--subset",
+        default="auto",
+        metavar="NAME",
+        help="keyed, or legacy: the published one, CIFAR only (default: legacy of cifar10 and cifar100, else keyed)",
+    )
     add(
         "--subset-seed",
         type=int,

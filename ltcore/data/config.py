@@ -13,7 +13,9 @@ STREAMS = ("threads", "ray")
 """Loaders that decode images in every epoch."""
 RESIDENT = ("auto", "on", "off")
 AUTO, ON, OFF = RESIDENT
-SUBSETS = ("keyed", "legacy")
+SUBSETS = ("auto", "keyed", "legacy")
+PUBLISHED = ("cifar10", "cifar100")
+"""Sources of whose long-tailed images there is a published selection."""
 CLASSES_FROM = ("depth", "path")
 SELECTION = ("imbalance_factor", "subset")
 """Keys that say which of a source's training images are used."""
@@ -65,9 +67,10 @@ class DataConfig:
     as they are, and so does other data than a recipe's own, unless this key is given beside it. Refused for shards that were
     made otherwise; no effect on digits-glt, whose imbalance is its own. Of cifar100-glt, None is 50, of
     mnist-glt 100, of mscoco-glt 200."""
-    subset: str = "keyed"
+    subset: str = "auto"
     """Which images the smaller classes keep: ``keyed`` takes those with the smallest keyed hash; ``legacy`` repeats the
-    published numpy selection (cifar10 and cifar100 only). No effect without ``imbalance_factor``."""
+    published numpy selection, which needs the original order of the images (cifar10 and cifar100 only); ``auto`` is legacy of
+    these two and keyed of all others, of CIFAR as a folder, too. No effect without ``imbalance_factor``."""
     subset_seed: int = 0
     """Seed of that selection and of the order inside the shards."""
     val_per_class: int = 10
@@ -133,6 +136,13 @@ class DataConfig:
     label_key: str | None = None
     """Where the label stands in the ``.json`` of a sample in tars of others, a path with dots; null: in its ``.cls``
     or, where it has none, under ``label`` in its ``.json``. No effect on other data."""
+
+    @property
+    def chosen_subset(self) -> str:
+        """Returns ``subset``, or what ``auto`` stands for."""
+        if self.subset != "auto":
+            return self.subset
+        return "legacy" if self.uri in PUBLISHED else "keyed"
 
     def __post_init__(self) -> None:
         if not self.uri:

@@ -19,6 +19,8 @@ class AugmentConfig:
     """Stack of the view that is classified; ``ltcore methods`` lists them."""
     view2: str = "sim"
     """Stack of the second view. No effect unless a loss asks for a key."""
+    randaugment: bool = False
+    """Whether RandAugment follows ``view1``'s stack, whatever that is; an error where it is in it already."""
     mixup_alpha: float = 0.0
     """mixup: blends neighbors of a batch with a share drawn from Beta(alpha, alpha); 0 is off. Published: 1."""
     cutmix_alpha: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ltcore.data.augment.auto_augment import autoaugment, randaugment
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.transforms import Draw, Stage
 from ltcore.data.images.boxes import Crop
-from ltcore.errors import PluginError, pick, within
+from ltcore.errors import ConfigError, PluginError, pick, within
 from ltcore.plugins.generated import add_row
 from ltcore.plugins.loading import attach
 from ltcore.plugins.parts import Part
@@ -102,7 +102,16 @@ AUGMENTS: dict[str, Stack] = {
 def stacks(cfg: AugmentConfig, num_views: int) -> dict[str, Stack]:
     """Maps the first ``num_views`` views to their stacks. Raises ConfigError where a name is unknown."""
     names = {"view1": cfg.view1, "view2": cfg.view2}
-    return {view: pick(AUGMENTS, names[view], f"augment.{view}") for view in list(names)[:num_views]}
+    found = {view: pick(AUGMENTS, names[view], f"augment.{view}") for view in list(names)[:num_views]}
+    return found | {"view1": _with_randaugment(found["view1"], cfg.view1)} if cfg.randaugment else found
+
+
+def _with_randaugment(stack: Stack, name: str) -> Stack:
+    if randaugment in stack.stages:
+        raise ConfigError(
+            f"augment.randaugment=true: augment.view1={name} has RandAugment already. Leave one of them out."
+        )
+    return replace(stack, stages=(*stack.stages, transforms.eight_bits, randaugment))
 
 
 def reader_crops(cfg: AugmentConfig, num_views: int, image_size: int) -> tuple[Crop, ...]:

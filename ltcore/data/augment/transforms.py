@@ -177,8 +177,8 @@ jitter_no_hue = color_jitter(hue=0.0, probability=1.0)
 
 
 def eight_bits(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001
-    """Converts images back to uint8, for operations that need it."""
-    return (images * 255).round().to(torch.uint8)
+    """Converts images back to uint8, for operations that need it; images that are uint8 stay as they are."""
+    return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
 
 
 def gray(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:  # noqa: ARG001

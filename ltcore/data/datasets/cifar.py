@@ -48,7 +48,7 @@ def cifar(name: str, cfg: DataConfig) -> Source:
         labels_N,
         len(classes),
         imbalance_factor=cfg.imbalance_factor,
-        subset=cfg.subset,
+        subset=cfg.chosen_subset,
         seed=cfg.subset_seed,
         val_per_class=cfg.val_per_class,
     )

@@ -204,14 +204,14 @@ def carve(
 
 def tail_name(base: str, cfg: DataConfig) -> str:
     """Returns a name such as ``cifar100-if100-keyed``, or the base alone for data used as they are."""
-    return base if cfg.imbalance_factor is None else f"{base}-if{cfg.imbalance_factor:g}-{cfg.subset}"
+    return base if cfg.imbalance_factor is None else f"{base}-if{cfg.imbalance_factor:g}-{cfg.chosen_subset}"
 
 
 def tail_provenance(cfg: DataConfig, carved: Subset, classes: Sequence[str], *, val_given: bool) -> dict[str, Any]:
     """Returns how train and val were chosen, and which classes have too few validation images."""
     chosen: dict[str, Any] = {}
     if cfg.imbalance_factor is not None:
-        chosen |= {"subset": cfg.subset, SELECTED_FROM: carved.available}
+        chosen |= {"subset": cfg.chosen_subset, SELECTED_FROM: carved.available}
     chosen |= {"imbalance_factor": cfg.imbalance_factor, "subset_seed": cfg.subset_seed}
     if val_given:
         return {**chosen, "val": "as given"}

@@ -186,7 +186,7 @@ def _digest(cfg: DataConfig, dataset: Dataset) -> str:
     """Hashes everything that determines the samples."""
     words: list[Any] = [VERSION, CONSTRUCTION, dataset.identity, cfg.subset_seed, cfg.val_per_class]
     if cfg.imbalance_factor is not None and dataset.has_selection:
-        words += [cfg.imbalance_factor, cfg.subset]
+        words += [cfg.imbalance_factor, cfg.chosen_subset]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 

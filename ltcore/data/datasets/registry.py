@@ -107,7 +107,7 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
     Between published data sets the selection carries over; from a user's photos it would discard most. Raises ConfigError
     for a URI that no data can have.
     """
-    kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="keyed")
+    kept = cfg if uri == cfg.uri or not find(uri).by_path else replace(cfg, imbalance_factor=None, subset="auto")
     try:
         kept = replace(kept, uri=uri)
     except ValueError as error:

@@ -290,6 +290,18 @@ def test_randaugment_with_noise_and_probability() -> None:
 _RANDAUGMENT_DRAWS = (("randaugment", 2), ("randaugment_std", 2), ("randaugment_probability", 1))
 
 
+@pytest.mark.parametrize(
+    ("view1", "whole"), [("crop", "randaugment_noflip"), ("crop_flip", "randaugment"), ("rrc_flip_jitter", "rrc_rand")]
+)
+def test_randaugment_follows_any_stack(view1: str, whole: str) -> None:
+    batch = batch_of(20)
+    both = augment(2, view1=view1, randaugment=True)(batch, epoch=1).images_VBCHW
+    assert torch.equal(both[0], augment(view1=whole)(batch, epoch=1).images_VBCHW[0])
+    assert torch.equal(both[1], augment(2, view1=view1)(batch, epoch=1).images_VBCHW[1])  # the second view has none
+    with pytest.raises(ConfigError, match=f"augment.view1={whole} has RandAugment already"):
+        stacks(AugmentConfig(view1=whole, randaugment=True), 1)
+
+
 def test_jitter_without_hue_always_acts_and_in_every_order() -> None:
     count = 60
     images, draw = smooth_images(count), draw_for(count)

@@ -33,7 +33,7 @@ def fake(monkeypatch):
 
 
 def test_keys_are_original_positions_and_pixels_are_unchanged(fake):
-    source = module.cifar("cifar100", DataConfig(uri="cifar100", imbalance_factor=10, val_per_class=3))
+    source = module.cifar("cifar100", DataConfig(uri="cifar100", imbalance_factor=10, val_per_class=3, subset="keyed"))
     for split, train in (("train", True), ("val", True), ("test", False)):
         assert len(list(source.splits[split])) == len(source.splits[split])
         for row in source.splits[split]:
@@ -46,12 +46,13 @@ def test_keys_are_original_positions_and_pixels_are_unchanged(fake):
     assert len(source.splits["val"]) == 12 and source.provenance["val_short"] == {"class 0": 0}
 
 
-def test_the_legacy_subset_is_the_published_one(fake):
-    source = module.cifar("cifar10", DataConfig(uri="cifar10", imbalance_factor=10, subset="legacy"))
+@pytest.mark.parametrize("subset", ["auto", "legacy"])
+def test_the_legacy_subset_is_the_published_one_and_what_is_meant_by_auto(fake, subset):
+    source = module.cifar("cifar10", DataConfig(uri="cifar10", imbalance_factor=10, subset=subset))
     chosen = {int(row.key.rpartition("/")[2]) for row in source.splits["train"]}
     expected = select_legacy(np.array(fake[True].targets), np.array(profile(40, 5, 10)), 0)
     assert chosen == set(expected.tolist())
-    assert source.provenance["subset"] == "legacy"
+    assert source.provenance["subset"] == "legacy" and source.name == "cifar10-if10-legacy"
 
 
 def test_a_missing_archive_is_one_sentence_with_what_to_do(monkeypatch):

@@ -75,7 +75,7 @@ def test_a_table_with_columns_of_ones_own(run, images, tmp_path):
             2,
             "error: data.imbalance_factor must be a finite number >= 1",
         ),
-        (("IMAGES", "OUT", "--subset", "other"), 2, "error: data.subset must be one of keyed, legacy"),
+        (("IMAGES", "OUT", "--subset", "other"), 2, "error: data.subset must be one of auto, keyed, legacy"),
         (("IMAGES", "OUT", "--list", "train.txt"), 2, "expected SPLIT=FILE, got train.txt"),
         (("info", "nowhere"), 1, "nowhere/manifest.json does not exist"),
     ],

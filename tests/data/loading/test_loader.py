@@ -257,7 +257,7 @@ def test_a_class_without_a_single_good_image(spoiled: Callable[..., str]) -> Non
         ({"uri": ""}, "uri must"),
         ({"imbalance_factor": 0.5}, "imbalance_factor must be a finite number >= 1, got 0.5"),
         ({"imbalance_factor": float("nan")}, "imbalance_factor must"),
-        ({"subset": "random"}, "subset must be one of keyed, legacy, got 'random'"),
+        ({"subset": "random"}, "subset must be one of auto, keyed, legacy, got 'random'"),
         ({"val_per_class": -1}, "val_per_class must be >= 0"),
         ({"image_size": 0}, r"image_size must be in \[1, 4096\]"),
         ({"loader": "disk"}, "loader must be one of auto, cache, threads, ray"),
