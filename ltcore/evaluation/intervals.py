@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 
-def wilson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(hits: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Returns the Wilson score interval of the share of ``hits`` among ``trials`` > 0.
+
+    Trials that repeat each other count once: of each, the share of its repetitions that hit is a hit.
 
     Unlike the interval of Wald it has a width at 0 and 1, and stays inside. Source: Wilson, Probable Inference, the Law of
     Succession, and Statistical Inference, JASA 1927; without continuity correction.

@@ -144,8 +144,14 @@ class ProtocolTable:
             return f"95% intervals of the mean over {counted(self.num_seeds, 'seed')} (Student t)"
         return (
             f"95% intervals by {RESAMPLES:,} resamples of the test images of each class (bootstrap), none where all of these are "
-            "equal; what another seed of training changes is not in them"
+            f"equal{self._without}; what another seed of training changes is not in them"
         )
+
+    @property
+    def _without(self) -> str:
+        """Returns which tests have no interval at all."""
+        splits = dict.fromkeys(column.test_split for column in self.columns if not column.runs[0].intervals)
+        return f" nor on {' and '.join(splits)}, whose images show the same pictures several times" if splits else ""
 
     def shown(self) -> list[str]:
         """Returns the metrics of ``SHOWN`` that have a value in any column.

@@ -80,7 +80,11 @@ def run_sections(run: StoredRun) -> dict[str, Any]:
         "weights": _weights(record, splits),
         "tests": _tests(record, splits),
         "ranks": _ranks(record, splits),
-        "classes": [_classes(record, split) for split in splits if split in (record.per_class or {})],
+        "classes": [
+            _classes(record, split, manifest.repeats(split) if manifest else 1)
+            for split in splits
+            if split in (record.per_class or {})
+        ],
         "confused": [
             {"split": split, "title": _title(record, split), "pairs": found}
             for split, found in confused.items()
@@ -154,12 +158,12 @@ def _ranks(record: RunRecord, splits: Sequence[str]) -> list[RankTable]:
     return [table for table in tables if table is not None]
 
 
-def _classes(record: RunRecord, split: str) -> dict[str, Any]:
+def _classes(record: RunRecord, split: str, repeats: int) -> dict[str, Any]:
     """Returns the classes by shot group and training images, the most first, by name or as a drawing for many.
 
     A run on balanced classes has the groups of the split train, whose counts are others.
     """
-    rows = sorted(_rows(record, split), key=lambda row: (SHOT_GROUPS.index(row.group), -row.trained))
+    rows = sorted(_rows(record, split, repeats), key=lambda row: (SHOT_GROUPS.index(row.group), -row.trained))
     few = len(rows) <= MAX_ROWS
     return {
         "split": split,
@@ -175,14 +179,17 @@ def _classes(record: RunRecord, split: str) -> dict[str, Any]:
     }
 
 
-def _rows(record: RunRecord, split: str) -> list[ClassRow]:
+def _rows(record: RunRecord, split: str, repeats: int) -> list[ClassRow]:
+    """Lists the classes with their recalls; ``repeats`` images of the split show the same picture."""
     data, recalls = record.data, (record.per_class or {})[split]
     supports = (record.support or {}).get(split, [0] * len(recalls))
     rows = []
     for name, group, trained, tested, recall in zip(
         data.classes, data.shot_groups, data.class_counts, supports, recalls, strict=True
     ):
-        interval = (None, None) if recall is None or not tested else wilson(round(recall * tested), tested)
+        interval = (
+            (None, None) if recall is None or not tested else wilson(round(recall * tested) / repeats, tested / repeats)
+        )
         rows.append(ClassRow(printable(name), group, trained, tested, recall, *interval))
     return rows
 

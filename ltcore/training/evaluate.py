@@ -45,7 +45,7 @@ class Tested:
     confusion: ConfusionCells
     confused: list[ConfusedPair]
     intervals: dict[str, Interval]
-    """95% intervals of metrics; {} unless they were asked for."""
+    """95% intervals of metrics; {} unless they were asked for, and where several images show the same picture."""
 
 
 @dataclass(kw_only=True)
@@ -155,6 +155,8 @@ class Evaluator:
 
     def _intervals(self, counts: Confusion, split: str) -> dict[str, Interval]:
         manifest = self.loader.store.manifest
+        if manifest.repeats(split) > 1:  # resampling takes images for independent
+            return {}
         ranks_P = self._ranks.of(counts.pairs) if manifest.attributes else None
         seed = hash64("bootstrap", manifest.hash, split)
         return bootstrap_intervals(counts, ranks_P, self.shot_groups or manifest.shot_groups, seed)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ltcore.data.shards.manifest import Manifest
 from ltcore.evaluation.intervals import wilson
 from ltcore.reporting import pictures, run_page
 from ltcore.reporting.report import make_report
@@ -65,6 +66,16 @@ def test_classes_are_sorted_by_size_with_recall_and_wilson_interval(run: Path) -
     assert "value" not in recalls[3] and "no test image" in page.words
     for text in ("95% Wilson score intervals", "80.0% 24 of 30", "many-shot 1 class", "few-shot 2 classes"):
         assert text in page.words, text
+
+
+def test_images_that_show_the_same_picture_do_not_narrow_an_interval(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Manifest, "repeats", lambda self, split: 5)
+    recalls = [d for d in page_of(run).data if d.get("stat") == "recall"]
+    for found, hits, tested in zip(recalls[:3], RECOGNIZED, TESTED, strict=False):
+        assert float(found["value"]) == hits / tested
+        assert (float(found["low"]), float(found["high"])) == wilson(hits / 5, tested / 5)
 
 
 def test_the_largest_class_comes_first_whatever_its_number(run: Path) -> None:

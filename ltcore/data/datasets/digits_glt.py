@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcore.data.datasets.dataset import Dataset
-from ltcore.data.datasets.glt import QUOTAS, GltSizes, Picks, glt_splits
+from ltcore.data.datasets.glt import QUOTAS, RENDERED, GltSizes, Picks, glt_splits
 from ltcore.data.datasets.longtail import IntArray, profile
+from ltcore.data.shards.manifest import REPEATS
 from ltcore.data.shards.source import Sample, Source
 from ltcore.errors import ConfigError
 
@@ -105,6 +106,7 @@ def digits_glt(*, seed: int, val_per_class: int) -> Source:
             "train_cbl_per_class": sizes.train_cbl,
             "val_digits_per_class": sizes.val,
             "test_digits_per_class": sizes.test,
+            REPEATS: {split: len(COLORS) for split in RENDERED if len(picks[split])},
             "note": "train and train_cbl share a pool of digits; no digit of val or of the tests is in any other split, "
             "but test_cbl shows each test digit once and test_gbl in every color",
         },

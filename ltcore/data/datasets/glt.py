@@ -28,6 +28,8 @@ QUOTAS = (7, 2, 1)
 USUAL_QUOTAS = {2: (7, 3), 5: (10, 5, 3, 1, 1)}
 """By the number of attributes; ``QUOTAS`` for all other numbers."""
 
+RENDERED = ("val", "test_gbl")
+"""Splits that hold every one of their keys with every attribute, where keys are rendered."""
 Picks = IntArray
 """[n, 2] positions of keys and attributes."""
 

@@ -30,12 +30,13 @@ from ltcore.data.datasets.cifar100_glt import pixel_keys
 from ltcore.data.datasets.dataset import Dataset, Lists
 from ltcore.data.datasets.digits_glt import COLORS, paint, png
 from ltcore.data.datasets.folder_layout import read_folders
-from ltcore.data.datasets.glt import QUOTAS, GltSizes, Picks, glt_splits
+from ltcore.data.datasets.glt import QUOTAS, RENDERED, GltSizes, Picks, glt_splits
 from ltcore.data.datasets.idx import read_idx
 from ltcore.data.datasets.image_folder import refuse_legacy
 from ltcore.data.datasets.image_root import Root, open_root
 from ltcore.data.datasets.longtail import IntArray, profile
 from ltcore.data.images.decode import decode_canvas
+from ltcore.data.shards.manifest import REPEATS
 from ltcore.data.shards.source import Sample, Source
 from ltcore.errors import BadImageError, ConfigError, DataError
 
@@ -97,6 +98,7 @@ class MnistGlt(Dataset):
                 "train_cbl_per_class": sizes.train_cbl,
                 "val_digits_per_class": sizes.val,
                 "test_digits_per_class": tests.test,
+                REPEATS: {split: len(COLORS) for split in RENDERED if split in splits},
                 "note": "train and train_cbl share a pool, val is of the training digits that neither uses; test_cbl shows each "
                 "test digit once and test_gbl in every color",
             },

@@ -34,6 +34,8 @@ MANIFEST = "manifest.json"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = 2
+REPEATS = "images_per_picture"
+"""Key of the provenance: split -> how many images show each picture, where these are several."""
 SKIPPED = "skipped"
 """Key of the provenance: what lay among the images and is none, in words. No part of the hash, as no sample depends on it."""
 _PARSED: OrderedDict[bytes, Manifest] = OrderedDict()
@@ -125,6 +127,12 @@ class Manifest:
     """The tars are of others, who named their members as they liked, and were indexed as they are."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How the data were made: plain JSON, without times, so that equal data have equal hashes."""
+
+    def repeats(self, split: str) -> int:
+        """Returns how many images of a split show the same picture; 1 where nothing says that these are several."""
+        said = self.provenance.get(REPEATS)
+        found = said.get(split) if isinstance(said, dict) else None
+        return found if isinstance(found, int) and found > 1 else 1
 
     @cached_property
     def hash(self) -> str:

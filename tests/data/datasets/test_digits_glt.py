@@ -36,6 +36,12 @@ def test_counts_are_long_tailed_over_classes_and_inside_them(source):
         assert tables["train"][c].argmax() == c  # a majority color of its own
 
 
+def test_it_says_which_splits_show_each_digit_several_times(source):
+    repeats = {split: len(rows) // len(identities(rows)) for split, rows in source.splits.items()}
+    assert repeats == {"train": 1, "train_cbl": 1, "val": 10, "test_cbl": 1, "test_gbl": 10}
+    assert source.provenance["images_per_picture"] == {"val": 10, "test_gbl": 10}
+
+
 def test_no_digit_of_val_or_test_is_seen_elsewhere(source):
     ids = {name: identities(rows) for name, rows in source.splits.items()}
     training = ids["train"] | ids["train_cbl"]
