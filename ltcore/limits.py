@@ -6,7 +6,8 @@ What a person's own data need lies far below: the largest known are named beside
 ===================  ==============================================================================================
 what is read         what bounds it
 ===================  ==============================================================================================
-image                MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, LARGE_PIXELS_AT_ONCE; formats: data/images/decode.py
+image                MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, LARGE_PIXELS_AT_ONCE; formats: data/images/decode.py; where PIL is
+                     slow MAX_SLOW_PIXELS, MAX_SLOW_BYTES; of a PPM MAX_PPM_HEADER_BYTES, MAX_PPM_COMMENTS
 folder               MAX_DEPTH, MAX_PATH_CHARS; files that are not plain are not opened
 file fetched whole   MAX_FETCHED_BYTES, and what is free on the disk
 zip                  as a folder; MAX_DIRECTORY_BYTES, MAX_RATIO for each entry and for all; stored or deflated
@@ -43,6 +44,11 @@ LARGE_PIXELS, LARGE_PIXELS_AT_ONCE = 4 * 2**20, 128 * 2**20
 A decoder holds some ten bytes for a pixel, that is less than 1.5 GiB for all of these."""
 MAX_SCANS = 100
 """Of a progressive JPEG, each over all pixels: encoders write about ten, and time grows with every one."""
+MAX_SLOW_PIXELS, MAX_SLOW_BYTES = 8 * 2**20, 2**27
+"""Of an image that PIL decodes in Python, a second or two for a million pixels: PPM as text or with another white than 255 or
+65535, and BMP with run lengths."""
+MAX_PPM_HEADER_BYTES, MAX_PPM_COMMENTS = 2**16, 1000
+"""Of a PPM's header, which it reads byte by byte, and of one as text, all of which it copies for each comment."""
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS
 """Of an image file: those of the largest image, uncompressed and 16 bits deep."""
 HELD_BYTES = 64 * 2**20

@@ -27,7 +27,7 @@ from ltcore import fsspec_stores
 from ltcore.errors import DamagedFileError, DataError, LtcoreError, StorageError
 from ltcore.file_lock import locked as locked
 from ltcore.fsspec_stores import FileInfo
-from ltcore.limits import MAX_FETCHED_BYTES
+from ltcore.limits import MAX_DEPTH, MAX_FETCHED_BYTES
 from ltcore.retry import ShortError, retrying, retrying_disk
 from ltcore.steady_file import SteadyFile
 from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present, undisturbed
@@ -75,6 +75,8 @@ def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     def find() -> list[FileInfo]:
         if scheme_of(uri) in READ_ONLY:
             return fsspec_stores.find_files(filesystem.handler.fs, root, recursive)
+        if is_local(uri) and recursive:  # pyarrow follows links around for ever, and hears no signal meanwhile
+            return list(_files_below(root))
         infos = [info for info in _listed(filesystem, root, recursive) if info.type == pafs.FileType.File]
         return [FileInfo(info.path[len(root) + 1 :], info.size, str(info.mtime_ns or "")) for info in infos]
 
@@ -85,6 +87,45 @@ def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
                 f"{uri} holds an object named {info.name!r}, which is no path below it. Remove it, or use another place."
             )
     return sorted(found, key=lambda info: info.name)
+
+
+def _files_below(root: str) -> Iterator[FileInfo]:
+    """Yields all plain files below a local folder; links to folders are followed, but none is read twice.
+
+    A folder that is reached in several ways counts under its path without links, if it has one. What vanishes meanwhile is
+    left out. Raises DataError for folders that lie deeper in each other than any should.
+    """
+    seen, folders, links = set[tuple[int, int]](), [""], list[str]()
+    while folders or links:
+        below = folders.pop() if folders else links.pop()
+        if below.count("/") > MAX_DEPTH:
+            raise DataError(f"{root}/{below[:80]}... lies more than {MAX_DEPTH} folders deep. Move or remove it.")
+        place = f"{root}/{below}"
+        try:
+            found = Path(place).stat()
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            continue
+        if (found.st_dev, found.st_ino) in seen:
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        for entry in entries:
+            with _nowhere():
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(f"{below}{entry.name}/")
+                elif entry.is_file():
+                    info = entry.stat()
+                    yield FileInfo(f"{below}{entry.name}", info.st_size, str(info.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def _nowhere() -> Iterator[None]:
+    """Passes over what is not there, or is a link to itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
 
 
 def _listed(filesystem: pafs.FileSystem, root: str, recursive: bool) -> list[pafs.FileInfo]:

@@ -96,6 +96,29 @@ def many_scans(folder: Path) -> Act:
     return lambda: decode_image(scans + b"\xff\xd9", "0.jpg")
 
 
+def much_text(folder: Path) -> Act:
+    data = b"P3\n2 2\n255\n" + b"#\n" * 500_000 + b"1 2 3 " * 4
+    return lambda: decode_image(data, "0.ppm")
+
+
+def long_header(folder: Path) -> Act:
+    data = b"P6\n#" + b" " * 2**28 + b"\n2 2\n255\n" + bytes(12)
+    return lambda: decode_image(data, "0.ppm")
+
+
+def many_numbers(folder: Path) -> Act:
+    data = b"P6\n8000 8000\n254\n" + bytes(3 * 8000 * 8000)
+    return lambda: decode_image(data, "0.ppm")
+
+
+def run_lengths(folder: Path) -> Act:
+    """A BMP in which lines end again and again."""
+    header = struct.pack("<IiiHHIIiiII", 40, 9, 9, 1, 8, 1, 0, 0, 0, 1, 0)
+    start = 14 + len(header) + 4
+    data = b"BM" + struct.pack("<IHHI", start, 0, 0, start) + header + bytes(4) + bytes(2**27)
+    return lambda: decode_image(data, "0.bmp")
+
+
 def bomb(folder: Path) -> Act:
     """A zip whose entry says that it unpacks to as much as an image may have."""
     count = 17 * 2**20
@@ -312,6 +335,18 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
     ),
     "pixels": ("MAX_PIXELS", many_pixels, "0.png: the image has 16384 x 8192 pixels, expected 1 to 67108864"),
     "scans": ("MAX_SCANS", many_scans, r"0.jpg: the image has 2000\d scans, expected at most 100"),
+    "text of a PPM": ("MAX_PPM_COMMENTS", much_text, "0.ppm: the image has 500000 comments, expected at most 1000"),
+    "header of a PPM": ("MAX_PPM_HEADER_BYTES", long_header, "0.ppm: the image has no header in its first 65536 bytes"),
+    "slow pixels": (
+        "MAX_SLOW_PIXELS",
+        many_numbers,
+        "0.ppm: the image has 8000 x 8000 pixels in .* expected at most 8388608",
+    ),
+    "slow bytes": (
+        "MAX_SLOW_BYTES",
+        run_lengths,
+        r"0.bmp: the image has 9 x 9 pixels in 134217\d+ bytes.* of a BMP of this kind",
+    ),
     "entry of a zip": (
         "PACKED_BYTES MAX_RATIO",
         bomb,

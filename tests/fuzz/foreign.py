@@ -387,7 +387,13 @@ class Images:
             *((rgb, "PPM", {}), (rgb.convert("1"), "PPM", {}), (rgb, "AVIF", {}), (rgb, "MPO", {})),
             (rgb, "GIF", {"save_all": True, "append_images": [rgb.rotate(90)]}),
         ]
+        text = b"\n2 2\n# as text\n255\n" + b"1 20 200 " * 4
         self.bases = [_saved(image, form, options) for image, form, options in kinds]
+        self.bases += [
+            *(b"P" + kind + text for kind in (b"2", b"3")),
+            b"P1 3 2\n010 #\n110",
+            b"P6 2 2 99\n" + bytes(12),
+        ]
 
     def originals(self) -> list[bytes]:
         return self.bases

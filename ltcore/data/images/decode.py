@@ -29,7 +29,16 @@ from ltcore.data.images.framed import framed
 from ltcore.data.room import Room
 from ltcore.errors import BadImageError, DataError
 from ltcore.framing import OWN_WAY, Framing
-from ltcore.limits import LARGE_PIXELS, LARGE_PIXELS_AT_ONCE, MAX_PIXELS, MAX_SCANS
+from ltcore.limits import (
+    LARGE_PIXELS,
+    LARGE_PIXELS_AT_ONCE,
+    MAX_PIXELS,
+    MAX_PPM_COMMENTS,
+    MAX_PPM_HEADER_BYTES,
+    MAX_SCANS,
+    MAX_SLOW_BYTES,
+    MAX_SLOW_PIXELS,
+)
 
 Pixels = npt.NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -43,6 +52,7 @@ _SCAN, _END, _FIRST = 0xDA, 0xD9, 0xC0
 _MOST_SEGMENTS = 1000
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+_PPM = re.compile(rb"P[0-6fy]")
 _SOURCE_LINE = re.compile(r"\w*,? ?\[?/\S+\.(?:cpp|cc|c|h):\d+\]?,? ?")
 """``decode_jpeg, /build/.../decode_jpeg.cpp:171, `` before what torchvision says."""
 _ROOM = Room(LARGE_PIXELS_AT_ONCE)
@@ -190,7 +200,34 @@ def _is_heif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
 
 
+def _refuse_slow_ppm(data: bytes, where: str) -> None:
+    """Raises BadImageError for what PIL, which reads headers byte by byte, would not come to the end of."""
+    if data[1:2] in b"123" and (comments := data.count(b"#")) > MAX_PPM_COMMENTS:
+        raise _bad(
+            where, f"has {comments} comments, expected at most {MAX_PPM_COMMENTS}", "Save it as a PNG, or without them."
+        )
+    try:
+        Image.open(io.BytesIO(data[:MAX_PPM_HEADER_BYTES]), formats=("PPM",))
+    except ValueError as error:
+        if len(data) <= MAX_PPM_HEADER_BYTES:
+            raise
+        expected = f"has no header in its first {MAX_PPM_HEADER_BYTES} bytes ({error})"
+        raise _bad(where, expected, "Save it as a PNG, or without comments.") from None
+
+
+def _refuse_slow(image: Image.Image, data: bytes, where: str) -> None:
+    """Raises BadImageError for a large image that a decoder written in Python would read value by value."""
+    if not any(tile[0] in Image.DECODERS for tile in image.tile):
+        return
+    if image.width * image.height > MAX_SLOW_PIXELS or len(data) > MAX_SLOW_BYTES:
+        found = f"has {image.width} x {image.height} pixels in {len(data)} bytes"
+        expected = f"expected at most {MAX_SLOW_PIXELS} in {MAX_SLOW_BYTES} of a {image.format} of this kind"
+        raise _bad(where, f"{found}, {expected}", "Save it as a PNG.")
+
+
 def _open(data: bytes, where: str) -> Image.Image:
+    if _PPM.match(data):
+        _refuse_slow_ppm(data, where)
     return _open_heif(data, where) if _is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
 
 
@@ -251,6 +288,7 @@ def _segments(data: bytes, marks_M: npt.NDArray[np.int64]) -> Iterator[int]:
 def _decode(data: bytes, where: str, held: contextlib.ExitStack) -> Pixels:
     image = _open(data, where)
     _check_size(image, where)
+    _refuse_slow(image, data, where)
     if image.format == "PNG" and _has_damaged_pixels(data):
         raise ValueError("image file is truncated, or its pixels have a wrong checksum")
     if (pixels := image.width * image.height) > LARGE_PIXELS:
