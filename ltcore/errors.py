@@ -20,7 +20,7 @@ USERINFO = re.compile(
     r"|\b(abfss?|az)://[^/\s@]*:[^/\s]*@"
     r"|://[^/\s:@\[]+:(?!\d+(/|$))\S*@"  # a slash in the password ends the host too early, with a port that is no number
     r"|\b(s3|gs|gcs)://[^/\s:@]+:\S*@"  # a bucket has no port at all
-    r"|\bhttps?://\S+[?&](sig|token|access_token|x-amz-signature|x-goog-signature)=",
+    r"|\bhttps?://\S+[?&](sig|signature|token|access_token|api_?key|x-(amz|goog)-(signature|security-token))=",
     re.IGNORECASE,
 )
 """What stands before the host in ``s3://KEY:SECRET@bucket`` or ``http://user@host``; a secret of AWS may hold a slash.

@@ -62,6 +62,10 @@ FORMS = [
     "abfss://:pa55word@host/x",
     "https://host/x.zip?se=1&sig=pa55word",
     "https://host/x.zip?X-Amz-Signature=pa55word",
+    "https://host/x.zip?AWSAccessKeyId=A&Expires=1&Signature=pa55word",
+    "https://host/x.zip?X-Amz-Security-Token=pa55word",
+    "https://host/x.zip?v=2&api_key=pa55word",
+    "https://host/x.zip?apikey=pa55word",
 ]
 
 
@@ -84,6 +88,7 @@ def test_every_form_of_it(uri: str) -> None:
         "s3://a/x,s3://b/y@z",
         "abfs://container@account.dfs.core.windows.net/x",
         "https://host/x.zip?download=1",
+        "https://host/x.zip?key=3&signed=yes",
     ],
 )
 def test_what_is_none(uri: str) -> None:

@@ -70,8 +70,12 @@ def _sigterm_is_an_interrupt() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Prints a remark for the user at the terminal, apart from the output of the command."""
-    print(message(text), file=sys.stderr, flush=True)
+    """Prints a remark for the user at the terminal, apart from the output of the command.
+
+    It is lost where it cannot be written, as on a full disk or to a reader that has gone.
+    """
+    with contextlib.suppress(OSError):
+        print(message(text), file=sys.stderr, flush=True)
 
 
 def _check_uris(argv: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ class EpochLines(ForwardingContext):
             self._block.refresh()
         elif now - self._printed > LINE_EVERY_S or epoch == self._epochs:
             self._printed = now
-            self._console.print(styled(self._line), soft_wrap=True)
+            self._console.progress(styled(self._line), soft_wrap=True)
         super().report(metrics, checkpoint)
 
     def _described(self, epoch: int, metrics: Mapping[str, Any], seconds: float) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +26,16 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Escapes a string before rendering; printed strings, cells and titles all pass through here."""
         return super().render_str(printable_lines(text), **options)
+
+    def progress(self, line: Text, **options: Any) -> None:
+        """Prints a line that is lost where it cannot be written, as on a full disk: the work that it tells of goes on."""
+        with contextlib.suppress(OSError):
+            self.print(line, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Prints nothing more once nobody reads it, where rich would end the process in the middle of its work."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:

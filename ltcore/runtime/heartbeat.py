@@ -224,13 +224,14 @@ class Watchdog(Poller):
             self.touch()
             self._moved_of.update(dict.fromkeys(moved, self._moved))
             self._last = now
-            self._on_snapshot(now)
-        self._judge(now)
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.out_of_time.set()
             self.save_and_end()
         if self.saving.is_set():
             self._actor.stop.remote()  # each time: an actor that was started again knows nothing of it
+        self._judge(now)
+        if moved:
+            self._on_snapshot(now)
         return True
 
     def _excuse(self) -> None:
@@ -254,18 +255,18 @@ class Watchdog(Poller):
             # before its first step a run fetches and decodes data, which takes as long as it takes
             if silent_s > (self._stall_s if state.get("begun") else max(self._stall_s, BEGIN_S)):
                 self._moved_of[run] = time.monotonic()
+                end_process(*state["process"])
+                self._last = {**self._last, run: {**state, "over": True}}  # until it is heard of again
                 self._say(
                     f"{run} has said nothing for {silent_s:.0f} s: it is ended, and goes on from its last checkpoint"
                 )
-                end_process(*state["process"])
-                self._last = {**self._last, run: {**state, "over": True}}  # until it is heard of again
         if running or time.monotonic() - self._moved <= self._stall_s:
             return
         if self._waited_for is None:
             self.stalled.set()
         else:
-            self._say(f"waiting for {self._waited_for()}")
             self.touch()
+            self._say(f"waiting for {self._waited_for()}")
 
 
 def end_process(node: str, pid: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
+
+_LOG = logging.getLogger("ltcore.runtime")
 
 
 class Poller(threading.Thread, ABC):
@@ -23,7 +26,14 @@ class Poller(threading.Thread, ABC):
         self._ended.set()
 
     def run(self) -> None:
-        """Polls until the end; runs in the thread."""
+        """Polls until the end; runs in the thread. A look that fails is repeated: nobody else would take the watch over."""
+        logged = set[str]()
         while not self._ended.wait(self._every_s):
-            if not self.poll():
-                return
+            try:
+                if not self.poll():
+                    return
+            except Exception as error:
+                words = f"{type(error).__name__}: {error}"
+                if words not in logged:
+                    logged.add(words)
+                    _LOG.warning("%s: a look failed (%s) and is repeated", self.name, words)

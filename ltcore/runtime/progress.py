@@ -60,7 +60,7 @@ class ProgressDisplay:
         """Prints a message, made of strings and of pairs (string, style)."""
         elapsed = time.monotonic() - self._began
         line = styled((f"{elapsed:6.1f} s", "dim"), "  ", *parts)
-        self.console.print(line, soft_wrap=not self.console.is_terminal)
+        self.console.progress(line, soft_wrap=not self.console.is_terminal)
 
     def update(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Takes the latest state of all runs.

@@ -130,9 +130,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_S):
-            with contextlib.suppress(
-                DataError
-            ):  # storage that fails for a while; the claim stays good until it is void
+            with contextlib.suppress(Exception):  # whatever fails for a while; the claim stays good until it is void
                 self._look()
                 if self._taken:
                     return

@@ -7,6 +7,7 @@ unpickled. Population-based training alone is Tune's: its scheduler copies check
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -121,10 +122,12 @@ def last_error(file: str | None) -> str:
 
     It is in Ray's own words, or the end of a traceback.
     """
-    if file is None:
-        return "it ended without a word"
-    lines = Path(file).read_text(errors="replace").rpartition("Failure # ")[2].strip().splitlines()[1:]
-    return lines[-1 if any(line.lstrip().startswith('File "') for line in lines) else 0].strip()
+    lines = list[str]()
+    if file is not None:
+        with contextlib.suppress(OSError):  # which would end the whole search
+            lines = Path(file).read_text(errors="replace").rpartition("Failure # ")[2].strip().splitlines()[1:]
+    is_traceback = any(line.lstrip().startswith('File "') for line in lines)
+    return lines[-1 if is_traceback else 0].strip() if lines else "it ended without a word"
 
 
 class _Stopper(_StaysHere, tune.Stopper):

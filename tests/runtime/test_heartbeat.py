@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import ray.exceptions
 
 from ltcore.runtime import heartbeat
 from ltcore.runtime.heartbeat import BEGIN_S, HeartbeatActor, HeartbeatSender, Watchdog
+from ltcore.runtime.poller import Poller
 
 STALL_S = 300.0
 
@@ -128,6 +130,41 @@ def test_an_actor_that_is_gone_says_nothing_of_the_runs(scene: Scene, monkeypatc
     scene.passes(0)
     scene.passes(STALL_S + 1)
     assert len(scene.ended) == 1
+
+
+def test_the_time_ends_and_a_silent_run_too_though_nothing_can_be_printed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    scene.watch = Watchdog(scene.watch._actor, full, stall_s=STALL_S, deadline_s=3000.0, say=full)
+    sender = HeartbeatSender("heartbeat", "trial 00000")
+    sender.beat(1, 8, 100)
+    for seconds in (0.0, STALL_S + 1, 3000.0):
+        scene.now += seconds
+        with contextlib.suppress(OSError):  # as the thread does
+            scene.watch.poll()
+    assert len(scene.ended) == 1 and scene.watch.out_of_time.is_set() and scene.watch.saving.is_set()
+
+
+def test_a_look_that_fails_is_said_once_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    looks = list[int]()
+
+    class Failing(Poller):
+        def poll(self) -> bool:
+            looks.append(len(looks))
+            if len(looks) < 3:
+                raise ValueError("not now")
+            return False
+
+    poller = Failing("failing", 0.001)
+    poller.start()
+    poller.join(10)
+    assert looks == [0, 1, 2] and not poller.is_alive()
+    assert [record.getMessage() for record in caplog.records] == [
+        "ltcore-failing: a look failed (ValueError: not now) and is repeated"
+    ]
 
 
 def test_who_ends_the_watch_lets_the_actor_go(scene: Scene) -> None:

@@ -18,11 +18,12 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from ltcore.data.images.boxes import Box, Size, centered_square
 from ltcore.data.images.framed import framed
@@ -217,7 +218,7 @@ def _refuse_slow_ppm(data: bytes, where: str) -> None:
 
 def _refuse_slow(image: Image.Image, data: bytes, where: str) -> None:
     """Raises BadImageError for a large image that a decoder written in Python would read value by value."""
-    if not any(tile[0] in Image.DECODERS for tile in image.tile):
+    if not any(tile[0] in Image.DECODERS for tile in cast(ImageFile, image).tile):
         return
     if image.width * image.height > MAX_SLOW_PIXELS or len(data) > MAX_SLOW_BYTES:
         found = f"has {image.width} x {image.height} pixels in {len(data)} bytes"
