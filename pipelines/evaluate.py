@@ -19,6 +19,7 @@ python pipelines/evaluate.py ~/ltcore-runs/my-run new-photos/ --output predictio
 python pipelines/evaluate.py ~/ltcore-runs/my-run --data photos/ --split test --output predictions.parquet --logits
 python pipelines/evaluate.py ~/ltcore-runs/my-run s3://bucket/shards --output predictions.parquet --engine ray
 
+Networks compute in float32, so the last digits of a run that trained in bf16 or fp16 may be others than in its own tests.
 IMAGES are predicted as they are; --data is a data set with splits, measured, or with such an --output predicted. The exit code
 is 1 where an image could not be read.
 """

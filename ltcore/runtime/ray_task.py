@@ -30,7 +30,8 @@ class TaskContext(ReportingContext):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Ray hides no GPU from a process that was given none
+        self.device = torch.device("cuda" if job.gpus and torch.cuda.is_available() else "cpu")
 
 
 @ray.remote

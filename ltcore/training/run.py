@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from ltcore.training.hardware import (
     limit_memory,
     versions,
 )
-from ltcore.training.lease import Lease, exclusive, make_folder
+from ltcore.training.lease import Lease, check_held, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_data, check_same_run, refuse_differences, refuse_other_end
 from ltcore.training.same_start import origin_of, refuse_other_weights
@@ -375,9 +376,12 @@ def _first_record(
     )
 
 
-def delete_run(run_uri: str) -> str:
-    """Removes a run or sweep and what this node keeps of it (``--fresh``). Returns what was done in words."""
-    done = remove(run_uri)
+def delete_run(run_uri: str, held: str = "") -> str:
+    """Removes a run or sweep and what this node keeps of it (``--fresh``). Returns what was done in words.
+
+    ``held`` is the sweep that it is part of; '' for none. Raises DataError where that, or it, was taken over meanwhile.
+    """
+    done = remove(run_uri, partial(check_held, held or run_uri))
     if not is_local(run_uri):
         shutil.rmtree(scratch_dir(run_uri), ignore_errors=True)
     return done

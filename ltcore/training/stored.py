@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ltcore import storage
 from ltcore.config.records import RunRecord, SweepRecord, now
@@ -29,17 +29,18 @@ def finished_ago(record: RunRecord | SweepRecord) -> str:
     return f"{duration((now() - record.finished_at).total_seconds())} ago"
 
 
-def remove(uri: str) -> str:
+def remove(uri: str, fence: Callable[[], None] = lambda: None) -> str:
     """Removes the run or sweep at ``uri``, and nothing else that is there.
 
-    Returns what was done in words, '' for nothing. Raises ConfigError where the place is not empty and neither
-    ``run.json`` nor ``sweep.json`` shows that it is a run or sweep.
+    ``fence`` is called before each removal, and raises where the place is another process's by now. Returns what was done in
+    words, '' for nothing. Raises ConfigError where the place is not empty and neither ``run.json`` nor ``sweep.json`` shows
+    that it is a run or sweep.
     """
     found = sorted(entries(uri))
     if not found:
         return ""
     whose = _whose(uri, found)
-    left = sorted(_remove_known(uri, whose))
+    left = sorted(_remove_known(uri, whose, fence))
     kept = f"; {', '.join(left[:3])}{', ...' if len(left) > 3 else ''} stays, which is not of it" if left else ""
     return f"--fresh: removed the earlier {'sweep' if whose is _SWEEP else 'run'} in {uri}{kept}"
 
@@ -65,7 +66,7 @@ def _is_ours(file: str) -> bool:
     return isinstance(record, dict) and {"schema", "status"} <= record.keys()
 
 
-def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
+def _remove_known(uri: str, known: re.Pattern[str], fence: Callable[[], None]) -> Iterator[str]:
     """Removes known entries and yields the names, relative to ``uri``, of entries that are kept.
 
     A kill in the middle leaves no run that looks finished without its weights, and no trials that another sweep would
@@ -75,10 +76,11 @@ def _remove_known(uri: str, known: re.Pattern[str]) -> Iterator[str]:
         where = join(uri, name)
         if known is _SWEEP and name in _RUNS_OF_A_SWEEP:
             for run in entries(where):
-                yield from (f"{name}/{run}/{rest}" for rest in _remove_known(join(where, run), _RUN))
+                yield from (f"{name}/{run}/{rest}" for rest in _remove_known(join(where, run), _RUN, fence))
                 _remove_if_empty(join(where, run))
             _remove_if_empty(where)
         elif known.fullmatch(name):
+            fence()
             _remove_entry(where)
         else:
             yield name

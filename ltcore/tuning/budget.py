@@ -25,8 +25,12 @@ from ltcore.tuning.runs import SweepSetup
 from ltcore.tuning.tpe import batch_size
 
 
-def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1.5) -> float:
+def images_per_s(
+    cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1.5, *, device: torch.device | None = None
+) -> float:
     """Measures the training speed of the composed objective in this process, in images per second.
+
+    ``device`` is where; None: on a GPU if there is one.
 
     All terms act, after one epoch that fills memories. The optimizer's step is left out: it costs next to nothing, but
     importing ``torch.optim``'s machinery takes seconds.
@@ -34,7 +38,7 @@ def images_per_s(cfg: RunConfig, data_uri: str, threads: int, seconds: float = 1
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     options = {"batch_size": cfg.train.batch_size, "seed": cfg.seed, **stream_options(cfg)}
-    device = (ctx := LocalContext()).device
+    device = (ctx := LocalContext(device)).device
     loader = make_loader(cfg.data, data_uri, device=device, **options)
 
     def now() -> float:
@@ -101,7 +105,7 @@ def _rate(setup: SweepSetup) -> float:
     scaling, uri = setup.placement.scaling, setup.data_uri
     run = measured_run(setup.sweep, setup.base, read_manifest(uri))
     if not scaling.gpus_per_worker:
-        return images_per_s(run, uri, scaling.cpus_per_worker)
+        return images_per_s(run, uri, scaling.cpus_per_worker, device=torch.device("cpu"))
     task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker, max_calls=1)(_rate_there)
     rate: float = result_of(task.remote(run.to_dict(), uri, scaling.cpus_per_worker), "measurement")
     return rate

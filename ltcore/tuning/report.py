@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ltcore.config.records import SweepRecord
@@ -15,6 +16,7 @@ from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import is_local, join, write_bytes_atomic
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training.fetch import fetched
+from ltcore.training.lease import check_held
 from ltcore.training.sync import RunSync
 from ltcore.tuning.runs import SweepSetup
 
@@ -29,9 +31,10 @@ def of_report(names: Sequence[str]) -> list[str]:
 def report(setup: SweepSetup, record: SweepRecord, display: ProgressDisplay, id_prefix: str) -> None:
     """Writes report.html beside sweep.json, and the sweep's own W&B run, with ``record`` as what is known of the sweep."""
     with display.stage("report"), fetched(setup.uri, of_report) as folder:
+        check_held(setup.uri)
         path = write_report(folder, record=record)
         if not is_local(setup.uri):
-            write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes())
+            write_bytes_atomic(join(setup.uri, "report.html"), path.read_bytes(), partial(check_held, setup.uri))
         _log_sweep(setup, record, id_prefix, folder, path)
         RunSync(join(setup.uri, "sweep"), folder / "sweep").close()
 

@@ -108,7 +108,7 @@ class Retrains:
         jobs = {}
         for where, changes in wanted.items():
             job = self.runs.job(where, int(where.rpartition("-seed")[2]), "retrain", changes)
-            forget_other(job)
+            forget_other(job, self.runs.setup.uri)
             if not _is_tested(job.run_uri):
                 jobs[job.label] = job
         if not jobs:

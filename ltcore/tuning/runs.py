@@ -216,7 +216,7 @@ class Runs:
             raise TimeIsUp
 
 
-def forget_other(job: Job) -> None:
+def forget_other(job: Job, sweep_uri: str) -> None:
     """Deletes a retrain of another configuration.
 
     Added trials may have made another winner: the retrain of the earlier one makes room.
@@ -227,4 +227,4 @@ def forget_other(job: Job) -> None:
     try:
         refuse_differences(job.run_uri, record.config, trees.flatten(job.config))
     except CheckpointError:
-        delete_run(job.run_uri)
+        delete_run(job.run_uri, sweep_uri)

@@ -192,7 +192,7 @@ class Sweep:
         }
         if not left:
             return
-        self.save(populations=self.record.populations + 1)
+        self.save(populations=self.record.populations + 1)  # which another process that took over would refuse
         for ended in (f"tune-{n}" for n in range(1, self.record.populations)):  # of commands that were killed
             remove(join(setup.uri, ended))
         folder = f"tune-{self.record.populations}"
@@ -205,6 +205,7 @@ class Sweep:
             folder=folder,
             ears=replace(self._ears(), ended=partial(self._member_ended, points)),
         )
+        check_held(setup.uri)
         remove(join(setup.uri, folder))  # the next population starts from the trials themselves
         self.runs.raise_if_over()
         if self._unshare(points):

@@ -121,7 +121,7 @@ class TrialBook:
             evidence = Stopped(epoch=place.epoch, value=place.value, rank=place.rank, of=of, keep=keep)
             reason = f"stopped after epoch {place.epoch}: rank {place.rank} of {of}, the best {keep} went on"
             ended = replace(record, status="stopped", reason=reason, decision=evidence)
-            ended.write(folder_of(self._uri, place.id))
+            ended.write(folder_of(self._uri, place.id), partial(check_held, self._uri))
 
     def heard(self, trial: str, params: Mapping[str, Any], state: str, record: RunRecord | None) -> None:
         self._on_part(trial, params, state, record)

@@ -20,7 +20,8 @@ from ltcore.config.records import RunRecord, now
 from ltcore.config.sweep import read_sweep
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError, LtcoreError
-from ltcore.training import stored
+from ltcore.training import lease, stored
+from ltcore.training.run import delete_run
 from ltcore.training.stored import finished_ago, remove
 from ltcore.tuning.identity import identity
 from tests.conftest import make_tiny
@@ -146,6 +147,21 @@ def test_nothing_and_the_rest_of_a_start_that_was_cut_off_are_removed_without_a_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
     assert "removed" in remove(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("record", ["run.json", "sweep.json"])
+def test_fresh_removes_nothing_of_a_process_that_took_over_meanwhile(tmp_path: Path, record: str) -> None:
+    """The command slept, as a laptop does, between taking the place and making room."""
+    place = tmp_path / "place"
+    with lease.exclusive(str(place)) as held:
+        files = [place / record, place / "config.yaml", place / "trials" / "00000" / "run.json"]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text('{"schema": 1, "status": "running"}')
+        held._taken = True
+        with pytest.raises(DataError, match="was taken over by another process"):
+            delete_run(str(place))
+        assert all(file.exists() for file in files)
 
 
 def test_fresh_removes_nothing_before_all_else_is_known_to_be_good(tiny_shards: str, tmp_path: Path) -> None:

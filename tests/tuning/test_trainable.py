@@ -60,6 +60,13 @@ def test_a_report_waits_for_the_store_that_takes_its_checkpoint(
     assert metrics["val/top1"] == 0.5 and options["checkpoint"].path == str(tmp_path)
 
 
+@pytest.mark.parametrize(("gpus", "device"), [(0.0, "cpu"), (0.25, "cuda"), (1.0, "cuda")])
+def test_a_trial_that_was_given_no_gpu_takes_none(gpus: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as in Ray, which hides none
+    job = Job(config={}, data_uri="", run_uri="s3://b/trials/0", info=RunInfo(id="trial"), gpus=gpus)
+    assert TaskContext(job).device.type == device
+
+
 def test_a_copied_checkpoint_is_fetched_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {"w": torch.ones(2)}
     source = ckpt.save(tmp_path / "better", "last", step=5, model=weights, state={"n": 5}, meta={})
