@@ -9,7 +9,7 @@ from ltcore.cli.args import GltArgs
 from ltcore.cli.parsers import command_parser
 from ltcore.cli.shards_parser import add_source_flags, reencode_of
 from ltcore.cli.values import at_least_one, count, whole
-from ltcore.data.glt.choices import FIT, PROFILES, RANDOM, Discovery, GltChoices
+from ltcore.data.glt.choices import FIT, PROFILES, RANDOM, SHORTAGES, Discovery, GltChoices
 from ltcore.errors import ConfigError
 
 DOC = """Build a generalized long-tailed benchmark from images: a long tail over classes, and one over attributes in each class.
@@ -51,7 +51,17 @@ def read_shards_glt(doc: str | None, argv: Sequence[str] | None = None, prog: st
 
 
 _CHOICES = (
-    *("attributes_file", "attribute_level", "pool", "profile", "imbalance_factor", "class_counts", "largest", "quotas"),
+    *(
+        "attributes_file",
+        "attribute_level",
+        "pool",
+        "profile",
+        "imbalance_factor",
+        "class_counts",
+        "largest",
+        "quotas",
+        "shortage",
+    ),
     *("train_cbl", "val", "test", "test_glt", "seed", "shard_size"),
 )
 
@@ -133,6 +143,12 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar="N,...",
         help="of attributes by rank in their class (default by the fewest of a class: 7,2,1; of two 7,3; of five 10,5,3,1,1)",
+    )
+    add(
+        "--shortage",
+        choices=SHORTAGES,
+        default="refuse",
+        help="where a class has fewer images of an attribute than that: refuse (default), or cap: it gives what it has",
     )
     add("--train-cbl", type=count, metavar="N", help="images per class of train_cbl (default: the mean class of train)")
     add("--val-per-class", dest="val", type=count, metavar="N", help="balanced over attributes (default: half a test)")

@@ -15,7 +15,7 @@ test_gbl hold every one of their keys with every attribute, and test_cbl one ren
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,9 @@ class GltSizes:
     """Images, by class id, of a further test that is distributed as ``train``; () for no such split."""
     quotas: tuple[int, ...] = QUOTAS
     """Shares of a class's attributes, most frequent first, at most as many as any class has attributes."""
+    capped: bool = False
+    """Whether a class that has too few images of an attribute gives what it has, as in ImageNet-GLT: its tests and val then
+    are smaller, so that about half of the attribute is left, and training gets that."""
 
 
 def usual_quotas(num_attributes: int) -> tuple[int, ...]:
@@ -95,11 +98,14 @@ def by_frequency(counts_A: IntArray) -> list[int]:
     return there[np.argsort(-counts_A[there], kind="stable")].tolist()
 
 
-def wanted_counts(label: int, order: Sequence[int], sizes: GltSizes, num_attributes: int) -> dict[str, IntArray]:
+def wanted_counts(
+    label: int, order: Sequence[int], sizes: GltSizes, num_attributes: int, there_A: IntArray | None = None
+) -> dict[str, IntArray]:
     """Returns split -> [A] images that a class of given attributes needs, in the order of extraction.
 
     The two training splits, which come last, share their pool; all others are disjoint. What is balanced over attributes
-    is rounded down to a multiple of those in ``order``, which are the class's.
+    is rounded down to a multiple of those in ``order``, which are the class's. ``there_A`` are its images of each, for sizes
+    that are ``capped``.
     """
 
     def equal(n: int) -> IntArray:
@@ -110,12 +116,26 @@ def wanted_counts(label: int, order: Sequence[int], sizes: GltSizes, num_attribu
     def tailed(n: int) -> IntArray:
         return quota_counts(n, order, sizes.quotas, num_attributes)
 
-    counts = {"test_gbl": equal(sizes.test), "test_cbl": tailed(sizes.test), "val": equal(sizes.val)}
+    def held_out(test: int, val: int) -> dict[str, IntArray]:
+        return {"test_gbl": equal(test), "test_cbl": tailed(test), "val": equal(val)}
+
+    counts = held_out(sizes.test, sizes.val)
+    if sizes.capped and there_A is not None:
+        own, each = len(order), sizes.test // len(order)
+        while each > 1 and (2 * _total(counts) > there_A).any():
+            each -= 1
+            counts = held_out(each * own, min(sizes.val, max(1, each // 2) * own))
     if sizes.test_glt_C:
         counts["test_glt"] = tailed(sizes.test_glt_C[label])
-    counts["train"] = tailed(sizes.train_C[label])
-    counts["train_cbl"] = tailed(sizes.train_cbl)
-    return counts
+    training = {"train": tailed(sizes.train_C[label]), "train_cbl": tailed(sizes.train_cbl)}
+    if sizes.capped and there_A is not None:
+        left_A = there_A - _total(counts)
+        training = {split: np.minimum(counts_A, left_A) for split, counts_A in training.items()}
+    return counts | training
+
+
+def _total(counts: Mapping[str, IntArray]) -> IntArray:
+    return np.sum(list(counts.values()), axis=0, dtype=np.int64)
 
 
 def glt_splits(
@@ -155,7 +175,8 @@ def glt_splits(
         order = attribute_order(label, num_attributes, None if attributes_N is None else attributes_N[members])
         pool = keyed_order(keys, members, seed, "glt").tolist()
         fill = _Filler(label, attributes_N, order)
-        counts = wanted_counts(label, order, sizes, num_attributes)
+        there_A = None if attributes_N is None else np.bincount(attributes_N[members], minlength=num_attributes)
+        counts = wanted_counts(label, order, sizes, num_attributes, there_A)
         if attributes_N is None:
             tests, pool = pool[: sizes.test], pool[sizes.test :]
             held_out, pool = pool[: sizes.val], pool[sizes.val :]

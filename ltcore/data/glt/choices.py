@@ -10,6 +10,7 @@ from ltcore.uris import check_uris
 
 PROFILES = ("exponential", "pareto", "step")
 """Forms of the tail over classes."""
+SHORTAGES = ("refuse", "cap")
 FIT = "fit"
 """In place of a size: the largest that the images allow."""
 RANDOM = "random"
@@ -70,6 +71,9 @@ class GltChoices:
     """Images per class; None: half of a test."""
     test: int | None = None
     """Images per class of test_cbl and of test_gbl; None: ``MOST_TESTS`` per attribute, or what leaves half to training."""
+    shortage: str = "refuse"
+    """What becomes of classes that have fewer images of an attribute than their sizes and quotas want: 'refuse' them, or 'cap'
+    the quota at what is there, as in ImageNet-GLT."""
     test_glt: int = 0
     """Images of a third test that is distributed as train; 0 for none."""
     seed: int = 0
@@ -81,6 +85,7 @@ class GltChoices:
 
     def __post_init__(self) -> None:
         one_of(PROFILES, profile=self.profile)
+        one_of(SHORTAGES, shortage=self.shortage)
         at_least(1, imbalance_factor=self.imbalance_factor, train_cbl=self.train_cbl, val=self.val, test=self.test)
         at_least(0, test_glt=self.test_glt, seed=self.seed)
         at_least(1, shard_size=self.shard_size, attribute_level=self.attribute_level)
@@ -90,6 +95,14 @@ class GltChoices:
             raise ValueError(f"quotas must be whole numbers >= 1 that do not rise, as 7,2,1; got {list(self.quotas)}")
         if list(self.class_counts) != sorted(self.class_counts, reverse=True) or min(self.class_counts, default=1) < 1:
             raise ValueError("class_counts must be whole numbers >= 1 that do not rise")
+        if self.shortage == "cap" and self.fits:
+            raise ValueError(
+                "shortage=cap needs sizes that are given, as no quota is short of images where these are to fit"
+            )
+        if self.shortage == "cap" and self.test_glt:
+            raise ValueError(
+                "shortage=cap does not go with test_glt, which is to be distributed as train was meant to be"
+            )
         given = [self.attributes_file is not None, self.attribute_level is not None, self.discovery is not None]
         if sum(given) > 1:
             raise ValueError("attributes come from one place: a file, a folder level, or discovery")

@@ -46,7 +46,11 @@ def choose_sizes(pool: Pool, choices: GltChoices) -> GltSizes:
         raise ConfigError(
             f"there are {len(choices.class_counts)} class counts for {len(own_C)} classes. Give one for each."
         )
-    test = _test_size(pool, counts_CA, quotas) if choices.test is None else choices.test
+    is_capped = choices.shortage == "cap"
+    if choices.test is not None:
+        test = choices.test
+    else:
+        test = MOST_TESTS * int(own_C[most]) if is_capped else _test_size(pool, counts_CA, quotas)
     for what, value in (("test", test), ("val", choices.val)):
         if value is not None and value < own_C[most]:
             raise ConfigError(
@@ -54,7 +58,8 @@ def choose_sizes(pool: Pool, choices: GltChoices) -> GltSizes:
                 f"image. Give {own_C[most]} or more."
             )
     val = _val_size(test, own_C) if choices.val is None else choices.val
-    fitting = _Fitting(pool, choices, counts_CA, GltSizes(train_C=(), train_cbl=0, val=val, test=test, quotas=quotas))
+    fixed = GltSizes(train_C=(), train_cbl=0, val=val, test=test, quotas=quotas, capped=is_capped)
+    fitting = _Fitting(pool, choices, counts_CA, fixed)
     return fitting.choose()
 
 
@@ -73,6 +78,9 @@ def size_remarks(pool: Pool, sizes: GltSizes) -> list[str]:
             f"{pool.name}: {counted(len(gaps), 'pair')} of class and attribute without images, though half of the classes or "
             f"more have the attribute: {few_words(gaps)}. The shares {quotas} go to the attributes that each class has."
         )
+    if sizes.capped:
+        found += _shortages(pool, sizes)
+        return found
     equal_C, unit = sizes.test // own_C * own_C, _unit(own_C)
     if equal_C.min() < equal_C.max():
         advice = f" --test-per-class {sizes.test // unit * unit} balances it." if unit <= sizes.test else ""
@@ -80,6 +88,23 @@ def size_remarks(pool: Pool, sizes: GltSizes) -> list[str]:
             f"{pool.name}: classes have {own_C.min()} to {own_C.max()} attributes, so test_gbl has {equal_C.min()} to "
             f"{equal_C.max()} images of a class.{advice}"
         )
+    return found
+
+
+def _shortages(pool: Pool, sizes: GltSizes) -> list[str]:
+    """Returns which classes have fewer images than sizes and quotas want, a sentence for training and one for the tests."""
+    found, counts_CA = [], pool.counts()
+    pairs = list(zip(_needs(counts_CA, sizes), _needs(counts_CA, replace(sizes, capped=False)), strict=True))
+    for split in ("train", "test_gbl"):
+        sums = {label: (int(has[split].sum()), int(wants[split].sum())) for (label, has), (_, wants) in pairs}
+        short = [pool.classes[label] for label, (has, wants) in sums.items() if has < wants]
+        if short:
+            has, wants = (sum(pair[i] for pair in sums.values()) for i in (0, 1))
+            has_or_have = "has" if len(short) == 1 else "have"
+            found.append(
+                f"{pool.name}: {len(short)} of {counted(len(sums), 'class')} {has_or_have} fewer images for {split} than its size "
+                f"says, {has:,} of {wants:,} in all: {few_words(short)}."
+            )
     return found
 
 
@@ -159,12 +184,21 @@ class _Fitting:
             largest = self.choices.class_counts[0]
         sizes = self._sizes(largest)
         self._refuse(sizes)
+        if sizes.capped:
+            return replace(sizes, train_cbl=self.choices.train_cbl or self._mean_class(sizes))
         if self.choices.train_cbl is not None:
             sizes = replace(sizes, train_cbl=self.choices.train_cbl)
             self._refuse(sizes)
             return sizes
         mean = round(sum(sizes.train_C) / len(sizes.train_C))
         return replace(sizes, train_cbl=_most(mean, lambda size: self._fits(replace(sizes, train_cbl=size))))
+
+    def _mean_class(self, sizes: GltSizes) -> int:
+        """Returns the mean of the training images that the classes do have."""
+        return max(
+            1,
+            round(sum(int(wanted["train"].sum()) for _, wanted in _needs(self.counts_CA, sizes)) / len(self.counts_CA)),
+        )
 
     def _profile(self, largest: int) -> list[int]:
         """Returns the training images by class rank."""
@@ -195,6 +229,11 @@ class _Fitting:
                 f"a training image (the largest has {max(sizes.train_C)}). Use a smaller factor."
             )
         for label, wanted in _needs(self.counts_CA, sizes):
+            if sizes.capped and (min(map(np.min, wanted.values())) < 0 or not wanted["train"].any()):
+                raise DataError(
+                    f"class {self.pool.classes[label]!r} has {self.counts_CA[label].sum():,} images, and nothing of them is left "
+                    f"for training beside its tests. Add images, leave the class out, or give smaller tests (--test-per-class)."
+                )
             short = np.flatnonzero(_total(wanted) > self.counts_CA[label])
             if len(short):
                 raise DataError(self._shortage(label, int(short[0]), wanted, sizes))
@@ -212,6 +251,8 @@ class _Fitting:
             advice = f"--imbalance-factor {factor} fits, or give smaller tests (--test-per-class, --val-per-class)"
         else:
             advice = "Give smaller tests (--test-per-class, --val-per-class)"
+        if not self.choices.fits and not self.choices.test_glt:
+            advice += ". Or take what is there: --shortage cap"
         return (
             f"class {self.pool.classes[label]!r} has {self.counts_CA[label, attribute]:,} images of attribute "
             f"{self.pool.attributes[attribute]!r}, and {int(_total(wanted)[attribute]):,} are wanted ({listed}; the two "
@@ -233,7 +274,7 @@ class _Fitting:
 def _needs(counts_CA: IntArray, sizes: GltSizes) -> Iterator[tuple[int, dict[str, IntArray]]]:
     """Yields each class and the images that every split wants of its attributes."""
     for label, counts_A in enumerate(counts_CA):
-        yield label, wanted_counts(label, by_frequency(counts_A), sizes, len(counts_A))
+        yield label, wanted_counts(label, by_frequency(counts_A), sizes, len(counts_A), counts_A)
 
 
 def _total(wanted: dict[str, IntArray]) -> IntArray:

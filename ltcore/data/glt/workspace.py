@@ -119,12 +119,14 @@ def _with_attribute(pool: Pool) -> tuple[Pool, int]:
 def plan_provenance(plan: Plan, choices: GltChoices) -> dict[str, Any]:
     """Returns how the images were chosen, for the manifest."""
     sizes = plan.sizes
-    by_rank = sorted(sizes.train_C, reverse=True)
+    by_rank = sorted(plan.counts("train").sum(1).tolist(), reverse=True)
+    follows_profile = not choices.class_counts and not sizes.capped
     found = {
         "profile": "given" if choices.class_counts else choices.profile,
-        "imbalance_factor": round(by_rank[0] / by_rank[-1], 4) if choices.class_counts else choices.imbalance_factor,
+        "imbalance_factor": choices.imbalance_factor if follows_profile else round(by_rank[0] / by_rank[-1], 4),
         "largest_class": by_rank[0],
         "attribute_quotas": list(sizes.quotas),
+        **({"shortage": choices.shortage} if sizes.capped else {}),
         "train_cbl_per_class": sizes.train_cbl,
         "val_per_class": sizes.val,
         "test_per_class": sizes.test,

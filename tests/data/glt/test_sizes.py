@@ -30,13 +30,55 @@ def taken(counts_CA, sizes):
     """[C, A] images that all splits take."""
     found = []
     for label, row in enumerate(counts_CA):
-        wanted = wanted_counts(label, by_frequency(np.array(row)), sizes, len(row))
+        wanted = wanted_counts(label, by_frequency(np.array(row)), sizes, len(row), np.array(row))
         train = np.maximum(wanted.pop("train"), wanted.pop("train_cbl"))
         found.append(train + sum(wanted.values()))
     return np.array(found)
 
 
 COUNTS = [[400, 200, 100], [100, 300, 150], [80, 60, 200], [90, 90, 90]]
+
+
+def wanted_of(counts_CA, sizes):
+    rows = enumerate(map(np.array, counts_CA))
+    return [wanted_counts(label, by_frequency(row), sizes, len(row), row) for label, row in rows]
+
+
+def test_a_shortage_is_capped_at_what_is_there_as_in_imagenet_glt():
+    """The list of class sizes stays, whole classes give their quotas, and short ones what is left beside their tests."""
+    counts_CA = [[500, 400, 400], [600, 500, 200], [520, 30, 8], [900, 300, 100]]
+    choices = GltChoices(class_counts=(300, 120, 60, 20), shortage="cap", train_cbl=100)
+    sizes = choose_sizes(pool_of(counts_CA), choices)
+    assert (sizes.test, sizes.val, sizes.train_C) == (60, 30, (300, 120, 20, 60))
+    whole, first, short, last = wanted_of(counts_CA, sizes)
+    assert first["test_gbl"].tolist() == [20, 20, 20] and first["test_cbl"].tolist() == [42, 12, 6]
+    for has in (whole, first, short, last):  # a quarter of the rarest attribute at most, and half is left
+        assert len(set(has["test_gbl"].tolist())) == len(set(has["val"].tolist())) == 1
+    assert short["test_gbl"].tolist() == [2, 2, 2] and short["val"].tolist() == [1, 1, 1]
+    assert short["test_cbl"].sum() == 6
+    left = np.array(counts_CA[2]) - short["test_gbl"] - short["test_cbl"] - short["val"]
+    assert (short["train_cbl"] == np.minimum([70, 20, 10], left)).all() and short["train_cbl"].sum() < 100
+    assert (taken(counts_CA, sizes) <= np.array(counts_CA)).all()
+    said = size_remarks(pool_of(counts_CA), sizes)
+    assert said == ["p: 1 of 4 classes has fewer images for test_gbl than its size says, 186 of 240 in all: c2."]
+
+
+def test_a_shortage_says_that_it_can_be_capped_and_what_cannot_be():
+    counts_CA = [[200, 30, 8], [90, 60, 40]]
+    pool = pool_of(counts_CA)
+    with pytest.raises(DataError, match=r"Or take what is there: --shortage cap"):
+        choose_sizes(pool, GltChoices(class_counts=(80, 40)))
+    sizes = choose_sizes(pool, GltChoices(class_counts=(80, 40), shortage="cap"))
+    assert sizes.train_cbl == round(sum(int(wanted["train"].sum()) for wanted in wanted_of(counts_CA, sizes)) / 2)
+    assert "for train than its size says" in size_remarks(pool, sizes)[0]
+    with pytest.raises(DataError, match="class 'c0' has 6 images, and nothing of them is left for training"):
+        choose_sizes(pool_of([[3, 2, 1], [90, 60, 40]]), GltChoices(class_counts=(80, 40), shortage="cap"))
+    for choices, said in (
+        ({}, "needs sizes that are given"),
+        ({"largest": 9, "test_glt": 4}, "does not go with test_glt"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            GltChoices(shortage="cap", **choices)
 
 
 @pytest.mark.parametrize("profile", ["exponential", "pareto", "step"])
