@@ -100,10 +100,9 @@ def _shortages(pool: Pool, sizes: GltSizes) -> list[str]:
         short = [pool.classes[label] for label, (has, wants) in sums.items() if has < wants]
         if short:
             has, wants = (sum(pair[i] for pair in sums.values()) for i in (0, 1))
-            has_or_have = "has" if len(short) == 1 else "have"
+            who = f"{pool.name}: {len(short)} of {counted(len(sums), 'class')} {'has' if len(short) == 1 else 'have'}"
             found.append(
-                f"{pool.name}: {len(short)} of {counted(len(sums), 'class')} {has_or_have} fewer images for {split} than its size "
-                f"says, {has:,} of {wants:,} in all: {few_words(short)}."
+                f"{who} fewer images for {split} than its size says, {has:,} of {wants:,} in all: {few_words(short)}."
             )
     return found
 
