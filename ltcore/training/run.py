@@ -42,6 +42,7 @@ from ltcore.training.fork import fork
 from ltcore.training.hardware import (
     allocated_cpus,
     choose_precision,
+    compute_float32_exactly,
     describe_hardware,
     is_out_of_memory,
     limit_memory,
@@ -134,6 +135,7 @@ def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_
 def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: MakeLoader) -> RunRecord:
     cfg = resolved(RunConfig.from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or min(job.cpus or allocated_cpus(), allocated_cpus()))
+    compute_float32_exactly(ctx.device)
     limit_memory(ctx.device, job.gpus)
     sync = RunSync(job.run_uri, scratch_dir(job.run_uri))
     if lease is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import ltcore
 from ltcore.cli import train as cli_train
 from ltcore.training.context import LocalContext
-from ltcore.training.hardware import allocated_cpus, wished_cpus
+from ltcore.training.hardware import allocated_cpus, compute_float32_exactly, wished_cpus
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job, execute
 from tests.training.runs import tiny_run
@@ -23,6 +24,21 @@ FREE = {"train.threads": None, "train.epochs": 1}
 def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 4)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_float32_is_not_rounded_on_a_gpu_and_nothing_is_touched_for_a_cpu() -> None:
+    owners: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [owner.allow_tf32 for owner in owners]
+    try:
+        for owner in owners:
+            owner.allow_tf32 = True
+        compute_float32_exactly(torch.device("cpu"))
+        assert all(owner.allow_tf32 for owner in owners)
+        compute_float32_exactly(torch.device("cuda"))
+        assert not any(owner.allow_tf32 for owner in owners)
+    finally:
+        for owner, value in zip(owners, before, strict=True):
+            owner.allow_tf32 = value
 
 
 def test_the_affinity_counts() -> None:
