@@ -135,9 +135,10 @@ def timm_step(
     loss_fn, scaler = nn.CrossEntropyLoss().to(place), loss_scaler(place, autocast)
 
     def step() -> Tensor:
-        with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
-            loss = loss_fn(net(images), labels_B)
-        scaler.scale(loss).backward()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as the script does
+            with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
+                loss = loss_fn(net(images), labels_B)
+            scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ measured on its CPU, and said.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ltcore.benchmarks.options import Options
 from ltcore.benchmarks.resident import NOTE, measure_resident
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import CachedLoader
+from ltcore.errors import ConfigError
 from ltcore.models.net import LongTailNet
 from ltcore.text import counted
 from ltcore.training.build import build
@@ -53,27 +54,59 @@ class Net:
     """On a GPU, in bf16 and compiled."""
 
 
-def gpu(options: Options) -> list[Section]:
-    """Measures the step of every network in every precision."""
+def gpu(options: Options) -> Iterator[Section]:
+    """Measures the step of every network in every precision, or of those that are asked for, one after another.
+
+    What fails, as for want of memory, says so in a section of its own, and the next is measured.
+    """
     place = device()
     uri = images.shards(options.data, quick=options.quick)
-    rates, split, traffic, fed = (Section(f"gpu: {what}", unit) for what, unit in SECTIONS)
     bytes_per_s = copy_rate(place, options)
-    for net in networks(place, quick=options.quick):
-        for precision in precisions(place):
-            label = f"{net.name} {net.side} px {precision}"
-            ours = Step(net, precision, uri, place)
-            measure_rate(rates, label, ours, options)
-            measure_split(split, label, ours, options.turns)
-            measure_traffic(traffic, label, ours, split, bytes_per_s)
-            steps = 1 if options.quick else 20
-            measure_resident(fed, label, ours.cfg, net.side, place, steps=steps, turns=options.turns)
-            ours.close()
-    for section in (rates, split, traffic, fed):
-        section.notes.insert(0, f"numbers of {place_name(place)}")
+    pairs = {
+        f"{net.name} {net.side} px {precision}": (net, precision)
+        for net in networks(place, quick=options.quick)
+        for precision in precisions(place)
+    }
+    wanted = {label: pair for label, pair in pairs.items() if options.only in label}
+    if not wanted:
+        raise ConfigError(f"--only {options.only}: expected a part of one of {', '.join(map(repr, pairs))}.")
+    for label, (net, precision) in wanted.items():
+        sections = [Section(f"gpu: {what}", unit) for what, unit in SECTIONS]
+        try:
+            _measure(sections, label, Step(net, precision, uri, place), options, bytes_per_s)
+        except RuntimeError as error:  # also torch's, of memory and of its compiler
+            sections = [
+                Section("gpu: not measured", "-", notes=[f"{label}: {type(error).__name__}: {str(error)[:500]}"])
+            ]
+        finally:  # what was compiled for one network holds the memory that the next one needs
+            torch.compiler.reset()
+            if place.type == "cuda":
+                torch.cuda.empty_cache()
+        for section in sections:
+            section.notes.insert(0, f"numbers of {place_name(place)}")
+        yield from sections
+
+
+def _measure(sections: Sequence[Section], label: str, ours: Step, options: Options, bytes_per_s: float) -> None:
+    rates, split, traffic, fed = sections
+    measure_rate(rates, label, ours, options)
+    measure_split(split, label, ours, options.turns)
+    measure_traffic(traffic, label, ours, split, bytes_per_s)
+    measure_resident(
+        fed,
+        label,
+        ours.cfg,
+        ours.net.side,
+        ours.place,
+        steps=1 if options.quick else 20,
+        turns=options.turns,
+        compiled="reduce-overhead" if ours.place.type == "cuda" and not options.quick else "off",
+        aim=_aim(ours),
+    )
+    ours.close()
     rates.notes.append(
-        "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script; compiled: "
-        "train.compile; in fp16 all of them scale the loss"
+        "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script, which does "
+        "not clip gradients where ours does, of networks with attention; compiled: train.compile; in fp16 all scale the loss"
     )
     split.notes.append(f"of a step: {', '.join(PARTS)}; the ratio is the share of their sum")
     traffic.notes.append(
@@ -81,7 +114,12 @@ def gpu(options: Options) -> list[Section]:
         "share of the step's time that memory alone would take if nothing stayed in caches, and may exceed 1 where it does"
     )
     fed.notes.append(NOTE)
-    return [rates, split, traffic, fed]
+
+
+def _aim(ours: Step) -> Aim | None:
+    """Returns the images/s that are wanted of a compiled step, where any are."""
+    wanted = ours.net.aim_images_per_s if ours.place.type == "cuda" and ours.precision == "bf16" else None
+    return Aim(">=", wanted, on="median") if wanted else None
 
 
 SECTIONS = [("speed", "images/s"), ("parts of a step", "ms"), ("memory traffic", "ms"), ("images", "images/s")]
@@ -260,9 +298,7 @@ def measure_rate(section: Section, label: str, ours: Step, options: Options) -> 
     for how in () if options.quick else ("default", "reduce-overhead") if on_gpu else ("default",):
         compiled.append(Step(ours.net, ours.precision, ours.uri, ours.place, how))
         sides[f"{label}, compiled ({how})"] = compiled[-1].train
-        wanted = ours.net.aim_images_per_s if on_gpu and ours.precision == "bf16" else None
-        aim = Aim(">=", wanted, on="median") if wanted else None
-        rungs.append(Rung(f"{label}, compiled ({how})", bare, aim))
+        rungs.append(Rung(f"{label}, compiled ({how})", bare, _aim(ours)))
     works = {side: repeated_steps(call, ours, 1 if options.quick else 20) for side, call in sides.items()}
     section.measurements += interleave(works, options.turns)
     section.rungs += rungs

@@ -19,6 +19,8 @@ class Options:
     """Measured rounds of every side."""
     trials: bool = False
     """Whether ``scale`` also starts trials in a real Ray."""
+    only: str = ""
+    """Part of the names of what ``gpu`` measures, such as 'resnet32 32 px bf16'; '' for all."""
     quick: bool = False
     """Use small sizes and one round: shows that everything runs, but not how fast."""
     output: str = "bench.json"

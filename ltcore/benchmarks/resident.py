@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ltcore.batch import Batch
-from ltcore.benchmarks.harness import Rung, Section, Work, interleave
+from ltcore.benchmarks.harness import Aim, Rung, Section, Work, interleave
 from ltcore.benchmarks.machine import wait_for
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import CachedLoader, Loader
@@ -28,11 +28,21 @@ PROGRESS = 0.5
 
 
 def measure_resident(
-    section: Section, label: str, cfg: RunConfig, side: int, place: torch.device, *, steps: int, turns: int
+    section: Section,
+    label: str,
+    cfg: RunConfig,
+    side: int,
+    place: torch.device,
+    *,
+    steps: int,
+    turns: int,
+    compiled: str,
+    aim: Aim | None,
 ) -> None:
     """Adds images/s of training steps in both ways, and the rung that compares them, on images of ``side`` pixels.
 
-    Batches come through the loaders of runs, one after another through all epochs.
+    Batches come through the loaders of runs, one after another through all epochs. With ``compiled`` not off, the second way
+    is measured with that ``train.compile``, too, of which ``aim`` is what is wanted.
     """
     cfg = cfg.replace({"data.image_size": side, "data.loader": "cache"})
     options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
@@ -43,9 +53,16 @@ def measure_resident(
         f"{label}: {name}": _fed(loader, build(cfg, loader, LocalContext(place)), cfg, place, steps)
         for name, loader in ((HOST, host), (RESIDENT, resident))
     }
-    section.measurements += interleave(sides, turns)
+    loaders = [host, resident]
     section.rungs.append(Rung(f"{label}: {RESIDENT}", f"{label}: {HOST}"))
-    for loader in (host, resident):
+    if compiled != "off":
+        fast = cfg.replace({"train.compile": compiled})
+        loaders.append(ResidentLoader(on, cfg.data.uri, device=place, **options))
+        name = f"{label}: {RESIDENT}, compiled ({compiled})"
+        sides[name] = _fed(loaders[-1], build(fast, loaders[-1], LocalContext(place)), fast, place, steps)
+        section.rungs.append(Rung(name, f"{label}: {HOST}", aim))
+    section.measurements += interleave(sides, turns)
+    for loader in loaders:
         loader.close()
 
 

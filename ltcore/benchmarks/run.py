@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -48,13 +48,13 @@ def bench(options: Options) -> dict[str, Any]:
         for section in sections_of(name, options):
             show(console, section)
             document["sections"].append({"bench": name, **section.plain()})
-        document["seconds"] = time.monotonic() - began
-        write_bytes_atomic(options.output, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+            document["seconds"] = time.monotonic() - began
+            write_bytes_atomic(options.output, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     console.print(f"All measurements: {options.output}")
     return document
 
 
-def sections_of(name: str, options: Options) -> Sequence[Section]:
+def sections_of(name: str, options: Options) -> Iterable[Section]:
     """Runs one benchmark. Imports only what it needs: half of them need no Ray."""
     if name == "ladder":
         from ltcore.benchmarks.ladder import ladder

@@ -205,13 +205,21 @@ def read_bench(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
     add("what", nargs="?", default="ladder", choices=(*BENCHES, "all"), help="what to measure (default: ladder)")
     add("--data", metavar="URI", help="shards, image folder or zip for ladder and large (default: generated images)")
     add("--rounds", type=count, default=5, metavar="N", help="measured rounds of every side (default: 5)")
+    add(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="gpu: networks and precisions with that in their name, such as 'px bf16'",
+    )
     add("--trials", action="store_true", help="scale: also start up to 100 trials in a real Ray, which takes minutes")
     add("--quick", action="store_true", help="small sizes, one round: shows that it runs, says nothing about speed")
     add("--output", default="bench.json", metavar="FILE", help="all measurements as JSON (default: bench.json)")
     args = parser.parse_args(argv)
     if args.trials and args.what != "scale":
         parser.error(f"--trials goes with scale, not with {args.what}: give bench scale --trials")
-    kept = ("what", "data", "rounds", "trials", "quick", "output")
+    if args.only and args.what != "gpu":
+        parser.error(f"--only goes with gpu, not with {args.what}: give bench gpu --only TEXT")
+    kept = ("what", "data", "rounds", "trials", "only", "quick", "output")
     return Options(**{name: getattr(args, name) for name in kept})
 
 

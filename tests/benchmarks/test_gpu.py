@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ltcore.benchmarks.baselines import timm_step
 from ltcore.benchmarks.harness import Section
 from ltcore.benchmarks.options import Options
 from ltcore.benchmarks.run import bench
+from ltcore.errors import ConfigError
 from ltcore.training.hardware import Precision
 from tests.benchmarks.documents import check_document
 
@@ -37,10 +39,14 @@ def test_the_step_on_this_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     output = tmp_path / "bench.json"
     document = bench(Options(what="gpu", quick=True, output=str(output)))
     check_document(document, output)
-    speed, split, traffic, fed = document["sections"]
     assert all(
-        section["notes"][0].startswith("numbers of the CPU, since there is no GPU")
-        for section in (speed, split, traffic, fed)
+        section["notes"][0].startswith("numbers of the CPU, since there is no GPU") for section in document["sections"]
+    )
+    names = ["gpu: speed", "gpu: parts of a step", "gpu: memory traffic", "gpu: images"]
+    assert [section["title"] for section in document["sections"]] == names * len(gpu.precisions(torch.device("cpu")))
+    speed, split, traffic, fed = (
+        {"rungs": [rung for section in document["sections"] if section["title"] == name for rung in section["rungs"]]}
+        for name in names
     )
     labels = [f"resnet8 16 px {precision}" for precision in gpu.precisions(torch.device("cpu"))]
     assert [(rung["name"], rung["peer"]) for rung in speed["rungs"]] == [(label, f"bare: {label}") for label in labels]
@@ -53,6 +59,41 @@ def test_the_step_on_this_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [(rung["name"], rung["peer"]) for rung in fed["rungs"]] == [
         (f"{label}: resident", f"{label}: from the host") for label in labels
     ]
+
+
+def test_what_fails_is_said_and_the_next_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "precisions", lambda place: ["fp32", "bf16"])
+    made = gpu.Step
+
+    def step(net: gpu.Net, precision: str, *more: Any) -> gpu.Step:
+        if precision == "fp32":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made(net, precision, *more)
+
+    monkeypatch.setattr(gpu, "Step", step)
+    document = bench(Options(what="gpu", quick=True, output=str(tmp_path / "bench.json")))
+    failed, *measured = document["sections"]
+    assert failed["notes"][1] == "resnet8 16 px fp32: OutOfMemoryError: CUDA out of memory" and len(measured) == 4
+    with pytest.raises(
+        ConfigError, match=r"--only int8: expected a part of one of 'resnet8 16 px fp32', 'resnet8 16 px bf16'"
+    ):
+        list(gpu.gpu(Options(what="gpu", quick=True, only="int8")))
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_fed_from_the_device_too() -> None:
+    section = Section("images", "images/s")
+    ours = gpu.Step(gpu.Net("resnet8", 16, 8), "fp32", images.shards(None, quick=True), torch.device("cpu"))
+    aim = gpu.Aim(">=", 1, on="median")
+    options: dict[str, Any] = {"steps": 1, "turns": 1, "compiled": "default", "aim": aim}
+    gpu.measure_resident(section, "x", ours.cfg, 16, ours.place, **options)
+    ours.close()
+    assert [(rung.name, rung.aim) for rung in section.rungs] == [
+        ("x: resident", None),
+        ("x: resident, compiled (default)", aim),
+    ]
+    assert section.median("x: resident, compiled (default)") > 0
 
 
 def test_a_gpu_is_measured_in_fp16_too(monkeypatch: pytest.MonkeyPatch) -> None:
