@@ -22,7 +22,7 @@ from ltcore.data.datasets.image_root import Files, Readable, Root, open_root
 from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.lists import file_name
 from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_name, tail_provenance
-from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_of
+from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_in_header
 from ltcore.data.shards.manifest import SKIPPED
 from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
 from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
@@ -312,15 +312,15 @@ def _words_of(error: BadImageError) -> BadImageError:
 def probe(root: Readable, keys: Sequence[str], paths: Sequence[str], seed: int) -> _Probed:
     """Returns image size, mean and std of a keyed sample of images.
 
-    The size is the median short side, at most 224. Images are read and decoded twice: together they may be larger than
-    memory. Broken ones are left to the reading of all, which names every one.
+    The size is the median short side, at most 224. Images are read twice, for their headers and for their pixels: together
+    they may be larger than memory. Broken ones are left to the reading of all, which names every one.
     """
     order = keyed_order(keys, np.arange(len(keys)), seed, "probe")
     probed = [paths[i] for i in np.sort(order[:PROBED])]  # in the order in which they are stored
     items = [Item(path, key="", ext="", label=0, attribute=-1) for path in probed]
 
     def short_side(item: Item, image: bytes) -> tuple[Item, int]:
-        return item, min(size_of(decode_image(image, item.path)))
+        return item, min(size_in_header(image, item.path))
 
     found = list(decoded(root, items, short_side, {}))
     if not found:

@@ -17,8 +17,8 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from ltcore.limits import (
     MAX_SLOW_PIXELS,
 )
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Names in PIL of what is opened (JPEG includes MPO), whatever a file's extension says. PIL knows some forty more, and runs
@@ -91,18 +92,41 @@ def decode_image(data: bytes, where: str) -> Pixels:
         return _decoded(data, where, held)
 
 
+def size_in_header(data: bytes, where: str) -> Size:
+    """Returns (height, width) as an image is stored, which EXIF may turn; its pixels are not decoded, and may be damaged.
+
+    Raises DataError for a header that :func:`decode_canvas` would refuse.
+    """
+
+    def read(data: bytes) -> Size:
+        image = _open(data, where)
+        _check_size(image, where)
+        return image.height, image.width
+
+    return _guarded(data, where, read)
+
+
 def _decoded(data: bytes, where: str, held: contextlib.ExitStack) -> Pixels:
     """Decodes an image; ``held`` keeps the room that a large one takes."""
+
+    def read(data: bytes) -> Pixels:
+        held.close()  # what an attempt before took
+        return _decode(data, where, held)
+
+    return _guarded(data, where, read)
+
+
+def _guarded(data: bytes, where: str, read: Callable[[bytes], T]) -> T:
+    """Returns what is read from an image, and makes what decoders raise a DataError."""
     if not data:
         raise _bad(where, "has 0 bytes", "Remove the sample or restore its file.")
     try:
         try:
-            return _decode(data, where, held)
+            return read(data)
         except ValueError as error:
             if "MAX_TEXT" not in str(error):
                 raise
-            held.close()
-            return _decode(_without_text(data), where, held)
+            return read(_without_text(data))
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on foreign bytes
@@ -208,7 +232,7 @@ def _refuse_slow_ppm(data: bytes, where: str) -> None:
             where, f"has {comments} comments, expected at most {MAX_PPM_COMMENTS}", "Save it as a PNG, or without them."
         )
     try:
-        Image.open(io.BytesIO(data[:MAX_PPM_HEADER_BYTES]), formats=("PPM",))
+        _by_pil(data[:MAX_PPM_HEADER_BYTES])
     except ValueError as error:
         if len(data) <= MAX_PPM_HEADER_BYTES:
             raise
@@ -229,7 +253,11 @@ def _refuse_slow(image: Image.Image, data: bytes, where: str) -> None:
 def _open(data: bytes, where: str) -> Image.Image:
     if _PPM.match(data):
         _refuse_slow_ppm(data, where)
-    return _open_heif(data, where) if _is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
+    return _open_heif(data, where) if _is_heif(data) else _by_pil(data)
+
+
+def _by_pil(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _open_heif(data: bytes, where: str) -> Image.Image:

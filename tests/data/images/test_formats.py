@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 import ltcore
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
-from ltcore.data.images.decode import DECODE_VERSION, FORMATS, decode_canvas, decode_image
+from ltcore.data.images.decode import DECODE_VERSION, FORMATS, decode_canvas, decode_image, size_in_header
 from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import DataError
@@ -188,6 +188,20 @@ def test_images_are_opened_in_one_place() -> None:
     ((name, call),) = calls
     assert name == "decode.py" and ast.unparse(call.keywords[0]) == "formats=FORMATS"
     assert not {"EPS", "PSD", "ICO", "WMF", "FPX"} & set(FORMATS) and DECODE_VERSION > 1
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "PPM", "AVIF"])
+def test_a_header_tells_the_size_of_what_is_stored(form: str) -> None:
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (20, 12), "red").save(out, form, **({"exif": exif} if form == "JPEG" else {}))
+    data = out.getvalue()
+    assert size_in_header(data, "x") == (12, 20)
+    assert sorted(decode_image(data, "x").shape[1:]) == [12, 20]
+    for broken in (b"", data[:3], b"text"):
+        with pytest.raises(DataError, match=r"^x: the image "):
+            size_in_header(broken, "x")
 
 
 def with_scans(count: int) -> bytes:
