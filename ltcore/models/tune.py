@@ -31,6 +31,10 @@ HEAD = "head"
 TUNES = (FULL, HEAD, "bias", "norm", "lora", "adaptformer")
 PARTIAL = "partial:"
 
+_BEGINNINGS = {"attention": "attn", "mlp": "mlp"}
+_POSITION_MLPS = frozenset({"cpb_mlp", "meta_mlp", "rel_pos"})
+"""Parts of attention that compute its bias from relative positions; they read no tokens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
@@ -43,7 +47,7 @@ class LoraConfig:
     """Each update is scaled by alpha / rank, > 0."""
     targets: str = "all"
     """Layers with an update: 'attention' (linear layers of the attention of transformers: qkv, proj), 'mlp' (those of their
-    MLPs) or 'all' (every linear layer and convolution of the backbone)."""
+    MLPs), both without what computes position biases, or 'all' (every linear layer and convolution of the backbone)."""
 
     def __post_init__(self) -> None:
         at_least(1, rank=self.rank)
@@ -179,17 +183,24 @@ def _last_blocks(backbone: nn.Module, number: int) -> set[str]:
 def _lora_targets(backbone: nn.Module, targets: str) -> list[nn.Linear | nn.Conv2d]:
     layers = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     if targets != "all":
-        begin = "attn" if targets == "attention" else "mlp"
-        layers = {
-            name: layer
-            for name, layer in layers.items()
-            if isinstance(layer, nn.Linear) and any(part.startswith(begin) for part in name.split("."))
-        }
+        layers = {n: layer for n, layer in layers.items() if isinstance(layer, nn.Linear) and _part_of(n) == targets}
     if not layers:
         raise ConfigError(
             f"model.lora.targets={targets}: this backbone has no such layers, which are those of transformers. Set it to all."
         )
     return list(layers.values())
+
+
+def _part_of(name: str) -> str | None:
+    """Returns 'attention' or 'mlp', of which a layer of a transformer is by its name; None for what is of neither.
+
+    The innermost name decides: attention and MLP may lie in one container, and a pooling by attention contains an MLP.
+    """
+    parts = name.split(".")
+    if _POSITION_MLPS.intersection(parts):
+        return None
+    kinds = (kind for part in reversed(parts) for kind, begin in _BEGINNINGS.items() if part.startswith(begin))
+    return next(kinds, None)
 
 
 def _add_adapters_(backbone: nn.Module, cfg: AdaptFormerConfig, num_classes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,29 @@ def test_targets(targets: str) -> None:
     oracle = merge_(copy.deepcopy(net).eval())
     torch.testing.assert_close(net.eval()(images(2, 32)), oracle(images(2, 32)), rtol=1e-4, atol=1e-5)
     assert [type(module) for module in oracle.modules()] == [type(module) for module in vit().modules()]
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "mlp"),
+    [
+        (
+            "maxvit_tiny_tf_224",
+            {"qkv": 22, "proj": 22},
+            {"fc1": 22, "fc2": 22},
+        ),  # all of them in attn_block or attn_grid
+        ("vit_base_patch16_siglip_224", {"qkv": 12, "q": 1, "kv": 1, "proj": 13}, {"fc1": 13, "fc2": 13}),
+        ("swinv2_tiny_window8_256", {"qkv": 12, "proj": 12}, {"fc1": 12, "fc2": 12}),
+        ("vit_relpos_small_patch16_224", {"qkv": 12, "proj": 12}, {"fc1": 12, "fc2": 12}),
+    ],
+)
+def test_targets_by_the_innermost_name(name: str, attention: dict[str, int], mlp: dict[str, int]) -> None:
+    """Neither containers named after attention, nor MLPs that compute position biases, decide what a layer is."""
+    timm = pytest.importorskip("timm")
+    for targets, expected in (("attention", attention), ("mlp", mlp)):
+        with torch.device("meta"):
+            net = timm.create_model(name, num_classes=0)
+        tune_(net, Keys("lora", LoraConfig(targets=targets)), num_classes=4, seed=0, scope="")
+        assert Counter(layer.rpartition(".")[2] for layer, _ in lora_layers(net)) == expected, targets
 
 
 LAYERS = [
