@@ -182,9 +182,12 @@ def timm_backbone(name: str, weights: str | None) -> BuildBackbone:
 
 
 def create(name: str, weights: str | None = None, **options: Any) -> nn.Module:
-    """Builds a network of timm without classifier, for images of any size where it can be, and with nothing random in it."""
+    """Builds a network of timm for images of any size where it can be, and with nothing random in it.
+
+    It has no classifier unless ``options``, which are timm's, name ``num_classes``.
+    """
     config = pretrained_config(name, weights)
-    make = functools.partial(timm().create_model, with_tag(name, weights), num_classes=0, **options)
+    make = functools.partial(timm().create_model, with_tag(name, weights), **{"num_classes": 0, **options})
     net: nn.Module | None = None
     if config.get("fixed_input_size"):
         try:

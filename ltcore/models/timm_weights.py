@@ -11,7 +11,7 @@ import inspect
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,13 +157,22 @@ def fetch(found: Published, setting: str, name: str, or_else: str = "") -> Path:
 def backbone_tensors(name: str, weights: str | None, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Returns the tensors of a file under the names and with the sizes that timm's network has today, without classifier.
 
-    timm's own filter of the network renames them and resamples position embeddings. The classifier is what timm calls so.
-    Beside them: whether timm expects them to be all of the network's and no more. Raises errors of any type on the tensors
-    of another network.
+    timm's own filter of the network renames them and resamples position embeddings. The classifier is what timm calls so,
+    and what else its network has only together with one, such as a norm of its own before it. Beside them: whether timm
+    expects them to be all of the network's and no more. Raises errors of any type on the tensors of another network.
     """
     beginnings = tuple(f"{head}." for head in _classifiers(name, weights))
-    renamed, strict = _renamed(name, weights, tensors)
-    return {key: value for key, value in renamed.items() if not key.startswith(beginnings)}, strict
+    renamed, network, strict = _renamed(name, weights, tensors)
+    found = {key: value for key, value in renamed.items() if not key.startswith(beginnings)}
+    if extra := found.keys() - network.state_dict().keys():
+        extra &= _names_with_classifier(name, weights)
+    return {key: value for key, value in found.items() if key not in extra}, strict
+
+
+def _names_with_classifier(name: str, weights: str | None) -> Set[str]:
+    """Returns the names of all tensors of timm's network, which is built without memory for them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return create(name, weights, num_classes=pretrained_config(name, weights)["num_classes"]).state_dict().keys()
 
 
 def classifier_weight(name: str, weights: str | None, tensors: dict[str, Any]) -> Any:
@@ -171,7 +180,7 @@ def classifier_weight(name: str, weights: str | None, tensors: dict[str, Any]) -
 
     Of an image encoder of CLIP it is the projection into the space that images share with text.
     """
-    renamed, _ = _renamed(name, weights, tensors)
+    renamed, *_ = _renamed(name, weights, tensors)
     return next((renamed[key] for head in _classifiers(name, weights) if (key := f"{head}.weight") in renamed), None)
 
 
@@ -180,7 +189,8 @@ def _classifiers(name: str, weights: str | None) -> tuple[str, ...]:
     return (heads,) if isinstance(heads, str) else tuple(heads)
 
 
-def _renamed(name: str, weights: str | None, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _renamed(name: str, weights: str | None, tensors: dict[str, Any]) -> tuple[dict[str, Any], torch.nn.Module, bool]:
+    """Returns the tensors as timm's filter gives them, the network that it fits them to, and whether all have to be there."""
     from timm.models import clean_state_dict
 
     inner = next((tensors[key] for key in ("state_dict", "model") if isinstance(tensors.get(key), dict)), tensors)
@@ -189,7 +199,7 @@ def _renamed(name: str, weights: str | None, tensors: dict[str, Any]) -> tuple[d
     if filtered is not None:
         takes_network = len(inspect.signature(filtered).parameters) > 1
         found = filtered(found, network) if takes_network else filtered(found)
-    return found, strict
+    return found, network, strict
 
 
 def _how_to_load(name: str, weights: str | None) -> tuple[torch.nn.Module, Callable[..., Any] | None, bool]:

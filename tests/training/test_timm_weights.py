@@ -132,6 +132,17 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
         start("timm:test_efficientnet", str(file))
 
 
+@pytest.mark.parametrize(
+    "name", ["levit_128s", "repvit_m0_9", "shvit_s1", "caformer_s18", "efficientvit_m0", "vit_tiny_patch16_224"]
+)
+def test_what_only_the_classifier_has_is_left_out(name: str) -> None:
+    """Such as its norm or hidden layer; of the backbone and of other networks nothing is."""
+    with torch.device("meta"):
+        whole, bare = timm.create_model(name).state_dict(), timm.create_model(name, num_classes=0).state_dict()
+    found, strict = timm_weights.backbone_tensors(f"timm:{name}", None, {**whole, "more.weight": torch.zeros(())})
+    assert strict and found.keys() == bare.keys() | {"more.weight"}
+
+
 FCMAE, AUX = "convnextv2_atto.fcmae", "inception_v3"
 
 
