@@ -108,7 +108,8 @@ class Objective(nn.Module):
                     self._memories[spec.key] = spec.build(stats, dims, seed)
             self._named[name] = {local: self._memories[spec.key] for local, spec in specs.items()}
         self._log_prior_C = base_stats.log_prior_C("stream" if cfg.prior == "stream" else "dataset", torch.float64)
-        self._sampled_C: Tensor | None = None
+        self._sampled_C = torch.zeros_like(self._log_prior_C)
+        self._is_sampled = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -164,7 +165,9 @@ class Objective(nn.Module):
         To be called before every epoch by whoever samples by class; terms that change the shares themselves do not go with it
         (``Term.sampling_refusal``).
         """
-        self._sampled_C = None if shares_C is None else shares_C.to(self._log_prior_C)
+        self._is_sampled = shares_C is not None
+        if shares_C is not None:
+            self._sampled_C.copy_(shares_C)  # a CUDA graph of the step reads it where it lies
 
     def may_draw(self, progress: float) -> bool:
         """Tells whether a term may answer ``draws_N`` with numbers; otherwise nobody needs the labels of all samples."""
@@ -192,7 +195,8 @@ class Objective(nn.Module):
     def _changed_shares(self, live: dict[str, Term]) -> Tensor | None:
         """Returns float64 [C] class shares, or None where neither a term nor a sampler changes them."""
         shares = (term.class_shares(self._named[name]) for name, term in live.items())
-        return next((share_C for share_C in shares if share_C is not None), self._sampled_C)
+        sampled_C = self._sampled_C if self._is_sampled else None
+        return next((share_C for share_C in shares if share_C is not None), sampled_C)
 
     def _log_prior_now(self, live: dict[str, Term]) -> Tensor:
         """Returns float64 [C]; with 'stream', the log class shares under the current sampling and sample weights."""
@@ -234,9 +238,9 @@ class Objective(nn.Module):
         return self._log_prior_C.device
 
     def to_device(self, device: torch.device) -> Objective:
-        """Moves parameters, memories and the prior."""
+        """Moves parameters, memories, the prior and the sampled shares."""
         self.to(device)
-        self._log_prior_C = self._log_prior_C.to(device)
+        self._log_prior_C, self._sampled_C = self._log_prior_C.to(device), self._sampled_C.to(device)
         for memory in self._memories.values():
             memory.to(device)
         return self

@@ -49,6 +49,18 @@ def test_observing_publishes_nothing(declared: tuple[tuple[str, str], str]) -> N
     assert all(torch.equal(tensor, before[name]) for name, tensor in memory.published().items())
 
 
+def test_merges_fill_the_published_tensors_in_place(declared: tuple[tuple[str, str], str]) -> None:
+    """Otherwise a step that replays CUDA graphs would record new ones in every epoch."""
+    objective = harness.build_row(*declared[0])
+    memory = objective.memories()[declared[1]]
+    places = {name: tensor.data_ptr() for name, tensor in memory.published().items()}
+    before, _ = harness.copies(memory)
+    harness.fill(objective, merges=(0.5, 0.85, 0.95))
+    published = memory.published()
+    assert {name: tensor.data_ptr() for name, tensor in published.items()} == places
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in published.items()), "the merges published"
+
+
 def test_a_merge_clears_what_was_pending(declared: tuple[tuple[str, str], str]) -> None:
     objective = harness.partly_filled(declared[0])
     objective.merge(0.9)

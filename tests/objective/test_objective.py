@@ -94,6 +94,10 @@ def test_shares_that_change_from_epoch_to_epoch() -> None:
     fixed = make(stats=dataclasses.replace(STATS, stream_counts_C=10 * shares_C))
     torch.testing.assert_close(objective(out, batch, 0.5).loss, fixed(out, batch, 0.5).loss)
     torch.testing.assert_close(objective.stream_shares_C(0.5), shares_C)
+    place = objective.stream_shares_C(0.5).data_ptr()
+    objective.sample_classes(toy.f64([0.1, 0.1, 0.8]))
+    assert torch.equal(shares_C, toy.f64([0.2, 0.5, 0.3])), "the caller's tensor is the caller's"
+    assert objective.stream_shares_C(0.5).data_ptr() == place, "CUDA graphs read it where it lies"
     objective.sample_classes(None)
     assert torch.equal(objective(out, batch, 0.5).loss, natural)
     torch.testing.assert_close(objective.stream_shares_C(0.5), toy.f64([0.6, 0.3, 0.1]))

@@ -52,7 +52,11 @@ class Memory(ABC):
 
     @abstractmethod
     def published(self) -> dict[str, Tensor]:
-        """Returns the values that losses read, equal on all ranks. The tensors themselves, not copies."""
+        """Returns the values that losses read, equal on all ranks. The tensors themselves, not copies.
+
+        ``merge`` fills them in place: a step that replays CUDA graphs is recorded anew for every tensor that takes the place
+        of another.
+        """
 
     @abstractmethod
     def pending(self) -> dict[str, Tensor]:

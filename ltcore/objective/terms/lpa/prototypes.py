@@ -163,8 +163,8 @@ class Prototypes(Memory):
         elif self.num_clusters:
             window_CK = dist.all_reduce_sum_(self._window_CK)
             seen_C = window_CK.sum(1) > 0
-            self.mass_CK = torch.where(seen_C[:, None], window_CK, self.mass_CK)
-            self.images_C = torch.where(seen_C, shown_C.double(), self.images_C)
+            self.mass_CK.copy_(torch.where(seen_C[:, None], window_CK, self.mass_CK))
+            self.images_C.copy_(torch.where(seen_C, shown_C.double(), self.images_C))
             if self.spec.online_rate and progress <= self.spec.freeze_fraction + _SLACK:
                 self._move()
         if self.num_clusters and progress > self.spec.freeze_fraction + _SLACK:
