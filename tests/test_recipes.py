@@ -338,6 +338,7 @@ def test_lift_plus_differs_from_lift_where_its_authors_say(name):
     before, plus = load_run(f"{name}_lift"), load_run(f"{name}_lift_plus")
     assert (plus.augment.view1, plus.augment.crop_schedule, plus.model.head_init) == ("square_crop", "convex", "text")
     assert plus.augment.crop_from == "original" and plus.model.name == "timm:vit_base_patch16_clip_quickgelu_224"
+    assert (before.model.tune, before.model.adaptformer.norm) == ("adaptformer", "own")
     assert (plus.train.epochs, plus.train.optim.lr) == ({"inat18": 15}.get(name, 5), 0.02)
     same = {"augment.view1": "rrc_flip", "augment.crop_schedule": "constant", "train.optim.lr": 0.01}
     same |= {

@@ -21,7 +21,17 @@ from torch import nn
 
 from ltcore import rng
 from ltcore.errors import ConfigError, at_least, one_of, positive
-from ltcore.models.adaptformer import ADAPTER, add_adapter_, auto_bottleneck, transformer_mlps
+from ltcore.models.adaptformer import (
+    ADAPTER,
+    BLOCK,
+    NORMS,
+    OWN,
+    Adapter,
+    add_adapter_,
+    auto_bottleneck,
+    norm_before,
+    transformer_mlps,
+)
 from ltcore.models.blocks import blocks_of
 from ltcore.models.lora import LORA, add_lora_
 from ltcore.models.norm import FROZEN_STATS, is_frozen
@@ -64,10 +74,14 @@ class AdaptFormerConfig:
     Above the width of every block it is refused."""
     scale: float = 1.0
     """Initial value of the trained factor on what each adds, > 0. LIFT begins at 1; AdaptFormer keeps it at 0.1."""
+    norm: str = BLOCK
+    """Layer norm that the tokens which each reads have passed: 'block', the block's frozen one before the MLP, or 'own', a
+    trained one in its place, as in LIFT's code."""
 
     def __post_init__(self) -> None:
         at_least(1, bottleneck=self.bottleneck)
         positive(scale=self.scale)
+        one_of(NORMS, norm=self.norm)
 
 
 def check_partial(tune: str) -> None:
@@ -211,8 +225,9 @@ def _add_adapters_(backbone: nn.Module, cfg: AdaptFormerConfig, num_classes: int
             "lora, which any network takes."
         )
     bottleneck = cfg.bottleneck or auto_bottleneck(num_classes, len(mlps))
-    for _, mlp, width in mlps:
-        add_adapter_(mlp, width, bottleneck, cfg.scale)
+    for name, mlp, width in mlps:
+        block_norm = norm_before(backbone, name) if cfg.norm == OWN else None
+        add_adapter_(mlp, Adapter(width, bottleneck, cfg.scale, cfg.norm), block_norm)
 
 
 @torch.no_grad()
@@ -225,5 +240,7 @@ def _init_added_(backbone: nn.Module, scale: float, seed: int, scope: str) -> No
             gen = rng.generator(seed, "init", f"{scope}backbone.{name}")
             inputs = math.prod(parameter.shape[1:])
             parameter.copy_(torch.randn(parameter.shape, generator=gen) * math.sqrt(1 / (3 * inputs)))
+        elif name.endswith(f"{ADAPTER}.norm.weight"):
+            parameter.fill_(1)
         else:
             parameter.fill_(scale if name.endswith(f"{ADAPTER}.scale") else 0)

@@ -53,6 +53,8 @@ class CompiledStep(nn.Module):
         super().__init__()
         self.step = step
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        # an adapter with a norm of its own keeps tokens until its MLP has run, which nothing has to do again in the backward
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         self._run: Callable[..., Any] = torch.compile(
             step.forward, backend=backend, mode=mode if backend == "inductor" else None
         )

@@ -10,7 +10,8 @@ Source: LIFT, Shi et al., "Long-tail learning with foundation model: heavy fine-
 and its code ('init_head: class_mean'): for weights of ImageNet-21k, and as the alternative to CLIP's text
 features, for which see ``text_head``.
 Differs: the means are those of the network that training starts from, while theirs leave the tuned modules out. Adapters
-and LoRA begin as the identity, where both are the same; drawn prompts do not.
+and LoRA begin as the identity, where both are the same; drawn prompts do not. The images are those that evaluation sees,
+cropped by ``data.crop_fraction``, theirs the largest centered square.
 Cost: one pass over the training images, as ``train.ncm`` takes for one evaluation.
 """
 

@@ -229,7 +229,9 @@ def _read(
         found = ckpt.read(path, uri)
         _refuse_others(uri, found, config, classes)
         started_from = {**origin_of(found), "checkpoint": found.place}
-        weights = {n: value.cpu() for n, value in own.items() if is_added(n)} | merged_weights(found)
+        weights = merged_weights(found)
+        if not any(map(is_added, weights)):  # adapters of theirs take the place of ours, all or none of them
+            weights |= {n: value.cpu() for n, value in own.items() if is_added(n)}
     ckpt.refuse_other_network(f"{found.place}/model.pt", _beside_projections(weights), _beside_projections(own))
     return weights, started_from
 

@@ -322,8 +322,58 @@ def test_adapters_as_configured() -> None:
     torch.testing.assert_close(net.blocks[0].mlp.adapter.scale, torch.tensor([0.1]))
 
 
-def test_adapters_are_exported(tmp_path: Path) -> None:
-    net = tuned_vit(Keys("adaptformer")).eval()
+OWN_NORM = Keys("adaptformer", adaptformer=AdaptFormerConfig(bottleneck=3, norm="own"))
+
+
+def test_adapters_with_a_norm_of_their_own() -> None:
+    """They read the tokens before the block's norm, also in a copy, and after a pass keep none of them."""
+    net: Any = tuned_vit(OWN_NORM)
+    x, block = images(2, 32), net.blocks[0]
+    assert torch.equal(net.eval()(x), vit().eval()(x))
+    with torch.no_grad():
+        block.norm2.weight.mul_(3)  # or both norms would give the same
+    randomize_(net)
+    adapter, tokens = block.mlp.adapter, torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2))
+    middle = tokens + block.attn(block.norm1(tokens))
+    normed = nn.functional.layer_norm(middle, (64,), adapter.norm.weight, adapter.norm.bias)
+    update = adapter.scale * (adapter.up(adapter.down(normed).relu()))
+    torch.testing.assert_close(block(tokens), middle + block.mlp.forward(block.norm2(middle)) + update)
+    for net.grad_checkpointing in (False, True):
+        net.zero_grad()
+        net.train()(x).square().sum().backward()
+        assert all(part.before_norm is None for part in net.modules() if isinstance(part, Adapter))
+        assert all((p.grad is not None) == (".adapter." in name) for name, p in net.named_parameters())
+    clone = copy.deepcopy(net)
+    with torch.no_grad():
+        clone.blocks[0].mlp.adapter.norm.weight.zero_()
+    assert not torch.equal(clone(x), net(x))
+
+
+def test_norms_of_adapters_have_two_numbers_for_each_channel() -> None:
+    timm = pytest.importorskip("timm")
+    trained = []
+    for norm in ("block", "own"):
+        with torch.device("meta"):
+            net = timm.create_model("vit_base_patch16_224", num_classes=0)
+        tune_(net, Keys("adaptformer", adaptformer=AdaptFormerConfig(norm=norm)), num_classes=100, seed=0, scope="")
+        trained.append(count(net)[0])
+    assert trained == [83_004, 83_004 + 12 * 2 * 768]
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "swinv2_cr_tiny_ns_224"])
+def test_a_norm_of_its_own_where_none_stands_before_the_mlp(name: str) -> None:
+    """Told of a network without such norms when it is built, and of one whose norms follow the MLP by its first images."""
+    timm = pytest.importorskip("timm")
+    refused = pytest.raises(ConfigError, match=r"^model\.adaptformer\.norm=own: in this backbone a block has no norm2")
+    with refused, torch.device("meta"):
+        net = timm.create_model(name, num_classes=0)
+        tune_(net, OWN_NORM, num_classes=4, seed=0, scope="")
+        net(torch.empty(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("norm", ["block", "own"])
+def test_adapters_are_exported(tmp_path: Path, norm: str) -> None:
+    net = tuned_vit(Keys("adaptformer", adaptformer=AdaptFormerConfig(norm=norm))).eval()
     randomize_(net)
     x = images(2, 32)
     program = torch.export.export(net, (x,))
@@ -365,6 +415,7 @@ def test_refused_options() -> None:
         lambda: LoraConfig(targets="qkv"),
         lambda: AdaptFormerConfig(bottleneck=0),
         lambda: AdaptFormerConfig(scale=0.0),
+        lambda: AdaptFormerConfig(norm="layer"),
     ):
         with pytest.raises(ValueError, match="must be"):
             make()

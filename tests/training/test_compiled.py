@@ -20,6 +20,7 @@ from ltcore.batch import Batch
 from ltcore.config.optim import OptimConfig
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, ConfigError
+from ltcore.models.recompute import recompute_
 from ltcore.stats import ClassStats
 from ltcore.training import compiled, trainer
 from ltcore.training.build import build_modules, parallel
@@ -111,6 +112,27 @@ def test_every_way_to_tune_is_one_graph(network: str, tune: str) -> None:
     assert torch.equal(traced, plain) and counters["stats"]["unique_graphs"] == 1
     traced.backward()
     assert all((p.grad is not None) == p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.slow
+def test_adapters_with_a_norm_of_their_own_are_one_graph_under_recomputation() -> None:
+    """What they keep from the block's norm to its MLP does not break the graph of a block."""
+    pytest.importorskip("timm")
+    torch._dynamo.reset()
+    counters.clear()
+    cfg = tiny_run(model__name="timm:test_vit", model__tune="adaptformer", model__adaptformer__norm="own")
+    net, objective = build_modules(cfg, 4, ClassStats(torch.tensor([4, 3, 2, 1]), ("many",) * 4), 10)
+    recompute_(net.backbone, cfg.model.name)
+    step = TrainStep(net, objective, None, None).train()
+    images = torch.randn(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, torch.arange(4), torch.arange(4), torch.zeros(4, dtype=torch.long))
+    gradients = []
+    for run_step in (step, CompiledStep(step, backend="aot_eager")):
+        step.zero_grad()
+        run_step(batch, 0.5)[0].backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(*gradients)
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ltcore.config.schema import RunConfig
+from ltcore.errors import CheckpointError
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
 from ltcore.training.export import export
@@ -38,6 +39,7 @@ def lift(weights: str, **changes: Any) -> RunConfig:
         model__weights=weights,
         model__tune="adaptformer",
         model__adaptformer__bottleneck=4,
+        model__adaptformer__norm="own",
         model__head="cosine",
         model__cosine_scale=25.0,
         model__head_init="class_means",
@@ -56,6 +58,19 @@ def test_a_cut_run_ends_as_the_whole_one(tiny_shards: str, tmp_path: Path, weigh
         run(cfg, tiny_shards, tmp_path / "cut", StopAfter(1))
     run(cfg, tiny_shards, tmp_path / "cut")
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_adapters_of_another_norm_are_not_completed_by_drawn_ones(
+    tiny_shards: str, tmp_path: Path, weights: str
+) -> None:
+    cfg = lift(weights, train__epochs=1)
+    run(cfg.replace({"model.adaptformer.norm": "block"}), tiny_shards, tmp_path / "block")
+    with pytest.raises(CheckpointError, match=r"mlp\.adapter\.norm\.bias"):
+        run(
+            cfg.replace({"model.weights": None, "train.init_from": str(tmp_path / "block")}),
+            tiny_shards,
+            tmp_path / "own",
+        )
 
 
 def test_it_is_evaluated_by_five_crops_and_exported(tiny_shards: str, tmp_path: Path, weights: str) -> None:
