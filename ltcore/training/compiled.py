@@ -32,8 +32,7 @@ SAID_AFTER = 2
 """Calls that compile: the first, and the second, which makes the progress of training a variable of the graph."""
 
 MOST_GRAPHS = 64
-"""Graphs of the step in one process before torch goes on without compiling. Starts and milestones of several terms, and the
-trials that follow one another in a process, need more than torch's 8."""
+"""Graphs of the step before torch goes on without compiling. Starts and milestones of several terms need more than torch's 8."""
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 """Torch's variable for the folder of compiled code, by default one for temporary files; those of Ray's workers go with Ray."""
@@ -87,6 +86,16 @@ def compiled(step: TrainStep, mode: str, device: torch.device) -> nn.Module:
     """
     check_compiles(mode, device)
     return step if mode == OFF else CompiledStep(step, mode)
+
+
+def forget_compiled(mode: str) -> None:
+    """Drops what a run compiled as ``mode`` says. To be called by the thread that ran it.
+
+    Otherwise an equal run of the same process would go on with it: a trial has a thread of its own, and CUDA graphs belong to
+    the memory and the thread of the run that recorded them. Nor does what was compiled then depend on earlier runs.
+    """
+    if mode != OFF:
+        torch.compiler.reset()
 
 
 def update_compiler(mode: str) -> Callable[[Callable[[], None]], Callable[[], None]] | None:

@@ -28,6 +28,7 @@ from ltcore.training import ncm
 from ltcore.training.base import described, trained_part, trained_state, with_base
 from ltcore.training.build import Components, build
 from ltcore.training.callbacks import CallbackCalls
+from ltcore.training.compiled import forget_compiled
 from ltcore.training.context import DECIDE_EVERY, Interrupted, RunContext, StopRequested
 from ltcore.training.copies import plan_epoch
 from ltcore.training.descent import build_descent, take_step
@@ -59,7 +60,10 @@ def fit(
     """
     check_train_split(loader, cfg.data.train_split)
     check_world(cfg, ctx.world)
-    return Trainer(cfg, loader, ctx, run_dir, log, info, record).run()
+    try:
+        return Trainer(cfg, loader, ctx, run_dir, log, info, record).run()
+    finally:
+        forget_compiled(cfg.train.compile)
 
 
 class Trainer:

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_adapters_with_a_norm_of_their_own_are_one_graph_under_recomputation() -
 
 @pytest.mark.slow
 def test_runs_of_one_process_are_all_compiled(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As trials that share an actor: together they have more graphs than torch's limit, which is lowered here."""
+    """Also without a trainer between them: together they have more graphs than torch's limit, which is lowered here."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(runs, "parallel", lambda step, device: CompiledStep(step, backend="aot_eager"))
@@ -145,6 +146,22 @@ def test_runs_of_one_process_are_all_compiled(tiny_shards: str, monkeypatch: pyt
         for base in ("cross_entropy", "balanced_softmax", "logit_adjust", "focal", "class_balanced"):
             plain_steps(tiny_run(objective__base=base).to_dict(), tiny_shards, 3)
     assert counters["frames"]["total"] == counters["frames"]["ok"] == 6  # the second run knows that progress varies
+
+
+def test_a_run_compiles_what_an_earlier_one_of_its_process_had(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As trials of one actor, each in a thread: CUDA graphs of another thread are not its own."""
+    monkeypatch.setattr(compiled, "CompiledStep", partial(CompiledStep, backend="eager"))
+    torch._dynamo.reset()
+    graphs = []
+    for name in ("first", "second"):
+        counters.clear()
+        with ThreadPoolExecutor(1) as thread:
+            cfg = tiny_run(train__epochs=1, train__compile="default")
+            thread.submit(run, cfg, tiny_shards, tmp_path / name).result()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
 
 
 @pytest.mark.slow
