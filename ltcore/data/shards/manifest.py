@@ -144,12 +144,17 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @cached_property
+    def file_hashes(self) -> dict[str, str]:
+        """Returns name -> sha256 of the files that lie in the data set itself, less the manifest."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        tars = {shard.path: shard.sha256 for shard in shards if not shard.base}
+        tables = {split.labels.path: split.labels.sha256 for split in self.splits.values()}
+        return {**tars, **tables, **{shard.index_path: shard.index_sha256 for shard in shards}}
+
+    @cached_property
     def own_files(self) -> frozenset[str]:
         """Returns the names of all files that lie in the data set itself."""
-        shards = [shard for split in self.splits.values() for shard in split.shards]
-        tars = (shard.path for shard in shards if not shard.base)
-        tables = (split.labels.path for split in self.splits.values())
-        return frozenset({MANIFEST, *tars, *tables, *(shard.index_path for shard in shards)})
+        return frozenset({MANIFEST, *self.file_hashes})
 
     def split(self, name: str) -> Split:
         """Returns the split of that name. Raises DataError that lists the existing ones where there is none."""

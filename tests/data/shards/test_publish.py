@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pyarrow import fs as pafs
 
-from ltcore import stores
+from ltcore import storage, stores
 from ltcore.data.datasets.prepare import is_shards
 from ltcore.data.shards import publish, writer
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
@@ -123,6 +123,38 @@ def test_an_earlier_data_set_goes_and_it_is_said(place: Place) -> None:
     assert said == [f"replacing the data set at {uri} (4 files)"]
     assert read_manifest(uri).name == "new" and len(content(folder)) == 4
     assert [path.name for path in folder.parent.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("place", ["object store"], indirect=True)
+def test_in_a_store_the_same_data_set_stays_as_it_is_and_what_is_damaged_of_it_is_mended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = place
+    write(uri, one())
+    before, said = content(folder), list[str]()
+    with monkeypatch.context() as patch:
+        patch.setattr(pafs, "copy_files", lambda *_, **__: pytest.fail("written again"))
+        write(uri, one(), said.append)
+    assert said == [f"the same data set is at {uri} already; nothing is replaced"] and content(folder) == before
+    (folder / "train-00000.tar").write_bytes(b"damaged")
+    (folder / "train-00000.parquet").unlink()
+    remove = storage.remove
+    monkeypatch.setattr(storage, "remove", lambda each: remove(each) if each.endswith(publish.PARTIAL) else 1 / 0)
+    write(uri, one(), said.append)
+    assert said[1:] == [f"replacing the data set at {uri} (3 files)"] and content(folder) == before
+
+
+@pytest.mark.parametrize("place", ["object store"], indirect=True)
+def test_a_process_that_ends_at_the_same_place_meanwhile_is_no_damage(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = place
+    write(uri, one())
+    before, entries = content(folder), storage.entries
+    monkeypatch.setattr(storage, "entries", lambda each: seen.pop() if seen else entries(each))
+    seen = [{**entries(uri), publish.PARTIAL: True}]
+    write(uri, one())
+    assert content(folder) == before
 
 
 def test_a_data_set_whose_files_nobody_knows_is_not_replaced(place: Place) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import socket
 import subprocess
@@ -20,8 +22,7 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import prepare
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
-from ltcore.data.shards.manifest import read_manifest
-from ltcore.data.shards.publish import PARTIAL
+from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import ConfigError, DataError
@@ -88,24 +89,44 @@ def test_an_earlier_data_set_is_replaced_whole_and_foreign_files_are_kept(bucket
     assert read_manifest(uri).name == "tiny"
 
 
-def test_the_manifest_is_written_last_and_removed_first(bucket: Bucket) -> None:
-    changes: list[tuple[str, list[str]]] = []
+@contextlib.contextmanager
+def after_each_change(bucket: Bucket, look: Callable[[], None]) -> Iterator[None]:
+    """Looks after every request that may change what is in the bucket."""
 
     def listen(method: str, path: str) -> None:
-        if method != "GET" and method != "HEAD" and path.startswith(f"/{bucket.name}/tiny"):
-            changes.append((method, [key.rpartition("/")[2] for key in bucket.names()]))
+        if method not in ("GET", "HEAD") and path.startswith(f"/{bucket.name}/"):
+            look()
 
-    make_tiny(f"{bucket.uri}/tiny")
-    whole = sorted(key.rpartition("/")[2] for key in bucket.names())
     bucket.server.requests.listeners.append(listen)
     try:
-        make_tiny(f"{bucket.uri}/tiny")
+        yield
     finally:
         bucket.server.requests.listeners.remove(listen)
-    with_manifest = [sorted(names) for _, names in changes if "manifest.json" in names]
-    assert len(changes) > 2 * len(whole) - 2
-    assert with_manifest
-    assert all([name for name in names if name != PARTIAL] == whole for names in with_manifest)
+
+
+def test_no_manifest_is_there_without_its_files(bucket: Bucket) -> None:
+    uri, states = f"{bucket.uri}/tiny", list[bool]()
+
+    def look() -> None:
+        files = {key.rpartition("/")[2]: bucket.get(key) for key in bucket.names()}
+        states.append(MANIFEST in files)
+        if MANIFEST in files:
+            for name, sha256 in read_manifest(uri).file_hashes.items():
+                assert hashlib.sha256(files[name]).hexdigest() == sha256
+
+    write_small(uri)
+    with after_each_change(bucket, look):
+        make_tiny(uri)
+    assert states[0] and states[-1]
+    assert 0 < states.count(False) < len(states) / 3  # while the three files change whose names both have
+
+
+def test_the_same_data_set_changes_nothing_under_its_readers(bucket: Bucket) -> None:
+    changes = list[None]()
+    make_tiny(f"{bucket.uri}/tiny")
+    with after_each_change(bucket, lambda: changes.append(None)):
+        make_tiny(f"{bucket.uri}/tiny")
+    assert changes == []
 
 
 @pytest.mark.parametrize("kind", ["cache", "threads"])
