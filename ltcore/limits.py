@@ -21,6 +21,7 @@ classes, attributes  MAX_CLASSES of MAX_NAME_CHARS; files that name them MAX_CLA
 manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
 index of a shard     MAX_INDEX_BYTES_OF_ROW for each row that the manifest gives; a row fills MIN_BYTES_OF_ROW of its tar
 checkpoint           MAX_MANIFEST_BYTES, MAX_JSON_VALUES
+record of ours       MAX_RECORD_BYTES, MAX_RECORD_VALUES; metrics.jsonl MAX_METRICS_BYTES, of a row MAX_ROW_VALUES
 recipe, sweep file   MAX_RECIPE_BYTES, MAX_RECIPE_NODES with all aliases unfolded, MAX_RECIPE_DEPTH
 key on a command     MAX_TABLE_CHARS; MAX_TRIALS of a sweep
 weights              MAX_TENSOR_NAMES_BYTES; no more bytes unpacked than the file has
@@ -98,6 +99,11 @@ MAX_INDEX_BYTES, MAX_INDEX_BYTES_OF_ROW = 2**16, 2 * MAX_KEY_CHARS
 MIN_BYTES_OF_ROW = 1024
 """A sample in a tar has a header and a block of data at least."""
 
+MAX_RECORD_BYTES, MAX_RECORD_VALUES = 2**27, 2**22
+"""Of run.json, sweep.json and other files of ours: those of a sweep with MAX_TRIALS."""
+MAX_METRICS_BYTES, MAX_ROW_VALUES = 2**27, 2**14
+"""Of metrics.jsonl: 10,000 epochs with 400 metrics each; and of one of its rows."""
+
 MAX_RECIPE_BYTES, MAX_RECIPE_NODES, MAX_RECIPE_DEPTH = 2**18, 2**15, 32
 """A recipe with a weight for each of 8,142 classes has 2^17 bytes and 2^14 nodes."""
 MAX_TABLE_CHARS = 2**20
@@ -108,14 +114,16 @@ MAX_TENSOR_NAMES_BYTES = 2**23
 """Of what a file of weights says of its tensors, each of which becomes an object: some 10^5 of them."""
 
 
-def load_json(data: str | bytes) -> Any:
+def load_json(data: str | bytes, most_values: int | None = None) -> Any:
     """Parses JSON from outside. Raises ValueError where it is none, nested too deeply, or has too many values.
 
-    ``[[],[],...`` takes twenty times as many bytes in memory as in a file.
+    The most are ``most_values``, for None MAX_JSON_VALUES. ``[[],[],...`` takes twenty times as many bytes in memory as in a
+    file.
     """
+    most = MAX_JSON_VALUES if most_values is None else most_values
     commas = (",", "[", "{") if isinstance(data, str) else (b",", b"[", b"{")
-    if (values := sum(map(data.count, commas))) > MAX_JSON_VALUES:  # type: ignore[arg-type]  # of one kind with the data
-        raise ValueError(f"about {values} values, expected at most {MAX_JSON_VALUES}")
+    if (values := sum(map(data.count, commas))) > most:  # type: ignore[arg-type]  # of one kind with the data
+        raise ValueError(f"about {values} values, expected at most {most}")
     try:
         return json.loads(data)
     except RecursionError:

@@ -27,7 +27,15 @@ from ltcore import fsspec_stores
 from ltcore.errors import DamagedFileError, DataError, LtcoreError, StorageError
 from ltcore.file_lock import locked as locked
 from ltcore.fsspec_stores import FileInfo
-from ltcore.limits import MAX_DEPTH, MAX_FETCHED_BYTES
+from ltcore.limits import (
+    MAX_DEPTH,
+    MAX_FETCHED_BYTES,
+    MAX_METRICS_BYTES,
+    MAX_RECORD_BYTES,
+    MAX_RECORD_VALUES,
+    MAX_ROW_VALUES,
+    load_json,
+)
 from ltcore.retry import ShortError, retrying, retrying_disk
 from ltcore.steady_file import SteadyFile
 from ltcore.stores import ACCESS, SPACE, MissingError, asked, encoded, present, undisturbed
@@ -214,8 +222,12 @@ def find_bytes(uri: str, most_bytes: int | None = None) -> bytes | None:
     return data
 
 
-def _too_large(uri: str, most_bytes: int) -> DataError:
-    return DataError(f"{uri} is larger than {most_bytes} bytes.")
+class TooLargeError(DataError):
+    """A file has more bytes than any of its kind."""
+
+
+def _too_large(uri: str, most_bytes: int) -> TooLargeError:
+    return TooLargeError(f"{uri} is larger than {most_bytes} bytes.")
 
 
 def _told_size(uri: str, path: str, stream: pa.NativeFile) -> int:
@@ -297,6 +309,12 @@ def download(uri: str, path: Path) -> None:
         retrying_disk(disk_of(path), copy)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}. {SPACE}.") from error
+
+
+def download_whole(uri: str, path: Path) -> None:
+    """Copies the file ``uri`` as ``download`` does; it has its name once it is whole and on the disk."""
+    with written(str(path)) as aside:
+        download(uri, aside)
 
 
 def _at_most(write: Callable[[bytes], object], uri: str, told: int, folder: Path) -> Callable[[bytes], object]:
@@ -399,11 +417,18 @@ def _write_object(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
 def read_json(uri: str | Path) -> dict[str, Any] | None:
     """Reads the object in a JSON file; None where there is no such file.
 
-    Raises DamagedFileError with the name of a file that is damaged.
+    Raises DamagedFileError with the name of a file that is damaged, or larger than any that we write.
     """
     place = str(uri)
-    data = find_bytes(place)
-    return None if data is None else _object(place, data)
+    data = _find_own(place, MAX_RECORD_BYTES)
+    return None if data is None else _object(place, data, MAX_RECORD_VALUES)
+
+
+def _find_own(place: str, most_bytes: int) -> bytes | None:
+    try:
+        return find_bytes(place, most_bytes)
+    except TooLargeError as error:
+        raise DamagedFileError(f"{error} {DAMAGED}") from None
 
 
 def write_json(uri: str | Path, value: Any, fence: Callable[[], None] = lambda: None) -> None:
@@ -414,17 +439,17 @@ def write_json(uri: str | Path, value: Any, fence: Callable[[], None] = lambda: 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Reads the objects of a JSON-lines file; [] where there is none. A last line cut off by a kill is left out.
 
-    Raises DamagedFileError with the name of a file that is damaged anywhere else.
+    Raises DamagedFileError with the name of a file that is damaged anywhere else, or larger than any that we write.
     """
-    data = find_bytes(str(path)) or b""
+    data = _find_own(str(path), MAX_METRICS_BYTES) or b""
     lines = data.split(b"\n")[:-1]  # what follows the last newline is torn or empty
-    return [_object(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line]
+    return [_object(f"{path}, line {number}", line, MAX_ROW_VALUES) for number, line in enumerate(lines, 1) if line]
 
 
-def _object(where: str, data: bytes) -> dict[str, Any]:
+def _object(where: str, data: bytes, most_values: int) -> dict[str, Any]:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = load_json(data, most_values)
+    except ValueError as error:
         raise DamagedFileError(f"{where} is not JSON ({error}). {DAMAGED}") from None
     if not isinstance(value, dict):
         raise DamagedFileError(f"{where} holds a {type(value).__name__}, expected a JSON object. {DAMAGED}")

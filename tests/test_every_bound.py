@@ -26,6 +26,7 @@ from PIL import Image
 from ltcore import limits
 from ltcore.config.bounded_yaml import YamlError, load_yaml
 from ltcore.config.load import load_run
+from ltcore.config.records import RunRecord
 from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets import coco_objects, lists
@@ -43,6 +44,7 @@ from ltcore.data.room import Room
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import LtcoreError
+from ltcore.tracking.jsonl_sink import read_metrics
 from ltcore.training import checkpoint
 from ltcore.training.class_words import class_words
 from ltcore.training.weights_file import tensors
@@ -326,6 +328,14 @@ def described(folder: Path) -> Act:
     return lambda: tensors(folder / "w.pth")
 
 
+def written(name: str, data: bytes, read: Callable[[Path], Any]) -> Callable[[Path], Act]:
+    def make(folder: Path) -> Act:
+        (folder / name).write_bytes(data)
+        return lambda: read(folder)
+
+    return make
+
+
 STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
     "image": ("MAX_IMAGE_BYTES", large_image, "a/0.png has 2147483648 bytes, expected at most 536870912"),
     "image to predict": (
@@ -460,6 +470,30 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
         "MAX_MANIFEST_BYTES",
         lambda folder: lambda: checkpoint.read(sparse(folder / "last-00000001" / "meta.json").parent),
         "meta.json is larger than 134217728 bytes",
+    ),
+    "record of a run": (
+        "MAX_RECORD_BYTES",
+        lambda folder: lambda: RunRecord.read(sparse(folder / "run.json").parent),
+        "run.json is larger than 134217728 bytes. It is damaged: restore it",
+    ),
+    "values of a record": (
+        "MAX_RECORD_VALUES",
+        written("run.json", b'{"x": [' + b"[]," * 10**7 + b"0]}", RunRecord.read),
+        r"run.json is not JSON \(about 2000000\d values, expected at most 4194304",
+    ),
+    "metrics": (
+        "MAX_METRICS_BYTES",
+        lambda folder: lambda: read_metrics(sparse(folder / "metrics.jsonl")),
+        "metrics.jsonl is larger than 134217728 bytes. It is damaged: restore it",
+    ),
+    "row of metrics": (
+        "MAX_ROW_VALUES",
+        written(
+            "metrics.jsonl",
+            b'{"step": 1}\n{"step": [' + b"[]," * 10**7 + b"0]}\n",
+            lambda folder: read_metrics(folder / "metrics.jsonl"),
+        ),
+        r"metrics.jsonl, line 2 is not JSON \(about 2000000\d values, expected at most 16384",
     ),
     "count": (
         "MAX_COUNT",

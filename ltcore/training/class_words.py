@@ -33,7 +33,7 @@ def class_words(file: str | None, classes: Sequence[str]) -> tuple[Sequence[str]
         )
     here, digest = whole_file(file, NAMES_SETTING)
     try:
-        words = _table(_entries(file, read_bytes(str(here)).decode("utf-8-sig")))
+        words = _table(_entries(file, read_bytes(str(here), MAX_CLASSES_BYTES).decode("utf-8-sig")))
     except (ValueError, csv.Error) as error:
         raise ConfigError(f"{NAMES_SETTING}={file} is no table of classes and words ({error}). Correct it.") from error
     missing = [name for name in classes if name not in words]

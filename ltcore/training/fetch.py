@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ltcore.storage import is_local, join, list_files, open_fs, read_bytes, write_bytes_atomic
+from ltcore.storage import download_whole, is_local, join, list_files, open_fs
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def fetched(uri: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Itera
         return
     with tempfile.TemporaryDirectory(prefix="ltcore-") as folder:
         for name in choose(list_files(uri)):
-            write_bytes_atomic(str(Path(folder) / name), read_bytes(join(uri, name)))
+            download_whole(join(uri, name), Path(folder) / name)
         yield Path(folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ltcore.config.schema import RunConfig
 from ltcore.errors import CheckpointError, DataError
+from ltcore.limits import MAX_MANIFEST_BYTES
 from ltcore.models import timm_weights
 from ltcore.models.clip_text import TEXT, text_clip
 from ltcore.models.net import ModelConfig
@@ -28,7 +29,7 @@ def origin_of(found: ckpt.Checkpoint) -> dict[str, Any]:
 
     Its record contains the metrics that its weights reached, so a hash of the record is enough.
     """
-    record = read_bytes(str(found.path / "meta.json"))
+    record = read_bytes(str(found.path / "meta.json"), MAX_MANIFEST_BYTES)
     return {
         "checkpoint": found.path.name,
         "epoch": found.meta["epoch"],

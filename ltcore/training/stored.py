@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +10,8 @@ from collections.abc import Callable, Iterator
 from ltcore import storage
 from ltcore.config.records import RunRecord, SweepRecord, now
 from ltcore.errors import ConfigError, StorageError
-from ltcore.storage import is_local, join, local_path, read_bytes
+from ltcore.limits import MAX_RECORD_BYTES, MAX_RECORD_VALUES, load_json
+from ltcore.storage import TooLargeError, is_local, join, local_path, read_bytes
 from ltcore.text import duration
 from ltcore.training.lease import FOLDER as LEASE
 
@@ -60,8 +60,8 @@ def _whose(uri: str, found: list[str]) -> re.Pattern[str]:
 
 def _is_ours(file: str) -> bool:
     try:
-        record = json.loads(read_bytes(file))
-    except (ValueError, RecursionError):
+        record = load_json(read_bytes(file, MAX_RECORD_BYTES), MAX_RECORD_VALUES)
+    except (ValueError, TooLargeError):
         return True  # damaged, for which --fresh is the remedy; only names that are ours are removed in any case
     return isinstance(record, dict) and {"schema", "status"} <= record.keys()
 

@@ -9,7 +9,6 @@ only after a newer one is complete.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ltcore import dist
+from ltcore.limits import MAX_RECORD_BYTES, MAX_RECORD_VALUES, load_json
 from ltcore.retry import is_disturbed, still_here
 from ltcore.storage import (
+    download_whole,
     find_bytes,
     is_local,
     join,
@@ -73,9 +74,9 @@ class RunSync:
             if not empty and dist.rank() != 0:
                 return
             names = [name for name in list_files(self.uri) if not _hidden(name)]
-            stored = read_bytes(join(self.uri, _RECORD)) if _RECORD in names else b""
+            stored = read_bytes(join(self.uri, _RECORD), MAX_RECORD_BYTES) if _RECORD in names else b""
             if not empty:
-                local = find_bytes(str(self.local / _RECORD)) or b""
+                local = find_bytes(str(self.local / _RECORD), MAX_RECORD_BYTES) or b""
                 if _comes_from(stored, local):
                     self.ahead = stored != local
                     self._sent = dict.fromkeys(names)
@@ -85,7 +86,10 @@ class RunSync:
                 names, key=lambda name: name == _RECORD
             ):  # the record last: it marks the copy as complete
                 target = self.local / name
-                write_bytes_atomic(str(target), stored if name == _RECORD else read_bytes(join(self.uri, name)))
+                if name == _RECORD:
+                    write_bytes_atomic(str(target), stored)
+                else:
+                    download_whole(join(self.uri, name), target)
                 self._sent[name] = _stamp(target.stat())
 
     def push(self, *, wait: bool = True) -> None:
@@ -225,8 +229,8 @@ def _comes_from(stored: bytes, local: bytes) -> bool:
     Both must be of the same start, and the stored one not ahead.
     """
     try:
-        there, here = json.loads(stored), json.loads(local)
+        there, here = (load_json(record, MAX_RECORD_VALUES) for record in (stored, local))
         same = (there["started_at"], there["pid"]) == (here["started_at"], here["pid"])
         return bool(same and there["images_seen"] <= here["images_seen"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # missing or damaged
+    except (ValueError, KeyError, TypeError):  # missing or damaged
         return False

@@ -84,6 +84,13 @@ def test_only_what_belongs_to_the_run_is_removed(place: tuple[str, Put, Callable
     assert names() == {"thesis/chapter1.tex", "notes.txt"}
 
 
+def test_a_record_larger_than_any_is_damaged_for_which_fresh_is_the_remedy(tmp_path: Path) -> None:
+    with (tmp_path / "run.json").open("wb") as file:
+        file.truncate(2**28)
+    assert remove(str(tmp_path)) == f"--fresh: removed the earlier run in {tmp_path}"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_what_belongs_to_the_sweep_is_removed(place: tuple[str, Put, Callable[[], set[str]]]) -> None:
     uri, put, names = place
     ours = (

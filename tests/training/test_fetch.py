@@ -16,6 +16,7 @@ from ltcore.training.fetch import fetched
 from ltcore.training.stage2.source import stage1_checkpoint
 from ltcore.training.sync import RunSync
 from ltcore.tuning.report import of_report
+from tests.peaks import within
 
 HOSTILE = [
     "../escaped",
@@ -80,6 +81,24 @@ def test_no_name_of_an_object_leaves_the_folder_that_it_is_copied_to(
             copy("s3://bucket/run", folder)
         assert [path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock"] == []
         assert [path.name for path in folder.parent.iterdir()] == ["inside"]
+
+
+@pytest.mark.parametrize("copy", [mirrored, lambda uri, _: list_fetched(uri)])
+def test_large_files_are_not_held_in_memory(
+    copy: Callable[[str, Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bucket" / "run").mkdir(parents=True)
+    with (tmp_path / "bucket" / "run" / "model.pt").open("wb") as file:
+        file.truncate(2**27)
+    fake = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: fake)
+    with within(2**26, 10.0):
+        copy("s3://bucket/run", tmp_path)
+
+
+def list_fetched(uri: str) -> None:
+    with fetched(uri, lambda names: names) as folder:
+        assert (folder / "model.pt").stat().st_size == 2**27
 
 
 def test_ordinary_names_are_none_of_these(tmp_path: Path) -> None:
