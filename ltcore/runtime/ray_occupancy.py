@@ -63,22 +63,30 @@ def measure_on_node(
     cpus = scaling.cpus_per_worker
     trees = [cfg.to_dict() for cfg in runs]
     ref = measure_task.options(num_cpus=cpus).remote(trees, data_uri, code_version(), cpus)
+    doing = "measuring on a whole GPU how many runs can share one"
+    try:
+        found: Occupancy = measured_by(ref, lambda: f"{doing}; needed: {awaited(Demand(cpus, 1, 0), cluster)}", say)
+        return found
+    except NotMeasuredError:
+        raise
+    except LtcoreError as error:
+        raise NotMeasuredError(f"the measured steps failed ({error})") from error
+
+
+def measured_by(ref: Any, waits: Callable[[], str], say: Callable[[str], None]) -> Any:
+    """Returns what a task measures, and says where that takes a while what it ``waits`` for.
+
+    Raises NotMeasuredError where it takes too long, and the error of the task.
+    """
     began, told = time.monotonic(), False
     try:
         while not ray.wait([ref], timeout=1.0)[0]:
             waited = time.monotonic() - began
             if waited > SAID_AFTER_S and not told:
                 told = True
-                say(
-                    f"measuring on a whole GPU how many runs can share one; needed: {awaited(Demand(cpus, 1, 0), cluster)}"
-                )
+                say(waits())
             if waited > PATIENCE_S:
                 raise NotMeasuredError(f"no measurement came within {PATIENCE_S / 60:.0f} minutes")
-        found: Occupancy = result_of(ref, "measurement")
-        return found
-    except NotMeasuredError:
-        raise
-    except LtcoreError as error:
-        raise NotMeasuredError(f"the measured steps failed ({error})") from error
+        return result_of(ref, "measurement")
     finally:
         cancel([ref])  # an interrupt too must not leave it on the GPU

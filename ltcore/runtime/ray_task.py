@@ -121,10 +121,10 @@ def awaited(need: Demand, cluster: Cluster) -> str:
     return lacking(need) + (", and nodes are being started" if nodes_are_coming(cluster) else "")
 
 
-def lacking(need: Demand) -> str:
-    """Returns what a run needs and what of it is free, in words."""
+def lacking(need: Demand, what: str = "run") -> str:
+    """Returns what a run, or ``what`` else, needs and what of it is free, in words."""
     there, free = ray.cluster_resources(), ray.available_resources()
     return (
-        f"{need.describe()} for one run; {free.get('CPU', 0):g} of {counted(there.get('CPU', 0), 'CPU')} and "
+        f"{need.describe()} for one {what}; {free.get('CPU', 0):g} of {counted(there.get('CPU', 0), 'CPU')} and "
         f"{free.get('GPU', 0):g} of {counted(there.get('GPU', 0), 'GPU')} are free"
     )

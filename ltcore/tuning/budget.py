@@ -15,7 +15,8 @@ from ltcore.config.records import SweepRecord
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.runtime.ray_task import result_of
+from ltcore.runtime.ray_occupancy import NotMeasuredError, measured_by
+from ltcore.runtime.ray_task import lacking
 from ltcore.training.build import build, stream_options
 from ltcore.training.context import LocalContext
 from ltcore.tuning.identity import size_now
@@ -77,7 +78,11 @@ def planned_trials(setup: SweepSetup, stored: SweepRecord | None, say: Callable[
     sweep, base = setup.sweep, setup.base
     if stored is not None or sweep.budget_s is None or not setup.cluster.local:
         return size_now(stored, sweep)
-    rate = _rate(setup)
+    try:
+        rate = _rate(setup, say)
+    except NotMeasuredError as error:
+        say(f"warm-up: {error}, so all {sweep.size} trials are run, however long they take")
+        return sweep.size
     run_s = _images_of_run(setup) / rate
     grace = grace_fraction(sweep, base)
 
@@ -100,14 +105,18 @@ def planned_trials(setup: SweepSetup, stored: SweepRecord | None, say: Callable[
     return size
 
 
-def _rate(setup: SweepSetup) -> float:
-    """Measures the speed of a trial; on a GPU in a process that ends after it, or it would keep memory that trials need."""
+def _rate(setup: SweepSetup, say: Callable[[str], None]) -> float:
+    """Measures the speed of a trial; on a GPU in a process that ends after it, or it would keep memory that trials need.
+
+    Raises NotMeasuredError where that process is not heard of for long.
+    """
     scaling, uri = setup.placement.scaling, setup.data_uri
     run = measured_run(setup.sweep, setup.base, read_manifest(uri))
     if not scaling.gpus_per_worker:
         return images_per_s(run, uri, scaling.cpus_per_worker, device=torch.device("cpu"))
     task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker, max_calls=1)(_rate_there)
-    rate: float = result_of(task.remote(run.to_dict(), uri, scaling.cpus_per_worker), "measurement")
+    ref = task.remote(run.to_dict(), uri, scaling.cpus_per_worker)
+    rate: float = measured_by(ref, lambda: f"warm-up; needed: {lacking(setup.placement.demand)}", say)
     return rate
 
 

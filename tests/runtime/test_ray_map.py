@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -13,7 +14,8 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.prepare import make
 from ltcore.data.datasets.workspace import here
 from ltcore.data.glt.workspace import build
-from ltcore.errors import DataError
+from ltcore.errors import DataError, StallError
+from ltcore.runtime import ray_map, ray_task
 from ltcore.runtime.ray_map import on_ray, ray_tasks
 from tests.data.glt_bar import no_bar
 from tests.data.nested import file_hashes, nested_folder, nested_pool
@@ -24,6 +26,43 @@ def square(number):
     if number == 13:
         raise DataError("13 is unlucky")
     return number * number
+
+
+@pytest.fixture
+def standing(monkeypatch):
+    """A Ray whose tasks end after ten hours, of which each look takes ten minutes; what it canceled."""
+    clock, canceled = [0.0], []
+
+    def wait(refs, num_returns, timeout=float("inf")):
+        clock[0] += min(timeout, 1.0) * 600
+        return ([refs[0]], refs[1:]) if clock[0] > 36_000 else ([], refs)
+
+    task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda do, number: number))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: task)
+    monkeypatch.setattr(ray, "wait", wait)
+    for name in ("cluster_resources", "available_resources"):
+        monkeypatch.setattr(ray, name, lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray_map, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(ray_map, "_own_node", lambda: ("1" * 56, 1.0, 2.0**40))
+    monkeypatch.setattr(ray_task, "cancel", canceled.extend)
+    monkeypatch.setattr(ray_task, "result_of", lambda ref, _: ref)
+    return canceled
+
+
+WAITED = "none of 2 tasks has ended for 10 min; needed: 1 CPU for one task; 1 of 1 CPU and 0 of 0 GPUs are free"
+
+
+def test_tasks_that_stand_still_on_a_ray_of_ones_own_are_lost(standing):
+    said = []
+    with pytest.raises(StallError, match="None of 2 tasks has ended for 40 min, so they count as lost"):
+        list(on_ray(range(2), square, say=said.append, ends_next=True))
+    assert said == [WAITED]
+
+
+def test_tasks_that_may_wait_for_others_are_said_and_left_alone(standing):
+    said = []
+    assert list(on_ray(range(2), square, say=said.append)) == [(0, 0), (1, 1)]
+    assert said == [WAITED] and standing == []
 
 
 @pytest.mark.slow
@@ -47,7 +86,7 @@ def test_a_data_set_made_by_several_processes_has_the_bytes_of_one(one_ray, tmp_
     @contextlib.contextmanager
     def engine(_num_images):
         with ray_tasks(said.append) as run:
-            assert run is on_ray
+            assert run.func is on_ray and run.keywords == {"say": said.append}
             yield run
 
     make(cfg, str(tmp_path / "one"), shard_size=20)

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from ltcore.config.load import base_run
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
+from ltcore.runtime import ray_occupancy
+from ltcore.runtime.placement import Demand, Scaling
 from ltcore.tuning import budget
 from tests.records import sweep_record
 
@@ -17,7 +20,7 @@ PER_EPOCH = 352
 
 
 def planned(
-    monkeypatch: pytest.MonkeyPatch, rate: float, *, local: bool = True, stored: Any = None, **words: str
+    monkeypatch: pytest.MonkeyPatch, rate: float, *, local: bool = True, gpus: int = 0, stored: Any = None, **words: str
 ) -> tuple[int, list[str]]:
     """The number of trials on a machine of this speed, and what is said. A run has 10 epochs and no validation images."""
     keys = {"train.epochs": "10", **{f"sweep.{key}": value for key, value in words.items()}}
@@ -28,7 +31,9 @@ def planned(
         data_uri="data",
         images_per_epoch=PER_EPOCH,
         cluster=SimpleNamespace(local=local),
-        placement=SimpleNamespace(concurrent=2, scaling=SimpleNamespace(cpus_per_worker=1, gpus_per_worker=0)),
+        placement=SimpleNamespace(
+            concurrent=2, scaling=Scaling(cpus_per_worker=1, gpus_per_worker=gpus), demand=Demand(1, gpus, 0)
+        ),
     )
     monkeypatch.setattr(budget, "images_per_s", lambda *_: rate)
     monkeypatch.setattr(budget, "read_manifest", lambda _: SimpleNamespace(splits={}))
@@ -62,9 +67,28 @@ def test_where_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tpe_runs_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 24 trials in batches of 5, each cut at half of its training: 5/2 + 3/2 runs of a batch."""
-    words = {"search": "tpe", "num_trials": "24"}
     for budget_s, size in (("46", 10), ("44.9", 5), ("1", 5), ("1000", 24)):
-        assert planned(monkeypatch, PER_EPOCH, budget_s=budget_s, **words)[0] == size
+        found, _ = planned(monkeypatch, PER_EPOCH, budget_s=budget_s, search="tpe", num_trials="24")
+        assert found == size
+
+
+def test_all_trials_are_run_where_the_measurement_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = SimpleNamespace(remote=lambda *_: "ref")
+    for name, value in {
+        "remote": lambda **_: lambda _: task,
+        "wait": lambda refs, timeout, num_returns=1: ([], refs),
+        "cancel": lambda *_, **__: None,
+        "cluster_resources": dict,
+        "available_resources": dict,
+    }.items():
+        monkeypatch.setattr(ray, name, value)
+    monkeypatch.setattr(ray_occupancy, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(ray_occupancy, "SAID_AFTER_S", 0.0)
+    found, said = planned(monkeypatch, 0.0, gpus=1, budget_s="30")
+    assert found == 8
+    needed = "1 CPU and 1 GPU for one run; 0 of 0 CPUs and 0 of 0 GPUs are free"
+    late = "no measurement came within 0 minutes, so all 8 trials are run, however long they take"
+    assert said == [f"warm-up; needed: {needed}", f"warm-up: {late}"]
 
 
 @pytest.mark.parametrize("search", ["grid", "pbt"])

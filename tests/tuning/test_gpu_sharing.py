@@ -135,4 +135,4 @@ def test_the_speed_of_a_trial_on_a_gpu_is_measured_in_another_process(
     parts = {"base": tiny_run(), "data_uri": color_shards, "placement": SimpleNamespace(scaling=scaling)}
     setup: Any = SimpleNamespace(sweep=read_sweep("tune_lpa"), **parts)
     monkeypatch.setattr(budget, "images_per_s", here)
-    assert budget._rate(setup) > 0
+    assert budget._rate(setup, print) > 0
