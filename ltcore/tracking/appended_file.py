@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ltcore.retry import retrying
@@ -19,6 +20,10 @@ class AppendedFile:
     def append(self, record: bytes) -> None:
         """Writes all of ``record``; waits while the disk is full or does not answer."""
         append(self._file, record, self._place)
+
+    def sync(self) -> None:
+        """Makes what was appended survive a power cut."""
+        retrying(self._place, lambda: os.fsync(self._file.fileno()))
 
     def close(self) -> None:
         """Closes the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from ltcore.text import glimpse
 from ltcore.tracking.appended_file import AppendedFile
 from ltcore.tracking.base import Scalars, Tracker
 
+_LOG = logging.getLogger(__name__)
 MAX_COUNT = 2**53
 """Of steps and epochs; more than that JSON does not hold exactly."""
 
@@ -50,14 +52,22 @@ def _is_finite(value: Any) -> bool:
 class JsonlTracker(Tracker):
     """Writes ``metrics.jsonl``, one JSON object per ``log`` call, and one ``tables/<name>.json`` per table.
 
-    A resumed run first drops rows logged after ``resume_step``, so that no epoch occurs twice; with 0 the file starts
-    empty.
+    A row is on the disk when ``log`` returns, since the checkpoint that is written next counts on it. A resumed run first
+    drops rows logged after ``resume_step``, so that no epoch occurs twice, and says which are missing before it; with 0 the
+    file starts empty.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
         self.run_dir = run_dir
         path = run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if 0 < row["step"] <= resume_step]
+        if (last := kept[-1]["step"] if kept else 0) < resume_step:
+            _LOG.warning(
+                "%s has no row of steps %d to %d, which the checkpoint contains: they were lost. The run goes on without them.",
+                path,
+                last + 1,
+                resume_step,
+            )
         write_metrics(path, kept)
         self._file = AppendedFile(path)
 
@@ -66,6 +76,7 @@ class JsonlTracker(Tracker):
             if value is not None and not math.isfinite(value):
                 raise NumericError(f"{key} is {value} at step {step}: only finite numbers are logged.")
         self._file.append(_line({**metrics, "step": step}).encode())
+        self._file.sync()
 
     def take_over(self, metrics: Scalars, step: int) -> None:
         """Does nothing: the file has the row."""
