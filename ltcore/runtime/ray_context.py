@@ -63,13 +63,13 @@ class ReportingContext:
         return self._may_be_taken and time.monotonic() - self._asked > ASK_S
 
     def notice(self) -> Notice | None:
-        """Asks Ray whether the node of this process is about to be taken away."""
+        """Asks Ray whether the node of this process is about to be taken away; each time that is said counts once."""
         self._asked = time.monotonic()
         deadline_ms = leaving_nodes().get(ray.get_runtime_context().get_node_id())
-        if deadline_ms is None or self.taken_at_s:
+        if deadline_ms is None:
             return None
-        self.taken_at_s = deadline_ms / 1000 or time.time() + UNTOLD_S
-        return "preemption"
+        before, self.taken_at_s = self.taken_at_s, deadline_ms / 1000 or self.taken_at_s or time.time() + UNTOLD_S
+        return None if self.taken_at_s == before else "preemption"
 
     def beat(self, epoch: int, images_seen: int, total_images: int) -> None:
         self._sender.beat(epoch, images_seen, total_images)
@@ -85,10 +85,10 @@ def execute_on_node(job: Job, ctx: ReportingContext) -> RunRecord:
 
     Ray Tune starts a trial that is lost with a preempted node again elsewhere, and does not count it as a failure; one
     that ended by itself it would count. So after its last checkpoint the process waits for the end of its node, and goes
-    on if that does not come.
+    on if that does not come, until it is announced for another time.
     """
-    try:
-        return execute(job, ctx, make_ray_loader)
-    except Interrupted:
-        time.sleep(max(0.0, ctx.taken_at_s + TAKEN_S - time.time()))
-    return execute(job, ctx, make_ray_loader)
+    while True:
+        try:
+            return execute(job, ctx, make_ray_loader)
+        except Interrupted:
+            time.sleep(max(0.0, ctx.taken_at_s + TAKEN_S - time.time()))

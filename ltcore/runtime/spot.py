@@ -1,8 +1,9 @@
 """Turns a cloud's notice that it takes this machine back into a drain of its Ray node: ``python -m ltcore.runtime.spot``.
 
 Runs on spot workers beside Ray, for as long as they live. Imports nothing but the standard library until a notice comes, so
-that it weighs little. EC2 gives notice two minutes ahead by ``spot/instance-action``, and may recommend a rebalance before;
-Compute Engine gives 30 s. Ray then starts nothing more on the node, and tells its runs, which save and go on elsewhere.
+that it weighs little. EC2 gives notice two minutes ahead by ``spot/instance-action``, and may recommend a rebalance before,
+which may come to nothing for long, so the watch goes on after it; Compute Engine gives 30 s. Ray then starts nothing more on
+the node, and tells its runs, which save and go on elsewhere.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ LOST_ANSWERS = 60
 """Questions in a row without an answer after which the metadata service counts as gone: five minutes."""
 
 
+_RECOMMENDED = "EC2 rebalance recommendation"
+
+
 class Unreachable(Exception):  # noqa: N818  (an answer of its own)
     """The metadata service did not answer, or not as one."""
 
@@ -49,6 +53,11 @@ class Notice:
 
     seconds_left: float
     why: str
+
+    @property
+    def is_final(self) -> bool:
+        """Tells whether it is no mere recommendation."""
+        return self.why != _RECOMMENDED
 
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -80,7 +89,7 @@ def ask(url: str, method: str = "GET", **headers: str) -> str | None:
 
 _EC2_NOTICES = {
     "meta-data/spot/instance-action": "EC2 spot interruption",
-    "meta-data/events/recommendations/rebalance": "EC2 rebalance recommendation",
+    "meta-data/events/recommendations/rebalance": _RECOMMENDED,
 }
 
 
@@ -168,12 +177,15 @@ def find_cloud(endpoints: Sequence[str], patience_s: float = FOUND_S) -> Ec2 | C
         time.sleep(TIMEOUT_S)
 
 
-def wait_for_notice(cloud: Ec2 | ComputeEngine, every_s: float = EVERY_S) -> Notice | None:
-    """Asks until a notice comes. Returns None where the service has not answered for minutes."""
+def wait_for_notice(cloud: Ec2 | ComputeEngine, every_s: float = EVERY_S, *, only_final: bool = False) -> Notice | None:
+    """Asks until a notice comes, or with ``only_final`` one that is no recommendation.
+
+    Returns None where the service has not answered for minutes.
+    """
     silent = 0
     while silent < LOST_ANSWERS:
         try:
-            if notice := cloud.notice():
+            if (notice := cloud.notice()) and (notice.is_final or not only_final):
                 return notice
             silent = 0
         except Unreachable:
@@ -183,7 +195,10 @@ def wait_for_notice(cloud: Ec2 | ComputeEngine, every_s: float = EVERY_S) -> Not
 
 
 def drain(notice: Notice, node: Sequence[str] = ()) -> bool:
-    """Has Ray drain this machine's node. Tries again until it is done or time is up; tells whether it was done."""
+    """Has Ray drain this machine's node, and tells whether that was done.
+
+    Tries again until time is up; of a recommendation once, since the notice itself may come meanwhile.
+    """
     until = time.monotonic() + notice.seconds_left
     while True:
         left_s = max(1, int(until - time.monotonic()) - MARGIN_S)
@@ -196,13 +211,13 @@ def drain(notice: Notice, node: Sequence[str] = ()) -> bool:
         except subprocess.TimeoutExpired:
             said = f"no answer in {DRAIN_S:g} s"
         print(f"spot: Ray did not take the drain: {said}", file=sys.stderr, flush=True)
-        if time.monotonic() + 2 > until:
+        if time.monotonic() + 2 > until or not notice.is_final:
             return False
         time.sleep(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Waits for the notice and drains the node. Returns the exit status: 1 where notices are not heeded any more."""
+    """Waits for notices and drains the node, until one is final. Returns the exit status: 1 where none is heeded any more."""
     parser = argparse.ArgumentParser("python -m ltcore.runtime.spot", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--endpoint", action="append", help="metadata service to ask instead of those of the clouds")
     parser.add_argument("--every-s", type=float, default=EVERY_S, help="seconds between questions (%(default)g)")
@@ -216,12 +231,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("spot: no metadata service answers, so this is no machine of EC2 or Compute Engine: nothing to watch.")
         return 0
     print(f"spot: watching for notices of {type(cloud).__name__}", flush=True)
-    notice = wait_for_notice(cloud, args.every_s)
-    if notice is None:
-        print("spot: the metadata service has stopped answering, so notices are no longer seen.", file=sys.stderr)
-        return 1
-    print(f"spot: {notice.why}, {notice.seconds_left:.0f} s left: draining this node", flush=True)
-    return 0 if drain(notice, args.node) else 1
+    is_drained = False
+    while notice := wait_for_notice(cloud, args.every_s, only_final=is_drained):
+        print(f"spot: {notice.why}, {notice.seconds_left:.0f} s left: draining this node", flush=True)
+        is_drained = drain(notice, args.node)
+        if notice.is_final:
+            return 0 if is_drained else 1
+        time.sleep(args.every_s)
+    print("spot: the metadata service has stopped answering, so notices are no longer seen.", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

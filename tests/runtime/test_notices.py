@@ -173,12 +173,26 @@ def drained(monkeypatch: pytest.MonkeyPatch, **nodes: int) -> None:
     monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: nodes)
 
 
-def test_a_trial_hears_of_its_own_node_and_once(context: ReportingContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_hears_of_its_own_node_and_once_of_each_time(
+    context: ReportingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drained(monkeypatch, elsewhere=5000)
     assert context.notice() is None
     drained(monkeypatch, here=5000)
     assert context.notice() == "preemption" and context.taken_at_s == 5.0
     assert context.notice() is None, "what it was told it knows"
+    drained(monkeypatch, here=9000)  # the notice, after a recommendation
+    assert context.notice() == "preemption" and context.taken_at_s == 9.0
+    drained(monkeypatch, here=0)
+    assert context.notice() is None
+
+
+def test_a_trial_that_is_not_told_when_hears_of_it_once(
+    context: ReportingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drained(monkeypatch, here=0)
+    assert [context.notice(), context.notice()] == ["preemption", None]
+    assert context.taken_at_s > 0
 
 
 def test_it_is_asked_every_two_seconds_and_never_on_a_private_ray(
@@ -200,12 +214,12 @@ def test_a_process_waits_for_the_end_of_its_node_and_goes_on_if_that_does_not_co
     context: ReportingContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     waited: list[float] = []
-    ends: list[Any] = [Interrupted("preemption", run_record()), run_record()]
+    ends: list[Any] = [*[Interrupted("preemption", run_record())] * 2, run_record()]
 
     def execute(*_: object) -> Any:
         end = ends.pop(0)
         if isinstance(end, Exception):
-            context.taken_at_s = 1000.0
+            context.taken_at_s += 1000.0
             raise end
         return end
 
@@ -213,7 +227,7 @@ def test_a_process_waits_for_the_end_of_its_node_and_goes_on_if_that_does_not_co
     monkeypatch.setattr(ray_context.time, "time", lambda: 990.0)
     monkeypatch.setattr(ray_context.time, "sleep", waited.append)
     assert execute_on_node(job(tmp_path), context) == run_record()
-    assert waited == [10.0 + ray_context.TAKEN_S]
+    assert waited == [10.0 + ray_context.TAKEN_S, 1010.0 + ray_context.TAKEN_S], "also where it is announced again"
 
 
 @pytest.mark.parametrize(("gpus", "watcher", "alone"), [(0, "0", False), (1, "0", True), (0, "1", True)])

@@ -133,3 +133,32 @@ def test_the_drain_is_tried_again_until_it_is_taken(
 def test_a_drain_that_is_never_taken_is_given_up_with_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spot.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "no"))
     assert not spot.drain(Notice(1.0, "told"))
+
+
+def test_the_notice_is_heeded_that_follows_a_recommendation(
+    service: Metadata, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    def drain(notice: Notice, _node: object) -> bool:
+        told.append(notice.why)
+        if len(told) == 2:
+            service.take_back_in(100)
+        return len(told) > 1  # Ray does not take the first one
+
+    monkeypatch.setattr(spot, "drain", drain)
+    service.answers[REBALANCE] = f'{{"noticeTime": "{in_seconds(0)}"}}'
+    assert spot.main(["--endpoint", service.endpoint, "--every-s", "0.01"]) == 0
+    assert told == ["EC2 rebalance recommendation"] * 2 + ["EC2 spot interruption"]
+    assert capsys.readouterr().out.count("draining this node") == 3
+
+
+def test_a_recommendation_is_tried_once_so_that_the_notice_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        tries.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "no")
+
+    monkeypatch.setattr(spot.subprocess, "run", run)
+    assert not spot.drain(Notice(120.0, "EC2 rebalance recommendation")) and len(tries) == 1
