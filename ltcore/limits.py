@@ -16,7 +16,7 @@ tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH; of a sample MA
 list, table, json    MAX_LIST_BYTES unpacked, MAX_ROWS, MAX_CELL_CHARS, MAX_JSON_VALUES
 parquet              MAX_FOOTER_BYTES, MAX_COLUMN_CHUNKS, MAX_ROWS, no more rows than bytes, MAX_RATIO for a column;
                      MAX_CELL_CHARS
-annotations of COCO  MAX_OBJECTS, MAX_ATTRIBUTES; one entry is held at a time
+annotations of COCO  MAX_OBJECTS, MAX_ATTRIBUTES; one entry, as large as it is, is held at a time
 classes, attributes  MAX_CLASSES of MAX_NAME_CHARS; files that name them MAX_CLASSES_BYTES
 manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
 index of a shard     MAX_INDEX_BYTES_OF_ROW for each row that the manifest gives; a row fills MIN_BYTES_OF_ROW of its tar
