@@ -8,7 +8,7 @@ what is read         what bounds it
 ===================  ==============================================================================================
 image                MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, LARGE_PIXELS_AT_ONCE; formats: data/images/decode.py; where PIL is
                      slow MAX_SLOW_PIXELS, MAX_SLOW_BYTES; of a PPM MAX_PPM_HEADER_BYTES, MAX_PPM_COMMENTS
-folder               MAX_DEPTH, MAX_PATH_CHARS; files that are not plain are not opened
+folder               MAX_DEPTH, MAX_PATH_CHARS, MAX_FOLDERS; files that are not plain are not opened
 file fetched whole   MAX_FETCHED_BYTES, and what is free on the disk
 zip                  as a folder; MAX_DIRECTORY_BYTES, MAX_RATIO for each entry and for all; stored or deflated
 tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH; of a sample MAX_SAMPLE_FILES, MAX_KEY_CHARS,
@@ -62,8 +62,8 @@ MAX_DIRECTORY_BYTES = 2**28
 MAX_FETCHED_BYTES = 2**41
 """Of a file that is fetched whole, such as a zip or weights. ImageNet-21K has 1.3 TB. Where its size is not told, half of what is
 free on the disk is the most."""
-MAX_DEPTH, MAX_PATH_CHARS = 64, 4096
-"""Folders in each other, and characters of a path, which file systems do not take longer."""
+MAX_DEPTH, MAX_PATH_CHARS, MAX_FOLDERS = 64, 4096, 1_000_000
+"""Folders in each other, characters of a path, which file systems do not take longer, and folders of a place that is listed."""
 
 MAX_TARS, MAX_TAR_DEPTH = 100_000, 4
 """Tars of a data set, and folders below the one that was named in which they are looked for."""

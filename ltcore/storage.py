@@ -30,6 +30,7 @@ from ltcore.fsspec_stores import FileInfo
 from ltcore.limits import (
     MAX_DEPTH,
     MAX_FETCHED_BYTES,
+    MAX_FOLDERS,
     MAX_METRICS_BYTES,
     MAX_RECORD_BYTES,
     MAX_RECORD_VALUES,
@@ -98,29 +99,34 @@ def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
 
 
 def _files_below(root: str) -> Iterator[FileInfo]:
-    """Yields all plain files below a local folder; links to folders are followed, but none is read twice.
+    """Yields all plain files below a local folder; links to folders are followed, unless one leads to a folder around it.
 
-    A folder that is reached in several ways counts under its path without links, if it has one. What vanishes meanwhile is
-    left out. Raises DataError for folders that lie deeper in each other than any should.
+    What vanishes meanwhile is left out. Raises DataError for folders that lie deeper in each other than any should, and for
+    more of them than any data set has, as links to each other make them.
     """
-    seen, folders, links = set[tuple[int, int]](), [""], list[str]()
-    while folders or links:
-        below = folders.pop() if folders else links.pop()
-        if below.count("/") > MAX_DEPTH:
-            raise DataError(f"{root}/{below[:80]}... lies more than {MAX_DEPTH} folders deep. Move or remove it.")
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    count = 0
+    while waiting:
+        below, around = waiting.pop()
         place = f"{root}/{below}"
         try:
             found = Path(place).stat()
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except FileNotFoundError:
             continue
-        if (found.st_dev, found.st_ino) in seen:
+        own = found.st_dev, found.st_ino
+        if own in around:
             continue
-        seen.add((found.st_dev, found.st_ino))
+        count += 1
+        if len(around) > MAX_DEPTH or count > MAX_FOLDERS:
+            what = f"{MAX_DEPTH} folders deep" if len(around) > MAX_DEPTH else f"after {MAX_FOLDERS:,} other folders"
+            raise DataError(
+                f"{place[:200]} lies more than {what}: remove links between the folders, or name another one."
+            )
         for entry in entries:
             with _nowhere():
                 if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(f"{below}{entry.name}/")
+                    waiting.append((f"{below}{entry.name}/", (*around, own)))
                 elif entry.is_file():
                     info = entry.stat()
                     yield FileInfo(f"{below}{entry.name}", info.st_size, str(info.st_mtime_ns))

@@ -25,7 +25,7 @@ def in_circles(folder: Path) -> None:
     (folder / "itself").symlink_to("itself")
 
 
-def test_links_are_followed_and_each_folder_is_listed_once(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "x.txt").write_text("12")
     (tmp_path / "near" / "z").mkdir(parents=True)
@@ -36,9 +36,21 @@ def test_links_are_followed_and_each_folder_is_listed_once(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "near" / "pipe")
     in_circles(tmp_path / "near" / "z")
     found = storage.describe_files(str(tmp_path / "near"))
-    assert [(info.name, info.size) for info in found] == [("link/x.txt", 2), ("z/y.txt", 1)]
-    assert found[0].version == str((tmp_path / "far" / "x.txt").stat().st_mtime_ns)
+    assert [(info.name, info.size) for info in found] == [("a/y.txt", 1), ("link/x.txt", 2), ("z/y.txt", 1)]
+    assert found[1].version == str((tmp_path / "far" / "x.txt").stat().st_mtime_ns)
     assert storage.list_files(str(tmp_path / "nothing")) == []
+
+
+def test_links_that_multiply_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each level leads to the next by two names: thirty levels are a billion folders."""
+    monkeypatch.setattr(storage, "MAX_FOLDERS", 1000)
+    for level in range(30):
+        (tmp_path / f"{level}").mkdir()
+        for side in ("a", "b"):
+            (tmp_path / f"{level}" / side).symlink_to(tmp_path / f"{level + 1}")
+    (tmp_path / "30").mkdir()
+    with pytest.raises(DataError, match="after 1,000 other folders: remove links"):
+        storage.list_files(str(tmp_path / "0"))
 
 
 def test_folders_that_lie_too_deep_are_refused(tmp_path: Path) -> None:

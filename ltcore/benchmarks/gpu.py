@@ -6,6 +6,7 @@ measured on its CPU, and said.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,11 +74,11 @@ def gpu(options: Options) -> Iterator[Section]:
     for label, (net, precision) in wanted.items():
         sections = [Section(f"gpu: {what}", unit) for what, unit in SECTIONS]
         try:
-            _measure(sections, label, Step(net, precision, uri, place), options, bytes_per_s)
+            with contextlib.closing(Step(net, precision, uri, place)) as ours:
+                _measure(sections, label, ours, options, bytes_per_s)
         except RuntimeError as error:  # also torch's, of memory and of its compiler
-            sections = [
-                Section("gpu: not measured", "-", notes=[f"{label}: {type(error).__name__}: {str(error)[:500]}"])
-            ]
+            failed = Section("gpu: not measured", "-", notes=[f"{label}: {type(error).__name__}: {str(error)[:500]}"])
+            sections = [*(section for section in sections if section.rungs), failed]
         finally:  # what was compiled for one network holds the memory that the next one needs
             torch.compiler.reset()
             if place.type == "cuda":
@@ -103,7 +104,6 @@ def _measure(sections: Sequence[Section], label: str, ours: Step, options: Optio
         compiled="reduce-overhead" if ours.place.type == "cuda" and not options.quick else "off",
         aim=_aim(ours),
     )
-    ours.close()
     rates.notes.append(
         "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script, which does "
         "not clip gradients where ours does, of networks with attention; compiled: train.compile; in fp16 all scale the loss"
@@ -289,21 +289,20 @@ def random_batch(net: Net, num_classes: int) -> Batch:
 
 def measure_rate(section: Section, label: str, ours: Step, options: Options) -> None:
     """Adds images/s of our step, compiled too except with --quick, beside the plain loop and timm's."""
-    bare, compiled = f"bare: {label}", list[Step]()
+    bare = f"bare: {label}"
     sides, rungs = {label: ours.train, bare: ours.bare_train()}, [Rung(label, bare)]
     if ours.net.of_timm:
         sides[f"timm: {label}"] = ours.timm_train()
         rungs.append(Rung(label, f"timm: {label}", OF_TIMM))
     on_gpu = ours.place.type == "cuda"
-    for how in () if options.quick else ("default", "reduce-overhead") if on_gpu else ("default",):
-        compiled.append(Step(ours.net, ours.precision, ours.uri, ours.place, how))
-        sides[f"{label}, compiled ({how})"] = compiled[-1].train
-        rungs.append(Rung(f"{label}, compiled ({how})", bare, _aim(ours)))
-    works = {side: repeated_steps(call, ours, 1 if options.quick else 20) for side, call in sides.items()}
-    section.measurements += interleave(works, options.turns)
-    section.rungs += rungs
-    for step in compiled:
-        step.close()
+    with contextlib.ExitStack() as opened:
+        for how in () if options.quick else ("default", "reduce-overhead") if on_gpu else ("default",):
+            step = opened.enter_context(contextlib.closing(Step(ours.net, ours.precision, ours.uri, ours.place, how)))
+            sides[f"{label}, compiled ({how})"] = step.train
+            rungs.append(Rung(f"{label}, compiled ({how})", bare, _aim(ours)))
+        works = {side: repeated_steps(call, ours, 1 if options.quick else 20) for side, call in sides.items()}
+        section.measurements += interleave(works, options.turns)
+        section.rungs += rungs
 
 
 def repeated_steps(call: Callable[[], object], ours: Step, steps: int) -> Work:

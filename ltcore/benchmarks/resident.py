@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -47,23 +48,25 @@ def measure_resident(
     cfg = cfg.replace({"data.image_size": side, "data.loader": "cache"})
     options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
     on = dataclasses.replace(cfg.data, resident="on")
-    host = CachedLoader(cfg.data, cfg.data.uri, **options)
-    resident = ResidentLoader(on, cfg.data.uri, device=place, **options)
-    sides = {
-        f"{label}: {name}": _fed(loader, build(cfg, loader, LocalContext(place)), cfg, place, steps)
-        for name, loader in ((HOST, host), (RESIDENT, resident))
+    ways: dict[str, tuple[Loader, RunConfig]] = {
+        f"{label}: {HOST}": (CachedLoader(cfg.data, cfg.data.uri, **options), cfg),
+        f"{label}: {RESIDENT}": (ResidentLoader(on, cfg.data.uri, device=place, **options), cfg),
     }
-    loaders = [host, resident]
-    section.rungs.append(Rung(f"{label}: {RESIDENT}", f"{label}: {HOST}"))
+    host, resident = ways
+    rungs = [Rung(resident, host)]
     if compiled != "off":
-        fast = cfg.replace({"train.compile": compiled})
-        loaders.append(ResidentLoader(on, cfg.data.uri, device=place, **options))
-        name = f"{label}: {RESIDENT}, compiled ({compiled})"
-        sides[name] = _fed(loaders[-1], build(fast, loaders[-1], LocalContext(place)), fast, place, steps)
-        section.rungs.append(Rung(name, f"{label}: {HOST}", aim))
-    section.measurements += interleave(sides, turns)
-    for loader in loaders:
-        loader.close()
+        name = f"{resident}, compiled ({compiled})"
+        ways[name] = ResidentLoader(on, cfg.data.uri, device=place, **options), cfg.replace({"train.compile": compiled})
+        rungs.append(Rung(name, host, aim))
+    with contextlib.ExitStack() as opened:
+        for loader, _ in ways.values():
+            opened.callback(loader.close)
+        sides = {
+            name: _fed(loader, build(how, loader, LocalContext(place)), how, place, steps)
+            for name, (loader, how) in ways.items()
+        }
+        section.measurements += interleave(sides, turns)
+    section.rungs += rungs
 
 
 def _fed(loader: Loader, parts: Components, cfg: RunConfig, place: torch.device, steps: int) -> Work:

@@ -148,7 +148,8 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         "--shortage",
         choices=SHORTAGES,
         default="refuse",
-        help="where a class has fewer images of an attribute than that: refuse (default), or cap: it gives what it has",
+        help="where a class has fewer images of an attribute than that: refuse (default), or cap: it gives what it has, at most "
+        "about half of the attribute to tests and val",
     )
     add("--train-cbl", type=count, metavar="N", help="images per class of train_cbl (default: the mean class of train)")
     add("--val-per-class", dest="val", type=count, metavar="N", help="balanced over attributes (default: half a test)")

@@ -77,7 +77,11 @@ def compared(args: ProtocolsArgs, out: Output = COMMAND_LINE) -> tuple[dict[str,
             intervals = found["intervals"][test] if alone else {}
             of_run = SeedResult(stored.uri, found["checkpoint"], stored.record.seed, found["splits"][test], intervals)
             tested.setdefault((split, test), []).append(of_run)
-    columns = [ProtocolColumn(*splits, tuple(tested[splits])) for splits in COLUMNS if splits in tested]
+    columns = [
+        ProtocolColumn(*splits, tuple(tested[splits]), manifest.repeats(splits[1]))
+        for splits in COLUMNS
+        if splits in tested
+    ]
     table = ProtocolTable(tuple(columns))
     result = {
         "name": manifest.name,

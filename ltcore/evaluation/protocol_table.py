@@ -92,6 +92,8 @@ class ProtocolColumn:
     test_split: str
     runs: tuple[SeedResult, ...]
     """By seed."""
+    repeats: int = 1
+    """Images of the test that show the same picture."""
 
     @property
     def name(self) -> str:
@@ -150,7 +152,7 @@ class ProtocolTable:
     @property
     def _without(self) -> str:
         """Returns which tests have no interval at all."""
-        splits = dict.fromkeys(column.test_split for column in self.columns if not column.runs[0].intervals)
+        splits = dict.fromkeys(column.test_split for column in self.columns if column.repeats > 1)
         return f" nor on {' and '.join(splits)}, whose images show the same pictures several times" if splits else ""
 
     def shown(self) -> list[str]:

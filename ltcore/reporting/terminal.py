@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -29,13 +28,18 @@ class Terminal(Console):
 
     def progress(self, line: Text, **options: Any) -> None:
         """Prints a line that is lost where it cannot be written, as on a full disk: the work that it tells of goes on."""
-        with contextlib.suppress(OSError):
+        try:
             self.print(line, **options)
+        except OSError:
+            del self._buffer[:]  # which rich would print again with the next line
 
     def on_broken_pipe(self) -> None:
         """Prints nothing more once nobody reads it, where rich would end the process in the middle of its work."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        with contextlib.suppress(OSError, ValueError):  # of a stream that is no file
+            os.dup2(nowhere, self.file.fileno())  # where it would be tried again at the end of the process
+        os.close(nowhere)
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:

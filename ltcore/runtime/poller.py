@@ -27,13 +27,12 @@ class Poller(threading.Thread, ABC):
 
     def run(self) -> None:
         """Polls until the end; runs in the thread. A look that fails is repeated: nobody else would take the watch over."""
-        logged = set[str]()
+        logged = set[type]()
         while not self._ended.wait(self._every_s):
             try:
                 if not self.poll():
                     return
             except Exception as error:
-                words = f"{type(error).__name__}: {error}"
-                if words not in logged:
-                    logged.add(words)
-                    _LOG.warning("%s: a look failed (%s) and is repeated", self.name, words)
+                if type(error) not in logged:
+                    logged.add(type(error))
+                    _LOG.warning("%s: a look failed (%s: %s) and is repeated", self.name, type(error).__name__, error)

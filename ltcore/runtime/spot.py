@@ -36,6 +36,8 @@ MARGIN_S = 10
 """How long before the end the node counts as gone: what is left is for the last copies."""
 DRAIN_S = 30.0
 """How long one try to drain may take; Ray is imported for it."""
+RECOMMENDED_TRIES = 5
+"""Attempts to heed a recommendation, which may stand for hours and be heard again with every question."""
 LOST_ANSWERS = 60
 """Questions in a row without an answer after which the metadata service counts as gone: five minutes."""
 
@@ -231,12 +233,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("spot: no metadata service answers, so this is no machine of EC2 or Compute Engine: nothing to watch.")
         return 0
     print(f"spot: watching for notices of {type(cloud).__name__}", flush=True)
-    is_drained = False
-    while notice := wait_for_notice(cloud, args.every_s, only_final=is_drained):
+    tries = RECOMMENDED_TRIES
+    while notice := wait_for_notice(cloud, args.every_s, only_final=not tries):
         print(f"spot: {notice.why}, {notice.seconds_left:.0f} s left: draining this node", flush=True)
         is_drained = drain(notice, args.node)
         if notice.is_final:
             return 0 if is_drained else 1
+        tries = 0 if is_drained else tries - 1
         time.sleep(args.every_s)
     print("spot: the metadata service has stopped answering, so notices are no longer seen.", file=sys.stderr)
     return 1

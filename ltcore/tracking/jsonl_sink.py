@@ -53,8 +53,8 @@ class JsonlTracker(Tracker):
     """Writes ``metrics.jsonl``, one JSON object per ``log`` call, and one ``tables/<name>.json`` per table.
 
     A row is on the disk when ``log`` returns, since the checkpoint that is written next counts on it. A resumed run first
-    drops rows logged after ``resume_step``, so that no epoch occurs twice, and says which are missing before it; with 0 the
-    file starts empty.
+    drops rows logged after ``resume_step``, so that no epoch occurs twice, and says where the last ones before it are missing;
+    with 0 the file starts empty.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
@@ -63,7 +63,7 @@ class JsonlTracker(Tracker):
         kept = [row for row in read_metrics(path) if 0 < row["step"] <= resume_step]
         if (last := kept[-1]["step"] if kept else 0) < resume_step:
             _LOG.warning(
-                "%s has no row of steps %d to %d, which the checkpoint contains: they were lost. The run goes on without them.",
+                "%s has no row of steps %d to %d, which the checkpoint contains. The run goes on without them.",
                 path,
                 last + 1,
                 resume_step,

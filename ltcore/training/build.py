@@ -23,7 +23,7 @@ from ltcore.objective.objective import Objective
 from ltcore.objective.registry import BASES, TERMS
 from ltcore.training.compiled import compiled
 from ltcore.training.context import RunContext
-from ltcore.training.hardware import Precision, choose_precision
+from ltcore.training.hardware import Precision, choose_precision, compute_float32_exactly
 from ltcore.training.key_encoder import key_decay
 from ltcore.training.step import TrainStep
 
@@ -57,6 +57,7 @@ def build(cfg: RunConfig, loader: Loader, ctx: RunContext) -> Components:
     net, objective = build_modules(cfg, len(manifest.classes), stats, num_train)
     views = num_views(cfg)
     precision = choose_precision(cfg.train.precision, ctx.device)
+    compute_float32_exactly(ctx.device)
     net.heads.requires_grad_(cfg.train.freeze != "classifier")
     net = net.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     twin = build_twin(cfg, len(manifest.classes), objective)

@@ -56,7 +56,7 @@ def choose_precision(wish: str, device: torch.device) -> Precision:
 def compute_float32_exactly(device: torch.device) -> None:
     """Makes float32 mean that on a GPU, too: by torch's default its convolutions there round their input to 10 bits (TF32).
 
-    Matrix products do not, by default. What autocast computes in bf16 or fp16 is as fast as before.
+    Matrix products do not, by default. What autocast computes in bf16 or fp16 is as fast as before. It holds for the process.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False

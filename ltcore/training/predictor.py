@@ -24,6 +24,7 @@ from ltcore.evaluation.pairs import AttributeCounts
 from ltcore.framing import OWN_WAY, Framing
 from ltcore.models.views import over_views
 from ltcore.objective.losses.logit_adjust import posthoc_logits
+from ltcore.training.hardware import compute_float32_exactly
 
 T = TypeVar("T")
 BATCH_BYTES = 64 * 2**20
@@ -94,7 +95,9 @@ class Predictor:
 
     def to(self, device: str | torch.device) -> Predictor:
         """Moves the network to a device, or to the GPU where there is one ('auto'), and returns the predictor."""
-        self.net.to(find_device(device))
+        found = find_device(device)
+        compute_float32_exactly(found)
+        self.net.to(found)
         return self
 
     @torch.no_grad()

@@ -42,7 +42,6 @@ from ltcore.training.fork import fork
 from ltcore.training.hardware import (
     allocated_cpus,
     choose_precision,
-    compute_float32_exactly,
     describe_hardware,
     is_out_of_memory,
     limit_memory,
@@ -76,7 +75,8 @@ class Job(JsonRecord):
     cpus: int = 0
     """CPUs given to each worker; 0: all that the process may use."""
     gpus: float = 0.0
-    """GPUs given to each worker; with a part of one, the process may use as much of its memory. 0: nobody has counted them."""
+    """GPUs given to each worker; with a part of one, the process may use as much of its memory. 0: none to a Ray task, and in
+    this process, where nobody counts them, any that it sees."""
     heartbeat: str = ""
     """Name of the actor that takes signs of life; '' where nobody listens."""
     nonce: str = field(default="", repr=False)
@@ -135,7 +135,6 @@ def execute(job: Job, ctx: RunContext, make_run_loader: MakeLoader = make_local_
 def _execute(job: Job, ctx: RunContext, lease: Lease | None, make_run_loader: MakeLoader) -> RunRecord:
     cfg = resolved(RunConfig.from_dict(job.config))
     torch.set_num_threads(cfg.train.threads or min(job.cpus or allocated_cpus(), allocated_cpus()))
-    compute_float32_exactly(ctx.device)
     limit_memory(ctx.device, job.gpus)
     sync = RunSync(job.run_uri, scratch_dir(job.run_uri))
     if lease is not None:

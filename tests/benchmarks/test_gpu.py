@@ -66,8 +66,8 @@ def test_what_fails_is_said_and_the_next_is_measured(tmp_path: Path, monkeypatch
     monkeypatch.setattr(gpu, "precisions", lambda place: ["fp32", "bf16"])
     made = gpu.Step
 
-    def step(net: gpu.Net, precision: str, *more: Any) -> gpu.Step:
-        if precision == "fp32":
+    def step(net: Any, precision: str, *more: Any, **options: Any) -> gpu.Step:
+        if precision.endswith("fp32"):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return made(net, precision, *more)
 
@@ -75,6 +75,13 @@ def test_what_fails_is_said_and_the_next_is_measured(tmp_path: Path, monkeypatch
     document = bench(Options(what="gpu", quick=True, output=str(tmp_path / "bench.json")))
     failed, *measured = document["sections"]
     assert failed["notes"][1] == "resnet8 16 px fp32: OutOfMemoryError: CUDA out of memory" and len(measured) == 4
+    monkeypatch.setattr(gpu, "Step", made)
+    monkeypatch.setattr(gpu, "precisions", lambda place: ["fp32"])
+    monkeypatch.setattr(gpu, "measure_resident", step)  # the last of its parts
+    document = bench(Options(what="gpu", quick=True, output=str(tmp_path / "bench.json")))
+    titles = [section["title"] for section in document["sections"]]
+    assert titles == ["gpu: speed", "gpu: parts of a step", "gpu: memory traffic", "gpu: not measured"]
+    monkeypatch.setattr(gpu, "precisions", lambda place: ["fp32", "bf16"])
     with pytest.raises(
         ConfigError, match=r"--only int8: expected a part of one of 'resnet8 16 px fp32', 'resnet8 16 px bf16'"
     ):

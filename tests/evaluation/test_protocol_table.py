@@ -32,7 +32,7 @@ def test_one_seed_has_the_interval_of_its_test_and_no_deviation() -> None:
 
 def test_a_test_that_repeats_its_pictures_has_none_and_the_table_says_so() -> None:
     with_interval = column("train", "test_cbl", seed_result(1, {"top1": (0.4, 0.6)}, top1=0.5))
-    without = column("train", "test_gbl", seed_result(1, top1=0.5))
+    without = ProtocolColumn("train", "test_gbl", (seed_result(1, top1=0.5),), repeats=10)
     said = "nor on test_gbl, whose images show the same pictures several times;"
     assert said in ProtocolTable((with_interval, without)).method
     assert "nor on" not in ProtocolTable((with_interval,)).method

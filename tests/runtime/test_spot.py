@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -151,6 +152,18 @@ def test_the_notice_is_heeded_that_follows_a_recommendation(
     assert spot.main(["--endpoint", service.endpoint, "--every-s", "0.01"]) == 0
     assert told == ["EC2 rebalance recommendation"] * 2 + ["EC2 spot interruption"]
     assert capsys.readouterr().out.count("draining this node") == 3
+
+
+def test_a_recommendation_that_is_never_taken_is_not_tried_for_ever(
+    service: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(spot, "drain", lambda notice, node: told.append(notice.why) is not None)
+    monkeypatch.setattr(spot, "LOST_ANSWERS", 1)
+    service.answers[REBALANCE] = f'{{"noticeTime": "{in_seconds(0)}"}}'
+    threading.Timer(1.0, service.take_back_in, [100]).start()
+    assert spot.main(["--endpoint", service.endpoint, "--every-s", "0.01"]) == 1  # nor is the last one
+    assert told == ["EC2 rebalance recommendation"] * spot.RECOMMENDED_TRIES + ["EC2 spot interruption"]
 
 
 def test_a_recommendation_is_tried_once_so_that_the_notice_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_rows_that_a_checkpoint_is_ahead_of_are_said(
     JsonlTracker(tmp_path, resume_step)
     assert [record.getMessage() for record in caplog.records] == (
         [
-            f"{tmp_path / 'metrics.jsonl'} has no row of steps {lost}, which the checkpoint contains: they were lost. The run "
+            f"{tmp_path / 'metrics.jsonl'} has no row of steps {lost}, which the checkpoint contains. The run "
             "goes on without them."
         ]
         if lost

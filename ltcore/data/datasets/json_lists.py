@@ -88,9 +88,13 @@ def for_both_trainings(rows: Sequence[Row]) -> list[Row]:
     tests of the protocols stay as published. Validation images are those that either file sets aside and neither trains
     on; test_glt, which holds images of the balanced training split, is left out.
     """
-    trained = {row.identity for row in rows if row.split in ("train", BALANCED)}
-    kept = [row for row in rows if row.split != "test_glt" and not (row.split == "val" and row.identity in trained)]
-    return list({(row.path, row.split): row for row in reversed(kept)}.values())[::-1]
+    trained = {name for row in rows if row.split in ("train", BALANCED) for name in (row.path, row.identity)}
+    kept = [
+        row
+        for row in rows
+        if row.split != "test_glt" and not (row.split == "val" and trained & {row.path, row.identity})
+    ]
+    return list({(row.identity, row.split): row for row in reversed(kept)}.values())[::-1]
 
 
 def _splits(rows: Sequence[Row]) -> str:

@@ -168,7 +168,8 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         by_path, by_picture = first.setdefault(row.path, row), shown.setdefault(row.identity, row)
         found.setdefault((row.path, row.split or "train"), row)
-        for what, seen in (("label", by_path), ("split", by_picture), ("attribute", by_path)):
+        said_of_both = [(what, seen) for what in ("label", "split") for seen in (by_path, by_picture)]
+        for what, seen in (*said_of_both, ("attribute", by_path)):
             one, other = getattr(seen, what), getattr(row, what)
             if one != other and not (what == "split" and _kind(one) == _kind(other)):
                 advice = "splits must be disjoint" if what == "split" else "correct or remove one of the rows"

@@ -95,7 +95,7 @@ def _shortages(pool: Pool, sizes: GltSizes) -> list[str]:
     """Returns which classes have fewer images than sizes and quotas want, a sentence for training and one for the tests."""
     found, counts_CA = [], pool.counts()
     pairs = list(zip(_needs(counts_CA, sizes), _needs(counts_CA, replace(sizes, capped=False)), strict=True))
-    for split in ("train", "test_gbl"):
+    for split in ("train", "train_cbl", "val", "test_cbl", "test_gbl"):
         sums = {label: (int(has[split].sum()), int(wants[split].sum())) for (label, has), (_, wants) in pairs}
         short = [pool.classes[label] for label, (has, wants) in sums.items() if has < wants]
         if short:

@@ -31,7 +31,7 @@ from ltcore.errors import ConfigError, DataError, at_least, pick, within
 from ltcore.hashing import hash64
 from ltcore.limits import MAX_INDEX_BYTES, MAX_INDEX_BYTES_OF_ROW
 from ltcore.retry import retrying, retrying_disk
-from ltcore.shots import shot_groups_by_count, shot_groups_by_rank, shot_groups_glt
+from ltcore.shots import GIVEN, SHOT_GROUPS, shot_groups_by_count, shot_groups_by_rank, shot_groups_glt
 from ltcore.text import counted
 
 SHOT_RULES = {"count": shot_groups_by_count, "rank": shot_groups_by_rank, "glt": shot_groups_glt}
@@ -209,6 +209,11 @@ def check_source(source: Description, splits: Iterable[str], shard_size: int = 1
         raise ConfigError(f"{source.name}: {problem}.")
     if not source.shot_groups:
         pick(SHOT_RULES, source.shot_rule, "shot_rule")
+    elif source.shot_rule != GIVEN or len(source.shot_groups) != len(classes) or {*source.shot_groups} - {*SHOT_GROUPS}:
+        raise ConfigError(
+            f"{source.name}: shot_groups must give one of {', '.join(SHOT_GROUPS)} for each of the {len(classes)} classes, with "
+            f"shot_rule={GIVEN!r}; got {len(source.shot_groups)} with shot_rule={source.shot_rule!r}."
+        )
     try:
         within(f"[1, {MAX_IMAGE_SIZE}]", image_size=source.image_size)
         at_least(1, shard_size=shard_size)

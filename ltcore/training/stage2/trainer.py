@@ -35,7 +35,7 @@ from ltcore.training import ncm
 from ltcore.training.callbacks import CallbackCalls
 from ltcore.training.context import DECIDE_EVERY, RunContext, StopRequested
 from ltcore.training.evaluate import Evaluator, check_train_split
-from ltcore.training.hardware import choose_precision, most_memory_bytes
+from ltcore.training.hardware import choose_precision, compute_float32_exactly, most_memory_bytes
 from ltcore.training.optim import build_optimizer, lr_factor, set_lr
 from ltcore.training.predict import predictor_of
 from ltcore.training.record import RunInfo, RunLog
@@ -91,6 +91,7 @@ class Stage2Trainer:
         self.run_dir, self.folder = run_dir, run_dir / "checkpoints"
         self.began = time.monotonic()
         prep = loader.prep
+        compute_float32_exactly(ctx.device)
         self.net = self._network().to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net.eval()
         self.evaluator = Evaluator(

@@ -120,7 +120,7 @@ def crop_lists(tmp_path, **files):
 def test_crops_of_one_object_are_one_picture_under_two_paths(tmp_path):
     parts = {"train": [(0, 0), (2, 1), (1, 0)], "val": [(4, 0), (3, 1)], "test_bbl": [(5, 0), (6, 1)]}
     long_tailed = crop_file("train", parts)
-    balanced = crop_file("train_cbl", {"train": [(0, 1), (1, 0)], "val": [(2, 0), (7, 1)]})
+    balanced = crop_file("train_cbl", {"train": [(0, 1), (1, 0)], "val": [(2, 0), (7, 1), (3, 0)]})
     root, lists = crop_lists(tmp_path, train=long_tailed, train_cbl=balanced)
     layout = read_lists(root, lists)
     numbers = {split: sorted(Path(entry.path).stem for entry in rows) for split, rows in layout.splits.items()}
@@ -130,6 +130,29 @@ def test_crops_of_one_object_are_one_picture_under_two_paths(tmp_path):
         "val": ["3", "4", "7"],
         "test_gbl": ["5", "6"],
     }
+
+
+def test_one_path_in_training_and_test_is_refused_whatever_its_keys(tmp_path):
+    tree = crop_file("train", {"train": [(0, 0), (1, 0)], "test_bbl": [(2, 0), (3, 0)]})
+    tree["test_bbl"]["path"]["2"] = tree["train"]["path"]["0"]
+    root, lists = crop_lists(tmp_path, train=tree)
+    with pytest.raises(DataError, match=r"has the split 'test_gbl', but 'train' in .*splits must be disjoint"):
+        read_lists(root, lists)
+    plain = tmp_path / "test.txt"
+    plain.write_text(f"{tree['train']['path']['0']} dog\n")
+    root, lists = crop_lists(tmp_path, train=crop_file("train", {"train": [(0, 0), (1, 0)]}))
+    with pytest.raises(DataError, match=r"has the split 'test', but 'train' in .*splits must be disjoint"):
+        read_lists(root, [*lists, ("test", str(plain))])
+
+
+def test_two_crops_of_one_object_have_one_class(tmp_path):
+    balanced = crop_file("train_cbl", {"train": [(0, 1), (1, 0)]})
+    balanced["train"]["label"]["0"] = "1"
+    root, lists = crop_lists(tmp_path, train=crop_file("train", {"train": [(0, 0), (1, 0)]}), train_cbl=balanced)
+    with pytest.raises(
+        DataError, match=r"has the label 'cat', but 'dog' in .* as coco_glt/images/0.png, which shows the same"
+    ):
+        read_lists(root, lists)
 
 
 def test_an_object_that_one_file_tests_and_the_other_trains_on_is_refused(tmp_path):

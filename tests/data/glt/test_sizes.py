@@ -60,7 +60,10 @@ def test_a_shortage_is_capped_at_what_is_there_as_in_imagenet_glt():
     assert (short["train_cbl"] == np.minimum([70, 20, 10], left)).all() and short["train_cbl"].sum() < 100
     assert (taken(counts_CA, sizes) <= np.array(counts_CA)).all()
     said = size_remarks(pool_of(counts_CA), sizes)
-    assert said == ["p: 1 of 4 classes has fewer images for test_gbl than its size says, 186 of 240 in all: c2."]
+    assert [sentence.partition(" than ")[0] for sentence in said] == [
+        f"p: 1 of 4 classes has fewer images for {split}" for split in ("train_cbl", "val", "test_cbl", "test_gbl")
+    ]
+    assert said[-1] == "p: 1 of 4 classes has fewer images for test_gbl than its size says, 186 of 240 in all: c2."
 
 
 def test_a_shortage_says_that_it_can_be_capped_and_what_cannot_be():
