@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ltcore import limits
+from ltcore import limits, storage
 from ltcore.config.bounded_yaml import YamlError, load_yaml
 from ltcore.config.load import load_run
 from ltcore.config.records import RunRecord
@@ -160,6 +160,16 @@ def long_paths(folder: Path) -> Act:
         for n in range(50):
             archive.writestr("a" * 60_000 + f"/{n}.png", b"")
     return lambda: open_root(str(folder / "set.zip"))
+
+
+def many_folders(folder: Path) -> Act:
+    """Each level leads to the next by two names: a billion folders."""
+    for level in range(30):
+        (folder / f"{level}").mkdir()
+        for side in ("a", "b"):
+            (folder / f"{level}" / side).symlink_to(folder / f"{level + 1}")
+    (folder / "30").mkdir()
+    return lambda: storage.list_files(str(folder / "0"))
 
 
 def deep_tars(folder: Path) -> Act:
@@ -328,9 +338,9 @@ def described(folder: Path) -> Act:
     return lambda: tensors(folder / "w.pth")
 
 
-def written(name: str, data: bytes, read: Callable[[Path], Any]) -> Callable[[Path], Act]:
+def written(name: str, data: Callable[[], bytes], read: Callable[[Path], Any]) -> Callable[[Path], Act]:
     def make(folder: Path) -> Act:
-        (folder / name).write_bytes(data)
+        (folder / name).write_bytes(data())
         return lambda: read(folder)
 
     return make
@@ -389,6 +399,7 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
         lambda folder: lambda: find_tars(f"{folder}/{{0..99999999999}}.tar"),
         r"\{0\.\.99999999999\} means more than 100000 tars",
     ),
+    "folders": ("MAX_FOLDERS", many_folders, "after 1,000 other folders: remove links between the folders"),
     "depth of tars": ("MAX_TAR_DEPTH", deep_tars, "lies more than 4 folders below the one that was named"),
     "extended header": (
         "MAX_EXTENDED_BYTES",
@@ -478,7 +489,7 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
     ),
     "values of a record": (
         "MAX_RECORD_VALUES",
-        written("run.json", b'{"x": [' + b"[]," * 10**7 + b"0]}", RunRecord.read),
+        written("run.json", lambda: b'{"x": [' + b"[]," * 10**7 + b"0]}", RunRecord.read),
         r"run.json is not JSON \(about 2000000\d values, expected at most 4194304",
     ),
     "metrics": (
@@ -490,7 +501,7 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
         "MAX_ROW_VALUES",
         written(
             "metrics.jsonl",
-            b'{"step": 1}\n{"step": [' + b"[]," * 10**7 + b"0]}\n",
+            lambda: b'{"step": 1}\n{"step": [' + b"[]," * 10**7 + b"0]}\n",
             lambda folder: read_metrics(folder / "metrics.jsonl"),
         ),
         r"metrics.jsonl, line 2 is not JSON \(about 2000000\d values, expected at most 16384",
@@ -531,6 +542,7 @@ SMALLER = {
     "values": (limits, "MAX_JSON_VALUES", 2**22),
     "rows": (lists, "MAX_ROWS", 1000),
     "objects": (coco_objects, "MAX_OBJECTS", 1000),
+    "folders": (storage, "MAX_FOLDERS", 1000),
 }
 """Bounds up to which a person's own data take minutes or gigabytes."""
 HELD = {"HELD_BYTES", "LARGE_PIXELS", "LARGE_PIXELS_AT_ONCE"}

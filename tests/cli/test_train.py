@@ -115,7 +115,8 @@ def test_the_warm_up_before_a_sweep_computes_where_trials_will(
     tiny_shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Elsewhere(LocalContext):
-        def __init__(self) -> None:
+        def __init__(self, device: torch.device | None) -> None:
+            assert device is None
             super().__init__(torch.device("meta"))
 
     class ReachedError(Exception):

@@ -15,7 +15,7 @@ PACKS = ("folder", "zip")
 def images(*folders: str, count: int = 5) -> dict[str, bytes]:
     """As many images in each of the folders, all different."""
     paths = [f"{folder}/{n}.png" for folder in folders for n in range(count)]
-    return {path: tiny_png(zlib.crc32(path.encode())) for path in paths}
+    return {path: tiny_png(zlib.crc32(os.fsencode(path))) for path in paths}
 
 
 def place(parent: Path, files: dict[str, bytes], pack: str = "folder", name: str = "photos") -> str:

@@ -35,7 +35,7 @@ def planned(
             concurrent=2, scaling=Scaling(cpus_per_worker=1, gpus_per_worker=gpus), demand=Demand(1, gpus, 0)
         ),
     )
-    monkeypatch.setattr(budget, "images_per_s", lambda *_: rate)
+    monkeypatch.setattr(budget, "images_per_s", lambda *_, **__: rate)
     monkeypatch.setattr(budget, "read_manifest", lambda _: SimpleNamespace(splits={}))
     said: list[str] = []
     return budget.planned_trials(setup, stored, said.append), said

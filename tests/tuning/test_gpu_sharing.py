@@ -18,7 +18,7 @@ from ltcore.config.records import RunRecord, SweepRecord
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import read_sweep
 from ltcore.runtime import cluster, ray_occupancy
-from ltcore.runtime.placement import Scaling
+from ltcore.runtime.placement import Demand, Scaling
 from ltcore.tuning import budget, gpu_sharing, search, sweep
 from ltcore.tuning.search import SearchPlan
 from tests.training.runs import tiny_run
@@ -128,11 +128,15 @@ def test_a_node_without_what_was_promised_is_no_place_to_measure(color_shards: s
 def test_the_speed_of_a_trial_on_a_gpu_is_measured_in_another_process(
     color_shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(*_: Any) -> float:
+    def here(*_: Any, **__: Any) -> float:
         raise AssertionError("this process would keep memory of the GPU")
 
     scaling = Scaling(gpus_per_worker=0.5)
-    parts = {"base": tiny_run(), "data_uri": color_shards, "placement": SimpleNamespace(scaling=scaling)}
+    parts = {
+        "base": tiny_run(),
+        "data_uri": color_shards,
+        "placement": SimpleNamespace(scaling=scaling, demand=Demand(1, 0.5, 0)),
+    }
     setup: Any = SimpleNamespace(sweep=read_sweep("tune_lpa"), **parts)
     monkeypatch.setattr(budget, "images_per_s", here)
     assert budget._rate(setup, print) > 0

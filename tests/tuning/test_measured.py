@@ -68,7 +68,7 @@ def test_a_time_budget_is_cut_by_the_measured_run(manifest: Manifest, monkeypatc
     )
     monkeypatch.setattr(budget, "read_manifest", lambda _: manifest)
 
-    def rate(cfg: RunConfig, *_: object) -> float:
+    def rate(cfg: RunConfig, *_: object, **__: object) -> float:
         seen.append(cfg.model.name)
         return 1.0
 

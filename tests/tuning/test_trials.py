@@ -186,9 +186,9 @@ def test_a_retrain_stays_unless_another_trial_won(tmp_path: Path, keep_all: bool
     stored = flatten(winner.to_dict()) if keep_all else winner.to_flat()
     path = tmp_path / "retrain" / "run.json"
     run_record(config=stored).write(path.parent)
-    forget_other(job)
+    forget_other(job, "sweep")
     assert path.exists()
-    forget_other(other)
+    forget_other(other, "sweep")
     assert not path.exists()
 
 

@@ -189,7 +189,8 @@ def test_object_store_gets_the_manifest_last(tmp_path: Path, monkeypatch: pytest
     manifest = write("s3://bucket/d")
     assert copied[-1] == "bucket/d/manifest.json"
     assert read_manifest("s3://bucket/d") == manifest
-    assert len(list((tmp_path / "bucket" / "d").iterdir())) == len(copied) == 8
+    # the table of labels lies there already, as the same samples are in other shards
+    assert len(list((tmp_path / "bucket" / "d").iterdir())) == len(copied) + 1 == 8
 
 
 @pytest.mark.parametrize(
