@@ -72,8 +72,16 @@ def find_data(
     data = predictor.config.data
     if given:
         uri = _prepared(other_data(data, given, reading), out, doing)
-        if str(share := read_manifest(uri).provenance.get("test")).startswith("1/"):
-            out.say(f"{given} came without a test folder: its test split is {share}")
+        manifest = read_manifest(uri)
+        if str(share := manifest.provenance.get("test")).startswith("1/"):
+            held, whole = (
+                manifest.split("test").num_samples,
+                sum(split.num_samples for split in manifest.splits.values()),
+            )
+            out.say(
+                f"{given} came without a test folder: its test split is {share}, {held:,} of {whole:,} images. To measure all of "
+                "them, put the folders of classes into one that is called test"
+            )
         return uri
     try:
         uri = _prepared(data, out, doing)

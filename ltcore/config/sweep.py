@@ -84,6 +84,11 @@ def _set(tree: Tree, key: str, value: Any) -> None:
         tree["overrides"][key] = value
     elif (name := key.removeprefix(_SWEEP)) in _MAPPINGS:
         raise ConfigError(f"{key}={value}: give single keys, sweep.space.<key>=log:0.1,1 or <key>=value.")
+    elif name == "num_trials" and tree.get("search") == "variants":
+        raise ConfigError(
+            f"num_trials={value} has no effect with search=variants, whose rows are all trained. Give sweep.seeds=1 for fewer "
+            "runs, or sweep.variants.NAME=null to leave one out."
+        )
     elif name in sweep_keys().fields:
         tree[name] = value
     else:
@@ -214,6 +219,14 @@ class SweepConfig:
                 raise ValueError(
                     f"overrides switch {off} off and space varies {inner}, which would switch it on again; to leave it off for "
                     f"all trials, take it out with sweep.space.{inner}=null"
+                )
+            if inner := next((key for key in self.overrides if key.startswith(f"{off}.")), None):
+                for_one = (
+                    " For some rows alone, set it in theirs: sweep.variants.NAME." + inner if self.variants else ""
+                )
+                raise ValueError(
+                    f"overrides switch {off} off and set {inner}, which would switch it on in every run.{for_one} To have it on "
+                    f"everywhere, give {off}=on as well"
                 )
         one_of(selectable(), metric=self.metric)
         within("(0, 1]", grace_fraction=self.grace_fraction)

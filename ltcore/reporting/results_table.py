@@ -75,7 +75,13 @@ def results_table(runs: Sequence[StoredRun]) -> str:
         published = _published(recipe, [*overrides, *_changed_below(recipe, stage1, recipes)], config, record.data.name)
         command = shlex.join(f"{key}={as_text(value)}" for key, value in overrides.items())
         stage1_text = str(sorted(stage1.items()))
-        lines.setdefault((recipe, command, published, record.data.hash, stage1_text), []).append(record)
+        group = lines.setdefault((recipe, command, published, record.data.hash, stage1_text), [])
+        if record.seed in (other.seed for other in group):
+            raise DataError(
+                f"{run.path} is seed {record.seed} once more of a run that is given already, and would count as another sample. "
+                "Leave one of them out."
+            )
+        group.append(record)
     rows = [_row(recipe, command, published, group) for (recipe, command, published, *_), group in lines.items()]
     table = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
     trained = [group[-1].trained_parameters for group in lines.values()]

@@ -80,7 +80,8 @@ def test_a_typed_factor_is_said_with_the_number_of_images_that_it_leaves(
         dry_run(tmp_path, "--data", photos, "data.imbalance_factor=4")
         said = capsys.readouterr()
         assert "used as they are" not in said.err
-        assert "photos-if4-keyed: 32 of 68 training images are used (data.imbalance_factor=4).\n" in said.err
+        used = "photos-if4-keyed: 32 of 68 training images are used"
+        assert f"{used} (data.imbalance_factor=4; in whole images that is 19 to 4).\n" in said.err
 
 
 def test_a_factor_that_would_change_nothing_on_shards_is_refused(tmp_path: Path, tiny_shards: str) -> None:

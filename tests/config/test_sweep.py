@@ -186,3 +186,21 @@ def test_a_term_that_is_off_is_not_switched_on_by_the_space(off):
         read_sweep("tune_lpa", {"sweep.space.objective.terms.lpa": "choice:on,null"})
     without = {"objective.terms.lpa": off, "sweep.space.objective.terms.lpa.weight": "null"}
     assert not [key for key in read_sweep("tune_lpa", without).space if key.startswith("objective.terms.lpa")]
+
+
+def test_a_key_inside_of_a_term_that_the_file_switches_off_is_refused():
+    """It would switch the term on in every row, under the names of rows without it."""
+    with pytest.raises(
+        ConfigError, match=r"switch objective\.terms\.dro off and set objective\.terms\.dro\.radius"
+    ) as refused:
+        read_sweep("compare_methods", {"objective.terms.dro.radius": "0.5"})
+    assert "sweep.variants.NAME.objective.terms.dro.radius" in str(refused.value)
+    own = "sweep.variants.dro.objective.terms.dro.radius"
+    assert read_sweep("compare_methods", {own: "0.5"}).variants["dro"]["objective.terms.dro.radius"] == "0.5"
+    everywhere = read_sweep("compare_methods", {"objective.terms.dro": "on", "objective.terms.dro.radius": "0.5"})
+    assert everywhere.overrides["objective.terms.dro"] == "on"
+
+
+def test_a_number_of_trials_for_rows_that_are_all_trained_is_refused():
+    with pytest.raises(ConfigError, match="num_trials=4 has no effect with search=variants"):
+        read_sweep("compare_methods", {"sweep.num_trials": "4"})

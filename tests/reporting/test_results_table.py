@@ -56,6 +56,12 @@ def test_seeds_share_a_line_with_mean_and_standard_deviation(tmp_path: Path) -> 
     }
 
 
+def test_a_seed_that_is_given_twice_is_no_second_sample(tmp_path: Path) -> None:
+    one, copy = (write(tmp_path / name, 0.30, 0.31, seed="1") for name in ("a", "copy"))
+    with pytest.raises(DataError, match="copy is seed 1 once more of a run that is given already"):
+        cells(one, copy)
+
+
 def test_other_values_and_other_data_have_lines_of_their_own(tmp_path: Path) -> None:
     folders = [
         write(tmp_path / "a", 0.30, 0.31),

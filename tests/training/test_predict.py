@@ -201,8 +201,12 @@ def test_a_test_split_that_was_made_out_of_the_images_is_said(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(sample.image)
     assessed(trained, "--data", tmp_path / "flat", "--output", tmp_path / "m.json")
-    said = "flat came without a test folder: its test split is 1/5 of each class by keyed hash"
-    assert said in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "flat came without a test folder: its test split is 1/5 of each class by keyed hash" in told
+    images = len(list((tmp_path / "flat").rglob("*.png")))
+    assert (
+        f" of {images} images. To measure all of them, put the folders of classes into one that is called test" in told
+    )
 
 
 # ---- damage

@@ -55,7 +55,7 @@ def profile(largest: int, num_classes: int, imbalance_factor: float) -> list[int
     if imbalance_factor < 1:
         raise ValueError(f"imbalance_factor={imbalance_factor} must be at least 1 (largest class / smallest class)")
     mu = 1.0 / imbalance_factor
-    return [int(largest * mu ** (rank / max(num_classes - 1, 1))) for rank in range(num_classes)]
+    return [int(largest * mu ** (rank / max(num_classes - 1, 1)) + ROUNDING) for rank in range(num_classes)]
 
 
 def pareto_profile(largest: int, num_classes: int, imbalance_factor: float) -> list[int]:
@@ -85,6 +85,7 @@ def step_profile(largest: int, num_classes: int, imbalance_factor: float) -> lis
 def long_tail_counts(available_C: IntArray, imbalance_factor: float) -> IntArray:
     """Returns [C] images that each class keeps, by class id, so that the profile holds exactly.
 
+    As sizes are whole numbers, truncated as published, the largest is up to twice the factor of a very small one.
     Raises DataError where the smallest class would be left without an image.
     """
     rank_to_class = np.argsort(-available_C, kind="stable")

@@ -33,7 +33,11 @@ def remarks(manifest: Manifest) -> list[str]:
     before, factor = noted.get(SELECTED_FROM), noted.get("imbalance_factor")
     if isinstance(before, int) and isinstance(factor, int | float):
         used = f"{manifest.split('train').num_samples:,} of {before:,} training images are used"
-        found.append(f"{used} (data.imbalance_factor={factor:g}).")
+        counts = sorted(filter(None, manifest.class_counts["train"]))
+        apart = (
+            f"; in whole images that is {counts[-1]} to {counts[0]}" if counts[-1] > 1.1 * factor * counts[0] else ""
+        )
+        found.append(f"{used} (data.imbalance_factor={factor:g}{apart}).")
     if labels := noted.get(LABELS):
         found.append(f"labels are {labels}.")
     if repeated := noted.get(LISTED_TWICE):
