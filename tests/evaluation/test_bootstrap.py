@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltcore.evaluation import bootstrap
 from ltcore.evaluation.attributes import AttributeRanks, CellCounts, attribute_metrics
 from ltcore.evaluation.bootstrap import bootstrap_intervals
 from ltcore.evaluation.catalog import METRICS
@@ -123,3 +124,10 @@ def test_what_is_the_same_in_all_resamples_has_no_interval() -> None:
     assert (
         not {"top1", "balanced_accuracy", "macro_precision"} & bootstrap_intervals(perfect, None, GROUPS, 1, 50).keys()
     )
+
+
+def test_the_interval_is_the_basic_one_of_95_percent() -> None:
+    """Its ends are those of the quantiles, mirrored at the value, and stay inside of the metric's limits."""
+    drawn = np.linspace(0.2, 0.5, 1001).tolist()
+    assert bootstrap._basic("top1", 0.3, drawn) == pytest.approx((2 * 0.3 - 0.4925, 2 * 0.3 - 0.2075))
+    assert bootstrap._basic("top1", 0.22, drawn) == pytest.approx((0.0, 2 * 0.22 - 0.2075))

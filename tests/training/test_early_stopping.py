@@ -148,3 +148,15 @@ def test_what_is_refused() -> None:
     for key, value, said in (("patience", 0, ">= 1, got 0"), ("min_delta", -0.1, r"in \[0, 1\), got -0.1")):
         with pytest.raises(ConfigError, match=rf"^train\.{key} must be {said}"):
             tiny_run(**{f"train__{key}": value})
+
+
+def test_a_metric_that_is_better_when_lower_counts_downwards(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, real = [0.5, 0.4, 0.3, 0.35, 0.36], Evaluator.metrics
+    monkeypatch.setattr(
+        Evaluator, "metrics", lambda self, counts: real(self, counts) | {"ece": given.pop(0) if given else 0.9}
+    )
+    cfg = tiny_run(train__epochs=6, train__select="val/ece", train__patience=2)
+    record = run(cfg, tiny_shards, tmp_path / "run")
+    assert record["epochs_done"] == 5 and record["best"]["epoch"] == 3

@@ -16,11 +16,13 @@ from torchvision.transforms.v2 import functional as tv
 from ltcore import rng
 from ltcore.batch import Batch
 from ltcore.config.load import load_run
+from ltcore.data.augment import transforms as transforms_of_ours
 from ltcore.data.augment.augment import Augment
 from ltcore.data.augment.auto_augment import CIFAR10_POLICY, OPS, apply_op, autoaugment, randaugment
 from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.ops import unit_range
 from ltcore.data.augment.policies import AUGMENTS, stacks
-from ltcore.data.augment.transforms import Draw, eight_bits, jitter, jitter_no_hue, resized_crop
+from ltcore.data.augment.transforms import Draw, blur, eight_bits, gray, jitter, jitter_no_hue, resized_crop
 from ltcore.errors import ConfigError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -433,3 +435,23 @@ def test_nothing_is_asked_of_the_device(view1: str, monkeypatch: pytest.MonkeyPa
     expected = augment(batch, 3).images_VBCHW
     elsewhere = replace(batch, index_B=torch.zeros(8, device="meta"), copy_B=torch.zeros(8, device="meta"))
     assert torch.equal(augment(elsewhere, 3, batch).images_VBCHW, expected)
+
+
+def test_one_image_of_five_is_gray_and_every_second_blurred_by_up_to_two_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count, sigmas = 4000, list[Tensor]()
+    images = batch_of(count, size=8).images_VBCHW[0]
+    changed = (gray(images, draw_for(count), AugmentConfig()) != unit_range(images)).flatten(1).any(1)
+    assert changed.float().mean().item() == pytest.approx(0.2, abs=0.02)
+    real = transforms_of_ours.ops.blur
+
+    def spy(picked: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
+        sigmas.append(sigma_B)
+        return real(picked, sigma_B, radius=radius)
+
+    monkeypatch.setattr(transforms_of_ours.ops, "blur", spy)
+    blur(images, draw_for(count), AugmentConfig())
+    sigma_b = torch.cat(sigmas)
+    assert len(sigma_b) / count == pytest.approx(0.5, abs=0.03)
+    assert stats.kstest(sigma_b.numpy(), stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3

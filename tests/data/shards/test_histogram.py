@@ -111,3 +111,9 @@ def test_the_groups_of_glt_are_its_authors(classes: int, sizes: tuple[int, ...])
     groups = shot_groups_glt(range(classes, 0, -1))
     assert tuple(groups.count(group) for group in SHOT_GROUPS) == sizes
     assert list(groups) == sorted(groups, key=SHOT_GROUPS.index)
+
+
+def test_ranks_are_rounded_and_ties_go_by_class() -> None:
+    assert shot_groups_glt([1] * 7) == ("many",) * 3 + ("medium",) * 3 + ("few",)  # 2.8 and 5.95
+    assert shot_groups_glt([3, 2, 1]) == ("many", "medium", "few")  # 2.55, and one is few at least
+    assert shot_groups_by_rank([5, 5, 5]) == ("many", "medium", "few")
