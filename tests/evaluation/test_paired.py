@@ -76,3 +76,9 @@ def test_compare_pairs_by_seed_and_leaves_out_what_is_undefined() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="zip"):
         paired_difference([0.1], [0.1, 0.2])
+
+
+def test_a_metric_that_one_seed_lacks_is_not_compared_over_the_others() -> None:
+    winner = {seed: {"test": {"top1": 0.5, "few": few}} for seed, few in ((0, 0.2), (1, None))}
+    baseline = {seed: {"test": {"top1": 0.4, "few": 0.1}} for seed in (0, 1)}
+    assert set(compare(winner, baseline)["test"]) == {"top1"}

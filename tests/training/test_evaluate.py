@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.nn.functional import one_hot
 
@@ -15,6 +16,7 @@ from ltcore import dist
 from ltcore.batch import Batch, ModelOutput
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.shards.reader import ShardStore
+from ltcore.errors import DataError
 from ltcore.training.evaluate import Evaluator
 from tests.confusions import pairs_of
 from tests.ddp import run_ranks
@@ -56,3 +58,21 @@ def test_the_confused_samples_are_exact_on_one_and_on_two_ranks(tiny_shards: str
     assert sum(pair["count"] for pair in expected) > 30
     assert _confused(tiny_shards) == expected
     assert run_ranks(_confused, 2, tiny_shards) == [expected, expected]
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_rows_that_are_lost_or_doubled_are_an_error(tiny_shards: str, change: int) -> None:
+    class Careless(Scripted):
+        def outputs(self, split: str) -> Iterator[tuple[Batch, ModelOutput]]:
+            every = list(super().outputs(split))
+            yield from every[:-1] if change < 0 else [*every, every[0]]
+
+    loader = make_loader(tiny_run().data, tiny_shards, batch_size=8, seed=0)
+    with contextlib.closing(loader):
+        net: Any = torch.nn.Identity()
+        careless = Careless(
+            net=net, loader=loader, device=torch.device("cpu"), batch_size=1, normalize=lambda batch: batch
+        )
+        count = loader.store.manifest.splits["test"].num_samples
+        with pytest.raises(DataError, match=rf"split 'test' saw {count + change} rows; the manifest has {count}"):
+            careless.tested("test")

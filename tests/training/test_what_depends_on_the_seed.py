@@ -10,6 +10,7 @@ import torch
 
 from ltcore.batch import Batch
 from ltcore.data.augment.augment import Augment
+from ltcore.objective.objective import Objective
 from ltcore.objective.stage2.sampler import class_aware_rows, shuffled_rows
 from ltcore.training import copies, trainer
 from ltcore.training.descent import take_step
@@ -119,3 +120,35 @@ def test_class_aware_and_plain_orders_differ_by_seed_and_by_epoch() -> None:
         one, other_epoch, other_seed = order(0, 0), order(0, 1), order(1, 0)
         assert torch.equal(one, order(0, 0))
         assert not torch.equal(one, other_epoch) and not torch.equal(one, other_seed)
+
+
+def test_memories_are_told_how_far_training_is_after_each_epoch(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, merge = list[float](), Objective.merge
+
+    def spy(self: Objective, progress: float) -> None:
+        told.append(progress)
+        merge(self, progress)
+
+    monkeypatch.setattr(Objective, "merge", spy)
+    run(tiny_run(train__epochs=4), tiny_shards, tmp_path / "run")
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_keys_follow_the_weights_before_a_step_and_averages_those_after_it(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(net: Any) -> torch.Tensor:
+        return torch.cat([parameter.detach().flatten().clone() for parameter in net.parameters()])
+
+    def spy(parts: Any, descent: Any, batch: Batch, progress: float, accumulate: int) -> Any:
+        own, key, average = first(parts.step.net), first(parts.step.key.net), first(parts.average.net)
+        found = take_step(parts, descent, batch, progress, accumulate)
+        for copy, before, weights in ((parts.step.key, key, own), (parts.average, average, first(parts.step.net))):
+            torch.testing.assert_close(first(copy.net), copy.decay * before + (1 - copy.decay) * weights)
+        return found
+
+    monkeypatch.setattr(trainer, "take_step", spy)
+    cfg = tiny_run(train__epochs=1, train__ema_decay=0.9, model__key_decay=0.8, objective__base="paco")
+    run(cfg, tiny_shards, tmp_path / "run")

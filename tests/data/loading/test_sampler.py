@@ -268,3 +268,18 @@ def test_shards_without_rows_have_no_copies_either(chunk: int, monkeypatch: pyte
     sampler = EpochSampler(rows, seed=0, epoch=0, batch_size=6, copies_N=copies_N, lanes=1)
     (batch,) = sampler.rank_batches(0)
     assert np.bincount(batch.index_B, minlength=4).tolist() == copies_N.tolist()
+
+
+@pytest.mark.parametrize("rows_per_shard", [[200], [1] * 200])
+def test_rows_and_shards_are_each_shuffled_by_seed_and_epoch(rows_per_shard: list[int]) -> None:
+    def order(seed: int, epoch: int) -> list[list[tuple[int, int]]]:
+        return epoch_pairs(EpochSampler(rows_per_shard, seed=seed, epoch=epoch, batch_size=10))
+
+    assert order(0, 0) != order(1, 0) and order(0, 0) != order(0, 1)
+
+
+def test_every_shard_has_an_order_of_its_own() -> None:
+    batches = epoch_pairs(EpochSampler([50] * 2, seed=0, epoch=0, batch_size=10))
+    order = [divmod(index, 50) for batch in batches for index, _ in batch]
+    first, second = ([place for shard, place in order if shard == s] for s in (0, 1))
+    assert first != second

@@ -90,3 +90,12 @@ def test_experts_are_scored_by_the_mean_of_their_logits() -> None:
         table.merge(0.5)
         tables.append(table)
     torch.testing.assert_close(*(table.relative_EN for table in tables))
+
+
+def test_a_sample_is_right_that_was_right_once() -> None:
+    """Three views of a sample, of which one is taken for its class."""
+    table = ScoreTable(SPEC, COUNTS, 10)
+    index = torch.zeros(3, dtype=torch.int64)
+    table.observe(toy.make_output(toy.f64([[3.0, 0.0], [0.0, 3.0], [0.0, 3.0]])), toy.make_batch(LABELS[index], index))
+    table.merge(0.4)
+    assert table.last_right_N.tolist() == [True] + [False] * 9
