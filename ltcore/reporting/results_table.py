@@ -76,7 +76,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
         command = shlex.join(f"{key}={as_text(value)}" for key, value in overrides.items())
         stage1_text = str(sorted(stage1.items()))
         group = lines.setdefault((recipe, command, published, record.data.hash, stage1_text), [])
-        if record.seed in (other.seed for other in group):
+        if _sample(record) in map(_sample, group):
             raise DataError(
                 f"{run.path} is seed {record.seed} once more of a run that is given already, and would count as another sample. "
                 "Leave one of them out."
@@ -89,6 +89,11 @@ def results_table(runs: Sequence[StoredRun]) -> str:
         cells = [TRAINED, "---", *map(count_text, trained)]
         table = [[*row[:-2], cell, *row[-2:]] for row, cell in zip(table, cells, strict=True)]
     return "".join(f"| {' | '.join(row)} |\n" for row in table)
+
+
+def _sample(record: RunRecord) -> tuple[int, int | None]:
+    """Returns the seeds by which a run is another sample than others of its line: its own, and that of its stage 1."""
+    return record.seed, None if record.stage1 is None else record.stage1.seed
 
 
 def command(record: RunRecord) -> str:

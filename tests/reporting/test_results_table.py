@@ -62,6 +62,18 @@ def test_a_seed_that_is_given_twice_is_no_second_sample(tmp_path: Path) -> None:
         cells(one, copy)
 
 
+def test_one_seed_of_stage_2_after_two_of_stage_1_is_two_samples(tmp_path: Path) -> None:
+    folders = []
+    for seed in (1, 2):
+        options = {"stage2__method": "crt", "stage2__from_run": f"/ce-{seed}", "objective__base": "cross_entropy"}
+        folders.append(write(tmp_path / f"crt-{seed}", 0.4, 0.4, seed="0", **options))
+        change(folders[-1], stage1=replace(STAGE1, name=f"ce-{seed}", seed=seed))
+    (row,) = cells(*folders)
+    assert row["seeds"] == "0, 0"
+    with pytest.raises(DataError, match="is seed 0 once more"):
+        cells(*folders, folders[0])
+
+
 def test_other_values_and_other_data_have_lines_of_their_own(tmp_path: Path) -> None:
     folders = [
         write(tmp_path / "a", 0.30, 0.31),
