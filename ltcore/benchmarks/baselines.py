@@ -135,7 +135,8 @@ def timm_step(
     loss_fn, scaler = nn.CrossEntropyLoss().to(place), loss_scaler(place, autocast)
 
     def step() -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as the script does
+        # as the script does; TF32 stays off, as for the steps that it is compared with
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
                 loss = loss_fn(net(images), labels_B)
             scaler.scale(loss).backward()

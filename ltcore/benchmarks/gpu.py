@@ -26,7 +26,7 @@ from ltcore.benchmarks.options import Options
 from ltcore.benchmarks.resident import NOTE, measure_resident
 from ltcore.config.schema import RunConfig
 from ltcore.data.loading.loader import CachedLoader
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, LtcoreError
 from ltcore.models.net import LongTailNet
 from ltcore.text import counted
 from ltcore.training.build import build
@@ -76,7 +76,7 @@ def gpu(options: Options) -> Iterator[Section]:
         try:
             with contextlib.closing(Step(net, precision, uri, place)) as ours:
                 _measure(sections, label, ours, options, bytes_per_s)
-        except RuntimeError as error:  # also torch's, of memory and of its compiler
+        except (RuntimeError, LtcoreError) as error:  # torch's own, of memory and of its compiler, and ours of no room
             failed = Section("gpu: not measured", "-", notes=[f"{label}: {type(error).__name__}: {str(error)[:500]}"])
             sections = [*(section for section in sections if section.rungs), failed]
         finally:  # what was compiled for one network holds the memory that the next one needs
@@ -90,6 +90,16 @@ def gpu(options: Options) -> Iterator[Section]:
 
 def _measure(sections: Sequence[Section], label: str, ours: Step, options: Options, bytes_per_s: float) -> None:
     rates, split, traffic, fed = sections
+    rates.notes.append(
+        "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script, which does "
+        "not clip gradients where ours does, of networks with attention; compiled: train.compile; in fp16 all scale the loss"
+    )
+    split.notes.append(f"of a step: {', '.join(PARTS)}; the ratio is the share of their sum")
+    traffic.notes.append(
+        f"what the operations of a step read and write, at the {bytes_per_s / 1e9:.3g} GB/s of a big copy; the ratio is the "
+        "share of the step's time that memory alone would take if nothing stayed in caches, and may exceed 1 where it does"
+    )
+    fed.notes.append(NOTE)
     measure_rate(rates, label, ours, options)
     measure_split(split, label, ours, options.turns)
     measure_traffic(traffic, label, ours, split, bytes_per_s)
@@ -104,16 +114,6 @@ def _measure(sections: Sequence[Section], label: str, ours: Step, options: Optio
         compiled="reduce-overhead" if ours.place.type == "cuda" and not options.quick else "off",
         aim=_aim(ours),
     )
-    rates.notes.append(
-        "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script, which does "
-        "not clip gradients where ours does, of networks with attention; compiled: train.compile; in fp16 all scale the loss"
-    )
-    split.notes.append(f"of a step: {', '.join(PARTS)}; the ratio is the share of their sum")
-    traffic.notes.append(
-        f"what the operations of a step read and write, at the {bytes_per_s / 1e9:.3g} GB/s of a big copy; the ratio is the "
-        "share of the step's time that memory alone would take if nothing stayed in caches, and may exceed 1 where it does"
-    )
-    fed.notes.append(NOTE)
 
 
 def _aim(ours: Step) -> Aim | None:

@@ -48,23 +48,22 @@ def measure_resident(
     cfg = cfg.replace({"data.image_size": side, "data.loader": "cache"})
     options: dict[str, Any] = {"batch_size": cfg.train.batch_size, "seed": cfg.seed}
     on = dataclasses.replace(cfg.data, resident="on")
-    ways: dict[str, tuple[Loader, RunConfig]] = {
-        f"{label}: {HOST}": (CachedLoader(cfg.data, cfg.data.uri, **options), cfg),
-        f"{label}: {RESIDENT}": (ResidentLoader(on, cfg.data.uri, device=place, **options), cfg),
-    }
-    host, resident = ways
-    rungs = [Rung(resident, host)]
+    host, resident = f"{label}: {HOST}", f"{label}: {RESIDENT}"
+    ways, rungs = {host: cfg, resident: cfg}, [Rung(resident, host)]
     if compiled != "off":
         name = f"{resident}, compiled ({compiled})"
-        ways[name] = ResidentLoader(on, cfg.data.uri, device=place, **options), cfg.replace({"train.compile": compiled})
+        ways[name] = cfg.replace({"train.compile": compiled})
         rungs.append(Rung(name, host, aim))
     with contextlib.ExitStack() as opened:
-        for loader, _ in ways.values():
+        sides = {}
+        for name, how in ways.items():
+            loader: Loader = (
+                CachedLoader(cfg.data, cfg.data.uri, **options)
+                if name == host
+                else ResidentLoader(on, cfg.data.uri, device=place, **options)
+            )
             opened.callback(loader.close)
-        sides = {
-            name: _fed(loader, build(how, loader, LocalContext(place)), how, place, steps)
-            for name, (loader, how) in ways.items()
-        }
+            sides[name] = _fed(loader, build(how, loader, LocalContext(place)), how, place, steps)
         section.measurements += interleave(sides, turns)
     section.rungs += rungs
 

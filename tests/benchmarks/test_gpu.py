@@ -14,7 +14,7 @@ from ltcore.benchmarks.baselines import timm_step
 from ltcore.benchmarks.harness import Section
 from ltcore.benchmarks.options import Options
 from ltcore.benchmarks.run import bench
-from ltcore.errors import ConfigError
+from ltcore.errors import CapacityError, ConfigError
 from ltcore.training.hardware import Precision
 from tests.benchmarks.documents import check_document
 
@@ -66,10 +66,13 @@ def test_what_fails_is_said_and_the_next_is_measured(tmp_path: Path, monkeypatch
     monkeypatch.setattr(gpu, "precisions", lambda place: ["fp32", "bf16"])
     made = gpu.Step
 
-    def step(net: Any, precision: str, *more: Any, **options: Any) -> gpu.Step:
-        if precision.endswith("fp32"):
+    def step(net: gpu.Net, precision: str, *more: Any) -> gpu.Step:
+        if precision == "fp32":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return made(net, precision, *more)
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise CapacityError("the images take more than is free")
 
     monkeypatch.setattr(gpu, "Step", step)
     document = bench(Options(what="gpu", quick=True, output=str(tmp_path / "bench.json")))
@@ -77,10 +80,11 @@ def test_what_fails_is_said_and_the_next_is_measured(tmp_path: Path, monkeypatch
     assert failed["notes"][1] == "resnet8 16 px fp32: OutOfMemoryError: CUDA out of memory" and len(measured) == 4
     monkeypatch.setattr(gpu, "Step", made)
     monkeypatch.setattr(gpu, "precisions", lambda place: ["fp32"])
-    monkeypatch.setattr(gpu, "measure_resident", step)  # the last of its parts
+    monkeypatch.setattr(gpu, "measure_resident", no_room)  # the last of its parts
     document = bench(Options(what="gpu", quick=True, output=str(tmp_path / "bench.json")))
     titles = [section["title"] for section in document["sections"]]
     assert titles == ["gpu: speed", "gpu: parts of a step", "gpu: memory traffic", "gpu: not measured"]
+    assert document["sections"][0]["notes"][1].startswith("bare: plain PyTorch")
     monkeypatch.setattr(gpu, "precisions", lambda place: ["fp32", "bf16"])
     with pytest.raises(
         ConfigError, match=r"--only int8: expected a part of one of 'resnet8 16 px fp32', 'resnet8 16 px bf16'"
