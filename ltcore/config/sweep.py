@@ -48,6 +48,10 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     own = dict(tree)
     for key, value in overrides.items():
         _set(tree, key, value)
+    if "sweep.num_trials" in overrides and (instead := _SIZED_BY.get(str(tree.get("search")))):
+        raise ConfigError(
+            f"num_trials={overrides['sweep.num_trials']} has no effect with search={tree['search']}, {instead}."
+        )
     for key, others in _BELONGS.items():
         if f"{_SWEEP}{key}" not in overrides and any(str(own.get(other)) != str(tree.get(other)) for other in others):
             tree.pop(key, None)
@@ -58,6 +62,13 @@ def read_sweep(sweep: str, overrides: Mapping[str, Any] = {}) -> SweepConfig:
         _look_up(key, tree)
     tree["space"] = {key: parse_space(key, spec) for key, spec in tree["space"].items()}
     return validate(SweepConfig, sweep_keys(), tree, prefix=_SWEEP)
+
+
+_SIZED_BY = {
+    "variants": "whose rows are all trained. Give sweep.seeds=1 for fewer runs, or sweep.variants.NAME=null to leave one out",
+    "grid": "which tries every combination. Give fewer values in the space, or another search",
+}
+"""Searches that know their number of trials, and what changes it."""
 
 
 def _look_up(key: str, tree: Tree) -> None:
@@ -81,14 +92,10 @@ def _set(tree: Tree, key: str, value: Any) -> None:
     elif key.startswith(_VARIANTS):
         _set_variant(tree["variants"], *key.removeprefix(_VARIANTS).partition(".")[::2], value)
     elif not key.startswith(_SWEEP):
+        tree["overrides"].pop(key, None)  # what is said last is applied last
         tree["overrides"][key] = value
     elif (name := key.removeprefix(_SWEEP)) in _MAPPINGS:
         raise ConfigError(f"{key}={value}: give single keys, sweep.space.<key>=log:0.1,1 or <key>=value.")
-    elif name == "num_trials" and tree.get("search") == "variants":
-        raise ConfigError(
-            f"num_trials={value} has no effect with search=variants, whose rows are all trained. Give sweep.seeds=1 for fewer "
-            "runs, or sweep.variants.NAME=null to leave one out."
-        )
     elif name in sweep_keys().fields:
         tree[name] = value
     else:
@@ -220,7 +227,10 @@ class SweepConfig:
                     f"overrides switch {off} off and space varies {inner}, which would switch it on again; to leave it off for "
                     f"all trials, take it out with sweep.space.{inner}=null"
                 )
-            if inner := next((key for key in self.overrides if key.startswith(f"{off}.")), None):
+            later = itertools.islice(
+                self.overrides, list(self.overrides).index(off) + 1, None
+            )  # as they are applied in turn
+            if inner := next((key for key in later if key.startswith(f"{off}.")), None):
                 for_one = (
                     " For some rows alone, set it in theirs: sweep.variants.NAME." + inner if self.variants else ""
                 )

@@ -201,6 +201,18 @@ def test_a_key_inside_of_a_term_that_the_file_switches_off_is_refused():
     assert everywhere.overrides["objective.terms.dro"] == "on"
 
 
+def test_a_term_whose_key_the_file_sets_can_be_switched_off(tmp_path):
+    """What is said last is applied last, so it stays off."""
+    (tmp_path / "s.yaml").write_text(
+        "recipe: cifar100_lt_lpa\noverrides: {objective.terms.lpa.weight: 0.3}\nspace: {train.optim.lr: 'choice:0.1,0.2'}\n"
+    )
+    sweep = read_sweep(str(tmp_path / "s.yaml"), {"objective.terms.lpa": "null"})
+    assert base_run(sweep).objective.terms.lpa is None
+
+
 def test_a_number_of_trials_for_rows_that_are_all_trained_is_refused():
     with pytest.raises(ConfigError, match="num_trials=4 has no effect with search=variants"):
         read_sweep("compare_methods", {"sweep.num_trials": "4"})
+    grid = {"sweep.num_trials": "4", "sweep.search": "grid"}
+    with pytest.raises(ConfigError, match="num_trials=4 has no effect with search=grid, which tries every combination"):
+        read_sweep("tune_lpa", grid)
