@@ -45,8 +45,9 @@ from ltcore.models.weights import IMAGENET, expected_input
 from ltcore.objective.terms.lpa.kmeans import kmeans
 from ltcore.training import predict
 from ltcore.training.base import tensors_hash
-from ltcore.training.hardware import allocated_cpus
+from ltcore.training.hardware import allocated_cpus, compute_float32_exactly
 from ltcore.training.init_from import pretrained
+from ltcore.training.predictor import find_device
 from ltcore.training.weights_input import as_expected
 
 RANDOM_PX, RANDOM_DIM = 32, 64
@@ -197,7 +198,8 @@ def open_features(choices: Discovery, seed: int) -> Features:
         gen = rng.generator(seed, "glt", "projection")
         projection_PD = torch.randn(3 * size * size, RANDOM_DIM, generator=gen, dtype=torch.float64) / RANDOM_DIM**0.5
         return Features(size, OWN_WAY, lambda images_BCHW: (images_BCHW.flatten(1).double() / 255) @ projection_PD, "")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device("auto")
+    compute_float32_exactly(device)
     if is_backbone(choices.features):
         return _of_backbone(choices, device)
     if "/" not in choices.features and not Path(choices.features).exists():

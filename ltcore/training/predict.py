@@ -31,7 +31,6 @@ from ltcore.plugins.loading import given
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.evaluate import Evaluator
 from ltcore.training.fetch import fetched_checkpoint
-from ltcore.training.hardware import compute_float32_exactly
 from ltcore.training.init_from import whole_weights
 from ltcore.training.predictor import FLIP, TTA, Mirrored, Predictor
 
@@ -173,11 +172,10 @@ def evaluate(
 
 
 def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tensor) -> Evaluator:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compute_float32_exactly(device)
+    device = predictor.to("auto").device
     augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
     return Evaluator(
-        net=cast(LongTailNet, predictor.net.to(device)),  # or Mirrored, whose output has the same logits
+        net=cast(LongTailNet, predictor.net),  # or Mirrored, whose output has the same logits
         loader=loader,
         device=device,
         batch_size=512 // predictor.views,
