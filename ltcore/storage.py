@@ -111,11 +111,10 @@ def _files_below(root: str) -> Iterator[FileInfo]:
         place = f"{root}/{below}"
         try:
             found = Path(place).stat()
+            if (own := (found.st_dev, found.st_ino)) in around:
+                continue
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except FileNotFoundError:
-            continue
-        own = found.st_dev, found.st_ino
-        if own in around:
             continue
         count += 1
         if len(around) > MAX_DEPTH or count > MAX_FOLDERS:

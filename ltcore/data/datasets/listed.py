@@ -168,6 +168,8 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         by_path, by_picture = first.setdefault(row.path, row), shown.setdefault(row.identity, row)
         found.setdefault((row.path, row.split or "train"), row)
+        if row is by_path is by_picture:  # the first that is heard of either
+            continue
         said_of_both = [(what, seen) for what in ("label", "split") for seen in (by_path, by_picture)]
         for what, seen in (*said_of_both, ("attribute", by_path)):
             one, other = getattr(seen, what), getattr(row, what)

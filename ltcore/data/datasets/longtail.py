@@ -50,7 +50,8 @@ class Subset:
 def profile(largest: int, num_classes: int, imbalance_factor: float) -> list[int]:
     """Returns the number of images per class rank, ``largest`` first.
 
-    It is ``int(largest * (1 / IF) ** (r / (C - 1)))``, truncated as published.
+    It is ``int(largest * (1 / IF) ** (r / (C - 1)))``, truncated as published but for what is a whole number up to rounding:
+    49 / 49 is 1. The published selections of CIFAR have no such sizes.
     """
     if imbalance_factor < 1:
         raise ValueError(f"imbalance_factor={imbalance_factor} must be at least 1 (largest class / smallest class)")

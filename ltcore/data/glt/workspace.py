@@ -30,7 +30,7 @@ from ltcore.data.shards.manifest import Manifest
 from ltcore.data.shards.publish import refuse_occupied
 from ltcore.data.shards.remarks import BROKEN
 
-CONSTRUCTION = 2
+CONSTRUCTION = 3
 """Raised when the same choices would give other shards than before, so that no build continues with older ones."""
 WITHOUT_ATTRIBUTE = "without_attribute"
 """Key of the provenance: how many images were left out because nothing says their attribute."""
