@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ltcore.api.results import Evaluation, Protocols, Run, Sweep
-from ltcore.cli.args import ProtocolsArgs, RetrieveArgs, TrainArgs, TuneArgs, check_reading, fold
+from ltcore.cli.args import DEMO_SWEEP, ProtocolsArgs, RetrieveArgs, TrainArgs, TuneArgs, absolute, check_reading, fold
 from ltcore.cli.output import Output
-from ltcore.cli.parsers import DEMO_SWEEP, absolute
 from ltcore.cli.prepare import storage_root
 from ltcore.config.execution import AUTO, ENGINES, PlaceArgs
 from ltcore.config.records import RunRecord, SweepRecord

@@ -10,16 +10,50 @@ What a flag says about the run itself is folded into ``overrides`` (``--data`` i
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ltcore.config.execution import PREDICTION_FORMATS, PlaceArgs
+from ltcore.config.keys import methods
 from ltcore.data.config import READING_KEYS
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.shards.reencode import Reencode
 from ltcore.errors import ConfigError
+
+DEMO_SWEEP, DEMO_RECIPE, DEMO_DATA = "tune_lpa", "digits_glt_lpa_dro_ifl", "digits-glt"
+"""The sweep that runs without a word, its recipe, and the data of that."""
+FILE_KEYS = (
+    "data.uri",
+    "data.images",
+    "data.annotations",
+    "model.weights",
+    "model.text.weights",
+    "model.text.names",
+    "train.init_from",
+    "stage2.from_run",
+)
+"""Keys whose value may be a path."""
+
+
+def absolute(key: str, value: str) -> str:
+    """Returns the value of a key, of which a path that exists is made absolute.
+
+    Workers change directory, and what a run records is read from other folders. Of a pattern, such as ``shards/*.tar``, the
+    folder before it has to exist. The name of a source of images is none of a folder beside it.
+    """
+    if key not in FILE_KEYS or not value or "://" in value or (key == "data.uri" and value in _sources()):
+        return value
+    path = Path(value).expanduser()
+    before, *pattern = re.split(r"[*?\[{]", str(path), maxsplit=1)
+    exists = path.exists() or (pattern and Path(f"{before}x").parent.exists())
+    return str(path.absolute()) if exists else value
+
+
+def _sources() -> set[str]:
+    return {row.name for row in methods() if row.kind == "data"}
 
 
 def fold(overrides: dict[str, Any], flags: Mapping[str, object]) -> None:
@@ -28,10 +62,13 @@ def fold(overrides: dict[str, Any], flags: Mapping[str, object]) -> None:
     Raises ConfigError for a key that is given twice, with different values.
     """
     for key, value in flags.items():
-        if value is not None and str(overrides.setdefault(key, str(value))) != str(value):
+        if value is None:
+            continue
+        meant = absolute(key, str(value))
+        if str(overrides.setdefault(key, meant)) != meant:
             raise ConfigError(f"{key} is given twice: {overrides[key]} and {value}")
     if data := os.environ.get("LTCORE_DATA"):
-        overrides.setdefault("data.uri", data)
+        overrides.setdefault("data.uri", absolute("data.uri", data))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ltcore.cli.args import DEMO_DATA, DEMO_SWEEP
 from ltcore.config.sweep import read_sweep
 from ltcore.errors import ConfigError
 
@@ -38,10 +39,12 @@ def with_recipe(
 ) -> dict[str, Any]:
     """Returns ``overrides`` with ``sweep.recipe`` where neither the sweep nor they name one.
 
-    Raises ConfigError where no data are named either.
+    The recipe of the main sweep is made for its digits alone: for other data it counts as none. Raises ConfigError where no
+    data are named either.
     """
     found = read_sweep(sweep, overrides)
-    if found.recipe:
+    others = sweep == DEMO_SWEEP and found.overrides.get("data.uri", DEMO_DATA) != DEMO_DATA
+    if found.recipe and ("sweep.recipe" in overrides or not others):
         return dict(overrides)
     if "data.uri" not in found.overrides:
         raise ConfigError(

@@ -12,12 +12,15 @@ from typing import Any, NoReturn
 
 from ltcore.benchmarks.options import BENCHES, Options
 from ltcore.cli.args import (
+    DEMO_RECIPE,
+    DEMO_SWEEP,
     DoctorArgs,
     EvaluateArgs,
     ProtocolsArgs,
     ReportArgs,
     TrainArgs,
     TuneArgs,
+    absolute,
     check_reading,
     fold,
 )
@@ -28,9 +31,6 @@ from ltcore.config.execution import ENGINES
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
 from ltcore.text import message, printable_lines
-
-DEMO_RECIPE = "digits_glt_lpa_dro_ifl"
-DEMO_SWEEP = "tune_lpa"
 
 
 def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainArgs:
@@ -59,7 +59,7 @@ def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
 def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TuneArgs:
     """Reads the command line of ``tune``; ``--show`` prints sweep and resolved configuration and exits."""
     parser = command_parser(doc, prog)
-    help_words = "recipe (default: the sweep's) and overrides"
+    help_words = "recipe (default: the sweep's; with --data and no --sweep, by the size of the images) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
     parser.add_argument("--sweep", default=DEMO_SWEEP, metavar="NAME|FILE", help="sweep file (default: %(default)s)")
     parser.add_argument(
@@ -364,16 +364,6 @@ def _place(args: argparse.Namespace) -> dict[str, Any]:
         "dry_run": args.dry_run,
         "debug": args.debug,
     }
-
-
-FILE_KEYS = ("model.weights", "model.text.weights", "model.text.names", "train.init_from", "stage2.from_run")
-"""Keys whose value may be a path."""
-
-
-def absolute(key: str, value: str) -> str:
-    """Returns the value of a key, of which a path that exists is made absolute: workers change directory."""
-    is_file = key in FILE_KEYS and value and "://" not in value and Path(value).exists()
-    return str(Path(value).absolute()) if is_file else value
 
 
 def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str | None, dict[str, str]]:

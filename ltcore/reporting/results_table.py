@@ -21,6 +21,7 @@ from ltcore.reporting.format import TRAINED, count_text
 from ltcore.reporting.page import IDENTITY
 from ltcore.reporting.records import StoredRun
 from ltcore.text import duration, markdown_cell, markdown_code
+from ltcore.uris import is_local, local_path
 
 COLUMNS = (
     "method",
@@ -59,8 +60,9 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     imbalance factor. It is empty where loss, network, optimizer, options of stage 2 or the method of stage 1 are not
     those of the recipe. Where runs differ in how many parameters they train (``model.tune``), a column says how many.
 
-    The command is the packaged recipe that differs in the fewest keys, with these as overrides; for stage 2 it has the
-    name of its first run of stage 1. Runs of stage 2 share a line if their stage 1 differs only in the seed.
+    The command is the packaged recipe that differs in the fewest keys, with these as overrides, and with the images of
+    the first run where they are no published data set; for stage 2 it has the name of its first run of stage 1. Runs of
+    stage 2 share a line if their stage 1 differs only in the seed.
 
     Raises DataError for a run that is not finished or was not tested.
     """
@@ -100,8 +102,19 @@ def command(record: RunRecord) -> str:
     """Returns the command of a run: the packaged recipe that differs in the fewest keys, with these as overrides."""
     recipe, overrides, _ = _described(record, effective(record.config), _recipes())
     stage1 = [] if record.stage1 is None else [f"stage2.from_run={record.stage1.name}"]
-    words = [recipe, *stage1, *(f"{key}={as_text(value)}" for key, value in overrides.items()), f"seed={record.seed}"]
-    return f"train.py {shlex.join(words)}"
+    changed = [f"{key}={as_text(value)}" for key, value in overrides.items()]
+    return f"train.py {shlex.join([recipe, *_data_words(record), *stage1, *changed, f'seed={record.seed}'])}"
+
+
+def _data_words(record: RunRecord) -> list[str]:
+    """Returns what names the images of a run, of which no recipe knows where they lie.
+
+    Of a local path this is the last part alone: a table or a card goes to people who have it elsewhere, or nowhere.
+    """
+    uri = str(record.config["data.uri"])
+    if record.stage1 is not None or not find(uri).by_path:
+        return []
+    return ["--data", local_path(uri).name if is_local(uri) else uri]
 
 
 def _recipes() -> dict[str, dict[str, Any]]:
@@ -171,7 +184,7 @@ def _row(recipe: str, overrides: str, published: str, runs: Sequence[RunRecord])
     first = runs[0]
     last = [_balanced(run.test or {}) for run in runs]
     best = [_balanced(run.test_best) for run in runs if run.test_best]
-    stage1 = shlex.quote(f"stage2.from_run={first.stage1.name}") if first.stage1 is not None else ""
+    places = _data_words(first) if first.stage1 is None else [f"stage2.from_run={first.stage1.name}"]
     return [
         recipe,
         markdown_cell(first.data.name),
@@ -182,7 +195,7 @@ def _row(recipe: str, overrides: str, published: str, runs: Sequence[RunRecord])
         " / ".join(_mean(_values(last, group)) for group in ("many", "medium", "few")),
         published,
         duration(fmean(run.seconds or 0.0 for run in runs)),
-        markdown_code(f"train.py {' '.join(filter(None, [recipe, stage1, overrides]))}"),
+        markdown_code(f"train.py {' '.join(filter(None, [recipe, shlex.join(places), overrides]))}"),
     ]
 
 

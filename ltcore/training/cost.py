@@ -27,17 +27,14 @@ COPIES = {"sgd": 3, "adamw": 4}
 def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
     """Returns lines of text about the cost of a run that sees ``images`` training images.
 
-    A training step counts as three forwards (the backward is two, see ``_passes``), one more where there is a key encoder, and
-    as many again where a second network, view or stream is trained; evaluation and losses are not included.
+    Evaluation and losses are not included.
     """
     split = manifest.split(cfg.data.train_split)
     image_size = cfg.data.image_size or manifest.image_size
     views = num_views(cfg)
     net, objective = build_modules(cfg, len(manifest.classes), manifest.stats(cfg.data.train_split), split.num_samples)
     forward = forward_flops(net, image_size)
-    has_key, networks = "key" in objective.needs, 1 + ("twin" in objective.needs)
-    twice = "second" in objective.needs or objective.base.pairs
-    forwards = _passes(cfg.model.tune) * (networks + twice) + has_key
+    has_key, forwards = "key" in objective.needs, _forwards(cfg, objective)
     total = images * forward * forwards
     _, parameters = count(net)
     tuned = f" model.tune={cfg.model.tune} {_share(net)}." if cfg.model.tune != FULL else ""
@@ -57,6 +54,23 @@ def cost(cfg: RunConfig, manifest: Manifest, images: int) -> list[str]:
         f"The training shards are {byte_size(shards)}, read once per epoch; decoded images take {byte_size(decoded)} "
         f"(data.loader={cfg.data.loader}){_residence(cfg, manifest)}. {counted(views, 'view')} of each image{cropped}.",
     ]
+
+
+def training_flops(cfg: RunConfig, manifest: Manifest) -> int:
+    """Returns the floating-point operations of training on one image, without losses."""
+    split = cfg.data.train_split
+    net, objective = build_modules(cfg, len(manifest.classes), manifest.stats(split), manifest.split(split).num_samples)
+    return forward_flops(net, cfg.data.image_size or manifest.image_size) * _forwards(cfg, objective)
+
+
+def _forwards(cfg: RunConfig, objective: Objective) -> int:
+    """Returns what training on one image costs, in forwards.
+
+    It is three (the backward is two, see ``_passes``), one more where there is a key encoder, and as many again where a second
+    network, view or stream is trained.
+    """
+    networks, twice = 1 + ("twin" in objective.needs), "second" in objective.needs or objective.base.pairs
+    return _passes(cfg.model.tune) * (networks + twice) + ("key" in objective.needs)
 
 
 def _residence(cfg: RunConfig, manifest: Manifest) -> str:

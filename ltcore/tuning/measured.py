@@ -1,16 +1,16 @@
-"""Which run of a sweep is measured before it begins, where its runs have networks or images of different sizes."""
+"""Which run of a sweep is measured before it begins, where one costs more than another."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ltcore.config.schema import RunConfig, SweepConfig
 from ltcore.data.shards.manifest import Manifest
 from ltcore.errors import ConfigError
-from ltcore.training.build import build_modules
-from ltcore.training.cost import forward_flops
+from ltcore.training.cost import training_flops
 from ltcore.training.weights_input import DECIDING, differs_by_run, with_input
 
 
@@ -20,18 +20,23 @@ def has_own_input(sweep: SweepConfig) -> bool:
 
 
 def measured_run(sweep: SweepConfig, base: RunConfig, manifest: Manifest) -> RunConfig:
-    """Returns the run that stands for all in a measurement: of those with other networks or images the costliest forward.
+    """Returns the run that stands for all in a measurement: the costliest, by operations and then by number of terms.
 
-    Its images are as its weights expect them. Elsewhere it is ``base``, where that was settled already.
+    Its images are as its weights expect them. Where all cost the same it is ``base``, which was settled already.
     """
-    if not has_own_input(sweep):
+    runs = as_started(sweep, list(_roots(sweep, base) if sweep.variants else _combined(sweep, base)) or [base])
+    distinct = {_kind(run): run for run in runs}
+    if distinct.keys() == {_kind(base)}:
         return base
-    found = list(_roots(sweep, base) if sweep.variants else _combined(sweep, base)) or [base]
-    runs = [with_input(run) for run in found]
-    distinct = {(run.model.name, run.data.image_size): run for run in runs}
     if len(distinct) == 1:
         return runs[0]
-    return max(distinct.values(), key=lambda run: _flops(run, manifest))
+    return max(distinct.values(), key=lambda run: (training_flops(run, manifest), len(run.objective.active_terms())))
+
+
+def _kind(run: RunConfig) -> tuple[Any, ...]:
+    """Returns what a run's cost depends on."""
+    objective, model = run.objective, run.model
+    return model.name, model.tune, run.data.image_size, objective.base, tuple(sorted(objective.active_terms()))
 
 
 def as_started(sweep: SweepConfig, runs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -45,14 +50,10 @@ def _roots(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
 
 
 def _combined(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
-    """Yields all combinations of the swept values that decide about network and images."""
+    """Yields all combinations of the swept values that decide about network and images, with all terms that are swept."""
     keys = [key for key in DECIDING if key in sweep.space]
+    terms = {key: spec.probes()[-1] for key, spec in sweep.space.items() if key.startswith("objective.terms.")}
+    off = {key: value for key, value in terms.items() if key.split(".")[2] not in base.objective.active_terms()}
     for values in itertools.product(*(sweep.space[key].probes() for key in keys)):
         with contextlib.suppress(ConfigError):  # values that go alone need not go together; such a trial says so itself
-            yield base.replace(dict(zip(keys, values, strict=True)))
-
-
-def _flops(run: RunConfig, manifest: Manifest) -> int:
-    split = run.data.train_split
-    net, _ = build_modules(run, len(manifest.classes), manifest.stats(split), manifest.split(split).num_samples)
-    return forward_flops(net, run.data.image_size or manifest.image_size)
+            yield base.replace({**off, **dict(zip(keys, values, strict=True))})

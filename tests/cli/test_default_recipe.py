@@ -52,6 +52,14 @@ def test_up_to_64_px_are_small(
     assert chosen == {**data, "sweep.recipe": recipe}
 
 
+def test_the_main_sweep_has_its_own_recipe_for_its_own_data_alone(tmp_path: Path) -> None:
+    data = {"data.uri": photos(tmp_path / "photos", 32)}
+    assert with_recipe("tune_lpa", data, str(tmp_path / "runs"), say) == {**data, "sweep.recipe": "folder_small"}
+    for overrides in ({"data.uri": "digits-glt"}, {**data, "sweep.recipe": "digits_glt_lpa_dro_ifl"}):
+        assert with_recipe("tune_lpa", overrides, None, say) == overrides
+    assert with_recipe("glt_ladder", data, None, say) == data, "it needs a recipe with all three terms"
+
+
 def test_a_sweep_without_recipe_and_data_says_what_to_give() -> None:
     with pytest.raises(ConfigError, match=r"sweep compare_methods names no recipe: give your images \(--data FOLDER"):
         with_recipe("compare_methods", {}, None, say)

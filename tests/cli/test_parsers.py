@@ -289,3 +289,35 @@ def test_a_file_beside_the_command_is_meant_where_it_is(tmp_path: Path, monkeypa
         "stage2.from_run": "other",
     }
     assert cli.read_train("test", ["cifar100_lt_ce", "model.weights=default"]).overrides == {"model.weights": "default"}
+
+
+@pytest.mark.parametrize("how", ["flag", "key", "variable"])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("photos", "{here}/photos"),
+        ("./photos", "{here}/photos"),
+        ("~/photos", "{here}/photos"),
+        ("photos [2024]", "{here}/photos [2024]"),
+        ("tars/{000..099}.tar", "{here}/tars/{{000..099}}.tar"),
+        ("*.tar", "{here}/*.tar"),
+        ("none/*.tar", "none/*.tar"),
+        ("photo", "photo"),
+        ("cifar100", "cifar100"),
+        ("s3://bucket/photos", "s3://bucket/photos"),
+        ("s3:/photos", "s3:/photos"),
+    ],
+)
+def test_data_mean_the_same_wherever_their_run_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, given: str, meant: str
+) -> None:
+    for name in ("photos", "photos [2024]", "tars", "cifar100"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LTCORE_DATA", raising=False)
+    words = {"flag": ["--data", given], "key": [f"data.uri={given}"], "variable": []}[how]
+    if how == "variable":
+        monkeypatch.setenv("LTCORE_DATA", given)
+    for read in (cli.read_train, cli.read_tune):
+        assert read("test", ["folder", *words]).overrides["data.uri"] == meant.format(here=tmp_path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ltcore.cli.args import DEMO_RECIPE
 from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.train import train
 from ltcore.cli.tune import tune
@@ -273,10 +274,10 @@ def test_a_finished_sweep_answers_for_its_own_data_alone_and_without_ray(
 ) -> None:
     shown: list[str] = []
     monkeypatch.setattr("ltcore.cli.console.show_result", lambda sweep, uri, age: shown.append(uri))
-    overrides = {"sweep.name": "s", "data.uri": tiny_shards}
+    overrides = {"sweep.name": "s", "sweep.recipe": DEMO_RECIPE, "data.uri": tiny_shards}
     fields = {"status": "finished", "identity": identity(read_sweep("tune_lpa", overrides))}
     sweep_record(data_hash=read_manifest(tiny_shards).hash, **fields).write(tmp_path / "s")
-    command = ["--name", "s", "--storage", str(tmp_path)]
+    command = [DEMO_RECIPE, "--name", "s", "--storage", str(tmp_path)]
     tune(read_tune(None, [*command, "--data", tiny_shards]))
     copy = shutil.copytree(tiny_shards, tmp_path / "copy")
     tune(read_tune(None, [*command, "--data", str(copy)]))
@@ -294,7 +295,8 @@ def test_a_sweep_that_another_process_began_meanwhile_answers_for_itself_too(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both began before there was a record; the second one waited until the first had gone."""
-    fields = {"identity": identity(read_sweep("tune_lpa", {"sweep.name": "s", "data.uri": tiny_shards}))}
+    overrides = {"sweep.name": "s", "sweep.recipe": DEMO_RECIPE, "data.uri": tiny_shards}
+    fields = {"identity": identity(read_sweep("tune_lpa", overrides))}
 
     @contextlib.contextmanager
     def after_the_first(uri: str, _say: object) -> Iterator[None]:
@@ -305,6 +307,7 @@ def test_a_sweep_that_another_process_began_meanwhile_answers_for_itself_too(
     monkeypatch.setattr("ltcore.runtime.cluster.connect", lambda debug: SimpleNamespace(describe=lambda: "a Ray"))
     monkeypatch.setattr("ltcore.runtime.cluster.disconnect", lambda: None)
     command = [
+        DEMO_RECIPE,
         "--name",
         "s",
         "--storage",

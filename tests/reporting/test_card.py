@@ -47,7 +47,7 @@ def test_it_has_classes_data_training_results_and_limits(tmp_path: Path) -> None
         "- 1 class is few-shot; the smallest has 6 training images.",
         "- One run with seed 3: another seed gives other numbers.",
         "| hash of the data | a |",
-        "    train.py cifar100_lt_balanced_softmax train.epochs=30 seed=3",
+        "    train.py cifar100_lt_balanced_softmax --data images.zip train.epochs=30 seed=3",
     ):
         assert line in card.splitlines(), line
     assert "test is not balanced (largest/smallest class 40/6): top-1 follows the large classes" in card

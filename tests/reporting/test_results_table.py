@@ -52,7 +52,7 @@ def test_seeds_share_a_line_with_mean_and_standard_deviation(tmp_path: Path) -> 
         "many / medium / few": "51.0 / 31.0 / —",
         "published": "43.0",
         "time each": "1 h 3 min",
-        "command": f"`train.py {RECIPE} train.epochs=30`",
+        "command": f"`train.py {RECIPE} --data images.zip train.epochs=30`",
     }
 
 
@@ -84,13 +84,13 @@ def test_other_values_and_other_data_have_lines_of_their_own(tmp_path: Path) -> 
     assert [row["last"] for row in rows] == ["30.00", "25.00", "20.00"]
     assert [row["published"] for row in rows] == ["43.0", "—", "43.0"], "that of another method is none"
     assert "train.optim.lr=0.05" in rows[1]["command"] and "objective.terms.dro.radius=0.5" in rows[1]["command"]
-    assert load_run(RECIPE, dict(word.split("=") for word in rows[1]["command"].strip("`").split()[2:]))
+    assert load_run(RECIPE, dict(word.split("=") for word in rows[1]["command"].strip("`").split()[4:]))
 
 
 def test_images_that_were_used_as_they_are_are_no_override_and_have_no_published_value(tmp_path: Path) -> None:
     """Of a recipe for CIFAR-100 the command would use the whole of it."""
     (row,) = cells(write(tmp_path / "a", 0.3, 0.3, data__imbalance_factor="null"))
-    assert (row["published"], row["command"]) == ("—", f"`train.py {RECIPE} train.epochs=30`")
+    assert (row["published"], row["command"]) == ("—", f"`train.py {RECIPE} --data images.zip train.epochs=30`")
     (row,) = cells(write(tmp_path / "b", 0.3, 0.3, data__imbalance_factor="null", data__uri="cifar100"))
     assert row["command"] == f"`train.py {RECIPE} data.imbalance_factor=null train.epochs=30`"
 
@@ -201,7 +201,7 @@ def test_options_of_a_loss_that_is_not_chosen_say_nothing(tmp_path: Path) -> Non
     config = load_run(RECIPE, {**HERE, "name": "a", "train.epochs": "30"}).to_flat()
     change(folder, config=config | other)
     (row,) = cells(folder)
-    assert (row["published"], row["command"]) == ("43.0", f"`train.py {RECIPE} train.epochs=30`")
+    assert (row["published"], row["command"]) == ("43.0", f"`train.py {RECIPE} --data images.zip train.epochs=30`")
 
 
 def test_trained_parameters_have_a_column_where_runs_differ_in_them(tmp_path: Path) -> None:

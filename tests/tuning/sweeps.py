@@ -8,8 +8,10 @@ from typing import Any
 
 from ltcore.cli import parsers as cli
 from ltcore.cli import tune as launch_sweep
+from ltcore.cli.args import DEMO_RECIPE
 
 SPACE = {
+    "sweep.recipe": DEMO_RECIPE,  # colors are its task too
     "sweep.space.objective.terms.lpa.weight": "null",
     "sweep.space.objective.terms.dro.radius": "null",
     "sweep.space.objective.terms.ifl.num_envs": "null",

@@ -34,7 +34,7 @@ def measured(sweep: SweepConfig, manifest: Manifest) -> RunConfig:
 
 
 def test_a_sweep_of_one_network_measures_its_recipe(manifest: Manifest) -> None:
-    sweep = search()
+    sweep = read_sweep("tune_lpa", {"train.batch_size": "8"})
     base = base_run(sweep)
     assert measured_run(sweep, base, manifest) is base
 
@@ -44,9 +44,23 @@ def test_the_costliest_network_and_image_size_are_measured_together(manifest: Ma
     assert (found.model.name, found.data.image_size) == ("resnet20", 40)
 
 
+def test_terms_that_the_space_switches_on_are_measured(manifest: Manifest) -> None:
+    found = measured(
+        search(objective__terms__lpa__weight="log:0.1,3", objective__terms__ifl__num_envs="choice:1,2"), manifest
+    )
+    assert sorted(found.objective.active_terms()) == ["dro", "ifl", "lpa"] and found.model.name == "resnet32"
+
+
+def test_of_compared_methods_the_costliest_is_measured(manifest: Manifest) -> None:
+    words = {"sweep.recipe": "folder_small", "train.batch_size": "8", "model.weights": "null"}
+    assert "lpa" in measured(read_sweep("compare_methods", words), manifest).objective.active_terms()
+
+
 def test_images_are_measured_as_the_weights_expect_them(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which makes the smaller network, on images of 224 px, the costliest."""
-    monkeypatch.setattr("ltcore.tuning.measured.forward_flops", lambda net, size: size)
+    monkeypatch.setattr(
+        "ltcore.tuning.measured.training_flops", lambda run, data: run.data.image_size or data.image_size
+    )
     words = {"sweep.recipe": "folder_small", "train.batch_size": "8"}
     words["sweep.variants.lpa.model.name"] = "resnet50"
     sweep = read_sweep("compare_methods", {**words, "sweep.variants.lpa.model.weights": "default"})
