@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from ltcore.cli.args import GltArgs
 from ltcore.cli.parsers import command_parser
@@ -43,7 +44,10 @@ def read_shards_glt(doc: str | None, argv: Sequence[str] | None = None, prog: st
     args = vars(parser.parse_args(argv))
     try:
         choices = GltChoices(
-            discovery=_discovery(args), reencode=reencode_of(args), **{key: args.pop(key) for key in _CHOICES}
+            discovery=_discovery(args),
+            reencode=reencode_of(args),
+            **_profile(args),
+            **{key: args.pop(key) for key in _CHOICES},
         )
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
@@ -55,8 +59,6 @@ _CHOICES = (
         "attributes_file",
         "attribute_level",
         "pool",
-        "profile",
-        "imbalance_factor",
         "class_counts",
         "largest",
         "quotas",
@@ -64,6 +66,18 @@ _CHOICES = (
     ),
     *("train_cbl", "val", "test", "test_glt", "seed", "shard_size"),
 )
+
+
+def _profile(args: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of the arguments how class sizes fall. Raises ConfigError where they are given themselves."""
+    found = {key: args.pop(key) for key in ("profile", "imbalance_factor")}
+    given = {key: value for key, value in found.items() if value is not None}
+    if given and args["class_counts"]:
+        raise ConfigError(
+            f"--{next(iter(given)).replace('_', '-')} has no effect beside --class-counts, which say how class sizes fall. "
+            "Leave one of them away."
+        )
+    return given
 
 
 def _discovery(args: dict[str, object]) -> Discovery | None:
@@ -115,11 +129,10 @@ def _add_attributes(parser: argparse.ArgumentParser) -> None:
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sizes", "what is not given follows from the rarest attribute of any class")
     add = group.add_argument
-    add("--profile", choices=sorted(PROFILES), default="exponential", help="class sizes by rank (default exponential)")
+    add("--profile", choices=sorted(PROFILES), help="class sizes by rank (default exponential)")
     add(
         "--imbalance-factor",
         type=at_least_one,
-        default=100.0,
         metavar="X",
         help="largest / smallest training class (default 100)",
     )

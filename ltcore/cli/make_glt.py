@@ -12,7 +12,7 @@ from ltcore.cli.args import GltArgs
 from ltcore.cli.bar import progress
 from ltcore.cli.engine import engine_of
 from ltcore.cli.entry import say
-from ltcore.cli.make_shards import source_config
+from ltcore.cli.make_shards import refuse_inside, source_config
 from ltcore.data.glt.build import Plan
 from ltcore.data.glt.pool import Pool, open_pool
 from ltcore.data.glt.workspace import WITHOUT_ATTRIBUTE, build
@@ -25,6 +25,7 @@ from ltcore.text import counted, duration, few_words
 def make_glt(args: GltArgs) -> int:
     """Builds the benchmark, or continues an interrupted build of it; beside a local one it puts pictures of it."""
     began = time.monotonic()
+    refuse_inside(args.source, args.target, args.lists)
     cfg = source_config(args, args.source, subset_seed=args.choices.seed)
     pool, unused = open_pool(cfg, args.choices, lists=args.lists, progress=say)
     say(

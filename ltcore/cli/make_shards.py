@@ -11,12 +11,14 @@ from ltcore.cli.bar import progress
 from ltcore.cli.engine import engine_of
 from ltcore.cli.entry import say
 from ltcore.data.config import READING_KEYS, DataConfig
+from ltcore.data.datasets.dataset import Lists
 from ltcore.data.datasets.prepare import make, prepare, selection_remarks
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.validate import check_dataset, describe
 from ltcore.errors import ConfigError
 from ltcore.reporting.terminal import Terminal
 from ltcore.text import printable
+from ltcore.uris import is_local, local_path
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 """Characters of a data set's name that a folder's does not get."""
@@ -33,6 +35,7 @@ def make_shards(args: ShardsArgs) -> int:
     if args.source == "pictures":
         return _draw(args)
     if args.source != "info":
+        refuse_inside(args.source, args.target, args.lists)
         how: dict[str, Any] = {"lists": args.lists, "shard_size": args.shard_size, "reencode": args.reencode}
         bar = progress if Terminal(stderr=True).is_terminal else None
         engine = engine_of(args.engine, say, debug=args.debug)
@@ -40,6 +43,18 @@ def make_shards(args: ShardsArgs) -> int:
         say(f"made in {time.monotonic() - started:.1f} s")
     print(describe(args.target))
     return 0
+
+
+def refuse_inside(source: str, target: str, lists: Lists) -> None:
+    """Raises ConfigError for shards inside the folder whose images they are made of, unless lists say which these are.
+
+    Its folders are classes, so that it could not be read again.
+    """
+    if lists or not (is_local(source) and is_local(target)):
+        return
+    images, shards = local_path(source).resolve(), local_path(target).resolve()
+    if images in shards.parents and images.is_dir():
+        raise ConfigError(f"{target} lies in {source}, whose folders are classes: give a place beside it.")
 
 
 def source_config(args: SourceArgs, uri: str, **more: Any) -> DataConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
     if note := left_out(sweep.recipe, sweep.overrides):
         display.say(note)
     settle_tracking(base, display.say)
-    with exclusive(uri, display.say):
+    with contextlib.nullcontext() if args.dry_run else exclusive(uri, display.say):  # which writes there
         with display.stage("start Ray"):
             cluster = connect(debug=args.debug)
             display.say(cluster.describe())

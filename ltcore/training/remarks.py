@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator
 
 from ltcore.config.schema import RunConfig
 from ltcore.data.shards.manifest import Manifest
@@ -13,6 +11,7 @@ from ltcore.models.excess import excess_of
 from ltcore.models.net import ModelConfig
 from ltcore.models.tune import FULL, HEAD
 from ltcore.training import key_encoder
+from ltcore.training.idle import idle_options
 
 
 def remarks(cfg: RunConfig, manifest: Manifest) -> list[str]:
@@ -21,7 +20,7 @@ def remarks(cfg: RunConfig, manifest: Manifest) -> list[str]:
         return []
     late = (_too_late(cfg, name) for name in ("ifl", "lpa"))
     too_wide = _excess(cfg.model, len(manifest.classes))
-    found = (key_encoder.remark(cfg, manifest), *late, *_idle_options(cfg), _random_base(cfg), _unmoved(cfg), too_wide)
+    found = (key_encoder.remark(cfg, manifest), *late, *idle_options(cfg), _random_base(cfg), _unmoved(cfg), too_wide)
     return [text for text in (*found, _unnamed(manifest)) if text]
 
 
@@ -34,15 +33,6 @@ def _unnamed(manifest: Manifest) -> str:
         f"{manifest.name} has {number:,} attributes, more than {MAX_NAMED_ATTRIBUTES}: metrics of single ones "
         "(attribute/NAME) are left out; attribute_rank/*, attribute_gap and worst_group judge them by class"
     )
-
-
-def _idle_options(cfg: RunConfig) -> Iterator[str]:
-    """Yields what is said of a way to fine-tune that is not the one of the run."""
-    for tune, section in (("lora", cfg.model.lora), ("adaptformer", cfg.model.adaptformer)):
-        values = ((field, getattr(section, field.name)) for field in dataclasses.fields(section))
-        said = [f"model.{tune}.{field.name}={value}" for field, value in values if value != field.default]
-        if said and cfg.model.tune != tune:
-            yield f"{', '.join(said)}: no effect with model.tune={cfg.model.tune}; model.tune={tune} trains so"
 
 
 def _random_base(cfg: RunConfig) -> str:

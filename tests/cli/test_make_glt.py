@@ -138,6 +138,11 @@ def test_attributes_are_discovered_and_the_result_is_trained_on(run, command, tm
         (("--attributes-from", "2", "--quotas", "1,2"), "quotas must be whole numbers >= 1 that do not rise"),
         (("--attributes-from", "2", "--discover", "random"), "attributes come from one place"),
         (("--attributes-from", "2", "--class-counts", "30,20"), "2 class counts for 3 classes"),
+        (
+            ("--attributes-from", "2", "--class-counts", "9,6,3", "--imbalance-factor", "9"),
+            "--imbalance-factor has no effect beside --class-counts",
+        ),
+        (("--attributes-from", "2", "--class-counts", "9,6,3", "--profile", "step"), "--profile has no effect beside"),
     ],
 )
 def test_mistakes_are_answered_in_one_sentence(run, nested, flat, tmp_path, words, said):
@@ -146,6 +151,11 @@ def test_mistakes_are_answered_in_one_sentence(run, nested, flat, tmp_path, word
     assert done.code == 2 or done.code == 1
     assert said in done.err and "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_benchmark_inside_the_folder_of_its_images_is_refused(run, flat):
+    done = run(flat, Path(flat) / "out", "--discover", "random")
+    assert done.code == 2 and "out lies in " in done.err and not (Path(flat) / "out").exists()
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
-"""``make_shards.py pictures``: any data, where the pictures go, and what it refuses."""
+"""``make_shards.py``: where shards and pictures go, and what it refuses."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ltcore.cli.main import shards
 from ltcore.errors import ConfigError
@@ -41,3 +42,19 @@ def test_what_does_not_go_with_pictures_is_refused(tmp_path: Path, capsys: pytes
     colored.write(tmp_path / "data", counts={"train": ((1, 0, 0), (1, 0, 0))})
     with pytest.raises(ConfigError, match="imbalance_factor=3"):
         shards(None, ["pictures", str(tmp_path / "data"), str(tmp_path), "--imbalance-factor", "3"])
+
+
+def test_shards_inside_the_folder_of_their_images_are_refused_but_of_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the folder's next reading takes them for a class."""
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for n in range(3):
+            Image.new("RGB", (16, 16), (n, 0, 0)).save(tmp_path / name / f"{n}.png")
+    monkeypatch.chdir(tmp_path)
+    for target in ("out", str(tmp_path / "ant" / "out")):
+        with pytest.raises(ConfigError, match=r"out lies in \., whose folders are classes: give a place beside it"):
+            shards(None, [".", target])
+    (tmp_path / "train.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
+    assert shards(None, [".", "out", "--list", "train=train.txt"]) == 0

@@ -34,6 +34,8 @@ class Dataset(ABC):
     """``data.classes_from`` says which of its folders are the classes."""
     has_columns: ClassVar[bool] = False
     """``data.image_column`` and its siblings say how its table is read."""
+    has_label_key: ClassVar[bool] = False
+    """``data.label_key`` says where its samples have their label."""
     places: ClassVar[tuple[str, ...]] = ()
     """Of ``PLACE_KEYS``, those that say where its files are."""
     is_generated: ClassVar[bool] = False

@@ -61,6 +61,7 @@ def prepare(
     """
     if find(cfg.uri).by_path and is_shards(cfg.uri):
         _refuse_columns(cfg)
+        _refuse_label_key(cfg)
         _refuse_places(cfg, ())
         return cfg.uri
     dataset = open_dataset(cfg, needs_train=needs_train)
@@ -140,6 +141,8 @@ def open_dataset(cfg: DataConfig, lists: Lists = (), needs_train: bool = True) -
         _check_place(cfg.uri)
     if not build.has_columns and not lists:
         _refuse_columns(cfg)
+    if not build.has_label_key:
+        _refuse_label_key(cfg)
     _refuse_places(cfg, build.places)
     return build(cfg, lists=lists, needs_train=needs_train)
 
@@ -150,6 +153,14 @@ def _refuse_columns(cfg: DataConfig) -> None:
         raise ConfigError(
             f"data.{given[0]}={getattr(cfg, given[0])} has no effect: {cfg.uri} is no table. Leave it "
             "away, or give a csv, tsv or parquet file."
+        )
+
+
+def _refuse_label_key(cfg: DataConfig) -> None:
+    """Raises ConfigError where it is said where samples have their label, of what has none of its own."""
+    if cfg.label_key is not None:
+        raise ConfigError(
+            f"data.label_key={cfg.label_key} has no effect: {cfg.uri} are no WebDataset shards of others. Leave it away."
         )
 
 

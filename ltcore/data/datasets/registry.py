@@ -112,14 +112,17 @@ def on_other_data(cfg: DataConfig, uri: str) -> DataConfig:
         kept = replace(kept, uri=uri)
     except ValueError as error:
         raise ConfigError(f"data.{error}.") from None
-    folder_keys = ("classes_from",)
-    given = [key for key in (*COLUMN_KEYS, *folder_keys, *PLACE_KEYS) if getattr(kept, key) is not None]
+    given = [key for key in (*_READ_BY, *PLACE_KEYS) if getattr(kept, key) is not None]
     if not given:
         return kept
     build = recognize(uri)
-    read = (*(COLUMN_KEYS if build.has_columns else ()), *(folder_keys if build.has_folders else ()), *build.places)
+    read = (*(key for key, reads in _READ_BY.items() if getattr(build, reads)), *build.places)
     without: dict[str, Any] = {key: None for key in given if key not in read}
     return replace(kept, **without)
+
+
+_READ_BY = {**dict.fromkeys(COLUMN_KEYS, "has_columns"), "classes_from": "has_folders", "label_key": "has_label_key"}
+"""Key that says how some sources are read -> the attribute of those."""
 
 
 def _load_plugins() -> None:

@@ -40,7 +40,7 @@ OnProgress = Callable[[str], None]
 class WebDataset(Dataset):
     """Tars of samples with an image and a label each."""
 
-    by_path = by_pattern = True
+    by_path = by_pattern = has_label_key = True
 
     def __init__(self, cfg: DataConfig, *, lists: Lists = (), needs_train: bool = True) -> None:
         super().__init__(cfg, lists=lists, needs_train=needs_train)
