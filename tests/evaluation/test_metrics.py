@@ -157,6 +157,14 @@ def test_logits_that_are_not_finite_are_no_hit_and_no_confidence() -> None:
     assert (result["top5"], result["ece"], result["top1"]) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(("classes", "place"), [(3, 4), (5, 2), (15, 0)])
+def test_a_confidence_at_the_edge_of_two_bins_is_of_the_lower_one(classes: int, place: int) -> None:
+    """Equal logits of 3, 5 and 15 classes: a confidence of 5, 3 and 1 fifteenths, where bins of 1/15 end."""
+    confusion = Confusion(Pairs.every(classes, 0))
+    confusion.update(torch.zeros(1, classes), torch.tensor([0]))
+    assert [m for m, found in enumerate(reliability_bins(confusion)) if found.count] == [place]
+
+
 def test_calibration_by_hand() -> None:
     """Confidences 0.9, twice, one of them wrong, and 1: |1/2 - 0.9| of two samples, 0 of the third."""
     logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [1.0, 0.0]]).double().log()

@@ -72,6 +72,29 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
     assert [p.name for p in tmp_path.iterdir()] == ["last-00000001"]
 
 
+def test_every_file_is_on_the_disk_before_the_rename_and_the_rename_before_older_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    events: list[int | str] = []
+
+    def recorded(act: Any, event: Any) -> Any:
+        def recording(*args: Any, **options: Any) -> Any:
+            events.append(event(*args))
+            return act(*args, **options)
+
+        return recording
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", recorded(os.fsync, lambda fd: os.fstat(fd).st_ino))
+        patch.setattr(Path, "rename", recorded(Path.rename, lambda *_: "rename"))
+        patch.setattr(ckpt.shutil, "rmtree", recorded(shutil.rmtree, lambda *_: "remove"))
+        path = write(tmp_path, 2)
+    *files, renamed, folder, removed = events
+    assert len(files) == 3 and set(files) == {file.stat().st_ino for file in path.iterdir()}
+    assert (renamed, folder, removed) == ("rename", tmp_path.stat().st_ino, "remove")
+
+
 def test_a_foreign_version_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     meta = json.loads((path / "meta.json").read_text())

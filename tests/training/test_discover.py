@@ -76,7 +76,26 @@ def test_results_depend_on_neither_threads_nor_an_interruption(shades, tmp_path)
     assert list(again.items) == list(first.items)
     assert (tmp_path / "b" / "attributes" / "000000.json").stat().st_mtime_ns == times
     other, _ = found(shades, tmp_path / "b", discovery, seed=1)
-    assert len(other.items) == len(first.items)
+    assert [item.path for item in other.items] == [item.path for item in first.items]
+    assert list(other.items) != list(first.items), (
+        "another seed has other groups, and those that are kept are not its own"
+    )
+
+
+def test_another_seed_clusters_the_same_features_otherwise(shades, tmp_path, monkeypatch):
+    discovery = Discovery(features="random")
+    features = open_features(discovery, 0)
+    monkeypatch.setattr(discover, "open_features", lambda *_: features)
+    first, again, other = (
+        list(found(shades, tmp_path / name, discovery, seed)[0].items) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first == again != other
+
+
+def test_another_seed_projects_images_otherwise():
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, other, again = (open_features(Discovery(features="random"), seed).extract(images) for seed in (0, 1, 0))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,15 @@ def test_the_averaged_weights_are_those_evaluated_and_saved(tiny_shards: str, tm
     assert any(not torch.equal(ema[name], plain[name]) for name in plain)
 
 
+def test_validation_is_of_the_averaged_weights(tiny_shards: str, tmp_path: Path) -> None:
+    import ltcore
+    from ltcore.training.predict import evaluate
+
+    record = run(tiny_run(train__ema_decay=0.9, train__epochs=1), tiny_shards, tmp_path / "run")
+    averaged = evaluate(ltcore.load(tmp_path / "run"), tiny_shards, ["val"], [])["splits"]["val"]
+    assert {name: record["last"][f"val/{name}"] for name in averaged} == pytest.approx(averaged, abs=1e-6)
+
+
 def test_the_model_of_a_checkpoint_predicts(tiny_shards: str, tmp_path: Path) -> None:
     import ltcore
 

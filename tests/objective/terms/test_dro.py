@@ -157,9 +157,21 @@ def test_own_deviation_needs_two_observations() -> None:
     counts = torch.tensor([9, 9])
     memory = toy.make_centroids(LINE["mean"], counts=[5, 1], var=[4.0, 0.0])
     single, pooled = (
-        dro(LINE["z"], LINE["y"], LINE["mean"], memory, counts, radius_mode=mode) for mode in ("se", "sqrt_n")
+        dro(LINE["z"], LINE["y"], LINE["mean"], memory, counts, radius_mode=mode, radius=0.5)
+        for mode in ("se", "sqrt_n")
     )
     assert torch.equal(single, pooled)
+
+
+@pytest.mark.parametrize(("seen", "var", "deviation"), [(1, 0.0, 2.0), (2, 9.0, 3.0)])
+def test_a_class_seen_once_has_the_radius_of_the_pooled_deviation_and_one_seen_twice_of_its_own(
+    seen: int, var: float, deviation: float
+) -> None:
+    """The radius is that deviation over the root of its number of training images, here one."""
+    memory = toy.make_centroids(LINE["mean"], counts=[5, seen], var=[4.0, var])
+    ours = dro(LINE["z"], LINE["y"], LINE["mean"], memory, torch.tensor([9, 1]), radius_mode="se", radius=0.5)
+    expected = naive(LINE["z"], LINE["y"], LINE["mean"], 0.5 * toy.f64([2.0 / 3.0, deviation]), 1.0, "class", 1)
+    assert float(ours) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_bounds_the_worst_centroid_in_the_anchor_form_only() -> None:

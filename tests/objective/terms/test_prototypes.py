@@ -13,8 +13,8 @@ from ltcore import dist
 from ltcore.batch import ModelOutput
 from ltcore.objective.terms.lpa.prototypes import Prototypes, PrototypesSpec
 from tests.ddp import run_ranks
-from tests.objective.terms.prototypes_case import CLASSES, DIM, SPEC, memory, observe, window
-from tests.objective.toy import assert_same, copies
+from tests.objective.terms.prototypes_case import CLASSES, DIM, SPEC, STATS, memory, observe, window
+from tests.objective.toy import assert_same, copies, make_dims
 
 
 def test_first_merge_at_or_after_start_publishes_at_once() -> None:
@@ -178,6 +178,32 @@ def test_instance_reservoir_takes_what_comes() -> None:
         observe(made, fmap, labels, index)
         made.merge(0.1)
         assert made.mass_CK.sum().item() == expected
+
+
+def test_another_seed_samples_other_vectors_and_the_same_seed_the_same() -> None:
+    def kept(seed: int) -> set[tuple[float, ...]]:
+        made = SPEC.build(STATS, make_dims(DIM, STATS), seed)
+        observe(made, *window(0))
+        return {tuple(row) for row in made.pending()["reservoir_vectors"].flatten(0, 1).tolist()}
+
+    assert kept(0) == kept(0)
+    assert kept(0) != kept(1)
+
+
+def test_another_seed_clusters_the_same_sample_otherwise_and_the_same_seed_alike() -> None:
+    seen = memory()
+    observe(seen, *window(0))
+    empty, sample = copies(seen.published()), copies(seen.pending())
+
+    def clustered(seed: int) -> Tensor:
+        made = SPEC.build(STATS, make_dims(DIM, STATS), seed)
+        made.load(copies(empty), [copies(sample)])
+        made.merge(0.1)
+        assert made.num_clusters == 4
+        return made.prototypes_KD
+
+    assert torch.equal(clustered(0), clustered(0))
+    assert not torch.equal(clustered(0), clustered(1))
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 3])

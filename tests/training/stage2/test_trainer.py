@@ -139,6 +139,17 @@ def test_training_a_classifier_lowers_the_loss(tiny_shards: str, tmp_path: Path,
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_no_class_weight_is_longer_than_the_limit_of_weight_balance(
+    tiny_shards: str, tmp_path: Path, stage1: Path
+) -> None:
+    """The limit is the shortest weight of stage 1, so that those of the other classes would be longer without it."""
+    cfg = stage2_run(stage1, "weight_balance", **short("weight_balance", max_norm=0.0))
+    run(cfg, tiny_shards, tmp_path / "run")
+    limit = float(ckpt.read(stage1).model_state()["heads.0.weight"].norm(dim=1).min())
+    lengths_C = weights(tmp_path / "run")["heads.0.weight"].norm(dim=1)
+    assert float(lengths_C.max()) == pytest.approx(limit, rel=1e-5)
+
+
 def test_reports_show_a_run_of_stage_2(tiny_shards: str, tmp_path: Path, stage1: Path) -> None:
     from ltcore.reporting.report import make_report
 
