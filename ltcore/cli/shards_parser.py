@@ -53,7 +53,8 @@ def read_shards(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
         type=int,
         default=10,
         metavar="N",
-        help="from training images that are not used otherwise (default 10)",
+        help="validation images per class of what brings none: of those that --imbalance-factor leaves out, else at most a "
+        "fifth of each class (default 10)",
     )
     add("--images", metavar="DIR|ZIP", help="images of a benchmark that is named (cifar100-glt, mnist-glt, mscoco-glt)")
     add("--annotations", metavar="DIR", help="annotation files of a benchmark that is named (mscoco-glt)")

@@ -20,7 +20,8 @@ class OptimConfig:
     optimizer: str = "sgd"
     """'sgd' or 'adamw'."""
     lr: float = 0.1
-    """Peak learning rate, for the global batch of ``train.batch_size``; it is never rescaled. Range > 0."""
+    """Peak learning rate, for the global batch of ``train.batch_size``, whatever the number of workers. It is changed only
+    where ``train.least_batches`` makes the batch smaller, in proportion, and that is said. Range > 0."""
     backbone_lr_factor: float = 1.0
     """Rate of the backbone relative to ``lr``, which classifiers, projections and centers of losses keep. Range > 0. No effect
     in stage 2."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self, TypeVar, overload
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 Positions = NDArray[np.integer]
 CHUNK_BYTES = 2**16
+CHUNK = 2**12
 
 
 class Columns(Sequence[T]):
@@ -63,6 +64,12 @@ class Texts(Columns[str]):
     def at(self, position: int) -> str:
         data: bytes = self._column[position].as_py()
         return data.decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), CHUNK):
+            yield from (
+                data.decode("utf-8", "surrogatepass") for data in self._column[first : first + CHUNK].to_pylist()
+            )
 
     def take(self, positions_n: Positions) -> Texts:
         return Texts(self._column.take(pa.array(positions_n)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from ltcore.data.datasets.longtail import VAL_FROM, carve, keyed_order, tail_nam
 from ltcore.data.images.decode import decode_canvas, decode_image, extension_of, size_in_header
 from ltcore.data.shards.manifest import SKIPPED
 from ltcore.data.shards.remarks import BROKEN, CARVED, CLASSES_FROM
-from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key
+from ltcore.data.shards.source import EXTENSIONS, Sample, Source, image_ext, safe_key, suffix_of
 from ltcore.errors import BadImageError, ConfigError, DataError
 from ltcore.limits import HELD_BYTES
 from ltcore.shots import GIVEN, shot_rule_of
@@ -196,10 +196,11 @@ def keys_of(root: Root, layout: Layout, paths: Texts) -> Iterator[tuple[str, str
     The key is the path inside of the outer folders, without its extension unless two files differ in nothing else: a
     zip gives the splits that its folder gives.
     """
-    stems = Texts.of(str(PurePosixPath(path).with_suffix("")) for path in paths)
+    stems = Texts.of(path.removesuffix(suffix_of(path)) for path in paths)
     for path, stem, is_shared in zip(paths, stems, stems.repeated(), strict=True):
-        ext = "" if root.by_content else image_ext(file_name(path))
-        if not ext and not root.by_content and not storage.is_web(path):  # where the content tells
+        is_web = storage.is_web(path)
+        ext = "" if root.by_content else image_ext(file_name(path) if is_web else path)
+        if not ext and not root.by_content and not is_web:  # where the content tells
             raise DataError(f"{root.where}: {path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
         yield safe_key((path if is_shared else stem).removeprefix(layout.outer)), ext
 
@@ -309,11 +310,46 @@ def _words_of(error: BadImageError) -> BadImageError:
     return BadImageError(str(error), error.problem)
 
 
-def probe(root: Readable, keys: Sequence[str], paths: Sequence[str], seed: int) -> _Probed:
+@dataclass(frozen=True)
+class Pixels:
+    """Some images whose pixels are summed, few enough to be sent to another process."""
+
+    root: Readable
+    items: tuple[Item, ...]
+    image_size: int
+
+    def __call__(self, threads: int | None = 1) -> tuple[np.ndarray, np.ndarray, int]:
+        """Returns sums and squares of each channel, and over how many images; broken ones are left out."""
+
+        def sums(item: Item, image: bytes) -> tuple[np.ndarray, np.ndarray]:
+            pixels_CP = decode_canvas(image, self.image_size, item.path).reshape(3, -1).astype(np.int64)
+            return pixels_CP.sum(1), (pixels_CP**2).sum(1)
+
+        sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
+        for of_image_C, squares_of_image_C in decoded(self.root, self.items, sums, {}, threads):
+            sums_C += of_image_C
+            squares_C += squares_of_image_C
+            count += 1
+        return sums_C, squares_C, count
+
+
+def in_this_process(pixels: Pixels) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Sums the pixels here."""
+    yield pixels(None)
+
+
+def probe(
+    root: Readable,
+    keys: Sequence[str],
+    paths: Sequence[str],
+    seed: int,
+    summed: Callable[[Pixels], Iterable[tuple[np.ndarray, np.ndarray, int]]] = in_this_process,
+) -> _Probed:
     """Returns image size, mean and std of a keyed sample of images.
 
     The size is the median short side, at most 224. Images are read twice, for their headers and for their pixels: together
-    they may be larger than memory. Broken ones are left to the reading of all, which names every one.
+    they may be larger than memory. Broken ones are left to the reading of all, which names every one. ``summed`` sums the
+    pixels of all images, in parts if it likes.
     """
     order = keyed_order(keys, np.arange(len(keys)), seed, "probe")
     probed = [paths[i] for i in np.sort(order[:PROBED])]  # in the order in which they are stored
@@ -326,21 +362,14 @@ def probe(root: Readable, keys: Sequence[str], paths: Sequence[str], seed: int) 
     if not found:
         return LARGEST_IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3
     image_size = max(1, min(int(np.median([side for _, side in found])), LARGEST_IMAGE_SIZE))
-
-    def sums(item: Item, image: bytes) -> tuple[np.ndarray, np.ndarray]:
-        pixels_CP = decode_canvas(image, image_size, item.path).reshape(3, -1).astype(np.int64)
-        return pixels_CP.sum(1), (pixels_CP**2).sum(1)
-
     # sums of integers: the same numbers in any order and on any machine
-    sums_C, squares_C, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
-    for of_image_C, squares_of_image_C in decoded(root, [item for item, _ in found], sums, {}):
-        sums_C += of_image_C
-        squares_C += squares_of_image_C
-        count += image_size**2
+    parts = list(summed(Pixels(root, tuple(item for item, _ in found), image_size)))
+    count = sum(part[2] for part in parts) * image_size**2
     if not count:  # all have changed since
         return image_size, (0.5,) * 3, (0.5,) * 3
-    mean_C = sums_C / count
-    std_C = np.sqrt(np.maximum(squares_C / count - mean_C**2, 1.0))  # at least one grey level, so it can divide
+    mean_C = np.sum([part[0] for part in parts], axis=0) / count
+    squares_C = np.sum([part[1] for part in parts], axis=0) / count
+    std_C = np.sqrt(np.maximum(squares_C - mean_C**2, 1.0))  # at least one grey level, so it can divide
     return image_size, _rounded(mean_C), _rounded(std_C)
 
 

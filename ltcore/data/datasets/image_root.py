@@ -136,7 +136,7 @@ class _Directory(AtHand):
 
     def _describe(self, name: str) -> str:
         try:
-            found = (self._root / name).stat()
+            found = os.stat(f"{self.where}/{name}")  # noqa: PTH116 - a million of them
         except OSError as error:  # a link that leads nowhere, say; named with all other broken images when it is read
             self._unreadable[name] = f"cannot be read ({error.strerror})", "Restore or remove it."
             return f"{name}\0unreadable"
@@ -195,8 +195,9 @@ def _walk(root: Path) -> tuple[list[str], Texts, list[str]]:
         if first != str(here):
             raise DataError(f"{root}: {here} and {first} are the same folder, through a link. Remove one of them.")
         folders.append(here.as_posix())
+        inner = "" if folder == str(root) else f"{here.as_posix()}/"
         for name in names:
-            files.append((here / name).as_posix())
+            files.append(f"{inner}{name}")
     return folders, files.whole(), hidden
 
 
@@ -367,8 +368,13 @@ def is_hidden(path: str) -> bool:
 
 def _hidden_at(path: str) -> int | None:
     """Returns which part of the path is hidden or left behind by the system, the first counting as 0."""
-    parts = enumerate(PurePosixPath(path).parts)
-    return next((at for at, part in parts if part.startswith(".") or part.lower() in SYSTEM_NAMES), None)
+    if not any(map(_is_hidden_name, path.split("/"))):  # in most of millions of paths
+        return None
+    return next((at for at, part in enumerate(PurePosixPath(path).parts) if _is_hidden_name(part)), None)
+
+
+def _is_hidden_name(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def digest(lines: Iterable[str]) -> str:

