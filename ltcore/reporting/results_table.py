@@ -111,8 +111,8 @@ def _data_words(record: RunRecord) -> list[str]:
 
     Of a local path this is the last part alone: a table or a card goes to people who have it elsewhere, or nowhere.
     """
-    uri = str(record.config["data.uri"])
-    if record.stage1 is not None or not find(uri).by_path:
+    uri = str(record.config.get("data.uri") or "")
+    if record.stage1 is not None or not uri or not find(uri).by_path:
         return []
     return ["--data", local_path(uri).name if is_local(uri) else uri]
 

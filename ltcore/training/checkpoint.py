@@ -142,8 +142,7 @@ def save(
         if state is not None:
             _write_tensors(aside / "state.pt", state)
         (aside / "meta.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **meta}, indent=1))
-        for file in aside.iterdir():
-            sync_to_disk(file)
+        _sync_whole(aside)
         if final.exists():  # the same step again, after a resume; found under its new name until the other is there
             final.rename(folder / f".{final.name}{_OLD}{uuid.uuid4().hex}")
         aside.rename(final)
@@ -220,11 +219,21 @@ def adopt(folder: Path, source: Path) -> None:
     torn, aside = folder / f".{final.name}.{os.getpid()}", folder / f".{final.name}{_OLD}{uuid.uuid4().hex}"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(source, torn)
+    _sync_whole(torn)
     torn.rename(aside)  # where it counts as soon as nothing else does
+    sync_to_disk(folder)
     for other in folder.iterdir():
         if other != aside:
             shutil.rmtree(other)
     aside.rename(final)
+    sync_to_disk(folder)
+
+
+def _sync_whole(folder: Path) -> None:
+    """Brings a folder with its files to the disk, before a name counts that a loss of power must not leave without them."""
+    for file in folder.iterdir():
+        sync_to_disk(file)
+    sync_to_disk(folder)
 
 
 def find(folder: Path, tag: str = "last") -> Checkpoint | None:

@@ -72,10 +72,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
     assert [p.name for p in tmp_path.iterdir()] == ["last-00000001"]
 
 
-def test_every_file_is_on_the_disk_before_the_rename_and_the_rename_before_older_ones_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, 1)
+@contextlib.contextmanager
+def on_the_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int | str]]:
+    """Yields what is done, in its order: the number of each file or folder that is synced, 'rename' and 'remove'."""
     events: list[int | str] = []
 
     def recorded(act: Any, event: Any) -> Any:
@@ -89,10 +88,33 @@ def test_every_file_is_on_the_disk_before_the_rename_and_the_rename_before_older
         patch.setattr(os, "fsync", recorded(os.fsync, lambda fd: os.fstat(fd).st_ino))
         patch.setattr(Path, "rename", recorded(Path.rename, lambda *_: "rename"))
         patch.setattr(ckpt.shutil, "rmtree", recorded(shutil.rmtree, lambda *_: "remove"))
+        yield events
+
+
+def test_every_file_is_on_the_disk_before_the_rename_and_the_rename_before_older_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    with on_the_disk(monkeypatch) as events:
         path = write(tmp_path, 2)
-    *files, renamed, folder, removed = events
+    *files, own, renamed, folder, removed = events
     assert len(files) == 3 and set(files) == {file.stat().st_ino for file in path.iterdir()}
-    assert (renamed, folder, removed) == ("rename", tmp_path.stat().st_ino, "remove")
+    assert (own, renamed, folder, removed) == (path.stat().st_ino, "rename", tmp_path.stat().st_ino, "remove")
+
+
+def test_another_runs_checkpoint_is_on_the_disk_before_those_it_replaces_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    write(folder, 3)
+    path = write(tmp_path / "other", 5)
+    with on_the_disk(monkeypatch) as events:
+        ckpt.adopt(folder, path)
+    remove_torn, *files, own, renamed, synced, removed, named, synced_again = events
+    copy = folder / path.name
+    assert len(files) == 3 and set(files) == {file.stat().st_ino for file in copy.iterdir()}
+    assert own == copy.stat().st_ino and synced == synced_again == folder.stat().st_ino
+    assert (remove_torn, renamed, removed, named) == ("remove", "rename", "remove", "rename")
 
 
 def test_a_foreign_version_is_refused(tmp_path: Path) -> None:
