@@ -111,7 +111,8 @@ def tune(
     """Runs a sweep, or continues it, and returns it. A finished one is returned as it is stored.
 
     Args:
-        recipe: the recipe of every trial, as a name, path or URI; None: the sweep file's.
+        recipe: the recipe of every trial, as a name, path or URI; None: the sweep file's, but of ``tune_lpa`` on other data
+            than its digits ``folder`` or ``folder_small``, by the size of the images.
         sweep: name of a packaged sweep, or path or URI of a YAML file.
         space: changes to the search space: dotted key -> 'log:0.01,1', ``{"log": [0.01, 1]}``, or None to take it out.
         num_trials, search, max_hours: as the flags of these names.
@@ -244,7 +245,7 @@ def retrieve(
     _at_least_one(neighbors=neighbors, prototypes=prototypes)
     args = RetrieveArgs(
         run=run.uri if isinstance(run, Run) else str(run),
-        weights=None if weights is None else str(weights),
+        weights=None if weights is None else absolute("model.weights", str(weights)),
         images=tuple(map(str, images)),
         data=_given(data, reading),
         output=None,

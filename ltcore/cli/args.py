@@ -36,19 +36,28 @@ FILE_KEYS = (
     "stage2.from_run",
 )
 """Keys whose value may be a path."""
+_WORDS = ("", "null", "none", "auto", "default")
+"""Values that mean something else than a file or folder of that name."""
 
 
 def absolute(key: str, value: str) -> str:
     """Returns the value of a key, of which a path that exists is made absolute.
 
-    Workers change directory, and what a run records is read from other folders. Of a pattern, such as ``shards/*.tar``, the
-    folder before it has to exist. The name of a source of images is none of a folder beside it.
+    Workers change directory, and what a run records is read from other folders. Of a pattern of data, such as
+    ``shards/*.tar``, the folder before it has to exist. A word that says something else, such as the name of a source of
+    images, is no folder beside it.
     """
-    if key not in FILE_KEYS or not value or "://" in value or (key == "data.uri" and value in _sources()):
+    if key not in FILE_KEYS or "://" in value or value in _WORDS or (key == "data.uri" and value in _sources()):
         return value
-    path = Path(value).expanduser()
-    before, *pattern = re.split(r"[*?\[{]", str(path), maxsplit=1)
-    exists = path.exists() or (pattern and Path(f"{before}x").parent.exists())
+    try:
+        path = Path(value).expanduser()
+        before, *pattern = re.split(r"[*?\[{]", str(path), maxsplit=1)
+        exists = path.exists() or (key == "data.uri" and pattern and Path(f"{before}x").parent.exists())
+    except (
+        OSError,
+        RuntimeError,
+    ):  # too long a name, a folder that may not be entered, ~ of nobody: said when it is read
+        return value
     return str(path.absolute()) if exists else value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ltcore.cli.args import CardArgs, ExportArgs, RetrieveArgs
+from ltcore.cli.args import CardArgs, ExportArgs, RetrieveArgs, absolute
 from ltcore.cli.parsers import add_prediction_flags, command_parser, take_reading
 from ltcore.cli.values import count
 
@@ -84,7 +84,7 @@ def read_retrieve(doc: str | None, argv: Sequence[str] | None = None, prog: str 
         parser.error(f"--output {args.output}: expected the ending .html")
     return RetrieveArgs(
         run=args.run,
-        weights=args.weights,
+        weights=args.weights and absolute("model.weights", args.weights),
         images=tuple(args.images),
         data=args.data or os.environ.get("LTCORE_DATA"),
         output=args.output,

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ltcore.cli.args import GltArgs
+from ltcore.cli.args import GltArgs, absolute
 from ltcore.cli.parsers import command_parser
 from ltcore.cli.shards_parser import add_source_flags, reencode_of
 from ltcore.cli.values import at_least_one, count, whole
@@ -75,16 +75,18 @@ def _profile(args: dict[str, Any]) -> dict[str, Any]:
     if given and args["class_counts"]:
         raise ConfigError(
             f"--{next(iter(given)).replace('_', '-')} has no effect beside --class-counts, which say how class sizes fall. "
-            "Leave one of them away."
+            "Leave one of them out."
         )
     return given
 
 
-def _discovery(args: dict[str, object]) -> Discovery | None:
+def _discovery(args: dict[str, Any]) -> Discovery | None:
     found = {key: args.pop(key) for key in ("features", "weights", "groups", "clusters", "image_size")}
     given = {key: value for key, value in found.items() if value is not None}
+    if "weights" in given:
+        given["weights"] = absolute("model.weights", given["weights"])
     if "features" in given:
-        return Discovery(**given)  # type: ignore[arg-type]  # argparse checked them
+        return Discovery(**given)  # argparse checked them
     if given:
         raise ConfigError(
             f"--{next(iter(given)).replace('_', '-')} is about attributes that are discovered; give --discover."

@@ -12,7 +12,9 @@ from ltcore.cli.engine import engine_of
 from ltcore.cli.entry import say
 from ltcore.data.config import READING_KEYS, DataConfig
 from ltcore.data.datasets.dataset import Lists
+from ltcore.data.datasets.image_root import is_hidden
 from ltcore.data.datasets.prepare import make, prepare, selection_remarks
+from ltcore.data.datasets.registry import recognize
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.data.shards.validate import check_dataset, describe
 from ltcore.errors import ConfigError
@@ -48,12 +50,12 @@ def make_shards(args: ShardsArgs) -> int:
 def refuse_inside(source: str, target: str, lists: Lists) -> None:
     """Raises ConfigError for shards inside the folder whose images they are made of, unless lists say which these are.
 
-    Its folders are classes, so that it could not be read again.
+    Its folders are classes, so that it could not be read again. A hidden folder is none.
     """
-    if lists or not (is_local(source) and is_local(target)):
+    if lists or not (is_local(source) and is_local(target) and recognize(source).has_folders):
         return
     images, shards = local_path(source).resolve(), local_path(target).resolve()
-    if images in shards.parents and images.is_dir():
+    if images in shards.parents and images.is_dir() and not is_hidden(shards.relative_to(images).as_posix()):
         raise ConfigError(f"{target} lies in {source}, whose folders are classes: give a place beside it.")
 
 

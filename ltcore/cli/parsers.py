@@ -59,7 +59,7 @@ def read_train(doc: str | None, argv: Sequence[str] | None = None, prog: str | N
 def read_tune(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> TuneArgs:
     """Reads the command line of ``tune``; ``--show`` prints sweep and resolved configuration and exits."""
     parser = command_parser(doc, prog)
-    help_words = "recipe (default: the sweep's; with --data and no --sweep, by the size of the images) and overrides"
+    help_words = "recipe (default: the sweep's; of tune_lpa with data by the size of the images) and overrides"
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help=help_words)
     parser.add_argument("--sweep", default=DEMO_SWEEP, metavar="NAME|FILE", help="sweep file (default: %(default)s)")
     parser.add_argument(

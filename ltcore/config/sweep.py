@@ -104,7 +104,8 @@ def _set(tree: Tree, key: str, value: Any) -> None:
 
 def _set_variant(variants: Tree, name: str, key: str, value: Any) -> None:
     if key:
-        variants.setdefault(name, {})[key] = value
+        variants.setdefault(name, {}).pop(key, None)  # what is said last is applied last
+        variants[name][key] = value
     elif name not in variants:
         raise ConfigError(f"{_VARIANTS}{name}: there is no such variant.{nearest(name, variants)}")
     elif value not in (None, "null"):
@@ -227,9 +228,8 @@ class SweepConfig:
                     f"overrides switch {off} off and space varies {inner}, which would switch it on again; to leave it off for "
                     f"all trials, take it out with sweep.space.{inner}=null"
                 )
-            later = itertools.islice(
-                self.overrides, list(self.overrides).index(off) + 1, None
-            )  # as they are applied in turn
+            following = list(self.overrides).index(off) + 1
+            later = itertools.islice(self.overrides, following, None)  # as they are applied in turn
             if inner := next((key for key in later if key.startswith(f"{off}.")), None):
                 for_one = (
                     " For some rows alone, set it in theirs: sweep.variants.NAME." + inner if self.variants else ""

@@ -135,7 +135,7 @@ class DataConfig:
 
     label_key: str | None = None
     """Where the label stands in the ``.json`` of a sample in tars of others, a path with dots; null: in its ``.cls``
-    or, where it has none, under ``label`` in its ``.json``. No effect on other data."""
+    or, where it has none, under ``label`` in its ``.json``. Refused for data that are no such tars."""
 
     @property
     def chosen_subset(self) -> str:

@@ -14,7 +14,7 @@ from ltcore.config.overrides import as_text, flatten
 from ltcore.config.recipes import header, packaged
 from ltcore.config.records import Metrics, RunRecord
 from ltcore.config.show import run_tree
-from ltcore.data.config import SELECTION
+from ltcore.data.config import PLACE_KEYS, SELECTION
 from ltcore.data.datasets.registry import find
 from ltcore.errors import DataError
 from ltcore.reporting.format import TRAINED, count_text
@@ -35,7 +35,9 @@ COLUMNS = (
     "time each",
     "command",
 )
-ELSEWHERE = (*IDENTITY, "data.uri", "train.threads", "tracking.", "stage2.from_run")
+PLACES = ("data.uri", *(f"data.{key}" for key in PLACE_KEYS))
+"""Keys that say where images are."""
+ELSEWHERE = (*IDENTITY, *PLACES, "train.threads", "tracking.", "stage2.from_run")
 """Keys, and prefixes of keys, that tell where a run was computed or logged and do not distinguish methods."""
 METHOD = ("objective.", "model.", "stage2.options.", "train.optim.")
 """Prefixes of keys that change the method of a recipe."""
@@ -61,7 +63,7 @@ def results_table(runs: Sequence[StoredRun]) -> str:
     those of the recipe. Where runs differ in how many parameters they train (``model.tune``), a column says how many.
 
     The command is the packaged recipe that differs in the fewest keys, with these as overrides, and with the images of
-    the first run where they are no published data set; for stage 2 it has the name of its first run of stage 1. Runs of
+    the first run where the recipe does not name them; for stage 2 it has the name of its first run of stage 1. Runs of
     stage 2 share a line if their stage 1 differs only in the seed.
 
     Raises DataError for a run that is not finished or was not tested.
@@ -84,7 +86,10 @@ def results_table(runs: Sequence[StoredRun]) -> str:
                 "Leave one of them out."
             )
         group.append(record)
-    rows = [_row(recipe, command, published, group) for (recipe, command, published, *_), group in lines.items()]
+    rows = [
+        _row(recipe, _places(group[0], recipes[recipe]), command, published, group)
+        for (recipe, command, published, *_), group in lines.items()
+    ]
     table = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
     trained = [group[-1].trained_parameters for group in lines.values()]
     if len(set(trained)) > 1:
@@ -99,22 +104,28 @@ def _sample(record: RunRecord) -> tuple[int, int | None]:
 
 
 def command(record: RunRecord) -> str:
-    """Returns the command of a run: the packaged recipe that differs in the fewest keys, with these as overrides."""
-    recipe, overrides, _ = _described(record, effective(record.config), _recipes())
-    stage1 = [] if record.stage1 is None else [f"stage2.from_run={record.stage1.name}"]
+    """Returns the command of a run: the packaged recipe that differs in the fewest keys, the images, and the other keys."""
+    recipes = _recipes()
+    recipe, overrides, _ = _described(record, effective(record.config), recipes)
     changed = [f"{key}={as_text(value)}" for key, value in overrides.items()]
-    return f"train.py {shlex.join([recipe, *_data_words(record), *stage1, *changed, f'seed={record.seed}'])}"
+    return f"train.py {shlex.join([recipe, *_places(record, recipes[recipe]), *changed, f'seed={record.seed}'])}"
 
 
-def _data_words(record: RunRecord) -> list[str]:
-    """Returns what names the images of a run, of which no recipe knows where they lie.
+def _places(record: RunRecord, recipe: Mapping[str, Any]) -> list[str]:
+    """Returns what names the images of a run, or its run of stage 1, where that is not in the recipe.
 
     Of a local path this is the last part alone: a table or a card goes to people who have it elsewhere, or nowhere.
     """
-    uri = str(record.config.get("data.uri") or "")
-    if record.stage1 is not None or not uri or not find(uri).by_path:
-        return []
-    return ["--data", local_path(uri).name if is_local(uri) else uri]
+    if record.stage1 is not None:
+        return [f"stage2.from_run={record.stage1.name}"]
+    found = []
+    for key in PLACES:
+        uri = str(record.config.get(key) or "")
+        if not uri or uri == recipe.get(key) or (key == "data.uri" and not find(uri).by_path):
+            continue
+        last = (local_path(uri).absolute().name if is_local(uri) else "") or uri
+        found += ["--data", last] if key == "data.uri" else [f"{key}={last}"]
+    return found
 
 
 def _recipes() -> dict[str, dict[str, Any]]:
@@ -180,11 +191,10 @@ def _changed_below(recipe: str, stage1: Mapping[str, Any], recipes: Mapping[str,
     return [k for k, v in stage1.items() if not k.startswith(ELSEWHERE) and (k not in base or base[k] != v)]
 
 
-def _row(recipe: str, overrides: str, published: str, runs: Sequence[RunRecord]) -> list[str]:
+def _row(recipe: str, places: Sequence[str], overrides: str, published: str, runs: Sequence[RunRecord]) -> list[str]:
     first = runs[0]
     last = [_balanced(run.test or {}) for run in runs]
     best = [_balanced(run.test_best) for run in runs if run.test_best]
-    places = _data_words(first) if first.stage1 is None else [f"stage2.from_run={first.stage1.name}"]
     return [
         recipe,
         markdown_cell(first.data.name),

@@ -222,9 +222,10 @@ def adopt(folder: Path, source: Path) -> None:
     _sync_whole(torn)
     torn.rename(aside)  # where it counts as soon as nothing else does
     sync_to_disk(folder)
-    for other in folder.iterdir():
-        if other != aside:
-            shutil.rmtree(other)
+    for other in [path for path in folder.iterdir() if path != aside]:
+        torn = folder / f".{other.name.lstrip('.').replace(_OLD, '.')}.{uuid.uuid4().hex}"
+        other.rename(torn)  # where it does not count while it goes
+        shutil.rmtree(torn)
     aside.rename(final)
     sync_to_disk(folder)
 

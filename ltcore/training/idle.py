@@ -53,14 +53,14 @@ def _of_augmentation(cfg: RunConfig) -> Iterator[str]:
     if randaugment not in stages:
         yield from _said("augment.", augment, _RANDAUGMENT, f"with {words}; augment.randaugment=true adds RandAugment")
     if transforms.cutout not in stages:
-        yield from _said("augment.", augment, ("cutout_fraction",), f"with {words}, which erases nothing")
+        yield from _said("augment.", augment, ("cutout_fraction",), f"with {words}: nothing is erased")
     if all(stack.min_area is None for stack in used.values()):
-        why = f"with {words}, which has no random resized crop"
+        why = f"with {words}: there is no random resized crop"
         yield from _said("augment.", augment, ("crop_from", "crop_schedule"), why)
+    elif cfg.train.epochs == 1:
+        yield from _said("augment.", augment, ("crop_schedule",), "in a training of one epoch")
     if not stages.intersection(_MOVES):
-        yield from _said(
-            "augment.", augment, ("fill",), f"with {words}, which brings in nothing but zeros of a padded crop"
-        )
+        yield from _said("augment.", augment, ("fill",), f"with {words}: nothing comes in but zeros of a padded crop")
 
 
 def _said(prefix: str, section: Any, names: tuple[str, ...] | None, why: str) -> Iterator[str]:

@@ -134,6 +134,8 @@ def pretrained(name: str, weights: str | None, num_classes: int) -> LongTailNet:
 
     Raises ConfigError where weights are not named, CheckpointError where they cannot be had.
     """
+    if weights in ("", "null", "none"):
+        raise ConfigError(f"--weights {weights}: features need weights. Give a file, or default.")
     try:
         model = ModelConfig(name=name, weights=weights)
     except ValueError as error:

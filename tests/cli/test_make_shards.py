@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,5 +57,9 @@ def test_shards_inside_the_folder_of_their_images_are_refused_but_of_lists(
     for target in ("out", str(tmp_path / "ant" / "out")):
         with pytest.raises(ConfigError, match=r"out lies in \., whose folders are classes: give a place beside it"):
             shards(None, [".", target])
+    assert shards(None, [".", ".made"]) == 0, "which is hidden"
+    (tmp_path / "digits-glt").mkdir()
+    assert shards(None, ["digits-glt", "digits-glt/out"]) == 0, "which is no folder, though there is one"
+    shutil.rmtree(tmp_path / "digits-glt")
     (tmp_path / "train.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
     assert shards(None, [".", "out", "--list", "train=train.txt"]) == 0

@@ -306,12 +306,14 @@ def test_a_file_beside_the_command_is_meant_where_it_is(tmp_path: Path, monkeypa
         ("cifar100", "cifar100"),
         ("s3://bucket/photos", "s3://bucket/photos"),
         ("s3:/photos", "s3:/photos"),
+        ("~nobody-of-that-name/x", "~nobody-of-that-name/x"),
+        ("x" * 300, "x" * 300),
     ],
 )
 def test_data_mean_the_same_wherever_their_run_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, given: str, meant: str
 ) -> None:
-    for name in ("photos", "photos [2024]", "tars", "cifar100"):
+    for name in ("photos", "photos [2024]", "tars", "cifar100", "default", "null"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -320,4 +322,6 @@ def test_data_mean_the_same_wherever_their_run_is_looked_at(
     if how == "variable":
         monkeypatch.setenv("LTCORE_DATA", given)
     for read in (cli.read_train, cli.read_tune):
-        assert read("test", ["folder", *words]).overrides["data.uri"] == meant.format(here=tmp_path)
+        found = read("test", ["folder", *words, "model.weights=default", "data.images=null"]).overrides
+        assert found["data.uri"] == meant.format(here=tmp_path)
+        assert (found["model.weights"], found["data.images"]) == ("default", "null")

@@ -74,16 +74,21 @@ def test_a_backbone_needs_data_and_its_weights(command: Any, tiny_shards: str, t
     done = command("retrieve", "resnet8", "--data", tiny_shards)
     assert done.code and "no weights of resnet8 are published" in done.err
     assert "give --data" in command("retrieve", "timm:tf_efficientnet_lite0").err
+    done = command("retrieve", "resnet50", "--data", tiny_shards, "--weights", "null")
+    assert "--weights null: features need weights. Give a file, or default" in done.err
     assert "Leave it out" in command("retrieve", trained, "--weights", "default").err
 
 
-def test_a_network_of_timm_is_a_backbone(command: Any, tiny_shards: str, tmp_path: Path) -> None:
+def test_a_network_of_timm_is_a_backbone(
+    command: Any, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import timm
 
     torch.manual_seed(0)
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     torch.save(network.state_dict(), tmp_path / "lite0.pth")
-    words = ["--data", tiny_shards, "--weights", tmp_path / "lite0.pth", "--output", tmp_path / "page.html"]
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", tiny_shards, "--weights", "lite0.pth", "--output", tmp_path / "page.html"]
     done = command("retrieve", "timm:tf_efficientnet_lite0", *words)
     assert "made for this page by k-means from the local features of this network" in done.out, done.err
     assert "tf_efficientnet_lite0" in (tmp_path / "page.html").read_text(encoding="utf-8")

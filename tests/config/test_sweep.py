@@ -208,6 +208,11 @@ def test_a_term_whose_key_the_file_sets_can_be_switched_off(tmp_path):
     )
     sweep = read_sweep(str(tmp_path / "s.yaml"), {"objective.terms.lpa": "null"})
     assert base_run(sweep).objective.terms.lpa is None
+    (tmp_path / "v.yaml").write_text(
+        "recipe: folder_small\nsearch: variants\nvariants: {a: {objective.terms.lpa: on, objective.terms.lpa.weight: 0.3}}\n"
+    )
+    sweep = read_sweep(str(tmp_path / "v.yaml"), {"sweep.variants.a.objective.terms.lpa": "null"})
+    assert base_run(sweep).replace(sweep.variants["a"]).objective.terms.lpa is None
 
 
 def test_a_number_of_trials_for_rows_that_are_all_trained_is_refused():

@@ -95,6 +95,23 @@ def test_images_that_were_used_as_they_are_are_no_override_and_have_no_published
     assert row["command"] == f"`train.py {RECIPE} data.imbalance_factor=null train.epochs=30`"
 
 
+def test_the_command_names_images_that_the_recipe_does_not_and_no_folder_around_them(tmp_path: Path) -> None:
+    for n, (recipe, places, words) in enumerate(
+        (
+            ("places_lt_ce", {}, ""),
+            ("places_lt_ce", {"data.uri": "/home/ann/places"}, " --data places"),
+            ("places_lt_ce", {"data.uri": "s3://bucket/places"}, " --data s3://bucket/places"),
+            ("mscoco_glt_ce", {"data.uri": "mscoco-glt", "data.images": "/home/ann/coco"}, " data.images=coco"),
+        )
+    ):
+        folder = write(tmp_path / str(n), 0.3, 0.3)
+        config = load_run(recipe, places).to_flat()
+        change(folder, config={**config, "model.weights": "default"} if config["model.weights"] == "auto" else config)
+        (row,) = cells(folder)
+        assert row["command"].startswith(f"`train.py {recipe}{words}")
+        assert "home" not in row["command"] and row["command"].count("data.") == words.count("data.")
+
+
 @pytest.mark.parametrize("recipe", ["cifar100_lt_ce", "cifar100_lt_paco_lpa", "cifar100_lt_dro"])
 def test_the_command_is_that_of_the_closest_recipe(tmp_path: Path, recipe: str) -> None:
     config = load_run(recipe, {"train.epochs": "7"}).to_flat()

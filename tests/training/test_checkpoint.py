@@ -110,11 +110,11 @@ def test_another_runs_checkpoint_is_on_the_disk_before_those_it_replaces_go(
     path = write(tmp_path / "other", 5)
     with on_the_disk(monkeypatch) as events:
         ckpt.adopt(folder, path)
-    remove_torn, *files, own, renamed, synced, removed, named, synced_again = events
+    remove_torn, *files, own, renamed, synced, torn, removed, named, synced_again = events
     copy = folder / path.name
     assert len(files) == 3 and set(files) == {file.stat().st_ino for file in copy.iterdir()}
     assert own == copy.stat().st_ino and synced == synced_again == folder.stat().st_ino
-    assert (remove_torn, renamed, removed, named) == ("remove", "rename", "remove", "rename")
+    assert (remove_torn, renamed, torn, removed, named) == ("remove", "rename", "rename", "remove", "rename")
 
 
 def test_a_foreign_version_is_refused(tmp_path: Path) -> None:
@@ -211,22 +211,24 @@ def test_a_place_without_checkpoint_says_what_was_expected(tmp_path: Path) -> No
         ckpt.read(tmp_path)
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(9))
 def test_another_runs_checkpoint_takes_the_place_of_all_and_there_is_one_at_any_moment(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill before each of the operations on the disk."""
+    """A kill before each of the operations on the disk, or within it where it removes."""
     folder, source = tmp_path / "checkpoints", tmp_path / "other"
     for tag, step in (("best", 3), ("last", 7)):
         write(folder, step, tag)
     write(source, 5)
-    left = [None] * moment
+    left, remove = [None] * moment, shutil.rmtree
 
     class Killed(BaseException):
         pass
 
     def counted(act: Any) -> Any:
         def counting(*args: Any, **options: Any) -> Any:
+            if not left and act is remove:
+                (args[0] / "model.pt").unlink(missing_ok=True)
             if not left:
                 raise Killed
             left.pop()
@@ -235,11 +237,11 @@ def test_another_runs_checkpoint_takes_the_place_of_all_and_there_is_one_at_any_
         return counting
 
     with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        patch.setattr(ckpt.shutil, "rmtree", counted(shutil.rmtree))
+        patch.setattr(ckpt.shutil, "rmtree", counted(remove))
         patch.setattr(ckpt.shutil, "copytree", counted(shutil.copytree))
         patch.setattr(Path, "rename", counted(Path.rename))
         ckpt.adopt(folder, source / "last-00000005")
     found = ckpt.find(folder)
-    assert found is not None and found.meta["step"] in (5, 7)
+    assert found is not None and found.meta["step"] in (5, 7) and found.model_state()
     ckpt.adopt(folder, source / "last-00000005")
     assert [path.name for path in folder.iterdir()] == ["last-00000005"]

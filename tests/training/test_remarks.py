@@ -50,13 +50,20 @@ IDLE: tuple[tuple[dict[str, Any], str], ...] = (
         "augment.randaugment_ops=3, augment.randaugment_std=0.5: no effect with augment.view1=crop; augment.randaugment=true ad",
     ),
     ({"augment.view1": "crop", "augment.randaugment_ops": 3, "augment.randaugment": True}, ""),
-    ({"augment.view1": "crop", "augment.cutout_fraction": 0.2}, "with augment.view1=crop, which erases nothing"),
+    ({"augment.view1": "crop", "augment.cutout_fraction": 0.2}, "with augment.view1=crop: nothing is erased"),
     ({"augment.view1": "crop_cutout", "augment.cutout_fraction": 0.2}, ""),
-    ({"augment.view1": "crop", "augment.crop_schedule": "convex"}, "which has no random resized crop"),
-    ({"augment.view1": "rrc_flip", "augment.crop_schedule": "convex"}, ""),
+    (
+        {"augment.view1": "crop", "augment.crop_schedule": "convex"},
+        "augment.view1=crop: there is no random resized crop",
+    ),
+    ({"augment.view1": "rrc_flip", "augment.crop_schedule": "convex", "train.epochs": 2}, ""),
+    (
+        {"augment.view1": "rrc_flip", "augment.crop_schedule": "convex", "train.epochs": 1},
+        "augment.crop_schedule=convex: no effect in a training of one epoch",
+    ),
     (
         {"augment.view1": "crop", "augment.fill": 128},
-        "augment.fill=128: no effect with augment.view1=crop, which brings",
+        "augment.fill=128: no effect with augment.view1=crop: nothing comes in but",
     ),
     ({"augment.view1": "crop_flip_rotate15", "augment.fill": 128}, ""),
     (

@@ -11,6 +11,7 @@ from ltcore.config.load import base_run
 from ltcore.config.schema import RunConfig
 from ltcore.config.sweep import SweepConfig, read_sweep
 from ltcore.data.shards.manifest import Manifest, read_manifest
+from ltcore.errors import ConfigError
 from ltcore.models.weights import IMAGENET
 from ltcore.tuning import budget
 from ltcore.tuning.measured import as_started, measured_run
@@ -49,6 +50,42 @@ def test_terms_that_the_space_switches_on_are_measured(manifest: Manifest) -> No
         search(objective__terms__lpa__weight="log:0.1,3", objective__terms__ifl__num_envs="choice:1,2"), manifest
     )
     assert sorted(found.objective.active_terms()) == ["dro", "ifl", "lpa"] and found.model.name == "resnet32"
+
+
+def test_a_term_that_is_off_at_the_last_value_is_measured_switched_on(manifest: Manifest) -> None:
+    keys = {f"sweep.space.{key}": "null" for key in read_sweep("tune_lpa").space}
+    words = {**DRAWN, **keys, "sweep.recipe": "folder_small", "sweep.space.objective.terms.lpa.weight": "choice:1,0"}
+    found = measured(read_sweep("tune_lpa", words), manifest)
+    assert list(found.objective.active_terms()) == ["lpa"]
+
+
+def test_terms_that_do_not_go_together_are_measured_alone(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = RunConfig.replace
+
+    def alone(self: RunConfig, changes: dict[str, Any]) -> RunConfig:
+        found = whole(self, changes)
+        if len(found.objective.active_terms()) > 1:
+            raise ConfigError("one at a time")
+        return found
+
+    monkeypatch.setattr(RunConfig, "replace", alone)
+    assert list(measured(search(), manifest).objective.active_terms()) == ["lpa"], "which has a key network"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "costly", "others"),
+    [
+        ("objective.base", "choice:paco,cross_entropy", "paco", {"model.projection_dim": "8"}),
+        ("model.num_experts", "choice:4,2", 4, {"sweep.recipe": "cifar100_lt_ride"}),
+        ("model.tune", "choice:full,head", "full", {"objective.base": "cross_entropy"}),
+    ],
+)
+def test_whatever_decides_about_operations_is_measured_at_its_costliest(
+    manifest: Manifest, key: str, values: str, costly: Any, others: dict[str, str]
+) -> None:
+    own = {f"sweep.space.{swept}": "null" for swept in read_sweep("tune_lpa").space}
+    words = {**DRAWN, **own, "sweep.recipe": "folder_small", **others, f"sweep.space.{key}": values}
+    assert measured(read_sweep("tune_lpa", words), manifest).to_flat()[key] == costly
 
 
 def test_of_compared_methods_the_costliest_is_measured(manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -196,13 +196,18 @@ def keys_of(root: Root, layout: Layout, paths: Texts) -> Iterator[tuple[str, str
     The key is the path inside of the outer folders, without its extension unless two files differ in nothing else: a
     zip gives the splits that its folder gives.
     """
-    stems = Texts.of(path.removesuffix(suffix_of(path)) for path in paths)
+    stems = Texts.of(_plain(path).removesuffix(suffix_of(path)) for path in paths)
     for path, stem, is_shared in zip(paths, stems, stems.repeated(), strict=True):
         is_web = storage.is_web(path)
         ext = "" if root.by_content else image_ext(file_name(path) if is_web else path)
         if not ext and not root.by_content and not is_web:  # where the content tells
             raise DataError(f"{root.where}: {path} is no image; known are {', '.join(EXTENSIONS)}. Remove it.")
         yield safe_key((path if is_shared else stem).removeprefix(layout.outer)), ext
+
+
+def _plain(path: str) -> str:
+    """Returns the path as pathlib spells it: without what zips and addresses in the web have twice or for nothing."""
+    return str(PurePosixPath(path)) if "//" in path or "/./" in path or path.startswith("./") else path
 
 
 def _hold_out(items: Sequence[Item], num_classes: int, seed: int) -> tuple[list[Item], list[Item]]:

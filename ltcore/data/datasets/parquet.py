@@ -115,9 +115,10 @@ def _files(where: str) -> list[FileInfo]:
 
 def _refuse_twice(folder: Path, files: Sequence[FileInfo]) -> None:
     """Raises DataError for a file that is reached twice, through a link to it or its folder: its rows would count twice."""
-    seen = dict[Path, str]()
+    seen = dict[tuple[int, int], str]()
     for info in files:
-        first = seen.setdefault((folder / info.name).resolve(), info.name)
+        found = (folder / info.name).stat()
+        first = seen.setdefault((found.st_dev, found.st_ino), info.name)
         if first != info.name:
             raise DataError(f"{folder}: {first} and {info.name} are the same file, through a link. Remove one of them.")
 

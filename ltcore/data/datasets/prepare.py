@@ -160,7 +160,7 @@ def _refuse_label_key(cfg: DataConfig) -> None:
     """Raises ConfigError where it is said where samples have their label, of what has none of its own."""
     if cfg.label_key is not None:
         raise ConfigError(
-            f"data.label_key={cfg.label_key} has no effect: {cfg.uri} are no WebDataset shards of others. Leave it away."
+            f"data.label_key={cfg.label_key} has no effect: {cfg.uri} is no set of WebDataset tars of others. Leave it out."
         )
 
 

@@ -52,7 +52,7 @@ def image_ext(path: str) -> str:
 
 
 def suffix_of(path: str) -> str:
-    """Returns what ``PurePosixPath(path).suffix`` is, in a tenth of the time: there are millions of paths."""
+    """Returns what ``PurePosixPath(path).suffix`` is of a file, in a tenth of the time: there are millions of paths."""
     name = path[path.rfind("/") + 1 :]
     dot = name.rfind(".")
     return name[dot:] if 0 < dot < len(name) - 1 else ""

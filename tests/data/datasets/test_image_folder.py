@@ -5,14 +5,16 @@ import io
 import os
 import zipfile
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.columns import Texts
 from ltcore.data.datasets.folder_layout import read_folders
-from ltcore.data.datasets.image_folder import image_folder
+from ltcore.data.datasets.image_folder import image_folder, keys_of
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.prepare import open_dataset, prepare
@@ -90,6 +92,21 @@ def test_a_zip_and_a_folder_of_the_same_files_give_the_same_samples(tmp_path):
     assert layout.classes == ("ant", "bee") and {s: len(e) for s, e in layout.splits.items()} == {
         "train": 10, "val": 1, "test": 2
     }  # fmt: skip
+
+
+def test_a_zip_whose_names_begin_with_a_dot_gives_the_splits_of_its_folder(tmp_path):
+    files = flat_files({"ant": 12, "bee": 8})
+    as_folder(files, tmp_path / "set")
+    as_zip({f"./{name}": data for name, data in files.items()}, tmp_path / "set.zip")
+    both = [contents(open_dataset(DataConfig(uri=str(tmp_path / name))).source()) for name in ("set", "set.zip")]
+    assert both[0] == both[1]
+
+
+def test_keys_are_of_paths_as_pathlib_spells_them():
+    """They choose who goes to val and test: copies made years apart have to agree."""
+    paths = ["a//b.png", "./c/d.png", "e/./f.png", "https://host/cat/1.jpg", "g/h.i.png"]
+    keys = keys_of(SimpleNamespace(by_content=False, where="t"), SimpleNamespace(outer=""), Texts.of(paths))
+    assert [key for key, _ in keys] == ["a/b", "c/d", "e/f", safe_key("https:/host/cat/1"), safe_key("g/h.i")]
 
 
 def test_a_flat_folder_is_split_by_hash_whatever_the_names_order(tmp_path):

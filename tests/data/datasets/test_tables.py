@@ -242,7 +242,9 @@ def test_columns_have_no_effect_elsewhere_and_that_is_said(
     for uri in (str(folder), "digits-glt", str(small)):
         with pytest.raises(ConfigError, match=r"data.label_column=x has no effect: .* is no table"):
             prepare(DataConfig(uri=uri, label_column="x"))
-        with pytest.raises(ConfigError, match=r"data.label_key=x has no effect: .* are no WebDataset shards of others"):
+        with pytest.raises(
+            ConfigError, match=r"data.label_key=x has no effect: .* is no set of WebDataset tars of others"
+        ):
             prepare(DataConfig(uri=uri, label_key="x"))
     cfg = DataConfig(uri=write(two_classes("image,x")), label_column="x")
     assert on_other_data(cfg, str(folder)).label_column is None
