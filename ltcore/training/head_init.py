@@ -10,13 +10,18 @@ Source: LIFT, Shi et al., "Long-tail learning with foundation model: heavy fine-
 and its code ('init_head: class_mean'): for weights of ImageNet-21k, and as the alternative to CLIP's text
 features, for which see ``text_head``.
 Differs: the means are those of the network that training starts from, while theirs leave the tuned modules out. Adapters
-and LoRA begin as the identity, where both are the same; drawn prompts do not. The images are those that evaluation sees,
-cropped by ``data.crop_fraction``, theirs the largest centered square.
-Cost: one pass over the training images, as ``train.ncm`` takes for one evaluation.
+and LoRA begin as the identity, where both are the same; drawn prompts do not.
+The images are their largest centered squares, as in that code, also where evaluation sees a crop of them
+(``data.crop_fraction`` below 1).
+Cost: one pass over the training images, as ``train.ncm`` takes for one evaluation; where evaluation sees crops, they are
+decoded for it alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +30,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ltcore import dist
 from ltcore.config.schema import RunConfig
+from ltcore.data.loading.loader import ThreadedLoader
 from ltcore.models.clip_text import TEXT
 from ltcore.models.net import RANDOM
 from ltcore.objective.stage2.ncm import ClassMeans
@@ -68,7 +74,28 @@ def class_rows(cfg: RunConfig, evaluator: Evaluator) -> Tensor:
     """
     num_classes = len(evaluator.loader.store.manifest.classes)
     sums = ClassMeans(num_classes, 1, evaluator.net.feature_dim, unit=False)
-    for batch, out in evaluator.outputs(cfg.data.train_split):
-        sums.add((out.features_BD.double() * GRID).round() / GRID, batch.labels_B)
+    with _of_whole_squares(evaluator) as whole:
+        for batch, out in whole.outputs(cfg.data.train_split):
+            sums.add((out.features_BD.double() * GRID).round() / GRID, batch.labels_B)
     (means_CD,) = sums.over_ranks(evaluator.device)
     return F.normalize(means_CD, dim=1)
+
+
+@contextlib.contextmanager
+def _of_whole_squares(evaluator: Evaluator) -> Iterator[Evaluator]:
+    """Yields the evaluator, with a loader that cuts nothing off the largest centered square where its own does."""
+    loader = evaluator.loader
+    if loader.prep.framing.crop_fraction >= 1:
+        yield evaluator
+        return
+    whole = ThreadedLoader(
+        replace(loader.cfg, crop_fraction=1.0),
+        loader.uri,
+        batch_size=loader.batch_size,
+        seed=loader.seed,
+        rank=loader.rank,
+        world=loader.world,
+        trains=False,
+    )
+    with contextlib.closing(whole):
+        yield replace(evaluator, loader=whole)

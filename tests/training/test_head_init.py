@@ -39,6 +39,12 @@ def test_the_rows_are_unit_class_means_and_nothing_else_changes(tiny_shards: str
     assert torch.equal(plain["net.heads.0.weight"], plain["drawn.heads.0.weight"])
 
 
+def test_means_are_of_whole_squares_where_evaluation_sees_crops(tiny_shards: str) -> None:
+    whole, crops = (started(tiny_run(**MEANS, data__crop_fraction=f).to_dict(), tiny_shards) for f in (None, 0.5))
+    assert torch.equal(crops["net.heads.0.weight"], whole["net.heads.0.weight"])
+    assert not torch.allclose(crops["means"], whole["means"], atol=1e-3), "those of what evaluation sees"
+
+
 def test_the_classifier_of_a_checkpoint_is_replaced(first: Path, tiny_shards: str, tmp_path: Path) -> None:
     cfg = tiny_run(**MEANS, **STILL, train__init_from=str(first))
     record = run(cfg, tiny_shards, tmp_path / "run")
