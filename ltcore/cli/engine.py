@@ -22,7 +22,7 @@ def engine_of(choice: str, say: Callable[[str], None], *, debug: bool = False) -
         if num_images is None and choice == "ray":
             raise ConfigError(
                 "--engine ray has no effect on images that do not lie in files of their own: one process reads them, in their "
-                "order. Leave it away."
+                "order. Leave it out."
             )
         is_large = num_images is not None and num_images >= RAY_FROM and allocated_cpus() > 1
         if choice == "inline" or (choice == "auto" and not is_large):

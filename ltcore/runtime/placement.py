@@ -168,7 +168,7 @@ def check_answers(args: PlaceArgs, engine: str) -> None:
     if args.gpus_per_worker == AUTO and engine != "trial":
         raise ConfigError(
             f"--gpus-per-worker auto is for a sweep with --engine trial, one process per trial; with --engine {engine} give a "
-            "number, or leave it away for a whole GPU for each worker."
+            "number, or leave it out for a whole GPU for each worker."
         )
 
 

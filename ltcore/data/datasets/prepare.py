@@ -96,7 +96,7 @@ def selection_remarks(cfg: DataConfig, manifest: Manifest) -> list[str]:
             *found,
         ]
     raise ConfigError(
-        f"data.imbalance_factor={factor:g} has no effect on {cfg.uri}, finished shards whose factor is {made}. Leave it away, "
+        f"data.imbalance_factor={factor:g} has no effect on {cfg.uri}, finished shards whose factor is {made}. Leave it out, "
         "or make others with make_shards.py --imbalance-factor."
     )
 
@@ -152,12 +152,12 @@ def _refuse_columns(cfg: DataConfig) -> None:
     if given := [key for key in COLUMN_KEYS if getattr(cfg, key) is not None]:
         raise ConfigError(
             f"data.{given[0]}={getattr(cfg, given[0])} has no effect: {cfg.uri} is no table. Leave it "
-            "away, or give a csv, tsv or parquet file."
+            "out, or give a csv, tsv or parquet file."
         )
 
 
 def _refuse_label_key(cfg: DataConfig) -> None:
-    """Raises ConfigError where it is said where samples have their label, of what has none of its own."""
+    """Raises ConfigError where a key of labels is named for data that are no tars of others."""
     if cfg.label_key is not None:
         raise ConfigError(
             f"data.label_key={cfg.label_key} has no effect: {cfg.uri} is no set of WebDataset tars of others. Leave it out."
@@ -169,7 +169,7 @@ def _refuse_places(cfg: DataConfig, read: tuple[str, ...]) -> None:
     if given := [key for key in PLACE_KEYS if getattr(cfg, key) is not None and key not in read]:
         raise ConfigError(
             f"data.{given[0]}={getattr(cfg, given[0])} has no effect on {cfg.uri}: it is for "
-            f"{', '.join(name for name in names() if given[0] in find(name).places)}. Leave it away."
+            f"{', '.join(name for name in names() if given[0] in find(name).places)}. Leave it out."
         )
 
 

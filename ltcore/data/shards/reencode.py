@@ -41,7 +41,7 @@ class Reencode:
         within(f"[1, {MAX_IMAGE_SIZE}]", short_side=self.short_side)
         if self.format == "png" and self.quality is not None:
             raise ValueError(
-                f"quality={self.quality} does not go with reencode=png, which loses nothing: leave it away"
+                f"quality={self.quality} does not go with reencode=png, which loses nothing: leave it out"
             )
 
     def __call__(self, sample: Sample, where: str) -> Sample:
