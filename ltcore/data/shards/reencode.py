@@ -40,9 +40,7 @@ class Reencode:
         within("[1, 100]", quality=self.quality)
         within(f"[1, {MAX_IMAGE_SIZE}]", short_side=self.short_side)
         if self.format == "png" and self.quality is not None:
-            raise ValueError(
-                f"quality={self.quality} does not go with reencode=png, which loses nothing: leave it out"
-            )
+            raise ValueError(f"quality={self.quality} does not go with reencode=png, which loses nothing: leave it out")
 
     def __call__(self, sample: Sample, where: str) -> Sample:
         """Returns the sample with its image encoded anew. ``where`` names it in the DataError of a broken image."""
