@@ -53,10 +53,7 @@ def absolute(key: str, value: str) -> str:
         path = Path(value).expanduser()
         before, *pattern = re.split(r"[*?\[{]", str(path), maxsplit=1)
         exists = path.exists() or (key == "data.uri" and pattern and Path(f"{before}x").parent.exists())
-    except (
-        OSError,
-        RuntimeError,
-    ):  # too long a name, a folder that may not be entered, ~ of nobody: said when it is read
+    except (OSError, RuntimeError):  # too long a name, a closed folder, ~ of nobody: said when it is read
         return value
     return str(path.absolute()) if exists else value
 

@@ -66,9 +66,7 @@ def _combined(sweep: SweepConfig, base: RunConfig) -> Iterator[RunConfig]:
     terms = dict(_switched_on(sweep, base))
     for values in itertools.product(*(sweep.space[key].probes() for key in keys)):
         for chosen in (terms, *({key: value} for key, value in terms.items()), {}):
-            with contextlib.suppress(
-                ConfigError
-            ):  # values that go alone need not go together; such a trial says so itself
+            with contextlib.suppress(ConfigError):  # of values that go alone, not together; such a trial says so
                 yield base.replace({**chosen, **dict(zip(keys, values, strict=True))})
                 if chosen is terms:
                     break

@@ -16,6 +16,7 @@ T = TypeVar("T")
 Positions = NDArray[np.integer]
 CHUNK_BYTES = 2**16
 CHUNK = 2**12
+"""Strings of a column that are objects of Python at once, while it is read through."""
 
 
 class Columns(Sequence[T]):

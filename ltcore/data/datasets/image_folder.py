@@ -39,6 +39,8 @@ PROBED = 512
 """Training images, chosen by hash, from which image size, mean and std are measured."""
 CHUNK = 256
 """Images that are in memory at once; the last one makes them ``HELD_BYTES`` or more."""
+Sums = tuple[np.ndarray, np.ndarray, int]
+"""Sums and squares [C] of pixels, and over how many images."""
 _Probed = tuple[int, tuple[float, ...], tuple[float, ...]]
 T = TypeVar("T")
 
@@ -316,15 +318,15 @@ def _words_of(error: BadImageError) -> BadImageError:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelSums:
     """Some images whose pixels are summed, few enough to be sent to another process."""
 
     root: Readable
     items: tuple[Item, ...]
     image_size: int
 
-    def __call__(self, threads: int | None = 1) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns sums and squares of each channel, and over how many images; broken ones are left out."""
+    def __call__(self, threads: int | None = 1) -> Sums:
+        """Returns the sums; broken images are left out."""
 
         def sums(item: Item, image: bytes) -> tuple[np.ndarray, np.ndarray]:
             pixels_CP = decode_canvas(image, self.image_size, item.path).reshape(3, -1).astype(np.int64)
@@ -338,7 +340,7 @@ class Pixels:
         return sums_C, squares_C, count
 
 
-def in_this_process(pixels: Pixels) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def in_this_process(pixels: PixelSums) -> Iterator[Sums]:
     """Sums the pixels here."""
     yield pixels(None)
 
@@ -348,7 +350,7 @@ def probe(
     keys: Sequence[str],
     paths: Sequence[str],
     seed: int,
-    summed: Callable[[Pixels], Iterable[tuple[np.ndarray, np.ndarray, int]]] = in_this_process,
+    summed: Callable[[PixelSums], Iterable[Sums]] = in_this_process,
 ) -> _Probed:
     """Returns image size, mean and std of a keyed sample of images.
 
@@ -368,7 +370,7 @@ def probe(
         return LARGEST_IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3
     image_size = max(1, min(int(np.median([side for _, side in found])), LARGEST_IMAGE_SIZE))
     # sums of integers: the same numbers in any order and on any machine
-    parts = list(summed(Pixels(root, tuple(item for item, _ in found), image_size)))
+    parts = list(summed(PixelSums(root, tuple(item for item, _ in found), image_size)))
     count = sum(part[2] for part in parts) * image_size**2
     if not count:  # all have changed since
         return image_size, (0.5,) * 3, (0.5,) * 3

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ltcore.data.datasets.glt import GltSizes, glt_splits
-from ltcore.data.datasets.image_folder import Pixels, in_this_process, probe
+from ltcore.data.datasets.image_folder import PixelSums, Sums, in_this_process, probe
 from ltcore.data.datasets.longtail import IntArray, hash_order
 from ltcore.data.datasets.shard_task import ShardTask, Written, described
 from ltcore.data.datasets.workspace import Run, here
@@ -103,16 +103,16 @@ def manifest(plan: Plan, run: Run, written: Written, folder: Path, provenance: M
     pool = plan.pool
     train = pool.items.take(plan.splits["train"])
 
-    def summed(pixels: Pixels) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    def summed(pixels: PixelSums) -> Iterator[Sums]:
         if run is here:
             yield from in_this_process(pixels)
             return
         starts = range(0, len(pixels.items), SUMMED)
         parts = (
-            Pixels(pool.root.part([item.path for item in items]), items, pixels.image_size)
+            PixelSums(pool.root.part([item.path for item in items]), items, pixels.image_size)
             for items in (pixels.items[first : first + SUMMED] for first in starts)
         )
-        yield from (sums for _, sums in run(parts, Pixels.__call__))
+        yield from (sums for _, sums in run(parts, PixelSums.__call__))
 
     image_size, mean, std = probe(pool.root, train.keys, train.paths, plan.seed, summed)
     description = Description(
