@@ -175,9 +175,9 @@ def next_steps(sweep: SweepRecord) -> list[str]:
         delta = found[2]
         if delta.low is None or delta.high is None:
             steps.append("Retrain with at least three paired seeds: one tells nothing about the spread.")
-        elif not delta.distinguishable:
+        elif delta.difference and not delta.distinguishable:
             half = (delta.high - delta.low) / 2
-            need = math.ceil(delta.num_seeds * (half / delta.difference) ** 2) if delta.difference else MAX_SEEDS + 1
+            need = math.ceil(delta.num_seeds * (half / delta.difference) ** 2)
             seeds = f"about {need}" if need <= MAX_SEEDS else f"more than {MAX_SEEDS}"
             steps.append(
                 f"The interval is ±{100 * half:.1f} points wide with {counted(delta.num_seeds, 'seed')}; telling a difference of "

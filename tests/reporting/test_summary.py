@@ -153,6 +153,8 @@ def test_next_steps() -> None:
     assert len(step) == 1
     assert "±25.4 points wide with 2 seeds" in step[0]
     assert "more than 100" in step[0]
+    alike = paired_difference([1.0, 1.0], [1.0, 1.0])
+    assert next_steps(replace(base, comparison={"test": {"top1": alike}})) == [], "no number of seeds tells them apart"
     alone = next_steps(replace(base, comparison={"test": {"top1": paired_difference([0.5], [0.1])}}))
     assert alone == ["Retrain with at least three paired seeds: one tells nothing about the spread."]
 
