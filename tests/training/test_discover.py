@@ -18,9 +18,10 @@ from ltcore.data.glt.pool import open_pool
 from ltcore.data.glt.workspace import build
 from ltcore.errors import ConfigError
 from ltcore.framing import OWN_WAY
-from ltcore.training import discover
+from ltcore.training import discover, predict
 from ltcore.training.discover import discovery_of, merged_clusters, open_features
 from tests.data.glt_bar import no_bar
+from tests.training.runs import run, tiny_run
 
 SHADES = {"dark": 20, "middle": 120, "light": 230}
 COUNTS = {"dark": 30, "middle": 18, "light": 12}
@@ -49,6 +50,24 @@ def found(root, folder, discovery, seed=0):
         (Path(folder) / name).mkdir(parents=True, exist_ok=True)
     pool, _ = open_pool(DataConfig(uri=str(root)), GltChoices())
     return discovery_of(discovery, seed, here)(pool, Path(folder), no_bar)
+
+
+def test_a_run_gives_the_features_that_its_classifier_sees(tiny_shards, shades, tmp_path):
+    trained = tmp_path / "run"
+    run(tiny_run(train__epochs=1), tiny_shards, trained)
+    features, predictor = open_features(Discovery(features=str(trained)), 0), predict.load(trained)
+    assert (features.image_size, features.framing) == (predictor.image_size, predictor.framing)
+    shape = (4, 3, features.image_size, features.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = predictor.net.heads[0](features.extract(images))
+        expected = predictor.net(predictor.normalize(images)).logits_BC
+    assert torch.allclose(logits, expected, atol=1e-5)
+    pool, broken = found(shades, tmp_path / "w", Discovery(features=str(trained), groups=2, clusters=2))
+    assert not broken and {(item.label, item.attribute) for item in pool.items} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    (best,) = trained.glob("checkpoints/best-*")
+    by_checkpoint, _ = found(shades, tmp_path / "v", Discovery(features=str(best), groups=2, clusters=2))
+    assert list(by_checkpoint.items) == list(pool.items)
 
 
 def test_groups_are_the_clusters_of_each_class_by_size(shades, tmp_path):
