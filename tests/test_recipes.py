@@ -92,7 +92,8 @@ def test_the_methods_are_compared_on_any_recipe(recipe):
     sweep = read_sweep("compare_methods", {"sweep.recipe": recipe})
     base = load_sweep(sweep)
     assert not base.objective.active_terms(), "the terms of the recipe are in none of them"
-    runs = {name: base.replace(changes) for name, changes in sweep.variants.items() if name != "crt"}
+    second = ("crt", "dro_ncm", "dro_crt")
+    runs = {name: base.replace(changes) for name, changes in sweep.variants.items() if name not in second}
     terms = {name: tuple(run.objective.active_terms()) for name, run in runs.items()}
     assert {name: found for name, found in terms.items() if found} == {
         "lpa": ("lpa",),
@@ -102,7 +103,9 @@ def test_the_methods_are_compared_on_any_recipe(recipe):
     }
     assert runs["ldam_drw"].objective.base_options == load_run("cifar100_lt_ldam_drw").objective.base_options
     assert sweep.variants["crt"] == {"stage2.from_run": "ce", "stage2.method": "crt"}
-    assert (len(sweep.variants), sweep.size) == (9, 27)
+    assert sweep.variants["dro_crt"] == {"stage2.from_run": "dro", "stage2.method": "crt"}
+    assert sweep.variants["dro_ncm"] == {"stage2.from_run": "dro", "stage2.method": "ncm"}
+    assert (len(sweep.variants), sweep.size) == (11, 33)
 
 
 CLASSES = 4
@@ -331,7 +334,10 @@ def test_the_ablation_of_dro_goes_with_any_recipe():
         assert stage["objective"].pop("terms") != control["objective"].pop("terms") and stage == control
         dro = {n: run.objective.terms.dro for n, run in runs.items() if n not in without}
         assert {term.radius_mode for term in dro.values()} == {"sqrt_n", "shared", "se", "learned_compat"}
-        assert {n for n, term in dro.items() if term.layers} == {"shared_layers", "sqrt_n_layers"}
+        assert {n for n, term in dro.items() if term.layers} == {"shared_layers", "sqrt_n_layers", "learned_layers"}
+        stages = {"features", "no_dro_features", "head", "no_dro_head"}
+        retrained = {row["stage2.from_run"] for row in sweep.variants.values() if row.get("stage2.method") == "crt"}
+        assert retrained == set(rows) - stages, "a balanced classifier beside every biased one"
 
 
 @pytest.mark.parametrize("name", ["cifar100", "imagenet_lt", "places_lt", "inat18"])

@@ -59,6 +59,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dro+shared": ("dro", {"radius_mode": "shared"}),
     "dro+learned": ("dro", {"radius_mode": "learned_compat"}),
     "dro+layers": ("dro", {"layers": ("stage2", "final", "stage1")}),
+    "dro+learned-layers": ("dro", {"radius_mode": "learned_compat", "layers": ("final", "stage2")}),
     "lpa+own": (
         "lpa",
         {

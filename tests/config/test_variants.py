@@ -24,7 +24,7 @@ def test_one_is_left_out_and_one_is_changed_from_the_command_line() -> None:
     sweep = read(sweep__variants__lpa="null", sweep__variants__dro__objective__terms__dro__weight="0.25")
     assert "lpa" not in sweep.variants and sweep.variants["dro"]["objective.terms.dro.weight"] == "0.25"
     mine = read(sweep__variants__focal__objective__base="focal")
-    assert mine.variants["focal"] == {"objective.base": "focal"} and mine.size == 30
+    assert mine.variants["focal"] == {"objective.base": "focal"} and mine.size == 36
 
 
 def test_name_and_identity_follow_what_was_changed() -> None:
@@ -46,7 +46,7 @@ def test_name_and_identity_follow_what_was_changed() -> None:
         ),
         ({"sweep.variants.crt.train.epochs": "3"}, "variants.crt is a stage 2: it takes keys of stage2 alone"),
         ({"objective.base": "focal"}, "variants.ce and overrides both set objective.base"),
-        ({"sweep.search": "grid"}, "search=grid does not go with 9 variants"),
+        ({"sweep.search": "grid"}, "search=grid does not go with 11 variants"),
         ({"sweep.space.train.optim.lr": "log:0.1,1"}, "space varies train.optim.lr, but search=variants takes only"),
         ({"sweep.variants.a b.objective.base": "focal"}, "variants has 'a b', expected a name of letters"),
         ({"sweep.variants.x.objective.bas": "focal"}, "objective.bas: unknown key. Did you mean objective.base"),
@@ -88,7 +88,7 @@ def test_variants_start_from_each_other_in_chains() -> None:
 
 
 def test_alt_doubles_the_trainings() -> None:
-    assert read(sweep__alt="true").size == 2 * read().size == 54
+    assert read(sweep__alt="true").size == 2 * read().size == 66
 
 
 @pytest.mark.parametrize("row", [name for name in read_sweep("lt_ladder_full").variants if name != "dro_head"])

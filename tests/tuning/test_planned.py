@@ -94,4 +94,4 @@ def test_every_part_of_a_sweep_is_counted(tmp_path: Path) -> None:
     assert words(search(**{**own, "sweep__retrain_seeds": "0"})).startswith(
         "The sweep has 9 runs (8 trials, 1 baseline)"
     )
-    assert words(variants()).startswith("The sweep has 54 runs (9 variants x 3 seeds x 2 training splits (ALT))")
+    assert words(variants()).startswith("The sweep has 66 runs (11 variants x 3 seeds x 2 training splits (ALT))")

@@ -68,7 +68,7 @@ class Dro(Term):
         radius_mode: str = "sqrt_n"
         """Radius eps_c of a class: 'sqrt_n' is radius * sigma / sqrt(n_c) with the pooled within-class deviation sigma;
         'se' the same with the deviation of the class itself; 'shared' is radius, in feature units; 'learned_compat' the
-        authors' learned radii, initialized with radius.
+        authors' learned radii, initialized with radius, of each of ``layers`` its own.
         """
         temperature: float = 1.0
         """T, in feature units like the distance. > 0."""
@@ -92,11 +92,6 @@ class Dro(Term):
             one_of(DENOMINATORS, denominator=self.denominator)
             one_of((1, 2), slack=self.slack)
             different("names", layers=self.layers)
-            if self.layers is not None and self.radius_mode == "learned_compat":
-                raise ValueError(
-                    f"layers must be null with radius_mode='learned_compat', which reproduces a code with final features "
-                    f"alone, got {list(self.layers)}"
-                )
 
     def __init__(self, cfg: Config, stats: ClassStats, dims: FeatureDims) -> None:
         super().__init__(cfg, stats, dims)
@@ -106,7 +101,7 @@ class Dro(Term):
         self.counts_C: Tensor
         self.register_buffer("counts_C", stats.counts_C.double().clamp_min(1), persistent=False)
         if cfg.radius_mode == "learned_compat":
-            self.learned_eps_C = nn.Parameter(torch.full((stats.num_classes,), cfg.radius))
+            self.learned_eps_LC = nn.Parameter(torch.full((len(self._stages), stats.num_classes), cfg.radius))
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
@@ -126,8 +121,10 @@ class Dro(Term):
         """
         labels_G = dist.gather(batch.labels_B)
         found = [
-            self._at_layer(features_at(out, stage), batch, labels_G, cast(ClassCentroids, ctx.memories[_memory(stage)]))
-            for stage in self._stages
+            self._at_layer(
+                features_at(out, stage), batch, labels_G, cast(ClassCentroids, ctx.memories[_memory(stage)]), layer
+            )
+            for layer, stage in enumerate(self._stages)
         ]
         losses, floors = zip(*found, strict=True)
         loss = sum(losses[1:], losses[0]) / len(losses)
@@ -135,7 +132,7 @@ class Dro(Term):
         return loss
 
     def _at_layer(
-        self, features_BD: Tensor, batch: Batch, labels_G: Tensor, centroids: ClassCentroids
+        self, features_BD: Tensor, batch: Batch, labels_G: Tensor, centroids: ClassCentroids, layer: int
     ) -> tuple[Tensor, Tensor]:
         """Returns loss and minimum of the loss at one layer, both scalars."""
         features_GD = dist.gather_with_grad(features_BD)
@@ -147,7 +144,7 @@ class Dro(Term):
         if self.cfg.denominator == "anchor":
             slackened_BG = own_B[:, None] == torch.arange(len(labels_G), device=labels_G.device)
         distance_BG = _Distances.apply(centroids.mean_CD[batch.labels_B], features_GD, widened(features_BD).dtype)
-        slack_G = self._slack(centroids)[self._radius_labels(labels_G)].to(distance_BG.dtype)
+        slack_G = self._slack(centroids, layer)[self._radius_labels(labels_G)].to(distance_BG.dtype)
         nearness_BG = (distance_BG + slackened_BG * slack_G) * (-1 / self.cfg.temperature)
         loss_B = F.cross_entropy(nearness_BG, own_B, reduction="none")
 
@@ -161,11 +158,11 @@ class Dro(Term):
             least_B = size_B.log()
         return (share_B * loss_B).sum(), (share_B * least_B).sum()
 
-    def _slack(self, centroids: ClassCentroids) -> Tensor:
+    def _slack(self, centroids: ClassCentroids, layer: int) -> Tensor:
         """Returns slack * eps per class [C], float64, in feature units."""
         mode, factor = self.cfg.radius_mode, self.cfg.slack * self.cfg.radius
         if mode == "learned_compat":
-            return self.cfg.slack * self.learned_eps_C.double()
+            return self.cfg.slack * self.learned_eps_LC[layer].double()
         if mode == "shared":
             return torch.full_like(self.counts_C, factor)
         pooled = centroids.pooled_var

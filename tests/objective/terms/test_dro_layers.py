@@ -56,12 +56,27 @@ def alone(layer: str, **options: object) -> Tensor:
     return made(ModelOutput(torch.zeros(8, 4), feature(layer, 1)), toy.make_batch(LABELS), 0.5).parts["dro"]
 
 
-@pytest.mark.parametrize("mode", ["sqrt_n", "se", "shared"])
+@pytest.mark.parametrize("mode", ["sqrt_n", "se", "shared", "learned_compat"])
 @pytest.mark.parametrize("layers", [("stage2",), ("final", "stage2"), ("stage1", "final", "stage2")])
 def test_the_penalty_is_the_mean_of_what_each_layer_has_alone(layers: tuple[str, ...], mode: str) -> None:
     ours = trained(layers=layers, radius_mode=mode)(output(1), toy.make_batch(LABELS), 0.5).parts["dro"]
     expected = torch.stack([alone(layer, radius_mode=mode) for layer in layers]).mean()
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_each_layer_learns_radii_of_its_own() -> None:
+    made, layers = trained(layers=("final", "stage2"), radius_mode="learned_compat"), ("final", "stage2")
+    radii_LC = made.terms["dro"].learned_eps_LC
+    assert radii_LC.shape == (2, len(STATS.counts_C)) and radii_LC in list(made.parameters())
+    radii_LC.data[1] = 0.25
+    made_of = made(output(1), toy.make_batch(LABELS), 0.5)
+    expected = [
+        alone(layer, radius_mode="learned_compat", radius=r) for layer, r in zip(layers, (1.0, 0.25), strict=True)
+    ]
+    torch.testing.assert_close(made_of.parts["dro"], torch.stack(expected).mean(), rtol=1e-12, atol=1e-12)
+    made_of.loss.backward()
+    assert radii_LC.grad.all(), "every class of the batch moves its radius at both layers"
+    assert not torch.equal(*radii_LC.grad)
 
 
 def test_final_alone_is_the_default_bit_for_bit() -> None:
@@ -142,10 +157,6 @@ def test_it_is_a_list_on_the_command_line_and_null_by_default() -> None:
         ({"objective.terms.dro.layers": "final,final"}, r"layers must be one or more different names"),
         ({"objective.terms.dro.layers": ""}, r"layers must be one or more different names, got \[\]"),
         ({"objective.terms.dro.layers": 3}, r"objective.terms.dro.layers=3: expected words such as a,b or null"),
-        (
-            {"objective.terms.dro.layers": "stage1", "objective.terms.dro.radius_mode": "learned_compat"},
-            r"layers must be null with radius_mode='learned_compat'",
-        ),
     ],
 )
 def test_what_is_refused(keys: dict[str, object], message: str) -> None:
