@@ -64,7 +64,7 @@ _CHOICES = (
         "quotas",
         "shortage",
     ),
-    *("train_cbl", "val", "test", "test_glt", "seed", "shard_size"),
+    *("train_cbl", "val", "val_glt", "test", "test_glt", "seed", "shard_size"),
 )
 
 
@@ -168,6 +168,13 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     )
     add("--train-cbl", type=count, metavar="N", help="images per class of train_cbl (default: the mean class of train)")
     add("--val-per-class", dest="val", type=count, metavar="N", help="balanced over attributes (default: half a test)")
+    add(
+        "--val-glt",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="images of a validation that is distributed as train, as in ImageNet-GLT, in place of the balanced one",
+    )
     add(
         "--test-per-class",
         dest="test",

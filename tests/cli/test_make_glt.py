@@ -47,6 +47,15 @@ def test_it_prints_the_splits_and_what_they_share(run, command, nested, tmp_path
 BREEDS = {"cat": ("siamese", "persian"), "dog": ("poodle", "husky"), "bird": ("owl", "crow")}
 
 
+def test_validation_can_have_the_tails_of_training(run, nested, tmp_path):
+    done = run(nested, tmp_path / "out", "--attributes-from", "2", *SMALL, "--val-glt", "21")
+    assert done.code == 0, done.err
+    sizes = np.bincount(ShardStore(str(tmp_path / "out")).labels("val"), minlength=3)
+    assert sizes.sum() == 21 and len(set(sizes.tolist())) > 1
+    both = run(nested, tmp_path / "two", "--attributes-from", "2", *SMALL, "--val-glt", "21", "--val-per-class", "9")
+    assert both.code == 2 and "val=9 has no effect beside val_glt=21; give one of them" in both.err
+
+
 def test_classes_may_have_attributes_of_their_own(run, command, tmp_path):
     many = images(*(f"{name}/{breeds[0]}" for name, breeds in BREEDS.items()), count=30)
     photos = place(tmp_path, many | images(*(f"{name}/{breeds[1]}" for name, breeds in BREEDS.items()), count=20))

@@ -5,8 +5,8 @@ ImageNet-GLT: attribute quotas 7 : 2 : 1 inside a class; tests are extracted fir
 ALT = (train_cbl, test_gbl), GLT = (train, test_gbl).
 Differs: "first in the list" is "smallest hash of (seed, key)", so no listing order matters; quotas are rounded to sum to
 n (theirs truncate); where there are more attributes than quotas, the last quota is spread over all remaining attributes;
-val is balanced over both, not i.i.d. Attributes may be a class's own: ranks, quotas and balance are about those that the
-class has.
+val is balanced over both unless ``GltSizes.val_C`` makes it i.i.d. with train, as theirs is. Attributes may be a class's
+own: ranks, quotas and balance are about those that the class has.
 
 A *key* is one picture's identity. Either its attribute is given, or it can be *rendered* with any of them; then val and
 test_gbl hold every one of their keys with every attribute, and test_cbl one rendering of each test key.
@@ -43,9 +43,11 @@ class GltSizes:
     train_cbl: int
     """Class-balanced training images per class, of the same pool as ``train``; 0 for no such split."""
     val: int
-    """Validation keys per class."""
+    """Validation keys per class; no effect beside ``val_C``."""
     test: int
     """Test keys per class."""
+    val_C: tuple[int, ...] = ()
+    """Validation images, by class id, that are distributed as ``train``; () for as many of every class and attribute."""
     test_glt_C: tuple[int, ...] = ()
     """Images, by class id, of a further test that is distributed as ``train``; () for no such split."""
     quotas: tuple[int, ...] = QUOTAS
@@ -117,7 +119,8 @@ def wanted_counts(
         return quota_counts(n, order, sizes.quotas, num_attributes)
 
     def held_out(test: int, val: int) -> dict[str, IntArray]:
-        return {"test_gbl": equal(test), "test_cbl": tailed(test), "val": equal(val)}
+        chosen = tailed(sizes.val_C[label]) if sizes.val_C else equal(val)
+        return {"test_gbl": equal(test), "test_cbl": tailed(test), "val": chosen}
 
     counts = held_out(sizes.test, sizes.val)
     if sizes.capped and there_A is not None:

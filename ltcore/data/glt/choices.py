@@ -68,7 +68,9 @@ class GltChoices:
     train_cbl: int | None = None
     """Images per class of train_cbl; None: the mean class of train, or fewer where a class has fewer."""
     val: int | None = None
-    """Images per class; None: half of a test."""
+    """Images per class, balanced over attributes; None: half of a test."""
+    val_glt: int = 0
+    """Images of a validation that is distributed as train instead, as in ImageNet-GLT; 0 for none."""
     test: int | None = None
     """Images per class of test_cbl and of test_gbl; None: ``MOST_TESTS`` per attribute, or what leaves half to training."""
     shortage: str = "refuse"
@@ -87,7 +89,7 @@ class GltChoices:
         one_of(PROFILES, profile=self.profile)
         one_of(SHORTAGES, shortage=self.shortage)
         at_least(1, imbalance_factor=self.imbalance_factor, train_cbl=self.train_cbl, val=self.val, test=self.test)
-        at_least(0, test_glt=self.test_glt, seed=self.seed)
+        at_least(0, test_glt=self.test_glt, val_glt=self.val_glt, seed=self.seed)
         at_least(1, shard_size=self.shard_size, attribute_level=self.attribute_level)
         if self.largest not in (None, FIT) and (not isinstance(self.largest, int) or self.largest < 1):
             raise ValueError(f"largest must be a number of images >= 1 or {FIT!r}, got {self.largest!r}")
@@ -99,10 +101,13 @@ class GltChoices:
             raise ValueError(
                 "shortage=cap needs sizes that are given, as no quota is short of images where these are to fit"
             )
-        if self.shortage == "cap" and self.test_glt:
-            raise ValueError(
-                "shortage=cap does not go with test_glt, which is to be distributed as train was meant to be"
-            )
+        for name in ("test_glt", "val_glt"):
+            if self.shortage == "cap" and getattr(self, name):
+                raise ValueError(
+                    f"shortage=cap does not go with {name}, which is to be distributed as train was meant to be"
+                )
+        if self.val_glt and self.val is not None:
+            raise ValueError(f"val={self.val} has no effect beside val_glt={self.val_glt}; give one of them")
         given = [self.attributes_file is not None, self.attribute_level is not None, self.discovery is not None]
         if sum(given) > 1:
             raise ValueError("attributes come from one place: a file, a folder level, or discovery")

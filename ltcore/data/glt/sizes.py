@@ -169,7 +169,7 @@ class _Fitting:
     choices: GltChoices
     counts_CA: IntArray
     fixed: GltSizes
-    """Of it all but training and test_glt."""
+    """Of it all but training and what is distributed as training."""
 
     def choose(self) -> GltSizes:
         room = int(self.counts_CA.sum(1).max())
@@ -214,8 +214,9 @@ class _Fitting:
         rank_to_class = np.argsort(-self.counts_CA.sum(1), kind="stable")
         train_C = np.empty(len(rank_to_class), np.int64)
         train_C[rank_to_class] = self._profile(largest)
-        test_glt_C = apportion(self.choices.test_glt, train_C.tolist()) if self.choices.test_glt else ()
-        return replace(self.fixed, train_C=tuple(train_C.tolist()), test_glt_C=test_glt_C)
+        as_train = self.choices.test_glt, self.choices.val_glt
+        test_glt_C, val_C = (apportion(images, train_C.tolist()) if images else () for images in as_train)
+        return replace(self.fixed, train_C=tuple(train_C.tolist()), test_glt_C=test_glt_C, val_C=val_C)
 
     def _fits(self, sizes: GltSizes) -> bool:
         return all((_total(wanted) <= self.counts_CA[label]).all() for label, wanted in _needs(self.counts_CA, sizes))
@@ -250,7 +251,7 @@ class _Fitting:
             advice = f"--imbalance-factor {factor} fits, or give smaller tests (--test-per-class, --val-per-class)"
         else:
             advice = "Give smaller tests (--test-per-class, --val-per-class)"
-        if not self.choices.fits and not self.choices.test_glt:
+        if not (self.choices.fits or self.choices.test_glt or self.choices.val_glt):
             advice += ". Or take what is there: --shortage cap"
         return (
             f"class {self.pool.classes[label]!r} has {self.counts_CA[label, attribute]:,} images of attribute "

@@ -89,6 +89,18 @@ def test_splits_are_disjoint_balanced_as_they_should_be_and_sound(root, tmp_path
     assert made.shot_rule == "glt" and made.shot_groups == ("many", "medium", "few")
 
 
+def test_validation_has_the_tails_of_training_where_that_is_asked_for(root, tmp_path):
+    pool, choices = nested_pool(root, val_glt=20)
+    plan, made = built(pool, choices, tmp_path / "out")
+    assert check_dataset(str(tmp_path / "out")) == []
+    counts_CA = plan.counts("val")
+    assert counts_CA.sum(1).tolist() == list(plan.sizes.val_C) and counts_CA.sum() == 20
+    assert made.provenance["val_glt_images"] == 20 and "val_per_class" not in made.provenance
+    assert counts_CA.argmax(1).tolist() == plan.counts("train").argmax(1).tolist()
+    train, held_out = (set(plan.splits[split].tolist()) for split in ("train", "val"))
+    assert not train & held_out
+
+
 class Killed(BaseException):
     """Stands for an end of the process."""
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from ltcore.data.datasets.glt import by_frequency, wanted_counts
+from ltcore.data.datasets.glt import by_frequency, quota_counts, wanted_counts
 from ltcore.data.datasets.image_folder import Item
 from ltcore.data.datasets.image_root import AtHand
 from ltcore.data.glt.choices import Discovery, GltChoices
@@ -79,6 +79,7 @@ def test_a_shortage_says_that_it_can_be_capped_and_what_cannot_be():
     for choices, said in (
         ({}, "needs sizes that are given"),
         ({"largest": 9, "test_glt": 4}, "does not go with test_glt"),
+        ({"largest": 9, "val_glt": 4}, "does not go with val_glt"),
     ):
         with pytest.raises(ValueError, match=said):
             GltChoices(shortage="cap", **choices)
@@ -101,6 +102,23 @@ def test_the_largest_class_is_as_large_as_fits_and_no_larger(profile, test_glt):
         profile=profile, imbalance_factor=10, test_glt=test_glt, largest=max(sizes.train_C), train_cbl=sizes.train_cbl
     )
     assert choose_sizes(pool_of(COUNTS), fixed) == sizes
+
+
+def test_a_validation_that_is_distributed_as_training_fits_beside_all_else():
+    choices = GltChoices(imbalance_factor=10, val_glt=120)
+    sizes = choose_sizes(pool_of(COUNTS), choices)
+    assert (
+        sizes.val_C == apportion(120, sizes.train_C) and sum(sizes.val_C) == 120 and max(sizes.val_C) == sizes.val_C[0]
+    )
+    assert (taken(COUNTS, sizes) <= np.array(COUNTS)).all()
+    first = wanted_of(COUNTS, sizes)[0]
+    assert first["val"].tolist() == quota_counts(sizes.val_C[0], [0, 1, 2]).tolist() != [sizes.val // 3] * 3
+    balanced = choose_sizes(pool_of(COUNTS), GltChoices(imbalance_factor=10))
+    assert balanced.val_C == () and len(set(wanted_of(COUNTS, balanced)[0]["val"].tolist())) == 1
+    with pytest.raises(DataError, match=r"are wanted \(.*val 1,"):
+        choose_sizes(pool_of(COUNTS), GltChoices(imbalance_factor=10, val_glt=4000, largest=60))
+    with pytest.raises(ValueError, match="val=12 has no effect beside val_glt=40"):
+        GltChoices(val=12, val_glt=40)
 
 
 def test_class_ranks_go_by_images_and_ties_by_name():
