@@ -35,6 +35,20 @@ class BalancedRecord(JsonRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SettingRecord(JsonRecord):
+    """A term of the winner alone with one setting, trained with the seed of the search, and not tested."""
+
+    trial: str
+    """The trial that had this setting."""
+    params: Mapping[str, Any]
+    """The term's swept keys and their values."""
+    run_dir: str
+    """Below the directory of the sweep."""
+    value: float
+    """The sweep's metric at the end of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AblationRecord(JsonRecord):
     """A term of the winner alone, or a control of it, trained with the paired seeds."""
 
@@ -52,3 +66,6 @@ class AblationRecord(JsonRecord):
     """This row (as ``winner``) against the baseline; holds the values of every seed."""
     term_over_control: Comparison | None = None
     """Of a control: the term alone (as ``winner``) against it (as ``baseline``)."""
+    settings: tuple[SettingRecord, ...] | None = None
+    """Of a term alone: the settings among which its own was chosen on validation, the best first; None where it was not
+    chosen alone, of controls and in older records."""

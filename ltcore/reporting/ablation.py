@@ -5,7 +5,7 @@ The words follow from the intervals over paired seeds alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from ltcore.evaluation.catalog import minimized, title_of
 from ltcore.evaluation.paired import PairedDifference, points, sentence
 from ltcore.evaluation.protocols import ordered_splits, protocol_of
 from ltcore.reporting.compared import difference_kind, interval_text
-from ltcore.reporting.format import mean_sd
+from ltcore.reporting.format import mean_sd, value_text
 from ltcore.reporting.records import primary, test_metric
 from ltcore.text import counted
 
@@ -40,7 +40,9 @@ def ablation_rows(sweep: SweepRecord) -> list[AblationRow]:
         return []
     rows = [_row("baseline", "baseline", sweep, compared, of_baseline=True)]
     rows.append(_row("winner", "winner (all its terms)", sweep, compared))
-    return rows + [_row(name_of(entry), title_of_row(entry), sweep, entry.over_baseline) for entry in sweep.ablation]
+    return rows + [
+        _row(name_of(entry), title_of_row(sweep, entry), sweep, entry.over_baseline) for entry in sweep.ablation
+    ]
 
 
 def _row(name: str, title: str, sweep: SweepRecord, compared: Comparison, *, of_baseline: bool = False) -> AblationRow:
@@ -64,9 +66,19 @@ def name_of(entry: AblationRecord) -> str:
     return entry.run_dirs[0].rpartition("/")[2].rpartition("-seed")[0]
 
 
-def title_of_row(entry: AblationRecord) -> str:
-    """Returns what a row is for readers: 'LPA alone', 'LPA with neighbor_mass=0'."""
-    return f"{entry.term.upper()} with {entry.control}" if entry.control else f"{entry.term.upper()} alone"
+def title_of_row(sweep: SweepRecord, entry: AblationRecord) -> str:
+    """Returns what a row is for readers: 'LPA alone (weight=0.5)', 'LPA with neighbor_mass=0'."""
+    if entry.control:
+        return f"{entry.term.upper()} with {entry.control}"
+    setting = _setting(sweep, entry.term, entry.changes)
+    return f"{entry.term.upper()} alone" + (f" ({setting})" if setting else "")
+
+
+def _setting(sweep: SweepRecord, term: str, values: Mapping[str, Any]) -> str:
+    """Writes the options of a term that the sweep varies; '' where there is none."""
+    own = f"objective.terms.{term}."
+    options = [key for key in sweep.space if key.startswith(own) and key in values]
+    return ", ".join(f"{key.removeprefix(own)}={value_text(values[key])}" for key in options)
 
 
 def ablation_table(sweep: SweepRecord) -> list[dict[str, str]]:
@@ -92,7 +104,7 @@ def _first(sweep: SweepRecord) -> str:
 
 
 def ablation_lines(sweep: SweepRecord) -> list[str]:
-    """Returns a sentence for each term alone, and one for each of its controls; [] without an ablation."""
+    """Returns sentences for each term alone, and one for each of its controls; [] without an ablation."""
     found = primary(sweep)
     if found is None:
         return []
@@ -102,10 +114,22 @@ def ablation_lines(sweep: SweepRecord) -> list[str]:
         over, control = entry.over_baseline.get(split, {}), (entry.term_over_control or {}).get(split, {})
         if not entry.control and metric in over:
             said = sentence(over[metric], minimize=minimized(metric))
-            lines.append(f"{title_of_row(entry)}, {title_of(metric)} in {_first(sweep)}: {said}.")
+            lines.append(f"{title_of_row(sweep, entry)}, {title_of(metric)} in {_first(sweep)}: {said}.")
+            if entry.settings:
+                lines.append(_of_setting(sweep, entry, len(entry.settings)))
         elif metric in control:
             lines.append(_of_control(entry, metric, control[metric], _first(sweep)))
     return lines
+
+
+def _of_setting(sweep: SweepRecord, entry: AblationRecord, num_settings: int) -> str:
+    """Says how the setting that a term has alone was chosen, and whether the winner has another."""
+    winner = sweep.trial(sweep.winner)
+    alone, beside = (_setting(sweep, entry.term, of) for of in (entry.changes, winner.params if winner else {}))
+    return (
+        f"{entry.term.upper()}'s setting alone is the best of {num_settings} that trials had, by "
+        f"{title_of(sweep.metric)} with the search's seed; in the winner it is {'the same' if alone == beside else beside}."
+    )
 
 
 def _of_control(entry: AblationRecord, metric: str, cell: PairedDifference, test: str) -> str:

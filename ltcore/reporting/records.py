@@ -62,10 +62,10 @@ class StoredSweep:
     baseline: StoredRun | None
     retrains: list[Retrain]
     tested: dict[str, StoredRun]
-    """All runs that were trained after the search, by name: the retrains, then those for ALT and of the ablation."""
+    """All runs that were tested, by name: the retrains, then those for ALT and of the ablation."""
 
     def runs(self) -> list[StoredRun]:
-        """Returns trials, baseline and what was trained after the search."""
+        """Returns trials, baseline and what was tested."""
         baseline = [self.baseline] if self.baseline else []
         return [*self.trials.values(), *baseline, *self.tested.values()]
 

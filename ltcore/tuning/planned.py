@@ -15,7 +15,15 @@ from ltcore.evaluation.protocols import TRAIN_BALANCED
 from ltcore.text import counted
 from ltcore.training.preflight import check_run
 from ltcore.training.protocol_runs import refuse_seen_split
-from ltcore.tuning.ablation import ablated, ablated_runs, has_ablation, has_retrains, terms_off
+from ltcore.tuning.ablation import (
+    MAX_SETTINGS,
+    ablated,
+    ablated_runs,
+    has_ablation,
+    has_retrains,
+    setting_of,
+    terms_off,
+)
 
 TRAIN_SPLIT = "data.train_split"
 
@@ -81,8 +89,10 @@ def count_words(sweep: SweepConfig, base: RunConfig, manifest: Manifest, concurr
         if has_alt(sweep, base, manifest):
             parts["for ALT"] = 2 * sweep.retrain_seeds
         if has_ablation(sweep):
-            parts["of the ablation, or fewer as the winner has terms"] = (
-                len(list(ablated(base, {}))) * sweep.retrain_seeds
-            )
+            rows = list(ablated(base, {}))
+            varied = sum(not row.control and bool(setting_of(sweep.space, row.term)) for row in rows)
+            tried = varied * min(MAX_SETTINGS, sweep.size)
+            what = "of the ablation, or fewer as the winner has terms and the trials settings of them"
+            parts[what] = len(rows) * sweep.retrain_seeds + tried
     listed = ", ".join(f"{count} {what}" for what, count in parts.items())
     return f"The sweep has {counted(sum(parts.values()), 'run')} ({listed}), {concurrent} at a time"

@@ -5,20 +5,24 @@ Each function trains what its part lacks and returns the fields of ``sweep.json`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltcore.config.records import RunRecord
-from ltcore.config.retrained import AblationRecord, BalancedRecord, Comparison, RetrainRecord
+from ltcore.config.retrained import AblationRecord, BalancedRecord, Comparison, RetrainRecord, SettingRecord
 from ltcore.data.shards.manifest import read_manifest
+from ltcore.errors import LtcoreError
 from ltcore.evaluation.paired import Tests, compare
 from ltcore.evaluation.protocols import TRAIN_BALANCED
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import join
-from ltcore.tuning.ablation import ablated, terms_off
+from ltcore.training.run import Job
+from ltcore.tuning.ablation import ablated, candidates, setting_of, term_alone, terms_off
+from ltcore.tuning.messages import last_line
 from ltcore.tuning.planned import TRAIN_SPLIT, has_alt
 from ltcore.tuning.record import tested
+from ltcore.tuning.rungs import ranked, standing
 from ltcore.tuning.runs import Runs, SweepSetup, forget_other
 
 ROLES: tuple[Literal["winner", "baseline"], ...] = ("winner", "baseline")
@@ -33,6 +37,8 @@ class Retrains:
     display: ProgressDisplay
     winner: Mapping[str, Any]
     """Parameters of the winner."""
+    trials: Mapping[str, Mapping[str, Any]]
+    """Parameters of the trials that have a value on validation, the winner first and then the best."""
 
     @property
     def seeds(self) -> range:
@@ -58,13 +64,18 @@ class Retrains:
         return {"balanced": BalancedRecord(runs=entries, comparison=self._compared(entries))}
 
     def ablation(self) -> dict[str, Any]:
-        """Trains each term of the winner alone, and its controls.
+        """Trains each term of the winner alone at the setting that is best so, and its controls at the same.
 
-        A winner of one term is that term alone, so its retrains are taken.
+        A winner of one term is that term alone, so its retrains are taken, unless it is its own control there.
         """
-        rows = list(ablated(self.setup.base, self.winner))
-        only = len({row.term for row in rows}) == 1
-        places = ["retrain/winner" if only and not row.control else f"ablation/{row.name}" for row in rows]
+        found = self._candidates()
+        settings = self._tried({term: of for term, of in found.items() if len(of) > 1})
+        chosen: dict[str, Mapping[str, Any]] = {term: next(iter(of.values())) for term, of in found.items() if of}
+        chosen |= {term: of[0].params for term, of in settings.items()}
+        rows = list(ablated(self.setup.base, self.winner, chosen))
+        places = [f"ablation/{row.name}" for row in rows]
+        if len(found) == 1 and chosen[rows[0].term] == setting_of(self.winner, rows[0].term):
+            places[0] = "retrain/winner"
         wanted = {
             f"{place}-seed{seed}": row.changes
             for row, place in zip(rows, places, strict=True)
@@ -85,10 +96,51 @@ class Retrains:
                     run_dirs=tuple(f"{place}-seed{seed}" for seed in self.seeds),
                     over_baseline=compare(tests[row.name], baseline),
                     term_over_control=compare(tests[row.term], tests[row.name]) if row.control else None,
+                    settings=None if row.control else settings.get(row.term),
                 )
                 for row, place in zip(rows, places, strict=True)
             )
         }
+
+    def _candidates(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Returns for each term of the winner the settings that it may have alone, each under a trial that had it."""
+        base, winner = self.setup.base, self.winner
+        terms = base.replace(winner).objective.active_terms()
+        found = {term: candidates(base, winner, term, self.trials) for term in terms}
+        if len(found) == 1:  # it was alone in the search, which has chosen its setting
+            ((term, of),) = found.items()
+            own = setting_of(winner, term)
+            found[term] = {trial: setting for trial, setting in of.items() if setting == own} or of
+        return found
+
+    def _tried(self, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, tuple[SettingRecord, ...]]:
+        """Trains each term alone with each of its settings, and ranks these on validation, the best first.
+
+        That is one run for each, with the search's seed and to its end: what chooses is neither tested nor reported.
+        """
+        setup = self.setup
+        places = {
+            (term, trial): f"ablation/{term}-trial{trial}-seed{setup.seed}" for term in found for trial in found[term]
+        }
+        wanted = {place: term_alone(self.winner, term, found[term][trial]) for (term, trial), place in places.items()}
+        self._train("settings for the ablation", wanted, kind="trial")
+        settings = {}
+        for term, of in found.items():
+            records = {trial: RunRecord.read(join(setup.uri, places[term, trial])) for trial in of}
+            values = {
+                trial: value
+                for trial, record in records.items()
+                if record is not None
+                and record.status == "finished"
+                and (value := record.last.get(setup.sweep.metric)) is not None
+            }
+            if not values:
+                raise LtcoreError(_why_none(term, records.values(), setup.sweep.metric))
+            settings[term] = tuple(
+                SettingRecord(trial=trial, params=of[trial], run_dir=places[term, trial], value=values[trial])
+                for trial in ranked(values, setup.sweep.metric)
+            )
+        return settings
 
     def _entries(self, folder: str) -> tuple[RetrainRecord, ...]:
         return tuple(
@@ -100,22 +152,24 @@ class Retrains:
     def _changes(self, entry: RetrainRecord) -> Mapping[str, Any]:
         return self.winner if entry.role == "winner" else terms_off()
 
-    def _train(self, stage: str, wanted: Mapping[str, Mapping[str, Any]], streamed: str = "") -> None:
-        """Trains and tests the runs in these directories that are not there yet, each the recipe with its changes.
+    def _train(
+        self, stage: str, wanted: Mapping[str, Mapping[str, Any]], streamed: str = "", kind: str = "retrain"
+    ) -> None:
+        """Trains the runs in these directories that are not there yet, each the recipe with its changes.
 
-        ``streamed`` is the directory of the run that goes through Ray Train.
+        Retrains are tested. ``streamed`` is the directory of the run that goes through Ray Train.
         """
         jobs = {}
         for where, changes in wanted.items():
-            job = self.runs.job(where, int(where.rpartition("-seed")[2]), "retrain", changes)
+            job = self.runs.job(where, int(where.rpartition("-seed")[2]), kind, changes)
             forget_other(job, self.runs.setup.uri)
-            if not _is_tested(job.run_uri):
+            if not _is_over(job):
                 jobs[job.label] = job
         if not jobs:
             return
         with self.display.stage(stage, expected=len(jobs)):
             label = self.runs.label(streamed)
-            self.runs.run_all(jobs, streamed=label if label in jobs else "")
+            self.runs.run_all(jobs, streamed=label if label in jobs else "", may_fail=kind == "trial")
 
     def _tests(self, where: str) -> dict[int, Tests]:
         return {seed: tested(join(self.setup.uri, f"{where}-seed{seed}")) for seed in self.seeds}
@@ -128,6 +182,20 @@ class Retrains:
         return compare(tests["winner"], tests["baseline"])
 
 
-def _is_tested(run_uri: str) -> bool:
-    record = RunRecord.read(run_uri)
-    return record is not None and record.status == "finished" and record.test is not None
+def _is_over(job: Job) -> bool:
+    """Tells whether nothing is left to do of a run: it was tested, or is not to be and has finished or failed for good."""
+    record = RunRecord.read(job.run_uri)
+    if job.info.test:
+        return record is not None and record.status == "finished" and record.test is not None
+    return standing(record) in ("finished", "failed")
+
+
+def _why_none(term: str, records: Iterable[RunRecord | None], metric: str) -> str:
+    reasons = sorted(
+        {last_line(record.reason) for record in records if record is not None and record.status == "failed"}
+    )
+    first = f" ({reasons[0]})" if reasons else ""
+    return (
+        f"sweep.ablation=true trains {term} alone, but with none of its settings it reached the end with a value of "
+        f"{metric}{first}. To do without, give sweep.ablation=false."
+    )

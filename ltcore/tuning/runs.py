@@ -29,6 +29,8 @@ from ltcore.training.run import Job, delete_run
 from ltcore.training.same_run import refuse_differences
 from ltcore.training.weights_input import with_input
 from ltcore.tuning.measured import has_own_input
+from ltcore.tuning.messages import end_of_part
+from ltcore.tuning.rungs import standing
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,12 @@ class Runs:
         if not self.setup.cluster.local:
             cancel(self._submitted)
 
-    def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "") -> None:
+    def run_all(self, jobs: dict[str, Job], streamed: str = "", engine: str = "", *, may_fail: bool = False) -> None:
         """Runs jobs, as many at a time as there are real resources for.
 
         A local Ray counts more CPUs than there are. The job named ``streamed`` goes first, through Ray Data's Ray
         loader and Ray Train with two workers: they take long to start, and the other runs use that time. ``engine`` is
-        that of the sweep unless another is given.
+        that of the sweep unless another is given. With ``may_fail`` one that fails for good ends alone, as a trial does.
         """
         waiting = list(jobs.items())
         running: dict[Any, str] = {}
@@ -163,17 +165,24 @@ class Runs:
             while waiting and not self.watch.saving.is_set() and len(running) < most:
                 name, job = waiting.pop(0)
                 running[self.submit(job, engine)] = name
-            self.wait_any(running)
+            self.wait_any(running, may_fail=may_fail)
 
-    def wait_any(self, running: dict[Any, str]) -> None:
+    def wait_any(self, running: dict[Any, str], *, may_fail: bool = False) -> None:
         """Takes finished runs out of ``running``; cancels everything where nothing progresses any more."""
         if running is not self.beside:
             self.move_beside()
         ready, _ = ray.wait(list(running), timeout=1.0)
         for ref in ready:
             name = running.pop(ref)
-            record: RunRecord | None = result_of(ref)
             self.watch.touch()
+            try:
+                record: RunRecord | None = result_of(ref)
+            except LtcoreError:
+                failed = RunRecord.read(self._submitted[ref][0].run_uri)
+                if not may_fail or standing(failed) != "failed":
+                    raise
+                self.display.ended(name, f"{name}: ", end_of_part(failed, self.setup.sweep.metric, "failed", None))
+                continue
             if self._goes_on(ref, record, name, running):
                 continue
             how = "a checkpoint is saved" if record is None or told_to_leave(record) else self._came_to(record)

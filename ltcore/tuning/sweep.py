@@ -17,6 +17,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import GpuShareError
 from ltcore.evaluation.catalog import minimized
 from ltcore.hashing import hash64
+from ltcore.reporting.summary import ranked
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 from ltcore.runtime.interrupts import saving_first
 from ltcore.runtime.progress import ProgressDisplay
@@ -335,7 +336,8 @@ class Sweep:
         record = self.record
         entries = (*(record.retrain or ()), *(record.balanced.runs if record.balanced else ()))
         places = [entry.run_dir for entry in entries]
-        places += [place for row in record.ablation or () for place in row.run_dirs]
+        for row in record.ablation or ():
+            places += [*row.run_dirs, *(setting.run_dir for setting in row.settings or ())]
         yield from (RunRecord.read(join(self.setup.uri, place)) for place in dict.fromkeys(places))
 
     def _collect(self) -> None:
@@ -378,7 +380,9 @@ class Sweep:
 
     def retrain(self) -> None:
         """Trains winner and baseline again and tests them, then what else is asked for; each part is written at once."""
-        sweep, retrains = self.setup.sweep, Retrains(self.setup, self.runs, self.display, self._winner().params)
+        sweep, found = self.setup.sweep, (trial for _, trial in ranked(self.record))
+        trials = {t.id: t.params for t in found if t.status != "failed" and t.last is not None}
+        retrains = Retrains(self.setup, self.runs, self.display, self._winner().params, trials)
         self.save(**retrains.pairs())
         if sweep.alt:
             self.save(**retrains.balanced())

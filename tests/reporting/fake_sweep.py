@@ -210,9 +210,22 @@ def _ablation(folder: Path, seeds: int, baseline: dict[int, Any]) -> dict[str, A
         for seed, place in enumerate(places, 1)
     ]
     term, control = (_train_after(folder, f"ablation/{name}", seeds, 0.74) for name in ("lpa", "lpa-neighbor_mass0"))
-    common = {"term": "lpa", "changes": {}, "seeds": list(range(1, seeds + 1))}
+    weight = "objective.terms.lpa.weight"
+    common = {"term": "lpa", "changes": {weight: 0.1}, "seeds": list(range(1, seeds + 1))}
+    settings = []
+    for trial, value in (("t00", 0.1), ("t03", 0.4)):
+        place, params = f"ablation/lpa-trial{trial}-seed0", {weight: value}
+        info = write_run(folder / place, kind="trial", quality=0.8 - value, params=params)
+        settings.append({"trial": trial, "params": params, "run_dir": place, "value": info["last"][METRIC]})
     rows = [
-        {**common, "control": "", "without": "", "run_dirs": term[0], "over_baseline": compare(term[1], baseline)},
+        {
+            **common,
+            "control": "",
+            "without": "",
+            "run_dirs": term[0],
+            "over_baseline": compare(term[1], baseline),
+            "settings": settings,
+        },
         {
             **common,
             "control": "neighbor_mass=0",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ltcore.config.records import SweepRecord
-from ltcore.config.retrained import AblationRecord, BalancedRecord
+from ltcore.config.retrained import AblationRecord, BalancedRecord, SettingRecord
 from ltcore.evaluation.paired import compare
 from ltcore.reporting.ablation import ablation_lines, ablation_rows, ablation_table
 from ltcore.reporting.report import write_report
@@ -44,14 +44,9 @@ def row(term: str, values: Sequence[float], control: str = "", of: Sequence[floa
 
 def sweep_with(*rows: AblationRecord, seeds: int = 4, **fields: Any) -> SweepRecord:
     winner = tuple(value + 0.1 for value in BASELINE[:seeds])
-    return sweep_record(
-        trials=(trial_record("00000", last=0.5),),
-        winner="00000",
-        baseline="baseline",
-        comparison=compare(measured(winner), measured(BASELINE[:seeds])),
-        ablation=rows,
-        **fields,
-    )
+    common: dict[str, Any] = {"trials": (trial_record("00000", last=0.5),), "winner": "00000", "baseline": "baseline"}
+    comparison = compare(measured(winner), measured(BASELINE[:seeds]))
+    return sweep_record(**{**common, "comparison": comparison, "ablation": rows, **fields})
 
 
 @pytest.mark.parametrize(
@@ -75,6 +70,35 @@ def test_one_seed_says_nothing_of_chance() -> None:
     lines = ablation_lines(sweep_with(row("lpa", LPA[:1]), row("lpa", (0.7,), "neighbor_mass=0", LPA[:1]), seeds=1))
     assert lines[0].startswith("LPA alone, top-1 in GLT: not distinguishable from the baseline (difference +6.0 points")
     assert lines[1].endswith("difference +6.0 points, from one seed, which tells nothing of chance.")
+
+
+def test_which_setting_a_term_has_alone_is_said_and_how_it_was_chosen() -> None:
+    weight, other = "objective.terms.lpa.weight", "objective.terms.ifl.num_envs"
+    tried = tuple(
+        SettingRecord(
+            trial=trial, params={weight: value}, run_dir=f"ablation/lpa-trial{trial}-seed0", value=0.8 - value
+        )
+        for trial, value in (("00003", 0.25), ("00000", 0.75))
+    )
+    changes = {weight: 0.25, "objective.terms.dro": None, "objective.terms.ifl": None}
+    alone = replace(row("lpa", LPA), changes=changes, settings=tried)
+    control = replace(
+        row("lpa", BASELINE, "neighbor_mass=0", LPA), changes={**changes, f"{weight[:-6]}neighbor_mass": 0}
+    )
+    space = {weight: "log:0.02,1", other: "choice:1,2"}
+    winner = trial_record("00000", last=0.5, params={weight: 0.75, other: 2})
+    sweep = sweep_with(alone, control, space=space, trials=(winner,))
+    assert [line[""] for line in ablation_table(sweep)][2:] == ["LPA alone (weight=0.25)", "LPA with neighbor_mass=0"]
+    first, chosen, _ = ablation_lines(sweep)
+    assert first.startswith("LPA alone (weight=0.25), top-1 in GLT: better than the baseline")
+    assert chosen == (
+        "LPA's setting alone is the best of 2 that trials had, by validation top-1 with the search's seed; in the winner it is "
+        "weight=0.75."
+    )
+    assert chosen in summary_lines(sweep)
+    same = sweep_with(replace(alone, changes={weight: 0.75}), space=space, trials=(winner,))
+    assert ablation_lines(same)[1].endswith(" with the search's seed; in the winner it is the same.")
+    assert len(ablation_lines(sweep_with(replace(alone, settings=None), space=space, trials=(winner,)))) == 1
 
 
 def test_the_table_has_baseline_winner_terms_and_controls() -> None:
@@ -118,6 +142,7 @@ def test_the_page_shows_every_row_with_its_exact_values(tmp_path: Path) -> None:
     make_sweep(tmp_path, ablation=True)
     page = Page(write_report(tmp_path))
     assert "What each term contributes" in page.words and "LPA with neighbor_mass=0" in page.words
+    assert "LPA alone (weight=0.1)" in page.words and "is the best of 2 that trials had" in page.words
     assert "ALT" in page.words
     for name in ("baseline", "winner", "lpa", "lpa-neighbor_mass0"):
         (value,) = page.values(row=name, stat="mean", metric="test_gbl/balanced_accuracy")

@@ -85,9 +85,11 @@ def test_every_part_of_a_sweep_is_counted(tmp_path: Path) -> None:
 
     own = {"sweep__retrain_seeds": "4", "sweep__num_trials": "8"}
     assert words(search(**own, sweep__ablation="true")) == (
-        "The sweep has 49 runs (8 trials, 1 baseline, 8 retrains, 8 for ALT, 24 of the ablation, or fewer as the winner has "
-        "terms), 2 at a time"
+        "The sweep has 61 runs (8 trials, 1 baseline, 8 retrains, 8 for ALT, 36 of the ablation, or fewer as the winner has "
+        "terms and the trials settings of them), 2 at a time"
     )
+    lpa_alone = {f"sweep__space__objective__terms__{key}": "null" for key in ("dro__radius", "ifl__num_envs")}
+    assert "28 of the ablation" in words(search(**own, **lpa_alone, sweep__ablation="true"))
     assert words(search(**own, sweep__alt="false")).startswith(
         "The sweep has 17 runs (8 trials, 1 baseline, 8 retrains)"
     )

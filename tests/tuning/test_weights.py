@@ -16,7 +16,7 @@ from ltcore.cli.tune import tune
 from ltcore.config.json_record import RecordFile
 from ltcore.config.load import base_run
 from ltcore.config.records import RunRecord, SweepRecord
-from ltcore.config.retrained import RetrainRecord
+from ltcore.config.retrained import AblationRecord, RetrainRecord, SettingRecord
 from ltcore.config.sweep import SweepConfig, read_sweep
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
@@ -157,6 +157,13 @@ def test_runs_that_started_from_different_files_come_into_no_table(tmp_path: Pat
     trained(tmp_path / "s" / "retrain" / "winner-seed1", b"two", file)
     sweep.save(retrain=(RetrainRecord(role="winner", seed=1, run_dir="retrain/winner-seed1"),))
     with pytest.raises(ConfigError, match=r"winner-seed1 started from"):
+        sweep._check_weights(sweep._retrained())
+    place = "ablation/lpa-trial00000-seed0"
+    trained(tmp_path / "s" / place, b"two", file)
+    setting = SettingRecord(trial="00000", params={}, run_dir=place, value=0.5)
+    row = AblationRecord(term="lpa", changes={}, seeds=(), run_dirs=(), over_baseline={}, settings=(setting,))
+    sweep.save(retrain=None, ablation=(row,))
+    with pytest.raises(ConfigError, match=r"lpa-trial00000-seed0 started from"):
         sweep._check_weights(sweep._retrained())
 
 
