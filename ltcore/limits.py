@@ -22,7 +22,9 @@ manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
 index of a shard     MAX_INDEX_BYTES_OF_ROW for each row that the manifest gives; a row fills MIN_BYTES_OF_ROW of its tar
 checkpoint           MAX_MANIFEST_BYTES, MAX_JSON_VALUES
 record of ours       MAX_RECORD_BYTES, MAX_RECORD_VALUES; metrics.jsonl MAX_METRICS_BYTES, of a row MAX_ROW_VALUES
-recipe, sweep file   MAX_RECIPE_BYTES, MAX_RECIPE_NODES with all aliases unfolded, MAX_RECIPE_DEPTH
+claim on a run       MAX_CLAIM_BYTES
+recipe, sweep file   MAX_RECIPE_BYTES, MAX_RECIPE_NODES with all aliases unfolded, MAX_RECIPE_DEPTH; so is the
+                     configuration of a cluster that `ray up` leaves
 key on a command     MAX_TABLE_CHARS; MAX_TRIALS of a sweep
 weights              MAX_TENSOR_NAMES_BYTES; no more bytes unpacked than the file has
 memory of an import  of encoded images HELD_BYTES on their way, as many in work, and one image beyond them; of decoded
@@ -103,6 +105,8 @@ MAX_RECORD_BYTES, MAX_RECORD_VALUES = 2**27, 2**22
 """Of run.json, sweep.json and other files of ours: those of a sweep with MAX_TRIALS."""
 MAX_METRICS_BYTES, MAX_ROW_VALUES = 2**27, 2**14
 """Of metrics.jsonl: 10,000 epochs with 400 metrics each; and of one of its rows."""
+MAX_CLAIM_BYTES = 2**12
+"""Of what a process says of itself where it works on a run: some 300 bytes, and a name of its machine of up to 253."""
 
 MAX_RECIPE_BYTES, MAX_RECIPE_NODES, MAX_RECIPE_DEPTH = 2**18, 2**15, 32
 """A recipe with a weight for each of 8,142 classes has 2^17 bytes and 2^14 nodes."""

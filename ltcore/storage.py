@@ -425,11 +425,12 @@ def read_json(uri: str | Path) -> dict[str, Any] | None:
     Raises DamagedFileError with the name of a file that is damaged, or larger than any that we write.
     """
     place = str(uri)
-    data = _find_own(place, MAX_RECORD_BYTES)
+    data = find_own(place, MAX_RECORD_BYTES)
     return None if data is None else _object(place, data, MAX_RECORD_VALUES)
 
 
-def _find_own(place: str, most_bytes: int) -> bytes | None:
+def find_own(place: str, most_bytes: int) -> bytes | None:
+    """Reads a file of ours as ``find_bytes`` does. Raises DamagedFileError where it is larger than any that we write."""
     try:
         return find_bytes(place, most_bytes)
     except TooLargeError as error:
@@ -446,7 +447,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
     Raises DamagedFileError with the name of a file that is damaged anywhere else, or larger than any that we write.
     """
-    data = _find_own(str(path), MAX_METRICS_BYTES) or b""
+    data = find_own(str(path), MAX_METRICS_BYTES) or b""
     lines = data.split(b"\n")[:-1]  # what follows the last newline is torn or empty
     return [_object(f"{path}, line {number}", line, MAX_ROW_VALUES) for number, line in enumerate(lines, 1) if line]
 
@@ -510,11 +511,15 @@ def written(uri: str) -> Iterator[Path]:
         raise StorageError(f"{uri} cannot be written: {error}. {SPACE}.") from error
 
 
-def upload(path: Path, uri: str) -> None:
-    """Copies a local file to an object store, as a whole or not at all. Raises DataError where that fails."""
+def upload(path: Path, uri: str, fence: Callable[[], None] = lambda: None) -> None:
+    """Copies a local file to an object store, as a whole or not at all, and holds a part of it at a time.
+
+    ``fence`` is asked as by ``write_bytes_atomic``. Raises DataError where copying fails.
+    """
     filesystem, target = open_fs(uri)
 
     def copy() -> None:
+        fence()
         pafs.copy_files(str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
 
     asked(uri, "written", SPACE, copy)

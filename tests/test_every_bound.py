@@ -41,13 +41,17 @@ from ltcore.data.images import decode
 from ltcore.data.images.decode import decode_canvas, decode_image
 from ltcore.data.images.given import read_image
 from ltcore.data.room import Room
+from ltcore.data.shards.kept import kept
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import LtcoreError
+from ltcore.runtime.autoscaler import read_limits
 from ltcore.tracking.jsonl_sink import read_metrics
 from ltcore.training import checkpoint
 from ltcore.training.class_words import class_words
-from ltcore.training.weights_file import tensors
+from ltcore.training.lease import FOLDER, Lease, exclusive
+from ltcore.training.sync import RunSync
+from ltcore.training.weights_file import _noted, tensors
 from tests.data.small import everything, tiny_png, write_small
 from tests.paths import ROOT
 from tests.peaks import within
@@ -320,15 +324,20 @@ def recipe(folder: Path) -> Act:
     return lambda: load_run(str(file))
 
 
-def aliases(folder: Path) -> Act:
+def unfolding() -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    return lambda: load_yaml("\n".join(lines))
+    return "\n".join(lines)
 
 
 def table(folder: Path) -> Act:
     key, text = "objective.base_options.cross_entropy.class_weights", f"{{{'a: 1, ' * 10**6}}}"
     return lambda: load_run("folder", {key: text})
+
+
+def held(place: Path, act: Callable[[Lease], Any] = lambda claim: None) -> None:
+    with exclusive(str(place)) as claim:
+        act(claim)
 
 
 def described(folder: Path) -> Act:
@@ -487,6 +496,21 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
         lambda folder: lambda: RunRecord.read(sparse(folder / "run.json").parent),
         "run.json is larger than 134217728 bytes. It is damaged: restore it",
     ),
+    "record that is copied": (
+        "MAX_RECORD_BYTES",
+        lambda folder: RunSync("s3://bucket/run", sparse(folder / "run.json").parent).push,
+        "run.json is larger than 134217728 bytes. It is damaged: restore it",
+    ),
+    "claim": (
+        "MAX_CLAIM_BYTES",
+        lambda folder: lambda: held(sparse(folder / FOLDER / "a.json").parent.parent),
+        f"{FOLDER}/a.json is larger than 4096 bytes. It is no claim of a process: remove it",
+    ),
+    "claim beside one that is held": (
+        "MAX_CLAIM_BYTES",
+        lambda folder: lambda: held(folder, lambda claim: (sparse(folder / FOLDER / "a.json"), claim._look())),
+        f"{FOLDER}/a.json is larger than 4096 bytes. It is no claim of a process: remove it",
+    ),
     "values of a record": (
         "MAX_RECORD_VALUES",
         written("run.json", lambda: b'{"x": [' + b"[]," * 10**7 + b"0]}", RunRecord.read),
@@ -518,7 +542,21 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
     ),
     "index": ("MAX_INDEX_BYTES MAX_INDEX_BYTES_OF_ROW", large_index, "train-00000.parquet is larger than 71680 bytes"),
     "recipe": ("MAX_RECIPE_BYTES", recipe, "own.yaml is larger than 262144 bytes"),
-    "nodes": ("MAX_RECIPE_NODES", aliases, r"it has \d+ values with all aliases, expected at most 32768"),
+    "cluster": (
+        "MAX_RECIPE_BYTES",
+        lambda folder: lambda: read_limits(sparse(folder / "cluster.yaml")),
+        "cluster.yaml is larger than 262144 bytes. Run `ray up` again",
+    ),
+    "nodes of a cluster": (
+        "MAX_RECIPE_NODES",
+        written("c.yaml", lambda: unfolding().encode(), lambda folder: read_limits(folder / "c.yaml")),
+        "c.yaml is not a cluster configuration .* values with all aliases, expected at most 32768",
+    ),
+    "nodes": (
+        "MAX_RECIPE_NODES",
+        lambda folder: lambda: load_yaml(unfolding()),
+        r"it has \d+ values with all aliases, expected at most 32768",
+    ),
     "depth of a recipe": ("MAX_RECIPE_DEPTH", lambda folder: lambda: load_yaml("[" * 10**6), "32 levels"),
     "table": ("MAX_TABLE_CHARS", table, "class_weights has 6000002 characters; at most 1048576 are read"),
     "trials": (
@@ -565,6 +603,15 @@ def test_a_bound_holds_in_memory_and_time(tmp_path: Path, case: str, monkeypatch
     with within(MOST_BYTES, MOST_S), pytest.raises((LtcoreError, YamlError, ValueError)) as found:
         act()
     assert re.search(words, str(found.value)) and "\n" not in str(found.value), str(found.value)[:500]
+
+
+@pytest.mark.parametrize("read", [lambda file: kept(file, "of"), lambda file: _noted(file.with_suffix(""))])
+def test_what_can_be_found_again_is_taken_for_lost_beyond_its_bound(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    file = sparse(tmp_path / "a.sha256")
+    with within(MOST_BYTES, MOST_S):
+        assert read(file) is None
 
 
 def decode_large_images() -> None:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ltcore.config.bounded_yaml import load_yaml
 from ltcore.errors import ConfigError
+from ltcore.limits import MAX_RECIPE_BYTES, load_json
+from ltcore.storage import TooLargeError, read_bytes
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+_REMEDY = "Run `ray up` again, or remove the file and give --max-gpus."
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,15 @@ def read_limits(file: Path = BOOTSTRAP) -> Limits | None:
     if not path.is_file():
         return None
     with _understood(path):
-        return limits_of(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return limits_of(_config(path))
+
+
+def _config(path: Path) -> Any:
+    data = read_bytes(str(path), MAX_RECIPE_BYTES)
+    try:
+        return load_json(data)  # as Ray writes it: libyaml refuses JSON's escapes of characters beyond 16 bits
+    except ValueError:
+        return load_yaml(data.decode())
 
 
 @contextlib.contextmanager
@@ -42,12 +52,11 @@ def _understood(path: Path) -> Iterator[None]:
     """Turns what a damaged file leads to into a ConfigError that names it."""
     try:
         yield
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except TooLargeError as error:
+        raise ConfigError(f"{error} {_REMEDY}") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(
-            f"{path} is not a cluster configuration ({said}). Run `ray up` again, or remove "
-            "the file and give --max-gpus."
-        ) from error
+        raise ConfigError(f"{path} is not a cluster configuration ({said}). {_REMEDY}") from error
 
 
 def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
@@ -59,7 +68,7 @@ def launch_refusal(file: Path = BOOTSTRAP) -> str | None:
     if not path.is_file():
         return None
     with _understood(path):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = _config(path)
         types = [node for name, node in config["available_node_types"].items() if name != config["head_node_type"]]
         requests = [_request(node["node_config"]) for node in types]
         if config["provider"].get("type") != "aws" or not types:

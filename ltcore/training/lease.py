@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.errors import DataError, StorageError
+from ltcore.limits import MAX_CLAIM_BYTES, load_json
 from ltcore.retry import retrying
 from ltcore.storage import (
+    TooLargeError,
     find_bytes,
     is_local,
     join,
@@ -224,7 +226,7 @@ def _living(uri: str, claim: Lease, seen: dict[str, tuple[bytes, float]]) -> dic
     found: dict[str, _Owner] = {}
     for name in list_files(join(uri, FOLDER)):
         file = join(uri, FOLDER, name)
-        data = find_bytes(file) if _is_claim(name) and file != claim._file else None
+        data = _find(file) if _is_claim(name) and file != claim._file else None
         if data is None:
             continue
         if file not in seen or seen[file][0] != data:
@@ -245,9 +247,17 @@ def _is_claim(name: str) -> bool:
 
 def _has_ended(file: str) -> bool:
     """Tells whether a claim is none any more: it is gone, or its owner has ended or given it up, here."""
-    data = find_bytes(file)
+    data = _find(file)
     owner = None if data is None else _owner(data)
     return data is None or (owner is not None and _is_over(owner, file))
+
+
+def _find(file: str) -> bytes | None:
+    """Reads a claim; None where it is gone. Raises DataError where it is larger than any."""
+    try:
+        return find_bytes(file, MAX_CLAIM_BYTES)
+    except TooLargeError as error:
+        raise DataError(f"{error} It is no claim of a process: remove it.") from None
 
 
 def _is_over(owner: _Owner, file: str) -> bool:
@@ -256,9 +266,9 @@ def _is_over(owner: _Owner, file: str) -> bool:
 
 def _owner(data: bytes) -> _Owner | None:
     try:
-        fields: dict[str, Any] = json.loads(data)
+        fields: dict[str, Any] = load_json(data)
         return _Owner(**{key: value for key, value in fields.items() if key != "renewals"})
-    except (ValueError, TypeError, AttributeError, RecursionError):  # damaged; becomes void like any claim
+    except (ValueError, TypeError, AttributeError):  # damaged; becomes void like any claim
         return None
 
 

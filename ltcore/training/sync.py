@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ltcore import dist
+from ltcore.errors import StorageError
 from ltcore.limits import MAX_RECORD_BYTES, MAX_RECORD_VALUES, load_json
 from ltcore.retry import is_disturbed, still_here
 from ltcore.storage import (
     download_whole,
-    find_bytes,
+    find_own,
     is_local,
     join,
     list_files,
@@ -30,6 +31,7 @@ from ltcore.storage import (
     open_fs,
     read_bytes,
     remove_folder,
+    upload,
     write_bytes_atomic,
 )
 from ltcore.stores import place_of
@@ -76,7 +78,7 @@ class RunSync:
             names = [name for name in list_files(self.uri) if not _hidden(name)]
             stored = read_bytes(join(self.uri, _RECORD), MAX_RECORD_BYTES) if _RECORD in names else b""
             if not empty:
-                local = find_bytes(str(self.local / _RECORD), MAX_RECORD_BYTES) or b""
+                local = find_own(str(self.local / _RECORD), MAX_RECORD_BYTES) or b""
                 if _comes_from(stored, local):
                     self.ahead = stored != local
                     self._sent = dict.fromkeys(names)
@@ -109,7 +111,7 @@ class RunSync:
             if not self._last.done():
                 return
             self._last.result()
-        self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
+        self._last = self._pool.submit(self._copy, self._read_record(), self._open_checkpoints())
 
     def close(self) -> None:
         """Copies what is left, including what an earlier copy failed to copy, and waits."""
@@ -127,7 +129,7 @@ class RunSync:
     def push_end(self) -> None:
         """Starts copying the run's end, after copies that are still running, whose errors ``close`` makes good or raises."""
         if self._pool is not None:
-            self._last = self._pool.submit(self._copy, self._read(_RECORD), self._open_checkpoints())
+            self._last = self._pool.submit(self._copy, self._read_record(), self._open_checkpoints())
 
     def discard(self) -> None:
         """Removes this node's checkpoints of a run that is whole on the storage: nobody else would, and disks fill up.
@@ -163,13 +165,14 @@ class RunSync:
                     stack.enter_context(file)
             for name in _visible(self.local):
                 if name != _RECORD and not name.startswith("checkpoints/"):
-                    self._send(name, self._read(name))
+                    self._upload(name)
             for files in checkpoints.values():
                 for name, file in sorted(files.items(), key=lambda item: item[0].endswith("/meta.json")):
                     stamp = _stamp(os.fstat(file.fileno()))
                     if self._sent.get(name) != stamp:
-                        self._send(name, (stamp, file.read()))
-        self._send(_RECORD, record)
+                        self._send(name, stamp, file.read())
+        if record is not None:
+            self._send(_RECORD, *record)
         stored = {name.rpartition("/")[0] for name in self._sent if name.startswith("checkpoints/")}
         for folder in sorted(stored - checkpoints.keys()):
             if self.replaces or _tag(folder) in map(_tag, checkpoints):
@@ -177,19 +180,36 @@ class RunSync:
                 remove_folder(join(self.uri, folder), first="meta.json")
                 self._sent = {name: stamp for name, stamp in self._sent.items() if not name.startswith(f"{folder}/")}
 
-    def _read(self, name: str) -> tuple[Stamp, bytes] | None:
-        """Reads the file, if it exists and the storage does not have its present content."""
+    def _read_record(self) -> tuple[Stamp, bytes] | None:
+        """Reads the record, if it exists and the storage does not have its present content."""
+        stamp = self._changed(_RECORD)
+        data = None if stamp is None else find_own(str(self.local / _RECORD), MAX_RECORD_BYTES)
+        return None if stamp is None or data is None else (stamp, data)
+
+    def _changed(self, name: str) -> Stamp | None:
+        """Returns the stamp of the file, if it exists and the storage does not have its present content."""
         try:
             stamp = _stamp((self.local / name).stat())
         except FileNotFoundError:
             return None
-        data = None if self._sent.get(name) == stamp else find_bytes(str(self.local / name))
-        return None if data is None else (stamp, data)
+        return None if self._sent.get(name) == stamp else stamp
 
-    def _send(self, name: str, found: tuple[Stamp, bytes] | None) -> None:
-        if found is not None:
-            write_bytes_atomic(join(self.uri, name), found[1], self.fence)
-            self._sent[name] = found[0]
+    def _upload(self, name: str) -> None:
+        """Copies the file as ``_changed`` tells, in pieces: W&B and TensorBoard bound none of theirs."""
+        if (stamp := self._changed(name)) is None:
+            return
+        path = self.local / name
+        try:
+            upload(path, join(self.uri, name), self.fence)
+        except StorageError:
+            if path.exists():
+                raise
+            return  # it vanished meanwhile
+        self._sent[name] = stamp
+
+    def _send(self, name: str, stamp: Stamp, data: bytes) -> None:
+        write_bytes_atomic(join(self.uri, name), data, self.fence)
+        self._sent[name] = stamp
 
 
 def _wait_for(copy: Future[None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from ltcore.errors import CheckpointError
 from ltcore.fsspec_stores import FileInfo
 from ltcore.storage import (
+    TooLargeError,
     cache_folder,
     describe_file,
     download,
@@ -33,6 +34,10 @@ TEXT_WEIGHTS, TEXT_SHA256 = "text_weights", "text_sha256"
 """Names of the text encoder's file and of its hash there, of a run with ``model.head_init=text``."""
 NAMES_SETTING, NAMES_SHA256 = "model.text.names", "text_names_sha256"
 """The key of a file with words for classes, and the name of its hash there."""
+
+
+_NOTE_BYTES = 64
+"""Of a sha256 in hexadecimal digits."""
 
 
 def node_file(uri: str, setting: str = "model.weights") -> Path:
@@ -91,7 +96,10 @@ def _note_of(copy: Path) -> Path:
 
 
 def _noted(copy: Path) -> str | None:
-    data = find_bytes(str(_note_of(copy)))
+    try:
+        data = find_bytes(str(_note_of(copy)), _NOTE_BYTES)
+    except TooLargeError:  # damaged: the file is fetched again
+        return None
     return None if data is None else data.decode(errors="replace")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def test_the_file_is_read_where_there_is_one(tmp_path: Path) -> None:
     assert read_limits(tmp_path / "none.yaml") is None
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(yaml.safe_dump(SHIPPED))
+    assert read_limits(file) == limits_of(SHIPPED)
+    file.write_text(json.dumps({**SHIPPED, "setup_commands": ["echo \N{SNOWMAN} \N{GRINNING FACE}"]}))  # as Ray does
     assert read_limits(file) == limits_of(SHIPPED)
     for damaged in ("- a list", "available_node_types: {", "head_node_type: nobody"):
         file.write_text(damaged)

@@ -83,7 +83,15 @@ def test_no_name_of_an_object_leaves_the_folder_that_it_is_copied_to(
         assert [path.name for path in folder.parent.iterdir()] == ["inside"]
 
 
-@pytest.mark.parametrize("copy", [mirrored, lambda uri, _: list_fetched(uri)])
+def pushed(uri: str, folder: Path) -> None:
+    """Copies the files the other way, to another run of the bucket."""
+    (copied := folder / "bucket" / "copy").mkdir()
+    sync = RunSync(f"{uri.rpartition('/')[0]}/copy", folder / "bucket" / "run")
+    sync.close()
+    assert (copied / "model.pt").stat().st_size == 2**27
+
+
+@pytest.mark.parametrize("copy", [mirrored, pushed, lambda uri, _: list_fetched(uri)])
 def test_large_files_are_not_held_in_memory(
     copy: Callable[[str, Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcore import storage
+from ltcore.errors import DamagedFileError
 
 
 def keep(file: Path, of: str, result: Any) -> None:
@@ -18,9 +19,9 @@ def keep(file: Path, of: str, result: Any) -> None:
 def kept(file: Path, of: str) -> Any:
     """Returns the result that was kept of the same ``of``; None where there is none or it is damaged: it is found again."""
     try:
-        record = json.loads(storage.find_bytes(str(file)) or b"{}")
+        record = storage.read_json(file) or {}
         return record["result"] if record["sha256"] == _sha256(of, record["result"]) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (DamagedFileError, KeyError):
         return None
 
 
