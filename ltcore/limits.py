@@ -16,7 +16,8 @@ tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH; of a sample MA
 list, table, json    MAX_LIST_BYTES unpacked, MAX_ROWS, MAX_CELL_CHARS, MAX_JSON_VALUES
 parquet              MAX_FOOTER_BYTES, MAX_COLUMN_CHUNKS, MAX_ROWS, no more rows than bytes, MAX_RATIO for a column;
                      MAX_CELL_CHARS
-annotations of COCO  MAX_OBJECTS, MAX_ATTRIBUTES; one entry, as large as it is, is held at a time
+annotations of COCO  MAX_OBJECTS, MAX_ATTRIBUTES; MAX_ENTRY_BYTES and MAX_ENTRY_DEPTH of an entry, of which one is held at a time;
+                     MAX_NAME_CHARS
 classes, attributes  MAX_CLASSES of MAX_NAME_CHARS; files that name them MAX_CLASSES_BYTES
 manifest             MAX_MANIFEST_BYTES, MAX_JSON_VALUES, MAX_COUNT, MAX_CLASSES
 index of a shard     MAX_INDEX_BYTES_OF_ROW for each row that the manifest gives; a row fills MIN_BYTES_OF_ROW of its tar
@@ -90,6 +91,8 @@ MAX_FOOTER_BYTES = 2**23
 """Of a parquet file: those of two million images, a hundred in a row group. In memory it may be 220 times as large."""
 MAX_OBJECTS, MAX_ATTRIBUTES = 2**21, 2**12
 """At least twice what MSCOCO and COCO Attributes have."""
+MAX_ENTRY_BYTES, MAX_ENTRY_DEPTH = 2**20, 32
+"""Of one entry of their files, or of a text in these. A mask of 640 x 480 pixels that change one by one would have 0.9 MB."""
 
 MAX_CLASSES, MAX_NAME_CHARS, MAX_CLASSES_BYTES = 10**6, 2**10, 2**24
 MAX_MANIFEST_BYTES = 2**27

@@ -280,6 +280,16 @@ def many_objects(folder: Path) -> Act:
     return lambda: read_objects([folder / "a.json"], folder / "b.json")
 
 
+def annotated(start: bytes, content: bytes) -> Callable[[Path], Act]:
+    """An annotation file in which something fills thirty megabytes."""
+
+    def make(folder: Path) -> Act:
+        (folder / "a.json").write_bytes(start + content * (3 * 10**7 // len(content)))
+        return lambda: read_objects([], folder / "a.json")
+
+    return make
+
+
 def names_beside_tars(folder: Path) -> Act:
     write_tars(folder / "train-%d.tar", pictures(2))
     (folder / "classes.txt").write_text("\n".join(map(str, range(limits.MAX_CLASSES + 1))))
@@ -469,6 +479,31 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
         "MAX_OBJECTS",
         many_objects,
         "a.json has more than 1000 categories, expected those of COCO",
+    ),
+    "text of an annotation": (
+        "MAX_ENTRY_BYTES",
+        annotated(b'{"info": "', b"x"),
+        "a.json has an entry of more than 1048576 bytes, expected those of COCO",
+    ),
+    "annotation": (
+        "MAX_ENTRY_BYTES",
+        annotated(b'{"attributes": [{"x": [', b"[[],[],0],"),
+        "a.json has an entry of more than 1048576 bytes, expected those of COCO",
+    ),
+    "depth of an annotation": (
+        "MAX_ENTRY_DEPTH",
+        annotated(b'{"info": ', b"["),
+        "a.json has more than 32 lists in each other, expected those of COCO",
+    ),
+    "keys around an annotation": (
+        "MAX_ENTRY_DEPTH",
+        annotated(b"", b'{"' + b"k" * 10**5 + b'": '),
+        "a.json has more than 32 lists in each other, expected those of COCO",
+    ),
+    "names of annotations": (
+        "MAX_NAME_CHARS",
+        annotated(b'{"attributes": [', b'{"id": 1, "name": "' + b"x" * 10**6 + b'"},'),
+        "a.json: number 1 of attributes .*a name of 1000000 characters, expected at most 1024",
     ),
     "classes": (
         "MAX_CLASSES",

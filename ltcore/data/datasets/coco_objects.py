@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from ltcore import storage
 from ltcore.data.datasets.longtail import IntArray
 from ltcore.errors import DataError
-from ltcore.limits import MAX_ATTRIBUTES, MAX_OBJECTS
-from ltcore.text import storable
+from ltcore.limits import MAX_ATTRIBUTES, MAX_ENTRY_BYTES, MAX_ENTRY_DEPTH, MAX_NAME_CHARS, MAX_OBJECTS
+from ltcore.text import glimpse, storable
 
 POSITIVE_ABOVE = 0.5
+_PART_BYTES = 2**13
+"""Read at a time. A text that is not whole yet is scanned anew with each part, and their events are held."""
+_STEPS = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
 
 T = TypeVar("T")
 Box = tuple[float, float, float, float]
@@ -85,9 +88,7 @@ def read_objects(instances: Sequence[Path], attributes: Path) -> CocoObjects:
 def _read_attributes(file: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.bool_]], dict[str, int]]:
     """Returns attribute names, object -> which of them it has, and object -> number of its annotation in COCO."""
     listed = sorted(
-        _entries(
-            file, "attributes.item", lambda entry: (_whole(entry["id"]), storable(str(entry["name"]))), MAX_ATTRIBUTES
-        )
+        _entries(file, "attributes.item", lambda entry: (_whole(entry["id"]), _name(entry["name"])), MAX_ATTRIBUTES)
     )
     if not listed:
         raise DataError(f"{file} lists 0 attributes, expected 1 to {MAX_ATTRIBUTES}.")
@@ -110,33 +111,80 @@ def _read_attributes(file: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.
 def _entries(file: Path, prefix: str, read: Callable[[Any], T], most: int | None = None) -> Iterator[T]:
     """Yields the elements of a list (``name.item``) or the (key, value) pairs of an object, one in memory at a time.
 
-    Raises DataError where there are more than ``most``, for None more than objects.
+    Raises DataError where there are more than ``most``, for None more than objects, and where one is larger than any of COCO.
     """
     import ijson
 
     most = MAX_OBJECTS if most is None else most
     with storage.open_file(str(file)) as stream:
-        walk = ijson.items if prefix.endswith(".item") else ijson.kvitems
-        name, number = prefix.removesuffix(".item"), 0
+        name, is_list, number = prefix.removesuffix(".item"), prefix.endswith(".item"), 0
         try:
-            for number, entry in enumerate(walk(stream, prefix, use_float=True), 1):
+            for number, (key, entry) in enumerate(
+                _values(file, stream, name, "start_array" if is_list else "start_map"), 1
+            ):
                 if number > most:
-                    raise DataError(
-                        f"{file} has more than {most} {name}, expected those of COCO. Check that it is the right file."
-                    )
-                yield read(entry)
+                    raise _foreign(file, f"more than {most} {name}")
+                yield read(entry if is_list else (key, entry))
         except ijson.JSONError as error:
             raise DataError(
                 f"{file} is no readable json ({str(error).partition(chr(10))[0]}). Download it again."
             ) from error
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise DataError(
-                f"{file}: number {number} of {name} cannot be read ({error!r}). Download it again."
+                f"{file}: number {number} of {name} cannot be read ({glimpse(error, 200)}). Download it again."
             ) from error
 
 
+def _values(file: Path, stream: IO[bytes], name: str, start: str) -> Iterator[tuple[str, Any]]:
+    """Yields the entries of the list or object ``name``, which begins with the event ``start``; in an object with their keys.
+
+    Events come without the path to them, which a file could make as long as itself for each one.
+    """
+    import ijson
+    from ijson.common import ObjectBuilder
+
+    events = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events, use_float=True)
+    key, inside, entry, depth, held_bytes = "", False, None, 0, 0
+    while data := stream.read(_PART_BYTES):
+        parser.send(data)
+        held_bytes += len(data)
+        for event, value in events:
+            depth += (step := _STEPS.get(event, 0))
+            if depth > MAX_ENTRY_DEPTH:
+                raise _foreign(file, f"more than {MAX_ENTRY_DEPTH} lists in each other")
+            if entry is not None:
+                entry.event(event, value)
+            elif event == "map_key":
+                key = value
+            elif step and depth < 3:
+                inside = step > 0 and depth == 2 and key == name and event == start
+            elif inside:
+                entry = ObjectBuilder()
+                entry.event(event, value)
+            if entry is not None and depth == 2:
+                yield _name(key), entry.value
+                entry, held_bytes = None, 0
+        if events and entry is None:
+            held_bytes = 0
+        if held_bytes > MAX_ENTRY_BYTES:
+            raise _foreign(file, f"an entry of more than {MAX_ENTRY_BYTES} bytes")
+        events.clear()
+    parser.close()
+
+
+def _foreign(file: Path, what: str) -> DataError:
+    return DataError(f"{file} has {what}, expected those of COCO. Check that it is the right file.")
+
+
 def _category(entry: Any) -> tuple[int, str]:
-    return _whole(entry["id"]), storable(str(entry["name"]))
+    return _whole(entry["id"]), _name(entry["name"])
+
+
+def _name(value: Any) -> str:
+    if len(name := storable(str(value))) > MAX_NAME_CHARS:
+        raise ValueError(f"a name of {len(name)} characters, expected at most {MAX_NAME_CHARS}")
+    return name
 
 
 class _Annotation(NamedTuple):

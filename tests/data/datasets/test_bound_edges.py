@@ -99,6 +99,33 @@ def test_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, nam
     )
 
 
+@pytest.mark.parametrize(("changes", "part_bytes"), [(640 * 480, coco_objects._PART_BYTES), (3, 1)])
+def test_what_annotations_of_coco_may_hold_besides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int, part_bytes: int
+) -> None:
+    """A mask that changes with every pixel, captions, and parts in which no text is whole."""
+    write_coco(tmp_path)
+    first = read_coco(tmp_path)
+    more = {
+        "segmentation": {"counts": [1] * changes, "size": [480, 640]},
+        "caption": '[{"\\\N{GRINNING FACE}": ',
+        "rest": None,
+    }
+    for file in (tmp_path / "annotations").glob("instances_*.json"):
+        tree = json.loads(file.read_text())
+        tree["annotations"][0].update(more)
+        file.write_text(json.dumps({"info": [[], {"annotations": [{}], "categories": 1}], "licenses": "[", **tree}))
+    monkeypatch.setattr(coco_objects, "_PART_BYTES", part_bytes)
+    again = read_coco(tmp_path)
+    assert (again.keys, again.classes, again.attributes, again.boxes) == (
+        first.keys,
+        first.classes,
+        first.attributes,
+        first.boxes,
+    )
+    assert np.array_equal(again.labels_N, first.labels_N) and np.array_equal(again.positive_NA, first.positive_NA)
+
+
 def with_annotations(path: Path, count: int) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads(path.read_text())
     notes = tree["annotations"]
