@@ -8,10 +8,10 @@ what is read         what bounds it
 ===================  ==============================================================================================
 image                MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, LARGE_PIXELS_AT_ONCE; formats: data/images/decode.py; where PIL is
                      slow MAX_SLOW_PIXELS, MAX_SLOW_BYTES; of a PPM MAX_PPM_HEADER_BYTES, MAX_PPM_COMMENTS
-folder               MAX_DEPTH, MAX_PATH_CHARS, MAX_FOLDERS; files that are not plain are not opened
+folder               MAX_DEPTH, MAX_PATH_CHARS, MAX_FOLDERS, MAX_FILES; files that are not plain are not opened
 file fetched whole   MAX_FETCHED_BYTES, and what is free on the disk
 zip                  as a folder; MAX_DIRECTORY_BYTES, MAX_RATIO for each entry and for all; stored or deflated
-tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH; of a sample MAX_SAMPLE_FILES, MAX_KEY_CHARS,
+tar of others        MAX_EXTENDED_BYTES, MAX_TARS, MAX_TAR_DEPTH, MAX_ROWS; of a sample MAX_SAMPLE_FILES, MAX_KEY_CHARS,
                      MAX_LABEL_BYTES, MAX_SAMPLE_JSON_BYTES; MAX_RATIO where it is gzipped
 list, table, json    MAX_LIST_BYTES unpacked, MAX_ROWS, MAX_CELL_CHARS, MAX_JSON_VALUES
 parquet              MAX_FOOTER_BYTES, MAX_COLUMN_CHUNKS, MAX_ROWS, no more rows than bytes, MAX_RATIO for a column;
@@ -39,7 +39,12 @@ memory of an import  of encoded images HELD_BYTES on their way, as many in work,
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from ltcore.errors import DataError
+
+T = TypeVar("T")
 
 MAX_PIXELS = 64 * 2**20
 """Of an image, by its header, before anything is decoded."""
@@ -67,6 +72,8 @@ MAX_FETCHED_BYTES = 2**41
 free on the disk is the most."""
 MAX_DEPTH, MAX_PATH_CHARS, MAX_FOLDERS = 64, 4096, 1_000_000
 """Folders in each other, characters of a path, which file systems do not take longer, and folders of a place that is listed."""
+MAX_FILES = 2**25
+"""Of a place that is listed, twice MAX_ROWS: beside each image may lie a file about it."""
 
 MAX_TARS, MAX_TAR_DEPTH = 100_000, 4
 """Tars of a data set, and folders below the one that was named in which they are looked for."""
@@ -80,7 +87,7 @@ MAX_DIGITS = 18
 MAX_LIST_BYTES = 2**28
 """Of a list, table or json file, unpacked. iNaturalist 2018 has 120 MB."""
 MAX_ROWS = 2**24
-"""Of a list, table or parquet: images of a data set. ImageNet-21K has 14 million."""
+"""Of a list, table or parquet, or samples in tars: images of a data set. ImageNet-21K has 14 million."""
 MAX_CELL_CHARS = 4096
 """Of a cell, of which the longest is a path."""
 MAX_JSON_VALUES = 2**25
@@ -135,3 +142,16 @@ def load_json(data: str | bytes, most_values: int | None = None) -> Any:
         return json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def at_most(found: Iterable[T], most: int, where: str, what: str) -> Iterator[T]:
+    """Yields what is found of a data set. Raises DataError where it is more."""
+    for number, one in enumerate(found, 1):
+        if number > most:
+            raise too_many(most, where, what)
+        yield one
+
+
+def too_many(most: int, where: str, what: str) -> DataError:
+    """Makes the error for a data set that has more than ``most`` rows or files."""
+    return DataError(f"{where} has more than {most:,} {what}. Make shards of its parts.")

@@ -30,11 +30,13 @@ from ltcore.fsspec_stores import FileInfo
 from ltcore.limits import (
     MAX_DEPTH,
     MAX_FETCHED_BYTES,
+    MAX_FILES,
     MAX_FOLDERS,
     MAX_METRICS_BYTES,
     MAX_RECORD_BYTES,
     MAX_RECORD_VALUES,
     MAX_ROW_VALUES,
+    at_most,
     load_json,
 )
 from ltcore.retry import ShortError, retrying, retrying_disk
@@ -76,17 +78,18 @@ def describe_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     """Returns all files below ``uri``, sorted by name; [] where there is nothing.
 
     The names are safe to join to a folder. An object store has no folders, and a name there may climb (``run/../x``):
-    that raises DataError.
+    that raises DataError, and so do more files than any data set has. The client of a store hands over all of them at once.
     """
     filesystem, root = open_fs(uri)
     root = root.rstrip("/")
 
     def find() -> list[FileInfo]:
         if scheme_of(uri) in READ_ONLY:
-            return fsspec_stores.find_files(filesystem.handler.fs, root, recursive)
+            found = fsspec_stores.find_files(filesystem.handler.fs, root, recursive)
+            return list(at_most(found, MAX_FILES, uri, "files"))
         if is_local(uri) and recursive:  # pyarrow follows links around for ever, and hears no signal meanwhile
-            return list(_files_below(root))
-        infos = [info for info in _listed(filesystem, root, recursive) if info.type == pafs.FileType.File]
+            return list(at_most(_files_below(root), MAX_FILES, uri, "files"))
+        infos = [info for info in _listed(uri, filesystem, root, recursive) if info.type == pafs.FileType.File]
         return [FileInfo(info.path[len(root) + 1 :], info.size, str(info.mtime_ns or "")) for info in infos]
 
     found = asked(uri, "listed", ACCESS, find)
@@ -113,7 +116,7 @@ def _files_below(root: str) -> Iterator[FileInfo]:
             found = Path(place).stat()
             if (own := (found.st_dev, found.st_ino)) in around:
                 continue
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            entries = sorted(at_most(os.scandir(place), MAX_FILES, root, "files"), key=lambda entry: entry.name)
         except FileNotFoundError:
             continue
         count += 1
@@ -141,17 +144,15 @@ def _nowhere() -> Iterator[None]:
             raise
 
 
-def _listed(filesystem: pafs.FileSystem, root: str, recursive: bool) -> list[pafs.FileInfo]:
-    found: list[pafs.FileInfo] = filesystem.get_file_info(
-        pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-    )
-    return found
+def _listed(uri: str, filesystem: pafs.FileSystem, root: str, recursive: bool) -> list[pafs.FileInfo]:
+    found = filesystem.get_file_info(pafs.FileSelector(root, recursive=recursive, allow_not_found=True))
+    return list(at_most(found, MAX_FILES, uri, "files"))
 
 
 def entries(uri: str) -> dict[str, bool]:
     """Returns the names directly below ``uri``, and whether each is a file; {} for a file or for nothing."""
     filesystem, root = open_fs(uri)
-    found = asked(uri, "listed", ACCESS, lambda: _listed(filesystem, root, False))
+    found = asked(uri, "listed", ACCESS, lambda: _listed(uri, filesystem, root, False))
     return {info.base_name: info.type == pafs.FileType.File for info in found}
 
 

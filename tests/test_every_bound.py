@@ -29,7 +29,7 @@ from ltcore.config.load import load_run
 from ltcore.config.records import RunRecord
 from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets import coco_objects, lists
+from ltcore.data.datasets import coco_objects, image_root, lists, parquet, tar_places, tar_samples, web_dataset
 from ltcore.data.datasets.coco_objects import read_objects
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.inputs import Inputs
@@ -164,6 +164,27 @@ def long_paths(folder: Path) -> Act:
         for n in range(50):
             archive.writestr("a" * 60_000 + f"/{n}.png", b"")
     return lambda: open_root(str(folder / "set.zip"))
+
+
+def many_files(read: Callable[[str], Any]) -> Callable[[Path], Act]:
+    def make(folder: Path) -> Act:
+        (folder / "set" / "a").mkdir(parents=True)
+        for n in range(1100):
+            (folder / "set" / "a" / f"{n}.png").touch()
+        return lambda: read(str(folder / "set"))
+
+    return make
+
+
+def many_samples(folder: Path) -> Act:
+    write_tar(folder / "train.tar", [(f"{n}.x", b"") for n in range(1100)])
+    return indexing(folder / "train.tar")
+
+
+def many_samples_of_many_tars(folder: Path) -> Act:
+    for tar in range(11):
+        write_tar(folder / f"train-{tar}.tar", [(f"{tar}-{n}.png", b"") for n in range(100)])
+    return indexing(folder)
 
 
 def many_folders(folder: Path) -> Act:
@@ -419,6 +440,25 @@ STRIKES: dict[str, tuple[str, Callable[[Path], Act], str]] = {
         r"\{0\.\.99999999999\} means more than 100000 tars",
     ),
     "folders": ("MAX_FOLDERS", many_folders, "after 1,000 other folders: remove links between the folders"),
+    "files": ("MAX_FILES", many_files(storage.list_files), "set has more than 1,000 files. Make shards"),
+    "files of one folder": (
+        "MAX_FILES",
+        many_files(lambda place: storage.entries(f"{place}/a")),
+        "set/a has more than 1,000 files. Make shards of its parts",
+    ),
+    "files of classes": ("MAX_FILES", many_files(open_root), "set has more than 1,000 files. Make shards of its parts"),
+    "files beside tars": (
+        "MAX_FILES",
+        many_files(find_tars),
+        "set/a has more than 1,000 files. Make shards of its parts",
+    ),
+    "files beside parquet": (
+        "MAX_FILES",
+        many_files(lambda place: Parquet.recognizes(f"{place}/a")),
+        "set/a has more than 1,000 files. Make shards of its parts",
+    ),
+    "samples of a tar": ("MAX_ROWS", many_samples, "train.tar has more than 1,000 samples. Make shards of its parts"),
+    "samples of tars": ("MAX_ROWS", many_samples_of_many_tars, "has more than 1,000 samples. Make shards of its parts"),
     "depth of tars": ("MAX_TAR_DEPTH", deep_tars, "lies more than 4 folders below the one that was named"),
     "extended header": (
         "MAX_EXTENDED_BYTES",
@@ -616,6 +656,13 @@ SMALLER = {
     "rows": (lists, "MAX_ROWS", 1000),
     "objects": (coco_objects, "MAX_OBJECTS", 1000),
     "folders": (storage, "MAX_FOLDERS", 1000),
+    "files": (storage, "MAX_FILES", 1000),
+    "files of one folder": (storage, "MAX_FILES", 1000),
+    "files of classes": (image_root, "MAX_FILES", 1000),
+    "files beside tars": (tar_places, "MAX_FILES", 1000),
+    "files beside parquet": (parquet, "MAX_FILES", 1000),
+    "samples of a tar": (tar_samples, "MAX_ROWS", 1000),
+    "samples of tars": (web_dataset, "MAX_ROWS", 1000),
 }
 """Bounds up to which a person's own data take minutes or gigabytes."""
 HELD = {"HELD_BYTES", "LARGE_PIXELS", "LARGE_PIXELS_AT_ONCE"}

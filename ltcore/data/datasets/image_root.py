@@ -22,10 +22,12 @@ from ltcore.errors import BadImageError, DataError
 from ltcore.limits import (
     MAX_DEPTH,
     MAX_DIRECTORY_BYTES,
+    MAX_FILES,
     MAX_IMAGE_BYTES,
     MAX_PATH_CHARS,
     MAX_RATIO,
     PACKED_BYTES,
+    too_many,
 )
 from ltcore.text import few_words
 
@@ -178,15 +180,20 @@ class _DirectoryPart(AtHand):
 def _walk(root: Path) -> tuple[list[str], Texts, list[str]]:
     """Returns folders, files and hidden folders below ``root``, by relative path; links to folders are followed.
 
-    Raises DataError for a folder that cannot be listed, and for one that is reached twice. Through a link to a folder
-    above it the walk would have no end, and through a link to one beside it, images would count twice.
+    Raises DataError for more files than any data set has, for a folder that cannot be listed, and for one that is reached
+    twice. Through a link to a folder above it the walk would have no end, and through a link to one beside it, images would
+    count twice.
     """
     folders, files, hidden, seen = list[str](), GrowingTexts(), list[str](), dict[tuple[int, int], str]()
+    count = 0
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Correct its permissions or remove it.")
 
     for folder, below, names in os.walk(root, followlinks=True, onerror=refuse):
+        count += len(below) + len(names)
+        if count > MAX_FILES:
+            raise too_many(MAX_FILES, str(root), "files")
         here, found = Path(folder).relative_to(root), Path(folder).stat()
         hidden += [f"{(here / name).as_posix()}/" for name in below if is_hidden(name)]
         below[:] = sorted(name for name in below if not is_hidden(name))

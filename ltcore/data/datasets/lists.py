@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from ltcore import storage
+from ltcore import limits, storage
 from ltcore.data.config import DataConfig
 from ltcore.errors import ConfigError, DataError, LtcoreError, nearest
 from ltcore.limits import MAX_CELL_CHARS, MAX_LIST_BYTES, MAX_ROWS
@@ -120,10 +120,7 @@ def read_rows(data: bytes, uri: str, cfg: DataConfig) -> list[Row]:
 
 def at_most(rows: Iterable[T], uri: str) -> Iterator[T]:
     """Yields the rows. Raises DataError where there are more than any data set has."""
-    for number, row in enumerate(rows, 1):
-        if number > MAX_ROWS:
-            raise DataError(f"{uri} has more than {MAX_ROWS:,} rows. Make shards of its parts.")
-        yield row
+    return limits.at_most(rows, MAX_ROWS, uri, "rows")
 
 
 def list_text(data: bytes, uri: str) -> str:

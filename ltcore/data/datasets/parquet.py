@@ -28,10 +28,12 @@ from ltcore.fsspec_stores import FileInfo
 from ltcore.limits import (
     HELD_BYTES,
     MAX_COLUMN_CHUNKS,
+    MAX_FILES,
     MAX_FOOTER_BYTES,
     MAX_RATIO,
     MAX_ROWS,
     PACKED_BYTES,
+    at_most,
     load_json,
 )
 
@@ -92,7 +94,8 @@ def _names(uri: str) -> list[str]:
     folders = [uri, *(storage.join(uri, name) for name in HUB_FOLDERS)]
     if storage.is_local(uri):  # where names may be no text, of folders of photos
         places = (storage.local_path(folder) for folder in folders)
-        return [path.name for place in places if place.is_dir() for path in place.iterdir() if path.is_file()]
+        inner = (path for place in places if place.is_dir() for path in place.iterdir())
+        return [path.name for path in at_most(inner, MAX_FILES, uri, "files") if path.is_file()]
     return [info.name for folder in folders for info in storage.describe_files(folder, recursive=False)]
 
 

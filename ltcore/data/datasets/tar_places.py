@@ -17,7 +17,7 @@ from ltcore.data.datasets.folder_layout import SPLITS, split_of
 from ltcore.data.datasets.image_root import is_hidden
 from ltcore.data.shards.source import image_ext
 from ltcore.errors import ConfigError, DataError
-from ltcore.limits import MAX_TAR_DEPTH, MAX_TARS
+from ltcore.limits import MAX_FILES, MAX_TAR_DEPTH, MAX_TARS, at_most
 
 LOOKING_UP = 16
 """Files that a store is asked about at once."""
@@ -55,13 +55,13 @@ def means_tars(uri: str) -> bool:
         return True
     if storage.is_local(uri):
         folder = storage.local_path(uri)
-        return folder.is_dir() and _is_tar_folder(_walk(folder))
+        return folder.is_dir() and _is_tar_folder(_local_names(folder))
     return not storage.is_web(uri) and not _WILD.search(uri) and _is_tar_folder(_remote_names(uri))
 
 
 def has_class_folders(uri: str) -> bool:
     """Tells whether an image lies in a folder below the place: what else is there lies beside the data."""
-    names = _walk(storage.local_path(uri)) if storage.is_local(uri) else _remote_names(uri)
+    names = _local_names(storage.local_path(uri)) if storage.is_local(uri) else _remote_names(uri)
     return any("/" in name and image_ext(name) for name in names)
 
 
@@ -111,7 +111,7 @@ def _located(uri: str) -> list[Tar]:
         names = [place[len(base.rstrip("/")) + 1 :] for place in places]
     else:
         base = uri.rstrip("/")
-        found = _walk(Path(base), whole=True) if storage.is_local(uri) else _remote_names(uri)
+        found = _local_names(Path(base), whole=True) if storage.is_local(uri) else _remote_names(uri)
         names = sorted(filter(_TAR.search, found))
         _refuse_many(uri, names)
     with ThreadPoolExecutor(LOOKING_UP) as pool:
@@ -165,6 +165,10 @@ def _remote_names(uri: str) -> list[str]:
     return [name for name in storage.list_files(uri) if not is_hidden(name)]
 
 
+def _local_names(folder: Path, *, whole: bool = False) -> Iterator[str]:
+    return at_most(_walk(folder, whole=whole), MAX_FILES, str(folder), "files")
+
+
 def _walk(
     root: Path, prefix: str = "", seen: set[tuple[int, int]] | None = None, *, whole: bool = False
 ) -> Iterator[str]:
@@ -175,7 +179,9 @@ def _walk(
     seen = set() if seen is None else seen
     try:
         found = root.stat()
-        entries = sorted(os.scandir(root), key=lambda entry: (entry.is_symlink(), entry.name))
+        entries = sorted(
+            at_most(os.scandir(root), MAX_FILES, str(root), "files"), key=lambda entry: (entry.is_symlink(), entry.name)
+        )
     except OSError as error:
         raise DataError(f"{root} cannot be listed ({error.strerror}). Correct its permissions or remove it.") from error
     if (found.st_dev, found.st_ino) in seen:

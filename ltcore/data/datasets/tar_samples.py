@@ -25,8 +25,10 @@ from ltcore.limits import (
     MAX_KEY_CHARS,
     MAX_LABEL_BYTES,
     MAX_NAME_CHARS,
+    MAX_ROWS,
     MAX_SAMPLE_FILES,
     MAX_SAMPLE_JSON_BYTES,
+    too_many,
 )
 from ltcore.text import storable
 
@@ -92,12 +94,14 @@ def read_rows(stream: HashedStream, size: int, where: str, label_key: str | None
             one, else ``label`` of the ``.json``.
         pool: decodes.
 
-    Raises DataError where the tar is no tar, or is cut off.
+    Raises DataError where the tar is no tar, is cut off, or has more samples than any data set.
     """
     groups: dict[str, Fields] = {}
     with _Waiting(pool) as waiting:
         for key, ext, member in _named_members(stream, size, where, waiting.wants):
             _note(groups.setdefault(key, {}), ext, member, label_key, waiting)
+            if len(groups) > MAX_ROWS:
+                raise too_many(MAX_ROWS, where, "samples")
             del member  # whose bytes take room until they are decoded, and no longer
         waiting.decode()
     return _resolved(groups, label_key)

@@ -28,6 +28,7 @@ from ltcore.data.datasets.tar_samples import TarRows, read_rows
 from ltcore.data.shards.source import Indexed, Source
 from ltcore.data.shards.stream import open_hashed
 from ltcore.errors import DataError
+from ltcore.limits import MAX_ROWS, too_many
 from ltcore.owned_folder import TemporaryFolder
 
 TAR_THREADS = 8
@@ -71,7 +72,11 @@ class WebDataset(Dataset):
             self._workspace = TemporaryFolder(storage.cache_folder(), "unpacked-")
         with ThreadPoolExecutor() as decoders, ThreadPoolExecutor(TAR_THREADS) as readers:
             jobs = readers.map(self._read, itertools.count(), self.tars, itertools.repeat(decoders))
-            found = list(_told(jobs, len(self.tars), self.name, progress))
+            try:
+                found = list(_told(jobs, len(self.tars), self.name, progress))
+            except BaseException:
+                readers.shutdown(wait=False, cancel_futures=True)  # else the tars that are left would be read first
+                raise
         broken = [one.broken for one in found if one.broken]
         if broken:
             others = f" {len(broken) - 1} more tars are broken as well." if len(broken) > 1 else ""
@@ -106,9 +111,13 @@ def _quiet(_: str) -> None:
 
 
 def _told(found: Iterator[ReadTar], total: int, name: str, progress: OnProgress) -> Iterator[ReadTar]:
-    told, images = time.monotonic(), 0
+    """Passes the tars on and tells how many there are. Raises DataError where they have more samples than any data set."""
+    told, images, samples = time.monotonic(), 0, 0
     for count, one in enumerate(found, 1):
         images += len(one.rows.rows)
+        samples += len(one.rows.rows) + len(one.rows.bad)
+        if samples > MAX_ROWS:
+            raise too_many(MAX_ROWS, name, "samples")
         if time.monotonic() - told > PROGRESS_S or count == total:
             progress(f"indexing {name}: {count:,} of {total:,} tars, {images:,} images")
             told = time.monotonic()

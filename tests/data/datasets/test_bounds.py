@@ -26,13 +26,14 @@ from PIL import Image
 
 from ltcore import limits
 from ltcore.data.config import DataConfig
-from ltcore.data.datasets import far_files, image_folder, image_root, tar_samples
+from ltcore.data.datasets import far_files, image_folder, image_root, tar_samples, web_dataset
 from ltcore.data.datasets import lists as texts
 from ltcore.data.datasets.folder_layout import read_folders
 from ltcore.data.datasets.image_root import open_root
 from ltcore.data.datasets.inputs import Inputs
 from ltcore.data.datasets.listed import read_lists
 from ltcore.data.datasets.parquet import Parquet
+from ltcore.data.datasets.tar_collection import ReadTar
 from ltcore.data.datasets.web_dataset import WebDataset
 from ltcore.data.images import decode
 from ltcore.data.room import Room
@@ -43,7 +44,7 @@ from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import BadImageError, DataError
 from ltcore.fsspec_stores import FileInfo
 from tests.data.small import everything, only_shard, tiny_png, write_small
-from tests.tars import write_tar
+from tests.tars import pictures, write_tar, write_tars
 
 BOUND_S = 2.0
 
@@ -393,6 +394,24 @@ def test_a_list_has_no_more_rows_than_a_data_set(tmp_path: Path, monkeypatch: py
     rows = b"".join(b"%d/%d.png %d\n" % (n % 2, n, n % 2) for n in range(4))
     refused(lists(tmp_path / "set", "t.txt", rows), "t.txt has more than 3 rows")
     refused(lambda: Inputs([str(tmp_path / "t.txt")], ("a", "b")), "t.txt has more than 3 rows")
+
+
+def test_tars_with_too_many_samples_are_not_read_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, tars = list[int](), 30
+
+    def slowly(self: WebDataset, number: int, *rest: Any) -> ReadTar:
+        read.append(number)
+        time.sleep(0.05)
+        return read_tar(self, number, *rest)
+
+    read_tar = WebDataset._read
+    monkeypatch.setattr(WebDataset, "_read", slowly)
+    monkeypatch.setattr(web_dataset, "TAR_THREADS", 1)
+    monkeypatch.setattr(web_dataset, "MAX_ROWS", 3)
+    for n in range(tars):
+        write_tars(tmp_path / f"train-{n}-%d.tar", pictures(2, first=2 * n))
+    refused(WebDataset(DataConfig(uri=str(tmp_path))).index, f"{tmp_path.name} has more than 3 samples. Make shards")
+    assert len(read) < tars
 
 
 def test_json_that_takes_very_much_more_memory_than_its_bytes_is_refused(

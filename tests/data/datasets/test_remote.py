@@ -72,6 +72,17 @@ def read(uri: str) -> dict[str, list[Sample]]:
     return {split: sorted(rows, key=lambda row: row.key) for split, rows in source.splits.items()}
 
 
+def test_a_store_has_no_more_files_than_a_data_set(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = len(storage.list_files(f"{memory}/images"))
+    monkeypatch.setattr(storage, "MAX_FILES", count)
+    assert len(storage.list_files(f"{memory}/images")) == count
+    monkeypatch.setattr(storage, "MAX_FILES", count - 1)
+    with pytest.raises(
+        DataError, match=rf"{memory}/images has more than {count - 1} files\. Make shards of its parts\.$"
+    ):
+        prepare(DataConfig(uri=f"{memory}/images"))
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_a_store_gives_what_a_disk_gives(local: Path, memory: str, part: str) -> None:
     near = read(str(local / part))
