@@ -20,7 +20,7 @@ from ltcore.models.backbones import pool, split_last_block
 from ltcore.models.clip_text import TEXT, TextConfig, check_text
 from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHead
 from ltcore.models.norm import norm1d, norm2d
-from ltcore.models.registry import MODELS, builder
+from ltcore.models.registry import MODELS, builder, can_branch
 from ltcore.models.timm_names import PREFIX, check_name, check_tag, is_network, is_tag, is_timm
 from ltcore.models.tune import (
     FULL,
@@ -112,7 +112,8 @@ class ModelConfig:
             raise ValueError(f"name={self.name} is a network of timm. Write {PREFIX}{self.name}")
         one_of(sorted(MODELS), PREFIX, name=self.name)
         if is_timm(self.name):
-            self._check_timm()
+            check_name(self.name)
+        self._check_branches()
         self._check_weights()
         one_of(sorted(HEADS), head=self.head)
         one_of(HEAD_INITS, head_init=self.head_init)
@@ -139,13 +140,12 @@ class ModelConfig:
         one_of(TUNES, PARTIAL, tune=self.tune)
         check_partial(self.tune)
 
-    def _check_timm(self) -> None:
-        check_name(self.name)
-        if self.num_experts > 1 or self.bilateral:
+    def _check_branches(self) -> None:
+        if (self.num_experts > 1 or self.bilateral) and not can_branch(self.name):
             key = "bilateral=true" if self.bilateral else f"num_experts={self.num_experts}"
-            raise ValueError(
-                f"{key} does not go with name={self.name}, as networks of timm do not branch. Choose one of {', '.join(MODELS)}"
-            )
+            which = "networks of timm do not branch" if is_timm(self.name) else "this network does not branch"
+            others = ", ".join(name for name in MODELS if can_branch(name))
+            raise ValueError(f"{key} does not go with name={self.name}, as {which}. Choose one of {others}")
 
     def _check_weights(self) -> None:
         check_uris(weights=self.weights)
@@ -271,7 +271,7 @@ def init_parameters_(net: nn.Module, seed: int, conv_fan: str, scope: str = "") 
     parameter keeps a value of torch's global generator.
     """
     for prefix, module in net.named_modules():
-        if not conv_fan and prefix.startswith("backbone."):
+        if not conv_fan and prefix.partition(".")[0] == "backbone":
             continue
         for local, parameter in module.named_parameters(recurse=False):
             if local == "bias":

@@ -23,6 +23,8 @@ class Row:
     """Names of the stages before the last, whose pooled features a loss may use."""
     weights: str = ""
     """Name of the published ImageNet weights in torchvision; '' where there are none."""
+    branches: bool = True
+    """It builds last stages of its own for each expert, and ends in residual blocks, of which BBN takes two."""
 
 
 _CIFAR_STAGES = ("stage1", "stage2")
@@ -83,6 +85,11 @@ def builder(name: str, weights: str | None) -> BuildBackbone:
 def stages(name: str, weights: str | None) -> tuple[str, ...]:
     """Returns the names of the stages before the last of a network of ``MODELS`` or of timm."""
     return stage_names(name, weights) if is_timm(name) else MODELS[name].stages
+
+
+def can_branch(name: str) -> bool:
+    """Tells whether a network can have several experts; those of timm cannot."""
+    return not is_timm(name) and MODELS[name].branches
 
 
 def _add(part: Part) -> None:

@@ -76,12 +76,15 @@ def term(name: str, *, summary: str, paper: str = "-", controls: Sequence[Any] =
     return _noting("term", name, summary, paper, controls=tuple(controls))
 
 
-def model(name: str, *, summary: str, paper: str = "-", stages: Sequence[str] = ()) -> Callable[[T], T]:
+def model(
+    name: str, *, summary: str, paper: str = "-", stages: Sequence[str] = (), branches: bool = True
+) -> Callable[[T], T]:
     """Registers a function ``(norm, num_experts, expert_width) -> Backbone`` as ``model.name=<name>``.
 
-    ``stages`` names the stages before the last, whose pooled features a loss may use.
+    ``stages`` names the stages before the last, whose pooled features a loss may use. A network with ``branches=False`` is
+    built with one expert alone, and is no bilateral one.
     """
-    return _noting("model", name, summary, paper, stages=tuple(stages))
+    return _noting("model", name, summary, paper, stages=tuple(stages), branches=branches)
 
 
 def dataset(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:

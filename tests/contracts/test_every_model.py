@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from ltcore.contracts import models
 from ltcore.models.heads import HEADS
@@ -18,6 +19,13 @@ NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet152" el
 @pytest.mark.parametrize("name", NETWORKS)
 def test_model(name: str, contract: Callable[[str], None]) -> None:
     contract(name)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_features_are_the_pooled_map(name: str) -> None:
+    net, images = models.build(name)
+    out = net(images)
+    torch.testing.assert_close(out.fmap_BDhw.mean((2, 3)), out.features_BD)
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])

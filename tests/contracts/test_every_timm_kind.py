@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from ltcore.batch import Batch
+from ltcore.contracts import models
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.models.ema import EmaCopy
@@ -68,6 +70,13 @@ def test_a_step(name: str) -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         half = net(images())
     assert half.logits_BC.dtype == half.features_BD.dtype == torch.float32 and half.logits_BC.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("contract", models.CONTRACTS, ids=lambda contract: contract.__name__)
+def test_the_contracts_of_networks_hold_for_those_of_timm(name: str, contract: Callable[[str], None]) -> None:
+    """One that reads a class token beside its map, and one whose head widens the pooled map."""
+    contract(f"timm:{name}")
 
 
 @pytest.mark.parametrize("name", KINDS)

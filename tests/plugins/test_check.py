@@ -12,6 +12,7 @@ import pytest
 
 from ltcore.cli import main
 from ltcore.contracts.check import check_plugin
+from ltcore.models.net import ModelConfig
 from tests.paths import ROOT
 
 TEXT = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Parts of your own")[2]
@@ -74,6 +75,100 @@ def test_a_broken_contract_is_found_and_said(
     assert failed and reason in " ".join(failed[1].split()), said
     assert re.search(r"^\d+ of 18 contracts are broken.$", said, re.MULTILINE)
     assert said.startswith("loss odd_one\n  ok      options are documented")
+
+
+VIT = """
+import torch
+from torch import nn
+from ltcore import Backbone, plugins
+class Vit(Backbone):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.token_D = nn.Parameter(torch.randn(16) / 4)
+        self.places_PD = nn.Parameter(torch.randn(16, 16) / 4)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True) for _ in range(2))
+        self.expert_dim = self.fmap_dim = 16
+        self.stage_dims, self.conv_fan, self.min_px = {"stage1": 16}, "", 32
+    def with_stages(self, images_BCHW, stages):
+        return self.outputs(images_BCHW, stages)[1:]
+    def outputs(self, images_BCHW, asked):
+        patches_BPD = self.patches(images_BCHW).flatten(2).transpose(1, 2) + self.places_PD
+        first_BPD = self.blocks[0](torch.cat([self.token_D.expand(len(patches_BPD), 1, 16), patches_BPD], 1))
+        last_BPD = self.blocks[1](first_BPD)
+        fmaps, stage_fmaps = [self.cells(last_BPD)], {"stage1": self.cells(first_BPD)} if "stage1" in asked else {}
+        return [last_BPD[:, 0].float()], fmaps, stage_fmaps
+    def cells(self, tokens_BPD):
+        return tokens_BPD[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+@plugins.model("odd_vit", summary="reads a class token", stages=("stage1",), branches=False)
+def odd_vit(norm, num_experts, expert_width):
+    return Vit()
+"""
+ODD_VITS = {
+    "no image": (
+        "return [last_BPD[:, 0]",
+        "return [0 * last_BPD[:, 0] + self.token_D",
+        "another image gives the same features",
+    ),
+    "blind": ("self.patches(images_BCHW)", "self.patches(0 * images_BCHW)", "another image gives the same features"),
+    "wide": (
+        "self.expert_dim = self.fmap_dim = 16",
+        "self.expert_dim, self.fmap_dim = 32, 16",
+        "features are [(4, 16)], told were [(4, 32)]",
+    ),
+    "fmap_dim": (
+        "self.expert_dim = self.fmap_dim = 16",
+        "self.expert_dim, self.fmap_dim = 16, 8",
+        "told was (4, 8, h, w)",
+    ),
+    "stage_dims": ('{"stage1": 16}', '{"stage1": 8}', "stage1 is (4, 16, 4, 4), told was (4, 8, h, w)"),
+    "no stage": ('if "stage1" in asked', 'if "stage7" in asked', "stage1 is missing, told was (4, 16, h, w)"),
+    "other stage": ('stages=("stage1",)', 'stages=("stage2",)', "stage_dims names ('stage1',), the row ('stage2',)"),
+    "transposed": ("(4, 4))", "(4, 4)).transpose(2, 3)", "the 4 x 4 cells of the feature map do not lie as"),
+    "in a row": ("(4, 4))", "(1, 16))", "the 1 x 16 cells of the feature map do not lie as"),
+    "wrong strides": (
+        "self.cells(last_BPD)",
+        "self.cells(last_BPD).repeat(1, 1, 2, 2)[:, :, 2:6, 2:6]",
+        "the 4 x 4 cells of the feature map do not lie as",
+    ),
+    "one for all cells": (
+        "unflatten(2, (4, 4))",
+        "unflatten(2, (4, 4))[..., :1, :1].expand(-1, -1, 4, 4)",
+        "are all the same",
+    ),
+    "branches": (", branches=False", "", "does not branch says so by branches=False"),
+}
+"""What is wrong with a network -> text of the right one, what stands there instead, and what is said."""
+
+
+def problems_of_vit(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    (folder / "odd_vit.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    return [outcome.problem for outcome in check_plugin("odd_vit")]
+
+
+def test_a_network_with_a_class_token_keeps_its_contracts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems_of_vit(tmp_path, monkeypatch, VIT) == [""] * 6
+    for key, value in {"num_experts": 2, "bilateral": True}.items():
+        with pytest.raises(
+            ValueError, match=rf"{key}=\w+ does not go with name=odd_vit, as this network does not branch"
+        ):
+            ModelConfig(name="odd_vit", **{key: value})  # type: ignore[arg-type]
+
+
+def test_a_residual_branch_may_begin_at_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies before a zero has no gradient in the first step alone."""
+    begins = "        for block in self.blocks: nn.init.zeros_(block.linear2.weight)\n"
+    text = VIT.replace("        self.expert_dim", begins + "        self.expert_dim", 1)
+    assert problems_of_vit(tmp_path, monkeypatch, text) == [""] * 6
+
+
+@pytest.mark.parametrize("what", ODD_VITS)
+def test_a_wrong_network_is_found_and_said(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong, said = ODD_VITS[what]
+    assert right in VIT
+    found = problems_of_vit(tmp_path, monkeypatch, VIT.replace(right, wrong))
+    assert any(said in problem for problem in found), found
 
 
 def test_an_option_without_a_docstring_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
