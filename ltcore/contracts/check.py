@@ -65,6 +65,8 @@ def _contracts(kind: str, name: str) -> Iterator[tuple[str, Callable[[], None]]]
             yield _words(check), partial(check, row)
     elif kind == "dataset" and not find(name).by_path:
         yield from ((_words(each), partial(each, datasets.opened(name))) for each in datasets.CONTRACTS)
+    elif kind == "dataset":
+        yield from ((_words(each), partial(each, find(name))) for each in datasets.by_path_contracts(find(name)))
     elif kind == "stage2":
         for row in stage2.rows_of(name):
             yield from ((f"{_words(each)} ({row[1]} head)", partial(each, row)) for each in stage2.CONTRACTS)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
+from PIL import Image
 
 from ltcore.contracts.expect import expect
 from ltcore.data.config import DataConfig
+from ltcore.data.datasets.dataset import Dataset
 from ltcore.data.datasets.prepare import write_source
 from ltcore.data.datasets.registry import recognize
 from ltcore.data.images.decode import decode_canvas
 from ltcore.data.shards.source import Sample, Source
 from ltcore.data.shards.validate import check_dataset
+from ltcore.errors import LtcoreError
 
 Open = Callable[[int], Source]
 """``subset_seed`` -> the source."""
@@ -106,3 +113,67 @@ CONTRACTS: tuple[Callable[[Open], None], ...] = (
     the_provenance_names_the_source,
     shards_of_it_are_whole,
 )
+
+
+def leaves_other_places_alone(build: type[Dataset]) -> None:
+    """Tells whether a source by path recognizes no ordinary folder or zip of images, and nothing where nothing is."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 99, 199)).save(out, "PNG")
+    with tempfile.TemporaryDirectory() as folder:
+        images, archive = Path(folder, "pets"), Path(folder, "pets.zip")
+        with ZipFile(archive, "w") as packed:
+            for name in ("cats/1.png", "dogs/2.png"):
+                packed.writestr(name, out.getvalue())
+            packed.extractall(images)
+        for place, what in ((images, "a folder"), (archive, "a zip")):
+            expect(not build.recognizes(str(place)), f"it recognizes {what} of images by class, which others read")
+        expect(not build.recognizes(str(Path(folder, "nothing"))), "it recognizes a place where nothing is")
+
+
+@contextmanager
+def _example(build: type[Dataset]) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        uri = build.example(folder)
+        expect(recognize(uri) is build, f"{recognize(uri).__name__} recognizes its example, not {build.__name__}")
+        yield uri
+
+
+def copies_of_it_are_told_apart(build: type[Dataset]) -> None:
+    """Tells whether name and identity of a source by path, by which its shards are found again, follow what lies there."""
+    with _example(build) as uri:
+        cfg = DataConfig(uri=uri, imbalance_factor=None)
+        name, identity = build(cfg).name, build(cfg).identity
+        expect(bool(name) and "/" not in name, f"name={name!r} begins the name of a folder: it needs to be one word")
+        expect(build(cfg).identity == identity, "the same place has another identity the second time")
+        lies = Path(uri) if Path(uri).is_dir() else Path(uri).parent
+        largest = max((file for file in lies.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+        with largest.open("ab") as grown:
+            grown.write(b"\0")
+        try:
+            after = build(cfg).identity
+        except LtcoreError:  # it has noticed, too
+            return
+        expect(after != identity, f"{largest.name} has grown, but the identity stays, so that earlier shards are used")
+
+
+def no_place_is_told(build: type[Dataset]) -> None:
+    """Tells whether the provenance of a source by path, which goes with shards, names no place of this machine."""
+    with _example(build) as uri:
+        told = json.dumps(dict(opened(uri)(0).provenance))
+        expect(str(Path(uri).parent) not in told, "the provenance has the path of its place")
+
+
+def _of_example(check: Callable[[Open], None]) -> Callable[[type[Dataset]], None]:
+    @functools.wraps(check)
+    def of_example(build: type[Dataset]) -> None:
+        with _example(build) as uri:
+            check(opened(uri))
+
+    return of_example
+
+
+def by_path_contracts(build: type[Dataset]) -> tuple[Callable[[type[Dataset]], None], ...]:
+    """Returns what a source by path promises: where it writes an example, all that others do and what a place needs."""
+    if build.example is Dataset.example:
+        return (leaves_other_places_alone,)
+    return (leaves_other_places_alone, copies_of_it_are_told_apart, no_place_is_told, *map(_of_example, CONTRACTS))

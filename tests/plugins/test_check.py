@@ -171,6 +171,73 @@ def test_a_wrong_network_is_found_and_said(what: str, tmp_path: Path, monkeypatc
     assert any(said in problem for problem in found), found
 
 
+ARRAYS = """
+import hashlib, io
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from ltcore import Dataset, plugins
+from ltcore.data.shards.source import Sample, Source
+@plugins.dataset("arrays", summary="images in a file of numpy")
+class Arrays(Dataset):
+    by_path, has_selection = True, False
+    def __init__(self, cfg, **options):
+        super().__init__(cfg, **options)
+        self.path = Path(cfg.uri)
+        self.name, self.identity = self.path.stem, hashlib.sha256(self.path.read_bytes()).hexdigest()
+    @staticmethod
+    def recognizes(uri):
+        return uri.endswith(".npz")
+    @staticmethod
+    def example(folder):
+        rng, uri = np.random.default_rng(0), folder + "/pets.npz"
+        np.savez(uri, **{split: rng.integers(0, 256, (6, 8, 8, 3), np.uint8) for split in ("train", "val", "test")})
+        return uri
+    def source(self):
+        with np.load(self.path) as stored:
+            splits = {split: [self.sample(split, n, stored[split][n]) for n in range(6)] for split in stored}
+        half = (0.5, 0.5, 0.5)
+        return Source(name=self.name, classes=("cats", "dogs"), image_size=8, mean=half, std=half, shot_rule="rank",
+                      provenance={"source": "arrays"}, splits=splits)
+    def sample(self, split, n, pixels):
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG")
+        return Sample(f"{split}_{n}", out.getvalue(), "png", n % 2)
+"""
+EXAMPLE = ARRAYS[ARRAYS.index("    @staticmethod\n    def example") : ARRAYS.index("    def source")]
+ODD_ARRAYS = {
+    "takes folders": ('uri.endswith(".npz")', "Path(uri).exists()", "it recognizes a folder of images by class"),
+    "takes nothing": ('uri.endswith(".npz")', 'uri.endswith(".npy")', "recognizes its example, not Arrays"),
+    "takes all names": ('uri.endswith(".npz")', "not Path(uri).exists()", "it recognizes a place where nothing is"),
+    "one identity": ("self.path.read_bytes()", "b''", "pets.npz has grown, but the identity stays"),
+    "path as name": ("self.path.stem,", "str(self.path),", "it needs to be one word"),
+    "tells its path": ('"arrays"}', '"arrays", "path": str(self.path)}', "the provenance has the path of its place"),
+    "reads one split": ("for split in stored", 'for split in ["train"]', "splits are ['train']"),
+}
+"""What is wrong with a source by path -> text of the right one, what stands there instead, and what is said."""
+
+
+def problems_of_arrays(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    (folder / "odd_arrays.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    return [outcome.problem for outcome in check_plugin("odd_arrays")]
+
+
+@pytest.mark.parametrize(("text", "contracts"), [(ARRAYS, 9), (ARRAYS.replace(EXAMPLE, ""), 1)])
+def test_a_source_by_path_is_held_to_contracts_on_its_example(
+    text: str, contracts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert problems_of_arrays(tmp_path, monkeypatch, text) == [""] * contracts
+
+
+@pytest.mark.parametrize("what", ODD_ARRAYS)
+def test_a_wrong_source_by_path_is_found_and_said(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong, said = ODD_ARRAYS[what]
+    assert right in ARRAYS
+    found = problems_of_arrays(tmp_path, monkeypatch, ARRAYS.replace(right, wrong))
+    assert any(said in problem for problem in found), found
+
+
 def test_an_option_without_a_docstring_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "odd_loss.py").write_text(LOSS.format(doc="", body="return out.logits_BC.logsumexp(1)"))
     monkeypatch.syspath_prepend(str(tmp_path))

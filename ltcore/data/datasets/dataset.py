@@ -73,6 +73,14 @@ class Dataset(ABC):
         """
         return False
 
+    @staticmethod
+    def example(folder: str) -> str:
+        """Writes a little of what this source reads into an empty folder, and returns its ``data.uri``.
+
+        ``ltcore check`` reads it; of a source by path that writes none ('') it checks ``recognizes`` alone.
+        """
+        return ""
+
     def index(self, progress: Callable[[str], None] | None = None) -> Indexed | None:
         """Indexes the samples in the tars in which they are; None where they have to be written into shards.
 
