@@ -123,7 +123,8 @@ def timm_step(
 ) -> Callable[[], object]:
     """Returns a training step of timm: its network, its optimizer, and what its training script does with a batch.
 
-    ``images`` are augmented and on the device. The script's loss scaler acts in fp16 alone.
+    ``images`` are augmented and on the device. The script's loss scaler acts in fp16 alone. Its switches of cuDNN are left as
+    those of the step that it is compared with, which takes no algorithm by its time: another start might take another one.
     """
     import timm
     from timm.optim import create_optimizer_v2
@@ -135,11 +136,9 @@ def timm_step(
     loss_fn, scaler = nn.CrossEntropyLoss().to(place), loss_scaler(place, autocast)
 
     def step() -> Tensor:
-        # as the script does; TF32 stays off, as for the steps that it is compared with
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
-                loss = loss_fn(net(images), labels_B)
-            scaler.scale(loss).backward()
+        with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
+            loss = loss_fn(net(images), labels_B)
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

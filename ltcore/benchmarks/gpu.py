@@ -92,7 +92,8 @@ def _measure(sections: Sequence[Section], label: str, ours: Step, options: Optio
     rates, split, traffic, fed = sections
     rates.notes.append(
         "bare: plain PyTorch with the same network, precision and batch; timm: the step of its training script, which does "
-        "not clip gradients where ours does, of networks with attention; compiled: train.compile; in fp16 all scale the loss"
+        "not clip gradients where ours does, of networks with attention; compiled: train.compile; in fp16 all scale the loss; "
+        "cudnn.benchmark, which that script switches on and ours does not, is off for all"
     )
     split.notes.append(f"of a step: {', '.join(PARTS)}; the ratio is the share of their sum")
     traffic.notes.append(

@@ -149,6 +149,22 @@ def test_timms_step_trains_its_network() -> None:
     assert len(set(losses)) == 3 and all(0 < loss < 10 for loss in losses)
 
 
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_timms_step_has_the_switches_of_ours(monkeypatch: pytest.MonkeyPatch, benchmark: bool) -> None:
+    pytest.importorskip("timm")
+    seen = []
+
+    def loss_of(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32))
+        return logits_BC.sum()
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda _, *args: loss_of(*args))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", benchmark)
+    timm_step("test_vit", 4, torch.rand(4, 3, 160, 160), torch.arange(4), None)()
+    assert seen == [(benchmark, benchmark)]
+
+
 def test_on_a_gpu_networks_of_timm_are_beside_timm_itself_and_the_small_one_has_an_aim() -> None:
     small, *large = gpu.networks(torch.device("cuda"), quick=False)
     assert (small.name, small.aim_images_per_s, small.of_timm) == ("resnet32", 50_000, "")
