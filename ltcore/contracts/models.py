@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ltcore.batch import ModelOutput
 from ltcore.contracts.expect import expect
+from ltcore.contracts.randomness import apart
 from ltcore.models.net import MAP, LongTailNet, ModelConfig
 from ltcore.models.registry import can_branch, stages
 
@@ -84,6 +85,14 @@ def images_do_not_see_each_other(name: str) -> None:
         together = net(images).logits_BC
         exclusive = torch.cat([net(image[None]).logits_BC for image in images[:2]])
     torch.testing.assert_close(together[:2], exclusive, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def training_draws_nothing(name: str) -> None:
+    """Tells whether a forward pass in training depends on its images alone: checkpoints keep no state of torch's generators."""
+    net, images = build(name)
+    first, second = apart(lambda: net(images).logits_BC)
+    expect(torch.equal(first, second), "a second forward pass of the same images gives other logits")
 
 
 def one_seed_gives_one_network(name: str) -> None:
@@ -174,6 +183,7 @@ CONTRACTS: tuple[Callable[[str], None], ...] = (
     half_precision,
     images_do_not_see_each_other,
     outputs_depend_on_the_image,
+    training_draws_nothing,
     one_seed_gives_one_network,
     stages_are_as_named,
 )

@@ -54,7 +54,8 @@ class ModelConfig:
 
     name: str = "resnet32"
     """Backbone (``ltcore methods``), or any network of timm, 'timm:resnet50'. A tag behind it ('timm:resnet50.a1_in1k') says
-    which of timm's weights ``weights`` auto and default are."""
+    which of timm's weights ``weights`` auto and default are. Their dropout and stochastic depth are off, as what they draw would
+    not be resumed."""
     weights: str | None = None
     """Initial weights of the backbone; the classifier is always drawn by ``seed``. null: drawn, too. 'auto': the published
     weights if their file is on this machine, else null; when the run starts it says which. 'default': these, or an error; of

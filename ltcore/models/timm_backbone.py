@@ -6,8 +6,9 @@ PiT, the patches beside it. Networks that end in several scales, such as CrossVi
 features, at most three before the end, so that 'stage1' to 'stage3' of a ResNet are ``layer1`` to ``layer3``; of a
 transformer whose blocks are all alike, they end after one, two and three quarters of the blocks, and are not normed.
 
-Parameters begin as timm itself draws them. Dropout and stochastic depth are off, with which some of its networks come:
-everything random in a training is keyed, so that it can be resumed and split over ranks.
+Parameters begin as timm itself draws them. Dropout and stochastic depth are off, with which some of its networks come, and no
+key sets them: they draw from torch's global generator, whose state no checkpoint keeps and no two ranks share, while a run
+resumes to the same bits and means the same on any number of ranks, as all that it draws is keyed by seed, epoch and sample.
 """
 
 from __future__ import annotations

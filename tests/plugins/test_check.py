@@ -116,6 +116,7 @@ ODD_VITS = {
         "self.expert_dim, self.fmap_dim = 32, 16",
         "features are [(4, 16)], told were [(4, 32)]",
     ),
+    "drops": ("32, 0.0, batch_first", "32, 0.1, batch_first", "it draws from the global generator of torch"),
     "fmap_dim": (
         "self.expert_dim = self.fmap_dim = 16",
         "self.expert_dim, self.fmap_dim = 16, 8",
@@ -148,7 +149,7 @@ def problems_of_vit(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) ->
 
 
 def test_a_network_with_a_class_token_keeps_its_contracts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problems_of_vit(tmp_path, monkeypatch, VIT) == [""] * 6
+    assert problems_of_vit(tmp_path, monkeypatch, VIT) == [""] * 7
     for key, value in {"num_experts": 2, "bilateral": True}.items():
         with pytest.raises(
             ValueError, match=rf"{key}=\w+ does not go with name=odd_vit, as this network does not branch"
@@ -160,7 +161,7 @@ def test_a_residual_branch_may_begin_at_zero(tmp_path: Path, monkeypatch: pytest
     """What lies before a zero has no gradient in the first step alone."""
     begins = "        for block in self.blocks: nn.init.zeros_(block.linear2.weight)\n"
     text = VIT.replace("        self.expert_dim", begins + "        self.expert_dim", 1)
-    assert problems_of_vit(tmp_path, monkeypatch, text) == [""] * 6
+    assert problems_of_vit(tmp_path, monkeypatch, text) == [""] * 7
 
 
 @pytest.mark.parametrize("what", ODD_VITS)
