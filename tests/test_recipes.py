@@ -65,6 +65,21 @@ def test_header_promises(name, file):
     assert all(len(promises[word]) > len(word) + 10 for word in wanted)
 
 
+def test_a_header_that_refers_to_another_finds_its_line():
+    lines = {name: header(file) for name, file in (RECIPES | SWEEPS).items()}
+    said = {
+        name: {line.split()[0] for line in each if line and not line.startswith(" ")} for name, each in lines.items()
+    }
+    refers = [
+        (name, *found.groups())
+        for name, each in lines.items()
+        for line in each
+        if (found := re.match(r"(\w+) +as (\w+)", line)) and found[2] in said
+    ]
+    assert len(refers) > 50
+    assert [each for each in refers if each[1] not in said[each[2]]] == []
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_the_cost_of_a_sweep_counts_its_rows(name):
     for rows in re.findall(r"^cost +(\d+) rows", "\n".join(header(SWEEPS[name])), re.MULTILINE):
@@ -355,6 +370,14 @@ def test_lift_plus_differs_from_lift_where_its_authors_say(name):
         "model.weights": before.model.weights,
     }
     assert replace(plus.replace({**same, "model.name": before.model.name}), name=before.name) == before
+
+
+@pytest.mark.parametrize("name", ["imagenet_lt_lift", "places_lt_lift", "inat18_lift"])
+def test_lifts_numbers_are_those_of_text_features(name):
+    """Beside them stands the key that gives them, and tables do not take them for what the recipe reaches as it is."""
+    text = " ".join(header(RECIPES[name]))
+    assert load_run(name).model.head_init == "class_means" and PUBLISHED.search(text) is None
+    assert re.search(r"test top-1 with model\.head_init=text.*: [\d.]+ published with five crops, [\d.]+ without", text)
 
 
 @pytest.mark.parametrize("recipe", ["digits_glt_lpa_dro_ifl", "cifar100_glt_lpa_dro_ifl"])
