@@ -102,7 +102,8 @@ class ModelConfig:
     (BitFit); 'norm': its normalization layers; 'lora': an update of low rank beside layers; 'adaptformer': a narrow network
     beside the MLP of every transformer block; 'partial:K': its last K blocks (residual or transformer), K >= 1. Batch norms
     whose weight is not trained keep their running statistics. Checkpoints contain what is trained, and all else comes from
-    ``model.weights`` or the seed again; with ``train.init_from`` they contain everything. No effect in stage 2."""
+    ``model.weights`` or the seed again; with ``train.init_from`` they contain everything. No effect in stage 2, whose checkpoints
+    contain everything, too."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Updates of low rank beside frozen layers. No effect unless ``model.tune`` is 'lora'."""
     adaptformer: AdaptFormerConfig = field(default_factory=AdaptFormerConfig)
