@@ -70,6 +70,10 @@ class StorageError(DataError):
     """A place that files are read from or written to does not do what is asked of it."""
 
 
+class RemovedError(DataError):
+    """Somebody removed what this process works on. Nothing is written in its place, and only the person begins it anew."""
+
+
 class BadImageError(DataError):
     """An image cannot be read or decoded. ``problem`` says why, without its name and without advice."""
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
-from ltcore.errors import CapacityError, LtcoreError, is_retryable
+from ltcore.errors import CapacityError, LtcoreError, RemovedError, is_retryable
 
 
 def final_error(errors: Any) -> LtcoreError | None:
     """Returns the first of the workers' errors that comes again for as long as the command says the same; None if none does.
 
-    A memory that is full counts as one, too: the next start would fill it with the same batches.
+    Two more count as final, too: a memory that is full, which the next start would fill with the same batches, and a run that
+    somebody removed, which the next start would begin anew.
     """
     ours = (getattr(error, "cause", None) or error for error in errors)
     final = (error for error in ours if isinstance(error, LtcoreError) and _comes_again(error))
@@ -24,7 +25,7 @@ def final_error(errors: Any) -> LtcoreError | None:
 
 
 def _comes_again(error: LtcoreError) -> bool:
-    return isinstance(error, CapacityError) or not is_retryable(error)
+    return isinstance(error, CapacityError | RemovedError) or not is_retryable(error)
 
 
 class EndAtFinalError(ControllerCallback, WorkerGroupCallback):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltcore.errors import DamagedFileError, NumericError
+from ltcore.errors import DamagedFileError, NumericError, RemovedError
 from ltcore.storage import DAMAGED, read_jsonl, write_bytes_atomic
 from ltcore.text import glimpse
 from ltcore.tracking.appended_file import AppendedFile
@@ -75,13 +75,23 @@ class JsonlTracker(Tracker):
         for key, value in metrics.items():
             if value is not None and not math.isfinite(value):
                 raise NumericError(f"{key} is {value} at step {step}: only finite numbers are logged.")
+        self._refuse_removed()
         self._file.append(_line({**metrics, "step": step}).encode())
         self._file.sync()
+
+    def _refuse_removed(self) -> None:
+        """Raises RemovedError where what is written next would be lost, or all that there is of the run."""
+        if not self._file.is_there():
+            raise RemovedError(
+                f"{self.run_dir / 'metrics.jsonl'} was removed or replaced while the run trained: its rows until now are lost. "
+                "The run ends and writes nothing anew; the same command goes on from the last checkpoint, or else begins anew."
+            )
 
     def take_over(self, metrics: Scalars, step: int) -> None:
         """Does nothing: the file has the row."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._refuse_removed()
         path = self.run_dir / "tables" / f"{name.replace('/', '.')}.json"
         write_bytes_atomic(
             str(path), json.dumps({"columns": list(columns), "rows": [list(row) for row in rows]}).encode()

@@ -222,6 +222,9 @@ class WandbSink(Tracker):
 
     def _do(self, act: Act) -> None:
         """Applies ``act`` to the run, and after a failure to the run in which it continues."""
+        if self._run is not None and not self._folder.parent.is_dir():  # removed: W&B would bring it back in part
+            self._run = None
+            end_service()
         while self._run is not None:
             try:
                 with bounded(ANSWER_S):

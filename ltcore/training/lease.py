@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ltcore.errors import DataError, StorageError
+from ltcore.errors import DataError, RemovedError, StorageError
 from ltcore.limits import MAX_CLAIM_BYTES, load_json
 from ltcore.retry import retrying
 from ltcore.storage import (
     TooLargeError,
+    exists,
     find_bytes,
     is_local,
     join,
@@ -80,7 +81,7 @@ class Lease:
     def __init__(self, file: str, owner: _Owner) -> None:
         self._file, self._owner, self._renewals = file, owner, 0
         self._ended = threading.Event()
-        self._taken = False
+        self._taken = self._removed = False
         self._seen = _clock()
         """When the claim was known to be there."""
         self.void: set[str] = set()
@@ -88,25 +89,39 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, daemon=True, name="ltcore-lease")
 
     def check(self, *, look: bool = True) -> None:
-        """Raises DataError where another process took over because this one did not renew its claim in time.
+        """Raises DataError where the place is not this process's any more.
 
-        Call it before every write to the place. A claim that was seen lately is still good: others wait for ``VOID_S``
-        after its last renewal. A process that stood still, or was cut off, looks before it writes anything; without
-        ``look`` it says only what is known.
+        Another process took over because this one did not renew its claim in time, or, as a RemovedError, somebody removed the
+        place. Call it before every write to the place. A claim that was seen lately is good against other processes, which
+        wait for ``VOID_S`` after its last renewal. A process that stood still, or was cut off, looks before it writes
+        anything; without ``look`` it says only what is known.
         """
-        if look and not self._taken and _clock() - self._seen > VOID_S / 2:
+        if look and not self._is_lost and (_clock() - self._seen > VOID_S / 2 or not exists(self._file)):
             self._look()
-        if self._taken:
-            place = self._file.partition(f"/{FOLDER}/")[0]
-            raise DataError(
-                f"{place} was taken over by another process while this one was suspended for over {VOID_S:g} s. This process "
-                "ends without touching it; the other one continues."
+        if self._removed:
+            raise RemovedError(
+                f"{self._place}, or {FOLDER} in it, was removed while this process worked there: what was removed is lost. This "
+                "process ends without writing anything anew; the same command begins anew, or goes on from what is left."
             )
+        if self._taken:
+            raise DataError(
+                f"{self._place} was taken over by another process while this one was suspended for over {VOID_S:g} s. This "
+                "process ends without touching it; the other one continues."
+            )
+
+    @property
+    def _place(self) -> str:
+        return self._file.partition(f"/{FOLDER}/")[0]
+
+    @property
+    def _is_lost(self) -> bool:
+        return self._taken or self._removed
 
     def _look(self) -> None:
         """Learns whether the place is still this process's: its claim is there, and no other.
 
-        A claim alone says nothing: one that stood still in the middle of a renewal writes its own anew.
+        A claim alone says nothing: one that stood still in the middle of a renewal writes its own anew. Nor does its absence:
+        whoever took over a void one may have ended since, but nobody else removes one that is good.
         """
         now = _clock()  # before the answer, which may be long on its way
         folder, _, own = self._file.rpartition("/")
@@ -116,9 +131,10 @@ class Lease:
                 _remove(f"{folder}/{name}")  # a renewal that was long on its way
             else:
                 self._taken = True
-        if own not in there:
-            self._taken = True
-        if not self._taken:
+        if own not in there and not self._taken:
+            self._removed = now - self._seen <= VOID_S or not exists(self._place)
+            self._taken = not self._removed
+        if not self._is_lost:
             self._seen = now
 
     def _write(self, fence: Callable[[], None] = lambda: None) -> None:
@@ -126,15 +142,15 @@ class Lease:
         write_bytes_atomic(self._file, content, fence)
 
     def _refuse_late(self) -> None:
-        """Raises StorageError where a renewal that has been waiting may meet the claim of a successor by now."""
-        if self._ended.is_set() or self._taken or _clock() - self._seen > VOID_S / 2:
+        """Raises StorageError where a renewal may meet the claim of a successor by now, or bring back a place that is removed."""
+        if self._ended.is_set() or self._is_lost or _clock() - self._seen > VOID_S / 2 or not exists(self._file):
             raise StorageError(f"{self._file} was not renewed in time.")
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_S):
             with contextlib.suppress(Exception):  # whatever fails for a while; the claim stays good until it is void
                 self._look()
-                if self._taken:
+                if self._is_lost:
                     return
                 self._renewals += 1
                 self._write(self._refuse_late)
@@ -145,7 +161,7 @@ class Lease:
 
     def _end(self) -> None:
         self._ended.set()
-        if self._thread.is_alive() and not self._taken:
+        if self._thread.is_alive() and not self._is_lost:
             self._thread.join(RENEW_S)  # longer, where the storage does not answer
         _remove(self._file)
 
@@ -158,7 +174,7 @@ storage did not answer."""
 
 
 def check_held(uri: str) -> None:
-    """Raises DataError where this process held the place and lost it. Call it before a record there is written."""
+    """Raises DataError where this process held the place and it was taken over or removed. Call it before a record is written."""
     if uri in _held:
         _held[uri].check()
 

@@ -29,7 +29,7 @@ from ltcore.config.trained_with import InputRecord, TrainedData
 from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
-from ltcore.errors import CapacityError, CheckpointError, GpuShareError, is_retryable
+from ltcore.errors import CapacityError, CheckpointError, GpuShareError, RemovedError, is_retryable
 from ltcore.storage import cache_folder, cache_root, is_local, local_path, write_bytes_atomic
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.jsonl_sink import read_metrics
@@ -242,7 +242,7 @@ def _open_run(job: Job, cfg: RunConfig, record: RunLog, sync: RunSync) -> list[d
         if ckpt.find(sync.local / "checkpoints") is None:
             _fork(job.fork_of, sync.local, cfg.to_flat())
         earlier = read_metrics(sync.local / "metrics.jsonl")
-    write_bytes_atomic(str(sync.local / "config.yaml"), cfg.to_yaml().encode())
+    write_bytes_atomic(str(sync.local / "config.yaml"), cfg.to_yaml().encode(), record.check)
     record.write()
     sync.push()
     return earlier
@@ -267,8 +267,8 @@ def _record_end(record: RunLog, device: torch.device, gpus: float) -> Iterator[N
     """Writes down what ends the run early, and raises it again; ``gpus`` is what the process has of a GPU."""
     try:
         yield
-    except Interrupted:
-        raise  # it goes on with other workers
+    except (Interrupted, RemovedError):
+        raise  # it goes on with other workers; or a record would be all that there is of it
     except StopRequested as stop:
         record.update(status="stopped", reason=str(stop))
         raise
@@ -332,7 +332,7 @@ class _SyncedContext(ForwardingContext):
             self._sync.push(wait=wait)
 
     def check(self) -> None:
-        """Raises DataError where the run is another process's by now. Of a store, the copy looks itself, and may wait."""
+        """Raises DataError where the run is another process's or removed. Of a store, the copy looks itself, and may wait."""
         if self._lease is not None:
             self._lease.check(look=not self._sync.remote)
 

@@ -49,7 +49,7 @@ class RunSync:
     def __init__(self, uri: str, scratch: Path) -> None:
         self.uri = uri
         self.fence: Callable[[], None] = lambda: None
-        """Asked before every write to the storage; raises where the run is another process's by now."""
+        """Asked before every write to the storage; raises where the run is another process's by now, or removed."""
         self.remote = not is_local(uri)
         self.local = scratch if self.remote else Path(open_fs(uri)[1])
         self.ahead = False

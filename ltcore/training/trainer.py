@@ -270,6 +270,7 @@ class Trainer:
         last, best = ncm.tests(self.cfg, self.evaluator), {}
         if self.info.kind == "run":  # in a sweep the test splits are read once; what was best decides nothing there
             best = last if self.at.best == self.at.last else self._test_best()
+        self.record.check()
         return keep_tests(last, best, self.run_dir if self.ctx.rank == 0 else None)
 
     def _test_best(self) -> dict[str, Tested]:

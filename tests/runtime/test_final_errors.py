@@ -15,7 +15,7 @@ import ray.train
 
 from ltcore import retry
 from ltcore.config.records import RunRecord
-from ltcore.errors import CapacityError, ConfigError, DataError, LtcoreError, NumericError
+from ltcore.errors import CapacityError, ConfigError, DataError, LtcoreError, NumericError, RemovedError
 from ltcore.runtime import ray_train
 from ltcore.runtime.final_errors import EndAtFinalError
 from ltcore.runtime.placement import Scaling
@@ -84,6 +84,7 @@ def test_an_error_of_one_rank_ends_the_run_at_once(tiny_shards: str, tmp_path: P
         ({0: RuntimeError("the other rank is gone"), 1: NumericError("not finite")}, "not finite"),
         ({1: SimpleNamespace(cause=ConfigError("no such key"))}, "no such key"),
         ({1: CapacityError("the memory is full")}, "the memory is full"),
+        ({0: RemovedError("the run was removed"), 1: RuntimeError("the other rank is gone")}, "was removed"),
         ({0: DataError("the disk is full")}, None),
         ({0: RuntimeError("the other rank is gone")}, None),
         ({}, None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ltcore.errors import ConfigError
+from ltcore.errors import ConfigError, RemovedError
 from ltcore.storage import read_jsonl
 from ltcore.tracking import wandb_sink
 from ltcore.tracking.config import TrackingConfig
@@ -127,6 +128,21 @@ def test_resuming_keeps_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     epochs = [h["epoch"] for run in stored for h in run.history if "val/top1" in h]
     assert epochs == [1, 2, 3, 4]
     assert [row["epoch"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_whose_folder_is_removed_is_not_brought_back(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    given: dict[str, Any] = {"run_dir": folder, "run_id": "trial-1", "group": "", "name": "n", "config_flat": CONFIG}
+    tracker = open_tracker(**given, options=TrackingConfig())
+    tracker.log({"epoch": 1}, step=10)
+    shutil.rmtree(folder)
+    with pytest.raises(RemovedError, match=r"metrics\.jsonl was removed"):
+        tracker.log({"epoch": 2}, step=20)
+    with pytest.raises(RemovedError):
+        tracker.table("recall", ["class"], [["one"]])
+    tracker.finish({"best": 0.5}, "running")
+    assert not folder.exists()
 
 
 def test_runs_one_after_another_and_in_threads_stay_apart(tmp_path: Path) -> None:

@@ -6,20 +6,24 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ltcore import retry, storage
-from ltcore.errors import DataError
-from ltcore.storage import list_files, read_bytes, write_bytes_atomic
-from ltcore.training import lease
+from ltcore.errors import DataError, RemovedError
+from ltcore.storage import exists, list_files, read_bytes, remove, write_bytes_atomic
+from ltcore.training import lease, ncm
+from ltcore.training.callbacks import CallbackCalls
 from ltcore.training.context import LocalContext
 from ltcore.training.lease import FOLDER, exclusive
 from tests.s3 import Bucket
@@ -238,6 +242,44 @@ def test_who_lost_the_place_while_it_stood_still_stops(place: str) -> None:
             held.check()
 
 
+def clear(place: str) -> None:
+    """Removes a folder with all that is in it, as a person does."""
+    if "://" in place:
+        remove(place)
+    else:
+        shutil.rmtree(place)
+
+
+def test_a_place_that_is_removed_is_lost_and_no_renewal_brings_it_back(place: str) -> None:
+    with exclusive(place) as held:
+        write_bytes_atomic(f"{place}/run.json", b"mine")
+        held.check()
+        clear(place)
+        with pytest.raises(RemovedError, match=r"run, or \.lease in it, was removed .* the same command begins anew"):
+            held.check()
+        time.sleep(3 * lease.RENEW_S)
+        with pytest.raises(RemovedError):
+            lease.check_held(place)
+    assert not exists(place)
+
+
+def test_a_void_claim_that_is_missing_was_another_ones_to_remove_unless_the_place_is_missing_too(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one took over and has ended since."""
+    monkeypatch.setattr(lease, "RENEW_S", 60.0)
+    with exclusive(place) as held:
+        write_bytes_atomic(f"{place}/run.json", b"of the other one")
+        lease._remove(held._file)
+        held._seen -= 2 * lease.VOID_S
+        with pytest.raises(DataError, match="was taken over"):
+            held.check()
+        held._taken = False
+        clear(place)
+        with pytest.raises(RemovedError):
+            held.check()
+
+
 def test_a_process_that_had_the_same_pid_before_is_another_one(tmp_path: Path) -> None:
     folder = tmp_path / "run" / FOLDER
     folder.mkdir(parents=True)
@@ -342,3 +384,93 @@ def test_a_run_that_lost_its_place_leaves_the_record_and_checkpoints_of_the_othe
         run(tiny_run(), tiny_shards, place, Robbed(place, steps), test=True)
     assert (place / "run.json").read_text() == "the record of the other one"
     assert {"last-00000099", "best-00000099"} <= {folder.name for folder in (place / "checkpoints").iterdir()}
+
+
+def removes_at(epoch: int, what: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removes files while the run is at its callbacks, before the row of the epoch is written."""
+
+    def epoch_end(calls: CallbackCalls, now: int, metrics: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+        if now == epoch:
+            what()
+        return {}, ""
+
+    monkeypatch.setattr(CallbackCalls, "epoch_end", epoch_end)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_run_whose_directory_is_removed_says_so_and_leaves_it_removed(
+    epoch: int, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "run"
+    cfg = tiny_run(tracking__tensorboard=True)
+    with monkeypatch.context() as patch:
+        removes_at(epoch, lambda: shutil.rmtree(place), patch)
+        with pytest.raises(RemovedError, match=r"run/metrics\.jsonl was removed .* its rows until now are lost"):
+            run(cfg, tiny_shards, place, test=True)
+    assert not place.exists()
+    assert run(cfg, tiny_shards, place)["status"] == "finished"
+
+
+@pytest.mark.parametrize("moment", ["report", "beat"])
+def test_it_notices_between_two_rows(
+    moment: str, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltcore.training.trainer.DECIDE_EVERY", 1)
+    place = tmp_path / "run"
+    ctx = LocalContext(torch.device("cpu"))
+    setattr(ctx, moment, lambda *_: shutil.rmtree(place, ignore_errors=True))
+    with pytest.raises(RemovedError, match=r"run, or \.lease in it, was removed"):
+        run(tiny_run(), tiny_shards, place, ctx)
+    assert not place.exists()
+
+
+def test_a_run_whose_files_are_removed_but_not_its_claim_writes_none_anew(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``rm -rf run/*`` does."""
+    place = tmp_path / "run"
+
+    def empty() -> None:
+        for path in place.glob("[!.]*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    removes_at(2, empty, monkeypatch)
+    with pytest.raises(RemovedError, match=r"run/metrics\.jsonl was removed"):
+        run(tiny_run(), tiny_shards, place)
+    assert [path.name for path in place.iterdir()] == [FOLDER]
+
+
+def test_a_run_that_is_removed_while_it_is_tested_leaves_nothing(
+    tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = ncm.tests
+
+    def meanwhile(*given: Any) -> Any:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return tests(*given)
+
+    monkeypatch.setattr(ncm, "tests", meanwhile)
+    monkeypatch.setattr("ltcore.training.run._SyncedContext.beat", lambda *_: None)
+    with pytest.raises(RemovedError):
+        run(tiny_run(train__epochs=1), tiny_shards, tmp_path / "run", test=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_removed_from_its_store_says_so_and_sends_nothing_more(
+    bucket: Bucket, tiny_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a copy."""
+    place, listeners = f"{bucket.uri}/run", bucket.server.requests.listeners
+    monkeypatch.setattr(lease, "RENEW_S", 60.0)
+
+    def heard(method: str, path: str) -> None:
+        whole = "partNumber" not in path if method == "PUT" else method == "POST" and "uploadId" in path
+        if whole and "/metrics.jsonl" in path:
+            listeners.remove(heard)
+            bucket.delete(*bucket.names("run/"))
+
+    listeners.append(heard)
+    with pytest.raises(RemovedError, match=r"/run, or \.lease in it, was removed"):
+        run(tiny_run(), tiny_shards, place)
+    assert heard not in listeners and bucket.names("run/") == []
+    assert run(tiny_run(), tiny_shards, place)["status"] == "finished"

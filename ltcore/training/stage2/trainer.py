@@ -290,6 +290,7 @@ class Stage2Trainer:
             if self.best_heads:
                 self.net.heads.load_state_dict(self.best_heads)
                 best = ncm.tests(self.cfg, self.evaluator)
+        self.record.check()
         return keep_tests(last, best, self.run_dir)
 
     def _save(self, tag: str, metrics: dict[str, Any]) -> None:
