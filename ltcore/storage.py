@@ -574,10 +574,14 @@ def cache_folder(*names: str) -> Path:
 
 @contextlib.contextmanager
 def locked_in_cache(file: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds the lock ``file`` of a ``cache_folder`` as ``locked`` does. Raises StorageError where it cannot be had."""
+    """Holds the lock ``file`` of a ``cache_folder`` as ``locked`` does, and tidies up after killed processes there.
+
+    Raises StorageError where the lock cannot be had.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(file, on_wait))
+            remove_unfinished(file.parent)
         except OSError as error:
             raise _of_cache(file.parent, error) from error
         yield

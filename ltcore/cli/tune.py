@@ -20,7 +20,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
 from ltcore.storage import join
 from ltcore.text import counted
-from ltcore.training.lease import exclusive
+from ltcore.training.lease import exclusive, remove_ended
 from ltcore.tuning.identity import check_same_data, check_same_sweep, has_more, identity
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def tune(args: TuneArgs, out: Output = COMMAND_LINE) -> SweepRecord | None:
             result = _tune_on(args, sweep, base, root, uri, cluster, display)
         finally:
             disconnect()
+        if not args.dry_run:
+            remove_ended(uri)
     if result is not None:
         out.show_sweep(result, uri, age=False)
     return result

@@ -204,6 +204,18 @@ def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Le
         _claims.discard(claim._file)
 
 
+def remove_ended(uri: str) -> None:
+    """Removes claims of processes that have ended, here, on runs of the sweep at ``uri``, which this process holds.
+
+    One that is killed right after its run has ended leaves a claim where nobody comes again.
+    """
+    with contextlib.suppress(DataError):  # they are void anyway
+        for name in list_files(uri):
+            folder, _, file = name.rpartition("/")
+            if folder.endswith(f"/{FOLDER}") and _is_claim(file) and _has_ended(claim := join(uri, name)):
+                _remove(claim)
+
+
 def make_folder(path: Path) -> None:
     """Creates a folder for results. Raises DataError where that is not possible."""
     try:

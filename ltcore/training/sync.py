@@ -31,6 +31,7 @@ from ltcore.storage import (
     open_fs,
     read_bytes,
     remove_folder,
+    remove_unfinished,
     upload,
     write_bytes_atomic,
 )
@@ -72,6 +73,7 @@ class RunSync:
         if not self.remote:
             return
         with locked(self.local / _LOCK):  # ranks of one node share the directory
+            remove_unfinished(self.local)
             empty = [path.name for path in self.local.iterdir()] == [_LOCK]
             if not empty and dist.rank() != 0:
                 return

@@ -111,6 +111,11 @@ class Nodes:
         return len(self._nodes)
 
     @property
+    def caches(self) -> list[Path]:
+        """Returns the caches of the nodes that can train."""
+        return [self._folder / f"cache-{n}" for n in range(self._added - len(self) + 1, self._added + 1)]
+
+    @property
     def address(self) -> str:
         return str(self._cluster.address)
 

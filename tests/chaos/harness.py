@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from ltcore import storage
 from tests.paths import ROOT
 
 if TYPE_CHECKING:  # the servers of an object store take seconds to import
@@ -145,17 +146,27 @@ class Place:
         return found
 
     def assert_clean(self) -> None:
-        """Nothing stays behind of a command that was not killed: no process, actor, temporary file or lease."""
+        """Nothing stays behind, wherever it would lie: no process, actor, lease, temporary file or half of something."""
         deadline = time.monotonic() + ORPHANS_S
         while (left := self.orphans()) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not left, f"processes that stay behind: {left}"
         if self.nodes is not None:
             self.assert_free()
-        assert not list((self.collect() / ".lease").glob("*.json")), "a lease stays behind"
+        results = self.collect()
+        halves = left_in(results, [results, *(file.parent for file in results.rglob("run.json"))])
+        for cache in self.caches:
+            halves += left_in(cache, [*(cache / name for name in TIDIED), *cache.glob("runs/*")])
+        assert not halves, f"leases and halves that stay behind: {halves[:20]}"
         temporary = [path for path in self.temporary.glob("*") if path.name != "ray"]
         temporary += [path for path in self.temporary.glob("ray/*") if path.name not in RAYS_OWN]
         assert not temporary, f"temporary files that stay behind: {temporary[:20]}"
+
+    @property
+    def caches(self) -> list[Path]:
+        """Returns the caches of its commands and of the nodes that are there; nobody can tidy up on one that is gone."""
+        own = self.environment.get("LTCORE_CACHE", str(self.folder / "cache"))
+        return [Path(own), *(self.nodes.caches if self.nodes is not None else ())]
 
     def orphans(self) -> dict[int, str]:
         """Returns the processes of this place but for Ray's own, where it outlives the commands."""
@@ -176,6 +187,31 @@ class Place:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+HALVES = re.compile(
+    r"\.(last|best)-\d+\..+|.+\.partial(-.+)?|\..+\.building-.+|.+\.gone|\.ltcore-doctor-.+|ltcore\.lock"
+)
+"""Names of what is written aside before it moves to its place, and of the lock in a folder that goes with a process."""
+
+
+TIDIED = ("building", "datasets", "weights")
+"""Folders of the cache from which a command removes what killed processes had begun there."""
+
+
+def left_in(folder: Path, tidied: Iterable[Path]) -> list[Path]:
+    """Returns leases, temporary files and halves of something below a folder.
+
+    A file that a killed process had begun may be written still, as far as others know, and stays for an hour. That is over
+    here, and the next command, which looks into the ``tidied`` folders, has come.
+    """
+    begun = [path for path in folder.rglob(".*") if storage._UNFINISHED.fullmatch(path.name)]
+    for path in begun:
+        os.utime(path, (0, 0))
+    for each in tidied:
+        storage.remove_unfinished(each)
+    left = [path for path in begun if path.exists()]
+    return left + [path for path in folder.rglob("*") if HALVES.fullmatch(path.name) or path.parent.name == ".lease"]
 
 
 RAYS_ACTORS = ("ray::_AutoscalingCoordinatorActor", "ray::TrainStateActor", "ray::_StatsActor")

@@ -151,6 +151,19 @@ def test_a_claim_that_could_not_be_removed_holds_nobody_of_its_own_process(
         assert time.monotonic() - began < 1.0 and len(list_files(f"{place}/{FOLDER}")) == 1
 
 
+def test_claims_of_ended_processes_on_runs_of_a_sweep_go_with_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = [f"{place}/trials/0000{n}/{FOLDER}/a.json" for n in range(3)]
+    ended = lease.asdict(lease._me()) | {"born": "12"}
+    with exclusive(place), exclusive(f"{place}/retrain/winner-seed1"):
+        before = list_files(place)
+        write_bytes_atomic(claims[0], json.dumps(ended).encode())
+        write_bytes_atomic(claims[1], json.dumps(ended | {"machine": "another boot"}).encode())
+        write_bytes_atomic(claims[2].replace("a.json", "notes.txt"), b"")
+        lease.remove_ended(place)
+        assert {*list_files(place)} - {*before} == {f"trials/00001/{FOLDER}/a.json", f"trials/00002/{FOLDER}/notes.txt"}
+        assert {*before} <= {*list_files(place)}, "those that are held"
+
+
 def test_nor_others_for_longer_than_it_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process lives on with other work, as a notebook does."""
     monkeypatch.setattr(lease, "PREDECESSOR_S", 1.5 * lease.VOID_S)

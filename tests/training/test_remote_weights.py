@@ -123,6 +123,17 @@ def test_what_a_killed_process_had_begun_to_fetch_is_never_taken(
     assert sorted(path.name for path in copy.parent.iterdir()) == ["net.pth", "net.pth.sha256"]
 
 
+def test_what_a_killed_process_had_begun_to_fetch_goes_with_the_next_that_looks(stored: tuple[str, bytes]) -> None:
+    uri, _ = stored
+    torn = node_file(uri).with_name(f".{'0' * 32}.net.pth")
+    torn.touch()
+    node_file(uri)
+    assert torn.exists(), "somebody may still write it"
+    os.utime(torn, (0, 0))
+    node_file(uri)
+    assert not torn.exists() and node_file(uri).exists()
+
+
 def test_what_was_fetched_is_on_the_disk_before_it_has_its_name(
     stored: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

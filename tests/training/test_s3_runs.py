@@ -251,6 +251,23 @@ def test_a_disk_with_half_a_download_is_filled_anew(
     assert bucket.names("run/") == keys
 
 
+def test_files_that_a_killed_process_had_begun_on_a_nodes_disk_are_removed(bucket: Bucket) -> None:
+    uri = f"{bucket.uri}/run"
+    folder = scratch_dir(uri)
+    (folder / "tables").mkdir(parents=True)
+    left = [folder / f".{'a' * 32}.run.json", folder / "tables" / f".{'b' * 32}.recall.json"]
+    for path in left:
+        path.touch()
+    (folder / "run.json").write_text(json.dumps({"started_at": "now", "pid": 1, "images_seen": 8}))
+    bucket.put("run/run.json", (folder / "run.json").read_bytes())
+    RunSync(uri, folder).pull()
+    assert all(path.exists() for path in left), "somebody may still write them"
+    for path in left:
+        os.utime(path, (0, 0))
+    RunSync(uri, folder).pull()
+    assert sorted(storage.list_files(str(folder))) == [".lock", "run.json"]
+
+
 def test_load_predicts_from_the_store(bucket: Bucket, tiny_shards: str, tmp_path: Path) -> None:
     run(tiny_run(**TERMS), tiny_shards, f"{bucket.uri}/runs/tiny")
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
