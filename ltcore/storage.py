@@ -177,11 +177,15 @@ def is_inner(name: str) -> bool:
     return not {"", ".", ".."} & set(name.split("/")) and not re.search(r"[\\\0]", name)
 
 
-def remove(uri: str) -> None:
-    """Removes a file, or a folder of a store with all that is in it, if it is there."""
+def remove(uri: str, fence: Callable[[], None] = lambda: None) -> None:
+    """Removes a file, or a folder of a store with all that is in it, if it is there.
+
+    ``fence`` is asked before every attempt, as by ``write_bytes_atomic``.
+    """
     filesystem, path = open_fs(uri)
 
     def delete() -> None:
+        fence()
         if filesystem.get_file_info(encoded(path)).type == pafs.FileType.Directory:
             filesystem.delete_dir(path)
         else:
@@ -191,10 +195,13 @@ def remove(uri: str) -> None:
         asked(uri, "removed", "Check permissions", lambda: present(delete))
 
 
-def remove_folder(uri: str, first: str) -> None:
-    """Removes a folder in an object store with all its files; the file ``first`` goes before the others."""
-    remove(join(uri, first))
-    remove(uri)
+def remove_folder(uri: str, first: str, fence: Callable[[], None] = lambda: None) -> None:
+    """Removes a folder in an object store with all its files; the file ``first`` goes before the others.
+
+    ``fence`` is asked before every attempt, as by ``write_bytes_atomic``.
+    """
+    remove(join(uri, first), fence)
+    remove(uri, fence)
 
 
 def read_bytes(uri: str, most_bytes: int | None = None) -> bytes:
@@ -515,7 +522,7 @@ def written(uri: str) -> Iterator[Path]:
 def upload(path: Path, uri: str, fence: Callable[[], None] = lambda: None) -> None:
     """Copies a local file to an object store, as a whole or not at all, and holds a part of it at a time.
 
-    ``fence`` is asked as by ``write_bytes_atomic``. Raises DataError where copying fails.
+    ``fence`` is asked before every attempt, as by ``write_bytes_atomic``. Raises DataError where copying fails.
     """
     filesystem, target = open_fs(uri)
 

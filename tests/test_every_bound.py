@@ -45,11 +45,11 @@ from ltcore.data.shards.kept import kept
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
 from ltcore.data.shards.reader import ShardStore
 from ltcore.errors import LtcoreError
+from ltcore.lease import FOLDER, Lease, exclusive
 from ltcore.runtime.autoscaler import read_limits
 from ltcore.tracking.jsonl_sink import read_metrics
 from ltcore.training import checkpoint
 from ltcore.training.class_words import class_words
-from ltcore.training.lease import FOLDER, Lease, exclusive
 from ltcore.training.sync import RunSync
 from ltcore.training.weights_file import _noted, tensors
 from tests.data.small import everything, tiny_png, write_small

@@ -29,6 +29,7 @@ BASE = (
     "retry",
     "file_lock",
     "owned_folder",
+    "lease",
     "stores",
     "steady_file",
     "uris",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -20,6 +21,8 @@ from ltcore.data.config import DataConfig
 from ltcore.data.datasets.registry import recognize
 from ltcore.data.shards.validate import check_dataset
 from ltcore.errors import DamagedFileError, DataError, StorageError, is_retryable
+from ltcore.training import stored
+from ltcore.training.sync import RunSync
 from tests.data.web import served
 from tests.flaky import Flaky, flaky
 from tests.records import run_record
@@ -280,7 +283,20 @@ def test_nor_does_an_interrupt_while_the_thread_of_a_write_starts(
         assert bucket.get("sweep.json") == b"after %d" % number
 
 
-def test_the_fence_is_asked_before_every_attempt(bucket: Bucket, proxy: Flaky) -> None:
+Fence = Callable[[], None]
+FENCED: dict[str, Callable[[str, Path, Fence], object]] = {
+    "write": lambda uri, _, fence: storage.write_bytes_atomic(f"{uri}/run.json", b"old", fence),
+    "upload": lambda uri, file, fence: storage.upload(file, f"{uri}/run.json", fence),
+    "remove": lambda uri, _, fence: storage.remove(f"{uri}/run.json", fence),
+    "remove a folder": lambda uri, _, fence: storage.remove_folder(uri, "run.json", fence),
+    "make room": lambda uri, _, fence: stored.remove(uri, fence),
+}
+
+
+@pytest.mark.parametrize("change", FENCED)
+def test_the_fence_is_asked_before_every_attempt(
+    bucket: Bucket, proxy: Flaky, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
+) -> None:
     """A node that was cut off may try for minutes, in which another one takes over."""
     asked: list[bool] = []
 
@@ -289,10 +305,34 @@ def test_the_fence_is_asked_before_every_attempt(bucket: Bucket, proxy: Flaky) -
         if asked[-1]:
             raise DataError("taken over")
 
-    bucket.put("run.json", b"the new owner's")
-    with proxy.disturbed("503"), pytest.raises(DataError, match="taken over"):
-        storage.write_bytes_atomic(f"{bucket.uri}/run.json", b"old", fence)
-    assert asked == [False, True] and bucket.get("run.json") == b"the new owner's"
+    monkeypatch.setenv(retry.VARIABLE, "1")
+    owned = b'{"schema": 1, "status": "running"}'
+    bucket.put("run/run.json", owned)
+    (tmp_path / "old").write_bytes(b"old")
+    with proxy.disturbed("503", "^(PUT|POST|DELETE)"), pytest.raises(DataError, match="taken over"):
+        FENCED[change](f"{bucket.uri}/run", tmp_path / "old", fence)
+    assert asked == [False, True] and bucket.get("run/run.json") == owned
+
+
+def test_a_checkpoint_that_goes_is_fenced_too(
+    bucket: Bucket, proxy: Flaky, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its name may be that of a successor's."""
+
+    def check() -> None:
+        if proxy.struck:
+            raise DataError("taken over")
+
+    monkeypatch.setenv(retry.VARIABLE, "1")
+    sync = RunSync(f"{bucket.uri}/run", tmp_path)
+    sync.fence, sync.replaces = check, True
+    (tmp_path / "checkpoints" / "last-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "last-1" / "meta.json").write_text("{}")
+    sync.push()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with proxy.disturbed("503", "^DELETE"), pytest.raises(DataError, match="taken over"):
+        sync.close()
+    assert bucket.names() == ["run/checkpoints/last-1/meta.json"]
 
 
 def test_a_record_is_fenced_too(bucket: Bucket, proxy: Flaky) -> None:

@@ -21,6 +21,7 @@ from ltcore.config.records import RunRecord
 from ltcore.config.schema import RunConfig
 from ltcore.config.show import left_out
 from ltcore.errors import ConfigError
+from ltcore.lease import exclusive
 from ltcore.runtime.cluster import connect, disconnect
 from ltcore.runtime.cluster_address import cluster_address, on_cluster_node
 from ltcore.runtime.placement import Placement, Scaling, check_answers, check_workers
@@ -30,7 +31,6 @@ from ltcore.training.compiled import OFF
 from ltcore.training.context import LocalContext, StopRequested
 from ltcore.training.cost import _num_images, _what, trained_note
 from ltcore.training.hardware import allocated_cpus, wished_cpus
-from ltcore.training.lease import exclusive
 from ltcore.training.preflight import check_device, check_network, check_run
 from ltcore.training.record import RunInfo
 from ltcore.training.remarks import remarks

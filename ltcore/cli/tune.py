@@ -18,9 +18,9 @@ from ltcore.config.sweep import read_sweep
 from ltcore.data.config import DataConfig
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import ConfigError
+from ltcore.lease import exclusive, remove_ended
 from ltcore.storage import join
 from ltcore.text import counted
-from ltcore.training.lease import exclusive, remove_ended
 from ltcore.tuning.identity import check_same_data, check_same_sweep, has_more, identity
 
 if TYPE_CHECKING:

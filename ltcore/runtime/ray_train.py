@@ -15,6 +15,7 @@ import torch
 
 from ltcore.config.records import Notice, RunRecord
 from ltcore.errors import DataError, LtcoreError, RunFailedError, is_retryable
+from ltcore.lease import exclusive
 from ltcore.retry import PATIENCE_S, patience_s
 from ltcore.runtime.freed_room import freed_room
 from ltcore.runtime.placement import BACKEND, Scaling
@@ -22,7 +23,6 @@ from ltcore.runtime.ray_context import ASK_S, ReportingContext
 from ltcore.runtime.worker import begin
 from ltcore.storage import is_local, join, open_fs
 from ltcore.training.context import StopRequested
-from ltcore.training.lease import exclusive
 from ltcore.training.record import failed_start
 from ltcore.training.run import Job, execute
 

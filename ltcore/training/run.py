@@ -30,6 +30,7 @@ from ltcore.data.loading.factory import make_loader
 from ltcore.data.loading.loader import Loader
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CapacityError, CheckpointError, GpuShareError, RemovedError, is_retryable
+from ltcore.lease import Lease, check_held, exclusive, make_folder
 from ltcore.storage import cache_folder, cache_root, is_local, local_path, write_bytes_atomic
 from ltcore.tracking.base import Tracker
 from ltcore.tracking.jsonl_sink import read_metrics
@@ -47,7 +48,6 @@ from ltcore.training.hardware import (
     limit_memory,
     versions,
 )
-from ltcore.training.lease import Lease, check_held, exclusive, make_folder
 from ltcore.training.record import RunInfo, RunLog
 from ltcore.training.same_run import check_same_data, check_same_run, refuse_differences, refuse_other_end
 from ltcore.training.same_start import origin_of, refuse_other_weights

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from ltcore import storage
 from ltcore.config.records import RunRecord, SweepRecord, now
 from ltcore.errors import ConfigError, StorageError
+from ltcore.lease import FOLDER as LEASE
 from ltcore.limits import MAX_RECORD_BYTES, MAX_RECORD_VALUES, load_json
 from ltcore.storage import TooLargeError, is_local, join, local_path, read_bytes
 from ltcore.text import duration
-from ltcore.training.lease import FOLDER as LEASE
 
 _RUN = re.compile(
     r"run\.json|config\.yaml|metrics\.jsonl|metrics|confusion|tables|checkpoints|tensorboard|wandb|report\.html|\.?ray_train"
@@ -80,8 +80,7 @@ def _remove_known(uri: str, known: re.Pattern[str], fence: Callable[[], None]) -
                 _remove_if_empty(join(where, run))
             _remove_if_empty(where)
         elif known.fullmatch(name):
-            fence()
-            _remove_entry(where)
+            _remove_entry(where, fence)
         else:
             yield name
 
@@ -97,10 +96,11 @@ def entries(uri: str) -> list[str]:
     return [name for name in storage.entries(uri) if name != LEASE]
 
 
-def _remove_entry(uri: str) -> None:
+def _remove_entry(uri: str, fence: Callable[[], None]) -> None:
     if not is_local(uri):
-        storage.remove(uri)
+        storage.remove(uri, fence)
         return
+    fence()
     path = local_path(uri)
     try:
         if path.is_dir() and not path.is_symlink():

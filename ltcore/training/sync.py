@@ -178,8 +178,7 @@ class RunSync:
         stored = {name.rpartition("/")[0] for name in self._sent if name.startswith("checkpoints/")}
         for folder in sorted(stored - checkpoints.keys()):
             if self.replaces or _tag(folder) in map(_tag, checkpoints):
-                self.fence()
-                remove_folder(join(self.uri, folder), first="meta.json")
+                remove_folder(join(self.uri, folder), first="meta.json", fence=self.fence)
                 self._sent = {name: stamp for name, stamp in self._sent.items() if not name.startswith(f"{folder}/")}
 
     def _read_record(self) -> tuple[Stamp, bytes] | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from ltcore.config.records import SweepRecord
 from ltcore.evaluation.catalog import goodness
 from ltcore.hashing import hash64
+from ltcore.lease import check_held
 from ltcore.reporting.compared import compared_tests
 from ltcore.reporting.report import ablation_table, variants_table, write_report
 from ltcore.runtime.progress import ProgressDisplay
 from ltcore.storage import is_local, join, write_bytes_atomic
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training.fetch import fetched
-from ltcore.training.lease import check_held
 from ltcore.training.sync import RunSync
 from ltcore.tuning.runs import SweepSetup
 

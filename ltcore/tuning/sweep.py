@@ -17,6 +17,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import GpuShareError
 from ltcore.evaluation.catalog import minimized
 from ltcore.hashing import hash64
+from ltcore.lease import check_held
 from ltcore.reporting.summary import ranked
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 from ltcore.runtime.interrupts import saving_first
@@ -24,7 +25,6 @@ from ltcore.runtime.progress import ProgressDisplay
 from ltcore.runtime.ray_task import awaited
 from ltcore.storage import join, remove
 from ltcore.text import counted
-from ltcore.training.lease import check_held
 from ltcore.tuning.ablation import terms_off
 from ltcore.tuning.messages import end_of_part, params_text, short
 from ltcore.tuning.node_hours import NodeHours

@@ -12,8 +12,8 @@ from ltcore.config.records import Place, RungDecision, RunRecord, Stopped, Trial
 from ltcore.config.schema import RunConfig
 from ltcore.config.space import grid_points, sample_space
 from ltcore.config.sweep import SweepConfig
+from ltcore.lease import check_held
 from ltcore.storage import join
-from ltcore.training.lease import check_held
 from ltcore.tuning.rungs import Rung, rung_epoch, standing
 
 BY_TIME = "ended by the time limit (--max-hours)"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ltcore import lease
 from ltcore.cli.args import DEMO_RECIPE
 from ltcore.cli.parsers import read_train, read_tune
 from ltcore.cli.train import train
@@ -21,7 +22,7 @@ from ltcore.config.records import RunRecord, now
 from ltcore.config.sweep import read_sweep
 from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import CheckpointError, ConfigError, DataError, LtcoreError
-from ltcore.training import lease, stored
+from ltcore.training import stored
 from ltcore.training.run import delete_run
 from ltcore.training.stored import finished_ago, remove
 from ltcore.tuning.identity import identity
@@ -118,9 +119,9 @@ def test_a_removal_that_is_killed_leaves_no_result(tmp_path: Path, monkeypatch: 
         (tmp_path / "place" / name).write_text(RECORD)
     removed: list[str] = []
 
-    def watched(uri: str) -> None:
+    def watched(uri: str, fence: Callable[[], None]) -> None:
         removed.append(str(Path(uri).relative_to(tmp_path / "place")))
-        remove_entry(uri)
+        remove_entry(uri, fence)
 
     remove_entry = stored._remove_entry
     monkeypatch.setattr(stored, "_remove_entry", watched)

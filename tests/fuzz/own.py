@@ -30,13 +30,13 @@ from ltcore.data.loading.canvas_cache import entry_path, open_canvases
 from ltcore.data.loading.original_cache import images_path, open_images
 from ltcore.data.loading.samples import decode_rows
 from ltcore.data.shards.reader import ShardStore
+from ltcore.lease import FOLDER, Lease, _living, _me
 from ltcore.reporting.card import model_card
 from ltcore.reporting.report import make_table, write_report, write_runs_report
 from ltcore.runtime.autoscaler import read_limits
 from ltcore.tracking.wandb_account import find_key
 from ltcore.training.context import StopRequested
 from ltcore.training.discover import discovery_of
-from ltcore.training.lease import FOLDER, Lease, _living, _me
 from ltcore.training.predict import load
 from ltcore.training.protocol_runs import checked, open_stored
 from ltcore.training.stage2.source import resolved

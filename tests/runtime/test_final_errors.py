@@ -16,10 +16,10 @@ import ray.train
 from ltcore import retry
 from ltcore.config.records import RunRecord
 from ltcore.errors import CapacityError, ConfigError, DataError, LtcoreError, NumericError, RemovedError
+from ltcore.lease import exclusive
 from ltcore.runtime import ray_train
 from ltcore.runtime.final_errors import EndAtFinalError
 from ltcore.runtime.placement import Scaling
-from ltcore.training.lease import exclusive
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from tests.records import run_record
@@ -151,7 +151,7 @@ def test_the_record_of_an_earlier_start_stays(tmp_path: Path, monkeypatch: pytes
 def test_the_error_is_raised_also_where_the_record_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltcore.training.lease.PREDECESSOR_S", 0.3)
+    monkeypatch.setattr("ltcore.lease.PREDECESSOR_S", 0.3)
 
     def fit() -> None:
         run_record(status="running").write(tmp_path)

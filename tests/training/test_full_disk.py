@@ -15,13 +15,13 @@ import torch
 
 from ltcore import retry, storage
 from ltcore.errors import CheckpointError
+from ltcore.lease import make_folder
 from ltcore.tracking.base import FanOut
 from ltcore.tracking.config import TrackingConfig
 from ltcore.tracking.tensorboard_sink import TensorBoardSink
 from ltcore.tracking.tracker import open_tracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.fork import fork
-from ltcore.training.lease import make_folder
 from tests.faults import full_disk
 from tests.tracking.events import read_events
 from tests.training.runs import TERMS, WholeRun, assert_equal_runs, run, stage2_run, tiny_run

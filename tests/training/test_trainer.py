@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from ltcore.errors import CheckpointError, ConfigError, DataError, NumericError
+from ltcore.lease import exclusive
 from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
-from ltcore.training.lease import exclusive
 from tests.training.runs import TERMS, StopAfter, WholeRun, assert_equal_runs, run, tiny_run, weights
 
 
@@ -108,7 +108,7 @@ def test_an_epoch_that_was_logged_but_not_saved_is_logged_once(
 def test_two_processes_do_not_train_into_one_directory(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltcore.training.lease.PREDECESSOR_S", 0.3)
+    monkeypatch.setattr("ltcore.lease.PREDECESSOR_S", 0.3)
     with (
         exclusive(str(tmp_path / "run")),
         pytest.raises(DataError, match=r"/run is in use by process \d+ of this machine"),

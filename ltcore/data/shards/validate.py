@@ -28,6 +28,7 @@ from ltcore.data.shards.stream import open_hashed
 from ltcore.data.shards.tar import Damage, Member, TarSample, members, walk
 from ltcore.data.shards.writer import WITHOUT_IMAGES, most_index_bytes, read_index
 from ltcore.errors import DataError
+from ltcore.lease import FOLDER as LEASE
 from ltcore.limits import MAX_DIGITS, MAX_IMAGE_BYTES, MAX_SAMPLE_JSON_BYTES
 from ltcore.shots import SHOT_GROUPS
 from ltcore.text import counted, glimpse, printable
@@ -111,7 +112,7 @@ def _whole(uri: str, manifest: Manifest) -> Iterator[Problem]:
         if count == 0:
             yield Problem(MANIFEST, "", f"class {name!r} has no training sample")
     for name in storage.list_files(uri):
-        if name not in manifest.own_files:
+        if name not in manifest.own_files and not name.startswith(f"{LEASE}/"):
             yield Problem(name, "", "the manifest does not know this file; remove it")
 
 

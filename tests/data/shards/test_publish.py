@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import fs as pafs
 
-from ltcore import storage, stores
+from ltcore import lease, storage, stores
 from ltcore.data.datasets.prepare import is_shards
 from ltcore.data.shards import publish, writer
 from ltcore.data.shards.manifest import MANIFEST, read_manifest
@@ -38,7 +41,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         return str(tmp_path / "bucket" / "d"), tmp_path / "bucket" / "d"
     fake = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: fake)
-    (tmp_path / "bucket" / "d").mkdir()  # the fake has folders, which object stores do not need
+    (tmp_path / "bucket" / "d" / lease.FOLDER).mkdir(
+        parents=True
+    )  # the fake has folders, which object stores do not need
     return "s3://bucket/d", tmp_path / "bucket" / "d"
 
 
@@ -139,20 +144,40 @@ def test_in_a_store_the_same_data_set_stays_as_it_is_and_what_is_damaged_of_it_i
     (folder / "train-00000.tar").write_bytes(b"damaged")
     (folder / "train-00000.parquet").unlink()
     remove = storage.remove
-    monkeypatch.setattr(storage, "remove", lambda each: remove(each) if each.endswith(publish.PARTIAL) else 1 / 0)
+    monkeypatch.setattr(storage, "remove", lambda each, _: remove(each) if each.endswith(publish.PARTIAL) else 1 / 0)
     write(uri, one(), said.append)
     assert said[1:] == [f"replacing the data set at {uri} (3 files)"] and content(folder) == before
 
 
 @pytest.mark.parametrize("place", ["object store"], indirect=True)
-def test_a_process_that_ends_at_the_same_place_meanwhile_is_no_damage(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gone", [publish.PARTIAL, MANIFEST])
+def test_a_process_that_begins_or_ends_at_the_same_place_meanwhile_is_no_damage(
+    place: Place, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     uri, folder = place
     write(uri, one())
     before, entries = content(folder), storage.entries
+    seen = [{**entries(uri), gone: True}]
+    if gone == MANIFEST:
+        (folder / gone).rename(folder / publish.PARTIAL)
+        (folder / publish.PARTIAL).write_text(json.dumps([*before, publish.PARTIAL]))
     monkeypatch.setattr(storage, "entries", lambda each: seen.pop() if seen else entries(each))
-    seen = [{**entries(uri), publish.PARTIAL: True}]
+    write(uri, one())
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("place", ["object store"], indirect=True)
+def test_nor_is_one_that_replaces_it_while_it_is_compared(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, folder = place
+    write(uri, one())
+    before, hashed = content(folder), publish._hash
+
+    def replaced(file: str) -> str:
+        monkeypatch.setattr(publish, "_hash", hashed)
+        write_small(uri)
+        raise DataError(f"{file} was replaced while it was read.")
+
+    monkeypatch.setattr(publish, "_hash", replaced)
     write(uri, one())
     assert content(folder) == before
 
@@ -308,3 +333,147 @@ def test_a_disk_without_locks_is_written_to_all_the_same(tmp_path: Path, monkeyp
     monkeypatch.setattr(fcntl, "flock", unsupported)
     write(str(tmp_path / "d"), one())
     assert [path.name for path in tmp_path.iterdir()] == ["d"] and read_manifest(str(tmp_path / "d")).name == "new"
+
+
+def in_the_middle(uri: str, patch: pytest.MonkeyPatch, strike: Callable[[], None]) -> None:
+    """Strikes once, where the data set at ``uri`` is half replaced."""
+    left = [strike]
+
+    def once() -> None:
+        if left:
+            left.pop()()
+
+    if storage.is_local(uri):
+        interrupt(patch, "between", once)
+        return
+    copy_files = pafs.copy_files
+
+    def struck(*args: Any, **options: Any) -> None:
+        copy_files(*args, **options)
+        once()
+
+    patch.setattr(pafs, "copy_files", struck)
+
+
+def another() -> Iterator[Sample]:
+    yield Sample("another", tiny_png(7), "png", 0)
+
+
+def test_who_comes_in_the_middle_of_a_replacement_waits_for_its_end(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uri, folder = place
+    write_small(uri)
+    write(str(tmp_path / "expected"), another())
+    monkeypatch.setattr(lease.random, "uniform", lambda low, high: 0.05)
+    said, second = list[str](), list[Future[None]]()
+    with ThreadPoolExecutor(1) as pool:
+
+        def comes() -> None:
+            second.append(pool.submit(write, uri, another(), said.append))
+            with pytest.raises(TimeoutError):
+                second[0].result(timeout=0.5)
+
+        in_the_middle(uri, monkeypatch, comes)
+        write(uri, one())
+        second[0].result()
+    assert content(folder) == content(tmp_path / "expected")
+    assert said[-1] == f"replacing the data set at {uri} (4 files)"
+    if not storage.is_local(uri):
+        assert said[0].startswith(f"{uri} is in use by process {os.getpid()} of this machine, since ")
+        assert said[0].endswith("; waiting for it to end")
+
+
+def test_what_goes_back_does_so_before_another_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the file that came at the last moment would go with the data set that is replaced."""
+    uri, second = str(tmp_path / "d"), list[Future[None]]()
+    write_small(uri)
+    refuse = publish._refuse_foreign
+    with ThreadPoolExecutor(1) as pool:
+
+        def comes(uri: str, names: Collection[str]) -> None:
+            if names and not second:
+                second.append(pool.submit(write, uri, another()))
+                with pytest.raises(TimeoutError):
+                    second[0].result(timeout=0.5)
+            refuse(uri, names)
+
+        interrupt(monkeypatch, "before", (tmp_path / "d" / "thesis.pdf").touch)
+        monkeypatch.setattr(publish, "_refuse_foreign", comes)
+        for act in (lambda: write(uri, one()), lambda: second[0].result()):
+            with pytest.raises(ConfigError, match=r"holds other files \(thesis\.pdf, 1 in all\)"):
+                act()
+    assert (tmp_path / "d" / "thesis.pdf").exists() and read_manifest(uri).name == "small"
+
+
+@pytest.mark.parametrize("place", ["object store"], indirect=True)
+def test_an_upload_asks_before_each_change_whether_the_place_is_still_its_own(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = place
+    write_small(uri)
+
+    def state() -> dict[str, bytes]:
+        return {name: data for name, data in content(folder).items() if not name.startswith(lease.FOLDER)}
+
+    states, first = list[dict[str, bytes]](), state()
+    monkeypatch.setattr(lease.Lease, "check", lambda _: states.append(state()))
+    write(uri, one())
+    states.append(state())
+    assert states[0] == first
+    for before, after in itertools.pairwise(states):
+        assert len({name for name, _ in before.items() ^ after.items()}) == 1
+
+
+@pytest.mark.parametrize("place", ["object store"], indirect=True)
+def test_an_upload_that_lost_its_place_leaves_it_to_the_other_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = place
+    write_small(uri)
+    there = dict[str, bytes]()
+
+    def lost() -> None:
+        there.update(content(folder))
+        lease._held[uri]._taken = True
+
+    in_the_middle(uri, monkeypatch, lost)
+    with pytest.raises(DataError, match=f"{uri} was taken over by another process"):
+        write(uri, one())
+    assert {name for name, _ in there.items() ^ content(folder).items()} <= {
+        name
+        for name in there
+        if name.startswith(lease.FOLDER)  # its own claim
+    }
+
+
+KILLED_UPLOAD = """
+import os, signal, sys
+import pytest
+from pyarrow import fs as pafs
+from ltcore import stores
+from tests.data.shards.test_publish import in_the_middle, one, write
+fake = pafs.SubTreeFileSystem(sys.argv[1], pafs.LocalFileSystem())
+stores._remote_fs = lambda root, endpoint: fake
+in_the_middle("s3://bucket/d", pytest.MonkeyPatch(), lambda: os.kill(os.getpid(), signal.SIGKILL))
+write("s3://bucket/d", one())
+"""
+
+
+@pytest.mark.parametrize("place", ["object store"], indirect=True)
+def test_the_lease_of_a_killed_upload_is_void_and_no_part_of_the_data_set(place: Place, tmp_path: Path) -> None:
+    uri, folder = place
+    write_small(uri)
+    before = check_dataset(uri)
+    command = [sys.executable, "-c", KILLED_UPLOAD, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    (claim,) = (folder / lease.FOLDER).iterdir()
+    said = list[str]()
+    write_small(uri)
+    assert not claim.exists() and check_dataset(uri) == before
+    claim.write_bytes(b"{}")
+    assert check_dataset(uri) == before
+    claim.unlink()
+    write(uri, one(), said.append)
+    assert said == [f"replacing the data set at {uri} (4 files)"]

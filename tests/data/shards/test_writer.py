@@ -12,7 +12,7 @@ import pytest
 import webdataset
 from pyarrow import fs as pafs
 
-from ltcore import stores
+from ltcore import lease, stores
 from ltcore.data.shards.manifest import Manifest, read_manifest
 from ltcore.data.shards.source import Sample, safe_key
 from ltcore.errors import ConfigError, DataError
@@ -174,7 +174,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_object_store_gets_the_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bucket" / "d").mkdir(parents=True)  # the fake has folders, which object stores do not need
+    (tmp_path / "bucket" / "d" / lease.FOLDER).mkdir(
+        parents=True
+    )  # the fake has folders, which object stores do not need
     bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: bucket)
     write("s3://bucket/d", shard_size=3)
@@ -190,7 +192,7 @@ def test_object_store_gets_the_manifest_last(tmp_path: Path, monkeypatch: pytest
     assert copied[-1] == "bucket/d/manifest.json"
     assert read_manifest("s3://bucket/d") == manifest
     # the table of labels lies there already, as the same samples are in other shards
-    assert len(list((tmp_path / "bucket" / "d").iterdir())) == len(copied) + 1 == 8
+    assert sum(path.is_file() for path in (tmp_path / "bucket" / "d").rglob("*")) == len(copied) + 1 == 8
 
 
 @pytest.mark.parametrize(

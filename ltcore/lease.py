@@ -1,4 +1,4 @@
-"""Leases: only one process at a time works on a run or sweep, since a second one would remove its checkpoints.
+"""Leases: only one process at a time works on a run or sweep, or uploads a data set, since a second one would undo its work.
 
 A process writes a claim below ``<place>/.lease/`` and then lists all claims. Two claims never miss each other, because
 each is written before its owner lists, and both disks and object stores list what was written. This needs no
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import random
@@ -24,7 +25,7 @@ from typing import Any
 
 from ltcore.errors import DataError, RemovedError, StorageError
 from ltcore.limits import MAX_CLAIM_BYTES, load_json
-from ltcore.retry import retrying
+from ltcore.retry import retrying, still_here
 from ltcore.storage import (
     TooLargeError,
     exists,
@@ -39,6 +40,7 @@ from ltcore.storage import (
 )
 
 FOLDER = ".lease"
+"""Name of the folder of claims, which is part of no run, sweep or data set."""
 RENEW_S = 15.0
 VOID_S = 60.0
 """Age at which a claim that is not renewed is void: its process is gone."""
@@ -180,17 +182,18 @@ def check_held(uri: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(uri: str, say: Callable[[str], None] | None = None) -> Iterator[Lease]:
-    """Holds the run or sweep at ``uri`` against other processes, on any machine that reaches its storage.
+def exclusive(uri: str, say: Callable[[str], None] | None = None, *, patient: bool = False) -> Iterator[Lease]:
+    """Holds the run, sweep or data set at ``uri`` against other processes, on any machine that reaches its storage.
 
-    Waits for a predecessor to end, and reports that to ``say``. Raises DataError where it continues for too long.
+    Waits for a predecessor to end, and reports that to ``say``. Raises DataError where it continues for too long; a
+    ``patient`` process waits for as long as the other one works.
     """
     if is_local(uri):
         make_folder(local_path(uri))
     claim = Lease(join(uri, FOLDER, f"{uuid.uuid4().hex}.json"), _me())
     _claims.add(claim._file)
     try:
-        _acquire(claim, uri, say)
+        _acquire(claim, uri, say, patient)
         claim._begin()
         _held[uri] = claim
         try:
@@ -226,7 +229,7 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def _acquire(claim: Lease, uri: str, say: Callable[[str], None] | None) -> None:
+def _acquire(claim: Lease, uri: str, say: Callable[[str], None] | None, patient: bool) -> None:
     started, told = time.monotonic(), False
     seen: dict[str, tuple[bytes, float]] = {}
     while True:
@@ -238,11 +241,13 @@ def _acquire(claim: Lease, uri: str, say: Callable[[str], None] | None) -> None:
                 return
             _remove(claim._file)
         owner = next(iter(others.values()))
-        if time.monotonic() - started > (PREDECESSOR_S if owner.is_here else VOID_S + PREDECESSOR_S):
+        most_s = math.inf if patient else PREDECESSOR_S if owner.is_here else VOID_S + PREDECESSOR_S
+        if time.monotonic() - started > most_s:
             raise DataError(f"{uri} is in use by {owner}. Let it end, or give this one another --name.")
         if say is not None and not told:
             say(f"{uri} is in use by {owner}; waiting for it to end")
             told = True
+        still_here()
         time.sleep(random.uniform(0.1, 0.3) if is_local(uri) else random.uniform(1, 3))
 
 

@@ -19,20 +19,20 @@ from typing import Any
 import pytest
 import torch
 
-from ltcore import retry, storage
+from ltcore import lease, retry, storage
 from ltcore.errors import DataError, RemovedError
+from ltcore.lease import FOLDER, exclusive
 from ltcore.storage import exists, list_files, read_bytes, remove, write_bytes_atomic
-from ltcore.training import lease, ncm
+from ltcore.training import ncm
 from ltcore.training.callbacks import CallbackCalls
 from ltcore.training.context import LocalContext
-from ltcore.training.lease import FOLDER, exclusive
 from tests.s3 import Bucket
 from tests.training.runs import run, tiny_run
 
 pytest_plugins = ["tests.s3"]
 HOLD = """
 import sys, time
-from ltcore.training.lease import exclusive
+from ltcore.lease import exclusive
 with exclusive(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -40,10 +40,9 @@ with exclusive(sys.argv[1]):
 
 WRITE = """
 import sys, time
+from ltcore import lease
 from ltcore.errors import DataError
 from ltcore.storage import write_bytes_atomic
-from ltcore.storage import read_bytes, write_bytes_atomic
-from ltcore.training import lease
 lease.RENEW_S, lease.VOID_S = 0.3, 2.0
 try:
     with lease.exclusive(sys.argv[1]) as held:
@@ -103,6 +102,28 @@ def test_the_second_of_one_machine_says_whom_it_waits_for_and_then_that_the_plac
     ]
     with exclusive(place):
         pass
+
+
+def test_a_patient_one_waits_for_as_long_as_the_other_works(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, order = list[str](), list[str]()
+    held = threading.Event()
+
+    def work() -> None:
+        with exclusive(place):
+            held.set()
+            time.sleep(2 * lease.PREDECESSOR_S)
+            order.append("first")
+
+    signs = list[None]()
+    monkeypatch.setitem(retry.listeners, "test", lambda: signs.append(None))
+    thread = threading.Thread(target=work)
+    thread.start()
+    held.wait()
+    with exclusive(place, said.append, patient=True):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"] and len(said) == 1
+    assert signs, "else its waiting would be taken for a hang"
 
 
 def test_a_second_machine_is_refused_whatever_its_cache_folder_is(
@@ -168,7 +189,7 @@ def test_nor_others_for_longer_than_it_is_valid(tmp_path: Path, monkeypatch: pyt
     """Its process lives on with other work, as a notebook does."""
     monkeypatch.setattr(lease, "PREDECESSOR_S", 1.5 * lease.VOID_S)
     place = str(tmp_path / "run")
-    code = "from ltcore.training import lease; lease._remove = lambda file: None\n" + HOLD.replace("    time", "time")
+    code = "from ltcore import lease; lease._remove = lambda file: None\n" + HOLD.replace("    time", "time")
     with subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "held\n"
         with exclusive(place):
@@ -178,7 +199,7 @@ def test_nor_others_for_longer_than_it_is_valid(tmp_path: Path, monkeypatch: pyt
 
 def test_others_wait_for_longer_than_a_claim_is_valid() -> None:
     """Asked in a process of its own, where nothing is shortened."""
-    code = "from ltcore.training import lease; assert lease.PREDECESSOR_S > lease.VOID_S + lease.RENEW_S / 2"
+    code = "from ltcore import lease; assert lease.PREDECESSOR_S > lease.VOID_S + lease.RENEW_S / 2"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
