@@ -23,23 +23,34 @@ ACCESS = "Check the name and the credentials"
 SPACE = "Check permissions and free space"
 LAND_S = 10.0
 """How long an interrupt waits for the object that is being written; another interrupt does not wait."""
+CONNECT_S, ANSWER_S = 5.0, 8.0
+"""How long S3's client waits for a connection, and then for a byte. An object is made by three requests, which have to end while
+a lease that was good at their beginning is (``lease.VOID_S``)."""
+OTHERS_ATTEMPTS = 3
+"""How often S3's client tries a call of a library that has no policy of its own, such as Ray."""
 
 
 @functools.lru_cache(maxsize=16)
-def _remote_fs(root: str, endpoint: str | None) -> pafs.FileSystem:
+def _remote_fs(root: str, endpoint: str | None, attempts: int) -> pafs.FileSystem:
     """Returns the file system of ``scheme://bucket``.
 
-    A given endpoint skips the region look-up, which only AWS answers. Google's client would retry for a quarter of an
-    hour by itself, without a word.
+    A given endpoint skips the region look-up, which only AWS answers. Google's client has no number of attempts; it would
+    retry for a quarter of an hour by itself, without a word.
     """
     scheme, bucket = root.split("://")
     if scheme != "s3":
         return pafs.GcsFileSystem(retry_time_limit=datetime.timedelta(seconds=10))
+    s3 = functools.partial(
+        pafs.S3FileSystem,
+        connect_timeout=CONNECT_S,
+        request_timeout=ANSWER_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+    )
     if endpoint:
         address = urlsplit(endpoint)
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return pafs.S3FileSystem(endpoint_override=address.netloc, scheme=address.scheme, region=region)
-    return pafs.S3FileSystem(region=pafs.resolve_s3_region(bucket))
+        return s3(endpoint_override=address.netloc, scheme=address.scheme, region=region)
+    return s3(region=pafs.resolve_s3_region(bucket))
 
 
 def errors_of(uri: str) -> type[Exception]:
@@ -68,11 +79,12 @@ def asked(uri: str, what: str, advice: str, act: Callable[[], T]) -> T:
         raise StorageError(f"{uri} cannot be {what}: {error}. {advice}.") from error
 
 
-def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
+def open_fs(uri: str, *, attempts: int = 1) -> tuple[pafs.FileSystem, str]:
     """Returns the pyarrow file system of a URI and the path inside it.
 
     Takes plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL), ``gs://``, and for reading those of ``READ_ONLY``.
-    Raises ConfigError for anything else.
+    Call it through ``asked``: S3's client makes one attempt, since a second one would pass by the fence of a write. Whoever
+    hands the file system to a library sets ``attempts``. Raises ConfigError for anything else.
     """
     variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
     endpoint = os.environ.get(variable)
@@ -92,7 +104,7 @@ def open_fs(uri: str) -> tuple[pafs.FileSystem, str]:
             f"{uri}: {scheme}:// is not supported. Use a path, file://, s3:// or gs://, or for data {only}."
         )
     root = place_of(uri)
-    return asked(root, "opened", ACCESS, lambda: _remote_fs(root, endpoint)), path
+    return asked(root, "opened", ACCESS, lambda: _remote_fs(root, endpoint, attempts)), path
 
 
 def encoded(path: str) -> str | bytes:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 Answer = Callable[["_Handler", int, bytes], None]
 
 
-HANGS_S = 5.0
+HANGS_S = 10.0
 """Longer than the client waits for a byte."""
 
 

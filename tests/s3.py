@@ -5,7 +5,6 @@ A test file takes its fixtures with ``pytest_plugins = ["tests.s3"]``.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import re
@@ -18,7 +17,8 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from pyarrow import fs as pafs
+
+from ltcore import stores
 
 _REQUEST = re.compile(r'"?(?P<method>[A-Z]+) (?P<path>/\S*) HTTP')
 _numbers = itertools.count()
@@ -159,5 +159,5 @@ def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets ltcore's client of the store wait one second for a byte, in place of three for each of its attempts."""
-    monkeypatch.setattr(pafs, "S3FileSystem", functools.partial(pafs.S3FileSystem, request_timeout=1))
+    """Lets ltcore's client of the store wait one second for a byte."""
+    monkeypatch.setattr(stores, "ANSWER_S", 1.0)

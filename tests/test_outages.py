@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltcore import retry, storage
+from ltcore import lease, retry, storage, stores
 from ltcore.config.json_record import RecordFile
 from ltcore.data.config import DataConfig
 from ltcore.data.datasets.registry import recognize
@@ -81,6 +81,32 @@ CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
 }
 
 
+def test_the_client_makes_one_attempt(
+    bucket: Bucket, proxy: Flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one would pass by the fence. A failure alone is survived by ours, and not worth a word."""
+    for call, (act, expected) in CALLS.items():
+        bucket.put(f"{call}/a/x.bin", CONTENT)
+        proxy.strike(1, "503")
+        assert act(f"{bucket.uri}/{call}", tmp_path) == expected and proxy.struck == 1
+    assert caplog.text == ""
+    monkeypatch.setenv(retry.VARIABLE, "0")
+    with proxy.disturbed("503"), pytest.raises(StorageError):
+        storage.list_files(bucket.uri)
+    assert proxy.struck == 1
+
+
+def test_but_some_for_libraries_that_have_no_policy(bucket: Bucket, proxy: Flaky) -> None:
+    filesystem, path = storage.open_fs(f"{bucket.uri}/x.bin", attempts=stores.OTHERS_ATTEMPTS)
+    proxy.strike(stores.OTHERS_ATTEMPTS - 1, "503", "^HEAD")
+    assert filesystem.get_file_info(path).type.name == "NotFound" and proxy.struck == stores.OTHERS_ATTEMPTS - 1
+
+
+def test_an_attempt_without_an_answer_ends_before_a_lease_is_void() -> None:
+    """An object is created, filled and completed."""
+    assert stores.CONNECT_S + 3 * stores.ANSWER_S < lease.VOID_S / 2
+
+
 QUICK = [("read", "429"), ("write", "500"), ("list", "503"), ("json", "503")]
 REST = [pytest.param(call, "503", marks=pytest.mark.slow) for call in CALLS if (call, "503") not in QUICK]
 
@@ -91,7 +117,7 @@ def test_a_call_outlives_a_disturbance(
 ) -> None:
     bucket.put("a/x.bin", CONTENT)
     act, expected = CALLS[call]
-    proxy.strike(5, fault)  # more than the client's own attempts
+    proxy.strike(5, fault)
     assert act(bucket.uri, tmp_path) == expected
     assert proxy.struck == 5
     assert caplog.text.count(f"storage {bucket.uri} does not answer (") == 1

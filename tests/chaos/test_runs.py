@@ -20,6 +20,7 @@ from tests.chaos.grounds import Ground, Site
 from tests.chaos.harness import Place, differences, outcome, place
 from tests.chaos.kinds import Scene
 from tests.chaos.sweeps import EPOCHS, run_words
+from tests.flaky import HANGS_S
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
     from tests.s3 import Server
@@ -164,7 +165,7 @@ def test_the_object_store_fails_for_a_while(at: Open, undisturbed_run: dict[str,
 
     def disturb(_: Scene) -> None:
         with proxy.disturbed(fault):
-            time.sleep(6)
+            time.sleep(6 + HANGS_S * (fault == "hangs"))  # a silence is felt late, and has to meet a second attempt
 
     said = goes_on(run, disturb, undisturbed_run)
     told = said.count("does not answer")

@@ -22,5 +22,5 @@ def small(tmp_path: Path) -> Path:
 def remote(small: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same data as if they were in an object store."""
     bucket = pafs.SubTreeFileSystem(str(small.parent), pafs.LocalFileSystem())
-    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: bucket)
+    monkeypatch.setattr(stores, "_remote_fs", lambda *_: bucket)
     return f"s3://{small.name}"

@@ -73,7 +73,7 @@ COPIERS: list[Callable[[str, Path], Any]] = [mirrored, copied, stage1, reported,
 def test_no_name_of_an_object_leaves_the_folder_that_it_is_copied_to(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: Evil(name))
+    monkeypatch.setattr(stores, "_remote_fs", lambda *_: Evil(name))
     for number, copy in enumerate(COPIERS):
         folder = tmp_path / str(number) / "inside"
         folder.mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_large_files_are_not_held_in_memory(
     with (tmp_path / "bucket" / "run" / "model.pt").open("wb") as file:
         file.truncate(2**27)
     fake = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: fake)
+    monkeypatch.setattr(stores, "_remote_fs", lambda *_: fake)
     with within(2**26, 10.0):
         copy("s3://bucket/run", tmp_path)
 

@@ -40,7 +40,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "disk":
         return str(tmp_path / "bucket" / "d"), tmp_path / "bucket" / "d"
     fake = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: fake)
+    monkeypatch.setattr(stores, "_remote_fs", lambda *_: fake)
     (tmp_path / "bucket" / "d" / lease.FOLDER).mkdir(
         parents=True
     )  # the fake has folders, which object stores do not need
@@ -454,7 +454,7 @@ from pyarrow import fs as pafs
 from ltcore import stores
 from tests.data.shards.test_publish import in_the_middle, one, write
 fake = pafs.SubTreeFileSystem(sys.argv[1], pafs.LocalFileSystem())
-stores._remote_fs = lambda root, endpoint: fake
+stores._remote_fs = lambda *_: fake
 in_the_middle("s3://bucket/d", pytest.MonkeyPatch(), lambda: os.kill(os.getpid(), signal.SIGKILL))
 write("s3://bucket/d", one())
 """

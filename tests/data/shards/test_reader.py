@@ -29,7 +29,7 @@ def copy(tiny_shards: str, tmp_path: Path) -> Path:
 def remote(copy: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same data as if they were in an object store."""
     bucket = pafs.SubTreeFileSystem(str(copy.parent), pafs.LocalFileSystem())
-    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: bucket)
+    monkeypatch.setattr(stores, "_remote_fs", lambda *_: bucket)
     return f"s3://{copy.name}"
 
 

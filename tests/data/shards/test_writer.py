@@ -178,7 +178,7 @@ def test_object_store_gets_the_manifest_last(tmp_path: Path, monkeypatch: pytest
         parents=True
     )  # the fake has folders, which object stores do not need
     bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(stores, "_remote_fs", lambda root, endpoint: bucket)
+    monkeypatch.setattr(stores, "_remote_fs", lambda *_: bucket)
     write("s3://bucket/d", shard_size=3)
     copied: list[str] = []
     copy_files = pafs.copy_files
