@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ltcore.benchmarks.scale import MOST_GROWTH, Line, Lines, of_repetition, of_runs, of_shards, of_trials, of_workers
 from ltcore.tracking.wandb_sink import UPLOAD_EVERY_S
+from tests.tracking.wandb_server import serve
 
 SIZES = (100, 200, 400)
 
@@ -44,6 +48,44 @@ def test_repeated_images_workers_and_trials(tmp_path: Path) -> None:
 
 
 def test_a_thousand_runs_stay_within_the_limits_of_wandb() -> None:
-    requests = check(of_runs((64, 250, 1000)))["requests to W&B in a second"]
+    lines = of_runs((64, 250, 1000))
+    requests = check(lines)["uploads to W&B in a second"]
     assert requests.values[1000] <= 500 / 2, "W&B takes 500 a second of a project; half is for files and for others"
     assert 1 / UPLOAD_EVERY_S <= 2, "and 2 of a run"
+    assert "not a measurement" in lines.section().title
+
+
+LOGS = """
+import time
+from pathlib import Path
+from ltcore.tracking import wandb_sink
+from ltcore.tracking.config import TrackingConfig
+wandb_sink.UPLOAD_EVERY_S = 1.0
+sinks, began = [], time.monotonic()
+for name in "abc":
+    names = {key: name for key in ("run_id", "group", "name", "job_type")}
+    options = TrackingConfig(wandb_mode="online", project="p")
+    sinks += wandb_sink.open_wandb(run_dir=Path.cwd() / name, config_flat={}, options=options, **names)
+for epoch in range(80):
+    for sink in sinks:
+        sink.log({"epoch": epoch, "train/loss": 1.0}, epoch)
+    time.sleep(0.05)
+print(time.monotonic() - began)
+for sink in sinks:
+    sink.finish({}, "finished")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_uploads_once_in_an_interval_however_often_it_logs(tmp_path: Path) -> None:
+    """What the arithmetic starts from, with W&B's own client."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    with serve(lambda _: 200) as server:
+        environ |= {"HOME": str(tmp_path), "WANDB_API_KEY": "0123456789abcdef" * 3, "WANDB_BASE_URL": server.url}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", LOGS], env=environ, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        for name in "abc":
+            uploads = server.asked.count(f"/files/me/p/{name}/file_stream")
+            assert 3 <= uploads <= float(done.stdout) + 2, "one when it begins and one when it ends"
