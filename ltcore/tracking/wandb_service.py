@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from pathlib import Path
 
 import psutil
 
@@ -37,6 +39,7 @@ def end_service() -> None:
     with contextlib.suppress(Exception, SystemExit), bounded(END_S):
         wandb.teardown()
     os.environ.pop("WANDB_SERVICE", None)  # the address of that process
+    _remove_left(living={child.pid for child in _services()})
 
 
 def bound_exit() -> None:
@@ -56,7 +59,28 @@ def _kill_after(ending: threading.Event) -> None:
 
 
 def _kill() -> None:
+    for child in _services():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    _remove_left(living=set())
+
+
+def _services() -> list[psutil.Process]:
+    """Returns the service processes of this process that have not ended."""
+    found = list[psutil.Process]()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name().startswith("wandb-core"):
-                child.kill()
+            if child.name().startswith("wandb-core") and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
+
+
+def _remove_left(living: Set[int]) -> None:
+    """Removes the sockets that killed services of this process, and their monitors, leave where Go puts temporary files."""
+    place = Path(os.environ.get("TMPDIR") or "/tmp")
+    for folder in place.glob(f"wandb-{os.getpid()}-*-*"):
+        service = folder.name.split("-")[2]
+        if int(service) not in living:
+            for socket in place.glob(f"wandb_symon-{service}-*.sock"):
+                socket.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -77,8 +78,9 @@ def stop():
 )
 def test_a_program_ends_though_the_service_hangs(code: str, mode: str, tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    with serve(lambda _: 200) as server:
+    with serve(lambda _: 200) as server, tempfile.TemporaryDirectory(prefix="lt", dir="/tmp") as short:  # for a socket
         environ |= {"HOME": str(tmp_path), "WANDB_API_KEY": "0123456789abcdef" * 3, "WANDB_BASE_URL": server.url}
+        environ |= {"TMPDIR": short}
         start = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code.replace("MODE", mode)],
@@ -88,5 +90,7 @@ def test_a_program_ends_though_the_service_hangs(code: str, mode: str, tmp_path:
             text=True,
             timeout=60,
         )
+        left = [path.name for path in Path(short).iterdir()]
     assert (done.returncode, "stopped" in done.stdout) == (0, True), done.stderr
+    assert left == []
     assert time.monotonic() - start < 45

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -271,9 +272,11 @@ def kill_service() -> None:
 
 
 @pytest.mark.usefixtures("own_service")
-def test_a_run_whose_service_dies_goes_on_in_a_second_file(tmp_path: Path) -> None:
+def test_a_run_whose_service_dies_goes_on_in_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", short := tempfile.mkdtemp(prefix="lt", dir="/tmp"))
     (sink,) = open_sink(tmp_path)
     sink.log({"epoch": 1, "val/top1": 0.25}, step=10)
+    (first,) = Path(short).glob("wandb-[0-9]*")
     kill_service()
     with pytest.warns(UserWarning, match="run trial-a is logged offline from here on") as warned:
         for step in range(20, 200):
@@ -281,8 +284,12 @@ def test_a_run_whose_service_dies_goes_on_in_a_second_file(tmp_path: Path) -> No
             if len(warned):
                 break
             time.sleep(0.05)  # what is written before the connection is known to be lost is lost as well
+    (second,) = Path(short).glob("wandb-[0-9]*")
+    assert second != first, "what the killed one left is gone"
     sink.table("per_class/test", ["class"], [["zero"]])
     sink.finish({"last": 0.5}, "finished")
+    end_service()
+    shutil.rmtree(short)
     stored = read_offline_run(run_files(tmp_path)[-1])
     assert stored.run.run_id == "trial-a"
     assert [h["epoch"] for h in stored.history if "epoch" in h] == [2]
