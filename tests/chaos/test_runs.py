@@ -149,12 +149,15 @@ def goes_on(run: Place, fault: Callable[[Scene], object], undisturbed: dict[str,
 def test_wandbs_process_is_killed_or_stands_still(
     at: Open, undisturbed_run: dict[str, Any], sig: signal.Signals
 ) -> None:
-    """Logging is not worth a training: the run goes on without it."""
+    """Logging is not worth a training: the run goes on without that process, and W&B in another file."""
 
     def fault(scene: Scene) -> None:
         os.kill(scene.command.child(scene.trainer, "wandb"), sig)
 
-    goes_on(at(grounds.logged), fault, undisturbed_run)
+    run = at(grounds.logged)
+    said = goes_on(run, fault, undisturbed_run)
+    assert re.search(r"W&B failed \(.+\): run small-\w+ is logged offline from here on\.", said), said
+    assert len(run.record()["starts"]) == 1 and len(list(run.results.glob("wandb/offline-run-*/*.wandb"))) == 2
 
 
 @pytest.mark.parametrize("fault", ["503", "429", "drops", "hangs"])

@@ -45,6 +45,13 @@ def assert_same(sweep: Place, undisturbed: dict[str, Any]) -> None:
     sweep.assert_clean()
 
 
+def assert_went_on(sweep: Place, where: str) -> None:
+    """The second start of a run that was struck after three logged epochs began at its checkpoint."""
+    first, second = sweep.record(where)["starts"]
+    assert first["images_seen"] == 0
+    assert 2 * STEPS * BATCH <= second["images_seen"] < EPOCHS * STEPS * BATCH, "from a checkpoint in the middle"
+
+
 def in_stage(name: str) -> Callable[[Place, Command], bool]:
     return lambda sweep, command: command.stage() == name
 
@@ -92,6 +99,7 @@ def test_a_process_that_trains_is_killed_and_nobody_has_to_do_anything(
     code, said = command.end()
     assert code == 0, said
     assert sweep.record(where)["pid"] != struck, "another process has gone on"
+    assert_went_on(sweep, where)
     assert_same(sweep, undisturbed_sweep)
 
 
