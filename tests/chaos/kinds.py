@@ -101,6 +101,16 @@ def _train_driver(scene: Scene) -> int:
     return scene.command.actors("ray::_run")[0]
 
 
+def stopped(scene: Scene) -> bool:
+    """The process that trains stands still, until its silence is noticed and another one goes on."""
+    pid = scene.trainer
+    os.kill(pid, signal.SIGSTOP)
+    if not scene.place.trains(scene.run):  # too late: of what it does next nobody expects a sign of life
+        os.kill(pid, signal.SIGCONT)
+        return False
+    return scene.until(lambda: scene.place.record(scene.run)["pid"] != pid, pause_s=0.5)
+
+
 def twice(scene: Scene) -> bool:
     """Ctrl-C, and again as soon as the command has said what the first one does."""
     os.kill(scene.command.process.pid, signal.SIGINT)
@@ -275,6 +285,7 @@ def _resize(folder: Path, size: int) -> None:
 
 KINDS = {
     "run": Kind(_signal(_trainer)),
+    "stopped": Kind(stopped),
     "upload": Kind(upload),
     "driver": Kind(_signal(_driver), -signal.SIGKILL),
     "SIGTERM": Kind(_signal(_driver, signal.SIGTERM), 143),

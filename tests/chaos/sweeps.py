@@ -63,6 +63,11 @@ def sweep_words(shards: str, folder: Path, **changes: str) -> list[str]:
     return arguments(shards, folder / "runs", **{**RANDOM, **changes})
 
 
+def impatient_words(shards: str, folder: Path, **changes: str) -> list[str]:
+    """Returns the words of a sweep that waits for less than a minute for a sign of life."""
+    return sweep_words(shards, folder, sweep__stall_s="45", **changes)
+
+
 def halving_words(shards: str, folder: Path, **changes: str) -> list[str]:
     """Returns the words of a sweep that decides while it runs."""
     return sweep_words(shards, folder, **{**HALVING, **changes})

@@ -27,7 +27,16 @@ from tests.chaos import grounds
 from tests.chaos.grounds import Ground, Site, Words
 from tests.chaos.harness import Command, Place, differences, outcome, place
 from tests.chaos.kinds import KINDS, Scene
-from tests.chaos.sweeps import EPOCHS, LONG, elastic_words, group_words, halving_words, run_words, sweep_words
+from tests.chaos.sweeps import (
+    EPOCHS,
+    LONG,
+    elastic_words,
+    group_words,
+    halving_words,
+    impatient_words,
+    run_words,
+    sweep_words,
+)
 from tests.chaos.tally import Tally, TooLongError, hours_for
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
@@ -76,13 +85,13 @@ ANYWHERE = ("run", "upload", "driver", "SIGTERM", "SIGINT", "twice", "same", "ra
 ENDS = ("driver", "SIGTERM", "SIGINT", "twice")
 
 
-def _sweep(ground: Ground, kinds: tuple[str, ...]) -> Work:
-    return Work("tune_lpa.py", sweep_words, ground, SWEEP_RUNS, kinds)
+def _sweep(ground: Ground, kinds: tuple[str, ...], words: Words = sweep_words) -> Work:
+    return Work("tune_lpa.py", words, ground, SWEEP_RUNS, kinds)
 
 
 RUN = Work("train.py", run_words, grounds.plain, (".",) * 3, ("driver", "SIGTERM", "SIGINT"), "run")
 WORKS = {
-    "plain": _sweep(grounds.plain, (*ANYWHERE, "damage", "torn")),
+    "plain": _sweep(grounds.plain, (*ANYWHERE, "damage", "torn", "stopped"), impatient_words),
     # what only such a place has comes as often as all the rest
     "stored": _sweep(grounds.stored, (*ANYWHERE, *("storage",) * len(ANYWHERE))),
     "full": _sweep(grounds.small_disks, (*ANYWHERE, *("disk",) * len(ANYWHERE))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chaos import grounds
+from tests.chaos import grounds, kinds
 from tests.chaos.harness import Command, Place, differences, outcome, place
-from tests.chaos.sweeps import COUNTS, EPOCHS, driven_words, sweep_words
+from tests.chaos.kinds import Scene
+from tests.chaos.sweeps import COUNTS, EPOCHS, driven_words, impatient_words, sweep_words
 from tests.tuning.sweeps import RUN
 
 if TYPE_CHECKING:  # pytest itself imports the module, for its fixtures
@@ -103,6 +105,21 @@ def test_a_process_that_trains_is_killed_and_nobody_has_to_do_anything(
     assert_same(sweep, undisturbed_sweep)
 
 
+def test_a_trial_that_hangs_is_ended_and_goes_on(
+    struck_shards: str, tmp_path: Path, undisturbed_sweep: dict[str, Any]
+) -> None:
+    trial, words = "trials/00000", impatient_words(struck_shards, tmp_path)
+    with place("tune_lpa.py", words, "small", tmp_path) as sweep:
+        command = sweep.start()
+        command.until(lambda: sweep.trains(trial, 3))
+        assert kinds.stopped(Scene(sweep, command, trial, random.Random(0)))
+        code, said = command.end()
+        assert code == 0 and "Traceback" not in said, said
+        assert said.count("trial 00000 has said nothing for ") == 1 == said.count("has said nothing for "), said
+        assert_went_on(sweep, trial)
+        assert_same(sweep, undisturbed_sweep)
+
+
 @pytest.mark.parametrize(("server", "name"), [("raylet", "raylet"), ("gcs", "GCS")])
 def test_a_server_of_ray_is_killed(sweep: Place, undisturbed_sweep: dict[str, Any], server: str, name: str) -> None:
     """The object store lives in the raylet, so it dies with it."""
@@ -166,8 +183,8 @@ def test_no_actor_stays_in_a_ray_that_outlives_the_command(
         assert sweep.nodes is not None
         command = sweep.start()
         command.until(lambda: sweep.trains("trials/00000", 3))
-        kinds = {left.split()[0] for left in sweep.nodes.left()}
-        assert kinds == {"actor", "placement"}, "they would be seen"
+        seen = {left.split()[0] for left in sweep.nodes.left()}
+        assert seen == {"actor", "placement"}, "they would be seen"
         os.kill(command.process.pid, sig)
         command.end(SAVE_S)
         sweep.assert_free()
