@@ -80,7 +80,7 @@ def _remove_left(living: Set[int]) -> None:
     place = Path(os.environ.get("TMPDIR") or "/tmp")
     for folder in place.glob(f"wandb-{os.getpid()}-*-*"):
         service = folder.name.split("-")[2]
-        if int(service) not in living:
+        if service not in map(str, living):
             for socket in place.glob(f"wandb_symon-{service}-*.sock"):
                 socket.unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
