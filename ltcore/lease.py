@@ -44,6 +44,8 @@ FOLDER = ".lease"
 RENEW_S = 15.0
 VOID_S = 60.0
 """Age at which a claim that is not renewed is void: its process is gone."""
+FRESH_FRACTION = 4 / 15
+"""Of that age, up to which a claim that was seen is not looked for again before a write: a little more than ``RENEW_S``."""
 PREDECESSOR_S = 75.0
 """How long a process whose work was handed on may take to end. Longer than ``VOID_S``: it may live on, without the place and
 without having reached the storage to say so."""
@@ -98,7 +100,7 @@ class Lease:
         wait for ``VOID_S`` after its last renewal. A process that stood still, or was cut off, looks before it writes
         anything; without ``look`` it says only what is known.
         """
-        if look and not self._is_lost and (_clock() - self._seen > VOID_S / 2 or not exists(self._file)):
+        if look and not self._is_lost and (_clock() - self._seen > FRESH_FRACTION * VOID_S or not exists(self._file)):
             self._look()
         if self._removed:
             raise RemovedError(
@@ -145,7 +147,12 @@ class Lease:
 
     def _refuse_late(self) -> None:
         """Raises StorageError where a renewal may meet the claim of a successor by now, or bring back a place that is removed."""
-        if self._ended.is_set() or self._is_lost or _clock() - self._seen > VOID_S / 2 or not exists(self._file):
+        if (
+            self._ended.is_set()
+            or self._is_lost
+            or _clock() - self._seen > FRESH_FRACTION * VOID_S
+            or not exists(self._file)
+        ):
             raise StorageError(f"{self._file} was not renewed in time.")
 
     def _keep(self) -> None:
@@ -179,6 +186,11 @@ def check_held(uri: str) -> None:
     """Raises DataError where this process held the place and it was taken over or removed. Call it before a record is written."""
     if uri in _held:
         _held[uri].check()
+
+
+def is_lost(uri: str) -> bool:
+    """Tells whether this process knows that it held the place and lost it; it looks as often as it renews its claim."""
+    return uri in _held and _held[uri]._is_lost
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 A store that throttles or does not answer, a network file system that lost its server, and a disk that is full are usually
 well again after a while. Refusals (no permission, no such bucket, a read-only disk) are not, and are raised at once. The
-clients below try a call once, or for a few seconds: a single failure of a store is no news, and the second one says that there
-is an outage.
+clients below try a call up to three times within seconds, but a write that may have to give way to another process.
 """
 
 from __future__ import annotations
@@ -89,7 +88,6 @@ class _Outage:
     began: float
     failed: float
     """When it was felt last."""
-    said: bool
 
 
 @dataclass(frozen=True)
@@ -205,22 +203,19 @@ def retrying_disk(place: str, act: Callable[[], T]) -> T:
 
 
 def _felt(place: str, error: Exception, began: float) -> float:
-    """Notes a disturbance, says so once, and returns for how long to wait yet.
+    """Notes a disturbance, says so where it is a new one, and returns for how long to wait yet.
 
-    That of a store is said where it is felt a second time. A disturbance of the whole place counts from its beginning,
-    whoever felt it: what ends a run does not wait anew.
+    A disturbance of the whole place counts from its beginning, whoever felt it: what ends a run does not wait anew.
     """
-    now, patience, is_store = time.monotonic(), patience_s(), "://" in place
+    now, patience = time.monotonic(), patience_s()
     with _known.lock:
         before = _known.at.get(place)
-        if before is None or now - before.failed > FORGOTTEN_S:
-            outage, new = _Outage(now, now, not is_store), not is_store
-        else:
-            outage, new = _Outage(before.began, now, True), not before.said
+        new = before is None or now - before.failed > FORGOTTEN_S
+        outage = _Outage(now if before is None or new else before.began, now)
         _known.at[place] = outage
     left_s = patience - (now - min(began, outage.began))
     if new and left_s > 0:
-        does = "does not answer" if is_store else "cannot be used"
+        does = "does not answer" if "://" in place else "cannot be used"
         _LOG.warning("storage %s %s (%s): waiting, up to %s", place, does, _reason(error), duration(patience))
     return left_s
 
@@ -243,10 +238,10 @@ def _given_up(error: Exception) -> OSError:
 
 
 def well_again(place: str) -> None:
-    """Notes that a place answered that was disturbed, and says so where the disturbance was said."""
+    """Notes that a place answered that was disturbed, and says so."""
     with _known.lock:
         outage = _known.at.pop(place, None)
-    if outage is not None and outage.said:
+    if outage is not None:
         _LOG.warning("storage %s answers again, after %s", place, duration(time.monotonic() - outage.began))
 
 

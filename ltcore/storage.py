@@ -182,7 +182,7 @@ def remove(uri: str, fence: Callable[[], None] = lambda: None) -> None:
 
     ``fence`` is asked before every attempt, as by ``write_bytes_atomic``.
     """
-    filesystem, path = open_fs(uri)
+    filesystem, path = open_fs(uri, attempts=1)
 
     def delete() -> None:
         fence()
@@ -410,7 +410,7 @@ def write_bytes_atomic(uri: str, data: bytes, fence: Callable[[], None] = lambda
 
     ``fence`` is asked before every attempt, of which there may be some over minutes; what it raises ends them.
     """
-    filesystem, path = open_fs(uri)
+    filesystem, path = open_fs(uri, attempts=1)
 
     def write() -> None:
         fence()
@@ -492,7 +492,7 @@ def _beside(path: Path) -> Iterator[Path]:
 def remove_unfinished(folder: Path) -> None:
     """Removes files that a killed process had begun in ``folder`` and the folders directly in it, once they are old."""
     for left in itertools.chain(folder.glob(".*"), folder.glob("*/.*")):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is gone, or another person's
             if _UNFINISHED.fullmatch(left.name) and time.time() - left.stat().st_mtime > UNFINISHED_S:
                 left.unlink()
 
@@ -522,7 +522,7 @@ def written(uri: str) -> Iterator[Path]:
 def upload(path: Path, uri: str, fence: Callable[[], None] = lambda: None) -> None:
     """Copies a local file to an object store, as a whole or not at all, and holds a part of it at a time.
 
-    ``fence`` is asked before every attempt, as by ``write_bytes_atomic``. Raises DataError where copying fails.
+    ``fence`` is asked before it begins, and again where it has to begin anew. Raises DataError where copying fails.
     """
     filesystem, target = open_fs(uri)
 

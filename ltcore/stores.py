@@ -23,11 +23,11 @@ ACCESS = "Check the name and the credentials"
 SPACE = "Check permissions and free space"
 LAND_S = 10.0
 """How long an interrupt waits for the object that is being written; another interrupt does not wait."""
-CONNECT_S, ANSWER_S = 5.0, 8.0
-"""How long S3's client waits for a connection, and then for a byte. An object is made by three requests, which have to end while
-a lease that was good at their beginning is (``lease.VOID_S``)."""
-OTHERS_ATTEMPTS = 3
-"""How often S3's client tries a call of a library that has no policy of its own, such as Ray."""
+CONNECT_S, ANSWER_S = 4.0, 5.0
+"""How long S3's client waits for a connection, and then, up to twice as long, for a byte. An object is made by three requests,
+which have to end while a lease that was fresh at their beginning is good (``lease.FRESH_FRACTION``)."""
+ATTEMPTS = 3
+"""How often S3's client tries a request by itself, so that a large file does not begin anew with each that fails."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -79,12 +79,12 @@ def asked(uri: str, what: str, advice: str, act: Callable[[], T]) -> T:
         raise StorageError(f"{uri} cannot be {what}: {error}. {advice}.") from error
 
 
-def open_fs(uri: str, *, attempts: int = 1) -> tuple[pafs.FileSystem, str]:
+def open_fs(uri: str, *, attempts: int = ATTEMPTS) -> tuple[pafs.FileSystem, str]:
     """Returns the pyarrow file system of a URI and the path inside it.
 
     Takes plain paths, ``file://``, ``s3://`` (honors AWS_ENDPOINT_URL), ``gs://``, and for reading those of ``READ_ONLY``.
-    Call it through ``asked``: S3's client makes one attempt, since a second one would pass by the fence of a write. Whoever
-    hands the file system to a library sets ``attempts``. Raises ConfigError for anything else.
+    Call it through ``asked``. A write that has a fence sets ``attempts`` of S3's client to one, since a second one would pass
+    by the fence. Raises ConfigError for anything else.
     """
     variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
     endpoint = os.environ.get(variable)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,30 +82,41 @@ CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
 }
 
 
-def test_the_client_makes_one_attempt(
+def test_the_fence_is_asked_before_every_attempt_of_the_client_to_write(
+    bucket: Bucket, proxy: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    for number, act in enumerate((partial(storage.write_bytes_atomic, data=CONTENT), storage.remove), 1):
+        bucket.put("x.bin", CONTENT)
+        asked.clear()
+        proxy.strike(2, "503", "^(PUT|POST|DELETE)")
+        act(f"{bucket.uri}/x.bin", fence=lambda: asked.append(proxy.struck))
+        assert asked == [0, 1, 2], number
+
+
+def test_the_client_itself_survives_single_failures_of_a_read(
     bucket: Bucket, proxy: Flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another one would pass by the fence. A failure alone is survived by ours, and not worth a word."""
-    for call, (act, expected) in CALLS.items():
-        bucket.put(f"{call}/a/x.bin", CONTENT)
-        proxy.strike(1, "503")
-        assert act(f"{bucket.uri}/{call}", tmp_path) == expected and proxy.struck == 1
-    assert caplog.text == ""
+    """Where each began a large file anew, none would ever come to its end."""
+    bucket.put("a/x.bin", CONTENT)
     monkeypatch.setenv(retry.VARIABLE, "0")
-    with proxy.disturbed("503"), pytest.raises(StorageError):
-        storage.list_files(bucket.uri)
-    assert proxy.struck == 1
+    for call in ("read", "list"):
+        act, expected = CALLS[call]
+        proxy.strike(stores.ATTEMPTS - 1, "503")
+        assert act(bucket.uri, tmp_path) == expected and proxy.struck == stores.ATTEMPTS - 1
+    assert caplog.text == ""
 
 
-def test_but_some_for_libraries_that_have_no_policy(bucket: Bucket, proxy: Flaky) -> None:
-    filesystem, path = storage.open_fs(f"{bucket.uri}/x.bin", attempts=stores.OTHERS_ATTEMPTS)
-    proxy.strike(stores.OTHERS_ATTEMPTS - 1, "503", "^HEAD")
-    assert filesystem.get_file_info(path).type.name == "NotFound" and proxy.struck == stores.OTHERS_ATTEMPTS - 1
-
-
-def test_an_attempt_without_an_answer_ends_before_a_lease_is_void() -> None:
+def test_an_attempt_without_an_answer_ends_before_a_lease_is_void(
+    bucket: Bucket, proxy: Flaky, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An object is created, filled and completed."""
-    assert stores.CONNECT_S + 3 * stores.ANSWER_S < lease.VOID_S / 2
+    assert 3 * (stores.CONNECT_S + 2 * 5.0) < (1 - lease.FRESH_FRACTION) * lease.VOID_S
+    monkeypatch.setenv(retry.VARIABLE, "0")
+    began = time.monotonic()
+    with proxy.disturbed("hangs"), pytest.raises(StorageError):
+        storage.write_bytes_atomic(f"{bucket.uri}/x.bin", CONTENT)
+    assert time.monotonic() - began < stores.CONNECT_S + 2 * stores.ANSWER_S
 
 
 QUICK = [("read", "429"), ("write", "500"), ("list", "503"), ("json", "503")]
@@ -285,7 +297,7 @@ def test_an_interrupted_write_leaves_the_whole_object(bucket: Bucket, monkeypatc
         time.sleep(0.2)
 
     store = Opening(uri, interrupted)
-    monkeypatch.setattr(storage, "open_fs", lambda _: (store, store.path))
+    monkeypatch.setattr(storage, "open_fs", lambda *_, **__: (store, store.path))
     for number in range(5):
         with pytest.raises(KeyboardInterrupt):
             storage.write_bytes_atomic(uri, b"after %d" % number)

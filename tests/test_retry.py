@@ -123,17 +123,6 @@ def test_a_disturbance_is_said_once_and_its_end_too(caplog: pytest.LogCaptureFix
     assert not is_disturbed("s3://b")
 
 
-def test_a_failure_alone_of_a_store_is_not_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(2):
-        assert retrying("s3://b", Disturbed(1, TimeoutError())) == "well"
-    assert caplog.text == ""
-    assert retrying("/disk", Disturbed(1, OSError(errno.ENOSPC, "No space left on device"))) == "well"
-    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
-        "storage /disk cannot be used (No space left on device): waiting",
-        "storage /disk answers again",
-    ]
-
-
 def test_it_ends_after_the_stated_time_and_what_follows_does_not_wait_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(retry.VARIABLE, "0.3")
     error = OSError(errno.ESTALE, "Stale file handle")

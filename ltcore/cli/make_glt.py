@@ -95,9 +95,10 @@ def show(plan: Plan, attributes: tuple[str, ...]) -> None:
     terminal.print(table)
     terminal.print("Imbalance is largest over smallest class, and inside classes over attributes, of the median class.")
     quotas = ":".join(map(str, sizes.quotas))
-    terminal.print(
-        f"Attributes: {few_words(attributes)}, {quotas} in train, train_cbl and test_cbl; equal in val and test_gbl."
-    )
+    tailed, equal = "train, train_cbl and test_cbl", "val and test_gbl"
+    if sizes.val_C:
+        tailed, equal = "train, train_cbl, val and test_cbl", "test_gbl"
+    terminal.print(f"Attributes: {few_words(attributes)}, {quotas} in {tailed}; equal in {equal}.")
     train, overlap = len(plan.splits["train"]), plan.overlap
     terminal.print(
         f"train and train_cbl share {counted(overlap, 'image')} ({100 * overlap / train:.0f} % of train); nothing else overlaps."

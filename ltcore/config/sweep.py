@@ -181,9 +181,10 @@ class SweepConfig:
     add (LPA ``neighbor_mass=0``, IFL ``tail_ratio=1`` and ``num_envs=1``; DRO's is the baseline). What is best beside other
     terms need not be best alone, so what the space varies of a term is chosen anew: of the settings that trials had, the
     winner's and the next best, 4 at most, each is trained alone with the search's seed, and ``metric`` decides. One with
-    which the term is a control of itself is left out; a single term keeps the winner's. All else is as in the winner. Same
-    seeds as the retrains, and the report says of which term a control does as well. No effect without retrains, and with
-    search=pbt or variants. May be set later: the same command then adds these runs to a finished sweep."""
+    which the term is a control of itself is left out; a single term keeps the winner's, unless that is such a one. All else
+    is as in the winner. Same seeds as the retrains, and the report says of which term a control does as well. No effect
+    without retrains, and with search=pbt or variants. May be set later: the same command then adds these runs to a finished
+    sweep."""
     budget_s: float | None = None
     """Seconds for the search. Where a warm-up shows that all trials would take longer, only the first of them are run, as
     many as fit and 3 at least, each at full length, and it is said; the same command with null adds the others. null: run

@@ -113,6 +113,7 @@ def one_seed_gives_one_network(name: str) -> None:
 def outputs_depend_on_the_image(name: str) -> None:
     """Tells whether another image gives other features and maps, and the cells of a map lie as the parts of the image do."""
     net, images = build(name)
+    _move_(net)
     net.eval()
     net.needs = NEEDS | {MAP + stage for stage in net.stage_dims}
     first, second = images[:2], images[2:]

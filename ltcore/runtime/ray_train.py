@@ -22,7 +22,6 @@ from ltcore.runtime.placement import BACKEND, Scaling
 from ltcore.runtime.ray_context import ASK_S, ReportingContext
 from ltcore.runtime.worker import begin
 from ltcore.storage import is_local, join, open_fs
-from ltcore.stores import OTHERS_ATTEMPTS
 from ltcore.training.context import StopRequested
 from ltcore.training.record import failed_start
 from ltcore.training.run import Job, execute
@@ -95,7 +94,7 @@ def _trainer(job: Job, scaling: Scaling, storage: str | None, callbacks: list[An
 
     root = storage or job.run_uri
     place_of_ray = join(root, "ray_train" if is_local(root) else ".ray_train")
-    filesystem, place = open_fs(place_of_ray, attempts=OTHERS_ATTEMPTS)
+    filesystem, place = open_fs(place_of_ray)
     per_worker: dict[str, float] = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         per_worker["GPU"] = scaling.gpus_per_worker

@@ -81,6 +81,7 @@ def _remove_left(living: Set[int]) -> None:
     for folder in place.glob(f"wandb-{os.getpid()}-*-*"):
         service = folder.name.split("-")[2]
         if service not in map(str, living):
-            for socket in place.glob(f"wandb_symon-{service}-*.sock"):
-                socket.unlink(missing_ok=True)
+            for left in place.glob(f"wandb_symon-{service}-*.sock"):
+                with contextlib.suppress(OSError):  # another person's, who has a process of this number elsewhere
+                    left.unlink()
             shutil.rmtree(folder, ignore_errors=True)

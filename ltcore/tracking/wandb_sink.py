@@ -222,7 +222,7 @@ class WandbSink(Tracker):
 
     def _do(self, act: Act) -> None:
         """Applies ``act`` to the run, and after a failure to the run in which it continues."""
-        if self._run is not None and not self._folder.parent.is_dir():  # removed: W&B would bring it back in part
+        if self._run is not None and _is_removed(self._folder.parent):  # W&B would bring it back in part
             self._run = None
             end_service()
         while self._run is not None:
@@ -233,6 +233,16 @@ class WandbSink(Tracker):
                 self.reopen(error)
             else:
                 return
+
+
+def _is_removed(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # its disk is disturbed
+        return False
+    return False
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

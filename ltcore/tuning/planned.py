@@ -90,8 +90,9 @@ def count_words(sweep: SweepConfig, base: RunConfig, manifest: Manifest, concurr
             parts["for ALT"] = 2 * sweep.retrain_seeds
         if has_ablation(sweep):
             rows = list(ablated(base, {}))
-            varied = sum(not row.control and bool(setting_of(sweep.space, row.term)) for row in rows)
-            tried = varied * min(MAX_SETTINGS, sweep.size)
+            terms = [row.term for row in rows if not row.control]
+            varied = sum(bool(setting_of(sweep.space, term)) for term in terms) if len(terms) > 1 else 0
+            tried = varied * min(MAX_SETTINGS, sweep.size) if sweep.size > 1 else 0
             what = "of the ablation, or fewer as the winner has terms and the trials settings of them"
             parts[what] = len(rows) * sweep.retrain_seeds + tried
     listed = ", ".join(f"{count} {what}" for what, count in parts.items())

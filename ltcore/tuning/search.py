@@ -28,7 +28,6 @@ from ltcore.evaluation.catalog import minimized
 from ltcore.runtime.cluster import ON_HEAD, session_folder
 from ltcore.runtime.ray_context import may_be_taken
 from ltcore.storage import open_fs
-from ltcore.stores import OTHERS_ATTEMPTS
 from ltcore.tuning.rungs import Course
 from ltcore.tuning.trainable import TRIAL, UNTIL, TrialPlan, trial_name, tune_trial
 
@@ -188,7 +187,7 @@ def run_population(
     whole population would hang forever where a member fails. ``folder`` below the sweep's contains the checkpoints that
     are copied, within reach of all nodes.
     """
-    filesystem, storage = open_fs(sweep_uri, attempts=OTHERS_ATTEMPTS)
+    filesystem, storage = open_fs(sweep_uri)
     scheduler = PopulationBasedTraining(
         time_attr="images_seen",
         metric=sweep.metric,

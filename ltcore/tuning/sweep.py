@@ -17,7 +17,7 @@ from ltcore.data.shards.manifest import read_manifest
 from ltcore.errors import GpuShareError
 from ltcore.evaluation.catalog import minimized
 from ltcore.hashing import hash64
-from ltcore.lease import check_held
+from ltcore.lease import check_held, is_lost
 from ltcore.reporting.summary import ranked
 from ltcore.runtime.heartbeat import Watchdog, start_heartbeat
 from ltcore.runtime.interrupts import saving_first
@@ -178,7 +178,7 @@ class Sweep:
     def _stop_wanted(self) -> bool:
         """Answers what Tune asks all the time, and sees after the baseline meanwhile."""
         self.runs.move_beside()
-        return self.watch.stop_wanted
+        return self.watch.stop_wanted or is_lost(self.setup.uri)
 
     def _note_loss(self, trial: str, words: str) -> None:
         self._lost[trial] = words

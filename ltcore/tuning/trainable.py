@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ltcore.config.json_record import JsonRecord
+from ltcore.config.records import SweepRecord
 from ltcore.config.schema import RunConfig
-from ltcore.errors import LtcoreError
+from ltcore.errors import LtcoreError, RemovedError
 from ltcore.retry import retrying
 from ltcore.runtime.placement import Scaling
 from ltcore.runtime.ray_context import execute_on_node
 from ltcore.runtime.ray_task import TaskContext
 from ltcore.runtime.ray_train import fit_with_train, has_validation
 from ltcore.runtime.worker import begin
+from ltcore.storage import exists, join
 from ltcore.stores import place_of
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
@@ -97,6 +99,8 @@ def tune_trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     begin(shared.heartbeat, shared.nonce)
     from ray import tune
 
+    if not exists(join(shared.sweep_uri, SweepRecord.FILE)):
+        return  # somebody removed the sweep, as the driver will notice; nothing of it is brought back
     params = dict(config)
     trial = trial_name(params, tune.get_context().get_trial_id(), shared.members)
     until = params.pop(UNTIL, 0)
@@ -160,6 +164,8 @@ def _told_by_record(run_uri: str) -> Iterator[None]:
         yield
     except StopRequested:
         pass  # the part ends here
+    except RemovedError as error:
+        print(error)  # for Ray's log: another start would bring back what somebody removed
     except Exception as error:
         if failed_start(run_uri) in (None, before):  # what an earlier start failed of says nothing of this one
             raise

@@ -52,6 +52,7 @@ def test_validation_can_have_the_tails_of_training(run, nested, tmp_path):
     assert done.code == 0, done.err
     sizes = np.bincount(ShardStore(str(tmp_path / "out")).labels("val"), minlength=3)
     assert sizes.sum() == 21 and len(set(sizes.tolist())) > 1
+    assert "7:2:1 in train, train_cbl, val and test_cbl; equal in test_gbl." in " ".join(done.out.split())
     both = run(nested, tmp_path / "two", "--attributes-from", "2", *SMALL, "--val-glt", "21", "--val-per-class", "9")
     assert both.code == 2 and "val=9 has no effect beside val_glt=21; give one of them" in both.err
 

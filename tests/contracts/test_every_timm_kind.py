@@ -72,10 +72,10 @@ def test_a_step(name: str) -> None:
     assert half.logits_BC.dtype == half.features_BD.dtype == torch.float32 and half.logits_BC.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050", "test_resnet"])
 @pytest.mark.parametrize("contract", models.CONTRACTS, ids=lambda contract: contract.__name__)
 def test_the_contracts_of_networks_hold_for_those_of_timm(name: str, contract: Callable[[str], None]) -> None:
-    """One that reads a class token beside its map, and one whose head widens the pooled map."""
+    """One that reads a class token, one whose head widens the pooled map, and one with residual branches that begin at zero."""
     contract(f"timm:{name}")
 
 

@@ -90,6 +90,12 @@ def test_every_part_of_a_sweep_is_counted(tmp_path: Path) -> None:
     )
     lpa_alone = {f"sweep__space__objective__terms__{key}": "null" for key in ("dro__radius", "ifl__num_envs")}
     assert "28 of the ablation" in words(search(**own, **lpa_alone, sweep__ablation="true"))
+    one = {**own, "sweep__num_trials": "1", "sweep__ablation": "true"}
+    assert "24 of the ablation" in words(search(**one)), "one trial leaves nothing to choose"
+    others = {f"objective__terms__{term}": "null" for term in ("lpa", "dro")} | {
+        f"sweep__space__objective__terms__{key}": "null" for key in ("lpa__weight", "dro__radius")
+    }
+    assert "12 of the ablation" in words(search(**{**own, **others}, sweep__ablation="true")), "the search has chosen"
     assert words(search(**own, sweep__alt="false")).startswith(
         "The sweep has 17 runs (8 trials, 1 baseline, 8 retrains)"
     )

@@ -243,14 +243,15 @@ class _Fitting:
         listed = ", ".join(f"{split} {count:,}" for split, count in parts.items())
         room = max(sizes.train_C)
         fitting = _most(room, lambda size: self._fits(self._sizes(size)))
+        smaller = f"smaller tests (--test-per-class, {'--val-glt' if sizes.val_C else '--val-per-class'})"
         if fitting and min(self._profile(fitting)) >= 1:
             advice = f"--max-class {fitting} fits, and --max-class fit finds it"
             if sizes.train_cbl and fitting >= room:
                 advice = "Give a smaller --train-cbl"
         elif factor := self._fitting_factor():
-            advice = f"--imbalance-factor {factor} fits, or give smaller tests (--test-per-class, --val-per-class)"
+            advice = f"--imbalance-factor {factor} fits, or give {smaller}"
         else:
-            advice = "Give smaller tests (--test-per-class, --val-per-class)"
+            advice = f"Give {smaller}"
         if not (self.choices.fits or self.choices.test_glt or self.choices.val_glt):
             advice += ". Or take what is there: --shortage cap"
         return (

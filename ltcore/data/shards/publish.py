@@ -65,10 +65,13 @@ def publish(folder: Path, uri: str, progress: Callable[[str], None] | None = Non
     if storage.is_local(uri):
         with beside(place_of(uri)) as aside:  # first, as it may put an earlier data set back
             _exchange(folder, uri, aside, progress)
-    elif not _is_there(folder, uri):
+        return
+    if not _is_there(folder, uri):
         with exclusive(uri, progress, patient=True) as lease:
-            _upload(folder, uri, progress, lease.check)
-    elif progress:
+            if not _is_there(folder, uri):  # from a process that this one has waited for
+                _upload(folder, uri, progress, lease.check)
+                return
+    if progress:
         progress(f"the same data set is at {uri} already; nothing is replaced")
 
 

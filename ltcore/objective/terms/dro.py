@@ -101,7 +101,8 @@ class Dro(Term):
         self.counts_C: Tensor
         self.register_buffer("counts_C", stats.counts_C.double().clamp_min(1), persistent=False)
         if cfg.radius_mode == "learned_compat":
-            self.learned_eps_LC = nn.Parameter(torch.full((len(self._stages), stats.num_classes), cfg.radius))
+            # one-dimensional each, as what is exempt from weight decay
+            self.learned_eps_C = nn.ParameterList(torch.full((stats.num_classes,), cfg.radius) for _ in self._stages)
 
     @staticmethod
     def gathers(cfg: Config) -> bool:
@@ -162,7 +163,7 @@ class Dro(Term):
         """Returns slack * eps per class [C], float64, in feature units."""
         mode, factor = self.cfg.radius_mode, self.cfg.slack * self.cfg.radius
         if mode == "learned_compat":
-            return self.cfg.slack * self.learned_eps_LC[layer].double()
+            return self.cfg.slack * self.learned_eps_C[layer].double()
         if mode == "shared":
             return torch.full_like(self.counts_C, factor)
         pooled = centroids.pooled_var

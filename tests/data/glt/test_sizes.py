@@ -115,7 +115,7 @@ def test_a_validation_that_is_distributed_as_training_fits_beside_all_else():
     assert first["val"].tolist() == quota_counts(sizes.val_C[0], [0, 1, 2]).tolist() != [sizes.val // 3] * 3
     balanced = choose_sizes(pool_of(COUNTS), GltChoices(imbalance_factor=10))
     assert balanced.val_C == () and len(set(wanted_of(COUNTS, balanced)[0]["val"].tolist())) == 1
-    with pytest.raises(DataError, match=r"are wanted \(.*val 1,"):
+    with pytest.raises(DataError, match=r"are wanted \(.*val 1,.*Give smaller tests \(--test-per-class, --val-glt\)"):
         choose_sizes(pool_of(COUNTS), GltChoices(imbalance_factor=10, val_glt=4000, largest=60))
     with pytest.raises(ValueError, match="val=12 has no effect beside val_glt=40"):
         GltChoices(val=12, val_glt=40)

@@ -160,8 +160,8 @@ def test_dro(size: str, name: str, temperature: float) -> None:
     term = Dro(Dro.Config(temperature=temperature, **radius), stats, toy.make_dims(z.shape[1], stats)).double()
     inputs = [z]
     if name == "eps":
-        term.learned_eps_LC.data = golden[f"dro_eps_T{temperature}/epsilons"].clone()[None]
-        inputs.append(term.learned_eps_LC)
+        term.learned_eps_C[0].data = golden[f"dro_eps_T{temperature}/epsilons"].clone()
+        inputs.append(term.learned_eps_C[0])
     ctx = toy.make_context(stats, centroids=toy.make_centroids(golden["class_centroids"]))
     loss = term(toy.make_output(features_BD=z), toy.make_batch(golden["labels"]), ctx)
     compare(size, f"dro_{name}_T{temperature}", loss, inputs, 1e-9)

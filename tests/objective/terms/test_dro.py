@@ -111,7 +111,7 @@ def test_a_very_negative_learned_radius_leaves_the_loss_within_the_class() -> No
     """Reachable only by the authors' learned radii, whose gradient drives them there."""
     stats = toy.make_stats([9, 9])
     term = Dro(Dro.Config(radius_mode="learned_compat"), stats, toy.make_dims(1, stats)).double()
-    term.learned_eps_LC.data.fill_(-50.0)
+    term.learned_eps_C[0].data.fill_(-50.0)
     ctx = toy.make_context(stats, centroids=toy.make_centroids(LINE["mean"]))
     loss = term(toy.make_output(features_BD=LINE["z"]), toy.make_batch(LINE["y"]), ctx)
     assert float(loss.detach()) == pytest.approx(0.813262 / 2, abs=1e-6)

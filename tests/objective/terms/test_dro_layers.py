@@ -66,17 +66,17 @@ def test_the_penalty_is_the_mean_of_what_each_layer_has_alone(layers: tuple[str,
 
 def test_each_layer_learns_radii_of_its_own() -> None:
     made, layers = trained(layers=("final", "stage2"), radius_mode="learned_compat"), ("final", "stage2")
-    radii_LC = made.terms["dro"].learned_eps_LC
-    assert radii_LC.shape == (2, len(STATS.counts_C)) and radii_LC in list(made.parameters())
-    radii_LC.data[1] = 0.25
+    radii = made.terms["dro"].learned_eps_C
+    assert [tuple(radii_C.shape) for radii_C in radii] == [STATS.counts_C.shape] * 2, "vectors have no weight decay"
+    radii[1].data.fill_(0.25)
     made_of = made(output(1), toy.make_batch(LABELS), 0.5)
     expected = [
         alone(layer, radius_mode="learned_compat", radius=r) for layer, r in zip(layers, (1.0, 0.25), strict=True)
     ]
     torch.testing.assert_close(made_of.parts["dro"], torch.stack(expected).mean(), rtol=1e-12, atol=1e-12)
     made_of.loss.backward()
-    assert radii_LC.grad.all(), "every class of the batch moves its radius at both layers"
-    assert not torch.equal(*radii_LC.grad)
+    assert all(radii_C.grad.all() for radii_C in radii), "every class of the batch moves its radius at both layers"
+    assert not torch.equal(radii[0].grad, radii[1].grad)
 
 
 def test_final_alone_is_the_default_bit_for_bit() -> None:
