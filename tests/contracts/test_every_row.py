@@ -16,6 +16,7 @@ from ltcore.contracts import harness, losses
 from ltcore.objective.objective import Objective
 
 RAGGED = harness.ragged()
+LEARNED_RADII = ("dro+learned", "dro+learned-layers")
 
 
 @pytest.fixture(params=harness.ROWS, ids=lambda row: "-".join(row))
@@ -36,14 +37,16 @@ def objective(row: tuple[str, str]) -> Objective:
     return harness.fill(harness.build_row(*row))
 
 
-@every_row({"dro+learned": "the code that it reproduces pairs radii with samples by their place in the batch"})
+@every_row(
+    dict.fromkeys(LEARNED_RADII, "the code that they reproduce pairs radii with samples by their place in the batch")
+)
 def test_permuting_the_batch_changes_nothing(row: tuple[str, str]) -> None:
     losses.permuting_the_batch_changes_nothing(row)
 
 
 @every_row(
     {
-        "dro+learned": "the code that it reproduces pairs radii with samples sorted by class number",
+        **dict.fromkeys(LEARNED_RADII, "the code that they reproduce pairs radii with samples sorted by class number"),
         "sade+order": "the code that it reproduces puts classes with equal counts in the order of their numbers",
     }
 )

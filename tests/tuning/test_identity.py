@@ -104,6 +104,6 @@ def test_a_comparison_that_grew_is_stored_as_what_it_is_by_now(monkeypatch: pyte
         cluster=SimpleNamespace(describe=lambda: "here"),
     )
     grown = opened(setup, identity(sweep))
-    assert (grown.identity["sweep.alt"], grown.identity["sweep.seeds"], grown.sizes) == (True, 2, (18, 36))
+    assert (grown.identity["sweep.alt"], grown.identity["sweep.seeds"], grown.sizes) == (True, 2, (22, 44))
     with pytest.raises(ConfigError, match="under ALT too"):
         check_same_sweep(grown, identity(comparison(4, False)), "/sweep")
