@@ -16,11 +16,12 @@ from ltcore.benchmarks import datasets as images
 from ltcore.benchmarks.harness import Aim, Measurement, Rung, Section
 from ltcore.benchmarks.naive import run_naive
 from ltcore.benchmarks.options import Options
-from ltcore.config.records import RunRecord
+from ltcore.config.records import RunRecord, SweepRecord
 from ltcore.config.schema import RunConfig
 from ltcore.data.datasets.longtail import profile
 from ltcore.errors import LtcoreError
 from ltcore.runtime.placement import Scaling
+from ltcore.storage import join, write_json
 from ltcore.training.record import RunInfo
 from ltcore.training.run import Job
 from ltcore.tuning.rungs import Cohort, Course
@@ -105,6 +106,7 @@ def run_ours(cfg: RunConfig, folder: str, trials: int) -> tuple[list[float], lis
         del params, state, record
         ends[name] = time.monotonic()
 
+    write_json(join(folder, SweepRecord.FILE), {})  # a trial does nothing for a sweep that is not there
     plan = SearchPlan(
         trial=TrialPlan(
             config=cfg.to_dict(),
