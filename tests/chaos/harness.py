@@ -41,6 +41,8 @@ PATIENCE_S = 400.0
 ORPHANS_S = 60.0
 """How long processes may take to notice that what they worked for is gone."""
 TIMES = ("_s", "_fraction", "_bytes", "_at")
+MONITORS = "wandb_symon-"
+"""Start of the names of sockets that W&B's monitors may leave where they end by themselves."""
 SERVERS = {"raylet": "raylet/raylet", "gcs": "gcs/gcs_server", "wandb": "wandb-core"}
 """Process -> what its command line contains."""
 
@@ -158,7 +160,7 @@ class Place:
         for cache in self.caches:
             halves += left_in(cache, [*(cache / name for name in TIDIED), *cache.glob("runs/*")])
         assert not halves, f"leases and halves that stay behind: {halves[:20]}"
-        temporary = [path for path in self.temporary.glob("*") if path.name != "ray"]
+        temporary = [path for path in self.temporary.glob("*") if not path.name.startswith(("ray", MONITORS))]
         temporary += [path for path in self.temporary.glob("ray/*") if path.name not in RAYS_OWN]
         assert not temporary, f"temporary files that stay behind: {temporary[:20]}"
 
