@@ -101,6 +101,9 @@ _OPERATORS: dict[type[ast.operator], Any] = {
 }
 
 
+_CHECKS = ("one_of", "within", "at_least", "positive")
+
+
 class Module:
     """The top-level names of one source file of this package, or of a plugin's."""
 
@@ -235,15 +238,10 @@ class Module:
     def _allowed(self, node: ast.ClassDef) -> Iterator[tuple[str, Allowed]]:
         """Yields what the checks in ``__post_init__`` say of fields, as far as it can be read without running them."""
         for call in (c for f in node.body if getattr(f, "name", "") == "__post_init__" for c in ast.walk(f)):
-            if not isinstance(call, ast.Call) or ast.unparse(call.func) not in (
-                "one_of",
-                "within",
-                "at_least",
-                "positive",
-            ):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in _CHECKS:
                 continue
             try:
-                allowed = self._said_by(ast.unparse(call.func), call.args)
+                allowed = self._said_by(call.func.id, call.args)
             except (TypeError, ValueError):  # it depends on another field
                 continue
             yield from ((k.arg, allowed) for k in call.keywords if k.arg and ast.unparse(k.value) == f"self.{k.arg}")
@@ -283,7 +281,7 @@ class Module:
             if factory in ("dict", "list", "tuple"):
                 return () if factory != "dict" else {}
         try:
-            return ast.literal_eval(ast.unparse(expr))
+            return ast.literal_eval(expr)
         except ValueError:
             line = getattr(expr, "lineno", "?")
             raise TypeError(f"{self.file}:{line}: default {ast.unparse(expr)} must be a constant") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ltcore.config.bounded_yaml import YamlError, load_yaml
@@ -17,9 +19,10 @@ from ltcore.limits import MAX_RECIPE_BYTES
 FOLDERS = {"recipe": PACKAGE / "recipes", "sweep": PACKAGE / "sweeps"}
 
 
-def packaged(kind: str) -> dict[str, Path]:
+@functools.cache
+def packaged(kind: str) -> Mapping[str, Path]:
     """Returns name -> file of the recipes (``kind='recipe'``) or sweeps that come with the package."""
-    return {file.stem: file for file in sorted(FOLDERS[kind].glob("*.yaml"))}
+    return MappingProxyType({file.stem: file for file in sorted(FOLDERS[kind].glob("*.yaml"))})
 
 
 def header(file: Path) -> list[str]:

@@ -93,6 +93,8 @@ _TYPES = {kind.__name__: kind for kind in (int, float, bool, str, tuple, dict, l
 
 def plain(value: Any) -> Any:
     """Returns a configuration as JSON values: dataclasses become dicts, tuples lists."""
+    if value is None or isinstance(value, str | int | float):  # most of them, and the other questions take long
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

@@ -6,10 +6,11 @@ checked against the run files. A page needs no network, no script and no other f
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltcore.config.records import SweepRecord
 from ltcore.errors import DataError
@@ -22,6 +23,9 @@ from ltcore.reporting.sweep_page import sweep_page
 from ltcore.reporting.variants import variants_lines, variants_markdown, variants_page, variants_table
 from ltcore.storage import write_bytes_atomic
 from ltcore.text import duration, storable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = [
     "ablation_table",
@@ -90,6 +94,13 @@ def make_table(folders: Sequence[Path | str]) -> tuple[str, list[str]]:
 
 def write_page(template: str, context: Mapping[str, Any], path: Path) -> Path:
     """Renders a template of this package into a file and returns its path."""
+    write_bytes_atomic(str(path), storable(_environment().get_template(template).render(context)).encode())
+    return path
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Returns what renders templates; it keeps those that it has compiled."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -100,5 +111,4 @@ def write_page(template: str, context: Mapping[str, Any], path: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "value_text": value_text, "duration": duration, "moment": moment}
-    write_bytes_atomic(str(path), storable(environment.get_template(template).render(context)).encode())
-    return path
+    return environment

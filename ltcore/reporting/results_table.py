@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from ltcore.config.show import run_tree
 from ltcore.data.config import PLACE_KEYS, SELECTION
 from ltcore.data.datasets.registry import find
 from ltcore.errors import DataError
+from ltcore.plugins.loading import known
+from ltcore.plugins.source import Plugin
 from ltcore.reporting.format import TRAINED, count_text
 from ltcore.reporting.page import IDENTITY
 from ltcore.reporting.records import StoredRun
@@ -128,7 +131,12 @@ def _places(record: RunRecord, recipe: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _recipes() -> dict[str, dict[str, Any]]:
+def _recipes() -> Mapping[str, Mapping[str, Any]]:
+    return _recipes_with(known())
+
+
+@functools.cache
+def _recipes_with(_plugins: tuple[Plugin, ...]) -> Mapping[str, Mapping[str, Any]]:
     return {name: _decided(flatten(run_tree(name))) for name in packaged("recipe")}
 
 

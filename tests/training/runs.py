@@ -146,9 +146,15 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return found.model_state()
 
 
+def assert_equal_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
 def assert_equal_runs(a: Path, b: Path) -> None:
-    for name, value in weights(a).items():
-        assert torch.equal(value, weights(b)[name]), name
+    assert_equal_weights(a, b)
     timeless = [
         [
             {k: v for k, v in json.loads(line).items() if not k.endswith(("_s", "_fraction", "_bytes"))}

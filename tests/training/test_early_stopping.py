@@ -132,7 +132,8 @@ def test_a_run_that_was_lost_before_it_was_recorded_does_not_train_on(
     again = run(cfg, tiny_shards, tmp_path / "run")
     assert (again["status"], again["reason"], again["epochs_done"]) == ("finished", record["reason"], 2)
     assert again["test"] == record["test"]
-    assert all((weights(tmp_path / "run")[name] == value).all() for name, value in before.items())
+    after = weights(tmp_path / "run")
+    assert all((after[name] == value).all() for name, value in before.items())
 
 
 def test_a_part_of_a_trial_that_ends_early_is_finished(tiny_shards: str, tmp_path: Path, values: list[float]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from ltcore.training import trainer as fit
 from ltcore.training.context import StopRequested
-from tests.training.runs import StopAfter, assert_equal_runs, run, tiny_run, weights
+from tests.training.runs import StopAfter, assert_equal_runs, assert_equal_weights, run, tiny_run, weights
 
 MIXED: dict[str, dict[str, Any]] = {
     "cutmix": {"augment.cutmix_alpha": 1.0},
@@ -42,8 +42,7 @@ def test_without_an_alpha_nothing_is_mixed_to_the_bit(tiny_shards: str, tmp_path
     run(tiny_run(), tiny_shards, tmp_path / "base")
     off = {"augment.cutmix_alpha": 0.0, "augment.mixup_alpha": 0.0, "augment.mix_probability": 0.5}
     run(tiny_run(**off), tiny_shards, tmp_path / "off")
-    for name, value in weights(tmp_path / "base").items():
-        assert torch.equal(value, weights(tmp_path / "off")[name]), name
+    assert_equal_weights(tmp_path / "base", tmp_path / "off")
 
 
 def test_remix_changes_labels_by_the_sizes_of_the_training_classes(tiny_shards: str, tmp_path: Path) -> None:

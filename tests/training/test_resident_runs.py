@@ -17,7 +17,16 @@ from ltcore.training.context import StopRequested
 from ltcore.training.cost import cost
 from ltcore.training.rehearsal import rehearse
 from tests.ddp import run_ranks
-from tests.training.runs import TERMS, StopAfter, assert_equal_runs, plain_steps, run, stage2_run, tiny_run, weights
+from tests.training.runs import (
+    TERMS,
+    StopAfter,
+    assert_equal_runs,
+    assert_equal_weights,
+    plain_steps,
+    run,
+    stage2_run,
+    tiny_run,
+)
 
 ON = {"data.loader": "cache", "data.resident": "on"}
 ORIGINAL = {"augment__view1": "rrc_flip", "augment__crop_from": "original"}
@@ -76,8 +85,7 @@ def test_stage_2_has_its_own_say(tiny_shards: str, tmp_path: Path) -> None:
     for name, keys in (("host", {}), ("here", ON)):
         done = run(stage2_run(tmp_path / "first", "crt").replace(keys), tiny_shards, tmp_path / name)
         assert ("stay on cpu" in done["data"]["loader_reason"]) == (name == "here")
-    for name, value in weights(tmp_path / "host").items():
-        assert torch.equal(value, weights(tmp_path / "here")[name]), name
+    assert_equal_weights(tmp_path / "host", tmp_path / "here")
 
 
 def test_memory_is_counted_in_a_dry_run(tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,15 @@ from ltcore.training.context import StopRequested
 from ltcore.training.copies import plan_epoch
 from ltcore.training.cost import dry_run_text
 from tests.ddp import run_ranks
-from tests.training.runs import TERMS, StopAfter, assert_equal_runs, plain_steps, run, tiny_run, weights
+from tests.training.runs import (
+    TERMS,
+    StopAfter,
+    assert_equal_runs,
+    assert_equal_weights,
+    plain_steps,
+    run,
+    tiny_run,
+)
 
 NATURAL = np.array([23, 12, 7, 4]) / 46
 SHARES = {"class_balanced": np.full(4, 1 / 4), "square_root": NATURAL**0.5 / (NATURAL**0.5).sum()}
@@ -143,8 +151,7 @@ def test_two_ranks_see_the_classes_that_one_sees(tiny_shards: str) -> None:
 def test_natural_is_bitwise_what_no_key_gives(tiny_shards: str, tmp_path: Path) -> None:
     run(tiny_run(), tiny_shards, tmp_path / "base")
     run(tiny_run(train__sampling="natural"), tiny_shards, tmp_path / "natural")
-    for name, value in weights(tmp_path / "base").items():
-        assert torch.equal(value, weights(tmp_path / "natural")[name]), name
+    assert_equal_weights(tmp_path / "base", tmp_path / "natural")
 
 
 def test_terms_but_environments_go_with_it(tiny_shards: str, tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ from ltcore.lease import exclusive
 from ltcore.tracking.jsonl_sink import JsonlTracker
 from ltcore.training import checkpoint as ckpt
 from ltcore.training.context import StopRequested
-from tests.training.runs import TERMS, StopAfter, WholeRun, assert_equal_runs, run, tiny_run, weights
+from tests.training.runs import (
+    TERMS,
+    StopAfter,
+    WholeRun,
+    assert_equal_runs,
+    assert_equal_weights,
+    run,
+    tiny_run,
+    weights,
+)
 
 
 def test_a_run_leaves_a_complete_record(tiny_shards: str, tmp_path: Path) -> None:
@@ -133,8 +142,7 @@ def test_terms_that_are_off_leave_every_bit_of_the_base(tiny_shards: str, tmp_pa
     }
     run(tiny_run(), tiny_shards, tmp_path / "base")
     run(tiny_run(**off), tiny_shards, tmp_path / "off")
-    for name, value in weights(tmp_path / "base").items():
-        assert torch.equal(value, weights(tmp_path / "off")[name]), name
+    assert_equal_weights(tmp_path / "base", tmp_path / "off")
 
 
 def test_terms_that_have_not_started_leave_every_bit_of_the_base(tiny_shards: str, tmp_path: Path) -> None:
