@@ -212,7 +212,9 @@ def parquet(folder: Path) -> None:
     pq.write_table(table, folder / "train.parquet", row_group_size=4)
 
 
-@pytest.mark.parametrize("make", [tars, packed, parquet])
+@pytest.mark.parametrize(
+    "make", [packed, *(pytest.param(make, marks=pytest.mark.slow, id=make.__name__) for make in (tars, parquet))]
+)
 def test_an_import_outlives_a_disturbance_in_the_middle_of_a_file(
     bucket: Bucket, proxy: Flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
 ) -> None:

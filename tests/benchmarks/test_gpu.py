@@ -115,6 +115,7 @@ def test_a_gpu_is_measured_in_fp16_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fp16" not in gpu.precisions(torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_every_step_in_fp16_scales_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here on the CPU, where a run refuses it: a scale that overflows leaves the step out."""
     half = Precision(torch.float16, "fp16 with a loss scaler (configured)")

@@ -57,6 +57,7 @@ def test_validation_can_have_the_tails_of_training(run, nested, tmp_path):
     assert both.code == 2 and "val=9 has no effect beside val_glt=21; give one of them" in both.err
 
 
+@pytest.mark.slow
 def test_classes_may_have_attributes_of_their_own(run, command, tmp_path):
     many = images(*(f"{name}/{breeds[0]}" for name, breeds in BREEDS.items()), count=30)
     photos = place(tmp_path, many | images(*(f"{name}/{breeds[1]}" for name, breeds in BREEDS.items()), count=20))
@@ -78,6 +79,7 @@ def test_classes_may_have_attributes_of_their_own(run, command, tmp_path):
         assert manifest.provenance[ATTRIBUTE_COUNTS][split] == named
 
 
+@pytest.mark.slow
 def test_what_most_classes_have_and_one_has_not_is_named(run, tmp_path):
     folders = [f"{name}/{time}" for name in ("ant", "bee", "cat") for time in ("day", "dusk", "night")]
     photos = place(tmp_path, images(*folders[:-1], count=20))
@@ -87,6 +89,7 @@ def test_what_most_classes_have_and_one_has_not_is_named(run, tmp_path):
     assert "3 classes, 3 attributes, 2 to 3 in each class" in done.out
 
 
+@pytest.mark.slow
 def test_of_a_zip_in_a_store_all_images_are_read_from_the_copy_that_was_fetched(run, nested, bucket, tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for file in sorted(Path(nested).rglob("*.png")):
@@ -97,6 +100,7 @@ def test_of_a_zip_in_a_store_all_images_are_read_from_the_copy_that_was_fetched(
     assert len(ShardStore(str(tmp_path / "out")).labels("train")) > 0
 
 
+@pytest.mark.slow
 def test_beside_a_store_it_says_how_pictures_are_made(run, command, nested, bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run(nested, f"{bucket.uri}/out", "--attributes-from", "2", "--engine", "inline", *SMALL)

@@ -170,6 +170,7 @@ def test_a_missing_counterpart_is_named_then_trained_and_after_an_interruption_c
     assert found.metrics["ALT"] == near((other.record.test_best or {})["test_gbl"])
 
 
+@pytest.mark.slow
 def test_the_counterpart_of_stage_2_starts_from_that_of_stage_1(shards: str, tmp_path: Path) -> None:
     first = train(shards, tmp_path, "first")
     keys = {"stage2.from_run": first.uri, "stage2.method": "crt", "stage2.options.crt.epochs": 1}
@@ -196,6 +197,7 @@ def test_what_cannot_be_tested_is_refused_before_a_counterpart_is_trained(shards
     assert not (tmp_path / "s1-train_cbl").exists()
 
 
+@pytest.mark.slow
 def test_a_counterpart_goes_on_from_what_it_was_begun_with(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

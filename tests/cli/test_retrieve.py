@@ -79,6 +79,7 @@ def test_a_backbone_needs_data_and_its_weights(command: Any, tiny_shards: str, t
     assert "Leave it out" in command("retrieve", trained, "--weights", "default").err
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_is_a_backbone(
     command: Any, tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_without_attributes_there_are_none_of_them(tmp_path: Path) -> None:
     assert names(paths) == ["classes.png", "samples-train.png", "samples-test.png"]
 
 
+@pytest.mark.slow
 def test_many_classes_are_drawn_in_pictures_of_usual_size(tmp_path: Path) -> None:
     counts_CA = [(max(1, 60 // (c + 1)), c % 2, 0) for c in range(300)]
     counts = {"train": counts_CA, "test": [(1, 0, 0)] * 300}

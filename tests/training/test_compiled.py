@@ -68,6 +68,7 @@ def assert_same(plain: dict[str, Any], traced: dict[str, Any]) -> None:
         assert all(torch.equal(value, traced[kind][name]) for name, value in plain[kind].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", ["", "elsewhere"])
 def test_compiled_code_is_kept_where_other_caches_are(own: str, tmp_path: Path) -> None:
     """The folder for temporary files, which torch takes by default, ends with a worker's Ray."""
@@ -148,6 +149,7 @@ def test_runs_of_one_process_are_all_compiled(tiny_shards: str, monkeypatch: pyt
     assert counters["frames"]["total"] == counters["frames"]["ok"] == 6  # the second run knows that progress varies
 
 
+@pytest.mark.slow
 def test_a_run_compiles_what_an_earlier_one_of_its_process_had(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

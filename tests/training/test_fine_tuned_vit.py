@@ -73,6 +73,7 @@ def test_adapters_of_another_norm_are_not_completed_by_drawn_ones(
         )
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_by_five_crops_and_exported(tiny_shards: str, tmp_path: Path, weights: str) -> None:
     record = run(lift(weights), tiny_shards, tmp_path / "run")
     assert len(record["weights_sha256"]) == 64

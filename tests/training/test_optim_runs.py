@@ -115,6 +115,7 @@ def test_steps_that_overflow_in_float16_are_left_out_and_counted(tiny_shards: st
     assert state(tmp_path / "run")["scaler"]["scale"] < 2.0**20
 
 
+@pytest.mark.slow
 def test_a_step_that_is_left_out_leaves_no_statistics_behind(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: None
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_step_that_is_left_out_leaves_no_statistics_behind(
     assert any(left_out) and not all(left_out)
 
 
+@pytest.mark.slow
 def test_float16_continues_in_the_middle_of_an_epoch(
     tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: None
 ) -> None:

@@ -347,6 +347,7 @@ def test_a_pipe_among_the_files_of_a_run_is_left_there(bucket: Bucket, tmp_path:
     assert bucket.names("run/") == ["run/a.json", "run/checkpoints/last-1/a.json"]
 
 
+@pytest.mark.slow
 def test_folders_that_come_and_go_while_they_are_copied_disturb_nobody(bucket: Bucket, tmp_path: Path) -> None:
     sync = RunSync(f"{bucket.uri}/run", tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import ltcore
@@ -15,6 +16,7 @@ TDE: dict[str, Any] = {"model.head": "tde", "model.tde.decay": 0.5, "train.epoch
 IMAGES = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_what_predicts_takes_the_mean_out_also_as_a_file(tiny_shards: str, tmp_path: Path) -> None:
     """The same weights under another alpha predict otherwise; an averaged network has the mean, too."""
     for alpha in (0.0, 1.5):

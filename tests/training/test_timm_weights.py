@@ -148,6 +148,7 @@ def test_what_only_the_classifier_has_is_left_out(name: str) -> None:
 FCMAE, AUX = "convnextv2_atto.fcmae", "inception_v3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "drop", "extra", "said"),
     [

@@ -125,6 +125,7 @@ def test_a_node_without_what_was_promised_is_no_place_to_measure(color_shards: s
         ray_occupancy.measure_on_node([tiny_run()], color_shards, scaling=whole, cluster=made, say=print)
 
 
+@pytest.mark.slow
 def test_the_speed_of_a_trial_on_a_gpu_is_measured_in_another_process(
     color_shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def after_each_change(bucket: Bucket, look: Callable[[], None]) -> Iterator[None
         bucket.server.requests.listeners.remove(listen)
 
 
+@pytest.mark.slow
 def test_no_manifest_is_there_without_its_files(bucket: Bucket) -> None:
     uri, states = f"{bucket.uri}/tiny", list[bool]()
 
