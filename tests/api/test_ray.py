@@ -37,10 +37,11 @@ LONG = 10_000
 
 @pytest.fixture(scope="module", autouse=True)
 def own_ray() -> Iterator[None]:
+    """Starts a Ray of one CPU, for which drivers, controllers and workers must not wait for each other."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         quiet()
-        ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         yield
         ray.shutdown()
 
@@ -60,7 +61,7 @@ def interrupt_once_a_run_moves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wait_until_free() -> None:
     for _ in range(60):
-        if ray.available_resources().get("CPU") == 2:
+        if ray.available_resources().get("CPU") == 1:
             return
         time.sleep(0.5)
     pytest.fail(f"{ray.available_resources()} after half a minute: something runs on")
@@ -89,7 +90,7 @@ def test_a_run_is_interrupted_and_goes_on(
 def test_a_sweep_is_interrupted_and_another_runs(
     color_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tune(name: str, epochs: int) -> ltcore.api.Sweep:
+    def tune(name: str, epochs: int, engine: str) -> ltcore.api.Sweep:
         return ltcore.tune(
             "cifar100_lt_ce",
             space=SPACE,
@@ -97,7 +98,7 @@ def test_a_sweep_is_interrupted_and_another_runs(
             data=color_shards,
             storage=tmp_path / "runs",
             name=name,
-            engine="trial",
+            engine=engine,
             verbose=False,
             **{"sweep.retrain_seeds": 1, "sweep.budget_s": None, "train.epochs": epochs},
             **KEYS,
@@ -106,10 +107,10 @@ def test_a_sweep_is_interrupted_and_another_runs(
     with monkeypatch.context() as patch:
         interrupt_once_a_run_moves(patch)
         with pytest.raises(KeyboardInterrupt):
-            tune("long", LONG)
+            tune("long", LONG, "trial")
     wait_until_free()
     assert ltcore.open_sweep(tmp_path / "runs" / "long").status == "stopped"
-    sweep = tune("short", 2)
+    sweep = tune("short", 2, "train")
     assert sweep.status == "finished" and sweep.params.keys() == {"train.optim.lr"}
     assert len(sweep.to_dataframe()) == 2
     assert (
