@@ -39,6 +39,10 @@ def _work() -> None:
         pass
 
 
+def _talk() -> None:
+    print("no key is read from it " * 10_000)
+
+
 class _Faulty:
     def __init__(self, act: Callable[[], Any]) -> None:
         self.act = act
@@ -78,6 +82,7 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "memory": lambda _: _Faulty(_much),
     "died": lambda _: _Faulty(_die),
     "hang": lambda _: _Faulty(lambda: time.sleep(3600)),
+    "loud": lambda _: _Faulty(_talk),
     "busy": lambda _: _Faulty(_work),
     "seldom": Seldom,
 }

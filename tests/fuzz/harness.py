@@ -14,6 +14,7 @@ import random
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,14 +79,17 @@ def _one_process(
 ) -> Counter[str]:
     words = [f"{name}:{first}:{count}" for name, first, count in jobs]
     done = Counter[str]()
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz.child", module, str(seed), *words],
-        cwd=ROOT,
-        env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if not os.environ.get("LTCORE_FUZZ_STDERR") else None,
-        bufsize=0,
-    ) as child:
+    with (
+        tempfile.TemporaryFile() as said,  # a pipe that nobody empties would stop who says much
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.child", module, str(seed), *words],
+            cwd=ROOT,
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("LTCORE_FUZZ_STDERR") else said,
+            bufsize=0,
+        ) as child,
+    ):
         running, why = "", "died"
         for line in _lines(child):
             if line is None:
@@ -107,7 +111,8 @@ def _one_process(
         elif done.total() == sum(count for _, _, count in jobs):
             child.kill()
         elif child.wait() != 0 or not done:
-            error = child.stderr.read().decode(errors="replace") if child.stderr else ""
+            said.seek(0)
+            error = said.read().decode(errors="replace")
             raise AssertionError(f"the process for {words} ended with {child.returncode}: {error[-2000:]}")
     return done
 

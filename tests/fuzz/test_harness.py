@@ -15,7 +15,7 @@ MODULE = "tests.fuzz.faulty"
 
 def test_each_fault_is_told_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "WAIT_S", 8.0)
-    names = [name for name in TARGETS if name not in ("seldom", "busy")]
+    names = [name for name in TARGETS if name not in ("seldom", "busy", "loud")]
     found = fuzz(MODULE, dict.fromkeys(names, 1), seed=0)
     assert {name: dict(tally.counts) for name, tally in found.items()} == {name: {name: 1} for name in names}
     assert {name for name, tally in found.items() if tally.faults} == set(FAULTS)
@@ -24,6 +24,11 @@ def test_each_fault_is_told_from_the_others(monkeypatch: pytest.MonkeyPatch) -> 
 def test_who_works_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "HANG_S", 0.5)
     assert fuzz(MODULE, {"busy": 1}, seed=0)["busy"].counts == {"hang": 1}
+
+
+def test_who_says_much_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "WAIT_S", 2.0)
+    assert fuzz(MODULE, {"loud": 2}, seed=0)["loud"].counts == {"accepted": 2}
 
 
 def test_a_fault_is_named_by_seed_and_number_and_the_others_still_run() -> None:
