@@ -14,6 +14,8 @@ from ltcore.limits import MAX_RECIPE_BYTES, load_json
 from ltcore.storage import TooLargeError, read_bytes
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+_MAX_AMOUNT = 10**9
+"""Of nodes, CPUs or GPUs: more is damage."""
 _REMEDY = "Run `ray up` again, or remove the file and give --max-gpus."
 
 
@@ -114,20 +116,28 @@ def limits_of(config: Mapping[str, Any]) -> Limits | None:
     """
     types = config["available_node_types"]
     head = config["head_node_type"]
-    left = int(config.get("max_workers", 0))
+    left = _amount(config, "max_workers", 0)
     workers = [node for name, node in types.items() if name != head or node.get("max_workers")]
     if not all(node.get("resources") for node in workers):
         return None
     first = types[head].get("resources") or {}
-    cpus, gpus = float(first.get("CPU", 0)), float(first.get("GPU", 0))
-    beside = [float(n["resources"].get("CPU", 0)) / n["resources"]["GPU"] for n in types.values() if _gpus(n)]
+    cpus, gpus = _amount(first, "CPU", 0), _amount(first, "GPU", 0)
+    beside = [_amount(n["resources"], "CPU", 0) / own for n in types.values() if (own := _gpus(n))]
     for node in sorted(workers, key=_gpus, reverse=True):
-        count = min(left, int(node.get("max_workers", left)))
+        count = min(left, _amount(node, "max_workers", left))
         left -= count
-        cpus += count * float(node["resources"].get("CPU", 0))
+        cpus += count * _amount(node["resources"], "CPU", 0)
         gpus += count * _gpus(node)
     return Limits(cpus, gpus, min(beside, default=0.0))
 
 
 def _gpus(node: Mapping[str, Any]) -> float:
-    return float((node.get("resources") or {}).get("GPU", 0))
+    return _amount(node.get("resources") or {}, "GPU", 0)
+
+
+def _amount(section: Mapping[str, Any], key: str, default: float) -> float:
+    """Returns how many there are of something. Raises ValueError for what is no number of nodes, CPUs or GPUs."""
+    amount = section.get(key, default)
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= _MAX_AMOUNT:
+        raise ValueError(f"{key}={amount!r:.40} is no number from 0 to {_MAX_AMOUNT:,}")
+    return amount

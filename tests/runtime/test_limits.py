@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -56,6 +59,20 @@ def test_the_file_is_read_where_there_is_one(tmp_path: Path) -> None:
         file.write_text(damaged)
         with pytest.raises(ConfigError, match=r"ray_bootstrap_config.yaml is not a cluster configuration .*--max-gpus"):
             read_limits(file)
+
+
+@pytest.mark.parametrize("place", ["max_workers", "CPU", "GPU"])
+@pytest.mark.parametrize(
+    "amount", [math.inf, math.nan, -1, 10**400, True, "4"], ids=["inf", "nan", "-1", "1e400", "true", "text"]
+)
+def test_what_is_no_number_of_nodes_or_of_what_they_have_is_refused(place: str, amount: Any, tmp_path: Path) -> None:
+    damaged = copy.deepcopy(SHIPPED)
+    gpu_node = max(damaged["available_node_types"].values(), key=lambda node: node["resources"].get("GPU", 0))
+    (gpu_node if place == "max_workers" else gpu_node["resources"])[place] = amount
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    file.write_text(json.dumps(damaged))
+    with pytest.raises(ConfigError, match=f"is not a cluster configuration .ValueError: {place}=.* is no number"):
+        read_limits(file)
 
 
 @pytest.mark.parametrize(
