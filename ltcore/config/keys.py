@@ -22,7 +22,13 @@ from ltcore.plugins.source import Plugin
 
 __all__ = ["PACKAGE", "REQUIRED", "Allowed", "Leaf", "Section", "leaves"]
 
-OPTIONS = ("objective.base_options.", "stage2.options.")
+OPTIONS = (
+    "objective.base_options.",
+    "stage2.options.",
+    "model.options.",
+    "augment.options.",
+    "train.sampling_options.",
+)
 """Beginnings of keys that say something about one row of a registry."""
 TEXT = "model.text."
 """Beginning of the keys of ``model.head_init=text``."""
@@ -143,12 +149,16 @@ def find(pattern: str | None) -> list[tuple[str, Leaf]]:
 def effective(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the dotted keys of a run that have an effect.
 
-    The options of losses and methods of stage 2 that are not chosen are left out, and those of a text encoder that is not
+    The options of parts that are not chosen, such as losses, are left out, and those of a text encoder that is not
     asked: they have no effect, and another version may have other defaults for them, or none.
     """
     chosen = {
         f"objective.base_options.{keys.get('objective.base')}.",
         f"stage2.options.{keys.get('stage2.method')}.",
+        f"model.options.{keys.get('model.name')}.",
+        f"augment.options.{keys.get('augment.view1')}.",
+        f"augment.options.{keys.get('augment.view2')}.",
+        f"train.sampling_options.{keys.get('train.sampling')}.",
     }
     if keys.get("model.head_init") == "text":
         chosen.add(TEXT)

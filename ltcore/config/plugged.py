@@ -18,22 +18,27 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "term": ("objective", "terms"),
     "stage2": ("stage2", "options"),
     "callback": ("callbacks",),
+    "model": ("model", "options"),
+    "augmentation": ("augment", "options"),
+    "sampler": ("train", "sampling_options"),
+    "metric": ("metrics",),
 }
 """Kind of part -> the section with its options."""
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "loss": ("objective", "base"),
-    "model": ("model", "name"),
-    "dataset": ("data", "uri"),
-    "stage2": ("stage2", "method"),
+_ONLY_PLUGGED = [path for kind, path in _OPTIONS.items() if kind not in ("loss", "term", "stage2")]
+"""Sections that are empty without plugins."""
+_CHOICES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "loss": (("objective", "base"),),
+    "model": (("model", "name"),),
+    "dataset": (("data", "uri"),),
+    "stage2": (("stage2", "method"),),
+    "augmentation": (("augment", "view1"), ("augment", "view2")),
+    "sampler": (("train", "sampling"),),
 }
-"""Kind of part -> the key that chooses one by name."""
+"""Kind of part -> the keys that choose one by name."""
 _ROWS = {"base": "loss", "data": "dataset"}
 """Kind of row, where it has another name than the kind of part."""
 _NAMED: tuple[tuple[str, tuple[str, ...]], ...] = (
-    *_CHOICES.items(),
-    ("augmentation", ("augment", "view1")),
-    ("augmentation", ("augment", "view2")),
-    ("sampler", ("train", "sampling")),
+    *((kind, path) for kind, paths in _CHOICES.items() for path in paths),
     ("metric", ("train", "select")),
 )
 """Kinds of parts, and the keys that may name one."""
@@ -131,10 +136,11 @@ def without_idle(tree: Tree) -> Tree:
         section = _at(tree, _OPTIONS.get(kind, ("",)))
         if not isinstance(section, dict) or name not in section:
             continue
-        chosen = _at(tree, _CHOICES[kind]) if kind in _CHOICES else None
-        if section[name] is None or (kind in _CHOICES and chosen != name):
+        chosen = [_at(tree, path) for path in _CHOICES.get(kind, ())]
+        if section[name] is None or (chosen and name not in chosen):
             del section[name]
-    for key in (KEY, "callbacks"):
-        if not tree.get(key):
-            tree.pop(key, None)
+    for *above, key in ((KEY,), *_ONLY_PLUGGED):
+        section = _at(tree, above)
+        if isinstance(section, dict) and not section.get(key):
+            section.pop(key, None)
     return tree

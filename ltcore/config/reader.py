@@ -27,12 +27,19 @@ REQUIRED = "(required)"
 
 REGISTRY = "ltcore.objective.registry"
 _GENERATED = {
-    "BaseOptions": (REGISTRY, "BASES"),
-    "Terms": (REGISTRY, "TERMS"),
-    "Stage2Options": (REGISTRY, "STAGE2"),
-    "Callbacks": ("ltcore.callbacks", "CALLBACKS"),
+    "BaseOptions": (REGISTRY, REGISTRY, "BASES"),
+    "Terms": (REGISTRY, REGISTRY, "TERMS"),
+    "Stage2Options": (REGISTRY, REGISTRY, "STAGE2"),
+    "Callbacks": ("ltcore.callbacks", "ltcore.callbacks", "CALLBACKS"),
+    "ModelOptions": ("ltcore.models.registry", "ltcore.models.registry", "MODELS"),
+    "AugmentOptions": ("ltcore.data.augment.config", "ltcore.data.augment.policies", "AUGMENTS"),
+    "SamplingOptions": ("ltcore.data.loading.class_sampling", "ltcore.data.loading.class_sampling", "SAMPLINGS"),
+    "MetricOptions": ("ltcore.evaluation.plugged", "ltcore.evaluation.plugged", "PLUGGED"),
 }
-"""Sections that a registry makes from its tables: one field per row, typed by the ``Config`` of the row's class."""
+"""Sections that are made from the tables of registries, with the modules of both: one field per row, typed by the ``Config`` of
+the row's class."""
+_SPARSE = ("ModelOptions", "AugmentOptions", "SamplingOptions", "MetricOptions")
+"""Those of them in whose tables a row need not have a ``Config``."""
 _OPTIONAL = ("Terms", "Callbacks")
 """Those of them whose fields are null by default."""
 _KINDS = {
@@ -214,9 +221,12 @@ class Module:
 
     def _generated(self, name: str, doc: str) -> Section:
         fields: dict[str, Leaf | Section] = {}
-        for row, (module, build, summary, _) in self.rows(_GENERATED[name][1]).items():
+        _, home, table = _GENERATED[name]
+        for row, (module, build, summary, _) in Module.read(home).rows(table).items():
             found = module.resolve(ast.Attribute(build, "Config"))
             problem = f"{module.file}: {row!r} needs a class with a nested dataclass Config"
+            if found is None and name in _SPARSE:
+                continue
             if module is self:
                 assert found, problem
                 fields[row] = found[0].section(found[1], summary, optional=name in _OPTIONAL)

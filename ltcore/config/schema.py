@@ -27,15 +27,17 @@ from ltcore.config.validate import plain_run, validate
 from ltcore.data.augment.config import AugmentConfig
 from ltcore.data.augment.policies import stacks
 from ltcore.data.config import DataConfig
-from ltcore.data.loading.class_sampling import CLASS_AWARE, SAMPLINGS
+from ltcore.data.loading.class_sampling import CLASS_AWARE, SAMPLINGS, SamplingOptions
 from ltcore.errors import at_least, one_of, plain_name, positive, within
 from ltcore.evaluation.catalog import NCM, VALIDATION
+from ltcore.evaluation.plugged import MetricOptions
 from ltcore.models.net import CLASS_MEANS, ModelConfig
 from ltcore.models.registry import stages
 from ltcore.models.tune import HEAD
 from ltcore.models.weights import WEIGHT_FILES
 from ltcore.objective.objective import ObjectiveConfig
 from ltcore.objective.registry import BASES, TERMS
+from ltcore.plugins.generated import refuse_idle
 from ltcore.plugins.loading import use
 from ltcore.tracking.config import TrackingConfig
 from ltcore.uris import check_uris
@@ -66,6 +68,8 @@ class TrainConfig:
     images: those of small classes are repeated, and some of large ones left out. Priors of losses are those of this stream
     (``objective.prior``). 'class_aware' reads all over the data in each step, which suits ``data.loader=cache``. Plugins may
     have others. No effect in stage 2."""
+    sampling_options: SamplingOptions = field(default_factory=SamplingOptions)
+    """Options of samplers of plugins, under their names."""
     images_per_class: int = 4
     """Images in a row of one class with ``sampling=class_aware``: a batch of 128 then has 32 classes with 4 images each, as
     in DRO-LT. Must divide ``batch_size``. Range >= 1. No effect with other samplings."""
@@ -151,6 +155,7 @@ class TrainConfig:
         one_of(("auto", "fp32", "bf16", "fp16"), precision=self.precision)
         one_of(COMPILE, compile=self.compile)
         one_of(SAMPLINGS, sampling=self.sampling)
+        refuse_idle(self.sampling_options, (self.sampling,), "train.sampling")
         at_least(1, images_per_class=self.images_per_class)
         if self.sampling == CLASS_AWARE and self.batch_size % self.images_per_class:
             raise ValueError(f"images_per_class={self.images_per_class} must divide batch_size={self.batch_size}")
@@ -185,6 +190,8 @@ class RunConfig:
     """Modules with parts of your own, such as ``my_package.my_terms``, whose names are then as good as those of ``ltcore
     methods``. Runs keep them with their versions (``my_package.my_terms==0.3``; without a distribution a hash of the
     sources), and are continued and evaluated with these alone. Modules with entry points need not be named."""
+    metrics: MetricOptions = field(default_factory=MetricOptions)
+    """Options of metrics of plugins, under their names."""
     callbacks: Callbacks = field(default_factory=Callbacks)
     """Callbacks of plugins, each null or a section: they read a run, log columns of their own, and may end it."""
 

@@ -6,19 +6,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 
-from ltcore.callbacks import CALLBACKS
 from ltcore.config.keys import Leaf, Section, leaves, run_keys
 from ltcore.contracts import augmentations, callbacks, datasets, losses, metrics, models, samplers, stage2
 from ltcore.contracts.expect import expect
 from ltcore.data.datasets.registry import find
-from ltcore.objective.registry import BASES, STAGE2, TERMS
 from ltcore.plugins.loading import known, load, use
+from ltcore.plugins.parts import NOTED
 
 _SECTIONS = {
     "loss": "objective.base_options",
     "term": "objective.terms",
     "stage2": "stage2.options",
     "callback": "callbacks",
+    "model": "model.options",
+    "augmentation": "augment.options",
+    "sampler": "train.sampling_options",
+    "metric": "metrics",
 }
 _BY_NAME = {
     "model": models.CONTRACTS,
@@ -57,7 +60,7 @@ def check_plugin(name: str) -> Iterator[Outcome]:
 
 
 def _contracts(kind: str, name: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    if kind in _SECTIONS:
+    if kind in _SECTIONS and hasattr(NOTED[kind, name].build, "Config"):
         yield "options are documented and read as they are", partial(options_are_as_the_source_says, kind, name)
     if kind in ("loss", "term"):
         row = ("base" if kind == "loss" else "term", name)
@@ -76,11 +79,11 @@ def _contracts(kind: str, name: str) -> Iterator[tuple[str, Callable[[], None]]]
 
 def options_are_as_the_source_says(kind: str, name: str) -> None:
     """Tells whether every option has a docstring, and the default that its source seems to have."""
-    tables = {"loss": BASES, "term": TERMS, "stage2": STAGE2, "callback": CALLBACKS}
-    config = tables[kind][name].build.Config()  # type: ignore[index]
+    config = NOTED[kind, name].build.Config()
     section: Section | Leaf = run_keys()
     for word in f"{_SECTIONS[kind]}.{name}".split("."):
         assert isinstance(section, Section)
+        expect(word in section.fields, "Config is not seen in the source: write it, or its name, into the class")
         section = section.fields[word]
     assert isinstance(section, Section)
     read = dict(leaves(section))

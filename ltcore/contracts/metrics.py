@@ -13,7 +13,7 @@ from ltcore.contracts.harness import CLASSES, COUNTS, SAMPLES
 from ltcore.contracts.randomness import apart, as_rank
 from ltcore.evaluation.confusion import Confusion
 from ltcore.evaluation.pairs import Pairs
-from ltcore.evaluation.plugged import PLUGGED, Metric, Scores
+from ltcore.evaluation.plugged import Metric, MetricOptions, Scores, metric_of
 from ltcore.rng import generator
 from ltcore.shots import shot_groups_by_rank
 
@@ -28,7 +28,7 @@ def _logits() -> Tensor:
 
 
 def _build(name: str) -> Metric:
-    return PLUGGED[name].build()
+    return metric_of(name, MetricOptions())
 
 
 def _counted(name: str, logits_NC: Tensor, labels_N: Tensor, *sizes: int, attributes: int = 2) -> Confusion:

@@ -9,7 +9,7 @@ import numpy as np
 from ltcore.contracts.expect import expect
 from ltcore.contracts.harness import CLASSES, COUNTS, SAMPLES
 from ltcore.contracts.randomness import apart, as_rank
-from ltcore.data.loading.class_sampling import SAMPLINGS, EpochSamples
+from ltcore.data.loading.class_sampling import SAMPLINGS, EpochSamples, SamplingOptions
 from ltcore.data.loading.plugged_sampling import copies_of, epoch_samples, plan_of
 from ltcore.data.loading.sampler import EpochSampler, Floats, Ints, ListedSampler
 
@@ -25,7 +25,7 @@ def _samples(name: str, epoch: int, epochs: int = _EPOCHS, attributes: bool = Tr
 
 
 def _plan(name: str, epoch: int = 2) -> Floats | Ints:
-    return plan_of(name, _samples(name, epoch))
+    return plan_of(name, _samples(name, epoch), SamplingOptions())
 
 
 def every_epoch_has_a_plan(name: str) -> None:
@@ -33,8 +33,10 @@ def every_epoch_has_a_plan(name: str) -> None:
     for attributes in (True, False):
         for epochs in (1, _EPOCHS):
             for epoch in range(epochs):
-                plan_of(name, _samples(name, epoch, epochs, attributes))
-    plan_of(name, epoch_samples(name, np.arange(2), np.full(2, -1), 2, 0, 0, 1))  # a class may have a single image
+                plan_of(name, _samples(name, epoch, epochs, attributes), SamplingOptions())
+    plan_of(
+        name, epoch_samples(name, np.arange(2), np.full(2, -1), 2, 0, 0, 1), SamplingOptions()
+    )  # a class may have a single image
 
 
 def an_epoch_stands_for_itself(name: str) -> None:

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,9 @@ from ltcore import dist
 from ltcore.errors import PluginError
 from ltcore.evaluation.catalog import taken
 from ltcore.evaluation.pairs import Ints, Pairs
-from ltcore.plugins.generated import add_row
+from ltcore.plugins.generated import add_row, configured, generate, grow_if_it_has_options
 from ltcore.plugins.loading import attach, load, names_in
-from ltcore.plugins.parts import Part
+from ltcore.plugins.parts import Part, has_options
 
 SCALE = 2**24
 """Units of a score in 1."""
@@ -118,11 +118,27 @@ PLUGGED: dict[str, Row] = {}
 """All are of plugins; ours are in ``catalog``."""
 
 
-def metrics_of(entries: Iterable[str]) -> dict[str, Metric]:
+if TYPE_CHECKING:  # a stand-in for the class generated below
+
+    class MetricOptions:
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    MetricOptions = generate("MetricOptions", __name__, "Options of metrics of plugins, under their names.", [])
+
+
+def metrics_of(entries: Iterable[str], options: MetricOptions) -> dict[str, Metric]:
     """Returns name -> metric of those that the plugins of a configuration have."""
     names = [entry.partition("==")[0] for entry in entries]
     load(names)
-    return {name: PLUGGED[name].build() for name in names_in(names, "metric")}
+    return {name: metric_of(name, options) for name in names_in(names, "metric")}
+
+
+def metric_of(name: str, options: MetricOptions) -> Metric:
+    """Makes one metric of a plugin."""
+    build = PLUGGED[name].build
+    metric: Metric = configured(build, options, name) if has_options(build) else build()
+    return metric
 
 
 class Scores:
@@ -208,6 +224,7 @@ def _add(part: Part) -> None:
     if taken(part.name):
         raise ValueError(f"the {part.kind} {part.name!r} exists already in ltcore: give it another name.")
     add_row(PLUGGED, part.kind, part.name, Row(part.build, part.summary, part.paper))
+    grow_if_it_has_options(MetricOptions, part)
 
 
 attach("metric", _add)

@@ -20,7 +20,7 @@ from ltcore.models.backbones import pool, split_last_block
 from ltcore.models.clip_text import TEXT, TextConfig, check_text
 from ltcore.models.heads import HEADS, CosineHead, Projection, TdeConfig, TdeHead
 from ltcore.models.norm import norm1d, norm2d
-from ltcore.models.registry import MODELS, builder, can_branch
+from ltcore.models.registry import MODELS, ModelOptions, builder, can_branch
 from ltcore.models.timm_names import PREFIX, check_name, check_tag, is_network, is_tag, is_timm
 from ltcore.models.tune import (
     FULL,
@@ -34,6 +34,7 @@ from ltcore.models.tune import (
     tune_,
 )
 from ltcore.models.weights import AUTO, DEFAULT, WEIGHT_FILES
+from ltcore.plugins.generated import refuse_idle
 from ltcore.uris import check_uris
 
 MAP = "fmap/"
@@ -75,6 +76,8 @@ class ModelConfig:
     CLIP. One expert only. No effect in stage 2."""
     text: TextConfig = field(default_factory=TextConfig)
     """The text encoder of CLIP. No effect unless ``model.head_init`` is 'text'."""
+    options: ModelOptions = field(default_factory=ModelOptions)
+    """Options of networks of plugins, under their names."""
     num_experts: int = 1
     """Number of classifiers, 1 to 64. From 2 on each has its own last stages of the backbone, and logits are [B, E, C].
     """
@@ -127,6 +130,7 @@ class ModelConfig:
         check_text(self.head_init, self.name, self.weights, self.num_experts)
         positive(cosine_scale=self.cosine_scale)
         within(f"[1, {MAX_EXPERTS}]", num_experts=self.num_experts)
+        refuse_idle(self.options, (self.name,), "model.name")
         within("(0, 1]", expert_width=self.expert_width)
         if self.bilateral and self.num_experts > 1:
             raise ValueError(
@@ -196,7 +200,9 @@ class LongTailNet(nn.Module):
             devices=[]
         ):  # torch's own initialization, overwritten below, must not use up numbers
             torch.default_generator.manual_seed(rng.hash64(seed, "init", f"{scope}backbone") >> 1)  # for timm
-            plain = builder(cfg.name, cfg.weights)(norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width)
+            plain = builder(cfg.name, cfg.weights, cfg.options)(
+                norm2d(cfg.ghost_batch), cfg.num_experts, cfg.expert_width
+            )
             self.backbone = split_last_block(plain) if cfg.bilateral else plain
             dim = self.backbone.expert_dim * (2 if cfg.bilateral else 1)
             self.feature_dim = dim * cfg.num_experts

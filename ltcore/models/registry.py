@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ltcore.models.backbones import BuildBackbone, cifar_resnet, torchvision_resnet
 from ltcore.models.timm_backbone import stage_names, timm_backbone
 from ltcore.models.timm_names import is_timm
-from ltcore.plugins.generated import add_row
+from ltcore.plugins.generated import add_row, configured, generate, grow_if_it_has_options
 from ltcore.plugins.loading import attach
 from ltcore.plugins.parts import Part
 
@@ -77,9 +78,21 @@ def is_backbone(name: str) -> bool:
     return name in MODELS or is_timm(name)
 
 
-def builder(name: str, weights: str | None) -> BuildBackbone:
+if TYPE_CHECKING:  # a stand-in for the class generated below
+
+    class ModelOptions:
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    ModelOptions = generate("ModelOptions", __name__, "Options of networks of plugins, under their names.", [])
+
+
+def builder(name: str, weights: str | None, options: ModelOptions) -> BuildBackbone:
     """Returns the builder of a network of ``MODELS`` or, by 'timm:', of timm, shaped for ``weights`` but without their values."""
-    return timm_backbone(name, weights) if is_timm(name) else MODELS[name].build
+    if is_timm(name):
+        return timm_backbone(name, weights)
+    build: BuildBackbone = configured(MODELS[name].build, options, name)
+    return build
 
 
 def stages(name: str, weights: str | None) -> tuple[str, ...]:
@@ -94,6 +107,7 @@ def can_branch(name: str) -> bool:
 
 def _add(part: Part) -> None:
     add_row(MODELS, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
+    grow_if_it_has_options(ModelOptions, part)
 
 
 attach("model", _add)

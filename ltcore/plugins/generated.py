@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import MutableMapping
+import functools
+from collections.abc import Collection, MutableMapping
 from dataclasses import field, make_dataclass
 from typing import Any
+
+from ltcore.plugins.parts import Part, has_options
 
 COPIED = ("__init__", "__repr__", "__eq__", "__hash__", "__match_args__", "__dataclass_fields__", "__annotations__")
 
@@ -30,6 +33,30 @@ def grow(section: type, name: str, config: type, *, optional: bool) -> None:
     for attribute in COPIED:
         setattr(section, attribute, getattr(made, attribute))
     setattr(section, name, None if optional else config())  # what instances have that were made before
+
+
+def grow_if_it_has_options(section: type, part: Part) -> None:
+    """Adds the options of a part of a kind that need not have any."""
+    if has_options(part.build):
+        grow(section, part.name, part.build.Config, optional=False)
+
+
+def configured(build: Any, section: Any, name: str) -> Any:
+    """Returns a part as it is used: one with options is made with those of ``section``, once in a process."""
+    return _made(build, getattr(section, name)) if has_options(build) else build
+
+
+@functools.cache
+def _made(build: Any, options: Any) -> Any:
+    return build(options)
+
+
+def refuse_idle(section: Any, chosen: Collection[str], key: str) -> None:
+    """Raises ValueError where ``section`` says something of a part that ``key`` does not choose."""
+    for part in dataclasses.fields(section):
+        options = getattr(section, part.name)
+        if part.name not in chosen and options != type(options)():
+            raise ValueError(f"the options of {part.name} have no effect: remove them or set {key}={part.name}")
 
 
 def _default(old: dataclasses.Field[Any]) -> Any:

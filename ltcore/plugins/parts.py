@@ -31,6 +31,8 @@ GROUPS = {
 """Kind of part, which is also its decorator -> group of entry points."""
 _WITH_OPTIONS = ("loss", "term", "stage2", "callback")
 """Kinds whose class has a ``Config``, and whose name is a section of keys."""
+_MAY_HAVE_OPTIONS = ("model", "augmentation", "sampler", "metric")
+"""Kinds that may be a class with a ``Config``, which is made with its options before it is used; then the same holds."""
 _IN_COLUMNS = ("metric",)
 """Kinds whose name is part of a column."""
 _SECTION, _NAME = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -81,6 +83,8 @@ def model(
 ) -> Callable[[T], T]:
     """Registers a function ``(norm, num_experts, expert_width) -> Backbone`` as ``model.name=<name>``.
 
+    A class with a ``Config`` is made with it, from ``model.options.<name>``, before it is called so.
+
     ``stages`` names the stages before the last, whose pooled features a loss may use. A network with ``branches=False`` is
     built with one expert alone, and is no bilateral one.
     """
@@ -107,6 +111,8 @@ def augmentation(
 ) -> Callable[[T], T]:
     """Registers a function ``(images, draw, cfg) -> images`` as ``augment.view1=<name>`` and ``view2``.
 
+    A class with a ``Config`` is made with it, from ``augment.options.<name>``, before it is called so.
+
     ``min_area`` puts a random resized crop with that share of the area before it, in (0, 1], ``square`` one without a random
     aspect; None: no such crop.
     """
@@ -116,13 +122,18 @@ def augmentation(
 def sampler(name: str, *, summary: str, paper: str = "-", order: bool = False) -> Callable[[T], T]:
     """Registers a function ``(samples: EpochSamples) -> weights [N]`` as ``train.sampling=<name>``.
 
+    A class with a ``Config`` is made with it, from ``train.sampling_options.<name>``, before it is called so.
+
     With ``order`` it returns the N rows of the epoch themselves, in their order, so that it chooses who meets in a batch.
     """
     return _noting("sampler", name, summary, paper, order=order)
 
 
 def metric(name: str, *, summary: str, paper: str = "-") -> Callable[[T], T]:
-    """Registers a ``Metric`` as ``val/<name>`` and ``<test split>/<name>``, which ``train.select`` may name."""
+    """Registers a ``Metric`` as ``val/<name>`` and ``<test split>/<name>``, which ``train.select`` may name.
+
+    One with a ``Config`` is made with it, from ``metrics.<name>``.
+    """
     return _noting("metric", name, summary, paper)
 
 
@@ -145,15 +156,21 @@ def _label(build: Any) -> str:
     return str(getattr(build, "__qualname__", build))
 
 
+def has_options(build: Any) -> bool:
+    """Tells whether a part of a kind that need not have options is a class that has some."""
+    return isinstance(build, type) and hasattr(build, "Config")
+
+
 def _check(part: Part) -> None:
     what = f"{part.kind} {part.name!r} of {part.module}"
-    pattern = _SECTION if part.kind in (*_WITH_OPTIONS, *_IN_COLUMNS) else _NAME
+    with_options = part.kind in _WITH_OPTIONS or (part.kind in _MAY_HAVE_OPTIONS and has_options(part.build))
+    pattern = _SECTION if with_options or part.kind in _IN_COLUMNS else _NAME
     if not pattern.fullmatch(part.name) or keyword.iskeyword(part.name):
         letters = "letters, digits and '_'" if pattern is _SECTION else "letters, digits, '_' and '-'"
         raise PluginError(
             f"{what}: a name consists of small {letters} and begins with a letter; words of Python's syntax are none."
         )
-    if part.kind not in _WITH_OPTIONS:
+    if not with_options:
         return
     config = getattr(part.build, "Config", None)
     params: Any = getattr(config, "__dataclass_params__", None)

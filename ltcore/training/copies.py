@@ -51,7 +51,7 @@ def _plan_plugged(cfg: RunConfig, loader: Loader, objective: Objective, epoch: i
     labels_N, attributes_N = loader.store.labels(split), loader.store.attributes(split)
     num_classes = len(loader.store.manifest.classes)
     samples = epoch_samples(sampling, labels_N, attributes_N, num_classes, cfg.seed, epoch, cfg.train.epochs)
-    own = torch.from_numpy(plan_of(sampling, samples)).to(device)
+    own = torch.from_numpy(plan_of(sampling, samples, cfg.train.sampling_options)).to(device)
     plan_N = dist.broadcast_(own).cpu().numpy()  # other machines may round differently
     if SAMPLINGS[sampling].order:
         loader.order_L, shares_C = plan_N, shares_of(plan_N, samples)

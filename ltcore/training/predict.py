@@ -173,6 +173,7 @@ def evaluate(
 
 def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tensor) -> Evaluator:
     device = predictor.to("auto").device
+    plugins = (*predictor.config.plugins, *given())  # also those that the run did not know
     augment = Augment(predictor.config.augment, seed=0, mean=predictor.mean, std=predictor.std, num_views=1)
     return Evaluator(
         net=cast(LongTailNet, predictor.net),  # or Mirrored, whose output has the same logits
@@ -185,7 +186,7 @@ def _evaluator(predictor: Predictor, loader: ThreadedLoader, to_network_K: Tenso
         to_network_K=to_network_K.numpy(),
         shot_groups=predictor.shot_groups,
         ranks=_ranks_by_name(predictor, loader.store.manifest.attributes),
-        plugged=metrics_of((*predictor.config.plugins, *given())),  # also those that the run did not know
+        plugged=metrics_of(plugins, predictor.config.metrics),
     )
 
 

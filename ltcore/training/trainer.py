@@ -90,7 +90,7 @@ class Trainer:
             normalize=self.components.augment.evaluate,
             autocast=self.components.precision.autocast,
             beat=self._beat,
-            plugged=metrics_of(cfg.plugins),
+            plugged=metrics_of(cfg.plugins, cfg.metrics),
         )
         self.descent = build_descent(cfg.train, self.components, ctx.device)
         self.callbacks = CallbackCalls(cfg, run_dir, self.components.eval_net, ctx.rank)

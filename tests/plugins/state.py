@@ -12,7 +12,7 @@ from typing import Any
 
 from ltcore import callbacks
 from ltcore.config import keys, reader, validate
-from ltcore.data.augment import policies
+from ltcore.data.augment import config, policies
 from ltcore.data.datasets import registry as datasets
 from ltcore.data.loading import class_sampling
 from ltcore.evaluation import plugged as metrics
@@ -46,6 +46,10 @@ _SECTIONS: tuple[type, ...] = (
     objectives.Terms,
     objectives.Stage2Options,
     callbacks.Callbacks,
+    config.AugmentOptions,
+    class_sampling.SamplingOptions,
+    models.ModelOptions,
+    metrics.MetricOptions,
 )
 _CACHES = (
     source.parse,

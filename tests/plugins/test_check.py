@@ -16,7 +16,7 @@ from ltcore.models.net import ModelConfig
 from tests.paths import ROOT
 
 TEXT = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Parts of your own")[2]
-(MODULE,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+MODULE = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = re.findall(r"^ltcore (.*?)(?: +#.*)?$", TEXT, re.MULTILINE)
 
 
@@ -253,7 +253,7 @@ def test_the_plugin_of_contributing_keeps_its_contracts(
     monkeypatch.chdir(tmp_path)
     check, keys, train = (command.split() for command in COMMANDS)
     assert main.check(argv=check[1:]) == 0
-    assert "all 18 contracts are kept." in capsys.readouterr().out
+    assert "all 25 contracts are kept." in capsys.readouterr().out
     main.keys(argv=keys[1:])
     assert "objective.base_options.confident.reward = 0.1    (float)" in capsys.readouterr().out
     with pytest.raises(SystemExit) as shown:

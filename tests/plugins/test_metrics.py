@@ -43,7 +43,7 @@ def test_one_that_chooses_is_pinned_and_others_leave_no_trace(installed: Path) -
     cfg = RunConfig(name="x").replace(KEY)
     assert cfg.plugins == ("example_parts.scores==0.3",)
     assert RunConfig.from_flat(cfg.to_flat()) == cfg == RunConfig.from_dict(cfg.to_dict())
-    assert list(metrics_of(cfg.plugins)) == ["neg_log_loss", "kappa"] and metrics_of(()) == {}
+    assert list(metrics_of(cfg.plugins, cfg.metrics)) == ["neg_log_loss", "kappa"] and metrics_of((), cfg.metrics) == {}
     assert "plugins" not in RunConfig(name="x").to_dict()
     with pytest.raises(ConfigError, match=r"train.select must be one of .*val/kappa.*, got 'val/kapa'"):
         cfg.replace({"train.select": "val/kapa"})

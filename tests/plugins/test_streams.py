@@ -15,6 +15,7 @@ from ltcore.config import keys
 from ltcore.config.load import load_run
 from ltcore.config.schema import RunConfig
 from ltcore.contracts.check import check_plugin
+from ltcore.data.loading.class_sampling import SamplingOptions
 from ltcore.data.loading.plugged_sampling import epoch_samples, plan_of
 from ltcore.errors import ConfigError, PluginError
 from ltcore.training import checkpoint as ckpt
@@ -134,7 +135,7 @@ def test_a_plan_that_is_none_is_refused_by_a_run(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path))
     load_run("cifar100_lt_ce", {"plugins": "odd_sampler", "train.sampling": "odd_one"})
     with pytest.raises(PluginError, match="sampler 'odd_one' gives a weight that is negative or not finite in epoch 2"):
-        plan_of("odd_one", epoch_samples("odd_one", LABELS_N, np.full(46, -1), 4, 0, 2, 3))
+        plan_of("odd_one", epoch_samples("odd_one", LABELS_N, np.full(46, -1), 4, 0, 2, 3), SamplingOptions())
 
 
 def test_taken_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

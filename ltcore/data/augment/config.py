@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ltcore.data.images.boxes import SCHEDULES
 from ltcore.errors import at_least, one_of, within
+from ltcore.plugins.generated import generate, refuse_idle
 
 CROP_FROM = ("auto", "canvas", "original")
+
+if TYPE_CHECKING:  # a stand-in for the class generated below
+
+    class AugmentOptions:
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    AugmentOptions = generate("AugmentOptions", __name__, "Options of augmentations of plugins, under their names.", [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,8 @@ class AugmentConfig:
     fill: int = 0
     """Gray level 0..255 of what rotations, shears and translations bring in from outside. Crops always bring in 0. No
     effect in stacks without these operations."""
+    options: AugmentOptions = field(default_factory=AugmentOptions)
+    """Options of augmentations of plugins, under their names."""
 
     def __post_init__(self) -> None:
         one_of(CROP_FROM, crop_from=self.crop_from)
@@ -81,6 +93,7 @@ class AugmentConfig:
         within("[0, 30]", randaugment_magnitude=self.randaugment_magnitude)
         within("(0, 1]", randaugment_probability=self.randaugment_probability, cutout_fraction=self.cutout_fraction)
         within("[0, 255]", fill=self.fill)
+        refuse_idle(self.options, (self.view1, self.view2), "augment.view1")
 
     @property
     def mixes(self) -> bool:

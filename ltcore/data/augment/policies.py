@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ltcore.data.augment import transforms
 from ltcore.data.augment.auto_augment import autoaugment, randaugment
-from ltcore.data.augment.config import AugmentConfig
+from ltcore.data.augment.config import AugmentConfig, AugmentOptions
 from ltcore.data.augment.transforms import Draw, Stage
 from ltcore.data.images.boxes import Crop
 from ltcore.errors import ConfigError, PluginError, pick, within
-from ltcore.plugins.generated import add_row
+from ltcore.plugins.generated import add_row, configured, grow_if_it_has_options
 from ltcore.plugins.loading import attach
 from ltcore.plugins.parts import Part
 
@@ -153,8 +153,14 @@ def _checked(name: str, stage: Stage) -> Stage:
 
 def _add(part: Part) -> None:
     within("(0, 1]", min_area=part.extra["min_area"])
-    stages = (_checked(part.name, part.build),)
+
+    def stage(images: Tensor, draw: Draw, cfg: AugmentConfig) -> Tensor:
+        found: Tensor = configured(part.build, cfg.options, part.name)(images, draw, cfg)
+        return found
+
+    stages = (_checked(part.name, stage),)
     add_row(AUGMENTS, part.kind, part.name, Stack(stages, part.summary, paper=part.paper, **part.extra))
+    grow_if_it_has_options(AugmentOptions, part)
 
 
 attach("augmentation", _add)

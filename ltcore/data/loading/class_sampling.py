@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ltcore.data.loading.sampler import Copies, Floats, Ints, drawn_copies, keyed_generator
-from ltcore.plugins.generated import add_row
+from ltcore.plugins.generated import add_row, generate, grow_if_it_has_options
 from ltcore.plugins.loading import attach
 from ltcore.plugins.parts import Part
 
@@ -74,6 +75,15 @@ SAMPLINGS: dict[str, Row] = {
     "square_root": Row(None, "classes by the square root of their sizes", "Kang et al., ICLR 2020"),
     "progressive": Row(None, "from natural to class-balanced over the run", "Kang et al., ICLR 2020"),
 }
+
+
+if TYPE_CHECKING:  # a stand-in for the class generated below
+
+    class SamplingOptions:
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    SamplingOptions = generate("SamplingOptions", __name__, "Options of samplers of plugins, under their names.", [])
 
 
 def class_shares(sampling: str, counts_C: npt.ArrayLike, epoch: int, epochs: int) -> Floats | None:
@@ -127,6 +137,7 @@ def _drawn_along(order_N: npt.NDArray[np.intp], weights_N: Floats, seed: int, ep
 
 def _add(part: Part) -> None:
     add_row(SAMPLINGS, part.kind, part.name, Row(part.build, part.summary, part.paper, **part.extra))
+    grow_if_it_has_options(SamplingOptions, part)
 
 
 attach("sampler", _add)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ltcore.data.loading.class_sampling import SAMPLINGS, EpochSamples, weighted_copies
+from ltcore.data.loading.class_sampling import SAMPLINGS, EpochSamples, SamplingOptions, weighted_copies
 from ltcore.data.loading.sampler import Copies, Floats, Ints, keyed_generator
 from ltcore.errors import PluginError
+from ltcore.plugins.generated import configured
 
 
 def epoch_samples(
@@ -21,11 +22,10 @@ def epoch_samples(
     return EpochSamples(_read_only(labels_N), _read_only(attributes_N), _read_only(counts_C), epoch, epochs, rng)
 
 
-def plan_of(sampling: str, samples: EpochSamples) -> Floats | Ints:
+def plan_of(sampling: str, samples: EpochSamples, options: SamplingOptions) -> Floats | Ints:
     """Returns what a sampler answers: weights [N], the largest of them 1, or N rows. Raises PluginError for anything else."""
     row = SAMPLINGS[sampling]
-    assert row.plan is not None
-    found = np.asarray(row.plan(samples))
+    found = np.asarray(configured(row.plan, options, sampling)(samples))
     return _rows(sampling, found, samples) if row.order else _weights(sampling, found, samples)
 
 

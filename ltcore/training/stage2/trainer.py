@@ -102,7 +102,7 @@ class Stage2Trainer:
             normalize=Augment(cfg.augment, seed=cfg.seed, mean=prep.mean, std=prep.std, num_views=1).evaluate,
             autocast=choose_precision(cfg.train.precision, ctx.device).autocast,
             beat=self._tick,
-            plugged=metrics_of(cfg.plugins),
+            plugged=metrics_of(cfg.plugins, cfg.metrics),
         )
         self.callbacks, self.stopped = CallbackCalls(cfg, run_dir, self.net, ctx.rank), ""
         self.epoch = self.step = self.draws = 0
