@@ -221,6 +221,10 @@ class ReportArgs:
     """File of the page; None: in the directory."""
     markdown: bool
     """Print a table instead of a page."""
+    rows: tuple[str, ...] = ()
+    """Variants that it has; (): all."""
+    columns: tuple[str, ...] = ()
+    """Titles that it has beside their names; (): all."""
 
 
 @dataclass(frozen=True, kw_only=True)

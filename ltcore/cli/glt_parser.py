@@ -9,7 +9,7 @@ from typing import Any
 from ltcore.cli.args import GltArgs, absolute
 from ltcore.cli.parsers import command_parser
 from ltcore.cli.shards_parser import add_source_flags, reencode_of
-from ltcore.cli.values import at_least_one, count, whole
+from ltcore.cli.values import at_least_one, comma_separated, count, whole
 from ltcore.data.glt.choices import FIT, PROFILES, RANDOM, SHORTAGES, Discovery, GltChoices
 from ltcore.errors import ConfigError
 
@@ -33,7 +33,7 @@ def read_shards_glt(doc: str | None, argv: Sequence[str] | None = None, prog: st
     add = parser.add_argument
     add(
         "--pool",
-        type=_words,
+        type=comma_separated,
         default=(),
         metavar="SPLIT,...",
         help="splits whose images are used (default: train, or all)",
@@ -189,10 +189,6 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of a third test, distributed as train (default none)",
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

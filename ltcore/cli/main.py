@@ -68,7 +68,7 @@ def report(doc: str | None = None, argv: Argv = None, prog: str | None = None) -
     if not args.markdown:
         print(printable(str(make_report(args.directories, args.output))))
         return
-    table, left_out = make_table(args.directories)
+    table, left_out = make_table(args.directories, args.rows, args.columns)
     print(table)
     for reason in left_out:
         print(f"left out {printable(reason)}", file=sys.stderr)

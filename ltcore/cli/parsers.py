@@ -26,7 +26,7 @@ from ltcore.cli.args import (
 )
 from ltcore.cli.parser import Parser
 from ltcore.cli.plugin_flag import add_plugin_flag
-from ltcore.cli.values import count, gpu_part, not_negative, positive, whole, worker_range
+from ltcore.cli.values import comma_separated, count, gpu_part, not_negative, positive, whole, worker_range
 from ltcore.config.execution import ENGINES
 from ltcore.errors import ConfigError, LtcoreError
 from ltcore.evaluation.protocols import PROTOCOLS
@@ -192,10 +192,24 @@ def read_report(doc: str | None, argv: Sequence[str] | None = None, prog: str | 
     parser.add_argument("directories", nargs="+", metavar="DIR", type=Path, help="a sweep directory or run directories")
     parser.add_argument("--output", metavar="FILE", type=Path, help="where the page goes (default: into the directory)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table of results instead of a page")
+    parser.add_argument(
+        "--rows", metavar="NAME,...", type=comma_separated, default=(), help="variants in that table, in this order"
+    )
+    parser.add_argument(
+        "--columns", metavar="TITLE,...", type=comma_separated, default=(), help="its columns beside their names"
+    )
     args = parser.parse_args(argv)
     if args.markdown and args.output:
         parser.error("--markdown prints a table: redirect it into a file instead of --output")
-    return ReportArgs(directories=args.directories, output=args.output, markdown=args.markdown)
+    if (args.rows or args.columns) and not args.markdown:
+        parser.error("--rows and --columns choose from the table of --markdown")
+    return ReportArgs(
+        directories=args.directories,
+        output=args.output,
+        markdown=args.markdown,
+        rows=args.rows,
+        columns=args.columns,
+    )
 
 
 def read_bench(doc: str | None, argv: Sequence[str] | None = None, prog: str | None = None) -> Options:

@@ -66,3 +66,8 @@ def pair(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"expected SPLIT=FILE, got {text}")
     return split, file
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Splits what commas separate."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())

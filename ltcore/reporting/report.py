@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltcore.config.records import SweepRecord
-from ltcore.errors import DataError
+from ltcore.errors import ConfigError, DataError
 from ltcore.reporting.ablation import ablation_table
 from ltcore.reporting.format import moment, percent, value_text
 from ltcore.reporting.records import read_run, read_sweep
@@ -73,16 +73,22 @@ def make_report(folders: Sequence[Path | str], out: Path | str | None = None) ->
     return write_runs_report(folders, out)
 
 
-def make_table(folders: Sequence[Path | str]) -> tuple[str, list[str]]:
+def make_table(
+    folders: Sequence[Path | str], rows: Sequence[str] = (), columns: Sequence[str] = ()
+) -> tuple[str, list[str]]:
     """Returns finished runs, or one comparison of variants, as a Markdown table; and the folders left out with the reason.
 
-    The table is that of ``ltcore.reporting.results_table``, or ``variants_markdown``. Raises DataError where no run is
-    finished.
+    The table is that of ``ltcore.reporting.results_table``, or ``variants_markdown``, of which ``rows`` and ``columns`` choose
+    some. Raises DataError where no run is finished, and ConfigError where a choice names nothing.
     """
     if len(folders) == 1 and (Path(folders[0]) / "sweep.json").exists():
         record = read_sweep(Path(folders[0])).record
         if record.search == "variants":
-            return variants_markdown(record), []
+            return variants_markdown(record, rows, columns), []
+    if rows or columns:
+        raise ConfigError(
+            f"--rows and --columns choose from a comparison of variants (ltcore tune --sweep), which {folders[0]} is not."
+        )
     from ltcore.reporting.results_table import missing, results_table  # imported late, because it reads every recipe
 
     runs = [read_run(Path(folder)) for folder in folders]

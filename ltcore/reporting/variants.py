@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from ltcore.config.records import SweepRecord, Values, VariantRecord
 from ltcore.config.sweep import STAGE1
+from ltcore.errors import ConfigError, nearest
 from ltcore.evaluation.catalog import (
     DETAILS,
     METRICS,
@@ -32,6 +33,7 @@ from ltcore.reporting.svg import RUN_COLORS
 from ltcore.shots import SHOT_GROUPS
 from ltcore.text import duration, markdown_code
 
+T = TypeVar("T")
 PRECISION = "macro_precision"
 SEEDS = 3
 """Fewer make intervals of little use."""
@@ -43,8 +45,11 @@ def variants_table(sweep: SweepRecord) -> list[dict[str, str]]:
     return [_row(variant, sweep, split) for variant in sweep.variants]
 
 
-def variants_markdown(sweep: SweepRecord) -> str:
+def variants_markdown(sweep: SweepRecord, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> str:
     """Returns the comparison as a Markdown table: accuracy and macro precision of every test, in percent.
+
+    ``rows`` and ``columns`` choose variants, and titles beside their names, in this order; () is all. Raises ConfigError for one
+    that there is not.
 
     Mean and, from two seeds on, standard deviation over seeds, at the end of training; the best on validation first.
     Where the nearest class mean was measured as well, it and the classifier stand side by side; precision is always the
@@ -52,13 +57,14 @@ def variants_markdown(sweep: SweepRecord) -> str:
     of the network they train, a column says how many parameters that is.
     """
     splits = _splits(sweep)
-    columns = ["method", "seeds", title_of(sweep.metric)]
+    titles = ["method", "seeds", title_of(sweep.metric)]
     for split in splits:
-        columns += [f"{_name(split, sweep)} {title_of(name)}" for name in _table_metrics(sweep, split)]
-    columns += [f"{_name(main, sweep)} {_groups_title(sweep, main)}" for main in splits[:1]]
-    columns += [*([TRAINED] if _tunes(sweep) else []), "time each"]
-    lines = [columns, ["---"] * len(columns)]
-    for variant in sweep.variants:
+        titles += [f"{_name(split, sweep)} {title_of(name)}" for name in _table_metrics(sweep, split)]
+    titles += [f"{_name(main, sweep)} {_groups_title(sweep, main)}" for main in splits[:1]]
+    titles += [*([TRAINED] if _tunes(sweep) else []), "time each"]
+    lines = [titles, ["---"] * len(titles)]
+    variants = {variant.name: variant for variant in sweep.variants}
+    for variant in _chosen("rows", rows, variants) if rows else sweep.variants:
         cells = [markdown_code(variant.name), f"{len(variant.trials)}", _mean_sd(variant.val, sweep.metric)]
         for split in splits:
             tests = (variant.test or {}).get(split, {})
@@ -66,7 +72,17 @@ def variants_markdown(sweep: SweepRecord) -> str:
         cells += [_groups(variant, sweep, main).replace("/", " / ") for main in splits[:1]]
         cells += [count_text(variant.trained_parameters)] if _tunes(sweep) else []
         lines.append([*cells, _time(variant)])
+    if columns:
+        places = [0, *_chosen("columns", columns, {title: place for place, title in enumerate(titles) if place})]
+        lines = [[line[place] for place in places] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _chosen(option: str, names: Sequence[str], known: Mapping[str, T]) -> list[T]:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--{option}: there is no {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    return [known[name] for name in names]
 
 
 def _row(variant: VariantRecord, sweep: SweepRecord, split: str | None) -> dict[str, str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from ltcore.config.records import SweepRecord, VariantRecord
+from ltcore.errors import ConfigError
 from ltcore.reporting.report import make_table, variants_lines, variants_markdown, variants_table, write_report
 from tests.reporting.comparison import comparison
 
@@ -90,6 +93,27 @@ def test_the_markdown_table_has_accuracy_and_precision_of_each_protocol(tmp_path
     assert last.startswith("| `paco` | 2 | — | — |")
     sweep.write(tmp_path)
     assert make_table([tmp_path]) == (variants_markdown(sweep), [])
+
+
+def test_rows_and_columns_of_the_markdown_table_can_be_chosen(tmp_path: Path) -> None:
+    sweep = protocols(2)
+    sweep.write(tmp_path)
+    table, _ = make_table([tmp_path], rows=("paco", "lpa"), columns=("GLT macro precision", "seeds"))
+    assert table.splitlines() == [
+        "| method | GLT macro precision | seeds |",
+        "| --- | --- | --- |",
+        "| `paco` | — | 2 |",
+        "| `lpa` | 61.0±1.4 | 2 |",
+    ]
+    with pytest.raises(ConfigError, match=r"--rows: there is no 'lpe'. Did you mean lpa\?"):
+        make_table([tmp_path], rows=("lpe",))
+    with pytest.raises(ConfigError, match=r"--columns: there is no 'GLT precision'. Did you mean GLT macro precision"):
+        make_table([tmp_path], columns=("GLT precision",))
+
+
+def test_runs_have_no_rows_to_choose(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"choose from a comparison of variants .* which .* is not"):
+        make_table([tmp_path], rows=("lpa",))
 
 
 def judged_by_class_means() -> SweepRecord:
