@@ -87,6 +87,7 @@ AWS = "When getting information for key 'x' in bucket 'b': AWS Error {} during H
         (ShortError("3 bytes came of 6"), True),
         (HttpError(503), True),
         (HttpError(404), False),
+        *((HttpError(status), False) for status in (501, 505, 507)),  # of what the store cannot do, or has no room for
         (aiohttp.ServerDisconnectedError(), True),
         (aiohttp.ClientPayloadError("Response payload is not completed"), True),
         (aiohttp.ClientConnectorDNSError(KEY, socket.gaierror(socket.EAI_AGAIN, "try again")), True),

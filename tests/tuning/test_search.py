@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ltcore.config.space import SpaceSpec
 from ltcore.tuning import search
 
 
@@ -29,3 +31,8 @@ def test_no_process_waits_for_another_trial_where_its_machine_may_be_taken_away(
     plan: Any = SimpleNamespace(trial=trial, concurrent=2, lost_limit=3, debug=False)
     search.run_course(plan, SimpleNamespace(), search.Ears(lambda: False, lambda: False, lambda *_: None))  # type: ignore[arg-type]
     assert [config.reuse_actors for config in configs] == [reused]
+
+
+def test_a_population_draws_both_ends_of_whole_numbers() -> None:
+    drawn = search.domain(SpaceSpec("int", (2, 4))).sample(size=100, random_state=np.random.RandomState(0))
+    assert set(drawn) == {2, 3, 4}

@@ -152,13 +152,16 @@ def test_counts_unlike_the_manifest_and_what_is_missing(copy):
     assert has(problems, "there is no val split") and has(problems, "val-00000.tar: the manifest does not know")
 
 
-def test_a_sample_of_training_in_a_test_is_a_leak(copy):
+@pytest.mark.parametrize(
+    ("shown", "held_out", "count"), [("train", "val", 46), ("train", "test", 46), ("val", "test", 12)]
+)
+def test_a_sample_of_one_split_in_one_that_is_held_out_is_a_leak(copy, shown, held_out, count):
     manifest = read_manifest(str(copy))
-    splits = {**manifest.splits, "val": manifest.splits["train"]}
-    counts = {**manifest.class_counts, "val": manifest.class_counts["train"]}
+    splits = {**manifest.splits, held_out: manifest.splits[shown]}
+    counts = {**manifest.class_counts, held_out: manifest.class_counts[shown]}
     write_manifest(dataclasses.replace(manifest, splits=splits, class_counts=counts), str(copy))
-    leaks = [line for line in found(copy) if "is in train as well" in line]
-    assert len(leaks) == 46
+    leaks = [line for line in found(copy) if f"is in {shown} as well" in line]
+    assert len(leaks) == count
 
 
 def test_an_unreadable_manifest_is_the_one_problem(copy, tmp_path):
