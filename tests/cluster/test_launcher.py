@@ -23,6 +23,8 @@ from tests.cluster.store import BUCKET, STORE, everything, object_store, read
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
+HEAD = 1
+"""Its place among ``tokens``."""
 KEY = "0123456789abcdef" * 2 + "01234567"
 """A W&B key that is known on the head alone."""
 
@@ -52,8 +54,40 @@ def machines() -> Iterator[Lab]:
             (node.home / "ltcore-uv" / "bin" / "uv").symlink_to(uv_binary())
         with (made.nodes[0].home / ".bashrc").open("a") as file:
             file.write(f"export WANDB_API_KEY={KEY} WANDB_MODE=offline\n")
+        for number, token in enumerate(tokens(made)):
+            if number == HEAD:  # whose own, where it has one, would be everybody's
+                continue
+            token.parent.mkdir(exist_ok=True)
+            token.write_text(f"{number:032x}")
+            os.utime(
+                token, (number, number)
+            )  # of other days: rsync takes files of one second and one size to be the same
         adapt(made)
         yield made
+
+
+@pytest.fixture(scope="module")
+def doctors(machines: Lab, store: Any) -> Iterator[tuple[str, str]]:
+    """Tables of the doctor after `ray up`, and after another with new code and a sweep that has less to compute."""
+    first = up(machines)
+    edited = machines.checkout / "ltcore" / "shots.py"
+    edited.write_text(edited.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
+    sweep = machines.checkout / "ltcore" / "sweeps" / "tune_lpa.yaml"
+    tree = yaml.safe_load(sweep.read_text(encoding="utf-8"))
+    fewer = {
+        "num_trials": 2,
+        "retrain_seeds": 1,
+        "alt": False,
+        "overrides": {**tree.get("overrides", {}), "train.epochs": 6},
+    }
+    sweep.write_text(yaml.safe_dump({**tree, **fewer}), encoding="utf-8")
+    yield first, up(machines)
+    machines.laptop("ray", "down", "-y", "cluster.yaml", timeout=120)
+
+
+def tokens(made: Lab) -> list[Path]:
+    """Where Ray keeps its token: on the laptop, the head and the worker."""
+    return [home / ".ray" / "auth_token" for home in (made.laptop_home, *(node.home for node in made.nodes))]
 
 
 def adapt(made: Lab) -> None:
@@ -106,8 +140,10 @@ def check_sweep(client: Any, trials: int) -> None:
 
 def check_secrets(made: Lab, client: Any) -> None:
     """One token for both machines, readable by its owner alone; it and the W&B key are written nowhere else."""
-    head, worker = (node.home / ".ray" / "auth_token" for node in made.nodes)
+    laptop, head, worker = tokens(made)
+    assert int(laptop.read_text(), 16) == 0, "its own is left alone"
     assert head.read_text() == worker.read_text()
+    assert int(head.read_text(), 16) > len(tokens(made)), "none of those that lay about"
     assert {file.stat().st_mode & 0o777 for file in (head, worker)} == {0o600}
     for secret in (head.read_bytes().strip(), KEY.encode()):
         assert not [key for key, data in everything(client).items() if secret in data]
@@ -116,33 +152,17 @@ def check_secrets(made: Lab, client: Any) -> None:
         assert not [file for file in logs if secret in file.read_bytes()]
 
 
-def test_nodes_share_a_fresh_token_and_new_code_reaches_them(machines: Lab, store: Any) -> None:
-    before = up(machines)
-    check_secrets(machines, store)
-    assert not (machines.laptop_home / ".ray" / "auth_token").exists()
-    edited = machines.checkout / "ltcore" / "shots.py"
-    edited.write_text(edited.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
-    assert code_on_nodes(up(machines)) != code_on_nodes(before), "`ray up` again brings the new code to every node"
-    machines.laptop("ray", "down", "-y", "cluster.yaml", timeout=120)
-
-
-def test_the_users_command_without_arguments(machines: Lab, store: Any) -> None:
+def test_nodes_share_a_fresh_token_and_new_code_reaches_them(
+    machines: Lab, store: Any, doctors: tuple[str, str]
+) -> None:
     """Where other tokens lie about: left to itself Ray would switch authentication on there, with whatever token that is."""
-    for number, home in enumerate([machines.laptop_home, *(node.home for node in machines.nodes)]):
-        token = home / ".ray" / "auth_token"
-        token.parent.mkdir(exist_ok=True)
-        token.write_text(f"{number:032x}")
-        os.utime(token, (number, number))  # of other days: rsync takes files of one second and one size to be the same
-    sweep = machines.checkout / "ltcore" / "sweeps" / "tune_lpa.yaml"  # the same command, with less to compute
-    tree = yaml.safe_load(sweep.read_text(encoding="utf-8"))
-    fewer = {
-        "num_trials": 2,
-        "retrain_seeds": 1,
-        "alt": False,
-        "overrides": {**tree.get("overrides", {}), "train.epochs": 6},
-    }
-    sweep.write_text(yaml.safe_dump({**tree, **fewer}), encoding="utf-8")
-    up(machines)
+    check_secrets(machines, store)
+    before, after = map(code_on_nodes, doctors)
+    assert after != before, "`ray up` again brings the new code to every node"
+
+
+@pytest.mark.usefixtures("doctors")
+def test_the_users_command_without_arguments(machines: Lab, store: Any) -> None:
     print(machines.laptop("ray", "submit", "cluster.yaml", "pipelines/tune_lpa.py", timeout=900))
     check_sweep(store, trials=2)
     check_secrets(machines, store)
@@ -151,4 +171,3 @@ def test_the_users_command_without_arguments(machines: Lab, store: Any) -> None:
     job = "ray job submit --address http://127.0.0.1:8265 -- python ~/tune_lpa.py"
     said = machines.laptop("ray", "exec", "cluster.yaml", job, timeout=180)
     assert "this is its stored result" in said and "succeeded" in said
-    machines.laptop("ray", "down", "-y", "cluster.yaml", timeout=120)
