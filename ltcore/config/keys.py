@@ -53,6 +53,7 @@ STAGE2_OWN = (
     "seed",
     "tracking.",
     "plugins",
+    "metrics.",
     "callbacks.",
     "stage2.",
     "data.uri",

@@ -132,12 +132,14 @@ def without_idle(tree: Tree) -> Tree:
 
     So a run is written, hashed and compared without a word about whatever else is installed.
     """
-    for kind, name in loading.known_parts():
+    named = {entry.partition(loading.PIN)[0] for entry in names_of(tree.get(KEY))}
+    for (kind, name), (plugin, _) in loading.known_parts().items():
         section = _at(tree, _OPTIONS.get(kind, ("",)))
         if not isinstance(section, dict) or name not in section:
             continue
         chosen = [_at(tree, path) for path in _CHOICES.get(kind, ())]
-        if section[name] is None or (chosen and name not in chosen):
+        idle = name not in chosen if chosen else kind == "metric" and plugin not in named
+        if section[name] is None or idle:
             del section[name]
     for *above, key in ((KEY,), *_ONLY_PLUGGED):
         section = _at(tree, above)

@@ -91,7 +91,11 @@ def test_methods_are_the_registries():
 
 
 def test_the_own_keys_of_stage_2_exist():
-    known = [*(key for key, _ in keys.leaves(keys.run_keys())), "callbacks.those_of_plugins"]
+    known = [
+        *(key for key, _ in keys.leaves(keys.run_keys())),
+        "callbacks.those_of_plugins",
+        "metrics.those_of_plugins",
+    ]
     assert all(
         any(key == own or (key.startswith(own) and own.endswith(".")) for key in known) for own in keys.STAGE2_OWN
     )

@@ -126,6 +126,9 @@ def test_what_is_not_chosen_is_refused_and_what_is_stands_in_the_configuration(p
     flat = cfg.to_flat()
     assert {key: flat[key] for key in OPTIONS | SCALE} == OPTIONS | SCALE and RunConfig.from_flat(flat) == cfg
     assert not [key for key in plain.to_flat() if key in OPTIONS]
+    other = RunConfig(name="y").to_dict()  # where the plugin is known, and not used
+    assert "metrics" not in other and "plugins" not in other and "options" not in other["model"]
+    assert not keys.comes_from_stage1("metrics.share.scale") and keys.comes_from_stage1("model.options.slim.channels")
     assert differences(flat, cfg.replace({"model.options.slim.channels": 8}).to_flat()).keys() == {
         "model.options.slim.channels"
     }
